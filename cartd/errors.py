@@ -1,0 +1,65 @@
+"""The few errors that cross floors, each with the HTTP status that it becomes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CartdError(Exception):
+    """Something that a user can be told about in one sentence.
+
+    ``str(error)`` is that sentence; ``code`` is the HTTP status that answers it.
+    """
+
+    code: ClassVar[int] = 500
+
+
+class InvalidInput(CartdError):
+    """What the client sent breaks a rule; nothing was changed."""
+
+    code = 400
+
+
+class CartNotFound(CartdError):
+    """No cart of that uid exists, or it has been deleted."""
+
+    code = 404
+
+
+class TooLarge(CartdError):
+    """The client sent more than a limit allows."""
+
+    code = 413
+
+
+class RangeNotSatisfiable(CartdError):
+    """No byte of the asked range exists (RFC 9110, section 15.5.17)."""
+
+    code = 416
+
+
+class Unavailable(CartdError):
+    """The service cannot answer now, but may soon: it stops, or its store is away."""
+
+    code = 503
+
+
+class NoSpace(CartdError):
+    """The volume has no room for a cart and nothing on it may be evicted."""
+
+    code = 507
+
+    def __init__(self) -> None:
+        super().__init__("No Space Available")
+
+
+class LeaseLost(CartdError):
+    """Another process has taken over the cart that this one was staging."""
+
+
+class VolumeDamaged(CartdError):
+    """A file on the volume is missing or has another size than was recorded."""
+
+
+class ConfigError(CartdError):
+    """The configuration cannot be used; the message names the key and the reason."""

@@ -1,0 +1,82 @@
+"""The words of the service as values: carts, their files, and the statuses of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class CartStatus(StrEnum):
+    """Where a cart stands.  The values are what Pacifica's clients and database know."""
+
+    WAITING = "waiting"
+    STAGING = "staging"
+    BUNDLING = "bundling"
+    READY = "ready"
+    ERROR = "error"
+    DELETED = "deleted"
+
+
+class FileStatus(StrEnum):
+    """Where one file of a cart stands."""
+
+    WAITING = "waiting"
+    STAGING = "staging"
+    STAGED = "staged"
+    ERROR = "error"
+
+
+UNFINISHED = frozenset({CartStatus.WAITING, CartStatus.STAGING, CartStatus.BUNDLING})
+"""The statuses of a cart that still has work to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cart:
+    """One posted manifest under one uid.
+
+    Times are Unix seconds, sizes are bytes.
+    """
+
+    id: int
+    uid: str
+    status: CartStatus
+    created: float
+    updated: float
+    """When its status last changed."""
+    used: float
+    """When a client last posted or downloaded it."""
+    error: str = ""
+    """Why it is in error; empty otherwise."""
+    bundle: bool = False
+    """Whether its tar is written to the volume."""
+    bundle_asked: bool = False
+    """Whether the manifest itself asked for that (and so may be told ``bundling``)."""
+    fingerprint: str | None = None
+    """Digest of its manifest; none for a cart that was posted to Pacifica Cartd."""
+    files_total: int = 0
+    files_staged: int = 0
+    bytes_total: int | None = None
+    """Sum of its files' sizes; none until the archive has told all of them."""
+    bytes_staged: int = 0
+    volume_bytes: int = 0
+    """What it takes of the volume: promised while it is staged, real afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class CartFile:
+    """One entry of a cart's manifest."""
+
+    position: int
+    """Its place in the manifest, from 0."""
+    archive_id: str
+    path: str
+    """Normalised: relative, no empty, ``.`` or ``..`` component."""
+    hash_type: str
+    """A name that :func:`hashlib.new` takes."""
+    hash_sum: str
+    """Lower-case hex; empty while nobody knows it."""
+    status: FileStatus = FileStatus.WAITING
+    error: str = ""
+    size: int | None = None
+    mtime: int | None = None
+    """Whole Unix seconds, as the archive told them."""

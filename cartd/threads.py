@@ -1,0 +1,42 @@
+"""A pool of threads for work that would block the reactor: disk, hashing, large JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RunsInThread(Protocol):
+    """What the adapters ask for; a test may answer at once, in the calling thread."""
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Run ``work`` away from the reactor and give its result or its exception.
+
+        Cancelling the Deferred gives up the result, never the work: a thread cannot be
+        interrupted, so ``work`` must own, and close, whatever it opens.
+        """
+
+
+class Threads:
+    """``RunsInThread`` over a pool of its own, so that DNS look-ups never wait behind a disk."""
+
+    def __init__(self, reactor: Any, size: int) -> None:
+        self._reactor = reactor
+        self._pool = ThreadPool(0, size, "cartd")
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def stop(self) -> None:
+        """End the threads; blocks until the work that they have begun is done."""
+        self._pool.stop()
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return deferToThreadPool(self._reactor, self._pool, work, *args, **kwargs)
