@@ -1,0 +1,34 @@
+"""Carts and files in a database: SQLite, or PostgreSQL by its URL.
+
+Strategy: SQLAlchemy Core statements, made once and run over a few alchimia connections that are
+kept open; rows are written in batches.  ``Store`` is for the reactor, ``schema`` for the start and
+the commands, which may block.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorFromThreads
+
+from .carts import Carts
+from .database import Database
+from .leases import Leases
+from .progress import Progress
+from .space import Space
+
+__all__ = ["Store"]
+
+
+class Store(Carts, Leases, Progress, Space):
+    """All that outlives the process.
+
+    Every method raises ``Unavailable`` while the database is away.  A cancelled one has written
+    nothing, unless it was already committing.
+    """
+
+    def __init__(self, url: str, reactor: IReactorFromThreads) -> None:
+        """Connects to nothing yet; raises ``ConfigError`` for a URL that cannot be used."""
+        self._database = Database(url, reactor)
+
+    async def close(self) -> None:
+        """Wait for what was asked, close all connections and end their threads."""
+        await self._database.close()

@@ -1,0 +1,188 @@
+"""Which carts there are: posting, finding, deleting, and the times of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, bindparam, insert, select, update
+
+from cartd.manifest import Entry, Manifest
+from cartd.model import UNFINISHED as UNFINISHED_STATUSES
+from cartd.model import Cart, CartFile, CartStatus, FileStatus
+
+from .database import Database, Transaction
+from .rows import CARTS, FILES, UNFINISHED, cart_of, date_of, file_of
+from .tables import cart, file
+
+T = TypeVar("T")
+BATCH = 2000
+"""Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
+
+_LIVING = CARTS.where(cart.c.deleted_date.is_(None))
+_BY_UID = _LIVING.where(cart.c.cart_uid == bindparam("uid")).order_by(cart.c.id.desc())
+_NEWEST = _BY_UID.limit(1)
+_BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
+_ACTIVE = _LIVING.order_by(cart.c.id.desc())
+_UNFINISHED = _LIVING.where(cart.c.status.in_(UNFINISHED)).order_by(cart.c.id)
+_UNMEASURED = _LIVING.where(
+    cart.c.status == CartStatus.READY.value, cart.c.bytes_total.is_(None)
+).order_by(cart.c.id)
+_FILES = (
+    FILES.where(file.c.cart_id == bindparam("cart_id"), file.c.position > bindparam("after"))
+    .order_by(file.c.position)
+    .limit(bindparam("count"))
+)
+_UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
+_DELETED = select(cart.c.id).where(
+    cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
+)
+_INSERT_FILES = insert(file)
+_DELETE = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None))
+    .values(
+        status=CartStatus.DELETED.value,
+        deleted_date=bindparam("date"),
+        updated_date=bindparam("date"),
+        lease_holder=None,
+        lease_until=None,
+    )
+)
+_TOUCH = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"), cart.c.used_date < bindparam("used"))
+    .values(used_date=bindparam("used"))
+)
+
+
+class Carts:
+    """The part of the store that knows carts as a whole."""
+
+    _database: Database
+
+    async def post(
+        self, uid: str, manifest: Manifest, *, bundle: bool, now: float
+    ) -> tuple[Cart, bool]:
+        """The cart of this manifest, and whether it is new.
+
+        The newest cart of ``uid`` if it is unfinished or ready and was made of the same manifest;
+        otherwise a new one in ``staging``, with all its files, or nothing at all.
+        """
+        async with self._database.transaction() as transaction:
+            newest = _first(await transaction.rows(_NEWEST, {"uid": uid}))
+            if newest is not None and _answers(newest, manifest):
+                return newest, False
+            posted = await _insert_cart(transaction, uid, manifest, bundle, now)
+            rows = _file_rows(posted.id, manifest.entries)
+            for batch in batches(rows, BATCH):
+                await transaction.execute(_INSERT_FILES, batch)
+        return posted, True
+
+    async def newest(self, uid: str) -> Cart | None:
+        """The cart that answers for ``uid``; deleted ones do not."""
+        return _first(await self._database.rows(_NEWEST, {"uid": uid}))
+
+    async def cart(self, cart_id: int) -> Cart | None:
+        """That cart, deleted or not."""
+        return _first(await self._database.rows(_BY_ID, {"cart_id": cart_id}))
+
+    async def carts_of(self, uid: str) -> list[Cart]:
+        """All carts of ``uid`` that are not deleted, newest first."""
+        return await self._carts(_BY_UID, {"uid": uid})
+
+    async def active(self) -> list[Cart]:
+        """All carts that are not deleted, newest first."""
+        return await self._carts(_ACTIVE)
+
+    async def unfinished(self) -> list[Cart]:
+        """The carts that have work to be done, oldest first."""
+        return await self._carts(_UNFINISHED)
+
+    async def unmeasured(self) -> list[Cart]:
+        """The ready carts of which nobody knows the size: Pacifica's, oldest first."""
+        return await self._carts(_UNMEASURED)
+
+    async def files(
+        self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
+    ) -> list[CartFile]:
+        """At most ``limit`` files behind the position ``after``, in the manifest's order."""
+        query = _UNSTAGED_FILES if unstaged else _FILES
+        page = {"cart_id": cart_id, "after": after, "count": limit}
+        return [file_of(row) for row in await self._database.rows(query, page)]
+
+    async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
+        """Those of ``cart_ids`` that were deleted; one without a row is not among them."""
+        deleted: set[int] = set()
+        for batch in batches(iter(cart_ids), BATCH):
+            rows = await self._database.rows(_DELETED, {"cart_ids": batch})
+            deleted.update(row.id for row in rows)
+        return deleted
+
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+        """Whether it was there to be deleted; nobody holds it any longer."""
+        async with self._database.transaction() as transaction:
+            deleted = {"cart_id": cart_id, "date": date_of(now)}
+            return await transaction.execute(_DELETE, deleted) > 0
+
+    async def touch(self, uses: Mapping[int, float]) -> None:
+        """Note when carts, by id, were last used; an earlier time than is known changes nothing."""
+        if not uses:
+            return
+        rows = [{"cart_id": cart_id, "used": date_of(used)} for cart_id, used in uses.items()]
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_TOUCH, rows)
+
+    async def _carts(
+        self, query: Select[Any], parameters: Mapping[str, Any] | None = None
+    ) -> list[Cart]:
+        return [cart_of(row) for row in await self._database.rows(query, parameters)]
+
+
+def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """``items`` in lists of at most ``size``."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _first(rows: Sequence[Any]) -> Cart | None:
+    return cart_of(rows[0]) if rows else None
+
+
+def _answers(newest: Cart, manifest: Manifest) -> bool:
+    alive = newest.status is CartStatus.READY or newest.status in UNFINISHED_STATUSES
+    return alive and newest.fingerprint == manifest.fingerprint
+
+
+async def _insert_cart(
+    transaction: Transaction, uid: str, manifest: Manifest, bundle: bool, now: float
+) -> Cart:
+    values = {
+        "cart_uid": uid,
+        "status": CartStatus.STAGING.value,
+        "creation_date": date_of(now),
+        "updated_date": date_of(now),
+        "used_date": date_of(now),
+        "error": "",
+        "bundle": bundle,
+        "bundle_asked": bool(manifest.bundle),
+        "fingerprint": manifest.fingerprint,
+        "files_total": len(manifest.entries),
+    }
+    cart_id = await transaction.insert(insert(cart), values)
+    return cart_of((await transaction.rows(_BY_ID, {"cart_id": cart_id}))[0])
+
+
+def _file_rows(cart_id: int, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    for position, entry in enumerate(entries):
+        yield {
+            "cart_id": cart_id,
+            "position": position,
+            "file_name": entry.archive_id,
+            "bundle_path": entry.path,
+            "hash_type": entry.hash_type,
+            "hash_value": entry.hash_sum,
+            "status": FileStatus.WAITING.value,
+            "error": "",
+        }

@@ -1,0 +1,146 @@
+"""alchimia connections, kept and lent out one user at a time.
+
+Strategy: a connection belongs to one thread, and what is asked of it runs there in order.  So
+whoever gives up in the middle (an error, a cancelled coroutine) need not wait: closing is queued
+behind what still runs, and the place of the connection is free again only after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from sqlalchemy import Engine
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+
+from cartd.errors import Unavailable
+
+from .alchimia_compat import wrap_engine
+
+THREAD_NAME = "cartd store"
+
+
+class WorkerThread:
+    """The worker that alchimia asks for: one thread that runs what it is given, in order."""
+
+    def __init__(self, reactor: IReactorFromThreads) -> None:
+        self._reactor = reactor
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self.ended: Deferred[None] = Deferred()
+        self._thread.start()
+
+    def do(self, work: Callable[[], None]) -> None:
+        self._queue.put(work)
+
+    def quit(self) -> None:
+        """End the thread after what was asked before."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (work := self._queue.get()) is not None:
+            work()
+            del work  # it may hold rows
+        self._reactor.callFromThread(self._join)
+
+    def _join(self) -> None:
+        self._thread.join()
+        self.ended.callback(None)
+
+
+class Connection:
+    """An alchimia connection with the thread that it lives on."""
+
+    def __init__(self, alchimia: Any, worker: WorkerThread) -> None:
+        self._alchimia = alchimia
+        self._worker = worker
+
+    def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
+        """alchimia's result: ``rowcount`` and such at once, ``fetchall()`` by another Deferred."""
+        return self._alchimia.execute(statement, parameters)  # type: ignore[no-any-return]
+
+    def begin(self) -> Deferred[Any]:
+        """alchimia's transaction, with ``commit()`` and ``rollback()``."""
+        return self._alchimia.begin()  # type: ignore[no-any-return]
+
+    def close(self) -> Deferred[None]:
+        """Roll back what is open, close and end the thread; fires when it has ended."""
+        closing: Deferred[None] = self._alchimia.close()
+        # The driver of a lost connection may complain; it is gone either way.
+        closing.addErrback(lambda _: None)
+        return closing.addCallback(lambda _: self._worker.ended)
+
+
+class Pool:
+    """At most ``size`` connections of one engine, opened when first needed."""
+
+    def __init__(self, reactor: IReactorFromThreads, engine: Engine, size: int) -> None:
+        self._reactor = reactor
+        self._engine = engine
+        self._size = size
+        self._permits = DeferredSemaphore(size)
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    async def take(self) -> Connection:
+        """A connection for the caller alone, who must give it back or discard it.
+
+        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises.
+        """
+        await self._permits.acquire()
+        if self._closed:
+            self._permits.release()
+            raise Unavailable("The service is stopping")
+        if self._idle:
+            return self._idle.pop()
+        return await self._opened()
+
+    def give_back(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        self._permits.release()
+
+    def discard(self, connection: Connection) -> None:
+        """Close it, even in mid-query; another takes its place when its thread has ended."""
+        connection.close().addBoth(lambda _: self._permits.release())
+
+    def forget_idle(self) -> None:
+        """Close those that nobody uses: the database went away, and they with it."""
+        while self._idle:
+            self._permits.acquire()  # at once: an idle connection is a free place
+            self.discard(self._idle.pop())
+
+    async def close(self) -> None:
+        """Wait for what runs, then close all; fires when all threads have ended."""
+        self._closed = True
+        for _ in range(self._size):
+            await self._permits.acquire()
+        idle, self._idle = self._idle, []
+        await gatherResults([connection.close() for connection in idle])
+        for _ in range(self._size):
+            self._permits.release()
+
+    def _opened(self) -> Deferred[Connection]:
+        """Opens a connection; whoever stops waiting for it leaves it to the next."""
+        worker = WorkerThread(self._reactor)
+        engine = wrap_engine(self._reactor, self._engine, create_worker=lambda: worker)
+        waiting: Deferred[Connection] = Deferred()
+
+        def ready(alchimia: Any) -> None:
+            connection = Connection(alchimia, worker)
+            if waiting.called:
+                self.give_back(connection)
+            else:
+                waiting.callback(connection)
+
+        def failed(reason: Failure) -> None:
+            worker.ended.addCallback(lambda _: self._permits.release())
+            worker.quit()
+            if not waiting.called:
+                waiting.errback(reason)
+
+        engine.connect().addCallbacks(ready, failed)
+        return waiting

@@ -1,0 +1,108 @@
+"""Queries and transactions over the kept connections."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Executable
+from twisted.internet.interfaces import IReactorFromThreads
+
+from cartd.errors import CartdError
+
+from .connections import Connection, Pool
+from .engines import explained, reading_engine, writing_engine
+
+READERS = 3
+Rows = Sequence[Any]
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+
+
+class Transaction:
+    """What may be asked while one transaction is open."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: Executable, parameters: Parameters = None) -> int:
+        """How many rows it changed."""
+        result = await self._connection.execute(statement, parameters)
+        return int(result.rowcount)
+
+    async def insert(self, statement: Executable, parameters: Parameters = None) -> int:
+        """The id of the one row that was inserted."""
+        result = await self._connection.execute(statement, parameters)
+        return int(result.inserted_primary_key[0])
+
+    async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
+        return await _rows(self._connection, statement, parameters)
+
+
+class Database:
+    """A few connections that read, and one that writes: SQLite allows no more.
+
+    Everything raises ``Unavailable`` while the database is away, and works again when it is back.
+    """
+
+    def __init__(self, url: str, reactor: IReactorFromThreads) -> None:
+        self._readers = Pool(reactor, reading_engine(url), READERS)
+        self._writer = Pool(reactor, writing_engine(url), 1)
+
+    async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
+        """All rows of one query outside any transaction."""
+        connection = await self._taken(self._readers)
+        try:
+            rows = await _rows(connection, statement, parameters)
+        except BaseException as error:
+            # Cancelled or failed, it may have a cursor open on an old state of the database.
+            self._readers.discard(connection)
+            self._raise_if_away(error)
+            raise
+        self._readers.give_back(connection)
+        return rows
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Commits at the end; an exception, or cancelling, leaves nothing written."""
+        connection = await self._taken(self._writer)
+        try:
+            transaction = await connection.begin()
+            yield Transaction(connection)
+            await transaction.commit()
+        except CartdError:
+            transaction.rollback().addCallbacks(
+                lambda _: self._writer.give_back(connection),
+                lambda _: self._writer.discard(connection),
+            )
+            raise
+        except BaseException as error:
+            self._writer.discard(connection)
+            self._raise_if_away(error)
+            raise
+        self._writer.give_back(connection)
+
+    async def close(self) -> None:
+        """Wait for what was asked, close all connections and end their threads."""
+        await self._readers.close()
+        await self._writer.close()
+
+    async def _taken(self, pool: Pool) -> Connection:
+        try:
+            return await pool.take()
+        except Exception as error:
+            self._raise_if_away(error)
+            raise
+
+    def _raise_if_away(self, error: BaseException) -> None:
+        explanation = explained(error)
+        if explanation is not None:
+            self._readers.forget_idle()
+            self._writer.forget_idle()
+            raise explanation from error
+
+
+async def _rows(connection: Connection, statement: Executable, parameters: Parameters) -> Rows:
+    result = await connection.execute(statement, parameters)
+    rows: Rows = await result.fetchall()
+    return rows

@@ -1,0 +1,101 @@
+"""Who stages a cart: at most one process, for as long as it says that it is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import bindparam, case, or_, select, update
+
+from cartd.errors import LeaseLost
+from cartd.model import Cart, CartStatus
+
+from .database import Database, Transaction
+from .rows import CARTS, UNFINISHED, cart_of, date_of
+from .tables import cart
+
+_WAITING = cart.c.status == CartStatus.WAITING.value
+_CLAIM = (
+    update(cart)
+    .where(
+        cart.c.id == bindparam("cart_id"),
+        cart.c.deleted_date.is_(None),
+        cart.c.status.in_(UNFINISHED),
+        or_(
+            cart.c.lease_holder.is_(None),
+            cart.c.lease_holder == bindparam("holder"),
+            cart.c.lease_until <= bindparam("now"),
+            cart.c.lease_holder.in_(bindparam("dead", expanding=True)),
+        ),
+    )
+    .values(
+        lease_holder=bindparam("holder"),
+        lease_until=bindparam("until"),
+        updated_date=case((_WAITING, bindparam("date")), else_=cart.c.updated_date),
+        status=case((_WAITING, CartStatus.STAGING.value), else_=cart.c.status),
+    )
+)
+_CLAIMED = CARTS.where(cart.c.id == bindparam("cart_id"))
+_HELD = (cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None))
+_HOLDERS = (
+    select(cart.c.lease_holder)
+    .where(cart.c.lease_holder.is_not(None), cart.c.deleted_date.is_(None))
+    .distinct()
+)
+_RENEW = update(cart).where(*_HELD).values(lease_until=bindparam("until"))
+_RENEWED = select(cart.c.id).where(*_HELD)
+_RELEASE = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"), *_HELD)
+    .values(lease_holder=None, lease_until=None)
+)
+# The row stays locked until the transaction ends, so that nobody takes the cart over meanwhile.
+_LOCK = select(cart.c.id).where(cart.c.id == bindparam("cart_id"), *_HELD).with_for_update()
+
+
+class Leases:
+    """The part of the store that says who works on what."""
+
+    _database: Database
+
+    async def claim(
+        self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
+    ) -> Cart | None:
+        """The cart, now held by ``holder`` until the Unix time ``until``; None if it may not.
+
+        It may if the cart is unfinished and not deleted, and its lease is free, its own, run out,
+        or held by one of ``dead``.  A cart that was waiting is now in staging.
+        """
+        wanted = {
+            "cart_id": cart_id,
+            "holder": holder,
+            "now": now,
+            "until": until,
+            "date": date_of(now),
+            "dead": list(dead),
+        }
+        async with self._database.transaction() as transaction:
+            if not await transaction.execute(_CLAIM, wanted):
+                return None
+            return cart_of((await transaction.rows(_CLAIMED, {"cart_id": cart_id}))[0])
+
+    async def holders(self) -> set[str]:
+        """Everyone who holds a lease, run out or not."""
+        return {row.lease_holder for row in await self._database.rows(_HOLDERS)}
+
+    async def renew(self, holder: str, until: float) -> set[int]:
+        """Prolong all leases of ``holder``; the ids of the carts that it still holds."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_RENEW, {"holder": holder, "until": until})
+            rows = await transaction.rows(_RENEWED, {"holder": holder})
+        return {row.id for row in rows}
+
+    async def release(self, cart_id: int, holder: str) -> None:
+        """Let go of the cart; nothing happens if another holds it by now."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_RELEASE, {"cart_id": cart_id, "holder": holder})
+
+
+async def hold(transaction: Transaction, cart_id: int, holder: str) -> None:
+    """Make sure, until the transaction ends, that ``holder`` holds the cart; else ``LeaseLost``."""
+    if not await transaction.rows(_LOCK, {"cart_id": cart_id, "holder": holder}):
+        raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")

@@ -1,0 +1,246 @@
+"""What the holder of a cart records on its way from staging to ready or error.
+
+Every method is one transaction and writes nothing if the lease was lost.  ``files_staged`` and
+``bytes_staged`` of a cart always say how many of its files are ``staged``, and their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, case, select, update
+
+from cartd.model import CartStatus, FileStatus
+
+from .carts import BATCH, batches
+from .database import Database, Transaction
+from .leases import hold
+from .rows import date_of
+from .tables import cart, file
+
+_STAGED = file.c.status == FileStatus.STAGED.value
+_FILE = (file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))
+_AMONG = (
+    file.c.cart_id == bindparam("in_cart"),
+    file.c.position.in_(bindparam("positions", expanding=True)),
+)
+_STAGED_AMONG = select(file.c.position, file.c.size).where(*_AMONG, _STAGED)
+_UNSTAGED_AMONG = select(file.c.position, file.c.size).where(*_AMONG, ~_STAGED)
+_RECORD_STATE = (
+    update(file)
+    .where(*_FILE)
+    .values(
+        size=bindparam("new_size"),
+        mtime=bindparam("new_mtime"),
+        status=case((_STAGED, file.c.status), else_=FileStatus.STAGING.value),
+        error="",
+    )
+)
+_RECORD_STAGED = (
+    update(file)
+    .where(*_FILE)
+    .values(
+        status=FileStatus.STAGED.value,
+        error="",
+        hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
+    )
+)
+_RECORD_FILE_ERROR = (
+    update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
+)
+_COUNT = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"))
+    .values(
+        files_staged=cart.c.files_staged + bindparam("more_files"),
+        bytes_staged=cart.c.bytes_staged + bindparam("more_bytes"),
+    )
+)
+_LOSE_FILES = update(file).where(*_AMONG).values(status=FileStatus.WAITING.value, error="")
+_RETRY_FILES = (
+    update(file)
+    .where(file.c.cart_id == bindparam("in_cart"), ~_STAGED)
+    .values(status=FileStatus.WAITING.value, error="")
+)
+_RESTAGE = (
+    update(cart)
+    .where(
+        cart.c.id == bindparam("cart_id"),
+        cart.c.deleted_date.is_(None),
+        cart.c.status.in_([CartStatus.READY.value, CartStatus.ERROR.value]),
+    )
+    .values(status=CartStatus.STAGING.value, error="", updated_date=bindparam("date"))
+)
+
+
+class Progress:
+    """The part of the store that follows a cart while it is staged."""
+
+    _database: Database
+
+    async def record_states(
+        self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """What the archive says of files: (position, bytes, Unix time of the last change)."""
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            await _record_states(transaction, cart_id, states)
+
+    async def reserve(
+        self, cart_id: int, holder: str, *, bytes_total: int, volume_bytes: int
+    ) -> None:
+        """Promise the cart its bytes of the volume, once all its sizes are known."""
+        await self._change_held(
+            cart_id, holder, {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
+        )
+
+    async def record_staged(
+        self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
+    ) -> None:
+        """Files that are on the volume: (position, digest); to say it twice changes nothing.
+
+        A digest is kept only for a file whose manifest named none.
+        """
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            for batch in batches(iter(staged), BATCH):
+                await _record_staged(transaction, cart_id, dict(batch))
+
+    async def record_error(
+        self,
+        cart_id: int,
+        holder: str,
+        message: str,
+        *,
+        position: int | None,
+        file_error: str,
+        now: float,
+    ) -> None:
+        """The cart is in error, and the file at ``position``, if one, is why; the lease ends.
+
+        Of the volume it takes from now on what was staged.
+        """
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            if position is not None:
+                await _record_file_error(transaction, cart_id, position, file_error)
+            values = _end(CartStatus.ERROR, message, now)
+            await _change(transaction, cart_id, {**values, "volume_bytes": cart.c.bytes_staged})
+
+    async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
+        """Its files are there; say ``bundling`` to a client who asked for a bundle itself."""
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            await transaction.execute(
+                update(cart)
+                .where(cart.c.id == cart_id, cart.c.bundle_asked)
+                .values(status=CartStatus.BUNDLING.value, updated_date=date_of(now))
+            )
+
+    async def record_ready(
+        self, cart_id: int, holder: str, *, volume_bytes: int, now: float
+    ) -> None:
+        """The cart may be downloaded and takes ``volume_bytes`` of the volume; the lease ends."""
+        values = _end(CartStatus.READY, "", now)
+        await self._change_held(cart_id, holder, {**values, "volume_bytes": volume_bytes})
+
+    async def restage(self, cart_id: int, *, lost: Sequence[int] | None, now: float) -> bool:
+        """Put a ready cart, or one in error, back to staging; False if it is neither.
+
+        The files at the positions ``lost``, and those that never were staged, wait again.
+        """
+        async with self._database.transaction() as transaction:
+            values = {"cart_id": cart_id, "date": date_of(now)}
+            if not await transaction.execute(_RESTAGE, values):
+                return False
+            for batch in batches(iter(lost or ()), BATCH):
+                await _lose(transaction, cart_id, batch)
+            await transaction.execute(_RETRY_FILES, {"in_cart": cart_id})
+        return True
+
+    async def record_measured(
+        self,
+        cart_id: int,
+        sizes: Sequence[tuple[int, int, int]],
+        *,
+        bytes_total: int,
+        volume_bytes: int,
+    ) -> None:
+        """What was found on the volume of a ready cart of Pacifica's, as of ``record_states``."""
+        async with self._database.transaction() as transaction:
+            values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
+            await _change(transaction, cart_id, values)
+            await _record_states(transaction, cart_id, sizes)
+
+    async def _change_held(self, cart_id: int, holder: str, values: dict[str, Any]) -> None:
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            await _change(transaction, cart_id, values)
+
+
+def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
+    return {
+        "status": status.value,
+        "error": error,
+        "updated_date": date_of(now),
+        "lease_holder": None,
+        "lease_until": None,
+    }
+
+
+async def _change(transaction: Transaction, cart_id: int, values: dict[str, Any]) -> None:
+    await transaction.execute(update(cart).where(cart.c.id == cart_id).values(**values))
+
+
+async def _count(transaction: Transaction, cart_id: int, files: int, size: int) -> None:
+    if files or size:
+        more = {"cart_id": cart_id, "more_files": files, "more_bytes": size}
+        await transaction.execute(_COUNT, more)
+
+
+async def _record_states(
+    transaction: Transaction, cart_id: int, states: Sequence[tuple[int, int, int]]
+) -> None:
+    for batch in batches(iter(states), BATCH):
+        sizes = {position: size for position, size, _ in batch}
+        staged = await transaction.rows(
+            _STAGED_AMONG, {"in_cart": cart_id, "positions": list(sizes)}
+        )
+        await transaction.execute(
+            _RECORD_STATE,
+            [
+                {"in_cart": cart_id, "at": position, "new_size": size, "new_mtime": mtime}
+                for position, size, mtime in batch
+            ],
+        )
+        grown = sum(sizes[row.position] - (row.size or 0) for row in staged)
+        await _count(transaction, cart_id, 0, grown)
+
+
+async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[int, str]) -> None:
+    new = await transaction.rows(_UNSTAGED_AMONG, {"in_cart": cart_id, "positions": list(digests)})
+    if not new:
+        return
+    await transaction.execute(
+        _RECORD_STAGED,
+        [{"in_cart": cart_id, "at": row.position, "digest": digests[row.position]} for row in new],
+    )
+    await _count(transaction, cart_id, len(new), sum(row.size or 0 for row in new))
+
+
+async def _record_file_error(
+    transaction: Transaction, cart_id: int, position: int, message: str
+) -> None:
+    await _lose(transaction, cart_id, [position])
+    await transaction.execute(
+        _RECORD_FILE_ERROR, {"in_cart": cart_id, "at": position, "message": message}
+    )
+
+
+async def _lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
+    """Files that are not on the volume, whatever was recorded of them."""
+    among = {"in_cart": cart_id, "positions": positions}
+    staged = await transaction.rows(_STAGED_AMONG, among)
+    await transaction.execute(_LOSE_FILES, among)
+    await _count(transaction, cart_id, -len(staged), -sum(row.size or 0 for row in staged))

@@ -1,0 +1,74 @@
+"""Between the rows of the tables and the values of the model."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from cartd.model import Cart, CartFile, CartStatus, FileStatus
+
+from .tables import cart, file
+
+# A naive UTC date plus seconds: right for any time, where fromtimestamp() is not on Windows.
+_EPOCH = datetime(1970, 1, 1)
+
+UNFINISHED = (CartStatus.WAITING.value, CartStatus.STAGING.value, CartStatus.BUNDLING.value)
+FINISHED = (CartStatus.READY.value, CartStatus.ERROR.value)
+
+# The columns in the order that the two functions below unpack.
+CARTS: Select[Any] = select(
+    cart.c.id,
+    cart.c.cart_uid,
+    cart.c.status,
+    cart.c.creation_date,
+    cart.c.updated_date,
+    cart.c.used_date,
+    cart.c.error,
+    cart.c.bundle,
+    cart.c.bundle_asked,
+    cart.c.fingerprint,
+    cart.c.files_total,
+    cart.c.files_staged,
+    cart.c.bytes_total,
+    cart.c.bytes_staged,
+    cart.c.volume_bytes,
+)
+FILES: Select[Any] = select(
+    file.c.position,
+    file.c.file_name,
+    file.c.bundle_path,
+    file.c.hash_type,
+    file.c.hash_value,
+    file.c.status,
+    file.c.error,
+    file.c.size,
+    file.c.mtime,
+)
+
+
+def date_of(time: float) -> datetime:
+    """A Unix time as the tables hold it."""
+    return _EPOCH + timedelta(seconds=time)
+
+
+def time_of(date: datetime) -> float:
+    """The Unix time of a date of the tables."""
+    return (date - _EPOCH).total_seconds()
+
+
+def cart_of(row: Any) -> Cart:
+    """The cart of a row of ``CARTS``."""
+    id_, uid, status, created, updated, used, *rest = row
+    return Cart(
+        id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
+    )
+
+
+def file_of(row: Any) -> CartFile:
+    """The file of a row of ``FILES``."""
+    position, archive_id, path, hash_type, hash_sum, status, error, size, mtime = row
+    return CartFile(
+        position, archive_id, path, hash_type, hash_sum, FileStatus(status), error, size, mtime
+    )

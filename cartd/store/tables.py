@@ -1,0 +1,126 @@
+"""The tables as the queries see them; ``migrations`` makes them.
+
+``cart`` and ``file`` keep the names and columns of Pacifica Cartd, so that a site's own SQL goes on
+working.  Dates are UTC without a zone.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
+
+metadata = MetaData()
+
+cartsystem = Table(
+    "cartsystem",
+    metadata,
+    Column("part", String(255), primary_key=True, comment="major or minor"),
+    Column("value", Integer, nullable=False, comment="That part of the schema's version"),
+    comment="The schema's version, where Pacifica's own programs look for it",
+)
+
+cart = Table(
+    "cart",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="Also names its directory on the volume"),
+    Column("cart_uid", String(255), nullable=False, comment="The name that its client gave it"),
+    Column(
+        "bundle",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="Whether its tar is written to the volume",
+    ),
+    Column("creation_date", DateTime, nullable=False, comment="When it was posted"),
+    Column("updated_date", DateTime, nullable=False, comment="When its status last changed"),
+    Column("deleted_date", DateTime, comment="When it was deleted; null while it lives"),
+    Column(
+        "status",
+        Text,
+        nullable=False,
+        comment="waiting, staging, bundling, ready, error or deleted",
+    ),
+    Column("error", Text, nullable=False, comment="Why it is in error; empty otherwise"),
+    Column("used_date", DateTime, nullable=False, comment="When it was last posted or downloaded"),
+    Column(
+        "fingerprint",
+        String(64),
+        comment="SHA-256 of its manifest; null if it was posted to Pacifica Cartd",
+    ),
+    Column(
+        "bundle_asked",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="Whether the manifest itself asked for a bundle",
+    ),
+    Column(
+        "files_total",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How many files it has",
+    ),
+    Column(
+        "files_staged",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How many of them have the status staged",
+    ),
+    Column("bytes_total", BigInteger, comment="Sum of its files' sizes; null until all are known"),
+    Column(
+        "bytes_staged",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Sum of the sizes of its staged files",
+    ),
+    Column(
+        "volume_bytes",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="What it takes of the volume, or was promised of it while it is staged",
+    ),
+    Column("lease_holder", Text, comment="Which process stages it; null if none does"),
+    Column("lease_until", Double, comment="Unix time from which another may take it over"),
+    comment="One posted manifest under one uid",
+)
+# The newest cart of a uid is the last entry of a range of this index.
+Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
+# Deleted carts stay as history; what looks over all living ones shall not read through them.
+_LIVING = text("deleted_date IS NULL")
+Index("cart_living", cart.c.status, sqlite_where=_LIVING, postgresql_where=_LIVING)
+
+file = Table(
+    "file",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cart_id", Integer, ForeignKey("cart.id"), nullable=False, comment="Its cart"),
+    Column("file_name", Text, nullable=False, comment="Its id in the archive"),
+    Column("bundle_path", Text, nullable=False, comment="Its path within the cart"),
+    Column("hash_type", String(255), nullable=False, comment="A name that hashlib knows"),
+    Column("hash_value", Text, nullable=False, comment="Lower-case hex; empty while unknown"),
+    Column("status", Text, nullable=False, comment="waiting, staging, staged or error"),
+    Column("error", Text, nullable=False, comment="Why it is in error; empty otherwise"),
+    Column("position", Integer, nullable=False, comment="Its place in the manifest, from 0"),
+    Column("size", BigInteger, comment="Bytes, as the archive told; null until then"),
+    Column("mtime", BigInteger, comment="Unix time of its last change, as the archive told"),
+    comment="One entry of a cart's manifest",
+)
+Index("file_cart_id_position", file.c.cart_id, file.c.position, unique=True)
