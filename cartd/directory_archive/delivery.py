@@ -1,0 +1,91 @@
+"""A file's bytes on their way to the client, whole or, on a bad day, not."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from cartd.bundle import Slice
+from cartd.directory_archive.files import Opened
+from cartd.directory_archive.misfortune import Garbled, Mishap
+from cartd.reader import Reader, TreeReader
+from cartd.sender import Sender, SendStopped
+from cartd.threads import RunsInThread
+
+CHUNK = 1 << 20
+"""Bytes that are read in one trip to a thread."""
+
+log = Logger()
+
+
+async def deliver(
+    request: Request, opened: Opened, root: Path, threads: RunsInThread, mishap: Mishap | None
+) -> bytes:
+    """Send the head and what ``opened`` selects; return what is left to be written."""
+    length = opened.selection.stop - opened.selection.start
+    if mishap is not None and length == 0:
+        await hang_up(request, abort=True)
+    _describe(request, opened, length)
+    if mishap is None and opened.data is not None:
+        return opened.data
+    reader = _reader(opened, root, length // 2 if mishap is Mishap.TRUNCATED else length)
+    if mishap is Mishap.WRONG_BYTES:
+        reader = Garbled(reader)
+    await _send(request, reader, threads)
+    if mishap is Mishap.TRUNCATED:
+        await hang_up(request, abort=False)
+    return b""
+
+
+async def hang_up(request: Request, *, abort: bool) -> NoReturn:
+    """End the connection: at once (a reset), or when what was written has gone out.
+
+    Never returns: the route that awaits it is cancelled when the connection is gone.
+    """
+    channel: Any = request.channel
+    if channel is not None and abort:
+        channel.transport.abortConnection()
+    elif channel is not None:
+        channel.loseConnection()
+    await Deferred[None]()
+    raise AssertionError("unreachable")
+
+
+def _describe(request: Request, opened: Opened, length: int) -> None:
+    status, selection = opened.status, opened.selection
+    headers = request.responseHeaders
+    headers.setRawHeaders("Content-Type", ["application/octet-stream"])
+    headers.setRawHeaders("Content-Length", [str(length)])
+    headers.setRawHeaders("Accept-Ranges", ["bytes"])
+    headers.setRawHeaders("ETag", [status.etag])
+    headers.setRawHeaders("Last-Modified", [formatdate(status.mtime, usegmt=True)])
+    if selection.partial:
+        request.setResponseCode(HTTPStatus.PARTIAL_CONTENT)
+        span = f"bytes {selection.start}-{selection.stop - 1}/{status.size}"
+        headers.setRawHeaders("Content-Range", [span])
+
+
+def _reader(opened: Opened, root: Path, length: int) -> Reader:
+    if opened.data is not None:
+        return BytesIO(opened.data[:length])
+    whole = Slice(opened.path, opened.status.size, opened.selection.start, length)
+    return TreeReader(root, iter((whole,)))
+
+
+async def _send(request: Request, reader: Reader, threads: RunsInThread) -> None:
+    """Write all of ``reader``, which the sender closes; a failure breaks the connection."""
+    try:
+        await Sender(reader, threads, request, CHUNK).start()
+    except SendStopped:
+        if request.channel is not None:  # the cancellation of the route is still to come
+            await hang_up(request, abort=True)
+    except Exception:
+        log.failure("{uri} broke off", uri=request.uri)
+        await hang_up(request, abort=True)

@@ -1,0 +1,216 @@
+"""The directory that is the archive: paths, jail, and what is read and written in it.
+
+Strategy: every method blocks and is one trip to a thread.  An id becomes a path in two steps:
+its text is checked (:mod:`.ids`), then symbolic links are resolved, and what they lead to must
+lie below the root.  What is opened is the resolved path, with O_NOFOLLOW, so a link that is put
+there in between is not followed.  Those who may write to the directory by other means are
+trusted not to exchange its directories for links in that same moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cartd.directory_archive.ids import INCOMING, check_id
+from cartd.directory_archive.refusals import Conflict, Forbidden, NotInArchive
+from cartd.errors import InvalidInput, NoSpace
+from cartd.ranges import ByteRange
+
+SMALL = 1 << 18
+"""Bytes; a slice up to this long is read in the trip that opens its file."""
+
+STALE = 3600.0
+"""Seconds without a write after which a file in ``INCOMING`` belongs to nobody."""
+
+_COPY = 1 << 20
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+# Opening a FIFO must not hang a thread.
+_READ = os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+# Read-only, as Pacifica leaves its files; but Windows would not replace or delete such a one.
+_MODE = 0o444 if os.name == "posix" else 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the file system tells of one file: bytes, and Unix seconds."""
+
+    size: int
+    mtime: float
+    ctime: float
+    etag: str
+    """As strong as a modification time in nanoseconds and a size can make it (RFC 9110, 8.8.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A slice of a file: read already if it is small, else yet to be read."""
+
+    status: Status
+    selection: ByteRange
+    data: bytes | None
+    path: str
+    """Below the root, with '/' and without links."""
+
+
+class Directory:
+    """A directory whose files are addressed by ids: their paths below it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._prefix = str(self.root / "_")[:-1]
+        self._incoming = self.root / INCOMING
+
+    def status(self, archive_id: str) -> Status:
+        """Raise :class:`NotInArchive` for what is missing or is not an ordinary file."""
+        with _explained(archive_id):
+            return _status(archive_id, os.lstat(self._resolve(archive_id)))
+
+    def open(self, archive_id: str, select: Callable[[Status], ByteRange]) -> Opened:
+        """Open a file, and let ``select`` say what of it is wanted; its exceptions pass."""
+        with _explained(archive_id):
+            path = self._resolve(archive_id)
+            fd = os.open(path, _READ)
+            try:
+                status = _status(archive_id, os.fstat(fd))
+                selection = select(status)
+                length = selection.stop - selection.start
+                data = _read(fd, selection.start, length) if length <= SMALL else None
+            finally:
+                os.close(fd)
+        return Opened(status, selection, data, path[len(self._prefix) :].replace(os.sep, "/"))
+
+    def put(self, archive_id: str, content: IO[bytes], length: int, mtime: float) -> None:
+        """Write a file beside, then give it its name; one that was there is replaced.
+
+        ``content`` must hold exactly ``length`` bytes; :class:`InvalidInput` if it does not.
+        """
+        with _explained(archive_id):
+            target = Path(self._resolve(archive_id))
+            part = self._new_part()
+            try:
+                _write(part, content, length)
+                _set_mtime(part, mtime)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def move(self, archive_id: str, old_path: str) -> str:
+        """Give the file at ``old_path`` (an id, or an absolute path below the root) this id.
+
+        Returns the id that it had.
+        """
+        old_id = old_path.removeprefix(self._prefix)
+        with _explained(old_id):
+            _status(old_id, os.lstat(self._resolve(old_id)))
+            source = self._name(old_id)
+        with _explained(archive_id):
+            target = Path(self._resolve(archive_id))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+        return old_id
+
+    def remove(self, archive_id: str) -> None:
+        """Delete a file; of a link to one, the link."""
+        with _explained(archive_id):
+            _status(archive_id, os.lstat(self._resolve(archive_id)))
+            self._name(archive_id).unlink()
+
+    def spool(self) -> IO[bytes]:
+        """An unnamed file for a body that is on its way, on the archive's own file system."""
+        self._incoming.mkdir(exist_ok=True)
+        return tempfile.TemporaryFile(dir=self._incoming)
+
+    def sweep(self) -> None:
+        """Remove what a service that died left behind; what is still being written is young."""
+        if self._incoming.is_dir():
+            for part in self._incoming.iterdir():
+                if part.lstat().st_mtime < time.time() - STALE:
+                    part.unlink(missing_ok=True)
+
+    def _resolve(self, archive_id: str) -> str:
+        """Where the file is or would be, all links followed; raise if that is not inside."""
+        return self._inside(archive_id, os.path.realpath(self._prefix + check_id(archive_id)))
+
+    def _name(self, archive_id: str) -> Path:
+        """As :meth:`_resolve`, but a link that is the last component stands for itself."""
+        self._resolve(archive_id)
+        path = Path(self._prefix + archive_id)
+        return path.parent.resolve() / path.name
+
+    def _inside(self, archive_id: str, path: str) -> str:
+        if not path.startswith(self._prefix):
+            raise InvalidInput(f"{archive_id} leads out of the archive")
+        check_id(path[len(self._prefix) :].replace(os.sep, "/"))
+        return path
+
+    def _new_part(self) -> Path:
+        self._incoming.mkdir(exist_ok=True)
+        return self._incoming / secrets.token_hex(16)
+
+
+def _status(archive_id: str, found: os.stat_result) -> Status:
+    if not stat.S_ISREG(found.st_mode):
+        raise NotInArchive(archive_id)
+    etag = f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+    return Status(found.st_size, found.st_mtime, found.st_ctime, etag)
+
+
+def _read(fd: int, start: int, length: int) -> bytes:
+    """Exactly ``length`` bytes; OSError if the file was cut meanwhile."""
+    if start:
+        os.lseek(fd, start, os.SEEK_SET)
+    data = os.read(fd, length)
+    while len(data) < length:
+        more = os.read(fd, length - len(data))
+        if not more:
+            raise OSError(errno.EIO, "the file became shorter while it was read")
+        data += more
+    return data
+
+
+def _write(part: Path, content: IO[bytes], length: int) -> None:
+    content.seek(0)
+    with os.fdopen(os.open(part, _CREATE, _MODE), "wb", buffering=0) as written:
+        shutil.copyfileobj(content, written, _COPY)
+        if written.tell() != length:
+            raise InvalidInput(f"{written.tell()} bytes came where {length} were declared")
+
+
+def _set_mtime(part: Path, mtime: float) -> None:
+    try:
+        os.utime(part, (mtime, mtime))
+    except (OverflowError, OSError) as error:
+        raise InvalidInput(f"Last-Modified: {mtime:.0f} cannot be a file's time") from error
+
+
+@contextmanager
+def _explained(archive_id: str) -> Iterator[None]:
+    """Turn what the operating system says about an id into the answer to the client."""
+    try:
+        yield
+    except OSError as error:
+        match error.errno:
+            case errno.ENAMETOOLONG:
+                raise InvalidInput("the id is too long") from error
+            case errno.ENOENT | errno.ELOOP | errno.ENXIO:
+                raise NotInArchive(archive_id) from error
+            case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
+                raise Conflict(f"{archive_id} cannot be a file here") from error
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                raise Forbidden(f"{archive_id}: {error.strerror}") from error
+            case errno.ENOSPC | errno.EDQUOT:
+                raise NoSpace from error
+        raise

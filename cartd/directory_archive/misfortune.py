@@ -1,0 +1,54 @@
+"""A bad day: which requests go wrong, and how."""
+
+from __future__ import annotations
+
+import random
+from enum import Enum
+
+from cartd.reader import Reader
+
+
+class Mishap(Enum):
+    """One way in which a request goes wrong."""
+
+    SERVER_ERROR = "500 without having done anything"
+    UNAVAILABLE = "503 without having done anything"
+    RESET = "the connection is reset before the head of the answer"
+    TRUNCATED = "half of the body, then the connection ends"
+    WRONG_BYTES = "a body of the right length whose first byte is wrong"
+
+
+WITHOUT_BODY = (Mishap.SERVER_ERROR, Mishap.UNAVAILABLE, Mishap.RESET)
+
+
+class Misfortune:
+    """Lets a share of the requests go wrong; the same seed gives the same sequence."""
+
+    def __init__(self, rate: float, seed: int | None = None) -> None:
+        """``rate``: from 0 (none) to 1 (all)."""
+        self._rate = rate
+        self._random = random.Random(seed)  # noqa: S311  nothing here is a secret
+
+    def draw(self, *, body: bool) -> Mishap | None:
+        """What befalls the next request; ``body``: whether its answer is a file's bytes."""
+        if self._rate == 0 or self._random.random() >= self._rate:
+            return None
+        return self._random.choice(tuple(Mishap) if body else WITHOUT_BODY)
+
+
+class Garbled:
+    """A reader whose first byte is not what it should be."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._begun = False
+
+    def read(self, limit: int) -> bytes:
+        data = self._reader.read(limit)
+        if self._begun or not data:
+            return data
+        self._begun = True
+        return bytes((data[0] ^ 0xFF,)) + data[1:]
+
+    def close(self) -> None:
+        self._reader.close()

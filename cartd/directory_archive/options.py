@@ -1,0 +1,62 @@
+"""The command line of ``twistd cartd-archive``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twisted.python import usage
+
+
+class Options(usage.Options):
+    """A bad option ends twistd with one line and exit status 1."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Serves the files of a directory by Pacifica's Archive Interface protocol: the id of a "
+        "file is its path below the directory."
+    )
+    optParameters: ClassVar[list[list[Any]]] = [  # noqa: N815  Twisted's name
+        ["root", "r", None, "The directory that is the archive; it must exist."],
+        ["port", "p", "8080", "TCP port to listen on; 0 takes any that is free."],
+        ["address", "a", "127.0.0.1", "Address to listen on."],
+        ["tape-delay", None, None, "Seconds a file takes from tape; without it all are on disk."],
+        ["fail-rate", None, "0", "Share of requests that go wrong, from 0 to 1."],
+        ["fail-seed", None, None, "A whole number; the same one fails in the same order."],
+    ]
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            raise SystemExit(f"cartd-archive: {error}") from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        if arguments:
+            raise usage.UsageError(f"unexpected argument: {arguments[0]}")
+
+    def postOptions(self) -> None:
+        if self["root"] is None:
+            raise usage.UsageError("--root DIR is needed")
+        if not Path(self["root"]).is_dir():
+            raise usage.UsageError(f"--root: {self['root']} is not a directory")
+        self._convert("port", int, "0 to 65535", lambda port: 0 <= port <= 65535)
+        self._convert("tape-delay", float, "0 or more seconds", lambda delay: 0 <= delay < 1e9)
+        self._convert("fail-rate", float, "0 to 1", lambda rate: 0 <= rate <= 1)
+        self._convert("fail-seed", int, "a whole number", lambda seed: True)
+
+    def _convert(
+        self, key: str, kind: type[int] | type[float], what: str, valid: Callable[[float], bool]
+    ) -> None:
+        text = self[key]
+        if text is None:
+            return
+        try:
+            value = kind(text)
+            usable = valid(value)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise usage.UsageError(f"--{key}: {what}, not {text!r}")
+        self[key] = value

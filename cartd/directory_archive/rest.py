@@ -1,0 +1,210 @@
+"""Routes of the Archive Interface protocol, as Pacifica's service speaks it.
+
+=======================  =========================================================================
+request                  answer
+=======================  =========================================================================
+``GET /``                200, a JSON message that the service runs
+``PUT /ID``              201; the request's Last-Modified sets the modification time
+``HEAD /ID``             204; size, times, and ``disk`` or ``tape``, in headers
+``GET /ID``              200, the bytes; 206 for a Range; ``?byte_range=START-END``, END exclusive
+``POST /ID``             200; a file on tape is recalled
+``PATCH /ID``            200; the file at ``{"path": OLD_PATH}`` gets this id
+``DELETE /ID``           200
+=======================  =========================================================================
+
+Errors are JSON with status, message, traceback (empty) and version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+from typing import IO, Any
+
+from klein import Klein
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
+
+from cartd import __version__
+from cartd.directory_archive.delivery import deliver, hang_up
+from cartd.directory_archive.files import Directory
+from cartd.directory_archive.ids import check_id
+from cartd.directory_archive.misfortune import Misfortune, Mishap
+from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape
+from cartd.directory_archive.tape import TapeLibrary
+from cartd.directory_archive.wire import modified_time, old_path, selection, status_headers
+from cartd.errors import CartdError, TooLarge, Unavailable
+from cartd.threads import RunsInThread
+
+PATCH_LIMIT = 1 << 16
+"""Bytes of a PATCH's body."""
+
+log = Logger()
+
+
+class _WholePath(BaseConverter):
+    """All that follows the first slash, whatever it is: what an id may be is not decided here."""
+
+    part_isolating = False
+    regex = r"[\s\S]+"
+    weight = 200
+
+
+class ArchiveInterface:
+    """Answers requests for the files of one directory."""
+
+    app = Klein()
+    app.url_map.converters["whole"] = _WholePath
+    app.url_map.merge_slashes = False
+
+    def __init__(
+        self,
+        directory: Directory,
+        threads: RunsInThread,
+        tape: TapeLibrary | None,
+        misfortune: Misfortune,
+    ) -> None:
+        self._directory = directory
+        self._threads = threads
+        self._tape = tape
+        self._misfortune = misfortune
+
+    @app.route("/", methods=["GET"])
+    def running(self, request: Request) -> bytes:
+        return _json(request, {"message": "Pacifica Archive Interface Up and Running"})
+
+    # Before GET: a rule for GET takes HEAD as well.
+    @app.route("/<whole:archive_id>", methods=["HEAD"])
+    async def head(self, request: Request, archive_id: str) -> bytes:
+        await self._strike(request)
+        status = await self._threads.run(self._directory.status, archive_id)
+        request.setResponseCode(HTTPStatus.NO_CONTENT)
+        media = "disk" if self._on_disk(archive_id) else "tape"
+        for name, value in status_headers(archive_id, status, media):
+            request.responseHeaders.setRawHeaders(name, [value])
+        return b""
+
+    @app.route("/<whole:archive_id>", methods=["GET"])
+    async def get(self, request: Request, archive_id: str) -> bytes:
+        mishap = await self._strike(request, body=True)
+        await self._require_disk(archive_id)
+        byte_range = request.args.get(b"byte_range", [b""])[0].decode("latin-1")
+        select = selection(byte_range, request.getHeader("range"), request.getHeader("if-range"))
+        opened = await self._threads.run(self._directory.open, archive_id, select)
+        return await deliver(request, opened, self._directory.root, self._threads, mishap)
+
+    @app.route("/<whole:archive_id>", methods=["PUT"])
+    async def put(self, request: Request, archive_id: str) -> bytes:
+        await self._strike(request)
+        declared = request.getHeader("content-length")
+        if declared is None:
+            raise LengthRequired
+        mtime = modified_time(request.getHeader("last-modified"))
+        length = int(declared)
+        await self._threads.run(self._directory.put, archive_id, _content(request), length, mtime)
+        self._forget(archive_id)
+        request.setResponseCode(HTTPStatus.CREATED)
+        return _json(request, {"message": "File added to archive", "total_bytes": length})
+
+    @app.route("/<whole:archive_id>", methods=["POST"])
+    async def stage(self, request: Request, archive_id: str) -> bytes:
+        await self._strike(request)
+        await self._threads.run(self._directory.status, archive_id)
+        if self._tape is not None:
+            self._tape.recall(archive_id)
+        return _json(request, {"message": "File was staged", "file": archive_id})
+
+    @app.route("/<whole:archive_id>", methods=["PATCH"])
+    async def move(self, request: Request, archive_id: str) -> bytes:
+        await self._strike(request)
+        check_id(archive_id)
+        body = _content(request).read(PATCH_LIMIT + 1)
+        if len(body) > PATCH_LIMIT:
+            raise TooLarge(f"the body of a PATCH has at most {PATCH_LIMIT} bytes")
+        path = old_path(body)
+        old_id = await self._threads.run(self._directory.move, archive_id, path)
+        self._forget(archive_id)
+        self._forget(old_id)
+        return _json(request, {"message": "File Moved Successfully"})
+
+    @app.route("/<whole:archive_id>", methods=["DELETE"])
+    async def delete(self, request: Request, archive_id: str) -> bytes:
+        await self._strike(request)
+        await self._threads.run(self._directory.remove, archive_id)
+        self._forget(archive_id)
+        request.responseHeaders.setRawHeaders("Content-Length", ["0"])
+        return b""
+
+    async def _strike(self, request: Request, *, body: bool = False) -> Mishap | None:
+        """Let the request go wrong if its turn has come; give back what befalls its body."""
+        mishap = self._misfortune.draw(body=body)
+        if mishap is Mishap.SERVER_ERROR:
+            raise Misfired
+        if mishap is Mishap.UNAVAILABLE:
+            raise Unavailable("pretended: try again")
+        if mishap is Mishap.RESET:
+            await hang_up(request, abort=True)
+        return mishap
+
+    def _on_disk(self, archive_id: str) -> bool:
+        return self._tape is None or self._tape.on_disk(archive_id)
+
+    async def _require_disk(self, archive_id: str) -> None:
+        if self._tape is not None and not self._tape.on_disk(archive_id):
+            await self._threads.run(self._directory.status, archive_id)  # 404 comes first
+            raise OnTape(archive_id, max(1, math.ceil(self._tape.wait(archive_id))))
+
+    def _forget(self, archive_id: str) -> None:
+        if self._tape is not None:
+            self._tape.forget(archive_id)
+
+    @app.handle_errors(CartdError)
+    def refused(self, request: IRequest, failure: Failure) -> bytes:
+        error: CartdError = failure.value  # type: ignore[assignment]
+        if isinstance(error, OnTape):
+            request.responseHeaders.setRawHeaders("Retry-After", [str(error.retry_after)])
+        return _error(request, error.code, str(error))
+
+    @app.handle_errors(HTTPException)
+    def not_routed(self, request: IRequest, failure: Failure) -> bytes:
+        error: HTTPException = failure.value  # type: ignore[assignment]
+        for name, value in error.get_headers():
+            if name == "Allow":
+                request.responseHeaders.setRawHeaders(name, [value])
+        return _error(request, error.code or 500, error.description or "")
+
+    @app.handle_errors(Exception)
+    def broken(self, request: IRequest, failure: Failure) -> bytes:
+        log.failure("{uri} failed", failure, uri=request.uri)
+        return _error(request, 500, "Internal error: the cause is in the service's log")
+
+
+def _content(request: Request) -> IO[bytes]:
+    """The body, which is whole before a route is called."""
+    assert request.content is not None
+    content: IO[bytes] = request.content
+    return content
+
+
+def _json(request: IRequest, value: dict[str, Any]) -> bytes:
+    body = json.dumps(value).encode("ascii")
+    request.responseHeaders.setRawHeaders("Content-Type", ["application/json"])
+    request.responseHeaders.setRawHeaders("Content-Length", [str(len(body))])
+    return body
+
+
+def _error(request: IRequest, code: int, message: str) -> bytes:
+    request.setResponseCode(code)  # type: ignore[no-untyped-call]
+    if request.method == b"HEAD":
+        request.responseHeaders.setRawHeaders(
+            "X-Pacifica-Messsage", ["File Not found" if code == 404 else "Error"]
+        )
+    phrase = f"{code} {HTTPStatus(code).phrase}"
+    return _json(
+        request, {"status": phrase, "message": message, "traceback": "", "version": __version__}
+    )

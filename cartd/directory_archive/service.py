@@ -1,0 +1,96 @@
+"""``twistd -n cartd-archive``: the one place that joins the parts of the archive."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.web.server import Site
+
+from cartd.directory_archive.files import Directory
+from cartd.directory_archive.misfortune import Misfortune
+from cartd.directory_archive.options import Options
+from cartd.directory_archive.rest import ArchiveInterface
+from cartd.directory_archive.tape import TapeLibrary
+from cartd.threads import Threads
+
+__all__ = ["DirectoryArchive", "Options", "makeService"]
+
+THREADS = 8
+
+IN_MEMORY = 100_000
+"""Bytes; a longer body that comes in is kept in a file until it is whole."""
+
+
+class _Site(Site):
+    """Keeps bodies on the archive's own file system, never in ``/tmp``; logs no request."""
+
+    def __init__(self, interface: ArchiveInterface, directory: Directory) -> None:
+        super().__init__(interface.app.resource())  # type: ignore[no-untyped-call]
+        self.displayTracebacks = False
+        self._directory = directory
+
+    def getContentFile(self, length: int | None) -> IO[bytes]:
+        """What :meth:`twisted.web.server.Request.gotLength` asks for; None: unknown."""
+        if length is not None and length < IN_MEMORY:
+            return BytesIO()
+        return self._directory.spool()
+
+    def log(self, request: object) -> None:
+        """A line for each of thousands of requests a second would cost more than they do."""
+
+
+class DirectoryArchive(Service):
+    """The archive as twistd starts and stops it."""
+
+    def __init__(self, options: Options, reactor: Any) -> None:
+        self._reactor = reactor
+        self._address: str = options["address"]
+        self._number: int = options["port"]
+        self._directory = Directory(Path(options["root"]))
+        self._threads = Threads(reactor, THREADS)
+        delay = options["tape-delay"]
+        tape = None if delay is None else TapeLibrary(reactor, delay)
+        misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
+        interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
+        self._site = _Site(interface, self._directory)
+        self.port: IListeningPort | None = None
+        """Where it listens, once it does."""
+
+    def privilegedStartService(self) -> None:
+        """Listen, while twistd still has the right to low ports."""
+        if self.port is None:
+            try:
+                self.port = self._reactor.listenTCP(
+                    self._number, self._site, interface=self._address
+                )
+            except CannotListenError as error:
+                raise SystemExit(f"cartd-archive: {error}") from None
+
+    def startService(self) -> None:
+        self._directory.sweep()
+        self._threads.start()
+        self.privilegedStartService()
+        super().startService()  # type: ignore[no-untyped-call]
+
+    async def _stop(self) -> None:
+        if self.port is not None:
+            await maybeDeferred(self.port.stopListening)
+            self.port = None
+        self._threads.stop()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+
+def makeService(options: Options, reactor: Any = None) -> DirectoryArchive:
+    """What twistd calls; a test passes its own reactor."""
+    if reactor is None:
+        from twisted.internet import reactor  # twistd has installed its choice by now
+    return DirectoryArchive(options, reactor)

@@ -1,0 +1,92 @@
+"""What the protocol's headers and parameters say, as values, and values as headers."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+from cartd.directory_archive.files import Status
+from cartd.errors import InvalidInput
+from cartd.ranges import ByteRange, select
+
+
+def modified_time(header: str | None) -> float:
+    """The Unix time in a ``Last-Modified`` request header; now if there is none.
+
+    Either an HTTP date (RFC 9110, section 5.6.7) or, as HEAD tells it, seconds with a fraction.
+    """
+    if header is None:
+        return time.time()
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = _http_date(header)
+    if not math.isfinite(seconds):
+        raise InvalidInput(f"Last-Modified: {header!r} is not a time")
+    return seconds
+
+
+def _http_date(text: str) -> float:
+    parsed = email.utils.parsedate_tz(text)
+    if parsed is None:
+        raise InvalidInput(f"Last-Modified: {text!r} is not a time")
+    try:
+        return float(email.utils.mktime_tz(parsed))
+    except (OverflowError, ValueError) as error:
+        raise InvalidInput(f"Last-Modified: {text!r} is not a time") from error
+
+
+def selection(
+    byte_range: str | None, range_header: str | None, if_range: str | None
+) -> Callable[[Status], ByteRange]:
+    """What a GET wants of a file that has yet to be opened.
+
+    ``byte_range`` is Pacifica's parameter ``START-END``, END exclusive, and comes before the
+    header; what it selects is answered 200, and what lies beyond the file's end is left out.
+    """
+    if byte_range:
+        start, stop = _byte_range(byte_range)
+        return lambda status: ByteRange(min(start, status.size), min(stop, status.size), False)
+    return lambda status: select(
+        status.size, status.etag, status.mtime, range_header=range_header, if_range=if_range
+    )
+
+
+def _byte_range(text: str) -> tuple[int, int]:
+    start, dash, stop = text.partition("-")
+    if not (dash and _is_number(start) and _is_number(stop) and int(start) <= int(stop)):
+        raise InvalidInput(f"byte_range is START-END, not {text!r}")
+    return int(start), int(stop)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def status_headers(archive_id: str, status: Status, media: str) -> Iterator[tuple[str, str]]:
+    """The headers of HEAD; the first is misspelt in Pacifica's service, and clients know it so."""
+    yield "X-Pacifica-Messsage", "File was found"
+    yield "X-Pacifica-Message", "File was found"
+    yield "X-Pacifica-File", quote(archive_id, safe="/ !$&'()*+,;=:@~")
+    yield "X-Content-Length", str(status.size)
+    yield "Last-Modified", str(status.mtime)
+    yield "X-Pacifica-Ctime", str(status.ctime)
+    yield "X-Pacifica-Bytes-Per-Level", f"({status.size},)"
+    yield "X-Pacifica-File-Storage-Media", media
+    yield "Content-Type", "application/json"
+
+
+def old_path(body: bytes) -> str:
+    """The ``path`` in the JSON body of a PATCH."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("the body is not JSON") from error
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
+        raise InvalidInput('the body is {"path": OLD_PATH}, OLD_PATH a string')
+    return path
