@@ -1,0 +1,198 @@
+"""The body of one file on its way to the disk.
+
+Strategy: the reactor collects, a thread hashes and writes.  While a thread has one lot of bytes
+the next is collected; when that is large too, the producer pauses.  So at most two lots of
+a file are in memory, one thread at most works on it, and the order needs no queue.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Final, cast
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from cartd.checksum import Checksum
+from cartd.partial import PartialFile
+from cartd.threads import RunsInThread
+
+BLOCK: Final = 1 << 20
+"""Bytes that are worth a trip to a thread."""
+HIGH: Final = 2 * BLOCK
+"""Bytes collected beside a busy thread at which the producer pauses."""
+
+
+@implementer(IConsumer)
+class Incoming:
+    """Takes a file's bytes from a push producer; the file appears when it is verified.
+
+    A body of less than a block goes to the disk in one trip.  When a trip fails (a full disk,
+    a byte too many), the producer is stopped at once, and :meth:`finish` raises the reason.
+    """
+
+    def __init__(
+        self,
+        partial: PartialFile,
+        checksum: Checksum,
+        mtime: int | None,
+        threads: RunsInThread,
+    ) -> None:
+        self._partial = partial
+        self._checksum = checksum
+        self._mtime = mtime
+        self._threads = threads
+        self._producer: IPushProducer | None = None
+        self._paused = False
+        self._collected = BytesIO()
+        self._busy = False
+        self._finishing = False
+        self._given_up = False
+        self._outcome: str | BaseException | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the producer was stopped, if it was: the cause behind a broken transfer."""
+        return self._outcome if isinstance(self._outcome, BaseException) else None
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        if self._producer is not None:
+            raise RuntimeError("a producer is registered already")
+        if not streaming:
+            raise TypeError("an incoming file takes a push producer")
+        self._producer = cast(IPushProducer, producer)
+        self._paused = False
+        if self._ended:
+            producer.stopProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def write(self, data: bytes) -> None:
+        if self._ended or self._finishing or self._given_up:
+            return
+        self._collected.write(data)
+        self._advance()
+        if self._busy and self._collected.tell() >= HIGH:
+            self._pause()
+
+    async def finish(self) -> str:
+        """Wait for the writes, verify, place the file; gives the hash in lower-case hex.
+
+        Raises :class:`~cartd.checksum.Mismatch`, :class:`~cartd.errors.NoSpace` or ``OSError``,
+        or ``CancelledError`` after :meth:`abort`; then nothing is left behind.  When it is
+        cancelled it ends only after the thread has; a file that was whole by then stays.
+        """
+        self._finishing = True
+        self._advance()
+        try:
+            await self._end()
+        except CancelledError:
+            await self.abort()
+            raise
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    async def abort(self) -> None:
+        """Give the file up, unless it is in its place already; ends when nothing is left of it."""
+        self._given_up = True
+        self._advance()
+        await self._end()
+
+    @property
+    def _ended(self) -> bool:
+        return self._outcome is not None
+
+    def _end(self) -> Deferred[None]:
+        if self._ended:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    def _advance(self) -> None:
+        """Begin the next trip, if there is one to make and no thread is under way."""
+        if self._busy or self._ended:
+            return
+        if self._given_up:
+            self._collected = BytesIO()
+            if self._partial.begun:
+                self._trip(self._threads.run(self._discard))
+            else:
+                self._conclude(CancelledError())
+        elif self._finishing:
+            self._trip(self._threads.run(self._complete, self._take()))
+        elif self._collected.tell() >= BLOCK:
+            self._trip(self._threads.run(self._append, self._take()))
+
+    def _take(self) -> bytes:
+        # getvalue() hands out BytesIO's own buffer: joined once, never copied.
+        taken, self._collected = self._collected, BytesIO()
+        return taken.getvalue()
+
+    def _trip(self, job: Deferred[str | None]) -> None:
+        # Nobody outside ever holds this Deferred, so nobody can cancel it: a trip always ends.
+        self._busy = True
+        job.addCallbacks(self._returned, self._failed)
+
+    def _returned(self, digest: str | None) -> None:
+        self._busy = False
+        if digest is not None:
+            self._conclude(digest)
+            return
+        self._advance()
+        if self._collected.tell() < HIGH:
+            self._resume()
+
+    def _failed(self, failure: Failure) -> None:
+        self._busy = False
+        self._conclude(cast(BaseException, failure.value))
+
+    def _conclude(self, outcome: str | BaseException) -> None:
+        self._outcome = outcome
+        self._collected = BytesIO()
+        if self._producer is not None and not isinstance(outcome, str):
+            self._producer.stopProducing()
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.callback(None)
+
+    def _pause(self) -> None:
+        if self._producer is not None and not self._paused:
+            self._paused = True
+            self._producer.pauseProducing()
+
+    def _resume(self) -> None:
+        if self._producer is not None and self._paused and not self._ended:
+            self._paused = False
+            self._producer.resumeProducing()
+
+    # What follows runs in threads, one trip at a time.
+
+    def _append(self, data: bytes) -> None:
+        try:
+            self._checksum.update(data)
+            self._partial.append(data)
+        except BaseException:
+            self._partial.discard()
+            raise
+
+    def _complete(self, data: bytes) -> str:
+        try:
+            self._checksum.update(data)
+            digest = self._checksum.finish()
+            self._partial.append(data)
+            self._partial.place(mtime=self._mtime)
+        except BaseException:
+            self._partial.discard()
+            raise
+        return digest
+
+    def _discard(self) -> None:
+        self._partial.discard()
+        raise CancelledError

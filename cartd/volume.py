@@ -1,0 +1,237 @@
+"""The directory that holds the staged carts.
+
+``ROOT/ID/UID/PATH`` is a staged file, ``ROOT/ID/UID.tar`` a bundle and ``ROOT/cartuids/UID`` a
+link to either; ``ROOT/incoming/ID/`` holds what is not whole yet, or is being removed.
+What changes the disk runs in threads and ends before its coroutine does, cancelled or not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from cartd import volume_check, volume_files
+from cartd.checksum import Checksum
+from cartd.errors import VolumeDamaged
+from cartd.incoming import BLOCK, Incoming
+from cartd.model import Cart, CartFile
+from cartd.partial import Directories, PartialFile, told_of
+from cartd.shield import shielded
+from cartd.threads import RunsInThread
+from cartd.volume_links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
+from cartd.volume_paths import VolumePaths
+from cartd.volume_removal import remove_tree, take_away
+
+P = ParamSpec("P")
+T = TypeVar("T")
+BATCH = 1000
+"""Files that one trip to a thread looks at."""
+CART_ID = re.compile("[1-9][0-9]{0,17}")
+
+
+class Source(Protocol):
+    """The bytes of a bundle, read in threads."""
+
+    def read(self, limit: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Volume:
+    """Where the carts are, and all that is done to it.
+
+    Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
+    """
+
+    _log = Logger()
+
+    def __init__(self, root: Path, threads: RunsInThread) -> None:
+        self._paths = VolumePaths(root)
+        self._threads = threads
+        # For as long as a file of the cart is on its way: no cart's names are kept for ever.
+        self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
+        self._links_allowed = True
+
+    def prepare(self) -> None:
+        """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
+        volume_check.prepare(self._paths)
+
+    def tree(self, cart: Cart) -> Path:
+        """``ROOT/ID/UID``."""
+        return self._paths.tree(cart)
+
+    def tar(self, cart: Cart) -> Path:
+        """``ROOT/ID/UID.tar``; raises ``ValueError`` if that name would exceed 255 bytes."""
+        return self._paths.tar(cart)
+
+    def member(self, cart: Cart, path: str) -> Path:
+        """``ROOT/ID/UID/PATH``; raises ``ValueError`` for a path that cannot be in the tree."""
+        return self._paths.member(cart, path)
+
+    def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> Incoming:
+        """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
+        final = self._paths.member(cart, file.path)
+        partial = self._partial(cart, file.position, final)
+        return Incoming(partial, checksum, file.mtime, self._threads)
+
+    async def clear_incoming(self, cart_id: int) -> None:
+        """Remove what an interrupted staging, bundling or removal has left of the cart."""
+        incoming = self._paths.incoming(cart_id)
+        await self._change(incoming, remove_tree, incoming)
+        self._forget(cart_id)
+
+    async def has(self, cart: Cart, file: CartFile) -> bool:
+        """Whether the file is there with the right size and hash; false if none is known."""
+        try:
+            path = self._paths.member(cart, file.path)
+        except ValueError:
+            return False
+        stopped = threading.Event()
+        try:
+            return await self._threads.run(volume_files.is_verified, path, file, stopped.is_set)
+        except CancelledError:
+            stopped.set()
+            raise
+
+    async def measure(
+        self, cart: Cart, files: Iterable[CartFile]
+    ) -> list[tuple[int, int, int] | None]:
+        """(position, size, mtime) of each file, in their order; none for what is not there."""
+        found: list[tuple[int, int, int] | None] = []
+        left = iter(files)
+        while batch := list(islice(left, BATCH)):
+            found += await self._threads.run(self._measured, cart, batch)
+        return found
+
+    async def link(self, cart: Cart) -> None:
+        """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
+        try:
+            await self._change(self._paths.link(cart), place_link, self._paths, cart)
+        except LinkOccupiedError as error:
+            self._log.warn("{link} is no symbolic link and is left as it is", link=error)
+        except LinksNotAllowedError as error:
+            if self._links_allowed:
+                self._log.warn("No links to carts are made: {reason}", reason=error)
+            self._links_allowed = False
+        self._forget(cart.id)
+
+    async def remove(self, cart: Cart) -> None:
+        """Remove the cart's tree, bundle and link, and what is incoming; again does no harm."""
+        await self._change(self._paths.cart(cart.id), self._remove, cart)
+        self._forget(cart.id)
+
+    async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
+        """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
+
+        The reader is closed in any case.  Raises :class:`VolumeDamaged` if it gives another number
+        of bytes, what it raises itself, and ``ValueError`` as :meth:`tar` does.
+        """
+        partial: PartialFile | None = None
+
+        def release() -> None:
+            if partial is not None:
+                partial.discard()
+            reader.close()
+
+        try:
+            partial = self._partial(cart, "tar", self._paths.tar(cart))
+            await self._copy(reader, partial, length)
+            await shielded(self._threads.run(self._place_tar, cart, partial))
+        finally:
+            await shielded(self._threads.run(release))
+            self._forget(cart.id)
+
+    async def free(self) -> int:
+        """Bytes of the disk that this process may still fill."""
+        return (await self._threads.run(shutil.disk_usage, self._paths.root)).free
+
+    async def cart_ids(self) -> list[int]:
+        """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
+        return await self._threads.run(self._ids)
+
+    async def _change(
+        self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def told() -> T:
+            with told_of(shown, self._paths.root):
+                return work(*args, **kwargs)
+
+        return await shielded(self._threads.run(told))
+
+    def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
+        directories = self._directories.get(cart.id)
+        if directories is None:
+            directories = self._directories[cart.id] = Directories(self._paths.root)
+        temporary = self._paths.temporary(cart.id, hint)
+        return PartialFile(temporary, final, self._paths.root, directories)
+
+    def _forget(self, cart_id: int) -> None:
+        directories = self._directories.get(cart_id)
+        if directories is not None:
+            directories.forget()
+
+    async def _copy(self, reader: Source, partial: PartialFile, length: int) -> None:
+        def copy_a_block() -> int:
+            data = reader.read(BLOCK)
+            partial.append(data)
+            return len(data)
+
+        copied = 0
+        while step := await shielded(self._threads.run(copy_a_block)):
+            copied += step
+            if copied > length:
+                break
+        if copied != length:
+            raise VolumeDamaged(f"the bundle has {copied} bytes or more where {length} were due")
+
+    # What follows runs in threads.
+
+    def _place_tar(self, cart: Cart, partial: PartialFile) -> None:
+        partial.place(durable=True)
+        tree = self._paths.tree(cart)
+        try:
+            take_away(tree, self._paths.temporary(cart.id, "tree"))
+        except OSError as error:
+            # The bundle is what counts; what is left of the tree goes with the cart.
+            self._log.error("{tree} is not removed: {error}", tree=tree, error=error)
+        with suppress(OSError):
+            self._paths.incoming(cart.id).rmdir()
+
+    def _remove(self, cart: Cart) -> None:
+        with suppress(ValueError):  # a uid that cannot be a name has no link
+            remove_link(self._paths, cart)
+        take_away(self._paths.cart(cart.id), self._paths.temporary(cart.id, "removed"))
+        remove_tree(self._paths.incoming(cart.id))
+
+    def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
+        paths: list[Path | None] = []
+        for file in batch:
+            try:
+                paths.append(self._paths.member(cart, file.path))
+            except ValueError:
+                paths.append(None)
+        return [
+            None if one is None else (file.position, *one)
+            for file, one in zip(batch, volume_files.measure(paths), strict=True)
+        ]
+
+    def _ids(self) -> list[int]:
+        ids: set[int] = set()
+        for directory in (self._paths.root, self._paths.all_incoming):
+            with os.scandir(directory) as entries:
+                ids.update(
+                    int(entry.name)
+                    for entry in entries
+                    if CART_ID.fullmatch(entry.name) and entry.is_dir()
+                )
+        return sorted(ids)

@@ -1,0 +1,62 @@
+"""Looking at what is staged, without changing it.  Everything here blocks: for threads."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cartd.checksum import Checksum, Mismatch
+from cartd.model import CartFile
+
+READ_FILE = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO that somebody left there must not hold the thread
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+PIECE = 1 << 20
+
+
+def is_verified(path: Path, file: CartFile, stopped: Callable[[], bool]) -> bool:
+    """Whether ``path`` is a regular file of the size and hash that ``file`` tells.
+
+    A hash or size that is not known, or ``stopped()`` on the way, make it false.
+    """
+    if not file.hash_sum or file.size is None:
+        return False
+    try:
+        fd = os.open(path, READ_FILE)
+    except OSError:
+        return False
+    with os.fdopen(fd, "rb", buffering=0) as opened:
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+            return False
+        checksum = Checksum(file.hash_type, file.hash_sum, file.size)
+        try:
+            while piece := opened.read(PIECE):
+                if stopped():
+                    return False
+                checksum.update(piece)
+            checksum.finish()
+        except (Mismatch, OSError):
+            return False
+    return True
+
+
+def measure(paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
+    """Size and whole Unix seconds of the modification time of each regular file, links apart."""
+    return [None if path is None else _measure(path) for path in paths]
+
+
+def _measure(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, int(status.st_mtime // 1)

@@ -1,0 +1,64 @@
+"""``ROOT/cartuids/UID``: for sites that serve the volume by other means.  Blocks: for threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from cartd.model import Cart
+from cartd.partial import Directories, told_of
+from cartd.volume_paths import VolumePaths
+
+_NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers
+
+
+class LinksNotAllowedError(Exception):
+    """The system, the file system or its permissions refuse a symbolic link."""
+
+
+class LinkOccupiedError(Exception):
+    """Somebody has put a real file or directory where the link belongs."""
+
+
+def place_link(paths: VolumePaths, cart: Cart) -> None:
+    """Point the link of the cart's uid at this cart, in one step for whoever reads it."""
+    link = paths.link(cart)
+    if os.path.lexists(link) and not link.is_symlink():
+        raise LinkOccupiedError(str(link))
+    temporary = paths.temporary(cart.id, "link")
+    with told_of(link, paths.root):
+        Directories(paths.root).make(temporary.parent)
+        try:
+            temporary.symlink_to(paths.link_target(cart))
+            temporary.replace(link)
+        except (OSError, NotImplementedError) as error:
+            with suppress(OSError):
+                temporary.unlink()
+            if _refused(error):
+                raise LinksNotAllowedError(str(error)) from error
+            raise
+        finally:
+            with suppress(OSError):
+                temporary.parent.rmdir()
+
+
+def remove_link(paths: VolumePaths, cart: Cart) -> None:
+    """Remove the link of the cart's uid if it points to this cart, to its tree or its bundle."""
+    link = paths.link(cart)
+    mine = (f"../{cart.id}/{cart.uid}", f"../{cart.id}/{cart.uid}.tar")
+    try:
+        target = str(link.readlink()).replace(os.sep, "/")
+    except (OSError, NotImplementedError):
+        return  # there is none, or it is no link
+    if target in mine:
+        with told_of(link, paths.root):
+            link.unlink(missing_ok=True)
+
+
+def _refused(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        windows = getattr(error, "winerror", None)
+        return error.errno in _NOT_ALLOWED or windows == _PRIVILEGE_NOT_HELD
+    return True
