@@ -1,0 +1,105 @@
+"""Which bytes a request wants: HTTP Range, If-Range and If-None-Match (RFC 9110)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.utils import formatdate
+from math import floor
+
+from cartd.errors import RangeNotSatisfiable
+
+_WHITESPACE = " \t"
+_UNIT = "bytes="
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
+_ENTITY_TAG = re.compile(r'"[^"]*"')
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The bytes from ``start`` up to, and without, ``stop``."""
+
+    start: int
+    stop: int
+    partial: bool
+    """Whether the answer is 206 with ``Content-Range``, not 200."""
+
+
+def http_date(when: float) -> str:
+    """Write Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7).
+
+    What ``Last-Modified`` says must come from here, so that ``If-Range`` knows it again.
+    """
+    return formatdate(floor(when), usegmt=True)
+
+
+def select(
+    length: int,
+    etag: str,
+    last_modified: float,
+    *,
+    range_header: str | None,
+    if_range: str | None,
+) -> ByteRange:
+    """Choose the bytes to send of a representation of ``length`` bytes (RFC 9110, section 14.2).
+
+    A Range that is not understood, that asks for more than one range, or whose If-Range does not
+    hold is ignored: the whole is sent.  Raises :class:`RangeNotSatisfiable` for a range that is
+    understood but holds no byte.
+    """
+    whole = ByteRange(0, length, partial=False)
+    if range_header is None or not length:
+        return whole
+    if if_range is not None and not _unchanged(etag, last_modified, if_range.strip(_WHITESPACE)):
+        return whole
+    found = _parse(range_header, length)
+    if found is None:
+        return whole
+    start, stop = found
+    if start >= stop:
+        raise RangeNotSatisfiable(f"None of the {length} bytes is in the range {range_header}")
+    return ByteRange(start, stop, partial=True)
+
+
+def not_modified(etag: str, if_none_match: str | None) -> bool:
+    """Whether the client holds this very version, by weak comparison (RFC 9110, 13.1.2)."""
+    if if_none_match is None:
+        return False
+    if if_none_match.strip(_WHITESPACE) == "*":
+        return True
+    return etag.removeprefix("W/") in _ENTITY_TAG.findall(if_none_match)
+
+
+def _unchanged(etag: str, last_modified: float, validator: str) -> bool:
+    """Evaluate If-Range (RFC 9110, section 13.1.5): weak tags never hold, dates must be equal."""
+    if validator.startswith('"'):
+        return validator == etag
+    return validator == http_date(last_modified)
+
+
+def _parse(header: str, length: int) -> tuple[int, int] | None:
+    """Read the one range of ``header`` (RFC 9110, section 14.1.2), cut to ``length``.
+
+    None if it is no range, or not just one; an empty range is one that cannot be satisfied.
+    """
+    header = header.strip(_WHITESPACE)
+    if header[: len(_UNIT)].lower() != _UNIT:
+        return None
+    listed = (each.strip(_WHITESPACE) for each in header[len(_UNIT) :].split(","))
+    wanted = [each for each in listed if each]
+    match = _RANGE.fullmatch(wanted[0]) if len(wanted) == 1 else None
+    if match is None:
+        return None
+    first, last = match.groups()
+    if first and last and _number(last) < _number(first):
+        return None
+    if first:
+        return _number(first), min(_number(last) + 1, length) if last else length
+    if last:
+        return max(length - _number(last), 0), length
+    return None
+
+
+def _number(digits: str) -> int:
+    """The number, or one of the same 30 first digits: int() refuses thousands of them."""
+    return int(digits.lstrip("0")[:30] or "0")

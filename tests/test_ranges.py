@@ -1,0 +1,187 @@
+"""Range, If-Range and If-None-Match, case by case and against a naive reading."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cartd.errors import RangeNotSatisfiable
+from cartd.ranges import ByteRange, http_date, not_modified, select
+
+ETAG = '"abc"'
+MODIFIED = 784_111_777.75
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+LENGTH = 1000
+
+
+def asked(range_header: str | None, if_range: str | None = None, length: int = LENGTH) -> ByteRange:
+    return select(length, ETAG, MODIFIED, range_header=range_header, if_range=if_range)
+
+
+HELD = {
+    "bytes=0-0": (0, 1),
+    "bytes=0-499": (0, 500),
+    "bytes=500-": (500, 1000),
+    "bytes=0-": (0, 1000),
+    "bytes=999-999": (999, 1000),
+    "bytes=999-5000": (999, 1000),
+    "bytes=0-" + "9" * 5000: (0, 1000),
+    "bytes=" + "0" * 5000 + "7-8": (7, 9),
+    "bytes=-1": (999, 1000),
+    "bytes=-1000": (0, 1000),
+    "bytes=-1001": (0, 1000),
+    "bytes=-" + "9" * 5000: (0, 1000),
+    "BYTES=5-6": (5, 7),
+    "  bytes=5-6\t": (5, 7),
+    "bytes= 5-6": (5, 7),
+    "bytes=5-6 ,": (5, 7),
+    "bytes=, ,5-6": (5, 7),
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"), HELD.items(), ids=lambda case: str(case)[:30].strip()
+)
+def test_one_range_is_understood(header: str, expected: tuple[int, int]) -> None:
+    assert asked(header) == ByteRange(*expected, partial=True)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["bytes=1000-", "bytes=1000-1000", "bytes=1234-2000", "bytes=-0", "bytes=" + "9" * 5000 + "-"],
+    ids=lambda header: str(header)[:30],
+)
+def test_a_range_without_a_byte_cannot_be_satisfied(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable):
+        asked(header)
+
+
+IGNORED = [
+    "",
+    "bytes",
+    "bytes=",
+    "bytes=,",
+    "bytes=-",
+    "bytes=--1",
+    "bytes=5",
+    "bytes=6-5",
+    "bytes=2000-1999",
+    "bytes=0-1,5-6",
+    "bytes=0-1,0-1",
+    "bytes=2000-,0-1",
+    "bytes=0-1,nonsense",
+    "bytes=5 - 6",
+    "bytes =5-6",
+    "bytes:5-6",
+    "bytes=a-b",
+    "bytes=0x0-0x1",
+    "bytes=+1-2",
+    "bytes=1_0-2_0",
+    "bytes=1-2-3",
+    "bytes=\u0661-\u0662",
+    "bytes=5-6\r\n",
+    "bits=0-1",
+    "items=0-1",
+    "0-1",
+]
+
+
+@pytest.mark.parametrize("header", IGNORED)
+def test_any_other_range_is_ignored(header: str) -> None:
+    assert asked(header) == ByteRange(0, LENGTH, partial=False)
+
+
+def test_without_a_range_it_is_the_whole() -> None:
+    assert asked(None) == ByteRange(0, LENGTH, partial=False)
+    assert asked(None, if_range=ETAG) == ByteRange(0, LENGTH, partial=False)
+
+
+@pytest.mark.parametrize("header", ["bytes=0-", "bytes=-1", "bytes=-0", "bytes=5-6"])
+def test_of_nothing_it_is_the_whole(header: str) -> None:
+    assert asked(header, length=0) == ByteRange(0, 0, partial=False)
+
+
+@pytest.mark.parametrize("if_range", [ETAG, f" {ETAG} ", DATE])
+def test_if_range_holds_for_the_same_tag_or_the_same_date(if_range: str) -> None:
+    assert asked("bytes=5-", if_range) == ByteRange(5, LENGTH, partial=True)
+
+
+CHANGED = [
+    "",
+    '"abd"',
+    "abc",
+    'W/"abc"',
+    '"abc", "abd"',
+    "*",
+    "Sun, 06 Nov 1994 08:49:36 GMT",
+    "Sun, 06 Nov 1994 08:49:38 GMT",
+    "nonsense",
+]
+
+
+@pytest.mark.parametrize("if_range", CHANGED)
+def test_if_range_fails_for_anything_else(if_range: str) -> None:
+    assert asked("bytes=5-", if_range) == ByteRange(0, LENGTH, partial=False)
+
+
+def test_a_weak_tag_of_ours_never_holds() -> None:
+    found = select(9, 'W/"abc"', MODIFIED, range_header="bytes=5-", if_range='W/"abc"')
+    assert found == ByteRange(0, 9, partial=False)
+
+
+def test_a_failed_if_range_goes_before_a_range_without_a_byte() -> None:
+    assert asked("bytes=5000-", '"abd"') == ByteRange(0, LENGTH, partial=False)
+
+
+def test_a_date_is_rounded_down_to_its_second() -> None:
+    assert http_date(MODIFIED) == DATE
+    assert http_date(-0.5) == "Wed, 31 Dec 1969 23:59:59 GMT"
+
+
+@pytest.mark.parametrize(
+    "header", ["*", " * ", ETAG, 'W/"abc"', '"x", "abc"', '"x,y" ,\tW/"abc" , "z"', ',,"abc",']
+)
+def test_a_client_that_holds_the_version_is_told_so(header: str) -> None:
+    assert not_modified(ETAG, header)
+    assert not_modified(f"W/{ETAG}", header)
+
+
+@pytest.mark.parametrize("header", [None, "", "abc", '"abd"', '"x", W/"y"', '"*"', '"x"abc"y"'])
+def test_a_client_that_holds_another_version_gets_this_one(header: str | None) -> None:
+    assert not not_modified(ETAG, header)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(0, 60), st.integers(0, 60), st.integers(0, 2))
+def test_a_range_holds_the_bytes_that_slicing_gives(
+    length: int, first: int, last: int, kind: int
+) -> None:
+    whole = bytes(range(length))
+    header, expected = [
+        (f"bytes={first}-{last}", whole[first : last + 1]),
+        (f"bytes={first}-", whole[first:]),
+        (f"bytes=-{last}", whole[-last:] if last else b""),
+    ][kind]
+    if kind == 0 and last < first:
+        expected = whole
+    try:
+        found = asked(header, length=length)
+    except RangeNotSatisfiable:
+        assert expected == b""
+    else:
+        assert whole[found.start : found.stop] == expected != b""
+        assert found.partial == (kind > 0 or first <= last)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(st.text(), st.text("0123456789-, =").map("bytes={}".format)), st.integers(0, 10**13)
+)
+def test_no_text_breaks_it(header: str, length: int) -> None:
+    try:
+        found = asked(header, length=length)
+    except RangeNotSatisfiable:
+        return
+    assert 0 <= found.start <= found.stop <= length
+    assert found.partial <= (found.start < found.stop)
