@@ -1,0 +1,220 @@
+"""Reading a bundle back from real files."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cartd.bundle import Bundle, Literal, Member, Slice
+from cartd.errors import VolumeDamaged
+from cartd.reader import Reader, TarReader, TreeReader
+
+SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": 40_000}
+MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
+BUNDLE = Bundle(MEMBERS, top="top", created=1)
+
+
+def fill(root: Path) -> Path:
+    for place, (path, size) in enumerate(SIZES.items()):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(bytes((n * 7 + n // 256 + place) % 256 for n in range(size)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def tar(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tar") / "uid.tar"
+    path.write_bytes(everything(TreeReader(tree, BUNDLE.segments(0, BUNDLE.length)), 4096))
+    return path
+
+
+@pytest.fixture
+def own_tree(tmp_path: Path) -> Path:
+    """One that the test may spoil."""
+    return fill(tmp_path)
+
+
+def everything(reader: Reader, limit: int) -> bytes:
+    """All bytes; every read but the last must be full."""
+    parts = []
+    while data := reader.read(limit):
+        parts.append(data)
+    assert all(len(part) == limit for part in parts[:-1])
+    assert reader.read(limit) == b""
+    reader.close()
+    return b"".join(parts)
+
+
+def whole(root: Path) -> TreeReader:
+    return TreeReader(root, BUNDLE.segments(0, BUNDLE.length))
+
+
+@pytest.mark.parametrize("limit", [1, 100, 512, 4096, 10**9])
+def test_a_tree_is_read_as_the_tar_that_tarfile_understands(tree: Path, limit: int) -> None:
+    data = everything(whole(tree), limit)
+    assert len(data) == BUNDLE.length
+    (copy := tree.parent / f"{limit}.tar").write_bytes(data)
+    with tarfile.open(copy) as found:
+        for path in SIZES:
+            member = found.extractfile(f"top/{path}")
+            assert member is not None
+            assert member.read() == (tree / path).read_bytes()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_range_reads_the_same_from_the_tree_and_from_the_tar(
+    tree: Path, tar: Path, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, BUNDLE.length))
+    stop = data.draw(st.integers(start, BUNDLE.length))
+    limit = data.draw(st.integers(50, 60_000))
+    expected = tar.read_bytes()[start:stop]
+    assert everything(TreeReader(tree, BUNDLE.segments(start, stop)), limit) == expected
+    assert everything(TarReader(tar, BUNDLE.length, start, stop), limit) == expected
+
+
+def test_one_read_is_filled_from_many_small_members(tree: Path) -> None:
+    assert len(whole(tree).read(12_000)) == 12_000
+
+
+def open_files() -> int:
+    """How many descriptors this process has; they are given out lowest first."""
+    first = os.dup(0)
+    os.close(first)
+    return first
+
+
+def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
+    before = open_files()
+    reader = TreeReader(tree, iter([Slice("a/b/tiny", 3, 0, 3), Slice("ünï", 512, 0, 100)]))
+    assert open_files() == before
+    reader.read(2)
+    assert open_files() > before
+    reader.read(1)
+    assert open_files() == before
+    reader.read(100)
+    assert open_files() == before
+
+
+def test_closing_in_mid_file_lets_go_of_it_and_may_be_repeated(tree: Path) -> None:
+    before = open_files()
+    reader = TreeReader(tree, iter([Slice("last", 40_000, 0, 40_000)]))
+    reader.read(10)
+    reader.close()
+    assert open_files() == before
+    other = os.dup(0)
+    reader.close()
+    os.fstat(other)  # raises if the second close took a descriptor that is another's by now
+    os.close(other)
+
+
+def test_members_that_are_not_reached_are_never_opened(own_tree: Path) -> None:
+    (own_tree / "last").unlink()
+    reader = whole(own_tree)
+    pieces = list(BUNDLE.segments(0, BUNDLE.length))
+    before = sum(len(p.data) if isinstance(p, Literal) else p.length for p in pieces[:-2])
+    assert len(reader.read(before)) == before
+    with pytest.raises(VolumeDamaged, match="last"):
+        reader.read(1)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 4999)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("target"))
+    path.symlink_to("target")
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_parent(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+    path.parent.write_bytes(b"")
+
+
+DAMAGE = [remove, grow, cut, link, replace_by_folder, replace_parent]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_file_that_is_not_as_it_was_recorded_is_damage_of_the_volume(
+    own_tree: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(own_tree / "a/first.bin")
+    before = open_files()
+    reader = whole(own_tree)
+    with pytest.raises(VolumeDamaged, match=r"^a/first\.bin (is|has) ") as caught:
+        everything(reader, 4096)
+    assert str(own_tree) not in str(caught.value)
+    reader.close()
+    assert open_files() == before
+
+
+def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:
+    size = (own_tree / "a").stat().st_size
+    with pytest.raises(VolumeDamaged, match="not a regular file"):
+        TreeReader(own_tree, iter([Slice("a", size, 0, size)])).read(10)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: Path) -> None:
+    reader = TreeReader(own_tree, iter([Slice("last", 40_000, 0, 40_000)]))
+    assert len(reader.read(10_000)) == 10_000
+    os.truncate(own_tree / "last", 20_000)
+    with pytest.raises(VolumeDamaged, match=r"^last .*shorter"):
+        everything(reader, 40_000)
+    reader.close()
+
+
+def test_a_failure_of_another_kind_is_passed_on(tree: Path) -> None:
+    name = "n" * 256
+    with pytest.raises(OSError, match=name):
+        TreeReader(tree, iter([Slice(name, 1, 0, 1)])).read(10)
+
+
+@pytest.mark.parametrize("size", [BUNDLE.length - 1, BUNDLE.length + 1])
+def test_a_tar_of_another_size_is_damage_of_the_volume(tar: Path, size: int) -> None:
+    with pytest.raises(VolumeDamaged, match=r"^uid\.tar has "):
+        TarReader(tar, size, 0, 100).read(10)
+
+
+def test_a_tar_that_is_missing_is_damage_of_the_volume(tmp_path: Path) -> None:
+    with pytest.raises(VolumeDamaged, match=r"^uid\.tar is missing"):
+        TarReader(tmp_path / "uid.tar", 10_240, 0, 100).read(10)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_read_of_nothing_is_refused_as_it_would_look_like_the_end(limit: int) -> None:
+    with pytest.raises(ValueError, match="cannot read"):
+        TreeReader(Path(), iter([Literal(b"x")])).read(limit)
+
+
+def test_segments_are_asked_for_only_when_they_are_needed(tree: Path) -> None:
+    def pieces() -> Iterator[Literal | Slice]:
+        yield Literal(b"abc")
+        raise AssertionError("asked too early")
+
+    assert TreeReader(tree, pieces()).read(3) == b"abc"
