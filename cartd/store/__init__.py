@@ -13,9 +13,19 @@ from .carts import Carts
 from .database import Database
 from .leases import Leases
 from .progress import Progress
+from .schema import UpgradeError, schema_state, sync, wait_for_database
 from .space import Space
+from .state import Condition, SchemaState
 
-__all__ = ["Store"]
+__all__ = [
+    "Condition",
+    "SchemaState",
+    "Store",
+    "UpgradeError",
+    "schema_state",
+    "sync",
+    "wait_for_database",
+]
 
 
 class Store(Carts, Leases, Progress, Space):

@@ -1,0 +1,229 @@
+"""cartd's first version: order, sizes and progress of files; leases and uses of carts.
+
+Strategy: new columns first, then the rows are filled, all in the database where it can; last the
+rules that the rows now obey.  Pacifica's unfinished carts become what a stager can take up.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "3.0"
+down_revision = "2.0"
+
+BATCH = 1000
+MANIFEST_LOST = "The manifest was lost with the old queue; post it again"
+# Paths with an empty or "." component, which name the same file as the path without it.
+UNTIDY = ("%//%", "./%", "%/./%", "%/.", "%/")
+
+cart = sa.table(
+    "cart",
+    sa.column("id", sa.Integer),
+    sa.column("cart_uid", sa.String),
+    sa.column("bundle_path", sa.String),
+    sa.column("bundle", sa.Boolean),
+    sa.column("creation_date", sa.DateTime),
+    sa.column("updated_date", sa.DateTime),
+    sa.column("deleted_date", sa.DateTime),
+    sa.column("used_date", sa.DateTime),
+    sa.column("status", sa.Text),
+    sa.column("error", sa.Text),
+    sa.column("files_total", sa.Integer),
+    sa.column("files_staged", sa.Integer),
+)
+file = sa.table(
+    "file",
+    sa.column("id", sa.Integer),
+    sa.column("cart_id", sa.Integer),
+    sa.column("bundle_path", sa.String),
+    sa.column("hash_type", sa.String),
+    sa.column("hash_value", sa.String),
+    sa.column("status", sa.Text),
+    sa.column("error", sa.Text),
+    sa.column("position", sa.Integer),
+)
+cartsystem = sa.table("cartsystem", sa.column("part", sa.String), sa.column("value", sa.Integer))
+
+
+def upgrade() -> None:
+    op.drop_table("carttasks")
+    _add_columns()
+    _dates_to_utc()
+    _fill_files()
+    _tidy_paths()
+    _fill_carts()
+    _take_up_unfinished()
+    _count_files()
+    _hold_to_rules()
+    # Pacifica's own programs look here, and refuse a database of a version they do not know.
+    op.execute(cartsystem.delete())
+    op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
+
+
+def _add_columns() -> None:
+    zero = sa.text("0")
+    op.add_column("cart", sa.Column("used_date", sa.DateTime))
+    op.add_column("cart", sa.Column("fingerprint", sa.String(64)))
+    op.add_column(
+        "cart", sa.Column("bundle_asked", sa.Boolean, nullable=False, server_default=sa.false())
+    )
+    op.add_column("cart", sa.Column("files_total", sa.Integer, nullable=False, server_default=zero))
+    op.add_column(
+        "cart", sa.Column("files_staged", sa.Integer, nullable=False, server_default=zero)
+    )
+    op.add_column("cart", sa.Column("bytes_total", sa.BigInteger))
+    op.add_column(
+        "cart", sa.Column("bytes_staged", sa.BigInteger, nullable=False, server_default=zero)
+    )
+    op.add_column(
+        "cart", sa.Column("volume_bytes", sa.BigInteger, nullable=False, server_default=zero)
+    )
+    op.add_column("cart", sa.Column("lease_holder", sa.Text))
+    op.add_column("cart", sa.Column("lease_until", sa.Double))
+    op.add_column("file", sa.Column("position", sa.Integer))
+    op.add_column("file", sa.Column("size", sa.BigInteger))
+    op.add_column("file", sa.Column("mtime", sa.BigInteger))
+
+
+def _dates_to_utc() -> None:
+    """Pacifica wrote local time; only Python knows, for each date, how far that is from UTC."""
+    columns = [cart.c.creation_date, cart.c.updated_date, cart.c.deleted_date]
+    change = cart.update().where(cart.c.id == sa.bindparam("row"))
+    for rows in _pages(sa.select(cart.c.id, *columns), cart.c.id):
+        changed = [
+            {
+                "row": row.id,
+                "creation_date": _utc(row.creation_date),
+                "updated_date": _utc(row.updated_date),
+                "deleted_date": row.deleted_date and _utc(row.deleted_date),
+                "used_date": _utc(row.updated_date),
+            }
+            for row in rows
+        ]
+        op.get_bind().execute(
+            change.values({name: sa.bindparam(name) for name in changed[0] if name != "row"}),
+            changed,
+        )
+
+
+def _utc(local: datetime) -> datetime:
+    return local.astimezone(UTC).replace(tzinfo=None)
+
+
+def _fill_files() -> None:
+    """Pacifica inserted a manifest's entries in order, so their ids tell their places."""
+    place = sa.func.row_number().over(partition_by=file.c.cart_id, order_by=file.c.id) - 1
+    ranked = sa.select(file.c.id, place.label("place")).subquery()
+    op.execute(
+        file.update()
+        .where(file.c.id == ranked.c.id)
+        .values(
+            position=ranked.c.place,
+            hash_type=sa.func.coalesce(file.c.hash_type, ""),
+            hash_value=sa.func.lower(sa.func.coalesce(file.c.hash_value, "")),
+            bundle_path=sa.func.ltrim(file.c.bundle_path, "/"),
+        )
+    )
+
+
+def _tidy_paths() -> None:
+    untidy = sa.select(file.c.id, file.c.bundle_path).where(
+        sa.or_(*(file.c.bundle_path.like(pattern) for pattern in UNTIDY))
+    )
+    change = (
+        file.update()
+        .where(file.c.id == sa.bindparam("row"))
+        .values(bundle_path=sa.bindparam("path"))
+    )
+    for rows in _pages(untidy, file.c.id):
+        changed = [{"row": row.id, "path": _tidied(row.bundle_path)} for row in rows]
+        op.get_bind().execute(change, changed)
+
+
+def _tidied(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _fill_carts() -> None:
+    """In version 0.1 only the path told whether a cart was bundled."""
+    bundled = sa.func.coalesce(cart.c.bundle, sa.false()) | cart.c.bundle_path.like(
+        sa.literal("%") + cart.c.cart_uid + sa.literal(".tar")
+    )
+    op.execute(cart.update().values(bundle=sa.case((bundled, sa.true()), else_=sa.false())))
+    op.execute(cart.update().where(cart.c.deleted_date.is_not(None)).values(status="deleted"))
+
+
+def _take_up_unfinished() -> None:
+    """What was under way starts again; but a manifest that only the queue knew is gone."""
+    unfinished = cart.c.status.not_in(["ready", "error", "deleted"])
+    has_files = sa.exists().where(file.c.cart_id == cart.c.id)
+    op.execute(
+        cart.update().where(unfinished, ~has_files).values(status="error", error=MANIFEST_LOST)
+    )
+    op.execute(
+        cart.update()
+        .where(unfinished, cart.c.status.not_in(["waiting", "staging"]))
+        .values(status="waiting")
+    )
+    op.execute(
+        file.update()
+        .where(
+            file.c.status != "staged",
+            file.c.cart_id.in_(sa.select(cart.c.id).where(unfinished)),
+        )
+        .values(status="waiting", error="")
+    )
+    known = ["waiting", "staging", "staged", "error"]
+    op.execute(file.update().where(file.c.status.not_in(known)).values(status="waiting"))
+
+
+def _count_files() -> None:
+    staged = sa.func.sum(sa.case((file.c.status == "staged", 1), else_=0))
+    counted = (
+        sa.select(file.c.cart_id, sa.func.count().label("total"), staged.label("staged"))
+        .group_by(file.c.cart_id)
+        .subquery()
+    )
+    op.execute(
+        cart.update()
+        .where(cart.c.id == counted.c.cart_id)
+        .values(files_total=counted.c.total, files_staged=counted.c.staged)
+    )
+
+
+def _hold_to_rules() -> None:
+    with op.batch_alter_table("cart") as batch:
+        batch.drop_column("bundle_path")
+        batch.alter_column(
+            "bundle",
+            existing_type=sa.Boolean(),
+            type_=sa.Boolean(),
+            nullable=False,
+            server_default=sa.false(),
+        )
+        batch.alter_column("used_date", existing_type=sa.DateTime(), nullable=False)
+    op.drop_index("file_cart_id", "file", if_exists=True)
+    with op.batch_alter_table("file") as batch:
+        short = sa.String(255)
+        batch.alter_column("file_name", existing_type=short, type_=sa.Text())
+        batch.alter_column("bundle_path", existing_type=short, type_=sa.Text())
+        batch.alter_column("hash_type", existing_type=short, nullable=False)
+        batch.alter_column("hash_value", existing_type=short, type_=sa.Text(), nullable=False)
+        batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
+    op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
+    living = sa.text("deleted_date IS NULL")
+    op.create_index("cart_living", "cart", ["status"], sqlite_where=living, postgresql_where=living)
+    op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
+
+
+def _pages(query: Any, key: Any) -> Iterator[list[Any]]:
+    """The rows of ``query`` by their key, some at a time: the table may be larger than memory."""
+    last = -1
+    while rows := (
+        op.get_bind().execute(query.where(key > last).order_by(key).limit(BATCH)).fetchall()
+    ):
+        yield list(rows)
+        last = rows[-1].id

@@ -1,0 +1,151 @@
+"""The version of a database's schema, and its upgrade: blocking, for the start and the commands.
+
+Strategy: one transaction takes a database from whatever version to ours, or leaves it as it was.
+A database of Pacifica Cartd tells its version in the table ``cartsystem``; from the upgrade on
+Alembic keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import SetColumnComment, SetTableComment
+
+from cartd.errors import CartdError, ConfigError, Unavailable
+
+from .engines import explained, parse, schema_engine
+from .state import Condition, SchemaState, state_of
+from .tables import cartsystem, metadata
+
+# Any number that no other program is likely to choose; it spells "cartd".
+_UPGRADE_LOCK = 0x6361727464
+
+
+class UpgradeError(CartdError):
+    """The schema could not be upgraded; nothing was changed."""
+
+
+def schema_state(url: str) -> SchemaState:
+    """Which version the database has; raises ``Unavailable`` if it cannot be asked."""
+    if _is_absent(url):
+        return state_of(tables=frozenset(), version=None)
+    with _connected(url) as connection:
+        return _state(connection)
+
+
+def sync(url: str) -> SchemaState:
+    """Create the tables, or upgrade them to our version; what is current or newer stays.
+
+    Raises ``ConfigError`` for a database that is not cartd's or of a version from the future,
+    ``UpgradeError`` with nothing changed, ``Unavailable``.
+    """
+    with _connected(url) as connection:
+        _wait_for_other_upgrades(connection)
+        state = _state(connection)
+        if state.condition in (Condition.FOREIGN, Condition.NEWER):
+            raise ConfigError(state.explanation)
+        if state.condition in (Condition.MISSING, Condition.OLDER):
+            _upgrade(connection, state)
+        return _state(connection)
+
+
+def wait_for_database(
+    url: str, attempts: int, wait: float, sleep: Callable[[float], object]
+) -> None:
+    """Return once the database answers; after ``attempts`` in vain raise the last ``Unavailable``.
+
+    ``sleep(wait)`` is called between two attempts.
+    """
+    for _ in range(attempts - 1):
+        try:
+            return _answer(url)
+        except Unavailable:
+            sleep(wait)
+    return _answer(url)
+
+
+def _answer(url: str) -> None:
+    if not _is_absent(url):
+        with _connected(url) as connection:
+            connection.execute(select(1))
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    """A connection in a transaction that is committed at the end."""
+    engine = schema_engine(url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        away = explained(error)
+        if away is None:
+            raise
+        raise away from error
+    finally:
+        engine.dispose()
+
+
+def _is_absent(url: str) -> bool:
+    """Whether it is a SQLite file that nobody has made: to look at it would make it."""
+    parsed = parse(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return False
+    path = Path(parsed.database)
+    return path.parent.is_dir() and not path.exists()
+
+
+def _state(connection: Connection) -> SchemaState:
+    tables = frozenset(inspect(connection).get_table_names())
+    return state_of(tables=tables, version=_version(connection, tables))
+
+
+def _version(connection: Connection, tables: frozenset[str]) -> str | None:
+    if "alembic_version" in tables:
+        versions = connection.scalars(text("SELECT version_num FROM alembic_version")).all()
+        if versions:
+            return " and ".join(sorted(versions))
+    if "cartsystem" in tables:
+        parts = dict(connection.execute(select(cartsystem.c.part, cartsystem.c.value)).all())
+        if {"major", "minor"} <= parts.keys():
+            return f"{parts['major']}.{parts['minor']}"
+    return None
+
+
+def _wait_for_other_upgrades(connection: Connection) -> None:
+    """SQLite's transaction holds the only lock that there is, from its begin."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+
+
+def _upgrade(connection: Connection, state: SchemaState) -> None:
+    config = Config()
+    config.set_main_option("script_location", "cartd.store:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        if state.version is not None:
+            command.stamp(config, state.version)
+        command.upgrade(config, "head")
+        _comment(connection)
+    except (SQLAlchemyError, CommandError) as error:
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise UpgradeError(f"The upgrade failed and changed nothing: {reason}") from error
+
+
+def _comment(connection: Connection) -> None:
+    """What each table and column is, for those who look into the database."""
+    if not connection.dialect.supports_comments:
+        return
+    for table in metadata.sorted_tables:
+        connection.execute(SetTableComment(table))
+        for column in table.columns:
+            if column.comment:
+                connection.execute(SetColumnComment(column))

@@ -1,0 +1,88 @@
+"""What the version of a schema means to this release: values in, values out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from enum import StrEnum
+
+CURRENT = (3, 0)
+"""The schema of this release: (major, minor).  A minor step only adds what may be ignored."""
+UPGRADABLE = frozenset({(0, 1), (1, 0), (2, 0)})
+_OURS = frozenset({"cart", "file", "cartsystem"})
+_CURRENT_TEXT = "{}.{}".format(*CURRENT)
+
+
+class Condition(StrEnum):
+    """How a database's schema stands to the one of this release."""
+
+    MISSING = "missing"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER_MINOR = "newer_minor"
+    NEWER = "newer"
+    FOREIGN = "foreign"
+
+
+_EXPLANATIONS = {
+    Condition.MISSING: "The database has no tables yet; cartd-cmd dbsync makes them",
+    Condition.OLDER: (
+        "The database's schema is version {found}, older than {ours}; cartd-cmd dbsync upgrades it"
+    ),
+    Condition.CURRENT: "The database's schema is current: version {ours}",
+    Condition.NEWER_MINOR: (
+        "The database's schema is version {found}, newer than {ours} but safe to use"
+    ),
+    Condition.NEWER: (
+        "The database's schema is version {found}, which this release does not know;"
+        " it uses {ours}: run the release that made it"
+    ),
+    Condition.FOREIGN: (
+        "The database has tables named cart or file, but no version of cartd's schema:"
+        " it belongs to another program"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The schema that a database has."""
+
+    condition: Condition
+    version: str | None
+    """As the database tells it; none if it does not."""
+
+    @property
+    def safe(self) -> bool:
+        """Whether this release may use it: the same major version, and no older minor one."""
+        return self.condition in (Condition.CURRENT, Condition.NEWER_MINOR)
+
+    @property
+    def current(self) -> bool:
+        """Whether it is exactly the schema of this release."""
+        return self.condition is Condition.CURRENT
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for the administrator."""
+        return _EXPLANATIONS[self.condition].format(found=self.version, ours=_CURRENT_TEXT)
+
+
+def state_of(*, tables: Set[str], version: str | None) -> SchemaState:
+    """The state of a database that has ``tables`` and says that it is of ``version``."""
+    return SchemaState(_condition(tables, version), version)
+
+
+def _condition(tables: Set[str], version: str | None) -> Condition:
+    if version is None:
+        return Condition.FOREIGN if tables & _OURS else Condition.MISSING
+    match = re.fullmatch(r"(\d+)\.(\d+)", version, re.ASCII)
+    found = (int(match[1]), int(match[2])) if match else None
+    if found == CURRENT:
+        return Condition.CURRENT
+    if found in UPGRADABLE:
+        return Condition.OLDER
+    if found is not None and found[0] == CURRENT[0]:
+        return Condition.NEWER_MINOR
+    return Condition.NEWER
