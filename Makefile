@@ -1,0 +1,43 @@
+# Every target does its own set-up: a virtual environment in .venv, from requirements.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo run test check clean
+
+help:
+	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
+	@echo "make run    keep cartd and an archive running, and print what to type next"
+	@echo "make test   run the whole test suite"
+	@echo "make check  formatting, lint, types and the order of imports"
+	@echo "make clean  remove what the other targets made"
+
+$(READY): requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--config-settings editable_mode=compat --editable .
+	touch $@
+
+demo: $(READY)
+	@demo/tools curl tar
+	@BIN=$(BIN) demo/demo
+
+run: $(READY)
+	@demo/tools curl tar
+	@BIN=$(BIN) demo/demo --keep
+
+test: $(READY)
+	@demo/tools curl tar bsdtar
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

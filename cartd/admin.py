@@ -1,0 +1,205 @@
+"""``cartd-cmd``: the commands for who runs the service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from twisted.internet import task
+from twisted.internet.defer import Deferred
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+
+from cartd.config import Config
+from cartd.dump import dump
+from cartd.errors import CartdError, ConfigError
+from cartd.fixit import Fixit
+from cartd.options import Options, read_config
+from cartd.service import Parts
+from cartd.store import schema_state, sync, wait_for_database
+
+Command = Callable[[Config, Namespace], int]
+
+
+def main() -> None:
+    """Run one command; the process's exit status says how it went."""
+    given = _parser().parse_args()
+    try:
+        sys.exit(given.command(_config(given), given))
+    except CartdError as error:
+        sys.exit(f"cartd-cmd: {error}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="cartd-cmd",
+        description="Looks after cartd's store and volume, whether the service runs or not.",
+        epilog="Exit status: 0 if it went well, 1 if not, 2 for a wrong command line.",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration file (default: $CARTD_CONFIG or ~/.pacifica-cartd/config.ini)",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str) -> ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command)
+        return added
+
+    add("dbchk", _dbchk, "Check that the database's schema is safe to use.").add_argument(
+        "--equal", action="store_true", help="ask for exactly the current schema"
+    )
+    add(
+        "dbsync",
+        _dbsync,
+        "Create the database's schema, or upgrade it.\n"
+        "A database of Pacifica Cartd is upgraded in place, with its carts.",
+    )
+    add(
+        "fixit",
+        _fixit,
+        "Stage again what carts lack, and finish them.\n"
+        "A cart that the running service is staging is only watched.",
+    ).add_argument("--cartid", nargs="+", required=True, metavar="UID", help="the carts' uids")
+    add("dump", _dump, "Print every active cart with its files.").add_argument(
+        "--json", action="store_true", help="as JSON instead of YAML"
+    )
+    add("purge", _purge, "Delete the carts that have not been used for a time.").add_argument(
+        "--time-ago",
+        type=_ago,
+        default=timedelta(days=180),
+        metavar="TEXT",
+        help='such as "60 days ago" or "12 hours ago" (default: 180 days ago)',
+    )
+    return parser
+
+
+def _ago(text: str) -> timedelta:
+    """Read ``NUMBER UNIT ago``, as Pacifica's command does."""
+    try:
+        number, unit, _ = text.split()
+        return timedelta(**{unit if unit.endswith("s") else f"{unit}s": float(number)})
+    except (ValueError, TypeError, OverflowError):
+        raise ArgumentTypeError(f'"{text}" is not like "60 days ago"') from None
+
+
+def _config(given: Namespace) -> Config:
+    options = Options()
+    options.parseOptions([] if given.config is None else ["--config", given.config])
+    return read_config(options, os.environ)
+
+
+# The commands that need no reactor
+
+
+def _dbchk(config: Config, given: Namespace) -> int:
+    _wait(config)
+    state = schema_state(config.database_url)
+    if state.current if given.equal else state.safe:
+        return 0
+    print(state.explanation, file=sys.stderr)
+    return 1
+
+
+def _dbsync(config: Config, _given: Namespace) -> int:
+    _wait(config)
+    sync(config.database_url)
+    print("The database has the current schema.")
+    return 0
+
+
+def _wait(config: Config) -> None:
+    wait_for_database(
+        config.database_url,
+        attempts=config.database_connect_attempts,
+        wait=config.database_connect_wait,
+    )
+
+
+# The commands that work with the service's parts
+
+
+def _fixit(config: Config, given: Namespace) -> int:
+    async def work(parts: Parts) -> int:
+        fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
+        fixed = [await fixit.fix(uid) for uid in dict.fromkeys(given.cartid)]
+        return 0 if all(fixed) else 1
+
+    return _with_parts(config, work)
+
+
+def _dump(config: Config, given: Namespace) -> int:
+    async def work(parts: Parts) -> int:
+        await dump(parts.store, parts.volume, sys.stdout, as_json=given.json)
+        return 0
+
+    return _with_parts(config, work)
+
+
+def _purge(config: Config, given: Namespace) -> int:
+    async def work(parts: Parts) -> int:
+        before = parts.reactor.seconds() - given.time_ago.total_seconds()
+        for cart in await parts.store.active():
+            if cart.used < before:
+                print(f"deleting {cart.uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
+                await parts.removal.delete(cart)
+        return 0
+
+    return _with_parts(config, work)
+
+
+def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
+    """Run ``work`` in a reactor and give its exit status."""
+    _wait(config)
+    state = schema_state(config.database_url)
+    if not state.safe:
+        raise ConfigError(state.explanation)
+    _log_warnings()
+    outcome: list[int | CartdError] = []
+
+    async def run(reactor: Any) -> None:
+        parts = Parts(config, reactor)
+        parts.volume.prepare()
+        parts.start(take_up=False)
+        try:
+            outcome.append(await work(parts))
+        except CartdError as error:
+            outcome.append(error)
+        finally:
+            await parts.stager.stop()
+            await parts.close()
+
+    try:
+        task.react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    except SystemExit as ended:
+        if not outcome:
+            raise
+        if isinstance(outcome[0], CartdError):
+            raise outcome[0] from ended
+        return outcome[0]
+    raise AssertionError("react always exits")
+
+
+def _log_warnings() -> None:
+    observer = FilteringLogObserver(
+        textFileLogObserver(sys.stderr),
+        [LogLevelFilterPredicate(defaultLogLevel=LogLevel.error)],
+    )
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

@@ -1,0 +1,88 @@
+"""What a client may ask of carts, apart from downloading: post, look, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO
+
+from cartd.errors import CartNotFound, InvalidInput, Unavailable
+from cartd.manifest import check_uid, parse
+from cartd.model import Cart
+from cartd.removal import Removal
+from cartd.store import Store
+from cartd.threads import RunsInThread
+
+LONGEST_BUNDLED_UID = 255 - len(".tar")
+"""A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
+
+
+class Carts:
+    """The desk of the service; it takes no more carts once it is closed."""
+
+    def __init__(
+        self,
+        store: Store,
+        removal: Removal,
+        threads: RunsInThread,
+        *,
+        bundle_task: bool,
+        require_hashsum: bool,
+        stage: Callable[[int], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._removal = removal
+        self._threads = threads
+        self._bundle_task = bundle_task
+        self._require_hashsum = require_hashsum
+        self._stage = stage
+        self._now = now
+        self._open = True
+
+    def close(self) -> None:
+        self._open = False
+
+    async def post(self, uid: str, body: IO[bytes]) -> Cart:
+        """Accept the manifest in ``body``, which is read and parsed in a thread.
+
+        The very same manifest posted again while its cart lives changes nothing.
+
+        :raises InvalidInput: the uid or the manifest breaks a rule.
+        :raises Unavailable: the service is stopping.
+        """
+        if not self._open:
+            raise Unavailable("The service is stopping; post the cart again in a minute")
+        check_uid(uid)
+        manifest = await self._threads.run(
+            lambda: parse(body.read(), require_hashsum=self._require_hashsum)
+        )
+        if manifest.bundle and len(uid) > LONGEST_BUNDLED_UID:
+            raise InvalidInput(
+                f"bundle: a cart whose uid is over {LONGEST_BUNDLED_UID} characters "
+                "cannot be bundled"
+            )
+        bundle = manifest.bundle
+        if bundle is None:
+            bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
+        cart, new = await self._store.post(uid, manifest, bundle=bundle, now=self._now())
+        if new:
+            self._stage(cart.id)
+        return cart
+
+    async def find(self, uid: str) -> Cart:
+        """The newest cart of ``uid``.
+
+        :raises CartNotFound: there is none that has not been deleted.
+        """
+        cart = await self._store.newest(check_uid(uid))
+        if cart is None:
+            raise CartNotFound(f"No cart with uid {uid} found")
+        return cart
+
+    async def delete(self, uid: str) -> None:
+        """Delete all carts of ``uid``.
+
+        :raises CartNotFound: there is none that has not been deleted.
+        """
+        if not await self._removal.delete_all(check_uid(uid)):
+            raise CartNotFound("Not Found")

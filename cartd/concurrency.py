@@ -1,0 +1,128 @@
+"""Many coroutines at once, but never too many: fair turns, a bounded loop, a pair."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+
+class Turns:
+    """A number of places that keys take in rotation.
+
+    A key that asks for a thousand places gets every other one as soon as a second key
+    asks for one: whoever has much to do does not make the others wait.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+        """Hold one place for as long as the block runs."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._queue(key)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _queue(self, key: Hashable) -> Deferred[None]:
+        def leave(place: Deferred[None]) -> None:
+            queue = self._waiting[key]
+            queue.remove(place)
+            if not queue:
+                del self._waiting[key]
+
+        place: Deferred[None] = Deferred(leave)
+        self._waiting.setdefault(key, deque()).append(place)
+        return place
+
+    def _pass_on(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            return
+        key, queue = self._waiting.popitem(last=False)
+        place = queue.popleft()
+        if queue:
+            self._waiting[key] = queue
+        place.callback(None)
+
+
+async def for_each(
+    source: AsyncIterator[T],
+    work: Callable[[T], Coroutine[Any, Any, None]],
+    at_once: Callable[[], int],
+) -> None:
+    """Run ``work`` on each item of ``source``, at most ``at_once()`` of them at a time.
+
+    The first failure cancels the others, waits until they have cleaned up, and is raised;
+    so does a cancellation from outside.  ``source`` is read only as fast as work ends.
+    """
+    running: set[Deferred[None]] = set()
+    failures: list[Failure] = []
+    wake: Deferred[None] | None = None
+
+    def ended(result: Any, job: Deferred[None]) -> None:
+        running.discard(job)
+        if isinstance(result, Failure):
+            failures.append(result)
+        nonlocal wake
+        if wake is not None:
+            waiting, wake = wake, None
+            waiting.callback(None)
+
+    async def until_at_most(number: int) -> None:
+        nonlocal wake
+        while len(running) > number and not failures:
+            wake = Deferred()
+            await wake
+        if failures:
+            failures[0].raiseException()
+
+    try:
+        async for item in source:
+            await until_at_most(max(at_once(), 1) - 1)
+            job = Deferred.fromCoroutine(work(item))
+            running.add(job)
+            job.addBoth(ended, job)
+        await until_at_most(0)
+    finally:
+        wake = None
+        await _cancelled(running)
+
+
+async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    """Run two coroutines to their ends; the failure of one cancels the other."""
+
+    async def items() -> AsyncIterator[Coroutine[Any, Any, None]]:
+        yield first
+        yield second
+
+    async def run(coroutine: Coroutine[Any, Any, None]) -> None:
+        await coroutine
+
+    await for_each(items(), run, lambda: 2)
+
+
+async def _cancelled(jobs: set[Deferred[None]]) -> None:
+    """Cancel all ``jobs`` and wait until each has let go of what it held."""
+    left = list(jobs)
+    ends: list[Deferred[None]] = []
+    for job in left:
+        end: Deferred[None] = Deferred()
+        job.addBoth(lambda _, end=end: end.callback(None))
+        ends.append(end)
+    for job in left:
+        job.cancel()
+    if ends:
+        await DeferredList(ends)

@@ -1,0 +1,170 @@
+"""A ready cart on its way to a client: found, pinned, planned and, if damaged, given back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+
+from cartd.errors import CartdError, CartNotFound
+from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.plans import Plans
+from cartd.reader import Reader, TarReader, TreeReader
+from cartd.repair import Repair
+from cartd.store import Store
+from cartd.uses import Uses
+from cartd.volume import Volume
+
+log = Logger()
+
+
+class NotReady(CartdError):
+    """The cart is not ready for download yet."""
+
+    code = 202
+
+    def __init__(self) -> None:
+        super().__init__("The cart is not ready for download.")
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A tar of a known length that can be read from any of its bytes on.
+
+    Equal ``etag`` means equal bytes.  ``last_modified`` is Unix seconds: a cart's bytes
+    never change after its posting.
+    """
+
+    cart: Cart
+    length: int
+    etag: str
+    last_modified: float
+    reader: Callable[[int, int], Reader]
+    """Gives a reader of the half-open range of bytes; it must be closed."""
+
+
+class Downloads:
+    """Opens carts for reading; what is open is pinned and cannot be evicted."""
+
+    def __init__(
+        self,
+        store: Store,
+        volume: Volume,
+        plans: Plans,
+        uses: Uses,
+        repair: Repair,
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._volume = volume
+        self._plans = plans
+        self._uses = uses
+        self._repair = repair
+        self._now = now
+        self._jobs: set[Deferred[None]] = set()
+
+    @asynccontextmanager
+    async def open(self, uid: str, top: str) -> AsyncIterator[Download]:
+        """The newest cart of ``uid`` as a tar below the folder ``top``, pinned meanwhile.
+
+        :raises CartNotFound: there is none.
+        :raises NotReady: it is still being staged.
+        :raises CartdError: it is in error; the message is the cause.
+        """
+        cart = await self._newest(uid)
+        with self._uses.pin(cart.id):
+            # What was deleted before the pin may already be gone: look again under the pin.
+            _check_ready(await self._store.cart(cart.id))
+            if cart.bytes_total is None:
+                cart = await self.adopt(cart)
+            self._uses.note(cart.id, self._now())
+            try:
+                yield await (self._bundled(cart) if cart.bundle else self._tree(cart, top))
+            finally:
+                self._uses.note(cart.id, self._now())
+
+    async def _newest(self, uid: str) -> Cart:
+        return _check_ready(await self._store.newest(uid))
+
+    async def _tree(self, cart: Cart, top: str) -> Download:
+        plan = await self._plans.of_ready(cart, top)
+        root = self._volume.tree(cart)
+        return Download(
+            cart,
+            plan.length,
+            plan.etag,
+            cart.created,
+            lambda start, stop: TreeReader(root, plan.segments(start, stop)),
+        )
+
+    async def _bundled(self, cart: Cart) -> Download:
+        path = self._volume.tar(cart)
+        # The tar of a fingerprinted cart is a function of its plan; one that Pacifica
+        # wrote is known only by its row and its size.
+        if cart.fingerprint is None:
+            length = cart.volume_bytes
+            etag = f'"{sha256(f"{cart.id}/{cart.created}/{length}".encode()).hexdigest()}"'
+        else:
+            plan = await self._plans.of_ready(cart, cart.uid)
+            length, etag = plan.length, plan.etag
+        return Download(
+            cart,
+            length,
+            etag,
+            cart.created,
+            lambda start, stop: TarReader(path, length, start, stop),
+        )
+
+    async def adopt(self, cart: Cart) -> Cart:
+        """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
+
+        Files that are gone are staged again.
+
+        :raises NotReady: so it was.
+        """
+        if cart.bundle:
+            size = await self._volume.tar_size(cart)
+            if size is None:
+                await self._repair.give_back(cart)
+                raise NotReady
+            await self._store.record_measured(cart.id, [], bytes_total=size, volume_bytes=size)
+        else:
+            files = await self._repair.all_files(cart)
+            found = await self._volume.measure(cart, files)
+            sizes = [one for one in found if one is not None]
+            if len(sizes) < len(files):
+                await self._repair.give_back(cart)
+                raise NotReady
+            total = sum(size for _, size, _ in sizes)
+            await self._store.record_measured(cart.id, sizes, bytes_total=total, volume_bytes=total)
+        return _check_ready(await self._store.cart(cart.id))
+
+    def damaged(self, cart: Cart) -> None:
+        """Have the cart given back, whether or not the client that found out stays."""
+        job = Deferred.fromCoroutine(self._repair.give_back(cart))
+        self._jobs.add(job)
+        job.addErrback(
+            lambda failure: log.failure("Cannot give back cart {id}", failure, id=cart.id)
+        )
+        job.addBoth(lambda _: self._jobs.discard(job))
+
+    async def stop(self) -> None:
+        """Cancel what is under way on its own."""
+        jobs = list(self._jobs)
+        for job in jobs:
+            job.cancel()
+        await DeferredList(jobs)
+
+
+def _check_ready(cart: Cart | None) -> Cart:
+    if cart is None or cart.status == CartStatus.DELETED:
+        raise CartNotFound("The cart does not exist or has already been deleted")
+    if cart.status in UNFINISHED:
+        raise NotReady
+    if cart.status == CartStatus.ERROR:
+        raise CartdError(cart.error)
+    return cart

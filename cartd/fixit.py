@@ -1,0 +1,74 @@
+"""``cartd-cmd fixit``: stages again what a cart lacks, and shows how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TextIO
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.repair import Repair
+from cartd.store import Store
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at a cart that is being staged."""
+
+
+class Fixit:
+    """Fixes one cart after the other; ``begin`` stages a cart in this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        repair: Repair,
+        begin: Callable[[int], Deferred[None]],
+        clock: IReactorTime,
+        out: TextIO,
+    ) -> None:
+        self._store = store
+        self._repair = repair
+        self._begin = begin
+        self._clock = clock
+        self._out = out
+
+    async def fix(self, uid: str) -> bool:
+        """Bring the newest cart of ``uid`` to ready; say whether that went well."""
+        cart = await self._store.newest(uid)
+        if cart is None:
+            self._say(f"{uid}: there is no such cart")
+            return False
+        if cart.status == CartStatus.READY and not await self._repair.lost(cart):
+            self._say(f"{uid}: ready, nothing to fix")
+            return True
+        if cart.status not in UNFINISHED:
+            await self._repair.give_back(cart)
+        self._begin(cart.id)
+        cart = await self._watch(cart.id)
+        self._say(f"{uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
+        return cart.status == CartStatus.READY
+
+    async def _watch(self, cart_id: int) -> Cart:
+        """Show the progress of the cart, whoever stages it, until it has ended."""
+        while True:
+            cart = await self._store.cart(cart_id)
+            assert cart is not None
+            self._show(cart)
+            if cart.status not in UNFINISHED:
+                return cart
+            await deferLater(self._clock, LOOK_EVERY)
+
+    def _show(self, cart: Cart) -> None:
+        if self._out.isatty():
+            total = "?" if cart.bytes_total is None else f"{cart.bytes_total:,}"
+            self._out.write(
+                f"\r\x1b[K{cart.uid}: {cart.files_staged:,} of {cart.files_total:,} files, "
+                f"{cart.bytes_staged:,} of {total} bytes"
+            )
+            self._out.flush()
+
+    def _say(self, line: str) -> None:
+        self._out.write(f"\r\x1b[K{line}\n" if self._out.isatty() else f"{line}\n")
+        self._out.flush()

@@ -1,0 +1,60 @@
+"""Who works on this volume, and who has died.
+
+A process that stages carts holds leases in the store under a name of its own, and keeps a
+locked file of that name on the volume.  The system lets go of the lock when the process
+ends, however it ends: so the leases of a killed process can be taken over at once, and
+those of a process on another machine, whose lock cannot be seen, when they expire.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class Holders:
+    """The lock files in one directory; all methods block for no more than a file's touch."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._machine = socket.gethostname()
+        self.name = f"{self._machine}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._lock = FileLock(self._path(self.name))
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}.lock"
+
+    def start(self) -> None:
+        """Take the lock of this process, and sweep away those that dead ones left."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        for path in self._directory.glob("*.lock"):
+            self._is_dead(path.name.removesuffix(".lock"))
+
+    def stop(self) -> None:
+        self._lock.release()
+        self._path(self.name).unlink(missing_ok=True)
+
+    def dead_among(self, names: Iterable[str]) -> set[str]:
+        """Give those of ``names`` whose process has ended on this volume."""
+        return {name for name in names if name != self.name and self._is_dead(name)}
+
+    def _is_dead(self, name: str) -> bool:
+        path = self._path(name)
+        if name == self.name or name.rsplit("-", 2)[0] != self._machine:
+            return False
+        if not path.exists():
+            return True
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        path.unlink(missing_ok=True)
+        lock.release()
+        return True

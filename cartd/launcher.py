@@ -1,0 +1,33 @@
+"""``pacifica-cartd``: the command of Pacifica Cartd, which starts the same service as twistd."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+from twisted.scripts import twistd
+
+
+def twistd_arguments(arguments: Sequence[str]) -> list[str]:
+    """Translate Pacifica's command line into that of ``twistd``."""
+    parser = ArgumentParser(
+        prog="pacifica-cartd",
+        description="Run the cart service in the foreground, as `twistd -n cartd` does.",
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (INI)")
+    parser.add_argument("-p", "--port", metavar="PORT", help="port to listen on")
+    parser.add_argument("-a", "--address", metavar="ADDRESS", help="address to listen on")
+    parser.add_argument("--cpconfig", metavar="FILE", help="read past: CherryPy is not used")
+    given = parser.parse_args(arguments)
+    options = [
+        f"--{name}={value}"
+        for name in ("config", "port", "address")
+        if (value := getattr(given, name)) is not None
+    ]
+    return ["twistd", "--nodaemon", "--pidfile=", "cartd", *options]
+
+
+def main() -> None:
+    sys.argv = twistd_arguments(sys.argv[1:])
+    twistd.run()

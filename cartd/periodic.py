@@ -1,0 +1,58 @@
+"""Work that is done again and again, and survives its own failures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from cartd.errors import CartdError
+
+log = Logger()
+
+
+class Periodic:
+    """Calls ``work`` every ``seconds``, at first at once; never twice at a time."""
+
+    def __init__(
+        self, clock: IReactorTime, seconds: float, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._work = work
+        self._seconds = seconds
+        self._loop = LoopingCall(self._run)
+        self._loop.clock = clock
+        self._ended: Deferred[LoopingCall] | None = None
+        self._current: Deferred[None] | None = None
+
+    def start(self) -> None:
+        self._ended = self._loop.start(self._seconds)
+
+    async def stop(self) -> None:
+        """End the loop; work that is under way is cancelled, and waited for."""
+        if self._ended is None:
+            return
+        self._loop.stop()
+        if self._current is not None:
+            self._current.cancel()
+        await self._ended
+        self._ended = None
+
+    def _run(self) -> Deferred[None]:
+        self._current = Deferred.fromCoroutine(self._survive())
+        return self._current
+
+    async def _survive(self) -> None:
+        # A LoopingCall whose function fails stops for good.
+        try:
+            await self._work()
+        except CancelledError:
+            pass
+        except CartdError as error:
+            log.warn(
+                "{error}; it is tried again in {seconds} s", error=error, seconds=self._seconds
+            )
+        except Exception:
+            log.failure("Periodic work failed; it is tried again in {s} s", s=self._seconds)

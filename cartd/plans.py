@@ -1,0 +1,63 @@
+"""From a cart's rows in the store to the plan of its tar."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from cartd.bundle import Bundle, Member
+from cartd.errors import VolumeDamaged
+from cartd.model import Cart, CartFile
+from cartd.store import Store
+from cartd.threads import RunsInThread
+
+MOST_MEMBERS_KEPT = 200_000
+
+
+class Plans:
+    """Builds the tars' plans, and keeps the last ones: many ranges are asked of one tar."""
+
+    def __init__(self, store: Store, threads: RunsInThread) -> None:
+        self._store = store
+        self._threads = threads
+        self._kept: OrderedDict[tuple[int, str], Bundle] = OrderedDict()
+        self._members_kept = 0
+
+    async def of_ready(self, cart: Cart, top: str) -> Bundle:
+        """The plan of a ready cart, which never changes, below the folder ``top``."""
+        key = (cart.id, top)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        plan = await self.build(cart, top)
+        self._keep(key, plan)
+        return plan
+
+    async def build(self, cart: Cart, top: str) -> Bundle:
+        """The plan of a cart whose files' sizes are all known.
+
+        :raises VolumeDamaged: the store does not know a size.
+        """
+        members: list[Member] = []
+        while rows := await self._store.files(cart.id, after=len(members) - 1, limit=5000):
+            members.extend(map(_member, rows))
+        return await self._threads.run(Bundle, members, top=top, created=int(cart.created))
+
+    def forget(self, cart_id: int) -> None:
+        """Drop the plans of a cart that goes back to staging or away."""
+        for key in [key for key in self._kept if key[0] == cart_id]:
+            self._members_kept -= len(self._kept.pop(key))
+
+    def _keep(self, key: tuple[int, str], plan: Bundle) -> None:
+        if key in self._kept or len(plan) > MOST_MEMBERS_KEPT:
+            return
+        self._kept[key] = plan
+        self._members_kept += len(plan)
+        while self._members_kept > MOST_MEMBERS_KEPT:
+            _, dropped = self._kept.popitem(last=False)
+            self._members_kept -= len(dropped)
+
+
+def _member(file: CartFile) -> Member:
+    if file.size is None or file.mtime is None:
+        raise VolumeDamaged(f"The size of {file.path} is not known")
+    return Member(file.path, file.size, file.mtime, file.hash_type, file.hash_sum)

@@ -1,0 +1,84 @@
+"""The end of a cart: marked in the store, taken out of staging, removed from the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from cartd.model import Cart
+from cartd.store import Store
+from cartd.uses import Uses
+from cartd.volume import Volume
+
+log = Logger()
+
+
+class Removal:
+    """Deletes carts for whoever asks: a client, the evictor or an admin.
+
+    The store is told first: from then on nobody finds the cart, and a removal that is cut
+    short by a crash is finished by :meth:`sweep` at the next start.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        volume: Volume,
+        uses: Uses,
+        stop_staging: Callable[[int], Awaitable[None]],
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._volume = volume
+        self._uses = uses
+        self._stop_staging = stop_staging
+        self._now = now
+        self._waiting: set[Deferred[None]] = set()
+
+    async def delete(self, cart: Cart) -> bool:
+        """Delete ``cart`` and say whether its files are gone.
+
+        If they are being downloaded, they go when the last download of them ends.
+        """
+        await self._store.mark_deleted(cart.id, self._now())
+        await self._stop_staging(cart.id)
+        if not self._uses.is_pinned(cart.id):
+            await self._volume.remove(cart)
+            return True
+        later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
+        self._waiting.add(later)
+        later.addBoth(lambda _: self._waiting.discard(later))
+        return False
+
+    async def delete_all(self, uid: str) -> int:
+        """Delete every cart of ``uid`` and give their number."""
+        carts = await self._store.carts_of(uid)
+        for cart in carts:
+            await self.delete(cart)
+        return len(carts)
+
+    async def sweep(self) -> None:
+        """Remove what deleted carts have left on the volume."""
+        for cart_id in await self._store.deleted_among(await self._volume.cart_ids()):
+            cart = await self._store.cart(cart_id)
+            if cart is not None and not self._uses.is_pinned(cart_id):
+                await self._volume.remove(cart)
+                log.info(
+                    "Removed what was left of deleted cart {id} ({uid})", id=cart.id, uid=cart.uid
+                )
+
+    def stop(self) -> None:
+        """Leave the rest to the next start's sweep."""
+        for later in list(self._waiting):
+            later.cancel()
+
+    async def _remove_when_unpinned(self, cart: Cart) -> None:
+        try:
+            await self._uses.unpinned(cart.id)
+            await self._volume.remove(cart)
+        except OSError as error:
+            log.error(
+                "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error
+            )

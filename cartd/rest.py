@@ -1,0 +1,216 @@
+"""The REST interface: routes, and how answers are spelt in HTTP; no logic of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+
+from klein import Klein
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from cartd import disposition, ranges
+from cartd.carts import Carts
+from cartd.downloads import Download, Downloads, NotReady
+from cartd.errors import CartdError, InvalidInput, Unavailable, VolumeDamaged
+from cartd.manifest import check_uid
+from cartd.model import Cart, CartStatus
+from cartd.sender import Sender, SendStopped
+from cartd.site import error_body
+from cartd.threads import RunsInThread
+
+RETRY_AFTER = b"2"
+"""Seconds after which a client may ask again for what is not ready."""
+
+log = Logger()
+
+
+class Rest:
+    """Klein's routes over the desk (:class:`Carts`) and the downloads."""
+
+    app = Klein()
+
+    def __init__(
+        self,
+        carts: Carts,
+        downloads: Downloads,
+        threads: RunsInThread,
+        *,
+        chunk: Callable[[], int],
+        now: Callable[[], float],
+    ) -> None:
+        self._carts = carts
+        self._downloads = downloads
+        self._threads = threads
+        self._chunk = chunk
+        self._now = now
+
+    @app.route("/", methods=["GET"])
+    def root(self, request: Request) -> bytes:
+        return _json(request, {"message": "Pacifica Cartd Interface Up and Running"})
+
+    # Klein answers a HEAD with the first route that takes it: this one stays above GET.
+    @app.route("/<uid>", methods=["HEAD"])
+    async def head(self, request: Request, uid: str) -> bytes:
+        try:
+            cart = await self._carts.find(uid)
+        except CartdError as error:
+            _set(request, "X-Pacifica-Status", CartStatus.ERROR)
+            _set(request, "X-Pacifica-Message", str(error))
+            raise
+        _set_status_headers(request, cart)
+        request.setResponseCode(500 if cart.status == CartStatus.ERROR else 204)
+        return b""
+
+    @app.route("/<uid>", methods=["GET"])
+    async def get(self, request: Request, uid: str) -> bytes:
+        check_uid(uid)
+        name = _filename(request) or disposition.default_filename(self._now())
+        async with self._downloads.open(uid, disposition.top_folder(name)) as download:
+            _set(request, "ETag", download.etag)
+            if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
+                request.setResponseCode(304)
+                return b""
+            _set_download_headers(request, name, download)
+            await self._send(request, download, _range(request, download))
+        return b""
+
+    @app.route("/<uid>", methods=["POST"])
+    async def post(self, request: Request, uid: str) -> bytes:
+        await self._carts.post(uid, request.content)
+        request.setResponseCode(201)
+        return _json(request, {"message": "Cart Processing has begun"})
+
+    @app.route("/<uid>", methods=["DELETE"])
+    async def delete(self, request: Request, uid: str) -> bytes:
+        await self._carts.delete(uid)
+        return _json(request, {"message": "Cart Deleted Successfully"})
+
+    async def _send(self, request: Request, download: Download, wanted: ranges.ByteRange) -> None:
+        """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
+        reader = download.reader(wanted.start, wanted.stop)
+        try:
+            await Sender(reader, self._threads, request, self._chunk).start()
+        except SendStopped:
+            log.debug("A client left while {uid} was sent", uid=download.cart.uid)
+        except (VolumeDamaged, OSError) as error:
+            log.error("Sending {uid} failed: {error}", uid=download.cart.uid, error=error)
+            self._downloads.damaged(download.cart)
+            if not request.startedWriting:
+                raise NotReady from error
+            await _abort(request)
+
+    @app.handle_errors(NotReady)
+    def not_ready(self, request: Request, failure: Failure) -> bytes:
+        """Not an error: plain text, as in Pacifica Cartd, and when to ask again."""
+        request.setHeader(b"retry-after", RETRY_AFTER)
+        return _answer(request, 202, "text/plain", str(failure.value).encode())
+
+    @app.handle_errors(CartdError)
+    def cartd_error(self, request: Request, failure: Failure) -> bytes:
+        error = failure.value
+        if isinstance(error, Unavailable):
+            request.setHeader(b"retry-after", RETRY_AFTER)
+        return _error(request, error.code, str(error))
+
+    @app.handle_errors(HTTPException)
+    def routing_error(self, request: Request, failure: Failure) -> bytes:
+        """What Klein itself refuses: unknown paths (also those it would redirect) and methods."""
+        if failure.value.code == 405:
+            methods = ", ".join(sorted(failure.value.valid_methods))
+            _set(request, "Allow", methods)
+            return _error(request, 405, f"The methods here are {methods}")
+        return _error(request, 404, "Not Found")
+
+    @app.handle_errors(Exception)
+    def unexpected_error(self, request: Request, failure: Failure) -> bytes:
+        log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+        return _error(request, 500, "Internal error; the service's log has the cause")
+
+
+async def _abort(request: Request) -> None:
+    """Break the connection and wait until it is broken: then nobody can end the answer well."""
+    broken = request.notifyFinish()
+    request.channel.forceAbortClient()
+    with suppress(Exception, CancelledError):
+        await broken
+
+
+def _filename(request: Request) -> str | None:
+    values = request.args.get(b"filename")
+    if not values:
+        return None
+    try:
+        return disposition.check_filename(values[0].decode())
+    except UnicodeDecodeError:
+        raise InvalidInput("filename: it is not UTF-8") from None
+
+
+def _range(request: Request, download: Download) -> ranges.ByteRange:
+    """Select the bytes that the request asks for and set the headers that say so."""
+    try:
+        wanted = ranges.select(
+            download.length,
+            download.etag,
+            download.last_modified,
+            range_header=request.getHeader("range"),
+            if_range=request.getHeader("if-range"),
+        )
+    except CartdError:
+        _set(request, "Content-Range", f"bytes */{download.length}")
+        raise
+    _set(request, "Content-Length", str(wanted.stop - wanted.start))
+    if wanted.partial:
+        request.setResponseCode(206)
+        _set(
+            request,
+            "Content-Range",
+            f"bytes {wanted.start}-{wanted.stop - 1}/{download.length}",
+        )
+    return wanted
+
+
+def _set_download_headers(request: Request, name: str, download: Download) -> None:
+    _set(request, "Content-Type", "application/octet-stream")
+    _set(request, "Content-Disposition", disposition.content_disposition(name))
+    _set(request, "Accept-Ranges", "bytes")
+    request.setHeader(b"last-modified", datetimeToString(download.last_modified))
+
+
+def _set_status_headers(request: Request, cart: Cart) -> None:
+    _set(request, "X-Pacifica-Status", cart.status)
+    _set(request, "X-Pacifica-Message", cart.error)
+    _set(request, "X-Pacifica-Files-Total", str(cart.files_total))
+    _set(request, "X-Pacifica-Files-Staged", str(cart.files_staged))
+    if cart.bytes_total is not None:
+        _set(request, "X-Pacifica-Bytes-Total", str(cart.bytes_total))
+        _set(request, "X-Pacifica-Bytes-Staged", str(cart.bytes_staged))
+
+
+def _set(request: Request, name: str, value: str) -> None:
+    """Set a header; what is not printable ASCII is escaped, so that nothing is smuggled in."""
+    safe = value.encode("ascii", "backslashreplace").decode()
+    request.setHeader(name, "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in safe))
+
+
+def _json(request: Request, answer: dict[str, str]) -> bytes:
+    return _answer(request, request.code, "application/json", json.dumps(answer).encode())
+
+
+def _error(request: Request, code: int, message: str) -> bytes:
+    return _answer(request, code, "application/json", error_body(code, message))
+
+
+def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:
+    """A short answer, in place of whatever was being prepared."""
+    for name in (b"content-disposition", b"accept-ranges", b"etag", b"last-modified"):
+        request.responseHeaders.removeHeader(name)
+    request.setResponseCode(code)
+    _set(request, "Content-Type", content_type)
+    _set(request, "Content-Length", str(len(body)))
+    return body

@@ -1,0 +1,270 @@
+"""The service: the only place that builds the parts and joins them."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from cartd.archive import Archive
+from cartd.archive_client import archive_client
+from cartd.carts import Carts
+from cartd.concurrency import Turns
+from cartd.config import Config
+from cartd.downloads import Downloads
+from cartd.errors import CartdError, ConfigError, Unavailable
+from cartd.evictor import Evictor, SpaceRules
+from cartd.holders import Holders
+from cartd.options import Options, read_config
+from cartd.periodic import Periodic
+from cartd.plans import Plans
+from cartd.removal import Removal
+from cartd.repair import Repair
+from cartd.rest import Rest
+from cartd.signals import StopSignals
+from cartd.site import LimitedSite
+from cartd.stager import Stager
+from cartd.staging import Tools
+from cartd.store import Store, schema_state, sync, wait_for_database
+from cartd.threads import Threads
+from cartd.uses import Uses
+from cartd.volume import Volume
+
+__all__ = ["Cartd", "Options", "Parts", "makeService"]
+
+THREADS = 16
+"""For the disk: enough that slow reads do not wait for each other."""
+CHUNK_MEMORY = 32 * 2**20
+"""Bytes that all downloads together read at once."""
+SMALLEST_CHUNK = 64 * 2**10
+
+log = Logger()
+
+
+class Parts:
+    """Everything that works on one store and one volume, joined but not started.
+
+    The service and the admin commands are made of the same parts.
+    """
+
+    def __init__(self, config: Config, reactor: Any) -> None:
+        now = reactor.seconds
+        self.config = config
+        self.reactor = reactor
+        self.threads = Threads(reactor, THREADS)
+        self.store = Store(config.database_url, reactor)
+        self.volume = Volume(config.volume_path, self.threads)
+        self.uses = Uses()
+        self.plans = Plans(self.store, self.threads)
+        holders = Holders(config.volume_path / "holders")
+        self.stager = Stager(self.store, holders, self.threads, reactor)
+        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
+        rules = SpaceRules(
+            quota=config.volume_quota,
+            reserve=config.volume_reserve,
+            evicts=config.lru_purge,
+            buffer_time=config.lru_buffer_time,
+        )
+        self.evictor = Evictor(
+            self.store,
+            self.uses,
+            rules,
+            free=self.volume.free,
+            delete=self.removal.delete,
+            now=now,
+        )
+        self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
+        client, self._connections = archive_client(
+            reactor,
+            connections=config.archive_connections,
+            connect_timeout=config.archive_connect_timeout,
+            ca_file=config.archive_ca_file,
+        )
+        self._archive = Archive(
+            client,
+            config.archive_url,
+            reactor,
+            head_timeout=config.archive_stall_timeout,
+            stall_timeout=config.archive_stall_timeout,
+        )
+
+    def start(self, *, take_up: bool) -> None:
+        """Start the threads and the stager; ``take_up``: with what others left unfinished."""
+        self.threads.start()
+        tools = Tools(
+            store=self.store,
+            volume=self.volume,
+            archive=self._archive,
+            reserve=self.evictor.reserve,
+            plans=self.plans,
+            turns=Turns(self.config.archive_connections),
+            clock=self.reactor,
+            random=random.random,
+            tries=self.config.archive_retries,
+            carts_at_once=self.stager.count,
+        )
+        self.stager.start(tools, take_up=take_up)
+
+    async def close(self) -> None:
+        """Let go of everything; nothing is staged or sent any more."""
+        await self.downloads.stop()
+        self.removal.stop()
+        try:
+            await self.evictor.record_uses()
+        except Unavailable as error:
+            log.warn("The last uses are not recorded: {error}", error=error)
+        await self.store.close()
+        await self._connections.closeCachedConnections()
+        self.threads.stop()
+
+
+class Cartd(Service):
+    """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        config, reactor = parts.config, parts.reactor
+        self._carts = Carts(
+            parts.store,
+            parts.removal,
+            parts.threads,
+            bundle_task=config.bundle_task,
+            require_hashsum=config.require_hashsum,
+            stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
+            now=reactor.seconds,
+        )
+        rest = Rest(
+            self._carts,
+            parts.downloads,
+            parts.threads,
+            chunk=self._chunk,
+            now=reactor.seconds,
+        )
+        self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
+        self._eviction = Periodic(reactor, config.lru_interval, parts.evictor.keep_room)
+        self._ports: list[IListeningPort] = []
+        self._sweep: Deferred[None] = Deferred()
+        self._draining: Deferred[None] | None = None
+        self._hurried = False
+
+    def privilegedStartService(self) -> None:
+        """Bind the endpoints, before privileges are shed."""
+        for description in _endpoints(self._parts.config):
+            self._ports.append(_listen(self._parts.reactor, description, self._site))
+            log.info("Listening on {endpoint}", endpoint=description)
+
+    def startService(self) -> None:
+        super().startService()
+        self._parts.start(take_up=True)
+        self._sweep = Deferred.fromCoroutine(self._parts.removal.sweep())
+        self._sweep.addErrback(_sweep_failed)
+        self._eviction.start()
+
+    async def _stop(self) -> None:
+        self._carts.close()
+        for port in self._ports:
+            await port.stopListening()
+        self._sweep.cancel()
+        await self._eviction.stop()
+        await self._parts.stager.stop()
+        await self._drain()
+        self._site.abort_connections()
+        await self._parts.close()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop taking carts and staging, let downloads end for a while, then close all."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    def hurry(self) -> None:
+        """Wait no longer for the downloads."""
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
+
+    async def _drain(self) -> None:
+        grace = 0 if self._hurried else self._parts.config.shutdown_grace
+        self._draining = Deferred.fromCoroutine(self._parts.uses.idle())
+        self._draining.addTimeout(grace, self._parts.reactor)
+        try:
+            await self._draining
+        except (TimeoutError, CancelledError):
+            log.warn("Breaking {number} downloads", number=self._parts.uses.pinned())
+        finally:
+            self._draining = None
+
+    def _chunk(self) -> int:
+        share = CHUNK_MEMORY // max(self._parts.uses.pinned(), 1)
+        return max(min(share, self._parts.config.transfer_size), SMALLEST_CHUNK)
+
+
+def _sweep_failed(failure: Failure) -> None:
+    if not failure.check(CancelledError):
+        log.failure("The volume was not swept", failure)
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
+    """Build the service for ``twistd``.
+
+    :raises SystemExit: it cannot run; the one line says why.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    try:
+        config = read_config(options, os.environ)
+        _prepare(config, reactor)
+    except CartdError as error:
+        raise SystemExit(f"cartd: {error}") from None
+    for note in config.notes:
+        log.warn("{note}", note=note)
+    cartd = Cartd(Parts(config, reactor))
+    service = MultiService()
+    cartd.setServiceParent(service)
+    StopSignals(reactor, cartd.hurry).setServiceParent(service)
+    return service
+
+
+def _prepare(config: Config, reactor: Any) -> None:
+    """Check what a start needs, blocking: nothing else runs yet."""
+    Volume(config.volume_path, Threads(reactor, 1)).prepare()
+    wait_for_database(
+        config.database_url,
+        attempts=config.database_connect_attempts,
+        wait=config.database_connect_wait,
+    )
+    state = schema_state(config.database_url)
+    if state.missing:
+        sync(config.database_url)
+    elif not state.safe:
+        raise ConfigError(state.explanation)
+
+
+def _endpoints(config: Config) -> tuple[str, ...]:
+    if config.endpoints:
+        return config.endpoints
+    address = config.address.replace(":", r"\:")
+    return (f"tcp:{config.port}:interface={address}",)
+
+
+def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort:
+    """Bind one endpoint.  Twisted's endpoints bind at once, so that a failure can stop the start.
+
+    :raises SystemExit: it is not an endpoint, or it cannot be bound.
+    """
+    outcome: list[Any] = []
+    try:
+        serverFromString(reactor, description).listen(site).addBoth(outcome.append)
+    except Exception as error:
+        raise SystemExit(f"cartd: {description} is not an endpoint: {error}") from None
+    [port] = outcome
+    if isinstance(port, Failure):
+        raise SystemExit(f"cartd: cannot listen on {description}: {port.getErrorMessage()}")
+    return port

@@ -1,0 +1,39 @@
+"""What SIGTERM and SIGINT do: the first stops the service, the second hurries it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+
+log = Logger()
+
+
+class StopSignals(Service):
+    """Takes both signals over from the reactor, which would end with the signal's status, not 0."""
+
+    def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._hurry = hurry
+        self._stopping = False
+
+    def startService(self) -> None:
+        super().startService()
+        # The reactor installs its own when it starts: take over after that.
+        self._reactor.callWhenRunning(self._install)
+
+    def _install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
+
+    def _stop(self) -> None:
+        if self._stopping:
+            log.info("Stopping at once")
+            self._hurry()
+        else:
+            self._stopping = True
+            log.info("Stopping; a second signal ends running downloads at once")
+            self._reactor.stop()

@@ -1,0 +1,136 @@
+"""Turns in rotation, and loops that never run too many jobs nor leave one behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import TypeVar
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from cartd.concurrency import Turns, both, for_each
+
+T = TypeVar("T")
+
+
+async def each(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
+
+
+def outcome(deferred: Deferred[None]) -> list[object]:
+    results: list[object] = []
+    deferred.addBoth(results.append)
+    return results
+
+
+class Jobs:
+    """Jobs that run until they are told to end."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.cleaned: list[str] = []
+        self.running: dict[str, Deferred[None]] = {}
+
+    async def work(self, name: str) -> None:
+        self.started.append(name)
+        self.running[name] = Deferred()
+        try:
+            await self.running[name]
+        finally:
+            del self.running[name]
+            self.cleaned.append(name)
+
+    def end(self, name: str) -> None:
+        self.running[name].callback(None)
+
+
+async def hold(turns: Turns, key: str, log: list[str], end: Deferred[None]) -> None:
+    async with turns.turn(key):
+        log.append(key)
+        await end
+
+
+def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
+    turns = Turns(1)
+    log: list[str] = []
+    ends: list[Deferred[None]] = [Deferred() for _ in range(6)]
+    for key, end in zip("aaaabb", ends, strict=True):
+        Deferred.fromCoroutine(hold(turns, key, log, end))
+    for _ in range(6):
+        by_key = {"a": ends[:4], "b": ends[4:]}[log[-1]]
+        next(end for end in by_key if not end.called).callback(None)
+    assert log == ["a", "a", "b", "a", "b", "a"]
+
+
+def test_no_more_turns_are_given_than_there_are_places() -> None:
+    turns = Turns(2)
+    log: list[str] = []
+    first: Deferred[None] = Deferred()
+    for key in "abc":
+        Deferred.fromCoroutine(hold(turns, key, log, first if key == "a" else Deferred()))
+    assert log == ["a", "b"]
+    first.callback(None)
+    assert log == ["a", "b", "c"]
+
+
+def test_who_gives_up_waiting_for_a_turn_takes_none() -> None:
+    turns = Turns(1)
+    log: list[str] = []
+    first: Deferred[None] = Deferred()
+    Deferred.fromCoroutine(hold(turns, "a", log, first))
+    gone = Deferred.fromCoroutine(hold(turns, "b", log, Deferred()))
+    Deferred.fromCoroutine(hold(turns, "c", log, Deferred()))
+    result = outcome(gone)
+    gone.cancel()
+    assert isinstance(result[0], Failure) and result[0].check(CancelledError)
+    first.callback(None)
+    assert log == ["a", "c"]
+
+
+def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:
+    jobs = Jobs()
+    done = outcome(Deferred.fromCoroutine(for_each(each("abcd"), jobs.work, lambda: 2)))
+    assert jobs.started == ["a", "b"]
+    jobs.end("b")
+    assert jobs.started == ["a", "b", "c"]
+    for name in "acd":
+        jobs.end(name)
+    assert jobs.cleaned == ["b", "a", "c", "d"]
+    assert done == [None]
+
+
+def test_the_first_failure_cancels_the_other_jobs_and_is_raised_when_they_are_clean() -> None:
+    jobs = Jobs()
+    done = outcome(Deferred.fromCoroutine(for_each(each("abcd"), jobs.work, lambda: 3)))
+    jobs.running["b"].errback(OSError("disk"))
+    assert jobs.started == ["a", "b", "c"]
+    assert sorted(jobs.cleaned) == ["a", "b", "c"]
+    assert isinstance(done[0], Failure) and str(done[0].value) == "disk"
+
+
+def test_cancelling_for_each_waits_until_every_job_has_cleaned_up() -> None:
+    slow: Deferred[None] = Deferred()
+
+    async def clean_slowly(_: str) -> None:
+        try:
+            await Deferred()
+        finally:
+            await slow
+
+    loop = Deferred.fromCoroutine(for_each(each("ab"), clean_slowly, lambda: 2))
+    done = outcome(loop)
+    loop.cancel()
+    assert done == []
+    slow.callback(None)
+    assert isinstance(done[0], Failure) and done[0].check(CancelledError)
+
+
+@pytest.mark.parametrize("fails", ["first", "second"])
+def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
+    jobs = Jobs()
+    done = outcome(Deferred.fromCoroutine(both(jobs.work("first"), jobs.work("second"))))
+    jobs.running[fails].errback(OSError("disk"))
+    assert sorted(jobs.cleaned) == ["first", "second"]
+    assert isinstance(done[0], Failure) and done[0].check(OSError)

@@ -1,0 +1,61 @@
+"""Periodic work goes on after a failure, and ends cleanly in the middle of its work."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+
+from cartd.errors import Unavailable
+from cartd.periodic import Periodic
+
+
+def test_work_that_fails_is_logged_and_done_again() -> None:
+    clock = Clock()
+    runs: list[float] = []
+    logged: list[LogEvent] = []
+
+    async def work() -> None:
+        runs.append(clock.seconds())
+        raise Unavailable("away") if len(runs) == 1 else ValueError("bug")
+
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        periodic = Periodic(clock, 10, work)
+        periodic.start()
+        clock.pump([10, 10])
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert runs == [0, 10, 20]
+    assert [event["log_level"].name for event in logged] == ["warn", "critical", "critical"]
+    Deferred.fromCoroutine(periodic.stop())
+    assert not clock.getDelayedCalls()
+
+
+def test_stopping_cancels_the_work_under_way_and_waits_for_its_end() -> None:
+    clock = Clock()
+    events: list[str] = []
+    cleaning: Deferred[None] = Deferred()
+
+    async def work() -> None:
+        try:
+            await Deferred()
+        except CancelledError:
+            events.append("cancelled")
+            await cleaning
+            events.append("clean")
+            raise
+
+    periodic = Periodic(clock, 10, work)
+    periodic.start()
+    Deferred.fromCoroutine(periodic.stop()).addCallback(lambda _: events.append("stopped"))
+    assert events == ["cancelled"]
+    cleaning.callback(None)
+    assert events == ["cancelled", "clean", "stopped"]
+    assert not clock.getDelayedCalls()
+
+
+def test_what_never_started_can_be_stopped() -> None:
+    done: list[object] = []
+    Deferred.fromCoroutine(Periodic(Clock(), 1, lambda: Deferred()).stop()).addBoth(done.append)
+    assert done == [None]

@@ -1,0 +1,63 @@
+"""Batches are written when they are full or old, and who fills one waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from cartd.progress import Batches
+
+
+class Written:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.block: Deferred[None] | None = None
+
+    async def __call__(self, items: Sequence[int]) -> None:
+        if self.block is not None:
+            await self.block
+        self.batches.append(list(items))
+
+
+def added(batches: Batches[int], item: int) -> list[object]:
+    done: list[object] = []
+    Deferred.fromCoroutine(batches.add(item)).addBoth(done.append)
+    return done
+
+
+def test_a_full_batch_is_written() -> None:
+    written = Written()
+    batches = Batches(written, Clock().seconds, size=2)
+    for item in range(5):
+        added(batches, item)
+    assert written.batches == [[0, 1], [2, 3]]
+    Deferred.fromCoroutine(batches.flush())
+    assert written.batches == [[0, 1], [2, 3], [4]]
+
+
+def test_an_old_batch_is_written_before_it_is_full() -> None:
+    clock, written = Clock(), Written()
+    batches = Batches(written, clock.seconds, seconds=1.0)
+    added(batches, 0)
+    clock.advance(1.0)
+    added(batches, 1)
+    assert written.batches == [[0, 1]]
+
+
+def test_who_fills_a_batch_waits_until_the_one_before_is_written() -> None:
+    written = Written()
+    written.block = Deferred()
+    batches = Batches(written, Clock().seconds, size=1)
+    first, second = added(batches, 0), added(batches, 1)
+    assert first == second == written.batches == []
+    written.block.callback(None)
+    assert written.batches == [[0], [1]]
+    assert first == second == [None]
+
+
+def test_nothing_is_written_when_there_is_nothing() -> None:
+    written = Written()
+    Deferred.fromCoroutine(Batches(written, Clock().seconds).flush())
+    assert written.batches == []
