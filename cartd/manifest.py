@@ -1,0 +1,300 @@
+"""A posted manifest: from bytes to normalised entries, or an error that names the entry.
+
+The shape is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``,
+and as in its schema other keys are allowed; they are read past.
+
+Strategy: a manifest may hold millions of entries and is read in a thread beside the reactor, so
+this must be quick, and must never hold the interpreter's lock for long.  The outer pass finds
+where each entry lies; the entries are then decoded, checked and digested some thousands at a time,
+and each column of such a batch is first looked at as one text: only if something in it is out of
+the ordinary are its values looked at one by one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+import sys
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, methodcaller
+from urllib.parse import unquote
+
+import msgspec
+
+from cartd.checksum import digest_size
+from cartd.errors import InvalidInput
+
+ID_LIMIT = 1024
+"""Bytes of an archive id."""
+PATH_LIMIT = 3072
+"""Bytes of a path: leaves room for the volume's own directories within a PATH_MAX of 4,096."""
+COMPONENT_LIMIT = 255
+"""Bytes of one component, the NAME_MAX of the file systems in use."""
+
+_BATCH = 4096
+_BLOCK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_DROPPED = frozenset({"", "."})
+_DOTS = frozenset({".", ".."})
+_UID = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}")
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One normalised entry.  (A Struct, for there may be millions: see the module's note.)"""
+
+    archive_id: str
+    path: str
+    """Relative, no empty, ``.`` or ``..`` component."""
+    hash_type: str
+    hash_sum: str
+    """Lower-case hex; empty if the client knows none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a client asks for."""
+
+    entries: Sequence[Entry]
+    bundle: bool | None
+    """Whether a tar is to be written; none if the client does not say."""
+    fingerprint: str
+    """SHA-256, hex, of the normalised entries in their order and of ``bundle``."""
+
+
+class _Posted(msgspec.Struct):
+    fileids: list[msgspec.Raw]
+    bundle: bool | None = None
+
+
+class _PostedEntry(msgspec.Struct, gc=False):
+    id: int | str
+    path: str
+    hashtype: str
+    hashsum: str
+
+
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_posted = msgspec.json.Decoder(_Posted)
+_posted_entries = msgspec.json.Decoder(list[_PostedEntry])
+_lines = msgspec.json.Encoder()
+
+
+def check_uid(uid: str) -> str:
+    """Give ``uid`` back if a cart may have it; raises InvalidInput."""
+    if _UID.fullmatch(uid) is None:
+        raise InvalidInput(
+            "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
+        )
+    return uid
+
+
+def parse(body: bytes, *, require_hashsum: bool = False) -> Manifest:
+    """Read a manifest (JSON in UTF-8, with or without a byte order mark).
+
+    Of a key that comes twice the last one counts.  ``require_hashsum`` refuses entries whose
+    hash sum is empty.  Raises InvalidInput, whose message begins with the place of the fault,
+    ``fileids[3].hashtype``, and nothing else.
+    """
+    posted = _decode(body)
+    entries: list[Entry] = []
+    directories: set[str] = set()
+    digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
+    for first in range(0, len(posted.fileids), _BATCH):
+        batch = _decode_entries(posted.fileids[first : first + _BATCH], first)
+        paths = _paths(batch, first)
+        directories.update([path[: path.rfind("/") + 1] for path in paths])
+        hashes = _hashes(batch, first, require_hashsum)
+        normal = list(map(Entry, _ids(batch, first), paths, *hashes))
+        digest.update(_lines.encode_lines(normal))
+        entries += normal
+    _refuse_clashes(entries, directories)
+    return Manifest(entries, posted.bundle, digest.hexdigest())
+
+
+def _decode(body: bytes) -> _Posted:
+    try:
+        _check_utf8(body)
+        return _posted.decode(body.removeprefix(_BOM))
+    except _DECODE_ERRORS as error:
+        raise InvalidInput(_reason(error, "")) from None
+
+
+def _check_utf8(body: bytes) -> None:
+    """Raise UnicodeDecodeError: msgspec does not look into the strings that it reads past."""
+    if not body.isascii():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, len(body), _BLOCK):
+            decoder.decode(body[start : start + _BLOCK], final=start + _BLOCK >= len(body))
+
+
+def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntry]:
+    try:
+        return _posted_entries.decode(b"[" + b",".join(raws) + b"]")
+    except _DECODE_ERRORS as error:
+        if len(raws) == 1:
+            raise InvalidInput(_reason(error, f"fileids[{first}]")) from None
+    # One of them is at fault: alone, its position is known.
+    return [_decode_entries([raw], first + offset)[0] for offset, raw in enumerate(raws)]
+
+
+def _reason(error: Exception, entry: str) -> str:
+    """Say in our words where and why msgspec stopped; ``entry`` is the place, if it is known."""
+    if isinstance(error, RecursionError):
+        return f"{entry or 'manifest'}: is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{entry or 'manifest'}: is not UTF-8"
+    if not isinstance(error, msgspec.ValidationError):
+        fault = str(error).removeprefix("JSON is malformed: ")
+        return f"{entry or 'manifest'}: is not JSON: {fault}"
+    what, _, where = str(error).partition(" - at `$")
+    where = where.rstrip("`")
+    place = entry + where.removeprefix("[0]") if entry else where.removeprefix(".")
+    if missing := re.fullmatch("Object missing required field `(.+)`", what):
+        return f"{place}.{missing[1]}: is missing".removeprefix(".")
+    return f"{place or 'manifest'}: {what[:1].lower()}{what[1:].replace('`', '')}"
+
+
+def _fault(position: int, key: str, reason: str) -> InvalidInput:
+    return InvalidInput(f"fileids[{position}].{key}: {reason}")
+
+
+def _ids(posted: Sequence[_PostedEntry], first: int) -> list[str]:
+    ids = [str(entry.id) for entry in posted]
+    text = "/".join(["", *ids, ""])
+    if (
+        not all(ids)
+        or 4 * max(map(len, ids)) > ID_LIMIT
+        or any(odd in text for odd in ("%", "\\", "\0", "/./", "/../"))
+    ):
+        for position, archive_id in enumerate(ids, first):
+            _check_id(archive_id, position)
+    return ids
+
+
+def _check_id(archive_id: str, position: int) -> None:
+    """Refuse what could name something else than a file of the archive.
+
+    The id is percent-encoded on its way; a server may decode it twice, or take ``\\`` for ``/``.
+    """
+    if not archive_id:
+        raise _fault(position, "id", "is empty")
+    if len(archive_id.encode()) > ID_LIMIT:
+        raise _fault(position, "id", f"is over {ID_LIMIT} bytes")
+    for text in (archive_id, unquote(archive_id)):
+        if "\0" in text:
+            raise _fault(position, "id", "holds a NUL")
+        if not _DOTS.isdisjoint(text.replace("\\", "/").split("/")):
+            raise _fault(position, "id", "has a segment '.' or '..'")
+
+
+def _paths(posted: Sequence[_PostedEntry], first: int) -> list[str]:
+    paths = [entry.path.lstrip("/") for entry in posted]
+    text = "/".join(["", *paths, ""])
+    longest = max(map(len, paths)) * (1 if text.isascii() else 4)
+    if longest > COMPONENT_LIMIT or any(odd in text for odd in ("//", "\0", "/./", "/../")):
+        return [_path(path, position) for position, path in enumerate(paths, first)]
+    return paths
+
+
+def _path(path: str, position: int) -> str:
+    if "\0" in path:
+        raise _fault(position, "path", "holds a NUL")
+    components = path.split("/")
+    if not _DROPPED.isdisjoint(components):
+        components = [component for component in components if component not in _DROPPED]
+    if not components:
+        raise _fault(position, "path", "names no file")
+    if ".." in components:
+        raise _fault(position, "path", "climbs out by '..'")
+    normal = "/".join(components)
+    encoded = normal.encode()
+    if len(encoded) > PATH_LIMIT:
+        raise _fault(position, "path", f"is over {PATH_LIMIT} bytes")
+    if max(map(len, encoded.split(b"/"))) > COMPONENT_LIMIT:
+        raise _fault(position, "path", f"has a component over {COMPONENT_LIMIT} bytes")
+    return normal
+
+
+def _hashes(
+    posted: Sequence[_PostedEntry], first: int, require_hashsum: bool
+) -> tuple[list[str], list[str]]:
+    types = [sys.intern(entry.hashtype) for entry in posted]
+    sums = [entry.hashsum for entry in posted]
+    digits = {name: 2 * _digest_size(name, first + types.index(name)) for name in set(types)}
+    # Each of the right length and together hex: then each is hex.
+    if len(digits) > 1 or set(map(len, sums)) != {*digits.values()} or not _is_hex("".join(sums)):
+        columns = zip(types, sums, strict=True)
+        for index, (hash_type, hash_sum) in enumerate(columns):
+            if hash_sum or require_hashsum:
+                sums[index] = _hash_sum(hash_sum, digits[hash_type], first + index)
+    return types, sums
+
+
+def _digest_size(hash_type: str, position: int) -> int:
+    try:
+        return digest_size(hash_type)
+    except ValueError as error:
+        raise _fault(position, "hashtype", str(error)) from None
+
+
+def _is_hex(text: str) -> bool:
+    """Whether it is lower-case hex and nothing else (``fromhex`` skips white space)."""
+    try:
+        return bytes.fromhex(text).hex() == text
+    except ValueError:
+        return False
+
+
+def _hash_sum(hash_sum: str, digits: int, position: int) -> str:
+    if not hash_sum:
+        raise _fault(position, "hashsum", "is empty, and this service requires hash sums")
+    lower = hash_sum.lower()
+    if len(lower) != digits or not _is_hex(lower):
+        raise _fault(position, "hashsum", f"is not the {digits} hex digits of its hashtype")
+    return lower
+
+
+def _refuse_clashes(entries: Sequence[Entry], directories: Iterable[str]) -> None:
+    paths = set(map(attrgetter("path"), entries))
+    if len(paths) != len(entries):
+        raise _claimed_twice(entries)
+    clash = _file_as_directory(paths, directories)
+    if clash is not None:
+        raise _file_and_directory(entries, clash)
+
+
+def _file_as_directory(files: Container[str], directories: Iterable[str]) -> str | None:
+    """Give a path that is among ``files`` and on the way to one of ``directories``, if any.
+
+    A file that is in the way lies itself in one of the directories.  In this order each of them
+    follows those that it lies in, and the last of these is on top of the stack: of the way from
+    there on, only the first step is new.  So the work grows with the text, not with its depth.
+    """
+    stack = [""]
+    for directory in sorted(directories, key=methodcaller("replace", "/", "\0")):
+        while not directory.startswith(stack[-1]):
+            stack.pop()
+        step = directory[: directory.find("/", len(stack[-1]))]
+        if step in files:
+            return step
+        stack.append(directory)
+    return None
+
+
+def _claimed_twice(entries: Iterable[Entry]) -> InvalidInput:
+    first: dict[str, int] = {}
+    for position, entry in enumerate(entries):
+        other = first.setdefault(entry.path, position)
+        if other != position:
+            return _fault(position, "path", f"is the same as that of fileids[{other}]")
+    raise AssertionError("no path is claimed twice")
+
+
+def _file_and_directory(entries: Sequence[Entry], path: str) -> InvalidInput:
+    file = next(at for at, entry in enumerate(entries) if entry.path == path)
+    below = next(at for at, entry in enumerate(entries) if entry.path.startswith(path + "/"))
+    if file < below:
+        return _fault(below, "path", f"lies below the file of fileids[{file}]")
+    return _fault(file, "path", f"is a directory in that of fileids[{below}]")
