@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -12,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 from twisted.web.server import Request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from cartd import disposition, ranges
 from cartd.carts import Carts
@@ -24,7 +25,7 @@ from cartd.sender import Sender, SendStopped
 from cartd.site import error_body
 from cartd.threads import RunsInThread
 
-RETRY_AFTER = b"2"
+RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready."""
 
 log = Logger()
@@ -82,6 +83,7 @@ class Rest:
 
     @app.route("/<uid>", methods=["POST"])
     async def post(self, request: Request, uid: str) -> bytes:
+        assert request.content is not None
         await self._carts.post(uid, request.content)
         request.setResponseCode(201)
         return _json(request, {"message": "Cart Processing has begun"})
@@ -105,30 +107,24 @@ class Rest:
                 raise NotReady from error
             await _abort(request)
 
-    @app.handle_errors(NotReady)
-    def not_ready(self, request: Request, failure: Failure) -> bytes:
-        """Not an error: plain text, as in Pacifica Cartd, and when to ask again."""
-        request.setHeader(b"retry-after", RETRY_AFTER)
-        return _answer(request, 202, "text/plain", str(failure.value).encode())
-
-    @app.handle_errors(CartdError)
-    def cartd_error(self, request: Request, failure: Failure) -> bytes:
-        error = failure.value
-        if isinstance(error, Unavailable):
-            request.setHeader(b"retry-after", RETRY_AFTER)
-        return _error(request, error.code, str(error))
-
-    @app.handle_errors(HTTPException)
-    def routing_error(self, request: Request, failure: Failure) -> bytes:
-        """What Klein itself refuses: unknown paths (also those it would redirect) and methods."""
-        if failure.value.code == 405:
-            methods = ", ".join(sorted(failure.value.valid_methods))
-            _set(request, "Allow", methods)
-            return _error(request, 405, f"The methods here are {methods}")
-        return _error(request, 404, "Not Found")
-
     @app.handle_errors(Exception)
-    def unexpected_error(self, request: Request, failure: Failure) -> bytes:
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """The one place where an error becomes an answer."""
+        error = failure.value
+        if isinstance(error, NotReady):
+            # No error: plain text, as in Pacifica Cartd, and when to ask again.
+            _set(request, "Retry-After", RETRY_AFTER)
+            return _answer(request, 202, "text/plain", str(error).encode())
+        if isinstance(error, Unavailable):
+            _set(request, "Retry-After", RETRY_AFTER)
+        if isinstance(error, CartdError):
+            return _error(request, error.code, str(error))
+        if isinstance(error, MethodNotAllowed):
+            _set(request, "Allow", ", ".join(sorted(error.valid_methods or ())))
+            return _error(request, 405, "This method is not known here")
+        if isinstance(error, HTTPException):
+            # An unknown path, or one that Klein would redirect.
+            return _error(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
         return _error(request, 500, "Internal error; the service's log has the cause")
 

@@ -36,6 +36,7 @@ def error_body(code: int, message: str) -> bytes:
 class LimitedRequest(Request):
     """A request whose body is refused as soon as it is known to be over a limit."""
 
+    channel: Any
     max_body = 0
     _received = 0
     _refused = False
@@ -106,7 +107,7 @@ class LimitedSite(Site):
         )
         self._connections: WeakSet[Any] = WeakSet()
 
-    def buildProtocol(self, addr: IAddress) -> Any:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         connection = super().buildProtocol(addr)
         self._connections.add(connection)
         return connection
