@@ -1,0 +1,79 @@
+"""Fixtures of databases and stores, each test having one of its own, on SQLite and PostgreSQL.
+
+Use with ``pytest_plugins = ("tests.database_fixtures",)`` in a test module.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from cartd.store import Store, sync
+from tests.databases import Postgres, sqlite_url, the_reactor
+
+BACKENDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server for all tests, with cartd's tables in the database ``synced``."""
+    server = Postgres()
+    server.execute("CREATE DATABASE synced")
+    sync(server.url("synced"))
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that one test may stop and start."""
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def synced_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with cartd's tables, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "synced.sqlite3"
+    sync(sqlite_url(path))
+    return path
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path / "empty.sqlite3")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    url = server.create()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(params=BACKENDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with cartd's tables and no carts."""
+    if request.param == "sqlite":
+        path = tmp_path / "cartd.sqlite3"
+        shutil.copy(request.getfixturevalue("synced_sqlite"), path)
+        yield sqlite_url(path)
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    url = server.create(template="synced")
+    yield url
+    server.drop(url)
+
+
+@pytest_twisted.async_yield_fixture
+async def store(database: str) -> Any:
+    """A store over that database, closed when the test ends."""
+    store = Store(database, the_reactor())
+    yield store
+    await store.close()
