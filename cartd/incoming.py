@@ -7,7 +7,6 @@ a file are in memory, one thread at most works on it, and the order needs no que
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -23,14 +22,17 @@ BLOCK: Final = 1 << 20
 """Bytes that are worth a trip to a thread."""
 HIGH: Final = 2 * BLOCK
 """Bytes collected beside a busy thread at which the producer pauses."""
+MOST_PIECES: Final = 1024
+"""Pieces that are collected before they are joined: those of one byte must not fill the memory."""
 
 
 @implementer(IConsumer)
 class Incoming:
     """Takes a file's bytes from a push producer; the file appears when it is verified.
 
-    A body of less than a block goes to the disk in one trip.  When a trip fails (a full disk,
-    a byte too many), the producer is stopped at once, and :meth:`finish` raises the reason.
+    A body of less than a block goes to the disk in one trip, which ``shared`` may make for several
+    files at once; all else is for ``threads``.  When a trip fails (a full disk, a byte too many),
+    the producer is stopped at once, and :meth:`finish` raises the reason.
     """
 
     def __init__(
@@ -39,14 +41,17 @@ class Incoming:
         checksum: Checksum,
         mtime: int | None,
         threads: RunsInThread,
+        shared: RunsInThread,
     ) -> None:
         self._partial = partial
         self._checksum = checksum
         self._mtime = mtime
         self._threads = threads
+        self._shared = shared
         self._producer: IPushProducer | None = None
         self._paused = False
-        self._collected = BytesIO()
+        self._pieces: list[bytes] = []
+        self._collected = 0
         self._busy = False
         self._finishing = False
         self._given_up = False
@@ -74,9 +79,12 @@ class Incoming:
     def write(self, data: bytes) -> None:
         if self._ended or self._finishing or self._given_up:
             return
-        self._collected.write(data)
+        self._pieces.append(data)
+        self._collected += len(data)
+        if len(self._pieces) >= MOST_PIECES:
+            self._pieces = [b"".join(self._pieces)]
         self._advance()
-        if self._busy and self._collected.tell() >= HIGH:
+        if self._busy and self._collected >= HIGH:
             self._pause()
 
     async def finish(self) -> str:
@@ -120,20 +128,21 @@ class Incoming:
         if self._busy or self._ended:
             return
         if self._given_up:
-            self._collected = BytesIO()
+            self._take()
             if self._partial.begun:
                 self._trip(self._threads.run(self._discard))
             else:
                 self._conclude(CancelledError())
         elif self._finishing:
-            self._trip(self._threads.run(self._complete, self._take()))
-        elif self._collected.tell() >= BLOCK:
+            small = not self._partial.begun and self._collected < BLOCK
+            runner = self._shared if small else self._threads
+            self._trip(runner.run(self._complete, self._take()))
+        elif self._collected >= BLOCK:
             self._trip(self._threads.run(self._append, self._take()))
 
-    def _take(self) -> bytes:
-        # getvalue() hands out BytesIO's own buffer: joined once, never copied.
-        taken, self._collected = self._collected, BytesIO()
-        return taken.getvalue()
+    def _take(self) -> list[bytes]:
+        taken, self._pieces, self._collected = self._pieces, [], 0
+        return taken
 
     def _trip(self, job: Deferred[str | None]) -> None:
         # Nobody outside ever holds this Deferred, so nobody can cancel it: a trip always ends.
@@ -146,7 +155,7 @@ class Incoming:
             self._conclude(digest)
             return
         self._advance()
-        if self._collected.tell() < HIGH:
+        if self._collected < HIGH:
             self._resume()
 
     def _failed(self, failure: Failure) -> None:
@@ -155,7 +164,7 @@ class Incoming:
 
     def _conclude(self, outcome: str | BaseException) -> None:
         self._outcome = outcome
-        self._collected = BytesIO()
+        self._take()
         if self._producer is not None and not isinstance(outcome, str):
             self._producer.stopProducing()
         waiting, self._waiting = self._waiting, []
@@ -174,16 +183,18 @@ class Incoming:
 
     # What follows runs in threads, one trip at a time.
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, pieces: list[bytes]) -> None:
         try:
+            data = b"".join(pieces)
             self._checksum.update(data)
             self._partial.append(data)
         except BaseException:
             self._partial.discard()
             raise
 
-    def _complete(self, data: bytes) -> str:
+    def _complete(self, pieces: list[bytes]) -> str:
         try:
+            data = b"".join(pieces)  # of one piece, that itself
             self._checksum.update(data)
             digest = self._checksum.finish()
             self._partial.append(data)

@@ -15,6 +15,7 @@ from pathlib import Path
 from cartd.errors import NoSpace
 
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+FILE_MODE = 0o644  # less the umask; until it is whole, the directory above keeps others out
 NEW_FILE = (
     os.O_WRONLY
     | os.O_CREAT
@@ -108,15 +109,12 @@ class PartialFile:
                 left = left[self._write(fd, left) :]
 
     def place(self, *, mtime: int | None = None, durable: bool = False) -> None:
-        """Give the file its mode, its modification time (Unix seconds) and its name.
+        """Give the file its modification time (Unix seconds) and its name.
 
         A final name that is a symbolic link is replaced, not followed.
         """
         with told_of(self._final, self._root):
             fd = self._opened()
-            if hasattr(os, "fchmod"):
-                # Readable for whoever may enter the directories, whose modes follow the umask.
-                os.fchmod(fd, 0o644)
             if mtime is not None:
                 self._set_mtime(fd, mtime)
             if durable:
@@ -141,11 +139,11 @@ class PartialFile:
         if self._fd is None:
             self._directories.make(self._temporary.parent)
             try:
-                self._fd = os.open(self._temporary, NEW_FILE, 0o600)
+                self._fd = os.open(self._temporary, NEW_FILE, FILE_MODE)
             except FileNotFoundError:
                 self._directories.forget()
                 self._directories.make(self._temporary.parent)
-                self._fd = os.open(self._temporary, NEW_FILE, 0o600)
+                self._fd = os.open(self._temporary, NEW_FILE, FILE_MODE)
         return self._fd
 
     def _set_mtime(self, fd: int, mtime: int) -> None:

@@ -27,6 +27,7 @@ from cartd.errors import VolumeDamaged
 from cartd.incoming import BLOCK, Incoming
 from cartd.model import Cart, CartFile
 from cartd.partial import Directories, PartialFile, told_of
+from cartd.shared_trips import SharedTrips
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume_links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
@@ -58,6 +59,7 @@ class Volume:
     def __init__(self, root: Path, threads: RunsInThread) -> None:
         self._paths = VolumePaths(root)
         self._threads = threads
+        self._shared = SharedTrips(threads)
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
         self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
         self._links_allowed = True
@@ -82,7 +84,7 @@ class Volume:
         """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
         final = self._paths.member(cart, file.path)
         partial = self._partial(cart, file.position, final)
-        return Incoming(partial, checksum, file.mtime, self._threads)
+        return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
 
     async def clear_incoming(self, cart_id: int) -> None:
         """Remove what an interrupted staging, bundling or removal has left of the cart."""

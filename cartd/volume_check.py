@@ -16,9 +16,9 @@ def prepare(paths: VolumePaths) -> None:
     Raises :class:`ConfigError` that names the path and the reason.  The volume's own parent is not
     made: where a disk is not mounted, nothing must be written in its place.
     """
-    for directory in (paths.root, paths.links, paths.all_incoming):
+    for directory, mode in ((paths.root, 0o777), (paths.links, 0o777), (paths.all_incoming, 0o700)):
         try:
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(mode, exist_ok=True)
         except FileExistsError:
             raise _unusable(directory, "it is not a directory") from None
         except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from itertools import count
 from pathlib import Path
 
 from cartd.model import Cart
@@ -32,6 +33,10 @@ class VolumePaths:
         self.root = root
         self.links = root / "cartuids"
         self.all_incoming = root / "incoming"
+        # Drawn once: a system call a file, on the reactor's thread, hands the interpreter to
+        # some busy worker each time, and costs more than all else that is done for a small file.
+        self._token = secrets.token_hex(8)
+        self._serial = count(1)
 
     def cart(self, cart_id: int) -> Path:
         return self.root / str(cart_id)
@@ -41,7 +46,7 @@ class VolumePaths:
 
     def temporary(self, cart_id: int, hint: object) -> Path:
         """A name that nobody else has, in the cart's part of ``incoming/``."""
-        return self.incoming(cart_id) / f"{hint}-{secrets.token_hex(8)}"
+        return self.incoming(cart_id) / f"{hint}-{self._token}-{next(self._serial)}"
 
     def tree(self, cart: Cart) -> Path:
         return self.cart(cart.id) / check_component(cart.uid)
@@ -55,7 +60,8 @@ class VolumePaths:
         tree = self.tree(cart)
         member = tree.joinpath(*map(check_component, path.split("/")))
         # The jail check should never fire on POSIX; on Windows "C:" and "a\\..\\b" come this far.
-        if os.path.normpath(member) != str(member) or tree not in member.parents:
+        normal = os.path.normpath(member)
+        if normal != str(member) or not normal.startswith(f"{tree}{os.sep}"):
             raise ValueError(f"{path!r} is outside its cart")
         return member
 

@@ -1,0 +1,113 @@
+"""Parts for the tests of the volume: carts, files, and threads that a test turns by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.interfaces import IPushProducer
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from cartd.checksum import Checksum
+from cartd.model import Cart, CartFile, CartStatus
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class InThisThread:
+    """``RunsInThread`` that does the work at once."""
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return execute(work, *args, **kwargs)
+
+
+class HeldThreads:
+    """``RunsInThread`` that holds each trip until the test lets it go.
+
+    As with a real thread, work whose Deferred was cancelled is done all the same.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[Callable[[], None]] = []
+        self.made = 0
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        result: Deferred[T] = Deferred()
+
+        def go() -> None:
+            execute(work, *args, **kwargs).chainDeferred(result)
+
+        self.held.append(go)
+        self.made += 1
+        return result
+
+    def let_one_go(self) -> None:
+        self.held.pop(0)()
+
+    def let_all_go(self) -> None:
+        while self.held:
+            self.let_one_go()
+
+
+@implementer(IPushProducer)
+class RecordingProducer:
+    """A push producer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")
+
+
+def begin(coroutine: Coroutine[Any, Any, T]) -> list[T | Failure]:
+    """Start ``coroutine``; its result or failure is in the list as soon as there is one."""
+    return outcome(Deferred.fromCoroutine(coroutine))
+
+
+def outcome(deferred: Deferred[T]) -> list[T | Failure]:
+    results: list[T | Failure] = []
+    deferred.addBoth(results.append)
+    return results
+
+
+def result_of(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine``, which must not have to wait, and give what it gives."""
+    (result,) = begin(coroutine)
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def failure_of(results: list[T | Failure]) -> BaseException:
+    (result,) = results
+    assert isinstance(result, Failure)
+    assert result.value is not None
+    return result.value
+
+
+def a_cart(cart_id: int = 7, uid: str = "mine", *, bundle: bool = False) -> Cart:
+    return Cart(cart_id, uid, CartStatus.STAGING, 0.0, 0.0, 0.0, bundle=bundle)
+
+
+def a_file(body: bytes, path: str = "a/b.dat", *, position: int = 0) -> CartFile:
+    """A file of a cart that declares the size, SHA-1 and an old time of ``body``."""
+    digest = hashlib.sha1(body).hexdigest()
+    return CartFile(
+        position, str(position), path, "sha1", digest, size=len(body), mtime=1_234_567_890
+    )
+
+
+def checksum_of(file: CartFile) -> Checksum:
+    assert file.size is not None
+    return Checksum(file.hash_type, file.hash_sum, file.size)
