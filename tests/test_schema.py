@@ -1,5 +1,6 @@
-"""Making and upgrading the schema: from nothing, from each of Pacifica's versions, or not at all."""
+"""Making and upgrading the schema: from nothing, from Pacifica's versions, or not at all."""
 
+# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import time
@@ -72,8 +73,12 @@ def differences(url: str) -> list[Any]:
         return list(compare_metadata(context, metadata))
 
 
-def unix(*date: int) -> float:
-    return datetime(*date, tzinfo=UTC).timestamp()  # type: ignore[misc,arg-type]
+def unexpected(wait: float) -> None:
+    pytest.fail(f"waited for {wait} s")
+
+
+def unix(year: int, month: int, day: int, hour: int) -> float:
+    return datetime(year, month, day, hour, tzinfo=UTC).timestamp()
 
 
 class TestMaking:
@@ -99,7 +104,7 @@ class TestMaking:
     def test_to_look_at_a_file_that_is_not_there_does_not_make_it(self, tmp_path: Path) -> None:
         path = tmp_path / "no.sqlite3"
         assert schema_state(sqlite_url(path)).condition is Condition.MISSING
-        wait_for_database(sqlite_url(path), 1, 0, pytest.fail)
+        wait_for_database(sqlite_url(path), 1, 0, unexpected)
         assert not path.exists()
 
     def test_a_name_with_a_percent_sign_is_a_name(self, tmp_path: Path) -> None:
@@ -257,7 +262,7 @@ class TestUpgrading:
     async def test_new_carts_follow_the_old_ones(self, empty_database: str, version: str) -> None:
         with begin(empty_database) as connection:
             make_tables(connection, version)
-            insert_without_id(connection)
+            add_cart(connection, None, "ready")
         sync(empty_database)
         with begin(empty_database) as connection:
             connection.execute(
@@ -314,8 +319,7 @@ class TestUpgrading:
 
 def fill_with_carts(connection: Connection, version: str) -> None:
     """Carts 1 to 8, in all states that Pacifica left."""
-    not_bundled = None if version == "0.1" else False
-    tar = {"bundle_path": "/v/2/u.tar", "bundle": None if version == "0.1" else True}
+    no, yes = (None, None) if version == "0.1" else (False, True)
     three = [file("b"), file("a"), file("/d/c")]
     mixed = [
         file("a"),
@@ -325,26 +329,16 @@ def fill_with_carts(connection: Connection, version: str) -> None:
     ]
     failed = [file("a"), file("b", status="error", error="no")]
     waiting = [file("a", status="waiting")]
-    gone = {"deleted": "2020-08-01 00:00:00"}
-    add_cart(connection, 1, "ready", bundle=not_bundled, bundle_path="/v/1/u", files=three)
-    add_cart(connection, 2, "ready", files=[file("a")], **tar)
-    add_cart(connection, 3, "staging", bundle=not_bundled, files=mixed)
-    add_cart(connection, 4, "staging", bundle=not_bundled)
+    add_cart(connection, 1, "ready", bundle=no, bundle_path="/v/1/u", files=three)
+    add_cart(connection, 2, "ready", bundle=yes, bundle_path="/v/2/u.tar", files=[file("a")])
+    add_cart(connection, 3, "staging", bundle=no, files=mixed)
+    add_cart(connection, 4, "staging", bundle=no)
     add_cart(connection, 5, "error", error="Failed to pull file(no)", files=failed)
-    add_cart(connection, 6, "deleted", **gone)
+    add_cart(connection, 6, "deleted", deleted="2020-08-01 00:00:00")
     add_cart(connection, 7, "waiting", files=waiting)
     add_cart(connection, 8, "unheard of", files=[file("a", status="unheard of")])
     if version == "2.0":
         insert(connection, "carttasks", cart_id=1, celery_task_id="x")
-
-
-def insert_without_id(connection: Connection) -> None:
-    dates = {"creation_date": datetime(2020, 1, 1), "updated_date": datetime(2020, 1, 1)}
-    insert(
-        connection, "cart", cart_uid="u", bundle_path="", status="ready", error="",
-        **{name: str(date) if connection.dialect.name == "sqlite" else date
-           for name, date in dates.items()},
-    )  # fmt: skip
 
 
 async def only_cart(url: str, attribute: str) -> Any:
@@ -412,7 +406,7 @@ class TestOtherVersions:
 
 class TestWaiting:
     def test_a_database_that_answers_is_not_waited_for(self, database: str) -> None:
-        wait_for_database(database, 3, 20, pytest.fail)
+        wait_for_database(database, 3, 20, unexpected)
 
     def test_it_is_tried_until_it_answers(self, own_postgres: Postgres) -> None:
         waits: list[float] = []

@@ -1,16 +1,17 @@
 """The store on SQLite and on PostgreSQL: what is written is what is read, whoever comes between."""
 
+# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
 from cartd.errors import ConfigError, LeaseLost, Unavailable
 from cartd.eviction import Candidate
@@ -23,6 +24,7 @@ from tests.databases import Postgres, sqlite_url, the_reactor
 
 pytest_plugins = ("tests.database_fixtures",)
 
+T = TypeVar("T")
 SHA1 = "a" * 40
 
 
@@ -603,7 +605,7 @@ class TestConnections:
         store = Store(database, the_reactor())
         assert store_threads() == []
         posting = Deferred.fromCoroutine(posted(store, files=BATCH + 1))
-        reading = gathered([store.newest("u") for _ in range(10)])
+        reading = Deferred.fromCoroutine(gathered([store.newest("u") for _ in range(10)]))
         closing = Deferred.fromCoroutine(store.close())
         assert store_threads() != []
         await closing
@@ -643,6 +645,23 @@ class TestConnections:
         assert store_threads() == []
 
     @pytest_twisted.ensureDeferred
+    async def test_a_server_that_was_restarted_meanwhile_is_not_missed(
+        self, own_postgres: Postgres
+    ) -> None:
+        url = own_postgres.create()
+        sync(url)
+        store = Store(url, the_reactor())
+        cart = await claimed(store)
+        for once_more in range(2):
+            await gathered([store.newest("u") for _ in range(10)])
+            own_postgres.stop()
+            own_postgres.start()
+            if once_more:
+                await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+            assert (await found(store, cart)).files_staged == once_more
+        await store.close()
+
+    @pytest_twisted.ensureDeferred
     async def test_a_directory_that_is_not_there_is_unavailable_until_it_is(
         self, tmp_path: Path
     ) -> None:
@@ -672,7 +691,11 @@ class TestConnections:
         assert "secret" not in str(raised.value)
 
 
-def gathered(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Deferred[list[Any]]:
-    return gatherResults(
-        [Deferred.fromCoroutine(coroutine) for coroutine in coroutines], consumeErrors=True
-    ).addErrback(lambda failure: failure.value.subFailure)
+async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, which run at once; or the first failure."""
+    running = [Deferred.fromCoroutine(coroutine) for coroutine in coroutines]
+    try:
+        return await gatherResults(running, consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
+        raise

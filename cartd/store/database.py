@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, select
 from twisted.internet.interfaces import IReactorFromThreads
 
-from cartd.errors import CartdError
+from cartd.errors import CartdError, Unavailable
 
 from .connections import Connection, Pool
 from .engines import explained, reading_engine, writing_engine
 
 READERS = 3
+_PING = select(1)
 Rows = Sequence[Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -51,23 +52,17 @@ class Database:
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         """All rows of one query outside any transaction."""
-        connection = await self._taken(self._readers)
         try:
-            rows = await _rows(connection, statement, parameters)
-        except BaseException as error:
-            # Cancelled or failed, it may have a cursor open on an old state of the database.
-            self._readers.discard(connection)
-            self._raise_if_away(error)
-            raise
-        self._readers.give_back(connection)
-        return rows
+            return await self._read(statement, parameters)
+        except Unavailable:
+            # It may be only the kept connection that is dead; a new one tells.
+            return await self._read(statement, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Commits at the end; an exception, or cancelling, leaves nothing written."""
-        connection = await self._taken(self._writer)
+        connection, transaction = await self._begun()
         try:
-            transaction = await connection.begin()
             yield Transaction(connection)
             await transaction.commit()
         except CartdError:
@@ -86,6 +81,36 @@ class Database:
         """Wait for what was asked, close all connections and end their threads."""
         await self._readers.close()
         await self._writer.close()
+
+    async def _begun(self) -> tuple[Connection, Any]:
+        """A connection in a transaction, known to live: nobody can begin anew in its middle."""
+        try:
+            return await self._begin()
+        except Unavailable:
+            return await self._begin()
+
+    async def _read(self, statement: Executable, parameters: Parameters) -> Rows:
+        connection = await self._taken(self._readers)
+        try:
+            rows = await _rows(connection, statement, parameters)
+        except BaseException as error:
+            # Cancelled or failed, it may have a cursor open on an old state of the database.
+            self._readers.discard(connection)
+            self._raise_if_away(error)
+            raise
+        self._readers.give_back(connection)
+        return rows
+
+    async def _begin(self) -> tuple[Connection, Any]:
+        connection = await self._taken(self._writer)
+        try:
+            transaction = await connection.begin()
+            await connection.execute(_PING)
+        except BaseException as error:
+            self._writer.discard(connection)
+            self._raise_if_away(error)
+            raise
+        return connection, transaction
 
     async def _taken(self, pool: Pool) -> Connection:
         try:
