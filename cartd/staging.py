@@ -226,7 +226,9 @@ class Staging:
         cart, volume = self._cart, self._tools.volume
         await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.clock.seconds())
         plan = await self._tools.plans.build(cart, cart.uid)
-        if await volume.tar_size(cart) != plan.length:
+        if await volume.tar_size(cart) == plan.length:
+            await volume.drop_tree(cart)
+        else:
             reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
             await volume.write_tar(cart, reader, plan.length)
         return plan.length

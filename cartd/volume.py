@@ -153,6 +153,16 @@ class Volume:
             await shielded(self._threads.run(release))
             self._forget(cart.id)
 
+    async def tar_size(self, cart: Cart) -> int | None:
+        """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
+        [found] = await self._threads.run(volume_files.measure, [self._paths.tar(cart)])
+        return None if found is None else found[0]
+
+    async def drop_tree(self, cart: Cart) -> None:
+        """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
+        tree = self._paths.tree(cart)
+        await self._change(tree, take_away, tree, self._paths.temporary(cart.id, "tree"))
+
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
         return (await self._threads.run(shutil.disk_usage, self._paths.root)).free
