@@ -1,0 +1,120 @@
+"""The configuration: command line, environment and INI file -> :class:`Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cartd import config_values
+from cartd.config_file import ConfigFile, percent
+from cartd.config_values import parse_size
+from cartd.errors import ConfigError
+from cartd.settings import SETTINGS, Setting
+
+__all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the service works with.  Sizes are bytes, times are seconds."""
+
+    # [server]
+    port: int
+    address: str
+    endpoints: tuple[str, ...]
+    """In place of port and address, if there are any."""
+    shutdown_grace: float
+    max_manifest: int
+    # [cartd]
+    volume_path: Path
+    transfer_size: int
+    lru_buffer_time: float
+    lru_purge: bool
+    lru_interval: float
+    bundle_task: bool
+    require_hashsum: bool
+    volume_quota: int | None
+    volume_reserve: int
+    # [archiveinterface]
+    archive_url: str
+    """Ends in ``/``."""
+    archive_connections: int
+    archive_retries: int
+    archive_connect_timeout: float
+    archive_stall_timeout: float
+    archive_ca_file: Path | None
+    # [database]
+    database_url: str
+    """As SQLAlchemy takes it."""
+    database_connect_attempts: int
+    database_connect_wait: float
+    notes: tuple[str, ...]
+    """Lines worth logging once: what is read past."""
+
+
+def load(
+    *,
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    ini: str | None,
+    ini_name: str = "",
+) -> Config:
+    """Join what was given; of one setting, option goes before environment before file.
+
+    ``options`` maps a long option's name to its text (a list for one that may be given again),
+    ``ini`` is the text of the file ``ini_name``.  An empty environment variable counts as not
+    given.  Raises ConfigError with one line that says where the fault was written and why.
+    """
+    file = ConfigFile(ini or "", ini_name or "configuration file")
+    chosen = {
+        setting.field: _value(setting, *next(_given(setting, options, environ, file)))
+        for setting in SETTINGS
+    }
+    return Config(**chosen, notes=tuple(_notes(environ, file)))
+
+
+def sqlalchemy_url(url: str) -> str:
+    """As :func:`cartd.config_values.sqlalchemy_url`, but raises ConfigError."""
+    try:
+        return config_values.sqlalchemy_url(url)
+    except ValueError as error:
+        raise ConfigError(f"database URL: {error}") from None
+
+
+def _given(
+    setting: Setting, options: Mapping[str, Any], environ: Mapping[str, str], file: ConfigFile
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Where it is written and what is written there, the weightiest place first."""
+    if setting.option and (given := options.get(setting.option)) not in (None, []):
+        yield f"--{setting.option}", given if setting.several else [str(given)]
+    names = [(setting.environment, setting.key), (setting.old_environment, setting.old_key)]
+    for variable, key in names:
+        if variable and (text := environ.get(variable)):
+            # Pacifica put the values of its variables through the parser of its file.
+            text = percent(text, setting.old_key) if key == setting.old_key else text
+            yield f"environment variable {variable}", text.split() if setting.several else [text]
+        if key and (written := file.get(setting.section, key)) is not None:
+            lines = written.splitlines() if setting.several else [written]
+            yield f"{file.name}: [{setting.section}] {key}", lines
+    yield "default", [setting.default]
+
+
+def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
+    try:
+        if setting.several:
+            stripped = [text.strip() for text in texts]
+            return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
+        return setting.parse(texts[0].strip())
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
+    variables = [name for name in ("BROKER_URL", "BACKEND_URL") if environ.get(name)]
+    places = [f"[celery] of {file.name}"] if file.has_section("celery") else []
+    if places or variables:
+        yield f"{' and '.join(places + variables)} read past: cartd needs no broker and no workers"
+    if file.get("database", "debug_logging") is not None:
+        yield f"[database] debug_logging of {file.name} read past: queries are not logged"

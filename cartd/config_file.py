@@ -1,0 +1,119 @@
+"""The text of an INI file, with the unknown refused and Pacifica's ways understood."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from configparser import (
+    ConfigParser,
+    DuplicateOptionError,
+    DuplicateSectionError,
+    MissingSectionHeaderError,
+    ParsingError,
+)
+from configparser import Error as IniError
+from difflib import get_close_matches
+
+from cartd.errors import ConfigError
+from cartd.settings import SETTINGS
+
+READ_PAST = {"celery"}
+"""Sections of Pacifica's whose keys mean nothing here."""
+
+_KEYS: dict[str, set[str]] = {"database": {"debug_logging"}}
+for _setting in SETTINGS:
+    _keys = _KEYS.setdefault(_setting.section, set())
+    _keys.update(key for key in (_setting.key, _setting.old_key) if key)
+
+_MARK = re.compile(r"%(?:%|\(([^)]+)\)s)")
+_MAX_DEPTH = 10
+
+
+class ConfigFile:
+    """Raises ConfigError, with one line, for what is not INI or not known."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self._parser = ConfigParser(interpolation=None)
+        try:
+            self._parser.read_string(text)
+        except IniError as error:
+            raise ConfigError(f"{name}: {_fault(error)}") from None
+        for section in self._parser.sections():
+            self._refuse_unknown(section)
+
+    def has_section(self, section: str) -> bool:
+        return self._parser.has_section(section)
+
+    def get(self, section: str, key: str) -> str | None:
+        """What is written there, other values put in; none if nothing is."""
+        if not self._parser.has_option(section, key):
+            return None
+        try:
+            return _put_in(self._parser[section][key], key, self._parser[section], 0)
+        except LookupError as error:
+            raise ConfigError(f"{self.name}: [{section}] {key}: {error.args[0]}") from None
+
+    def _refuse_unknown(self, section: str) -> None:
+        if section in READ_PAST:
+            return
+        if section not in _KEYS:
+            hint = _nearest(section, [*_KEYS, *READ_PAST], "[{}]")
+            raise ConfigError(f"{self.name}: section [{section}] is unknown{hint}")
+        for key in self._parser[section]:
+            # [DEFAULT] may hold anything, for use in other values.
+            if key not in _KEYS[section] and key not in self._parser.defaults():
+                hint = _nearest(key, _KEYS[section], "{}") or _elsewhere(key)
+                raise ConfigError(f"{self.name}: [{section}] {key} is unknown{hint}")
+
+
+def percent(text: str, key: str | None) -> str:
+    """Read Pacifica's ``%%``, a percent sign.
+
+    In the URL of its database (``peewee_url``) it stays one: peewee does not decode a password,
+    SQLAlchemy does, so it is encoded for it.
+    """
+    return text.replace("%%", _sign(text, key))
+
+
+def _sign(text: str, key: str | None) -> str:
+    return "%25" if key == "peewee_url" and "@" in text else "%"
+
+
+def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
+    """Read ``%%`` and ``%(key)s`` as configparser does; any other ``%`` stands for itself."""
+    if depth > _MAX_DEPTH:
+        raise LookupError("refers to itself")
+    sign = _sign(text, key)
+
+    def replace(mark: re.Match[str]) -> str:
+        if mark[1] is None:
+            return sign
+        if (other := others.get(mark[1].lower())) is None:
+            raise LookupError(f"refers to %({mark[1]})s, which is not there")
+        return _put_in(other, key, others, depth + 1)
+
+    return _MARK.sub(replace, text)
+
+
+def _nearest(word: str, known: Iterable[str], form: str) -> str:
+    near = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {form.format(near[0])}?" if near else ""
+
+
+def _elsewhere(key: str) -> str:
+    sections = sorted(section for section, keys in _KEYS.items() if key in keys)
+    return f"; it belongs in [{sections[0]}]" if sections else ""
+
+
+def _fault(error: IniError) -> str:
+    """One line, and never the text of the file's, which may hold a password."""
+    if isinstance(error, DuplicateOptionError):
+        return f"line {error.lineno}: [{error.section}] {error.option} is there twice"
+    if isinstance(error, DuplicateSectionError):
+        return f"line {error.lineno}: section [{error.section}] is there twice"
+    if isinstance(error, MissingSectionHeaderError):
+        return f"line {error.lineno}: stands before any [section]"
+    if isinstance(error, ParsingError):
+        return f"line {error.errors[0][0]}: is neither [section] nor key = value"
+    return "is not an INI file"

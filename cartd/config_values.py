@@ -1,0 +1,188 @@
+"""Values of the configuration: from what an administrator wrote to what the service works with.
+
+Every function takes text and raises ValueError with a reason that can follow the setting's name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from configparser import ConfigParser
+from decimal import Decimal
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+T = TypeVar("T")
+
+_PREFIXES = ("", "K", "M", "G", "T")
+SIZE_UNITS = {
+    prefix + letter: base**power
+    for letter, base in (("B", 1000), ("b", 1024))
+    for power, prefix in enumerate(_PREFIXES)
+}
+"""Pacifica's: of the same letters, a final ``B`` counts in thousands, a final ``b`` in 1,024s."""
+SIZE_LIMIT = 2**63 - 1
+
+ENDPOINTS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
+"""The kinds of Twisted's server endpoints on which HTTP makes sense."""
+
+_DATABASES = {
+    **dict.fromkeys(("sqlite", "sqliteext", "sqlite+pysqlite"), "sqlite"),
+    **dict.fromkeys(
+        ("postgresql", "postgres", "postgresext", "postgresqlext", "postgresql+psycopg"),
+        "postgresql+psycopg",
+    ),
+}
+_PEEWEE_ONLY = {"max_connections", "stale_timeout", "register_hstore", "server_side_cursors"}
+
+
+def text(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("is empty" if not value else "holds a NUL")
+    return value
+
+
+def path(value: str) -> Path:
+    return Path(text(value))
+
+
+def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Let nothing, or ``none``, mean that there is none."""
+
+    def parse_optional(value: str) -> T | None:
+        return None if value.lower() in ("", "none") else parse(value)
+
+    return parse_optional
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    def parse_whole(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", value) or not least <= int(value) <= most:
+            raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
+        return int(value)
+
+    return parse_whole
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{value!r} is not a number of seconds")
+    return number
+
+
+def seconds_above_zero(value: str) -> float:
+    if not (number := seconds(value)):
+        raise ValueError("must be more than 0 seconds")
+    return number
+
+
+def switch(value: str) -> bool:
+    """As :mod:`configparser` reads a boolean."""
+    try:
+        return ConfigParser.BOOLEAN_STATES[value.lower()]
+    except KeyError:
+        raise ValueError(f"{value!r} is neither on nor off (yes, no, true, false, 1, 0)") from None
+
+
+def parse_size(value: str) -> int:
+    """Read a number of bytes with one of Pacifica's units: ``4 Mb`` is 4 * 1,048,576.
+
+    The space may be left out, and a number alone is bytes.  The case of the unit counts.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{0,20})?)\s*([A-Za-z]*)\s*", value)
+    unit = SIZE_UNITS.get(match[2] or "B") if match else None
+    if match is None or unit is None:
+        raise ValueError(
+            f"{value!r} is not a size: a number of B, KB, MB, GB, TB (1,000s)"
+            " or of b, Kb, Mb, Gb, Tb (1,024s)"
+        )
+    size = int(Decimal(match[1]) * unit)
+    if size > SIZE_LIMIT:
+        raise ValueError(f"{value!r} is too large")
+    return size
+
+
+def size_above_zero(value: str) -> int:
+    if not (size := parse_size(value)):
+        raise ValueError("must be more than 0 bytes")
+    return size
+
+
+def endpoint(value: str) -> str:
+    """A Twisted endpoint; only its kind is looked at, the rest is parsed where it listens."""
+    kind, colon, _ = value.partition(":")
+    if not colon or kind not in ENDPOINTS:
+        raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
+    return value
+
+
+def archive_url(value: str) -> str:
+    """The archive's URL with a final ``/``, so that an id may be put behind it."""
+    if re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError("holds white space or a control character")
+    parts = _split(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is not http://HOST... or https://HOST...")
+    if parts.username is not None:
+        raise ValueError("holds a user or a password, which cartd does not send")
+    if "?" in value or "#" in value:
+        raise ValueError(f"{value!r} has a query or a fragment, but ids are put behind it")
+    return value if value.endswith("/") else value + "/"
+
+
+def sqlalchemy_url(value: str) -> str:
+    """Turn the URL of a database, peewee's or SQLAlchemy's, into the one to connect with.
+
+    peewee's ``sqliteext:``, ``postgres:``, ``postgresext:`` and the pooled variants are known
+    (its playhouse.db_url), its parameters for pools are dropped, and an ``@`` in a password need
+    not be encoded.  A reason never shows the URL, which may hold a password.
+    """
+    kind, _, rest = value.partition(":")
+    kind = kind.lower().removesuffix("+pool")
+    dialect = _DATABASES.get(kind)
+    if dialect is None:
+        raise ValueError(_unknown_database(kind if rest else ""))
+    if dialect == "sqlite":
+        if re.fullmatch(r"///[^?]+", rest.partition("?")[0]) is None or ":memory:" in rest:
+            raise ValueError("an SQLite database is written sqlite:///FILE or sqlite:////DIR/FILE")
+        return f"{dialect}:{_without_peewee(rest)}"
+    authority = re.fullmatch(r"//([^/?#]*)(.*)", rest, re.DOTALL)
+    if authority is None:
+        raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
+    _split(value)
+    login, at, host = authority[1].rpartition("@")
+    return f"{dialect}://{login.replace('@', '%40')}{at}{host}{_without_peewee(authority[2])}"
+
+
+def _unknown_database(kind: str) -> str:
+    works = "cartd keeps its carts in SQLite (sqlite:) or PostgreSQL (postgresql:)"
+    if kind.startswith(("mysql", "mariadb")):
+        return (
+            f"{kind}: databases are not supported; {works}. To move, copy the tables to a"
+            " PostgreSQL database (pgloader does) and run cartd-cmd dbsync, or begin with none"
+        )
+    return f"{kind}: is not a kind of database that is supported; {works}" if kind else works
+
+
+def _without_peewee(rest: str) -> str:
+    place, mark, query = rest.partition("?")
+    if not mark:
+        return rest
+    pairs = parse_qsl(query, keep_blank_values=True)
+    kept = urlencode([(key, setting) for key, setting in pairs if key not in _PEEWEE_ONLY])
+    return f"{place}?{kept}" if kept else place
+
+
+def _split(value: str) -> SplitResult:
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL: its host or its port cannot be read") from None
+    return parts

@@ -1,0 +1,102 @@
+"""The command line of ``twistd cartd``, and the one place that reads the configuration file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.python import usage
+
+from cartd import __version__
+from cartd.config import Config, load
+from cartd.errors import ConfigError
+from cartd.settings import SETTINGS
+
+DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
+"""Below the home directory: where Pacifica Cartd looks as well."""
+
+
+class Options(usage.Options):
+    """What the command line says, as text: :func:`read_config` makes sense of it."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Stages files out of an archive, verifies them and hands them out as one tar. What is not"
+        " given here is taken from the environment (CARTD_PORT, VOLUME_PATH, ARCHIVE_INTERFACE_URL,"
+        " DATABASE_URL and others), then from the configuration file, which has further settings;"
+        " docs/configuration.md lists them all. The values in parentheses are the defaults."
+    )
+    optParameters = [  # noqa: RUF012 (Twisted's way)
+        [
+            "config",
+            "c",
+            None,
+            "Configuration file (INI), as CARTD_CONFIG. (~/.pacifica-cartd/config.ini, if it is"
+            " there)",
+        ],
+        *(
+            [setting.option, setting.short, None, f"{setting.about} ({setting.default})"]
+            for setting in SETTINGS
+            if setting.option and not setting.several
+        ),
+    ]
+
+    def opt_endpoint(self, description: str) -> None:
+        self.setdefault("endpoint", []).append(description)
+
+    opt_endpoint.__doc__ = next(
+        f"{setting.about} ({setting.default})"
+        for setting in SETTINGS
+        if setting.option == "endpoint"
+    )
+    opt_e = opt_endpoint
+
+    def opt_version(self) -> None:
+        """Say which version this is, and end."""
+        sys.stdout.write(f"cartd {__version__}\n")
+        sys.exit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Raises SystemExit with one line, where twistd would print the whole of ``--help``."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise SystemExit(f"cartd: {error} (--help lists the options)") from None
+
+
+def read_config(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """Read the file that options or environment name, or the default one if it is there.
+
+    Raises ConfigError with one line, which says where the fault is.
+    """
+    named = options.get("config") or environ.get("CARTD_CONFIG")
+    path = Path(named) if named else _home(environ) / DEFAULT_FILE
+    text = _read(path, required=bool(named))
+    return load(options=options, environ=environ, ini=text, ini_name=str(path))
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HOME")
+    try:
+        return Path(home) if home else Path.home()
+    except RuntimeError:  # this account has none
+        return Path()
+
+
+def _read(path: Path, *, required: bool) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        if not required:
+            return None
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
