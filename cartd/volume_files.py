@@ -27,24 +27,24 @@ def is_verified(path: Path, file: CartFile, stopped: Callable[[], bool]) -> bool
     """
     if not file.hash_sum or file.size is None:
         return False
+    checksum = Checksum(file.hash_type, file.hash_sum, file.size)
     try:
-        fd = os.open(path, READ_FILE)
-    except OSError:
-        return False
-    with os.fdopen(fd, "rb", buffering=0) as opened:
-        status = os.fstat(opened.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
-            return False
-        checksum = Checksum(file.hash_type, file.hash_sum, file.size)
-        try:
+        with open(path, "rb", buffering=0, opener=_open_to_read) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+                return False
             while piece := opened.read(PIECE):
                 if stopped():
                     return False
                 checksum.update(piece)
-            checksum.finish()
-        except (Mismatch, OSError):
-            return False
+        checksum.finish()
+    except (Mismatch, OSError):
+        return False
     return True
+
+
+def _open_to_read(path: str, _flags: int) -> int:
+    return os.open(path, READ_FILE)
 
 
 def measure(paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:

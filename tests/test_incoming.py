@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
@@ -31,6 +30,7 @@ from tests.volume_parts import (
     RecordingProducer,
     begin,
     failure_of,
+    in_the_loop,
     outcome,
     result_of,
 )
@@ -192,7 +192,7 @@ def test_a_body_that_is_not_as_declared_leaves_nothing(
     assert place.files() == []
 
 
-@pytest_twisted.ensureDeferred
+@in_the_loop
 async def test_pieces_of_any_size_are_written_in_order_by_real_threads(tmp_path: Path) -> None:
     threads = Threads(reactor, 4)
     threads.start()

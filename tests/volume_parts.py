@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
+import pytest_twisted
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
@@ -34,16 +35,23 @@ class HeldThreads:
     def __init__(self) -> None:
         self.held: list[Callable[[], None]] = []
         self.made = 0
+        self.gave: list[object] = []
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         result: Deferred[T] = Deferred()
 
         def go() -> None:
-            execute(work, *args, **kwargs).chainDeferred(result)
+            done = execute(work, *args, **kwargs)
+            done.addCallback(self._note)
+            done.chainDeferred(result)
 
         self.held.append(go)
         self.made += 1
         return result
+
+    def _note(self, value: T) -> T:
+        self.gave.append(value)
+        return value
 
     def let_one_go(self) -> None:
         self.held.pop(0)()
@@ -51,6 +59,17 @@ class HeldThreads:
     def let_all_go(self) -> None:
         while self.held:
             self.let_one_go()
+
+    def results_of_all(self) -> list[object]:
+        """Let all go; what the work gave, whether or not anybody still waits for it."""
+        given = len(self.gave)
+        self.let_all_go()
+        return self.gave[given:]
+
+
+def in_the_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """An ``async`` test that runs in the reactor's loop."""
+    return cast(Callable[P, None], pytest_twisted.ensureDeferred(test))
 
 
 @implementer(IPushProducer)
