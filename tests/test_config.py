@@ -1,0 +1,436 @@
+"""The configuration: what each value means, what goes before what, and what is refused how."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from cartd.config import Config, load, parse_size, sqlalchemy_url
+from cartd.errors import ConfigError
+from cartd.settings import SETTINGS
+
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+PACIFICA = """
+[cartd]
+transfer_size = 4 Mb
+volume_path = /tmp/
+lru_buffer_time = 0
+lru_purge = on
+bundle_task = off
+
+[database]
+peewee_url = sqliteext:///db.sqlite3
+debug_logging = False
+connect_attempts = 10
+connect_wait = 20
+
+[archiveinterface]
+url = http://127.0.0.1:8080/
+
+[celery]
+broker_url = pyamqp://guest:100%@localhost
+backend_url = rpc://
+"""
+
+
+def config(
+    ini: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    return load(options=options or {}, environ=environ or {}, ini=ini, ini_name="site.ini")
+
+
+def refusal(ini: str | None = None, **given: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config(ini, **given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- defaults, and what goes before what --------------------------------------------------------
+
+
+def test_without_any_configuration_there_are_defaults() -> None:
+    assert config() == Config(
+        port=8081,
+        address="127.0.0.1",
+        endpoints=(),
+        shutdown_grace=30.0,
+        max_manifest=256_000_000,
+        volume_path=Path("volume"),
+        transfer_size=4 * 1024**2,
+        lru_buffer_time=0.0,
+        lru_purge=True,
+        lru_interval=60.0,
+        bundle_task=False,
+        require_hashsum=False,
+        volume_quota=None,
+        volume_reserve=10**9,
+        archive_url="http://127.0.0.1:8080/",
+        archive_connections=32,
+        archive_retries=5,
+        archive_connect_timeout=10.0,
+        archive_stall_timeout=60.0,
+        archive_ca_file=None,
+        database_url="sqlite:///db.sqlite3",
+        database_connect_attempts=10,
+        database_connect_wait=20.0,
+        notes=(),
+    )
+
+
+def test_every_field_has_one_setting_and_no_place_is_used_twice() -> None:
+    fields = [field.name for field in dataclasses.fields(Config)]
+    assert fields == [*(setting.field for setting in SETTINGS), "notes"]
+    for attribute in ("environment", "option", "short"):
+        names = [name for setting in SETTINGS if (name := getattr(setting, attribute))]
+        assert len(names) == len(set(names))
+    assert len({(setting.section, setting.key) for setting in SETTINGS}) == len(SETTINGS)
+
+
+EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
+    "port": ("1", 1, "2", 2),
+    "address": ("::1", "::1", "0.0.0.0", "0.0.0.0"),
+    "endpoints": ("tcp:1", ("tcp:1",), "unix:/a", ("unix:/a",)),
+    "shutdown_grace": ("0", 0.0, "1.5", 1.5),
+    "max_manifest": ("1 KB", 1000, "1 Kb", 1024),
+    "volume_path": ("/a", Path("/a"), "b/c", Path("b/c")),
+    "transfer_size": ("1 Mb", 2**20, "65536", 65536),
+    "lru_buffer_time": ("60", 60.0, "61", 61.0),
+    "lru_purge": ("Off", False, "yes", True),
+    "lru_interval": ("0.5", 0.5, "1", 1.0),
+    "bundle_task": ("on", True, "0", False),
+    "require_hashsum": ("TRUE", True, "no", False),
+    "volume_quota": ("1 TB", 10**12, "None", None),
+    "volume_reserve": ("0", 0, "2 GB", 2 * 10**9),
+    "archive_url": ("https://a/b", "https://a/b/", "http://[::1]:80/", "http://[::1]:80/"),
+    "archive_connections": ("1", 1, "100", 100),
+    "archive_retries": ("1", 1, "9", 9),
+    "archive_connect_timeout": ("1", 1.0, "2", 2.0),
+    "archive_stall_timeout": ("1", 1.0, "2", 2.0),
+    "archive_ca_file": ("/ca.pem", Path("/ca.pem"), "", None),
+    "database_url": ("sqlite:////a", "sqlite:////a", "sqlite:///b", "sqlite:///b"),
+    "database_connect_attempts": ("1", 1, "2", 2),
+    "database_connect_wait": ("0", 0.0, "3", 3.0),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
+def test_option_goes_before_environment_before_file_before_default(setting: Any) -> None:
+    one_text, one, two_text, two = EXAMPLES[setting.field]
+    ini = f"[{setting.section}]\n{setting.key} = {one_text}"
+    other = f"[{setting.section}]\n{setting.key} = {two_text}"
+    assert getattr(config(ini), setting.field) == one
+    assert getattr(config(other), setting.field) == two
+    if setting.environment:
+        environ = {setting.environment: two_text}
+        assert getattr(config(environ=environ), setting.field) == two
+        assert getattr(config(ini, environ=environ), setting.field) == two
+        assert getattr(config(ini, environ={setting.environment: ""}), setting.field) == one
+    if setting.option:
+        options = {setting.option: [one_text] if setting.several else one_text}
+        assert getattr(config(options=options), setting.field) == one
+        assert getattr(config(other, environ=environ, options=options), setting.field) == one
+        nothing = {setting.option: None}
+        assert getattr(config(other, options=nothing), setting.field) == two
+
+
+def test_endpoints_are_one_a_line_or_between_white_space_or_given_again() -> None:
+    ini = "[server]\nendpoint =\n  tcp:80\n\n  unix:/run/a b.sock\n"
+    assert config(ini).endpoints == ("tcp:80", "unix:/run/a b.sock")
+    assert config("[server]\nendpoint =").endpoints == ()
+    assert config(ini, environ={"CARTD_ENDPOINT": " tcp:1\n ssl:2 "}).endpoints == (
+        "tcp:1",
+        "ssl:2",
+    )
+    assert config(ini, options={"endpoint": ["tcp:3", "tcp6:4"]}).endpoints == ("tcp:3", "tcp6:4")
+
+
+# --- Pacifica's files ---------------------------------------------------------------------------
+
+
+def test_a_file_of_pacifica_works_unchanged() -> None:
+    pacifica = config(PACIFICA)
+    assert dataclasses.replace(pacifica, notes=()) == dataclasses.replace(
+        config(), volume_path=Path("/tmp/")
+    )
+    celery, logging = pacifica.notes
+    assert celery == "[celery] of site.ini read past: cartd needs no broker and no workers"
+    assert "debug_logging of site.ini read past" in logging
+
+
+def test_a_broker_in_the_environment_is_read_past_in_one_line() -> None:
+    environ = {"BROKER_URL": "pyamqp://", "BACKEND_URL": "rpc://"}
+    (note,) = config("[celery]\n", environ=environ).notes
+    assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL read past")
+
+
+def test_the_database_is_found_in_the_documented_order() -> None:
+    # Where it is written: options, environment, file.
+    places: list[tuple[dict[str, str], dict[str, str], str]] = [
+        ({"database": "sqlite:///1"}, {}, ""),
+        ({}, {"DATABASE_URL": "sqlite:///2"}, ""),
+        ({}, {}, "url = sqlite:///3\n"),
+        ({}, {"PEEWEE_URL": "sqliteext:///4"}, ""),
+        ({}, {}, "peewee_url = sqliteext:///5\n"),
+    ]
+    for first in range(len(places)):
+        options: dict[str, str] = {}
+        environ: dict[str, str] = {}
+        ini = "[database]\n"
+        for more_options, more_environ, more_ini in places[first:]:
+            options |= more_options
+            environ |= more_environ
+            ini += more_ini
+        chosen = config(ini, options=options, environ=environ).database_url
+        assert chosen == f"sqlite:///{first + 1}"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqliteext:///db.sqlite3", "sqlite:///db.sqlite3"),
+        ("sqlite:////srv/db", "sqlite:////srv/db"),
+        ("sqliteext+pool:///db?max_connections=8&stale_timeout=3", "sqlite:///db"),
+        ("sqlite+pool:///db?timeout=5", "sqlite:///db?timeout=5"),
+        ("sqlite+pysqlite:///db", "sqlite:///db"),
+        ("postgresql://u:p@h:5432/d", "postgresql+psycopg://u:p@h:5432/d"),
+        ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgres+pool://h/d", "postgresql+psycopg://h/d"),
+        ("postgresext://h/d?register_hstore=1", "postgresql+psycopg://h/d"),
+        ("postgresext+pool:///d", "postgresql+psycopg:///d"),
+        ("POSTGRESQL+pool://h/d", "postgresql+psycopg://h/d"),
+        ("postgresql+psycopg://h/d?sslmode=require", "postgresql+psycopg://h/d?sslmode=require"),
+        ("postgresql://u:p%40s@h/d", "postgresql+psycopg://u:p%40s@h/d"),
+        ("postgresql://u:p@s@h/d", "postgresql+psycopg://u:p%40s@h/d"),
+    ],
+)
+def test_database_urls_become_those_of_sqlalchemy(url: str, expected: str) -> None:
+    assert sqlalchemy_url(url) == expected
+    assert make_url(expected).database in ("d", "db", "db.sqlite3", "/srv/db")
+
+
+@pytest.mark.parametrize(
+    ("written", "password"),
+    [
+        ("url = postgresql://u:p%40s@h/d", "p@s"),
+        ("url = postgresql://u:100%@h/d", "100%"),
+        ("url = postgresql://u:p%%40s@h/d", "p@s"),
+        ("peewee_url = postgresql://u:p%40s@h/d", "p@s"),
+        ("peewee_url = postgresql://u:100%%@h/d", "100%"),
+        # peewee does not decode: what its parser left as %40 was the password's own.
+        ("peewee_url = postgresql://u:p%%40s@h/d", "p%40s"),
+    ],
+)
+def test_a_percent_sign_of_a_password_survives(written: str, password: str) -> None:
+    assert make_url(config(f"[database]\n{written}").database_url).password == password
+
+
+def test_pacificas_variable_doubles_its_percent_signs_too() -> None:
+    environ = {"PEEWEE_URL": "postgresql://u:100%%@h/d"}
+    assert make_url(config(environ=environ).database_url).password == "100%"
+    environ = {"DATABASE_URL": "postgresql://u:100%25@h/d"}
+    assert make_url(config(environ=environ).database_url).password == "100%"
+
+
+def test_values_put_in_other_values() -> None:
+    ini = """
+        [DEFAULT]
+        top = /srv
+        [cartd]
+        volume_path = %(top)s/100%%/%(Lru_Purge)s/%d
+        lru_purge = on
+    """
+    assert config(re.sub("(?m)^ +", "", ini)).volume_path == Path("/srv/100%/on/%d")
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4 Mb", 4 * 1024**2),
+        ("4Mb", 4 * 1024**2),
+        ("4 MB", 4_000_000),
+        ("0", 0),
+        ("17", 17),
+        ("3 B", 3),
+        ("3 b", 3),
+        ("1 KB", 1000),
+        ("1 Kb", 1024),
+        ("2 GB", 2 * 10**9),
+        ("2 Gb", 2 * 2**30),
+        ("1 TB", 10**12),
+        ("1 Tb", 2**40),
+        ("1.5 Kb", 1536),
+        ("1.0005 KB", 1000),
+        (" 9007199254740993 B ", 9007199254740993),
+    ],
+)
+def test_sizes_have_pacificas_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Mb", "4 mb", "4 M", "4 MiB", "-1 B", "1e3 B", "4 4 Mb", "1,5 Kb", "9" * 19 + " B"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"size|too large"):
+        parse_size(text)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+UNKNOWN: dict[str, tuple[str, str]] = {
+    "misspelt key": (
+        "[server]\nprot = 1",
+        "site.ini: [server] prot is unknown; did you mean port?",
+    ),
+    "misspelt section": (
+        "[Servr]\nport = 1",
+        "site.ini: section [Servr] is unknown; did you mean [server]?",
+    ),
+    "key of another section": (
+        "[database]\nlru_purge = on",
+        "site.ini: [database] lru_purge is unknown; it belongs in [cartd]",
+    ),
+    "nothing like it": ("[cartd]\nxyzzy = 1", "site.ini: [cartd] xyzzy is unknown"),
+    "no section like it": ("[xyzzy]", "site.ini: section [xyzzy] is unknown"),
+    "key twice": ("[server]\nport = 1\nport = 2", "site.ini: line 3: [server] port is there twice"),
+    "section twice": ("[server]\n[server]", "site.ini: line 2: section [server] is there twice"),
+    "no section": ("port = 1", "site.ini: line 1: stands before any [section]"),
+    "not INI": ("[server]\n\nsecret", "site.ini: line 3: is neither [section] nor key = value"),
+    "refers to nothing": (
+        "[cartd]\nvolume_path = %(top)s/x",
+        "site.ini: [cartd] volume_path: refers to %(top)s, which is not there",
+    ),
+    "refers to itself": (
+        "[cartd]\nvolume_path = %(volume_path)s",
+        "site.ini: [cartd] volume_path: refers to itself",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ini", "message"), UNKNOWN.values(), ids=list(UNKNOWN))
+def test_what_is_unknown_is_refused_with_the_nearest_known(ini: str, message: str) -> None:
+    assert refusal(ini) == message
+
+
+BAD: dict[str, list[str]] = {
+    "port": ["", "x", "-1", "65536", "80.0", "\u0661"],
+    "address": [""],
+    "endpoints": ["8081", "udp:53", "tcp", "stdio:"],
+    "shutdown_grace": ["", "30s", "-1", "nan", "inf"],
+    "max_manifest": ["0", "big", ""],
+    "volume_path": [""],
+    "transfer_size": ["0", "4 Zb"],
+    "lru_buffer_time": ["-0.1"],
+    "lru_purge": ["", "maybe", "2"],
+    "lru_interval": ["0"],
+    "bundle_task": ["x"],
+    "require_hashsum": ["x"],
+    "volume_quota": ["0", "lots"],
+    "volume_reserve": ["-1", "none"],
+    "archive_url": [
+        *["", "archive", "ftp://a/", "http://", "http:///x", "http://a:x/", "http://a:99999/"],
+        *["http://[a/", "http://u:p@a/", "http://a/?x", "http://a/#x", "http://a b/"],
+    ],
+    "archive_connections": ["0"],
+    "archive_retries": ["0"],
+    "archive_connect_timeout": ["0"],
+    "archive_stall_timeout": ["0"],
+    "archive_ca_file": [],
+    "database_url": [
+        *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
+        *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],
+    ],
+    "database_connect_attempts": ["0"],
+    "database_connect_wait": ["-1"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
+def test_a_value_that_does_not_parse_is_refused_with_its_place(setting: Any) -> None:
+    place = f"[{setting.section}] {setting.key}"
+    for text in BAD[setting.field]:
+        assert refusal(f"[{setting.section}]\n{setting.key} = {text}").startswith(
+            f"site.ini: {place}: "
+        )
+        if setting.environment and text:
+            message = refusal(environ={setting.environment: text})
+            assert message.startswith(f"environment variable {setting.environment}: ")
+        if setting.option and text:
+            options = {setting.option: [text] if setting.several else text}
+            assert refusal(options=options).startswith(f"--{setting.option}: ")
+
+
+@pytest.mark.parametrize("kind", ["mysql", "mysql+pool", "mysql+pymysql", "mariadbconnector"])
+def test_mysql_is_refused_with_a_way_out(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"not supported.*SQLite.*PostgreSQL.*dbsync") as caught:
+        sqlalchemy_url(f"{kind}://u:secret@h/d")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@h:x/d", "x://u:secret@h", "sqlite:secret"])
+def test_a_database_url_is_never_shown(url: str) -> None:
+    assert "secret" not in refusal(environ={"DATABASE_URL": url})
+
+
+# --- the documentation --------------------------------------------------------------------------
+
+
+def documented() -> dict[tuple[str, str], list[str]]:
+    rows, section = {}, ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"## `\[(\w+)\]`", line):
+            section = heading[1]
+        elif line.startswith("| `"):
+            key, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[section, key.strip("`")] = cells
+    return rows
+
+
+def test_the_documentation_has_every_setting_as_it_is() -> None:
+    def code(*names: str | None) -> str:
+        return " ".join(f"`{name}`" for name in names if name)
+
+    assert documented() == {
+        (setting.section, setting.key): [
+            code(
+                setting.option and f"--{setting.option}",
+                setting.short and f"-{setting.short}",
+            ),
+            code(setting.environment),
+            code(setting.default),
+            setting.unit,
+            setting.about,
+        ]
+        for setting in SETTINGS
+    }
+
+
+def test_the_documentation_names_the_variables_that_are_not_in_a_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    names = ["--config", "-c", "CARTD_CONFIG", "PEEWEE_URL", "peewee_url", "BROKER_URL"]
+    for name in [*names, "BACKEND_URL", "[celery]", "debug_logging"]:
+        assert name in page
+
+
+def test_the_example_of_the_documentation_is_taken() -> None:
+    (example,) = re.findall(r"```ini\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    taken = config(example)
+    assert taken.volume_quota == 20 * 10**12
+    assert taken.archive_ca_file == Path("/etc/cartd/archive-ca.pem")
+    uncommented = config(re.sub(r"(?m)^# (?=endpoint|    )", "", example))
+    assert len(uncommented.endpoints) == 2
