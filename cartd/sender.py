@@ -1,0 +1,160 @@
+"""From a reader to a client: bytes as fast as the client takes them, and no faster.
+
+Strategy: a read runs in a thread, its bytes are written when the client is ready for them, and
+meanwhile the next read runs.  So at most one chunk waits here, whatever the client does.  Every
+event only changes the state and calls ``_pump``; what must be let go is let go in ``_end`` and
+``_close``, whichever event comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from cartd.errors import CartdError
+from cartd.reader import Reader
+from cartd.threads import RunsInThread
+
+
+class SendStopped(CartdError):
+    """The client went away, or the sending was cancelled, before all was written."""
+
+    def __init__(self) -> None:
+        super().__init__("The sending was stopped")
+
+
+@implementer(IPushProducer)
+class Sender:
+    """Sends what ``reader`` gives to ``consumer``, ``chunk`` bytes at a time.
+
+    ``chunk`` may be a callable that is asked, in the reactor's thread, before each read.  The
+    sender owns the reader, and closes it once, when no thread reads from it any more.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        threads: RunsInThread,
+        consumer: IConsumer,
+        chunk: Callable[[], int] | int,
+    ) -> None:
+        self._reader = reader
+        self._threads = threads
+        self._consumer = consumer
+        self._chunk = chunk
+        self._done: Deferred[None] = Deferred(self._cancel)
+        self._waiting = b""
+        """What was read and not yet written."""
+        self._at_end = False
+        self._paused = False
+        self._reading = False
+        self._pumping = False
+        self._ended = False
+        self._failure: Failure | Exception | None = None
+
+    def start(self) -> Deferred[None]:
+        """Register with the consumer and send; call it once.
+
+        The Deferred fires when the reader is closed: with None when all was written, with the
+        read's failure, or with :class:`SendStopped` when the consumer stopped the sender or the
+        Deferred was cancelled.  After a failure the answer is cut short, so the caller must break
+        the connection.
+        """
+        self._consumer.registerProducer(self, True)
+        self._pump()
+        return self._done
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """End because the consumer has gone; it needs not be told."""
+        self._end(SendStopped())
+
+    def _pump(self) -> None:
+        """Write and read for as long as nothing has to be waited for.
+
+        A write may pause, resume or stop this sender before it returns, and a read may be done
+        at once: they change the state, and the loop that runs already goes by it.
+        """
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while not self._ended and self._step():
+                pass
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._pumping = False
+
+    def _step(self) -> bool:
+        """Do what comes next; False if that is to wait."""
+        if self._waiting:
+            if self._paused:
+                return False
+            data, self._waiting = self._waiting, b""
+            self._consumer.write(data)
+        elif self._at_end:
+            self._consumer.unregisterProducer()
+            self._end(None)
+        elif self._reading:
+            return False
+        else:
+            self._read()
+        return True
+
+    def _read(self) -> None:
+        limit = self._chunk() if callable(self._chunk) else self._chunk
+        self._reading = True
+        reading = self._threads.run(self._reader.read, limit)
+        reading.addBoth(self._came_back, limit)
+
+    def _came_back(self, result: bytes | Failure, limit: int) -> None:
+        self._reading = False
+        if self._ended:
+            self._close()
+        elif isinstance(result, Failure):
+            self._fail(result)
+        else:
+            self._waiting = result
+            self._at_end = len(result) < limit
+            self._pump()
+
+    def _fail(self, failure: Failure | Exception) -> None:
+        if not self._ended:
+            self._consumer.unregisterProducer()
+            self._end(failure)
+
+    def _cancel(self, done: Deferred[None]) -> None:
+        """Stop for the caller, and hold ``done`` back while a thread still reads."""
+        self._fail(SendStopped())
+        if not done.called:
+            done.pause()
+            done.errback(SendStopped())
+
+    def _end(self, failure: Failure | Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._failure = failure
+        self._waiting = b""
+        if not self._reading:
+            self._close()
+
+    def _close(self) -> None:
+        self._reader.close()
+        if self._done.called:
+            self._done.unpause()
+        elif self._failure is None:
+            self._done.callback(None)
+        else:
+            self._done.errback(self._failure)

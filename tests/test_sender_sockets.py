@@ -1,0 +1,182 @@
+"""The sender between real threads and real sockets, with twisted.web in between."""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from cartd.errors import VolumeDamaged
+from cartd.sender import Sender, SendStopped
+from cartd.threads import Threads
+from tests.sending import Bytes
+
+reactor: Any = _reactor
+
+SIZE, CHUNK, BUFFER = 64 * 2**20, 2**18, 2**17
+BODY = hashlib.shake_128(b"body").digest(2**20) * (SIZE // 2**20)
+
+
+class WatchedSender(Sender):
+    """One that says whether it is paused."""
+
+    paused = False
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        super().resumeProducing()
+
+
+class Download(Resource):
+    """Answers every GET with the whole body, and fires ``started`` with the sender."""
+
+    isLeaf = True
+
+    def __init__(self, threads: Threads) -> None:
+        super().__init__()
+        self.threads = threads
+        self.reader = Bytes(BODY)
+        self.started: Deferred[WatchedSender] = Deferred()
+        self.outcome: Deferred[None] = Deferred()
+        self.transport: Any = None
+
+    def render_GET(self, request: Request) -> int:
+        self.transport = request.transport
+        self.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        request.setHeader("Content-Length", str(SIZE))
+        sender = WatchedSender(self.reader, self.threads, request, CHUNK)
+        done = sender.start()
+        done.addCallbacks(lambda _: request.finish(), self.give_up)
+        done.addBoth(self.outcome.callback)
+        self.started.callback(sender)
+        return NOT_DONE_YET
+
+    def give_up(self, failure: Failure) -> Failure:
+        self.transport.abortConnection()
+        return failure
+
+
+class Client(Protocol):
+    """Asks, then reads nothing until it is told to; fires ``closed`` at the end."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.head = b""
+        self.received = 0
+        self.closed: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        transport.pauseProducing()
+        transport.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+    def read_on(self) -> None:
+        transport: Any = self.transport
+        transport.resumeProducing()
+
+    def leave(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.received:
+            self.head += data
+            _, blank, data = self.head.partition(b"\r\n\r\n")
+            if not blank:
+                return
+        self.received += len(data)
+        self.digest.update(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.closed.callback(None)
+
+
+class Joined:
+    """A server with one download, and a client that has asked for it."""
+
+    def __init__(self) -> None:
+        self.threads = Threads(reactor, 2)
+        self.threads.start()
+        self.server = Download(self.threads)
+        self.port = reactor.listenTCP(0, Site(self.server), interface="127.0.0.1")
+        self.client = Client()
+
+    async def connect(self) -> WatchedSender:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port.getHost().port)
+        await endpoint.connect(Factory.forProtocol(lambda: self.client))
+        return await self.server.started
+
+    async def close(self) -> None:
+        await self.port.stopListening()
+        self.threads.stop()
+
+    def stalled(self, sender: WatchedSender) -> bool:
+        """Whether nothing moves any more: every buffer on the way is full."""
+        _, writable, _ = select.select([], [self.server.transport.socket], [], 0)
+        return sender.paused and not self.server.reader.running and not writable
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await deferLater(reactor, 0)
+
+
+@pytest_twisted.async_yield_fixture  # type: ignore[untyped-decorator]
+async def joined() -> AsyncIterator[Joined]:
+    joined = Joined()
+    yield joined
+    await joined.close()
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_client_that_does_not_read_stops_the_sender_until_it_does(joined: Joined) -> None:
+    sender = await joined.connect()
+    reader = joined.server.reader
+    await until(lambda: joined.stalled(sender) or reader.at == SIZE)
+    assert reader.at < SIZE / 8
+    joined.client.read_on()
+    await joined.client.closed
+    await joined.server.outcome
+    assert joined.client.received == SIZE
+    assert joined.client.digest.digest() == hashlib.sha256(BODY).digest()
+    assert reader.closed == 1
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
+    sender = await joined.connect()
+    await until(lambda: joined.stalled(sender))
+    joined.client.leave()
+    with pytest.raises(SendStopped):
+        await joined.server.outcome
+    assert joined.server.reader.closed == 1
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_a_file_that_is_missing_breaks_the_connection(joined: Joined) -> None:
+    joined.server.reader.fail_after = 40
+    await joined.connect()
+    joined.client.read_on()
+    await joined.client.closed
+    with pytest.raises(VolumeDamaged):
+        await joined.server.outcome
+    assert joined.client.received < SIZE
+    assert joined.server.reader.closed == 1
