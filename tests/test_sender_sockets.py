@@ -6,7 +6,7 @@ import hashlib
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_twisted
@@ -21,10 +21,11 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from cartd.errors import VolumeDamaged
 from cartd.sender import Sender, SendStopped
-from cartd.threads import Threads
+from cartd.threads import P, T, Threads
 from tests.sending import Bytes
 
 reactor: Any = _reactor
+R = TypeVar("R")
 
 SIZE, CHUNK, BUFFER = 64 * 2**20, 2**18, 2**17
 BODY = hashlib.shake_128(b"body").digest(2**20) * (SIZE // 2**20)
@@ -42,6 +43,20 @@ class WatchedSender(Sender):
     def resumeProducing(self) -> None:
         self.paused = False
         super().resumeProducing()
+
+
+class CountedThreads(Threads):
+    """Threads that say how much of their work has not been handed back."""
+
+    outstanding = 0
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        self.outstanding += 1
+        return super().run(work, *args, **kwargs).addBoth(self._back)
+
+    def _back(self, result: R) -> R:
+        self.outstanding -= 1
+        return result
 
 
 class Download(Resource):
@@ -113,7 +128,7 @@ class Joined:
     """A server with one download, and a client that has asked for it."""
 
     def __init__(self) -> None:
-        self.threads = Threads(reactor, 2)
+        self.threads = CountedThreads(reactor, 2)
         self.threads.start()
         self.server = Download(self.threads)
         self.port = reactor.listenTCP(0, Site(self.server), interface="127.0.0.1")
@@ -131,7 +146,7 @@ class Joined:
     def stalled(self, sender: WatchedSender) -> bool:
         """Whether nothing moves any more: every buffer on the way is full."""
         _, writable, _ = select.select([], [self.server.transport.socket], [], 0)
-        return sender.paused and not self.server.reader.running and not writable
+        return sender.paused and not self.threads.outstanding and not writable
 
 
 async def until(condition: Callable[[], bool]) -> None:
