@@ -89,7 +89,7 @@ def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
     def replace(mark: re.Match[str]) -> str:
         if mark[1] is None:
             return sign
-        if (other := others.get(mark[1].lower())) is None:
+        if (other := others.get(mark[1])) is None:
             raise LookupError(f"refers to %({mark[1]})s, which is not there")
         return _put_in(other, key, others, depth + 1)
 

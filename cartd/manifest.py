@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter, methodcaller
+from operator import attrgetter
 from urllib.parse import unquote
 
 import msgspec
@@ -260,20 +260,20 @@ def _refuse_clashes(entries: Sequence[Entry], directories: Iterable[str]) -> Non
     paths = set(map(attrgetter("path"), entries))
     if len(paths) != len(entries):
         raise _claimed_twice(entries)
-    clash = _file_as_directory(paths, directories)
-    if clash is not None:
+    if (clash := _file_as_directory(paths, directories)) is not None:
         raise _file_and_directory(entries, clash)
 
 
 def _file_as_directory(files: Container[str], directories: Iterable[str]) -> str | None:
     """Give a path that is among ``files`` and on the way to one of ``directories``, if any.
 
-    A file that is in the way lies itself in one of the directories.  In this order each of them
-    follows those that it lies in, and the last of these is on top of the stack: of the way from
-    there on, only the first step is new.  So the work grows with the text, not with its depth.
+    A file that is in the way lies itself in one of the directories.  Sorted, with their final
+    ``/``, each of them follows those that it lies in, and the last of these is on top of the
+    stack: of the way from there on, only the first step is new.  So the work grows with the
+    text, not with its depth.
     """
     stack = [""]
-    for directory in sorted(directories, key=methodcaller("replace", "/", "\0")):
+    for directory in sorted(directories):
         while not directory.startswith(stack[-1]):
             stack.pop()
         step = directory[: directory.find("/", len(stack[-1]))]

@@ -141,7 +141,7 @@ def test_option_goes_before_environment_before_file_before_default(setting: Any)
         options = {setting.option: [one_text] if setting.several else one_text}
         assert getattr(config(options=options), setting.field) == one
         assert getattr(config(other, environ=environ, options=options), setting.field) == one
-        nothing = {setting.option: None}
+        nothing: dict[str, Any] = {setting.option: [] if setting.several else None}
         assert getattr(config(other, options=nothing), setting.field) == two
 
 

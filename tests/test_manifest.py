@@ -284,8 +284,8 @@ def test_hash_sums_of_several_types_are_each_checked_by_their_own() -> None:
     md5 = hashlib.md5(b"content").hexdigest()
     good = body(entry(), entry(path="b", hashtype="md5", hashsum=md5))
     assert [item.hash_sum for item in parse(good).entries] == [SHA1, md5]
-    crossed = body(entry(), entry(path="b", hashtype="md5", hashsum=SHA1))
-    assert refusal(crossed) == "fileids[1].hashsum: is not the 32 hex digits of its hashtype"
+    crossed = body(entry(hashsum=md5), entry(path="b", hashtype="md5", hashsum=SHA1))
+    assert refusal(crossed) == "fileids[0].hashsum: is not the 40 hex digits of its hashtype"
 
 
 # --- paths against each other -------------------------------------------------------------------
@@ -304,6 +304,10 @@ CLASHES: dict[str, tuple[list[str], str]] = {
     "far below": (
         ["a/b/c/d/e/f", "a/b"],
         "fileids[1].path: is a directory in that of fileids[0]",
+    ),
+    "after a directory with a longer name": (
+        ["long/name/x", "b", "b/c/d"],
+        "fileids[2].path: lies below the file of fileids[1]",
     ),
     "beside names that sort between": (
         ["d/a", "d/a.b", "d/a b/c", "d/a!", "d/a/z/y", "d/a0/x"],
