@@ -1,0 +1,214 @@
+"""The archive that holds the files: Pacifica's Archive Interface over HTTP, asked through treq."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from hyperlink import EncodedURL, URLParseError
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from cartd import __version__
+from cartd.archive_answers import (
+    ArchiveError,
+    FileState,
+    clean,
+    failure,
+    read_state,
+    refusal,
+    values,
+)
+from cartd.archive_body import excerpt, receive
+from cartd.errors import ConfigError
+
+__all__ = ["Archive", "ArchiveError", "FileState"]
+
+MAX_REDIRECTS = 5
+
+_REDIRECTS = {
+    "HEAD": frozenset({301, 302, 303, 307, 308}),
+    "GET": frozenset({301, 302, 303, 307, 308}),
+    # 303 would turn a POST into a GET (RFC 9110, section 15.4.4), which stages nothing.
+    "POST": frozenset({301, 302, 307, 308}),
+}
+
+_HEADERS = Headers({b"User-Agent": [f"cartd/{__version__}".encode()]})
+
+
+class Archive:
+    """Asks for the state of a file, for its staging, and for its bytes.
+
+    ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``head_timeout`` is how
+    many seconds an answer may take to begin, connecting included; ``stall_timeout`` how long it may
+    be silent in its body.  All three requests raise :class:`ArchiveError`; each may be cancelled,
+    which closes its connection at once.  A request keeps its connection until its body has ended.
+    """
+
+    def __init__(
+        self,
+        client: HTTPClient,
+        base_url: str,
+        clock: IReactorTime,
+        *,
+        head_timeout: float,
+        stall_timeout: float,
+    ) -> None:
+        self._client = client
+        self._base = _base(base_url)
+        self._clock = clock
+        self._head_timeout = head_timeout
+        self._stall_timeout = stall_timeout
+
+    async def status(self, archive_id: str) -> FileState:
+        """``HEAD /ID``: the file's size and time, and whether it must be staged first."""
+        response = await self._ask("HEAD", archive_id)
+        return read_state(response.headers)
+
+    async def stage(self, archive_id: str) -> None:
+        """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts."""
+        response = await self._ask("POST", archive_id)
+        await self._excerpt(response)
+
+    async def fetch(self, archive_id: str, sink: IConsumer) -> None:
+        """``GET /ID``: writes the file's bytes to ``sink``.
+
+        The sink is given a push producer, for as long as bytes come, and must check their number
+        and hash: a server may say neither.  What its ``write`` raises comes out of here, and ends
+        the transfer; its ``stopProducing`` ends it as a cancel does.
+        """
+        response = await self._ask("GET", archive_id)
+        wrong = _unusable(response)
+        if wrong is not None:
+            await self._excerpt(response)
+            raise wrong
+        await receive(response, sink, self._clock, self._stall_timeout)
+
+    async def _ask(self, method: str, archive_id: str) -> IResponse:
+        """The first answer that is 2xx; redirects that stay with the same server are followed."""
+        url = self._base.child_of(archive_id)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._head(method, url)
+            if 200 <= response.code < 300:
+                return response
+            body = await self._excerpt(response)
+            if response.code not in _REDIRECTS[method]:
+                now = self._clock.seconds()
+                raise refusal(method, response.code, response.headers, body, now)
+            url = _redirected(url, response.headers)
+        raise ArchiveError("the archive redirects without end", retryable=False)
+
+    async def _head(self, method: str, url: EncodedURL) -> IResponse:
+        reactor: Any = self._clock
+        asked: Deferred[Any] = self._client.request(
+            method,
+            url,
+            headers=_HEADERS,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=reactor,
+        )
+        # What a cancelled request fails with depends on how far it came: the reason is kept here.
+        why: Exception | None = None
+
+        def stop(reason: Exception) -> None:
+            nonlocal why
+            why = reason
+            asked.cancel()
+
+        answered: Deferred[IResponse] = Deferred(lambda _: stop(CancelledError()))
+        asked.chainDeferred(answered)
+        message = f"the archive did not answer within {self._head_timeout:g} seconds"
+        expired = ArchiveError(message, retryable=True)
+        timer = self._clock.callLater(self._head_timeout, stop, expired)
+        try:
+            return await answered
+        except Exception as error:
+            known = why or failure(error)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _excerpt(self, response: IResponse) -> bytes:
+        return await excerpt(response, self._clock, self._head_timeout)
+
+
+class _Base(EncodedURL):
+    """The archive's own URL, which is ASCII already: treq need not encode every URL again."""
+
+    def to_uri(self) -> EncodedURL:
+        return self
+
+    def child_of(self, archive_id: str) -> EncodedURL:
+        """The URL of one file: the id, whatever it is, is one percent-encoded path segment."""
+        return self.replace(path=(*self.path, _segment(archive_id)))
+
+
+def _base(base_url: str) -> _Base:
+    """Raises :class:`ConfigError` for a URL that names no place below which files can be."""
+    try:
+        url = EncodedURL.from_text(base_url).to_uri()
+    except (URLParseError, ValueError) as error:
+        raise ConfigError("the archive's url cannot be parsed") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError("the archive's url must begin with http:// or https:// and a host")
+    if url.userinfo or url.query or url.fragment:
+        raise ConfigError("the archive's url must not have a user, a query or a fragment")
+    path = url.path[:-1] if url.path and not url.path[-1] else url.path
+    return _Base(scheme=url.scheme, host=url.host, port=url.port, path=path, rooted=True)
+
+
+def _segment(archive_id: str) -> str:
+    """Percent-encodes all but unreserved characters (RFC 3986, section 2.3).
+
+    The dot segments are made of unreserved characters alone, so these are encoded too.
+    """
+    if not archive_id:
+        raise ArchiveError("an empty id names no file", retryable=False)
+    if archive_id in (".", ".."):
+        return archive_id.replace(".", "%2E")
+    try:
+        return quote(archive_id, safe="")
+    except UnicodeEncodeError as error:
+        raise ArchiveError("the id is not valid Unicode", retryable=False) from error
+
+
+def _redirected(url: EncodedURL, headers: Headers) -> EncodedURL:
+    """Where a redirect leads (RFC 9110, section 10.2.2); raises if that is another server."""
+    location = (values(headers, "Location") or [""])[0]
+    if not location:
+        raise ArchiveError("the archive redirects to nowhere", retryable=True)
+    try:
+        target = url.click(location)
+    except (URLParseError, ValueError) as error:
+        raise ArchiveError(
+            f"the archive redirects to what is no URL: {clean(location)}", retryable=False
+        ) from error
+    if _origin(target) != _origin(url):
+        raise ArchiveError(
+            f"the archive redirects to another server, which is not followed: {clean(location)}",
+            retryable=False,
+        )
+    return target.replace(fragment="")
+
+
+def _origin(url: EncodedURL) -> tuple[str, str, str, int | None]:
+    return url.scheme, url.userinfo, url.host.lower(), url.port
+
+
+def _unusable(response: IResponse) -> ArchiveError | None:
+    """Why a 2xx answer to a GET is not the file, or none if it is."""
+    if response.code != 200:
+        message = f"the archive answered {response.code} to GET where 200 was due"
+        return ArchiveError(message, retryable=True)
+    encodings = ",".join(values(response.headers, "Content-Encoding"))
+    if encodings.lower() not in ("", "identity"):
+        message = f"the archive sent the file encoded, unasked: {clean(encodings.lower(), 40)}"
+        return ArchiveError(message, retryable=False)
+    return None

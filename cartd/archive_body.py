@@ -1,0 +1,187 @@
+"""The body of one answer on its way from the socket into a consumer.
+
+Strategy: the consumer is told of a push producer that passes its pauses on to the socket, so that
+nothing is buffered here.  A body ends in exactly one way (whole, lost, stalled, refused by the
+consumer, cancelled), and :meth:`_Body._end` is the only place where that is said.
+"""
+
+# mypy: allow-untyped-calls
+# Twisted leaves Failure and deliverBody without types.
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IResponse
+from zope.interface import implementer
+
+from cartd.archive_answers import ArchiveError, failure
+
+EXCERPT_LIMIT = 16 * 1024
+"""Bytes of a body that nobody needs; a longer one costs its connection."""
+
+
+def receive(
+    response: IResponse, sink: IConsumer, clock: IReactorTime, stall_timeout: float
+) -> Deferred[None]:
+    """Write the body of ``response`` to ``sink``; fires when all of it is written.
+
+    Fails with a retryable :class:`ArchiveError` if the body is cut short (by its own framing: the
+    declared length or the last chunk), or if not a byte comes for ``stall_timeout`` seconds while
+    the sink did not pause; and with whatever ``sink.write`` raises.  A body that only the end of
+    the connection delimits is taken as whole: the sink must know how long it should be.
+    Except after a whole body the connection is dropped at once; so it is when cancelled.
+    """
+    body = _Body(sink, clock, stall_timeout)
+    body.start(response)
+    return body.done
+
+
+async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> bytes:
+    """The first KiB of a body that only explains something, or as much as came in ``timeout``.
+
+    The connection can be used again if the body was short and whole, and is dropped otherwise.
+    """
+    sink = _Excerpt()
+    done = receive(response, sink, clock, timeout)
+    done.addTimeout(timeout, clock)
+    with suppress(_EnoughReadError, ArchiveError, TimeoutError):
+        await done
+    return b"".join(sink.pieces)
+
+
+@implementer(IPushProducer)
+class _Body(Protocol):
+    def __init__(self, sink: IConsumer, clock: IReactorTime, stall_timeout: float) -> None:
+        self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
+        self._sink = sink
+        self._clock = clock
+        self._stall_timeout = stall_timeout
+        self._silence: IDelayedCall | None = None
+        self._paused = False
+        self._ended = False
+
+    def start(self, response: IResponse) -> None:
+        try:
+            response.deliverBody(self)
+        except Exception:
+            if not self._ended:
+                raise
+        # Twisted resumes the socket at the end of deliverBody, whatever the sink said meanwhile.
+        if self._paused and not self._ended:
+            self.pauseProducing()
+
+    def connectionMade(self) -> None:
+        self._listen()
+        self._sink.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended:
+            return
+        if self._silence is not None:
+            self._silence.reset(self._stall_timeout)
+        try:
+            self._sink.write(data)
+        except Exception:
+            self._give_up(Failure())
+        if self._ended:
+            # Keeps the parser from taking the dropped connection for one that can be used again.
+            raise CancelledError
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self._end(None)
+            return
+        known = failure(reason.value or ResponseDone(), begun=True)
+        self._end(reason if known is None else Failure(known))
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self._stop_listening()
+        if self.transport is not None and not self._ended:
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._ended:
+            return
+        self._listen()
+        if self.transport is not None:
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def stopProducing(self) -> None:
+        """The sink wants no more, or the Deferred was cancelled: nobody failed."""
+        self._give_up(Failure(CancelledError()))
+
+    def _listen(self) -> None:
+        if self._silence is None:
+            self._silence = self._clock.callLater(self._stall_timeout, self._stalled)
+
+    def _stop_listening(self) -> None:
+        if self._silence is not None and self._silence.active():
+            self._silence.cancel()
+        self._silence = None
+
+    def _stalled(self) -> None:
+        message = f"the archive sent nothing for {self._stall_timeout:g} seconds"
+        self._give_up(Failure(ArchiveError(message, retryable=True)))
+
+    def _give_up(self, reason: Failure) -> None:
+        if not self._ended:
+            _abort(self.transport)
+            self._end(reason)
+
+    def _end(self, reason: Failure | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_listening()
+        self._sink.unregisterProducer()
+        if reason is None:
+            self.done.callback(None)
+        else:
+            self.done.errback(reason)
+
+
+class _EnoughReadError(Exception):
+    """Nobody needs more of this body."""
+
+
+@implementer(IConsumer)
+class _Excerpt:
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self._room = EXCERPT_LIMIT
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        pass
+
+    def unregisterProducer(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data[: self._room])
+        self._room -= len(data)
+        if self._room < 0:
+            raise _EnoughReadError
+
+
+def _abort(transport: Any) -> None:
+    """Close the connection now.
+
+    The transport of a response stands before the real one and passes on ``loseConnection`` only,
+    which over TLS waits for a peer that may be the very one that is silent.
+    """
+    real = getattr(transport, "_producer", None)
+    abort = getattr(real, "abortConnection", None)
+    if abort is not None:
+        abort()
+    elif transport is not None:
+        transport.loseConnection()
