@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from twisted.web.server import Request
 from cartd.bundle import Slice
 from cartd.directory_archive.files import Opened
 from cartd.directory_archive.misfortune import Garbled, Mishap
+from cartd.ranges import http_date
 from cartd.reader import Reader, TreeReader
 from cartd.sender import Sender, SendStopped
 from cartd.threads import RunsInThread
@@ -65,7 +65,7 @@ def _describe(request: Request, opened: Opened, length: int) -> None:
     headers.setRawHeaders("Content-Length", [str(length)])
     headers.setRawHeaders("Accept-Ranges", ["bytes"])
     headers.setRawHeaders("ETag", [status.etag])
-    headers.setRawHeaders("Last-Modified", [formatdate(status.mtime, usegmt=True)])
+    headers.setRawHeaders("Last-Modified", [http_date(status.mtime)])
     if selection.partial:
         request.setResponseCode(HTTPStatus.PARTIAL_CONTENT)
         span = f"bytes {selection.start}-{selection.stop - 1}/{status.size}"

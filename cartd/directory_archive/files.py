@@ -96,7 +96,7 @@ class Directory:
 
         ``content`` must hold exactly ``length`` bytes; :class:`InvalidInput` if it does not.
         """
-        with _explained(archive_id):
+        with _explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
             part = self._new_part()
             try:
@@ -116,7 +116,7 @@ class Directory:
         with _explained(old_id):
             _status(old_id, os.lstat(self._resolve(old_id)))
             source = self._name(old_id)
-        with _explained(archive_id):
+        with _explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
             target.parent.mkdir(parents=True, exist_ok=True)
             source.replace(target)
@@ -197,7 +197,7 @@ def _set_mtime(part: Path, mtime: float) -> None:
 
 
 @contextmanager
-def _explained(archive_id: str) -> Iterator[None]:
+def _explained(archive_id: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what the operating system says about an id into the answer to the client."""
     try:
         yield
@@ -205,10 +205,10 @@ def _explained(archive_id: str) -> Iterator[None]:
         match error.errno:
             case errno.ENAMETOOLONG:
                 raise InvalidInput("the id is too long") from error
-            case errno.ENOENT | errno.ELOOP | errno.ENXIO:
-                raise NotInArchive(archive_id) from error
-            case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
+            case errno.ENOTDIR | errno.EISDIR | errno.EEXIST if writing:
                 raise Conflict(f"{archive_id} cannot be a file here") from error
+            case errno.ENOENT | errno.ENOTDIR | errno.ELOOP | errno.ENXIO:
+                raise NotInArchive(archive_id) from error
             case errno.EACCES | errno.EPERM | errno.EROFS:
                 raise Forbidden(f"{archive_id}: {error.strerror}") from error
             case errno.ENOSPC | errno.EDQUOT:

@@ -17,7 +17,7 @@ class Options(usage.Options):
         "Serves the files of a directory by Pacifica's Archive Interface protocol: the id of a "
         "file is its path below the directory."
     )
-    optParameters: ClassVar[list[list[Any]]] = [  # noqa: N815  Twisted's name
+    optParameters: ClassVar[list[list[Any]]] = [
         ["root", "r", None, "The directory that is the archive; it must exist."],
         ["port", "p", "8080", "TCP port to listen on; 0 takes any that is free."],
         ["address", "a", "127.0.0.1", "Address to listen on."],
@@ -28,7 +28,7 @@ class Options(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         try:
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd-archive: {error}") from None
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
-from cartd.errors import CartdError, Unavailable
+from cartd.errors import CartdError, RangeNotSatisfiable, Unavailable
+
+
+class Refusal(CartdError):
+    """A refusal with header fields of its own."""
+
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class NotInArchive(CartdError):
@@ -37,13 +45,21 @@ class LengthRequired(CartdError):
         super().__init__("a file needs a Content-Length")
 
 
-class OnTape(Unavailable):
-    """The file must be staged before it can be read."""
+class OnTape(Refusal, Unavailable):
+    """The file must be staged before it can be read (RFC 9110, section 10.2.3)."""
 
     def __init__(self, archive_id: str, wait: int) -> None:
         """``wait``: whole seconds after which it may be on disk."""
         super().__init__(f"{archive_id} is on tape")
-        self.retry_after = wait
+        self.headers = {"Retry-After": str(wait)}
+
+
+class BeyondEnd(Refusal, RangeNotSatisfiable):
+    """A range begins behind the file's last byte (RFC 9110, section 15.5.17)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes")
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class Misfired(CartdError):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from http import HTTPStatus
-from typing import IO, Any
+from typing import IO
 
 from klein import Klein
 from twisted.logger import Logger
@@ -30,14 +30,19 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from cartd import __version__
 from cartd.directory_archive.delivery import deliver, hang_up
 from cartd.directory_archive.files import Directory
 from cartd.directory_archive.ids import check_id
 from cartd.directory_archive.misfortune import Misfortune, Mishap
-from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape
+from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape, Refusal
 from cartd.directory_archive.tape import TapeLibrary
-from cartd.directory_archive.wire import modified_time, old_path, selection, status_headers
+from cartd.directory_archive.wire import (
+    error_body,
+    modified_time,
+    old_path,
+    selection,
+    status_headers,
+)
 from cartd.errors import CartdError, TooLarge, Unavailable
 from cartd.threads import RunsInThread
 
@@ -76,7 +81,7 @@ class ArchiveInterface:
 
     @app.route("/", methods=["GET"])
     def running(self, request: Request) -> bytes:
-        return _json(request, {"message": "Pacifica Archive Interface Up and Running"})
+        return _message(request, message="Pacifica Archive Interface Up and Running")
 
     # Before GET: a rule for GET takes HEAD as well.
     @app.route("/<whole:archive_id>", methods=["HEAD"])
@@ -109,7 +114,7 @@ class ArchiveInterface:
         await self._threads.run(self._directory.put, archive_id, _content(request), length, mtime)
         self._forget(archive_id)
         request.setResponseCode(HTTPStatus.CREATED)
-        return _json(request, {"message": "File added to archive", "total_bytes": length})
+        return _message(request, message="File added to archive", total_bytes=length)
 
     @app.route("/<whole:archive_id>", methods=["POST"])
     async def stage(self, request: Request, archive_id: str) -> bytes:
@@ -117,7 +122,7 @@ class ArchiveInterface:
         await self._threads.run(self._directory.status, archive_id)
         if self._tape is not None:
             self._tape.recall(archive_id)
-        return _json(request, {"message": "File was staged", "file": archive_id})
+        return _message(request, message="File was staged", file=archive_id)
 
     @app.route("/<whole:archive_id>", methods=["PATCH"])
     async def move(self, request: Request, archive_id: str) -> bytes:
@@ -130,15 +135,14 @@ class ArchiveInterface:
         old_id = await self._threads.run(self._directory.move, archive_id, path)
         self._forget(archive_id)
         self._forget(old_id)
-        return _json(request, {"message": "File Moved Successfully"})
+        return _message(request, message="File Moved Successfully")
 
     @app.route("/<whole:archive_id>", methods=["DELETE"])
     async def delete(self, request: Request, archive_id: str) -> bytes:
         await self._strike(request)
         await self._threads.run(self._directory.remove, archive_id)
         self._forget(archive_id)
-        request.responseHeaders.setRawHeaders("Content-Length", ["0"])
-        return b""
+        return _json(request, b"")
 
     async def _strike(self, request: Request, *, body: bool = False) -> Mishap | None:
         """Let the request go wrong if its turn has come; give back what befalls its body."""
@@ -166,8 +170,9 @@ class ArchiveInterface:
     @app.handle_errors(CartdError)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         error: CartdError = failure.value  # type: ignore[assignment]
-        if isinstance(error, OnTape):
-            request.responseHeaders.setRawHeaders("Retry-After", [str(error.retry_after)])
+        if isinstance(error, Refusal):
+            for name, value in error.headers.items():
+                request.responseHeaders.setRawHeaders(name, [value])
         return _error(request, error.code, str(error))
 
     @app.handle_errors(HTTPException)
@@ -191,20 +196,18 @@ def _content(request: Request) -> IO[bytes]:
     return content
 
 
-def _json(request: IRequest, value: dict[str, Any]) -> bytes:
-    body = json.dumps(value).encode("ascii")
+def _json(request: IRequest, body: bytes) -> bytes:
     request.responseHeaders.setRawHeaders("Content-Type", ["application/json"])
     request.responseHeaders.setRawHeaders("Content-Length", [str(len(body))])
     return body
 
 
+def _message(request: IRequest, **values: str | int) -> bytes:
+    return _json(request, json.dumps(values).encode("ascii"))
+
+
 def _error(request: IRequest, code: int, message: str) -> bytes:
-    request.setResponseCode(code)  # type: ignore[no-untyped-call]
-    if request.method == b"HEAD":
-        request.responseHeaders.setRawHeaders(
-            "X-Pacifica-Messsage", ["File Not found" if code == 404 else "Error"]
-        )
-    phrase = f"{code} {HTTPStatus(code).phrase}"
-    return _json(
-        request, {"status": phrase, "message": message, "traceback": "", "version": __version__}
-    )
+    request.setResponseCode(code)
+    if request.method == b"HEAD" and code == HTTPStatus.NOT_FOUND:
+        request.responseHeaders.setRawHeaders("X-Pacifica-Messsage", ["File Not found"])
+    return _json(request, error_body(code, message))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
-from twisted.web.server import Site
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 
 from cartd.directory_archive.files import Directory
 from cartd.directory_archive.misfortune import Misfortune
 from cartd.directory_archive.options import Options
 from cartd.directory_archive.rest import ArchiveInterface
+from cartd.directory_archive.site import ArchiveSite
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.threads import Threads
 
@@ -23,42 +22,22 @@ __all__ = ["DirectoryArchive", "Options", "makeService"]
 
 THREADS = 8
 
-IN_MEMORY = 100_000
-"""Bytes; a longer body that comes in is kept in a file until it is whole."""
-
-
-class _Site(Site):
-    """Keeps bodies on the archive's own file system, never in ``/tmp``; logs no request."""
-
-    def __init__(self, interface: ArchiveInterface, directory: Directory) -> None:
-        super().__init__(interface.app.resource())  # type: ignore[no-untyped-call]
-        self.displayTracebacks = False
-        self._directory = directory
-
-    def getContentFile(self, length: int | None) -> IO[bytes]:
-        """What :meth:`twisted.web.server.Request.gotLength` asks for; None: unknown."""
-        if length is not None and length < IN_MEMORY:
-            return BytesIO()
-        return self._directory.spool()
-
-    def log(self, request: object) -> None:
-        """A line for each of thousands of requests a second would cost more than they do."""
-
 
 class DirectoryArchive(Service):
     """The archive as twistd starts and stops it."""
 
-    def __init__(self, options: Options, reactor: Any) -> None:
+    def __init__(self, options: Options, reactor: Any, clock: IReactorTime) -> None:
+        """``clock`` is what the pretended tapes go by."""
         self._reactor = reactor
         self._address: str = options["address"]
         self._number: int = options["port"]
         self._directory = Directory(Path(options["root"]))
         self._threads = Threads(reactor, THREADS)
         delay = options["tape-delay"]
-        tape = None if delay is None else TapeLibrary(reactor, delay)
+        tape = None if delay is None else TapeLibrary(clock, delay)
         misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
         interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
-        self._site = _Site(interface, self._directory)
+        self._site = ArchiveSite(interface.app.resource(), self._directory)
         self.port: IListeningPort | None = None
         """Where it listens, once it does."""
 
@@ -76,7 +55,7 @@ class DirectoryArchive(Service):
         self._directory.sweep()
         self._threads.start()
         self.privilegedStartService()
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
 
     async def _stop(self) -> None:
         if self.port is not None:
@@ -85,12 +64,14 @@ class DirectoryArchive(Service):
         self._threads.stop()
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
 
-def makeService(options: Options, reactor: Any = None) -> DirectoryArchive:
-    """What twistd calls; a test passes its own reactor."""
+def makeService(
+    options: Options, reactor: Any = None, clock: IReactorTime | None = None
+) -> DirectoryArchive:
+    """What twistd calls; a test passes its own reactor and clock."""
     if reactor is None:
         from twisted.internet import reactor  # twistd has installed its choice by now
-    return DirectoryArchive(options, reactor)
+    return DirectoryArchive(options, reactor, reactor if clock is None else clock)

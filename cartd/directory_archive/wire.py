@@ -7,10 +7,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from urllib.parse import quote
 
+from cartd import __version__
 from cartd.directory_archive.files import Status
-from cartd.errors import InvalidInput
+from cartd.directory_archive.refusals import BeyondEnd
+from cartd.errors import InvalidInput, RangeNotSatisfiable
 from cartd.ranges import ByteRange, select
 
 
@@ -51,9 +54,16 @@ def selection(
     if byte_range:
         start, stop = _byte_range(byte_range)
         return lambda status: ByteRange(min(start, status.size), min(stop, status.size), False)
-    return lambda status: select(
-        status.size, status.etag, status.mtime, range_header=range_header, if_range=if_range
-    )
+
+    def wanted(status: Status) -> ByteRange:
+        try:
+            return select(
+                status.size, status.etag, status.mtime, range_header=range_header, if_range=if_range
+            )
+        except RangeNotSatisfiable as error:
+            raise BeyondEnd(status.size) from error
+
+    return wanted
 
 
 def _byte_range(text: str) -> tuple[int, int]:
@@ -90,3 +100,10 @@ def old_path(body: bytes) -> str:
     if not isinstance(path, str):
         raise InvalidInput('the body is {"path": OLD_PATH}, OLD_PATH a string')
     return path
+
+
+def error_body(code: int, message: str) -> bytes:
+    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log."""
+    phrase = f"{code} {HTTPStatus(code).phrase}"
+    error = {"status": phrase, "message": message, "traceback": "", "version": __version__}
+    return json.dumps(error).encode("ascii")

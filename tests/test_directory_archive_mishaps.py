@@ -1,0 +1,159 @@
+"""The directory archive as a library of tapes and on a bad day."""
+
+# mypy: allow-untyped-decorators
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import Clock
+
+from cartd.directory_archive.misfortune import WITHOUT_BODY, Misfortune, Mishap
+from tests.directory_archive_client import Answer, Client, directory_archive
+
+SMALL = bytes(range(10))
+LARGE = bytes(range(1, 251)) * 12_000
+"""Longer than what is sent in one trip."""
+
+
+async def media(client: Client) -> str:
+    answer = await client.ask("HEAD", "/a")
+    assert answer.status == 204
+    return answer.headers["x-pacifica-file-storage-media"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_is_on_tape_until_it_was_staged_and_the_delay_is_over(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a").write_bytes(SMALL)
+    clock = Clock()
+    async with directory_archive(tmp_path, "--tape-delay", "30", clock=clock) as client:
+        clock.advance(100)
+        assert await media(client) == "tape"
+        refused = await client.ask("GET", "/a")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "30")
+        assert (await client.ask("POST", "/a")).status == 200
+        clock.advance(20)
+        assert (await client.ask("POST", "/a")).status == 200
+        assert (await client.ask("GET", "/a")).headers["retry-after"] == "10"
+        clock.advance(9.5)
+        assert await media(client) == "tape"
+        clock.advance(0.5)
+        assert await media(client) == "disk"
+        assert (await client.ask("GET", "/a")).body == SMALL
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [
+        ("PUT", "/a", b"new"),
+        ("PATCH", "/a", b'{"path": "b"}'),
+        ("PATCH", "/c", b'{"path": "a"}'),
+        ("DELETE", "/a", b""),
+    ],
+    ids=["put", "moved here", "moved away", "deleted"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_changes_is_on_tape_again(
+    tmp_path: Path, method: str, target: str, body: bytes
+) -> None:
+    (tmp_path / "a").write_bytes(SMALL)
+    (tmp_path / "b").write_bytes(SMALL)
+    async with directory_archive(tmp_path, "--tape-delay", "0") as client:
+        await client.ask("POST", "/a")
+        assert await media(client) == "disk"
+        assert (await client.ask(method, target, body)).status in (200, 201)
+        (tmp_path / "a").write_bytes(SMALL)
+        assert await media(client) == "tape"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_there_is_not_on_tape(tmp_path: Path) -> None:
+    async with directory_archive(tmp_path, "--tape-delay", "30") as client:
+        assert (await client.ask("GET", "/a")).status == 404
+        assert (await client.ask("POST", "/a")).status == 404
+
+
+def happened(answer: Answer, data: bytes) -> str:
+    match answer.status:
+        case None:
+            return "RESET"
+        case 500:
+            return "SERVER_ERROR"
+        case 503:
+            return "UNAVAILABLE"
+    if answer.body == data:
+        return "right"
+    if len(answer.body) == len(data):
+        assert answer.body[1:] == data[1:]
+        return "WRONG_BYTES"
+    assert not answer.whole
+    assert answer.body == data[: len(data) // 2]
+    return "TRUNCATED"
+
+
+def expected(rate: float, seed: int, count: int, *, body: bool) -> list[str]:
+    misfortune = Misfortune(rate, seed)
+    drawn = [misfortune.draw(body=body) for _ in range(count)]
+    return ["right" if mishap is None else mishap.name for mishap in drawn]
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+@pytest_twisted.ensureDeferred
+async def test_the_share_of_gets_that_was_asked_for_fails_in_every_way(
+    tmp_path: Path, data: bytes
+) -> None:
+    (tmp_path / "a").write_bytes(data)
+    async with directory_archive(tmp_path, "--fail-rate", "0.5", "--fail-seed", "7") as client:
+        seen = [happened(await client.ask("GET", "/a"), data) for _ in range(40)]
+        assert [(await client.ask("GET", "/")).status for _ in range(20)] == [200] * 20
+    assert seen == expected(0.5, 7, 40, body=True)
+    assert set(seen) == {"right", *(mishap.name for mishap in Mishap)}
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("HEAD", b""),
+        ("PUT", b"intruder"),
+        ("POST", b""),
+        ("PATCH", b'{"path": "b"}'),
+        ("DELETE", b""),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_request_that_fails_has_done_nothing(
+    tmp_path: Path, method: str, body: bytes
+) -> None:
+    (tmp_path / "a").write_bytes(SMALL)
+    (tmp_path / "b").write_bytes(LARGE)
+    async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
+        seen = [happened(await client.ask(method, "/a", body), b"") for _ in range(12)]
+    assert set(seen) == {mishap.name for mishap in WITHOUT_BODY}
+    assert (tmp_path / "a").read_bytes() == SMALL
+    assert (tmp_path / "b").read_bytes() == LARGE
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_empty_file_that_fails_is_never_given_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
+        seen = {(await client.ask("GET", "/a")).status for _ in range(20)}
+    assert seen == {None, 500, 503}
+
+
+def test_the_same_seed_gives_the_same_failures_and_the_rate_is_kept() -> None:
+    first, again = (expected(0.1, 5, 10_000, body=True) for _ in range(2))
+    assert first == again
+    assert first != expected(0.1, 6, 10_000, body=True)
+    counts = Counter(first)
+    assert 8_700 < counts["right"] < 9_300
+    assert all(150 < counts[mishap.name] < 250 for mishap in Mishap)
+
+
+def test_no_failure_is_drawn_when_none_is_wanted() -> None:
+    assert set(expected(0, 1, 1000, body=True)) == {"right"}
