@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -130,6 +131,7 @@ def _wait(config: Config) -> None:
         config.database_url,
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
+        sleep=time.sleep,
     )
 
 

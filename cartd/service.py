@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
@@ -32,7 +33,7 @@ from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.stager import Stager
 from cartd.staging import Tools
-from cartd.store import Store, schema_state, sync, wait_for_database
+from cartd.store import Condition, Store, schema_state, sync, wait_for_database
 from cartd.threads import Threads
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -239,9 +240,10 @@ def _prepare(config: Config, reactor: Any) -> None:
         config.database_url,
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
+        sleep=time.sleep,
     )
     state = schema_state(config.database_url)
-    if state.missing:
+    if state.condition is Condition.MISSING:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)
