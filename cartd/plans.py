@@ -19,7 +19,7 @@ class Plans:
     def __init__(self, store: Store, threads: RunsInThread) -> None:
         self._store = store
         self._threads = threads
-        self._kept: OrderedDict[tuple[int, str], Bundle] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, str], tuple[Bundle, int]] = OrderedDict()
         self._members_kept = 0
 
     async def of_ready(self, cart: Cart, top: str) -> Bundle:
@@ -27,9 +27,10 @@ class Plans:
         key = (cart.id, top)
         if key in self._kept:
             self._kept.move_to_end(key)
-            return self._kept[key]
+            return self._kept[key][0]
         plan = await self.build(cart, top)
-        self._keep(key, plan)
+        if key not in self._kept and cart.files_total <= MOST_MEMBERS_KEPT:
+            self._keep(key, plan, cart.files_total)
         return plan
 
     async def build(self, cart: Cart, top: str) -> Bundle:
@@ -45,16 +46,14 @@ class Plans:
     def forget(self, cart_id: int) -> None:
         """Drop the plans of a cart that goes back to staging or away."""
         for key in [key for key in self._kept if key[0] == cart_id]:
-            self._members_kept -= len(self._kept.pop(key))
+            self._members_kept -= self._kept.pop(key)[1]
 
-    def _keep(self, key: tuple[int, str], plan: Bundle) -> None:
-        if key in self._kept or len(plan) > MOST_MEMBERS_KEPT:
-            return
-        self._kept[key] = plan
-        self._members_kept += len(plan)
+    def _keep(self, key: tuple[int, str], plan: Bundle, members: int) -> None:
+        self._kept[key] = plan, members
+        self._members_kept += members
         while self._members_kept > MOST_MEMBERS_KEPT:
-            _, dropped = self._kept.popitem(last=False)
-            self._members_kept -= len(dropped)
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._members_kept -= dropped
 
 
 def _member(file: CartFile) -> Member:
