@@ -95,6 +95,7 @@ class PartialFile:
         self._directories = directories
         self._write = write
         self._fd: int | None = None
+        self._made = False
 
     @property
     def begun(self) -> bool:
@@ -132,8 +133,9 @@ class PartialFile:
         if self._fd is not None:
             with suppress(OSError):
                 self._close()
-        with suppress(OSError):
-            self._temporary.unlink()
+        if self._made:
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _opened(self) -> int:
         if self._fd is None:
@@ -144,6 +146,7 @@ class PartialFile:
                 self._directories.forget()
                 self._directories.make(self._temporary.parent)
                 self._fd = os.open(self._temporary, NEW_FILE, FILE_MODE)
+            self._made = True
         return self._fd
 
     def _set_mtime(self, fd: int, mtime: int) -> None:

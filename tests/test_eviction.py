@@ -126,3 +126,8 @@ def test_after_freeing_the_shortfall_it_fits(
     )
     assert free + missing - promised - wanted >= reserve
     assert quota is None or used - missing + wanted <= quota
+
+
+def test_a_cart_that_holds_no_bytes_stays() -> None:
+    empty, full = Candidate(1, 0, 1.0), Candidate(2, 10, 2.0)
+    assert choose([empty, full], needed=10, now=NOW, buffer_time=0) == [full]

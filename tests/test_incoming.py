@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +260,7 @@ def test_the_producer_pauses_while_the_disk_is_slow(held: tuple[Place, HeldThrea
     incoming.write(body[: HIGH - 1])
     assert producer.told == []
     incoming.write(b"\0")
+    assert producer.told == ["pause"]
     incoming.write(b"\0")
     assert producer.told == ["pause"]
     threads.let_one_go()
@@ -368,6 +371,39 @@ def test_directories_that_vanished_are_made_again(tmp_path: Path) -> None:
         PartialFile(temporary, tmp_path / name, tmp_path, directories).place()
         (tmp_path / "incoming").rmdir()
     assert (tmp_path / "two").exists()
+
+
+def test_a_directory_that_vanished_fails_one_file_and_is_then_made_again(tmp_path: Path) -> None:
+    directories = Directories(tmp_path)
+
+    def place(name: str) -> None:
+        final = tmp_path / "tree" / name
+        PartialFile(tmp_path / "incoming" / name, final, tmp_path, directories).place()
+
+    place("one")
+    shutil.rmtree(tmp_path / "tree")
+    with pytest.raises(FileNotFoundError, match="tree/two"):
+        place("two")
+    place("three")
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["three"]
+
+
+def test_a_temporary_file_of_somebody_else_is_neither_used_nor_removed(place: Place) -> None:
+    theirs = place.root / "incoming" / "7" / "0-x"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(FileExistsError):
+        result_of(place.incoming(b"").finish())
+    assert theirs.read_bytes() == b"theirs"
+    assert place.files() == [theirs]
+
+
+def test_what_comes_after_the_failure_is_not_kept(place: Place) -> None:
+    incoming, late = place.incoming(b""), bytes(10)
+    incoming.write(LARGE)
+    before = sys.getrefcount(late)
+    incoming.write(late)
+    assert sys.getrefcount(late) == before
 
 
 def test_an_abort_before_the_first_block_needs_no_trip(held: tuple[Place, HeldThreads]) -> None:

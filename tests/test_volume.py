@@ -307,6 +307,10 @@ def test_files_are_measured_in_their_order(volume: Volume) -> None:
     ]
 
 
+def test_a_path_that_cannot_be_in_the_tree_has_no_measure(volume: Volume) -> None:
+    assert result_of(volume.measure(CART, [a_file(b"", "../x")])) == [None]
+
+
 # Links
 
 
@@ -498,7 +502,9 @@ def test_a_cancelled_bundle_leaves_nothing_and_waits_for_the_thread(root: Path, 
     for _ in range(trips):
         threads.let_one_go()
     writing.cancel()
-    assert (reader.closed, written) == (0, [])
+    assert (len(threads.held), reader.closed, written) == (1, 0, [])
+    threads.let_one_go()
+    assert (len(threads.held), reader.closed, written) == (1, 0, [])
     threads.let_all_go()
     assert isinstance(failure_of(written), CancelledError)
     assert reader.closed == 1
