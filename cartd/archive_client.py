@@ -10,7 +10,7 @@ from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
-from OpenSSL.SSL import Error as OpenSSLError
+from OpenSSL.crypto import Error as OpenSSLError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred

@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.archive_faults import (
+    Close,
     Drip,
     Endless,
     Fault,
@@ -40,8 +41,12 @@ from tests.archive_faults import (
     Send,
     Step,
     StoredFile,
+    head,
     honest,
 )
+
+_TLS_HELLO = b"\x16\x03"
+"""How a client begins that takes this port for one that speaks TLS (RFC 8446, section 5.1)."""
 
 
 @dataclass(slots=True)
@@ -217,6 +222,10 @@ class _Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._unread += data
+        if self._unread.startswith(_TLS_HELLO):
+            self.transport.write(head(400))  # type: ignore[union-attr]
+            self._end(Close())
+            return
         self._next_request()
 
     def _next_request(self) -> None:

@@ -1,0 +1,138 @@
+"""The archive over TLS: who is believed, who is not, and how a silent peer is left."""
+
+# mypy: allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import trustme
+from OpenSSL import SSL
+from twisted.internet import ssl
+from twisted.internet.defer import CancelledError, Deferred
+
+from cartd.archive import ArchiveError
+from cartd.archive_client import archive_client
+from cartd.errors import ConfigError
+from tests.archive_asking import Sink, asking, reactor
+from tests.archive_faults import endless, hang_after
+
+HOST = "127.0.0.1"
+DATA = b"over TLS" * 10_000
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Offers(ssl.ContextFactory):
+    """A server's side of TLS with a certificate of trustme's."""
+
+    def __init__(self, certificate: trustme.LeafCert) -> None:
+        self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        certificate.configure_cert(self._context)
+
+    def getContext(self) -> SSL.Context:
+        return self._context
+
+
+def pem(path: Path, *authorities: trustme.CA) -> Path:
+    """A file of roots as administrators write them, with words around the certificates."""
+    blocks = [authority.cert_pem.bytes() for authority in authorities]
+    path.write_bytes(b"# the roots of this site\n" + b"\nand\n".join(blocks))
+    return path
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_archive_with_a_trusted_certificate_is_believed(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    roots = pem(tmp_path / "roots.pem", trustme.CA(), authority)
+    async with asking(tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
+        asked.faulty.put("7", DATA)
+        assert (await asked.archive.status("7")).size == len(DATA)
+        await asked.archive.stage("7")
+        assert await asked.fetch("7") == DATA
+        assert asked.faulty.total_connections == 1
+
+
+UNTRUSTED = "the archive's certificate is not trusted or has expired"
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("unknown-root", UNTRUSTED),
+        ("system-roots-only", UNTRUSTED),
+        ("expired", UNTRUSTED),
+        ("other-host", "the archive's certificate is for another host"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
+    tmp_path: Path, case: str, message: str
+) -> None:
+    authority = trustme.CA()
+    certificate = {
+        "expired": lambda: authority.issue_cert(HOST, not_before=PAST, not_after=PAST),
+        "other-host": lambda: authority.issue_cert("archive.example"),
+    }.get(case, lambda: authority.issue_cert(HOST))()
+    trusted = trustme.CA() if case == "unknown-root" else authority
+    roots = None if case == "system-roots-only" else pem(tmp_path / "roots.pem", trusted)
+    async with asking(tls=Offers(certificate), ca_file=roots) as asked:
+        with pytest.raises(ArchiveError) as caught:
+            await asked.archive.status("7")
+        assert str(caught.value) == message
+        assert not caught.value.retryable
+        assert asked.faulty.requests == []
+        await asked.until(lambda: asked.faulty.open_connections == 0)
+
+
+@pytest.mark.parametrize("fault", [hang_after(100), endless()], ids=["silent", "endless"])
+@pytest_twisted.ensureDeferred
+async def test_cancelling_does_not_wait_for_the_peers_goodbye(tmp_path: Path, fault: Any) -> None:
+    authority = trustme.CA()
+    roots = pem(tmp_path / "roots.pem", authority)
+    async with asking(tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
+        asked.faulty.put("7", DATA)
+        asked.faulty.fault("7", fault)
+        sink = Sink(lambda sink: sink.producer.pauseProducing())  # type: ignore[union-attr]
+        fetching = Deferred.fromCoroutine(asked.archive.fetch("7", sink))
+        await sink.first
+        fetching.cancel()
+        with pytest.raises(CancelledError):
+            await fetching
+        await asked.until(lambda: asked.faulty.open_connections == 0)
+        assert await asked.fetch("7") == DATA
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(tmp_path: Path) -> None:
+    roots = pem(tmp_path / "roots.pem", trustme.CA())
+    async with asking(ca_file=roots, claimed="https") as asked:
+        asked.faulty.put("7", DATA)
+        with pytest.raises(ArchiveError) as caught:
+            await asked.archive.status("7")
+        assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "holds no certificate in PEM form"),
+        (
+            b"-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n",
+            "holds a certificate that cannot be read",
+        ),
+    ],
+    ids=["missing", "empty", "garbled"],
+)
+def test_a_ca_file_that_cannot_be_used_is_refused_at_the_start(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "roots.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        archive_client(reactor, connections=1, connect_timeout=1, ca_file=path)
