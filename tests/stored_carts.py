@@ -1,0 +1,83 @@
+"""Carts in a store, brought to where a test wants them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+
+from cartd.manifest import Entry, Manifest
+from cartd.model import Cart, CartStatus
+from cartd.store import Store
+
+T = TypeVar("T")
+SHA1 = "a" * 40
+STATUSES = (
+    CartStatus.STAGING,
+    CartStatus.BUNDLING,
+    CartStatus.READY,
+    CartStatus.ERROR,
+    CartStatus.DELETED,
+)
+
+
+def entries(number: int, hash_sum: str = SHA1) -> list[Entry]:
+    return [Entry(f"id{n}", f"dir/file{n}", "sha1", hash_sum) for n in range(number)]
+
+
+def manifest(
+    files: int | Sequence[Entry] = 2, *, bundle: bool | None = None, mark: str = ""
+) -> Manifest:
+    listed = entries(files) if isinstance(files, int) else files
+    fingerprint = hashlib.sha256(f"{len(listed)} {bundle} {mark}".encode()).hexdigest()
+    return Manifest(listed, bundle, fingerprint)
+
+
+async def posted(store: Store, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+    cart, new = await store.post(uid, manifest(files, **more), bundle=False, now=10)
+    assert new
+    return cart
+
+
+async def claimed(store: Store, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+    """A cart that "me" holds until 100."""
+    cart = await posted(store, uid, files, **more)
+    held = await store.claim(cart.id, "me", now=10, until=100)
+    assert held is not None
+    return held
+
+
+async def found(store: Store, cart: Cart) -> Cart:
+    again = await store.cart(cart.id)
+    assert again is not None
+    return again
+
+
+async def with_status(store: Store, uid: str, status: CartStatus) -> Cart:
+    """A cart of one file of 100 bytes that was brought to ``status``."""
+    cart = await claimed(store, uid, 1, bundle=True)
+    await store.record_states(cart.id, "me", [(0, 100, 5)])
+    await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
+    if status is CartStatus.ERROR:
+        await store.record_error(cart.id, "me", "why", position=0, file_error="whence", now=12)
+    elif status is not CartStatus.STAGING:
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+    if status is CartStatus.BUNDLING:
+        await store.begin_bundling(cart.id, "me", 13)
+    if status in (CartStatus.READY, CartStatus.DELETED):
+        await store.record_ready(cart.id, "me", volume_bytes=100, now=13)
+    if status is CartStatus.DELETED:
+        await store.mark_deleted(cart.id, 14)
+    return await found(store, cart)
+
+
+async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, which run at once; or the first failure."""
+    running = [Deferred.fromCoroutine(coroutine) for coroutine in coroutines]
+    try:
+        return await gatherResults(running, consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
+        raise

@@ -1,0 +1,189 @@
+"""The store when much happens at once, is cancelled, or the database goes away."""
+
+# mypy: allow-untyped-decorators
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred
+
+from cartd.errors import ConfigError, Unavailable
+from cartd.manifest import Entry
+from cartd.store import Store, sync
+from cartd.store.carts import BATCH
+from cartd.store.connections import THREAD_NAME
+from tests.databases import Postgres, sqlite_url, the_reactor
+from tests.stored_carts import (
+    SHA1,
+    claimed,
+    entries,
+    found,
+    gathered,
+    manifest,
+    posted,
+)
+
+pytest_plugins = ("tests.database_fixtures",)
+
+
+def store_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+
+
+class WatchedEntries(list[Entry]):
+    """Entries that tell when the second batch of them is on its way into the database."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(entries(number))
+        self.reached: Deferred[None] = Deferred()
+
+    def __iter__(self) -> Iterator[Entry]:
+        for number, entry in enumerate(super().__iter__()):
+            if number == 2 * BATCH - 1:
+                the_reactor().callLater(0, self.reached.callback, None)
+            yield entry
+
+
+class TestConnections:
+    @pytest_twisted.ensureDeferred
+    async def test_a_cancelled_post_leaves_nothing_and_disturbs_nobody(self, store: Store) -> None:
+        listed = WatchedEntries(5 * BATCH)
+        posting = Deferred.fromCoroutine(store.post("cut", manifest(listed), bundle=False, now=10))
+        await listed.reached
+        next_one = Deferred.fromCoroutine(posted(store, "next"))
+        posting.cancel()
+        with pytest.raises(CancelledError):
+            await posting
+        cart = await next_one
+        assert len(await store.files(cart.id)) == 2
+        assert await store.newest("cut") is None
+        assert await store.active() == [cart]
+
+    @pytest_twisted.ensureDeferred
+    async def test_cancelled_queries_cost_no_connection(self, store: Store) -> None:
+        cart = await posted(store)
+        for _ in range(20):
+            cut = Deferred.fromCoroutine(store.newest("u"))
+            waiting = Deferred.fromCoroutine(store.mark_deleted(4711, 1))
+            cut.cancel()
+            waiting.cancel()
+            for cancelled in (cut, waiting):
+                with pytest.raises(CancelledError):
+                    await cancelled
+        assert await gathered([store.newest("u") for _ in range(20)]) == [cart] * 20
+        assert await store.mark_deleted(cart.id, 20)
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_at_once_never_find_the_database_locked(
+        self, store: Store, database: str
+    ) -> None:
+        other = Store(database, the_reactor())
+
+        async def live(number: int) -> int:
+            mine, its = (store, other) if number % 2 else (other, store)
+            cart = await claimed(mine, f"u{number}", 20)
+            await its.newest(f"u{number}")
+            await mine.record_states(cart.id, "me", [(n, 1, 1) for n in range(20)])
+            await its.touch({cart.id: 50})
+            await mine.record_staged(cart.id, "me", [(n, SHA1) for n in range(20)], now=11)
+            await mine.record_ready(cart.id, "me", volume_bytes=20, now=12)
+            return (await found(its, cart)).bytes_staged
+
+        assert await gathered([live(number) for number in range(40)]) == [20] * 40
+        await other.close()
+        assert await store.usage() == (800, 0)
+
+    @pytest_twisted.ensureDeferred
+    async def test_closing_ends_all_threads_and_lets_what_runs_finish(self, database: str) -> None:
+        store = Store(database, the_reactor())
+        assert store_threads() == []
+        posting = Deferred.fromCoroutine(posted(store, files=BATCH + 1))
+        reading = Deferred.fromCoroutine(gathered([store.newest("u") for _ in range(10)]))
+        closing = Deferred.fromCoroutine(store.close())
+        assert store_threads() != []
+        await closing
+        assert store_threads() == []
+        assert (await posting).files_total == BATCH + 1
+        with pytest.raises(Unavailable):
+            await reading
+        with pytest.raises(Unavailable):
+            await store.newest("u")
+        with pytest.raises(Unavailable):
+            await store.touch({1: 1})
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_store_that_was_never_used_closes(self, database: str) -> None:
+        await Store(database, the_reactor()).close()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_server_that_stops_is_unavailable_until_it_is_back(
+        self, own_postgres: Postgres
+    ) -> None:
+        url = own_postgres.create()
+        sync(url)
+        store = Store(url, the_reactor())
+        cart = await claimed(store)
+        await gathered([store.newest("u") for _ in range(10)])
+        own_postgres.stop()
+        for _ in range(5):
+            with pytest.raises(Unavailable, match=r"^The database cannot be used: "):
+                await store.newest("u")
+            with pytest.raises(Unavailable):
+                await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        own_postgres.start()
+        assert await gathered([store.newest("u") for _ in range(10)]) == [cart] * 10
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+        assert (await found(store, cart)).files_staged == 1
+        await store.close()
+        assert store_threads() == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_server_that_was_restarted_meanwhile_is_not_missed(
+        self, own_postgres: Postgres
+    ) -> None:
+        url = own_postgres.create()
+        sync(url)
+        store = Store(url, the_reactor())
+        cart = await claimed(store)
+        for once_more in range(2):
+            await gathered([store.newest("u") for _ in range(10)])
+            await store.renew("me", 200)
+            own_postgres.stop()
+            own_postgres.start()
+            if once_more:
+                await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+            assert (await found(store, cart)).files_staged == once_more
+        await store.close()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_directory_that_is_not_there_is_unavailable_until_it_is(
+        self, tmp_path: Path
+    ) -> None:
+        url = sqlite_url(tmp_path / "later" / "cartd.sqlite3")
+        store = Store(url, the_reactor())
+        with pytest.raises(Unavailable, match="unable to open database file"):
+            await store.newest("u")
+        (tmp_path / "later").mkdir()
+        sync(url)
+        assert await store.newest("u") is None
+        await store.close()
+        assert store_threads() == []
+
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("no url, secret", "not a URL"),
+            ("oracle+nothing://u:secret@h/d", "'oracle\\+nothing' are not supported"),
+            ("mysql+pymysql_absent://u:secret@h/d", "are not supported"),
+        ],
+    )
+    def test_a_url_that_cannot_be_used_is_told_without_its_password(
+        self, url: str, said: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=said) as raised:
+            Store(url, the_reactor())
+        assert "secret" not in str(raised.value)

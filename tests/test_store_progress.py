@@ -1,0 +1,276 @@
+"""Who stages a cart, and what is recorded of it: nothing by anyone who lost it."""
+
+# mypy: allow-untyped-decorators
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from cartd.errors import LeaseLost
+from cartd.manifest import Entry
+from cartd.model import CartStatus, FileStatus
+from cartd.store import Store
+from cartd.store.carts import BATCH
+from tests.databases import the_reactor
+from tests.stored_carts import (
+    SHA1,
+    claimed,
+    found,
+    gathered,
+    manifest,
+    posted,
+    with_status,
+)
+
+pytest_plugins = ("tests.database_fixtures",)
+
+
+class TestLeases:
+    @pytest.mark.parametrize(
+        ("holder", "now", "dead", "taken"),
+        [
+            pytest.param("me", 20, (), True, id="its own"),
+            pytest.param("you", 20, (), False, id="another's"),
+            pytest.param("you", 99.9, (), False, id="another's, almost run out"),
+            pytest.param("you", 100, (), True, id="run out"),
+            pytest.param("you", 20, ("me",), True, id="a dead one's"),
+            pytest.param("you", 20, ("he", "she"), False, id="not of these dead"),
+        ],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_a_held_cart_goes_only_to(
+        self, store: Store, holder: str, now: float, dead: tuple[str, ...], taken: bool
+    ) -> None:
+        cart = await claimed(store)
+        again = await store.claim(cart.id, holder, now=now, until=300, dead=dead)
+        assert again == (cart if taken else None)
+        assert await store.renew(holder, 400) == ({cart.id} if taken else set())
+        assert await store.holders() == {holder if taken else "me"}
+
+    @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.ERROR, CartStatus.DELETED])
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_without_work_cannot_be_claimed(
+        self, store: Store, status: CartStatus
+    ) -> None:
+        cart = await with_status(store, "u", status)
+        assert await store.claim(cart.id, "me", now=20, until=100) is None
+        assert await store.holders() == set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_in_bundling_is_claimed_as_it_is(self, store: Store) -> None:
+        cart = await with_status(store, "u", CartStatus.BUNDLING)
+        assert await store.claim(cart.id, "you", now=200, until=300) == cart
+
+    @pytest_twisted.ensureDeferred
+    async def test_of_many_who_claim_at_once_one_gets_the_cart(
+        self, store: Store, database: str
+    ) -> None:
+        cart = await posted(store)
+        other = Store(database, the_reactor())
+        claims = [
+            (store, other)[n % 2].claim(cart.id, f"holder {n}", now=10, until=100)
+            for n in range(20)
+        ]
+        results = await gathered(claims)
+        await other.close()
+        assert [result for result in results if result] == [cart]
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_released_cart_is_free_but_only_its_holder_releases_it(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store)
+        await store.release(cart.id, "you")
+        assert await store.holders() == {"me"}
+        await store.release(cart.id, "me")
+        assert await store.holders() == set()
+        assert await store.claim(cart.id, "you", now=11, until=100) == cart
+
+    @pytest_twisted.ensureDeferred
+    async def test_renewing_prolongs_all_leases_of_one_holder(self, store: Store) -> None:
+        mine = [await claimed(store, uid) for uid in "abc"]
+        theirs = await posted(store, "d")
+        await store.claim(theirs.id, "you", now=10, until=100)
+        await store.mark_deleted(mine[0].id, 20)
+        assert await store.renew("me", 500) == {mine[1].id, mine[2].id}
+        assert await store.claim(mine[1].id, "you", now=499, until=600) is None
+        assert await store.claim(theirs.id, "me", now=499, until=600) == theirs
+
+
+Record = Callable[[Store, int], Coroutine[Any, Any, None]]
+RECORDS: dict[str, Record] = {
+    "states": lambda store, cart: store.record_states(cart, "me", [(0, 1, 2)]),
+    "reserve": lambda store, cart: store.reserve(cart, "me", bytes_total=3, volume_bytes=4),
+    "staged": lambda store, cart: store.record_staged(cart, "me", [(0, SHA1)], now=60),
+    "error": lambda store, cart: store.record_error(
+        cart, "me", "no", position=0, file_error="no", now=60
+    ),
+    "bundling": lambda store, cart: store.begin_bundling(cart, "me", 60),
+    "ready": lambda store, cart: store.record_ready(cart, "me", volume_bytes=5, now=60),
+}
+
+
+class TestProgress:
+    @pytest.mark.parametrize("loss", ["taken over", "deleted", "released", "finished"])
+    @pytest.mark.parametrize("record", RECORDS)
+    @pytest_twisted.ensureDeferred
+    async def test_nothing_is_written_once_the_lease_is_lost(
+        self, store: Store, record: str, loss: str
+    ) -> None:
+        cart = await claimed(store, bundle=True)
+        if loss == "taken over":
+            assert await store.claim(cart.id, "you", now=100, until=200)
+        elif loss == "deleted":
+            await store.mark_deleted(cart.id, 20)
+        elif loss == "released":
+            await store.release(cart.id, "me")
+        else:
+            await store.record_ready(cart.id, "me", volume_bytes=0, now=20)
+        before = await found(store, cart), await store.files(cart.id), await store.holders()
+        with pytest.raises(LeaseLost):
+            await RECORDS[record](store, cart.id)
+        after = await found(store, cart), await store.files(cart.id), await store.holders()
+        assert after == before
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_lease_that_ran_out_is_good_until_another_takes_it(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=1000)
+        assert (await found(store, cart)).files_staged == 1
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_archives_word_on_files_is_kept(self, store: Store) -> None:
+        cart = await claimed(store, files=3)
+        await store.record_states(cart.id, "me", [(2, 2**40, 2**33), (0, 0, -1)])
+        await store.reserve(cart.id, "me", bytes_total=2**40, volume_bytes=2**41)
+        first, second, third = await store.files(cart.id)
+        assert (first.size, first.mtime, first.status) == (0, -1, FileStatus.STAGING)
+        assert (second.size, second.mtime, second.status) == (None, None, FileStatus.WAITING)
+        assert (third.size, third.mtime) == (2**40, 2**33)
+        now = await found(store, cart)
+        assert (now.bytes_total, now.volume_bytes, now.bytes_staged) == (2**40, 2**41, 0)
+
+    @pytest_twisted.ensureDeferred
+    async def test_counters_follow_the_staged_files_however_often_they_are_told(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store, files=4)
+        await store.record_states(cart.id, "me", [(n, 10**n, 0) for n in range(4)])
+        await store.record_staged(cart.id, "me", [(0, SHA1), (2, SHA1)], now=11)
+        await store.record_staged(cart.id, "me", [(2, SHA1), (3, SHA1), (3, SHA1)], now=12)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=13)
+        await store.record_staged(cart.id, "me", [], now=13)
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged) == (3, 1101)
+        staged = [file.position for file in await store.files(cart.id) if file.status == "staged"]
+        assert staged == [0, 2, 3]
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_size_that_comes_after_the_file_counts_as_well(self, store: Store) -> None:
+        cart = await claimed(store, files=2)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.record_states(cart.id, "me", [(0, 70, 1), (1, 7, 1)])
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged) == (1, 70)
+        assert (await store.files(cart.id))[0].status is FileStatus.STAGED
+
+    @pytest_twisted.ensureDeferred
+    async def test_thousands_of_rows_are_recorded_at_once(self, store: Store) -> None:
+        many = 2 * BATCH + 500
+        cart = await claimed(store, files=many)
+        await store.record_states(cart.id, "me", [(n, 3, n) for n in range(many)])
+        await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(many)], now=11)
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged) == (many, 3 * many)
+        assert await store.files(cart.id, unstaged=True) == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_digest_is_kept_only_where_none_was_declared(self, store: Store) -> None:
+        listed = [Entry("1", "a", "sha1", ""), Entry("2", "b", "sha1", SHA1)]
+        cart, _ = await store.post("u", manifest(listed), bundle=False, now=10)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_staged(cart.id, "me", [(0, "c" * 40), (1, "c" * 40)], now=11)
+        assert [file.hash_sum for file in await store.files(cart.id)] == ["c" * 40, SHA1]
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_error_names_cart_and_file_and_keeps_only_what_was_staged(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store, files=2)
+        await store.record_states(cart.id, "me", [(0, 30, 0), (1, 70, 0)])
+        await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.record_error(cart.id, "me", "cart's", position=1, file_error="file's", now=12)
+        now = await found(store, cart)
+        assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "cart's", 12)
+        assert (now.volume_bytes, now.bytes_staged) == (30, 30)
+        failed = (await store.files(cart.id))[1]
+        assert (failed.status, failed.error) == (FileStatus.ERROR, "file's")
+        assert await store.holders() == set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_error_may_have_no_file(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_error(
+            cart.id, "me", "No Space Available", position=None, file_error="", now=12
+        )
+        assert (await found(store, cart)).error == "No Space Available"
+        assert {file.status for file in await store.files(cart.id)} == {FileStatus.WAITING}
+
+    @pytest.mark.parametrize(
+        ("asked", "status"), [(True, CartStatus.BUNDLING), (None, CartStatus.STAGING)]
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_bundling_is_said_only_to_who_asked_for_it(
+        self, store: Store, asked: bool | None, status: CartStatus
+    ) -> None:
+        cart = await claimed(store, bundle=asked)
+        await store.begin_bundling(cart.id, "me", 15)
+        assert (await found(store, cart)).status is status
+        assert await store.renew("me", 200) == {cart.id}
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_ready_cart_is_nobodys(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_ready(cart.id, "me", volume_bytes=77, now=15.5)
+        now = await found(store, cart)
+        assert (now.status, now.updated, now.volume_bytes) == (CartStatus.READY, 15.5, 77)
+        assert await store.holders() == set()
+
+
+class TestRestaging:
+    @pytest_twisted.ensureDeferred
+    async def test_lost_files_wait_again_and_the_counters_know(self, store: Store) -> None:
+        cart = await claimed(store, files=3)
+        await store.record_states(cart.id, "me", [(n, 10**n, 0) for n in range(3)])
+        await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(3)], now=11)
+        await store.record_ready(cart.id, "me", volume_bytes=111, now=12)
+        assert await store.restage(cart.id, lost=[2, 0], now=20)
+        now = await found(store, cart)
+        assert (now.status, now.updated) == (CartStatus.STAGING, 20)
+        assert (now.files_staged, now.bytes_staged) == (1, 10)
+        assert [file.position for file in await store.files(cart.id, unstaged=True)] == [0, 2]
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_in_error_forgets_its_errors(self, store: Store) -> None:
+        cart = await with_status(store, "u", CartStatus.ERROR)
+        assert await store.restage(cart.id, lost=None, now=20)
+        now, [file] = await found(store, cart), await store.files(cart.id)
+        assert (now.status, now.error) == (CartStatus.STAGING, "")
+        assert (file.status, file.error, file.size) == (FileStatus.WAITING, "", 100)
+
+    @pytest.mark.parametrize(
+        "status", [CartStatus.STAGING, CartStatus.BUNDLING, CartStatus.DELETED]
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_under_way_or_gone_is_left_alone(
+        self, store: Store, status: CartStatus
+    ) -> None:
+        cart = await with_status(store, "u", status)
+        files = await store.files(cart.id)
+        assert not await store.restage(cart.id, lost=[0], now=20)
+        assert await found(store, cart) == cart
+        assert await store.files(cart.id) == files
