@@ -27,7 +27,7 @@ class Carts:
         *,
         bundle_task: bool,
         require_hashsum: bool,
-        stage: Callable[[int], None],
+        stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
         self._store = store

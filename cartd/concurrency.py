@@ -117,12 +117,6 @@ async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, Non
 async def _cancelled(jobs: set[Deferred[None]]) -> None:
     """Cancel all ``jobs`` and wait until each has let go of what it held."""
     left = list(jobs)
-    ends: list[Deferred[None]] = []
-    for job in left:
-        end: Deferred[None] = Deferred()
-        job.addBoth(lambda _, end=end: end.callback(None))
-        ends.append(end)
     for job in left:
         job.cancel()
-    if ends:
-        await DeferredList(ends)
+    await DeferredList(left)

@@ -10,6 +10,7 @@ from hashlib import sha256
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.plans import Plans
@@ -40,6 +41,8 @@ class Download:
     """
 
     cart: Cart
+    name: str
+    """The tar's file name; without its ending, the top folder inside."""
     length: int
     etag: str
     last_modified: float
@@ -68,8 +71,11 @@ class Downloads:
         self._jobs: set[Deferred[None]] = set()
 
     @asynccontextmanager
-    async def open(self, uid: str, top: str) -> AsyncIterator[Download]:
-        """The newest cart of ``uid`` as a tar below the folder ``top``, pinned meanwhile.
+    async def open(self, uid: str, name: str | None) -> AsyncIterator[Download]:
+        """The newest cart of ``uid`` as a tar called ``name``, pinned meanwhile.
+
+        Without a name it is called after the time of its posting, not of the request: who
+        resumes a download goes on with the same tar.
 
         :raises CartNotFound: there is none.
         :raises NotReady: it is still being staged.
@@ -83,25 +89,27 @@ class Downloads:
                 cart = await self.adopt(cart)
             self._uses.note(cart.id, self._now())
             try:
-                yield await (self._bundled(cart) if cart.bundle else self._tree(cart, top))
+                name = name or default_filename(cart.created)
+                yield await (self._bundled(cart, name) if cart.bundle else self._tree(cart, name))
             finally:
                 self._uses.note(cart.id, self._now())
 
     async def _newest(self, uid: str) -> Cart:
         return _check_ready(await self._store.newest(uid))
 
-    async def _tree(self, cart: Cart, top: str) -> Download:
-        plan = await self._plans.of_ready(cart, top)
+    async def _tree(self, cart: Cart, name: str) -> Download:
+        plan = await self._plans.of_ready(cart, top_folder(name))
         root = self._volume.tree(cart)
         return Download(
             cart,
+            name,
             plan.length,
             plan.etag,
             cart.created,
             lambda start, stop: TreeReader(root, plan.segments(start, stop)),
         )
 
-    async def _bundled(self, cart: Cart) -> Download:
+    async def _bundled(self, cart: Cart, name: str) -> Download:
         path = self._volume.tar(cart)
         # The tar of a fingerprinted cart is a function of its plan; one that Pacifica
         # wrote is known only by its row and its size.
@@ -113,6 +121,7 @@ class Downloads:
             length, etag = plan.length, plan.etag
         return Download(
             cart,
+            name,
             length,
             etag,
             cart.created,

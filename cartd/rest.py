@@ -43,13 +43,11 @@ class Rest:
         threads: RunsInThread,
         *,
         chunk: Callable[[], int],
-        now: Callable[[], float],
     ) -> None:
         self._carts = carts
         self._downloads = downloads
         self._threads = threads
         self._chunk = chunk
-        self._now = now
 
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
@@ -71,13 +69,12 @@ class Rest:
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         check_uid(uid)
-        name = _filename(request) or disposition.default_filename(self._now())
-        async with self._downloads.open(uid, disposition.top_folder(name)) as download:
+        async with self._downloads.open(uid, _filename(request)) as download:
             _set(request, "ETag", download.etag)
             if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
                 request.setResponseCode(304)
                 return b""
-            _set_download_headers(request, name, download)
+            _set_download_headers(request, download)
             await self._send(request, download, _range(request, download))
         return b""
 
@@ -100,11 +97,14 @@ class Rest:
             await Sender(reader, self._threads, request, self._chunk).start()
         except SendStopped:
             log.debug("A client left while {uid} was sent", uid=download.cart.uid)
-        except (VolumeDamaged, OSError) as error:
-            log.error("Sending {uid} failed: {error}", uid=download.cart.uid, error=error)
-            self._downloads.damaged(download.cart)
+        except Exception as error:
+            log.failure("Sending cart {uid} failed", uid=download.cart.uid)
+            if isinstance(error, VolumeDamaged):
+                self._downloads.damaged(download.cart)
+                if not request.startedWriting:
+                    raise NotReady from error
             if not request.startedWriting:
-                raise NotReady from error
+                raise
             await _abort(request)
 
     @app.handle_errors(Exception)
@@ -171,9 +171,9 @@ def _range(request: Request, download: Download) -> ranges.ByteRange:
     return wanted
 
 
-def _set_download_headers(request: Request, name: str, download: Download) -> None:
+def _set_download_headers(request: Request, download: Download) -> None:
     _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", disposition.content_disposition(name))
+    _set(request, "Content-Disposition", disposition.content_disposition(download.name))
     _set(request, "Accept-Ranges", "bytes")
     request.setHeader(b"last-modified", datetimeToString(download.last_modified))
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -123,7 +123,8 @@ class Parts:
         except Unavailable as error:
             log.warn("The last uses are not recorded: {error}", error=error)
         await self.store.close()
-        await self._connections.closeCachedConnections()
+        closed: Deferred[None] = self._connections.closeCachedConnections()
+        await closed
         self.threads.stop()
 
 
@@ -147,7 +148,6 @@ class Cartd(Service):
             parts.downloads,
             parts.threads,
             chunk=self._chunk,
-            now=reactor.seconds,
         )
         self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
         self._eviction = Periodic(reactor, config.lru_interval, parts.evictor.keep_room)
@@ -172,7 +172,7 @@ class Cartd(Service):
     async def _stop(self) -> None:
         self._carts.close()
         for port in self._ports:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         self._sweep.cancel()
         await self._eviction.stop()
         await self._parts.stager.stop()
@@ -261,7 +261,7 @@ def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort
 
     :raises SystemExit: it is not an endpoint, or it cannot be bound.
     """
-    outcome: list[Any] = []
+    outcome: list[IListeningPort | Failure] = []
     try:
         serverFromString(reactor, description).listen(site).addBoth(outcome.append)
     except Exception as error:

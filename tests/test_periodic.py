@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
 
 from cartd.errors import Unavailable
 from cartd.periodic import Periodic
@@ -19,13 +20,17 @@ def test_work_that_fails_is_logged_and_done_again() -> None:
         runs.append(clock.seconds())
         raise Unavailable("away") if len(runs) == 1 else ValueError("bug")
 
-    globalLogPublisher.addObserver(logged.append)
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        logged.append(event)
+
+    globalLogPublisher.addObserver(observe)
     try:
         periodic = Periodic(clock, 10, work)
         periodic.start()
         clock.pump([10, 10])
     finally:
-        globalLogPublisher.removeObserver(logged.append)
+        globalLogPublisher.removeObserver(observe)
     assert runs == [0, 10, 20]
     assert [event["log_level"].name for event in logged] == ["warn", "critical", "critical"]
     Deferred.fromCoroutine(periodic.stop())

@@ -1,0 +1,260 @@
+"""The service as its users meet it: a process of its own, asked over HTTP.
+
+::
+
+    with running_cartd(tmp_path, archive=archive.url) as cartd:
+        cartd.post("my-cart", manifest([entry(101, "a/b", b"data")]))
+        cartd.wait_until("my-cart", "ready")
+        tar = cartd.download("my-cart")
+
+It can be stopped, killed and started again on the same store and volume.  Everything here
+blocks: an archive in the test's own reactor needs ``threads.deferToThread`` around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+DEADLINE = 60.0
+"""Seconds after which what a test waits for counts as never coming."""
+LOOK_EVERY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class RunningCartd:
+    """A directory for the volume and the store, and the process that serves them."""
+
+    directory: Path
+    archive: str
+    database: str
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=lambda: free_port())
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def volume(self) -> Path:
+        return self.directory / "volume"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "cartd.log").read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def settings(self) -> dict[str, str]:
+        """The environment of the service, and of the commands beside it."""
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith("CARTD")},
+            "CARTD_CONFIG": str(self.directory / "config.ini"),
+            "VOLUME_PATH": str(self.volume),
+            "ARCHIVE_INTERFACE_URL": self.archive,
+            "DATABASE_URL": self.database,
+            **self.environment,
+        }
+
+    def configure(self, ini: str) -> None:
+        """Write the configuration file for the next start."""
+        (self.directory / "config.ini").write_text(ini)
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        with (self.directory / "cartd.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(command("twistd"), "-n", f"--pidfile={self.directory / 'cartd.pid'}"),
+                    *("cartd", "--port", str(self.port), *self.options),
+                ],
+                cwd=self.directory,
+                env=self.settings(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        process = self.process
+
+        def answers() -> bool:
+            assert process.poll() is None, self.log
+            try:
+                return self.get("/").status == 200
+            except OSError:
+                return False
+
+        wait_for(answers)
+
+    def kill(self) -> None:
+        """End it in the middle of whatever it does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        (self.directory / "cartd.pid").unlink(missing_ok=True)
+
+    def terminate(self) -> int:
+        """Ask it to stop and give its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE)
+
+    # Requests
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        """One request on a connection of its own; ``if_range`` is the header If-Range."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            spelt = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, spelt)
+            answer = connection.getresponse()
+            read = answer.read()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, names, read)
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request("GET", path, None, **headers)
+
+    def post(self, uid: str, body: bytes) -> Answer:
+        return self.request("POST", f"/{uid}", body)
+
+    def delete(self, uid: str) -> Answer:
+        return self.request("DELETE", f"/{uid}")
+
+    def status(self, uid: str) -> tuple[str, str]:
+        """The cart's status and message."""
+        headers = self.request("HEAD", f"/{uid}").headers
+        return headers["x-pacifica-status"], headers["x-pacifica-message"]
+
+    def wait_until(self, uid: str, *statuses: str) -> str:
+        """Wait until the cart has one of ``statuses``, and give its message."""
+        seen: list[tuple[str, str]] = [("", "")]
+
+        def is_there() -> bool:
+            seen[0] = self.status(uid)
+            ended = seen[0][0] in ("ready", "error") and seen[0][0] not in statuses
+            assert not ended, seen[0]
+            return seen[0][0] in statuses
+
+        wait_for(is_there)
+        return seen[0][1]
+
+    def download(self, uid: str, filename: str = "data.tar") -> dict[str, bytes]:
+        """The files of the cart by their paths below the top folder."""
+        answer = self.get(f"/{uid}?filename={filename}")
+        assert answer.status == 200, answer
+        return unpacked(answer.body)
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run an admin command beside the service, as a shell would."""
+        return subprocess.run(
+            [command(arguments[0]), *arguments[1:]],
+            cwd=self.directory,
+            env=self.settings(),
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=DEADLINE,
+        )
+
+
+@contextmanager
+def running_cartd(
+    directory: Path,
+    *,
+    archive: str,
+    database: str = "",
+    options: Iterable[str] = (),
+    ini: str = "",
+    **environment: str,
+) -> Iterator[RunningCartd]:
+    """Start the service in ``directory`` and, whatever happens, end it."""
+    directory.mkdir(exist_ok=True)
+    cartd = RunningCartd(
+        directory,
+        archive,
+        database or f"sqlite:///{directory / 'cartd.sqlite3'}",
+        tuple(options),
+        environment,
+    )
+    cartd.configure(ini)
+    try:
+        cartd.start()
+        yield cartd
+    finally:
+        if cartd.process is not None and cartd.process.poll() is None:
+            cartd.kill()
+
+
+def command(name: str) -> str:
+    """The path of a command that the tests' environment has installed."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def entry(
+    archive_id: str | int, path: str, data: bytes, hash_type: str = "sha1"
+) -> dict[str, object]:
+    """One entry of a manifest, whose hash sum is that of ``data``."""
+    return {
+        "id": archive_id,
+        "path": path,
+        "hashtype": hash_type,
+        "hashsum": hashlib.new(hash_type, data).hexdigest(),
+    }
+
+
+def manifest(entries: Iterable[Mapping[str, object]], **more: object) -> bytes:
+    return json.dumps({"fileids": list(entries), **more}).encode()
+
+
+def unpacked(tar: bytes) -> dict[str, bytes]:
+    """The files of a tar by their paths below its top folder."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        files = {}
+        for member in opened:
+            content = opened.extractfile(member)
+            if content is not None:
+                files[member.name.partition("/")[2]] = content.read()
+        return files
+
+
+def wait_for(condition: Any) -> None:
+    """Look until ``condition()`` holds; a deadline turns what never comes into a failure."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        time.sleep(LOOK_EVERY)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
