@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest_twisted
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IPushProducer
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
 from cartd.model import Cart, CartFile, CartStatus
+from cartd.volume import Volume
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -130,3 +134,32 @@ def a_file(body: bytes, path: str = "a/b.dat", *, position: int = 0) -> CartFile
 def checksum_of(file: CartFile) -> Checksum:
     assert file.size is not None
     return Checksum(file.hash_type, file.hash_sum, file.size)
+
+
+CART = a_cart()
+BODY = b"what is staged"
+
+
+def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) -> Path:
+    incoming = volume.incoming(cart, file, checksum_of(file))
+    incoming.write(body)
+    result_of(incoming.finish())
+    return volume.member(cart, file.path)
+
+
+def everything(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+EMPTY = {"cartuids", "incoming"}
+
+
+@contextmanager
+def logged() -> Iterator[list[LogEvent]]:
+    events: list[LogEvent] = []
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(observer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,17 @@ def links(volume: Volume) -> None:
     globalLogPublisher.addObserver(cast(ILogObserver, show))
     result_of(volume.link(a_cart()))
     result_of(volume.link(a_cart()))
+
+
+def written_by(what: str, root: Path) -> str:
+    """What a process of its own prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.volume_writer", what, str(root)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    ).stdout
 
 
 WORK: dict[str, Callable[[Volume], None]] = {"kill": kill, "limit": limit, "links": links}

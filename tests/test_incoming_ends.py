@@ -1,0 +1,140 @@
+"""An incoming file that is given up, finished or cancelled, in any order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+
+from cartd.incoming import BLOCK
+from tests.incoming_place import LARGE, SMALL, Place, is_open
+from tests.volume_parts import (
+    HeldThreads,
+    InThisThread,
+    begin,
+    failure_of,
+    outcome,
+    result_of,
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path, InThisThread(), InThisThread())
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> tuple[Place, HeldThreads]:
+    threads = HeldThreads()
+    return Place(tmp_path, threads, threads), threads
+
+
+def test_an_abort_before_the_first_block_needs_no_trip(held: tuple[Place, HeldThreads]) -> None:
+    place, threads = held
+    incoming = place.incoming(SMALL)
+    incoming.write(SMALL)
+    result_of(incoming.abort())
+    result_of(incoming.abort())
+    assert threads.made == 0
+    assert place.files() == []
+
+
+def test_an_abort_waits_for_the_thread_and_leaves_nothing(
+    held: tuple[Place, HeldThreads],
+) -> None:
+    place, threads = held
+    opened: list[int] = []
+
+    def write(fd: int, data: memoryview) -> int:
+        opened.append(fd)
+        return os.write(fd, data)
+
+    place.write = write
+    incoming = place.incoming(LARGE)
+    incoming.write(LARGE[:BLOCK])
+    aborted = begin(incoming.abort())
+    assert aborted == []
+    threads.let_one_go()
+    assert is_open(opened[0])
+    assert aborted == []
+    threads.let_all_go()
+    assert aborted == [None]
+    assert place.files() == []
+    assert not is_open(opened[0])
+
+
+def test_finish_after_abort_says_that_it_was_given_up(place: Place) -> None:
+    incoming = place.incoming(SMALL)
+    incoming.write(SMALL)
+    result_of(incoming.abort())
+    with pytest.raises(CancelledError):
+        result_of(incoming.finish())
+    assert place.files() == []
+
+
+def test_abort_after_finish_keeps_the_file(place: Place) -> None:
+    incoming = place.incoming(SMALL)
+    incoming.write(SMALL)
+    result_of(incoming.finish())
+    result_of(incoming.abort())
+    assert place.final.read_bytes() == SMALL
+
+
+def test_an_abort_ends_a_finish_that_waits(held: tuple[Place, HeldThreads]) -> None:
+    place, threads = held
+    incoming = place.incoming(LARGE)
+    incoming.write(LARGE)
+    finished, aborted = begin(incoming.finish()), begin(incoming.abort())
+    threads.let_all_go()
+    assert isinstance(failure_of(finished), CancelledError)
+    assert aborted == [None]
+    assert place.files() == []
+
+
+def test_a_cancelled_finish_touches_nothing_under_a_running_thread(
+    held: tuple[Place, HeldThreads],
+) -> None:
+    place, threads = held
+    incoming = place.incoming(LARGE)
+    incoming.write(LARGE[:BLOCK])
+    threads.let_one_go()
+    incoming.write(LARGE[BLOCK:])
+    finishing = Deferred.fromCoroutine(incoming.finish())
+    finished = outcome(finishing)
+    finishing.cancel()
+    assert place.files() == [place.root / "incoming" / "7" / "0-x"]
+    assert (len(threads.held), finished) == (1, [])
+    threads.let_all_go()
+    assert isinstance(failure_of(finished), CancelledError)
+    assert place.files() == []
+
+
+def test_a_finish_that_is_cancelled_twice_still_cleans_up(
+    held: tuple[Place, HeldThreads],
+) -> None:
+    place, threads = held
+    incoming = place.incoming(LARGE)
+    incoming.write(LARGE)
+    finishing = Deferred.fromCoroutine(incoming.finish())
+    finished = outcome(finishing)
+    finishing.cancel()
+    finishing.cancel()
+    threads.let_all_go()
+    assert isinstance(failure_of(finished), CancelledError)
+    assert place.files() == []
+
+
+def test_a_file_that_was_whole_when_the_cancel_came_stays(
+    held: tuple[Place, HeldThreads],
+) -> None:
+    place, threads = held
+    incoming = place.incoming(SMALL)
+    incoming.write(SMALL)
+    finishing = Deferred.fromCoroutine(incoming.finish())
+    finished = outcome(finishing)
+    finishing.cancel()
+    threads.let_all_go()
+    assert isinstance(failure_of(finished), CancelledError)
+    assert place.files() == [place.final]

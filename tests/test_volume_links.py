@@ -1,0 +1,67 @@
+"""The links to carts, for sites that serve the volume by other means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cartd.volume import Volume
+from tests.volume_parts import (
+    BODY,
+    CART,
+    EMPTY,
+    InThisThread,
+    a_cart,
+    a_file,
+    everything,
+    logged,
+    result_of,
+    stage,
+)
+from tests.volume_writer import written_by
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def volume(root: Path) -> Volume:
+    volume = Volume(root, InThisThread())
+    volume.prepare()
+    return volume
+
+
+def test_the_link_leads_to_the_tree_and_is_relative(volume: Volume, root: Path) -> None:
+    stage(volume, a_file(BODY))
+    result_of(volume.link(CART))
+    assert (root / "cartuids" / "mine").readlink() == Path("../7/mine")
+    assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
+    assert not (root / "incoming" / "7").exists()
+
+
+def test_the_link_of_a_newer_cart_takes_the_place_of_the_older(volume: Volume, root: Path) -> None:
+    result_of(volume.link(CART))
+    result_of(volume.link(a_cart(8, bundle=True)))
+    assert (root / "cartuids" / "mine").readlink() == Path("../8/mine.tar")
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_real_thing_in_the_place_of_the_link_is_left(
+    volume: Volume, root: Path, kind: str
+) -> None:
+    there = root / "cartuids" / "mine"
+    there.touch() if kind == "file" else there.mkdir()
+    with logged() as events:
+        result_of(volume.link(CART))
+        result_of(volume.remove(CART))
+    assert there.exists()
+    assert not there.is_symlink()
+    assert len(events) == 1
+
+
+def test_where_links_are_refused_it_is_said_once(root: Path) -> None:
+    assert written_by("links", root) == "warn\n"
+    assert everything(root) == EMPTY

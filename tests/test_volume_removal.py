@@ -1,0 +1,121 @@
+"""Carts that leave the volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+
+from cartd.threads import Threads
+from cartd.volume import Volume
+from tests.volume_parts import (
+    BODY,
+    CART,
+    EMPTY,
+    HeldThreads,
+    InThisThread,
+    a_cart,
+    a_file,
+    checksum_of,
+    everything,
+    failure_of,
+    in_the_loop,
+    outcome,
+    result_of,
+    stage,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def volume(root: Path) -> Volume:
+    volume = Volume(root, InThisThread())
+    volume.prepare()
+    return volume
+
+
+def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> None:
+    stage(volume, a_file(BODY))
+    volume.tar(CART).write_bytes(b"tar")
+    volume.incoming(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20)))).write(
+        bytes(1 << 20)
+    )
+    result_of(volume.link(CART))
+    result_of(volume.remove(CART))
+    assert everything(root) == EMPTY
+    result_of(volume.remove(CART))
+    assert everything(root) == EMPTY
+
+
+def test_removing_a_cart_touches_no_other(volume: Volume, root: Path) -> None:
+    newer = a_cart(8)
+    stage(volume, a_file(BODY))
+    stage(volume, a_file(BODY), cart=newer)
+    result_of(volume.link(newer))
+    result_of(volume.remove(CART))
+    assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
+
+
+def test_removing_follows_no_link(volume: Volume, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    stage(volume, a_file(BODY))
+    (volume.tree(CART) / "link").symlink_to(outside)
+    (root / "8").symlink_to(outside)
+    result_of(volume.remove(CART))
+    result_of(volume.remove(a_cart(8)))
+    assert everything(root) == EMPTY
+    assert (outside / "precious").exists()
+
+
+def test_a_cart_with_a_uid_that_is_no_name_can_be_removed(volume: Volume, root: Path) -> None:
+    (root / "7" / "x").mkdir(parents=True)
+    result_of(volume.remove(a_cart(uid="../..")))
+    assert everything(root) == EMPTY
+
+
+def test_files_can_come_again_after_a_removal(volume: Volume) -> None:
+    first = volume.incoming(CART, a_file(BODY), checksum_of(a_file(BODY)))
+    stage(volume, a_file(BODY, "a/other"))
+    result_of(volume.remove(CART))
+    first.write(BODY)
+    result_of(first.finish())
+    assert volume.member(CART, "a/b.dat").read_bytes() == BODY
+
+
+@in_the_loop
+async def test_two_may_remove_one_cart_at_once(root: Path) -> None:
+    threads = Threads(reactor, 4)
+    threads.start()
+    try:
+        volumes = [Volume(root, threads) for _ in range(4)]
+        volumes[0].prepare()
+        for number in range(500):
+            path = root / "7" / "mine" / str(number % 20) / str(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        await gatherResults([Deferred.fromCoroutine(one.remove(CART)) for one in volumes])
+        assert everything(root) == EMPTY
+    finally:
+        threads.stop()
+
+
+def test_a_cancelled_removal_ends_when_the_thread_has(root: Path) -> None:
+    threads = HeldThreads()
+    volume = Volume(root, threads)
+    volume.prepare()
+    (root / "7").mkdir()
+    removing = Deferred.fromCoroutine(volume.remove(CART))
+    removed = outcome(removing)
+    removing.cancel()
+    assert removed == []
+    threads.let_all_go()
+    assert isinstance(failure_of(removed), CancelledError)
+    assert everything(root) == EMPTY
