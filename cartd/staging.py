@@ -197,6 +197,11 @@ class Staging:
             try:
                 await self._tools.archive.fetch(file.archive_id, incoming)
                 return await incoming.finish()
+            except ArchiveError:
+                # A disk that fails, or a body too long, breaks the transfer: that is the cause.
+                if incoming.failure is not None:
+                    raise incoming.failure from None
+                raise
             finally:
                 await incoming.abort()
 
