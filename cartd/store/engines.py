@@ -1,8 +1,8 @@
 """SQLAlchemy engines for a database's URL: opening one connects to nothing.
 
-No pool: who opens a connection keeps it, or closes it for good.  On SQLite the driver's own ways
-with transactions are switched off: it would commit before DDL and begin only at the first write,
-so that two writers who had both read could neither go on.
+No pool: who opens a connection keeps it, or closes it for good.  On SQLite every transaction is
+begun in so many words: the driver begins one only at the first write, so that DDL would stand
+outside, and two writers who had both read could neither go on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def schema_engine(url: str) -> Engine:
     """
     engine = _engine(url)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _leave_transactions_alone)
         event.listen(engine, "begin", _begin_immediate)
     return engine
 
@@ -104,12 +103,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
     return {}
 
 
-def _leave_transactions_alone(connection: Any, _record: object) -> None:
-    connection.isolation_level = None
-
-
-def _prepare_sqlite(connection: Any, record: object) -> None:
-    _leave_transactions_alone(connection, record)
+def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
 
