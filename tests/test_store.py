@@ -210,6 +210,9 @@ class TestSpace:
         assert cart is not None
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=30)
         assert await store.usage() == (300, 0)
+        # What is finished has nothing to be written, though a tar is larger than its files.
+        await store.record_ready(cart.id, "me", volume_bytes=110, now=31)
+        assert await store.usage() == (310, 0)
 
     @pytest_twisted.ensureDeferred
     async def test_only_finished_carts_with_bytes_may_be_evicted(self, store: Store) -> None:
