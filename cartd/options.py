@@ -11,8 +11,8 @@ from twisted.python import usage
 
 from cartd import __version__
 from cartd.config import Config, load
+from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.settings import SETTINGS
 
 DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
 """Below the home directory: where Pacifica Cartd looks as well."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cartd.checksum import Checksum
-from cartd.incoming import BLOCK, Incoming
-from cartd.partial import Directories, PartialFile
 from cartd.threads import RunsInThread
+from cartd.volume.incoming import BLOCK, Incoming
+from cartd.volume.partial import Directories, PartialFile
 
 OLD = 1_234_567_890
 SMALL = b"a body of less than a block"

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import make_url
 
 from cartd.config import Config, load, parse_size, sqlalchemy_url
+from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.settings import SETTINGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 

@@ -17,8 +17,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from cartd.checksum import Mismatch
-from cartd.incoming import BLOCK, HIGH, MOST_PIECES, Incoming
 from cartd.threads import Threads
+from cartd.volume.incoming import BLOCK, HIGH, MOST_PIECES, Incoming
 from tests.incoming_place import LARGE, OLD, SMALL, Place
 from tests.volume_parts import (
     HeldThreads,

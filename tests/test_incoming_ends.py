@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd.incoming import BLOCK
+from cartd.volume.incoming import BLOCK
 from tests.incoming_place import LARGE, SMALL, Place, is_open
 from tests.volume_parts import (
     HeldThreads,

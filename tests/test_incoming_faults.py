@@ -11,7 +11,7 @@ import pytest
 
 from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
-from cartd.partial import Directories, PartialFile
+from cartd.volume.partial import Directories, PartialFile
 from tests.incoming_place import LARGE, SMALL, Place, fail_with, is_open
 from tests.volume_parts import (
     HeldThreads,

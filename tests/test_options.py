@@ -8,9 +8,9 @@ import pytest
 
 from cartd import __version__
 from cartd.config import Config
+from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
 from cartd.options import Options, read_config
-from cartd.settings import SETTINGS
 
 
 def parsed(*arguments: str) -> Options:

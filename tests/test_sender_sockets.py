@@ -154,14 +154,14 @@ async def until(condition: Callable[[], bool]) -> None:
         await deferLater(reactor, 0)
 
 
-@pytest_twisted.async_yield_fixture  # type: ignore[untyped-decorator]
+@pytest_twisted.async_yield_fixture
 async def joined() -> AsyncIterator[Joined]:
     joined = Joined()
     yield joined
     await joined.close()
 
 
-@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+@pytest_twisted.ensureDeferred
 async def test_a_client_that_does_not_read_stops_the_sender_until_it_does(joined: Joined) -> None:
     sender = await joined.connect()
     reader = joined.server.reader
@@ -175,7 +175,7 @@ async def test_a_client_that_does_not_read_stops_the_sender_until_it_does(joined
     assert reader.closed == 1
 
 
-@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+@pytest_twisted.ensureDeferred
 async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
     sender = await joined.connect()
     await until(lambda: joined.stalled(sender))
@@ -185,7 +185,7 @@ async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
     assert joined.server.reader.closed == 1
 
 
-@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+@pytest_twisted.ensureDeferred
 async def test_a_file_that_is_missing_breaks_the_connection(joined: Joined) -> None:
     joined.server.reader.fail_after = 40
     await joined.connect()

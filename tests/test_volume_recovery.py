@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.model import CartFile
-from cartd.volume import BATCH, Volume
+from cartd.volume.volume import BATCH, Volume
 from tests.volume_parts import (
     BODY,
     CART,

@@ -20,8 +20,8 @@ from typing import cast
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from cartd.incoming import BLOCK, Incoming
 from cartd.volume import Volume
+from cartd.volume.incoming import BLOCK, Incoming
 from tests.volume_parts import InThisThread, a_cart, a_file, checksum_of, result_of
 
 BODY = bytes(4 * BLOCK)

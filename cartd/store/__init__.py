@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorFromThreads
 
-from .carts import Carts
-from .database import Database
-from .leases import Leases
-from .progress import Progress
-from .schema import UpgradeError, schema_state, sync, wait_for_database
-from .space import Space
-from .state import Condition, SchemaState
+from cartd.store.carts import Carts
+from cartd.store.database import Database
+from cartd.store.leases import Leases
+from cartd.store.progress import Progress
+from cartd.store.schema import UpgradeError, schema_state, sync, wait_for_database
+from cartd.store.space import Space
+from cartd.store.state import Condition, SchemaState
 
 __all__ = [
     "Condition",

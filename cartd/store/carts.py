@@ -11,10 +11,9 @@ from sqlalchemy import Select, bindparam, insert, select, update
 from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
-
-from .database import Database, Transaction
-from .rows import CARTS, FILES, UNFINISHED, cart_of, date_of, file_of
-from .tables import cart, file
+from cartd.store.database import Database, Transaction
+from cartd.store.rows import CARTS, FILES, UNFINISHED, cart_of, date_of, file_of
+from cartd.store.tables import cart, file
 
 T = TypeVar("T")
 BATCH = 2000

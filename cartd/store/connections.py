@@ -18,8 +18,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-
-from .alchimia_compat import wrap_engine
+from cartd.store.alchimia_compat import wrap_engine
 
 THREAD_NAME = "cartd store"
 

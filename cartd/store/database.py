@@ -10,9 +10,8 @@ from sqlalchemy import Executable, select
 from twisted.internet.interfaces import IReactorFromThreads
 
 from cartd.errors import CartdError, Unavailable
-
-from .connections import Connection, Pool
-from .engines import explained, reading_engine, writing_engine
+from cartd.store.connections import Connection, Pool
+from cartd.store.engines import explained, reading_engine, writing_engine
 
 READERS = 3
 _PING = select(1)

@@ -8,10 +8,9 @@ from sqlalchemy import bindparam, case, or_, select, update
 
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
-
-from .database import Database, Transaction
-from .rows import CARTS, UNFINISHED, cart_of, date_of
-from .tables import cart
+from cartd.store.database import Database, Transaction
+from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
+from cartd.store.tables import cart
 
 _WAITING = cart.c.status == CartStatus.WAITING.value
 _CLAIM = (

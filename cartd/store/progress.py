@@ -12,12 +12,11 @@ from typing import Any
 from sqlalchemy import bindparam, case, select, update
 
 from cartd.model import CartStatus, FileStatus
-
-from .carts import BATCH, batches
-from .database import Database, Transaction
-from .leases import hold
-from .rows import date_of
-from .tables import cart, file
+from cartd.store.carts import BATCH, batches
+from cartd.store.database import Database, Transaction
+from cartd.store.leases import hold
+from cartd.store.rows import date_of
+from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
 _FILE = (file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))

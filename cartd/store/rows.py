@@ -8,8 +8,7 @@ from typing import Any
 from sqlalchemy import Select, select
 
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
-
-from .tables import cart, file
+from cartd.store.tables import cart, file
 
 # A naive UTC date plus seconds: right for any time, where fromtimestamp() is not on Windows.
 _EPOCH = datetime(1970, 1, 1)

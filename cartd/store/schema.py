@@ -19,10 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import SetColumnComment, SetTableComment
 
 from cartd.errors import CartdError, ConfigError, Unavailable
-
-from .engines import explained, parse, schema_engine
-from .state import Condition, SchemaState, state_of
-from .tables import cartsystem, metadata
+from cartd.store.engines import explained, parse, schema_engine
+from cartd.store.state import Condition, SchemaState, state_of
+from cartd.store.tables import cartsystem, metadata
 
 # Any number that no other program is likely to choose; it spells "cartd".
 _UPGRADE_LOCK = 0x6361727464

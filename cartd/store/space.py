@@ -5,10 +5,9 @@ from __future__ import annotations
 from sqlalchemy import case, func, select
 
 from cartd.eviction import Candidate
-
-from .database import Database
-from .rows import FINISHED, UNFINISHED, time_of
-from .tables import cart
+from cartd.store.database import Database
+from cartd.store.rows import FINISHED, UNFINISHED, time_of
+from cartd.store.tables import cart
 
 _LIVING = cart.c.deleted_date.is_(None)
 _UNWRITTEN = case(

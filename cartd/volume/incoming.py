@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
-from cartd.partial import PartialFile
 from cartd.threads import RunsInThread
+from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20
 """Bytes that are worth a trip to a thread."""

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from cartd.errors import ConfigError, NoSpace
-from cartd.partial import Directories, PartialFile
-from cartd.volume_paths import VolumePaths
+from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.paths import VolumePaths
 
 
 def prepare(paths: VolumePaths) -> None:

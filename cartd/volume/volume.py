@@ -21,18 +21,19 @@ from weakref import WeakValueDictionary
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from cartd import volume_check, volume_files
 from cartd.checksum import Checksum
 from cartd.errors import VolumeDamaged
-from cartd.incoming import BLOCK, Incoming
 from cartd.model import Cart, CartFile
-from cartd.partial import Directories, PartialFile, told_of
-from cartd.shared_trips import SharedTrips
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
-from cartd.volume_links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume_paths import VolumePaths
-from cartd.volume_removal import remove_tree, take_away
+from cartd.volume import files as found_files
+from cartd.volume.check import prepare
+from cartd.volume.incoming import BLOCK, Incoming
+from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
+from cartd.volume.partial import Directories, PartialFile, told_of
+from cartd.volume.paths import VolumePaths
+from cartd.volume.removal import remove_tree, take_away
+from cartd.volume.shared_trips import SharedTrips
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class Volume:
 
     def prepare(self) -> None:
         """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
-        volume_check.prepare(self._paths)
+        prepare(self._paths)
 
     def tree(self, cart: Cart) -> Path:
         """``ROOT/ID/UID``."""
@@ -100,7 +101,7 @@ class Volume:
             return False
         stopped = threading.Event()
         try:
-            return await self._threads.run(volume_files.is_verified, path, file, stopped.is_set)
+            return await self._threads.run(found_files.is_verified, path, file, stopped.is_set)
         except CancelledError:
             stopped.set()
             raise
@@ -155,7 +156,7 @@ class Volume:
 
     async def tar_size(self, cart: Cart) -> int | None:
         """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
-        [found] = await self._threads.run(volume_files.measure, [self._paths.tar(cart)])
+        [found] = await self._threads.run(found_files.measure, [self._paths.tar(cart)])
         return None if found is None else found[0]
 
     async def drop_tree(self, cart: Cart) -> None:
@@ -234,7 +235,7 @@ class Volume:
                 paths.append(None)
         return [
             None if one is None else (file.position, *one)
-            for file, one in zip(batch, volume_files.measure(paths), strict=True)
+            for file, one in zip(batch, found_files.measure(paths), strict=True)
         ]
 
     def _ids(self) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cartd import config_values as values
+from cartd.config import values
 
 
 @dataclass(frozen=True, slots=True)

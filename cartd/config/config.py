@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cartd import config_values
-from cartd.config_file import ConfigFile, percent
-from cartd.config_values import parse_size
+from cartd.config import values
+from cartd.config.file import ConfigFile, percent
+from cartd.config.settings import SETTINGS, Setting
+from cartd.config.values import parse_size
 from cartd.errors import ConfigError
-from cartd.settings import SETTINGS, Setting
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
 
@@ -76,9 +76,9 @@ def load(
 
 
 def sqlalchemy_url(url: str) -> str:
-    """As :func:`cartd.config_values.sqlalchemy_url`, but raises ConfigError."""
+    """As :func:`cartd.config.values.sqlalchemy_url`, but raises ConfigError."""
     try:
-        return config_values.sqlalchemy_url(url)
+        return values.sqlalchemy_url(url)
     except ValueError as error:
         raise ConfigError(f"database URL: {error}") from None
 

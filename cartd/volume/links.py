@@ -7,8 +7,8 @@ import os
 from contextlib import suppress
 
 from cartd.model import Cart
-from cartd.partial import Directories, told_of
-from cartd.volume_paths import VolumePaths
+from cartd.volume.partial import Directories, told_of
+from cartd.volume.paths import VolumePaths
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers

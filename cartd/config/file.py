@@ -14,8 +14,8 @@ from configparser import (
 from configparser import Error as IniError
 from difflib import get_close_matches
 
+from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.settings import SETTINGS
 
 READ_PAST = {"celery"}
 """Sections of Pacifica's whose keys mean nothing here."""

@@ -20,10 +20,10 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
+from cartd.admin.dump import dump
+from cartd.admin.fixit import Fixit
 from cartd.config import Config
-from cartd.dump import dump
 from cartd.errors import CartdError, ConfigError
-from cartd.fixit import Fixit
 from cartd.options import Options, read_config
 from cartd.service import Parts
 from cartd.store import schema_state, sync, wait_for_database
