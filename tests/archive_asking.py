@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
@@ -21,6 +21,8 @@ from zope.interface import implementer
 from cartd.archive import Archive
 from cartd.archive_client import archive_client
 from tests.faulty_archive import FaultyArchive
+
+T = TypeVar("T")
 
 reactor: Any = _reactor
 
@@ -52,6 +54,11 @@ class Asking:
         await self.archive.fetch(archive_id, sink)
         assert sink.producer is None
         return bytes(sink.data)
+
+
+def begun(work: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """Start a coroutine, and cancel it if it takes too long."""
+    return Deferred.fromCoroutine(work).addTimeout(PATIENCE, reactor)
 
 
 @implementer(IConsumer)

@@ -13,12 +13,12 @@ import pytest_twisted
 import trustme
 from OpenSSL import SSL
 from twisted.internet import ssl
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 
 from cartd.archive import ArchiveError
 from cartd.archive_client import archive_client
 from cartd.errors import ConfigError
-from tests.archive_asking import Sink, asking, reactor
+from tests.archive_asking import Sink, asking, begun, reactor
 from tests.archive_faults import endless, hang_after
 
 HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ async def test_cancelling_does_not_wait_for_the_peers_goodbye(tmp_path: Path, fa
         asked.faulty.put("7", DATA)
         asked.faulty.fault("7", fault)
         sink = Sink(lambda sink: sink.producer.pauseProducing())  # type: ignore[union-attr]
-        fetching = Deferred.fromCoroutine(asked.archive.fetch("7", sink))
+        fetching = begun(asked.archive.fetch("7", sink))
         await sink.first
         fetching.cancel()
         with pytest.raises(CancelledError):
