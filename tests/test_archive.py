@@ -545,9 +545,8 @@ async def test_a_sink_that_pauses_stops_the_archive_and_no_time_runs(asked: Aski
             sink.producer.pauseProducing()
 
     size = 16_000_000
-    # The first bytes come with the head: they are written before Twisted's deliverBody returns.
-    start = Send(head(200, [("Content-Length", str(size))]) + bytes(100))
-    asked.faulty.fault("7", steps(start, Drip(bytes(size - 100), piece=1_000_000)))
+    start = Send(head(200, [("Content-Length", str(size))]))
+    asked.faulty.fault("7", steps(start, Drip(bytes(size), piece=1_000_000)))
     sink = Sink(pause)
     fetching = begun(asked.archive.fetch("7", sink))
     await sink.first
@@ -561,6 +560,27 @@ async def test_a_sink_that_pauses_stops_the_archive_and_no_time_runs(asked: Aski
     sink.producer.resumeProducing()
     await fetching
     assert len(sink.data) == size - seen
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_sink_that_is_not_ready_yet_may_pause_from_the_start(asked: Asking) -> None:
+    class Unready(Sink):
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            super().registerProducer(producer, streaming)
+            producer.pauseProducing()
+
+    data = bytes(1_000_000)
+    asked.faulty.put("7", data)
+    sink = Unready()
+    fetching = begun(asked.archive.fetch("7", sink))
+    await asked.until(lambda: asked.faulty.running == 1)
+    await drained(asked)
+    asked.clock.advance(STALL_TIMEOUT)
+    assert len(sink.data) <= 65_536
+    assert sink.producer is not None
+    sink.producer.resumeProducing()
+    await fetching
+    assert sink.data == data
 
 
 @pytest_twisted.ensureDeferred
