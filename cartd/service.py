@@ -14,8 +14,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.archive import Archive
-from cartd.archive_client import archive_client
+from cartd.archive import Archive, archive_client
 from cartd.carts import Carts
 from cartd.concurrency import Turns
 from cartd.config import Config

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -197,8 +198,8 @@ class Staging:
             try:
                 await self._tools.archive.fetch(file.archive_id, incoming)
                 return await incoming.finish()
-            except ArchiveError:
-                # A disk that fails, or a body too long, breaks the transfer: that is the cause.
+            except (ArchiveError, CancelledError):
+                # A disk that fails, or a body too long, stops the transfer: that is the cause.
                 if incoming.failure is not None:
                     raise incoming.failure from None
                 raise

@@ -19,7 +19,7 @@ from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
 
 from cartd.archive import Archive
-from cartd.archive_client import archive_client
+from cartd.archive.client import archive_client
 from tests.faulty_archive import FaultyArchive
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.archive_client import archive_client
+from cartd.archive.client import archive_client
 from cartd.errors import ConfigError
 from tests.archive_asking import HEAD_TIMEOUT, STALL_TIMEOUT, Asking, Sink, asking, begun, reactor
 from tests.archive_faults import (

@@ -16,7 +16,7 @@ from twisted.internet import ssl
 from twisted.internet.defer import CancelledError
 
 from cartd.archive import ArchiveError
-from cartd.archive_client import archive_client
+from cartd.archive.client import archive_client
 from cartd.errors import ConfigError
 from tests.archive_asking import Sink, asking, begun, reactor
 from tests.archive_faults import endless, hang_after

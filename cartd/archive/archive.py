@@ -13,7 +13,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from cartd import __version__
-from cartd.archive_answers import (
+from cartd.archive.answers import (
     ArchiveError,
     FileState,
     clean,
@@ -22,10 +22,8 @@ from cartd.archive_answers import (
     refusal,
     values,
 )
-from cartd.archive_body import excerpt, receive
+from cartd.archive.body import excerpt, receive
 from cartd.errors import ConfigError
-
-__all__ = ["Archive", "ArchiveError", "FileState"]
 
 MAX_REDIRECTS = 5
 

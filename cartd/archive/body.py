@@ -22,7 +22,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from cartd.archive_answers import ArchiveError, failure
+from cartd.archive.answers import ArchiveError, failure
 
 EXCERPT_LIMIT = 16 * 1024
 """Bytes of a body that nobody needs; a longer one costs its connection."""
