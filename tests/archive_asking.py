@@ -1,7 +1,5 @@
 """An :class:`~cartd.archive.Archive` that asks a :class:`~tests.faulty_archive.FaultyArchive`."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import gc

@@ -3,7 +3,6 @@
 Use with ``pytest_plugins = ("tests.database_fixtures",)`` in a test module.
 """
 
-# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import shutil

@@ -1,7 +1,5 @@
 """The archive asked over real sockets: what comes back, what fails, and what is left behind."""
 
-# mypy: allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """The archive over TLS: who is believed, who is not, and how a silent peer is left."""
 
-# mypy: allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The directory archive's requests, in the test's own reactor over real sockets."""
 
-# mypy: allow-untyped-decorators
-
 from __future__ import annotations
 
 import json

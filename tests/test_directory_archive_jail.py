@@ -1,7 +1,5 @@
 """No id leads out of the directory archive's root."""
 
-# mypy: allow-untyped-decorators
-
 from __future__ import annotations
 
 import json

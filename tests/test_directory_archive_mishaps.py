@@ -1,7 +1,5 @@
 """The directory archive as a library of tapes and on a bad day."""
 
-# mypy: allow-untyped-decorators
-
 from __future__ import annotations
 
 from collections import Counter

@@ -1,6 +1,5 @@
 """Databases of Pacifica Cartd become cartd's, carts and all, or stay as they were."""
 
-# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import time

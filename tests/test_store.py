@@ -1,6 +1,5 @@
 """Carts in the store, on SQLite and on PostgreSQL: what is written is what is found."""
 
-# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 from typing import Any

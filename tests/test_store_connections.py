@@ -1,6 +1,5 @@
 """The store when much happens at once, is cancelled, or the database goes away."""
 
-# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import threading

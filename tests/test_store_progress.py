@@ -1,6 +1,5 @@
 """Who stages a cart, and what is recorded of it: nothing by anyone who lost it."""
 
-# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine

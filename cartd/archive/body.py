@@ -5,7 +5,6 @@ nothing is buffered here.  A body ends in exactly one way (whole, lost, stalled,
 consumer, cancelled), and :meth:`_Body._end` is the only place where that is said.
 """
 
-# mypy: allow-untyped-calls
 # Twisted leaves Failure and deliverBody without types.
 
 from __future__ import annotations

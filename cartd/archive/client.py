@@ -1,6 +1,5 @@
 """The HTTP client through which the archive is asked: connections, their TLS and their limits."""
 
-# mypy: allow-untyped-calls
 # Twisted leaves Agent, its pool and its policies without types.
 
 from __future__ import annotations
