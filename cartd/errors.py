@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from http import HTTPStatus
 from typing import ClassVar
+
+from cartd import __version__
 
 
 class CartdError(Exception):
@@ -63,3 +67,13 @@ class VolumeDamaged(CartdError):
 
 class ConfigError(CartdError):
     """The configuration cannot be used; the message names the key and the reason."""
+
+
+def error_body(code: int, message: str) -> bytes:
+    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log."""
+    try:
+        status = f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        status = str(code)
+    error = {"status": status, "message": message, "traceback": "", "version": __version__}
+    return json.dumps(error).encode("ascii")

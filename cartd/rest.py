@@ -18,11 +18,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from cartd import disposition, ranges
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
-from cartd.errors import CartdError, InvalidInput, Unavailable, VolumeDamaged
+from cartd.errors import CartdError, InvalidInput, Unavailable, VolumeDamaged, error_body
 from cartd.manifest import check_uid
 from cartd.model import Cart, CartStatus
 from cartd.sender import Sender, SendStopped
-from cartd.site import error_body
 from cartd.threads import RunsInThread
 
 RETRY_AFTER = "2"

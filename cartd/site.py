@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-from cartd import __version__
+from cartd.errors import error_body
+from cartd.text_paths import TextPaths
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a connection may stand still between and within requests."""
 LINGER = 2.0
 """Seconds for which a refused body is read past, so that the client sees the answer."""
-
-
-def error_body(code: int, message: str) -> bytes:
-    """The JSON of an error, in the form of Pacifica Cartd; a trace only goes to the log."""
-    return json.dumps(
-        {
-            "status": f"{code} {HTTPStatus(code).phrase}",
-            "message": message,
-            "traceback": "",
-            "version": __version__,
-        }
-    ).encode()
 
 
 class LimitedRequest(Request):
@@ -78,32 +64,13 @@ class LimitedRequest(Request):
         self._linger = self.channel.callLater(LINGER, self.channel.forceAbortClient)
 
 
-class Root(Resource):
-    """Passes on to ``routes`` what has a path that is text."""
-
-    isLeaf = True
-
-    def __init__(self, routes: IResource) -> None:
-        super().__init__()
-        self._routes = routes
-
-    def render(self, request: Request) -> Any:
-        try:
-            unquote_to_bytes(request.path).decode()
-        except UnicodeDecodeError:
-            request.setResponseCode(400)
-            request.setHeader(b"content-type", b"application/json")
-            return error_body(400, "The path is not UTF-8")
-        return self._routes.render(request)
-
-
 class LimitedSite(Site):
     """The factory of the server's connections, which it can break."""
 
     def __init__(self, routes: IResource, reactor: Any, *, max_body: int) -> None:
         limited = type("Request", (LimitedRequest,), {"max_body": max_body})
         super().__init__(
-            Root(routes), requestFactory=limited, timeout=IDLE_TIMEOUT, reactor=reactor
+            TextPaths(routes), requestFactory=limited, timeout=IDLE_TIMEOUT, reactor=reactor
         )
         self._connections: WeakSet[Any] = WeakSet()
 

@@ -37,13 +37,12 @@ from cartd.directory_archive.misfortune import Misfortune, Mishap
 from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape, Refusal
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.directory_archive.wire import (
-    error_body,
     modified_time,
     old_path,
     selection,
     status_headers,
 )
-from cartd.errors import CartdError, TooLarge, Unavailable
+from cartd.errors import CartdError, TooLarge, Unavailable, error_body
 from cartd.threads import RunsInThread
 
 PATCH_LIMIT = 1 << 16

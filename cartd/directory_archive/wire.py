@@ -7,10 +7,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from http import HTTPStatus
 from urllib.parse import quote
 
-from cartd import __version__
 from cartd.directory_archive.files import Status
 from cartd.directory_archive.refusals import BeyondEnd
 from cartd.errors import InvalidInput, RangeNotSatisfiable
@@ -100,10 +98,3 @@ def old_path(body: bytes) -> str:
     if not isinstance(path, str):
         raise InvalidInput('the body is {"path": OLD_PATH}, OLD_PATH a string')
     return path
-
-
-def error_body(code: int, message: str) -> bytes:
-    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log."""
-    phrase = f"{code} {HTTPStatus(code).phrase}"
-    error = {"status": phrase, "message": message, "traceback": "", "version": __version__}
-    return json.dumps(error).encode("ascii")
