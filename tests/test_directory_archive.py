@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 
+from cartd.directory_archive.files import Directory
+from cartd.errors import InvalidInput
 from tests.directory_archive_client import Client, directory_archive
 
 LARGE = random.Random(1).randbytes(3_000_001)
@@ -255,6 +258,15 @@ async def test_a_request_that_cannot_be_done_is_refused_and_leaves_nothing(
     assert "traceback" in json.loads(answer.body)
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
     assert names - {".cartd-archive"} == {"directory", "file"}
+
+
+@pytest.mark.parametrize("declared", [9, 11])
+def test_a_body_that_is_not_as_long_as_was_declared_leaves_nothing(
+    tmp_path: Path, declared: int
+) -> None:
+    with pytest.raises(InvalidInput):
+        Directory(tmp_path).put("a", BytesIO(b"0123456789"), declared, 0.0)
+    assert [path.name for path in tmp_path.rglob("*")] == [".cartd-archive"]
 
 
 @pytest_twisted.ensureDeferred

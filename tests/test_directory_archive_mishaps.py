@@ -40,6 +40,7 @@ async def test_a_file_is_on_tape_until_it_was_staged_and_the_delay_is_over(
         assert (await client.ask("GET", "/a")).headers["retry-after"] == "10"
         clock.advance(9.5)
         assert await media(client) == "tape"
+        assert (await client.ask("GET", "/a")).headers["retry-after"] == "1"
         clock.advance(0.5)
         assert await media(client) == "disk"
         assert (await client.ask("GET", "/a")).body == SMALL
