@@ -13,7 +13,7 @@ import pytest_twisted
 
 from cartd.directory_archive.files import Directory
 from cartd.errors import InvalidInput
-from tests.directory_archive_client import Client, directory_archive
+from tests.directory_archive_client import Client, directory_archive, reactor
 
 LARGE = random.Random(1).randbytes(3_000_001)
 """Longer than what is sent in one trip, and than what stays in memory on its way in."""
@@ -285,11 +285,11 @@ async def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(tmp_pat
     with (tmp_path / "a").open("wb") as file:
         file.truncate(200_000_000)
     async with directory_archive(tmp_path, failures=1) as client:
-        exchange = await client.begin("GET", "/a", pause=True)
+        exchange = await client.begin("GET", "/a", pause=True, connection="keep-alive")
         await exchange.begun
         os.truncate(tmp_path / "a", 1000)
         exchange.transport.resumeProducing()
-        answer = await exchange.closed
+        answer = await exchange.closed.addTimeout(10, reactor)
     assert (answer.status, answer.whole) == (200, False)
 
 
