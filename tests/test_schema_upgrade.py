@@ -93,7 +93,7 @@ class TestUpgrading:
         assert [cart and (cart.files_total, cart.files_staged) for cart in carts] == [
             (3, 3),
             (1, 1),
-            (4, 1),
+            (4, 0),
             (0, 0),
             (2, 1),
             (0, 0),
@@ -105,7 +105,7 @@ class TestUpgrading:
         assert unmeasured == [1, 2]
         assert [(f.position, f.path) for f in files[1]] == [(0, "b"), (1, "a"), (2, "d/c")]
         assert [(f.position, f.status, f.error) for f in files[3]] == [
-            (0, FileStatus.STAGED, ""),
+            (0, FileStatus.WAITING, ""),
             (1, FileStatus.WAITING, ""),
             (2, FileStatus.WAITING, ""),
             (3, FileStatus.WAITING, ""),
@@ -128,7 +128,7 @@ class TestUpgrading:
         assert [cart.id for cart in await store.unfinished()] == [3, 7, 8]
         assert await store.claim(3, "me", now=1e9, until=2e9)
         await store.record_states(3, "me", [(n, 10, 5) for n in range(4)])
-        await store.record_staged(3, "me", [(n, "b" * 40) for n in (1, 2, 3)], now=1e9)
+        await store.record_staged(3, "me", [(n, "b" * 40) for n in range(4)], now=1e9)
         await store.record_ready(3, "me", volume_bytes=40, now=1e9)
         cart = await store.cart(3)
         await store.close()

@@ -157,7 +157,11 @@ def _fill_carts() -> None:
 
 
 def _take_up_unfinished() -> None:
-    """What was under way starts again; but a manifest that only the queue knew is gone."""
+    """What was under way starts again; but a manifest that only the queue knew is gone.
+
+    Its staged files wait as well: nobody knows their sizes.  Those that are on the volume and right
+    are not fetched again.
+    """
     unfinished = cart.c.status.not_in(["ready", "error", "deleted"])
     has_files = sa.exists().where(file.c.cart_id == cart.c.id)
     op.execute(
@@ -170,10 +174,7 @@ def _take_up_unfinished() -> None:
     )
     op.execute(
         file.update()
-        .where(
-            file.c.status != "staged",
-            file.c.cart_id.in_(sa.select(cart.c.id).where(unfinished)),
-        )
+        .where(file.c.cart_id.in_(sa.select(cart.c.id).where(unfinished)))
         .values(status="waiting", error="")
     )
     known = ["waiting", "staging", "staged", "error"]
