@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -66,13 +67,15 @@ class Carts:
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
-        The newest cart of ``uid`` if it is unfinished or ready and was made of the same manifest;
-        otherwise a new one in ``staging``, with all its files, or nothing at all.
+        The newest cart of ``uid`` if it is unfinished or ready and was made of the same manifest,
+        which counts as a use of it; otherwise a new one in ``staging``, with all its files, or
+        nothing at all.
         """
         async with self._database.transaction() as transaction:
             newest = _first(await transaction.rows(_NEWEST, {"uid": uid}))
             if newest is not None and _answers(newest, manifest):
-                return newest, False
+                await transaction.execute(_TOUCH, {"cart_id": newest.id, "used": date_of(now)})
+                return replace(newest, used=max(newest.used, now)), False
             posted = await _insert_cart(transaction, uid, manifest, bundle, now)
             rows = _file_rows(posted.id, manifest.entries)
             for batch in batches(rows, BATCH):
