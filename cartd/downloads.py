@@ -20,6 +20,9 @@ from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
 
+USE_TOLD_AFTER = 60.0
+"""Seconds since the last use that the store knows, after which a new one is told at once."""
+
 log = Logger()
 
 
@@ -86,13 +89,20 @@ class Downloads:
             # What was deleted before the pin may already be gone: look again under the pin.
             _check_ready(await self._store.cart(cart.id))
             if cart.bytes_total is None:
-                cart = await self.adopt(cart)
-            self._uses.note(cart.id, self._now())
+                cart = await self._adopted(cart)
+            await self._note_use(cart)
             try:
                 name = name or default_filename(cart.created)
                 yield await (self._bundled(cart, name) if cart.bundle else self._tree(cart, name))
             finally:
                 self._uses.note(cart.id, self._now())
+
+    async def _note_use(self, cart: Cart) -> None:
+        """Remember the use, and tell the store: the commands see no pins, but that."""
+        now = self._now()
+        self._uses.note(cart.id, now)
+        if now - cart.used > USE_TOLD_AFTER:
+            await self._store.touch({cart.id: now})
 
     async def _newest(self, uid: str) -> Cart:
         return _check_ready(await self._store.newest(uid))
@@ -112,10 +122,10 @@ class Downloads:
     async def _bundled(self, cart: Cart, name: str) -> Download:
         path = self._volume.tar(cart)
         # The tar of a fingerprinted cart is a function of its plan; one that Pacifica
-        # wrote is known only by its row and its size.
+        # wrote is known only by its row and its size, until it is staged anew.
         if cart.fingerprint is None:
             length = cart.volume_bytes
-            etag = f'"{sha256(f"{cart.id}/{cart.created}/{length}".encode()).hexdigest()}"'
+            etag = f'"{sha256(f"{cart.id}/{cart.updated}/{length}".encode()).hexdigest()}"'
         else:
             plan = await self._plans.of_ready(cart, cart.uid)
             length, etag = plan.length, plan.etag
@@ -128,28 +138,14 @@ class Downloads:
             lambda start, stop: TarReader(path, length, start, stop),
         )
 
-    async def adopt(self, cart: Cart) -> Cart:
-        """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
+    async def _adopted(self, cart: Cart) -> Cart:
+        """A ready cart of Pacifica's, measured; staged again if it is not on the volume.
 
-        Files that are gone are staged again.
-
-        :raises NotReady: so it was.
+        :raises NotReady: so it is.
         """
-        if cart.bundle:
-            size = await self._volume.tar_size(cart)
-            if size is None:
-                await self._repair.give_back(cart)
-                raise NotReady
-            await self._store.record_measured(cart.id, [], bytes_total=size, volume_bytes=size)
-        else:
-            files = await self._repair.all_files(cart)
-            found = await self._volume.measure(cart, files)
-            sizes = [one for one in found if one is not None]
-            if len(sizes) < len(files):
-                await self._repair.give_back(cart)
-                raise NotReady
-            total = sum(size for _, size, _ in sizes)
-            await self._store.record_measured(cart.id, sizes, bytes_total=total, volume_bytes=total)
+        if not await self._repair.adopt(cart):
+            await self._repair.give_back(cart)
+            raise NotReady
         return _check_ready(await self._store.cart(cart.id))
 
     def damaged(self, cart: Cart) -> None:

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from cartd.errors import NoSpace
 from cartd.eviction import Candidate, choose, shortfall
-from cartd.model import Cart
+from cartd.model import UNFINISHED, Cart
 from cartd.store import Store
 from cartd.uses import Uses
 
@@ -28,7 +28,11 @@ class SpaceRules:
 
 
 class Evictor:
-    """Decides, one decision at a time, who gets room and who must leave."""
+    """Decides, one decision at a time, who gets room and who must leave.
+
+    ``free`` gives the disk's free bytes, ``arriving`` those of files that are being written, and
+    ``leaving`` those that deleted carts still take.  ``delete`` says whether a cart's files went.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,8 @@ class Evictor:
         rules: SpaceRules,
         *,
         free: Callable[[], Awaitable[int]],
+        arriving: Callable[[], Awaitable[int]],
+        leaving: Callable[[], int],
         delete: Callable[[Cart], Awaitable[bool]],
         now: Callable[[], float],
     ) -> None:
@@ -44,6 +50,8 @@ class Evictor:
         self._uses = uses
         self._rules = rules
         self._free = free
+        self._arriving = arriving
+        self._leaving = leaving
         self._delete = delete
         self._now = now
         self._deciding = DeferredLock()
@@ -58,7 +66,7 @@ class Evictor:
         await self._deciding.acquire()
         try:
             missing = await self._shortfall(max(volume_bytes - cart.volume_bytes, 0))
-            if missing > 0 and await self._evict(missing, all_or_nothing=True) < missing:
+            if not await self._make_room(missing, all_or_nothing=True):
                 raise NoSpace
             await self._store.reserve(
                 cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
@@ -71,14 +79,13 @@ class Evictor:
         await self._deciding.acquire()
         try:
             await self.record_uses()
-            missing = await self._shortfall(0)
-            if missing > 0 and self._rules.evicts:
-                await self._evict(missing, all_or_nothing=False)
+            await self._make_room(await self._shortfall(0), all_or_nothing=False)
         finally:
             self._deciding.release()
 
     async def record_uses(self) -> None:
-        """Write the uses since the last time to the store."""
+        """Write the uses since the last time to the store; what is being sent is used now."""
+        self._uses.note_pinned(self._now())
         uses = self._uses.take()
         try:
             await self._store.touch(uses)
@@ -88,34 +95,44 @@ class Evictor:
 
     async def _shortfall(self, wanted: int) -> int:
         used, promised = await self._store.usage()
+        # The disk has less free for what arrives, though it still counts as promised.
+        arriving = await self._arriving()
         return shortfall(
             wanted=wanted,
             free=await self._free(),
-            promised=promised,
-            used=used,
+            promised=max(promised - arriving, 0),
+            used=used + self._leaving(),
             quota=self._rules.quota,
             reserve=self._rules.reserve,
         )
 
-    async def _evict(self, missing: int, *, all_or_nothing: bool) -> int:
-        """Evict carts of ``missing`` bytes together; give the bytes that were freed."""
-        chosen = await self._choose(missing)
-        if all_or_nothing and sum(candidate.size for candidate in chosen) < missing:
-            return 0
-        freed = 0
-        for candidate in chosen:
-            cart = await self._store.cart(candidate.cart_id)
-            if cart is None or self._uses.is_pinned(cart.id):
-                continue
-            log.info(
-                "Evicting cart {id} ({uid}), {size} bytes",
-                id=cart.id,
-                uid=cart.uid,
-                size=candidate.size,
-            )
-            if await self._delete(cart):
-                freed += candidate.size
-        return freed
+    async def _make_room(self, missing: int, *, all_or_nothing: bool) -> bool:
+        """Evict carts of ``missing`` bytes together; say whether as many were freed.
+
+        A chosen cart may escape because somebody begins to download it: then others are chosen.
+        """
+        while missing > 0:
+            chosen = await self._choose(missing)
+            enough = sum(candidate.size for candidate in chosen) >= missing
+            if not chosen or (all_or_nothing and not enough):
+                return False
+            for candidate in chosen:
+                if await self._evict(candidate):
+                    missing -= candidate.size
+        return True
+
+    async def _evict(self, candidate: Candidate) -> bool:
+        """Delete the cart, unless it is in use by now; say whether its bytes were freed."""
+        cart = await self._store.cart(candidate.cart_id)
+        if cart is None or cart.status in UNFINISHED or self._uses.is_pinned(cart.id):
+            return False
+        log.info(
+            "Evicting cart {id} ({uid}), {size} bytes",
+            id=cart.id,
+            uid=cart.uid,
+            size=candidate.size,
+        )
+        return await self._delete(cart)
 
     async def _choose(self, missing: int) -> list[Candidate]:
         if not self._rules.evicts:

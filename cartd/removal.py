@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from cartd.errors import NoSpace
 from cartd.model import Cart
 from cartd.store import Store
 from cartd.uses import Uses
@@ -19,7 +20,7 @@ class Removal:
     """Deletes carts for whoever asks: a client, the evictor or an admin.
 
     The store is told first: from then on nobody finds the cart, and a removal that is cut
-    short by a crash is finished by :meth:`sweep` at the next start.
+    short is finished by the next :meth:`sweep`.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Removal:
         self._stop_staging = stop_staging
         self._now = now
         self._waiting: set[Deferred[None]] = set()
+        self._leaving: dict[int, int] = {}
+        """Bytes of deleted carts that are still on the volume, by cart id."""
 
     async def delete(self, cart: Cart) -> bool:
         """Delete ``cart`` and say whether its files are gone.
@@ -43,10 +46,10 @@ class Removal:
         If they are being downloaded, they go when the last download of them ends.
         """
         await self._store.mark_deleted(cart.id, self._now())
+        self._leaving[cart.id] = cart.volume_bytes
         await self._stop_staging(cart.id)
         if not self._uses.is_pinned(cart.id):
-            await self._volume.remove(cart)
-            return True
+            return await self._remove(cart)
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
         self._waiting.add(later)
         later.addBoth(lambda _: self._waiting.discard(later))
@@ -59,12 +62,19 @@ class Removal:
             await self.delete(cart)
         return len(carts)
 
+    def leaving(self) -> int:
+        """Bytes that carts deleted by this process still take of the volume."""
+        return sum(self._leaving.values())
+
     async def sweep(self) -> None:
-        """Remove what deleted carts have left on the volume."""
+        """Remove what deleted carts have left on the volume.
+
+        That is what a crash or a failing disk kept from being removed, and what this process went
+        on staging when another one deleted the cart.
+        """
         for cart_id in await self._store.deleted_among(await self._volume.cart_ids()):
             cart = await self._store.cart(cart_id)
-            if cart is not None and not self._uses.is_pinned(cart_id):
-                await self._volume.remove(cart)
+            if cart is not None and not self._uses.is_pinned(cart_id) and await self._remove(cart):
                 log.info(
                     "Removed what was left of deleted cart {id} ({uid})", id=cart.id, uid=cart.uid
                 )
@@ -75,10 +85,16 @@ class Removal:
             later.cancel()
 
     async def _remove_when_unpinned(self, cart: Cart) -> None:
+        await self._uses.unpinned(cart.id)
+        await self._remove(cart)
+
+    async def _remove(self, cart: Cart) -> bool:
         try:
-            await self._uses.unpinned(cart.id)
             await self._volume.remove(cart)
-        except OSError as error:
+        except (OSError, NoSpace) as error:
             log.error(
                 "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error
             )
+            return False
+        self._leaving.pop(cart.id, None)
+        return True

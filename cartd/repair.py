@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from cartd.model import Cart, CartFile
+from cartd.model import UNFINISHED, Cart, CartFile, CartStatus
 from cartd.plans import Plans
 from cartd.store import Store
 from cartd.volume import Volume
@@ -32,12 +32,43 @@ class Repair:
         self._stage = stage
         self._now = now
 
+    async def adopt(self, cart: Cart) -> bool:
+        """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
+
+        False, and nothing is recorded, if not all of it is on the volume.
+        """
+        files = await self._all_files(cart)
+        if cart.bundle:
+            sizes = await self._volume.measure_tar(cart, files)
+            volume_bytes = await self._volume.tar_size(cart)
+        else:
+            found = await self._volume.measure(cart, files)
+            sizes = [one for one in found if one is not None]
+            volume_bytes = sum(size for _, size, _ in sizes)
+        if sizes is None or volume_bytes is None or len(sizes) < len(files):
+            return False
+        total = sum(size for _, size, _ in sizes)
+        await self._store.record_measured(
+            cart.id, sizes, bytes_total=total, volume_bytes=volume_bytes
+        )
+        return True
+
+    async def adopt_all(self) -> None:
+        """Measure every ready cart of Pacifica's, so that it counts for the room on the volume.
+
+        What is not there is left alone until somebody asks for it.
+        """
+        for cart in await self._store.unmeasured():
+            if not await self.adopt(cart):
+                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.uid)
+
     async def lost(self, cart: Cart) -> list[int]:
         """The positions of the files that are missing on the volume or have a wrong size."""
-        files = await self.all_files(cart)
-        if cart.bundle and cart.bytes_total is not None:
+        files = await self._all_files(cart)
+        if cart.bundle and cart.status == CartStatus.READY:
             whole = await self._volume.tar_size(cart) == cart.volume_bytes
-            return [] if whole else [file.position for file in files]
+            measured = cart.bytes_total is not None
+            return [] if whole and measured else [file.position for file in files]
         found = await self._volume.measure(cart, files)
         return [
             file.position
@@ -47,10 +78,11 @@ class Repair:
 
     async def give_back(self, cart: Cart) -> None:
         """Put a ready cart, or one in error, back to staging: what is lost is fetched again."""
-        lost = await self.lost(cart)
+        current = await self._store.cart(cart.id)
+        if current is None or current.status in UNFINISHED:
+            return  # another download found it out
+        lost = await self.lost(current)
         self._plans.forget(cart.id)
-        if cart.bundle:
-            await self._volume.remove(cart)
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
             id=cart.id,
@@ -61,7 +93,7 @@ class Repair:
         if await self._store.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
 
-    async def all_files(self, cart: Cart) -> list[CartFile]:
+    async def _all_files(self, cart: Cart) -> list[CartFile]:
         files: list[CartFile] = []
         while rows := await self._store.files(cart.id, after=len(files) - 1, limit=5000):
             files.extend(rows)

@@ -77,6 +77,8 @@ class Parts:
             self.uses,
             rules,
             free=self.volume.free,
+            arriving=self.volume.arriving,
+            leaving=self.removal.leaving,
             delete=self.removal.delete,
             now=now,
         )
@@ -149,9 +151,12 @@ class Cartd(Service):
             chunk=self._chunk,
         )
         self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
-        self._eviction = Periodic(reactor, config.lru_interval, parts.evictor.keep_room)
+        self._upkeep = [
+            Periodic(reactor, config.lru_interval, work)
+            for work in (parts.evictor.keep_room, parts.removal.sweep)
+        ]
+        self._adoption: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
-        self._sweep: Deferred[None] = Deferred()
         self._draining: Deferred[None] | None = None
         self._hurried = False
 
@@ -164,16 +169,18 @@ class Cartd(Service):
     def startService(self) -> None:
         super().startService()
         self._parts.start(take_up=True)
-        self._sweep = Deferred.fromCoroutine(self._parts.removal.sweep())
-        self._sweep.addErrback(_sweep_failed)
-        self._eviction.start()
+        self._adoption = Deferred.fromCoroutine(self._parts.repair.adopt_all())
+        self._adoption.addErrback(_adoption_failed)
+        for work in self._upkeep:
+            work.start()
 
     async def _stop(self) -> None:
         self._carts.close()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        self._sweep.cancel()
-        await self._eviction.stop()
+        self._adoption.cancel()
+        for work in self._upkeep:
+            await work.stop()
         await self._parts.stager.stop()
         await self._drain()
         self._site.abort_connections()
@@ -206,9 +213,9 @@ class Cartd(Service):
         return max(min(share, self._parts.config.transfer_size), SMALLEST_CHUNK)
 
 
-def _sweep_failed(failure: Failure) -> None:
+def _adoption_failed(failure: Failure) -> None:
     if not failure.check(CancelledError):
-        log.failure("The volume was not swept", failure)
+        log.failure("The carts of Pacifica Cartd were not measured", failure)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:

@@ -41,6 +41,7 @@ class Stager:
         self._threads = threads
         self._clock = clock
         self._tools: Tools | None = None
+        self._takes_up = False
         self._running: dict[int, Deferred[None]] = {}
         self._stagings: dict[int, Staging] = {}
         self._dead: set[str] = set()
@@ -50,10 +51,10 @@ class Stager:
         """Begin to stage; with ``take_up``, also what others have left unfinished."""
         self._holders.start()
         self._tools = tools
-        look = self._look_around if take_up else self._renew
+        self._takes_up = take_up
         self._loops = [
             Periodic(self._clock, FLUSH_EVERY, self._flush),
-            Periodic(self._clock, TAKE_UP_EVERY, look),
+            Periodic(self._clock, TAKE_UP_EVERY, self._look_around),
         ]
         for loop in self._loops:
             loop.start()
@@ -152,8 +153,11 @@ class Stager:
     # What is done again and again
 
     async def _flush(self) -> None:
-        for staging in list(self._stagings.values()):
-            await staging.flush()
+        for cart_id, staging in list(self._stagings.items()):
+            try:
+                await staging.flush()
+            except LeaseLost:
+                await self._cancel([cart_id])
 
     async def _renew(self) -> None:
         """Keep the leases; drop the carts whose lease somebody else has taken."""
@@ -162,9 +166,10 @@ class Stager:
         await self._cancel([cart_id for cart_id in claimed if cart_id not in held])
 
     async def _look_around(self) -> None:
-        """Renew, then take up every unfinished cart that nobody alive is staging."""
+        """Renew, see who has died, then take up every unfinished cart that nobody is staging."""
         await self._renew()
         names = await self._store.holders()
         self._dead = await self._threads.run(self._holders.dead_among, names)
-        for cart in await self._store.unfinished():
-            self.begin(cart.id)
+        if self._takes_up:
+            for cart in await self._store.unfinished():
+                self.begin(cart.id)

@@ -94,7 +94,7 @@ class Staging:
         :raises NoSpace: the volume has no room.
         :raises LeaseLost: somebody else has the cart now.
         """
-        await self._tools.volume.clear_incoming(self._cart.id)
+        await self._clear()
         await self._reserve(await self._learn_states())
         try:
             await both(self._fetch_from_disk(), self._recall_from_tape())
@@ -105,6 +105,17 @@ class Staging:
     async def flush(self) -> None:
         """Write down which files have been staged so far."""
         await self._staged.flush()
+
+    async def _clear(self) -> None:
+        """Remove what is of no use any more.
+
+        A bundle is written when all files are staged: if they are not, it was found damaged, and
+        if their sizes were never known, nobody here wrote it.
+        """
+        cart, volume = self._cart, self._tools.volume
+        await volume.clear_incoming(cart.id)
+        if cart.bundle and (cart.bytes_total is None or cart.files_staged < cart.files_total):
+            await volume.drop_tar(cart)
 
     # Learning what the archive has
 

@@ -59,6 +59,11 @@ class Uses:
         """Remember that the cart was used ``now``."""
         self._last[cart_id] = now
 
+    def note_pinned(self, now: float) -> None:
+        """Remember that what is pinned is used ``now``."""
+        for cart_id in self._pins:
+            self.note(cart_id, now)
+
     def last(self, cart_id: int, recorded: float) -> float:
         """The later of what is remembered here and what the store has ``recorded``."""
         return max(recorded, self._last.get(cart_id, recorded))

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from twisted.logger import (
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
 from cartd.config import Config
+from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.service import Parts
@@ -95,10 +97,13 @@ def _parser() -> ArgumentParser:
 def _ago(text: str) -> timedelta:
     """Read ``NUMBER UNIT ago``, as Pacifica's command does."""
     try:
-        number, unit, _ = text.split()
-        return timedelta(**{unit if unit.endswith("s") else f"{unit}s": float(number)})
+        number, unit, ago = text.split()
+        time = timedelta(**{unit if unit.endswith("s") else f"{unit}s": float(number)})
+        if ago in ("ago", "after") and time >= timedelta():
+            return time
     except (ValueError, TypeError, OverflowError):
-        raise ArgumentTypeError(f'"{text}" is not like "60 days ago"') from None
+        pass
+    raise ArgumentTypeError(f'"{text}" is not like "60 days ago"')
 
 
 def _config(given: Namespace) -> Config:
@@ -170,6 +175,9 @@ def _purge(config: Config, given: Namespace) -> int:
 def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
     """Run ``work`` in a reactor and give its exit status."""
     _wait(config)
+    # The service's downloads are seen here only by the uses that it writes down now and then.
+    unseen = USE_TOLD_AFTER + 2 * config.lru_interval
+    config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
     state = schema_state(config.database_url)
     if not state.safe:
         raise ConfigError(state.explanation)

@@ -18,7 +18,7 @@ LOOK_EVERY = 0.5
 
 
 class Fixit:
-    """Fixes one cart after the other; ``begin`` stages a cart in this process."""
+    """Fixes one cart after the other; ``begin`` stages a cart here, unless somebody else does."""
 
     def __init__(
         self,
@@ -40,24 +40,32 @@ class Fixit:
         if cart is None:
             self._say(f"{uid}: there is no such cart")
             return False
-        if cart.status == CartStatus.READY and not await self._repair.lost(cart):
+        if cart.status == CartStatus.READY and await self._is_whole(cart):
             self._say(f"{uid}: ready, nothing to fix")
             return True
         if cart.status not in UNFINISHED:
             await self._repair.give_back(cart)
-        self._begin(cart.id)
         cart = await self._watch(cart.id)
         self._say(f"{uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
         return cart.status == CartStatus.READY
 
+    async def _is_whole(self, cart: Cart) -> bool:
+        if cart.bytes_total is None:
+            return await self._repair.adopt(cart)
+        return not await self._repair.lost(cart)
+
     async def _watch(self, cart_id: int) -> Cart:
-        """Show the progress of the cart, whoever stages it, until it has ended."""
+        """Show the progress of the cart, whoever stages it, until it has ended.
+
+        Whoever did may die or let go of it: then this process goes on.
+        """
         while True:
             cart = await self._store.cart(cart_id)
             assert cart is not None
             self._show(cart)
             if cart.status not in UNFINISHED:
                 return cart
+            self._begin(cart_id)
             await deferLater(self._clock, LOOK_EVERY)
 
     def _show(self, cart: Cart) -> None:

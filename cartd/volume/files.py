@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cartd.checksum import Checksum, Mismatch
@@ -52,6 +53,28 @@ def measure(paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
     return [None if path is None else _measure(path) for path in paths]
 
 
+def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, int]] | None:
+    """(position, size, mtime) of the members of a tar that ``wanted`` names, in that order.
+
+    None if the tar cannot be read from its first header to its last, or lacks one of them.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    try:
+        with (
+            open(path, "rb", opener=_open_to_read) as opened,
+            tarfile.open(fileobj=opened, mode="r:") as tar,
+        ):
+            while (member := tar.next()) is not None:
+                if member.isreg() and (position := wanted.get(member.name)) is not None:
+                    found[position] = member.size, int(member.mtime // 1)
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+    except (OSError, ValueError, tarfile.TarError):
+        return None
+    if len(found) < len(wanted):
+        return None
+    return [(position, *found[position]) for position in wanted.values()]
+
+
 def _measure(path: Path) -> tuple[int, int] | None:
     try:
         status = path.lstat()
@@ -60,3 +83,19 @@ def _measure(path: Path) -> tuple[int, int] | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     return status.st_size, int(status.st_mtime // 1)
+
+
+def arriving(root: Path, incoming: Path) -> int:
+    """Bytes of the files in ``incoming/ID``, and of the bundle of each such cart in ``root/ID``."""
+    total = 0
+    for of_cart in _entries(incoming):
+        found = measure([*_entries(of_cart), *_entries(root / of_cart.name)])
+        total += sum(size for size, _ in filter(None, found))
+    return total
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []  # it went away, or is no directory

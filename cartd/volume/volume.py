@@ -116,6 +116,13 @@ class Volume:
             found += await self._threads.run(self._measured, cart, batch)
         return found
 
+    async def measure_tar(
+        self, cart: Cart, files: Iterable[CartFile]
+    ) -> list[tuple[int, int, int]] | None:
+        """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
+        wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
+        return await self._threads.run(found_files.measure_tar, self._paths.tar(cart), wanted)
+
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
         try:
@@ -159,6 +166,11 @@ class Volume:
         [found] = await self._threads.run(found_files.measure, [self._paths.tar(cart)])
         return None if found is None else found[0]
 
+    async def drop_tar(self, cart: Cart) -> None:
+        """Remove the bundle of a cart, if there is one."""
+        tar = self._paths.tar(cart)
+        await self._change(tar, remove_tree, tar)
+
     async def drop_tree(self, cart: Cart) -> None:
         """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
         tree = self._paths.tree(cart)
@@ -167,6 +179,15 @@ class Volume:
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
         return (await self._threads.run(shutil.disk_usage, self._paths.root)).free
+
+    async def arriving(self) -> int:
+        """Bytes on the disk of files that are not whole yet, and of bundles in their trees' place.
+
+        A bundle counts while its tree is being removed.
+        """
+        return await self._threads.run(
+            found_files.arriving, self._paths.root, self._paths.all_incoming
+        )
 
     async def cart_ids(self) -> list[int]:
         """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
