@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -80,3 +80,5 @@ class CartFile:
     size: int | None = None
     mtime: int | None = None
     """Whole Unix seconds, as the archive told them."""
+    id: int | None = field(default=None, compare=False)
+    """The number of its row in the store, which says nothing of the file itself."""

@@ -44,6 +44,7 @@ FILES: Select[Any] = select(
     file.c.error,
     file.c.size,
     file.c.mtime,
+    file.c.id,
 )
 
 
@@ -67,7 +68,7 @@ def cart_of(row: Any) -> Cart:
 
 def file_of(row: Any) -> CartFile:
     """The file of a row of ``FILES``."""
-    position, archive_id, path, hash_type, hash_sum, status, error, size, mtime = row
+    position, archive_id, path, hash_type, hash_sum, status, error, *rest = row
     return CartFile(
-        position, archive_id, path, hash_type, hash_sum, FileStatus(status), error, size, mtime
+        position, archive_id, path, hash_type, hash_sum, FileStatus(status), error, *rest
     )
