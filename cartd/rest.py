@@ -11,7 +11,6 @@ from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import datetimeToString
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -34,6 +33,7 @@ class Rest:
     """Klein's routes over the desk (:class:`Carts`) and the downloads."""
 
     app = Klein()
+    app.url_map.strict_slashes = False  # a URL may end in a slash, as in Pacifica Cartd
 
     def __init__(
         self,
@@ -62,7 +62,9 @@ class Rest:
             _set(request, "X-Pacifica-Message", str(error))
             raise
         _set_status_headers(request, cart)
-        request.setResponseCode(500 if cart.status == CartStatus.ERROR else 204)
+        if cart.status == CartStatus.ERROR:
+            return _error(request, 500, cart.error)
+        request.setResponseCode(204)
         return b""
 
     @app.route("/<uid>", methods=["GET"])
@@ -96,14 +98,17 @@ class Rest:
             await Sender(reader, self._threads, request, self._chunk).start()
         except SendStopped:
             log.debug("A client left while {uid} was sent", uid=download.cart.uid)
-        except Exception as error:
-            log.failure("Sending cart {uid} failed", uid=download.cart.uid)
-            if isinstance(error, VolumeDamaged):
-                self._downloads.damaged(download.cart)
-                if not request.startedWriting:
-                    raise NotReady from error
+            await _abort(request)
+        except VolumeDamaged as error:
+            log.warn("Cart {uid} is damaged: {error}", uid=download.cart.uid, error=error)
+            self._downloads.damaged(download.cart)
+            if not request.startedWriting:
+                raise NotReady from error
+            await _abort(request)
+        except Exception:
             if not request.startedWriting:
                 raise
+            log.failure("Sending cart {uid} failed", uid=download.cart.uid)
             await _abort(request)
 
     @app.handle_errors(Exception)
@@ -130,8 +135,11 @@ class Rest:
 
 async def _abort(request: Request) -> None:
     """Break the connection and wait until it is broken: then nobody can end the answer well."""
+    channel: Any = request.channel
+    if channel is None:
+        return  # it is broken, and notifyFinish would never fire
     broken = request.notifyFinish()
-    request.channel.forceAbortClient()
+    channel.transport.abortConnection()
     with suppress(Exception, CancelledError):
         await broken
 
@@ -174,7 +182,7 @@ def _set_download_headers(request: Request, download: Download) -> None:
     _set(request, "Content-Type", "application/octet-stream")
     _set(request, "Content-Disposition", disposition.content_disposition(download.name))
     _set(request, "Accept-Ranges", "bytes")
-    request.setHeader(b"last-modified", datetimeToString(download.last_modified))
+    _set(request, "Last-Modified", ranges.http_date(download.last_modified))
 
 
 def _set_status_headers(request: Request, cart: Cart) -> None:
@@ -203,8 +211,10 @@ def _error(request: Request, code: int, message: str) -> bytes:
 
 def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:
     """A short answer, in place of whatever was being prepared."""
-    for name in (b"content-disposition", b"accept-ranges", b"etag", b"last-modified"):
+    for name in ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"):
         request.responseHeaders.removeHeader(name)
+    if code != 416:
+        request.responseHeaders.removeHeader("Content-Range")
     request.setResponseCode(code)
     _set(request, "Content-Type", content_type)
     _set(request, "Content-Length", str(len(body)))

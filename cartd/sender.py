@@ -104,6 +104,10 @@ class Sender:
             data, self._waiting = self._waiting, b""
             self._consumer.write(data)
         elif self._at_end:
+            if self._paused:
+                # What was written is not taken yet.  Once the sending has ended, the connection
+                # counts as idle, and would soon be closed on a slow client.
+                return False
             self._consumer.unregisterProducer()
             self._end(None)
         elif self._reading:

@@ -7,6 +7,7 @@ from weakref import WeakSet
 
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES, HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
@@ -15,6 +16,8 @@ from cartd.text_paths import TextPaths
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a connection may stand still between and within requests."""
+STALL_TIMEOUT = 600.0
+"""Seconds in which a client must take what is waiting for it; until then its cart is pinned."""
 LINGER = 2.0
 """Seconds for which a refused body is read past, so that the client sees the answer."""
 
@@ -56,23 +59,86 @@ class LimitedRequest(Request):
         self._refused = True
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        body = error_body(413, f"The body is over {self.max_body} bytes (server.max_manifest)")
-        self.channel.transport.write(
-            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        self.channel.answer_at_once(
+            413, f"The body is over {self.max_body} bytes (server.max_manifest)"
         )
-        self._linger = self.channel.callLater(LINGER, self.channel.forceAbortClient)
+        self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
+
+
+class LimitedChannel(HTTPChannel):
+    """A connection that answers in JSON whatever it cannot read, and gives up stuck clients."""
+
+    transport: Any
+    _sending = False
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            # Python refuses to read a Content-Length of thousands of digits.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def answer_at_once(self, code: int, message: str) -> None:
+        """Answer a request whose rest is not waited for; the connection is of no use any more."""
+        body = error_body(code, message)
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (code, RESPONSES[code], len(body), body)
+        )
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own answer has neither a length nor a body.
+        self.answer_at_once(400, "This is not HTTP, or its head is over a limit")
+        self.loseConnection()
+
+    # Who does not read holds a cart in its place, so not for ever.
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self._sending = True
+        super().registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        super().unregisterProducer()
+        self._wait_for_client(None)
+        self._sending = False
+
+    def pauseProducing(self) -> None:
+        self._wait_for_client(STALL_TIMEOUT)
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._wait_for_client(None)
+        super().resumeProducing()
+
+    def _wait_for_client(self, seconds: float | None) -> None:
+        if self._sending:
+            self.setTimeout(seconds)
 
 
 class LimitedSite(Site):
     """The factory of the server's connections, which it can break."""
 
+    protocol: Any = LimitedChannel
+
     def __init__(self, routes: IResource, reactor: Any, *, max_body: int) -> None:
         limited = type("Request", (LimitedRequest,), {"max_body": max_body})
         super().__init__(
-            TextPaths(routes), requestFactory=limited, timeout=IDLE_TIMEOUT, reactor=reactor
+            TextPaths(routes),
+            requestFactory=limited,
+            parsePOSTFormSubmission=False,  # any content type is a manifest
+            timeout=IDLE_TIMEOUT,
+            reactor=reactor,
         )
-        self._connections: WeakSet[Any] = WeakSet()
+        self._connections: WeakSet[LimitedChannel] = WeakSet()
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What TLS may agree on: not HTTP/2, in which neither limits nor aborts would hold."""
+        return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         connection = super().buildProtocol(addr)

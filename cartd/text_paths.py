@@ -1,7 +1,8 @@
-"""Paths of requests that are no text are refused before the routes see them."""
+"""What of a request the routes could not tell is put right, or refused, before they see it."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -9,6 +10,9 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
 from cartd.errors import error_body
+
+_HOST = re.compile(rb"https?://[^/]+", re.IGNORECASE)
+"""A target may name the host, too (RFC 9112, section 3.2.2)."""
 
 
 class TextPaths(Resource):
@@ -20,10 +24,26 @@ class TextPaths(Resource):
         self._routes = routes
 
     def render(self, request: Request) -> Any:
+        path = request.path
+        if host := _HOST.match(path):
+            path = path[host.end() :] or b"/"
+        segments = [unquote_to_bytes(segment) for segment in path.split(b"/")]
+        if segments.pop(0):
+            return _refused(request, "The path does not begin with /")
         try:
-            unquote_to_bytes(request.path).decode()
+            b"/".join(segments).decode()
         except UnicodeDecodeError:
-            request.setResponseCode(400)
-            request.setHeader(b"content-type", b"application/json")
-            return error_body(400, "The path is not UTF-8")
+            return _refused(request, "The path is not UTF-8")
+        request.postpath = segments
+        # Klein takes the host apart, and fails over what is no name; no route asks for it.
+        request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
         return self._routes.render(request)
+
+
+def _refused(request: Request, message: str) -> bytes:
+    body = error_body(400, message)
+    request.setResponseCode(400)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    # Twisted notes in the log that it leaves out the body of an answer to HEAD.
+    return b"" if request.method == b"HEAD" else body

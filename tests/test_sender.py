@@ -96,6 +96,18 @@ def test_a_pause_during_a_write_holds_the_next_chunk_back() -> None:
     sending.sender.resumeProducing()
     assert sending.sink.written == [b"abcd", b"efgh"]
     sending.sender.resumeProducing()
+    assert sending.sink.written == [b"abcd", b"efgh", b"ij"]
+    sending.sender.resumeProducing()
+    sending.assert_sent()
+
+
+def test_it_has_not_sent_all_before_the_last_chunk_is_taken() -> None:
+    sending = Sending(b"abc", at_once=True)
+    sending.sink.on_write = sending.sender.pauseProducing
+    sending.start()
+    assert sending.written == b"abc"
+    assert sending.outcomes == [] and sending.sink.producer is not None
+    sending.sender.resumeProducing()
     sending.assert_sent()
 
 
