@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -311,7 +310,6 @@ REAL = [
     member("data/back", 1, 1_500_000_000),
     member("quote \"' %s;$(x)", 20_000, 1_600_000_000),
 ]
-TARS = [path for name in ("tar", "bsdtar") if (path := shutil.which(name))]
 
 
 @pytest.fixture
@@ -337,7 +335,7 @@ def names() -> list[str]:
     return [name if each else f"{name}/" for name, each in folders(REAL, "my cart")]
 
 
-@pytest.mark.parametrize("tar", TARS, ids=lambda path: Path(path).name)
+@pytest.mark.parametrize("tar", ["tar", "bsdtar"])
 def test_real_tars_list_and_unpack_it(tar: str, real_tar: Path, tmp_path: Path) -> None:
     env = {**os.environ, "LC_ALL": "C.UTF-8"}
     listed = subprocess.run([tar, "-tf", real_tar], env=env, capture_output=True, check=True)
