@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO
 
+from twisted.internet.defer import Deferred
+
 from cartd.errors import CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import check_uid, parse
 from cartd.model import Cart
 from cartd.removal import Removal
+from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
 
@@ -80,9 +83,10 @@ class Carts:
         return cart
 
     async def delete(self, uid: str) -> None:
-        """Delete all carts of ``uid``.
+        """Delete all carts of ``uid``, even if the client does not wait for it.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        if not await self._removal.delete_all(check_uid(uid)):
+        deleting = Deferred.fromCoroutine(self._removal.delete_all(check_uid(uid)))
+        if not await shielded(deleting):
             raise CartNotFound("Not Found")

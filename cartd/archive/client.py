@@ -44,6 +44,7 @@ def archive_client(
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = connections
     pool.cachedConnectionTimeout = IDLE_SECONDS
+    pool._factory.noisy = False  # two lines of log for each connection
     trust = platformTrust() if ca_file is None else _trusted(ca_file)
     agent = Agent(
         reactor,
