@@ -134,6 +134,10 @@ class FaultyArchive:
         last = float("inf") if times is None else request + times - 1
         self._planned.setdefault(archive_id, []).append(_Planned(fault, method, request, last))
 
+    def heal(self) -> None:
+        """Be honest from now on; what is already being answered stays as it is."""
+        self._planned.clear()
+
     def seen(self, method: str, archive_id: str | None = None) -> list[Seen]:
         """The requests of one method so far, for one id or all."""
         return [

@@ -57,6 +57,8 @@ class RunningCartd:
     database: str
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ()
+    """What to start in place of ``twistd -n cartd``; the port is in its environment."""
     port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[bytes] | None = None
 
@@ -72,6 +74,14 @@ class RunningCartd:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def twistd(self) -> tuple[str, ...]:
+        """The usual way to start it."""
+        return (
+            *(command("twistd"), "-n", f"--pidfile={self.directory / 'cartd.pid'}"),
+            *("cartd", "--port", str(self.port), *self.options),
+        )
+
     def settings(self) -> dict[str, str]:
         """The environment of the service, and of the commands beside it."""
         return {
@@ -80,6 +90,7 @@ class RunningCartd:
             "VOLUME_PATH": str(self.volume),
             "ARCHIVE_INTERFACE_URL": self.archive,
             "DATABASE_URL": self.database,
+            "CARTD_PORT": str(self.port),
             **self.environment,
         }
 
@@ -91,10 +102,7 @@ class RunningCartd:
         """Start the process and wait until it answers."""
         with (self.directory / "cartd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(command("twistd"), "-n", f"--pidfile={self.directory / 'cartd.pid'}"),
-                    *("cartd", "--port", str(self.port), *self.options),
-                ],
+                self.program or self.twistd,
                 cwd=self.directory,
                 env=self.settings(),
                 stdout=log,
@@ -118,11 +126,25 @@ class RunningCartd:
         self.process.wait()
         (self.directory / "cartd.pid").unlink(missing_ok=True)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal and do not wait for what comes of it."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def ended(self) -> int:
+        """Wait until it has ended, and give its exit status."""
+        assert self.process is not None
+        return self.process.wait(DEADLINE)
+
     def terminate(self) -> int:
         """Ask it to stop and give its exit status."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE)
+        self.send(signal.SIGTERM)
+        return self.ended()
+
+    def listens(self) -> bool:
+        """Whether somebody may connect."""
+        with socket.socket() as connecting:
+            return connecting.connect_ex(("127.0.0.1", self.port)) == 0
 
     # Requests
 
@@ -152,6 +174,10 @@ class RunningCartd:
         """The cart's status and message."""
         headers = self.request("HEAD", f"/{uid}").headers
         return headers["x-pacifica-status"], headers["x-pacifica-message"]
+
+    def staged(self, uid: str) -> int:
+        """How many files of the cart are said to be staged."""
+        return int(self.request("HEAD", f"/{uid}").headers["x-pacifica-files-staged"])
 
     def wait_until(self, uid: str, *statuses: str) -> str:
         """Wait until the cart has one of ``statuses``, and give its message."""

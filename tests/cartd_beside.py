@@ -1,0 +1,57 @@
+"""The service beside an archive that misbehaves, for tests in the reactor that the archive runs in.
+
+::
+
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        archive.put("1", b"data")
+        await deferToThread(cartd.post, "mine", manifest([entry("1", "a", b"data")]))
+        await deferToThread(cartd.wait_until, "mine", "ready")
+
+Whatever asks the service blocks, and so goes through ``deferToThread``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.threads import deferToThread
+
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, running_cartd
+
+reactor: Any = _reactor
+
+
+@asynccontextmanager
+async def cartd_beside_an_archive(
+    directory: Path, ini: str = ""
+) -> AsyncIterator[tuple[RunningCartd, FaultyArchive]]:
+    """Start both.  In the end a service that still runs must stop well; its log is looked at."""
+    archive = FaultyArchive(reactor)
+    url = archive.listen()
+    running = running_cartd(directory / "cartd", archive=url, ini=ini)
+    cartd = await deferToThread(running.__enter__)
+    try:
+        yield cartd, archive
+        if cartd.process is not None and cartd.process.poll() is None:
+            assert await deferToThread(cartd.terminate) == 0
+        assert_no_surprise(cartd.log)
+    finally:
+        await deferToThread(running.__exit__, None, None, None)
+        await archive.stop()
+
+
+def assert_no_surprise(log: str) -> None:
+    """Fails if the log tells of an error that the service did not expect."""
+    assert not re.search("Traceback|Unhandled|never awaited", log), log
+
+
+def on_the_volume(cartd: RunningCartd) -> set[str]:
+    """What is being written, and the trees and bundles of carts; no directories in between."""
+    found = {path for part in ("incoming", "[0-9]*") for path in cartd.volume.glob(f"{part}/**/*")}
+    return {str(path.relative_to(cartd.volume)) for path in found if path.is_file()}
