@@ -49,6 +49,13 @@ class RealArchive:
         finally:
             connection.close()
 
+    def hold(self, archive_id: str, data: bytes, mtime: float) -> None:
+        """Write a file straight into the directory: quicker than a PUT, and with a time."""
+        path = self.root / archive_id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.set_mtime(archive_id, mtime)
+
     def set_mtime(self, archive_id: str, mtime: float) -> None:
         """Change the time of a stored file, in Unix seconds."""
         os.utime(self.root / archive_id, (mtime, mtime))
