@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -117,6 +117,13 @@ class Parts:
 
     async def close(self) -> None:
         """Let go of everything; nothing is staged or sent any more."""
+        try:
+            await self._close()
+        finally:
+            # Else they keep the process alive.
+            self.threads.stop()
+
+    async def _close(self) -> None:
         await self.downloads.stop()
         self.removal.stop()
         try:
@@ -126,7 +133,6 @@ class Parts:
         await self.store.close()
         closed: Deferred[None] = self._connections.closeCachedConnections()
         await closed
-        self.threads.stop()
 
 
 class Cartd(Service):
@@ -175,6 +181,13 @@ class Cartd(Service):
             work.start()
 
     async def _stop(self) -> None:
+        try:
+            await self._end_work()
+        finally:
+            self._site.close_connections()
+            await self._parts.close()
+
+    async def _end_work(self) -> None:
         self._carts.close()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
@@ -183,8 +196,6 @@ class Cartd(Service):
             await work.stop()
         await self._parts.stager.stop()
         await self._drain()
-        self._site.abort_connections()
-        await self._parts.close()
 
     def stopService(self) -> Deferred[None]:
         """Stop taking carts and staging, let downloads end for a while, then close all."""

@@ -96,6 +96,18 @@ class LimitedChannel(HTTPChannel):
         self.answer_at_once(400, "This is not HTTP, or its head is over a limit")
         self.loseConnection()
 
+    def end(self) -> None:
+        """Close the connection, after what was answered; break it in the middle of a cart.
+
+        To break it throws away what the client has not taken yet, of a finished download too.
+        """
+        if self.transport is None:
+            return
+        if self._sending:
+            self.transport.abortConnection()
+        else:
+            self.loseConnection()
+
     # Who does not read holds a cart in its place, so not for ever.
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -145,8 +157,7 @@ class LimitedSite(Site):
         self._connections.add(connection)
         return connection
 
-    def abort_connections(self) -> None:
-        """Break all connections, whatever is being sent on them."""
+    def close_connections(self) -> None:
+        """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
-            if connection.transport is not None:
-                connection.transport.abortConnection()
+            connection.end()
