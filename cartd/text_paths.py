@@ -27,9 +27,9 @@ class TextPaths(Resource):
         path = request.path
         if host := _HOST.match(path):
             path = path[host.end() :] or b"/"
-        segments = [unquote_to_bytes(segment) for segment in path.split(b"/")]
-        if segments.pop(0):
+        if not path.startswith(b"/"):
             return _refused(request, "The path does not begin with /")
+        segments = [unquote_to_bytes(segment) for segment in path[1:].split(b"/")]
         try:
             b"/".join(segments).decode()
         except UnicodeDecodeError:

@@ -1,0 +1,62 @@
+"""A directory served as an archive by ``twistd cartd-archive``, for tests that block."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+from tests.running_cartd import command, free_port, wait_for
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDirectory:
+    """A running archive; the file ``root / ID`` has that id."""
+
+    port: int
+    root: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def put(self, archive_id: str, data: bytes) -> None:
+        (self.root / archive_id).write_bytes(data)
+
+
+@contextmanager
+def served_directory(directory: Path, *options: str) -> Iterator[ServedDirectory]:
+    """Start it with its files and its log in ``directory``, and end it."""
+    archive = ServedDirectory(free_port(), directory / "archive")
+    archive.root.mkdir(parents=True)
+    with (directory / "archive.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(command("twistd"), "-n", "--pidfile=", "cartd-archive"),
+                *("--root", str(archive.root), "--port", str(archive.port), *options),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+        )
+
+    def answers() -> bool:
+        assert process.poll() is None, (directory / "archive.log").read_text()
+        connection = HTTPConnection("127.0.0.1", archive.port, timeout=10)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    try:
+        wait_for(answers)
+        yield archive
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,213 @@
+"""The table of the REST interface, row by row, as a client sees it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import entry, manifest, unpacked, wait_for
+from tests.wire import ask, assert_is_error, wire
+
+FILES = {"a/one": b"first", "a/b/two": b"second" * 1000, "empty": b""}
+BEGUN = {"message": "Cart Processing has begun"}
+NOT_THERE = "The cart does not exist or has already been deleted"
+NEVER = "--tape-delay=1e8"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(tmp_path_factory.mktemp("site")) as running:
+        running.stage("ready", FILES)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    """A site whose files never come back from tape."""
+    with cart_site(tmp_path_factory.mktemp("tapes"), NEVER) as running:
+        yield running
+
+
+def fail(site: CartSite, uid: str, path: str = "gone") -> str:
+    """Post a cart that ends in error and give the reason."""
+    site.cartd.post(uid, manifest([entry("no-such-id", path, b"")]))
+    return site.cartd.wait_until(uid, "error")
+
+
+def test_the_root_says_that_the_service_runs(site: CartSite) -> None:
+    answer = site.cartd.get("/")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json == {"message": "Pacifica Cartd Interface Up and Running"}
+
+
+def test_a_head_of_the_root_has_the_same_headers_and_no_body(site: CartSite) -> None:
+    with wire(site.port) as connection:
+        connection.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, get = connection.answer(to_head=True), connection.answer()
+    assert head.status == get.status == 200
+    assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
+
+
+@pytest.mark.parametrize("content_type", [None, "application/json", "text/plain",
+    "application/x-www-form-urlencoded", "multipart/form-data", "multipart/form-data; boundary=x",
+    "nonsense"])  # fmt: skip
+def test_a_manifest_of_any_content_type_is_taken(site: CartSite, content_type: str | None) -> None:
+    body = site.manifest(FILES)
+    headers = {} if content_type is None else {"content_type": content_type}
+    uid = re.sub("[^a-z]", "", f"type{content_type}")
+    answer = site.cartd.request("POST", f"/{uid}", body, **headers)
+    assert (answer.status, answer.json) == (201, BEGUN)
+    assert answer.headers["content-type"] == "application/json"
+    site.cartd.wait_until(uid, "ready")
+    assert site.cartd.download(uid) == FILES
+
+
+def test_the_status_of_a_ready_cart_is_told_in_headers_alone(site: CartSite) -> None:
+    answer = ask(site.port, b"HEAD /ready HTTP/1.1\r\nHost: x\r\n\r\n", to_head=True)
+    assert answer.status == 204
+    told = {name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")}
+    assert told == {
+        "x-pacifica-status": "ready",
+        "x-pacifica-message": "",
+        "x-pacifica-files-total": "3",
+        "x-pacifica-files-staged": "3",
+        "x-pacifica-bytes-total": "6005",
+        "x-pacifica-bytes-staged": "6005",
+    }
+    assert not {"content-length", "content-type", "transfer-encoding"} & answer.headers.keys()
+
+
+def test_a_cart_is_staging_from_its_first_moment_and_not_ready_for_download(
+    tapes: CartSite,
+) -> None:
+    assert tapes.cartd.post("taped", tapes.manifest(FILES)).status == 201
+    assert tapes.cartd.status("taped") == ("staging", "")
+    wait_for(lambda: "x-pacifica-bytes-total" in tapes.cartd.request("HEAD", "/taped").headers)
+    told = tapes.cartd.request("HEAD", "/taped").headers
+    assert (told["x-pacifica-bytes-total"], told["x-pacifica-bytes-staged"]) == ("6005", "0")
+    assert (told["x-pacifica-files-total"], told["x-pacifica-files-staged"]) == ("3", "0")
+    answer = tapes.cartd.get("/taped?filename=x.tar", Range="bytes=0-9")
+    assert (answer.status, answer.body) == (202, b"The cart is not ready for download.")
+    assert answer.headers["content-type"] == "text/plain"
+    assert int(answer.headers["retry-after"]) > 0
+    assert not {"content-range", "etag", "content-disposition"} & answer.headers.keys()
+
+
+def test_a_cart_in_error_says_why_wherever_it_is_asked_for(site: CartSite) -> None:
+    reason = fail(site, "failed")
+    assert reason.startswith("Failed to stage gone (archive id no-such-id): ")
+    with wire(site.port) as connection:
+        connection.send(b"HEAD /failed HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = connection.answer(to_head=True)
+        connection.get("/failed")
+        get = connection.answer()
+    assert_is_error(get, 500, reason)
+    assert head.status == 500 and head.headers["content-type"] == "application/json"
+    assert head.headers["content-length"] == get.headers["content-length"]
+    assert head.headers["x-pacifica-files-staged"] == "0"
+
+
+def test_a_reason_that_is_not_ascii_is_escaped_in_the_header_and_whole_in_the_body(
+    site: CartSite,
+) -> None:
+    reason = fail(site, "foreign", "é\r\nX-Evil: 1/€")
+    assert r"\xe9\x0d\x0aX-Evil: 1/\u20ac " in reason
+    assert "é\r\nX-Evil: 1/€ " in site.cartd.get("/foreign").json["message"]
+    head = ask(site.port, b"HEAD /foreign HTTP/1.1\r\nHost: x\r\n\r\n", to_head=True)
+    assert "x-evil" not in head.headers
+
+
+def test_a_cart_that_is_not_there_is_not_found(site: CartSite) -> None:
+    with wire(site.port) as connection:
+        connection.send(b"HEAD /nobody HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = connection.answer(to_head=True)
+    assert (head.status, head.headers["x-pacifica-status"]) == (404, "error")
+    assert head.headers["x-pacifica-message"] == "No cart with uid nobody found"
+    assert_is_error(site.cartd.get("/nobody"), 404, NOT_THERE)
+    assert_is_error(site.cartd.delete("nobody"), 404, "Not Found")
+
+
+def test_a_deleted_cart_is_gone_from_the_answers_and_from_the_volume(site: CartSite) -> None:
+    site.stage("short-lived", FILES)
+    answer = site.cartd.delete("short-lived")
+    assert (answer.status, answer.json) == (200, {"message": "Cart Deleted Successfully"})
+    assert site.on_volume("short-lived") == []
+    assert not (site.cartd.volume / "cartuids/short-lived").is_symlink()
+    assert site.cartd.status("short-lived")[0] == "error"
+    assert_is_error(site.cartd.get("/short-lived"), 404, NOT_THERE)
+    assert_is_error(site.cartd.delete("short-lived"), 404, "Not Found")
+
+
+def test_a_cart_can_be_deleted_while_it_is_staged(tapes: CartSite) -> None:
+    tapes.cartd.post("given-up", tapes.manifest(FILES))
+    assert tapes.cartd.delete("given-up").status == 200
+    assert tapes.cartd.request("HEAD", "/given-up").status == 404
+    assert tapes.on_volume("given-up") == []
+
+
+def test_a_cart_of_no_files_is_ready_and_an_empty_folder(site: CartSite) -> None:
+    site.stage("empty", {})
+    answer = site.cartd.get("/empty?filename=nothing.tar")
+    assert answer.status == 200 and unpacked(answer.body) == {}
+    assert answer.body.startswith(b"nothing/\0")
+
+
+def test_without_a_name_a_download_is_called_after_the_time_of_its_posting(site: CartSite) -> None:
+    before = int(time.time())
+    site.stage("unnamed", FILES)
+    first, second = site.cartd.get("/unnamed"), site.cartd.get("/unnamed")
+    named = re.fullmatch(
+        r'attachment; filename="(data_\d{4}(?:_\d\d){5})\.tar"',
+        first.headers["content-disposition"],
+    )
+    assert named
+    assert before <= time.mktime(time.strptime(named[1], "data_%Y_%m_%d_%H_%M_%S")) <= time.time()
+    assert first.body.startswith(f"{named[1]}/\0".encode())
+    assert first.body == second.body
+    assert unpacked(first.body) == FILES
+
+
+# Posting again
+
+
+def test_the_same_manifest_posted_again_changes_nothing(site: CartSite) -> None:
+    body = site.manifest(FILES)
+    assert site.cartd.post("twice", body).status == 201
+    site.cartd.wait_until("twice", "ready")
+    again = site.cartd.post("twice", body + b"\n")
+    assert (again.status, again.json) == (201, BEGUN)
+    assert site.cartd.status("twice") == ("ready", "")
+    assert len(site.on_volume("twice")) == 1
+
+
+def test_the_same_manifest_posted_again_while_it_is_staged_changes_nothing(tapes: CartSite) -> None:
+    body = tapes.manifest(FILES)
+    for _ in range(3):
+        assert tapes.cartd.post("impatient", body).status == 201
+    assert [row["cart_uid"] for row in tapes.rows("cart")].count("impatient") == 1
+
+
+def test_the_same_manifest_posted_again_after_an_error_is_tried_again(site: CartSite) -> None:
+    data = b"late"
+    body = manifest([entry("late-id", "file", data)])
+    site.cartd.post("hopeful", body)
+    site.cartd.wait_until("hopeful", "error")
+    site.archive.put("late-id", data)
+    assert site.cartd.post("hopeful", body).status == 201
+    wait_for(lambda: site.cartd.status("hopeful")[0] == "ready")
+    assert site.cartd.download("hopeful") == {"file": data}
+
+
+def test_of_several_manifests_the_newest_answers_and_a_delete_deletes_all(site: CartSite) -> None:
+    for version in (b"old", b"newer", b"newest"):
+        site.stage("many", {"file": version})
+        assert site.cartd.download("many") == {"file": version}
+    assert len(site.on_volume("many")) == 3
+    assert site.cartd.delete("many").status == 200
+    assert site.on_volume("many") == []
+    assert site.cartd.request("HEAD", "/many").status == 404
+    assert site.cartd.delete("many").status == 404
