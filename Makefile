@@ -30,7 +30,7 @@ run: $(READY)
 	@BIN=$(BIN) demo/demo --keep
 
 test: $(READY)
-	@demo/tools curl tar bsdtar
+	@demo/tools curl tar bsdtar wget aria2c
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)

@@ -1,0 +1,174 @@
+"""Downloads of a cart from the real archive with the tools that people use."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.archived_files import ArchivedFile, manifest_of, store
+from tests.cartd_beside import assert_no_surprise
+from tests.real_archive import real_archive
+from tests.running_cartd import DEADLINE, RunningCartd, running_cartd, wait_for
+
+PLACE = "cart?filename=my-data.tar"
+FILES = [
+    ArchivedFile(1, "notes.txt", b"How the data came to be.\n", 1_234_567_890.75),
+    ArchivedFile(2, "run 1/empty", b"", 0.0),
+    ArchivedFile(3, "run 1/image.raw", Random(0).randbytes(6_000_001), 1_400_000_000.0),
+    ArchivedFile(4, "run 1/" + "long" * 40 + ".dat", b"1" * 511, 1_500_000_000.5),
+    ArchivedFile(5, "/".join(["d" * 60] * 6) + "/deep.dat", b"2" * 513, 1_600_000_000.0),
+    ArchivedFile(6, "\u00fcber/na\u00efve \u2014 \u6587\u4ef6.txt", b"3", 1_700_000_000.0),
+    ArchivedFile(7, "combined/e\u0301.txt", b"4", 5_000_000_000.0),
+]
+
+
+@pytest.fixture(scope="module")
+def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
+    """The service with one cart that is ready."""
+    directory = tmp_path_factory.mktemp("tools")
+    with (
+        real_archive(directory / "archive") as archive,
+        running_cartd(directory / "cartd", archive=archive.url) as running,
+    ):
+        store(archive, FILES)
+        assert running.post("cart", manifest_of(FILES)).status == 201
+        running.wait_until("cart", "ready")
+        yield running
+        assert running.terminate() == 0
+        assert_no_surprise(running.log)
+
+
+@pytest.fixture(scope="module")
+def whole(cartd: RunningCartd) -> bytes:
+    return cartd.get(f"/{PLACE}").body
+
+
+def environment() -> dict[str, str]:
+    """File names are UTF-8, and no proxy stands before this machine."""
+    return {**os.environ, "LC_ALL": "C.UTF-8", "no_proxy": "127.0.0.1"}
+
+
+def run(*arguments: object, cwd: Path) -> str:
+    done = subprocess.run(
+        list(map(str, arguments)), cwd=cwd, env=environment(), capture_output=True, timeout=DEADLINE
+    )
+    assert done.returncode == 0, done
+    return done.stdout.decode()
+
+
+def cut(*arguments: object, cwd: Path, part: Path, size: int) -> None:
+    """Run a download and kill it when it has written ``size`` bytes."""
+    process = subprocess.Popen(list(map(str, arguments)), cwd=cwd, env=environment())
+    try:
+        wait_for(lambda: part.exists() and part.stat().st_size >= size)
+        assert process.poll() is None, "it was over before it could be cut"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def unpack(tool: str, tar: Path, into: Path) -> None:
+    into.mkdir()
+    if tool == "tarfile":
+        with tarfile.open(tar) as opened:
+            opened.extractall(into, filter="data")
+    else:
+        run(tool, "-xf", tar, cwd=into)
+
+
+def tree(top: Path) -> dict[str, tuple[bytes, float]]:
+    """What was unpacked; bsdtar composes letters in the names of any tar, so here all are."""
+    return {
+        unicodedata.normalize("NFC", path.relative_to(top).as_posix()): (
+            path.read_bytes(),
+            path.stat().st_mtime,
+        )
+        for path in top.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("tool", ["tar", "bsdtar", "tarfile"])
+def test_every_tar_unpacks_the_same_files_with_the_times_of_the_archive(
+    tool: str, whole: bytes, tmp_path: Path
+) -> None:
+    tar = tmp_path / "my-data.tar"
+    tar.write_bytes(whole)
+    unpack(tool, tar, tmp_path / "out")
+    wanted = {unicodedata.normalize("NFC", file.path): file.unpacked for file in FILES}
+    assert tree(tmp_path / "out" / "my-data") == wanted
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["my-data"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ("?filename=my-data.tar", r"my-data\.tar"),
+        ("?filename=run%207.tar", r"run 7\.tar"),
+        ("?filename=data", "data"),
+        ("", r"data_\d{4}(_\d\d){5}\.tar"),
+    ],
+)
+def test_curl_names_the_file_as_it_was_asked_for(
+    asked: str, named: str, cartd: RunningCartd, tmp_path: Path
+) -> None:
+    run("curl", "-sS", "-O", "-J", f"{cartd.url}/cart{asked}", cwd=tmp_path)
+    [saved] = tmp_path.iterdir()
+    assert re.fullmatch(named, saved.name)
+    unpack("tar", saved, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [saved.name.removesuffix(".tar")]
+
+
+CURL = ("curl", "-sS", "-o", "part")
+WGET = ("wget", "-q", "-O", "part")
+
+
+@pytest.mark.parametrize(
+    ("slow", "resume"),
+    [
+        ((*CURL, "--limit-rate", "2M"), (*CURL, "-C", "-")),
+        ((*WGET, "--limit-rate=2m"), ("wget", "-q", "-c", "-O", "part")),
+    ],
+    ids=["curl", "wget"],
+)
+def test_a_download_that_was_cut_is_resumed_to_the_same_bytes(
+    slow: tuple[str, ...],
+    resume: tuple[str, ...],
+    cartd: RunningCartd,
+    whole: bytes,
+    tmp_path: Path,
+) -> None:
+    url = f"{cartd.url}/{PLACE}"
+    part = tmp_path / "part"
+    cut(*slow, url, cwd=tmp_path, part=part, size=300_000)
+    size = part.stat().st_size
+    assert 0 < size < len(whole)
+    run(*resume, url, cwd=tmp_path)
+    assert part.read_bytes() == whole
+    assert f'" 206 {len(whole) - size} ' in cartd.log
+
+
+def test_curl_that_resumes_a_whole_download_is_content(
+    cartd: RunningCartd, whole: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "part").write_bytes(whole)
+    run(*CURL, "-C", "-", f"{cartd.url}/{PLACE}", cwd=tmp_path)
+    assert (tmp_path / "part").read_bytes() == whole
+
+
+def test_aria2_fetches_parts_at_once_to_the_same_bytes(
+    cartd: RunningCartd, whole: bytes, tmp_path: Path
+) -> None:
+    before = cartd.log.count('" 206 ')
+    split = ("-x4", "-s4", "-k1M", "--file-allocation=none", "--no-conf")
+    run("aria2c", "-q", *split, "-o", "parts.tar", f"{cartd.url}/{PLACE}", cwd=tmp_path)
+    assert (tmp_path / "parts.tar").read_bytes() == whole
+    assert cartd.log.count('" 206 ') >= before + 3
