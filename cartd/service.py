@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
@@ -174,7 +175,10 @@ class Cartd(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._parts.start(take_up=True)
+        try:
+            self._parts.start(take_up=True)
+        except OSError as error:
+            _give_up(f"volume_path: it cannot be used: {error}")
         self._adoption = Deferred.fromCoroutine(self._parts.repair.adopt_all())
         self._adoption.addErrback(_adoption_failed)
         for work in self._upkeep:
@@ -282,8 +286,16 @@ def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort
     try:
         serverFromString(reactor, description).listen(site).addBoth(outcome.append)
     except Exception as error:
-        raise SystemExit(f"cartd: {description} is not an endpoint: {error}") from None
+        _give_up(f"{description} is not an endpoint: {error}")
     [port] = outcome
     if isinstance(port, Failure):
-        raise SystemExit(f"cartd: cannot listen on {description}: {port.getErrorMessage()}")
+        _give_up(f"cannot listen on {description}: {port.getErrorMessage()}")
     return port
+
+
+def _give_up(reason: str) -> NoReturn:
+    """End a start that ``twistd`` logs already: what is raised only comes to the log."""
+    line = f"cartd: {reason}"
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(f"{line}\n")
+    raise SystemExit(line)

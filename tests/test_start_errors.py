@@ -1,0 +1,132 @@
+"""A service that cannot run says why in one line, and ends with a status that is not 0."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from cartd.store import sync
+from tests.databases import sqlite_url
+from tests.running_cartd import DEADLINE, command, free_port
+
+TAC = str(Path(__file__).parents[1] / "cartd.tac")
+
+
+def why_it_ends(
+    directory: Path, *options: str, ini: str = "", program: tuple[str, ...] = (), **environment: str
+) -> str:
+    """Start it with ``options``; it must end by itself, in error.  Gives its one line."""
+    (directory / "config.ini").write_text(ini)
+    started = subprocess.run(
+        program or (command("twistd"), "-n", "--pidfile=", "cartd", *options),
+        cwd=directory,
+        env={
+            **os.environ,
+            "CARTD_CONFIG": str(directory / "config.ini"),
+            "CARTD_PORT": str(free_port()),
+            "DATABASE_URL": sqlite_url(directory / "cartd.sqlite3"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert started.returncode == 1, started
+    assert "Traceback" not in started.stdout, started.stdout
+    [line] = started.stderr.splitlines()
+    assert line.startswith("cartd: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("ini", "named"),
+    [
+        ("[cartd]\nvolume_pth = x\n", ["config.ini", "[cartd]", "volume_pth"]),
+        ("[server]\nport = many\n", ["config.ini", "[server]", "port", "many"]),
+    ],
+    ids=["unknown key", "bad value"],
+)
+def test_a_fault_in_the_file_is_shown_with_its_place(
+    tmp_path: Path, ini: str, named: list[str]
+) -> None:
+    line = why_it_ends(tmp_path, ini=ini, CARTD_PORT="")
+    assert [word for word in named if word not in line] == []
+
+
+def test_a_volume_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = why_it_ends(tmp_path, "--volume-path", str(tmp_path / "file"))
+    assert "volume_path" in line
+    assert str(tmp_path / "file") in line
+    assert "not a directory" in line
+
+
+def test_a_volume_on_which_no_lock_can_be_held_is_named(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "holders").write_text("in the way")
+    line = why_it_ends(tmp_path, "--volume-path", str(tmp_path / "volume"))
+    assert "volume_path" in line
+    assert str(tmp_path / "volume" / "holders") in line
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def test_a_port_that_another_program_has_is_named(tmp_path: Path, taken_port: int) -> None:
+    line = why_it_ends(tmp_path, "--port", str(taken_port))
+    assert str(taken_port) in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize("endpoint", ["tcp", "tcp:http", "nowhere:1", "unix:/no/such/place/socket"])
+def test_an_endpoint_that_is_none_is_shown(tmp_path: Path, endpoint: str) -> None:
+    assert endpoint in why_it_ends(tmp_path, "--endpoint", endpoint)
+
+
+def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+    line = why_it_ends(
+        tmp_path,
+        ini="[database]\nconnect_attempts = 1\nconnect_wait = 3600\n",
+        DATABASE_URL=f"postgresql://nobody:secret@127.0.0.1:{free_port()}/cartd",
+    )
+    assert "database" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(("version", "remedy"), [("2.0", "cartd-cmd dbsync"), ("4.0", "release")])
+def test_a_schema_of_another_version_is_left_alone(
+    tmp_path: Path, version: str, remedy: str
+) -> None:
+    url = sqlite_url(tmp_path / "cartd.sqlite3")
+    sync(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+    engine.dispose()
+    line = why_it_ends(tmp_path)
+    assert version in line
+    assert remedy in line
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        (command("twistd"), "--pidfile=", "-ny", TAC),
+        (command("pacifica-cartd"), "--cpconfig", "server.conf"),
+    ],
+    ids=["cartd.tac", "pacifica-cartd"],
+)
+def test_the_other_ways_to_start_say_it_alike(tmp_path: Path, program: tuple[str, ...]) -> None:
+    line = why_it_ends(tmp_path, ini="[archiveinterface]\nretries = -1\n", program=program)
+    assert "retries" in line
