@@ -56,7 +56,8 @@ class CartSite:
 
     def on_volume(self, uid: str) -> list[Path]:
         """The trees, and bundles, of all carts of that uid, oldest first."""
-        found = [*self.cartd.volume.glob(f"[0-9]*/{uid}"), *self.cartd.volume.glob(f"*/{uid}.tar")]
+        names = {uid, f"{uid}.tar"}
+        found = (path for path in self.cartd.volume.glob("[0-9]*/*") if path.name in names)
         return sorted(found, key=lambda path: int(path.parent.name))
 
     def rows(self, table: str) -> list[sqlite3.Row]:
