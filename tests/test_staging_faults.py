@@ -1,0 +1,140 @@
+"""Staging out of an archive that misbehaves: right in the end, or in error with the true cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.archive_faults import (
+    Fault,
+    close_before_head,
+    drip,
+    endless,
+    garbage,
+    hang_after,
+    hang_before_head,
+    other_body,
+    redirect,
+    reset_after,
+    reset_before_head,
+    state,
+    status,
+    truncated,
+    wrong_bytes,
+)
+from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, entry, manifest
+
+DATA = bytes(range(200)) * 50
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A fault of one kind of request, and what a user is told of it if it stays."""
+
+    method: str
+    fault: Fault
+    cause: str
+
+
+PASSING = {
+    "state-500": Row("HEAD", status(500), "answered 500 Internal Server Error to HEAD"),
+    "state-503": Row(
+        "HEAD", status(503, [("Retry-After", "0")]), "answered 503 Service Unavailable to HEAD"
+    ),
+    "state-hangs": Row("HEAD", hang_before_head(), "did not answer within 0.5 seconds"),
+    "state-garbage": Row("HEAD", garbage(), "is not HTTP"),
+    "state-without-size": Row("HEAD", state(x_content_length=None), "no X-Content-Length header"),
+    "500": Row("GET", status(500), "answered 500 Internal Server Error to GET"),
+    "503": Row(
+        "GET", status(503, [("Retry-After", "1")]), "answered 503 Service Unavailable to GET"
+    ),
+    "closed": Row("GET", close_before_head(), "broke the connection"),
+    "reset": Row("GET", reset_before_head(), "broke the connection"),
+    "reset-in-the-middle": Row("GET", reset_after(4000), "broke the connection"),
+    "truncated": Row("GET", truncated(4000), "broke the connection"),
+    "too-short": Row("GET", other_body(DATA[:4000]), "4000 bytes where 10000 were declared"),
+    "too-long": Row(
+        "GET", other_body(DATA + b"more"), "more than the 10000 bytes that were declared"
+    ),
+    "endless": Row("GET", endless(), "more than the 10000 bytes that were declared"),
+    "wrong-bytes": Row("GET", wrong_bytes(), "its sha1 is"),
+    "hangs": Row("GET", hang_before_head(), "did not answer within 0.5 seconds"),
+    "hangs-in-the-middle": Row("GET", hang_after(4000), "sent nothing for 0.5 seconds"),
+    "garbage": Row("GET", garbage(), "is not HTTP"),
+}
+"""What may be over soon, and so is tried again."""
+FINAL = {
+    "state-404": Row("HEAD", status(404), "answered 404 Not Found to HEAD"),
+    "404": Row("GET", status(404), "answered 404 Not Found to GET"),
+    "elsewhere": Row("GET", redirect("http://127.0.0.2:8080/404"), "redirects to another server"),
+}
+"""What the archive would say again: no second request is worth while."""
+
+SLOW = {"drips": Row("GET", drip(1000, 0.07), "")}
+"""What takes longer than the archive may be silent, but is never silent for long: no fault."""
+
+
+def settings(retries: int) -> str:
+    return (
+        f"[archiveinterface]\nconnections = {CONNECTIONS}\nretries = {retries}\n"
+        "stall_timeout = 0.5\nconnect_timeout = 5\n"
+    )
+
+
+def post_all(
+    cartd: RunningCartd, archive: FaultyArchive, rows: dict[str, Row], *, times: int | None
+) -> None:
+    """For each row a cart of its name: a file that fails ``times`` times, and a good one."""
+    for name, row in rows.items():
+        archive.put(name, DATA)
+        archive.fault(name, row.fault, method=row.method, times=times)
+        archive.put(f"{name}-good", name.encode())
+        cartd.post(
+            name,
+            manifest(
+                [
+                    entry(name, f"{name}/file", DATA),
+                    entry(f"{name}-good", "good", name.encode()),
+                ]
+            ),
+        )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, settings(retries=6)) as (cartd, archive):
+        await deferToThread(post_all, cartd, archive, PASSING, times=2)
+        await deferToThread(post_all, cartd, archive, SLOW, times=None)
+        for name, row in (PASSING | SLOW).items():
+            await deferToThread(cartd.wait_until, name, "ready")
+            got = await deferToThread(cartd.download, name)
+            assert got == {f"{name}/file": DATA, "good": name.encode()}
+            assert name in SLOW or len(archive.seen(row.method, name)) >= 3
+        assert not any(path.startswith("incoming") for path in on_the_volume(cartd))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, settings(retries=3)) as (cartd, archive):
+        await deferToThread(post_all, cartd, archive, PASSING | FINAL, times=None)
+        archive.put("honest", DATA)
+        await deferToThread(cartd.post, "honest", manifest([entry("honest", "honest", DATA)]))
+        await deferToThread(cartd.wait_until, "honest", "ready")
+        for name, row in (PASSING | FINAL).items():
+            message = await deferToThread(cartd.wait_until, name, "error")
+            assert f"{name}/file" in message
+            assert f"archive id {name}" in message
+            assert row.cause in message
+            got = await deferToThread(cartd.get, f"/{name}")
+            assert (got.status, got.json["message"]) == (500, message)
+            tries = len(archive.seen(row.method, name))
+            # A kept connection that was closed meanwhile is no try.
+            assert tries == 1 if name in FINAL else 3 <= tries <= 6
+        assert not any(path.endswith("/file") for path in on_the_volume(cartd))
+        assert not any(path.startswith("incoming") for path in on_the_volume(cartd))

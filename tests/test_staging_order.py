@@ -1,0 +1,100 @@
+"""Who waits for whom: tapes for nobody, small carts not for large ones, all for a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.archive_faults import drip
+from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, entry, manifest, wait_for
+
+NEVER = 10**9
+"""So many HEADs does a tape take that nobody waits for."""
+
+
+def put(
+    archive: FaultyArchive, prefix: str, number: int, *, tape_heads: int | None = None
+) -> dict[str, bytes]:
+    """Hold files with the ids ``prefix`` and a number; gives them."""
+    files = {f"{prefix}{n}": f"{prefix} {n}".encode() for n in range(number)}
+    for archive_id, data in files.items():
+        archive.put(archive_id, data, tape_heads=tape_heads)
+    return files
+
+
+def post(cartd: RunningCartd, uid: str, files: dict[str, bytes]) -> None:
+    cartd.post(uid, manifest(entry(name, f"files/{name}", data) for name, data in files.items()))
+
+
+def downloaded(cartd: RunningCartd, uid: str) -> dict[str, bytes]:
+    return {path.removeprefix("files/"): data for path, data in cartd.download(uid).items()}
+
+
+def asked(archive: FaultyArchive, method: str, prefix: str) -> Sequence[str]:
+    """The ids of the requests of one method for the files of ``prefix``, in their order."""
+    ids = [request.target.removeprefix("/") for request in archive.seen(method)]
+    return [archive_id for archive_id in ids if archive_id.startswith(prefix)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_for_tape_is_announced_at_once_and_holds_up_nobody(tmp_path: Path) -> None:
+    ini = "[archiveinterface]\nconnections = 2\n"
+    async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
+        tape = put(archive, "tape", 30, tape_heads=NEVER)
+        disk = put(archive, "disk", 3)
+        await deferToThread(post, cartd, "mixed", tape | disk)
+        # Of a mixed cart, what is on disk does not wait for the rest.
+        await deferToThread(wait_for, lambda: cartd.staged("mixed") == 3)
+        await archive.until(lambda: set(asked(archive, "POST", "tape")) == set(tape))
+        assert asked(archive, "POST", "disk") == []
+        # While all of that waits, a cart behind it has both connections.
+        await archive.until(lambda: archive.running == 0)
+        behind = put(archive, "behind", 3)
+        await deferToThread(post, cartd, "behind", behind)
+        await deferToThread(cartd.wait_until, "behind", "ready")
+        assert await deferToThread(downloaded, cartd, "behind") == behind
+        assert await deferToThread(cartd.status, "mixed") == ("staging", "")
+        assert asked(archive, "GET", "tape") == []
+
+        for archive_id in tape:
+            archive.files[archive_id].tape_heads = 1
+        await deferToThread(cartd.wait_until, "mixed", "ready")
+        assert await deferToThread(downloaded, cartd, "mixed") == tape | disk
+        assert sorted(asked(archive, "POST", "tape")) == sorted(tape)
+        assert sorted(asked(archive, "GET", "tape")) == sorted(tape)
+        assert archive.most_running <= 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_small_cart_is_ready_long_before_the_large_one_in_front_of_it(
+    tmp_path: Path,
+) -> None:
+    ini = "[archiveinterface]\nconnections = 5\n"
+    async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
+        large = put(archive, "large", 3000)
+        small = put(archive, "small", 3)
+        # In pieces, so that the answers overlap.
+        archive.fault("*", drip(3), method="GET", times=None)
+        await deferToThread(post, cartd, "large", large)
+        await archive.until(lambda: len(archive.requests) >= 100)
+        await deferToThread(post, cartd, "small", small)
+        await deferToThread(cartd.wait_until, "small", "ready")
+        assert await deferToThread(downloaded, cartd, "small") == small
+        last = max(n for n, seen in enumerate(archive.requests) if "small" in seen.target)
+        assert last < len(large)  # of the twice as many that the large cart needs
+
+        # A cart that is deleted in the middle of all that is let go of at once.
+        await archive.until(lambda: len(asked(archive, "GET", "large")) >= 100)
+        assert (await deferToThread(cartd.delete, "large")).status == 200
+        await archive.until(lambda: archive.running == 0)
+        requests = len(archive.requests)
+        assert all(path.startswith("2/small/") for path in on_the_volume(cartd))
+        assert await deferToThread(cartd.terminate) == 0
+        assert len(archive.requests) == requests
+        assert 2 <= archive.most_running <= 5
+        assert archive.total_connections <= 5
