@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from cartd.store.carts import Carts
 from cartd.store.database import Database
 from cartd.store.leases import Leases
+from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
 from cartd.store.schema import UpgradeError, schema_state, sync, wait_for_database
 from cartd.store.space import Space
@@ -38,6 +39,7 @@ class Store(Carts, Leases, Progress, Space):
     def __init__(self, url: str, reactor: IReactorFromThreads) -> None:
         """Connects to nothing yet; raises ``ConfigError`` for a URL that cannot be used."""
         self._database = Database(url, reactor)
+        self._lookups = Lookups(self._database)
 
     async def close(self) -> None:
         """Wait for what was asked, close all connections and end their threads."""

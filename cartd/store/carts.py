@@ -13,6 +13,7 @@ from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store.database import Database, Transaction
+from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, FILES, UNFINISHED, cart_of, date_of, file_of
 from cartd.store.tables import cart, file
 
@@ -61,6 +62,7 @@ class Carts:
     """The part of the store that knows carts as a whole."""
 
     _database: Database
+    _lookups: Lookups
 
     async def post(
         self, uid: str, manifest: Manifest, *, bundle: bool, now: float
@@ -84,7 +86,7 @@ class Carts:
 
     async def newest(self, uid: str) -> Cart | None:
         """The cart that answers for ``uid``; deleted ones do not."""
-        return _first(await self._database.rows(_NEWEST, {"uid": uid}))
+        return await self._lookups.newest(uid)
 
     async def cart(self, cart_id: int) -> Cart | None:
         """That cart, deleted or not."""

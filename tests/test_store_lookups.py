@@ -1,0 +1,112 @@
+"""Look-ups by uid share queries, and none is answered by what was before it was asked."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from cartd.errors import Unavailable
+from cartd.store.database import Database
+from cartd.store.lookups import MOST_TOGETHER, Lookups
+from cartd.store.rows import date_of
+
+
+class Queries:
+    """A database that answers when it is told to, with one cart of each uid that exists."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[str]] = []
+        self.existing: dict[str, int] = {}
+        self._answers: list[Deferred[list[Any]]] = []
+
+    async def rows(self, _statement: object, parameters: dict[str, list[str]]) -> list[Any]:
+        self.asked.append(set(parameters["uids"]))
+        answer: Deferred[list[Any]] = Deferred()
+        self._answers.append(answer)
+        return await answer
+
+    def answer(self) -> None:
+        uids = self.asked[len(self.asked) - len(self._answers)]
+        rows = [
+            (cart_id, uid, "ready", *[date_of(0)] * 3, "", False, False, None, 0, 0, 0, 0, 0)
+            for uid, cart_id in self.existing.items()
+            if uid in uids
+        ]
+        self._answers.pop(0).callback(rows)
+
+    def fail(self) -> None:
+        self._answers.pop(0).errback(Unavailable("away"))
+
+
+def looked_up(lookups: Lookups, uid: str) -> list[object]:
+    found: list[object] = []
+    lookups.newest(uid).addBoth(
+        lambda cart: found.append(cart if isinstance(cart, Failure) else cart and cart.id)
+    )
+    return found
+
+
+def test_what_comes_while_a_query_is_under_way_goes_together_in_the_next() -> None:
+    queries = Queries()
+    queries.existing = {"a": 1, "b": 2}
+    lookups = Lookups(cast(Database, queries))
+    first = looked_up(lookups, "a")
+    others = [looked_up(lookups, uid) for uid in "abcb"]
+    assert queries.asked == [{"a"}]
+    queries.answer()
+    assert queries.asked == [{"a"}, {"a", "b", "c"}]
+    assert first == [1]
+    assert others == [[], [], [], []]
+    queries.answer()
+    assert others == [[1], [2], [None], [2]]
+    assert len(queries.asked) == 2
+
+
+def test_a_lookup_sees_what_was_written_before_it_was_asked() -> None:
+    queries = Queries()
+    lookups = Lookups(cast(Database, queries))
+    early = looked_up(lookups, "a")
+    queries.existing = {"a": 1}
+    late = looked_up(lookups, "a")
+    queries.existing = {}
+    queries.answer()
+    queries.existing = {"a": 1}
+    queries.answer()
+    assert (early, late) == ([None], [1])
+
+
+def test_no_query_asks_for_more_than_a_database_takes() -> None:
+    queries = Queries()
+    lookups = Lookups(cast(Database, queries))
+    for number in range(MOST_TOGETHER + 2):
+        looked_up(lookups, f"cart-{number}")
+    queries.answer()
+    queries.answer()
+    assert [len(uids) for uids in queries.asked] == [1, MOST_TOGETHER, 1]
+
+
+def test_a_failed_query_fails_its_lookups_and_the_next_are_asked() -> None:
+    queries = Queries()
+    queries.existing = {"b": 2}
+    lookups = Lookups(cast(Database, queries))
+    failed, answered = looked_up(lookups, "a"), looked_up(lookups, "b")
+    queries.fail()
+    queries.answer()
+    [failure] = failed
+    assert isinstance(failure, Failure) and failure.check(Unavailable)
+    assert answered == [2]
+
+
+def test_who_gives_up_a_lookup_does_not_disturb_the_others() -> None:
+    queries = Queries()
+    queries.existing = {"a": 1}
+    lookups = Lookups(cast(Database, queries))
+    gone = lookups.newest("a")
+    gone.addErrback(lambda _: None)
+    gone.cancel()
+    stays = looked_up(lookups, "a")
+    queries.answer()
+    queries.answer()
+    assert stays == [1]
