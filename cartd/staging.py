@@ -29,6 +29,7 @@ from cartd.progress import Batches
 from cartd.reader import TreeReader
 from cartd.store import Store
 from cartd.volume import Volume
+from cartd.volume.incoming import Incoming
 
 T = TypeVar("T")
 log = Logger()
@@ -207,15 +208,19 @@ class Staging:
         async with self._tools.turns.turn(self._cart.id):
             incoming = self._tools.volume.incoming(self._cart, file, checksum)
             try:
-                await self._tools.archive.fetch(file.archive_id, incoming)
+                await self._transfer(file, incoming)
                 return await incoming.finish()
-            except (ArchiveError, CancelledError):
-                # A disk that fails, or a body too long, stops the transfer: that is the cause.
-                if incoming.failure is not None:
-                    raise incoming.failure from None
-                raise
             finally:
                 await incoming.abort()
+
+    async def _transfer(self, file: CartFile, incoming: Incoming) -> None:
+        try:
+            await self._tools.archive.fetch(file.archive_id, incoming)
+        except (ArchiveError, CancelledError):
+            # A disk that fails, or a body too long, stops the transfer: that is the cause.
+            if incoming.failure is not None:
+                raise incoming.failure from None
+            raise
 
     async def _record_staged(self, staged: Sequence[tuple[int, str]]) -> None:
         await self._tools.store.record_staged(
@@ -279,6 +284,8 @@ class Staging:
         while True:
             try:
                 return await attempt()
+            except OSError as error:
+                raise FileFailed(file, error) from error
             except (ArchiveError, Mismatch) as error:
                 pause = next(pauses, None)
                 if pause is None or not getattr(error, "retryable", True):

@@ -65,6 +65,22 @@ def test_an_abort_waits_for_the_thread_and_leaves_nothing(
     assert not is_open(opened[0])
 
 
+def test_an_abort_that_is_cancelled_waits_for_the_thread_all_the_same(
+    held: tuple[Place, HeldThreads],
+) -> None:
+    place, threads = held
+    incoming = place.incoming(LARGE)
+    incoming.write(LARGE[:BLOCK])
+    aborting = Deferred.fromCoroutine(incoming.abort())
+    aborted = outcome(aborting)
+    aborting.cancel()
+    threads.let_one_go()
+    assert aborted == []
+    threads.let_all_go()
+    assert isinstance(failure_of(aborted), CancelledError)
+    assert place.files() == []
+
+
 def test_finish_after_abort_says_that_it_was_given_up(place: Place) -> None:
     incoming = place.incoming(SMALL)
     incoming.write(SMALL)

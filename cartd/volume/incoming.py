@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
+from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume.partial import PartialFile
 
@@ -110,7 +111,7 @@ class Incoming:
         """Give the file up, unless it is in its place already; ends when nothing is left of it."""
         self._given_up = True
         self._advance()
-        await self._end()
+        await shielded(self._end())
 
     @property
     def _ended(self) -> bool:

@@ -1,0 +1,87 @@
+"""Staging onto a disk that refuses: an error that tells the cause, and no endless trying."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.running_cartd import entry, manifest
+
+LARGE = bytes(range(256)) * (32 * 1024)
+"""8 MiB."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_the_system_will_not_write_is_named(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        archive.put("large", LARGE)
+        archive.put("small", b"small")
+        await deferToThread(cartd.terminate)
+        # ulimit counts half or whole KiB: 2 or 4 MiB.
+        cartd.program = ("sh", "-c", 'ulimit -f 4096 && exec "$@"', "sh", *cartd.twistd)
+        await deferToThread(cartd.start)
+        entries = [entry("small", "a/small", b"small"), entry("large", "a/large", LARGE)]
+        await deferToThread(cartd.post, "mine", manifest(entries))
+        message = await deferToThread(cartd.wait_until, "mine", "error")
+        assert "Failed to stage a/large (archive id large)" in message
+        assert "File too large" in message
+        assert len(archive.seen("GET", "large")) == 1
+        assert not any("large" in path or "incoming" in path for path in on_the_volume(cartd))
+
+        # The next one is not harmed, nor is this one when it is posted anew on a better day.
+        await deferToThread(cartd.post, "other", manifest(entries[:1]))
+        await deferToThread(cartd.wait_until, "other", "ready")
+        await deferToThread(cartd.terminate)
+        cartd.program = ()
+        await deferToThread(cartd.start)
+        await deferToThread(cartd.post, "mine", manifest(entries))
+        await deferToThread(cartd.wait_until, "mine", "ready")
+        got = await deferToThread(cartd.download, "mine")
+        assert got == {"a/small": b"small", "a/large": LARGE}
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_in_the_way_is_named_and_left_alone(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        archive.put("1", b"one")
+        archive.put("2", b"two")
+        in_the_way = cartd.volume / "1" / "mine" / "a" / "one" / "somebody's"
+        in_the_way.mkdir(parents=True)
+        entries = [entry("1", "a/one", b"one"), entry("2", "b/two", b"two")]
+        await deferToThread(cartd.post, "mine", manifest(entries))
+        message = await deferToThread(cartd.wait_until, "mine", "error")
+        assert "Failed to stage a/one (archive id 1)" in message
+        assert "directory" in message
+        assert len(archive.seen("GET", "1")) == 1
+        assert in_the_way.is_dir()
+        assert not any("incoming" in path for path in on_the_volume(cartd))
+
+        await deferToThread(cartd.post, "other", manifest(entries))
+        await deferToThread(cartd.wait_until, "other", "ready")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_volume_that_breaks_under_the_service_is_told_and_not_tried_for_ever(
+    tmp_path: Path,
+) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        archive.put("1", b"one")
+        incoming = cartd.volume / "incoming"
+        incoming.rmdir()
+        incoming.write_text("no directory any more")
+        body = manifest([entry("1", "a/one", b"one")])
+        await deferToThread(cartd.post, "mine", body)
+        message = await deferToThread(cartd.wait_until, "mine", "error")
+        assert "incoming/1" in message
+        assert "Not a directory" in message
+        assert len(archive.requests) <= 2
+
+        incoming.unlink()
+        incoming.mkdir()
+        await deferToThread(cartd.post, "mine", body)
+        await deferToThread(cartd.wait_until, "mine", "ready")
+        assert (await deferToThread(cartd.delete, "mine")).status == 200
+        assert on_the_volume(cartd) == set()
