@@ -41,11 +41,14 @@ class Batches(Generic[T]):
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all that has been added so far."""
+        """Write all that has been added so far; what cannot be written is kept."""
         await self._writing.acquire()
         try:
             items, self._items = self._items, []
             if items:
                 await self._write(items)
+        except BaseException:
+            self._items = [*items, *self._items]
+            raise
         finally:
             self._writing.release()

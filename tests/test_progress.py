@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import Deferred
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.errors import Unavailable
 from cartd.progress import Batches
 
 
@@ -14,6 +16,7 @@ class Written:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.block: Deferred[None] | None = None
+        """What a write waits for, and fails with."""
 
     async def __call__(self, items: Sequence[int]) -> None:
         if self.block is not None:
@@ -61,3 +64,23 @@ def test_nothing_is_written_when_there_is_nothing() -> None:
     written = Written()
     Deferred.fromCoroutine(Batches(written, Clock().seconds).flush())
     assert written.batches == []
+
+
+@pytest.mark.parametrize("ends", ["failed", "cancelled"])
+def test_what_could_not_be_written_is_written_with_what_came_since(ends: str) -> None:
+    written = Written()
+    batches = Batches(written, Clock().seconds)
+    added(batches, 0)
+    written.block = Deferred()
+    flushing = Deferred.fromCoroutine(batches.flush())
+    ended: list[object] = []
+    flushing.addErrback(lambda failure: ended.append(failure.type))
+    added(batches, 1)
+    if ends == "failed":
+        written.block.errback(Unavailable("away"))
+    else:
+        flushing.cancel()
+    assert ended == [Unavailable if ends == "failed" else CancelledError]
+    written.block = None
+    Deferred.fromCoroutine(batches.flush())
+    assert written.batches == [[0, 1]]
