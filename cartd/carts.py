@@ -8,7 +8,7 @@ from typing import IO
 from twisted.internet.defer import Deferred
 
 from cartd.errors import CartNotFound, InvalidInput, Unavailable
-from cartd.manifest import check_uid, parse
+from cartd.manifest import Manifest, check_uid, parse
 from cartd.model import Cart
 from cartd.removal import Removal
 from cartd.shield import shielded
@@ -67,6 +67,10 @@ class Carts:
         bundle = manifest.bundle
         if bundle is None:
             bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
+        return await shielded(Deferred.fromCoroutine(self._accept(uid, manifest, bundle)))
+
+    async def _accept(self, uid: str, manifest: Manifest, bundle: bool) -> Cart:
+        """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
         cart, new = await self._store.post(uid, manifest, bundle=bundle, now=self._now())
         if new:
             self._stage(cart.id)
