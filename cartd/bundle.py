@@ -16,9 +16,10 @@ from hashlib import sha256
 from itertools import islice
 from tarfile import BLOCKSIZE, DIRTYPE, LENGTH_NAME, NUL, PAX_FORMAT, RECORDSIZE, REGTYPE, TarInfo
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Member:
+
+class Member(Struct, frozen=True, gc=False):
     """One file of the tar: sizes in bytes, ``mtime`` in whole Unix seconds."""
 
     path: str

@@ -6,10 +6,12 @@ from collections import OrderedDict
 
 from cartd.bundle import Bundle, Member
 from cartd.errors import VolumeDamaged
-from cartd.model import Cart, CartFile
+from cartd.model import Cart
 from cartd.store import Store
 from cartd.threads import RunsInThread
 
+PAGE = 5000
+"""Members read at once."""
 MOST_MEMBERS_KEPT = 200_000
 
 
@@ -39,8 +41,10 @@ class Plans:
         :raises VolumeDamaged: the store does not know a size.
         """
         members: list[Member] = []
-        while rows := await self._store.files(cart.id, after=len(members) - 1, limit=5000):
-            members.extend(map(_member, rows))
+        for first in range(0, cart.files_total, PAGE):
+            members += await self._store.members(cart.id, range(first, first + PAGE))
+        if len(members) < cart.files_total:
+            raise VolumeDamaged("The sizes of some files are not known")
         return await self._threads.run(Bundle, members, top=top, created=int(cart.created))
 
     def forget(self, cart_id: int) -> None:
@@ -54,9 +58,3 @@ class Plans:
         while self._members_kept > MOST_MEMBERS_KEPT:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._members_kept -= dropped
-
-
-def _member(file: CartFile) -> Member:
-    if file.size is None or file.mtime is None:
-        raise VolumeDamaged(f"The size of {file.path} is not known")
-    return Member(file.path, file.size, file.mtime, file.hash_type, file.hash_sum)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cartd.bundle import _DIRECTORY, _FILE, Bundle, Literal, Member, Slice, _header_length
 
@@ -183,7 +184,7 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
         if low < high and isinstance(piece, Literal):
             yield Literal(piece.data[low:high])
         elif low < high and isinstance(piece, Slice):
-            yield replace(piece, offset=low, length=high - low)
+            yield dataclasses.replace(piece, offset=low, length=high - low)
         at += length
 
 

@@ -153,6 +153,20 @@ class TestProgress:
         assert (now.bytes_total, now.volume_bytes, now.bytes_staged) == (2**40, 2**41, 0)
 
     @pytest_twisted.ensureDeferred
+    async def test_members_of_the_tar_are_the_files_of_known_size_at_positions(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store, files=4)
+        await store.record_states(cart.id, "me", [(3, 30, 33), (0, 0, 5), (1, 10, 11)])
+        members = await store.members(cart.id, range(4))
+        assert [(member.size, member.mtime) for member in members] == [(0, 5), (10, 11), (30, 33)]
+        files = await store.files(cart.id)
+        assert [(member.path, member.hash_type, member.hash_sum) for member in members] == [
+            (file.path, file.hash_type, file.hash_sum) for file in files if file.size is not None
+        ]
+        assert await store.members(cart.id, range(1, 3)) == members[1:2]
+
+    @pytest_twisted.ensureDeferred
     async def test_counters_follow_the_staged_files_however_often_they_are_told(
         self, store: Store
     ) -> None:

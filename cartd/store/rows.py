@@ -46,6 +46,10 @@ FILES: Select[Any] = select(
     file.c.mtime,
     file.c.id,
 )
+# What a tar is made of, in the order of Member's fields.
+MEMBERS: Select[Any] = select(
+    file.c.bundle_path, file.c.size, file.c.mtime, file.c.hash_type, file.c.hash_value
+)
 
 
 def date_of(time: float) -> datetime:
