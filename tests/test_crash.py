@@ -1,0 +1,131 @@
+"""A service that is killed in the middle of its work goes on where it was, by itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest_twisted
+from sqlalchemy import create_engine, text
+from twisted.internet.threads import deferToThread
+
+from tests.archive_faults import hang_after, hang_before_head
+from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive, on_the_volume
+from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+
+LARGE = bytes(range(256)) * (16 * 1024)
+"""4 MiB: some of it is on the disk before the last byte has come."""
+
+
+def lease_ends(cartd: RunningCartd) -> float:
+    """When the first of the leases that are held now runs out, in Unix seconds."""
+    engine = create_engine(cartd.database)
+    with engine.connect() as connection:
+        ends = connection.scalar(text("SELECT min(lease_until) FROM cart"))
+    engine.dispose()
+    assert isinstance(ends, float)
+    return ends
+
+
+def is_being_bundled(cartd: RunningCartd) -> bool:
+    return any(cartd.volume.glob("incoming/1/tar-*"))
+
+
+def kill_while_it_bundles(cartd: RunningCartd) -> None:
+    wait_for(lambda: is_being_bundled(cartd))
+    cartd.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_cart_becomes_ready_after_a_crash_and_nothing_is_fetched_again(
+    tmp_path: Path,
+) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        files = {f"small{n}": b"%d" % n for n in range(3)} | {f"large{n}": LARGE for n in range(3)}
+        for archive_id, data in {**files, "done": b"done", "new": b"new"}.items():
+            archive.put(archive_id, data)
+        archive.fault("new", hang_before_head(), method="HEAD", times=None)
+        for name in ("large1", "large2"):
+            archive.fault(name, hang_after(3 << 20), method="GET", times=None)
+
+        await deferToThread(cartd.post, "ready", manifest([entry("done", "done", b"done")]))
+        await deferToThread(cartd.wait_until, "ready", "ready")
+        posted = manifest(entry(name, f"a/{name}", data) for name, data in files.items())
+        await deferToThread(cartd.post, "middle", posted)
+        await deferToThread(cartd.post, "begun", manifest([entry("new", "new", b"new")]))
+        await archive.until(lambda: len(archive.seen("HEAD", "new")) == 1)
+        staged = {f"2/middle/a/{name}" for name in files if name not in ("large1", "large2")}
+        await deferToThread(wait_for, lambda: staged <= on_the_volume(cartd))
+        await deferToThread(wait_for, lambda: len(list(cartd.volume.glob("incoming/2/*"))) == 2)
+        await deferToThread(cartd.kill)
+        assert len(list(cartd.volume.glob("incoming/2/*"))) == 2
+
+        archive.heal()
+        lease = lease_ends(cartd)
+        await deferToThread(cartd.start)
+        for uid in ("middle", "begun", "ready"):
+            await deferToThread(cartd.wait_until, uid, "ready")
+        assert time.time() < lease
+        got = await deferToThread(cartd.download, "middle")
+        assert got == {f"a/{name}": data for name, data in files.items()}
+        assert await deferToThread(cartd.download, "begun") == {"new": b"new"}
+        assert await deferToThread(cartd.download, "ready") == {"done": b"done"}
+        fetched = {name: len(archive.seen("GET", name)) for name in [*files, "done", "new"]}
+        assert fetched == dict.fromkeys(fetched, 1) | {"large1": 2, "large2": 2}
+        assert list(cartd.volume.glob("incoming/*")) == []
+        assert len(list(cartd.volume.glob("holders/*"))) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bundle_that_was_being_written_is_written_anew(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        data = LARGE * 16
+        archive.put("1", data)
+        archive.put("2", b"two")
+        entries = [entry("1", "a/one", data), entry("2", "two", b"two")]
+        await deferToThread(cartd.post, "mine", manifest(entries, bundle=True))
+        await deferToThread(kill_while_it_bundles, cartd)
+        assert is_being_bundled(cartd)
+        assert not (cartd.volume / "1" / "mine.tar").exists()
+
+        lease = lease_ends(cartd)
+        await deferToThread(cartd.start)
+        await deferToThread(cartd.wait_until, "mine", "ready")
+        assert time.time() < lease
+        assert await deferToThread(cartd.download, "mine") == {"a/one": data, "two": b"two"}
+        assert len(archive.seen("GET")) == 2
+        assert on_the_volume(cartd) == {"1/mine.tar"}
+        assert list(cartd.volume.glob("incoming/*")) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_service_on_the_same_volume_stages_nothing_twice(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+        archive.put("1", b"one")
+        archive.put("2", b"two")
+        archive.fault("1", hang_before_head(), method="GET", times=None)
+        await deferToThread(cartd.post, "first", manifest([entry("1", "one", b"one")]))
+        await archive.until(lambda: len(archive.seen("GET", "1")) == 1)
+        running = running_cartd(
+            tmp_path / "second",
+            archive=cartd.archive,
+            database=cartd.database,
+            VOLUME_PATH=str(cartd.volume),
+        )
+        second = await deferToThread(running.__enter__)
+        try:
+            await deferToThread(second.post, "second", manifest([entry("2", "two", b"two")]))
+            await deferToThread(cartd.wait_until, "second", "ready")
+            assert len(archive.seen("HEAD", "1")) == 1
+            archive.heal()
+            assert await deferToThread(cartd.terminate) == 0
+            # What the one lets go of, the other takes up.
+            await deferToThread(second.wait_until, "first", "ready")
+            assert await deferToThread(second.download, "first") == {"one": b"one"}
+            assert len(archive.seen("HEAD", "1")) == len(archive.seen("GET", "1")) == 2
+            assert len(archive.seen("HEAD", "2")) == len(archive.seen("GET", "2")) == 1
+            assert await deferToThread(second.terminate) == 0
+            assert not list(cartd.volume.glob("holders/*"))
+            assert_no_surprise(second.log)
+        finally:
+            await deferToThread(running.__exit__, None, None, None)
