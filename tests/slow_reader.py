@@ -1,0 +1,48 @@
+"""A client that has begun to read a download, and reads on only when it is told to."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
+
+from tests.running_cartd import DEADLINE, RunningCartd
+
+TOO_MUCH_FOR_SOCKETS = 16 * 2**20
+"""Bytes of a download that do not fit between the service and a client that does not read."""
+
+
+class SlowReader:
+    """Its receive buffer is small, so that the service cannot send everything at once."""
+
+    def __init__(self, cartd: RunningCartd, path: str) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        self._socket.settimeout(DEADLINE)
+        self._socket.connect(("127.0.0.1", cartd.port))
+        self._socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        )
+        self._answer = HTTPResponse(self._socket)
+        self._answer.begin()
+        assert self._answer.status == 200
+        self.first = self._answer.read(1)
+
+    def rest(self) -> bytes:
+        """The whole body; raises if the connection breaks before its end."""
+        return self.first + self._answer.read()
+
+    def close(self) -> None:
+        self._answer.close()
+        self._socket.close()
+
+
+@contextmanager
+def slow_reader(cartd: RunningCartd, uid: str) -> Iterator[SlowReader]:
+    """While the block runs, a download of the cart goes on, its first byte read."""
+    reader = SlowReader(cartd, f"/{uid}?filename=data.tar")
+    try:
+        yield reader
+    finally:
+        reader.close()

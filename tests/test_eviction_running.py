@@ -1,0 +1,239 @@
+"""The volume keeps its room while carts are staged and downloaded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from sqlalchemy import text
+
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.faulty_archive import FaultyArchive
+from tests.pacifica_schema import begin
+from tests.running_cartd import RunningCartd, running_cartd, unpacked, wait_for
+from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+
+pytest_plugins = ("tests.archive_fixture",)
+
+MB = 10**6
+LARGE = TOO_MUCH_FOR_SOCKETS
+NO_SPACE = "No Space Available"
+NEVER = 10**9
+"""So many HEADs does a tape take that nobody waits for."""
+
+
+def answers(cartd: RunningCartd, uids: str) -> dict[str, int]:
+    """What a HEAD of each one-letter uid answers: 204 or 404."""
+    return {uid: cartd.request("HEAD", f"/{uid}").status for uid in uids}
+
+
+def refused(cartd: RunningCartd, archive: FaultyArchive, uid: str, size: int) -> None:
+    """Post a cart that finds no room: nothing of it may have been fetched."""
+    cartd.post(uid, manifest_of(archive, uid, size))
+    assert cartd.wait_until(uid, "error") == NO_SPACE
+    assert archive.seen("GET", f"{uid}-0") == []
+
+
+@in_a_thread
+def test_the_least_recently_used_cart_goes_first_and_a_download_or_a_post_is_a_use(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(4 * MB)) as cartd:
+        for uid in "abcd":
+            stage(cartd, archive, uid, MB)
+        assert cartd.download("a") == {"dir/file-0": content("a-0", MB)}
+        assert cartd.post("b", manifest_of(archive, "b", MB)).status == 201
+        stage(cartd, archive, "e", MB)
+        assert answers(cartd, "abcde") == {"a": 204, "b": 204, "c": 404, "d": 204, "e": 204}
+        stage(cartd, archive, "f", 2 * MB)
+        assert answers(cartd, "abdef") == {"a": 404, "b": 204, "d": 404, "e": 204, "f": 204}
+        assert {path.name for path in cartd.volume.glob("[0-9]*/*")} == {"b", "e", "f"}
+        assert {path.name for path in (cartd.volume / "cartuids").iterdir()} == {"b", "e", "f"}
+        assert cartd.terminate() == 0
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_cart_that_is_being_downloaded_stays_and_another_goes(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(LARGE + 2 * MB)) as cartd:
+        stage(cartd, archive, "a", LARGE)
+        stage(cartd, archive, "b", MB)
+        with slow_reader(cartd, "a") as reader:
+            stage(cartd, archive, "c", 2 * MB)
+            assert answers(cartd, "abc") == {"a": 204, "b": 404, "c": 204}
+            refused(cartd, archive, "d", 3 * MB)
+            assert answers(cartd, "ac") == {"a": 204, "c": 204}
+            assert unpacked(reader.rest()) == {"dir/file-0": content("a-0", LARGE)}
+        # The download has made it the more recently used of the two.
+        stage(cartd, archive, "e", 2 * MB)
+        assert answers(cartd, "ace") == {"a": 204, "c": 404, "e": 204}
+        stage(cartd, archive, "f", 3 * MB)
+        assert answers(cartd, "aef") == {"a": 404, "e": 204, "f": 204}
+
+
+@in_a_thread
+def test_a_deleted_cart_that_is_still_being_sent_counts_until_it_has_gone(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(LARGE + MB)) as cartd:
+        stage(cartd, archive, "a", LARGE)
+        with slow_reader(cartd, "a") as reader:
+            assert cartd.delete("a").status == 200
+            assert cartd.get("/a").status == 404
+            refused(cartd, archive, "b", 2 * MB)
+            assert unpacked(reader.rest()) == {"dir/file-0": content("a-0", LARGE)}
+        wait_for(lambda: not list(cartd.volume.glob("[0-9]*")))
+        stage(cartd, archive, "b", 2 * MB)
+        assert_no_surprise(cartd.log)
+
+
+@pytest.mark.parametrize(
+    ("size", "more"),
+    [(2 * MB, "lru_buffer_time = 3600"), (2 * MB, "lru_purge = off"), (2 * MB + 1, "")],
+    ids=["used lately", "nothing is evicted", "too large"],
+)
+@in_a_thread
+def test_a_cart_without_room_is_in_error_and_nothing_was_fetched_or_evicted_for_it(
+    archive: FaultyArchive, tmp_path: Path, size: int, more: str
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(2 * MB, more)) as cartd:
+        stage(cartd, archive, "a", MB)
+        stage(cartd, archive, "b", MB)
+        refused(cartd, archive, "c", size)
+        assert answers(cartd, "ab") == {"a": 204, "b": 204}
+        assert cartd.get("/c").json["message"] == NO_SPACE
+        head = cartd.request("HEAD", "/c")
+        assert (head.status, head.headers["x-pacifica-message"]) == (500, NO_SPACE)
+        # It takes no room, and can be deleted.
+        assert cartd.delete("c").status == 200
+        assert cartd.download("a") == {"dir/file-0": content("a-0", MB)}
+
+
+@in_a_thread
+def test_room_that_is_to_be_left_on_the_disk_is_left(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        stage(cartd, archive, "a", MB)
+        assert cartd.terminate() == 0
+        cartd.configure("[cartd]\nvolume_reserve = 1000000 TB\nlru_buffer_time = 3600")
+        cartd.start()
+        refused(cartd, archive, "b", 1)
+        assert answers(cartd, "a") == {"a": 204}
+        assert cartd.terminate() == 0
+        cartd.configure("[cartd]\nvolume_reserve = 1000000 TB")
+        cartd.start()
+        wait_for(lambda: answers(cartd, "a") == {"a": 404})
+
+
+@in_a_thread
+def test_what_may_go_later_goes_by_itself(archive: FaultyArchive, tmp_path: Path) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        for uid in "abc":
+            stage(cartd, archive, uid, MB)
+        assert cartd.terminate() == 0
+        cartd.configure(quota(MB, "lru_buffer_time = 3600\nlru_interval = 0.1"))
+        cartd.start()
+        with slow_reader(cartd, "c"):
+            # Two hours later, as far as the carts are concerned.
+            with begin(cartd.database) as connection:
+                connection.execute(
+                    text("UPDATE cart SET used_date = datetime(used_date, '-2 hours')")
+                )
+            wait_for(lambda: answers(cartd, "ab") == {"a": 404, "b": 404})
+            assert answers(cartd, "c") == {"c": 204}
+        assert cartd.download("c") == {"dir/file-0": content("c-0", MB)}
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_cart_in_staging_keeps_its_promise_and_is_never_evicted(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    ini = quota(5 * MB, "lru_interval = 0.1")
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        body = manifest_of(archive, "s", 2 * MB, files=2)
+        archive.put("s-1", content("s-1", MB), tape_heads=NEVER)
+        cartd.post("s", body)
+        wait_for(lambda: cartd.request("HEAD", "/s").headers["x-pacifica-files-staged"] == "1")
+        refused(cartd, archive, "t", 4 * MB)
+        for uid in "abcdef":
+            stage(cartd, archive, uid, MB)
+        assert answers(cartd, "sabcdef") == {
+            **dict.fromkeys("sdef", 204),
+            **dict.fromkeys("abc", 404),
+        }
+        archive.files["s-1"].tape_heads = 0
+        cartd.wait_until("s", "ready")
+        assert len(archive.seen("GET", "s-0")) == 1
+        assert cartd.download("s")["dir/file-1"] == content("s-1", MB)
+
+
+@in_a_thread
+def test_many_carts_together_never_overfill_the_volume(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    most, carts = 4 * MB, [f"cart-{number}" for number in range(24)]
+    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(most)) as cartd:
+        with Watch(cartd.volume) as watch:
+            for number, uid in enumerate(carts):
+                body = manifest_of(archive, uid, MB // 2, files=5, bundle=number % 3 == 0)
+                assert cartd.post(uid, body).status == 201
+            wait_for(lambda: all(ended(cartd, uid) for uid in carts))
+        assert MB <= watch.most <= most
+        ready = [uid for uid in carts if cartd.request("HEAD", f"/{uid}").status == 204]
+        assert ready
+        for uid in ready:
+            assert len(cartd.download(uid)) == 5
+        assert_no_surprise(cartd.log)
+
+
+def ended(cartd: RunningCartd, uid: str) -> bool:
+    head = cartd.request("HEAD", f"/{uid}")
+    status, message = head.headers["x-pacifica-status"], head.headers["x-pacifica-message"]
+    assert head.status != 500 or message == NO_SPACE
+    return head.status != 204 or status == "ready"
+
+
+class Watch:
+    """The most bytes that were seen together in files of the volume while the block ran."""
+
+    def __init__(self, volume: Path) -> None:
+        self._volume = volume
+        self._stop = Event()
+        self._thread = Thread(target=self._run)
+        self.most = 0
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            # What is seen twice was there at the moment between.
+            first, second = self._files(), self._files()
+            self.most = max(self.most, sum(first[name] for name in first.keys() & second.keys()))
+
+    def _files(self) -> dict[str, int]:
+        """Sizes by path: no two files ever have the same one."""
+        found = {}
+        for directory, _, names in os.walk(self._volume):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    path = f"{directory}/{name}"
+                    found[path] = os.lstat(path).st_size
+        return found
+
+
+def quota(size: int, more: str = "") -> str:
+    return f"[cartd]\nvolume_quota = {size}\n{more}\n"

@@ -1,0 +1,152 @@
+"""What the evictor counts on a disk that is nearly full, and whom it takes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from cartd.errors import NoSpace
+from cartd.evictor import Evictor, SpaceRules
+from cartd.model import Cart, CartStatus
+from cartd.store import Store
+from cartd.uses import Uses
+from cartd.volume import Volume
+from tests.stored_carts import claimed, with_status
+from tests.volume_parts import InThisThread, result_of
+
+pytest_plugins = ("tests.database_fixtures",)
+
+
+@pytest.fixture(params=["sqlite"])
+def database(request: pytest.FixtureRequest, synced_sqlite: Path, tmp_path: Path) -> str:
+    copy = tmp_path / "cartd.sqlite3"
+    copy.write_bytes(synced_sqlite.read_bytes())
+    return f"sqlite:///{copy}"
+
+
+@dataclass
+class Disk:
+    """What the evictor is told of the disk; ``kept`` are carts whose files cannot be removed."""
+
+    store: Store
+    free: int
+    arriving: int = 0
+    kept: set[str] = field(default_factory=set)
+    deleted: list[str] = field(default_factory=list)
+    uses: Uses = field(default_factory=Uses)
+
+    async def delete(self, cart: Cart) -> bool:
+        await self.store.mark_deleted(cart.id, 50)
+        self.deleted.append(cart.uid)
+        return cart.uid not in self.kept
+
+    def evictor(self) -> Evictor:
+        async def free() -> int:
+            return self.free
+
+        async def arriving() -> int:
+            return self.arriving
+
+        return Evictor(
+            self.store,
+            self.uses,
+            SpaceRules(quota=None, reserve=0, evicts=True, buffer_time=0),
+            free=free,
+            arriving=arriving,
+            leaving=lambda: 0,
+            delete=self.delete,
+            now=lambda: 50.0,
+        )
+
+
+async def reserve(evictor: Evictor, cart: Cart, size: int) -> None:
+    await evictor.reserve(cart, "me", bytes_total=size, volume_bytes=size)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_promised_file_has_written_so_far_is_not_promised_again(store: Store) -> None:
+    await with_status(store, "old", CartStatus.READY)
+    disk = Disk(store, free=100)
+    await reserve(disk.evictor(), await claimed(store, "large"), 100)
+    disk.free, disk.arriving = 20, 80
+    await disk.evictor().keep_room()
+    assert disk.deleted == []
+    disk.arriving = 70
+    await disk.evictor().keep_room()
+    assert disk.deleted == ["old"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_whose_files_stay_makes_no_room_and_another_goes(store: Store) -> None:
+    for uid in ("a", "b", "c"):
+        await with_status(store, uid, CartStatus.READY)
+    disk = Disk(store, free=0, kept={"a"})
+    await reserve(disk.evictor(), await claimed(store, "new"), 100)
+    assert disk.deleted == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["downloaded", "staged again"])
+@pytest_twisted.ensureDeferred
+async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store, how: str) -> None:
+    first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
+
+    class MeanwhileInUse(Disk):
+        async def delete(self, cart: Cart) -> bool:
+            if cart.id == first.id and how == "downloaded":
+                downloads.enter_context(self.uses.pin(second.id))
+            elif cart.id == first.id:
+                await store.restage(second.id, lost=None, now=20)
+            return await super().delete(cart)
+
+    disk = MeanwhileInUse(store, free=0)
+    with ExitStack() as downloads:
+        await reserve(disk.evictor(), await claimed(store, "new"), 200)
+    assert disk.deleted == ["a", "c"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_goes_in_vain_for_a_cart_that_cannot_fit(store: Store) -> None:
+    for uid in "ab":
+        await with_status(store, uid, CartStatus.READY)
+    disk = Disk(store, free=99)
+    new = await claimed(store, "new")
+    with pytest.raises(NoSpace):
+        await reserve(disk.evictor(), new, 300)
+    assert disk.deleted == []
+    await reserve(disk.evictor(), new, 299)
+    assert disk.deleted == ["a", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_being_sent_is_written_down_as_used(store: Store) -> None:
+    sent, other = [await with_status(store, uid, CartStatus.READY) for uid in "ab"]
+    disk = Disk(store, free=1000)
+    with disk.uses.pin(sent.id):
+        await disk.evictor().keep_room()
+    used = {cart.id: cart.used for cart in await store.active()}
+    assert used == {sent.id: 50.0, other.id: other.used}
+
+
+def test_files_that_are_being_written_arrive_and_so_do_bundles_in_their_trees_place(
+    tmp_path: Path,
+) -> None:
+    volume = Volume(tmp_path / "volume", InThisThread())
+    volume.prepare()
+    assert result_of(volume.arriving()) == 0
+    put(tmp_path / "volume/7/mine/ready", 1)
+    put(tmp_path / "volume/8/other.tar", 2)
+    assert result_of(volume.arriving()) == 0
+    put(tmp_path / "volume/incoming/7/0-x", 10)
+    put(tmp_path / "volume/incoming/9/0-x", 20)
+    assert result_of(volume.arriving()) == 30
+    put(tmp_path / "volume/incoming/8/tree-x/file", 100)
+    assert result_of(volume.arriving()) == 32
+
+
+def put(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
