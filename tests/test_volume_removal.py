@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from cartd.threads import Threads
 from cartd.volume import Volume
+from cartd.volume.removal import take_away
 from tests.volume_parts import (
     BODY,
     CART,
@@ -51,6 +53,17 @@ def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> Non
     assert everything(root) == EMPTY
     result_of(volume.remove(CART))
     assert everything(root) == EMPTY
+
+
+def test_a_disk_too_full_for_another_directory_can_be_emptied(tmp_path: Path) -> None:
+    def full(_directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tree = tmp_path / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / "below/file").write_bytes(b"x")
+    take_away(tree, tmp_path / "incoming/aside", make=full)
+    assert everything(tmp_path) == set()
 
 
 def test_removing_a_cart_touches_no_other(volume: Volume, root: Path) -> None:

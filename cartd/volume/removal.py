@@ -11,23 +11,38 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from cartd.volume.partial import FULL
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
 
 
-def take_away(tree: Path, aside: Path) -> None:
-    """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there."""
-    for _ in range(ATTEMPTS):
-        if not os.path.lexists(tree):
-            break
-        aside.parent.mkdir(exist_ok=True)
-        # Another process that clears the same cart may remove either directory meanwhile.
-        with suppress(FileNotFoundError):
-            tree.rename(aside)
+def _make(directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+
+
+def take_away(tree: Path, aside: Path, *, make: Callable[[Path], None] = _make) -> None:
+    """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
+
+    ``make`` is there to be replaced by a disk that is full: then the tree is removed in its place.
+    """
+    try:
+        for _ in range(ATTEMPTS):
+            if not os.path.lexists(tree):
+                break
+            make(aside.parent)
+            # Another process that clears the same cart may remove either directory meanwhile.
+            with suppress(FileNotFoundError):
+                tree.rename(aside)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remove_tree(tree)
     remove_tree(aside)
 
 
