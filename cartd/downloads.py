@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
 
 from cartd.disposition import default_filename, top_folder
@@ -71,7 +71,8 @@ class Downloads:
         self._uses = uses
         self._repair = repair
         self._now = now
-        self._jobs: set[Deferred[None]] = set()
+        self._given_back: dict[int, Deferred[None]] = {}
+        """By cart id, what is under way."""
 
     @asynccontextmanager
     async def open(self, uid: str, name: str | None) -> AsyncIterator[Download]:
@@ -144,22 +145,39 @@ class Downloads:
         :raises NotReady: so it is.
         """
         if not await self._repair.adopt(cart):
-            await self._repair.give_back(cart)
+            await self.damaged(cart)
             raise NotReady
         return _check_ready(await self._store.cart(cart.id))
 
-    def damaged(self, cart: Cart) -> None:
-        """Have the cart given back, whether or not the client that found out stays."""
-        job = Deferred.fromCoroutine(self._repair.give_back(cart))
-        self._jobs.add(job)
-        job.addErrback(
-            lambda failure: log.failure("Cannot give back cart {id}", failure, id=cart.id)
-        )
-        job.addBoth(lambda _: self._jobs.discard(job))
+    def damaged(self, cart: Cart) -> Deferred[None]:
+        """Have the cart given back, once, whether or not the clients that found out stay.
+
+        Fires when that is done, well or not.
+        """
+        told: Deferred[None] = Deferred()
+        job = self._given_back.get(cart.id)
+        if job is None:
+            job = Deferred.fromCoroutine(self._give_back(cart))
+            if not job.called:
+                self._given_back[cart.id] = job
+        job.addBoth(lambda _: told.callback(None))
+        return told
+
+    async def _give_back(self, cart: Cart) -> None:
+        try:
+            await self._repair.give_back(cart)
+        except CancelledError:
+            raise
+        except CartdError as error:
+            log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)
+        except Exception:
+            log.failure("Cannot give back cart {id}", id=cart.id)
+        finally:
+            self._given_back.pop(cart.id, None)
 
     async def stop(self) -> None:
         """Cancel what is under way on its own."""
-        jobs = list(self._jobs)
+        jobs = list(self._given_back.values())
         for job in jobs:
             job.cancel()
         await DeferredList(jobs)

@@ -77,12 +77,14 @@ class Repair:
         ]
 
     async def give_back(self, cart: Cart) -> None:
-        """Put a ready cart, or one in error, back to staging: what is lost is fetched again."""
+        """Put a damaged cart, or one in error, back to staging: what is lost is fetched again."""
         current = await self._store.cart(cart.id)
         if current is None or current.status in UNFINISHED:
             return  # another download found it out
         lost = await self.lost(current)
         self._plans.forget(cart.id)
+        if current.status == CartStatus.READY and not lost:
+            return  # it has been healed meanwhile
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
             id=cart.id,

@@ -101,8 +101,9 @@ class Rest:
             await _abort(request)
         except VolumeDamaged as error:
             log.warn("Cart {uid} is damaged: {error}", uid=download.cart.uid, error=error)
-            self._downloads.damaged(download.cart)
+            given_back = self._downloads.damaged(download.cart)
             if not request.startedWriting:
+                await given_back
                 raise NotReady from error
             await _abort(request)
         except Exception:

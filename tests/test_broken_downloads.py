@@ -1,0 +1,177 @@
+"""Files that were damaged on the volume: never a wrong byte, and the cart heals by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import Answer, wait_for
+from tests.wire import wire
+
+FILES = {"a/one": b"first", "a/two": b"second" * 1000}
+LARGE = Random(2).randbytes(24 * 2**20)
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(tmp_path_factory.mktemp("site")) as running:
+        yield running
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"!")
+
+
+def point_elsewhere(path: Path) -> None:
+    elsewhere = path.parents[3] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def remove_the_tree(path: Path) -> None:
+    shutil.rmtree(path.parents[1])
+
+
+DAMAGES = [cut, lengthen, Path.unlink, point_elsewhere, remove_the_tree]
+
+
+def changed(site: CartSite, uid: str) -> str:
+    """When the status of the one cart of that uid last changed."""
+    [when] = [row["updated_date"] for row in site.rows("cart") if row["cart_uid"] == uid]
+    return str(when)
+
+
+def assert_heals(site: CartSite, uid: str, whole: bytes, since: str = "") -> None:
+    """Fails unless the cart becomes ready, later than ``since``, and is as it was."""
+    wait_for(lambda: changed(site, uid) > since)
+    site.cartd.wait_until(uid, "ready")
+    assert site.cartd.get(f"/{uid}?filename=data.tar").body == whole
+    assert len(site.on_volume(uid)) == 1
+
+
+def assert_breaks_and_heals(site: CartSite, uid: str, damage: Callable[[], object]) -> None:
+    """Begin a download and damage what it reads: fewer bytes come than are due, all of them right.
+
+    The connection may break before the cart is back in staging.
+    """
+    whole = site.cartd.get(f"/{uid}?filename=data.tar").body
+    before = changed(site, uid)
+    with wire(site.port, receive_buffer=64 * 1024) as connection:
+        connection.get(f"/{uid}?filename=data.tar")
+        head = connection.head()
+        assert (head.status, head.headers["content-length"]) == (200, str(len(whole)))
+        first = connection.read(MIB)
+        damage()
+        came = first + connection.rest()
+    assert len(came) < len(whole) and whole.startswith(came)
+    assert_heals(site, uid, whole, since=before)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_was_damaged_before_it_was_asked_for_is_staged_again(
+    site: CartSite, damage: Callable[[Path], object]
+) -> None:
+    uid = f"before-{damage.__name__}"
+    site.stage(uid, FILES)
+    whole = site.cartd.get(f"/{uid}?filename=data.tar").body
+    [tree] = site.on_volume(uid)
+    damage(tree / "a/two")
+    answer = site.cartd.get(f"/{uid}?filename=data.tar", Range="bytes=2000-")
+    assert (answer.status, answer.body) == (202, b"The cart is not ready for download.")
+    assert answer.headers["content-type"] == "text/plain" and "retry-after" in answer.headers
+    assert not {"content-range", "etag", "content-disposition"} & answer.headers.keys()
+    assert_heals(site, uid, whole)
+
+
+def test_ranges_that_need_nothing_damaged_are_sent(site: CartSite) -> None:
+    site.stage("half", {"good": LARGE[:MIB], "bad": LARGE[:MIB]})
+    whole = site.cartd.get("/half?filename=data.tar").body
+    [tree] = site.on_volume("half")
+    cut(tree / "bad")
+    part = site.cartd.get("/half?filename=data.tar", Range="bytes=0-999999")
+    assert (part.status, part.body) == (206, whole[:1_000_000])
+    assert site.cartd.status("half") == ("ready", "")
+
+
+def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(site: CartSite) -> None:
+    site.stage("cut", {"large": LARGE})
+    [tree] = site.on_volume("cut")
+    assert_breaks_and_heals(site, "cut", lambda: os.truncate(tree / "large", 12 * MIB))
+
+
+def test_a_file_that_goes_before_its_turn_breaks_the_connection(site: CartSite) -> None:
+    site.stage("gone", {"large": LARGE, "later": b"later"})
+    [tree] = site.on_volume("gone")
+    assert_breaks_and_heals(site, "gone", (tree / "later").unlink)
+
+
+def test_a_file_that_goes_while_it_is_sent_is_sent_to_its_end(site: CartSite) -> None:
+    site.stage("unlinked", {"large": LARGE})
+    whole = site.cartd.get("/unlinked?filename=data.tar").body
+    [tree] = site.on_volume("unlinked")
+    with wire(site.port, receive_buffer=64 * 1024) as connection:
+        connection.get("/unlinked?filename=data.tar", "Connection: close")
+        connection.head()
+        first = connection.read(MIB)
+        (tree / "large").unlink()
+        assert first + connection.rest() == whole
+
+
+def test_a_bundle_that_was_damaged_is_written_again(site: CartSite) -> None:
+    site.stage("bundle", {"large": LARGE}, bundle=True)
+    whole = site.cartd.get("/bundle?filename=data.tar").body
+    [tar] = site.on_volume("bundle")
+    assert_breaks_and_heals(site, "bundle", lambda: os.truncate(tar, 12 * MIB))
+    tar.unlink()
+    assert site.cartd.get("/bundle").status == 202
+    assert_heals(site, "bundle", whole)
+
+
+@pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
+def test_many_parts_asked_for_at_once_find_the_damage_and_heal_it_once(
+    site: CartSite, bundle: bool
+) -> None:
+    uid = f"split-{bundle}".lower()
+    site.stage(uid, {"one": LARGE[:MIB], "two": LARGE[MIB : 2 * MIB]}, bundle=bundle)
+    whole = site.cartd.get(f"/{uid}?filename=data.tar").body
+    [found] = site.on_volume(uid)
+    cut(found if bundle else found / "one")
+    ranges = [(start, start + 99_999) for start in range(0, 1_000_000, 100_000)]
+
+    def part(span: tuple[int, int]) -> Answer:
+        return site.cartd.get(f"/{uid}?filename=data.tar", Range=f"bytes={span[0]}-{span[1]}")
+
+    for _ in range(3):
+        with ThreadPoolExecutor(len(ranges)) as clients:
+            answers = list(clients.map(part, ranges))
+        for (start, stop), answer in zip(ranges, answers, strict=True):
+            good = (206, whole[start : stop + 1])
+            assert (answer.status, answer.body) == good or answer.status == 202
+    assert_heals(site, uid, whole)
+    assert site.cartd.log.count(f" ({uid}) goes back to staging") == 1
+
+
+def test_a_cart_that_cannot_heal_is_in_error_and_says_why(site: CartSite) -> None:
+    site.stage("lost", FILES)
+    [tree] = site.on_volume("lost")
+    [row] = [row for row in site.rows("file") if row["cart_id"] == int(tree.parent.name)
+             and row["bundle_path"] == "a/two"]  # fmt: skip
+    (site.archive.root / row["file_name"]).unlink()
+    cut(tree / "a/two")
+    assert site.cartd.get("/lost").status == 202
+    wait_for(lambda: site.cartd.status("lost")[0] == "error")
+    reason = site.cartd.get("/lost")
+    assert reason.status == 500 and "Failed to stage a/two" in reason.json["message"]

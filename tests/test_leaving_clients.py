@@ -1,0 +1,133 @@
+"""Clients that read slowly, stop reading or leave: nobody else notices, and nothing is held."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from random import Random
+
+import pytest
+
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import unpacked, wait_for
+from tests.wire import Wire, wire
+
+SMALL_BUFFER = 64 * 1024
+LARGE = Random(1).randbytes(24 * 2**20)
+"""Far more than what the sockets between the service and a client hold."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(tmp_path_factory.mktemp("site")) as running:
+        running.stage("large", {"a/large": LARGE})
+        yield running
+
+
+@contextmanager
+def download(site: CartSite, uid: str) -> Iterator[tuple[Wire, int]]:
+    """A client that has read the head of the answer and then reads no more; and the length."""
+    with wire(site.port, receive_buffer=SMALL_BUFFER) as connection:
+        connection.get(f"/{uid}?filename=data.tar", "Connection: close")
+        head = connection.head()
+        assert head.status == 200
+        yield connection, int(head.headers["content-length"])
+
+
+def break_off(connection: Wire) -> None:
+    """End it without a farewell, as a killed client's system does."""
+    at_once = struct.pack("ii", 1, 0)
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    connection.socket.close()
+
+
+def test_a_client_that_stops_reading_gets_the_right_bytes_when_it_reads_on(site: CartSite) -> None:
+    with download(site, "large") as (connection, length):
+        assert site.open_files("large")
+        assert site.cartd.download("large") == {"a/large": LARGE}
+        assert unpacked(connection.read(length)) == {"a/large": LARGE}
+        assert connection.rest() == b""
+    wait_for(lambda: not site.open_files("large"))
+
+
+def test_many_clients_that_do_not_read_take_little_memory(site: CartSite) -> None:
+    site.cartd.download("large")
+    before = site.process().memory_info().rss
+    with ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(download(site, "large"))
+        wait_for(lambda: len(site.open_files("large")) == 20)
+        assert site.cartd.download("large") == {"a/large": LARGE}
+        taken = site.process().memory_info().rss - before
+        assert taken < 120 * 2**20, f"{taken:,} bytes for 20 downloads of {len(LARGE):,}"
+    wait_for(lambda: not site.open_files("large"))
+
+
+@pytest.mark.parametrize("breaks_off", [False, True], ids=["it closes", "it breaks off"])
+def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(
+    site: CartSite, breaks_off: bool
+) -> None:
+    idle = site.process().num_fds()
+    with download(site, "large") as (connection, _):
+        wait_for(lambda: len(site.open_files("large")) == 1)
+        if breaks_off:
+            break_off(connection)
+    wait_for(lambda: not site.open_files("large"))
+    wait_for(lambda: site.process().num_fds() <= idle)
+
+
+def test_a_deleted_cart_stays_until_its_last_download_has_ended(site: CartSite) -> None:
+    site.stage("doomed", {"large": LARGE, "other": b"not opened yet"})
+    [tree] = site.on_volume("doomed")
+    with download(site, "doomed") as (first, length), download(site, "doomed") as (second, _):
+        assert site.cartd.delete("doomed").status == 200
+        assert site.cartd.get("/doomed").status == 404
+        assert unpacked(first.read(length)) == {"large": LARGE, "other": b"not opened yet"}
+        assert first.rest() == b""
+        assert tree.exists()
+        break_off(second)
+    wait_for(lambda: not tree.parent.exists())
+    assert site.open_files("doomed") == []
+
+
+def test_a_bundle_is_let_go_of_as_well(site: CartSite) -> None:
+    site.stage("bundled", {"large": LARGE}, bundle=True)
+    [tar] = site.on_volume("bundled")
+    with download(site, "bundled"):
+        wait_for(lambda: site.open_files("bundled") == [str(tar)])
+        assert site.cartd.delete("bundled").status == 200
+        assert tar.exists()
+    wait_for(lambda: not tar.parent.exists())
+
+
+def test_clients_that_leave_before_the_answer_pin_nothing(site: CartSite) -> None:
+    site.stage("planned", {f"{number}/file": b"x" for number in range(300)})
+    [tree] = site.on_volume("planned")
+    for number in range(40):
+        with wire(site.port) as connection:
+            connection.get(f"/planned?filename={number}.tar", f"Range: bytes={number}-")
+            if number % 2:
+                break_off(connection)
+    assert site.cartd.delete("planned").status == 200
+    wait_for(lambda: not tree.parent.exists())
+
+
+def test_carts_are_deleted_though_the_client_does_not_wait_for_it(site: CartSite) -> None:
+    for version in range(12):
+        site.stage("unwanted", {"file": b"%d" % version})
+    with wire(site.port) as connection:
+        connection.send(b"DELETE /unwanted HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_for(lambda: site.cartd.request("HEAD", "/unwanted").status == 404)
+    wait_for(lambda: not site.on_volume("unwanted"))
+
+
+def test_requests_behind_a_download_wait_for_their_turn(site: CartSite) -> None:
+    with wire(site.port, receive_buffer=SMALL_BUFFER) as connection:
+        connection.get("/large?filename=data.tar")
+        connection.send(b"HEAD /large HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        answer = connection.answer()
+        assert unpacked(answer.body) == {"a/large": LARGE}
+        for _ in range(200):
+            assert connection.answer(to_head=True).status == 204
