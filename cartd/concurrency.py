@@ -111,7 +111,10 @@ async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, Non
     async def run(coroutine: Coroutine[Any, Any, None]) -> None:
         await coroutine
 
-    await for_each(items(), run, lambda: 2)
+    try:
+        await for_each(items(), run, lambda: 2)
+    finally:
+        second.close()  # if the first failed at once, it has never begun
 
 
 async def _cancelled(jobs: set[Deferred[None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
 
@@ -133,4 +134,16 @@ def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
     done = outcome(Deferred.fromCoroutine(both(jobs.work("first"), jobs.work("second"))))
     jobs.running[fails].errback(OSError("disk"))
     assert sorted(jobs.cleaned) == ["first", "second"]
+    assert isinstance(done[0], Failure) and done[0].check(OSError)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_of_both_has_never_begun_is_not_left_behind() -> None:
+    async def fail() -> None:
+        raise OSError("disk")
+
+    jobs = Jobs()
+    done = outcome(Deferred.fromCoroutine(both(fail(), jobs.work("second"))))
+    gc.collect()
+    assert jobs.started == []
     assert isinstance(done[0], Failure) and done[0].check(OSError)

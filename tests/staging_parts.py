@@ -1,0 +1,279 @@
+"""Parts for the tests of staging: a store in memory, an archive of scripts, and a clock between.
+
+Nothing here waits for anything but the test's own clock, and what the test holds back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from cartd.archive import Archive, ArchiveError, FileState
+from cartd.bundle import Member
+from cartd.concurrency import Turns
+from cartd.errors import LeaseLost, Unavailable
+from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
+from cartd.plans import Plans
+from cartd.staging import Reserves, Tools
+from cartd.store import Store
+from cartd.threads import RunsInThread
+from cartd.volume import Volume
+from tests.volume_parts import InThisThread
+
+MTIME = 1_234_567_890
+
+
+class MemoryStore(Store):
+    """Carts, files and leases as the tables have them; ``away``: the database does not answer."""
+
+    def __init__(self) -> None:
+        self.carts: dict[int, Cart] = {}
+        self.rows: dict[int, list[CartFile]] = {}
+        self.leases: dict[int, tuple[str, float]] = {}
+        self.away = False
+
+    def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
+        """A posted cart whose files have their ids for names."""
+        cart_id = len(self.carts) + 1
+        total = len(files)
+        self.carts[cart_id] = Cart(
+            cart_id, uid, CartStatus.STAGING, 0, 0, 0, bundle=bundle, files_total=total
+        )
+        self.rows[cart_id] = [
+            CartFile(n, name, f"dir/{name}", "sha1", hashlib.sha1(data).hexdigest())
+            for n, (name, data) in enumerate(files.items())
+        ]
+        return self.carts[cart_id]
+
+    def staged(self, cart_id: int) -> list[str]:
+        """The ids of the files that are recorded as staged."""
+        return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
+
+    def _asked(self, cart_id: int = 0, holder: str = "") -> None:
+        if self.away:
+            raise Unavailable("The database is away")
+        if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
+            raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
+
+    def _change(self, cart_id: int, **values: Any) -> None:
+        self.carts[cart_id] = replace(self.carts[cart_id], **values)
+
+    def _change_file(self, cart_id: int, position: int, **values: Any) -> None:
+        self.rows[cart_id][position] = replace(self.rows[cart_id][position], **values)
+
+    async def cart(self, cart_id: int) -> Cart | None:
+        self._asked()
+        return self.carts.get(cart_id)
+
+    async def newest(self, uid: str) -> Cart | None:
+        self._asked()
+        found = [cart for cart in self.carts.values() if cart.uid == uid]
+        return found[-1] if found else None
+
+    async def unfinished(self) -> list[Cart]:
+        self._asked()
+        return [cart for cart in self.carts.values() if cart.status in UNFINISHED]
+
+    async def files(
+        self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
+    ) -> list[CartFile]:
+        self._asked()
+        wanted = [
+            file
+            for file in self.rows[cart_id]
+            if file.position > after and not (unstaged and file.status is FileStatus.STAGED)
+        ]
+        return wanted[:limit]
+
+    async def members(self, cart_id: int, positions: range) -> list[Member]:
+        self._asked()
+        rows = self.rows[cart_id][positions.start : positions.stop]
+        return [
+            Member(one.path, one.size or 0, one.mtime or 0, one.hash_type, one.hash_sum)
+            for one in rows
+        ]
+
+    async def claim(
+        self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
+    ) -> Cart | None:
+        self._asked()
+        cart = self.carts[cart_id]
+        held, ends = self.leases.get(cart_id, (holder, until))
+        if cart.status not in UNFINISHED or not (held in (holder, *dead) or ends <= now):
+            return None
+        self.leases[cart_id] = holder, until
+        return cart
+
+    async def holders(self) -> set[str]:
+        self._asked()
+        return {holder for holder, _ in self.leases.values()}
+
+    async def renew(self, holder: str, until: float) -> set[int]:
+        self._asked()
+        held = {cart_id for cart_id, lease in self.leases.items() if lease[0] == holder}
+        self.leases |= dict.fromkeys(held, (holder, until))
+        return held
+
+    async def release(self, cart_id: int, holder: str) -> None:
+        self._asked()
+        if self.leases.get(cart_id, ("", 0))[0] == holder:
+            del self.leases[cart_id]
+
+    async def record_states(
+        self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
+    ) -> None:
+        self._asked(cart_id, holder)
+        for position, size, mtime in states:
+            self._change_file(cart_id, position, size=size, mtime=mtime)
+
+    async def reserve(
+        self, cart_id: int, holder: str, *, bytes_total: int, volume_bytes: int
+    ) -> None:
+        self._asked(cart_id, holder)
+        self._change(cart_id, bytes_total=bytes_total, volume_bytes=volume_bytes)
+
+    async def record_staged(
+        self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
+    ) -> None:
+        self._asked(cart_id, holder)
+        for position, _ in staged:
+            self._change_file(cart_id, position, status=FileStatus.STAGED)
+
+    async def record_error(
+        self,
+        cart_id: int,
+        holder: str,
+        message: str,
+        *,
+        position: int | None,
+        file_error: str,
+        now: float,
+    ) -> None:
+        self._asked(cart_id, holder)
+        if position is not None:
+            self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
+        self._end(cart_id, status=CartStatus.ERROR, error=message)
+
+    async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
+        self._asked(cart_id, holder)
+
+    async def record_ready(
+        self, cart_id: int, holder: str, *, volume_bytes: int, now: float
+    ) -> None:
+        self._asked(cart_id, holder)
+        self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
+
+    def _end(self, cart_id: int, **values: Any) -> None:
+        self._change(cart_id, **values)
+        del self.leases[cart_id]
+
+
+class ScriptedArchive(Archive):
+    """Has files by their ids.  A request that ``holds`` names waits; one of ``fails`` fails."""
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self.files = dict(files or {})
+        self.on_tape: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+        self.holds: dict[tuple[str, str], Deferred[None]] = {}
+        self.fails: dict[tuple[str, str], list[Exception]] = {}
+        """The errors of the next requests, in their order."""
+
+    def times(self, method: str, archive_id: str = "") -> int:
+        """How often was asked, for one file or any."""
+        return sum(one == method and archive_id in ("", name) for one, name in self.asked)
+
+    async def status(self, archive_id: str) -> FileState:
+        await self._answer("HEAD", archive_id)
+        return FileState(len(self.files[archive_id]), MTIME, archive_id not in self.on_tape)
+
+    async def stage(self, archive_id: str) -> None:
+        await self._answer("POST", archive_id)
+
+    async def fetch(self, archive_id: str, sink: IConsumer) -> None:
+        await self._answer("GET", archive_id)
+        sink.registerProducer(_Unstoppable(), True)
+        sink.write(self.files[archive_id])
+        sink.unregisterProducer()
+
+    async def _answer(self, method: str, archive_id: str) -> None:
+        self.asked.append((method, archive_id))
+        if (method, archive_id) in self.holds:
+            await self.holds[method, archive_id]
+        if failures := self.fails.get((method, archive_id)):
+            raise failures.pop(0)
+
+
+@implementer(IPushProducer)
+class _Unstoppable:
+    """Has sent everything before anybody can say a word."""
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = stopProducing = pauseProducing
+
+
+class Bench:
+    """Everything that a staging works with; random waits are neither long nor short."""
+
+    def __init__(
+        self, root: Path, files: Mapping[str, bytes], threads: RunsInThread | None = None
+    ) -> None:
+        self.clock = Clock()
+        self.store = MemoryStore()
+        self.archive = ScriptedArchive(files)
+        self.volume = Volume(root, threads or InThisThread())
+        self.volume.prepare()
+        self.root = root
+        self.reserve: Reserves = self._reserve
+        self.tries = 3
+
+    async def _reserve(
+        self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
+    ) -> None:
+        await self.store.reserve(
+            cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
+        )
+
+    def tools(self, *, connections: int = 4) -> Tools:
+        return Tools(
+            store=self.store,
+            volume=self.volume,
+            archive=self.archive,
+            reserve=self.reserve,
+            plans=Plans(self.store, InThisThread()),
+            turns=Turns(connections),
+            clock=self.clock,
+            random=lambda: 0.5,
+            tries=self.tries,
+            carts_at_once=lambda: 1,
+        )
+
+    def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:
+        """A posted cart of the archive's files, or of some."""
+        wanted = list(names) or list(self.archive.files)
+        files = {name: self.archive.files[name] for name in wanted}
+        return self.store.put(uid, files, bundle=bundle)
+
+    def times_until(self, what: Any, *, seconds: float) -> list[float]:
+        """Advance the clock in small steps; when ``what()`` changed, from now on."""
+        begun, changes, before = self.clock.seconds(), [], what()
+        while self.clock.seconds() - begun < seconds:
+            self.clock.advance(0.125)
+            if what() != before:
+                changes.append(self.clock.seconds() - begun)
+                before = what()
+        return changes
+
+
+def passing(message: str = "not now", *, retry_after: float | None = None) -> ArchiveError:
+    return ArchiveError(message, retryable=True, retry_after=retry_after)

@@ -1,0 +1,232 @@
+"""The staging of one cart, second by second: patience, recalls, and what is left when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from cartd.archive import ArchiveError
+from cartd.errors import LeaseLost, NoSpace
+from cartd.model import Cart, CartStatus
+from cartd.staging import FileFailed, Staging
+from tests.staging_parts import Bench, passing
+from tests.volume_parts import HeldThreads, everything, failure_of, outcome
+
+FILES = {"1": b"one", "2": b"two" * 100, "3": b""}
+
+
+def claimed(bench: Bench, cart: Cart) -> Cart:
+    bench.store.leases[cart.id] = "me", 60.0
+    return bench.store.carts[cart.id]
+
+
+def run(
+    bench: Bench, cart: Cart, *, resumed: bool = False
+) -> tuple[Deferred[None], list[Failure | None]]:
+    staging = Staging(bench.tools(), claimed(bench, cart), "me", resumed=resumed)
+    running = Deferred.fromCoroutine(staging.run())
+    return running, outcome(running)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "volume", FILES)
+
+
+def content(bench: Bench) -> dict[str, bytes]:
+    files = bench.root.glob("[0-9]*/**/*")
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
+
+
+class TestPatience:
+    @pytest.mark.parametrize("method", ["HEAD", "GET"])
+    def test_the_waits_between_tries_double(self, bench: Bench, method: str) -> None:
+        bench.tries = 5
+        bench.archive.fails[method, "1"] = [passing() for _ in range(4)]
+        _, ended = run(bench, bench.put())
+        tried = bench.times_until(lambda: bench.archive.times(method, "1"), seconds=10)
+        assert tried == [0.5, 1.5, 3.5, 7.5]
+        assert ended == [None]
+        assert content(bench) == FILES
+
+    def test_the_archive_may_ask_for_a_longer_wait_within_reason(self, bench: Bench) -> None:
+        asked = [passing(retry_after=4), passing(retry_after=0.1), passing(retry_after=86_400)]
+        bench.tries = 4
+        bench.archive.fails["GET", "2"] = list(asked)
+        _, ended = run(bench, bench.put())
+        tried = bench.times_until(lambda: bench.archive.times("GET", "2"), seconds=400)
+        assert tried == [4, 5, 305]
+        assert ended == [None]
+
+    def test_when_the_tries_are_used_up_the_last_cause_is_told(self, bench: Bench) -> None:
+        bench.archive.fails["GET", "2"] = [passing("first"), passing("second"), passing("third")]
+        _, ended = run(bench, bench.put())
+        bench.clock.pump([0.5, 1.0])
+        error = failure_of(ended)
+        assert isinstance(error, FileFailed)
+        assert str(error) == "Failed to stage dir/2 (archive id 2): third"
+        assert (error.position, error.cause) == (1, "third")
+        assert not bench.clock.getDelayedCalls()
+
+    def test_a_wrong_hash_is_tried_again(self, bench: Bench) -> None:
+        cart = bench.put()
+        right, bench.archive.files["2"] = bench.archive.files["2"], b"owt" * 100
+        _, ended = run(bench, cart)
+        bench.archive.files["2"] = right
+        bench.clock.advance(0.5)
+        assert ended == [None]
+        assert content(bench) == FILES
+
+    @pytest.mark.parametrize(
+        "error", [ArchiveError("no such file", retryable=False), OSError(5, "broken disk")]
+    )
+    def test_what_would_fail_again_is_not_tried_again(self, bench: Bench, error: Exception) -> None:
+        bench.archive.fails["GET", "2"] = [error]
+        _, ended = run(bench, bench.put())
+        assert isinstance(failure_of(ended), FileFailed)
+        assert str(error) in str(failure_of(ended))
+        assert bench.archive.times("GET", "2") == 1
+
+    def test_one_failed_file_ends_the_waiting_of_the_others(self, bench: Bench) -> None:
+        bench.archive.fails["GET", "1"] = [passing()]
+        bench.archive.fails["GET", "2"] = [ArchiveError("gone", retryable=False)]
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        assert isinstance(failure_of(ended), FileFailed)
+        assert not bench.clock.getDelayedCalls()
+        assert not any("incoming/" in path for path in everything(bench.root))
+
+
+class TestRoom:
+    def test_room_for_all_of_it_is_asked_for_before_a_byte_is_fetched(self, bench: Bench) -> None:
+        async def refuse(cart: Cart, holder: str, **sizes: int) -> None:
+            assert sizes == {"bytes_total": 303, "volume_bytes": 303}
+            raise NoSpace
+
+        bench.reserve = refuse
+        _, ended = run(bench, bench.put())
+        assert isinstance(failure_of(ended), NoSpace)
+        assert bench.archive.times("HEAD") == 3
+        assert bench.archive.times("GET") == 0
+
+    def test_a_bundle_is_promised_room_beside_its_files(self, bench: Bench) -> None:
+        asked: list[dict[str, int]] = []
+
+        async def note(cart: Cart, holder: str, **sizes: int) -> None:
+            asked.append(sizes)
+
+        bench.reserve = note
+        cart = bench.put(bundle=True)
+        _, ended = run(bench, cart)
+        assert ended == [None]
+        length = (bench.root / "1" / "mine.tar").stat().st_size
+        assert asked == [{"bytes_total": 303, "volume_bytes": 303 + length}]
+        assert bench.store.carts[cart.id].volume_bytes == length
+
+
+class TestTapes:
+    def test_all_are_announced_and_asked_for_with_growing_waits(self, bench: Bench) -> None:
+        bench.archive.on_tape = {"1", "2"}
+        _, ended = run(bench, bench.put())
+        assert [one for one in bench.archive.asked if one[0] != "HEAD"] == [
+            ("GET", "3"),
+            ("POST", "1"),
+            ("POST", "2"),
+        ]
+        looked = bench.times_until(lambda: bench.archive.times("HEAD"), seconds=200)
+        assert looked == [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 63.5, 123.5, 183.5]
+        assert ended == []
+
+    def test_a_file_that_has_come_makes_the_waits_short_again(self, bench: Bench) -> None:
+        bench.archive.on_tape = {"1", "2"}
+        _, ended = run(bench, bench.put())
+        bench.times_until(lambda: None, seconds=8)
+        bench.archive.on_tape = {"2"}
+        looked = bench.times_until(lambda: bench.archive.times("HEAD", "2"), seconds=10)
+        assert looked == [7.5, 8.0, 9.0]
+        bench.archive.on_tape = set()
+        bench.clock.advance(2.0)
+        assert ended == [None]
+        assert content(bench) == FILES
+
+    def test_after_long_waits_they_are_announced_again(self, bench: Bench) -> None:
+        bench.archive.on_tape = {"1"}
+        run(bench, bench.put())
+        bench.times_until(lambda: None, seconds=120)
+        assert bench.archive.times("POST", "1") == 1
+        bench.clock.advance(4)
+        assert bench.archive.times("POST", "1") == 2
+
+
+class TestTakingUp:
+    def test_what_is_on_the_volume_and_right_is_not_fetched_again(self, bench: Bench) -> None:
+        cart = bench.put()
+        tree = bench.volume.tree(cart) / "dir"
+        tree.mkdir(parents=True)
+        (tree / "1").write_bytes(FILES["1"])
+        (tree / "2").write_bytes(b"owt" * 100)
+        _, ended = run(bench, cart, resumed=True)
+        assert ended == [None]
+        assert [bench.archive.times("GET", name) for name in FILES] == [0, 1, 1]
+        assert content(bench) == FILES
+
+    def test_a_cart_behind_a_newer_one_of_its_uid_does_not_take_its_link(
+        self, bench: Bench
+    ) -> None:
+        older, newer = bench.put(), bench.put(["1"])
+        for cart in (newer, older):
+            _, ended = run(bench, cart)
+            assert ended == [None]
+        link = bench.root / "cartuids" / "mine"
+        assert str(link.readlink()) == f"../{newer.id}/mine"
+
+
+class TestEnding:
+    def test_a_staging_that_is_cancelled_leaves_nothing_half_done(self, bench: Bench) -> None:
+        bench.archive.holds["GET", "2"] = Deferred()
+        cart = bench.put()
+        running, ended = run(bench, cart)
+        running.cancel()
+        assert isinstance(failure_of(ended), CancelledError)
+        assert sorted(bench.store.staged(cart.id)) == ["1", "3"]
+        assert not bench.clock.getDelayedCalls()
+        assert list(bench.root.glob("incoming/*/*")) == []
+
+    @pytest.mark.parametrize("method", ["HEAD", "POST", "GET"])
+    def test_it_can_be_cancelled_in_every_request(self, bench: Bench, method: str) -> None:
+        bench.archive.on_tape = {"2"} if method == "POST" else set()
+        held = bench.archive.holds[method, "2"] = Deferred()
+        running, ended = run(bench, bench.put())
+        assert ended == []
+        running.cancel()
+        assert held.called
+        assert isinstance(failure_of(ended), CancelledError)
+
+    def test_a_file_that_is_wrong_is_not_tried_again_once_it_is_cancelled(
+        self, tmp_path: Path
+    ) -> None:
+        threads = HeldThreads()
+        bench = Bench(tmp_path / "volume", {"1": b"one"}, threads)
+        cart = bench.put()
+        bench.archive.files["1"] = b"eno"
+        running, ended = run(bench, cart)
+        while bench.archive.times("GET") == 0:
+            threads.let_one_go()
+        running.cancel()
+        threads.let_all_go()
+        assert isinstance(failure_of(ended), CancelledError)
+        assert not bench.clock.getDelayedCalls()
+
+    def test_a_lease_that_is_lost_ends_it(self, bench: Bench) -> None:
+        held: Deferred[None] = Deferred()
+        bench.archive.holds["GET", "2"] = held
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        bench.store.leases[cart.id] = "another", 99.0
+        bench.clock.advance(1.0)
+        held.callback(None)
+        assert isinstance(failure_of(ended), LeaseLost)
+        assert bench.store.carts[cart.id].status is CartStatus.STAGING
