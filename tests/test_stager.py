@@ -1,0 +1,240 @@
+"""Which carts a process stages: begun, taken up, let go of, each under a lease that it keeps."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from cartd.errors import Unavailable
+from cartd.holders import Holders
+from cartd.model import CartStatus, FileStatus
+from cartd.stager import LEASE, TAKE_UP_EVERY, Stager
+from tests.staging_parts import Bench
+from tests.volume_parts import InThisThread, begin, result_of
+
+FILES = {"1": b"one", "2": b"two"}
+
+
+class Staged(Bench):
+    """A bench with a stager on it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, FILES)
+        self.holders = Holders(root / "holders")
+        self.stager = Stager(self.store, self.holders, InThisThread(), self.clock)
+
+    def start(self, *, take_up: bool = True) -> None:
+        self.stager.start(self.tools(), take_up=take_up)
+
+    def status(self, cart_id: int) -> CartStatus:
+        return self.store.carts[cart_id].status
+
+    def hold(self, method: str = "GET", name: str = "1") -> Deferred[None]:
+        held: Deferred[None] = Deferred()
+        self.archive.holds[method, name] = held
+        return held
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Staged]:
+    bench = Staged(tmp_path / "volume")
+    yield bench
+    if list((tmp_path / "volume" / "holders").glob("*")):
+        result_of(bench.stager.stop())
+    assert not bench.clock.getDelayedCalls()
+    assert bench.stager.count() == 0
+
+
+class TestBeginning:
+    def test_a_cart_that_is_begun_becomes_ready(self, bench: Staged) -> None:
+        bench.start()
+        cart = bench.put()
+        ended: list[object] = []
+        bench.stager.begin(cart.id, resumed=False).addBoth(ended.append)
+        assert ended == [None]
+        assert bench.status(cart.id) is CartStatus.READY
+        assert bench.store.leases == {}
+
+    def test_to_begin_a_cart_again_waits_for_the_same_staging(self, bench: Staged) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold()
+        ended: list[object] = []
+        for _ in range(2):
+            bench.stager.begin(cart.id).addBoth(ended.append)
+        assert (bench.stager.count(), ended) == (1, [])
+        held.callback(None)
+        assert ended == [None, None]
+        assert bench.archive.times("GET") == len(FILES)
+
+    def test_nothing_is_begun_before_the_start_or_after_the_stop(self, bench: Staged) -> None:
+        cart = bench.put()
+        bench.stager.begin(cart.id)
+        bench.start(take_up=False)
+        result_of(bench.stager.stop())
+        bench.stager.begin(cart.id)
+        assert bench.archive.asked == []
+
+    def test_a_cart_that_another_holds_is_left_to_it(self, bench: Staged) -> None:
+        cart = bench.put()
+        with_lock = Holders(bench.root / "holders")
+        with_lock.start()
+        bench.store.leases[cart.id] = with_lock.name, LEASE
+        bench.start()
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.archive.asked == []
+        with_lock.stop()
+
+
+class TestErrors:
+    def test_a_failed_file_is_recorded_with_its_cause(self, bench: Staged) -> None:
+        bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
+        bench.start()
+        cart = bench.put()
+        bench.stager.begin(cart.id)
+        assert bench.status(cart.id) is CartStatus.ERROR
+        message = "Failed to stage dir/2 (archive id 2): [Errno 5] broken disk"
+        assert bench.store.carts[cart.id].error == message
+        failed = bench.store.rows[cart.id][1]
+        assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
+
+    def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
+        self, bench: Staged
+    ) -> None:
+        bench.archive.fails["HEAD", "1"] = [ZeroDivisionError("bug")]
+        bench.start()
+        first = bench.put()
+        bench.stager.begin(first.id)
+        assert bench.store.carts[first.id].error == "Internal error: ZeroDivisionError: bug"
+        second = bench.put()
+        bench.stager.begin(second.id)
+        assert bench.status(second.id) is CartStatus.READY
+
+
+class TestTakingUp:
+    def test_what_was_left_unfinished_is_taken_up_at_the_start(self, bench: Staged) -> None:
+        cart = bench.put()
+        bench.start()
+        assert bench.status(cart.id) is CartStatus.READY
+
+    def test_a_command_takes_up_nothing_by_itself(self, bench: Staged) -> None:
+        cart = bench.put()
+        bench.start(take_up=False)
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.STAGING
+
+    def test_the_cart_of_a_dead_process_is_taken_over_at_once(self, bench: Staged) -> None:
+        cart = bench.put()
+        bench.store.leases[cart.id] = f"{socket.gethostname()}-1-0badcafe", LEASE
+        bench.start()
+        assert bench.status(cart.id) is CartStatus.READY
+
+    def test_the_cart_of_another_machine_is_taken_over_when_its_lease_ends(
+        self, bench: Staged
+    ) -> None:
+        cart = bench.put()
+        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", 12.0
+        bench.start()
+        bench.clock.pump([TAKE_UP_EVERY] * 2)
+        assert bench.status(cart.id) is CartStatus.STAGING
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.READY
+
+    def test_what_the_store_kept_from_going_on_is_taken_up_when_it_is_back(
+        self, bench: Staged
+    ) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold("GET", "2")
+        bench.stager.begin(cart.id, resumed=False)
+        bench.store.away = True
+        bench.clock.advance(1)
+        held.callback(None)
+        assert bench.stager.count() == 0
+        bench.clock.advance(TAKE_UP_EVERY)
+        bench.store.away = False
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.READY
+        assert bench.store.staged(cart.id) == ["1", "2"]
+        # Both were on the volume: nothing is fetched again.
+        assert bench.archive.times("GET") == 2
+
+
+class TestLeases:
+    def test_they_are_kept_for_as_long_as_the_staging_lasts(self, bench: Staged) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold()
+        bench.stager.begin(cart.id)
+        bench.clock.pump([TAKE_UP_EVERY] * 30)
+        assert bench.store.leases[cart.id] == (
+            bench.holders.name,
+            bench.clock.seconds() + LEASE,
+        )
+        held.callback(None)
+        assert bench.status(cart.id) is CartStatus.READY
+
+    @pytest.mark.parametrize("seconds", [1.0, TAKE_UP_EVERY], ids=["at a flush", "at a renewal"])
+    def test_who_loses_one_stops_in_the_middle(self, bench: Staged, seconds: float) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold("GET", "2" if seconds == 1.0 else "1")
+        if seconds != 1.0:
+            bench.hold("GET", "2")  # nothing is staged that a flush would record
+        bench.stager.begin(cart.id)
+        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", 1000.0
+        bench.clock.advance(seconds)
+        assert held.called
+        assert bench.stager.count() == 0
+        assert bench.status(cart.id) is CartStatus.STAGING
+        assert bench.store.leases[cart.id][0] == "elsewhere-1-0badcafe"
+
+    def test_what_is_staged_is_known_to_the_store_within_a_second(self, bench: Staged) -> None:
+        bench.start()
+        cart = bench.put()
+        bench.hold("GET", "2")
+        bench.stager.begin(cart.id)
+        assert bench.store.staged(cart.id) == []
+        bench.clock.advance(1)
+        assert bench.store.staged(cart.id) == ["1"]
+
+
+class TestLettingGo:
+    def test_a_cart_that_is_dropped_is_let_go_of_in_the_middle(self, bench: Staged) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold()
+        bench.stager.begin(cart.id)
+        del bench.store.leases[cart.id]  # as its deletion does
+        assert begin(bench.stager.drop(cart.id)) == [None]
+        assert held.called
+        assert bench.stager.count() == 0
+        assert list(bench.root.glob("incoming/*/*")) == []
+
+    def test_to_drop_what_is_not_staged_does_nothing(self, bench: Staged) -> None:
+        bench.start()
+        assert begin(bench.stager.drop(99)) == [None]
+
+    def test_the_stop_ends_all_and_gives_the_leases_back(self, bench: Staged) -> None:
+        bench.start()
+        bench.archive.files["3"] = b"three"
+        carts = [bench.put(["1", "2"]), bench.put(["3"])]
+        held = [bench.hold("GET", "1"), bench.hold("GET", "3")]
+        for cart in carts:
+            bench.stager.begin(cart.id)
+        assert set(bench.store.leases) == {1, 2}
+        result_of(bench.stager.stop())
+        assert all(one.called for one in held)
+        assert bench.store.leases == {}
+        assert [bench.status(cart.id) for cart in carts] == [CartStatus.STAGING] * 2
+        assert [bench.store.staged(cart.id) for cart in carts] == [["2"], []]
+        assert list((bench.root / "holders").iterdir()) == []
+
+    def test_the_stop_ends_though_the_store_is_away(self, bench: Staged) -> None:
+        bench.start()
+        bench.hold()
+        bench.stager.begin(bench.put().id)
+        bench.store.away = True
+        result_of(bench.stager.stop())
+        assert list((bench.root / "holders").iterdir()) == []
+        with pytest.raises(Unavailable):
+            result_of(bench.store.holders())
