@@ -171,9 +171,22 @@ class MemoryStore(Store):
         self._asked(cart_id, holder)
         self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
 
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+        self._asked()
+        self._end(cart_id, status=CartStatus.DELETED)
+        return True
+
+    async def carts_of(self, uid: str) -> list[Cart]:
+        living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
+        return [cart for cart in living if cart.uid == uid]
+
+    async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
+        known = [self.carts[cart_id] for cart_id in cart_ids if cart_id in self.carts]
+        return {cart.id for cart in known if cart.status is CartStatus.DELETED}
+
     def _end(self, cart_id: int, **values: Any) -> None:
         self._change(cart_id, **values)
-        del self.leases[cart_id]
+        self.leases.pop(cart_id, None)
 
 
 class ScriptedArchive(Archive):

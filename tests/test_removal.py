@@ -1,0 +1,139 @@
+"""How a cart ends: nobody finds it any more, nobody stages it, and then its files go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from cartd.holders import Holders
+from cartd.model import Cart, CartStatus
+from cartd.removal import Removal
+from cartd.stager import Stager
+from cartd.uses import Uses
+from tests.staging_parts import Bench
+from tests.volume_parts import InThisThread, begin, everything, result_of
+
+FILES = {"1": b"one", "2": b"two"}
+EMPTY = {"cartuids", "holders", "incoming"}
+
+
+class Removing(Bench):
+    """A bench with a stager and a removal on it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, FILES)
+        self.uses = Uses()
+        holders = Holders(root / "holders")
+        self.stager = Stager(self.store, holders, InThisThread(), self.clock)
+        self.stager.start(self.tools(), take_up=False)
+        now = self.clock.seconds
+        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
+
+    def ready(self, uid: str = "mine") -> Cart:
+        cart = self.put(uid=uid)
+        self.stager.begin(cart.id)
+        return self.store.carts[cart.id]
+
+    def left(self) -> set[str]:
+        """What carts have on the volume."""
+        return {path for path in everything(self.root) - EMPTY if not path.endswith(".lock")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Removing]:
+    bench = Removing(tmp_path / "volume")
+    yield bench
+    bench.removal.stop()
+    result_of(bench.stager.stop())
+    assert not bench.clock.getDelayedCalls()
+
+
+def in_the_way(bench: Removing) -> Path:
+    """Somebody's file where removals are done: no cart can be taken away."""
+    path = bench.root / "incoming"
+    path.rmdir()
+    path.write_text("in the way")
+    return path
+
+
+def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
+    cart = bench.ready()
+    assert result_of(bench.removal.delete(cart)) is True
+    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.left() == set()
+    assert bench.removal.leaving() == 0
+
+
+def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Removing) -> None:
+    held: Deferred[None] = Deferred()
+    bench.archive.holds["GET", "2"] = held
+    cart = bench.put()
+    bench.stager.begin(cart.id)
+    assert any(path.endswith("dir/1") for path in bench.left())
+    assert result_of(bench.removal.delete(cart)) is True
+    assert held.called
+    assert bench.stager.count() == 0
+    assert bench.left() == set()
+
+
+def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: Removing) -> None:
+    for uid in ("mine", "another", "mine"):
+        bench.ready(uid)
+    assert result_of(bench.removal.delete_all("mine")) == 2
+    assert {path.split("/")[0] for path in bench.left()} == {"2", "cartuids"}
+    assert result_of(bench.removal.delete_all("mine")) == 0
+
+
+def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None:
+    cart = bench.ready()
+    before = bench.left()
+    with bench.uses.pin(cart.id):
+        with bench.uses.pin(cart.id):
+            assert result_of(bench.removal.delete(cart)) is False
+            assert bench.store.carts[cart.id].status is CartStatus.DELETED
+        result_of(bench.removal.sweep())
+        assert bench.left() == before
+        assert bench.removal.leaving() == cart.volume_bytes
+    assert bench.left() == set()
+    assert bench.removal.leaving() == 0
+
+
+def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> None:
+    cart = bench.ready()
+    before = bench.left()
+    with bench.uses.pin(cart.id):
+        result_of(bench.removal.delete(cart))
+        bench.removal.stop()
+    assert bench.left() == before
+    result_of(bench.removal.sweep())
+    assert bench.left() == set()
+
+
+def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removing) -> None:
+    cart = bench.ready()
+    obstacle = in_the_way(bench)
+    assert result_of(bench.removal.delete(cart)) is False
+    assert bench.removal.leaving() == cart.volume_bytes
+    obstacle.unlink()
+    obstacle.mkdir()
+    result_of(bench.removal.sweep())
+    assert bench.left() == set()
+    assert bench.removal.leaving() == 0
+
+
+def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: Removing) -> None:
+    bench.ready()
+    (bench.root / "99" / "of another database").mkdir(parents=True)
+    before = bench.left()
+    result_of(bench.removal.sweep())
+    assert bench.left() == before
+
+
+def test_a_sweep_finishes_what_a_crash_has_left(bench: Removing) -> None:
+    cart = bench.ready()
+    result_of(bench.store.mark_deleted(cart.id, 0))
+    assert begin(bench.removal.sweep()) == [None]
+    assert bench.left() == set()
