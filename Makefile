@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test check clean
+.PHONY: help demo run test bench check clean
 
 help:
 	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
 	@echo "make run    keep cartd and an archive running, and print what to type next"
 	@echo "make test   run the whole test suite"
+	@echo "make bench  measure cartd beside its peers (bench/README.md)"
 	@echo "make check  formatting, lint, types and the order of imports"
 	@echo "make clean  remove what the other targets made"
 
@@ -33,6 +34,9 @@ test: $(READY)
 	@demo/tools curl tar bsdtar wget aria2c
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(READY)
+	$(BIN)/python -m bench $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -40,4 +44,4 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

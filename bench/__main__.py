@@ -1,0 +1,73 @@
+"""``python -m bench NAME...``: run comparisons, print their table, keep their figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from bench import results
+from bench.bench import Bench
+from bench.comparisons import COMPARISONS
+from bench.contest import FAILURES
+from bench.results import Outcome
+
+PLACE = Path(__file__).parent.parent / ".bench"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what was asked for; 1 if a comparison could not be made."""
+    options = _parser().parse_args(arguments)
+    file: Path = options.results
+    if options.names == ["report"]:
+        print(results.report(results.read(file)))
+        return 0
+    names = options.names or list(COMPARISONS)
+    unknown = [name for name in names if name not in COMPARISONS]
+    if unknown:
+        print(f"no such comparison: {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names:
+        outcome = _compare(name, quick=options.quick, rounds=options.rounds)
+        if outcome.failure:
+            failed.append(f"{name}: {outcome.failure}")
+        results.keep(file, name, outcome)
+    kept = results.read(file)
+    print(results.report({name: kept[name] for name in names}))
+    for line in failed:
+        print(f"FAILED {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _compare(name: str, *, quick: bool, rounds: int) -> Outcome:
+    print(f"{name}: {COMPARISONS[name].about}", file=sys.stderr, flush=True)
+    circumstances = results.circumstances(quick=quick, rounds=rounds)
+    try:
+        with Bench(PLACE, quick=quick, rounds=rounds) as bench:
+            return Outcome(circumstances, COMPARISONS[name].compare(bench))
+    except FAILURES as error:
+        traceback.print_exc()
+        return Outcome(circumstances, [], f"{type(error).__name__}: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(name) for name in COMPARISONS)
+    listed = "\n".join(f"  {name:{width}}  {it.about}" for name, it in COMPARISONS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure cartd beside what its users would run in its place.",
+        epilog=f"comparisons, all of them if none is named:\n{listed}\n"
+        f"  {'report':{width}}  print the table of what is in the results, and measure nothing",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side runs (5)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--results", type=Path, default=PLACE / "results.json")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""What every comparison is given: its sizes, its directory, its data and its servers."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from bench import peers
+from bench.cartd import cartd
+from bench.data import Data
+from bench.nginx import nginx
+from bench.pacifica import pacifica_archive
+from bench.server import Server
+
+T = TypeVar("T")
+
+
+class Bench:
+    """A context for one comparison: what it has started ends with it."""
+
+    def __init__(self, place: Path, *, quick: bool, rounds: int) -> None:
+        self.place = place
+        self.quick = quick
+        self.rounds = rounds
+        self.data = Data(place / "archive", place / "sums")
+        self.files = place / "files"
+        """What nginx serves as static files."""
+        self.scratch = place / "scratch"
+        self._work = place / "work"
+        self._started = ExitStack()
+
+    def __enter__(self) -> Bench:
+        for path in (self._work, self.files, self.scratch):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._started.close()
+        if error is None:
+            for path in (self._work, self.files, self.scratch):
+                shutil.rmtree(path)
+
+    def sized(self, full: T, quick: T) -> T:
+        """The size to work with."""
+        return quick if self.quick else full
+
+    def fresh(self, name: str) -> Path:
+        """The path of a directory that is not there: what a run before left in it is removed."""
+        path = self._work / name
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+    def peers(self) -> Path:
+        """The commands of the peers from PyPI; raises ``Absent``."""
+        return peers.environment(self.place)
+
+    def nginx(self) -> Server:
+        """The archive that is never the limit, and the server of static files."""
+        return self.started(
+            nginx(self.place / "nginx", archive=self.data.archive, files=self.files)
+        )
+
+    def pacifica_archive(self) -> Server:
+        """The real archive interface; raises ``Absent``."""
+        directory = self._work / "archive-interface"
+        return self.started(pacifica_archive(directory, self.peers(), self.data.archive))
+
+    def started(self, server: AbstractContextManager[Server]) -> Server:
+        """Start a server that runs until the comparison ends."""
+        return self._started.enter_context(server)
+
+    def cartd(self, name: str, archive: Server) -> Server:
+        """A cartd with an empty volume, until the comparison ends."""
+        return self.started(cartd(self.fresh(name), archive.url))
+
+    def directory(self, name: str) -> Path:
+        """Where the service of that name keeps its volume."""
+        return self._work / name

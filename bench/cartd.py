@@ -1,0 +1,55 @@
+"""cartd itself, as ``twistd -n cartd`` in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import processes
+from bench.processes import Broken
+from bench.server import Server
+
+TWISTD = Path(sys.executable).with_name("twistd")
+
+
+@contextmanager
+def cartd(directory: Path, archive_url: str) -> Iterator[Server]:
+    """Run it with its volume and its SQLite database in ``directory``, new or left from before."""
+    with timed_cartd(directory, archive_url) as (server, _):
+        yield server
+
+
+@contextmanager
+def timed_cartd(
+    directory: Path, archive_url: str, *, every: float = 0.01
+) -> Iterator[tuple[Server, float]]:
+    """The same, and the seconds until its first answer, looked for ``every`` so many seconds."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "cartd.pid").unlink(missing_ok=True)
+    port = processes.free_port()
+    command = [
+        *(str(TWISTD), "-n", "--pidfile=cartd.pid", "cartd", "--port", str(port)),
+        *("--archive", archive_url, "--volume-path", "volume"),
+        *("--database", "sqlite:///cartd.sqlite3"),
+    ]
+    log = directory / "cartd.log"
+    environment = {"CARTD_CONFIG": str(directory / "none.ini")}
+    (directory / "none.ini").touch()
+    began = time.monotonic()
+    with processes.running(
+        command, directory=directory, log=log.name, environment=environment
+    ) as process:
+        processes.wait_until_it_answers(process, port, log, every=every)
+        yield Server(port, (process.pid,)), time.monotonic() - began
+        if process.poll() is not None:
+            raise Broken(f"cartd ended by itself: {log.read_text()[-2000:]}")
+    _assert_no_trace(log)
+
+
+def _assert_no_trace(log: Path) -> None:
+    text = log.read_text(errors="replace")
+    if "Traceback" in text or "Unhandled" in text:
+        raise Broken(f"cartd logged a trace: see {log}")

@@ -1,0 +1,65 @@
+"""What a client of a cart service does, cartd's or Pacifica's: post a manifest, ask, wait."""
+
+from __future__ import annotations
+
+import time
+from http.client import HTTPConnection, HTTPResponse
+
+from bench.data import CartData
+from bench.processes import Broken
+from bench.server import Server
+
+LONGEST_WAIT = 3600.0
+
+
+def post(server: Server, uid: str, manifest: bytes) -> None:
+    """Post a manifest and wait for the answer."""
+    answer = _asked(server, "POST", uid, manifest)
+    if answer.status != 201:
+        raise Broken(f"the manifest of {uid} was answered with {answer.status}")
+
+
+def delete(server: Server, uid: str) -> None:
+    answer = _asked(server, "DELETE", uid)
+    if answer.status != 200:
+        raise Broken(f"deleting {uid} was answered with {answer.status}")
+
+
+def wait_until_ready(server: Server, uid: str, began: float) -> None:
+    """Ask for the status until it is ``ready``.
+
+    It is asked so seldom that the asking costs nothing to speak of, and so often that the wait is
+    told to a few parts in a hundred: every hundredth of a second, or fiftieth of the wait so far.
+    """
+    while True:
+        answer = _asked(server, "HEAD", uid)
+        status = answer.headers["X-Pacifica-Status"]
+        waited = time.monotonic() - began
+        if status == "ready":
+            return
+        if status != "staging" or waited > LONGEST_WAIT:
+            message = answer.headers["X-Pacifica-Message"]
+            raise Broken(f"after {waited:.1f} s the cart {uid} is {status}: {message}")
+        time.sleep(max(0.01, waited / 50))
+
+
+def stage(server: Server, uid: str, data: CartData) -> float:
+    """Post a cart, and give the seconds until it is ready."""
+    manifest = data.manifest
+    began = time.monotonic()
+    post(server, uid, manifest)
+    wait_until_ready(server, uid, began)
+    return time.monotonic() - began
+
+
+def _asked(server: Server, method: str, uid: str, body: bytes | None = None) -> HTTPResponse:
+    """The answer to one request, read to its end."""
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=LONGEST_WAIT)
+    try:
+        connection.request(method, f"/{uid}", body, headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer
+    finally:
+        connection.close()

@@ -1,0 +1,42 @@
+"""The comparisons by their names, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bench.bench import Bench
+from bench.comparisons import (
+    curves,
+    downloads,
+    first_byte,
+    heads,
+    idle,
+    manifests,
+    slow_clients,
+    staging,
+)
+from bench.figures import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison and the sentence that tells what it is."""
+
+    about: str
+    compare: Callable[[Bench], list[Row]]
+
+
+COMPARISONS: Mapping[str, Comparison] = {
+    "idle": Comparison("a start, and a service with nothing to do", idle.idle),
+    "download-big": Comparison("a cart of 4 big files, against nginx", downloads.big),
+    "download-small": Comparison("a cart of 10,000 small files, against tar", downloads.small),
+    "first-byte": Comparison("the wait for the first byte of big carts", first_byte.first_byte),
+    "head": Comparison("the status of a cart, against Pacifica Cartd", heads.heads),
+    "slow-clients": Comparison("200 slow downloads, every byte checked", slow_clients.slow_clients),
+    "manifests": Comparison("manifests of 100,000 and 1,000,000 entries", manifests.manifests),
+    "staging-big": Comparison("staging 4 big files, against Pacifica and aria2c", staging.big),
+    "staging-small": Comparison("staging 100 to 100,000 files, against both", staging.small),
+    "flat": Comparison("staging 100,000 files, against 1,000 of cartd's own", staging.flat),
+    "curves": Comparison("speed and memory over the size of a cart", curves.curves),
+}

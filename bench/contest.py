@@ -1,0 +1,95 @@
+"""Sides measured in turns, so that what changes with time meets all of them alike."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+
+from bench.figures import Figures, Row, Target
+from bench.peers import Absent
+from bench.processes import Broken
+
+Sample = Mapping[str, float]
+"""What one run gave, by the name of the measure; ``cpu`` is its CPU seconds."""
+Side = Callable[[], Sample]
+FAILURES = (Absent, Broken, OSError, HTTPException)
+"""What may befall a peer."""
+
+
+class Contest:
+    """The sides of one comparison, and their samples, round by round."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._sides: dict[str, Side] = {}
+        self._peers: set[str] = set()
+        self._absent: dict[str, str] = {}
+        self._samples: dict[str, list[Sample]] = {}
+
+    def side(self, name: str, run: Side) -> None:
+        """One of cartd's own sides: where it fails, the comparison fails."""
+        self._sides[name] = run
+
+    def peer(self, name: str, prepare: Callable[[], Side]) -> None:
+        """Another side; where it cannot be had or fails, its rows say so and the others go on."""
+        self._peers.add(name)
+        try:
+            self._sides[name] = prepare()
+        except FAILURES as error:
+            self._leave_out(name, error)
+
+    def run(self) -> None:
+        """Run each side once a round, in order: A B A B.
+
+        Before each run the system writes out what was left to be written.
+        """
+        for number in range(1, self._rounds + 1):
+            for name in list(self._sides):
+                os.sync()
+                try:
+                    sample = self._sides[name]()
+                except FAILURES as error:
+                    if name not in self._peers:
+                        raise
+                    self._leave_out(name, error)
+                    continue
+                self._samples.setdefault(name, []).append(sample)
+                told = ", ".join(f"{key} {value:.4g}" for key, value in sample.items())
+                _tell(f"round {number}, {name}: {told}")
+
+    def row(
+        self,
+        work: str,
+        measure: str,
+        peer: str = "",
+        target: Target | None = None,
+        *,
+        side: str = "cartd",
+        cpu: str = "cpu",
+    ) -> Row:
+        """One measure as a line of the table, ``side`` against ``peer``."""
+        ours = self._figures(side, measure, cpu)
+        assert ours is not None
+        absent = self._absent.get(peer, "")
+        theirs = self._figures(peer, measure, cpu) if peer and not absent else None
+        return Row(work, measure, ours, peer, theirs, absent, target)
+
+    def _figures(self, side: str, measure: str, cpu: str) -> Figures | None:
+        samples = self._samples.get(side)
+        if samples is None:
+            return None
+        return Figures(
+            tuple(sample[measure] for sample in samples),
+            tuple(sample[cpu] for sample in samples if cpu in sample),
+        )
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._sides.pop(name, None)
+        self._absent[name] = str(error)
+        _tell(f"{name} COULD NOT BE HAD: {error}")
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)

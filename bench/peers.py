@@ -1,0 +1,51 @@
+"""What is installed for the comparisons: Debian's commands, and a virtual environment."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_TOOLS = Path(__file__).parent.parent / "demo" / "tools"
+_REQUIREMENTS = Path(__file__).parent / "peers.txt"
+
+
+class Absent(Exception):
+    """A peer cannot be had here; the message says why."""
+
+
+def tool(command: str) -> str:
+    """The path of a Debian command, installed if need be and if we may."""
+    if shutil.which(command) is None:
+        done = subprocess.run([_TOOLS, command], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Absent(f"{command}: {_last_line(done.stderr)}")
+    path = shutil.which(command)
+    if path is None:
+        raise Absent(f"{command} is not there though its package was installed")
+    return path
+
+
+def environment(place: Path) -> Path:
+    """The ``bin`` directory of the peers' virtual environment, made or renewed if need be."""
+    venv = place / "venv"
+    done = venv / ".done"
+    wanted = _REQUIREMENTS.read_text()
+    if not done.exists() or done.read_text() != wanted:
+        print(f"installing the peers into {venv}", file=sys.stderr)
+        _run(sys.executable, "-m", "venv", str(venv))
+        _run(str(venv / "bin/pip"), "install", "-q", "-r", str(_REQUIREMENTS))
+        done.write_text(wanted)
+    return venv / "bin"
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Absent(f"{Path(command[0]).name}: {_last_line(done.stderr)}")
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"
