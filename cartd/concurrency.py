@@ -8,33 +8,53 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
+FEW = 4
+"""Places that are open at first."""
+MOMENT = 0.05
+"""Seconds after which as many more are open; each turn that ends opens one more at once."""
+
 
 class Turns:
-    """A number of places that keys take in rotation.
+    """Up to ``most()`` places that keys take in rotation.
 
     A key that asks for a thousand places gets every other one as soon as a second key
     asks for one: whoever has much to do does not make the others wait.
+
+    The places open one after the other.  A server has a short queue for new connections (of five,
+    in Pacifica's archive interface) and drops what a burst brings beyond it; TCP tries that again
+    only after a second (RFC 6298, section 2.1), and then after two more.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, most: Callable[[], int], clock: IReactorTime) -> None:
+        self._most = most
+        self._clock = clock
+        self._open = FEW
+        self._taken = 0
         self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
+        self._opening: IDelayedCall | None = None
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[None]:
         """Hold one place for as long as the block runs."""
-        if self._free:
-            self._free -= 1
+        if self._is_free() and not self._waiting:
+            self._taken += 1
         else:
             await self._queue(key)
         try:
             yield
         finally:
+            self._taken -= 1
+            busy = self._taken or self._waiting
+            self._open = min(self._open + 1, self._most()) if busy else FEW
             self._pass_on()
+
+    def _is_free(self) -> bool:
+        return self._taken < min(self._open, self._most())
 
     def _queue(self, key: Hashable) -> Deferred[None]:
         def leave(place: Deferred[None]) -> None:
@@ -45,17 +65,25 @@ class Turns:
 
         place: Deferred[None] = Deferred(leave)
         self._waiting.setdefault(key, deque()).append(place)
+        if self._opening is None:
+            self._opening = self._clock.callLater(MOMENT, self._open_more)
         return place
 
+    def _open_more(self) -> None:
+        self._opening = None
+        if self._waiting:
+            self._open = min(self._open + FEW, self._most())
+            self._opening = self._clock.callLater(MOMENT, self._open_more)
+            self._pass_on()
+
     def _pass_on(self) -> None:
-        if not self._waiting:
-            self._free += 1
-            return
-        key, queue = self._waiting.popitem(last=False)
-        place = queue.popleft()
-        if queue:
-            self._waiting[key] = queue
-        place.callback(None)
+        while self._waiting and self._is_free():
+            key, queue = self._waiting.popitem(last=False)
+            place = queue.popleft()
+            if queue:
+                self._waiting[key] = queue
+            self._taken += 1
+            place.callback(None)
 
 
 async def for_each(

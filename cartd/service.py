@@ -35,6 +35,7 @@ from cartd.stager import Stager
 from cartd.staging import Tools
 from cartd.store import Condition, Store, schema_state, sync, wait_for_database
 from cartd.threads import Threads
+from cartd.tolerance import Tolerance
 from cartd.uses import Uses
 from cartd.volume import Volume
 
@@ -102,13 +103,15 @@ class Parts:
     def start(self, *, take_up: bool) -> None:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
+        tolerance = Tolerance(self.config.archive_connections, self.reactor.seconds)
         tools = Tools(
             store=self.store,
             volume=self.volume,
             archive=self._archive,
             reserve=self.evictor.reserve,
             plans=self.plans,
-            turns=Turns(self.config.archive_connections),
+            turns=Turns(tolerance.places, self.reactor),
+            tolerance=tolerance,
             clock=self.reactor,
             random=random.random,
             tries=self.config.archive_retries,

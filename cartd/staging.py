@@ -28,6 +28,7 @@ from cartd.plans import Plans
 from cartd.progress import Batches
 from cartd.reader import TreeReader
 from cartd.store import Store
+from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 from cartd.volume.incoming import Incoming
 
@@ -69,6 +70,7 @@ class Tools:
     reserve: Reserves
     plans: Plans
     turns: Turns
+    tolerance: Tolerance
     clock: IReactorTime
     random: Callable[[], float]
     tries: int
@@ -209,9 +211,11 @@ class Staging:
             incoming = self._tools.volume.incoming(self._cart, file, checksum)
             try:
                 await self._transfer(file, incoming)
-                return await incoming.finish()
+                hash_sum = await incoming.finish()
             finally:
                 await incoming.abort()
+        self._tools.tolerance.was_right()
+        return hash_sum
 
     async def _transfer(self, file: CartFile, incoming: Incoming) -> None:
         try:
@@ -281,12 +285,16 @@ class Staging:
     async def _with_retries(self, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works, the tries are used up or the failure is final."""
         pauses = waits(self._tools.tries, self._tools.random)
+        wrong = False
         while True:
             try:
                 return await attempt()
             except OSError as error:
                 raise FileFailed(file, error) from error
             except (ArchiveError, Mismatch) as error:
+                if isinstance(error, Mismatch) and not wrong:
+                    wrong = True
+                    self._tools.tolerance.was_wrong()
                 pause = next(pauses, None)
                 if pause is None or not getattr(error, "retryable", True):
                     raise FileFailed(file, error) from error

@@ -25,6 +25,7 @@ from cartd.plans import Plans
 from cartd.staging import Reserves, Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
+from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 from tests.volume_parts import InThisThread
 
@@ -258,13 +259,15 @@ class Bench:
         )
 
     def tools(self, *, connections: int = 4) -> Tools:
+        tolerance = Tolerance(connections, self.clock.seconds)
         return Tools(
             store=self.store,
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
             plans=Plans(self.store, InThisThread()),
-            turns=Turns(connections),
+            turns=Turns(tolerance.places, self.clock),
+            tolerance=tolerance,
             clock=self.clock,
             random=lambda: 0.5,
             tries=self.tries,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TypeVar
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from cartd.concurrency import Turns, both, for_each
+from cartd.concurrency import FEW, MOMENT, Turns, both, for_each
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ async def hold(turns: Turns, key: str, log: list[str], end: Deferred[None]) -> N
 
 
 def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
-    turns = Turns(1)
+    turns = Turns(lambda: 1, Clock())
     log: list[str] = []
     ends: list[Deferred[None]] = [Deferred() for _ in range(6)]
     for key, end in zip("aaaabb", ends, strict=True):
@@ -66,28 +67,106 @@ def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
 
 
 def test_no_more_turns_are_given_than_there_are_places() -> None:
-    turns = Turns(2)
+    turns = Turns(lambda: 2, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
+    others: Deferred[None] = Deferred()
     for key in "abc":
-        Deferred.fromCoroutine(hold(turns, key, log, first if key == "a" else Deferred()))
+        Deferred.fromCoroutine(hold(turns, key, log, first if key == "a" else others))
     assert log == ["a", "b"]
     first.callback(None)
     assert log == ["a", "b", "c"]
+    others.callback(None)
 
 
 def test_who_gives_up_waiting_for_a_turn_takes_none() -> None:
-    turns = Turns(1)
+    turns = Turns(lambda: 1, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
+    last: Deferred[None] = Deferred()
     Deferred.fromCoroutine(hold(turns, "a", log, first))
     gone = Deferred.fromCoroutine(hold(turns, "b", log, Deferred()))
-    Deferred.fromCoroutine(hold(turns, "c", log, Deferred()))
+    Deferred.fromCoroutine(hold(turns, "c", log, last))
     result = outcome(gone)
     gone.cancel()
     assert isinstance(result[0], Failure) and result[0].check(CancelledError)
     first.callback(None)
     assert log == ["a", "c"]
+    last.callback(None)
+
+
+class Crowd:
+    """Holders of turns, each with a key of its own; ``log`` says who has got one."""
+
+    def __init__(self) -> None:
+        self.most = 100
+        self.clock = Clock()
+        self.turns = Turns(lambda: self.most, self.clock)
+        self.log: list[str] = []
+        self.ends: dict[str, Deferred[None]] = {}
+        self.came = 0
+
+    def come(self, number: int) -> None:
+        for _ in range(number):
+            self.came += 1
+            end = self.ends[str(self.came)] = Deferred()
+            Deferred.fromCoroutine(hold(self.turns, str(self.came), self.log, end))
+
+    def leave(self, number: int) -> None:
+        for key in list(self.ends)[:number]:
+            self.ends.pop(key).callback(None)
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """Nobody of it is left behind."""
+    crowd = Crowd()
+    yield crowd
+    crowd.leave(len(crowd.ends))
+    assert len(crowd.log) == crowd.came
+
+
+def test_a_burst_gets_a_few_places_and_one_more_for_each_turn_that_ends(crowd: Crowd) -> None:
+    crowd.come(50)
+    assert len(crowd.log) == FEW
+    crowd.leave(1)
+    assert len(crowd.log) == FEW + 2  # the place itself, and another one
+    crowd.leave(3)
+    assert len(crowd.log) == FEW + 8
+
+
+def test_places_open_moment_by_moment_though_no_turn_ends(crowd: Crowd) -> None:
+    crowd.come(3 * FEW + 1)
+    seen = []
+    for _ in range(4):
+        crowd.clock.advance(MOMENT)
+        seen.append(len(crowd.log))
+    assert seen == [2 * FEW, 3 * FEW, 3 * FEW + 1, 3 * FEW + 1]
+    assert crowd.clock.getDelayedCalls() == []
+
+
+def test_the_next_burst_begins_with_a_few_places_again(crowd: Crowd) -> None:
+    crowd.come(20)
+    crowd.leave(20)
+    assert len(crowd.log) == 20
+    crowd.clock.advance(MOMENT)
+    crowd.come(20)
+    assert len(crowd.log) == 20 + FEW
+
+
+def test_places_that_are_taken_away_are_not_passed_on(crowd: Crowd) -> None:
+    crowd.come(20)
+    crowd.most = 1
+    crowd.leave(FEW - 1)
+    assert len(crowd.log) == FEW
+    crowd.leave(1)
+    assert len(crowd.log) == FEW + 1
+    crowd.clock.advance(MOMENT)
+    crowd.leave(1)
+    assert len(crowd.log) == FEW + 2
+    crowd.most = 2
+    crowd.leave(1)
+    assert len(crowd.log) == FEW + 4
 
 
 def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from urllib.parse import unquote
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -40,6 +41,7 @@ MAX_MESSAGE = 200
 _RETRYABLE_4XX = frozenset({408, 425, 429})
 _UNIX_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]*)?")
 _LENGTH = re.compile(r"[0-9]{1,30}")
+_ID_NUMBER = re.compile(r"[0-9]{1,30}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -76,6 +78,21 @@ def read_state(headers: Headers) -> FileState:
         mtime=_time(_single(headers, "Last-Modified")),
         on_disk=media[-1].lower() == "disk",
     )
+
+
+def told_file(headers: Headers) -> str:
+    """Which file the answer to a HEAD says that it is about; empty if it does not say."""
+    return (values(headers, "X-Pacifica-File") or [""])[-1]
+
+
+def is_named(told: str, archive_id: str) -> bool:
+    """Whether ``told`` names the file of this id as Pacifica's Archive Interface does.
+
+    That is a path which ends in the id, or, where the site has chosen so, in its hexadecimal.
+    """
+    name = unquote(told).rpartition("/")[2]
+    hexadecimal = f"{int(archive_id):x}" if _ID_NUMBER.fullmatch(archive_id) else archive_id
+    return name in ("", archive_id.rpartition("/")[2], hexadecimal, f"file.{hexadecimal}")
 
 
 def refusal(method: str, code: int, headers: Headers, body: bytes, now: float) -> ArchiveError:

@@ -1,0 +1,57 @@
+"""How many requests at once an archive can bear.
+
+Strategy: Pacifica's own archive interface, run with threads, keeps one file handle for all of
+them: requests that meet in it get each other's bytes.  A wrong file now and then is what any
+archive may have.  But when several come in a short while, and not alone, files are asked for one
+at a time from then on; after a while two at a time are tried, then four and so on.  A wrong file on
+that way takes it back to one, and doubles the while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+SUSPICIOUS = 2.0
+"""So many wrong files together mean that it is the company."""
+FADING = 0.9
+"""What is left of a suspicion after a file that is right."""
+FIRST_WHILE = 5.0
+LONGEST_WHILE = 300.0
+"""Seconds."""
+
+
+class Tolerance:
+    """Told how files come, says how many may be asked for at once; at most ``most``."""
+
+    def __init__(self, most: int, now: Callable[[], float]) -> None:
+        self._most = most
+        self._now = now
+        self._suspicion = 0.0
+        self._alone_since: float | None = None
+        self._while = FIRST_WHILE
+
+    def places(self) -> int:
+        if self._alone_since is None:
+            return self._most
+        doublings = int((self._now() - self._alone_since) / self._while)
+        if doublings >= self._most.bit_length():
+            self._alone_since = None
+            self._while = FIRST_WHILE
+            return self._most
+        return min(1 << doublings, self._most)
+
+    def was_right(self) -> None:
+        """A file has come as it should."""
+        self._suspicion *= FADING
+
+    def was_wrong(self) -> None:
+        """Other bytes than declared have come, for the first time for this file."""
+        if self.places() == 1:
+            return  # it met nobody
+        self._suspicion += 1
+        if self._alone_since is not None:
+            self._while = min(self._while * 2, LONGEST_WHILE)
+        elif self._suspicion < SUSPICIOUS:
+            return
+        self._suspicion = 0.0
+        self._alone_since = self._now()

@@ -1,0 +1,88 @@
+"""An archive that mixes up requests: told of another file, cartd asks again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import pytest_twisted
+
+from cartd.archive import ArchiveError, FileState
+from cartd.archive.answers import is_named
+from tests.archive_asking import Asking, asking
+from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
+
+
+@pytest_twisted.async_yield_fixture
+async def asked() -> AsyncIterator[Asking]:
+    async with asking() as asked:
+        asked.faulty.put("7", b"seven", mtime="1500000007")
+        yield asked
+
+
+def says(path: str, size: int) -> Fault:
+    """A HEAD that tells of a file at ``path``, of so many bytes."""
+
+    def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
+        told = StoredFile(bytes(size), mtime="1500000000")
+        return [Send(head(204, [*state_headers(told), ("X-Pacifica-File", path)]))]
+
+    return fault
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_state_of_another_file_is_not_believed(asked: Asking) -> None:
+    asked.faulty.fault("7", says("/srv/archive/8", 8))
+    assert await asked.archive.status("7") == FileState(5, 1500000007, True)
+    assert len(asked.faulty.seen("HEAD", "7")) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_tells_of_one_file_after_the_other_is_worth_another_try(
+    asked: Asking,
+) -> None:
+    asked.faulty.fault("7", says("/srv/archive/8", 8))
+    asked.faulty.fault("7", says("/srv/archive/9", 9), request=2)
+    with pytest.raises(ArchiveError, match="told of another file") as caught:
+        await asked.archive.status("7")
+    assert caught.value.retryable
+    assert await asked.archive.status("7") == FileState(5, 1500000007, True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_archive_with_names_of_its_own_is_believed_when_it_says_them_twice(
+    asked: Asking,
+) -> None:
+    asked.faulty.fault("7", says("/pool/c0ffee", 70), times=None)
+    assert await asked.archive.status("7") == FileState(70, 1500000000, True)
+    assert len(asked.faulty.seen("HEAD", "7")) == 2
+
+
+@pytest.mark.parametrize("path", ["/srv/archive/7", "7", "/file.7", "/srv/archive/"])
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_is_named_after_its_id_is_asked_for_once(
+    path: str, asked: Asking
+) -> None:
+    asked.faulty.fault("7", says(path, 70), times=None)
+    assert await asked.archive.status("7") == FileState(70, 1500000000, True)
+    assert len(asked.faulty.seen("HEAD", "7")) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "archive_id", "named"),
+    [
+        ("/srv/1234", "1234", True),
+        ("/srv/d2/4d2", "1234", True),
+        ("/srv/file.d2", "210", True),
+        ("/srv/run 7/a", "run 7/a", True),
+        ("run%207/%C3%BC", "run 7/\u00fc", True),
+        ("", "1234", True),
+        ("/srv/1235", "1234", False),
+        ("/srv/234", "1234", False),
+        ("/srv/4d2", "1235", False),
+    ],
+)
+def test_a_name_is_that_of_an_id_in_decimal_or_in_hexadecimal(
+    told: str, archive_id: str, named: bool
+) -> None:
+    assert is_named(told, archive_id) is named

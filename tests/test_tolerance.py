@@ -1,0 +1,96 @@
+"""How many requests at once an archive is asked, after what it has answered."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+
+from cartd.tolerance import FIRST_WHILE, LONGEST_WHILE, Tolerance
+
+
+def after(most: int = 32) -> tuple[Tolerance, Clock]:
+    clock = Clock()
+    return Tolerance(most, clock.seconds), clock
+
+
+def narrowed() -> tuple[Tolerance, Clock]:
+    tolerance, clock = after()
+    tolerance.was_wrong()
+    tolerance.was_wrong()
+    assert tolerance.places() == 1
+    return tolerance, clock
+
+
+def test_a_wrong_file_among_many_that_are_right_changes_nothing() -> None:
+    tolerance, _ = after()
+    for _ in range(20):
+        tolerance.was_wrong()
+        for _ in range(20):
+            tolerance.was_right()
+    assert tolerance.places() == 32
+
+
+def test_two_wrong_files_together_are_followed_by_one_at_a_time() -> None:
+    tolerance, clock = after()
+    tolerance.was_wrong()
+    assert tolerance.places() == 32
+    tolerance.was_wrong()
+    assert tolerance.places() == 1
+    clock.advance(FIRST_WHILE - 0.1)
+    assert tolerance.places() == 1
+
+
+def test_more_at_a_time_are_tried_again_by_and_by() -> None:
+    tolerance, clock = narrowed()
+    seen = []
+    for _ in range(7):
+        clock.advance(FIRST_WHILE)
+        seen.append(tolerance.places())
+    assert seen == [2, 4, 8, 16, 32, 32, 32]
+    tolerance.was_wrong()
+    assert tolerance.places() == 32
+
+
+def test_a_wrong_file_that_met_nobody_says_nothing_of_company() -> None:
+    tolerance, clock = narrowed()
+    tolerance.was_wrong()
+    clock.advance(FIRST_WHILE)
+    assert tolerance.places() == 2
+
+
+def test_a_wrong_file_on_the_way_back_takes_it_to_one_for_twice_the_while() -> None:
+    tolerance, clock = narrowed()
+    clock.advance(FIRST_WHILE)
+    tolerance.was_wrong()
+    assert tolerance.places() == 1
+    clock.advance(2 * FIRST_WHILE - 0.1)
+    assert tolerance.places() == 1
+    clock.advance(0.1)
+    assert tolerance.places() == 2
+
+
+def test_the_while_grows_to_a_bound_and_is_forgotten_when_all_places_are_back() -> None:
+    tolerance, clock = narrowed()
+    expected = FIRST_WHILE
+    for _ in range(20):
+        clock.advance(expected)
+        assert tolerance.places() == 2
+        tolerance.was_wrong()
+        assert tolerance.places() == 1
+        expected = min(2 * expected, LONGEST_WHILE)
+    clock.advance(6 * LONGEST_WHILE)
+    assert tolerance.places() == 32
+    tolerance.was_wrong()
+    tolerance.was_wrong()
+    clock.advance(FIRST_WHILE)
+    assert tolerance.places() == 2
+
+
+def test_there_are_never_more_places_than_were_set() -> None:
+    tolerance, clock = after(most=3)
+    tolerance.was_wrong()
+    tolerance.was_wrong()
+    seen = []
+    for _ in range(4):
+        seen.append(tolerance.places())
+        clock.advance(FIRST_WHILE)
+    assert seen == [1, 2, 3, 3]
