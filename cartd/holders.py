@@ -55,6 +55,6 @@ class Holders:
             lock.acquire(timeout=0)
         except Timeout:
             return False
+        lock.release()  # Windows removes no file that is open
         path.unlink(missing_ok=True)
-        lock.release()
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ def twistd_arguments(arguments: Sequence[str]) -> list[str]:
         for name in ("config", "port", "address")
         if (value := getattr(given, name)) is not None
     ]
-    return ["twistd", "--nodaemon", "--pidfile=", "cartd", *options]
+    # On Windows twistd writes no such file, and does not know the option.
+    no_pidfile = [] if os.name == "nt" else ["--pidfile="]
+    return ["twistd", "--nodaemon", *no_pidfile, "cartd", *options]
 
 
 def main() -> None:
