@@ -62,9 +62,13 @@ class CartSite:
 
     def rows(self, table: str) -> list[sqlite3.Row]:
         """All rows of a table of the store, in the order of their ids."""
+        return self.query(f"SELECT * FROM {table} ORDER BY id")
+
+    def query(self, sql: str, *parameters: object) -> list[sqlite3.Row]:
+        """Ask the store, whose file others may read while the service runs."""
         with closing(sqlite3.connect(self.cartd.directory / "cartd.sqlite3")) as database:
             database.row_factory = sqlite3.Row
-            return database.execute(f"SELECT * FROM {table} ORDER BY id").fetchall()
+            return database.execute(sql, parameters).fetchall()
 
     def process(self) -> psutil.Process:
         assert self.cartd.process is not None

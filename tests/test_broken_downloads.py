@@ -164,6 +164,23 @@ def test_many_parts_asked_for_at_once_find_the_damage_and_heal_it_once(
     assert site.cartd.log.count(f" ({uid}) goes back to staging") == 1
 
 
+def test_a_download_that_breaks_after_its_cart_has_healed_leaves_it_alone(site: CartSite) -> None:
+    site.stage("late", {"large": LARGE})
+    whole = site.cartd.get("/late?filename=data.tar").body
+    [tree] = site.on_volume("late")
+    with wire(site.port, receive_buffer=64 * 1024) as connection:
+        connection.get("/late?filename=data.tar")
+        connection.head()
+        connection.read(MIB)
+        os.truncate(tree / "large", 12 * MIB)
+        assert site.cartd.get("/late").status == 202
+        assert_heals(site, "late", whole)
+        assert len(connection.rest()) < len(whole)
+    wait_for(lambda: site.cartd.log.count("Cart late is damaged") == 2)
+    assert_heals(site, "late", whole)
+    assert site.cartd.log.count(" (late) goes back to staging") == 1
+
+
 def test_a_cart_that_cannot_heal_is_in_error_and_says_why(site: CartSite) -> None:
     site.stage("lost", FILES)
     [tree] = site.on_volume("lost")
