@@ -33,13 +33,13 @@ MTIME = 1_234_567_890
 
 
 class MemoryStore(Store):
-    """Carts, files and leases as the tables have them; ``away``: the database does not answer."""
+    """Carts, files and leases as the tables have them; it is ``away`` for so many questions."""
 
     def __init__(self) -> None:
         self.carts: dict[int, Cart] = {}
         self.rows: dict[int, list[CartFile]] = {}
         self.leases: dict[int, tuple[str, float]] = {}
-        self.away = False
+        self.away: float = 0
 
     def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
         """A posted cart whose files have their ids for names."""
@@ -60,6 +60,7 @@ class MemoryStore(Store):
 
     def _asked(self, cart_id: int = 0, holder: str = "") -> None:
         if self.away:
+            self.away -= 1
             raise Unavailable("The database is away")
         if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
             raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")

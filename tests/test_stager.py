@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -149,17 +150,28 @@ class TestTakingUp:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
-        bench.store.away = True
+        bench.store.away = inf
         bench.clock.advance(1)
         held.callback(None)
         assert bench.stager.count() == 0
         bench.clock.advance(TAKE_UP_EVERY)
-        bench.store.away = False
+        bench.store.away = 0
         bench.clock.advance(TAKE_UP_EVERY)
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.staged(cart.id) == ["1", "2"]
         # Both were on the volume: nothing is fetched again.
         assert bench.archive.times("GET") == 2
+
+    def test_a_store_that_is_away_for_a_moment_is_no_error_of_the_cart(self, bench: Staged) -> None:
+        bench.start()
+        cart, held = bench.put(), bench.hold("GET", "2")
+        bench.stager.begin(cart.id, resumed=False)
+        bench.store.away = 1
+        held.callback(None)
+        assert bench.stager.count() == 0
+        assert bench.status(cart.id) is CartStatus.STAGING
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.READY
 
 
 class TestLeases:
@@ -233,7 +245,7 @@ class TestLettingGo:
         bench.start()
         bench.hold()
         bench.stager.begin(bench.put().id)
-        bench.store.away = True
+        bench.store.away = inf
         result_of(bench.stager.stop())
         assert list((bench.root / "holders").iterdir()) == []
         with pytest.raises(Unavailable):
