@@ -1,0 +1,245 @@
+"""Carts that are kept on the volume as one tar."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from sqlalchemy import text
+
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.pacifica_schema import begin
+from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, unpacked, wait_for
+from tests.slow_reader import slow_reader
+
+pytest_plugins = ("tests.archive_fixture",)
+
+FILES = {
+    "a/one": b"first",
+    "empty": b"",
+    "ä/ö": content("large", 300_000),
+    "x/" * 140 + "deep": b"deep",
+    "a/two": content("two", 10_240),
+}
+SLOW = 48 * 2**20
+"""Bytes that take a while to be written again."""
+NEVER = 10**9
+"""So many HEADs does a tape take that nobody waits for."""
+BUNDLE_TASK = "[cartd]\nbundle_task = on\n"
+
+
+def post(cartd: RunningCartd, archive: FaultyArchive, uid: str, **more: object) -> None:
+    """A cart of FILES, which are in the archive by their numbers."""
+    for number, data in enumerate(FILES.values()):
+        archive.put(str(number), data)
+    entries = [entry(number, path, data) for number, (path, data) in enumerate(FILES.items())]
+    assert cartd.post(uid, manifest(entries, **more)).status == 201
+    cartd.wait_until(uid, "ready")
+
+
+@in_a_thread
+def test_a_bundle_is_the_tar_of_an_unbundled_cart_with_the_uid_as_its_top_folder(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        post(cartd, archive, "mine", bundle=True)
+        posted = cartd.get("/mine").headers["last-modified"]
+        while True:
+            # The directories in a tar bear the second of the posting: both must be of one.
+            post(cartd, archive, "twin")
+            twin = cartd.get("/twin?filename=mine")
+            if twin.headers["last-modified"] == posted:
+                break
+            cartd.delete("mine")
+            post(cartd, archive, "mine", bundle=True)
+            posted = cartd.get("/mine").headers["last-modified"]
+            cartd.delete("twin")
+        [tar] = cartd.volume.glob("[0-9]*/mine.tar")
+        assert [path.name for path in tar.parent.iterdir()] == ["mine.tar"]
+        assert tar.read_bytes() == twin.body
+        for name in ("", "?filename=other", "?filename=other.tar"):
+            answer = cartd.get(f"/mine{name}")
+            assert answer.body == twin.body
+            assert answer.headers["etag"] == twin.headers["etag"]
+            assert answer.headers["content-length"] == str(len(twin.body))
+        assert "other.tar" in answer.headers["content-disposition"]
+        with tarfile.open(fileobj=io.BytesIO(twin.body)) as opened:
+            assert {name.partition("/")[0] for name in opened.getnames()} == {"mine"}
+        assert unpacked(twin.body) == FILES
+        for first, last in ((0, 0), (511, 1536), (5000, 250_000), (len(twin.body) - 7, 10**9)):
+            part = cartd.get("/mine", range=f"bytes={first}-{last}")
+            assert (part.status, part.body) == (206, twin.body[first : last + 1])
+        assert cartd.terminate() == 0
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_manifest_decides_over_the_configuration_and_only_then_is_bundling_told(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    asked = manifest_of(archive, "asked", SLOW, bundle=True)
+    silent = manifest_of(archive, "silent", SLOW)
+    with running_cartd(tmp_path, archive=url_of(archive), ini=BUNDLE_TASK) as cartd:
+        post(cartd, archive, "tree", bundle=False)
+        cartd.post("asked", asked)
+        assert statuses_until_ready(cartd, "asked") <= {"staging", "bundling", "ready"}
+        cartd.post("silent", silent)
+        assert statuses_until_ready(cartd, "silent") == {"staging", "ready"}
+        kept = {path.split("/", 1)[1] for path in on_the_volume(cartd)}
+        assert kept == {"asked.tar", "silent.tar", *(f"tree/{path}" for path in FILES)}
+        assert cartd.download("silent") == {"dir/file-0": content("silent-0", SLOW)}
+
+
+def statuses_until_ready(cartd: RunningCartd, uid: str) -> set[str]:
+    seen = {"staging"}
+    while "ready" not in seen:
+        seen.add(cartd.status(uid)[0])
+        assert "error" not in seen
+    return seen
+
+
+@in_a_thread
+def test_a_link_leads_to_what_the_newest_cart_of_a_uid_holds(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        link = cartd.volume / "cartuids/mine"
+        post(cartd, archive, "mine")
+        assert link.readlink() == Path("../1/mine")
+        assert (link / "ä/ö").read_bytes() == FILES["ä/ö"]
+        post(cartd, archive, "mine", bundle=True)
+        assert link.readlink() == Path("../2/mine.tar")
+        assert link.read_bytes() == cartd.get("/mine").body
+        cartd.delete("mine")
+        assert not link.is_symlink()
+        post(cartd, archive, "mine")
+        assert link.readlink() == Path("../3/mine")
+
+
+@in_a_thread
+def test_a_uid_that_leaves_no_room_for_the_ending_is_not_bundled(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    longest, longer, most = (
+        letter * length for letter, length in zip("abc", (251, 252, 255), strict=True)
+    )
+    with running_cartd(tmp_path, archive=url_of(archive), ini=BUNDLE_TASK) as cartd:
+        for uid in (longest, longer, most):
+            stage(cartd, archive, uid, 5)
+            assert unpacked(cartd.get(f"/{uid}").body) == {"dir/file-0": content(f"{uid}-0", 5)}
+            assert (cartd.volume / "cartuids" / uid).exists()
+        assert on_the_volume(cartd) == {
+            f"1/{longest}.tar",
+            f"2/{longer}/dir/file-0",
+            f"3/{most}/dir/file-0",
+        }
+        asking = manifest_of(archive, "other", 5, bundle=True)
+        assert cartd.post(longest, asking).status == 201
+        for uid in (longer, most):
+            refused = cartd.post(uid, asking)
+            assert (refused.status, refused.json["message"].split(":")[0]) == (400, "bundle")
+
+
+@pytest.mark.parametrize("moment", ["incoming/1/tar-*", "1/mine.tar"])
+@in_a_thread
+def test_a_kill_while_a_bundle_is_written_costs_no_second_fetch(
+    archive: FaultyArchive, tmp_path: Path, moment: str
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        cartd.post("mine", manifest_of(archive, "mine", SLOW, files=3, bundle=True))
+        while not list(cartd.volume.glob(moment)):
+            assert cartd.status("mine")[0] != "ready"
+        cartd.kill()
+        cartd.start()
+        cartd.wait_until("mine", "ready")
+        assert cartd.download("mine") == {
+            f"dir/file-{n}": content(f"mine-{n}", SLOW // 3) for n in range(3)
+        }
+        assert on_the_volume(cartd) == {"1/mine.tar"}
+        assert len(archive.seen("GET")) == 3
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_bundle_that_was_whole_when_the_service_died_is_taken_up(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        stage(cartd, archive, "mine", 1000, bundle=True)
+        before = cartd.get("/mine")
+        cartd.kill()
+        with begin(cartd.database) as connection:
+            # As it is between the renaming of the tar and the last word to the store.
+            connection.execute(text("UPDATE cart SET status = 'bundling'"))
+        [inode] = [path.stat().st_ino for path in cartd.volume.glob("1/mine.tar")]
+        cartd.start()
+        cartd.wait_until("mine", "ready")
+        after = cartd.get("/mine")
+        assert (after.body, after.headers["etag"]) == (before.body, before.headers["etag"])
+        assert (cartd.volume / "1/mine.tar").stat().st_ino == inode
+        assert len(archive.seen("GET")) == 1
+
+
+def cut(tar: Path) -> None:
+    with tar.open("r+b") as opened:
+        opened.truncate(1536)
+
+
+def grow(tar: Path) -> None:
+    with tar.open("ab") as opened:
+        opened.write(bytes(512))
+
+
+@pytest.mark.parametrize("damage", [cut, grow, Path.unlink], ids=["cut", "grown", "removed"])
+@in_a_thread
+def test_a_damaged_bundle_is_staged_again_and_not_a_byte_of_it_is_sent(
+    archive: FaultyArchive, tmp_path: Path, damage: object
+) -> None:
+    assert callable(damage)
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        post(cartd, archive, "mine", bundle=True)
+        before = cartd.get("/mine")
+        with slow_reader(cartd, "mine") as reader:
+            assert reader.rest() == before.body
+        tar = cartd.volume / "1/mine.tar"
+        damage(tar)
+        archive.put("0", FILES["a/one"], tape_heads=NEVER)
+        # Several clients find out at the same time.
+        found: list[int] = []
+        clients = [Thread(target=lambda: found.append(cartd.get("/mine").status)) for _ in "1234"]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        assert set(found) == {202}
+        # While a file is waited for, the damaged bundle takes no room any more.
+        wait_for(lambda: not tar.exists())
+        archive.files["0"].tape_heads = 0
+        cartd.wait_until("mine", "ready")
+        after = cartd.get("/mine")
+        assert (after.body, after.headers["etag"]) == (before.body, before.headers["etag"])
+        assert on_the_volume(cartd) == {"1/mine.tar"}
+        # A damaged file on the volume is logged with its trace, and nothing else is.
+        assert cartd.log.count("Traceback") == cartd.log.count("VolumeDamaged: ")
+
+
+@in_a_thread
+def test_a_bundle_of_a_cart_in_error_is_finished_from_what_is_there(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), ini="[archiveinterface]\nretries=1") as c:
+        body = manifest_of(archive, "mine", 30, files=3, bundle=True)
+        archive.files["mine-2"].data = b"xxxxxxxxxx"
+        c.post("mine", body)
+        assert "dir/file-2" in c.wait_until("mine", "error")
+        wait_for(lambda: len(on_the_volume(c)) == 2)
+        archive.files["mine-2"].data = content("mine-2", 10)
+        c.run("cartd-cmd", "fixit", "--cartid", "mine")
+        assert c.download("mine") == {f"dir/file-{n}": content(f"mine-{n}", 10) for n in range(3)}
+        assert on_the_volume(c) == {"1/mine.tar"}
+        assert [len(archive.seen("GET", f"mine-{n}")) for n in range(3)] == [1, 1, 2]
