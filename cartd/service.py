@@ -191,8 +191,10 @@ class Cartd(Service):
         try:
             await self._end_work()
         finally:
-            self._site.close_connections()
-            await self._parts.close()
+            try:
+                self._site.close_connections()
+            finally:
+                await self._parts.close()
 
     async def _end_work(self) -> None:
         self._carts.close()
@@ -207,7 +209,10 @@ class Cartd(Service):
     def stopService(self) -> Deferred[None]:
         """Stop taking carts and staging, let downloads end for a while, then close all."""
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        stopped = Deferred.fromCoroutine(self._stop())
+        # Nobody else would tell.
+        stopped.addErrback(lambda failure: log.failure("The service stopped badly", failure))
+        return stopped
 
     def hurry(self) -> None:
         """Wait no longer for the downloads."""

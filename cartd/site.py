@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakSet
 
 from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel
 from twisted.web.resource import IResource
@@ -70,6 +71,7 @@ class LimitedChannel(HTTPChannel):
 
     transport: Any
     _sending = False
+    _lost = False
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -101,12 +103,16 @@ class LimitedChannel(HTTPChannel):
 
         To break it throws away what the client has not taken yet, of a finished download too.
         """
-        if self.transport is None:
+        if self._lost or self.transport is None:
             return
         if self._sending:
             self.transport.abortConnection()
         else:
             self.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        super().connectionLost(reason)
 
     # Who does not read holds a cart in its place, so not for ever.
 

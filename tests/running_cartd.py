@@ -219,6 +219,7 @@ def running_cartd(
     database: str = "",
     options: Iterable[str] = (),
     ini: str = "",
+    port: int | None = None,
     **environment: str,
 ) -> Iterator[RunningCartd]:
     """Start the service in ``directory`` and, whatever happens, end it."""
@@ -229,6 +230,7 @@ def running_cartd(
         database or f"sqlite:///{directory / 'cartd.sqlite3'}",
         tuple(options),
         environment,
+        port=port or free_port(),
     )
     cartd.configure(ini)
     try:
