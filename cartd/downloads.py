@@ -88,7 +88,7 @@ class Downloads:
         cart = await self._newest(uid)
         with self._uses.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
-            _check_ready(await self._store.cart(cart.id))
+            cart = _check_ready(await self._store.cart(cart.id))
             if cart.bytes_total is None:
                 cart = await self._adopted(cart)
             await self._note_use(cart)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -182,6 +183,15 @@ def test_the_same_manifest_posted_again_changes_nothing(site: CartSite) -> None:
     assert (again.status, again.json) == (201, BEGUN)
     assert site.cartd.status("twice") == ("ready", "")
     assert len(site.on_volume("twice")) == 1
+
+
+def test_the_same_manifest_posted_by_many_at_once_makes_one_cart(site: CartSite) -> None:
+    body = site.manifest(FILES)
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda _: site.cartd.post("crowd", body), range(12)))
+    assert [(answer.status, answer.json) for answer in answers] == [(201, BEGUN)] * 12
+    assert [row["cart_uid"] for row in site.rows("cart")].count("crowd") == 1
+    site.cartd.wait_until("crowd", "ready")
 
 
 def test_the_same_manifest_posted_again_while_it_is_staged_changes_nothing(tapes: CartSite) -> None:
