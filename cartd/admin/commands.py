@@ -35,14 +35,15 @@ Command = Callable[[Config, Namespace], int]
 
 def main() -> None:
     """Run one command; the process's exit status says how it went."""
-    given = _parser().parse_args()
+    given = command_line().parse_args()
     try:
         sys.exit(given.command(_config(given), given))
     except CartdError as error:
         sys.exit(f"cartd-cmd: {error}")
 
 
-def _parser() -> ArgumentParser:
+def command_line() -> ArgumentParser:
+    """What may be typed behind ``cartd-cmd``; ``command`` is the function to call with it."""
     parser = ArgumentParser(
         prog="cartd-cmd",
         description="Looks after cartd's store and volume, whether the service runs or not.",
@@ -126,8 +127,8 @@ def _dbchk(config: Config, given: Namespace) -> int:
 
 def _dbsync(config: Config, _given: Namespace) -> int:
     _wait(config)
-    sync(config.database_url)
-    print("The database has the current schema.")
+    state = sync(config.database_url)
+    print("The database has the current schema." if state.current else state.explanation)
     return 0
 
 
@@ -154,7 +155,13 @@ def _fixit(config: Config, given: Namespace) -> int:
 
 def _dump(config: Config, given: Namespace) -> int:
     async def work(parts: Parts) -> int:
-        await dump(parts.store, parts.volume, sys.stdout, as_json=given.json)
+        try:
+            await dump(parts.store, parts.volume, sys.stdout, as_json=given.json)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever reads has seen enough; nor shall the interpreter tell of it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         return 0
 
     return _with_parts(config, work)

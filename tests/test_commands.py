@@ -1,0 +1,291 @@
+"""``cartd-cmd`` as a shell runs it: the schema, the dump, the purge, and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import text
+
+from cartd.admin import main
+from cartd.admin.commands import command_line
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.pacifica_schema import begin, make_tables
+from tests.running_cartd import RunningCartd, command, running_cartd, unpacked, wait_for
+from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+
+pytest_plugins = ("tests.archive_fixture",)
+
+COMMANDS = ("dbchk", "dbsync", "fixit", "dump", "purge")
+NEVER = 10**9
+
+
+class Shell:
+    """Runs commands in this process; gives the exit status and what was printed."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+    ) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self.url = url
+        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setenv("DATABASE_CONNECT_ATTEMPTS", "1")
+        monkeypatch.delenv("CARTD_CONFIG", raising=False)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        self._monkeypatch.setattr(sys, "argv", ["cartd-cmd", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = self._capsys.readouterr()
+        if isinstance(ended.value.code, str):  # as the interpreter does
+            return 1, out + err + ended.value.code + "\n"
+        return ended.value.code or 0, out + err
+
+
+@pytest.fixture
+def shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Shell:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return Shell(monkeypatch, capsys, f"sqlite:///{tmp_path / 'db.sqlite3'}")
+
+
+def set_version(url: str, version: str) -> None:
+    with begin(url) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+
+
+class TestCommandLine:
+    def test_help_tells_of_every_command_and_every_command_of_itself(self, shell: Shell) -> None:
+        status, said = shell.run("--help")
+        assert status == 0
+        assert "Exit status" in said
+        for name in COMMANDS:
+            assert f"    {name} " in said
+            status, about = shell.run(name, "--help")
+            assert status == 0
+            assert f"usage: cartd-cmd {name}" in about
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "",
+            "unheard-of",
+            "dbchk --unheard-of",
+            "dbsync now",
+            "fixit",
+            "fixit --cartid",
+            "purge --time-ago",
+            "--config",
+        ],
+    )
+    def test_a_wrong_command_line_ends_with_status_2(self, shell: Shell, line: str) -> None:
+        status, said = shell.run(*line.split())
+        assert status == 2
+        assert "usage: " in said
+
+    @pytest.mark.parametrize(
+        ("spelt", "seconds"),
+        [
+            ("60 days ago", 60 * 86400),
+            ("1 day ago", 86400),
+            ("12 hours ago", 43200),
+            ("1.5 hours ago", 5400),
+            ("  2   weeks ago ", 1209600),
+            ("30 minutes after", 1800),
+            ("0 seconds ago", 0),
+        ],
+    )
+    def test_a_time_is_spelt_as_for_pacifica(self, spelt: str, seconds: float) -> None:
+        given = command_line().parse_args(["purge", "--time-ago", spelt])
+        assert given.time_ago == timedelta(seconds=seconds)
+
+    def test_a_purge_spares_half_a_year_unless_told(self) -> None:
+        assert command_line().parse_args(["purge"]).time_ago == timedelta(days=180)
+
+    @pytest.mark.parametrize(
+        "spelt",
+        [
+            "",
+            "60 days",
+            "60",
+            "days ago",
+            "sixty days ago",
+            "60 days hence",
+            "60 fortnights ago",
+            "-1 days ago",
+            "nan days ago",
+            "inf days ago",
+            "1e300 days ago",
+            "1 month ago",
+            "60 days ago now",
+        ],
+    )
+    def test_a_time_that_is_none_is_refused(self, shell: Shell, spelt: str) -> None:
+        status, said = shell.run("purge", f"--time-ago={spelt}")
+        assert status == 2
+        assert f'"{spelt}" is not like "60 days ago"' in said
+
+    def test_a_configuration_that_cannot_be_read_is_told_in_one_line(
+        self, shell: Shell, tmp_path: Path
+    ) -> None:
+        (tmp_path / "wrong.ini").write_text("[cartd]\nvolume_quota = much\n")
+        for name in ("missing.ini", "wrong.ini"):
+            status, said = shell.run("--config", str(tmp_path / name), "dbchk")
+            assert status == 1
+            assert said.startswith("cartd-cmd: ")
+            assert said.count("\n") == 1
+
+
+class TestSchema:
+    def test_without_tables_the_check_fails_and_leaves_nothing(
+        self, shell: Shell, tmp_path: Path
+    ) -> None:
+        for more in ([], ["--equal"]):
+            status, said = shell.run("dbchk", *more)
+            assert (status, said.count("\n")) == (1, 1)
+            assert "cartd-cmd dbsync" in said
+        assert not (tmp_path / "db.sqlite3").exists()
+
+    def test_a_synced_database_is_safe_and_equal_and_can_be_synced_again(
+        self, shell: Shell
+    ) -> None:
+        assert shell.run("dbsync") == (0, "The database has the current schema.\n")
+        assert shell.run("dbchk") == (0, "")
+        assert shell.run("dbchk", "--equal") == (0, "")
+        assert shell.run("dbsync")[0] == 0
+
+    def test_an_old_database_is_not_safe_until_it_is_synced(self, shell: Shell) -> None:
+        with begin(shell.url) as connection:
+            make_tables(connection, "2.0")
+        for name in ("dbchk", "dump", "purge"):
+            status, said = shell.run(name)
+            assert status == 1
+            assert "version 2.0" in said
+            assert "cartd-cmd dbsync" in said
+        assert shell.run("dbsync")[0] == 0
+        assert shell.run("dbchk", "--equal") == (0, "")
+
+    def test_a_newer_minor_version_is_safe_but_not_equal(self, shell: Shell) -> None:
+        shell.run("dbsync")
+        set_version(shell.url, "3.1")
+        assert shell.run("dbchk") == (0, "")
+        status, said = shell.run("dbchk", "--equal")
+        assert status == 1
+        assert "3.1" in said
+        assert "3.1" in shell.run("dbsync")[1]
+
+    def test_a_newer_major_version_is_neither_safe_nor_synced(self, shell: Shell) -> None:
+        shell.run("dbsync")
+        set_version(shell.url, "4.0")
+        for name in ("dbchk", "dbsync", "dump"):
+            status, said = shell.run(name)
+            assert (status, said.count("\n")) == (1, 1)
+            assert "version 4.0" in said
+
+    def test_a_database_that_is_away_is_told_in_one_line(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/no/such/directory/db")
+        for name in ("dbchk", "dbsync", "dump"):
+            status, said = shell.run(name)
+            assert (status, said.count("\n")) == (1, 1)
+            assert said.startswith("cartd-cmd: The database cannot be used: ")
+
+
+def test_a_shell_can_go_by_the_exit_statuses(tmp_path: Path) -> None:
+    cartd = RunningCartd(tmp_path, "http://127.0.0.1:9/", f"sqlite:///{tmp_path / 'db'}")
+    environment = {**cartd.settings(), "HOME": str(tmp_path)}
+    del environment["CARTD_CONFIG"]
+    check, sync = command("cartd-cmd"), command("pacifica-cartd-cmd")
+    script = f"{check} dbchk || {sync} dbsync && {sync} dbchk --equal && echo equal"
+    done = subprocess.run(
+        script, shell=True, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "The database has the current schema.\nequal\n"
+    assert "no tables yet" in done.stderr
+
+
+def age(cartd: RunningCartd, uid: str, days: int) -> None:
+    """Have the cart used so long ago."""
+    with begin(cartd.database) as connection:
+        connection.execute(
+            text("UPDATE cart SET used_date = datetime('now', :ago) WHERE cart_uid = :uid"),
+            {"uid": uid, "ago": f"-{days} days"},
+        )
+
+
+@in_a_thread
+def test_a_purge_beside_the_service_deletes_what_was_not_used_and_nothing_else(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    ini = "[cartd]\nlru_interval = 0.2\n"
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        stage(cartd, archive, "old", 1000)
+        stage(cartd, archive, "older", 1000, bundle=True)
+        stage(cartd, archive, "new", 1000)
+        stage(cartd, archive, "read", TOO_MUCH_FOR_SOCKETS)
+        for uid, days in (("old", 100), ("older", 200), ("read", 300)):
+            age(cartd, uid, days)
+        with slow_reader(cartd, "read") as reader:
+            done = cartd.run("cartd-cmd", "purge")
+            assert done.stdout == "deleting older (cart 2, 10,240 bytes)\n"
+            assert cartd.get("/older").status == 404
+            done = cartd.run("cartd-cmd", "purge", "--time-ago", "60 days ago")
+            assert done.stdout == "deleting old (cart 1, 1,000 bytes)\n"
+            assert unpacked(reader.rest()) == {
+                "dir/file-0": content("read-0", TOO_MUCH_FOR_SOCKETS)
+            }
+        for uid, status in (("old", 404), ("new", 200), ("read", 200)):
+            assert cartd.get(f"/{uid}").status == status
+        kept = {"3/new/dir/file-0", "4/read/dir/file-0"}
+        assert on_the_volume(cartd) == kept
+        assert {path.name for path in (cartd.volume / "cartuids").iterdir()} == {"new", "read"}
+        # What the service still wrote for a cart when that was deleted goes by itself.
+        (cartd.volume / "1/old").mkdir(parents=True)
+        (cartd.volume / "1/old/late").write_bytes(b"late")
+        wait_for(lambda: on_the_volume(cartd) == kept)
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_dump_beside_the_service_says_the_same_in_both_forms(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        stage(cartd, archive, "ready", 1000, files=3)
+        archive.put("tape-0", content("tape-0", 10), tape_heads=NEVER)
+        cartd.post("tape", manifest_of(archive, "tape", 10))
+        as_json = cartd.run("pacifica-cartd-cmd", "dump", "--json")
+        as_yaml = cartd.run("cartd-cmd", "dump")
+        assert as_json.stderr == as_yaml.stderr == ""
+        carts = json.loads(as_json.stdout)
+        assert yaml.safe_load(as_yaml.stdout) == carts
+        assert [(cart["cart_uid"], cart["status"]) for cart in carts] == [
+            ("tape", "staging"),
+            ("ready", "ready"),
+        ]
+        assert carts[1]["bundle_path"] == str(cartd.volume / "1/ready")
+        assert [file["file_name"] for file in carts[1]["files"]] == [
+            "ready-0",
+            "ready-1",
+            "ready-2",
+        ]
+        # A reader that has seen enough is no failure to tell of.
+        piped = subprocess.run(
+            f"{command('cartd-cmd')} dump | head -1",
+            shell=True,
+            env=cartd.settings(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert (piped.stdout.startswith("- id:"), piped.stderr) == (True, "")
