@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import Any
 from weakref import WeakSet
 
@@ -24,9 +27,10 @@ LINGER = 2.0
 
 
 class LimitedRequest(Request):
-    """A request whose body is refused as soon as it is known to be over a limit."""
+    """A request whose body is refused as soon as it is known that it cannot be taken."""
 
     channel: Any
+    content: Any
     max_body = 0
     _received = 0
     _refused = False
@@ -34,15 +38,18 @@ class LimitedRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         if length is not None and length > self.max_body:
-            self._refuse()
-        super().gotLength(0 if self._refused else length)
+            self._refuse_as_too_long()
+        with self._disk():
+            super().gotLength(0 if self._refused else length)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > self.max_body and not self._refused:
-            self._refuse()
+            self._refuse_as_too_long()
         if not self._refused:
-            super().handleContentChunk(data)
+            with self._disk():
+                super().handleContentChunk(data)
+                self.content.flush()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
@@ -55,14 +62,27 @@ class LimitedRequest(Request):
             self._linger.cancel()
         super().connectionLost(reason)
 
-    def _refuse(self) -> None:
-        """Answer 413 now (RFC 9110, section 15.5.14) and close when the client has read it."""
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Around what may meet the disk: a long body is kept in the system's temporary files."""
+        try:
+            yield
+        except OSError as error:
+            if self.content is not None:
+                with suppress(OSError):
+                    self.content.close()
+            self.content = BytesIO()
+            self._refuse(507, f"The body cannot be kept: {error.strerror}")
+
+    def _refuse_as_too_long(self) -> None:
+        self._refuse(413, f"The body is over {self.max_body} bytes (server.max_manifest)")
+
+    def _refuse(self, code: int, message: str) -> None:
+        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(
-            413, f"The body is over {self.max_body} bytes (server.max_manifest)"
-        )
+        self.channel.answer_at_once(code, message)
         self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
 
 
