@@ -47,7 +47,7 @@ PASSING = {
     "state-503": Row(
         "HEAD", status(503, [("Retry-After", "0")]), "answered 503 Service Unavailable to HEAD"
     ),
-    "state-hangs": Row("HEAD", hang_before_head(), "did not answer within 0.5 seconds"),
+    "state-hangs": Row("HEAD", hang_before_head(), "did not answer within 0.4 seconds"),
     "state-garbage": Row("HEAD", garbage(), "is not HTTP"),
     "state-without-size": Row("HEAD", state(x_content_length=None), "no X-Content-Length header"),
     "500": Row("GET", status(500), "answered 500 Internal Server Error to GET"),
@@ -64,8 +64,8 @@ PASSING = {
     ),
     "endless": Row("GET", endless(), "more than the 10000 bytes that were declared"),
     "wrong-bytes": Row("GET", wrong_bytes(), "its sha1 is"),
-    "hangs": Row("GET", hang_before_head(), "did not answer within 0.5 seconds"),
-    "hangs-in-the-middle": Row("GET", hang_after(4000), "sent nothing for 0.5 seconds"),
+    "hangs": Row("GET", hang_before_head(), "did not answer within 0.4 seconds"),
+    "hangs-in-the-middle": Row("GET", hang_after(4000), "sent nothing for 0.4 seconds"),
     "garbage": Row("GET", garbage(), "is not HTTP"),
 }
 """What may be over soon, and so is tried again."""
@@ -83,7 +83,7 @@ SLOW = {"drips": Row("GET", drip(1000, 0.07), "")}
 def settings(retries: int) -> str:
     return (
         f"[archiveinterface]\nconnections = {CONNECTIONS}\nretries = {retries}\n"
-        "stall_timeout = 0.5\nconnect_timeout = 5\n"
+        "stall_timeout = 0.4\nconnect_timeout = 5\n"
     )
 
 

@@ -89,9 +89,8 @@ def test_a_port_that_another_program_has_is_named(tmp_path: Path, taken_port: in
     assert "in use" in line
 
 
-@pytest.mark.parametrize("endpoint", ["tcp", "tcp:http", "nowhere:1", "unix:/no/such/place/socket"])
-def test_an_endpoint_that_is_none_is_shown(tmp_path: Path, endpoint: str) -> None:
-    assert endpoint in why_it_ends(tmp_path, "--endpoint", endpoint)
+def test_an_endpoint_that_is_none_is_shown(tmp_path: Path) -> None:
+    assert "tcp:http" in why_it_ends(tmp_path, "--endpoint", "tcp:http")
 
 
 def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ async def test_carts_in_staging_are_left_and_taken_up_at_the_next_start(tmp_path
         archive.put("2", b"two", tape_heads=NEVER)
         entries = [entry("1", "a/one", b"one"), entry("2", "two", b"two")]
         await deferToThread(cartd.post, "mine", manifest(entries))
-        await deferToThread(wait_for, lambda: cartd.staged("mine") == 1)
+        await deferToThread(wait_for, lambda: on_the_volume(cartd) == {"1/mine/a/one"})
         assert await deferToThread(cartd.terminate) == 0
         archive.put("2", b"two")
         await deferToThread(cartd.start)
