@@ -18,6 +18,10 @@ MARK = bytes(range(256))
 MARKS = (0, 2**20 - 128, 2**26 + 1, SIZE // 2 - 256, SIZE // 2 + 4 * 2**20, SIZE - 256)
 """Where the file is not zeros: before, on and behind the borders of likely blocks."""
 
+SHA1 = "4cf3181f8b72d36bc4f7d9dec12a2e07b8ba9d80"
+"""Of the file that :func:`write_sparse` makes."""
+PIECE = 2**20
+
 
 def write_sparse(path: Path) -> None:
     """Zeros that take no room, with marks that show whether a block was lost or moved."""
@@ -29,14 +33,20 @@ def write_sparse(path: Path) -> None:
 
 
 def members(stream: IO[bytes]) -> dict[str, tuple[int, float, str]]:
-    """Size, time and hash of each file in a tar, none of them held in memory."""
+    """Size, time and hash of each file in a tar without pax records, read block by block.
+
+    (:mod:`tarfile` takes four times as long to read a stream.)
+    """
     found = {}
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=2**20) as tar:
-        for member in tar:
-            content = tar.extractfile(member)
-            if content is not None:
-                digest = hashlib.file_digest(content, "sha1").hexdigest()  # type: ignore[arg-type]
-                found[member.name] = member.size, member.mtime, digest
+    while any(block := stream.read(tarfile.BLOCKSIZE)):
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+        digest = hashlib.sha1()
+        for start in range(0, member.size, PIECE):
+            digest.update(stream.read(min(PIECE, member.size - start)))
+        stream.read(-member.size % tarfile.BLOCKSIZE)
+        if member.isfile():
+            found[member.name] = member.size, member.mtime, digest.hexdigest()
+    assert not any(stream.read())
     return found
 
 
@@ -48,14 +58,11 @@ def test_a_file_of_a_gibibyte_is_staged_and_comes_out_whole(tmp_path: Path) -> N
         held = archive.root / "1"
         write_sparse(held)
         os.utime(held, (1_234_567_890.0, 1_234_567_890.0))
-        with held.open("rb") as file:
-            hash_sum = hashlib.file_digest(file, "sha1").hexdigest()
-        entry = {"id": 1, "path": "big.raw", "hashtype": "sha1", "hashsum": hash_sum}
+        entry = {"id": 1, "path": "big.raw", "hashtype": "sha1", "hashsum": SHA1}
         cartd.post("large", manifest([entry]))
         cartd.wait_until("large", "ready")
         url = f"{cartd.url}/large?filename=data.tar"
         with build_opener(ProxyHandler({})).open(url) as answer:
-            assert members(answer) == {"data/big.raw": (SIZE, 1_234_567_890, hash_sum)}
-            assert answer.read() == b""
+            assert members(answer) == {"data/big.raw": (SIZE, 1_234_567_890, SHA1)}
         assert cartd.terminate() == 0
         assert_no_surprise(cartd.log)
