@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,7 @@ from bench import results
 from bench.bench import Bench
 from bench.comparisons import COMPARISONS
 from bench.contest import FAILURES
+from bench.publishing import publish
 from bench.results import Outcome
 
 PLACE = Path(__file__).parent.parent / ".bench"
@@ -22,6 +24,9 @@ def main(arguments: list[str]) -> int:
     file: Path = options.results
     if options.names == ["report"]:
         print(results.report(results.read(file)))
+        return 0
+    if options.names == ["publish"]:
+        publish(results.read(file), PLACE)
         return 0
     names = options.names or list(COMPARISONS)
     unknown = [name for name in names if name not in COMPARISONS]
@@ -59,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure cartd beside what its users would run in its place.",
         epilog=f"comparisons, all of them if none is named:\n{listed}\n"
-        f"  {'report':{width}}  print the table of what is in the results, and measure nothing",
+        f"  {'report':{width}}  print the table of the results so far, and measure nothing\n"
+        f"  {'publish':{width}}  put that table and the curves into docs/performance.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -69,5 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _terminated(_number: int, _frame: object) -> None:
+    """End the servers too, as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main(sys.argv[1:]))

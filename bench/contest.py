@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
@@ -41,13 +40,9 @@ class Contest:
             self._leave_out(name, error)
 
     def run(self) -> None:
-        """Run each side once a round, in order: A B A B.
-
-        Before each run the system writes out what was left to be written.
-        """
+        """Run each side once a round, in order: A B A B."""
         for number in range(1, self._rounds + 1):
             for name in list(self._sides):
-                os.sync()
                 try:
                     sample = self._sides[name]()
                 except FAILURES as error:

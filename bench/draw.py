@@ -10,22 +10,25 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-SPEED = ("files/s staged", "files/s sent")
-MEMORY = ("MiB at peak, staging", "MiB at peak, sending")
+SPEED = (("files/s staged",), ("files/s sent",))
+MEMORY = (("MiB at peak, staging", "MiB at peak, sending"),)
+"""A panel for each group of lines."""
 
 
-def draw(points: list[dict[str, float]], measures: tuple[str, ...], unit: str, to: Path) -> None:
-    """One picture: a line for each measure, over the number of files in the cart."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+def draw(points: list[dict[str, float]], panels: tuple[tuple[str, ...], ...], to: Path) -> None:
+    """One picture: lines over the number of files in the cart."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(9, 3.6), squeeze=False)
     files = [point["files"] for point in points]
-    for measure in measures:
-        axes.plot(files, [point[measure] for point in points], marker="o", label=measure)
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("files of 4 KiB in the cart")
-    axes.set_ylabel(unit)
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    for axes, measures in zip(all_axes[0], panels, strict=True):
+        for measure in measures:
+            axes.plot(files, [point[measure] for point in points], marker="o", label=measure)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("files of 4 KiB in the cart")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(to, metadata={"Date": None})
 
@@ -36,8 +39,8 @@ def main(curves: Path, directory: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "cartd"
     points: Any = json.loads(curves.read_text())
     directory.mkdir(parents=True, exist_ok=True)
-    draw(points, SPEED, "files a second", directory / "speed.svg")
-    draw(points, MEMORY, "MiB resident", directory / "memory.svg")
+    draw(points, SPEED, directory / "speed.svg")
+    draw(points, MEMORY, directory / "memory.svg")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ def finished(command: Sequence[str | Path], *, directory: Path | None = None) ->
     return Run(seconds, usage.ru_utime + usage.ru_stime, output)
 
 
+def settle() -> None:
+    """Have the system write out all that is left to be written, before a measurement begins."""
+    os.sync()
+
+
 def wait_for(
     condition: Callable[[], bool], what: str, *, seconds: float = 60, every: float = 0.01
 ) -> None:

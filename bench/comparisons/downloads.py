@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -13,10 +14,12 @@ from bench.carts import stage
 from bench.contest import Contest, Sample, Side
 from bench.data import MIB, CartData
 from bench.figures import Row, Target
+from bench.pacifica import pacifica_cartd
 from bench.peers import tool
 from bench.processes import Broken
 from bench.server import Server
 
+PACIFICA = "pacifica-cartd 0.7.0"
 _FORMAT = "%{size_download} %{time_total}"
 
 
@@ -35,11 +38,14 @@ def big(bench: Bench) -> list[Row]:
     contest.side("cartd", lambda: _downloaded(cartd, url, size))
     peer = "nginx, sendfile"
     contest.peer(peer, lambda: lambda: _downloaded(nginx, f"{nginx.url}files/{tar.name}", size))
+    contest.peer(PACIFICA, partial(_pacifica, bench, nginx, data))
     contest.run()
     work = f"download, {data.total_bytes // MIB:,} MiB in 4 files, curl"
     return [
         contest.row(work, "MB/s", peer, Target(1.0, at_least=True, ratio=True)),
         contest.row(work, "server's CPU s/GB", peer, Target(1.0, ratio=True)),
+        contest.row(work, "MB/s", PACIFICA),
+        contest.row(work, "server's CPU s/GB", PACIFICA),
     ]
 
 
@@ -85,8 +91,20 @@ def _sha1(content: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
+def _pacifica(bench: Bench, archive: Server, data: CartData) -> Side:
+    server = bench.started(pacifica_cartd(bench.fresh("pacifica"), bench.peers(), archive.url))
+    stage(server, "big", data)
+    url = f"{server.url}big?filename=big.tar"
+    tar = bench.files / "pacifica.tar"
+    fetch_checked(url, tar, data)
+    size = tar.stat().st_size
+    tar.unlink()
+    return lambda: _downloaded(server, url, size)
+
+
 def _downloaded(server: Server, url: str, size: int) -> Sample:
     """One download to nowhere; ``cpu`` is the server's and curl's."""
+    processes.settle()
     before = server.cpu()
     run = processes.finished([tool("curl"), "-sSf", "-o", "/dev/null", "-w", _FORMAT, url])
     cpu = server.cpu() - before
@@ -103,6 +121,7 @@ def _downloaded(server: Server, url: str, size: int) -> Sample:
 
 def _tarred(tree: Path) -> Side:
     def run() -> Sample:
+        processes.settle()
         command = f"tar cf - {tree.name} | cat >/dev/null"
         done = processes.finished(["/bin/sh", "-c", command], directory=tree.parent)
         return {"s": done.seconds, "cpu": done.cpu}

@@ -11,6 +11,7 @@ from bench.contest import Contest, Sample
 from bench.data import MIB
 from bench.figures import Row, Target, percentile
 from bench.prober import RATE, probing
+from bench.processes import settle
 
 STAGING_SECONDS = 20.0
 """How long the staging that follows is watched."""
@@ -35,6 +36,7 @@ def _of_entries(bench: Bench, count: int, seconds: float, memory: float) -> list
         with cartd(bench.fresh("cartd"), archive.url) as server:
             stage(server, "other", bench.data.warm())
             server.forget_peak()
+            settle()
             before = server.cpu()
             with probing(server, "other") as posting:
                 began = time.monotonic()

@@ -124,6 +124,7 @@ def _small_from(
 
 
 def _staged(server: Server, data: CartData) -> Sample:
+    processes.settle()
     before = server.cpu()
     seconds = stage(server, "cart", data)
     return {
@@ -167,6 +168,7 @@ def _fetched_by_aria2c(
         command = f"{aria2c} -q -j{at_once} --file-allocation=none --auto-save-interval=0 -i urls"
         if checked:
             command += " && sha1sum --quiet -c sums"
+        processes.settle()
         done = processes.finished(["/bin/sh", "-c", command], directory=directory)
         return {"s": done.seconds, "files/s": len(entries) / done.seconds, "cpu": done.cpu}
 
