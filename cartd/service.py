@@ -24,6 +24,7 @@ from cartd.errors import CartdError, ConfigError, Unavailable
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
 from cartd.options import Options, read_config
+from cartd.patience import Patience
 from cartd.periodic import Periodic
 from cartd.plans import Plans
 from cartd.removal import Removal
@@ -112,9 +113,8 @@ class Parts:
             plans=self.plans,
             turns=Turns(tolerance.places, self.reactor),
             tolerance=tolerance,
+            patience=Patience(self.config.archive_retries, tolerance, self.reactor, random.random),
             clock=self.reactor,
-            random=random.random,
-            tries=self.config.archive_retries,
             carts_at_once=self.stager.count,
         )
         self.stager.start(tools, take_up=take_up)

@@ -11,8 +11,9 @@ from twisted.python.failure import Failure
 
 from cartd.errors import CartdError, LeaseLost, Unavailable
 from cartd.holders import Holders
+from cartd.patience import FileFailed
 from cartd.periodic import Periodic
-from cartd.staging import FileFailed, Staging, Tools
+from cartd.staging import Staging, Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.backoff import FIRST_WAIT, LONGEST_WAIT, waits
-from cartd.checksum import Checksum, Mismatch
+from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
+from cartd.checksum import Checksum
 from cartd.concurrency import Turns, both, for_each
-from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
+from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.progress import Batches
 from cartd.reader import TreeReader
@@ -32,24 +31,10 @@ from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 from cartd.volume.incoming import Incoming
 
-T = TypeVar("T")
-log = Logger()
-
 PAGE = 2000
 """Rows read at once, shared by the carts in staging."""
 WINDOW = 128
 """Files under way at once, shared by the carts in staging."""
-LONGEST_PAUSE_ASKED = 300.0
-"""Seconds of an archive's Retry-After that are honoured."""
-
-
-class FileFailed(CartdError):
-    """A file could not be staged; carries which one, for the store."""
-
-    def __init__(self, file: CartFile, cause: Exception) -> None:
-        super().__init__(f"Failed to stage {file.path} (archive id {file.archive_id}): {cause}")
-        self.position = file.position
-        self.cause = str(cause)
 
 
 class Reserves(Protocol):
@@ -71,9 +56,8 @@ class Tools:
     plans: Plans
     turns: Turns
     tolerance: Tolerance
+    patience: Patience
     clock: IReactorTime
-    random: Callable[[], float]
-    tries: int
     carts_at_once: Callable[[], int]
     """How many carts are being staged now: they share pages, windows and turns."""
 
@@ -133,7 +117,7 @@ class Staging:
 
         async def learn(file: CartFile) -> None:
             nonlocal total
-            state = await self._with_retries(file, lambda: self._state(file))
+            state = await self._tools.patience.with_file(file, lambda: self._state(file))
             total += state.size
             if not state.on_disk:
                 self._on_tape.add(file.position)
@@ -189,10 +173,10 @@ class Staging:
             async with self._tools.turns.turn(self._cart.id):
                 await self._tools.archive.stage(file.archive_id)
 
-        await self._with_retries(file, attempt)
+        await self._tools.patience.with_file(file, attempt)
 
     async def _fetch_if_on_disk(self, file: CartFile) -> None:
-        state = await self._with_retries(file, lambda: self._state(file))
+        state = await self._tools.patience.with_file(file, lambda: self._state(file))
         if state.on_disk:
             await self._fetch(file)
             self._on_tape.discard(file.position)
@@ -201,7 +185,7 @@ class Staging:
         if self._resumed and await self._tools.volume.has(self._cart, file):
             hash_sum = file.hash_sum
         else:
-            hash_sum = await self._with_retries(file, lambda: self._fetch_once(file))
+            hash_sum = await self._tools.patience.with_file(file, lambda: self._fetch_once(file))
         await self._staged.add((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
@@ -243,6 +227,8 @@ class Staging:
         newest = await store.newest(self._cart.uid)
         if newest is not None and newest.id == self._cart.id:
             await self._tools.volume.link(self._cart)
+        else:
+            await self._tools.volume.clear_incoming(self._cart.id)
         await store.record_ready(
             self._cart.id, self._holder, volume_bytes=volume_bytes, now=clock.seconds()
         )
@@ -259,7 +245,7 @@ class Staging:
             await volume.write_tar(cart, reader, plan.length)
         return plan.length
 
-    # Pages, windows and patience
+    # Pages and windows
 
     async def _unstaged(
         self, wanted: Callable[[CartFile], bool] = lambda _: True
@@ -281,28 +267,3 @@ class Staging:
 
     def _share(self, whole: int) -> int:
         return max(whole // max(self._tools.carts_at_once(), 1), 2)
-
-    async def _with_retries(self, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works, the tries are used up or the failure is final."""
-        pauses = waits(self._tools.tries, self._tools.random)
-        wrong = False
-        while True:
-            try:
-                return await attempt()
-            except OSError as error:
-                raise FileFailed(file, error) from error
-            except (ArchiveError, Mismatch) as error:
-                if isinstance(error, Mismatch) and not wrong:
-                    wrong = True
-                    self._tools.tolerance.was_wrong()
-                pause = next(pauses, None)
-                if pause is None or not getattr(error, "retryable", True):
-                    raise FileFailed(file, error) from error
-                asked = min(getattr(error, "retry_after", None) or 0.0, LONGEST_PAUSE_ASKED)
-                log.info(
-                    "Trying {path} of cart {id} again: {error}",
-                    path=file.path,
-                    id=self._cart.id,
-                    error=error,
-                )
-            await deferLater(self._tools.clock, max(pause, asked))

@@ -4,7 +4,8 @@ Strategy: Pacifica's own archive interface, run with threads, keeps one file han
 them: requests that meet in it get each other's bytes.  A wrong file now and then is what any
 archive may have.  But when several come in a short while, and not alone, files are asked for one
 at a time from then on; after a while two at a time are tried, then four and so on.  A wrong file on
-that way takes it back to one, and doubles the while.
+that way takes it back to one, and doubles the while.  A file that comes wrong twice in the same way
+would have come so in any company: what was concluded from it is taken back.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Tolerance:
         self._now = now
         self._suspicion = 0.0
         self._alone_since: float | None = None
+        self._grounds = 0.0
+        """The suspicion for which files are asked for alone."""
         self._while = FIRST_WHILE
 
     def places(self) -> int:
@@ -35,8 +38,7 @@ class Tolerance:
             return self._most
         doublings = int((self._now() - self._alone_since) / self._while)
         if doublings >= self._most.bit_length():
-            self._alone_since = None
-            self._while = FIRST_WHILE
+            self._stop_asking_alone()
             return self._most
         return min(1 << doublings, self._most)
 
@@ -44,14 +46,33 @@ class Tolerance:
         """A file has come as it should."""
         self._suspicion *= FADING
 
-    def was_wrong(self) -> None:
-        """Other bytes than declared have come, for the first time for this file."""
+    def was_wrong(self) -> bool:
+        """Other bytes than declared have come, for the first time for this file.
+
+        Says whether its company is suspected of that.
+        """
         if self.places() == 1:
-            return  # it met nobody
+            return False  # it met nobody
         self._suspicion += 1
         if self._alone_since is not None:
             self._while = min(self._while * 2, LONGEST_WHILE)
         elif self._suspicion < SUSPICIOUS:
-            return
+            return True
+        self._grounds += self._suspicion
         self._suspicion = 0.0
         self._alone_since = self._now()
+        return True
+
+    def was_wrong_again(self) -> None:
+        """A file for which its company was suspected has come wrong in the same way again."""
+        if self._alone_since is None:
+            self._suspicion = max(self._suspicion - 1, 0.0)
+            return
+        self._grounds -= 1
+        if self._grounds < SUSPICIOUS:
+            self._stop_asking_alone()
+
+    def _stop_asking_alone(self) -> None:
+        self._alone_since = None
+        self._while = FIRST_WHILE
+        self._grounds = 0.0

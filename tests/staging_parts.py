@@ -6,7 +6,7 @@ Nothing here waits for anything but the test's own clock, and what the test hold
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cartd.bundle import Member
 from cartd.concurrency import Turns
 from cartd.errors import LeaseLost, Unavailable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
+from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.staging import Reserves, Tools
 from cartd.store import Store
@@ -251,6 +252,7 @@ class Bench:
         self.root = root
         self.reserve: Reserves = self._reserve
         self.tries = 3
+        self.turns_at_once: Callable[[], int] = lambda: 0
 
     async def _reserve(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
@@ -261,6 +263,7 @@ class Bench:
 
     def tools(self, *, connections: int = 4) -> Tools:
         tolerance = Tolerance(connections, self.clock.seconds)
+        self.turns_at_once = tolerance.places
         return Tools(
             store=self.store,
             volume=self.volume,
@@ -269,9 +272,8 @@ class Bench:
             plans=Plans(self.store, InThisThread()),
             turns=Turns(tolerance.places, self.clock),
             tolerance=tolerance,
+            patience=Patience(self.tries, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
-            random=lambda: 0.5,
-            tries=self.tries,
             carts_at_once=lambda: 1,
         )
 

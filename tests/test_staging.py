@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 from cartd.archive import ArchiveError
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
-from cartd.staging import FileFailed, Staging
+from cartd.patience import FileFailed
+from cartd.staging import Staging
 from tests.staging_parts import Bench, passing
 from tests.volume_parts import HeldThreads, everything, failure_of, outcome
 
@@ -79,6 +80,22 @@ class TestPatience:
         bench.clock.advance(0.5)
         assert ended == [None]
         assert content(bench) == FILES
+
+    @pytest.mark.parametrize(("answers", "places"), [([b"owt", b"owt"], 4), ([b"owt", b"wto"], 1)])
+    def test_only_what_comes_wrong_in_several_ways_makes_files_wait_for_each_other(
+        self, tmp_path: Path, answers: list[bytes], places: int
+    ) -> None:
+        bench = Bench(tmp_path / "volume", dict.fromkeys(["1", "2"], b"two"))
+        cart = bench.put()
+        bench.archive.files = dict.fromkeys(["1", "2"], answers[0])
+        staging = Staging(bench.tools(), claimed(bench, cart), "me", resumed=False)
+        running = Deferred.fromCoroutine(staging.run())
+        assert bench.turns_at_once() == 1
+        bench.archive.files = dict.fromkeys(["1", "2"], answers[1])
+        bench.clock.advance(0.5)
+        assert bench.turns_at_once() == places
+        outcome(running)
+        running.cancel()
 
     @pytest.mark.parametrize(
         "error", [ArchiveError("no such file", retryable=False), OSError(5, "broken disk")]
@@ -182,6 +199,7 @@ class TestTakingUp:
             assert ended == [None]
         link = bench.root / "cartuids" / "mine"
         assert str(link.readlink()) == f"../{newer.id}/mine"
+        assert list(bench.root.glob("incoming/*")) == []
 
 
 class TestEnding:

@@ -94,3 +94,33 @@ def test_there_are_never_more_places_than_were_set() -> None:
         seen.append(tolerance.places())
         clock.advance(FIRST_WHILE)
     assert seen == [1, 2, 3, 3]
+
+
+def test_files_that_are_wrong_in_any_company_are_not_held_against_it() -> None:
+    tolerance, _ = narrowed()
+    tolerance.was_wrong_again()
+    assert tolerance.places() == 32
+    tolerance.was_wrong_again()
+    tolerance.was_wrong()
+    assert tolerance.places() == 32
+
+
+def test_a_suspicion_is_taken_back_before_it_leads_to_anything() -> None:
+    tolerance, _ = after()
+    for _ in range(10):
+        assert tolerance.was_wrong()
+        tolerance.was_wrong_again()
+    assert tolerance.places() == 32
+
+
+def test_one_that_is_wrong_in_any_company_does_not_excuse_the_others() -> None:
+    tolerance, clock = narrowed()
+    clock.advance(FIRST_WHILE)
+    assert tolerance.was_wrong()
+    tolerance.was_wrong_again()
+    assert tolerance.places() == 1
+
+
+def test_a_file_that_met_nobody_is_no_reason_for_suspicion() -> None:
+    tolerance, _ = narrowed()
+    assert not tolerance.was_wrong()
