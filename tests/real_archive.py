@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
+
+from tests.free_ports import free_port
 
 START_SECONDS = 30.0
 
@@ -72,7 +73,7 @@ def real_archive(directory: Path, *, threads: int = 1) -> Iterator[RealArchive]:
     root.mkdir(parents=True)
     settings = directory / "cherrypy.conf"
     settings.write_text(_SETTINGS.format(threads=threads))
-    archive = RealArchive(_free_port(), root)
+    archive = RealArchive(free_port(), root)
     log = directory / "archive.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -96,12 +97,6 @@ def real_archive(directory: Path, *, threads: int = 1) -> Iterator[RealArchive]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

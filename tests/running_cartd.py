@@ -30,6 +30,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from tests.free_ports import free_port
+
 DEADLINE = 60.0
 """Seconds after which what a test waits for counts as never coming."""
 LOOK_EVERY = 0.02
@@ -59,7 +61,7 @@ class RunningCartd:
     environment: Mapping[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = ()
     """What to start in place of ``twistd -n cartd``; the port is in its environment."""
-    port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -279,10 +281,3 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"
         time.sleep(LOOK_EVERY)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port

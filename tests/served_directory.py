@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.running_cartd import command, free_port, wait_for
+from tests.free_ports import free_port
+from tests.running_cartd import command, wait_for
 
 
 @dataclass(frozen=True, slots=True)

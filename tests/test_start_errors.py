@@ -13,7 +13,8 @@ from sqlalchemy import create_engine, text
 
 from cartd.store import sync
 from tests.databases import sqlite_url
-from tests.running_cartd import DEADLINE, command, free_port
+from tests.free_ports import free_port
+from tests.running_cartd import DEADLINE, command
 
 TAC = str(Path(__file__).parents[1] / "cartd.tac")
 

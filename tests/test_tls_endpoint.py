@@ -15,7 +15,8 @@ import trustme
 
 from tests.cart_site import CartSite
 from tests.cartd_beside import assert_no_surprise
-from tests.running_cartd import DEADLINE, free_port, running_cartd, unpacked, wait_for
+from tests.free_ports import free_port
+from tests.running_cartd import DEADLINE, running_cartd, unpacked, wait_for
 from tests.served_directory import served_directory
 from tests.wire import Wire, assert_is_error
 
