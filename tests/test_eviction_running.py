@@ -81,7 +81,8 @@ def test_a_cart_that_is_being_downloaded_stays_and_another_goes(
 def test_a_deleted_cart_that_is_still_being_sent_counts_until_it_has_gone(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    with running_cartd(tmp_path, archive=url_of(archive), ini=quota(LARGE + MB)) as cartd:
+    ini = quota(LARGE + MB, "lru_interval = 0.2")
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         stage(cartd, archive, "a", LARGE)
         with slow_reader(cartd, "a") as reader:
             assert cartd.delete("a").status == 200
@@ -90,6 +91,10 @@ def test_a_deleted_cart_that_is_still_being_sent_counts_until_it_has_gone(
             assert unpacked(reader.rest()) == {"dir/file-0": content("a-0", LARGE)}
         wait_for(lambda: not list(cartd.volume.glob("[0-9]*")))
         stage(cartd, archive, "b", 2 * MB)
+        # What is written for it when it is deleted already goes by itself.
+        (cartd.volume / "1/a").mkdir(parents=True)
+        (cartd.volume / "1/a/late").write_bytes(b"late")
+        wait_for(lambda: not (cartd.volume / "1").exists())
         assert_no_surprise(cartd.log)
 
 
