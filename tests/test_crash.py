@@ -1,4 +1,7 @@
-"""A service that is killed in the middle of its work goes on where it was, by itself."""
+"""A service that is killed in the middle of its work goes on where it was, by itself.
+
+For one that is killed while it bundles, see :mod:`tests.test_bundles`.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,6 @@ def lease_ends(cartd: RunningCartd) -> float:
     engine.dispose()
     assert isinstance(ends, float)
     return ends
-
-
-def is_being_bundled(cartd: RunningCartd) -> bool:
-    return any(cartd.volume.glob("incoming/1/tar-*"))
-
-
-def kill_while_it_bundles(cartd: RunningCartd) -> None:
-    wait_for(lambda: is_being_bundled(cartd))
-    cartd.kill()
 
 
 @pytest_twisted.ensureDeferred
@@ -76,28 +70,6 @@ async def test_every_cart_becomes_ready_after_a_crash_and_nothing_is_fetched_aga
         assert fetched == dict.fromkeys(fetched, 1) | {"large1": 2, "large2": 2}
         assert list(cartd.volume.glob("incoming/*")) == []
         assert len(list(cartd.volume.glob("holders/*"))) == 1
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_bundle_that_was_being_written_is_written_anew(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
-        data = LARGE * 16
-        archive.put("1", data)
-        archive.put("2", b"two")
-        entries = [entry("1", "a/one", data), entry("2", "two", b"two")]
-        await deferToThread(cartd.post, "mine", manifest(entries, bundle=True))
-        await deferToThread(kill_while_it_bundles, cartd)
-        assert is_being_bundled(cartd)
-        assert not (cartd.volume / "1" / "mine.tar").exists()
-
-        lease = lease_ends(cartd)
-        await deferToThread(cartd.start)
-        await deferToThread(cartd.wait_until, "mine", "ready")
-        assert time.time() < lease
-        assert await deferToThread(cartd.download, "mine") == {"a/one": data, "two": b"two"}
-        assert len(archive.seen("GET")) == 2
-        assert on_the_volume(cartd) == {"1/mine.tar"}
-        assert list(cartd.volume.glob("incoming/*")) == []
 
 
 @pytest_twisted.ensureDeferred
