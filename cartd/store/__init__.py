@@ -14,9 +14,9 @@ from cartd.store.database import Database
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
-from cartd.store.schema import UpgradeError, schema_state, sync, wait_for_database
+from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
-from cartd.store.state import Condition, SchemaState
+from cartd.store.state import Condition, SchemaState, UpgradeError
 
 __all__ = [
     "Condition",

@@ -11,24 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.schema import SetColumnComment, SetTableComment
 
-from cartd.errors import CartdError, ConfigError, Unavailable
+from cartd.errors import ConfigError, Unavailable
 from cartd.store.engines import explained, parse, schema_engine
 from cartd.store.state import Condition, SchemaState, state_of
-from cartd.store.tables import cartsystem, metadata
+from cartd.store.tables import cartsystem
 
 # Any number that no other program is likely to choose; it spells "cartd".
 _UPGRADE_LOCK = 0x6361727464
-
-
-class UpgradeError(CartdError):
-    """The schema could not be upgraded; nothing was changed."""
 
 
 def schema_state(url: str) -> SchemaState:
@@ -51,7 +43,10 @@ def sync(url: str) -> SchemaState:
         if state.condition in (Condition.FOREIGN, Condition.NEWER):
             raise ConfigError(state.explanation)
         if state.condition in (Condition.MISSING, Condition.OLDER):
-            _upgrade(connection, state)
+            # Here and not above: Alembic takes longer to load than all else, and is seldom used.
+            from cartd.store.upgrade import upgrade
+
+            upgrade(connection, state.version)
         return _state(connection)
 
 
@@ -122,29 +117,3 @@ def _wait_for_other_upgrades(connection: Connection) -> None:
     """SQLite's transaction holds the only lock that there is, from its begin."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
-
-
-def _upgrade(connection: Connection, state: SchemaState) -> None:
-    config = Config()
-    config.set_main_option("script_location", "cartd.store:migrations")
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    try:
-        if state.version is not None:
-            command.stamp(config, state.version)
-        command.upgrade(config, "head")
-        _comment(connection)
-    except (SQLAlchemyError, CommandError) as error:
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise UpgradeError(f"The upgrade failed and changed nothing: {reason}") from error
-
-
-def _comment(connection: Connection) -> None:
-    """What each table and column is, for those who look into the database."""
-    if not connection.dialect.supports_comments:
-        return
-    for table in metadata.sorted_tables:
-        connection.execute(SetTableComment(table))
-        for column in table.columns:
-            if column.comment:
-                connection.execute(SetColumnComment(column))

@@ -7,6 +7,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cartd.errors import CartdError
+
 CURRENT = (3, 0)
 """The schema of this release: (major, minor).  A minor step only adds what may be ignored."""
 UPGRADABLE = frozenset({(0, 1), (1, 0), (2, 0)})
@@ -43,6 +45,10 @@ _EXPLANATIONS = {
         " it belongs to another program"
     ),
 }
+
+
+class UpgradeError(CartdError):
+    """The schema could not be upgraded; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
