@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import results
@@ -33,12 +36,8 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such comparison: {', '.join(unknown)}", file=sys.stderr)
         return 2
-    failed = []
-    for name in names:
-        outcome = _compare(name, quick=options.quick, rounds=options.rounds)
-        if outcome.failure:
-            failed.append(f"{name}: {outcome.failure}")
-        results.keep(file, name, outcome)
+    with alone():
+        failed = _compare_all(names, options)
     kept = results.read(file)
     print(results.report({name: kept[name] for name in names}))
     for line in failed:
@@ -46,15 +45,41 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
+def _compare_all(names: list[str], options: argparse.Namespace) -> list[str]:
+    """Keep the outcomes one by one; the names and reasons of those that failed."""
+    failed = []
+    for name in names:
+        outcome = _compare(name, quick=options.quick, rounds=options.rounds)
+        if outcome.failure:
+            failed.append(f"{name}: {outcome.failure}")
+        results.keep(options.results, name, outcome)
+    return failed
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Two benchmarks at once would measure each other, and share one directory."""
+    PLACE.mkdir(exist_ok=True)
+    with (PLACE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another benchmark is running in {PLACE}") from None
+        yield
+
+
 def _compare(name: str, *, quick: bool, rounds: int) -> Outcome:
     print(f"{name}: {COMPARISONS[name].about}", file=sys.stderr, flush=True)
     circumstances = results.circumstances(quick=quick, rounds=rounds)
+    outcome = Outcome(circumstances, [])
     try:
         with Bench(PLACE, quick=quick, rounds=rounds) as bench:
-            return Outcome(circumstances, COMPARISONS[name].compare(bench))
+            for row in COMPARISONS[name].compare(bench):
+                outcome.rows.append(row)
     except FAILURES as error:
         traceback.print_exc()
-        return Outcome(circumstances, [], f"{type(error).__name__}: {error}")
+        outcome.failure = f"{type(error).__name__}: {error}"
+    return outcome
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,4 +107,7 @@ def _terminated(_number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -6,15 +6,29 @@ import sys
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 
+from bench.data import MIB
 from bench.figures import Figures, Row, Target
 from bench.peers import Absent
 from bench.processes import Broken
+from bench.server import Server
 
 Sample = Mapping[str, float]
 """What one run gave, by the name of the measure; ``cpu`` is its CPU seconds."""
 Side = Callable[[], Sample]
 FAILURES = (Absent, Broken, OSError, HTTPException)
 """What may befall a peer."""
+PEAK = "MiB at peak"
+
+
+def with_peak(server: Server, run: Side) -> Side:
+    """The same side, and the most memory that its server had meanwhile."""
+
+    def watched() -> Sample:
+        server.forget_peak()
+        sample = run()
+        return {**sample, PEAK: server.peak() / MIB}
+
+    return watched
 
 
 class Contest:

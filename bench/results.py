@@ -21,7 +21,7 @@ BUSY = 0.2
 LOOK_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What came of one comparison."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bench.bench import Bench
@@ -24,7 +24,7 @@ class Comparison:
     """A comparison and the sentence that tells what it is."""
 
     about: str
-    compare: Callable[[Bench], list[Row]]
+    compare: Callable[[Bench], Iterable[Row]]
 
 
 COMPARISONS: Mapping[str, Comparison] = {

@@ -7,6 +7,7 @@ long, and last long enough to be their own average.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
 
@@ -28,23 +29,21 @@ SENDING_PEAK = "MiB at peak, sending"
 MEASURES = (STAGED, SENT, STAGING_PEAK, SENDING_PEAK)
 
 
-def curves(bench: Bench) -> list[Row]:
+def curves(bench: Bench) -> Iterator[Row]:
     """Stage and download carts of growing sizes; the points are kept for ``bench/draw.py``."""
     archive_url = bench.nginx().url
-    rows: list[Row] = []
     points: list[dict[str, float]] = []
     for count in bench.sized(SIZES, SIZES[:4]):
         contest = Contest(bench.rounds if count <= OFTEN else 1)
         contest.side("cartd", partial(_sample, bench, archive_url, count))
         contest.run()
         mine = [contest.row(f"4 KiB × {count:,}", measure, cpu="") for measure in MEASURES]
-        rows += mine
+        yield from mine
         points.append(
             {"files": count}
             | {row.measure: median(row.ours.values) for row in mine if row.ours is not None}
         )
     (bench.place / "curves.json").write_text(json.dumps(points, indent=1))
-    return rows
 
 
 def _sample(bench: Bench, archive_url: str, count: int) -> Sample:

@@ -11,7 +11,7 @@ from typing import IO
 from bench import processes
 from bench.bench import Bench
 from bench.carts import stage
-from bench.contest import Contest, Sample, Side
+from bench.contest import PEAK, Contest, Sample, Side, with_peak
 from bench.data import MIB, CartData
 from bench.figures import Row, Target
 from bench.pacifica import pacifica_cartd
@@ -35,7 +35,7 @@ def big(bench: Bench) -> list[Row]:
     size = tar.stat().st_size
 
     contest = Contest(bench.rounds)
-    contest.side("cartd", lambda: _downloaded(cartd, url, size))
+    contest.side("cartd", with_peak(cartd, lambda: _downloaded(cartd, url, size)))
     peer = "nginx, sendfile"
     contest.peer(peer, lambda: lambda: _downloaded(nginx, f"{nginx.url}files/{tar.name}", size))
     contest.peer(PACIFICA, partial(_pacifica, bench, nginx, data))
@@ -46,6 +46,7 @@ def big(bench: Bench) -> list[Row]:
         contest.row(work, "server's CPU s/GB", peer, Target(1.0, ratio=True)),
         contest.row(work, "MB/s", PACIFICA),
         contest.row(work, "server's CPU s/GB", PACIFICA),
+        contest.row(work, PEAK, cpu=""),
     ]
 
 
@@ -62,12 +63,15 @@ def small(bench: Bench) -> list[Row]:
     [tree] = (bench.directory("cartd") / "volume").glob("[0-9]*/small")
 
     contest = Contest(bench.rounds)
-    contest.side("cartd", lambda: _downloaded(cartd, url, size))
+    contest.side("cartd", with_peak(cartd, lambda: _downloaded(cartd, url, size)))
     peer = "tar cf - DIR | cat"
     contest.peer(peer, lambda: _tarred(tree))
     contest.run()
     work = f"download, {count:,} × 4 KiB"
-    return [contest.row(work, "s", peer, Target(2.0, ratio=True, aim=1.0))]
+    return [
+        contest.row(work, "s", peer, Target(2.0, ratio=True, aim=1.0)),
+        contest.row(work, PEAK, cpu=""),
+    ]
 
 
 def fetch_checked(url: str, tar: Path, data: CartData) -> None:

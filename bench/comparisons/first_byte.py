@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 
 from bench.bench import Bench
 from bench.cartd import cartd
@@ -17,14 +18,12 @@ _AS_QUICK = Target(1.25, ratio=True)
 """Two waits of some milliseconds are never quite alike."""
 
 
-def first_byte(bench: Bench) -> list[Row]:
+def first_byte(bench: Bench) -> Iterator[Row]:
     """Of a cart that nobody has asked for since cartd's start, and then again."""
-    rows: list[Row] = []
     for count, limit in bench.sized(
         {10_000: 50.0, 100_000: 300.0}, {500: 50.0, 2_000: 300.0}
     ).items():
-        rows += _of_a_cart(bench, count, Target(limit))
-    return rows
+        yield from _of_a_cart(bench, count, Target(limit))
 
 
 def _of_a_cart(bench: Bench, count: int, target: Target) -> list[Row]:

@@ -6,7 +6,7 @@ import time
 
 from bench.bench import Bench
 from bench.carts import stage
-from bench.contest import Contest, Sample, Side
+from bench.contest import PEAK, Contest, Sample, Side, with_peak
 from bench.data import MIB, CartData
 from bench.figures import Row, Target, percentile
 from bench.load import loaded
@@ -40,10 +40,10 @@ def heads(bench: Bench) -> list[Row]:
             return _waits(cartd, seconds)
 
     contest = Contest(bench.rounds)
-    contest.side("cartd", _full_rate(bench, cartd, seconds))
+    contest.side("cartd", with_peak(cartd, _full_rate(bench, cartd, seconds)))
     contest.peer(PACIFICA, lambda: _pacifica(bench, archive, ready, seconds))
     contest.side("idle", idle)
-    contest.side("busy", busy)
+    contest.side("busy", with_peak(cartd, busy))
     contest.run()
     work = "HEAD of a ready cart"
     at_rate = f"{work}, {RATE:.0f} a second"
@@ -52,10 +52,12 @@ def heads(bench: Bench) -> list[Row]:
         contest.row(work, "requests/s", PACIFICA, _EIGHT),
         contest.row(work, "ms, p50 of 16 at full rate", PACIFICA, cpu=""),
         contest.row(work, "ms, p99 of 16 at full rate", PACIFICA, cpu=""),
+        contest.row(work, PEAK, cpu=""),
         contest.row(f"{at_rate}, nothing else", "ms, p50", side="idle"),
         contest.row(f"{at_rate}, nothing else", "ms, p99", side="idle", cpu=""),
         contest.row(f"{at_rate}, {load}", "ms, p50", side="busy"),
         contest.row(f"{at_rate}, {load}", "ms, p99", target=_UNDER_LOAD, side="busy", cpu=""),
+        contest.row(f"{at_rate}, {load}", PEAK, side="busy", cpu=""),
     ]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from bench.bench import Bench
 from bench.cartd import cartd
 from bench.carts import post, stage
-from bench.contest import Contest, Sample
+from bench.contest import PEAK, Contest, Sample
 from bench.data import MIB
 from bench.figures import Row, Target, percentile
 from bench.prober import RATE, probing
@@ -17,14 +18,12 @@ STAGING_SECONDS = 20.0
 """How long the staging that follows is watched."""
 
 
-def manifests(bench: Bench) -> list[Row]:
+def manifests(bench: Bench) -> Iterator[Row]:
     """100,000 and 1,000,000 entries: seconds, then MiB, that are allowed."""
-    rows: list[Row] = []
     full = {100_000: (3.0, 250.0), 1_000_000: (30.0, 1024.0)}
     quick = {1_000: (3.0, 250.0), 10_000: (30.0, 1024.0)}
     for count, (seconds, memory) in bench.sized(full, quick).items():
-        rows += _of_entries(bench, count, seconds, memory)
-    return rows
+        yield from _of_entries(bench, count, seconds, memory)
 
 
 def _of_entries(bench: Bench, count: int, seconds: float, memory: float) -> list[Row]:
@@ -49,7 +48,7 @@ def _of_entries(bench: Bench, count: int, seconds: float, memory: float) -> list
                 "s to the 201": taken,
                 "ms, HEAD p99 until the 201": percentile(posting.milliseconds, 0.99),
                 "ms, HEAD p99 while it is staged": percentile(staging.milliseconds, 0.99),
-                "MiB at peak": server.peak() / MIB,
+                PEAK: server.peak() / MIB,
                 "cpu": cpu,
             }
 
@@ -67,5 +66,5 @@ def _of_entries(bench: Bench, count: int, seconds: float, memory: float) -> list
             target=Target(100.0),
             cpu="",
         ),
-        contest.row(work, "MiB at peak", target=Target(memory), cpu=""),
+        contest.row(work, PEAK, target=Target(memory), cpu=""),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.bench import Bench
 from bench.carts import stage
 from bench.comparisons.downloads import fetch_checked
-from bench.contest import Contest, Sample
+from bench.contest import PEAK, Contest, Sample, with_peak
 from bench.data import MIB
 from bench.figures import Row, Target
 from bench.slow_readers import read_slowly
@@ -25,24 +25,22 @@ def slow_clients(bench: Bench) -> list[Row]:
     fetch_checked(f"{server.url}big?filename=big.tar", tar, data)
 
     def run() -> Sample:
-        server.forget_peak()
         before = server.cpu()
         reading = read_slowly(
             server, "/big?filename=big.tar", tar, clients=clients, rate=RATE, seconds=seconds
         )
         return {
-            "MiB at peak": server.peak() / MIB,
             "bytes wrong": float(reading.wrong),
             "MiB read and right": reading.right / MIB,
             "cpu": server.cpu() - before,
         }
 
     contest = Contest(bench.rounds)
-    contest.side("cartd", run)
+    contest.side("cartd", with_peak(server, run))
     contest.run()
     work = f"{clients} slow downloads, {data.total_bytes // MIB:,} MiB in 4 files, {seconds:g} s"
     return [
-        contest.row(work, "MiB at peak", target=_RESIDENT),
+        contest.row(work, PEAK, target=_RESIDENT),
         contest.row(work, "bytes wrong", target=_NONE_WRONG, cpu=""),
         contest.row(work, "MiB read and right", cpu=""),
     ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from bench import processes
 from bench.bench import Bench
 from bench.cartd import cartd
 from bench.carts import stage
-from bench.contest import Contest, Sample, Side
+from bench.contest import PEAK, Contest, Sample, Side, with_peak
 from bench.data import MIB, CartData
 from bench.figures import Row, Target
 from bench.pacifica import pacifica_cartd
@@ -27,30 +27,27 @@ _THIRTY = Target(30.0, at_least=True, ratio=True)
 _FLAT = Target(0.9, at_least=True, ratio=True)
 
 
-def big(bench: Bench) -> list[Row]:
+def big(bench: Bench) -> Iterator[Row]:
     """Four big files with sha1, from the nginx archive and from the real one."""
     data = bench.data.big(bench.sized(256 * MIB, 16 * MIB))
     work = f"staging 4 × {data.total_bytes // MIB // 4} MiB, sha1"
-    return [
-        *_from(bench.nginx, f"{work}, {NGINX}", partial(_big_from, bench, data)),
-        *_from(bench.pacifica_archive, f"{work}, {REAL}", partial(_big_from, bench, data)),
-    ]
+    compare = partial(_big_from, bench, data)
+    yield from _from(bench.nginx, f"{work}, {NGINX}", compare)
+    yield from _from(bench.pacifica_archive, f"{work}, {REAL}", compare)
 
 
-def small(bench: Bench) -> list[Row]:
+def small(bench: Bench) -> Iterator[Row]:
     """Files of 4 KiB, all of them different, in carts of four sizes."""
-    rows: list[Row] = []
     with_pacifica = bench.sized(1_000, 100)
     for count in bench.sized((100, 1_000, 10_000, 100_000), (100, 300)):
         data = bench.data.small(count)
         compare = partial(
             _small_from, bench, data, target=_HALF, with_pacifica=count == with_pacifica
         )
-        rows += _from(bench.nginx, f"staging {count:,} × 4 KiB, {NGINX}", compare)
+        yield from _from(bench.nginx, f"staging {count:,} × 4 KiB, {NGINX}", compare)
     for count in bench.sized((1_000, 10_000), (300,)):
         compare = partial(_small_from, bench, bench.data.small(count))
-        rows += _from(bench.pacifica_archive, f"staging {count:,} × 4 KiB, {REAL}", compare)
-    return rows
+        yield from _from(bench.pacifica_archive, f"staging {count:,} × 4 KiB, {REAL}", compare)
 
 
 def flat(bench: Bench) -> list[Row]:
@@ -72,8 +69,7 @@ def staged_by_cartd(bench: Bench, archive: Server, data: CartData) -> Side:
     def run() -> Sample:
         with cartd(bench.fresh("cartd"), archive.url) as server:
             stage(server, "warm", bench.data.warm())
-            server.forget_peak()
-            return {**_staged(server, data), "MiB at peak": server.peak() / MIB}
+            return with_peak(server, lambda: _staged(server, data))()
 
     return run
 
@@ -98,7 +94,7 @@ def _big_from(bench: Bench, data: CartData, archive: Server, work: str) -> list[
     return [
         contest.row(work, "s", PACIFICA, _FASTER),
         contest.row(work, "s", ARIA2_BIG, _FASTER),
-        contest.row(work, "MiB at peak"),
+        contest.row(work, PEAK, cpu=""),
     ]
 
 
@@ -120,7 +116,7 @@ def _small_from(
     rows = [contest.row(work, "files/s", ARIA2_SMALL, target)]
     if with_pacifica:
         rows.append(contest.row(work, "files/s", PACIFICA, _THIRTY))
-    return [*rows, contest.row(work, "MiB at peak")]
+    return [*rows, contest.row(work, PEAK, cpu="")]
 
 
 def _staged(server: Server, data: CartData) -> Sample:
