@@ -222,9 +222,10 @@ def running_cartd(
     options: Iterable[str] = (),
     ini: str = "",
     port: int | None = None,
+    started: bool = True,
     **environment: str,
 ) -> Iterator[RunningCartd]:
-    """Start the service in ``directory`` and, whatever happens, end it."""
+    """Start the service in ``directory``, or leave that to the test; in any case, end it."""
     directory.mkdir(exist_ok=True)
     cartd = RunningCartd(
         directory,
@@ -236,7 +237,8 @@ def running_cartd(
     )
     cartd.configure(ini)
     try:
-        cartd.start()
+        if started:
+            cartd.start()
         yield cartd
     finally:
         if cartd.process is not None and cartd.process.poll() is None:
