@@ -32,7 +32,7 @@ run: $(READY)
 
 test: $(READY)
 	@demo/tools curl tar bsdtar wget aria2c
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
@@ -44,4 +44,4 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -45,6 +45,7 @@ setup(
             "pytest",
             "pytest-randomly",
             "pytest-twisted",
+            "pytest-xdist",
             "ruff",
             "trustme",
             "types-pyyaml",
