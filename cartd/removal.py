@@ -72,7 +72,11 @@ class Removal:
         That is what a crash or a failing disk kept from being removed, and what this process went
         on staging when another one deleted the cart.
         """
-        for cart_id in await self._store.deleted_among(await self._volume.cart_ids()):
+        leaving = set(self._leaving)
+        there = await self._volume.cart_ids()
+        for cart_id in leaving.difference(there):
+            self._leaving.pop(cart_id, None)  # by somebody else's hand
+        for cart_id in await self._store.deleted_among(there):
             cart = await self._store.cart(cart_id)
             if cart is not None and not self._uses.is_pinned(cart_id) and await self._remove(cart):
                 log.info(

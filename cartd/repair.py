@@ -42,25 +42,30 @@ class Repair:
             sizes = await self._volume.measure_tar(cart, files)
             volume_bytes = await self._volume.tar_size(cart)
         else:
-            found = await self._volume.measure(cart, files)
-            sizes = [one for one in found if one is not None]
-            volume_bytes = sum(size for _, size, _ in sizes)
+            sizes = await self._found(cart, files)
+            volume_bytes = _sum(sizes)
         if sizes is None or volume_bytes is None or len(sizes) < len(files):
             return False
-        total = sum(size for _, size, _ in sizes)
         await self._store.record_measured(
-            cart.id, sizes, bytes_total=total, volume_bytes=volume_bytes
+            cart.id, sizes, bytes_total=_sum(sizes), volume_bytes=volume_bytes
         )
         return True
 
     async def adopt_all(self) -> None:
-        """Measure every ready cart of Pacifica's, so that it counts for the room on the volume.
+        """Measure Pacifica's carts, ready or in error, so that they count for the room.
 
-        What is not there is left alone until somebody asks for it.
+        A ready one that is not there is left alone until somebody asks for it.
         """
         for cart in await self._store.unmeasured():
-            if not await self.adopt(cart):
+            if cart.status == CartStatus.ERROR:
+                rest = _sum(await self._found(cart, await self._all_files(cart)))
+                await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
+            elif not await self.adopt(cart):
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.uid)
+
+    async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
+        found = await self._volume.measure(cart, files)
+        return [one for one in found if one is not None]
 
     async def lost(self, cart: Cart) -> list[int]:
         """The positions of the files that are missing on the volume or have a wrong size."""
@@ -100,3 +105,7 @@ class Repair:
         while rows := await self._store.files(cart.id, after=len(files) - 1, limit=5000):
             files.extend(rows)
         return files
+
+
+def _sum(sizes: list[tuple[int, int, int]]) -> int:
+    return sum(size for _, size, _ in sizes)

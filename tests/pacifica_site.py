@@ -84,6 +84,7 @@ class PacificaSite:
             "error",
             statuses=("staged", "error", "waiting"),
             error="Failed to pull file(gone)",
+            updated="2020-02-01 12:00:00",
         )
         self._write_tree(7, "failed", {"a": data_of("failed", "a")})
         self._add(connection, 8, "deleted", "deleted", deleted="2020-08-01 00:00:00")

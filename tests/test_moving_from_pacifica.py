@@ -136,13 +136,14 @@ def test_the_carts_of_pacifica_make_room_like_all_others(
 ) -> None:
     site = PacificaSite(tmp_path / "site", "2.0")
     ini = site.configuration("http://127.0.0.1:9/").replace(
-        "[cartd]", "[cartd]\nvolume_quota = 6000\nlru_interval = 0.1"
+        "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
     )
     with running_cartd(
         site.volume.parent, archive="", ini=ini, started=False, DATABASE_URL="", VOLUME_PATH=""
     ) as cartd:
         cartd.run("cartd-cmd", "dbsync")
         cartd.start()
-        # Nobody has asked for either, and there is no room for both: the older one goes.
+        # There is room for the tree alone: what was used before goes, in error or not.
         wait_for(lambda: cartd.request("HEAD", "/bundle").status == 404)
+        wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
         assert cartd.request("HEAD", "/tree").status == 204

@@ -13,6 +13,7 @@ from cartd.model import Cart, CartStatus
 from cartd.removal import Removal
 from cartd.stager import Stager
 from cartd.uses import Uses
+from cartd.volume.removal import remove_tree
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, begin, everything, result_of
 
@@ -121,6 +122,17 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removin
     obstacle.mkdir()
     result_of(bench.removal.sweep())
     assert bench.left() == set()
+    assert bench.removal.leaving() == 0
+
+
+def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
+    cart = bench.ready()
+    obstacle = in_the_way(bench)
+    result_of(bench.removal.delete(cart))
+    obstacle.unlink()
+    obstacle.mkdir()
+    remove_tree(bench.root / str(cart.id))
+    result_of(bench.removal.sweep())
     assert bench.removal.leaving() == 0
 
 

@@ -102,7 +102,7 @@ class TestUpgrading:
         ]
         assert all(cart and cart.fingerprint is None for cart in carts)
         assert all(cart and cart.bytes_total is None for cart in carts)
-        assert unmeasured == [1, 2]
+        assert unmeasured == [1, 2, 4, 5]
         assert [(f.position, f.path) for f in files[1]] == [(0, "b"), (1, "a"), (2, "d/c")]
         assert [(f.position, f.status, f.error) for f in files[3]] == [
             (0, FileStatus.WAITING, ""),

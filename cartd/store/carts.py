@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice, starmap
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, bindparam, insert, select, update
+from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
 from cartd.bundle import Member
 from cartd.manifest import Entry, Manifest
@@ -29,7 +29,15 @@ _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
 _ACTIVE = _LIVING.order_by(cart.c.id.desc())
 _UNFINISHED = _LIVING.where(cart.c.status.in_(UNFINISHED)).order_by(cart.c.id)
 _UNMEASURED = _LIVING.where(
-    cart.c.status == CartStatus.READY.value, cart.c.bytes_total.is_(None)
+    cart.c.bytes_total.is_(None),
+    or_(
+        cart.c.status == CartStatus.READY.value,
+        and_(
+            cart.c.status == CartStatus.ERROR.value,
+            cart.c.fingerprint.is_(None),
+            cart.c.volume_bytes == 0,
+        ),
+    ),
 ).order_by(cart.c.id)
 _FILES = (
     FILES.where(file.c.cart_id == bindparam("cart_id"), file.c.position > bindparam("after"))
@@ -112,7 +120,7 @@ class Carts:
         return await self._carts(_UNFINISHED)
 
     async def unmeasured(self) -> list[Cart]:
-        """The ready carts of which nobody knows the size: Pacifica's, oldest first."""
+        """The finished carts of which nobody knows the size: Pacifica's, oldest first."""
         return await self._carts(_UNMEASURED)
 
     async def files(

@@ -15,7 +15,7 @@ from cartd.model import CartStatus, FileStatus
 from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
-from cartd.store.rows import date_of
+from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
@@ -62,14 +62,9 @@ _RETRY_FILES = (
     .where(file.c.cart_id == bindparam("in_cart"), ~_STAGED)
     .values(status=FileStatus.WAITING.value, error="")
 )
-_RESTAGE = (
-    update(cart)
-    .where(
-        cart.c.id == bindparam("cart_id"),
-        cart.c.deleted_date.is_(None),
-        cart.c.status.in_([CartStatus.READY.value, CartStatus.ERROR.value]),
-    )
-    .values(status=CartStatus.STAGING.value, error="", updated_date=bindparam("date"))
+_FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(FINISHED))
+_RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id")).values(
+    status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
 )
 
 
@@ -163,14 +158,19 @@ class Progress:
         cart_id: int,
         sizes: Sequence[tuple[int, int, int]],
         *,
-        bytes_total: int,
+        bytes_total: int | None,
         volume_bytes: int,
     ) -> None:
-        """What was found on the volume of a ready cart of Pacifica's, as of ``record_states``."""
+        """What was found on the volume of a cart of Pacifica's, as of ``record_states``.
+
+        ``bytes_total`` is none for a cart that lacks files.  Nothing is recorded of one that went
+        back to staging meanwhile.
+        """
         async with self._database.transaction() as transaction:
             values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
-            await _change(transaction, cart_id, values)
-            await _record_states(transaction, cart_id, sizes)
+            measured = _FINISHED.where(cart.c.id == cart_id).values(**values)
+            if await transaction.execute(measured):
+                await _record_states(transaction, cart_id, sizes)
 
     async def _change_held(self, cart_id: int, holder: str, values: dict[str, Any]) -> None:
         async with self._database.transaction() as transaction:
