@@ -84,30 +84,23 @@ def test_a_cart_in_error_is_fixed_when_the_archive_has_come_right(
         archive.files["mine-1"].data = b"wrong data"
         cartd.post("mine", body)
         cartd.wait_until("mine", "error")
+        # This one fails before anybody knows its size.
+        archive.fault("other-0", status(503), method="HEAD")
+        cartd.post("other", manifest_of(archive, "other", 10))
+        assert "503" in cartd.wait_until("other", "error")
         assert cartd.terminate() == 0
-        code, [said] = fixit(cartd, "mine")
+        code, [said, other] = fixit(cartd, "mine", "other")
         assert code == 1
         assert said.startswith("mine: error, Failed to stage dir/file-1 (archive id mine-1)")
+        assert other == "other: ready"
         archive.files["mine-1"].data = content("mine-1", 10)
         assert fixit(cartd, "mine") == (0, ["mine: ready"])
         assert fetched(archive, "mine", 3) == [1, 3, 1]
         cartd.start()
+        assert cartd.download("other") == {"dir/file-0": content("other-0", 10)}
         assert cartd.download("mine") == {
             f"dir/file-{n}": content(f"mine-{n}", 10) for n in range(3)
         }
-
-
-@in_a_thread
-def test_a_cart_that_failed_before_its_sizes_were_known_can_be_fixed(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
-    with running_cartd(tmp_path, archive=url_of(archive), ini=ONE_TRY) as cartd:
-        archive.fault("*", status(503), method="HEAD")
-        cartd.post("mine", manifest_of(archive, "mine", 10))
-        assert "503" in cartd.wait_until("mine", "error")
-        archive.heal()
-        assert fixit(cartd, "mine") == (0, ["mine: ready"])
-        assert cartd.download("mine") == {"dir/file-0": content("mine-0", 10)}
 
 
 class Terminal:
