@@ -50,7 +50,7 @@ class Periodic:
             await self._work()
         except CancelledError:
             pass
-        except CartdError as error:
+        except (CartdError, OSError) as error:
             log.warn(
                 "{error}; it is tried again in {seconds} s", error=error, seconds=self._seconds
             )

@@ -18,7 +18,7 @@ def test_work_that_fails_is_logged_and_done_again() -> None:
 
     async def work() -> None:
         runs.append(clock.seconds())
-        raise Unavailable("away") if len(runs) == 1 else ValueError("bug")
+        raise [Unavailable("away"), OSError("disk"), ValueError("bug")][len(runs) - 1]
 
     @implementer(ILogObserver)
     def observe(event: LogEvent) -> None:
@@ -32,7 +32,7 @@ def test_work_that_fails_is_logged_and_done_again() -> None:
     finally:
         globalLogPublisher.removeObserver(observe)
     assert runs == [0, 10, 20]
-    assert [event["log_level"].name for event in logged] == ["warn", "critical", "critical"]
+    assert [event["log_level"].name for event in logged] == ["warn", "warn", "critical"]
     Deferred.fromCoroutine(periodic.stop())
     assert not clock.getDelayedCalls()
 
