@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
@@ -95,16 +96,20 @@ class Evictor:
 
     async def _shortfall(self, wanted: int) -> int:
         used, promised = await self._store.usage()
-        # The disk has less free for what arrives, though it still counts as promised.
-        arriving = await self._arriving()
-        return shortfall(
+        short = partial(
+            shortfall,
             wanted=wanted,
-            free=await self._free(),
-            promised=max(promised - arriving, 0),
             used=used + self._leaving(),
             quota=self._rules.quota,
             reserve=self._rules.reserve,
         )
+        missing = short(free=await self._free(), promised=promised)
+        if missing > 0:
+            # The disk has less free for what arrives, though it still counts as promised.  It
+            # takes a look into every cart's directory, so only when it matters.
+            arriving = await self._arriving()
+            missing = short(free=await self._free(), promised=max(promised - arriving, 0))
+        return missing
 
     async def _make_room(self, missing: int, *, all_or_nothing: bool) -> bool:
         """Evict carts of ``missing`` bytes together; say whether as many were freed.
