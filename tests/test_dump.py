@@ -119,6 +119,14 @@ async def test_a_bundled_cart_names_its_tar_and_one_without_files_has_no_list(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_cart_that_cannot_be_on_the_volume_is_told_all_the_same(store: Store) -> None:
+    # Pacifica let its users do this, and failed later.
+    await store.post("u" * 255, manifest(1), bundle=True, now=10)
+    [only] = await dumped(store)
+    assert (only["cart_uid"], only["bundle"], only["bundle_path"]) == ("u" * 255, "True", "")
+
+
+@pytest_twisted.ensureDeferred
 async def test_text_that_looks_like_something_else_stays_text(store: Store) -> None:
     awkward = ["yes", "null", "1e3", "0x10", "2020-01-01", "- a", "a: b", "#x", " x ", "'", '"']
     awkward += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ class Bytes:
         self.closed += 1
 
 
+DATA = os.urandom(1000)
 TAR = os.urandom((2 << 20) + 77)
 
 
@@ -113,3 +115,47 @@ def test_a_cancelled_bundle_leaves_nothing_and_waits_for_the_thread(root: Path, 
     assert isinstance(failure_of(written), CancelledError)
     assert reader.closed == 1
     assert everything(root) <= EMPTY | {"incoming/7"}
+
+
+def pacificas_tar(volume: Volume, *paths: str) -> Path:
+    """As Pacifica Cartd wrote it, of a tree with these files."""
+    tree, tar = volume.tree(CART), volume.tar(CART)
+    for number, path in enumerate(paths):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(DATA[: 600 + number])
+        os.utime(tree / path, (1e9 + number, 1e9 + number + 0.5))
+    with tarfile.open(tar, "w") as opened:
+        opened.add(tree, arcname=CART.uid)
+    return tar
+
+
+def test_a_bundle_of_pacificas_is_measured_by_its_headers(volume: Volume) -> None:
+    paths = ["b", "a/" + "long/" * 60 + "c", "a/\N{SNOWMAN}", "a/d"]
+    pacificas_tar(volume, *paths)
+    wanted = [a_file(b"", path, position=number) for number, path in enumerate(paths[:3])]
+    assert result_of(volume.measure_tar(CART, reversed(wanted))) == [
+        (2, 602, 1_000_000_002),
+        (1, 601, 1_000_000_001),
+        (0, 600, 1_000_000_000),
+    ]
+
+
+def test_a_bundle_that_lacks_a_file_or_cannot_be_read_is_not_measured(volume: Volume) -> None:
+    one, another = a_file(b"", "one"), a_file(b"", "another", position=1)
+    assert result_of(volume.measure_tar(CART, [one])) is None
+    tar = pacificas_tar(volume, "one")
+    assert result_of(volume.measure_tar(CART, [one])) is not None
+    assert result_of(volume.measure_tar(CART, [one, another])) is None
+    whole = tar.read_bytes()
+    for broken in (b"", whole[:1000], whole[: whole.index(DATA[:600]) + 599], b"x" * 20_480):
+        tar.write_bytes(broken)
+        assert result_of(volume.measure_tar(CART, [one])) is None
+    tar.unlink()
+    tar.mkdir()
+    assert result_of(volume.measure_tar(CART, [one])) is None
+
+
+def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:
+    cart = a_cart(uid="u" * 255)
+    assert result_of(volume.tar_size(cart)) is None
+    assert result_of(volume.measure_tar(cart, [])) is None

@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 import yaml
 
-from cartd.model import Cart, CartFile
+from cartd.model import Cart, CartFile, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
 
@@ -96,11 +96,10 @@ class YamlForm:
 
 
 def _cart_row(cart: Cart, volume: Volume) -> Row:
-    path = volume.tar(cart) if cart.bundle else volume.tree(cart)
     return _as_text(
         id=cart.id,
         cart_uid=cart.uid,
-        bundle_path=path if cart.status == "ready" else "",
+        bundle_path=_bundle_path(cart, volume),
         bundle=cart.bundle,
         creation_date=_date(cart.created),
         updated_date=_date(cart.updated),
@@ -113,6 +112,13 @@ def _cart_row(cart: Cart, volume: Volume) -> Row:
         bytes_total=cart.bytes_total,
         bytes_staged=cart.bytes_staged,
     )
+
+
+def _bundle_path(cart: Cart, volume: Volume) -> object:
+    """Only what is ready surely has a name that can be on a volume."""
+    if cart.status != CartStatus.READY:
+        return ""
+    return volume.tar(cart) if cart.bundle else volume.tree(cart)
 
 
 def _file_row(cart: Cart, file: CartFile) -> Row:

@@ -121,7 +121,11 @@ class Volume:
     ) -> list[tuple[int, int, int]] | None:
         """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
         wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
-        return await self._threads.run(found_files.measure_tar, self._paths.tar(cart), wanted)
+        try:
+            tar = self._paths.tar(cart)
+        except ValueError:
+            return None
+        return await self._threads.run(found_files.measure_tar, tar, wanted)
 
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
@@ -163,7 +167,11 @@ class Volume:
 
     async def tar_size(self, cart: Cart) -> int | None:
         """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
-        [found] = await self._threads.run(found_files.measure, [self._paths.tar(cart)])
+        try:
+            tar = self._paths.tar(cart)
+        except ValueError:
+            return None
+        [found] = await self._threads.run(found_files.measure, [tar])
         return None if found is None else found[0]
 
     async def drop_tar(self, cart: Cart) -> None:
