@@ -15,6 +15,7 @@ from bench import results
 from bench.bench import Bench
 from bench.comparisons import COMPARISONS
 from bench.contest import FAILURES
+from bench.leftovers import Leftovers
 from bench.publishing import publish
 from bench.results import Outcome
 
@@ -53,6 +54,7 @@ def _compare_all(names: list[str], options: argparse.Namespace) -> list[str]:
         if outcome.failure:
             failed.append(f"{name}: {outcome.failure}")
         results.keep(options.results, name, outcome)
+    Leftovers(PLACE / "leftovers").remove()
     return failed
 
 

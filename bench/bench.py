@@ -11,6 +11,7 @@ from typing import TypeVar
 from bench import peers
 from bench.cartd import cartd
 from bench.data import Data
+from bench.leftovers import Leftovers
 from bench.nginx import nginx
 from bench.pacifica import pacifica_archive
 from bench.server import Server
@@ -23,6 +24,7 @@ class Bench:
 
     def __init__(self, place: Path, *, quick: bool, rounds: int) -> None:
         self.place = place
+        place.mkdir(exist_ok=True)
         self.quick = quick
         self.rounds = rounds
         self.data = Data(place / "archive", place / "sums")
@@ -30,12 +32,15 @@ class Bench:
         """What nginx serves as static files."""
         self.scratch = place / "scratch"
         self._work = place / "work"
+        self._leftovers = Leftovers(place / "leftovers")
         self._started = ExitStack()
 
     def __enter__(self) -> Bench:
-        for path in (self._work, self.files, self.scratch):
+        self._leftovers.take(self._work)
+        self._work.mkdir()
+        for path in (self.files, self.scratch):
             shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
+            path.mkdir()
         return self
 
     def __exit__(
@@ -46,7 +51,8 @@ class Bench:
     ) -> None:
         self._started.close()
         if error is None:
-            for path in (self._work, self.files, self.scratch):
+            self._leftovers.take(self._work)
+            for path in (self.files, self.scratch):
                 shutil.rmtree(path)
 
     def sized(self, full: T, quick: T) -> T:
@@ -54,9 +60,9 @@ class Bench:
         return quick if self.quick else full
 
     def fresh(self, name: str) -> Path:
-        """The path of a directory that is not there: what a run before left in it is removed."""
+        """The path of a directory that is not there any more."""
         path = self._work / name
-        shutil.rmtree(path, ignore_errors=True)
+        self._leftovers.take(path)
         return path
 
     def peers(self) -> Path:
