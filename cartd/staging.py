@@ -96,12 +96,12 @@ class Staging:
     async def _clear(self) -> None:
         """Remove what is of no use any more.
 
-        A bundle is written when all files are staged: if they are not, it was found damaged, and
-        if their sizes were never known, nobody here wrote it.
+        A bundle is written when all files are staged: if they are not, it was found damaged, or
+        Pacifica Cartd has left it.
         """
         cart, volume = self._cart, self._tools.volume
         await volume.clear_incoming(cart.id)
-        if cart.bundle and (cart.bytes_total is None or cart.files_staged < cart.files_total):
+        if cart.bundle and cart.files_staged < cart.files_total:
             await volume.drop_tar(cart)
 
     # Learning what the archive has
