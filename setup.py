@@ -22,6 +22,7 @@ setup(
         "alchimia>=0.8.1,<0.9",
         "alembic>=1.16,<2",
         "filelock>=3.20",
+        "httptools>=0.6.4",
         "klein>=24.8",
         "msgspec>=0.19,<1",
         "pyopenssl>=24.3",

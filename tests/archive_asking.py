@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import pytest
+import trustme
+from OpenSSL import SSL
+from treq.client import HTTPClient
 from twisted.internet import reactor as _reactor
+from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
 
-from cartd.archive import Archive
-from cartd.archive.client import archive_client
+from cartd.archive import Archive, ArchiveError
 from tests.faulty_archive import FaultyArchive
 
 T = TypeVar("T")
@@ -29,15 +32,31 @@ STALL_TIMEOUT = 30.0
 PATIENCE = 20.0
 """Real seconds after which something that must happen is said to have failed."""
 
+DATA = bytes(range(256)) * 40
+
+
+class MakesClient(Protocol):
+    """A client over some agent, and what holds its connections."""
+
+    def __call__(
+        self, reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
+    ) -> tuple[HTTPClient, Any]: ...
+
 
 class Asking:
     """An archive, the client's side of it, and a clock that moves only when told."""
 
-    def __init__(self, url: str, faulty: FaultyArchive, *, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        make_client: MakesClient,
+        url: str,
+        faulty: FaultyArchive,
+        *,
+        ca_file: Path | None = None,
+    ) -> None:
         self.faulty = faulty
         self.clock = Clock()
-        self.pool: HTTPConnectionPool
-        client, self.pool = archive_client(
+        client, self.pool = make_client(
             reactor, connections=4, connect_timeout=10.0, ca_file=ca_file
         )
         self.archive = Archive(
@@ -52,6 +71,26 @@ class Asking:
         await self.archive.fetch(archive_id, sink)
         assert sink.producer is None
         return bytes(sink.data)
+
+    async def ask(self, method: str) -> object:
+        """Ask for file 7 in one of the three ways."""
+        if method == "HEAD":
+            return await self.archive.status("7")
+        if method == "POST":
+            await self.archive.stage("7")
+            return None
+        return await self.fetch("7")
+
+    async def settled(self) -> None:
+        """Wait until other requests have been answered, sent after all that was sent before."""
+        for _ in range(3):
+            await self.archive.status("7")
+
+
+async def failure_of(awaited: Awaitable[Any]) -> ArchiveError:
+    with pytest.raises(ArchiveError) as caught:
+        await awaited
+    return caught.value
 
 
 def begun(work: Coroutine[Any, Any, T]) -> Deferred[T]:
@@ -88,9 +127,25 @@ class Sink:
             self.first.callback(None)
 
 
+class Offers(ssl.ContextFactory):
+    """A server's side of TLS with a certificate of trustme's."""
+
+    def __init__(self, certificate: trustme.LeafCert) -> None:
+        self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        certificate.configure_cert(self._context)
+
+    def getContext(self) -> SSL.Context:
+        return self._context
+
+
 @asynccontextmanager
 async def asking(
-    *, base: str = "", tls: Any = None, ca_file: Path | None = None, claimed: str = ""
+    make_client: MakesClient,
+    *,
+    base: str = "",
+    tls: Any = None,
+    ca_file: Path | None = None,
+    claimed: str = "",
 ) -> AsyncIterator[Asking]:
     """Ends by closing the pool, and fails if a connection or a logged error is left.
 
@@ -101,7 +156,7 @@ async def asking(
     if claimed:
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
-        asked = Asking(url, faulty, ca_file=ca_file)
+        asked = Asking(make_client, url, faulty, ca_file=ca_file)
         try:
             yield asked
             await asked.pool.closeCachedConnections()
@@ -122,9 +177,11 @@ def no_logged_errors() -> Iterator[None]:
             failures.append(event["log_failure"])
 
     globalLogPublisher.addObserver(observe)
+    gc.freeze()  # only what is made from now on need be looked through
     try:
         yield
         gc.collect()
         assert failures == []
     finally:
+        gc.unfreeze()
         globalLogPublisher.removeObserver(observe)

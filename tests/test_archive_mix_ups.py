@@ -9,13 +9,15 @@ import pytest_twisted
 
 from cartd.archive import ArchiveError, FileState
 from cartd.archive.answers import is_named
-from tests.archive_asking import Asking, asking
+from tests.archive_asking import Asking, MakesClient, asking
 from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
+
+pytest_plugins = ("tests.archive_clients",)
 
 
 @pytest_twisted.async_yield_fixture
-async def asked() -> AsyncIterator[Asking]:
-    async with asking() as asked:
+async def asked(make_client: MakesClient) -> AsyncIterator[Asking]:
+    async with asking(make_client) as asked:
         asked.faulty.put("7", b"seven", mtime="1500000007")
         yield asked
 

@@ -9,30 +9,19 @@ from typing import Any
 import pytest
 import pytest_twisted
 import trustme
-from OpenSSL import SSL
-from twisted.internet import ssl
 from twisted.internet.defer import CancelledError
 
 from cartd.archive import ArchiveError
 from cartd.archive.client import archive_client
 from cartd.errors import ConfigError
-from tests.archive_asking import Sink, asking, begun, reactor
+from tests.archive_asking import MakesClient, Offers, Sink, asking, begun, reactor
 from tests.archive_faults import endless, hang_after
+
+pytest_plugins = ("tests.archive_clients",)
 
 HOST = "127.0.0.1"
 DATA = b"over TLS" * 10_000
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-class Offers(ssl.ContextFactory):
-    """A server's side of TLS with a certificate of trustme's."""
-
-    def __init__(self, certificate: trustme.LeafCert) -> None:
-        self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
-        certificate.configure_cert(self._context)
-
-    def getContext(self) -> SSL.Context:
-        return self._context
 
 
 def pem(path: Path, *authorities: trustme.CA) -> Path:
@@ -43,10 +32,12 @@ def pem(path: Path, *authorities: trustme.CA) -> Path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_archive_with_a_trusted_certificate_is_believed(tmp_path: Path) -> None:
+async def test_an_archive_with_a_trusted_certificate_is_believed(
+    make_client: MakesClient, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     roots = pem(tmp_path / "roots.pem", trustme.CA(), authority)
-    async with asking(tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
+    async with asking(make_client, tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
         asked.faulty.put("7", DATA)
         assert (await asked.archive.status("7")).size == len(DATA)
         await asked.archive.stage("7")
@@ -68,7 +59,7 @@ UNTRUSTED = "the archive's certificate is not trusted or has expired"
 )
 @pytest_twisted.ensureDeferred
 async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
-    tmp_path: Path, case: str, message: str
+    make_client: MakesClient, tmp_path: Path, case: str, message: str
 ) -> None:
     authority = trustme.CA()
     certificate = {
@@ -77,7 +68,7 @@ async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
     }.get(case, lambda: authority.issue_cert(HOST))()
     trusted = trustme.CA() if case == "unknown-root" else authority
     roots = None if case == "system-roots-only" else pem(tmp_path / "roots.pem", trusted)
-    async with asking(tls=Offers(certificate), ca_file=roots) as asked:
+    async with asking(make_client, tls=Offers(certificate), ca_file=roots) as asked:
         with pytest.raises(ArchiveError) as caught:
             await asked.archive.status("7")
         assert str(caught.value) == message
@@ -88,10 +79,12 @@ async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
 
 @pytest.mark.parametrize("fault", [hang_after(100), endless()], ids=["silent", "endless"])
 @pytest_twisted.ensureDeferred
-async def test_cancelling_does_not_wait_for_the_peers_goodbye(tmp_path: Path, fault: Any) -> None:
+async def test_cancelling_does_not_wait_for_the_peers_goodbye(
+    make_client: MakesClient, tmp_path: Path, fault: Any
+) -> None:
     authority = trustme.CA()
     roots = pem(tmp_path / "roots.pem", authority)
-    async with asking(tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
+    async with asking(make_client, tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
         asked.faulty.put("7", DATA)
         asked.faulty.fault("7", fault)
         sink = Sink(lambda sink: sink.producer.pauseProducing())  # type: ignore[union-attr]
@@ -105,9 +98,11 @@ async def test_cancelling_does_not_wait_for_the_peers_goodbye(tmp_path: Path, fa
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(tmp_path: Path) -> None:
+async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(
+    make_client: MakesClient, tmp_path: Path
+) -> None:
     roots = pem(tmp_path / "roots.pem", trustme.CA())
-    async with asking(ca_file=roots, claimed="https") as asked:
+    async with asking(make_client, ca_file=roots, claimed="https") as asked:
         asked.faulty.put("7", DATA)
         with pytest.raises(ArchiveError) as caught:
             await asked.archive.status("7")

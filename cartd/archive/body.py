@@ -39,7 +39,7 @@ def receive(
     Except after a whole body the connection is dropped at once; so it is when cancelled.
     """
     body = _Body(sink, clock, stall_timeout)
-    body.start(response)
+    response.deliverBody(body)
     return body.done
 
 
@@ -58,24 +58,15 @@ async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> b
 
 @implementer(IPushProducer)
 class _Body(Protocol):
+    transport: Any
+
     def __init__(self, sink: IConsumer, clock: IReactorTime, stall_timeout: float) -> None:
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._sink = sink
         self._clock = clock
         self._stall_timeout = stall_timeout
         self._silence: IDelayedCall | None = None
-        self._paused = False
         self._ended = False
-
-    def start(self, response: IResponse) -> None:
-        try:
-            response.deliverBody(self)
-        except Exception:
-            if not self._ended:
-                raise
-        # Twisted resumes the socket at the end of deliverBody, whatever the sink said meanwhile.
-        if self._paused and not self._ended:
-            self.pauseProducing()
 
     def connectionMade(self) -> None:
         self._listen()
@@ -90,9 +81,6 @@ class _Body(Protocol):
             self._sink.write(data)
         except Exception:
             self._give_up(Failure())
-        if self._ended:
-            # Keeps the parser from taking the dropped connection for one that can be used again.
-            raise CancelledError
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if reason.check(ResponseDone, PotentialDataLoss):
@@ -102,18 +90,14 @@ class _Body(Protocol):
         self._end(reason if known is None else Failure(known))
 
     def pauseProducing(self) -> None:
-        self._paused = True
         self._stop_listening()
-        if self.transport is not None and not self._ended:
-            self.transport.pauseProducing()  # type: ignore[attr-defined]
+        if not self._ended:
+            self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._paused = False
-        if self._ended:
-            return
-        self._listen()
-        if self.transport is not None:
-            self.transport.resumeProducing()  # type: ignore[attr-defined]
+        if not self._ended:
+            self._listen()
+            self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """The sink wants no more, or the Deferred was cancelled: nobody failed."""
@@ -134,7 +118,7 @@ class _Body(Protocol):
 
     def _give_up(self, reason: Failure) -> None:
         if not self._ended:
-            _abort(self.transport)
+            self.transport.abortConnection()
             self._end(reason)
 
     def _end(self, reason: Failure | None) -> None:
@@ -170,17 +154,3 @@ class _Excerpt:
         self._room -= len(data)
         if self._room < 0:
             raise _EnoughReadError
-
-
-def _abort(transport: Any) -> None:
-    """Close the connection now.
-
-    The transport of a response stands before the real one and passes on ``loseConnection`` only,
-    which over TLS waits for a peer that may be the very one that is silent.
-    """
-    real = getattr(transport, "_producer", None)
-    abort = getattr(real, "abortConnection", None)
-    if abort is not None:
-        abort()
-    elif transport is not None:
-        transport.loseConnection()

@@ -5,25 +5,17 @@
 from __future__ import annotations
 
 import re
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
 from OpenSSL.crypto import Error as OpenSSLError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.defer import Deferred
 from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
-from twisted.web.client import (
-    Agent,
-    BrowserLikePolicyForHTTPS,
-    HostnameCachingHTTPSPolicy,
-    HTTPConnectionPool,
-)
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
-from zope.interface import implementer
+from twisted.web.client import BrowserLikePolicyForHTTPS, HostnameCachingHTTPSPolicy
+from twisted.web.iweb import IPolicyForHTTPS
 
+from cartd.archive.agent import Agent, Pool
 from cartd.errors import ConfigError
 
 IDLE_SECONDS = 30
@@ -34,26 +26,32 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-
 
 def archive_client(
     reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
-) -> tuple[HTTPClient, HTTPConnectionPool]:
+) -> tuple[HTTPClient, Pool]:
     """A client that keeps up to ``connections`` idle connections, and their pool to close them.
 
     How many requests run at once is the caller's business.  ``https:`` is verified against the
     system's roots, or against those in ``ca_file`` (PEM) alone.  Raises :class:`ConfigError` if
     that file cannot be used.  Before the reactor stops, ``pool.closeCachedConnections()``.
     """
-    pool = HTTPConnectionPool(reactor, persistent=True)
-    pool.maxPersistentPerHost = connections
-    pool.cachedConnectionTimeout = IDLE_SECONDS
-    pool._factory.noisy = False  # two lines of log for each connection
+    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS)
+    agent = Agent(reactor, pool, tls_policy(ca_file), connect_timeout=connect_timeout)
+    return HTTPClient(agent, cookiejar=NoCookies()), pool
+
+
+def tls_policy(ca_file: Path | None) -> IPolicyForHTTPS:
+    """Whom to believe: see :func:`archive_client`."""
     trust = platformTrust() if ca_file is None else _trusted(ca_file)
-    agent = Agent(
-        reactor,
-        HostnameCachingHTTPSPolicy(BrowserLikePolicyForHTTPS(trust)),
-        connectTimeout=connect_timeout,
-        pool=pool,
-    )
-    no_cookies = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return HTTPClient(_AsStored(agent), cookiejar=no_cookies), pool
+    return HostnameCachingHTTPSPolicy(BrowserLikePolicyForHTTPS(trust))
+
+
+class NoCookies(IndexableCookieJar):
+    """A jar that takes no cookies and gives none: an archive has no sessions."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        pass
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        pass
 
 
 def _trusted(ca_file: Path) -> Any:
@@ -67,35 +65,3 @@ def _trusted(ca_file: Path) -> Any:
     if not certificates:
         raise ConfigError(f"ca_file {ca_file} holds no certificate in PEM form")
     return trustRootFromCertificates(certificates)
-
-
-@implementer(IAgent)
-class _AsStored:
-    """Asks for bytes as they are stored, and leaves alone what comes encoded all the same.
-
-    treq offers gzip in every request and decodes it silently, but only by its lower-case name.
-    Names of codings are case-insensitive (RFC 9110, section 8.4.1): in capitals they still say what
-    they said.
-    """
-
-    def __init__(self, agent: IAgent) -> None:
-        self._agent = agent
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders(b"Accept-Encoding", [b"identity"])
-        return self._agent.request(method, uri, headers, bodyProducer).addCallback(_undecoded)
-
-
-def _undecoded(response: IResponse) -> IResponse:
-    encodings = response.headers.getRawHeaders(b"Content-Encoding")
-    if encodings:
-        capitals = [encoding.upper() for encoding in encodings]
-        response.headers.setRawHeaders(b"Content-Encoding", capitals)
-    return response

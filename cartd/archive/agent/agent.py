@@ -1,0 +1,158 @@
+"""Sends requests and gives their answers: what treq's client takes for its agent.
+
+Strategy: a request is one object from its validation to the head of its answer.  It goes over a
+connection that was kept if there is one; such a connection may have been closed by the server in
+the very moment, so a request that is safe to send twice is sent once more, over a new connection,
+if the kept one dies without a byte.  No timers: who waits has one, and cancels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
+from zope.interface import implementer
+
+from cartd.archive.agent.connection import Connection
+from cartd.archive.agent.pool import Pool
+from cartd.archive.agent.request import Origin, Request
+from cartd.archive.agent.response import Response
+
+
+@implementer(IAgent)
+class Agent:
+    """An agent for ``http:`` and ``https:`` that keeps its connections in ``pool``.
+
+    ``policy`` says whom to believe over TLS; ``connect_timeout`` is in seconds.
+    """
+
+    def __init__(
+        self, reactor: Any, pool: Pool, policy: IPolicyForHTTPS, *, connect_timeout: float
+    ) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._policy = policy
+        self._connect_timeout = connect_timeout
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """Fires with the answer when its head has come; a cancel drops the connection at once.
+
+        Fails with ``ValueError`` for what cannot be sent (a body among it, for which there is no
+        use yet); with the endpoint's failure if no connection comes about; and with
+        :class:`~twisted.web.client.ResponseNeverReceived` or
+        :class:`~twisted.web.client.ResponseFailed`, as Twisted's own agent.
+        """
+        try:
+            if bodyProducer is not None:
+                raise ValueError("a request cannot have a body")
+            request = Request(method, uri, Headers() if headers is None else headers)
+        except ValueError:
+            return fail(Failure())
+        exchange = _Exchange(self, request)
+        kept = self._pool.take(request.origin)
+        if kept is not None:
+            exchange.begin(kept)
+        else:
+            exchange.connect()
+        return exchange.answered
+
+    def connect(self, origin: Origin) -> Deferred[Connection]:
+        """A new connection, to be given to the pool by itself when it is free."""
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            self._reactor, origin.host, origin.port, timeout=self._connect_timeout
+        )
+        if origin.scheme == "https":
+            creator = self._policy.creatorForNetloc(origin.host.encode("ascii"), origin.port)
+            endpoint = wrapClientTLS(creator, endpoint)
+        connected = endpoint.connect(_Connections(origin, self._pool))
+        return cast("Deferred[Connection]", connected)
+
+
+class _Connections(Factory):
+    noisy = False
+
+    def __init__(self, origin: Origin, pool: Pool) -> None:
+        self._origin = origin
+        self._pool = pool
+
+    def buildProtocol(self, addr: IAddress | None) -> Connection:
+        return Connection(self._origin, self._pool)
+
+
+class _Exchange:
+    """One request, from here to the head of its answer."""
+
+    __slots__ = (
+        "_agent",
+        "_cancelled",
+        "_connecting",
+        "_connection",
+        "_fresh",
+        "answered",
+        "request",
+    )
+
+    def __init__(self, agent: Agent, request: Request) -> None:
+        self.request = request
+        self.answered: Deferred[IResponse] = Deferred(self._cancel)
+        self._agent = agent
+        self._connecting: Deferred[Connection] | None = None
+        self._connection: Connection | None = None
+        self._fresh = False
+        self._cancelled = False
+
+    def begin(self, connection: Connection) -> None:
+        self._connecting = None
+        self._connection = connection
+        connection.ask(self)
+
+    def connect(self) -> None:
+        self._fresh = True
+        self._connection = None
+        self._connecting = self._agent.connect(self.request.origin)
+        self._connecting.addCallbacks(self.begin, self._fail)
+
+    def answer(self, response: Response) -> None:
+        _shield_codings(response.headers)
+        self.answered.callback(response)
+
+    def lost(self, reason: Failure, *, silent: bool) -> None:
+        if silent and not self._fresh and not self._cancelled and self.request.retryable:
+            self.connect()
+        else:
+            self._fail(reason)
+
+    def _fail(self, reason: Failure) -> None:
+        # A name that is being resolved fails as unknown when that is cancelled.
+        if not self._cancelled:
+            self.answered.errback(reason)
+
+    def _cancel(self, _: Deferred[IResponse]) -> None:
+        self._cancelled = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        elif self._connection is not None:
+            self._connection.abort()
+
+
+def _shield_codings(headers: Headers) -> None:
+    """Keeps treq from decoding what comes encoded, unasked: the bytes would not be those stored.
+
+    It knows gzip by its lower-case name only.  Names of codings are case-insensitive (RFC 9110,
+    section 8.4.1): in capitals they still say what they said.
+    """
+    codings = headers.getRawHeaders(b"Content-Encoding")
+    if codings is not None:
+        headers.setRawHeaders(b"Content-Encoding", [coding.upper() for coding in codings])

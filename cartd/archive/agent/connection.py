@@ -1,0 +1,230 @@
+"""One connection: one request at a time, and its answer taken apart as it comes.
+
+Strategy: the end of every answer is known to the byte, so a connection is used again only if that
+much came and no more; what comes while nothing is asked closes it.  A body of known length passes
+through as it was read: llhttp sees heads and chunks alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from typing import Protocol as Shape
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseFailed, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
+
+from cartd.archive.agent.framing import Framing, Sized, UntilClosed, framing
+from cartd.archive.agent.head import END, MAX_BYTES, START, BadAnswer, Head
+from cartd.archive.agent.request import Origin, Request
+from cartd.archive.agent.response import DONE, Body, Response
+
+LONG: Final = 1 << 20
+"""Bytes of a body that is read in large pieces, as is one whose length is not known."""
+WIDE: Final = 1 << 18
+"""Bytes of such a piece: fewer trips through the loop; more would leave the processor's cache."""
+NARROW: Final = 1 << 16
+"""What Twisted reads at once by itself."""
+
+
+class Exchange(Shape):
+    """A request that waits for the head of its answer."""
+
+    request: Request
+
+    def answer(self, response: Response) -> None: ...
+
+    def lost(self, reason: Failure, *, silent: bool) -> None:
+        """There will be no answer; ``silent``: not a byte of it came."""
+
+
+class Keeper(Shape):
+    """What must know how a connection fares."""
+
+    def put(self, connection: Connection) -> None:
+        """It can be used again."""
+
+    def ending(self, connection: Connection) -> None:
+        """It cannot, and is about to be lost."""
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+class Connection(Protocol):
+    """A connection to ``origin``; :meth:`ask` is for the one whom ``keeper`` gave it to."""
+
+    transport: Any
+
+    def __init__(self, origin: Origin, keeper: Keeper) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self._keeper = keeper
+        self._exchange: Exchange | None = None
+        self._body: Body | None = None
+        self._unread = b""
+        self._interim = 0
+        self._silent = True
+        self._persistent = True
+        self._framing: Framing = Sized(0)
+        self._wide = False
+        self._paused = False
+        self._ending = False
+        self._gone = False
+
+    def ask(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._silent = True
+        self.transport.write(exchange.request.head)
+
+    def close(self) -> None:
+        """Close in good order; nothing is under way."""
+        self._ending = True
+        self._keeper.ending(self)
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Drop the connection now; over TLS too, without waiting for the peer's goodbye."""
+        if not self._gone:
+            self._ending = True
+            self._keeper.ending(self)
+            self.transport.abortConnection()
+
+    # For the body
+
+    def pause(self) -> None:
+        if not self._paused and not self._ending:
+            self._paused = True
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        if self._paused and not self._ending:
+            self._paused = False
+            self.transport.resumeProducing()
+
+    def body_ended(self) -> None:
+        self._body = None
+        self._release()
+
+    # For the transport
+
+    def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._body is not None:
+            self._read_body(self._body, data)
+        elif self._exchange is not None:
+            try:
+                self._read_head(self._exchange, data)
+            except BadAnswer:
+                self._refuse()
+        else:
+            # Nobody asked: a farewell, as 408, or what no answer can be told from (section 9.2).
+            self.abort()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ending = self._gone = True
+        self._keeper.lost(self)
+        if self._body is not None and self._ends_well(reason):
+            self._body.finish(Failure(PotentialDataLoss()))
+        else:
+            kind = ResponseNeverReceived if self._silent else ResponseFailed
+            self._tell(Failure(kind([reason])))
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        self._silent = False
+        while True:
+            searched = max(0, len(self._unread) - len(END) + 1)
+            data = self._unread + data
+            found = data.find(END, searched)
+            end = len(data) if found < 0 else found + len(END)
+            if self._interim + end > MAX_BYTES:
+                raise BadAnswer(f"its head has more than {MAX_BYTES} bytes")
+            if found < 0:
+                if not START.startswith(data[: len(START)]):
+                    raise BadAnswer("it does not begin with HTTP/1.")
+                self._unread = data
+                return
+            self._unread = b""
+            head = Head(data[:end], to_head=exchange.request.method == b"HEAD")
+            data = data[end:]
+            if head.code >= 200:
+                self._answer(exchange, head, data)
+                return
+            # An interim answer, which says nothing that is needed (RFC 9110, section 15.2).
+            self._interim += end
+            if not data:
+                return
+
+    def _answer(self, exchange: Exchange, head: Head, rest: bytes) -> None:
+        self._exchange = None
+        self._interim = 0
+        self._persistent = head.persistent
+        self._framing = framing(head)
+        self._body = body = Body(self)
+        response = Response(head, exchange.request, body)
+        self._read_body(body, rest)
+        if head.length == 0:
+            # Free for what its asker asks next, from within this answer.
+            body.let_go()
+        elif not self._framing.whole and (head.length is None or head.length >= LONG):
+            self._read_up_to(WIDE)
+        exchange.answer(response)
+        body.open()
+        if not body.wanted:
+            if self._framing.whole:
+                body.let_go()
+            else:
+                self.pause()
+
+    def _read_body(self, body: Body, data: bytes) -> None:
+        try:
+            pieces, extra = self._framing.feed(data)
+        except BadAnswer:
+            self._refuse()
+            return
+        if extra:
+            self._persistent = False
+        if pieces:
+            body.receive(pieces)
+        if self._framing.whole and not self._ending:
+            body.finish(DONE)
+
+    def _release(self) -> None:
+        if self._ending:
+            return
+        if not self._persistent:
+            self.close()
+            return
+        if self._wide:
+            self._read_up_to(NARROW)
+        self.resume()
+        self._keeper.put(self)
+
+    def _read_up_to(self, size: int) -> None:
+        self._wide = size == WIDE
+        # Over TLS the connection below is the one that reads.
+        reader = getattr(self.transport, "transport", self.transport)
+        reader.bufferSize = size
+
+    def _ends_well(self, reason: Failure) -> bool:
+        """Whether the end of the connection is that of the body, said in good order."""
+        return isinstance(self._framing, UntilClosed) and reason.check(ConnectionDone) is not None
+
+    def _refuse(self) -> None:
+        """What came cannot be read, as the exception being raised says."""
+        reason = Failure(ResponseFailed([Failure()]))
+        self.abort()
+        self._tell(reason)
+
+    def _tell(self, reason: Failure) -> None:
+        """Whoever waits for an answer or for its body is told that it will not come."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lost(reason, silent=self._silent)
+        elif self._body is not None:
+            self._body.fail(reason)

@@ -1,0 +1,108 @@
+"""cartd's HTTP agent by itself, asking a :class:`~tests.faulty_archive.FaultyArchive`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from cartd.archive.agent import Agent, Pool
+from cartd.archive.client import tls_policy
+from tests.archive_asking import PATIENCE, no_logged_errors, reactor
+from tests.faulty_archive import FaultyArchive
+
+KEPT = 2
+IDLE_SECONDS = 30.0
+
+
+class Collected(Protocol):
+    """A body as it is delivered; ``on_data`` is called with each piece."""
+
+    transport: Any
+
+    def __init__(self, on_data: Callable[[Collected, bytes], object] = lambda *_: None) -> None:
+        self.pieces: list[bytes] = []
+        self.ended: Deferred[BaseException | None] = Deferred()
+        self._on_data = on_data
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self._on_data(self, data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended.callback(reason.value)
+
+    async def end(self) -> BaseException:
+        """How the body ended."""
+        reason = await self.ended.addTimeout(PATIENCE, reactor)
+        assert reason is not None
+        return reason
+
+
+@dataclass
+class AgentAsking:
+    """The agent, its pool with a clock that moves only when told, and the archive it asks."""
+
+    faulty: FaultyArchive
+    url: str
+    ca_file: Path | None = None
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.pool = Pool(self.clock, kept=KEPT, idle_seconds=IDLE_SECONDS)
+        self.agent = Agent(reactor, self.pool, tls_policy(self.ca_file), connect_timeout=10.0)
+
+    def ask(
+        self, method: str, archive_id: str = "7", headers: Headers | None = None
+    ) -> Deferred[IResponse]:
+        asked = self.agent.request(method.encode(), (self.url + archive_id).encode(), headers)
+        return asked.addTimeout(PATIENCE, reactor)
+
+    async def collect(self, method: str, archive_id: str = "7") -> tuple[bytes, BaseException]:
+        """Ask, take the whole body, and give it with how it ended."""
+        body = Collected()
+        (await self.ask(method, archive_id)).deliverBody(body)
+        end = await body.end()
+        return body.data, end
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await self.faulty.until(condition).addTimeout(PATIENCE, reactor)
+
+    async def settled(self) -> None:
+        """Wait until other requests have been answered, sent after all that was sent before."""
+        for _ in range(3):
+            await self.collect("HEAD", "settling")
+
+    def connections(self, archive_id: str = "7") -> list[int]:
+        """Over which connection each request for the file came."""
+        target = f"/{archive_id}"
+        return [asked.connection for asked in self.faulty.requests if asked.target == target]
+
+
+@asynccontextmanager
+async def agent_asking(tls: Any = None, ca_file: Path | None = None) -> AsyncIterator[AgentAsking]:
+    """Ends by closing the pool, and fails if a connection, a timer or a logged error is left."""
+    faulty = FaultyArchive(reactor)
+    url = faulty.listen(tls)
+    with no_logged_errors():
+        asking = AgentAsking(faulty, url, ca_file)
+        try:
+            yield asking
+            await asking.pool.closeCachedConnections().addTimeout(PATIENCE, reactor)
+            await asking.until(lambda: faulty.open_connections == 0)
+            assert asking.clock.getDelayedCalls() == []
+        finally:
+            await faulty.stop()

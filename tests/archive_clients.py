@@ -1,0 +1,29 @@
+"""Fixtures: every test that uses one runs over cartd's own agent and over Twisted's.
+
+Use with ``pytest_plugins = ("tests.archive_clients",)`` in a test module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_twisted
+
+from cartd.archive import archive_client
+from tests.archive_asking import DATA, Asking, MakesClient, asking
+from tests.twisted_client import twisted_client
+
+
+@pytest.fixture(params=[archive_client, twisted_client], ids=["cartd", "twisted"])
+def make_client(request: pytest.FixtureRequest) -> MakesClient:
+    made: MakesClient = request.param
+    return made
+
+
+@pytest_twisted.async_yield_fixture
+async def asked(make_client: MakesClient) -> AsyncIterator[Asking]:
+    """An archive that holds ``DATA`` as file 7."""
+    async with asking(make_client) as asked:
+        asked.faulty.put("7", DATA)
+        yield asked

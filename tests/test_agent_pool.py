@@ -1,0 +1,201 @@
+"""Connections of cartd's agent: kept, used again, grown old, dead in the wrong moment, closed."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, gatherResults
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.client import ResponseDone
+
+from cartd.archive.agent import Pool
+from cartd.archive.agent.connection import Connection
+from cartd.archive.agent.request import Origin
+from tests.agent_asking import IDLE_SECONDS, KEPT, AgentAsking, Collected, agent_asking
+from tests.archive_faults import (
+    Drip,
+    Send,
+    hang_before_head,
+    head,
+    steps,
+)
+
+
+async def open_together(asking: AgentAsking, count: int) -> None:
+    """So many requests at once, and so many connections."""
+    await gatherResults([asking.ask("HEAD") for _ in range(count)])
+    assert asking.faulty.total_connections == count
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_connections_are_kept_than_asked_for() -> None:
+    async with agent_asking() as asking:
+        await open_together(asking, KEPT + 3)
+        await asking.until(lambda: asking.faulty.open_connections == KEPT)
+        await gatherResults([asking.ask("HEAD") for _ in range(KEPT)])
+        assert asking.faulty.total_connections == KEPT + 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_connection_used_last_is_used_next() -> None:
+    async with agent_asking() as asking:
+        await open_together(asking, 2)
+        for _ in range(4):
+            await asking.ask("HEAD")
+        assert len(set(asking.connections()[2:])) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_not_used_for_long_is_closed_and_its_timer_gone() -> None:
+    async with agent_asking() as asking:
+        await open_together(asking, 2)
+        asking.clock.advance(IDLE_SECONDS - 1)
+        await asking.ask("HEAD")
+        asking.clock.advance(1)
+        await asking.until(lambda: asking.faulty.open_connections == 1)
+        asking.clock.advance(IDLE_SECONDS - 2)
+        await asking.ask("HEAD")
+        assert len(set(asking.connections()[2:])) == 1
+        asking.clock.advance(1)
+        asking.clock.advance(IDLE_SECONDS - 1)
+        await asking.until(lambda: asking.faulty.open_connections == 0)
+        assert asking.clock.getDelayedCalls() == []
+        await asking.ask("HEAD")
+        assert asking.faulty.total_connections == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_with_a_request_under_way_does_not_grow_old() -> None:
+    async with agent_asking() as asking:
+        await asking.ask("HEAD")
+        asking.faulty.put("7", bytes(1_000_000))
+        response = await asking.ask("GET")
+        asking.clock.advance(2 * IDLE_SECONDS)
+        body = Collected()
+        response.deliverBody(body)
+        assert isinstance(await body.end(), ResponseDone)
+        assert len(body.data) == 1_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_interim_answers_are_counted_for_each_request_by_itself() -> None:
+    async with agent_asking() as asking:
+        interim = head(103, [("Link", "x" * 40_000)])
+        asking.faulty.fault("7", steps(Send(interim + head(204))), times=None)
+        for _ in range(3):
+            assert (await asking.ask("GET")).code == 204
+        assert asking.connections() == [1, 1, 1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_comes_over_an_idle_connection_closes_it() -> None:
+    async with agent_asking() as asking:
+        farewell = Drip(b"HTTP/1.1 408 Request Timeout\r\n\r\n", piece=3, delay=0.001)
+        asking.faulty.fault("7", steps(Send(head(204)), farewell))
+        await asking.ask("GET")
+        await asking.until(lambda: asking.faulty.open_connections == 0)
+        assert (await asking.ask("POST")).code == 404
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_waits_until_the_idle_connections_are_gone() -> None:
+    async with agent_asking() as asking:
+        await open_together(asking, 2)
+        closed = asking.pool.closeCachedConnections()
+        assert not closed.called
+        await closed
+        assert asking.clock.getDelayedCalls() == []
+        await asking.until(lambda: asking.faulty.open_connections == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_waits_for_the_connection_of_a_cancelled_request() -> None:
+    async with agent_asking() as asking:
+        asking.faulty.fault("7", hang_before_head())
+        hanging = asking.agent.request(b"GET", (asking.url + "7").encode())
+        await asking.until(lambda: asking.faulty.running == 1)
+        hanging.cancel()
+        closed = asking.pool.closeCachedConnections()
+        assert not closed.called
+        await closed
+        with pytest.raises(CancelledError):
+            await hanging
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_leaves_alone_what_is_under_way_and_keeps_nothing_afterwards() -> None:
+    async with agent_asking() as asking:
+        asking.faulty.put("7", bytes(1_000_000))
+        response = await asking.ask("GET")
+        await asking.pool.closeCachedConnections()
+        body = Collected()
+        response.deliverBody(body)
+        assert isinstance(await body.end(), ResponseDone)
+        assert len(body.data) == 1_000_000
+        await asking.until(lambda: asking.faulty.open_connections == 0)
+        assert asking.clock.getDelayedCalls() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_an_unused_pool_is_done_at_once() -> None:
+    async with agent_asking() as asking:
+        assert asking.pool.closeCachedConnections().called
+
+
+ORIGIN = Origin("http", "archive.example", 80, b"archive.example")
+
+
+def connected(pool: Pool) -> tuple[Connection, StringTransport]:
+    """A connection over a transport that does nothing by itself."""
+    connection, transport = Connection(ORIGIN, pool), StringTransport()
+    connection.makeConnection(transport)
+    return connection, transport
+
+
+def test_of_too_many_the_one_that_waits_longest_is_closed() -> None:
+    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    transports = []
+    for _ in range(4):
+        connection, transport = connected(pool)
+        pool.put(connection)
+        transports.append(transport)
+    assert [transport.disconnecting for transport in transports] == [True, True, False, False]
+
+
+def test_each_connection_grows_old_by_itself() -> None:
+    clock = Clock()
+    pool = Pool(clock, kept=2, idle_seconds=30)
+    connection, first = connected(pool)
+    pool.put(connection)
+    clock.advance(10)
+    connection, second = connected(pool)
+    pool.put(connection)
+    clock.advance(19)
+    assert not first.disconnecting
+    clock.advance(1)
+    assert first.disconnecting
+    clock.advance(9)
+    assert not second.disconnecting
+    clock.advance(1)
+    assert second.disconnecting
+
+
+def test_a_connection_that_was_lost_is_not_used_again() -> None:
+    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    connection, _ = connected(pool)
+    pool.put(connection)
+    connection.connectionLost()
+    assert pool.take(ORIGIN) is None
+
+
+def test_closing_does_not_wait_for_a_goodbye_that_does_not_come() -> None:
+    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    connection, transport = connected(pool)
+    connection.close()
+    assert not transport.disconnected
+    closed = pool.closeCachedConnections()
+    assert transport.disconnected
+    assert not closed.called
+    connection.connectionLost()
+    assert closed.called

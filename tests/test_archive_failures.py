@@ -1,0 +1,219 @@
+"""What an archive can do wrong, what is said of it, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from tests.archive_asking import (
+    DATA,
+    HEAD_TIMEOUT,
+    Asking,
+    MakesClient,
+    Sink,
+    asking,
+    begun,
+    failure_of,
+)
+from tests.archive_faults import (
+    Endless,
+    Fault,
+    Hang,
+    Send,
+    chunked,
+    close_before_head,
+    garbage,
+    gzipped,
+    hang_after,
+    hang_before_head,
+    head,
+    reset_after,
+    reset_before_head,
+    status,
+    steps,
+    truncated,
+)
+
+pytest_plugins = ("tests.archive_clients",)
+
+
+HTTP_FAULTS = [
+    pytest.param("GET", status(404), "404 Not Found to GET", False, id="404"),
+    pytest.param("HEAD", status(404), "404 Not Found to HEAD", False, id="404-head"),
+    pytest.param("POST", status(410), "410 Gone to POST", False, id="410"),
+    pytest.param("GET", status(403), "403 Forbidden", False, id="403"),
+    pytest.param("GET", status(408), "408 Request Timeout", True, id="408"),
+    pytest.param("POST", status(425), "425 Too Early", True, id="425"),
+    pytest.param("HEAD", status(429), "429 Too Many Requests", True, id="429"),
+    pytest.param("HEAD", status(500, body=b"x" * 99), "500 Internal Server Error", True, id="500"),
+    pytest.param("POST", status(503), "503 Service Unavailable", True, id="503"),
+    pytest.param("GET", status(599), "answered 599 to GET", True, id="code-without-a-name"),
+    pytest.param("GET", status(304), "304 Not Modified", False, id="304"),
+    pytest.param("GET", status(204), "answered 204 to GET where 200 was due", True, id="204"),
+    pytest.param("GET", status(206, body=b"xy"), "answered 206 to GET", True, id="206"),
+    pytest.param("GET", gzipped(), "sent the file encoded, unasked: gzip", False, id="gzip"),
+]
+
+BROKEN = "broke the connection "
+CONNECTION_FAULTS = [
+    pytest.param("POST", close_before_head(), BROKEN + "before it answered", id="closed"),
+    pytest.param("HEAD", reset_before_head(), BROKEN + "before it answered", id="reset"),
+    pytest.param("GET", truncated(0), BROKEN + "in the middle of its answer", id="no-body"),
+    pytest.param("GET", truncated(10239), BROKEN + "in the middle of its answer", id="truncated"),
+    pytest.param("GET", reset_after(5), BROKEN + "in the middle of its answer", id="reset-within"),
+    pytest.param("GET", chunked(cut=True), BROKEN + "in the middle", id="last-chunk-lacks"),
+    pytest.param("HEAD", garbage(), "answer is not HTTP", id="garbage"),
+    # Too long a line for one agent, no line of HTTP for the other.
+    pytest.param("GET", garbage(b"\0" * 40_000), "the archive", id="garbage-without-lines"),
+    pytest.param("GET", steps(Send(head(200, [("Content-Length", "x")]))), "not HTTP", id="length"),
+    pytest.param(
+        "GET",
+        steps(Send(head(200, [("Content-Length", "1"), ("Content-Length", "2")]) + b"ab")),
+        "not HTTP",
+        id="two-lengths",
+    ),
+    pytest.param(
+        "GET",
+        steps(Send(head(200, [("Transfer-Encoding", "chunked")]) + b"zz\r\nabc\r\n")),
+        "not HTTP",
+        id="broken-chunk",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "fault", "message", "retryable"), HTTP_FAULTS)
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_answer_is_told_and_costs_no_connection(
+    asked: Asking, method: str, fault: Fault, message: str, retryable: bool
+) -> None:
+    asked.faulty.fault("7", fault, method=method)
+    error = await failure_of(asked.ask(method))
+    assert message in str(error)
+    assert error.retryable is retryable
+    assert error.retry_after is None
+    assert await asked.fetch("7") == DATA
+    assert asked.faulty.total_connections == 1
+
+
+@pytest.mark.parametrize(("method", "fault", "message"), CONNECTION_FAULTS)
+@pytest_twisted.ensureDeferred
+async def test_a_broken_connection_is_told_and_the_next_request_works(
+    asked: Asking, method: str, fault: Fault, message: str
+) -> None:
+    asked.faulty.fault("7", fault, method=method)
+    error = await failure_of(asked.ask(method))
+    assert message in str(error)
+    assert error.retryable
+    assert await asked.fetch("7") == DATA
+    await asked.until(lambda: asked.faulty.open_connections == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_is_away_refuses_the_connection(
+    make_client: MakesClient,
+) -> None:
+    async with asking(make_client) as asked:
+        await asked.faulty.stop()
+        error = await failure_of(asked.archive.status("7"))
+        assert str(error) == "the archive refuses the connection"
+        assert error.retryable
+        asked.faulty.listen()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_dies_at_its_reuse_is_worth_another_try(asked: Asking) -> None:
+    await asked.archive.stage("7")
+    asked.faulty.fault("7", close_before_head(), method="POST", request=2)
+    error = await failure_of(asked.archive.stage("7"))
+    assert error.retryable
+    await asked.archive.stage("7")
+    assert [request.connection for request in asked.faulty.seen("POST")] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "when"),
+    [(hang_before_head(), "before it answered"), (hang_after(5), "in the middle of its answer")],
+    ids=["before-head", "within-body"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_torn_down_is_told_as_one_that_ends(
+    asked: Asking, fault: Fault, when: str
+) -> None:
+    asked.faulty.fault("7", fault)
+    sink = Sink()
+    failing = begun(failure_of(asked.archive.fetch("7", sink)))
+    await asked.until(lambda: asked.faulty.running == 1)
+    if when.startswith("in"):
+        await sink.first
+    asked.faulty.drop_connections()
+    error = await failing
+    assert str(error) == f"the archive broke the connection {when}"
+    assert error.retryable
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_that_the_archive_closed_are_not_used_again(asked: Asking) -> None:
+    await asked.archive.stage("7")
+    asked.faulty.drop_connections()
+    await asked.until(lambda: asked.faulty.open_connections == 0)
+    assert await asked.fetch("7") == DATA
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120.0),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 100.0),
+        ("99999999", 86400.0),
+        ("-5", None),
+        ("soon", None),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_the_wait_that_the_archive_asks_for_is_told(
+    asked: Asking, value: str, seconds: float | None
+) -> None:
+    asked.faulty.fault("7", status(503, [("Retry-After", value)]))
+    error = await failure_of(asked.archive.status("7"))
+    assert error.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        pytest.param(b'{"message": "no\\u0007such\\n file\\u202e"}', ": no such file", id="clean"),
+        pytest.param(b'{"message": "%b"}' % (b"y" * 500), ": " + "y" * 200, id="cut"),
+        pytest.param(b'{"message": 5}', "", id="no-text"),
+        pytest.param(b'["message"]', "", id="no-object"),
+        pytest.param(b"[" * 9000, "", id="nested-too-deep"),
+        pytest.param(b"<html>\xff", "", id="no-json"),
+        pytest.param(b"", "", id="empty"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_the_archives_own_words_are_told_cleaned_and_cut(
+    asked: Asking, body: bytes, told: str
+) -> None:
+    asked.faulty.fault("7", status(404, body=body))
+    error = await failure_of(asked.archive.stage("7"))
+    assert str(error) == "the archive answered 404 Not Found to POST" + told
+    assert asked.faulty.total_connections == 1
+
+
+@pytest.mark.parametrize("rest", [Endless(b"4\r\nword\r\n"), Hang()], ids=["endless", "silent"])
+@pytest_twisted.ensureDeferred
+async def test_the_body_of_an_error_is_not_read_for_ever(asked: Asking, rest: Any) -> None:
+    start = Send(head(500, [("Transfer-Encoding", "chunked")]) + b"4\r\nword\r\n")
+    asked.faulty.fault("7", steps(start, rest))
+    failing = begun(failure_of(asked.fetch("7")))
+    await asked.until(lambda: asked.faulty.running == 1)
+    if isinstance(rest, Hang):
+        # The head may still be on its way: only then is it the head's time that runs out.
+        await asked.settled()
+        asked.clock.advance(HEAD_TIMEOUT)
+    error = await failing
+    assert "500 Internal Server Error" in str(error)
+    drained_over = 1 if isinstance(rest, Hang) else 0
+    await asked.until(lambda: asked.faulty.open_connections == drained_over)

@@ -1,0 +1,71 @@
+"""How the ids of files reach the archive: each as one segment of its URL."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from cartd.archive import Archive, archive_client
+from cartd.errors import ConfigError
+from tests.archive_asking import DATA, Asking, MakesClient, asking, failure_of, reactor
+
+pytest_plugins = ("tests.archive_clients",)
+
+
+HOSTILE = [
+    pytest.param("12", "12", id="number"),
+    pytest.param(".", "%2E", id="dot"),
+    pytest.param("..", "%2E%2E", id="dot-dot"),
+    pytest.param("../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", id="climbing"),
+    pytest.param("a/../b", "a%2F..%2Fb", id="dot-dot-within"),
+    pytest.param("//evil.example/x", "%2F%2Fevil.example%2Fx", id="host"),
+    pytest.param("http://evil.example/", "http%3A%2F%2Fevil.example%2F", id="url"),
+    pytest.param("@evil.example", "%40evil.example", id="user"),
+    pytest.param("?x=1&y", "%3Fx%3D1%26y", id="query"),
+    pytest.param("#x", "%23x", id="fragment"),
+    pytest.param(";x", "%3Bx", id="parameter"),
+    pytest.param("%2e%2e", "%252e%252e", id="encoded-already"),
+    pytest.param("%", "%25", id="bare-percent"),
+    pytest.param("a b+c", "a%20b%2Bc", id="space-and-plus"),
+    pytest.param("\\..\\x", "%5C..%5Cx", id="backslash"),
+    pytest.param("x\r\nHost: evil", "x%0D%0AHost%3A%20evil", id="newline"),
+    pytest.param("\0", "%00", id="nul"),
+    pytest.param("e\u0301\u00e9", "e%CC%81%C3%A9", id="unicode-not-normalised"),
+    pytest.param("\U0001f600", "%F0%9F%98%80", id="outside-the-basic-plane"),
+]
+
+
+@pytest.mark.parametrize("base", ["", "/a%20b/c"])
+@pytest.mark.parametrize(("archive_id", "segment"), HOSTILE)
+@pytest_twisted.ensureDeferred
+async def test_an_id_is_one_segment_below_the_archives_own_path(
+    make_client: MakesClient, base: str, archive_id: str, segment: str
+) -> None:
+    async with asking(make_client, base=base) as asked:
+        asked.faulty.put(archive_id, DATA)
+        await asked.archive.status(archive_id)
+        await asked.archive.stage(archive_id)
+        assert await asked.fetch(archive_id) == DATA
+        assert [request.target for request in asked.faulty.requests] == [f"{base}/{segment}"] * 3
+        hosts = {tuple(request.header("Host")) for request in asked.faulty.requests}
+        assert hosts == {(f"127.0.0.1:{asked.faulty.port}",)}
+
+
+@pytest.mark.parametrize("archive_id", ["", "\ud800"], ids=["empty", "lone-surrogate"])
+@pytest_twisted.ensureDeferred
+async def test_an_id_that_no_url_can_hold_is_not_asked_for(asked: Asking, archive_id: str) -> None:
+    error = await failure_of(asked.archive.status(archive_id))
+    assert not error.retryable
+    assert asked.faulty.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "ftp://h/", "h:8080", "http://", "http://u:secret@h/", "http://h/?x", "http://h/#x",
+     "http://h:port/", "http://h:99999/", "http://h,g/", "http://h..g/"],
+)  # fmt: skip
+def test_a_url_that_is_no_place_of_an_archive_is_refused(url: str) -> None:
+    client, _ = archive_client(reactor, connections=1, connect_timeout=1, ca_file=None)
+    with pytest.raises(ConfigError) as caught:
+        Archive(client, url, reactor, head_timeout=1, stall_timeout=1)
+    assert "secret" not in str(caught.value)

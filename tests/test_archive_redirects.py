@@ -1,0 +1,63 @@
+"""Redirects of an archive's: followed within the same server, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from tests.archive_asking import DATA, Asking, failure_of
+from tests.archive_faults import redirect
+
+pytest_plugins = ("tests.archive_clients",)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest_twisted.ensureDeferred
+async def test_a_redirect_within_the_same_server_is_followed(
+    asked: Asking, method: str, code: int
+) -> None:
+    asked.faulty.fault("moved", redirect("/7", code))
+    asked.faulty.put("moved", b"never seen")
+    if method == "HEAD":
+        assert (await asked.archive.status("moved")).size == len(DATA)
+    else:
+        assert await asked.fetch("moved") == DATA
+    assert [(r.method, r.target) for r in asked.faulty.requests][1:] == [(method, "/7")]
+    assert asked.faulty.total_connections == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
+    asked: Asking,
+) -> None:
+    asked.faulty.fault("moved", redirect("/7", 307))
+    await asked.archive.stage("moved")
+    assert len(asked.faulty.seen("POST", "7")) == 1
+    asked.faulty.fault("gone", redirect("/7", 303))
+    error = await failure_of(asked.archive.stage("gone"))
+    assert "303 See Other to POST" in str(error)
+    assert asked.faulty.seen("GET") == []
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://127.0.0.2:{port}/7", "redirects to another server"),
+        ("//127.0.0.1:1/7", "redirects to another server"),
+        ("https://127.0.0.1:{port}/7", "redirects to another server"),
+        ("http://u@127.0.0.1:{port}/7", "redirects to another server"),
+        ("file:///etc/passwd", "redirects to another server"),
+        ("http://[oops/", "redirects to what is no URL"),
+        ("", "redirects to nowhere"),
+        ("/moved", "redirects without end"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_redirect_elsewhere_is_refused(asked: Asking, location: str, message: str) -> None:
+    location = location.format(port=asked.faulty.port)
+    asked.faulty.fault("moved", redirect(location), times=None)
+    error = await failure_of(asked.archive.status("moved"))
+    assert message in str(error)
+    assert len(asked.faulty.requests) <= 6
+    assert await asked.fetch("7") == DATA

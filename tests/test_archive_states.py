@@ -1,0 +1,84 @@
+"""The headers of a HEAD, as archives write them and as they should not."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from cartd.archive import FileState
+from tests.archive_asking import Asking, failure_of
+from tests.archive_faults import state
+
+pytest_plugins = ("tests.archive_clients",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"last_modified": "12.999"}, FileState(10240, 12, True), id="fraction"),
+        pytest.param({"last_modified": "12"}, FileState(10240, 12, True), id="whole"),
+        pytest.param({"last_modified": "-0.5"}, FileState(10240, 0, True), id="before-1970"),
+        pytest.param(
+            {"last_modified": "Sun, 06 Nov 1994 08:49:37 GMT"},
+            FileState(10240, 784111777, True),
+            id="http-date",
+        ),
+        pytest.param(
+            {"last_modified": "Sunday, 06-Nov-94 08:49:37 GMT"},
+            FileState(10240, 784111777, True),
+            id="rfc-850-date",
+        ),
+        pytest.param(
+            {"last_modified": "Sun Nov  6 08:49:37 1994"},
+            FileState(10240, 784111777, True),
+            id="asctime-date",
+        ),
+        pytest.param(
+            {"x_content_length": "0"}, FileState(0, 1700000000, True), id="no-bytes"
+        ),
+        pytest.param(
+            {"x_pacifica_file_storage_media": "Disk"}, FileState(10240, 1700000000, True), id="Disk"
+        ),
+        pytest.param(
+            {"x_pacifica_file_storage_media": "t"}, FileState(10240, 1700000000, False), id="tape"
+        ),
+        pytest.param(
+            {"x_pacifica_file_storage_media": None},
+            FileState(10240, 1700000000, False),
+            id="media-unsaid",
+        ),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_the_headers_of_a_state_are_read(
+    asked: Asking, changed: dict[str, str | None], expected: FileState
+) -> None:
+    asked.faulty.fault("7", state(**changed))
+    assert await asked.archive.status("7") == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "message", "retryable"),
+    [
+        pytest.param({"x_content_length": None}, "has no X-Content-Length", True, id="no-length"),
+        pytest.param({"x_content_length": "-1"}, "X-Content-Length header makes", True, id="minus"),
+        pytest.param({"x_content_length": "1e3"}, "makes no sense: 1e3", True, id="exponent"),
+        pytest.param({"x_content_length": "\u00b2"}, "makes no sense", True, id="superscript"),
+        pytest.param({"x_content_length": "File Not Found"}, "no sense: File", True, id="words"),
+        pytest.param({"x_content_length": "9" * 20}, "Length header is", False, id="huge"),
+        pytest.param({"x_content_length": "9" * 5000}, "makes no sense", True, id="long"),
+        pytest.param({"last_modified": None}, "has no Last-Modified", True, id="no-time"),
+        pytest.param({"last_modified": "soon"}, "Last-Modified header makes", True, id="soon"),
+        pytest.param({"last_modified": "nan"}, "Last-Modified header makes", True, id="nan"),
+        pytest.param({"last_modified": "1" * 14}, "Last-Modified header is", False, id="far-off"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_a_header_that_cannot_be_read_is_named(
+    asked: Asking, changed: dict[str, str | None], message: str, retryable: bool
+) -> None:
+    asked.faulty.fault("7", state(**changed))
+    error = await failure_of(asked.archive.status("7"))
+    assert message in str(error)
+    assert error.retryable is retryable
+    assert len(str(error)) < 200
