@@ -216,7 +216,7 @@ def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
     assert isinstance(done[0], Failure) and done[0].check(OSError)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:coroutine:RuntimeWarning")
 def test_what_of_both_has_never_begun_is_not_left_behind() -> None:
     async def fail() -> None:
         raise OSError("disk")
