@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import inspect
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TypeVar
 
@@ -216,13 +216,13 @@ def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
     assert isinstance(done[0], Failure) and done[0].check(OSError)
 
 
-@pytest.mark.filterwarnings("error:coroutine:RuntimeWarning")
 def test_what_of_both_has_never_begun_is_not_left_behind() -> None:
     async def fail() -> None:
         raise OSError("disk")
 
     jobs = Jobs()
-    done = outcome(Deferred.fromCoroutine(both(fail(), jobs.work("second"))))
-    gc.collect()
+    second = jobs.work("second")
+    done = outcome(Deferred.fromCoroutine(both(fail(), second)))
+    assert inspect.getcoroutinestate(second) == inspect.CORO_CLOSED
     assert jobs.started == []
     assert isinstance(done[0], Failure) and done[0].check(OSError)
