@@ -87,11 +87,13 @@ class Parts:
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
         self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
+        self._tolerance = Tolerance(config.archive_connections, now)
         client, self._connections = archive_client(
             reactor,
             connections=config.archive_connections,
             connect_timeout=config.archive_connect_timeout,
             ca_file=config.archive_ca_file,
+            answered=self._tolerance.answered,
         )
         self._archive = Archive(
             client,
@@ -104,16 +106,17 @@ class Parts:
     def start(self, *, take_up: bool) -> None:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
-        tolerance = Tolerance(self.config.archive_connections, self.reactor.seconds)
         tools = Tools(
             store=self.store,
             volume=self.volume,
             archive=self._archive,
             reserve=self.evictor.reserve,
             plans=self.plans,
-            turns=Turns(tolerance.places, self.reactor),
-            tolerance=tolerance,
-            patience=Patience(self.config.archive_retries, tolerance, self.reactor, random.random),
+            turns=Turns(self._tolerance.places, self.reactor),
+            tolerance=self._tolerance,
+            patience=Patience(
+                self.config.archive_retries, self._tolerance, self.reactor, random.random
+            ),
             clock=self.reactor,
             carts_at_once=self.stager.count,
         )

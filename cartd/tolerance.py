@@ -6,6 +6,10 @@ archive may have.  But when several come in a short while, and not alone, files 
 at a time from then on; after a while two at a time are tried, then four and so on.  A wrong file on
 that way takes it back to one, and doubles the while.  A file that comes wrong twice in the same way
 would have come so in any company: what was concluded from it is taken back.
+
+With threads or without, it keeps no connection open while it has ten, and the time that goes into
+new ones is more than is won by asking for more at once.  So each connection that an archive closes
+after its answer means one request fewer at once, down to a few; many that it keeps, one more.
 """
 
 from __future__ import annotations
@@ -16,6 +20,10 @@ SUSPICIOUS = 2.0
 """So many wrong files together mean that it is the company."""
 FADING = 0.9
 """What is left of a suspicion after a file that is right."""
+FEWEST = 8
+"""Requests at once that are left in any case: of so many connections, Pacifica keeps each."""
+REGAIN = 1 / 256
+"""Requests more at once for each connection that is kept."""
 FIRST_WHILE = 5.0
 LONGEST_WHILE = 300.0
 """Seconds."""
@@ -26,6 +34,9 @@ class Tolerance:
 
     def __init__(self, most: int, now: Callable[[], float]) -> None:
         self._most = most
+        self._fewest = min(FEWEST, most)
+        self._welcome = float(most)
+        """How many requests at once the archive has kept connections for."""
         self._now = now
         self._suspicion = 0.0
         self._alone_since: float | None = None
@@ -35,12 +46,19 @@ class Tolerance:
 
     def places(self) -> int:
         if self._alone_since is None:
-            return self._most
+            return int(self._welcome)
         doublings = int((self._now() - self._alone_since) / self._while)
         if doublings >= self._most.bit_length():
             self._stop_asking_alone()
-            return self._most
-        return min(1 << doublings, self._most)
+            return int(self._welcome)
+        return min(1 << doublings, int(self._welcome))
+
+    def answered(self, welcome: bool) -> None:
+        """An answer has come, and its connection is kept by the archive or closed."""
+        if welcome:
+            self._welcome = min(self._welcome + REGAIN, self._most)
+        else:
+            self._welcome = max(self._welcome - 1, self._fewest)
 
     def was_right(self) -> None:
         """A file has come as it should."""

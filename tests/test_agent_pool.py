@@ -14,11 +14,13 @@ from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.request import Origin
 from tests.agent_asking import IDLE_SECONDS, KEPT, AgentAsking, Collected, agent_asking
 from tests.archive_faults import (
+    Close,
     Drip,
     Send,
     hang_before_head,
     head,
     steps,
+    truncated,
 )
 
 
@@ -141,6 +143,19 @@ async def test_closing_leaves_alone_what_is_under_way_and_keeps_nothing_afterwar
 async def test_closing_an_unused_pool_is_done_at_once() -> None:
     async with agent_asking() as asking:
         assert asking.pool.closeCachedConnections().called
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_told_of_each_answer_whether_its_connection_is_kept() -> None:
+    async with agent_asking() as asking:
+        asking.faulty.put("7", b"seven")
+        last = head(200, [("Content-Length", "5"), ("Connection", "close")])
+        asking.faulty.fault("7", steps(Send(last + b"seven"), Close()), method="GET")
+        asking.faulty.fault("7", truncated(3), method="GET", request=3)
+        for _ in range(4):
+            await asking.collect("GET")
+        await asking.ask("HEAD")
+        assert asking.welcome == [False, True, True, True]
 
 
 ORIGIN = Origin("http", "archive.example", 80, b"archive.example")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from cartd.tolerance import FIRST_WHILE, LONGEST_WHILE, Tolerance
+from cartd.tolerance import FEWEST, FIRST_WHILE, LONGEST_WHILE, REGAIN, Tolerance
 
 
 def after(most: int = 32) -> tuple[Tolerance, Clock]:
@@ -124,3 +124,47 @@ def test_one_that_is_wrong_in_any_company_does_not_excuse_the_others() -> None:
 def test_a_file_that_met_nobody_is_no_reason_for_suspicion() -> None:
     tolerance, _ = narrowed()
     assert not tolerance.was_wrong()
+
+
+def test_an_archive_that_closes_connections_is_asked_for_fewer_at_once_but_for_a_few() -> None:
+    tolerance, _ = after()
+    seen = []
+    for _ in range(30):
+        tolerance.answered(False)
+        seen.append(tolerance.places())
+    assert seen[:3] == [31, 30, 29]
+    assert seen[-8:] == [FEWEST + 1, *[FEWEST] * 7]
+
+
+def test_an_archive_that_keeps_connections_is_asked_for_more_by_and_by() -> None:
+    tolerance, _ = after()
+    for _ in range(30):
+        tolerance.answered(False)
+    for _ in range(round(1 / REGAIN)):
+        assert tolerance.places() == FEWEST
+        tolerance.answered(True)
+    assert tolerance.places() == FEWEST + 1
+    for _ in range(round(40 / REGAIN)):
+        tolerance.answered(True)
+    assert tolerance.places() == 32
+
+
+def test_closed_connections_give_no_more_places_than_were_set() -> None:
+    tolerance, _ = after(most=3)
+    tolerance.answered(False)
+    assert tolerance.places() == 3
+    tolerance.answered(True)
+    assert tolerance.places() == 3
+
+
+def test_a_file_that_met_others_is_asked_for_alone_whatever_the_archive_keeps() -> None:
+    tolerance, clock = after()
+    for _ in range(30):
+        tolerance.answered(False)
+    tolerance.was_wrong()
+    tolerance.was_wrong()
+    seen = []
+    for _ in range(6):
+        seen.append(tolerance.places())
+        clock.advance(FIRST_WHILE)
+    assert seen == [1, 2, 4, FEWEST, FEWEST, FEWEST]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,21 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-
 
 
 def archive_client(
-    reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
+    reactor: Any,
+    *,
+    connections: int,
+    connect_timeout: float,
+    ca_file: Path | None,
+    answered: Callable[[bool], object] = lambda welcome: None,
 ) -> tuple[HTTPClient, Pool]:
     """A client that keeps up to ``connections`` idle connections, and their pool to close them.
 
-    How many requests run at once is the caller's business.  ``https:`` is verified against the
+    How many requests run at once is the caller's business; ``answered`` is told after each whether
+    the archive would have its connection used again.  ``https:`` is verified against the
     system's roots, or against those in ``ca_file`` (PEM) alone.  Raises :class:`ConfigError` if
     that file cannot be used.  Before the reactor stops, ``pool.closeCachedConnections()``.
     """
-    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS)
+    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS, answered=answered)
     agent = Agent(reactor, pool, tls_policy(ca_file), connect_timeout=connect_timeout)
     return HTTPClient(agent, cookiejar=NoCookies()), pool
 

@@ -50,6 +50,9 @@ class Keeper(Shape):
     def ending(self, connection: Connection) -> None:
         """It cannot, and is about to be lost."""
 
+    def unwanted(self, connection: Connection) -> None:
+        """The server has said that it can not."""
+
     def lost(self, connection: Connection) -> None: ...
 
 
@@ -198,6 +201,7 @@ class Connection(Protocol):
         if self._ending:
             return
         if not self._persistent:
+            self._keeper.unwanted(self)
             self.close()
             return
         if self._wide:

@@ -7,6 +7,7 @@ grow old together; one timer, not one for each, closes those.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,12 +17,23 @@ from cartd.archive.agent.request import Origin
 
 
 class Pool:
-    """Keeps up to ``kept`` idle connections to each origin, each for ``idle_seconds``."""
+    """Keeps up to ``kept`` idle connections to each origin, each for ``idle_seconds``.
 
-    def __init__(self, clock: IReactorTime, *, kept: int, idle_seconds: float) -> None:
+    ``answered`` is told after each answer whether its server would have the connection used again.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        kept: int,
+        idle_seconds: float,
+        answered: Callable[[bool], object] = lambda welcome: None,
+    ) -> None:
         self._clock = clock
         self._kept = kept
         self._idle_seconds = idle_seconds
+        self._answered = answered
         self._idle: dict[Origin, deque[Connection]] = {}
         self._ending: set[Connection] = set()
         self._sweep: IDelayedCall | None = None
@@ -35,6 +47,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """The connection can be used again."""
+        self._answered(True)
         if self._closed:
             connection.close()
             return
@@ -45,6 +58,10 @@ class Pool:
             idle[0].close()
         if self._sweep is None:
             self._sweep = self._clock.callLater(self._idle_seconds, self._close_old)
+
+    def unwanted(self, connection: Connection) -> None:
+        """The server ends the connection after its answer."""
+        self._answered(False)
 
     def ending(self, connection: Connection) -> None:
         """The connection can not be used again, and will be lost soon."""
