@@ -199,7 +199,8 @@ SETTINGS = (
         "32",
         values.whole(1, 1000),
         "connections",
-        "How many requests the archive is asked at the same time.",
+        "How many requests the archive is asked at the same time, at most; it is asked for fewer"
+        " while it closes connections or mixes up files.",
     ),
     Setting(
         "archive_retries",
