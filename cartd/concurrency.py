@@ -37,6 +37,7 @@ class Turns:
         self._taken = 0
         self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
         self._opening: IDelayedCall | None = None
+        self._passing_on = False
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[None]:
@@ -77,13 +78,22 @@ class Turns:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._waiting and self._is_free():
-            key, queue = self._waiting.popitem(last=False)
-            place = queue.popleft()
-            if queue:
-                self._waiting[key] = queue
-            self._taken += 1
-            place.callback(None)
+        if self._passing_on:
+            return  # a turn that ended at once, within the loop below: that goes on, no deeper
+        self._passing_on = True
+        try:
+            while self._waiting and self._is_free():
+                self._next_place().callback(None)
+        finally:
+            self._passing_on = False
+
+    def _next_place(self) -> Deferred[None]:
+        key, queue = self._waiting.popitem(last=False)
+        place = queue.popleft()
+        if queue:
+            self._waiting[key] = queue
+        self._taken += 1
+        return place
 
 
 async def for_each(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred
 
 T = TypeVar("T")
 
@@ -31,24 +31,44 @@ class Batches(Generic[T]):
         self._seconds = seconds
         self._items: list[T] = []
         self._since = 0.0
-        self._writing = DeferredLock()
+        self._added = 0
+        self._written = 0
+        self._writing = False
+        self._waiting: list[Deferred[None]] = []
+        """Who waits for the end of the write that is under way."""
 
     async def add(self, item: T) -> None:
         if not self._items:
             self._since = self._now()
         self._items.append(item)
+        self._added += 1
         if len(self._items) >= self._size or self._now() - self._since >= self._seconds:
             await self.flush()
 
     async def flush(self) -> None:
         """Write all that has been added so far; what cannot be written is kept."""
-        await self._writing.acquire()
+        wanted = self._added
+        while self._written < wanted:
+            if self._writing:
+                # All at once are told, not each by the one before: a long chain of Deferreds
+                # that fire each other is deeper than Python's stack.
+                ended: Deferred[None] = Deferred(self._waiting.remove)
+                self._waiting.append(ended)
+                await ended
+            else:
+                await self._write_all()
+
+    async def _write_all(self) -> None:
+        self._writing = True
+        items, self._items = self._items, []
         try:
-            items, self._items = self._items, []
-            if items:
-                await self._write(items)
+            await self._write(items)
+            self._written += len(items)
         except BaseException:
             self._items = [*items, *self._items]
             raise
         finally:
-            self._writing.release()
+            self._writing = False
+            waiting, self._waiting = self._waiting, []
+            for ended in waiting:
+                ended.callback(None)

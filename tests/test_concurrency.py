@@ -154,6 +154,15 @@ def test_the_next_burst_begins_with_a_few_places_again(crowd: Crowd) -> None:
     assert len(crowd.log) == 20 + FEW
 
 
+def test_any_number_of_turns_may_end_at_once(crowd: Crowd) -> None:
+    """Each within the one before would be deeper than Python's stack."""
+    crowd.come(FEW + 2000)
+    for key in list(crowd.ends)[FEW:]:
+        crowd.ends.pop(key).callback(None)
+    crowd.leave(1)
+    assert len(crowd.log) == FEW + 2000
+
+
 def test_places_that_are_taken_away_are_not_passed_on(crowd: Crowd) -> None:
     crowd.come(20)
     crowd.most = 1

@@ -84,3 +84,32 @@ def test_what_could_not_be_written_is_written_with_what_came_since(ends: str) ->
     written.block = None
     Deferred.fromCoroutine(batches.flush())
     assert written.batches == [[0, 1]]
+
+
+def test_any_number_may_wait_for_a_slow_write() -> None:
+    """Deeper chains of Deferreds than Python's stack lose a result, and a cart stands still."""
+    clock, written = Clock(), Written()
+    written.block = Deferred()
+    batches = Batches(written, clock.seconds, seconds=1.0)
+    waiting = []
+    for item in range(2000):
+        waiting.append(added(batches, item))
+        clock.advance(1.0)
+    written.block.callback(None)
+    assert [item for batch in written.batches for item in batch] == list(range(2000))
+    assert waiting[1:] == [[None]] * 1999
+
+
+def test_who_gives_up_waiting_for_a_write_holds_up_nobody() -> None:
+    written = Written()
+    written.block = Deferred()
+    batches = Batches(written, Clock().seconds, size=1)
+    first = added(batches, 0)
+    given_up = Deferred.fromCoroutine(batches.add(1))
+    second = added(batches, 2)
+    given_up.addErrback(lambda failure: failure.trap(CancelledError))
+    given_up.cancel()
+    assert given_up.called
+    written.block.callback(None)
+    assert written.batches == [[0], [1, 2]]
+    assert first == second == [None]

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
 from cartd.store import Store, sync
 from cartd.store.carts import BATCH
 from cartd.store.connections import THREAD_NAME
+from cartd.store.database import READERS
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.stored_carts import (
     SHA1,
@@ -113,6 +115,18 @@ class TestConnections:
             await store.newest("u")
         with pytest.raises(Unavailable):
             await store.touch({1: 1})
+
+    @pytest_twisted.ensureDeferred
+    async def test_any_number_may_wait_when_it_closes(self, database: str) -> None:
+        """Each told by the one before would be deeper than Python's stack."""
+        store = Store(database, the_reactor())
+        outcomes: list[object] = []
+        for _ in range(1000):
+            Deferred.fromCoroutine(store.cart(1)).addBoth(outcomes.append)
+        await store.close()
+        refused = [one for one in outcomes if isinstance(one, Failure) and one.check(Unavailable)]
+        assert len(outcomes) == 1000
+        assert 1000 - READERS <= len(refused)
 
     @pytest_twisted.ensureDeferred
     async def test_a_store_that_was_never_used_closes(self, database: str) -> None:

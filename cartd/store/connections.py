@@ -7,13 +7,14 @@ behind what still runs, and the place of the connection is free again only after
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from sqlalchemy import Engine
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
@@ -21,6 +22,7 @@ from cartd.errors import Unavailable
 from cartd.store.alchimia_compat import wrap_engine
 
 THREAD_NAME = "cartd store"
+_STOPPING = "The service is stopping"
 
 
 class WorkerThread:
@@ -81,46 +83,61 @@ class Pool:
         self._reactor = reactor
         self._engine = engine
         self._size = size
-        self._permits = DeferredSemaphore(size)
+        self._free = size
+        """How many of them nobody has; some of these are open, the others not yet."""
+        self._waiting: deque[Deferred[None]] = deque()
         self._idle: list[Connection] = []
-        self._closed = False
+        self._closed: Deferred[None] | None = None
+        """Fires when the pool is closed and nobody has a connection any more."""
 
     async def take(self) -> Connection:
         """A connection for the caller alone, who must give it back or discard it.
 
         Raises ``Unavailable`` once the pool is closed, and whatever connecting raises.
         """
-        await self._permits.acquire()
-        if self._closed:
-            self._permits.release()
-            raise Unavailable("The service is stopping")
+        if self._closed is not None:
+            raise Unavailable(_STOPPING)
+        if self._free:
+            self._free -= 1
+        else:
+            turn: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(turn)
+            await turn
         if self._idle:
             return self._idle.pop()
         return await self._opened()
 
     def give_back(self, connection: Connection) -> None:
         self._idle.append(connection)
-        self._permits.release()
+        self._release()
 
     def discard(self, connection: Connection) -> None:
         """Close it, even in mid-query; another takes its place when its thread has ended."""
-        connection.close().addBoth(lambda _: self._permits.release())
+        connection.close().addBoth(lambda _: self._release())
 
     def forget_idle(self) -> None:
         """Close those that nobody uses: the database went away, and they with it."""
         while self._idle:
-            self._permits.acquire()  # at once: an idle connection is a free place
+            self._free -= 1
             self.discard(self._idle.pop())
 
     async def close(self) -> None:
         """Wait for what runs, then close all; fires when all threads have ended."""
-        self._closed = True
-        for _ in range(self._size):
-            await self._permits.acquire()
+        self._closed = closed = succeed(None) if self._free == self._size else Deferred()
+        waiting, self._waiting = self._waiting, deque()
+        for turn in waiting:
+            turn.errback(Unavailable(_STOPPING))
+        await closed
         idle, self._idle = self._idle, []
         await gatherResults([connection.close() for connection in idle])
-        for _ in range(self._size):
-            self._permits.release()
+
+    def _release(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().callback(None)
+            return
+        self._free += 1
+        if self._free == self._size and self._closed is not None:
+            self._closed.callback(None)
 
     def _opened(self) -> Deferred[Connection]:
         """Opens a connection; whoever stops waiting for it leaves it to the next."""
@@ -136,7 +153,7 @@ class Pool:
                 waiting.callback(connection)
 
         def failed(reason: Failure) -> None:
-            worker.ended.addCallback(lambda _: self._permits.release())
+            worker.ended.addCallback(lambda _: self._release())
             worker.quit()
             if not waiting.called:
                 waiting.errback(reason)
