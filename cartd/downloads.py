@@ -14,7 +14,7 @@ from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.plans import Plans
-from cartd.reader import Reader, TarReader, TreeReader
+from cartd.reader import SendingReader, TarReader, TreeReader
 from cartd.repair import Repair
 from cartd.store import Store
 from cartd.uses import Uses
@@ -49,7 +49,7 @@ class Download:
     length: int
     etag: str
     last_modified: float
-    reader: Callable[[int, int], Reader]
+    reader: Callable[[int, int], SendingReader]
     """Gives a reader of the half-open range of bytes; it must be closed."""
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
@@ -20,8 +20,8 @@ from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import CartdError, InvalidInput, Unavailable, VolumeDamaged, error_body
 from cartd.manifest import check_uid
 from cartd.model import Cart, CartStatus
-from cartd.sender import Sender, SendStopped
-from cartd.threads import RunsInThread
+from cartd.reader import SendingReader
+from cartd.sender import SendStopped
 
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready."""
@@ -39,14 +39,13 @@ class Rest:
         self,
         carts: Carts,
         downloads: Downloads,
-        threads: RunsInThread,
         *,
-        chunk: Callable[[], int],
+        send: Callable[[SendingReader, Request], Deferred[None]],
     ) -> None:
+        """``send`` gives what is read to the client, as :meth:`cartd.sender.Sending.start`."""
         self._carts = carts
         self._downloads = downloads
-        self._threads = threads
-        self._chunk = chunk
+        self._send_to = send
 
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
@@ -95,7 +94,7 @@ class Rest:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
         reader = download.reader(wanted.start, wanted.stop)
         try:
-            await Sender(reader, self._threads, request, self._chunk).start()
+            await self._send_to(reader, request)
         except SendStopped:
             log.debug("A client left while {uid} was sent", uid=download.cart.uid)
             await _abort(request)

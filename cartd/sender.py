@@ -1,14 +1,15 @@
 """From a reader to a client: bytes as fast as the client takes them, and no faster.
 
-Strategy: a read runs in a thread, its bytes are written when the client is ready for them, and
-meanwhile the next read runs.  So at most one chunk waits here, whatever the client does.  Every
-event only changes the state and calls ``_pump``; what must be let go is let go in ``_end`` and
-``_close``, whichever event comes first.
+Strategy: whatever happens only changes the state, and what must be let go is let go in ``_end``
+and ``_close``, whichever event comes first.  One thread at most works for a sender; nothing is
+closed before it has come back.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
@@ -28,31 +29,20 @@ class SendStopped(CartdError):
 
 
 @implementer(IPushProducer)
-class Sender:
-    """Sends what ``reader`` gives to ``consumer``, ``chunk`` bytes at a time.
+class Sending(ABC):
+    """What every way of sending has in common: how it begins and how it ends.
 
-    ``chunk`` may be a callable that is asked, in the reactor's thread, before each read.  The
-    sender owns the reader, and closes it once, when no thread reads from it any more.
+    It owns the reader, and closes it once, when no thread works with it any more.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        threads: RunsInThread,
-        consumer: IConsumer,
-        chunk: Callable[[], int] | int,
-    ) -> None:
+    def __init__(self, reader: Reader, threads: RunsInThread, consumer: Any) -> None:
+        """``consumer`` provides ``IConsumer``."""
         self._reader = reader
         self._threads = threads
         self._consumer = consumer
-        self._chunk = chunk
         self._done: Deferred[None] = Deferred(self._cancel)
-        self._waiting = b""
-        """What was read and not yet written."""
-        self._at_end = False
-        self._paused = False
-        self._reading = False
-        self._pumping = False
+        self._busy = False
+        """Whether a thread is at work."""
         self._ended = False
         self._failure: Failure | Exception | None = None
 
@@ -65,8 +55,83 @@ class Sender:
         the connection.
         """
         self._consumer.registerProducer(self, True)
-        self._pump()
+        self._begin()
         return self._done
+
+    @abstractmethod
+    def pauseProducing(self) -> None: ...
+
+    @abstractmethod
+    def resumeProducing(self) -> None: ...
+
+    def stopProducing(self) -> None:
+        """End because the consumer has gone; it needs not be told."""
+        self._end(SendStopped())
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Drop what is held beside the reader."""
+
+    def _finish(self) -> None:
+        self._consumer.unregisterProducer()
+        self._end(None)
+
+    def _fail(self, failure: Failure | Exception) -> None:
+        if not self._ended:
+            self._consumer.unregisterProducer()
+            self._end(failure)
+
+    def _cancel(self, done: Deferred[None]) -> None:
+        """Stop for the caller, and hold ``done`` back while a thread still works."""
+        self._fail(SendStopped())
+        if not done.called:
+            done.pause()
+            done.errback(SendStopped())
+
+    def _end(self, failure: Failure | Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._failure = failure
+        if not self._busy:
+            self._close()
+
+    def _close(self) -> None:
+        self._let_go()
+        self._reader.close()
+        if self._done.called:
+            self._done.unpause()
+        elif self._failure is None:
+            self._done.callback(None)
+        else:
+            self._done.errback(self._failure)
+
+
+class Sender(Sending):
+    """Writes what ``reader`` gives to ``consumer``, ``chunk`` bytes at a time.
+
+    A read runs in a thread, its bytes are written when the client is ready for them, and meanwhile
+    the next read runs.  So at most one chunk waits here, whatever the client does.  ``chunk`` may
+    be a callable that is asked, in the reactor's thread, before each read.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        threads: RunsInThread,
+        consumer: IConsumer,
+        chunk: Callable[[], int] | int,
+    ) -> None:
+        super().__init__(reader, threads, consumer)
+        self._chunk = chunk
+        self._waiting = b""
+        """What was read and not yet written."""
+        self._at_end = False
+        self._paused = False
+        self._pumping = False
 
     def pauseProducing(self) -> None:
         self._paused = True
@@ -75,9 +140,11 @@ class Sender:
         self._paused = False
         self._pump()
 
-    def stopProducing(self) -> None:
-        """End because the consumer has gone; it needs not be told."""
-        self._end(SendStopped())
+    def _begin(self) -> None:
+        self._pump()
+
+    def _let_go(self) -> None:
+        self._waiting = b""
 
     def _pump(self) -> None:
         """Write and read for as long as nothing has to be waited for.
@@ -108,9 +175,8 @@ class Sender:
                 # What was written is not taken yet.  Once the sending has ended, the connection
                 # counts as idle, and would soon be closed on a slow client.
                 return False
-            self._consumer.unregisterProducer()
-            self._end(None)
-        elif self._reading:
+            self._finish()
+        elif self._busy:
             return False
         else:
             self._read()
@@ -118,12 +184,12 @@ class Sender:
 
     def _read(self) -> None:
         limit = self._chunk() if callable(self._chunk) else self._chunk
-        self._reading = True
+        self._busy = True
         reading = self._threads.run(self._reader.read, limit)
         reading.addBoth(self._came_back, limit)
 
     def _came_back(self, result: bytes | Failure, limit: int) -> None:
-        self._reading = False
+        self._busy = False
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
@@ -132,33 +198,3 @@ class Sender:
             self._waiting = result
             self._at_end = len(result) < limit
             self._pump()
-
-    def _fail(self, failure: Failure | Exception) -> None:
-        if not self._ended:
-            self._consumer.unregisterProducer()
-            self._end(failure)
-
-    def _cancel(self, done: Deferred[None]) -> None:
-        """Stop for the caller, and hold ``done`` back while a thread still reads."""
-        self._fail(SendStopped())
-        if not done.called:
-            done.pause()
-            done.errback(SendStopped())
-
-    def _end(self, failure: Failure | Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._failure = failure
-        self._waiting = b""
-        if not self._reading:
-            self._close()
-
-    def _close(self) -> None:
-        self._reader.close()
-        if self._done.called:
-            self._done.unpause()
-        elif self._failure is None:
-            self._done.callback(None)
-        else:
-            self._done.errback(self._failure)

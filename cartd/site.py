@@ -62,6 +62,10 @@ class LimitedRequest(Request):
             self._linger.cancel()
         super().connectionLost(reason)
 
+    def waits_for_client(self, waits: bool) -> None:
+        if self.channel is not None:
+            self.channel.wait_for_client(waits)
+
     @contextmanager
     def _disk(self) -> Iterator[None]:
         """Around what may meet the disk: a long body is kept in the system's temporary files."""
@@ -142,20 +146,21 @@ class LimitedChannel(HTTPChannel):
 
     def unregisterProducer(self) -> None:
         super().unregisterProducer()
-        self._wait_for_client(None)
+        self.wait_for_client(False)
         self._sending = False
 
     def pauseProducing(self) -> None:
-        self._wait_for_client(STALL_TIMEOUT)
+        self.wait_for_client(True)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._wait_for_client(None)
+        self.wait_for_client(False)
         super().resumeProducing()
 
-    def _wait_for_client(self, seconds: float | None) -> None:
+    def wait_for_client(self, waits: bool) -> None:
+        """While a cart is sent: the client has yet to take some of it, or has done so."""
         if self._sending:
-            self.setTimeout(seconds)
+            self.setTimeout(STALL_TIMEOUT if waits else None)
 
 
 class LimitedSite(Site):

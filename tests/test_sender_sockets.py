@@ -5,29 +5,25 @@ from __future__ import annotations
 import hashlib
 import select
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import deferLater
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from cartd.errors import VolumeDamaged
 from cartd.sender import Sender, SendStopped
-from cartd.threads import P, T, Threads
+from cartd.threads import Threads
 from tests.sending import Bytes
+from tests.two_ends import BUFFER, Client, CountedThreads, reactor, until
 
-reactor: Any = _reactor
-R = TypeVar("R")
-
-SIZE, CHUNK, BUFFER = 64 * 2**20, 2**18, 2**17
+SIZE, CHUNK = 64 * 2**20, 2**18
 BODY = hashlib.shake_128(b"body").digest(2**20) * (SIZE // 2**20)
 
 
@@ -43,20 +39,6 @@ class WatchedSender(Sender):
     def resumeProducing(self) -> None:
         self.paused = False
         super().resumeProducing()
-
-
-class CountedThreads(Threads):
-    """Threads that say how much of their work has not been handed back."""
-
-    outstanding = 0
-
-    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        self.outstanding += 1
-        return super().run(work, *args, **kwargs).addBoth(self._back)
-
-    def _back(self, result: R) -> R:
-        self.outstanding -= 1
-        return result
 
 
 class Download(Resource):
@@ -88,42 +70,6 @@ class Download(Resource):
         return failure
 
 
-class Client(Protocol):
-    """Asks, then reads nothing until it is told to; fires ``closed`` at the end."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self.head = b""
-        self.received = 0
-        self.closed: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        transport.pauseProducing()
-        transport.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-
-    def read_on(self) -> None:
-        transport: Any = self.transport
-        transport.resumeProducing()
-
-    def leave(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def dataReceived(self, data: bytes) -> None:
-        if not self.received:
-            self.head += data
-            _, blank, data = self.head.partition(b"\r\n\r\n")
-            if not blank:
-                return
-        self.received += len(data)
-        self.digest.update(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.closed.callback(None)
-
-
 class Joined:
     """A server with one download, and a client that has asked for it."""
 
@@ -147,11 +93,6 @@ class Joined:
         """Whether nothing moves any more: every buffer on the way is full."""
         _, writable, _ = select.select([], [self.server.transport.socket], [], 0)
         return sender.paused and not self.threads.outstanding and not writable
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await deferLater(reactor, 0)
 
 
 @pytest_twisted.async_yield_fixture

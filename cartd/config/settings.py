@@ -112,7 +112,8 @@ SETTINGS = (
         "4 Mb",
         values.size_above_zero,
         "size",
-        "How much of a download is read from the volume at a time.",
+        "How much of a download is sent before others have their turn;"
+        " over TLS, how much of it is read from the volume at a time.",
         "TRANSFER_SIZE",
     ),
     Setting(

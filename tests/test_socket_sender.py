@@ -1,0 +1,393 @@
+"""The socket sender between real threads, real files and real sockets, below the service's site."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import select
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.interfaces import IPushProducer, IWriteDescriptor
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+from zope.interface.verify import verifyObject
+
+from cartd.bundle import Slice
+from cartd.errors import VolumeDamaged
+from cartd.reader import TreeReader
+from cartd.sender import SendStopped
+from cartd.site import LimitedRequest, LimitedSite
+from cartd.socket_sender import SocketSender, plain_socket
+from tests.sending import AtOnce, Sink
+from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
+
+SIZES = {"long": 40 * 2**20, "short": 1000, "again long": 5 * 2**20 + 1}
+TURN = 2**20
+
+
+class WatchedReader(TreeReader):
+    """Says whether it is closed, and may hold a thread until the test lets it go."""
+
+    def __init__(self, root: Path) -> None:
+        slices = [Slice(name, size, 0, size) for name, size in SIZES.items()]
+        super().__init__(root, iter(slices))
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self.held = threading.Event()
+        self.closed = 0
+
+    def send(self, out: socket.socket, limit: int) -> int:
+        if not self.let_go.is_set():
+            self.held.set()
+            self.let_go.wait()
+        return super().send(out, limit)
+
+    def close(self) -> None:
+        self.closed += 1
+        super().close()
+
+
+class Download(Resource):
+    """Answers every GET with all files, and fires ``started`` with the first sender."""
+
+    isLeaf = True
+
+    def __init__(self, threads: CountedThreads, root: Path) -> None:
+        super().__init__()
+        self.threads = threads
+        self.root = root
+        self.readers: list[WatchedReader] = []
+        self.senders: list[SocketSender] = []
+        self.requests: list[Any] = []
+        self.started: Deferred[None] = Deferred()
+        self.outcomes: list[Any] = []
+        self.done: Deferred[None] = Deferred()
+        self.prepare: Callable[[WatchedReader], None] = lambda reader: None
+
+    def render_GET(self, request: LimitedRequest) -> int:
+        reader = WatchedReader(self.root)
+        self.prepare(reader)
+        self.readers.append(reader)
+        self.requests.append(request)
+        request.setHeader("Content-Length", str(sum(SIZES.values())))
+        transport: Any = request.transport
+        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        own_socket = plain_socket(transport, reactor)
+        assert own_socket is not None
+        sender = SocketSender(reader, self.threads, request, own_socket, reactor, turn=TURN)
+        self.senders.append(sender)
+        self.done = sender.start()
+        self.done.addCallback(lambda _: request.finish())
+        self.done.addErrback(self._give_up, transport)
+        if len(self.senders) == 1:
+            self.started.callback(None)
+        return NOT_DONE_YET
+
+    def _give_up(self, failure: Failure, transport: Any) -> None:
+        self.outcomes.append(failure.value)
+        transport.abortConnection()
+
+
+class Joined:
+    """A server of downloads, and a client that has asked for one."""
+
+    def __init__(self, root: Path) -> None:
+        self.threads = CountedThreads(reactor, 2)
+        self.threads.start()
+        self.server = Download(self.threads, root)
+        site = LimitedSite(self.server, reactor, max_body=1000)
+        self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.client = Client()
+
+    async def connect(self) -> None:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port.getHost().port)
+        await endpoint.connect(Factory.forProtocol(lambda: self.client))
+        await self.server.started
+
+    async def close(self) -> None:
+        await self.port.stopListening()
+        for reader in self.server.readers:
+            reader.let_go.set()
+        await until(lambda: not self.threads.outstanding)
+        self.threads.stop()
+
+    @property
+    def outcomes(self) -> list[Any]:
+        return self.server.outcomes
+
+    def stalled(self) -> bool:
+        """Whether nothing moves any more: every buffer on the way is full."""
+        [sender] = self.server.senders
+        waiting = sender in reactor.getWriters()
+        return waiting and not select.select([], [sender], [], 0)[1]
+
+    def assert_all_let_go(self) -> None:
+        assert all(sender.fileno() == -1 for sender in self.server.senders)
+        assert [reader.closed > 0 for reader in self.server.readers] == [True] * len(
+            self.server.readers
+        )
+        assert not [one for one in reactor.getWriters() if isinstance(one, SocketSender)]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    for name, size in SIZES.items():
+        (root / name).write_bytes(os.urandom(size))
+    return root
+
+
+@pytest.fixture(scope="module")
+def body(tree: Path) -> bytes:
+    return b"".join((tree / name).read_bytes() for name in SIZES)
+
+
+@pytest_twisted.async_yield_fixture
+async def joined(tree: Path) -> AsyncIterator[Joined]:
+    joined = Joined(tree)
+    yield joined
+    await joined.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_does_not_read_stops_it_until_it_does(
+    joined: Joined, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[bool] = []
+    monkeypatch.setattr(
+        LimitedRequest, "waits_for_client", lambda _, waiting: waits.append(waiting)
+    )
+    await joined.connect()
+    await until(joined.stalled)
+    assert waits[-1]
+    assert joined.server.requests[0].sentLength < len(body) / 8
+    joined.client.read_on()
+    await joined.client.closed
+    assert joined.client.received == len(body) == joined.server.requests[0].sentLength
+    assert joined.client.digest.digest() == hashlib.sha256(body).digest()
+    assert not waits[-1]
+    assert joined.outcomes == []
+    joined.assert_all_let_go()
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_a_producer_and_a_descriptor(joined: Joined) -> None:
+    await joined.connect()
+    [sender] = joined.server.senders
+    assert verifyObject(IPushProducer, sender) and verifyObject(IWriteDescriptor, sender)
+    joined.client.leave()
+    await until(lambda: bool(joined.outcomes))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
+    await joined.connect()
+    await until(joined.stalled)
+    joined.client.leave()
+    await until(lambda: bool(joined.outcomes))
+    assert isinstance(joined.outcomes[0], SendStopped)
+    joined.assert_all_let_go()
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "cancelled", "the reactor drops it"])
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_let_go_while_a_thread_works_with_it(joined: Joined, how: str) -> None:
+    joined.server.prepare = lambda reader: reader.let_go.clear()
+    await joined.connect()
+    [reader], [sender] = joined.server.readers, joined.server.senders
+    await until(reader.held.is_set)
+    if how == "the client leaves":
+        joined.client.leave()
+        await until(lambda: joined.server.requests[0].channel is None)
+    elif how == "cancelled":
+        joined.server.done.cancel()
+    else:
+        sender.connectionLost(Failure(ConnectionError()))
+    assert reader.closed == 0 and sender.fileno() >= 0 and joined.outcomes == []
+    reader.let_go.set()
+    await until(lambda: bool(joined.outcomes))
+    assert isinstance(joined.outcomes[0], SendStopped | CancelledError)
+    joined.assert_all_let_go()
+    joined.client.read_on()
+    await joined.client.closed
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_missing_at_once_is_known_before_there_is_a_head(joined: Joined) -> None:
+    joined.server.root = joined.server.root / "nowhere"
+    await joined.connect()
+    joined.client.read_on()
+    await joined.client.closed
+    [outcome] = joined.outcomes
+    assert isinstance(outcome, VolumeDamaged)
+    assert joined.client.head == b"" and not joined.server.requests[0].startedWriting
+    joined.assert_all_let_go()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_missing_later_breaks_the_connection(
+    joined: Joined, tmp_path: Path, body: bytes
+) -> None:
+    joined.server.root = tmp_path
+    (tmp_path / "long").write_bytes(bytes(SIZES["long"]))
+    await joined.connect()
+    joined.client.read_on()
+    await joined.client.closed
+    [outcome] = joined.outcomes
+    assert isinstance(outcome, VolumeDamaged) and "short is missing" in str(outcome)
+    assert joined.client.received < len(body)
+    joined.assert_all_let_go()
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_head_is_overtaken_by_its_body(tmp_path: Path, monkeypatch: Any) -> None:
+    """Many answers on one connection, whose client begins to read when it is full."""
+    monkeypatch.setitem(SIZES, "long", 70_001)
+    monkeypatch.setitem(SIZES, "again long", 3)
+    for name, size in SIZES.items():
+        (tmp_path / name).write_bytes(name[:1].encode() * size)
+    joined = Joined(tmp_path)
+    joined.client = Client(20 * GET + LAST_GET)
+    received: list[bytes] = []
+    monkeypatch.setattr(joined.client, "dataReceived", received.append)
+    await joined.connect()
+    await until(lambda: _is_full(joined.server.requests[-1].transport))
+    assert len(joined.server.requests) < 20
+    joined.client.read_on()
+    await joined.client.closed
+    answers = b"".join(received).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    expected = b"l" * 70_001 + b"s" * 1000 + b"a" * 3
+    assert [answer.partition(b"\r\n\r\n")[2] == expected for answer in answers] == [True] * 21
+    assert joined.outcomes == []
+    joined.assert_all_let_go()
+    await joined.close()
+
+
+def _is_full(transport: Any) -> bool:
+    return not select.select([], [transport.socket], [], 0)[1]
+
+
+class Watching:
+    """A reactor that only watches; the test says when a socket has room."""
+
+    def __init__(self) -> None:
+        self.writers: list[Any] = []
+
+    def getWriters(self) -> list[Any]:
+        return list(self.writers)
+
+    def addWriter(self, writer: Any) -> None:
+        self.writers.append(writer)
+
+    def removeWriter(self, writer: Any) -> None:
+        if writer in self.writers:
+            self.writers.remove(writer)
+
+
+class Answer(Sink):
+    """An answer whose head goes out when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transport = object()
+        self.sentLength = 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def waits_for_client(self, waits: bool) -> None:
+        pass
+
+
+class Alone:
+    """A sender whose threads work at once, between a real file and a real socket."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(b"data")
+        self.near, self.far = socket.socketpair()
+        for end in (self.near, self.far):
+            end.setblocking(False)
+        self.reactor = Watching()
+        self.answer = Answer()
+        reader = TreeReader(path.parent, iter([Slice(path.name, 4, 0, 4)]))
+        self.sender = SocketSender(reader, AtOnce(), self.answer, self.near, self.reactor, turn=9)
+        self.outcomes: list[Any] = []
+        self.sender.start().addBoth(self.outcomes.append)
+
+    def has_room(self) -> None:
+        self.sender.doWrite()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Alone]:
+    alone = Alone(tmp_path / "file")
+    yield alone
+    alone.near.close()
+    alone.far.close()
+
+
+def test_it_waits_until_the_connection_has_sent_the_head(alone: Alone) -> None:
+    assert alone.answer.written == [b""]
+    alone.reactor.addWriter(alone.answer.transport)
+    alone.has_room()
+    with pytest.raises(BlockingIOError):
+        alone.far.recv(10)
+    alone.reactor.removeWriter(alone.answer.transport)
+    alone.has_room()
+    assert alone.far.recv(10) == b"data"
+
+
+def test_when_all_is_sent_the_answer_has_no_producer_any_more(alone: Alone) -> None:
+    assert alone.answer.producer is alone.sender
+    alone.has_room()
+    assert alone.outcomes == [None]
+    assert alone.answer.producer is None and alone.reactor.writers == []
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EIO])
+def test_only_what_the_connection_suffers_is_the_client_s_leaving(
+    alone: Alone, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(TreeReader, "send", send)
+    alone.has_room()
+    [failure] = alone.outcomes
+    assert (failure.type is SendStopped) == (number != errno.EIO)
+    assert alone.answer.producer is None and alone.near.fileno() == -1
+
+
+def test_over_tls_there_is_no_plain_socket() -> None:
+    contexts = optionsForClientTLS("localhost")
+    wrapped = TLSMemoryBIOFactory(contexts, True, Factory.forProtocol(Protocol))
+    over_tls = wrapped.buildProtocol(None)
+    over_tls.makeConnection(StringTransport())
+    assert plain_socket(over_tls, reactor) is None
+    assert plain_socket(StringTransport(), reactor) is None
+
+
+def test_a_reactor_that_watches_no_descriptors_gets_none(alone: Alone) -> None:
+    class Connected:
+        def getHandle(self) -> socket.socket:
+            return alone.near
+
+    other = plain_socket(Connected(), reactor)
+    assert other is not None and other.fileno() != alone.near.fileno()
+    other.close()
+    assert plain_socket(Connected(), Clock()) is None
