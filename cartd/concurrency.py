@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -39,20 +39,22 @@ class Turns:
         self._opening: IDelayedCall | None = None
         self._passing_on = False
 
-    @asynccontextmanager
-    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+    def turn(self, key: Hashable) -> AbstractAsyncContextManager[None]:
         """Hold one place for as long as the block runs."""
+        return _Turn(self, key)
+
+    async def take(self, key: Hashable) -> None:
+        """Wait for a place, which is to be left."""
         if self._is_free() and not self._waiting:
             self._taken += 1
         else:
             await self._queue(key)
-        try:
-            yield
-        finally:
-            self._taken -= 1
-            busy = self._taken or self._waiting
-            self._open = min(self._open + 1, self._most()) if busy else FEW
-            self._pass_on()
+
+    def leave(self) -> None:
+        self._taken -= 1
+        busy = self._taken or self._waiting
+        self._open = min(self._open + 1, self._most()) if busy else FEW
+        self._pass_on()
 
     def _is_free(self) -> bool:
         return self._taken < min(self._open, self._most())
@@ -96,6 +98,22 @@ class Turns:
         return place
 
 
+class _Turn(AbstractAsyncContextManager[None]):
+    """One turn of one key."""
+
+    __slots__ = ("_key", "_turns")
+
+    def __init__(self, turns: Turns, key: Hashable) -> None:
+        self._turns = turns
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        await self._turns.take(self._key)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.leave()
+
+
 async def for_each(
     source: AsyncIterator[T],
     work: Callable[[T], Coroutine[Any, Any, None]],
@@ -106,37 +124,104 @@ async def for_each(
     The first failure cancels the others, waits until they have cleaned up, and is raised;
     so does a cancellation from outside.  ``source`` is read only as fast as work ends.
     """
-    running: set[Deferred[None]] = set()
-    failures: list[Failure] = []
-    wake: Deferred[None] | None = None
+    await _Crew(source, work, at_once).run()
 
-    def ended(result: Any, job: Deferred[None]) -> None:
-        running.discard(job)
+
+class _Nothing:
+    """What there is after the last item."""
+
+
+class _Crew(Generic[T]):
+    """Workers that take one item after the other: a Deferred for each of them, not for each item.
+
+    Each that takes an item looks whether more workers are wanted by now, each that has done one
+    whether fewer are.
+    """
+
+    def __init__(
+        self,
+        source: AsyncIterator[T],
+        work: Callable[[T], Coroutine[Any, Any, None]],
+        at_once: Callable[[], int],
+    ) -> None:
+        self._source = source
+        self._work = work
+        self._at_once = at_once
+        self._number = 0
+        self._running: set[Deferred[None]] = set()
+        self._hiring = False
+        self._reading = False
+        self._at_end = False
+        self._waiting: list[Deferred[None]] = []
+        """Workers that want an item while another one is getting its own."""
+        self._failure: Failure | None = None
+        self._changed: Deferred[None] | None = None
+
+    async def run(self) -> None:
+        try:
+            self._hire()
+            while self._number and self._failure is None:
+                self._changed = Deferred()
+                await self._changed
+        finally:
+            self._changed = None
+            self._at_end = True
+            await _cancelled(self._running)
+        if self._failure is not None:
+            self._failure.raiseException()
+
+    @property
+    def _wanted(self) -> int:
+        return max(self._at_once(), 1)
+
+    def _hire(self) -> None:
+        if self._hiring:
+            return  # by a new worker, within the loop below: that goes on, no deeper
+        self._hiring = True
+        while self._number < self._wanted and not self._at_end:
+            self._number += 1
+            worker = Deferred.fromCoroutine(self._serve())
+            self._running.add(worker)
+            worker.addBoth(self._left, worker)
+        self._hiring = False
+
+    async def _serve(self) -> None:
+        while self._number <= self._wanted:
+            item = await self._next()
+            if isinstance(item, _Nothing):
+                return
+            self._hire()
+            await self._work(item)
+
+    async def _next(self) -> T | _Nothing:
+        """The next item of the source, which gives them one at a time."""
+        while self._reading:
+            read: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(read)
+            await read
+        if self._at_end:
+            return _Nothing()
+        self._reading = True
+        try:
+            return await anext(self._source)
+        except StopAsyncIteration:
+            self._at_end = True
+            return _Nothing()
+        finally:
+            self._reading = False
+            waiting, self._waiting = self._waiting, []
+            for read in waiting:
+                read.callback(None)
+
+    def _left(self, result: Any, worker: Deferred[None]) -> None:
+        self._number -= 1
+        self._running.discard(worker)
         if isinstance(result, Failure):
-            failures.append(result)
-        nonlocal wake
-        if wake is not None:
-            waiting, wake = wake, None
-            waiting.callback(None)
-
-    async def until_at_most(number: int) -> None:
-        nonlocal wake
-        while len(running) > number and not failures:
-            wake = Deferred()
-            await wake
-        if failures:
-            failures[0].raiseException()
-
-    try:
-        async for item in source:
-            await until_at_most(max(at_once(), 1) - 1)
-            job = Deferred.fromCoroutine(work(item))
-            running.add(job)
-            job.addBoth(ended, job)
-        await until_at_most(0)
-    finally:
-        wake = None
-        await _cancelled(running)
+            self._failure = self._failure or result
+            self._at_end = True
+        if self._changed is not None and (not self._number or self._failure is not None):
+            changed, self._changed = self._changed, None
+            changed.callback(None)
 
 
 async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:

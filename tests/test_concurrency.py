@@ -190,6 +190,76 @@ def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:
     assert done == [None]
 
 
+def test_more_workers_join_and_some_leave_as_so_many_are_wanted() -> None:
+    wanted = 1
+    jobs = Jobs()
+    done = outcome(Deferred.fromCoroutine(for_each(each("abcdefg"), jobs.work, lambda: wanted)))
+    assert jobs.started == ["a"]
+    wanted = 3
+    jobs.end("a")
+    assert set(jobs.running) == set("bcd")
+    wanted = 1
+    for name in "bcd":
+        jobs.end(name)
+    assert set(jobs.running) == {"e"}
+    for name in "efg":
+        jobs.end(name)
+    assert done == [None]
+
+
+class Pages:
+    """A source of as many items as are wanted, which come only when the test says so."""
+
+    def __init__(self) -> None:
+        self.page: Deferred[int] = Deferred()
+
+    def give(self, number: int) -> None:
+        page, self.page = self.page, Deferred()
+        page.callback(number)
+
+    async def items(self) -> AsyncIterator[str]:
+        while number := await self.page:
+            for item in range(number):
+                yield str(item)
+
+
+def test_any_number_may_wait_for_the_source() -> None:
+    """Each told by the one before would be deeper than Python's stack."""
+    pages, jobs = Pages(), Jobs()
+    many = 2000
+    done = outcome(Deferred.fromCoroutine(for_each(pages.items(), jobs.work, lambda: many)))
+    for _ in range(3):
+        pages.give(many)
+        assert len(jobs.running) == many
+        for name in list(jobs.running):
+            jobs.end(name)
+    assert done == []
+    pages.give(0)
+    assert done == [None] and len(jobs.cleaned) == 3 * many
+
+
+def test_any_number_of_jobs_may_end_at_once() -> None:
+    async def work(_: int) -> None:
+        pass
+
+    assert outcome(Deferred.fromCoroutine(for_each(each(range(5000)), work, lambda: 9))) == [None]
+
+
+@pytest.mark.parametrize("ends", ["failed", "cancelled"])
+def test_the_failure_of_the_source_cancels_the_jobs(ends: str) -> None:
+    pages, jobs = Pages(), Jobs()
+    loop = Deferred.fromCoroutine(for_each(pages.items(), jobs.work, lambda: 5))
+    done = outcome(loop)
+    pages.give(2)
+    if ends == "failed":
+        pages.page.errback(OSError("disk"))
+    else:
+        loop.cancel()
+    assert sorted(jobs.cleaned) == ["0", "1"]
+    assert isinstance(done[0], Failure)
+    assert done[0].check(OSError if ends == "failed" else CancelledError)
+
+
 def test_the_first_failure_cancels_the_other_jobs_and_is_raised_when_they_are_clean() -> None:
     jobs = Jobs()
     done = outcome(Deferred.fromCoroutine(for_each(each("abcd"), jobs.work, lambda: 3)))

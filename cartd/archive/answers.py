@@ -72,17 +72,17 @@ def read_state(headers: Headers) -> FileState:
 
     Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.
     """
-    media = values(headers, "X-Pacifica-File-Storage-Media") or [""]
+    media = values(headers, b"X-Pacifica-File-Storage-Media") or [""]
     return FileState(
-        size=_size(_single(headers, "X-Content-Length")),
-        mtime=_time(_single(headers, "Last-Modified")),
+        size=_size(_single(headers, b"X-Content-Length")),
+        mtime=_time(_single(headers, b"Last-Modified")),
         on_disk=media[-1].lower() == "disk",
     )
 
 
 def told_file(headers: Headers) -> str:
     """Which file the answer to a HEAD says that it is about; empty if it does not say."""
-    return (values(headers, "X-Pacifica-File") or [""])[-1]
+    return (values(headers, b"X-Pacifica-File") or [""])[-1]
 
 
 def is_named(told: str, archive_id: str) -> bool:
@@ -134,9 +134,9 @@ def failure(raised: BaseException, *, begun: bool = False) -> ArchiveError | Non
     return None
 
 
-def values(headers: Headers, name: str) -> list[str]:
+def values(headers: Headers, name: bytes) -> list[str]:
     """The values of a header, whatever bytes they are: Twisted's own decoding is strict UTF-8."""
-    raw = headers.getRawHeaders(name.encode("ascii")) or ()
+    raw = headers.getRawHeaders(name) or ()
     return [value.decode("latin-1").strip() for value in raw]
 
 
@@ -178,13 +178,15 @@ def _tls_failure(raised: SSL.Error) -> ArchiveError:
     return ArchiveError("the archive and cartd cannot agree on TLS", retryable=True)
 
 
-def _single(headers: Headers, name: str) -> str:
-    found = set(values(headers, name))
+def _single(headers: Headers, name: bytes) -> str:
+    found = values(headers, name)
     if not found:
-        raise ArchiveError(f"the archive's answer has no {name} header", retryable=True)
-    if len(found) > 1:
-        raise ArchiveError(f"the archive's answer has several {name} headers", retryable=True)
-    return found.pop()
+        raise ArchiveError(f"the archive's answer has no {name.decode()} header", retryable=True)
+    if found.count(found[0]) < len(found):
+        raise ArchiveError(
+            f"the archive's answer has several {name.decode()} headers", retryable=True
+        )
+    return found[0]
 
 
 def _garbled(name: str, value: str) -> ArchiveError:
@@ -231,7 +233,7 @@ def _http_date(value: str) -> float | None:
 
 def _retry_after(headers: Headers, now: float) -> float | None:
     """Seconds of a ``Retry-After`` header, at most a day (RFC 9110, section 10.2.3)."""
-    for value in values(headers, "Retry-After"):
+    for value in values(headers, b"Retry-After"):
         if _SECONDS.fullmatch(value):
             return min(float(value), MAX_RETRY_AFTER)
         date = _http_date(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http.cookiejar import CookieJar
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,9 @@ _REDIRECTS = {
     # 303 would turn a POST into a GET (RFC 9110, section 15.4.4), which stages nothing.
     "POST": frozenset({301, 302, 307, 308}),
 }
+
+_PLAIN_ID = re.compile("[0-9A-Za-z_~-]+")
+"""Of unreserved characters, and no dot segment."""
 
 _NO_COOKIES = CookieJar()
 """Spares treq the making of an empty one for each request."""
@@ -199,6 +203,8 @@ def _segment(archive_id: str) -> str:
 
     The dot segments are made of unreserved characters alone, so these are encoded too.
     """
+    if _PLAIN_ID.fullmatch(archive_id):
+        return archive_id
     if not archive_id:
         raise ArchiveError("an empty id names no file", retryable=False)
     if archive_id in (".", ".."):
@@ -211,7 +217,7 @@ def _segment(archive_id: str) -> str:
 
 def _redirected(text: str, headers: Headers) -> str:
     """Where a redirect leads (RFC 9110, section 10.2.2); raises if that is another server."""
-    location = (values(headers, "Location") or [""])[0]
+    location = (values(headers, b"Location") or [""])[0]
     if not location:
         raise ArchiveError("the archive redirects to nowhere", retryable=True)
     url = EncodedURL.from_text(text)
@@ -238,7 +244,7 @@ def _unusable(response: IResponse) -> ArchiveError | None:
     if response.code != 200:
         message = f"the archive answered {response.code} to GET where 200 was due"
         return ArchiveError(message, retryable=True)
-    encodings = ",".join(values(response.headers, "Content-Encoding"))
+    encodings = ",".join(values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
         message = f"the archive sent the file encoded, unasked: {clean(encodings.lower(), 40)}"
         return ArchiveError(message, retryable=False)

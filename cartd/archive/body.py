@@ -40,6 +40,7 @@ def receive(
     """
     body = _Body(sink, clock, stall_timeout)
     response.deliverBody(body)
+    body.wait()
     return body.done
 
 
@@ -66,11 +67,16 @@ class _Body(Protocol):
         self._clock = clock
         self._stall_timeout = stall_timeout
         self._silence: IDelayedCall | None = None
+        self._paused = False
         self._ended = False
 
     def connectionMade(self) -> None:
-        self._listen()
         self._sink.registerProducer(self, True)
+
+    def wait(self) -> None:
+        """For the rest of a body that did not come together with its head."""
+        if not self._ended and not self._paused:
+            self._listen()
 
     def dataReceived(self, data: bytes) -> None:
         if self._ended:
@@ -90,11 +96,13 @@ class _Body(Protocol):
         self._end(reason if known is None else Failure(known))
 
     def pauseProducing(self) -> None:
+        self._paused = True
         self._stop_listening()
         if not self._ended:
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
+        self._paused = False
         if not self._ended:
             self._listen()
             self.transport.resumeProducing()

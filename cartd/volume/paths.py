@@ -21,7 +21,7 @@ def check_component(name: str) -> str:
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} cannot be a name on the volume")
-    if len(os.fsencode(name)) > LONGEST:
+    if len(name) > LONGEST or (not name.isascii() and len(os.fsencode(name)) > LONGEST):
         raise ValueError(f"{name[:40]!r}... has more than {LONGEST} bytes")
     return name
 
@@ -33,6 +33,7 @@ class VolumePaths:
         self.root = root
         self.links = root / "cartuids"
         self.all_incoming = root / "incoming"
+        self._before_id = str(root / "1")[:-1]
         # Drawn once: a system call a file, on the reactor's thread, hands the interpreter to
         # some busy worker each time, and costs more than all else that is done for a small file.
         self._token = secrets.token_hex(8)
@@ -57,13 +58,12 @@ class VolumePaths:
 
     def member(self, cart: Cart, path: str) -> Path:
         """Where the cart's file ``path`` is; raises ``ValueError`` if it cannot be in the tree."""
-        tree = self.tree(cart)
-        member = tree.joinpath(*map(check_component, path.split("/")))
+        tree = f"{self._before_id}{cart.id}{os.sep}{check_component(cart.uid)}"
+        member = os.sep.join([tree, *map(check_component, path.split("/"))])
         # The jail check should never fire on POSIX; on Windows "C:" and "a\\..\\b" come this far.
-        normal = os.path.normpath(member)
-        if normal != str(member) or not normal.startswith(f"{tree}{os.sep}"):
+        if os.path.normpath(member) != member or not member.startswith(f"{tree}{os.sep}"):
             raise ValueError(f"{path!r} is outside its cart")
-        return member
+        return Path(member)
 
     def link(self, cart: Cart) -> Path:
         return self.links / check_component(cart.uid)
