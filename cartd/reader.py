@@ -27,7 +27,12 @@ STEP: Final = 256 * 2**10
 """Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
 cache before the client reads them, which costs a third more."""
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # what should be a file may be a pipe that nobody writes to
+    | getattr(os, "O_BINARY", 0)
+)
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -75,7 +80,7 @@ class TreeReader:
     def __init__(self, root: Path, segments: Iterator[Literal | Slice]) -> None:
         self._root = str(root)
         self._segments = segments
-        self._literal = memoryview(b"")
+        self._literal: bytes | memoryview = b""
         self._file = -1
         self._path = ""
         self._offset = 0
@@ -134,16 +139,20 @@ class TreeReader:
             if piece is None:
                 return False
             if isinstance(piece, Literal):
-                self._literal = memoryview(piece.data)
+                self._literal = piece.data
             else:
                 self._open(piece)
         return True
 
     def _part(self, limit: int) -> bytes | memoryview:
         """Give some bytes of the piece that it is at."""
-        if self._literal:
-            part, self._literal = self._literal[:limit], self._literal[limit:]
-            return part
+        literal = self._literal
+        if len(literal) > limit:
+            self._literal = memoryview(literal)[limit:]
+            return literal[:limit]
+        if literal:
+            self._literal = b""
+            return literal
         data = os.read(self._file, min(limit, self._left))
         self._took(len(data))
         return data
@@ -187,6 +196,8 @@ class TreeReader:
             if error.errno not in _NOT_THERE:
                 raise
             raise VolumeDamaged(f"{piece.path} is missing on the volume") from error
+        if piece.length == piece.size < LONG and self._read_whole(piece.size):
+            return
         found = os.fstat(self._file)
         if not S_ISREG(found.st_mode):
             raise VolumeDamaged(f"{piece.path} is not a regular file on the volume")
@@ -195,9 +206,20 @@ class TreeReader:
                 f"{piece.path} has {found.st_size} bytes on the volume"
                 f" where {piece.size} were recorded"
             )
-        if piece.offset:
-            os.lseek(self._file, piece.offset, os.SEEK_SET)
+        os.lseek(self._file, piece.offset, os.SEEK_SET)
         self._path, self._offset, self._left = piece.path, piece.offset, piece.length
+
+    def _read_whole(self, size: int) -> bool:
+        """Read the whole file, if it has that size: most are small, and need not be asked first."""
+        try:
+            data = os.read(self._file, size + 1)
+        except IsADirectoryError:
+            return False
+        if len(data) != size:
+            return False
+        self.close()
+        self._literal = data
+        return True
 
     def _took(self, count: int) -> None:
         if not count:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from cartd.bundle import Bundle, Literal, Member, Slice
 from cartd.errors import VolumeDamaged
-from cartd.reader import Reader, TarReader, TreeReader
+from cartd.reader import LONG, Reader, TarReader, TreeReader
 
-SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": 40_000}
+SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
+PART = Slice("ünï", 512, 0, 100)
 BUNDLE = Bundle(MEMBERS, top="top", created=1)
 
 
@@ -98,19 +99,29 @@ def open_files() -> int:
 
 def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
     before = open_files()
-    reader = TreeReader(tree, iter([Slice("a/b/tiny", 3, 0, 3), Slice("ünï", 512, 0, 100)]))
+    reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000), PART]))
     assert open_files() == before
-    reader.read(2)
+    reader.read(LONG)
     assert open_files() > before
+    reader.read(5000)
+    assert open_files() == before
     reader.read(1)
+    assert open_files() > before
+    reader.read(99)
     assert open_files() == before
-    reader.read(100)
+
+
+def test_a_short_file_is_read_as_a_whole_and_not_kept_open(tree: Path) -> None:
+    before = open_files()
+    reader = TreeReader(tree, iter([Slice("a/first.bin", 5000, 0, 5000)]))
+    data = reader.read(1)
     assert open_files() == before
+    assert data + reader.read(5000) == (tree / "a/first.bin").read_bytes()
 
 
 def test_closing_in_mid_file_lets_go_of_it_and_may_be_repeated(tree: Path) -> None:
     before = open_files()
-    reader = TreeReader(tree, iter([Slice("last", 40_000, 0, 40_000)]))
+    reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000)]))
     reader.read(10)
     reader.close()
     assert open_files() == before
@@ -139,7 +150,7 @@ def grow(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    os.truncate(path, 4999)
+    os.truncate(path, path.stat().st_size - 1)
 
 
 def link(path: Path) -> None:
@@ -152,22 +163,34 @@ def replace_by_folder(path: Path) -> None:
     path.mkdir()
 
 
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def replace_parent(path: Path) -> None:
     path.parent.rename(path.parent.with_name("moved"))
     path.parent.write_bytes(b"")
 
 
-DAMAGE = [remove, grow, cut, link, replace_by_folder, replace_parent]
+DAMAGE = [remove, grow, cut, link, replace_by_folder, replace_by_pipe]
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+CASES = [(name, damage) for name in ("a/first.bin", "last") for damage in DAMAGE]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*CASES, ("a/first.bin", replace_parent)],
+    ids=lambda it: it if isinstance(it, str) else it.__name__,
+)
 def test_a_file_that_is_not_as_it_was_recorded_is_damage_of_the_volume(
-    own_tree: Path, damage: Callable[[Path], None]
+    own_tree: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    damage(own_tree / "a/first.bin")
+    damage(own_tree / name)
     before = open_files()
     reader = whole(own_tree)
-    with pytest.raises(VolumeDamaged, match=r"^a/first\.bin (is|has) ") as caught:
+    with pytest.raises(VolumeDamaged, match=rf"^{name} (is|has) ") as caught:
         everything(reader, 4096)
     assert str(own_tree) not in str(caught.value)
     reader.close()
@@ -181,11 +204,11 @@ def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: Path) -> None:
-    reader = TreeReader(own_tree, iter([Slice("last", 40_000, 0, 40_000)]))
+    reader = TreeReader(own_tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000)]))
     assert len(reader.read(10_000)) == 10_000
     os.truncate(own_tree / "last", 20_000)
     with pytest.raises(VolumeDamaged, match=r"^last .*shorter"):
-        everything(reader, 40_000)
+        everything(reader, LONG)
     reader.close()
 
 

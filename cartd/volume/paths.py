@@ -59,7 +59,9 @@ class VolumePaths:
     def member(self, cart: Cart, path: str) -> Path:
         """Where the cart's file ``path`` is; raises ``ValueError`` if it cannot be in the tree."""
         tree = f"{self._before_id}{cart.id}{os.sep}{check_component(cart.uid)}"
-        member = os.sep.join([tree, *map(check_component, path.split("/"))])
+        for component in path.split("/"):
+            check_component(component)
+        member = f"{tree}{os.sep}{path.replace('/', os.sep)}"
         # The jail check should never fire on POSIX; on Windows "C:" and "a\\..\\b" come this far.
         if os.path.normpath(member) != member or not member.startswith(f"{tree}{os.sep}"):
             raise ValueError(f"{path!r} is outside its cart")
