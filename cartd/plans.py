@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from cartd.bundle import Bundle, Member
+from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
+from cartd.layout import Layout
 from cartd.model import Cart
 from cartd.store import Store
 from cartd.threads import RunsInThread
 
 PAGE = 5000
 """Members read at once."""
-MOST_MEMBERS_KEPT = 200_000
+MOST_MEMBERS_KEPT = 1_000_000
+"""Of all plans together: with paths of 30 characters some 60 MiB."""
 
 
 class Plans:
@@ -40,12 +42,15 @@ class Plans:
 
         :raises VolumeDamaged: the store does not know a size.
         """
-        members: list[Member] = []
+        layout = Layout(top=top, created=int(cart.created))
+        found = 0
         for first in range(0, cart.files_total, PAGE):
-            members += await self._store.members(cart.id, range(first, first + PAGE))
-        if len(members) < cart.files_total:
+            members = await self._store.members(cart.id, range(first, first + PAGE))
+            await self._threads.run(layout.add, members)
+            found += len(members.paths)
+        if found < cart.files_total:
             raise VolumeDamaged("The sizes of some files are not known")
-        return await self._threads.run(Bundle, members, top=top, created=int(cart.created))
+        return layout.bundle()
 
     def forget(self, cart_id: int) -> None:
         """Drop the plans of a cart that goes back to staging or away."""

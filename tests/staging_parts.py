@@ -17,9 +17,9 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.bundle import Member
 from cartd.concurrency import Turns
 from cartd.errors import LeaseLost, Unavailable
+from cartd.layout import Members
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
 from cartd.patience import Patience
 from cartd.plans import Plans
@@ -28,6 +28,7 @@ from cartd.store import Store
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
+from tests.laid_out import Member, columns
 from tests.volume_parts import InThisThread
 
 MTIME = 1_234_567_890
@@ -96,13 +97,15 @@ class MemoryStore(Store):
         ]
         return wanted[:limit]
 
-    async def members(self, cart_id: int, positions: range) -> list[Member]:
+    async def members(self, cart_id: int, positions: range) -> Members:
         self._asked()
         rows = self.rows[cart_id][positions.start : positions.stop]
-        return [
-            Member(one.path, one.size or 0, one.mtime or 0, one.hash_type, one.hash_sum)
-            for one in rows
-        ]
+        return columns(
+            [
+                Member(one.path, one.size or 0, one.mtime or 0, one.hash_type, one.hash_sum)
+                for one in rows
+            ]
+        )
 
     async def claim(
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()

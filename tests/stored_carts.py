@@ -35,13 +35,17 @@ def manifest(
     return Manifest(listed, bundle, fingerprint)
 
 
-async def posted(store: Store, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+async def posted(
+    store: Store, uid: str = "u", files: int | Sequence[Entry] = 2, **more: Any
+) -> Cart:
     cart, new = await store.post(uid, manifest(files, **more), bundle=False, now=10)
     assert new
     return cart
 
 
-async def claimed(store: Store, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+async def claimed(
+    store: Store, uid: str = "u", files: int | Sequence[Entry] = 2, **more: Any
+) -> Cart:
     """A cart that "me" holds until 100."""
     cart = await posted(store, uid, files, **more)
     held = await store.claim(cart.id, "me", now=10, until=100)

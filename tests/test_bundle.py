@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cartd.bundle import _DIRECTORY, _FILE, Bundle, Literal, Member, Slice, _header_length
+from cartd.bundle import Bundle, Literal, Slice
+from cartd.tar_headers import DIRECTORY, FILE, header_length
+from tests.laid_out import Member, lay_out
 
 CREATED = 1_700_000_000
 OCTAL_LIMIT = 8**11
@@ -118,15 +120,17 @@ def tarfile_pieces(members: Sequence[Member], top: str, created: int) -> list[Li
 
 
 @settings(deadline=None)
-@given(layouts(sizes), components, times)
-@example([], "t", CREATED)
-@example([member("e" * 98)], "t", CREATED)
-@example([member("e" * 99)], "t", CREATED)
-@example([member("d" * 97 + "/f"), member("d" * 98 + "/f")], "t", CREATED)
+@given(layouts(sizes), components, times, st.integers(1, 6))
+@example([], "t", CREATED, 1)
+@example([member("e" * 98)], "t", CREATED, 1)
+@example([member("e" * 99)], "t", CREATED, 1)
+@example([member("d" * 97 + "/f"), member("d" * 98 + "/f")], "t", CREATED, 1)
+@example([member("d/f"), member("d/e/f"), member("d/g")], "t", CREATED, 1)
+@example([member("d/f", 1), member("d/g", 0)], "t", CREATED, 2)
 def test_the_bytes_are_those_that_tarfile_writes(
-    members: list[Member], top: str, created: int
+    members: list[Member], top: str, created: int, page: int
 ) -> None:
-    bundle = Bundle(members, top=top, created=created)
+    bundle = lay_out(members, top=top, created=created, page=page)
     pieces = merged(bundle.segments(0, bundle.length))
     assert pieces == merged(tarfile_pieces(members, top, created))
     lengths = (len(piece) if isinstance(piece, bytes) else piece.length for piece in pieces)
@@ -139,22 +143,22 @@ def test_a_header_is_what_tobuf_gives_and_as_long_as_planned(
     name: str, size: int, mtime: int
 ) -> None:
     for kind, flag, mode in (
-        (_FILE, tarfile.REGTYPE, 0o644),
-        (_DIRECTORY, tarfile.DIRTYPE, 0o755),
+        (FILE, tarfile.REGTYPE, 0o644),
+        (DIRECTORY, tarfile.DIRTYPE, 0o755),
     ):
-        full = f"{name}/" if kind is _DIRECTORY else name
+        full = f"{name}/" if kind is DIRECTORY else name
         info = tarfile.TarInfo(name)
         info.type, info.mode, info.size, info.mtime = flag, mode, size, mtime
         assert kind.header(full, size, mtime) == info.tobuf(tarfile.PAX_FORMAT)
-        assert _header_length(full, size, mtime) == len(info.tobuf(tarfile.PAX_FORMAT))
+        assert header_length(full, size, mtime) == len(info.tobuf(tarfile.PAX_FORMAT))
 
 
 @settings(deadline=None)
-@given(layouts(small_sizes), st.data())
+@given(layouts(small_sizes), st.integers(1, 6), st.data())
 def test_any_range_of_any_layout_is_the_slice_of_the_whole(
-    members: list[Member], data: st.DataObject
+    members: list[Member], page: int, data: st.DataObject
 ) -> None:
-    bundle = Bundle(members, top="top", created=CREATED)
+    bundle = lay_out(members, top="top", created=CREATED, page=page)
     whole = materialised(bundle.segments(0, bundle.length))
     assert len(whole) == bundle.length
     start = data.draw(st.integers(0, bundle.length))
@@ -166,7 +170,7 @@ def test_any_range_of_any_layout_is_the_slice_of_the_whole(
 
 def test_every_range_between_two_edges_is_the_slice_of_the_whole() -> None:
     members = [member("a/b/x", 700), member("a/empty"), member("ü", 512), member("a/c/y", 1)]
-    bundle = Bundle(members, top="top", created=CREATED)
+    bundle = lay_out(members, top="top", created=CREATED)
     whole = materialised(bundle.segments(0, bundle.length))
     blocks = range(0, bundle.length + 1, tarfile.BLOCKSIZE)
     edges = sorted({min(max(b + d, 0), bundle.length) for b in blocks for d in (-1, 0, 1, 188)})
@@ -184,7 +188,7 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
         if low < high and isinstance(piece, Literal):
             yield Literal(piece.data[low:high])
         elif low < high and isinstance(piece, Slice):
-            yield dataclasses.replace(piece, offset=low, length=high - low)
+            yield replace(piece, offset=low, length=high - low)
         at += length
 
 
@@ -193,50 +197,47 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
 def test_a_range_of_a_huge_layout_is_cut_out_of_its_pieces(
     members: list[Member], data: st.DataObject
 ) -> None:
-    bundle = Bundle(members, top="top", created=CREATED)
+    bundle = lay_out(members, top="top", created=CREATED)
     start = data.draw(st.integers(0, bundle.length))
     stop = data.draw(st.integers(start, bundle.length))
     whole = bundle.segments(0, bundle.length)
     assert merged(bundle.segments(start, stop)) == merged(clipped(whole, start, stop))
 
 
-class Watched(Sequence[Member]):
-    """Members that count how often they are asked for."""
+class Watched(str):
+    """Joined paths that count how often they are taken apart."""
 
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self.asked = 0
+    asked = 0
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> Member:  # type: ignore[override]
-        if not 0 <= number < self._length:
-            raise IndexError(number)
+    def split(self, *separator: Any) -> list[str]:
         self.asked += 1
-        return member(f"d{number // 100}/f{number}", 4096)
+        return super().split(*separator)
 
 
-def test_a_late_range_asks_for_the_members_that_it_holds_and_no_others() -> None:
-    members = Watched(5000)
-    bundle = Bundle(members, top="top", created=CREATED)
-    members.asked = 0
+def watched(count: int) -> tuple[Bundle, list[Watched]]:
+    members = [member(f"d{number // 100}/f{number}", 4096) for number in range(count)]
+    bundle = lay_out(members, top="top", created=CREATED)
+    joined = bundle.members.joined
+    joined[:] = places = [Watched(paths) for paths in joined]
+    return bundle, places
+
+
+def test_a_late_range_takes_the_paths_apart_among_which_it_lies_and_no_others() -> None:
+    bundle, places = watched(5000)
     late = bundle.length - 100_000
     assert sum(1 for _ in bundle.segments(late, late + 5000)) > 1
-    assert members.asked < 5
+    assert [paths.asked for paths in places] == [*[0] * (len(places) - 1), 1]
 
 
 def test_the_pieces_come_one_by_one() -> None:
-    members = Watched(5000)
-    bundle = Bundle(members, top="top", created=CREATED)
-    members.asked = 0
+    bundle, places = watched(5000)
     next(bundle.segments(0, bundle.length))
-    assert members.asked < 3
+    assert [paths.asked for paths in places] == [1, *[0] * (len(places) - 1)]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (6, 5), (0, 10_241)])
 def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> None:
-    bundle = Bundle([], top="top", created=CREATED)
+    bundle = lay_out([], top="top", created=CREATED)
     assert bundle.length == 10_240
     with pytest.raises(ValueError, match="no bytes"):
         bundle.segments(start, stop)
@@ -260,46 +261,46 @@ BAD_PATHS = {
 @pytest.mark.parametrize("path", BAD_PATHS.values(), ids=BAD_PATHS.keys())
 def test_only_normalised_relative_paths_get_in(path: str) -> None:
     with pytest.raises(ValueError, match=r"not a (member|normalised)|surrogates"):
-        Bundle([member("good/file"), member(path)], top="top", created=CREATED)
+        lay_out([member("good/file"), member(path)], top="top", created=CREATED)
 
 
 @pytest.mark.parametrize("top", ["", ".", "..", "a\0b", "\udc80", "a/b"])
 def test_the_top_folder_is_one_component(top: str) -> None:
     with pytest.raises(ValueError, match=r"not the name|surrogates"):
-        Bundle([member("file")], top=top, created=CREATED)
+        lay_out([member("file")], top=top, created=CREATED)
 
 
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(ValueError, match="member"):
-        Bundle([member("file", -1)], top="top", created=CREATED)
+        lay_out([member("file", -1)], top="top", created=CREATED)
 
 
 BASE = [Member("a", 1, 2, "md5", "00"), Member("b", 3, 4, "md5", "11")]
 VARIANTS = {
-    "another path": [replace(BASE[0], path="c"), BASE[1]],
-    "another size": [replace(BASE[0], size=2), BASE[1]],
-    "another time": [replace(BASE[0], mtime=3), BASE[1]],
-    "another type": [replace(BASE[0], hash_type="sha1"), BASE[1]],
-    "another sum": [replace(BASE[0], hash_sum="01"), BASE[1]],
+    "another path": [BASE[0]._replace(path="c"), BASE[1]],
+    "another size": [BASE[0]._replace(size=2), BASE[1]],
+    "another time": [BASE[0]._replace(mtime=3), BASE[1]],
+    "another type": [BASE[0]._replace(hash_type="sha1"), BASE[1]],
+    "another sum": [BASE[0]._replace(hash_sum="01"), BASE[1]],
     "another order": [BASE[1], BASE[0]],
     "one less": [BASE[0]],
-    "digits moved": [replace(BASE[0], size=12, mtime=2), BASE[1]],
-    "text moved": [replace(BASE[0], hash_type="md50", hash_sum="0"), BASE[1]],
+    "digits moved": [BASE[0]._replace(size=12, mtime=2), BASE[1]],
+    "text moved": [BASE[0]._replace(hash_type="md50", hash_sum="0"), BASE[1]],
 }
 
 
 @pytest.mark.parametrize("members", VARIANTS.values(), ids=VARIANTS.keys())
 def test_other_members_have_another_etag(members: list[Member]) -> None:
-    etag = Bundle(BASE, top="top", created=5).etag
-    assert Bundle(members, top="top", created=5).etag != etag
+    etag = lay_out(BASE, top="top", created=5).etag
+    assert lay_out(members, top="top", created=5).etag != etag
 
 
 def test_the_etag_is_strong_quoted_and_follows_the_top_and_its_time() -> None:
-    etag = Bundle(BASE, top="top", created=5).etag
+    etag = lay_out(BASE, top="top", created=5).etag
     assert etag.startswith('"') and etag.endswith('"') and len(etag) == 66
-    assert Bundle(list(BASE), top="top", created=5).etag == etag
-    assert Bundle(BASE, top="pot", created=5).etag != etag
-    assert Bundle(BASE, top="top", created=6).etag != etag
+    assert lay_out(list(BASE), top="top", created=5).etag == etag
+    assert lay_out(BASE, top="pot", created=5).etag != etag
+    assert lay_out(BASE, top="top", created=6).etag != etag
 
 
 REAL = [
@@ -315,7 +316,7 @@ REAL = [
 
 @pytest.fixture
 def real_tar(tmp_path: Path) -> Path:
-    bundle = Bundle(REAL, top="my cart", created=CREATED)
+    bundle = lay_out(REAL, top="my cart", created=CREATED)
     path = tmp_path / "real.tar"
     path.write_bytes(materialised(bundle.segments(0, bundle.length)))
     return path

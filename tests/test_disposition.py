@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartd.bundle import Bundle
 from cartd.disposition import check_filename, content_disposition, default_filename, top_folder
 from cartd.errors import InvalidInput
+from tests.laid_out import lay_out
 
 REFUSED = {
     "nothing": "",
@@ -134,7 +134,7 @@ def test_a_name_that_is_allowed_makes_a_tar(name: str) -> None:
         check_filename(name)
     except InvalidInput:
         return
-    assert Bundle([], top=top_folder(name), created=0).length == 10_240
+    assert lay_out([], top=top_folder(name), created=0).length == 10_240
 
 
 @pytest.mark.parametrize(

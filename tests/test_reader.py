@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartd.bundle import Bundle, Literal, Member, Slice
+from cartd.bundle import Literal, Slice
 from cartd.errors import VolumeDamaged
 from cartd.reader import LONG, Reader, TarReader, TreeReader
+from tests.laid_out import Member, lay_out
 
 SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
 PART = Slice("ünï", 512, 0, 100)
-BUNDLE = Bundle(MEMBERS, top="top", created=1)
+BUNDLE = lay_out(MEMBERS, top="top", created=1)
 
 
 def fill(root: Path) -> Path:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartd.bundle import Bundle, Member
 from cartd.errors import VolumeDamaged
 from cartd.reader import GATHERED, LONG, STEP, TarReader, TreeReader
+from tests.laid_out import Member, lay_out
 
 SIZES = {
     "a/long": 3 * STEP + 17,
@@ -26,7 +26,7 @@ SIZES = {
     **{f"c/{number}": 5000 for number in range(2 * GATHERED // 5000)},
     "d/last": STEP,
 }
-BUNDLE = Bundle(
+BUNDLE = lay_out(
     [Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top", created=1
 )
 ENOUGH = 10**9
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_is_no_missing_file(
 def test_a_long_file_that_shrinks_while_it_is_sent_is_damage(tmp_path: Path, ends: Ends) -> None:
     size = 3 * STEP
     (tmp_path / "f").write_bytes(bytes(size))
-    plan = Bundle([Member("f", size, 1, "md5", "")], top="t", created=1)
+    plan = lay_out([Member("f", size, 1, "md5", "")], top="t", created=1)
     reader = TreeReader(tmp_path, plan.segments(0, plan.length))
     reader.send(ends.near, ENOUGH)
     os.truncate(tmp_path / "f", len(ends.drain()) - 1024)

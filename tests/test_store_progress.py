@@ -9,6 +9,7 @@ import pytest
 import pytest_twisted
 
 from cartd.errors import LeaseLost
+from cartd.layout import Members
 from cartd.manifest import Entry
 from cartd.model import CartStatus, FileStatus
 from cartd.store import Store
@@ -159,12 +160,27 @@ class TestProgress:
         cart = await claimed(store, files=4)
         await store.record_states(cart.id, "me", [(3, 30, 33), (0, 0, 5), (1, 10, 11)])
         members = await store.members(cart.id, range(4))
-        assert [(member.size, member.mtime) for member in members] == [(0, 5), (10, 11), (30, 33)]
-        files = await store.files(cart.id)
-        assert [(member.path, member.hash_type, member.hash_sum) for member in members] == [
-            (file.path, file.hash_type, file.hash_sum) for file in files if file.size is not None
+        assert (members.sizes, members.mtimes) == ([0, 10, 30], [5, 11, 33])
+        files = [file for file in await store.files(cart.id) if file.size is not None]
+        assert members.paths == [file.path for file in files]
+        assert members.hash_types == [file.hash_type for file in files]
+        assert members.hash_sums == [file.hash_sum for file in files]
+        some = await store.members(cart.id, range(1, 3))
+        assert (some.paths, some.sizes) == (members.paths[1:2], [10])
+        assert await store.members(cart.id, range(4, 9)) == Members([], [], [], [], [])
+
+    @pytest_twisted.ensureDeferred
+    async def test_members_keep_every_character_of_their_paths(self, store: Store) -> None:
+        paths = [
+            *map(chr, (*range(1, 0x100), 0x2028, 0xFFFF, 0x1F600)),
+            "'{[,:]}'",
+            '\\"',
+            "\\u0041",
         ]
-        assert await store.members(cart.id, range(1, 3)) == members[1:2]
+        listed = [Entry(f"id{n}", path, "sha1", "") for n, path in enumerate(paths)]
+        cart = await claimed(store, files=listed)
+        await store.record_states(cart.id, "me", [(n, n, -n) for n in range(len(paths))])
+        assert (await store.members(cart.id, range(len(paths)))).paths == paths
 
     @pytest_twisted.ensureDeferred
     async def test_counters_follow_the_staged_files_however_often_they_are_told(

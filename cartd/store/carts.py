@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, starmap
+from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
-from cartd.bundle import Member
+from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store.database import Database, Transaction
+from cartd.store.gathering import gathered
 from cartd.store.lookups import Lookups
-from cartd.store.rows import CARTS, FILES, MEMBERS, UNFINISHED, cart_of, date_of, file_of
+from cartd.store.rows import (
+    CARTS,
+    FILES,
+    MEMBERS,
+    UNFINISHED,
+    cart_of,
+    date_of,
+    file_of,
+    members_of,
+)
 from cartd.store.tables import cart, file
 
 T = TypeVar("T")
@@ -44,12 +54,14 @@ _FILES = (
     .order_by(file.c.position)
     .limit(bindparam("count"))
 )
-_MEMBERS = MEMBERS.where(
-    file.c.cart_id == bindparam("cart_id"),
-    file.c.position.between(bindparam("first"), bindparam("last")),
-    file.c.size.is_not(None),
-    file.c.mtime.is_not(None),
-).order_by(file.c.position)
+_MEMBERS = gathered(
+    MEMBERS.where(
+        file.c.cart_id == bindparam("cart_id"),
+        file.c.position.between(bindparam("first"), bindparam("last")),
+        file.c.size.is_not(None),
+        file.c.mtime.is_not(None),
+    ).order_by(file.c.position)
+)
 _UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
 _DELETED = select(cart.c.id).where(
     cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
@@ -131,10 +143,11 @@ class Carts:
         page = {"cart_id": cart_id, "after": after, "count": limit}
         return [file_of(row) for row in await self._database.rows(query, page)]
 
-    async def members(self, cart_id: int, positions: range) -> list[Member]:
+    async def members(self, cart_id: int, positions: range) -> Members:
         """What the tar is made of at ``positions``, in order; without files of unknown size."""
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
-        return list(starmap(Member, await self._database.rows(_MEMBERS, page)))
+        [row] = await self._database.rows(_MEMBERS, page)
+        return members_of(row)
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
         """Those of ``cart_ids`` that were deleted; one without a row is not among them."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec.json import Decoder
 from sqlalchemy import Select, select
 
+from cartd.layout import Members
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store.tables import cart, file
 
@@ -46,10 +48,12 @@ FILES: Select[Any] = select(
     file.c.mtime,
     file.c.id,
 )
-# What a tar is made of, in the order of Member's fields.
+# What a tar is made of, in the order of the fields of Members.
 MEMBERS: Select[Any] = select(
     file.c.bundle_path, file.c.size, file.c.mtime, file.c.hash_type, file.c.hash_value
 )
+_TEXTS = Decoder(list[str])
+_NUMBERS = Decoder(list[int])
 
 
 def date_of(time: float) -> datetime:
@@ -67,6 +71,18 @@ def cart_of(row: Any) -> Cart:
     id_, uid, status, created, updated, used, *rest = row
     return Cart(
         id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
+    )
+
+
+def members_of(row: Any) -> Members:
+    """The members whose columns are JSON arrays, in a row of ``MEMBERS`` gathered; or none."""
+    paths, sizes, mtimes, hash_types, hash_sums = (column or "[]" for column in row)
+    return Members(
+        _TEXTS.decode(paths),
+        _NUMBERS.decode(sizes),
+        _NUMBERS.decode(mtimes),
+        _TEXTS.decode(hash_types),
+        _TEXTS.decode(hash_sums),
     )
 
 

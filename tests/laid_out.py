@@ -1,0 +1,32 @@
+"""Bundles of members that a test lists one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cartd.bundle import Bundle
+from cartd.layout import Layout, Members
+
+
+class Member(NamedTuple):
+    """One file of a tar."""
+
+    path: str
+    size: int
+    mtime: int
+    hash_type: str
+    hash_sum: str
+
+
+def columns(members: Sequence[Member]) -> Members:
+    columns = [list(column) for column in zip(*members, strict=True)]
+    return Members(*columns) if columns else Members([], [], [], [], [])
+
+
+def lay_out(members: Sequence[Member], *, top: str, created: int, page: int = 5000) -> Bundle:
+    """The bundle of ``members``, added so many at a time."""
+    layout = Layout(top=top, created=created)
+    for first in range(0, len(members), page):
+        layout.add(columns(members[first : first + page]))
+    return layout.bundle()
