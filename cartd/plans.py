@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from twisted.internet.defer import Deferred, succeed
+
 from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
 from cartd.layout import Layout
@@ -43,11 +45,15 @@ class Plans:
         :raises VolumeDamaged: the store does not know a size.
         """
         layout = Layout(top=top, created=int(cart.created))
+        laid_out: Deferred[None] = succeed(None)
         found = 0
         for first in range(0, cart.files_total, PAGE):
             members = await self._store.members(cart.id, range(first, first + PAGE))
-            await self._threads.run(layout.add, members)
+            await laid_out
+            # Not waited for until the next page is there: the database reads it meanwhile.
+            laid_out = self._threads.run(layout.add, members)
             found += len(members.paths)
+        await laid_out
         if found < cart.files_total:
             raise VolumeDamaged("The sizes of some files are not known")
         return layout.bundle()
