@@ -137,6 +137,16 @@ def test_the_bytes_are_those_that_tarfile_writes(
     assert bundle.length == sum(lengths)
 
 
+def test_many_members_stand_in_the_tar_as_few_do() -> None:
+    members = [member(f"d{number // 99}/f{number}", number) for number in range(1000)]
+    bundle = lay_out(members, top="top", created=CREATED, page=600)
+    expected = merged(tarfile_pieces(members, "top", CREATED))
+    assert merged(bundle.segments(0, bundle.length)) == expected
+    for start in range(0, bundle.length, bundle.length // 40):
+        some = clipped(bundle.segments(0, bundle.length), start, start + 9000)
+        assert merged(bundle.segments(start, min(start + 9000, bundle.length))) == merged(some)
+
+
 @settings(deadline=None)
 @given(paths, sizes, times)
 def test_a_header_is_what_tobuf_gives_and_as_long_as_planned(

@@ -1,0 +1,82 @@
+"""Plans of a store's carts, and those that are kept."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from cartd.bundle import Bundle
+from cartd.errors import VolumeDamaged
+from cartd.layout import Members
+from cartd.model import Cart, CartStatus
+from cartd.plans import PAGE, Plans
+from cartd.store import Store
+from cartd.threads import RunsInThread
+from tests.laid_out import Member, columns, lay_out
+from tests.volume_parts import HeldThreads, InThisThread, result_of
+
+MEMBERS = [Member(f"d{n // 7}/f{n}", n, 2 * n, "md5", f"{n:032x}") for n in range(2 * PAGE + 3)]
+CART = Cart(7, "mine", CartStatus.READY, 5.5, 0, 0, files_total=len(MEMBERS))
+
+
+class MembersInMemory(Store):
+    """A store that knows the members of one cart, and counts the pages that were asked for."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self._members = members
+        self.asked = 0
+
+    async def members(self, cart_id: int, positions: range) -> Members:
+        assert cart_id == CART.id
+        self.asked += 1
+        return columns(self._members[positions.start : positions.stop])
+
+
+def plans_of(members: list[Member], threads: RunsInThread) -> tuple[Plans, MembersInMemory]:
+    store = MembersInMemory(members)
+    return Plans(store, threads), store
+
+
+def test_a_plan_of_many_pages_is_that_of_all_members() -> None:
+    plans, _ = plans_of(MEMBERS, InThisThread())
+    plan = result_of(plans.build(CART, "top"))
+    assert plan == lay_out(MEMBERS, top="top", created=5, page=PAGE)
+
+
+def test_a_plan_is_kept_until_it_is_to_be_forgotten() -> None:
+    plans, store = plans_of(MEMBERS, InThisThread())
+    plan = result_of(plans.of_ready(CART, "top"))
+    assert result_of(plans.of_ready(CART, "top")) is plan
+    assert store.asked == 3
+    assert result_of(plans.of_ready(CART, "pot")) is not plan
+    plans.forget(CART.id)
+    assert result_of(plans.of_ready(CART, "top")) is not plan
+
+
+def test_there_is_no_plan_of_a_cart_with_a_file_of_unknown_size() -> None:
+    plans, _ = plans_of(MEMBERS[:-1], InThisThread())
+    with pytest.raises(VolumeDamaged):
+        result_of(plans.build(CART, "top"))
+
+
+@pytest.mark.parametrize("place", [0, PAGE, 2 * PAGE])
+def test_a_bad_path_is_told_of_from_any_page(place: int) -> None:
+    members = list(MEMBERS)
+    members[place] = members[place]._replace(path="../outside")
+    plans, _ = plans_of(members, InThisThread())
+    with pytest.raises(ValueError, match="outside"):
+        result_of(plans.build(CART, "top"))
+
+
+def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> None:
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    built: list[Bundle] = []
+    Deferred.fromCoroutine(plans.build(CART, "top")).addCallback(built.append)
+    assert (store.asked, len(threads.held)) == (2, 1)
+    threads.let_one_go()
+    assert (store.asked, len(threads.held)) == (3, 1)
+    threads.let_one_go()
+    assert (len(threads.held), built) == (1, [])
+    threads.let_one_go()
+    assert built == [lay_out(MEMBERS, top="top", created=5, page=PAGE)]
