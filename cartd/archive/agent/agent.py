@@ -8,10 +8,17 @@ if the kept one dies without a byte.  No timers: who waits has one, and cancels.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -23,6 +30,9 @@ from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.pool import Pool
 from cartd.archive.agent.request import Origin, Request
 from cartd.archive.agent.response import Response
+
+ADDRESS_SECONDS: Final = 30.0
+"""How long an address is used that a name had: about as long as a connection to it would be."""
 
 
 @implementer(IAgent)
@@ -39,6 +49,12 @@ class Agent:
         self._pool = pool
         self._policy = policy
         self._connect_timeout = connect_timeout
+        self._addresses: dict[Origin, tuple[str, float]] = {}
+        """Which one a name has, and until when that is believed.
+
+        A server that closes each connection after its answer makes for thousands of look-ups, each
+        of which takes more than the rest of a request.
+        """
 
     def request(
         self,
@@ -70,24 +86,44 @@ class Agent:
 
     def connect(self, origin: Origin) -> Deferred[Connection]:
         """A new connection, to be given to the pool by itself when it is free."""
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            self._reactor, origin.host, origin.port, timeout=self._connect_timeout
-        )
+        endpoint = self._endpoint(origin)
         if origin.scheme == "https":
             creator = self._policy.creatorForNetloc(origin.host.encode("ascii"), origin.port)
             endpoint = wrapClientTLS(creator, endpoint)
-        connected = endpoint.connect(_Connections(origin, self._pool))
+        connected = endpoint.connect(_Connections(origin, self._pool, self._reached))
+        connected.addErrback(self._not_reached, origin)
         return cast("Deferred[Connection]", connected)
+
+    def _endpoint(self, origin: Origin) -> IStreamClientEndpoint:
+        timeout = self._connect_timeout
+        address, until = self._addresses.get(origin, ("", 0.0))
+        if self._reactor.seconds() >= until:
+            self._addresses.pop(origin, None)
+            return HostnameEndpoint(self._reactor, origin.host, origin.port, timeout=timeout)
+        kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
+        return kind(self._reactor, address, origin.port, timeout=timeout)
+
+    def _reached(self, origin: Origin, address: str) -> None:
+        if origin not in self._addresses:
+            self._addresses[origin] = address, self._reactor.seconds() + ADDRESS_SECONDS
+
+    def _not_reached(self, reason: Failure, origin: Origin) -> Failure:
+        """It may have moved: who tries again asks for its name again."""
+        self._addresses.pop(origin, None)
+        return reason
 
 
 class _Connections(Factory):
     noisy = False
 
-    def __init__(self, origin: Origin, pool: Pool) -> None:
+    def __init__(self, origin: Origin, pool: Pool, reached: Callable[[Origin, str], None]) -> None:
         self._origin = origin
         self._pool = pool
+        self._reached = reached
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
+        if isinstance(addr, IPv4Address | IPv6Address):
+            self._reached(self._origin, addr.host)
         return Connection(self._origin, self._pool)
 
 
