@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd import interpreter
 from cartd.archive import Archive, archive_client
 from cartd.carts import Carts
 from cartd.concurrency import Turns
@@ -268,6 +269,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     service = MultiService()
     cartd.setServiceParent(service)
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
+    interpreter.prepare()
     return service
 
 
