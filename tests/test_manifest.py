@@ -117,7 +117,7 @@ def test_a_path_is_normalised(path: str, normal: str) -> None:
     ids=lambda value: ascii(value)[:20],
 )
 def test_an_id_is_kept_as_text(archive_id: int | str, text: str) -> None:
-    assert parse(body(entry(id=archive_id))).entries[0].archive_id == text
+    assert [item.archive_id for item in parse(body(entry(id=archive_id))).entries] == [text]
 
 
 def test_a_hash_sum_in_capitals_is_the_same_hash_sum() -> None:
@@ -126,7 +126,7 @@ def test_a_hash_sum_in_capitals_is_the_same_hash_sum() -> None:
 
 def test_a_hash_sum_may_be_unknown_unless_the_service_requires_it() -> None:
     data = body(entry(path="b"), entry(hashsum=""))
-    assert parse(data).entries[1].hash_sum == ""
+    assert [item.hash_sum for item in parse(data).entries][1] == ""
     assert refusal(data, require_hashsum=True).startswith("fileids[1].hashsum: is empty")
     assert parse(body(entry()), require_hashsum=True) == parse(body(entry()))
 
@@ -340,6 +340,17 @@ def test_paths_clash_exactly_when_one_is_on_the_way_to_another(some: list[str]) 
         assert re.fullmatch(r"fileids\[\d+\]\.path: .* fileids\[\d+\]", refusal(data))
     else:
         assert paths(parse(data)) == some
+
+
+def test_paths_clash_however_many_there_are() -> None:
+    # More than are read or sorted at once, and in no order.
+    names = [f"{n * 7919 % 10_007}/file" for n in range(10_007)]
+    assert paths(parse(body(*[entry(path=name) for name in names]))) == names
+    place = f"fileids[{names.index('9001/file')}]"
+    message = f"fileids[10007].path: is the same as that of {place}"
+    assert refusal(body(*[entry(path=name) for name in [*names, "9001/file"]])) == message
+    message = f"fileids[10007].path: is a directory in that of {place}"
+    assert refusal(body(*[entry(path=name) for name in [*names, "9001"]])) == message
 
 
 def test_very_deep_paths_cost_no_more_than_their_length() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -211,7 +211,7 @@ async def _insert_cart(
     return cart_of((await transaction.rows(_BY_ID, {"cart_id": cart_id}))[0])
 
 
-def _file_rows(cart_id: int, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def _file_rows(cart_id: int, entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
     for position, entry in enumerate(entries):
         yield {
             "cart_id": cart_id,
