@@ -197,8 +197,10 @@ def _set_status_headers(request: Request, cart: Cart) -> None:
 
 def _set(request: Request, name: str, value: str) -> None:
     """Set a header; what is not printable ASCII is escaped, so that nothing is smuggled in."""
-    safe = value.encode("ascii", "backslashreplace").decode()
-    request.setHeader(name, "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in safe))
+    if not (value.isascii() and value.isprintable()):
+        value = value.encode("ascii", "backslashreplace").decode()
+        value = "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in value)
+    request.setHeader(name, value)
 
 
 def _json(request: Request, answer: dict[str, str]) -> bytes:

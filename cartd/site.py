@@ -15,6 +15,7 @@ from twisted.web.http import RESPONSES, HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
+from cartd.access_log import AccessLog
 from cartd.errors import error_body
 from cartd.text_paths import TextPaths
 
@@ -178,6 +179,10 @@ class LimitedSite(Site):
             reactor=reactor,
         )
         self._connections: WeakSet[LimitedChannel] = WeakSet()
+
+    def startFactory(self) -> None:
+        super().startFactory()
+        self.logFile = AccessLog(self.reactor)
 
     def acceptableProtocols(self) -> list[bytes]:
         """What TLS may agree on: not HTTP/2, in which neither limits nor aborts would hold."""
