@@ -1,4 +1,4 @@
-"""``wrap_engine`` of alchimia on SQLAlchemy 2: the only module that imports alchimia.
+"""alchimia on SQLAlchemy 2: the only module that imports it, and that knows how it is made.
 
 alchimia's last release derives a class that nothing here uses from ``DefaultEngineStrategy``, a
 name that SQLAlchemy 1.4 removed.  With an empty class of that name in its place the import passes,
@@ -7,7 +7,12 @@ and the rest of alchimia needs only what SQLAlchemy still has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Executable
 from sqlalchemy.engine import strategies
+from twisted.internet.defer import Deferred
 
 if not hasattr(strategies, "DefaultEngineStrategy"):
     strategies.DefaultEngineStrategy = type(  # type: ignore[attr-defined]
@@ -16,4 +21,16 @@ if not hasattr(strategies, "DefaultEngineStrategy"):
 
 from alchimia import wrap_engine
 
-__all__ = ["wrap_engine"]
+__all__ = ["all_rows", "wrap_engine"]
+
+
+def all_rows(alchimia: Any, statement: Executable, parameters: Any) -> Deferred[Sequence[Any]]:
+    """What ``execute`` and then ``fetchall`` give, by one trip to the connection's thread.
+
+    By two, the reactor would come round once more within each query, which takes long when it is
+    busy.  alchimia has no name for this, and will not change any more.
+    """
+    connection = alchimia._connection
+    return alchimia._defer_to_cxn(  # type: ignore[no-any-return]
+        lambda: connection.execute(statement, parameters).fetchall()
+    )

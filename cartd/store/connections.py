@@ -8,7 +8,7 @@ behind what still runs, and the place of the connection is free again only after
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.store.alchimia_compat import wrap_engine
+from cartd.store.alchimia_compat import all_rows, wrap_engine
 
 THREAD_NAME = "cartd store"
 _STOPPING = "The service is stopping"
@@ -61,8 +61,12 @@ class Connection:
         self._worker = worker
 
     def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
-        """alchimia's result: ``rowcount`` and such at once, ``fetchall()`` by another Deferred."""
+        """alchimia's result of a statement that gives no rows: ``rowcount`` and such."""
         return self._alchimia.execute(statement, parameters)  # type: ignore[no-any-return]
+
+    def rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
+        """All rows of a query."""
+        return all_rows(self._alchimia, statement, parameters)
 
     def begin(self) -> Deferred[Any]:
         """alchimia's transaction, with ``commit()`` and ``rollback()``."""

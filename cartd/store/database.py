@@ -36,7 +36,7 @@ class Transaction:
         return int(result.inserted_primary_key[0])
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
-        return await _rows(self._connection, statement, parameters)
+        return await self._connection.rows(statement, parameters)
 
 
 class Database:
@@ -91,7 +91,7 @@ class Database:
     async def _read(self, statement: Executable, parameters: Parameters) -> Rows:
         connection = await self._taken(self._readers)
         try:
-            rows = await _rows(connection, statement, parameters)
+            rows = await connection.rows(statement, parameters)
         except BaseException as error:
             # Cancelled or failed, it may have a cursor open on an old state of the database.
             self._readers.discard(connection)
@@ -124,9 +124,3 @@ class Database:
             self._readers.forget_idle()
             self._writer.forget_idle()
             raise explanation from error
-
-
-async def _rows(connection: Connection, statement: Executable, parameters: Parameters) -> Rows:
-    result = await connection.execute(statement, parameters)
-    rows: Rows = await result.fetchall()
-    return rows
