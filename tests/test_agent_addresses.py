@@ -26,12 +26,19 @@ class Names:
         self.address: IPv4Address | IPv6Address = IPv4Address("TCP", "192.0.2.1", 8080)
         self.asked = 0
 
-    def resolveHostName(self, receiver: Any, *_: object, **__: object) -> Any:
+    def resolveHostName(
+        self,
+        resolutionReceiver: Any,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: object = None,
+        transportSemantics: str = "TCP",
+    ) -> Any:
         self.asked += 1
-        receiver.resolutionBegan(None)
-        receiver.addressResolved(self.address)
-        receiver.resolutionComplete()
-        return receiver
+        resolutionReceiver.resolutionBegan(None)
+        resolutionReceiver.addressResolved(self.address)
+        resolutionReceiver.resolutionComplete()
+        return None
 
 
 class Connected(StringTransport):
