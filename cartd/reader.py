@@ -37,6 +37,7 @@ _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """A file system, or a socket, that does not take part in it."""
+_NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 _MORE_COMES: Final[int] = getattr(socket, "MSG_MORE", 0)
 
 
@@ -61,6 +62,9 @@ class SendingReader(Reader, Protocol):
 
     def prepare(self) -> None:
         """Find out whether the first bytes are there; raises as ``read`` does."""
+
+    def is_at_hand(self, limit: int) -> bool:
+        """Whether the next ``limit`` bytes are in memory, if that can be told without waiting."""
 
     def send(self, out: socket.socket, limit: int) -> int:
         """Give the next bytes to ``out``, which does not block; gives how many that were.
@@ -110,6 +114,19 @@ class TreeReader:
     def prepare(self) -> None:
         if not self._gathered:
             self._gather()
+
+    def is_at_hand(self, limit: int) -> bool:
+        """Only ever told of a long slice, from its first byte and its last."""
+        if not self._long or _NO_WAIT is None:
+            return False
+        last = self._offset + min(limit, self._left) - 1
+        try:
+            return all(
+                os.preadv(self._file, [bytearray(1)], offset, _NO_WAIT)
+                for offset in (self._offset, last)
+            )
+        except OSError:
+            return False  # it is on the disk alone, or this file system does not tell
 
     def send(self, out: socket.socket, limit: int) -> int:
         sent = 0

@@ -39,7 +39,7 @@ from cartd.socket_sender import SocketSender, plain_socket
 from cartd.stager import Stager
 from cartd.staging import Tools
 from cartd.store import Condition, Store, schema_state, sync, wait_for_database
-from cartd.threads import Threads
+from cartd.threads import Few, Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -48,6 +48,8 @@ __all__ = ["Cartd", "Options", "Parts", "makeService"]
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
+QUICK_THREADS = 2
+"""For bytes on their way from memory to memory: each of them keeps a processor busy."""
 CHUNK_MEMORY = 32 * 2**20
 """Bytes that all downloads over TLS together read at once."""
 SMALLEST_CHUNK = 64 * 2**10
@@ -167,6 +169,7 @@ class Cartd(Service):
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep)
         ]
+        self._quick_threads = Few(parts.threads, QUICK_THREADS)
         self._adoption: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -239,7 +242,9 @@ class Cartd(Service):
         if own_socket is None:
             return Sender(reader, threads, request, self._chunk).start()
         turn = self._parts.config.transfer_size
-        return SocketSender(reader, threads, request, own_socket, reactor, turn=turn).start()
+        return SocketSender(
+            reader, threads, self._quick_threads, request, own_socket, reactor, turn=turn
+        ).start()
 
     def _chunk(self) -> int:
         share = CHUNK_MEMORY // max(self._parts.uses.pinned(), 1)

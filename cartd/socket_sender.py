@@ -56,7 +56,8 @@ def plain_socket(transport: Any, reactor: Any) -> socket.socket | None:
 class SocketSender(Sending):
     """Sends what ``reader`` gives to ``own_socket``, the one below ``answer``; it closes both.
 
-    After ``turn`` bytes the thread may serve others.
+    After ``turn`` bytes the thread may serve others.  ``quick_threads`` are for what is in memory
+    already: a few of them send as much as many do, and leave the processor to others in between.
     """
 
     _reader: SendingReader
@@ -65,6 +66,7 @@ class SocketSender(Sending):
         self,
         reader: SendingReader,
         threads: RunsInThread,
+        quick_threads: RunsInThread,
         answer: Answer,
         own_socket: socket.socket,
         reactor: Any,
@@ -72,6 +74,7 @@ class SocketSender(Sending):
         turn: int,
     ) -> None:
         super().__init__(reader, threads, answer)
+        self._quick_threads = quick_threads
         self._answer = answer
         self._socket = own_socket
         self._reactor = reactor
@@ -97,7 +100,9 @@ class SocketSender(Sending):
         self._reactor.removeWriter(self)
         self._answer.waits_for_client(False)
         self._busy = True
-        self._threads.run(self._reader.send, self._socket, self._turn).addBoth(self._sent)
+        at_hand = self._reader.is_at_hand(self._turn)
+        threads = self._quick_threads if at_hand else self._threads
+        threads.run(self._reader.send, self._socket, self._turn).addBoth(self._sent)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has seen it before the connection itself, or is being shut down."""

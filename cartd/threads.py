@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
@@ -40,3 +40,14 @@ class Threads:
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._pool, work, *args, **kwargs)
+
+
+class Few:
+    """At most ``most`` of the threads at once; what comes beyond waits, in its order."""
+
+    def __init__(self, threads: RunsInThread, most: int) -> None:
+        self._threads = threads
+        self._places = DeferredSemaphore(most)
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return self._places.run(lambda: self._threads.run(work, *args, **kwargs))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cartd.bundle import Slice
 from cartd.errors import VolumeDamaged
 from cartd.reader import GATHERED, LONG, STEP, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
@@ -206,4 +207,40 @@ def test_a_client_that_has_left_is_an_error_of_the_connection(tree: Path, ends: 
     reader = whole(tree)
     with pytest.raises(ConnectionError):
         reader.send(ends.near, ENOUGH)
+    reader.close()
+
+
+def test_a_long_slice_that_was_just_written_is_at_hand(tree: Path) -> None:
+    reader = whole(tree)
+    assert not reader.is_at_hand(ENOUGH)  # nobody has looked where it begins
+    reader.prepare()
+    assert reader.is_at_hand(ENOUGH) and reader.is_at_hand(1)
+    reader.close()
+
+
+def test_short_files_are_not_said_to_be_at_hand(tree: Path) -> None:
+    reader = TreeReader(tree, iter([Slice("a/tiny", 3, 0, 3)]))
+    reader.prepare()
+    assert not reader.is_at_hand(ENOUGH)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_what_is_on_the_disk_alone_is_not_at_hand(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, which: str, number: int
+) -> None:
+    size = SIZES["a/long"]
+    away = {"first": 10, "last": size - 1}[which]
+
+    def preadv(_file: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        if offset == away:
+            raise OSError(number, os.strerror(number))
+        return len(buffers[0])
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    reader = TreeReader(tree, iter([Slice("a/long", size, 10, size - 10)]))
+    reader.prepare()
+    assert not reader.is_at_hand(ENOUGH)
+    assert reader.is_at_hand(1000) == (which == "last")
     reader.close()

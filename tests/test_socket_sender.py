@@ -29,10 +29,11 @@ from zope.interface.verify import verifyObject
 
 from cartd.bundle import Slice
 from cartd.errors import VolumeDamaged
-from cartd.reader import TreeReader
+from cartd.reader import LONG, TreeReader
 from cartd.sender import SendStopped
 from cartd.site import LimitedRequest, LimitedSite
 from cartd.socket_sender import SocketSender, plain_socket
+from cartd.threads import Few, P, T
 from tests.sending import AtOnce, Sink
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
 
@@ -89,7 +90,9 @@ class Download(Resource):
         transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         own_socket = plain_socket(transport, reactor)
         assert own_socket is not None
-        sender = SocketSender(reader, self.threads, request, own_socket, reactor, turn=TURN)
+        sender = SocketSender(
+            reader, self.threads, self.threads, request, own_socket, reactor, turn=TURN
+        )
         self.senders.append(sender)
         self.done = sender.start()
         self.done.addCallback(lambda _: request.finish())
@@ -314,18 +317,38 @@ class Answer(Sink):
         pass
 
 
+class Counted(AtOnce):
+    """Threads that count what is given to them."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        self.runs += 1
+        return super().run(work, *args, **kwargs)
+
+
 class Alone:
     """A sender whose threads work at once, between a real file and a real socket."""
 
-    def __init__(self, path: Path) -> None:
-        path.write_bytes(b"data")
+    def __init__(self, path: Path, data: bytes = b"data") -> None:
+        path.write_bytes(data)
         self.near, self.far = socket.socketpair()
         for end in (self.near, self.far):
             end.setblocking(False)
         self.reactor = Watching()
         self.answer = Answer()
-        reader = TreeReader(path.parent, iter([Slice(path.name, 4, 0, 4)]))
-        self.sender = SocketSender(reader, AtOnce(), self.answer, self.near, self.reactor, turn=9)
+        reader = TreeReader(path.parent, iter([Slice(path.name, len(data), 0, len(data))]))
+        self.threads, self.quick_threads = Counted(), Counted()
+        self.sender = SocketSender(
+            reader,
+            self.threads,
+            self.quick_threads,
+            self.answer,
+            self.near,
+            self.reactor,
+            turn=9,
+        )
         self.outcomes: list[Any] = []
         self.sender.start().addBoth(self.outcomes.append)
 
@@ -371,6 +394,42 @@ def test_only_what_the_connection_suffers_is_the_client_s_leaving(
     [failure] = alone.outcomes
     assert (failure.type is SendStopped) == (number != errno.EIO)
     assert alone.answer.producer is None and alone.near.fileno() == -1
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_what_is_at_hand_is_sent_by_few_threads(
+    tmp_path: Path, at_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not at_hand:
+        monkeypatch.setattr(TreeReader, "is_at_hand", lambda *_: False)
+    alone = Alone(tmp_path / "file", bytes(LONG))
+    alone.has_room()
+    assert (alone.threads.runs, alone.quick_threads.runs) == ((1, 1) if at_hand else (2, 0))
+    alone.sender.stopProducing()
+    alone.far.close()
+
+
+def test_few_threads_work_at_once_and_the_rest_waits_in_its_order() -> None:
+    held: list[Deferred[int]] = []
+
+    class Held:
+        def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+            held.append(Deferred())
+            return held[-1].addCallback(lambda _: work(*args, **kwargs))
+
+    few = Few(Held(), 2)
+    done: list[int] = []
+    failures: list[Failure] = []
+    for number in range(4):
+        few.run(lambda it: it, number).addCallbacks(done.append, failures.append)
+    assert len(held) == 2
+    held[1].callback(0)
+    assert (done, len(held)) == ([1], 3)
+    held[2].errback(OSError("disk"))
+    few.run(lambda: 9).addCallback(done.append)
+    for number in (0, 3, 4):
+        held[number].callback(0)
+    assert done == [1, 0, 3, 9] and len(failures) == 1
 
 
 def test_over_tls_there_is_no_plain_socket() -> None:
