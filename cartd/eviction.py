@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -12,34 +12,81 @@ class Candidate:
 
     cart_id: int
     size: int
-    """Bytes that it takes of the volume."""
+    """Bytes of the volume that it owns; those that it only links to are their owner's."""
     used: float
     """Unix time of its last use."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Bytes that several carts hold together: they become free when the last of these goes."""
+
+    owner: int
+    """The cart that they are counted with."""
+    links: frozenset[int]
+    """The other carts that hold them."""
+    size: int
+
+    @property
+    def holders(self) -> frozenset[int]:
+        return self.links | {self.owner}
+
+
 def choose(
-    candidates: Iterable[Candidate], *, needed: int, now: float, buffer_time: float
+    candidates: Iterable[Candidate],
+    *,
+    needed: int,
+    now: float,
+    buffer_time: float,
+    shares: Collection[Share] = (),
 ) -> list[Candidate]:
     """The carts to evict, in that order, so that at least ``needed`` bytes become free.
 
     Least recently used first, equal times by id.  A cart goes only when its last use is at least
     ``buffer_time`` seconds past; a time in the future (a clock was set back) counts as now.
-    What holds no bytes stays, and so does every cart that comes after enough is found.
-    If all that may go is not enough, all of it is chosen: the caller compares.
+    A cart whose going frees nothing stays, and so does every cart that comes after enough is found.
+    If all that may go is not enough, all of it is chosen: the caller compares (:func:`freed`).
     """
-    chosen: list[Candidate] = []
+    may_go = (one for one in candidates if max(now - one.used, 0) >= buffer_time)
+    order = sorted(may_go, key=lambda one: (one.used, one.cart_id))
+    beginning: list[Candidate] = []
     missing = needed
-    may_go = (
-        candidate
-        for candidate in candidates
-        if candidate.size > 0 and max(now - candidate.used, 0) >= buffer_time
-    )
-    for candidate in sorted(may_go, key=lambda one: (one.used, one.cart_id)):
+    for candidate, gain in zip(order, _gains(order, shares), strict=True):
         if missing <= 0:
             break
-        chosen.append(candidate)
-        missing -= candidate.size
-    return chosen
+        beginning.append(candidate)
+        missing -= gain
+    return _without_those_in_vain(beginning, shares)
+
+
+def freed(chosen: Iterable[Candidate], shares: Collection[Share] = ()) -> int:
+    """Bytes that become free when all of ``chosen`` go."""
+    return sum(_gains(list(chosen), shares))
+
+
+def _gains(order: list[Candidate], shares: Collection[Share]) -> list[int]:
+    """What the going of each cart frees when those before it in ``order`` have gone."""
+    place = {one.cart_id: number for number, one in enumerate(order)}
+    gains = [one.size for one in order]
+    for share in shares:
+        if share.owner in place:
+            gains[place[share.owner]] -= share.size
+            if share.links <= place.keys():
+                gains[max(place[cart_id] for cart_id in share.holders)] += share.size
+    return gains
+
+
+def _without_those_in_vain(chosen: list[Candidate], shares: Collection[Share]) -> list[Candidate]:
+    """Those of ``chosen`` that own something alone, or share it with none but others of them."""
+    going = {one.cart_id for one in chosen}
+    alone = {one.cart_id: one.size for one in chosen}
+    useful: set[int] = set()
+    for share in shares:
+        if share.owner in going:
+            alone[share.owner] -= share.size
+        if share.size and share.holders <= going:
+            useful |= share.holders
+    return [one for one in chosen if alone[one.cart_id] > 0 or one.cart_id in useful]
 
 
 def shortfall(

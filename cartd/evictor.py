@@ -10,7 +10,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from cartd.errors import NoSpace
-from cartd.eviction import Candidate, choose, shortfall
+from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart
 from cartd.store import Store
 from cartd.uses import Uses
@@ -32,7 +32,7 @@ class Evictor:
     """Decides, one decision at a time, who gets room and who must leave.
 
     ``free`` gives the disk's free bytes, ``arriving`` those of files that are being written, and
-    ``leaving`` those that deleted carts still take.  ``delete`` says whether a cart's files went.
+    ``leaving`` those that deleted carts still take.  ``delete`` gives the bytes that it has freed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Evictor:
         free: Callable[[], Awaitable[int]],
         arriving: Callable[[], Awaitable[int]],
         leaving: Callable[[], int],
-        delete: Callable[[Cart], Awaitable[bool]],
+        delete: Callable[[Cart], Awaitable[int]],
         now: Callable[[], float],
     ) -> None:
         self._store = store
@@ -62,13 +62,16 @@ class Evictor:
     ) -> None:
         """Promise ``volume_bytes`` to ``cart``, evicting others if that makes enough room.
 
+        What of it is on the volume already, fetched or linked, needs none.
+
         :raises NoSpace: there is not enough, even with all evicted that may be.
         """
         await self._deciding.acquire()
         try:
-            missing = await self._shortfall(max(volume_bytes - cart.volume_bytes, 0))
-            if not await self._make_room(missing, all_or_nothing=True):
-                raise NoSpace
+            if volume_bytes > cart.bytes_staged:
+                missing = await self._shortfall(max(volume_bytes - cart.volume_bytes, 0))
+                if not await self._make_room(missing, all_or_nothing=True):
+                    raise NoSpace
             await self._store.reserve(
                 cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
             )
@@ -117,20 +120,18 @@ class Evictor:
         A chosen cart may escape because somebody begins to download it: then others are chosen.
         """
         while missing > 0:
-            chosen = await self._choose(missing)
-            enough = sum(candidate.size for candidate in chosen) >= missing
-            if not chosen or (all_or_nothing and not enough):
+            chosen, frees = await self._choose(missing)
+            if not chosen or (all_or_nothing and frees < missing):
                 return False
             for candidate in chosen:
-                if await self._evict(candidate):
-                    missing -= candidate.size
+                missing -= await self._evict(candidate)
         return True
 
-    async def _evict(self, candidate: Candidate) -> bool:
-        """Delete the cart, unless it is in use by now; say whether its bytes were freed."""
+    async def _evict(self, candidate: Candidate) -> int:
+        """Delete the cart, unless it is in use by now; give the bytes that were freed."""
         cart = await self._store.cart(candidate.cart_id)
         if cart is None or cart.status in UNFINISHED or self._uses.is_pinned(cart.id):
-            return False
+            return 0
         log.info(
             "Evicting cart {id} ({uid}), {size} bytes",
             id=cart.id,
@@ -139,14 +140,21 @@ class Evictor:
         )
         return await self._delete(cart)
 
-    async def _choose(self, missing: int) -> list[Candidate]:
+    async def _choose(self, missing: int) -> tuple[list[Candidate], int]:
+        """The carts that are to go, and the bytes that all of them free together."""
         if not self._rules.evicts:
-            return []
+            return [], 0
         candidates = [
             Candidate(one.cart_id, one.size, self._uses.last(one.cart_id, one.used))
             for one in await self._store.evictable()
             if not self._uses.is_pinned(one.cart_id)
         ]
-        return choose(
-            candidates, needed=missing, now=self._now(), buffer_time=self._rules.buffer_time
+        shares = await self._store.shares()
+        chosen = choose(
+            candidates,
+            needed=missing,
+            now=self._now(),
+            buffer_time=self._rules.buffer_time,
+            shares=shares,
         )
+        return chosen, freed(chosen, shares)

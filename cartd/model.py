@@ -24,6 +24,8 @@ class FileStatus(StrEnum):
     STAGING = "staging"
     STAGED = "staged"
     ERROR = "error"
+    DELETED = "deleted"
+    """Its cart was."""
 
 
 UNFINISHED = frozenset({CartStatus.WAITING, CartStatus.STAGING, CartStatus.BUNDLING})
@@ -60,6 +62,24 @@ class Cart:
     bytes_staged: int = 0
     volume_bytes: int = 0
     """What it takes of the volume: promised while it is staged, real afterwards."""
+    bytes_linked: int = 0
+    """How much of that it shares with other carts, and is counted with those."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A file that one cart lacks and another has staged: the same id and hash, hence bytes."""
+
+    position: int
+    """Where the cart that lacks it has it, and below which path."""
+    path: str
+    staged_id: int
+    """The row in the store of the staged one; then its cart, that one's uid, and its path there."""
+    staged_cart: int
+    staged_uid: str
+    staged_path: str
+    size: int
+    mtime: int
 
 
 @dataclass(frozen=True, slots=True)

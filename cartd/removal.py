@@ -40,20 +40,21 @@ class Removal:
         self._leaving: dict[int, int] = {}
         """Bytes of deleted carts that are still on the volume, by cart id."""
 
-    async def delete(self, cart: Cart) -> bool:
-        """Delete ``cart`` and say whether its files are gone.
+    async def delete(self, cart: Cart) -> int:
+        """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
 
-        If they are being downloaded, they go when the last download of them ends.
+        Files that are being downloaded go when the last download of them ends.
         """
-        await self._store.mark_deleted(cart.id, self._now())
-        self._leaving[cart.id] = cart.volume_bytes
+        owned = await self._store.mark_deleted(cart.id, self._now())
+        if owned is not None:
+            self._leaving[cart.id] = owned
         await self._stop_staging(cart.id)
         if not self._uses.is_pinned(cart.id):
-            return await self._remove(cart)
+            return (owned or 0) if await self._remove(cart) else 0
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
         self._waiting.add(later)
         later.addBoth(lambda _: self._waiting.discard(later))
-        return False
+        return 0
 
     async def delete_all(self, uid: str) -> int:
         """Delete every cart of ``uid`` and give their number."""
@@ -63,7 +64,11 @@ class Removal:
         return len(carts)
 
     def leaving(self) -> int:
-        """Bytes that carts deleted by this process still take of the volume."""
+        """Bytes that carts deleted by this process still take of the volume.
+
+        Not those that such a cart only links to: should their owner go too while it is being
+        sent, the disk has them for that long, and nobody counts them.
+        """
         return sum(self._leaving.values())
 
     async def sweep(self) -> None:

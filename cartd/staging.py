@@ -1,10 +1,10 @@
-"""One cart from its manifest to ready: learn, reserve, recall, fetch, bundle.
+"""One cart from its manifest to ready: link, learn, reserve, recall, fetch, bundle.
 
-Strategy: the archive is asked for the state of every file before a byte is fetched, so
-that the cart's size is known and room for all of it is promised at once.  Then what is on
-disk is fetched, while what is on tape is announced, all of it, and asked for again with
-growing waits.  Files are read from the store page by page: a cart of a million costs no
-more memory than one of a thousand.
+Strategy: what another cart has on the volume is linked.  For the rest, the archive is asked
+for the state of every file before a byte is fetched, so that the cart's size is known and
+room for all of it is promised at once.  Then what is on disk is fetched, while what is on
+tape is announced, all of it, and asked for again with growing waits.  Files are read from
+the store page by page: a cart of a million costs no more memory than one of a thousand.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cartd.progress import Batches
 from cartd.reader import TreeReader
 from cartd.store import Store
 from cartd.tolerance import Tolerance
+from cartd.twins import link_twins
 from cartd.volume import Volume
 from cartd.volume.incoming import Incoming
 
@@ -82,6 +83,13 @@ class Staging:
         :raises LeaseLost: somebody else has the cart now.
         """
         await self._clear()
+        self._cart = await link_twins(
+            self._tools.store,
+            self._tools.volume,
+            self._cart,
+            self._holder,
+            lambda: self._share(PAGE),
+        )
         await self._reserve(await self._learn_states())
         try:
             await both(self._fetch_from_disk(), self._recall_from_tape())
@@ -182,6 +190,8 @@ class Staging:
             self._on_tape.discard(file.position)
 
     async def _fetch(self, file: CartFile) -> None:
+        # What is there, but not recorded, may be a link that a crash kept from being recorded, to
+        # a file that has gone since.  It counts as this cart's own: not less than it takes.
         if self._resumed and await self._tools.volume.has(self._cart, file):
             hash_sum = file.hash_sum
         else:
@@ -243,6 +253,7 @@ class Staging:
         else:
             reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
             await volume.write_tar(cart, reader, plan.length)
+        await self._tools.store.record_bundled(cart.id, self._holder)
         return plan.length
 
     # Pages and windows

@@ -20,7 +20,7 @@ from cartd.archive import Archive, ArchiveError, FileState
 from cartd.concurrency import Turns
 from cartd.errors import LeaseLost, Unavailable
 from cartd.layout import Members
-from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
+from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus, Twin
 from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.staging import Reserves, Tools
@@ -177,10 +177,42 @@ class MemoryStore(Store):
         self._asked(cart_id, holder)
         self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
 
-    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+    async def record_bundled(self, cart_id: int, holder: str) -> None:
+        self._asked(cart_id, holder)
+
+    async def twins(self, cart_id: int, positions: range) -> list[Twin]:
+        self._asked()
+        staged = {
+            (file.archive_id, file.hash_type, file.hash_sum): (other, file)
+            for other in self.carts.values()
+            if other.id != cart_id and not other.bundle and other.status is not CartStatus.DELETED
+            for file in self.rows[other.id]
+            if file.status is FileStatus.STAGED
+        }
+        found = []
+        for file in self.rows[cart_id][positions.start : positions.stop]:
+            there = staged.get((file.archive_id, file.hash_type, file.hash_sum))
+            if there and file.hash_sum and file.status is not FileStatus.STAGED:
+                other, twin = there
+                assert twin.size is not None
+                assert twin.mtime is not None
+                at = (other.id, other.uid, twin.path, twin.size, twin.mtime)
+                found.append(Twin(file.position, file.path, 0, *at))
+        return found
+
+    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> None:
+        self._asked(cart_id, holder)
+        for twin in linked:
+            self._change_file(
+                cart_id, twin.position, status=FileStatus.STAGED, size=twin.size, mtime=twin.mtime
+            )
+        staged = self.carts[cart_id].bytes_staged + sum(twin.size for twin in linked)
+        self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
+
+    async def mark_deleted(self, cart_id: int, now: float) -> int | None:
         self._asked()
         self._end(cart_id, status=CartStatus.DELETED)
-        return True
+        return self.carts[cart_id].volume_bytes
 
     async def carts_of(self, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]

@@ -39,10 +39,10 @@ class Disk:
     deleted: list[str] = field(default_factory=list)
     uses: Uses = field(default_factory=Uses)
 
-    async def delete(self, cart: Cart) -> bool:
-        await self.store.mark_deleted(cart.id, 50)
+    async def delete(self, cart: Cart) -> int:
+        owned = await self.store.mark_deleted(cart.id, 50)
         self.deleted.append(cart.uid)
-        return cart.uid not in self.kept
+        return 0 if owned is None or cart.uid in self.kept else owned
 
     def evictor(self) -> Evictor:
         async def free() -> int:
@@ -95,7 +95,7 @@ async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store
     first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
 
     class MeanwhileInUse(Disk):
-        async def delete(self, cart: Cart) -> bool:
+        async def delete(self, cart: Cart) -> int:
             if cart.id == first.id and how == "downloaded":
                 downloads.enter_context(self.uses.pin(second.id))
             elif cart.id == first.id:

@@ -62,7 +62,7 @@ def in_the_way(bench: Removing) -> Path:
 
 def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
     cart = bench.ready()
-    assert result_of(bench.removal.delete(cart)) is True
+    assert result_of(bench.removal.delete(cart)) == cart.volume_bytes
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
     assert bench.removal.leaving() == 0
@@ -74,7 +74,7 @@ def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Remov
     cart = bench.put()
     bench.stager.begin(cart.id)
     assert any(path.endswith("dir/1") for path in bench.left())
-    assert result_of(bench.removal.delete(cart)) is True
+    assert result_of(bench.removal.delete(cart)) == 6
     assert held.called
     assert bench.stager.count() == 0
     assert bench.left() == set()
@@ -93,7 +93,7 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None
     before = bench.left()
     with bench.uses.pin(cart.id):
         with bench.uses.pin(cart.id):
-            assert result_of(bench.removal.delete(cart)) is False
+            assert result_of(bench.removal.delete(cart)) == 0
             assert bench.store.carts[cart.id].status is CartStatus.DELETED
         result_of(bench.removal.sweep())
         assert bench.left() == before
@@ -116,7 +116,7 @@ def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> 
 def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removing) -> None:
     cart = bench.ready()
     obstacle = in_the_way(bench)
-    assert result_of(bench.removal.delete(cart)) is False
+    assert result_of(bench.removal.delete(cart)) == 0
     assert bench.removal.leaving() == cart.volume_bytes
     obstacle.unlink()
     obstacle.mkdir()

@@ -17,6 +17,7 @@ from cartd.store.progress import Progress
 from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
+from cartd.store.twins import Twins
 
 __all__ = [
     "Condition",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-class Store(Carts, Leases, Progress, Space):
+class Store(Carts, Leases, Progress, Space, Twins):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

@@ -16,6 +16,7 @@ from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
 from cartd.store.lookups import Lookups
+from cartd.store.owners import pass_on, take_turn
 from cartd.store.rows import (
     CARTS,
     FILES,
@@ -74,9 +75,20 @@ _DELETE = (
         status=CartStatus.DELETED.value,
         deleted_date=bindparam("date"),
         updated_date=bindparam("date"),
+        files_staged=0,
+        bytes_staged=0,
+        bytes_linked=0,
         lease_holder=None,
         lease_until=None,
     )
+)
+_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(
+    cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None)
+)
+_DELETE_FILES = (
+    update(file)
+    .where(file.c.cart_id == bindparam("of_cart"))
+    .values(status=FileStatus.DELETED.value, linked_to=None)
 )
 _TOUCH = (
     update(cart)
@@ -157,11 +169,20 @@ class Carts:
             deleted.update(row.id for row in rows)
         return deleted
 
-    async def mark_deleted(self, cart_id: int, now: float) -> bool:
-        """Whether it was there to be deleted; nobody holds it any longer."""
+    async def mark_deleted(self, cart_id: int, now: float) -> int | None:
+        """The bytes that it alone took of the volume; none if it was not there to be deleted.
+
+        Nobody holds it any longer; what it owned and others share is theirs.
+        """
         async with self._database.transaction() as transaction:
-            deleted = {"cart_id": cart_id, "date": date_of(now)}
-            return await transaction.execute(_DELETE, deleted) > 0
+            await take_turn(transaction)
+            owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
+            if not owned:
+                return None
+            passed_on = await pass_on(transaction, cart_id)
+            await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
+            await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
+        return int(owned[0][0]) - passed_on
 
     async def touch(self, uses: Mapping[int, float]) -> None:
         """Note when carts, by id, were last used; an earlier time than is known changes nothing."""
@@ -169,6 +190,7 @@ class Carts:
             return
         rows = [{"cart_id": cart_id, "used": date_of(used)} for cart_id, used in uses.items()]
         async with self._database.transaction() as transaction:
+            await take_turn(transaction)
             await transaction.execute(_TOUCH, rows)
 
     async def _carts(

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, case, or_, select, update
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
 from cartd.store.database import Database, Transaction
+from cartd.store.owners import take_turn
 from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
 from cartd.store.tables import cart
 
@@ -84,6 +85,7 @@ class Leases:
     async def renew(self, holder: str, until: float) -> set[int]:
         """Prolong all leases of ``holder``; the ids of the carts that it still holds."""
         async with self._database.transaction() as transaction:
+            await take_turn(transaction)
             await transaction.execute(_RENEW, {"holder": holder, "until": until})
             rows = await transaction.rows(_RENEWED, {"holder": holder})
         return {row.id for row in rows}

@@ -15,6 +15,7 @@ from cartd.model import CartStatus, FileStatus
 from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
+from cartd.store.owners import end_sharing, pass_on, take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, file
 
@@ -24,7 +25,7 @@ _AMONG = (
     file.c.cart_id == bindparam("in_cart"),
     file.c.position.in_(bindparam("positions", expanding=True)),
 )
-_STAGED_AMONG = select(file.c.position, file.c.size).where(*_AMONG, _STAGED)
+_STAGED_AMONG = select(file.c.position, file.c.size, file.c.linked_to).where(*_AMONG, _STAGED)
 _UNSTAGED_AMONG = select(file.c.position, file.c.size).where(*_AMONG, ~_STAGED)
 _RECORD_STATE = (
     update(file)
@@ -54,9 +55,12 @@ _COUNT = (
     .values(
         files_staged=cart.c.files_staged + bindparam("more_files"),
         bytes_staged=cart.c.bytes_staged + bindparam("more_bytes"),
+        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
     )
 )
-_LOSE_FILES = update(file).where(*_AMONG).values(status=FileStatus.WAITING.value, error="")
+_LOSE_FILES = (
+    update(file).where(*_AMONG).values(status=FileStatus.WAITING.value, error="", linked_to=None)
+)
 _RETRY_FILES = (
     update(file)
     .where(file.c.cart_id == bindparam("in_cart"), ~_STAGED)
@@ -116,6 +120,7 @@ class Progress:
         Of the volume it takes from now on what was staged.
         """
         async with self._database.transaction() as transaction:
+            await take_turn(transaction)
             await hold(transaction, cart_id, holder)
             if position is not None:
                 await _record_file_error(transaction, cart_id, position, file_error)
@@ -132,6 +137,13 @@ class Progress:
                 .values(status=CartStatus.BUNDLING.value, updated_date=date_of(now))
             )
 
+    async def record_bundled(self, cart_id: int, holder: str) -> None:
+        """Its files are in its tar, their tree is gone: no other cart shares bytes with it."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            await end_sharing(transaction, cart_id)
+
     async def record_ready(
         self, cart_id: int, holder: str, *, volume_bytes: int, now: float
     ) -> None:
@@ -145,6 +157,7 @@ class Progress:
         The files at the positions ``lost``, and those that never were staged, wait again.
         """
         async with self._database.transaction() as transaction:
+            await take_turn(transaction)
             values = {"cart_id": cart_id, "date": date_of(now)}
             if not await transaction.execute(_RESTAGE, values):
                 return False
@@ -192,10 +205,12 @@ async def _change(transaction: Transaction, cart_id: int, values: dict[str, Any]
     await transaction.execute(update(cart).where(cart.c.id == cart_id).values(**values))
 
 
-async def _count(transaction: Transaction, cart_id: int, files: int, size: int) -> None:
+async def _count(
+    transaction: Transaction, cart_id: int, *, files: int = 0, size: int = 0, linked: int = 0
+) -> None:
     if files or size:
-        more = {"cart_id": cart_id, "more_files": files, "more_bytes": size}
-        await transaction.execute(_COUNT, more)
+        more = {"more_files": files, "more_bytes": size, "more_linked": linked}
+        await transaction.execute(_COUNT, {"cart_id": cart_id, **more})
 
 
 async def _record_states(
@@ -214,7 +229,7 @@ async def _record_states(
             ],
         )
         grown = sum(sizes[row.position] - (row.size or 0) for row in staged)
-        await _count(transaction, cart_id, 0, grown)
+        await _count(transaction, cart_id, size=grown)
 
 
 async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[int, str]) -> None:
@@ -225,7 +240,7 @@ async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[i
         _RECORD_STAGED,
         [{"in_cart": cart_id, "at": row.position, "digest": digests[row.position]} for row in new],
     )
-    await _count(transaction, cart_id, len(new), sum(row.size or 0 for row in new))
+    await _count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
 
 
 async def _record_file_error(
@@ -238,8 +253,18 @@ async def _record_file_error(
 
 
 async def _lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
-    """Files that are not on the volume, whatever was recorded of them."""
+    """Files that are not on the volume, whatever was recorded of them.
+
+    Links to them hold what they were.
+    """
+    await pass_on(transaction, cart_id, positions)
     among = {"in_cart": cart_id, "positions": positions}
     staged = await transaction.rows(_STAGED_AMONG, among)
     await transaction.execute(_LOSE_FILES, among)
-    await _count(transaction, cart_id, -len(staged), -sum(row.size or 0 for row in staged))
+    await _count(
+        transaction,
+        cart_id,
+        files=-len(staged),
+        size=-sum(row.size or 0 for row in staged),
+        linked=-sum(row.size for row in staged if row.linked_to is not None),
+    )

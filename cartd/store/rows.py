@@ -35,6 +35,7 @@ CARTS: Select[Any] = select(
     cart.c.bytes_total,
     cart.c.bytes_staged,
     cart.c.volume_bytes,
+    cart.c.bytes_linked,
 )
 FILES: Select[Any] = select(
     file.c.position,

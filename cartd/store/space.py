@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case, func, select
+from sqlalchemy import String, case, cast, func, select
 
-from cartd.eviction import Candidate
+from cartd.eviction import Candidate, Share
 from cartd.store.database import Database
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
-from cartd.store.tables import cart
+from cartd.store.tables import cart, file
 
 _LIVING = cart.c.deleted_date.is_(None)
 _UNWRITTEN = case(
@@ -17,9 +17,27 @@ _UNWRITTEN = case(
     ),
     else_=0,
 )
-_USAGE = select(func.sum(cart.c.volume_bytes), func.sum(_UNWRITTEN)).where(_LIVING)
-_EVICTABLE = select(cart.c.id, cart.c.volume_bytes, cart.c.used_date).where(
+_OWNED = cart.c.volume_bytes - cart.c.bytes_linked
+_USAGE = select(func.sum(_OWNED), func.sum(_UNWRITTEN)).where(_LIVING)
+_EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
     _LIVING, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0
+)
+_LINKED = select(func.sum(cart.c.bytes_linked)).where(_LIVING)
+# One row a file that is shared, then one for all files that the same carts share.
+_links = (
+    select(
+        file.c.linked_to,
+        func.max(file.c.size).label("size"),
+        func.aggregate_strings(cast(file.c.cart_id, String), ",").label("carts"),
+    )
+    .where(file.c.linked_to.is_not(None))
+    .group_by(file.c.linked_to)
+    .subquery()
+)
+_SHARES = (
+    select(file.c.cart_id, _links.c.carts, func.sum(_links.c.size))
+    .join(_links, _links.c.linked_to == file.c.id)
+    .group_by(file.c.cart_id, _links.c.carts)
 )
 
 
@@ -29,7 +47,10 @@ class Space:
     _database: Database
 
     async def usage(self) -> tuple[int, int]:
-        """Bytes that all living carts take or were promised, and those still to be written."""
+        """Bytes that all living carts take or were promised, and those still to be written.
+
+        What several of them share counts once.
+        """
         [(taken, unwritten)] = await self._database.rows(_USAGE)
         return int(taken or 0), int(unwritten or 0)
 
@@ -37,3 +58,13 @@ class Space:
         """The carts that could go: finished, and with something on the volume."""
         rows = await self._database.rows(_EVICTABLE)
         return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
+
+    async def shares(self) -> list[Share]:
+        """What living carts share; to find none costs hardly anything."""
+        [(linked,)] = await self._database.rows(_LINKED)
+        if not linked:
+            return []
+        return [
+            Share(owner, frozenset(map(int, carts.split(","))), int(size))
+            for owner, carts, size in await self._database.rows(_SHARES)
+        ]

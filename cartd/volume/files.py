@@ -76,21 +76,27 @@ def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, i
 
 
 def _measure(path: Path) -> tuple[int, int] | None:
+    status = _regular(path)
+    return None if status is None else (status.st_size, int(status.st_mtime // 1))
+
+
+def _regular(path: Path) -> os.stat_result | None:
     try:
         status = path.lstat()
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_size, int(status.st_mtime // 1)
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def arriving(root: Path, incoming: Path) -> int:
-    """Bytes of the files in ``incoming/ID``, and of the bundle of each such cart in ``root/ID``."""
+    """Bytes of the files in ``incoming/ID``, and of the bundle of each such cart in ``root/ID``.
+
+    A file of two names is one of another cart on its way into this one, and takes no room.
+    """
     total = 0
     for of_cart in _entries(incoming):
-        found = measure([*_entries(of_cart), *_entries(root / of_cart.name)])
-        total += sum(size for size, _ in filter(None, found))
+        found = map(_regular, [*_entries(of_cart), *_entries(root / of_cart.name)])
+        total += sum(one.st_size for one in filter(None, found) if one.st_nlink == 1)
     return total
 
 

@@ -58,7 +58,11 @@ class VolumePaths:
 
     def member(self, cart: Cart, path: str) -> Path:
         """Where the cart's file ``path`` is; raises ``ValueError`` if it cannot be in the tree."""
-        tree = f"{self._before_id}{cart.id}{os.sep}{check_component(cart.uid)}"
+        return self.staged(cart.id, cart.uid, path)
+
+    def staged(self, cart_id: int, uid: str, path: str) -> Path:
+        """As :meth:`member`, for whoever has no more of the cart than this."""
+        tree = f"{self._before_id}{cart_id}{os.sep}{check_component(uid)}"
         for component in path.split("/"):
             check_component(component)
         member = f"{tree}{os.sep}{path.replace('/', os.sep)}"

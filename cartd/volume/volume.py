@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from twisted.logger import Logger
 
 from cartd.checksum import Checksum
 from cartd.errors import VolumeDamaged
-from cartd.model import Cart, CartFile
+from cartd.model import Cart, CartFile, Twin
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
@@ -34,6 +34,7 @@ from cartd.volume.partial import Directories, PartialFile, told_of
 from cartd.volume.paths import VolumePaths
 from cartd.volume.removal import remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
+from cartd.volume.sharing import share
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,6 +87,21 @@ class Volume:
         final = self._paths.member(cart, file.path)
         partial = self._partial(cart, file.position, final)
         return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
+
+    async def share(self, cart: Cart, twins: Sequence[Twin]) -> tuple[list[Twin], str]:
+        """Give the cart those files by hard links to their twins.
+
+        Which now are in their places, and why the first of the others is not, if there are any.
+        """
+        shared: list[Twin] = []
+        reason = ""
+        known = self._directories_of(cart)
+        for first in range(0, len(twins), BATCH):
+            batch = twins[first : first + BATCH]
+            more, why = await shielded(self._threads.run(share, self._paths, cart, batch, known))
+            shared += more
+            reason = reason or why
+        return shared, reason
 
     async def clear_incoming(self, cart_id: int) -> None:
         """Remove what an interrupted staging, bundling or removal has left of the cart."""
@@ -211,11 +227,14 @@ class Volume:
         return await shielded(self._threads.run(told))
 
     def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
+        temporary = self._paths.temporary(cart.id, hint)
+        return PartialFile(temporary, final, self._paths.root, self._directories_of(cart))
+
+    def _directories_of(self, cart: Cart) -> Directories:
         directories = self._directories.get(cart.id)
         if directories is None:
             directories = self._directories[cart.id] = Directories(self._paths.root)
-        temporary = self._paths.temporary(cart.id, hint)
-        return PartialFile(temporary, final, self._paths.root, directories)
+        return directories
 
     def _forget(self, cart_id: int) -> None:
         directories = self._directories.get(cart_id)

@@ -56,6 +56,7 @@ def upgrade() -> None:
     _tidy_paths()
     _fill_carts()
     _take_up_unfinished()
+    _forget_deleted()
     _count_files()
     _hold_to_rules()
     # Pacifica's own programs look here, and refuse a database of a version they do not know.
@@ -81,11 +82,15 @@ def _add_columns() -> None:
     op.add_column(
         "cart", sa.Column("volume_bytes", sa.BigInteger, nullable=False, server_default=zero)
     )
+    op.add_column(
+        "cart", sa.Column("bytes_linked", sa.BigInteger, nullable=False, server_default=zero)
+    )
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))
     op.add_column("file", sa.Column("size", sa.BigInteger))
     op.add_column("file", sa.Column("mtime", sa.BigInteger))
+    op.add_column("file", sa.Column("linked_to", sa.Integer))
 
 
 def _dates_to_utc() -> None:
@@ -181,6 +186,12 @@ def _take_up_unfinished() -> None:
     op.execute(file.update().where(file.c.status.not_in(known)).values(status="waiting"))
 
 
+def _forget_deleted() -> None:
+    """What is on the volume no more must not look as if it were."""
+    deleted = sa.select(cart.c.id).where(cart.c.deleted_date.is_not(None))
+    op.execute(file.update().where(file.c.cart_id.in_(deleted)).values(status="deleted", error=""))
+
+
 def _count_files() -> None:
     staged = sa.func.sum(sa.case((file.c.status == "staged", 1), else_=0))
     counted = (
@@ -215,9 +226,15 @@ def _hold_to_rules() -> None:
         batch.alter_column("hash_value", existing_type=short, type_=sa.Text(), nullable=False)
         batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
     op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
-    living = sa.text("deleted_date IS NULL")
-    op.create_index("cart_living", "cart", ["status"], sqlite_where=living, postgresql_where=living)
+    _create_partial_index("cart_living", "cart", "status", "deleted_date IS NULL")
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
+    _create_partial_index("file_staged", "file", "file_name", "status = 'staged'")
+    _create_partial_index("file_linked_to", "file", "linked_to", "linked_to IS NOT NULL")
+
+
+def _create_partial_index(name: str, table: str, column: str, where: str) -> None:
+    rows = sa.text(where)
+    op.create_index(name, table, [column], sqlite_where=rows, postgresql_where=rows)
 
 
 def _pages(query: Any, key: Any) -> Iterator[list[Any]]:

@@ -1,0 +1,95 @@
+"""Who owns the bytes that several carts share by hard links, so that they are counted once.
+
+Strategy: of the files that are one on the disk, one owns the bytes and all others are ``linked_to``
+it: in other carts, as a rule, and in its own where a manifest names a file twice.  What a cart has
+staged and takes of the volume (``bytes_staged``, ``volume_bytes``) knows nothing of that;
+``bytes_linked`` says how much of it is owned elsewhere, and so a cart counts with the difference.
+When an owner goes, its oldest link owns the bytes from then on, in the same transaction: only
+that one number of the heir's cart changes, whatever else is written of it at the time.
+
+Of a row that is ``linked_to`` another, both are staged, in carts that live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, bindparam, case, func, null, select, update
+
+from cartd.store.database import Transaction
+from cartd.store.tables import cart, cartsystem, file
+
+_TURN = select(cartsystem.c.value).where(cartsystem.c.part == "major").with_for_update()
+_OF_CART = file.c.cart_id == bindparam("of_cart")
+_AT = file.c.position.in_(bindparam("positions", expanding=True))
+_UNLINK = update(file).where(_OF_CART, file.c.linked_to.is_not(None)).values(linked_to=None)
+_INHERIT = (
+    update(cart)
+    .where(cart.c.id == bindparam("heir_cart"))
+    .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
+)
+_NOTHING_LINKED = update(cart).where(cart.c.id == bindparam("of_cart")).values(bytes_linked=0)
+
+
+class _PassOn:
+    """The statements that give what the files of ``owners`` own to their oldest ``links``."""
+
+    def __init__(self, owners: Select[Any], *links: ColumnElement[bool]) -> None:
+        heirs = (
+            select(file.c.linked_to.label("owner"), func.min(file.c.id).label("heir"))
+            .where(file.c.linked_to.in_(owners), *links)
+            .group_by(file.c.linked_to)
+            .subquery()
+        )
+        self.gains = (
+            select(file.c.cart_id.label("heir_cart"), func.sum(file.c.size).label("size"))
+            .where(file.c.id == heirs.c.heir)
+            .group_by(file.c.cart_id)
+        )
+        self.point_at_heirs = (
+            update(file)
+            .where(file.c.linked_to == heirs.c.owner)
+            .values(linked_to=case((file.c.id == heirs.c.heir, null()), else_=heirs.c.heir))
+        )
+
+
+_PASS_ON_ALL = _PassOn(select(file.c.id).where(_OF_CART), ~_OF_CART)
+_PASS_ON_AT = _PassOn(select(file.c.id).where(_OF_CART, _AT))
+
+
+async def take_turn(transaction: Transaction) -> None:
+    """Be the only one, until the transaction ends, who changes rows of more than one cart.
+
+    Whoever does so begins with this: two that lock the same carts in another order would wait for
+    each other for ever.  SQLite has one writer at a time as it is.
+    """
+    await transaction.rows(_TURN)
+
+
+async def pass_on(
+    transaction: Transaction, cart_id: int, positions: Sequence[int] | None = None
+) -> int:
+    """Give away what files of the cart (those at ``positions``, or all) own and others share.
+
+    How many bytes that were.  The caller has taken its turn.
+    """
+    statements = _PASS_ON_ALL if positions is None else _PASS_ON_AT
+    which: dict[str, Any] = {"of_cart": cart_id}
+    if positions is not None:
+        which["positions"] = positions
+    gains = [
+        {"heir_cart": row.heir_cart, "size": int(row.size)}
+        for row in await transaction.rows(statements.gains, which)
+    ]
+    if gains:
+        await transaction.execute(_INHERIT, gains)
+        await transaction.execute(statements.point_at_heirs, which)
+    return sum(gain["size"] for gain in gains)
+
+
+async def end_sharing(transaction: Transaction, cart_id: int) -> None:
+    """No file of the cart is on the volume by a link any more, or under others' links."""
+    await pass_on(transaction, cart_id)
+    await transaction.execute(_UNLINK, {"of_cart": cart_id})
+    await transaction.execute(_NOTHING_LINKED, {"of_cart": cart_id})

@@ -1,0 +1,159 @@
+"""Files that another cart has staged already: found, and recorded when they are linked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+
+from sqlalchemy import ColumnElement, bindparam, case, func, literal_column, select, update
+
+from cartd.model import FileStatus, Twin
+from cartd.store.carts import BATCH, batches
+from cartd.store.database import Database, Transaction
+from cartd.store.leases import hold
+from cartd.store.owners import take_turn
+from cartd.store.tables import cart, file
+
+# As it is in the index's own condition: a parameter would hide from SQLite that they agree.
+_STAGED: ColumnElement[str] = literal_column("'staged'")
+_other = file.alias("other")
+_others_cart = cart.alias("others_cart")
+_found = file.alias("found")
+_found_cart = cart.alias("found_cart")
+_IN_PLACE = _others_cart.c.deleted_date.is_(None) & ~_others_cart.c.bundle
+"""Whether a staged file is one on the volume: those of a bundled cart are in its tar."""
+_TWIN = (
+    select(_other.c.id)
+    .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
+    .where(
+        _other.c.file_name == file.c.file_name,
+        _other.c.status == _STAGED,
+        _other.c.hash_type == file.c.hash_type,
+        _other.c.hash_value == file.c.hash_value,
+        _other.c.cart_id != file.c.cart_id,
+        # Pacifica's carts have no sizes until they are measured.
+        _other.c.size.is_not(None),
+        _other.c.mtime.is_not(None),
+        _IN_PLACE,
+    )
+    .limit(1)
+    .correlate(file)
+    .scalar_subquery()
+)
+_TWINS = (
+    select(
+        file.c.position,
+        file.c.bundle_path,
+        _found.c.id,
+        _found.c.cart_id,
+        _found_cart.c.cart_uid,
+        _found.c.bundle_path,
+        _found.c.size,
+        _found.c.mtime,
+    )
+    .select_from(file)
+    .join(_found, _found.c.id == _TWIN)
+    .join(_found_cart, _found_cart.c.id == _found.c.cart_id)
+    .where(
+        file.c.cart_id == bindparam("cart_id"),
+        file.c.position.between(bindparam("first"), bindparam("last")),
+        file.c.status != FileStatus.STAGED.value,
+        file.c.hash_value != "",
+    )
+    .order_by(file.c.position)
+)
+_OWNERS = (
+    select(_other.c.id, func.coalesce(_other.c.linked_to, _other.c.id))
+    .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
+    .where(
+        _other.c.id.in_(bindparam("staged", expanding=True)), _other.c.status == _STAGED, _IN_PLACE
+    )
+)
+_UNSTAGED = select(file.c.position).where(
+    file.c.cart_id == bindparam("in_cart"),
+    file.c.position.in_(bindparam("positions", expanding=True)),
+    file.c.status != FileStatus.STAGED.value,
+)
+_RECORD_LINKED = (
+    update(file)
+    .where(file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))
+    .values(
+        status=FileStatus.STAGED.value,
+        error="",
+        size=bindparam("new_size"),
+        # A cart that is staged again keeps its tar, byte for byte: downloads of it can resume.
+        mtime=func.coalesce(file.c.mtime, bindparam("new_mtime")),
+        linked_to=bindparam("owner"),
+    )
+)
+_STAGED_NOW = cart.c.bytes_staged + bindparam("more_bytes")
+_COUNT = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"))
+    .values(
+        files_staged=cart.c.files_staged + bindparam("more_files"),
+        bytes_staged=_STAGED_NOW,
+        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
+        # Room was promised to a cart that is staged again, but not to a new one.
+        volume_bytes=case(
+            (cart.c.volume_bytes < _STAGED_NOW, _STAGED_NOW), else_=cart.c.volume_bytes
+        ),
+    )
+)
+
+
+class Twins:
+    """The part of the store that knows what need not be fetched."""
+
+    _database: Database
+
+    async def twins(self, cart_id: int, positions: range) -> list[Twin]:
+        """Of the files at ``positions`` that are not staged, those that another cart has.
+
+        Nothing is said of a file whose hash nobody knows.
+        """
+        page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
+        return list(starmap(Twin, await self._database.rows(_TWINS, page)))
+
+    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> None:
+        """Files that are on the volume, each as a hard link to its twin.
+
+        One transaction, which writes nothing if the lease was lost.  A link whose twin has gone
+        meanwhile owns its bytes; should a third cart have inherited them, they count twice until
+        one of the two goes.
+        """
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            for batch in batches(iter(linked), BATCH):
+                await _record_linked(transaction, cart_id, batch)
+
+
+async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequence[Twin]) -> None:
+    at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
+    unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
+    new = [twin for twin in linked if twin.position in unstaged]
+    if not new:
+        return
+    staged = {"staged": [twin.staged_id for twin in new]}
+    owners = dict(map(tuple, await transaction.rows(_OWNERS, staged)))
+    await transaction.execute(
+        _RECORD_LINKED,
+        [
+            {
+                "in_cart": cart_id,
+                "at": twin.position,
+                "new_size": twin.size,
+                "new_mtime": twin.mtime,
+                "owner": owners.get(twin.staged_id),
+            }
+            for twin in new
+        ],
+    )
+    counted = {
+        "cart_id": cart_id,
+        "more_files": len(new),
+        "more_bytes": sum(twin.size for twin in new),
+        "more_linked": sum(twin.size for twin in new if twin.staged_id in owners),
+    }
+    await transaction.execute(_COUNT, counted)

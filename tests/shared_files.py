@@ -1,0 +1,170 @@
+"""Carts that share files: in a store, and in a model of what the disk has, to be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
+
+from cartd.eviction import freed
+from cartd.manifest import Entry
+from cartd.model import Cart
+from cartd.store import Store
+from tests.stored_carts import found, manifest
+
+SIZES = {"nothing": 0, "small": 1, "middle": 30, "large": 700, "huge": 2**40}
+"""The archive's files: their ids and bytes."""
+TAR = 10_240
+
+
+@dataclass(eq=False)
+class Inode:
+    """One file on the disk, whatever names it has."""
+
+    size: int
+
+
+@dataclass(eq=False)
+class Tree:
+    """A cart: the archive's ids of its files, and what of them is on the disk, by position."""
+
+    cart: Cart
+    names: list[str]
+    hash_known: list[bool]
+    files: dict[int, Inode] = field(default_factory=dict)
+    finished: bool = False
+    tar: int = 0
+
+    def missing(self) -> list[int]:
+        return [position for position in range(len(self.names)) if position not in self.files]
+
+
+class Sharing:
+    """Does at random what services do, to the store and to the model alike."""
+
+    def __init__(self, store: Store, random: Random) -> None:
+        self.store = store
+        self.random = random
+        self.trees: list[Tree] = []
+
+    async def step(self) -> None:
+        await self.random.choice(
+            [self.post, self.link, self.link, self.fetch, self.finish, self.lose, self.delete]
+        )()
+
+    async def post(self) -> None:
+        names = self.random.choices(list(SIZES), k=self.random.randint(1, 6))
+        known = [self.random.random() < 0.8 for _ in names]
+        entries = [
+            Entry(name, f"{n}/{name}", "sha1", digest(name) if known[n] else "")
+            for n, name in enumerate(names)
+        ]
+        bundle = self.random.random() < 0.2
+        cart, _ = await self.store.post(
+            f"u{self.random.random()}", manifest(entries), bundle=bundle, now=10
+        )
+        await self.store.claim(cart.id, "me", now=10, until=100)
+        self.trees.append(Tree(cart, names, known))
+
+    async def link(self) -> None:
+        """Link some of the twins; between that and recording it, something else may happen."""
+        if tree := self._one(finished=False):
+            twins = await self.store.twins(tree.cart.id, range(len(tree.names)))
+            assert {twin.position for twin in twins} == self._with_twins(tree)
+            twins = [twin for twin in twins if self.random.random() < 0.8]
+            trees = {one.cart.id: one for one in self.trees}
+            linked = [trees[twin.staged_cart] for twin in twins]
+            at = [int(twin.staged_path.split("/")[0]) for twin in twins]
+            inodes = [one.files[position] for one, position in zip(linked, at, strict=True)]
+            if self.random.random() < 0.3:
+                await self.random.choice([self.lose, self.delete])(tree)
+            await self.store.record_linked(tree.cart.id, "me", twins)
+            for twin, one, position, inode in zip(twins, linked, at, inodes, strict=True):
+                still = one in self.trees and position in one.files
+                # Whose twin has gone counts for itself, though a third may have it too.
+                tree.files[twin.position] = inode if still else Inode(inode.size)
+
+    async def fetch(self) -> None:
+        if tree := self._one(finished=False):
+            store, cart_id = self.store, tree.cart.id
+            new = [position for position in tree.missing() if self.random.random() < 0.7]
+            sizes = [(position, SIZES[tree.names[position]], 5) for position in new]
+            await store.record_states(cart_id, "me", sizes)
+            total = sum(SIZES[name] for name in tree.names)
+            tar = TAR if tree.cart.bundle else 0
+            await store.reserve(cart_id, "me", bytes_total=total, volume_bytes=total + tar)
+            digests = [(position, digest(tree.names[position])) for position in new]
+            await store.record_staged(cart_id, "me", digests, now=11)
+            for position, size, _ in sizes:
+                tree.files[position] = Inode(size)
+                tree.hash_known[position] = True
+
+    async def finish(self) -> None:
+        """The cart is ready, or in error when it is not whole."""
+        if tree := self._one(finished=False):
+            cart = await found(self.store, tree.cart)
+            if tree.missing():
+                await self.store.record_error(
+                    cart.id, "me", "no", position=tree.missing()[0], file_error="no", now=12
+                )
+            elif tree.cart.bundle:
+                await self.store.record_bundled(cart.id, "me")
+                await self.store.record_ready(cart.id, "me", volume_bytes=TAR, now=12)
+                tree.files, tree.tar = {}, TAR
+            else:
+                await self.store.record_ready(cart.id, "me", volume_bytes=cart.bytes_staged, now=12)
+            tree.finished = True
+
+    async def lose(self, but: Tree | None = None) -> None:
+        """Some files of a finished cart are found damaged: it is staged again."""
+        if (tree := self._one(finished=True)) and tree is not but:
+            lost = [n for n in range(len(tree.names)) if tree.tar or self.random.random() < 0.5]
+            assert await self.store.restage(tree.cart.id, lost=lost, now=13)
+            await self.store.claim(tree.cart.id, "me", now=13, until=100)
+            for position in lost:
+                tree.files.pop(position, None)
+            tree.finished, tree.tar = False, 0
+
+    async def delete(self, but: Tree | None = None) -> None:
+        if (tree := self._one()) and tree is not but:
+            rest = [one for one in self.trees if one is not tree]
+            unwritten = (await self.store.usage())[1]
+            owned = await self.store.mark_deleted(tree.cart.id, 14)
+            assert owned is not None
+            never_written = unwritten - (await self.store.usage())[1]
+            assert owned - never_written == on_disk(self.trees) - on_disk(rest)
+            self.trees = rest
+
+    async def check(self) -> None:
+        """The store counts each byte once, and knows what any carts would free."""
+        used, unwritten = await self.store.usage()
+        assert used - unwritten == on_disk(self.trees)
+        evictable, shares = await self.store.evictable(), await self.store.shares()
+        going = {one.cart_id: one for one in evictable if self.random.random() < 0.6}
+        rest = [tree for tree in self.trees if tree.cart.id not in going]
+        assert freed(going.values(), shares) == on_disk(self.trees) - on_disk(rest)
+
+    def _one(self, *, finished: bool | None = None) -> Tree | None:
+        wanted = [tree for tree in self.trees if finished in (None, tree.finished)]
+        return self.random.choice(wanted) if wanted else None
+
+    def _with_twins(self, tree: Tree) -> set[int]:
+        staged = {
+            other.names[position]
+            for other in self.trees
+            if other is not tree and not other.cart.bundle
+            for position in other.files
+        }
+        return {n for n in tree.missing() if tree.hash_known[n] and tree.names[n] in staged}
+
+
+def on_disk(trees: Iterable[Tree]) -> int:
+    """Bytes of all bundles, and of all files, those of many names once."""
+    trees = list(trees)
+    inodes = {inode for tree in trees for inode in tree.files.values()}
+    return sum(inode.size for inode in inodes) + sum(tree.tar for tree in trees)
+
+
+def digest(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
