@@ -48,8 +48,7 @@ def _link(staged: Path, size: int, temporary: Path, final: Path, directories: Di
         directories.make(temporary.parent)
         try:
             temporary.hardlink_to(staged)
-            # What took its place between the two looks has another number.
-            if not os.path.samestat(there, temporary.lstat()):
+            if _identity(temporary.lstat()) != _identity(there):
                 raise _not_recorded()
             directories.make(final.parent)
             temporary.replace(final)
@@ -59,6 +58,11 @@ def _link(staged: Path, size: int, temporary: Path, final: Path, directories: Di
     except FileNotFoundError:
         directories.forget()
         raise
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from one that took its place: that may well get the same number."""
+    return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns
 
 
 def _not_recorded() -> OSError:

@@ -1,0 +1,234 @@
+"""Files that a cart gets by hard links to another's: whole, the right ones, or none at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+
+from cartd.model import Twin
+from cartd.volume.volume import BATCH, Volume
+from tests.volume_parts import (
+    BODY,
+    EMPTY,
+    HeldThreads,
+    InThisThread,
+    a_cart,
+    a_file,
+    everything,
+    failure_of,
+    outcome,
+    result_of,
+    stage,
+)
+
+OLD, NEW = a_cart(3, "old"), a_cart(7, "new")
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "volume", InThisThread())
+    volume.prepare()
+    return volume
+
+
+def twin(path: str = "there/too.dat", staged_path: str = "a/b.dat", size: int = len(BODY)) -> Twin:
+    return Twin(0, path, 4711, OLD.id, OLD.uid, staged_path, size, 5)
+
+
+def staged(volume: Volume) -> Path:
+    """The one file of the old cart."""
+    return stage(volume, a_file(BODY), cart=OLD)
+
+
+def refused(volume: Volume, one: Twin | None = None) -> str:
+    """Why it is not linked; nothing of it may be left."""
+    shared, reason = result_of(volume.share(NEW, [one or twin()]))
+    assert shared == []
+    assert reason
+    assert not any((volume.tree(NEW).parents[1] / "incoming").rglob("*-*"))
+    return reason
+
+
+def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
+    old = staged(volume)
+    assert result_of(volume.share(NEW, [twin()])) == ([twin()], "")
+    new = volume.member(NEW, "there/too.dat")
+    assert new.samefile(old)
+    assert new.stat().st_nlink == 2
+    result_of(volume.remove(OLD))
+    assert new.read_bytes() == BODY
+    result_of(volume.remove(NEW))
+    assert everything(tmp_path / "volume") == EMPTY
+
+
+def test_a_link_that_is_there_already_is_made_again(volume: Volume) -> None:
+    old = staged(volume)
+    for _ in range(2):
+        assert result_of(volume.share(NEW, [twin()])) == ([twin()], "")
+    assert old.stat().st_nlink == 2
+
+
+def test_what_is_there_and_no_longer_right_is_replaced(volume: Volume) -> None:
+    old = staged(volume)
+    damaged = stage(volume, a_file(b"?", "there/too.dat"), b"?", NEW)
+    assert result_of(volume.share(NEW, [twin()]))[0] == [twin()]
+    assert damaged.samefile(old)
+
+
+def test_a_planted_link_in_its_place_is_replaced_and_not_followed(
+    volume: Volume, tmp_path: Path
+) -> None:
+    staged(volume)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    new = volume.member(NEW, "there/too.dat")
+    new.parent.mkdir(parents=True)
+    new.symlink_to(precious)
+    assert result_of(volume.share(NEW, [twin()]))[0] == [twin()]
+    assert not new.is_symlink()
+    assert (new.read_bytes(), precious.read_text()) == (BODY, "mine")
+
+
+def test_nothing_is_written_through_a_planted_directory(volume: Volume, tmp_path: Path) -> None:
+    staged(volume)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    volume.tree(NEW).mkdir(parents=True)
+    (volume.tree(NEW) / "there").symlink_to(elsewhere)
+    assert "Not a directory" in refused(volume)
+    assert not any(elsewhere.iterdir())
+
+
+def test_a_directory_in_its_place_stays(volume: Volume) -> None:
+    staged(volume)
+    volume.member(NEW, "there/too.dat").mkdir(parents=True)
+    refused(volume)
+
+
+def gone(old: Path, _: Path) -> None:
+    old.unlink()
+
+
+def cart_gone(old: Path, _: Path) -> None:
+    old.parents[2].rename(old.parents[2].with_name("99"))
+
+
+def longer(old: Path, _: Path) -> None:
+    old.write_bytes(BODY + b"?")
+
+
+def a_link(old: Path, elsewhere: Path) -> None:
+    old.unlink()
+    elsewhere.write_bytes(BODY)
+    old.symlink_to(elsewhere)
+
+
+def a_pipe(old: Path, _: Path) -> None:
+    old.unlink()
+    os.mkfifo(old)
+
+
+def another(old: Path, elsewhere: Path) -> None:
+    elsewhere.write_bytes(BODY)
+    elsewhere.replace(old)
+
+
+@pytest.mark.parametrize("change", [gone, cart_gone, longer, a_link, a_pipe])
+def test_what_is_not_the_file_that_was_recorded_is_not_linked(
+    volume: Volume, tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    change(staged(volume), tmp_path / "elsewhere")
+    refused(volume)
+    assert not volume.member(NEW, "there/too.dat").exists()
+
+
+@pytest.mark.parametrize("change", [gone, a_link, a_pipe, another])
+def test_what_is_changed_between_the_look_and_the_link_is_not_linked(
+    volume: Volume,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Path], None],
+) -> None:
+    old = staged(volume)
+    link = Path.hardlink_to
+
+    def after_the_change(self: Path, target: Path) -> None:
+        change(old, tmp_path / "elsewhere")
+        link(self, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", after_the_change)
+    refused(volume)
+    assert not os.path.lexists(volume.member(NEW, "there/too.dat"))
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.ENOSPC]
+)
+def test_a_file_system_that_makes_no_link_is_taken_at_its_word(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    old = staged(volume)
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    refused(volume)
+    assert old.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("path", ["../b", "x" * 256, "nul\0"])
+def test_a_path_that_cannot_be_is_not_linked(volume: Volume, path: str) -> None:
+    staged(volume)
+    refused(volume, twin(path))
+    refused(volume, twin(staged_path=path))
+
+
+def test_the_rest_is_linked_and_the_first_reason_told(volume: Volume) -> None:
+    staged(volume)
+    twins = [twin("1"), twin("2", "not/there"), twin("3", size=1), twin("4")]
+    shared, reason = result_of(volume.share(NEW, twins))
+    assert shared == [twins[0], twins[3]]
+    assert reason.startswith("[Errno 2]")
+    assert str(volume.tree(NEW).parents[1]) not in reason
+
+
+def test_directories_that_go_away_meanwhile_are_made_again(volume: Volume) -> None:
+    staged(volume)
+    shared, _ = result_of(volume.share(NEW, [twin("a/1")]))
+    result_of(volume.clear_incoming(NEW.id))
+    assert shared and result_of(volume.share(NEW, [twin("a/2")]))[0]
+
+
+def test_many_are_linked_in_few_trips_and_a_cancelled_one_ends_first(tmp_path: Path) -> None:
+    here = Volume(tmp_path / "volume", InThisThread())
+    here.prepare()
+    staged(here)
+    threads = HeldThreads()
+    volume = Volume(tmp_path / "volume", threads)
+    twins = [twin(str(number)) for number in range(2 * BATCH)]
+    job = Deferred.fromCoroutine(volume.share(NEW, twins))
+    results = outcome(job)
+    threads.let_one_go()
+    assert threads.made == 2
+    job.cancel()
+    assert results == []
+    threads.let_all_go()
+    assert isinstance(failure_of(results), CancelledError)
+    assert len(list(volume.tree(NEW).iterdir())) == 2 * BATCH
+
+
+def test_a_link_on_its_way_takes_no_room(volume: Volume) -> None:
+    old = staged(volume)
+    incoming = volume.tree(NEW).parents[1] / "incoming" / str(NEW.id)
+    incoming.mkdir()
+    (incoming / "twin-x").hardlink_to(old)
+    assert result_of(volume.arriving()) == 0
+    (incoming / "0-x").write_bytes(BODY)
+    assert result_of(volume.arriving()) == len(BODY)
