@@ -60,6 +60,13 @@ class MemoryStore(Store):
         """The ids of the files that are recorded as staged."""
         return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
 
+    def lose(self, cart_id: int, position: int) -> None:
+        """Put a ready cart back to staging for the sake of one file."""
+        self._change_file(cart_id, position, status=FileStatus.WAITING)
+        size = self.rows[cart_id][position].size or 0
+        staged = self.carts[cart_id].volume_bytes - size
+        self._change(cart_id, status=CartStatus.STAGING, bytes_staged=staged)
+
     def _asked(self, cart_id: int = 0, holder: str = "") -> None:
         if self.away:
             self.away -= 1

@@ -1,0 +1,168 @@
+"""A cart whose files another has on the volume: linked, and the archive is not asked."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from cartd.errors import LeaseLost, NoSpace
+from cartd.model import Cart, CartStatus
+from cartd.staging import Staging
+from tests.staging_parts import Bench
+from tests.volume_parts import failure_of, logged, outcome
+
+FILES = {"1": b"one" * 100, "2": b"two", "3": b"three" * 10}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "volume", FILES)
+
+
+def run(bench: Bench, cart: Cart) -> list[Any]:
+    """Stage the cart as "me"."""
+    bench.store.leases[cart.id] = "me", 1000.0
+    staging = Staging(bench.tools(), bench.store.carts[cart.id], "me", resumed=False)
+    return outcome(Deferred.fromCoroutine(staging.run()))
+
+
+def ready(bench: Bench, *names: str, **more: Any) -> Cart:
+    cart = bench.put(names, **more)
+    assert run(bench, cart) == [None]
+    assert bench.store.carts[cart.id].status is CartStatus.READY
+    return bench.store.carts[cart.id]
+
+
+def names_of(bench: Bench, cart: Cart) -> dict[str, int]:
+    """How many names each file of the cart's tree has on the disk."""
+    return {path.name: path.stat().st_nlink for path in (bench.volume.tree(cart) / "dir").iterdir()}
+
+
+def test_a_repeated_cart_is_ready_without_a_request(bench: Bench) -> None:
+    ready(bench, uid="first")
+    bench.archive.asked.clear()
+    again = ready(bench, uid="again")
+    assert bench.archive.asked == []
+    assert names_of(bench, again) == dict.fromkeys(FILES, 2)
+    assert (again.bytes_total, again.volume_bytes) == (353, 353)
+
+
+def test_only_what_is_to_be_fetched_is_asked_for(bench: Bench) -> None:
+    ready(bench, "1", "3", uid="first")
+    bench.archive.asked.clear()
+    asked: list[tuple[int, dict[str, int]]] = []
+
+    async def note(cart: Cart, holder: str, **sizes: int) -> None:
+        asked.append((cart.volume_bytes, sizes))
+
+    bench.reserve = note
+    again = ready(bench, uid="again")
+    assert bench.archive.asked == [("HEAD", "2"), ("GET", "2")]
+    assert names_of(bench, again) == {"1": 2, "2": 1, "3": 2}
+    # Those that are linked count as taken, so that no room is sought for them.
+    assert asked == [(350, {"bytes_total": 353, "volume_bytes": 353})]
+
+
+def test_a_bundled_cart_is_written_from_links_but_gives_none(bench: Bench) -> None:
+    ready(bench, "1", uid="first")
+    bundled = ready(bench, uid="bundled", bundle=True)
+    assert bench.archive.times("GET", "1") == 1
+    assert not bench.volume.tree(bundled).exists()
+    ready(bench, uid="last")
+    assert bench.archive.times("GET", "1") == 1
+    assert bench.archive.times("GET", "2") == 2
+
+
+def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cartd.staging.PAGE", 2)
+    ready(bench, uid="first")
+    pages: list[range] = []
+    twins = bench.store.twins
+
+    async def note(cart_id: int, positions: range) -> Any:
+        pages.append(positions)
+        return await twins(cart_id, positions)
+
+    bench.store.twins = note  # type: ignore[method-assign]
+    ready(bench, uid="again")
+    assert pages == [range(2), range(2, 4)]
+    assert bench.archive.times("GET") == 3
+
+
+def test_without_hard_links_all_is_fetched_and_one_line_logged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    monkeypatch.setattr("cartd.staging.PAGE", 2)
+    ready(bench, uid="first")
+    with logged() as events:
+        again = ready(bench, uid="again")
+    assert names_of(bench, again) == dict.fromkeys(FILES, 1)
+    assert [event["reason"] for event in events if "reason" in event] == [
+        "[Errno 1] Operation not permitted: '2/again/dir/1'"
+    ]
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(b"o")
+
+
+@pytest.mark.parametrize("damage", [missing, cut_short])
+def test_a_damaged_file_is_fetched_by_the_next_cart_and_heals_the_first(
+    bench: Bench, damage: Callable[[Path], None]
+) -> None:
+    first = ready(bench, uid="first")
+    old = bench.volume.member(first, "dir/1")
+    damage(old)
+    again = ready(bench, uid="again")
+    assert bench.archive.times("GET", "1") == 2
+    bench.store.lose(first.id, 0)
+    assert run(bench, first) == [None]
+    assert bench.archive.times("GET", "1") == 2
+    assert old.samefile(bench.volume.member(again, "dir/1"))
+    assert old.read_bytes() == FILES["1"]
+
+
+def test_a_lease_that_is_lost_ends_it(bench: Bench) -> None:
+    ready(bench, uid="first")
+    cart = bench.put(uid="again")
+    bench.store.leases[cart.id] = "you", 1000.0
+    staging = Staging(bench.tools(), cart, "me", resumed=False)
+    ended = outcome(Deferred.fromCoroutine(staging.run()))
+    assert isinstance(failure_of(ended), LeaseLost)
+
+
+def test_what_was_linked_and_not_recorded_is_found_again(bench: Bench) -> None:
+    """As after kill -9 between the two."""
+    first = ready(bench, uid="first")
+    cart = bench.put(uid="again")
+    bench.volume.member(cart, "dir/1").parent.mkdir(parents=True)
+    bench.volume.member(cart, "dir/1").hardlink_to(bench.volume.member(first, "dir/1"))
+    assert run(bench, cart) == [None]
+    assert names_of(bench, cart) == dict.fromkeys(FILES, 2)
+    assert bench.archive.times("GET") == 3
+
+
+def test_a_cart_without_room_for_the_rest_keeps_its_links(bench: Bench) -> None:
+    ready(bench, "1", uid="first")
+
+    async def refuse(*_: Any, **__: int) -> None:
+        raise NoSpace
+
+    bench.reserve = refuse
+    cart = bench.put(uid="again")
+    assert isinstance(failure_of(run(bench, cart)), NoSpace)
+    assert names_of(bench, cart) == {"1": 2}
+    assert bench.store.staged(cart.id) == ["1"]
