@@ -7,8 +7,13 @@ from random import Random
 import pytest
 import pytest_twisted
 
+from cartd.errors import LeaseLost
+from cartd.manifest import Entry
+from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
+from tests.databases import the_reactor
 from tests.shared_files import Sharing
+from tests.stored_carts import SHA1, claimed, entries, found, gathered, with_status
 
 pytest_plugins = ("tests.database_fixtures",)
 
@@ -23,4 +28,118 @@ async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -
     while sharing.trees:
         await sharing.delete()
     assert await store.usage() == (0, 0)
+    assert await store.shares() == []
+
+
+async def staged(store: Store, uid: str, files: int = 2) -> Cart:
+    """A ready cart of files of 10 bytes."""
+    cart = await claimed(store, uid, files)
+    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(files)])
+    await store.reserve(cart.id, "me", bytes_total=10 * files, volume_bytes=10 * files)
+    await store.record_staged(cart.id, "me", [(n, "") for n in range(files)], now=11)
+    await store.record_ready(cart.id, "me", volume_bytes=10 * files, now=12)
+    return await found(store, cart)
+
+
+async def linked(store: Store, uid: str, files: int = 2) -> Cart:
+    """A cart in staging all of whose files are links."""
+    cart = await claimed(store, uid, files)
+    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(files)))
+    return await found(store, cart)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_linked_file_is_staged_and_its_cart_takes_nothing_more(store: Store) -> None:
+    first = await staged(store, "first")
+    cart = await linked(store, "again")
+    assert (cart.files_staged, cart.bytes_staged, cart.volume_bytes) == (2, 20, 20)
+    assert cart.bytes_linked == 20
+    assert await store.usage() == (20, 0)
+    files = await store.files(cart.id)
+    assert [(one.status, one.size, one.mtime) for one in files] == [(FileStatus.STAGED, 10, 7)] * 2
+    assert await store.twins(cart.id, range(2)) == []
+    assert await store.mark_deleted(first.id, 20) == 0
+    assert (await found(store, cart)).bytes_linked == 0
+    assert await store.usage() == (20, 0)
+    assert await store.mark_deleted(cart.id, 20) == 20
+
+
+@pytest.mark.parametrize(
+    ("other", "number"),
+    [
+        pytest.param(Entry("id0", "p", "sha1", SHA1), 1, id="the same, elsewhere"),
+        pytest.param(Entry("id0", "p", "sha1", ""), 0, id="of no known hash"),
+        pytest.param(Entry("id0", "p", "sha1", "b" * 40), 0, id="of another hash"),
+        pytest.param(Entry("id0", "p", "ripemd160", SHA1), 0, id="of another kind of hash"),
+        pytest.param(Entry("id9", "p", "sha1", SHA1), 0, id="of another id"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_twin_has_the_same_id_and_hash(store: Store, other: Entry, number: int) -> None:
+    await staged(store, "first")
+    cart = await claimed(store, "again", [other])
+    assert len(await store.twins(cart.id, range(9))) == number
+
+
+@pytest.mark.parametrize("status", [CartStatus.STAGING, CartStatus.ERROR, CartStatus.DELETED])
+@pytest_twisted.ensureDeferred
+async def test_a_twin_is_staged_in_a_cart_that_lives(store: Store, status: CartStatus) -> None:
+    await with_status(store, "first", status)
+    cart = await claimed(store, "again", 1)
+    assert await store.twins(cart.id, range(1)) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_twin_is_found_among_many_and_only_at_the_positions_asked_for(
+    store: Store,
+) -> None:
+    ids = {(await staged(store, uid, 5)).id for uid in "abc"}
+    cart = await claimed(store, "again", [*entries(5)])
+    twins = await store.twins(cart.id, range(1, 4))
+    assert [twin.position for twin in twins] == [1, 2, 3]
+    assert {twin.staged_cart for twin in twins} <= ids
+    assert [twin.staged_path for twin in twins] == [f"dir/file{n}" for n in (1, 2, 3)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
+    await staged(store, "first")
+    cart = await claimed(store, "again")
+    twins = await store.twins(cart.id, range(2))
+    await store.claim(cart.id, "you", now=200, until=300)
+    with pytest.raises(LeaseLost):
+        await store.record_linked(cart.id, "me", twins)
+    assert await store.usage() == (20, 0)
+    assert (await found(store, cart)).files_staged == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Store) -> None:
+    """Their downloads can be resumed."""
+    first = await staged(store, "first")
+    cart = await claimed(store, "again")
+    await store.record_states(cart.id, "me", [(0, 10, 99)])
+    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+    assert [one.mtime for one in await store.files(cart.id)] == [99, 7]
+    assert [one.mtime for one in await store.files(first.id)] == [7, 7]
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_processes_that_link_and_delete_never_wait_for_each_other_for_ever(
+    store: Store, database: str
+) -> None:
+    await staged(store, "first", 5)
+    other = Store(database, the_reactor())
+
+    async def live(number: int) -> None:
+        mine, its = (store, other) if number % 2 else (other, store)
+        cart = await linked(mine, f"u{number}", 5)
+        await its.touch({cart.id: 50, max(cart.id - 1, 1): 50})
+        await mine.record_error(cart.id, "me", "no", position=0, file_error="no", now=12)
+        assert await its.restage(cart.id, lost=[1], now=13)
+        assert await its.mark_deleted(cart.id, 14) is not None
+
+    await gathered([live(number) for number in range(30)])
+    await other.close()
+    assert await store.usage() == (50, 0)
     assert await store.shares() == []

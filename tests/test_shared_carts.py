@@ -1,0 +1,133 @@
+"""Carts of the same files, as users meet them: ready at once, and none the worse for the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.threads import blockingCallFromThread
+
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.databases import the_reactor
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, entry, manifest, running_cartd
+
+pytest_plugins = ("tests.archive_fixture",)
+
+MB = 10**6
+DATA = {f"a-{number}": content(f"a-{number}", MB // 4) for number in range(4)}
+
+
+def under_other_paths(**more: object) -> bytes:
+    """A manifest of the files of the cart ``a``."""
+    return manifest([entry(name, f"else/where/{name}", DATA[name]) for name in DATA], **more)
+
+
+def is_whole(cartd: RunningCartd, uid: str) -> bool:
+    return sorted(cartd.download(uid).values()) == sorted(DATA.values())
+
+
+def on_disk(volume: Path) -> int:
+    """Bytes of all files, those of several names once."""
+    found = [path.stat() for path in volume.glob("[0-9]*/**/*") if path.is_file()]
+    return sum({one.st_ino: one.st_size for one in found}.values())
+
+
+def staged_twice(cartd: RunningCartd, archive: FaultyArchive) -> None:
+    """Carts ``a`` and ``b`` of the same four files, which are on the disk once."""
+    stage(cartd, archive, "a", MB, files=4)
+    requests = len(archive.requests)
+    cartd.post("b", under_other_paths())
+    cartd.wait_until("b", "ready")
+    assert len(archive.requests) == requests
+    assert on_disk(cartd.volume) == MB
+
+
+@in_a_thread
+def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> None:
+    archive = FaultyArchive(the_reactor())
+    blockingCallFromThread(the_reactor(), archive.listen)
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        stage(cartd, archive, "a", MB, files=4)
+        blockingCallFromThread(the_reactor(), lambda: ensureDeferred(archive.stop()))
+        cartd.post("b", under_other_paths())
+        cartd.wait_until("b", "ready")
+        cartd.post("bundled", under_other_paths(bundle=True))
+        cartd.wait_until("bundled", "ready")
+        head = cartd.request("HEAD", "/b").headers
+        assert (head["x-pacifica-bytes-total"], head["x-pacifica-bytes-staged"]) == (
+            str(MB),
+            str(MB),
+        )
+        assert cartd.download("b") == {f"else/where/{name}": DATA[name] for name in DATA}
+        assert is_whole(cartd, "bundled")
+        assert_no_surprise(cartd.log)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@in_a_thread
+def test_the_one_that_is_deleted_takes_nothing_from_the_other(
+    archive: FaultyArchive, tmp_path: Path, order: str
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        staged_twice(cartd, archive)
+        first, second = order
+        assert cartd.delete(first).status == 200
+        assert is_whole(cartd, second)
+        cartd.post("c", under_other_paths())
+        cartd.wait_until("c", "ready")
+        assert cartd.delete(second).status == 200
+        assert is_whole(cartd, "c")
+        assert len(archive.seen("GET")) == 4
+        assert cartd.delete("c").status == 200
+        assert on_disk(cartd.volume) == 0
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_what_two_carts_share_counts_once_and_goes_with_the_last(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    ini = f"[cartd]\nvolume_quota = {2 * MB}\n"
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        staged_twice(cartd, archive)
+        # There is room for as much again, and nothing has to go for it.
+        stage(cartd, archive, "c", MB)
+        assert [cartd.status(uid)[0] for uid in "abc"] == ["ready"] * 3
+        # What is too large even for an empty volume sends nobody away.
+        cartd.post("d", manifest_of(archive, "d", 3 * MB))
+        assert cartd.wait_until("d", "error") == "No Space Available"
+        assert [cartd.status(uid)[0] for uid in "abc"] == ["ready"] * 3
+        # Only both together free anything.
+        stage(cartd, archive, "e", MB)
+        assert [cartd.request("HEAD", f"/{uid}").status for uid in "abce"] == [404, 404, 204, 204]
+        assert on_disk(cartd.volume) == 2 * MB
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_a_full_volume_has_room_for_what_it_has_already(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    ini = f"[cartd]\nvolume_quota = {MB}\nlru_purge = off\n"
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        staged_twice(cartd, archive)
+        assert is_whole(cartd, "a")
+        assert is_whole(cartd, "b")
+
+
+@in_a_thread
+def test_a_file_that_is_missing_is_linked_again_from_the_other_cart(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        staged_twice(cartd, archive)
+        damaged = cartd.volume / "1/a/dir/file-2"
+        damaged.unlink()
+        assert cartd.get("/a").status == 202
+        cartd.wait_until("a", "ready")
+        assert is_whole(cartd, "a")
+        assert damaged.samefile(cartd.volume / "2/b/else/where/a-2")
+        assert len(archive.seen("GET")) == 4
