@@ -77,6 +77,23 @@ async def with_status(store: Store, uid: str, status: CartStatus) -> Cart:
     return await found(store, cart)
 
 
+async def staged(store: Store, uid: str, files: int = 2) -> Cart:
+    """A ready cart of files of 10 bytes."""
+    cart = await claimed(store, uid, files)
+    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(files)])
+    await store.reserve(cart.id, "me", bytes_total=10 * files, volume_bytes=10 * files)
+    await store.record_staged(cart.id, "me", [(n, "") for n in range(files)], now=11)
+    await store.record_ready(cart.id, "me", volume_bytes=10 * files, now=12)
+    return await found(store, cart)
+
+
+async def linked(store: Store, uid: str, files: int = 2) -> Cart:
+    """A cart in staging all of whose files are links."""
+    cart = await claimed(store, uid, files)
+    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(files)))
+    return await found(store, cart)
+
+
 async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all, which run at once; or the first failure."""
     running = [Deferred.fromCoroutine(coroutine) for coroutine in coroutines]

@@ -15,7 +15,7 @@ from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
-from tests.stored_carts import claimed, with_status
+from tests.stored_carts import claimed, found, linked, staged, with_status
 from tests.volume_parts import InThisThread, result_of
 
 pytest_plugins = ("tests.database_fixtures",)
@@ -119,6 +119,57 @@ async def test_nothing_goes_in_vain_for_a_cart_that_cannot_fit(store: Store) -> 
     assert disk.deleted == []
     await reserve(disk.evictor(), new, 299)
     assert disk.deleted == ["a", "b"]
+
+
+async def ready(store: Store, cart: Cart) -> None:
+    await store.record_ready(cart.id, "me", volume_bytes=cart.bytes_staged, now=12)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_shares_its_files_with_one_in_use_stays(store: Store) -> None:
+    first = await staged(store, "a")
+    await ready(store, again := await linked(store, "b"))
+    await with_status(store, "c", CartStatus.READY)
+    disk = Disk(store, free=0)
+    with disk.uses.pin(again.id):
+        with pytest.raises(NoSpace):
+            await reserve(disk.evictor(), await claimed(store, "large"), 101)
+        assert disk.deleted == []
+        await reserve(disk.evictor(), await claimed(store, "new"), 20)
+    assert disk.deleted == ["c"]
+    assert (await store.cart(first.id)) == first
+
+
+@pytest_twisted.ensureDeferred
+async def test_carts_that_share_their_files_go_together(store: Store) -> None:
+    await staged(store, "a")
+    await ready(store, await linked(store, "b"))
+    await with_status(store, "c", CartStatus.READY)
+    disk = Disk(store, free=0)
+    await reserve(disk.evictor(), await claimed(store, "new"), 20)
+    assert disk.deleted == ["a", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_inherits_what_is_evicted_for_it_still_counts_it(store: Store) -> None:
+    """It links to a cart that must go for the room of its other files."""
+    await staged(store, "a", 3)
+    cart = await claimed(store, "new", 4)
+    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+    cart = await found(store, cart)
+    disk = Disk(store, free=0)
+    await disk.evictor().reserve(cart, "me", bytes_total=30, volume_bytes=30)
+    assert disk.deleted == ["a"]
+    assert await store.usage() == (30, 10)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_is_all_there_needs_no_room(store: Store) -> None:
+    await staged(store, "a")
+    disk = Disk(store, free=-1000)
+    cart = await linked(store, "b")
+    await reserve(disk.evictor(), cart, 20)
+    assert disk.deleted == []
 
 
 @pytest_twisted.ensureDeferred

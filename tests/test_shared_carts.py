@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
@@ -27,6 +28,10 @@ def under_other_paths(**more: object) -> bytes:
 
 def is_whole(cartd: RunningCartd, uid: str) -> bool:
     return sorted(cartd.download(uid).values()) == sorted(DATA.values())
+
+
+def stopping(archive: FaultyArchive) -> Any:
+    return Deferred.fromCoroutine(archive.stop())
 
 
 def on_disk(volume: Path) -> int:
@@ -51,7 +56,7 @@ def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> N
     blockingCallFromThread(the_reactor(), archive.listen)
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         stage(cartd, archive, "a", MB, files=4)
-        blockingCallFromThread(the_reactor(), lambda: ensureDeferred(archive.stop()))
+        blockingCallFromThread(the_reactor(), stopping, archive)
         cartd.post("b", under_other_paths())
         cartd.wait_until("b", "ready")
         cartd.post("bundled", under_other_paths(bundle=True))
@@ -66,14 +71,13 @@ def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> N
         assert_no_surprise(cartd.log)
 
 
-@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a")])
 @in_a_thread
 def test_the_one_that_is_deleted_takes_nothing_from_the_other(
-    archive: FaultyArchive, tmp_path: Path, order: str
+    archive: FaultyArchive, tmp_path: Path, first: str, second: str
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         staged_twice(cartd, archive)
-        first, second = order
         assert cartd.delete(first).status == 200
         assert is_whole(cartd, second)
         cartd.post("c", under_other_paths())

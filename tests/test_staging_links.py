@@ -158,7 +158,7 @@ def test_what_was_linked_and_not_recorded_is_found_again(bench: Bench) -> None:
 def test_a_cart_without_room_for_the_rest_keeps_its_links(bench: Bench) -> None:
     ready(bench, "1", uid="first")
 
-    async def refuse(*_: Any, **__: int) -> None:
+    async def refuse(cart: Cart, holder: str, **sizes: int) -> None:
         raise NoSpace
 
     bench.reserve = refuse

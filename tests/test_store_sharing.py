@@ -9,11 +9,20 @@ import pytest_twisted
 
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
-from cartd.model import Cart, CartStatus, FileStatus
+from cartd.model import CartStatus, FileStatus
 from cartd.store import Store
 from tests.databases import the_reactor
 from tests.shared_files import Sharing
-from tests.stored_carts import SHA1, claimed, entries, found, gathered, with_status
+from tests.stored_carts import (
+    SHA1,
+    claimed,
+    entries,
+    found,
+    gathered,
+    linked,
+    staged,
+    with_status,
+)
 
 pytest_plugins = ("tests.database_fixtures",)
 
@@ -29,23 +38,6 @@ async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -
         await sharing.delete()
     assert await store.usage() == (0, 0)
     assert await store.shares() == []
-
-
-async def staged(store: Store, uid: str, files: int = 2) -> Cart:
-    """A ready cart of files of 10 bytes."""
-    cart = await claimed(store, uid, files)
-    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(files)])
-    await store.reserve(cart.id, "me", bytes_total=10 * files, volume_bytes=10 * files)
-    await store.record_staged(cart.id, "me", [(n, "") for n in range(files)], now=11)
-    await store.record_ready(cart.id, "me", volume_bytes=10 * files, now=12)
-    return await found(store, cart)
-
-
-async def linked(store: Store, uid: str, files: int = 2) -> Cart:
-    """A cart in staging all of whose files are links."""
-    cart = await claimed(store, uid, files)
-    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(files)))
-    return await found(store, cart)
 
 
 @pytest_twisted.ensureDeferred
