@@ -69,9 +69,10 @@ class Data:
         )
         return CartData(entries, count * SMALL_SIZE)
 
-    def big(self, size: int, count: int = 4) -> CartData:
-        """``count`` files of ``size`` bytes."""
-        return CartData(tuple(self._big(size, number) for number in range(count)), size * count)
+    def big(self, size: int, count: int = 4, *, first: int = 0) -> CartData:
+        """``count`` files of ``size`` bytes, from the number ``first`` on."""
+        numbers = range(first, first + count)
+        return CartData(tuple(self._big(size, number) for number in numbers), size * count)
 
     def warm(self) -> CartData:
         """A few files that no other cart has, to warm a server up."""

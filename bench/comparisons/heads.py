@@ -27,7 +27,10 @@ def heads(bench: Bench) -> list[Row]:
     archive = bench.nginx()
     cartd = bench.cartd("cartd", archive)
     ready = bench.data.small(100)
-    big = bench.data.big(bench.sized(256 * MIB, 16 * MIB))
+    size = bench.sized(256 * MIB, 16 * MIB)
+    big = bench.data.big(size)
+    # Files of its own: those of the other would be linked, and not fetched.
+    staged = bench.data.big(size, first=len(big.entries))
     stage(cartd, "ready", ready)
     stage(cartd, "big", big)
     seconds = bench.sized(10, 2)
@@ -36,7 +39,7 @@ def heads(bench: Bench) -> list[Row]:
         return _waits(cartd, seconds)
 
     def busy() -> Sample:
-        with loaded(cartd, staged=big, uid="big", downloads=DOWNLOADS):
+        with loaded(cartd, staged=staged, uid="big", downloads=DOWNLOADS):
             return _waits(cartd, seconds)
 
     contest = Contest(bench.rounds)
