@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any
 
 import pytest
 import pytest_twisted
+from sqlalchemy import text
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
-from cartd.model import CartStatus, FileStatus
+from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
+from cartd.store.database import Database
+from cartd.store.owners import take_turn
 from tests.databases import the_reactor
 from tests.shared_files import Sharing
 from tests.stored_carts import (
@@ -23,15 +30,21 @@ from tests.stored_carts import (
     staged,
     with_status,
 )
+from tests.volume_parts import outcome
 
 pytest_plugins = ("tests.database_fixtures",)
+
+_WAITING = text(
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest_twisted.ensureDeferred
 async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -> None:
     sharing = Sharing(store, Random(seed))
-    for _ in range(150):
+    for _ in range(300):
         await sharing.step()
         await sharing.check()
     while sharing.trees:
@@ -114,6 +127,40 @@ async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Stor
     await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
     assert [one.mtime for one in await store.files(cart.id)] == [99, 7]
     assert [one.mtime for one in await store.files(first.id)] == [7, 7]
+
+
+TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
+    "link": lambda store, cart: store.record_linked(cart.id, "me", []),
+    "bundle": lambda store, cart: store.record_bundled(cart.id, "me"),
+    "error": lambda store, cart: store.record_error(
+        cart.id, "me", "no", position=0, file_error="no", now=20
+    ),
+    "restage": lambda store, cart: store.restage(cart.id, lost=[0], now=20),
+    "delete": lambda store, cart: store.mark_deleted(cart.id, 20),
+    "use": lambda store, cart: store.touch({cart.id: 20}),
+    "renew": lambda store, cart: store.renew("me", 200),
+}
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("what", TURNS)
+@pytest_twisted.ensureDeferred
+async def test_who_changes_several_carts_waits_until_nobody_else_does(
+    store: Store, database: str, what: str
+) -> None:
+    """On SQLite whoever writes at all does."""
+    cart = await claimed(store)
+    other = Database(database, the_reactor())
+    async with other.transaction() as transaction:
+        await take_turn(transaction)
+        ended = outcome(Deferred.fromCoroutine(TURNS[what](store, cart)))
+        while not (waiting := (await other.rows(_WAITING))[0][0]) and not ended:
+            pass
+        assert (waiting, ended) == (1, [])
+    while not ended:
+        await other.rows(_WAITING)
+    await other.close()
+    assert not isinstance(ended[0], Failure)
 
 
 @pytest_twisted.ensureDeferred

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, case, func, null, select, update
+from sqlalchemy import ColumnElement, bindparam, case, func, null, select, update
 
 from cartd.store.database import Transaction
 from cartd.store.tables import cart, cartsystem, file
@@ -33,12 +33,12 @@ _NOTHING_LINKED = update(cart).where(cart.c.id == bindparam("of_cart")).values(b
 
 
 class _PassOn:
-    """The statements that give what the files of ``owners`` own to their oldest ``links``."""
+    """The statements that give what the files ``going`` own to the oldest links of others."""
 
-    def __init__(self, owners: Select[Any], *links: ColumnElement[bool]) -> None:
+    def __init__(self, going: ColumnElement[bool]) -> None:
         heirs = (
             select(file.c.linked_to.label("owner"), func.min(file.c.id).label("heir"))
-            .where(file.c.linked_to.in_(owners), *links)
+            .where(file.c.linked_to.in_(select(file.c.id).where(going)), ~going)
             .group_by(file.c.linked_to)
             .subquery()
         )
@@ -54,8 +54,8 @@ class _PassOn:
         )
 
 
-_PASS_ON_ALL = _PassOn(select(file.c.id).where(_OF_CART), ~_OF_CART)
-_PASS_ON_AT = _PassOn(select(file.c.id).where(_OF_CART, _AT))
+_PASS_ON_ALL = _PassOn(_OF_CART)
+_PASS_ON_AT = _PassOn(_OF_CART & _AT)
 
 
 async def take_turn(transaction: Transaction) -> None:
@@ -71,6 +71,8 @@ async def pass_on(
     transaction: Transaction, cart_id: int, positions: Sequence[int] | None = None
 ) -> int:
     """Give away what files of the cart (those at ``positions``, or all) own and others share.
+
+    Links among these themselves stay behind, for the caller to end.
 
     How many bytes that were.  The caller has taken its turn.
     """
