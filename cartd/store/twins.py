@@ -62,12 +62,12 @@ _TWINS = (
     )
     .order_by(file.c.position)
 )
-_OWNERS = (
-    select(_other.c.id, func.coalesce(_other.c.linked_to, _other.c.id))
-    .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
-    .where(
-        _other.c.id.in_(bindparam("staged", expanding=True)), _other.c.status == _STAGED, _IN_PLACE
-    )
+# In two steps, each by primary keys: a join may be planned from the carts, over all their files.
+_STAGED_ONES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
+    file.c.id.in_(bindparam("ids", expanding=True))
+)
+_CARTS_IN_PLACE = select(_others_cart.c.id).where(
+    _others_cart.c.id.in_(bindparam("ids", expanding=True)), _IN_PLACE
 )
 _UNSTAGED = select(file.c.position).where(
     file.c.cart_id == bindparam("in_cart"),
@@ -135,8 +135,7 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
     new = [twin for twin in linked if twin.position in unstaged]
     if not new:
         return
-    staged = {"staged": [twin.staged_id for twin in new]}
-    owners = dict(map(tuple, await transaction.rows(_OWNERS, staged)))
+    owners = await _owners(transaction, [twin.staged_id for twin in new])
     await transaction.execute(
         _RECORD_LINKED,
         [
@@ -157,3 +156,15 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
         "more_linked": sum(twin.size for twin in new if twin.staged_id in owners),
     }
     await transaction.execute(_COUNT, counted)
+
+
+async def _owners(transaction: Transaction, ids: list[int]) -> dict[int, int]:
+    """Of the files that are staged and in place still, by their ids, who owns their bytes."""
+    files = await transaction.rows(_STAGED_ONES, {"ids": ids})
+    carts = list({row.cart_id for row in files})
+    in_place = {row.id for row in await transaction.rows(_CARTS_IN_PLACE, {"ids": carts})}
+    return {
+        row.id: row.linked_to or row.id
+        for row in files
+        if row.cart_id in in_place and row.status == FileStatus.STAGED.value
+    }
