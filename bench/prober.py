@@ -2,10 +2,16 @@
 
 Each is due at its own time, and its wait counts from then, whether or not the one before it has
 been answered: a service that stands still for a second is charged for all who ask meanwhile.
+
+They are made by a process of their own: in the benchmark's, whoever starts a curl for the load
+stops all threads until it has been started, which takes long on a busy machine.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,17 +28,16 @@ RATE = CLIENTS * EACH
 
 
 class Waits:
-    """What the requests waited, filled while they are made."""
+    """What the requests waited, known when all have been made."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.failure = ""
 
     @property
     def milliseconds(self) -> list[float]:
-        """Of all requests; ``Broken`` if one failed."""
-        if self.failure or not self.seconds:
-            raise Broken(self.failure or "no HEAD request was made")
+        """Of all requests; ``Broken`` if none was made."""
+        if not self.seconds:
+            raise Broken("no HEAD request was made")
         return [wait * 1000 for wait in self.seconds]
 
 
@@ -40,36 +45,68 @@ class Waits:
 def probing(server: Server, uid: str) -> Iterator[Waits]:
     """Ask for one cart meanwhile; the waits are complete when the block has ended."""
     waits = Waits()
-    stopped = threading.Event()
-    began = time.monotonic()
-    clients = [
-        threading.Thread(
-            target=_ask, args=(server, uid, began + number / RATE, stopped, waits), daemon=True
-        )
-        for number in range(CLIENTS)
-    ]
-    for client in clients:
-        client.start()
-    try:
-        yield waits
-    finally:
-        stopped.set()
-        for client in clients:
-            client.join()
+    command = [sys.executable, "-m", "bench.prober", str(server.port), uid]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prober:
+        assert prober.stdout is not None
+        prober.stdout.readline()
+        try:
+            yield waits
+        finally:
+            told, _ = prober.communicate()
+    if prober.returncode != 0:
+        raise Broken("a HEAD request failed")
+    waits.seconds = json.loads(told)
 
 
-def _ask(server: Server, uid: str, due: float, stopped: threading.Event, waits: Waits) -> None:
-    connection = HTTPConnection("127.0.0.1", server.port, timeout=120)
-    try:
-        while not stopped.wait(max(0.0, due - time.monotonic())):
-            connection.request("HEAD", f"/{uid}")
-            answer = connection.getresponse()
-            answer.read()
-            waits.seconds.append(time.monotonic() - due)
-            if answer.status != 204:
-                raise Broken(f"answered with {answer.status}")
-            due += 1 / EACH
-    except (OSError, HTTPException, Broken) as error:
-        waits.failure = f"a HEAD request failed: {error}"
-    finally:
-        connection.close()
+class _Clients:
+    """Ask until they are stopped, or one of them fails."""
+
+    def __init__(self, port: int, uid: str) -> None:
+        self._port = port
+        self._uid = uid
+        self._stopped = threading.Event()
+        self.seconds: list[float] = []
+        self.failure = ""
+        began = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._ask, args=[began + number / RATE], daemon=True)
+            for number in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, due: float) -> None:
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=120)
+        try:
+            while not self._stopped.wait(max(0.0, due - time.monotonic())):
+                connection.request("HEAD", f"/{self._uid}")
+                answer = connection.getresponse()
+                answer.read()
+                self.seconds.append(time.monotonic() - due)
+                if answer.status != 204:
+                    raise Broken(f"answered with {answer.status}")
+                due += 1 / EACH
+        except (OSError, HTTPException, Broken) as error:
+            self.failure = f"a HEAD request failed: {error}"
+        finally:
+            connection.close()
+
+
+def _main() -> None:
+    """Ask from the first line of output until the end of input, then print what each waited."""
+    clients = _Clients(int(sys.argv[1]), sys.argv[2])
+    print("asking", flush=True)
+    sys.stdin.read()
+    clients.stop()
+    if clients.failure:
+        sys.exit(clients.failure)
+    print(json.dumps(clients.seconds))
+
+
+if __name__ == "__main__":
+    _main()

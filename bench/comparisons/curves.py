@@ -43,7 +43,7 @@ def curves(bench: Bench) -> Iterator[Row]:
             {"files": count}
             | {row.measure: median(row.ours.values) for row in mine if row.ours is not None}
         )
-    (bench.place / "curves.json").write_text(json.dumps(points, indent=1))
+        (bench.place / "curves.json").write_text(json.dumps(points, indent=1))
 
 
 def _sample(bench: Bench, archive_url: str, count: int) -> Sample:
