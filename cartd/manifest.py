@@ -7,8 +7,7 @@ Strategy: a manifest may hold millions of entries and is read in a thread beside
 this must be quick, and must never hold the interpreter's lock for long.  The outer pass finds
 where each entry lies; the entries are then decoded, checked and digested some thousands at a time,
 and each column of such a batch is first looked at as one text: only if something in it is out of
-the ordinary are its values looked at one by one.  Nor is there any container of millions: to
-enlarge, sort or free one is a single step of a tenth of a second, and all else waits.
+the ordinary are its values looked at one by one.  Nor is there any container of millions.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import codecs
 import hashlib
 import re
 import sys
-from bisect import bisect
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from urllib.parse import unquote
 
 import msgspec
 
 from cartd.checksum import digest_size
+from cartd.claimed_paths import ClaimedPaths
 from cartd.errors import InvalidInput
 
 ID_LIMIT = 1024
@@ -99,35 +98,6 @@ class _Entries(Collection[Entry]):
         return any(entry == mine for mine in self)
 
 
-class _Texts(Collection[str]):
-    """A set of texts in many parts."""
-
-    # A prime: the sets themselves go by the last bits of the hash.
-    _PARTS = 251
-
-    def __init__(self) -> None:
-        self._parts: list[set[str]] = [set() for _ in range(self._PARTS)]
-
-    def update(self, texts: Iterable[str]) -> None:
-        parts = self._parts
-        for text in texts:
-            parts[hash(text) % self._PARTS].add(text)
-
-    def free(self) -> None:
-        """Empty it part by part, where its end would free all of it at once."""
-        for part in self._parts:
-            part.clear()
-
-    def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self._parts)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def __contains__(self, text: object) -> bool:
-        return text in self._parts[hash(text) % self._PARTS]
-
-
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _posted = msgspec.json.Decoder(_Posted)
 _posted_entries = msgspec.json.Decoder(list[_PostedEntry])
@@ -153,24 +123,22 @@ def parse(body: bytes, *, require_hashsum: bool = False) -> Manifest:
     """
     posted = _decode(body)
     entries = _Entries()
-    files, directories = _Texts(), _Texts()
+    claimed = ClaimedPaths()
     digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
     for first in range(0, len(posted.fileids), _BATCH):
         batch = _decode_entries(posted.fileids[first : first + _BATCH], first)
         paths = _paths(batch, first)
-        files.update(paths)
-        directories.update({path[: path.rfind("/") + 1] for path in paths})
+        claimed.add(paths)
         hashes = _hashes(batch, first, require_hashsum)
         normal = list(map(Entry, _ids(batch, first), paths, *hashes))
         lines = _lines.encode_lines(normal)
         digest.update(lines)
         entries.add(lines, len(normal))
-    if len(files) != len(entries):
+    if len(claimed) != len(entries):
         raise _claimed_twice(entries)
-    if (clash := _file_as_directory(files, directories)) is not None:
+    if (clash := claimed.file_as_directory()) is not None:
         raise _file_and_directory(entries, clash)
-    files.free()
-    directories.free()
+    claimed.free()
     return Manifest(entries, posted.bundle, digest.hexdigest())
 
 
@@ -315,35 +283,6 @@ def _hash_sum(hash_sum: str, digits: int, position: int) -> str:
     if len(lower) != digits or not _is_hex(lower):
         raise _fault(position, "hashsum", f"is not the {digits} hex digits of its hashtype")
     return lower
-
-
-def _file_as_directory(files: Container[str], directories: Collection[str]) -> str | None:
-    """Give a path that is among ``files`` and on the way to one of ``directories``, if any.
-
-    A file that is in the way lies itself in one of the directories.  Sorted, with their final
-    ``/``, each of them follows those that it lies in, and the last of these is on top of the
-    stack: of the way from there on, only the first step is new.  So the work grows with the
-    text, not with its depth.
-    """
-    stack = [""]
-    for directory in _in_order(directories):
-        while not directory.startswith(stack[-1]):
-            stack.pop()
-        step = directory[: directory.find("/", len(stack[-1]))]
-        if step in files:
-            return step
-        stack.append(directory)
-    return None
-
-
-def _in_order(texts: Collection[str]) -> Iterator[str]:
-    """What ``sorted`` gives, some thousands at a time: a sample says what belongs together."""
-    bounds = sorted(islice(texts, 0, None, _BATCH))
-    between: list[list[str]] = [[] for _ in range(len(bounds) + 1)]
-    for text in texts:
-        between[bisect(bounds, text)].append(text)
-    for some in between:
-        yield from sorted(some)
 
 
 def _claimed_twice(entries: Iterable[Entry]) -> InvalidInput:

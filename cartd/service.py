@@ -28,18 +28,16 @@ from cartd.options import Options, read_config
 from cartd.patience import Patience
 from cartd.periodic import Periodic
 from cartd.plans import Plans
-from cartd.reader import SendingReader
 from cartd.removal import Removal
 from cartd.repair import Repair
 from cartd.rest import Rest
-from cartd.sender import Sender
+from cartd.senders import Senders
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
-from cartd.socket_sender import SocketSender, plain_socket
 from cartd.stager import Stager
 from cartd.staging import Tools
 from cartd.store import Condition, Store, schema_state, sync, wait_for_database
-from cartd.threads import Few, Threads
+from cartd.threads import Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -48,11 +46,6 @@ __all__ = ["Cartd", "Options", "Parts", "makeService"]
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
-QUICK_THREADS = 2
-"""For bytes on their way from memory to memory: each of them keeps a processor busy."""
-CHUNK_MEMORY = 32 * 2**20
-"""Bytes that all downloads over TLS together read at once."""
-SMALLEST_CHUNK = 64 * 2**10
 
 log = Logger()
 
@@ -163,13 +156,18 @@ class Cartd(Service):
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
             now=reactor.seconds,
         )
-        rest = Rest(self._carts, parts.downloads, send=self._send)
+        senders = Senders(
+            parts.threads,
+            reactor,
+            transfer_size=config.transfer_size,
+            downloads=parts.uses.pinned,
+        )
+        rest = Rest(self._carts, parts.downloads, send=senders.send)
         self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep)
         ]
-        self._quick_threads = Few(parts.threads, QUICK_THREADS)
         self._adoption: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -235,20 +233,6 @@ class Cartd(Service):
             log.warn("Breaking {number} downloads", number=self._parts.uses.pinned())
         finally:
             self._draining = None
-
-    def _send(self, reader: SendingReader, request: Any) -> Deferred[None]:
-        threads, reactor = self._parts.threads, self._parts.reactor
-        own_socket = plain_socket(request.transport, reactor)
-        if own_socket is None:
-            return Sender(reader, threads, request, self._chunk).start()
-        turn = self._parts.config.transfer_size
-        return SocketSender(
-            reader, threads, self._quick_threads, request, own_socket, reactor, turn=turn
-        ).start()
-
-    def _chunk(self) -> int:
-        share = CHUNK_MEMORY // max(self._parts.uses.pinned(), 1)
-        return max(min(share, self._parts.config.transfer_size), SMALLEST_CHUNK)
 
 
 def _adoption_failed(failure: Failure) -> None:

@@ -94,9 +94,10 @@ class SocketSender(Sending):
 
     def doWrite(self) -> None:
         """The socket has room."""
-        if not self._head_sent and self._answer.transport in self._reactor.getWriters():
-            return
-        self._head_sent = True
+        if not self._head_sent:
+            if self._connection_writes():
+                return
+            self._head_sent = True
         self._reactor.removeWriter(self)
         self._answer.waits_for_client(False)
         self._busy = True
@@ -107,6 +108,11 @@ class SocketSender(Sending):
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has seen it before the connection itself, or is being shut down."""
         self._fail(SendStopped())
+
+    def _connection_writes(self) -> bool:
+        """Whether the connection has something to send; the transport may be a wrapper of it."""
+        descriptor = self._answer.transport.fileno()
+        return any(writer.fileno() == descriptor for writer in self._reactor.getWriters())
 
     def _begin(self) -> None:
         # What is missing shall be known before there is a head that promises it.

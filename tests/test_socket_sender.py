@@ -21,6 +21,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -302,12 +303,20 @@ class Watching:
             self.writers.remove(writer)
 
 
+class Connection:
+    """What the reactor knows of the connection; its number is no real descriptor's."""
+
+    def fileno(self) -> int:
+        return 10**6
+
+
 class Answer(Sink):
-    """An answer whose head goes out when the test says so."""
+    """An answer whose head goes out when the test says so; its transport is a wrapped one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.transport = object()
+        self.transport = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
+        self.transport.transport = self.connection = Connection()
         self.sentLength = 0
 
     def write(self, data: bytes) -> None:
@@ -366,11 +375,11 @@ def alone(tmp_path: Path) -> Iterator[Alone]:
 
 def test_it_waits_until_the_connection_has_sent_the_head(alone: Alone) -> None:
     assert alone.answer.written == [b""]
-    alone.reactor.addWriter(alone.answer.transport)
+    alone.reactor.addWriter(alone.answer.connection)
     alone.has_room()
     with pytest.raises(BlockingIOError):
         alone.far.recv(10)
-    alone.reactor.removeWriter(alone.answer.transport)
+    alone.reactor.removeWriter(alone.answer.connection)
     alone.has_room()
     assert alone.far.recv(10) == b"data"
 
