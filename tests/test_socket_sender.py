@@ -315,8 +315,10 @@ class Answer(Sink):
 
     def __init__(self) -> None:
         super().__init__()
-        self.transport = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
-        self.transport.transport = self.connection = Connection()
+        self.connection = Connection()
+        wrapper: Any = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
+        wrapper.transport = self.connection
+        self.transport = wrapper
         self.sentLength = 0
 
     def write(self, data: bytes) -> None:
