@@ -80,6 +80,8 @@ class Twin:
     staged_path: str
     size: int
     mtime: int
+    hash_type: str
+    hash_sum: str
 
 
 @dataclass(frozen=True, slots=True)

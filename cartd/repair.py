@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.logger import Logger
 
@@ -81,12 +81,17 @@ class Repair:
             if there is None or there[1] != file.size
         ]
 
-    async def give_back(self, cart: Cart) -> None:
-        """Put a damaged cart, or one in error, back to staging: what is lost is fetched again."""
+    async def give_back(self, cart: Cart, damaged: Sequence[int] = ()) -> None:
+        """Put a damaged cart, or one in error, back to staging: what is lost is fetched again.
+
+        Lost is what is missing or has a wrong size, and what is ``damaged``, positions of files.
+        """
         current = await self._store.cart(cart.id)
         if current is None or current.status in UNFINISHED:
             return  # another download found it out
-        lost = await self.lost(current)
+        lost = sorted({*damaged, *await self.lost(current)})
+        if damaged and current.bundle:
+            lost = list(range(current.files_total))  # they are in one tar, which is written anew
         self._plans.forget(cart.id)
         if current.status == CartStatus.READY and not lost:
             return  # it has been healed meanwhile

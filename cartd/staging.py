@@ -89,6 +89,7 @@ class Staging:
             self._cart,
             self._holder,
             lambda: self._share(PAGE),
+            hashed=self._resumed,
         )
         await self._reserve(await self._learn_states())
         try:

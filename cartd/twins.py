@@ -14,16 +14,21 @@ log = Logger()
 
 
 async def link_twins(
-    store: Store, volume: Volume, cart: Cart, holder: str, page: Callable[[], int]
+    store: Store,
+    volume: Volume,
+    cart: Cart,
+    holder: str,
+    page: Callable[[], int],
+    *,
+    hashed: bool,
 ) -> Cart:
     """Link into ``cart`` what other carts have staged, ``page()`` files at a time.
 
     The cart as it is then.  A file that cannot be linked is left to be fetched.
 
-    A damaged cart is repaired so too, but not with the damage: a twin of a wrong size is refused.
-    Other bytes of the right number are not found out here, as they are not by a download: both
-    trust the size.  Whoever verifies hashes on the volume must deal with all names of a bad file,
-    or what it takes from one cart is linked into it again.
+    ``hashed``: only to files whose bytes have their hash.  So it is for a cart that is staged
+    again, which may have been found damaged: what is wrong with it shall not come back from a cart
+    that shares it.  A new one trusts the size, as downloads do.
 
     :raises LeaseLost: somebody else has the cart now.
     """
@@ -34,7 +39,7 @@ async def link_twins(
         first = positions.stop
         twins = await store.twins(cart.id, positions)
         if twins:
-            shared, reason = await volume.share(cart, twins)
+            shared, reason = await volume.share(cart, twins, hashed=hashed)
             await store.record_linked(cart.id, holder, shared)
             linked += len(shared)
             unlinked = unlinked or reason

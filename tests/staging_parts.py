@@ -204,7 +204,8 @@ class MemoryStore(Store):
                 assert twin.size is not None
                 assert twin.mtime is not None
                 at = (other.id, other.uid, twin.path, twin.size, twin.mtime)
-                found.append(Twin(file.position, file.path, 0, *at))
+                hashed = (file.hash_type, file.hash_sum)
+                found.append(Twin(file.position, file.path, 0, *at, *hashed))
         return found
 
     async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> None:

@@ -23,12 +23,14 @@ from twisted.logger import (
 
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
+from cartd.admin.verify import Verify
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.service import Parts
 from cartd.store import schema_state, sync, wait_for_database
+from cartd.verification import Verification
 
 Command = Callable[[Config, Namespace], int]
 
@@ -82,6 +84,14 @@ def command_line() -> ArgumentParser:
         "Stage again what carts lack, and finish them.\n"
         "A cart that the running service is staging is only watched.",
     ).add_argument("--cartid", nargs="+", required=True, metavar="UID", help="the carts' uids")
+    verify = add(
+        "verify",
+        _verify,
+        "Compare what carts have on the volume with its hashes.\n"
+        "All ready carts, or the newest of each uid that is given.",
+    )
+    verify.add_argument("--cartid", nargs="+", metavar="UID", help="the carts' uids")
+    verify.add_argument("--repair", action="store_true", help="stage again what is damaged")
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
     )
@@ -149,6 +159,24 @@ def _fixit(config: Config, given: Namespace) -> int:
         fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
         fixed = [await fixit.fix(uid) for uid in dict.fromkeys(given.cartid)]
         return 0 if all(fixed) else 1
+
+    return _with_parts(config, work)
+
+
+def _verify(config: Config, given: Namespace) -> int:
+    async def work(parts: Parts) -> int:
+        fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
+        verify = Verify(
+            parts.store,
+            Verification(parts.store, parts.volume),
+            fixit.restore if given.repair else None,
+            sys.stdout,
+            sys.stderr,
+        )
+        if given.cartid is None:
+            return 0 if await verify.all() else 1
+        right = [await verify.named(uid) for uid in dict.fromkeys(given.cartid)]
+        return 0 if all(right) else 1
 
     return _with_parts(config, work)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from twisted.internet.defer import Deferred
@@ -43,10 +43,14 @@ class Fixit:
         if cart.status == CartStatus.READY and await self._is_whole(cart):
             self._say(f"{uid}: ready, nothing to fix")
             return True
+        return await self.restore(cart)
+
+    async def restore(self, cart: Cart, damaged: Sequence[int] = ()) -> bool:
+        """Stage again what the cart lacks, and the files at the positions ``damaged``."""
         if cart.status not in UNFINISHED:
-            await self._repair.give_back(cart)
+            await self._repair.give_back(cart, damaged)
         cart = await self._watch(cart.id)
-        self._say(f"{uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
+        self._say(f"{cart.uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
         return cart.status == CartStatus.READY
 
     async def _is_whole(self, cart: Cart) -> bool:

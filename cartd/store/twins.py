@@ -50,6 +50,8 @@ _TWINS = (
         _found.c.bundle_path,
         _found.c.size,
         _found.c.mtime,
+        file.c.hash_type,
+        file.c.hash_value,
     )
     .select_from(file)
     .join(_found, _found.c.id == _TWIN)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from cartd.checksum import Checksum, Mismatch
-from cartd.model import CartFile
 
 READ_FILE = (
     os.O_RDONLY
@@ -18,33 +15,10 @@ READ_FILE = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-PIECE = 1 << 20
 
 
-def is_verified(path: Path, file: CartFile, stopped: Callable[[], bool]) -> bool:
-    """Whether ``path`` is a regular file of the size and hash that ``file`` tells.
-
-    A hash or size that is not known, or ``stopped()`` on the way, make it false.
-    """
-    if not file.hash_sum or file.size is None:
-        return False
-    checksum = Checksum(file.hash_type, file.hash_sum, file.size)
-    try:
-        with open(path, "rb", buffering=0, opener=_open_to_read) as opened:
-            status = os.fstat(opened.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
-                return False
-            while piece := opened.read(PIECE):
-                if stopped():
-                    return False
-                checksum.update(piece)
-        checksum.finish()
-    except (Mismatch, OSError):
-        return False
-    return True
-
-
-def _open_to_read(path: str, _flags: int) -> int:
+def open_to_read(path: str, _flags: int) -> int:
+    """An opener for :func:`open`."""
     return os.open(path, READ_FILE)
 
 
@@ -61,7 +35,7 @@ def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, i
     found: dict[int, tuple[int, int]] = {}
     try:
         with (
-            open(path, "rb", opener=_open_to_read) as opened,
+            open(path, "rb", opener=open_to_read) as opened,
             tarfile.open(fileobj=opened, mode="r:") as tar,
         ):
             while (member := tar.next()) is not None:

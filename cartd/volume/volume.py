@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from cartd.checksum import Checksum
@@ -28,6 +26,7 @@ from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.check import prepare
+from cartd.volume.hashes import Hashes
 from cartd.volume.incoming import BLOCK, Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
 from cartd.volume.partial import Directories, PartialFile, told_of
@@ -50,7 +49,7 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Volume:
+class Volume(Hashes):
     """Where the carts are, and all that is done to it.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
@@ -88,8 +87,10 @@ class Volume:
         partial = self._partial(cart, file.position, final)
         return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
 
-    async def share(self, cart: Cart, twins: Sequence[Twin]) -> tuple[list[Twin], str]:
-        """Give the cart those files by hard links to their twins.
+    async def share(
+        self, cart: Cart, twins: Sequence[Twin], *, hashed: bool
+    ) -> tuple[list[Twin], str]:
+        """Give the cart those files by hard links to their twins; ``hashed``: to right ones only.
 
         Which now are in their places, and why the first of the others is not, if there are any.
         """
@@ -98,7 +99,8 @@ class Volume:
         known = self._directories_of(cart)
         for first in range(0, len(twins), BATCH):
             batch = twins[first : first + BATCH]
-            more, why = await shielded(self._threads.run(share, self._paths, cart, batch, known))
+            sharing = self._threads.run(share, self._paths, cart, batch, known, hashed=hashed)
+            more, why = await shielded(sharing)
             shared += more
             reason = reason or why
         return shared, reason
@@ -108,19 +110,6 @@ class Volume:
         incoming = self._paths.incoming(cart_id)
         await self._change(incoming, remove_tree, incoming)
         self._forget(cart_id)
-
-    async def has(self, cart: Cart, file: CartFile) -> bool:
-        """Whether the file is there with the right size and hash; false if none is known."""
-        try:
-            path = self._paths.member(cart, file.path)
-        except ValueError:
-            return False
-        stopped = threading.Event()
-        try:
-            return await self._threads.run(found_files.is_verified, path, file, stopped.is_set)
-        except CancelledError:
-            stopped.set()
-            raise
 
     async def measure(
         self, cart: Cart, files: Iterable[CartFile]

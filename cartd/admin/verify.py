@@ -1,0 +1,91 @@
+"""``cartd-cmd verify``: compares what is on the volume with its hashes, and has it repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TextIO
+
+from cartd.model import Cart, CartStatus
+from cartd.store import Store
+from cartd.verification import Damage, Verification
+
+
+class Verify:
+    """Verifies one cart after the other; ``restore`` stages again what is damaged of one."""
+
+    def __init__(
+        self,
+        store: Store,
+        verification: Verification,
+        restore: Callable[[Cart, Sequence[int]], Awaitable[bool]] | None,
+        out: TextIO,
+        progress: TextIO,
+    ) -> None:
+        """Without ``restore`` nothing is changed; ``progress`` is shown only on a terminal."""
+        self._store = store
+        self._verification = verification
+        self._restore = restore
+        self._out = out
+        self._progress = progress
+
+    async def all(self) -> bool:
+        """Verify every ready cart; whether all are right, or have been made so."""
+        carts = [cart for cart in await self._store.active() if cart.status == CartStatus.READY]
+        return all([await self.cart(cart) for cart in reversed(carts)])
+
+    async def named(self, uid: str) -> bool:
+        """Verify the newest cart of ``uid``."""
+        cart = await self._store.newest(uid)
+        if cart is None:
+            self._say(f"{uid}: there is no such cart")
+            return False
+        return await self.cart(cart)
+
+    async def cart(self, cart: Cart) -> bool:
+        if cart.status != CartStatus.READY:
+            self._say(f"{cart.uid}: is {cart.status}, and not verified")
+            return False
+        damages = await self._verification.damages(cart, self._counter(cart))
+        if not damages:
+            self._say(f"{cart.uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
+            return True
+        now = await self._store.cart(cart.id)
+        if now is None or now.status != CartStatus.READY:
+            self._say(f"{cart.uid}: has been deleted or staged again meanwhile")
+            return True
+        self._tell(cart, damages)
+        if self._restore is None:
+            return False
+        return await self._restore(cart, [damage.position for damage in damages])
+
+    def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
+        for damage in damages:
+            self._say(f"{cart.uid}: {damage.path} {damage.fault}")
+        self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
+
+    def _counter(self, cart: Cart) -> Callable[[int], None]:
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            if self._progress.isatty():
+                self._progress.write(f"\r\x1b[K{cart.uid}: {done:,} of {_bytes(cart)} bytes")
+                self._progress.flush()
+
+        return read
+
+    def _say(self, line: str) -> None:
+        if self._progress.isatty():
+            self._progress.write("\r\x1b[K")
+            self._progress.flush()
+        self._out.write(f"{line}\n")
+        self._out.flush()
+
+
+def _files(number: int) -> str:
+    return f"{number:,} file" if number == 1 else f"{number:,} files"
+
+
+def _bytes(cart: Cart) -> str:
+    return "?" if cart.bytes_total is None else f"{cart.bytes_total:,}"

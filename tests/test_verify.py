@@ -1,0 +1,132 @@
+"""``cartd-cmd verify``: damage that names and sizes do not show is found, and repaired."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cart_site import CartSite, cart_site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(tmp_path_factory.mktemp("site")) as running:
+        yield running
+
+
+def verify(site: CartSite, *arguments: str) -> tuple[int, list[str]]:
+    done = site.cartd.run("cartd-cmd", "verify", *arguments, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
+def spoil(path: Path) -> None:
+    """Other bytes, as many as before, at the same time."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_what_is_right_is_said_to_be_so(site: CartSite) -> None:
+    site.stage("right", {"a": b"aaa", "b/c": bytes(2_000_000)})
+    site.stage("right-bundle", {"a": b"right", "b/c": bytes(1000)}, bundle=True)
+    assert verify(site, "--cartid", "right", "right-bundle", "right") == (
+        0,
+        ["right: 2 files, 2,000,003 bytes, right", "right-bundle: 2 files, 1,005 bytes, right"],
+    )
+
+
+def test_each_damage_is_named_and_nothing_is_changed(site: CartSite) -> None:
+    files = {name: name.encode() * 100 for name in ("spoilt", "cut", "lost", "folder", "fine")}
+    site.stage("damaged", files)
+    [tree] = site.on_volume("damaged")
+    spoil(tree / "spoilt")
+    os.truncate(tree / "cut", 7)
+    (tree / "lost").unlink()
+    (tree / "folder").unlink()
+    (tree / "folder").mkdir()
+    expected = [
+        "damaged: spoilt has other bytes than its hash tells",
+        "damaged: cut has 7 bytes where 300 were recorded",
+        "damaged: lost is missing",
+        "damaged: folder cannot be read: Is a directory",
+        "damaged: 4 of 5 files damaged",
+    ]
+    for _ in range(2):
+        assert verify(site, "--cartid", "damaged") == (1, expected)
+    assert site.cartd.status("damaged")[0] == "ready"
+
+
+def test_a_bundle_is_read_member_by_member(site: CartSite) -> None:
+    site.stage("tarred", {"a": b"first" * 1000, "b": b"second" * 1000}, bundle=True)
+    [tar] = site.on_volume("tarred")
+    data = tar.read_bytes()
+    place = data.index(b"second" * 1000) + 11
+    tar.write_bytes(data[:place] + b"X" + data[place + 1 :])
+    assert verify(site, "--cartid", "tarred") == (
+        1,
+        ["tarred: b has other bytes than its hash tells", "tarred: 1 of 2 files damaged"],
+    )
+    assert verify(site, "--cartid", "tarred", "--repair")[0] == 0
+    assert site.on_volume("tarred")[0].read_bytes() == data
+
+
+@pytest.mark.parametrize("how", ["cut", "lost"])
+def test_a_bundle_that_cannot_be_read_has_lost_what_is_behind(site: CartSite, how: str) -> None:
+    uid = f"tar-{how}"
+    site.stage(uid, {"a": b"first" * 1000, "b": b"second" * 1000}, bundle=True)
+    [tar] = site.on_volume(uid)
+    if how == "cut":
+        os.truncate(tar, 4000)
+    else:
+        tar.unlink()
+    status, lines = verify(site, "--cartid", uid)
+    assert status == 1 and lines[-1] == f"{uid}: 2 of 2 files damaged"
+
+
+def test_what_is_damaged_is_repaired_and_the_service_goes_on(site: CartSite) -> None:
+    files = {"spoilt": b"spoilt" * 100, "fine": b"fine" * 100}
+    site.stage("healed", files)
+    [tree] = site.on_volume("healed")
+    spoil(tree / "spoilt")
+    status, lines = verify(site, "--cartid", "healed", "--repair")
+    assert (status, lines[-1]) == (0, "healed: 1 of 2 files damaged")
+    assert site.cartd.download("healed") == files
+    assert verify(site, "--cartid", "healed")[0] == 0
+
+
+def test_what_is_damaged_in_two_carts_does_not_come_back_from_the_other(site: CartSite) -> None:
+    """They share the file, so its damage too; each is repaired from the archive."""
+    files = {"spoilt": os.urandom(5000), "fine": os.urandom(5000)}
+    manifest = site.manifest(files)
+    for uid in ("twin-a", "twin-b"):
+        assert site.cartd.post(uid, manifest).status == 201
+        site.cartd.wait_until(uid, "ready")
+    [one], [other] = site.on_volume("twin-a"), site.on_volume("twin-b")
+    assert (one / "spoilt").samefile(other / "spoilt")
+    spoil(one / "spoilt")
+    status, lines = verify(site, "--cartid", "twin-a", "twin-b", "--repair")
+    assert status == 0
+    assert [line for line in lines if "other bytes" in line] == [
+        f"{uid}: spoilt has other bytes than its hash tells" for uid in ("twin-a", "twin-b")
+    ]
+    for uid in ("twin-a", "twin-b"):
+        assert site.cartd.download(uid) == files
+    assert (one / "spoilt").samefile(other / "spoilt")
+
+
+def test_what_is_not_there_or_not_ready_is_not_verified(site: CartSite) -> None:
+    missing = site.manifest({"a": b"never"})
+    for path in site.archive.root.iterdir():
+        if path.read_bytes() == b"never":
+            path.unlink()
+    assert site.cartd.post("failed", missing).status == 201
+    site.cartd.wait_until("failed", "error")
+    assert verify(site, "--cartid", "nobody", "failed") == (
+        1,
+        ["nobody: there is no such cart", "failed: is error, and not verified"],
+    )
