@@ -158,4 +158,5 @@ def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:
     failed = outcome(cancelled)
     cancelled.cancel()
     assert isinstance(failure_of(failed), CancelledError)
-    assert threads.results_of_all() == [False]
+    [[fault]] = threads.results_of_all()
+    assert fault  # it was not read to its end, so nobody says that it is right
