@@ -196,7 +196,7 @@ class _Crew(Generic[T]):
     async def _next(self) -> T | _Nothing:
         """The next item of the source, which gives them one at a time."""
         while self._reading:
-            read: Deferred[None] = Deferred(self._waiting.remove)
+            read: Deferred[None] = Deferred()
             self._waiting.append(read)
             await read
         if self._at_end:

@@ -52,7 +52,7 @@ class Batches(Generic[T]):
             if self._writing:
                 # All at once are told, not each by the one before: a long chain of Deferreds
                 # that fire each other is deeper than Python's stack.
-                ended: Deferred[None] = Deferred(self._waiting.remove)
+                ended: Deferred[None] = Deferred()
                 self._waiting.append(ended)
                 await ended
             else:

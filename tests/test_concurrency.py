@@ -238,6 +238,16 @@ def test_any_number_may_wait_for_the_source() -> None:
     assert done == [None] and len(jobs.cleaned) == 3 * many
 
 
+def test_who_fails_when_the_source_gives_may_cancel_those_who_wait_for_it() -> None:
+    async def fail(_: str) -> None:
+        raise OSError("disk")
+
+    pages = Pages()
+    done = outcome(Deferred.fromCoroutine(for_each(pages.items(), fail, lambda: 9)))
+    pages.give(5)
+    assert isinstance(done[0], Failure) and done[0].check(OSError)
+
+
 def test_any_number_of_jobs_may_end_at_once() -> None:
     async def work(_: int) -> None:
         pass

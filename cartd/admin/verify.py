@@ -60,7 +60,9 @@ class Verify:
 
     def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
-            self._say(f"{cart.uid}: {damage.path} {damage.fault}")
+            # A path may hold what a terminal would obey.
+            path = damage.path if damage.path.isprintable() else ascii(damage.path)
+            self._say(f"{cart.uid}: {path} {damage.fault}")
         self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], None]:

@@ -128,9 +128,8 @@ class Pool:
     async def close(self) -> None:
         """Wait for what runs, then close all; fires when all threads have ended."""
         self._closed = closed = succeed(None) if self._free == self._size else Deferred()
-        waiting, self._waiting = self._waiting, deque()
-        for turn in waiting:
-            turn.errback(Unavailable(_STOPPING))
+        while self._waiting:  # who is told may cancel the next
+            self._waiting.popleft().errback(Unavailable(_STOPPING))
         await closed
         idle, self._idle = self._idle, []
         await gatherResults([connection.close() for connection in idle])
