@@ -38,8 +38,10 @@ async def link_twins(
         positions = range(first, first + page())
         first = positions.stop
         twins = await store.twins(cart.id, positions)
+        if hashed:
+            twins = await volume.right(twins)
         if twins:
-            shared, reason = await volume.share(cart, twins, hashed=hashed)
+            shared, reason = await volume.share(cart, twins)
             await store.record_linked(cart.id, holder, shared)
             linked += len(shared)
             unlinked = unlinked or reason

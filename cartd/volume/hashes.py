@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 from twisted.internet.defer import CancelledError
 
 from cartd.checksum import Checksum, Mismatch
-from cartd.model import Cart, CartFile
+from cartd.model import Cart, CartFile, Twin
 from cartd.threads import RunsInThread, T
 from cartd.volume.files import open_to_read
 from cartd.volume.paths import VolumePaths
@@ -60,6 +60,14 @@ class Hashes:
     async def tar_faults(self, cart: Cart, files: Sequence[CartFile]) -> list[str]:
         """The same of a bundled cart, whose files are in its tar."""
         return await self._until_cancelled(_faults_in_tar, self._paths.tar(cart), cart.uid, files)
+
+    async def right(self, twins: Sequence[Twin]) -> list[Twin]:
+        """Those of the staged files whose bytes still have their hash."""
+
+        def look(stopped: Stopped) -> list[Twin]:
+            return [twin for twin in twins if not _twin_fault(self._paths, twin, stopped)]
+
+        return await self._until_cancelled(look)
 
     async def _until_cancelled(self, look: Callable[..., T], *args: Any) -> T:
         """Run ``look`` in a thread; it is told when nobody waits for it any more."""
@@ -110,6 +118,11 @@ def _member_fault(paths: VolumePaths, cart: Cart, file: CartFile, stopped: Stopp
     except ValueError:
         return "cannot have that path"
     return file_fault(path, file, stopped)
+
+
+def _twin_fault(paths: VolumePaths, twin: Twin, stopped: Stopped) -> str:
+    path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
+    return file_fault(path, twin, stopped)
 
 
 def _faults_in_tar(tar: Path, top: str, files: Sequence[CartFile], stopped: Stopped) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from cartd.errors import NoSpace
 from cartd.model import Cart, Twin
-from cartd.volume.hashes import file_fault
 from cartd.volume.partial import Directories, told_of
 from cartd.volume.paths import VolumePaths
 
@@ -20,12 +19,9 @@ def share(
     cart: Cart,
     twins: Sequence[Twin],
     directories: Directories,
-    *,
-    hashed: bool,
 ) -> tuple[list[Twin], str]:
     """Link the files of ``twins`` into ``cart``; which of them are, and why the first other is not.
 
-    ``hashed``: only those whose bytes still have the hash that was declared.
     There are many reasons, and none of them matters: what is not linked can be fetched.
     """
     shared: list[Twin] = []
@@ -35,8 +31,6 @@ def share(
             staged = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
             final = paths.member(cart, twin.path)
             with told_of(final, paths.root):
-                if hashed and file_fault(staged, twin, lambda: False):
-                    raise _not_recorded()
                 _link(staged, twin.size, paths.temporary(cart.id, "twin"), final, directories)
         except (OSError, NoSpace, ValueError, NotImplementedError) as error:
             reason = reason or str(error)

@@ -87,10 +87,8 @@ class Volume(Hashes):
         partial = self._partial(cart, file.position, final)
         return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
 
-    async def share(
-        self, cart: Cart, twins: Sequence[Twin], *, hashed: bool
-    ) -> tuple[list[Twin], str]:
-        """Give the cart those files by hard links to their twins; ``hashed``: to right ones only.
+    async def share(self, cart: Cart, twins: Sequence[Twin]) -> tuple[list[Twin], str]:
+        """Give the cart those files by hard links to their twins.
 
         Which now are in their places, and why the first of the others is not, if there are any.
         """
@@ -99,8 +97,7 @@ class Volume(Hashes):
         known = self._directories_of(cart)
         for first in range(0, len(twins), BATCH):
             batch = twins[first : first + BATCH]
-            sharing = self._threads.run(share, self._paths, cart, batch, known, hashed=hashed)
-            more, why = await shielded(sharing)
+            more, why = await shielded(self._threads.run(share, self._paths, cart, batch, known))
             shared += more
             reason = reason or why
         return shared, reason
