@@ -104,6 +104,9 @@ cart = Table(
         server_default=text("0"),
         comment="How much of bytes_staged and volume_bytes is counted with other files",
     ),
+    Column("waits_since", DateTime, comment="Since when it waits for the archive; null if not"),
+    Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
+    Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),
     Column("lease_holder", Text, comment="Which process stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time from which another may take it over"),
     comment="One posted manifest under one uid",
@@ -142,3 +145,13 @@ _STAGED = text("status = 'staged'")
 Index("file_staged", file.c.file_name, sqlite_where=_STAGED, postgresql_where=_STAGED)
 _LINKED = text("linked_to IS NOT NULL")
 Index("file_linked_to", file.c.linked_to, sqlite_where=_LINKED, postgresql_where=_LINKED)
+
+unsynced = Table(
+    "unsynced",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cart_id", Integer, ForeignKey("cart.id"), nullable=False, comment="Whose files"),
+    Column("positions", Text, nullable=False, comment="Their places, as a JSON array"),
+    Column("holder", Text, nullable=False, comment="Which process has staged them"),
+    comment="Staged files that a power failure may damage: nobody knows that the disk has them",
+)

@@ -59,6 +59,7 @@ def upgrade() -> None:
     _forget_deleted()
     _count_files()
     _hold_to_rules()
+    _create_unsynced()
     # Pacifica's own programs look here, and refuse a database of a version they do not know.
     op.execute(cartsystem.delete())
     op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
@@ -85,6 +86,9 @@ def _add_columns() -> None:
     op.add_column(
         "cart", sa.Column("bytes_linked", sa.BigInteger, nullable=False, server_default=zero)
     )
+    op.add_column("cart", sa.Column("waits_since", sa.DateTime))
+    op.add_column("cart", sa.Column("waits_for", sa.Text))
+    op.add_column("cart", sa.Column("verified_date", sa.DateTime))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))
@@ -230,6 +234,16 @@ def _hold_to_rules() -> None:
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
     _create_partial_index("file_staged", "file", "file_name", "status = 'staged'")
     _create_partial_index("file_linked_to", "file", "linked_to", "linked_to IS NOT NULL")
+
+
+def _create_unsynced() -> None:
+    op.create_table(
+        "unsynced",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("cart_id", sa.Integer, sa.ForeignKey("cart.id"), nullable=False),
+        sa.Column("positions", sa.Text, nullable=False),
+        sa.Column("holder", sa.Text, nullable=False),
+    )
 
 
 def _create_partial_index(name: str, table: str, column: str, where: str) -> None:
