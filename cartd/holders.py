@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,3 +58,25 @@ class Holders:
         lock.release()  # Windows removes no file that is open
         path.unlink(missing_ok=True)
         return True
+
+
+class Silence:
+    """Who has renewed no lease for so many ``seconds``, by the steady clock of who looks.
+
+    By their dates alone, the leases of a dead process seem to hold for as long as this machine's
+    clock has been set back, or is behind that of another.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: dict[str, tuple[float, float]] = {}
+        """By name, the end of the lease that was seen last, and when it was seen first."""
+
+    def among(self, ends: Mapping[str, float], now: float) -> set[str]:
+        """Give the silent ones; ``ends`` has the latest end of a lease of each holder."""
+        before = self._seen
+        self._seen = {
+            name: before[name] if name in before and before[name][0] == end else (end, now)
+            for name, end in ends.items()
+        }
+        return {name for name, (_, since) in self._seen.items() if now - since >= self._seconds}

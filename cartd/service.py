@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 from cartd import interpreter
 from cartd.archive import Archive, archive_client
 from cartd.carts import Carts
+from cartd.clocks import run_steadily
 from cartd.concurrency import Turns
 from cartd.config import Config
 from cartd.downloads import Downloads
@@ -53,20 +55,21 @@ log = Logger()
 class Parts:
     """Everything that works on one store and one volume, joined but not started.
 
-    The service and the admin commands are made of the same parts.
+    The service and the admin commands are made of the same parts.  Timers run on the clock of
+    ``reactor``; ``now``, Unix time, is for what is a date.
     """
 
-    def __init__(self, config: Config, reactor: Any) -> None:
-        now = reactor.seconds
+    def __init__(self, config: Config, reactor: Any, now: Callable[[], float] = time.time) -> None:
         self.config = config
         self.reactor = reactor
+        self.now = now
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
         self.volume = Volume(config.volume_path, self.threads)
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
         holders = Holders(config.volume_path / "holders")
-        self.stager = Stager(self.store, holders, self.threads, reactor)
+        self.stager = Stager(self.store, holders, self.threads, reactor, now)
         self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
         rules = SpaceRules(
             quota=config.volume_quota,
@@ -86,7 +89,7 @@ class Parts:
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
         self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
-        self._tolerance = Tolerance(config.archive_connections, now)
+        self._tolerance = Tolerance(config.archive_connections, reactor.seconds)
         client, self._connections = archive_client(
             reactor,
             connections=config.archive_connections,
@@ -98,6 +101,7 @@ class Parts:
             client,
             config.archive_url,
             reactor,
+            now=now,
             head_timeout=config.archive_stall_timeout,
             stall_timeout=config.archive_stall_timeout,
         )
@@ -117,6 +121,7 @@ class Parts:
                 self.config.archive_retries, self._tolerance, self.reactor, random.random
             ),
             clock=self.reactor,
+            now=self.now,
             carts_at_once=self.stager.count,
         )
         self.stager.start(tools, take_up=take_up)
@@ -154,7 +159,7 @@ class Cartd(Service):
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
-            now=reactor.seconds,
+            now=parts.now,
         )
         senders = Senders(
             parts.threads,
@@ -247,6 +252,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     if reactor is None:
         from twisted.internet import reactor
+    run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
         _prepare(config, reactor)

@@ -11,7 +11,8 @@ from weakref import WeakSet
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel
+from twisted.web.http import RESPONSES, HTTPChannel, combinedLogFormatter, datetimeToLogString
+from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
@@ -176,6 +177,7 @@ class LimitedSite(Site):
             requestFactory=limited,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             timeout=IDLE_TIMEOUT,
+            logFormatter=_dated,
             reactor=reactor,
         )
         self._connections: WeakSet[LimitedChannel] = WeakSet()
@@ -197,3 +199,8 @@ class LimitedSite(Site):
         """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
             connection.end()
+
+
+def _dated(_reactor_time: str, request: IRequest) -> str:
+    """A line of the access log: its date is the machine's, which the reactor's time is not."""
+    return str(combinedLogFormatter(datetimeToLogString(), request))

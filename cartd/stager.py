@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -10,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.errors import CartdError, LeaseLost, Unavailable
-from cartd.holders import Holders
+from cartd.holders import Holders, Silence
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.staging import Staging, Tools
@@ -35,16 +36,24 @@ class Stager:
     """
 
     def __init__(
-        self, store: Store, holders: Holders, threads: RunsInThread, clock: IReactorTime
+        self,
+        store: Store,
+        holders: Holders,
+        threads: RunsInThread,
+        clock: IReactorTime,
+        now: Callable[[], float],
     ) -> None:
+        """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store."""
         self._store = store
         self._holders = holders
         self._threads = threads
         self._clock = clock
+        self._now = now
         self._tools: Tools | None = None
         self._takes_up = False
         self._running: dict[int, Deferred[None]] = {}
         self._stagings: dict[int, Staging] = {}
+        self._silence = Silence(LEASE)
         self._dead: set[str] = set()
         self._loops: list[Periodic] = []
 
@@ -113,7 +122,7 @@ class Stager:
     async def _stage(self, tools: Tools, cart_id: int, resumed: bool) -> None:
         holder = self._holders.name
         try:
-            now = self._clock.seconds()
+            now = self._now()
             cart = await self._store.claim(
                 cart_id, holder, now=now, until=now + LEASE, dead=self._dead
             )
@@ -146,7 +155,7 @@ class Stager:
                 message,
                 position=position,
                 file_error=file_error,
-                now=self._clock.seconds(),
+                now=self._now(),
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
@@ -163,14 +172,15 @@ class Stager:
     async def _renew(self) -> None:
         """Keep the leases; drop the carts whose lease somebody else has taken."""
         claimed = list(self._stagings)
-        held = await self._store.renew(self._holders.name, self._clock.seconds() + LEASE)
+        held = await self._store.renew(self._holders.name, self._now() + LEASE)
         await self._cancel([cart_id for cart_id in claimed if cart_id not in held])
 
     async def _look_around(self) -> None:
         """Renew, see who has died, then take up every unfinished cart that nobody is staging."""
         await self._renew()
-        names = await self._store.holders()
-        self._dead = await self._threads.run(self._holders.dead_among, names)
+        ends = await self._store.holders()
+        dead = await self._threads.run(self._holders.dead_among, ends)
+        self._dead = dead | self._silence.among(ends, self._clock.seconds())
         if self._takes_up:
             for cart in await self._store.unfinished():
                 self.begin(cart.id)

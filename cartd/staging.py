@@ -59,6 +59,8 @@ class Tools:
     tolerance: Tolerance
     patience: Patience
     clock: IReactorTime
+    now: Callable[[], float]
+    """Unix time."""
     carts_at_once: Callable[[], int]
     """How many carts are being staged now: they share pages, windows and turns."""
 
@@ -223,13 +225,13 @@ class Staging:
 
     async def _record_staged(self, staged: Sequence[tuple[int, str]]) -> None:
         await self._tools.store.record_staged(
-            self._cart.id, self._holder, staged, now=self._tools.clock.seconds()
+            self._cart.id, self._holder, staged, now=self._tools.now()
         )
 
     # Finishing
 
     async def _finish(self) -> None:
-        store, clock = self._tools.store, self._tools.clock
+        store = self._tools.store
         if self._cart.bundle:
             volume_bytes = await self._bundle()
         else:
@@ -241,13 +243,13 @@ class Staging:
         else:
             await self._tools.volume.clear_incoming(self._cart.id)
         await store.record_ready(
-            self._cart.id, self._holder, volume_bytes=volume_bytes, now=clock.seconds()
+            self._cart.id, self._holder, volume_bytes=volume_bytes, now=self._tools.now()
         )
 
     async def _bundle(self) -> int:
         """Write the tar, unless a start before this one has; give its length."""
         cart, volume = self._cart, self._tools.volume
-        await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.clock.seconds())
+        await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.now())
         plan = await self._tools.plans.build(cart, cart.uid)
         if await volume.tar_size(cart) == plan.length:
             await volume.drop_tree(cart)

@@ -60,7 +60,12 @@ class Asking:
             reactor, connections=4, connect_timeout=10.0, ca_file=ca_file
         )
         self.archive = Archive(
-            client, url, self.clock, head_timeout=HEAD_TIMEOUT, stall_timeout=STALL_TIMEOUT
+            client,
+            url,
+            self.clock,
+            now=self.clock.seconds,
+            head_timeout=HEAD_TIMEOUT,
+            stall_timeout=STALL_TIMEOUT,
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:

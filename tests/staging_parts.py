@@ -125,9 +125,9 @@ class MemoryStore(Store):
         self.leases[cart_id] = holder, until
         return cart
 
-    async def holders(self) -> set[str]:
+    async def holders(self) -> dict[str, float]:
         self._asked()
-        return {holder for holder, _ in self.leases.values()}
+        return dict(sorted(self.leases.values()))
 
     async def renew(self, holder: str, until: float) -> set[int]:
         self._asked()
@@ -317,6 +317,7 @@ class Bench:
             tolerance=tolerance,
             patience=Patience(self.tries, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
+            now=self.clock.seconds,
             carts_at_once=lambda: 1,
         )
 

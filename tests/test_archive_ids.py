@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import pytest_twisted
 
@@ -67,5 +69,5 @@ async def test_an_id_that_no_url_can_hold_is_not_asked_for(asked: Asking, archiv
 def test_a_url_that_is_no_place_of_an_archive_is_refused(url: str) -> None:
     client, _ = archive_client(reactor, connections=1, connect_timeout=1, ca_file=None)
     with pytest.raises(ConfigError) as caught:
-        Archive(client, url, reactor, head_timeout=1, stall_timeout=1)
+        Archive(client, url, reactor, now=time.time, head_timeout=1, stall_timeout=1)
     assert "secret" not in str(caught.value)

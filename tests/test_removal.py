@@ -28,9 +28,9 @@ class Removing(Bench):
         super().__init__(root, FILES)
         self.uses = Uses()
         holders = Holders(root / "holders")
-        self.stager = Stager(self.store, holders, InThisThread(), self.clock)
-        self.stager.start(self.tools(), take_up=False)
         now = self.clock.seconds
+        self.stager = Stager(self.store, holders, InThisThread(), self.clock, now)
+        self.stager.start(self.tools(), take_up=False)
         self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
 
     def ready(self, uid: str = "mine") -> Cart:

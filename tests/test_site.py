@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import IO, Any
 
 import pytest
@@ -94,6 +96,21 @@ def test_a_slow_client_that_takes_something_now_and_then_is_served() -> None:
     client.download.end()
     assert not client.closing
     assert client.transport.value().endswith(b"\r\n\r\ndata")
+
+
+def test_a_request_is_logged_with_the_date_of_the_machine_and_not_of_the_timers() -> None:
+    client = Connected()
+    client.site.startFactory()
+    lines: list[str] = []
+    log: Any = client.site.logFile
+    log.write = lines.append
+    client.ask()
+    client.download.end()
+    client.site.stopFactory()
+    [line] = lines
+    logged = datetime.strptime(line.split("[")[1].split("]")[0], "%d/%b/%Y:%H:%M:%S %z")
+    assert abs(logged.timestamp() - time.time()) < 3600
+    assert client.clock.seconds() < 3600
 
 
 def test_between_requests_a_connection_is_not_kept_for_long() -> None:

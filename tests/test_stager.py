@@ -26,7 +26,12 @@ class Staged(Bench):
     def __init__(self, root: Path) -> None:
         super().__init__(root, FILES)
         self.holders = Holders(root / "holders")
-        self.stager = Stager(self.store, self.holders, InThisThread(), self.clock)
+        self.set_ahead = 0.0
+        """Seconds by which the machine's clock was set ahead, while time itself went on."""
+        self.stager = Stager(self.store, self.holders, InThisThread(), self.clock, self.now)
+
+    def now(self) -> float:
+        return self.clock.seconds() + self.set_ahead
 
     def start(self, *, take_up: bool = True) -> None:
         self.stager.start(self.tools(), take_up=take_up)
@@ -141,6 +146,32 @@ class TestTakingUp:
         bench.start()
         bench.clock.pump([TAKE_UP_EVERY] * 2)
         assert bench.status(cart.id) is CartStatus.STAGING
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.READY
+
+    def test_a_dead_process_elsewhere_holds_nothing_longer_because_a_clock_was_set_back(
+        self, bench: Staged
+    ) -> None:
+        cart = bench.put()
+        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", LEASE
+        bench.set_ahead = -3600.0
+        bench.start()
+        bench.clock.pump([TAKE_UP_EVERY] * 11)
+        assert bench.status(cart.id) is CartStatus.STAGING
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.READY
+
+    def test_who_renews_keeps_the_cart_though_its_clock_is_ahead(self, bench: Staged) -> None:
+        cart = bench.put()
+        ahead = 3600.0
+        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
+        bench.start()
+        for _ in range(30):
+            ahead += TAKE_UP_EVERY
+            bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
+            bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.archive.asked == []
+        del bench.store.leases[cart.id]
         bench.clock.advance(TAKE_UP_EVERY)
         assert bench.status(cart.id) is CartStatus.READY
 

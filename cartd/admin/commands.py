@@ -24,6 +24,7 @@ from twisted.logger import (
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
 from cartd.admin.verify import Verify
+from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
@@ -197,7 +198,7 @@ def _dump(config: Config, given: Namespace) -> int:
 
 def _purge(config: Config, given: Namespace) -> int:
     async def work(parts: Parts) -> int:
-        before = parts.reactor.seconds() - given.time_ago.total_seconds()
+        before = parts.now() - given.time_ago.total_seconds()
         for cart in await parts.store.active():
             if cart.used < before:
                 print(f"deleting {cart.uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
@@ -220,6 +221,7 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
     outcome: list[int | CartdError] = []
 
     async def run(reactor: Any) -> None:
+        run_steadily(reactor)
         parts = Parts(config, reactor)
         parts.volume.prepare()
         parts.start(take_up=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from http.cookiejar import CookieJar
 from typing import Any
 from urllib.parse import quote
@@ -51,10 +52,11 @@ _HEADERS = Headers({b"User-Agent": [f"cartd/{__version__}".encode()]})
 class Archive:
     """Asks for the state of a file, for its staging, and for its bytes.
 
-    ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``head_timeout`` is how
-    many seconds an answer may take to begin, connecting included; ``stall_timeout`` how long it may
-    be silent in its body.  All three requests raise :class:`ArchiveError`; each may be cancelled,
-    which closes its connection at once.  A request keeps its connection until its body has ended.
+    ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
+    time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
+    an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
+    its body.  All three requests raise :class:`ArchiveError`; each may be cancelled, which closes
+    its connection at once.  A request keeps its connection until its body has ended.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Archive:
         base_url: str,
         clock: IReactorTime,
         *,
+        now: Callable[[], float],
         head_timeout: float,
         stall_timeout: float,
     ) -> None:
         self._client = client
         self._base = _base(base_url)
         self._clock = clock
+        self._now = now
         self._head_timeout = head_timeout
         self._stall_timeout = stall_timeout
 
@@ -115,8 +119,7 @@ class Archive:
                 return response
             body = await self._excerpt(response)
             if response.code not in _REDIRECTS[method]:
-                now = self._clock.seconds()
-                raise refusal(method, response.code, response.headers, body, now)
+                raise refusal(method, response.code, response.headers, body, self._now())
             url = _redirected(url, response.headers)
         raise ArchiveError("the archive redirects without end", retryable=False)
 

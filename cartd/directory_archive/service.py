@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 
+from cartd.clocks import run_steadily
 from cartd.directory_archive.files import Directory
 from cartd.directory_archive.misfortune import Misfortune
 from cartd.directory_archive.options import Options
@@ -74,4 +75,5 @@ def makeService(
     """What twistd calls; a test passes its own reactor and clock."""
     if reactor is None:
         from twisted.internet import reactor  # twistd has installed its choice by now
+    run_steadily(reactor)
     return DirectoryArchive(options, reactor, reactor if clock is None else clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import bindparam, case, or_, select, update
+from sqlalchemy import bindparam, case, func, or_, select, update
 
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
@@ -37,9 +37,9 @@ _CLAIM = (
 _CLAIMED = CARTS.where(cart.c.id == bindparam("cart_id"))
 _HELD = (cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None))
 _HOLDERS = (
-    select(cart.c.lease_holder)
+    select(cart.c.lease_holder, func.max(cart.c.lease_until))
     .where(cart.c.lease_holder.is_not(None), cart.c.deleted_date.is_(None))
-    .distinct()
+    .group_by(cart.c.lease_holder)
 )
 _RENEW = update(cart).where(*_HELD).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
@@ -78,9 +78,9 @@ class Leases:
                 return None
             return cart_of((await transaction.rows(_CLAIMED, {"cart_id": cart_id}))[0])
 
-    async def holders(self) -> set[str]:
-        """Everyone who holds a lease, run out or not."""
-        return {row.lease_holder for row in await self._database.rows(_HOLDERS)}
+    async def holders(self) -> dict[str, float]:
+        """Everyone who holds a lease, run out or not, and when the last of theirs ends."""
+        return {holder: float(until) for holder, until in await self._database.rows(_HOLDERS)}
 
     async def renew(self, holder: str, until: float) -> set[int]:
         """Prolong all leases of ``holder``; the ids of the carts that it still holds."""

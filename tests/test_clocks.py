@@ -1,0 +1,98 @@
+"""The steady clock that timers go by, and who is silent by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from cartd.clocks import steady
+from cartd.holders import Silence
+
+
+class Machine:
+    """The two clocks of a machine."""
+
+    wall = 1_800_000_000.0
+    up = 5.0
+
+
+def test_a_steady_clock_goes_on_from_the_present_whatever_happens_to_the_date() -> None:
+    machine = Machine()
+    seconds = steady(lambda: machine.wall, lambda: machine.up)
+    assert seconds() == 1_800_000_000.0
+    machine.wall -= 3600
+    machine.up += 2
+    assert seconds() == 1_800_000_002.0
+    machine.wall += 7200
+    assert seconds() == 1_800_000_002.0
+
+
+TIMERS = """
+import time
+date = time.time
+ahead = 0.0
+time.time = lambda: date() + ahead
+from twisted.internet import reactor, task
+from cartd.clocks import run_steadily
+fired = []
+reactor.callLater(0.01, fired.append, "scheduled before")
+run_steadily(reactor)
+reactor.callLater(0.02, fired.append, "scheduled after")
+reactor.callLater(3000, fired.append, "an hour too early")
+loop = task.LoopingCall(fired.append, "loop")
+def jump():
+    global ahead
+    ahead = AHEAD
+    loop.start(0.01)
+    reactor.callLater(0.05, reactor.stop)
+reactor.callWhenRunning(jump)
+reactor.run()
+print(sorted(set(fired)))
+"""
+
+
+def timers_that_fire(ahead: str) -> str:
+    """What fires within a moment after the machine's clock was set ``ahead`` by so many seconds."""
+    program = TIMERS.replace("AHEAD", ahead)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    return run.stdout.strip()
+
+
+def test_the_timers_of_the_reactor_fire_in_time_when_the_clock_is_set_back() -> None:
+    assert timers_that_fire("-3600") == "['loop', 'scheduled after', 'scheduled before']"
+
+
+def test_the_timers_of_the_reactor_do_not_fire_early_when_the_clock_is_set_ahead() -> None:
+    assert timers_that_fire("3600") == "['loop', 'scheduled after', 'scheduled before']"
+
+
+class TestSilence:
+    def test_who_renews_is_never_silent_whatever_the_dates(self) -> None:
+        silence = Silence(60)
+        for now in range(0, 600, 5):
+            assert silence.among({"behind": -now, "ahead": 10_000 + now}, now) == set()
+
+    def test_who_does_not_renew_is_silent_after_so_many_seconds(self) -> None:
+        silence = Silence(60)
+        ends = {"dead": 10_000.0}
+        assert [silence.among(ends, now) for now in (100, 159, 160, 161)] == [
+            set(),
+            set(),
+            {"dead"},
+            {"dead"},
+        ]
+
+    def test_who_comes_back_is_silent_no_more(self) -> None:
+        silence = Silence(60)
+        silence.among({"suspended": 50.0}, 0)
+        assert silence.among({"suspended": 50.0}, 60) == {"suspended"}
+        assert silence.among({"suspended": 51.0}, 61) == set()
+        assert silence.among({"suspended": 51.0}, 120) == set()
+
+    def test_who_holds_nothing_is_forgotten(self) -> None:
+        silence = Silence(60)
+        silence.among({"one": 50.0}, 0)
+        silence.among({}, 5)
+        assert silence.among({"one": 50.0}, 60) == set()
