@@ -56,6 +56,10 @@ class Turns:
         self._open = min(self._open + 1, self._most()) if busy else FEW
         self._pass_on()
 
+    def open_slowly(self) -> None:
+        """Open the places one after the other again, for a server that was away."""
+        self._open = FEW
+
     def _is_free(self) -> bool:
         return self._taken < min(self._open, self._most())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 
@@ -64,6 +65,21 @@ class Cart:
     """What it takes of the volume: promised while it is staged, real afterwards."""
     bytes_linked: int = 0
     """How much of that it shares with other carts, and is counted with those."""
+    waits_for: str | None = None
+    """What keeps the archive from answering; none while that does not keep the cart waiting."""
+    waits_since: float | None = None
+
+    @property
+    def message(self) -> str:
+        """What a client is told beside the status: why it is in error, or what it waits for."""
+        if self.error or self.waits_for is None or self.waits_since is None:
+            return self.error
+        return f"Waiting for the archive since {in_words(self.waits_since)}: {self.waits_for}"
+
+
+def in_words(time: float) -> str:
+    """A Unix time for people, as ``2026-11-24 10:00:00 UTC``."""
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveError
-from cartd.backoff import waits
+from cartd.backoff import as_asked, waits
 from cartd.checksum import Mismatch
+from cartd.concurrency import Turns
 from cartd.errors import CartdError
-from cartd.model import CartFile
+from cartd.model import Cart, CartFile
+from cartd.outage import Outage
 from cartd.tolerance import Tolerance
 
 T = TypeVar("T")
 log = Logger()
-
-LONGEST_PAUSE_ASKED = 300.0
-"""Seconds of an archive's Retry-After that are honoured."""
 
 
 class FileFailed(CartdError):
@@ -33,30 +32,39 @@ class FileFailed(CartdError):
 
 
 class Patience:
-    """So many ``tries`` for each request; what comes wrong is told to ``tolerance``."""
+    """So many ``tries`` for each request, each in its cart's turn; none counts during an outage.
+
+    What comes wrong is told to ``tolerance``.
+    """
 
     def __init__(
         self,
         tries: int,
+        turns: Turns,
+        outage: Outage,
         tolerance: Tolerance,
         clock: IReactorTime,
         random: Callable[[], float],
     ) -> None:
         self._tries = tries
+        self._turns = turns
+        self._outage = outage
         self._tolerance = tolerance
         self._clock = clock
         self._random = random
 
-    async def with_file(self, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def with_file(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
         """What ``attempt`` gives, once it works.
 
         :raises FileFailed: the tries are used up, or the failure is final.
+        :raises OutageTooLong: the archive was away for too long.
         """
         pauses = waits(self._tries, self._random)
+        answers = self._outage.answers
         wrong: list[str] = []
         while True:
             try:
-                return await attempt()
+                answer = await self._in_turn(cart, file, attempt)
             except OSError as error:
                 raise FileFailed(file, error) from error
             except Mismatch as error:
@@ -64,15 +72,60 @@ class Patience:
                 failure: ArchiveError | Mismatch = error
             except ArchiveError as error:
                 failure = error
+            else:
+                self._outage.answered(file.archive_id)
+                return answer
+            if await self._was_suspected(cart, file, failure):
+                pauses = waits(self._tries, self._random)
+                continue
             pause = next(pauses, None)
-            if pause is None or not getattr(failure, "retryable", True):
+            if pause is not None and getattr(failure, "retryable", True):
+                log.info("Trying {path} again: {failure}", path=file.path, failure=failure)
+                await self._wait(pause, failure)
+            elif await self._is_innocent(cart, file, failure, answers):
+                pauses = waits(self._tries, self._random)
+            else:
                 raise FileFailed(file, failure) from failure
-            log.info("Trying {path} again: {failure}", path=file.path, failure=failure)
-            await self._wait(pause, failure)
+
+    async def _in_turn(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try once, when the archive is there.  A file that waits for that holds no turn."""
+        while True:
+            await self._outage.wait(cart.id, file.archive_id)
+            async with self._turns.turn(cart.id):
+                if not self._outage.is_open:
+                    continue
+                try:
+                    return await attempt()
+                except ArchiveError as error:
+                    # Before the turn is left, and somebody else asks the same in vain.
+                    if error.outage:
+                        self._outage.suspect(file.archive_id, error)
+                    raise
+
+    async def _was_suspected(
+        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
+    ) -> bool:
+        """Whether this failure was one of an archive that was away; then it is back."""
+        if isinstance(failure, Mismatch) or not failure.outage:
+            return False
+        return await self._outage.wait(cart.id, file.archive_id, failed=True)
+
+    async def _is_innocent(
+        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
+    ) -> bool:
+        """Whether any file would have failed as this one did in the end; then the archive is back.
+
+        What was asked about at its own time, and what the archive says of this file alone, is so
+        no more.
+        """
+        if isinstance(failure, Mismatch) or failure.outage:
+            return False
+        if not (failure.retryable or failure.missing):
+            return False
+        return await self._outage.explains(cart.id, file.archive_id, failure, answers)
 
     async def _wait(self, pause: float, failure: Exception) -> None:
-        asked = getattr(failure, "retry_after", None) or 0.0
-        await deferLater(self._clock, max(pause, min(asked, LONGEST_PAUSE_ASKED)))
+        await deferLater(self._clock, as_asked(pause, getattr(failure, "retry_after", None)))
 
     def _judge(self, wrong: list[str], how: str) -> None:
         """Find out whose fault it is that a file came wrong, by how it comes the second time."""

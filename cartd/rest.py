@@ -187,7 +187,7 @@ def _set_download_headers(request: Request, download: Download) -> None:
 
 def _set_status_headers(request: Request, cart: Cart) -> None:
     _set(request, "X-Pacifica-Status", cart.status)
-    _set(request, "X-Pacifica-Message", cart.error)
+    _set(request, "X-Pacifica-Message", cart.message)
     _set(request, "X-Pacifica-Files-Total", str(cart.files_total))
     _set(request, "X-Pacifica-Files-Staged", str(cart.files_staged))
     if cart.bytes_total is not None:

@@ -27,6 +27,7 @@ from cartd.errors import CartdError, ConfigError, Unavailable
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
 from cartd.options import Options, read_config
+from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.periodic import Periodic
 from cartd.plans import Plans
@@ -43,6 +44,8 @@ from cartd.threads import Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
 from cartd.volume import Volume
+from cartd.waiting_carts import WaitingCarts
+from cartd.witness import Witness
 
 __all__ = ["Cartd", "Options", "Parts", "makeService"]
 
@@ -70,6 +73,7 @@ class Parts:
         self.plans = Plans(self.store, self.threads)
         holders = Holders(config.volume_path / "holders")
         self.stager = Stager(self.store, holders, self.threads, reactor, now)
+        self._waiting = WaitingCarts(self.store, holders.name, reactor, now)
         self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
         rules = SpaceRules(
             quota=config.volume_quota,
@@ -109,16 +113,31 @@ class Parts:
     def start(self, *, take_up: bool) -> None:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
+        turns = Turns(self._tolerance.places, self.reactor)
+        outage = Outage(
+            self._archive.status,
+            turns,
+            Witness(self.store),
+            self._waiting,
+            self.reactor,
+            random.random,
+            limit=self.config.archive_outage_limit,
+        )
         tools = Tools(
             store=self.store,
             volume=self.volume,
             archive=self._archive,
             reserve=self.evictor.reserve,
             plans=self.plans,
-            turns=Turns(self._tolerance.places, self.reactor),
+            outage=outage,
             tolerance=self._tolerance,
             patience=Patience(
-                self.config.archive_retries, self._tolerance, self.reactor, random.random
+                self.config.archive_retries,
+                turns,
+                outage,
+                self._tolerance,
+                self.reactor,
+                random.random,
             ),
             clock=self.reactor,
             now=self.now,
@@ -137,6 +156,7 @@ class Parts:
     async def _close(self) -> None:
         await self.downloads.stop()
         self.removal.stop()
+        await self._waiting.stop()
         try:
             await self.evictor.record_uses()
         except Unavailable as error:

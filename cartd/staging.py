@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
@@ -20,8 +20,9 @@ from twisted.internet.task import deferLater
 from cartd.archive import Archive, ArchiveError, FileState
 from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
 from cartd.checksum import Checksum
-from cartd.concurrency import Turns, both, for_each
+from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
+from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.progress import Batches
@@ -32,6 +33,7 @@ from cartd.twins import link_twins
 from cartd.volume import Volume
 from cartd.volume.incoming import Incoming
 
+T = TypeVar("T")
 PAGE = 2000
 """Rows read at once, shared by the carts in staging."""
 WINDOW = 128
@@ -55,7 +57,7 @@ class Tools:
     archive: Archive
     reserve: Reserves
     plans: Plans
-    turns: Turns
+    outage: Outage
     tolerance: Tolerance
     patience: Patience
     clock: IReactorTime
@@ -82,8 +84,10 @@ class Staging:
 
         :raises FileFailed: a file could not be had.
         :raises NoSpace: the volume has no room.
+        :raises OutageTooLong: the archive was away for too long.
         :raises LeaseLost: somebody else has the cart now.
         """
+        self._tools.outage.take_up(self._cart)
         await self._clear()
         self._cart = await link_twins(
             self._tools.store,
@@ -128,7 +132,7 @@ class Staging:
 
         async def learn(file: CartFile) -> None:
             nonlocal total
-            state = await self._tools.patience.with_file(file, lambda: self._state(file))
+            state = await self._patiently(file, self._state)
             total += state.size
             if not state.on_disk:
                 self._on_tape.add(file.position)
@@ -139,9 +143,17 @@ class Staging:
         await learnt.flush()
         return total
 
+    async def _patiently(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
+        return await self._tools.patience.with_file(self._cart, file, lambda: attempt(file))
+
     async def _state(self, file: CartFile) -> FileState:
-        async with self._tools.turns.turn(self._cart.id):
-            return await self._tools.archive.status(file.archive_id)
+        archive = self._tools.archive
+        try:
+            return await archive.status(file.archive_id)
+        except ArchiveError as error:
+            if not error.unexplained:
+                raise
+            raise await archive.explained(file.archive_id, error) from error
 
     async def _reserve(self, bytes_total: int) -> None:
         volume_bytes = bytes_total
@@ -180,14 +192,10 @@ class Staging:
         return self._unstaged(lambda file: file.position in self._on_tape)
 
     async def _announce(self, file: CartFile) -> None:
-        async def attempt() -> None:
-            async with self._tools.turns.turn(self._cart.id):
-                await self._tools.archive.stage(file.archive_id)
-
-        await self._tools.patience.with_file(file, attempt)
+        await self._patiently(file, lambda file: self._tools.archive.stage(file.archive_id))
 
     async def _fetch_if_on_disk(self, file: CartFile) -> None:
-        state = await self._tools.patience.with_file(file, lambda: self._state(file))
+        state = await self._patiently(file, self._state)
         if state.on_disk:
             await self._fetch(file)
             self._on_tape.discard(file.position)
@@ -198,19 +206,18 @@ class Staging:
         if self._resumed and await self._tools.volume.has(self._cart, file):
             hash_sum = file.hash_sum
         else:
-            hash_sum = await self._tools.patience.with_file(file, lambda: self._fetch_once(file))
+            hash_sum = await self._patiently(file, self._fetch_once)
         await self._staged.add((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
         assert file.size is not None
         checksum = Checksum(file.hash_type, file.hash_sum, file.size)
-        async with self._tools.turns.turn(self._cart.id):
-            incoming = self._tools.volume.incoming(self._cart, file, checksum)
-            try:
-                await self._transfer(file, incoming)
-                hash_sum = await incoming.finish()
-            finally:
-                await incoming.abort()
+        incoming = self._tools.volume.incoming(self._cart, file, checksum)
+        try:
+            await self._transfer(file, incoming)
+            hash_sum = await incoming.finish()
+        finally:
+            await incoming.abort()
         self._tools.tolerance.was_right()
         return hash_sum
 

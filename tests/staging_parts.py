@@ -21,6 +21,7 @@ from cartd.concurrency import Turns
 from cartd.errors import LeaseLost, Unavailable
 from cartd.layout import Members
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus, Twin
+from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.staging import Reserves, Tools
@@ -28,6 +29,8 @@ from cartd.store import Store
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
+from cartd.waiting_carts import WaitingCarts
+from cartd.witness import Witness
 from tests.laid_out import Member, columns
 from tests.volume_parts import InThisThread
 
@@ -175,6 +178,29 @@ class MemoryStore(Store):
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
         self._end(cart_id, status=CartStatus.ERROR, error=message)
 
+    async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
+        self._asked()
+        for cart_id, (held, _) in self.leases.items():
+            if held == holder and self.carts[cart_id].status is CartStatus.STAGING:
+                begun = self.carts[cart_id].waits_since
+                self._change(
+                    cart_id, waits_since=since if begun is None else begun, waits_for=cause
+                )
+
+    async def end_waiting(self, holder: str) -> None:
+        self._asked()
+        for cart_id, (held, _) in self.leases.items():
+            if held == holder:
+                self._change(cart_id, waits_since=None, waits_for=None)
+
+    async def staged_of_late(self, other_than: str) -> str | None:
+        self._asked()
+        for cart_id in reversed(self.rows):
+            names = [name for name in self.staged(cart_id) if name != other_than]
+            if names and self.carts[cart_id].status is not CartStatus.DELETED:
+                return names[0]
+        return None
+
     async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
         self._asked(cart_id, holder)
 
@@ -231,7 +257,7 @@ class MemoryStore(Store):
         return {cart.id for cart in known if cart.status is CartStatus.DELETED}
 
     def _end(self, cart_id: int, **values: Any) -> None:
-        self._change(cart_id, **values)
+        self._change(cart_id, waits_since=None, waits_for=None, **values)
         self.leases.pop(cart_id, None)
 
 
@@ -295,6 +321,7 @@ class Bench:
         self.root = root
         self.reserve: Reserves = self._reserve
         self.tries = 3
+        self.outage_limit = 86_400.0
         self.turns_at_once: Callable[[], int] = lambda: 0
 
     async def _reserve(
@@ -307,15 +334,25 @@ class Bench:
     def tools(self, *, connections: int = 4) -> Tools:
         tolerance = Tolerance(connections, self.clock.seconds)
         self.turns_at_once = tolerance.places
+        turns = Turns(tolerance.places, self.clock)
+        outage = Outage(
+            self.archive.status,
+            turns,
+            Witness(self.store),
+            WaitingCarts(self.store, "me", self.clock),
+            self.clock,
+            lambda: 0.5,
+            limit=self.outage_limit,
+        )
         return Tools(
             store=self.store,
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
             plans=Plans(self.store, InThisThread()),
-            turns=Turns(tolerance.places, self.clock),
+            outage=outage,
             tolerance=tolerance,
-            patience=Patience(self.tries, tolerance, self.clock, lambda: 0.5),
+            patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
             now=self.clock.seconds,
             carts_at_once=lambda: 1,

@@ -131,7 +131,7 @@ def test_a_file_that_is_not_there_is_named_with_the_cause_and_others_go_on(
     message = cartd.wait_until("incomplete", "error")
     assert message == (
         "Failed to stage run/gone.dat (archive id 404): "
-        "the archive answered 500 Internal Server Error to HEAD"
+        "the archive does not have it (500 Internal Server Error to GET: no such file or directory)"
     )
     assert cartd.request("HEAD", "/incomplete").status == 500
     answer = cartd.get("/incomplete")

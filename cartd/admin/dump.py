@@ -111,6 +111,8 @@ def _cart_row(cart: Cart, volume: Volume) -> Row:
         files_staged=cart.files_staged,
         bytes_total=cart.bytes_total,
         bytes_staged=cart.bytes_staged,
+        waits_since=None if cart.waits_since is None else _date(cart.waits_since),
+        waits_for=cart.waits_for,
     )
 
 

@@ -1,8 +1,9 @@
-"""What the archive's answers and failures mean: headers to values, everything else to one sentence.
+"""What the archive's answers mean: headers to values, everything else to one sentence.
 
-Strategy: what may be over soon is ``retryable`` (the connection, 5xx, 408, 425, 429, and answers
-that are not in the archive's own form, since a proxy may stand in for it for a moment); what the
-archive would say again is not (4xx, values beyond all bounds, a certificate that does not verify).
+Strategy: what may be over soon is ``retryable`` (5xx, 408, 425, 429, and answers that are not in
+the archive's own form, since a proxy may stand in for it for a moment); what the archive would say
+again is not (4xx, values beyond all bounds).  What says more of the archive than of one file is an
+``outage`` (502, 503, 504).  For what is no answer at all, see :mod:`cartd.archive.failures`.
 """
 
 from __future__ import annotations
@@ -10,21 +11,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import unquote
 
-from OpenSSL import SSL
-from service_identity import VerificationError
-from twisted.internet import error
-from twisted.web.client import (
-    RequestGenerationFailed,
-    RequestTransmissionFailed,
-    ResponseFailed,
-)
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError
@@ -39,23 +31,42 @@ MAX_RETRY_AFTER = 86_400.0
 MAX_MESSAGE = 200
 
 _RETRYABLE_4XX = frozenset({408, 425, 429})
+_OUTAGES = frozenset({502, 503, 504})
+"""What a proxy says whose server is away, and a server that is (RFC 9110, section 15.6)."""
 _UNIX_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]*)?")
 _LENGTH = re.compile(r"[0-9]{1,30}")
 _ID_NUMBER = re.compile(r"[0-9]{1,30}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
+_NO_SUCH_FILE = re.compile(r"No such file or directory: (['\"])([^'\"]*[^'\"/])\1")
+"""How Python tells of a file that is not there (ENOENT), and which it is."""
 
 
 class ArchiveError(CartdError):
     """A request to the archive failed.
 
     ``retryable`` says whether the same request may succeed later, ``retry_after`` how many seconds
-    the archive asked to wait (none if it did not say).
+    the archive asked to wait (none if it did not say), ``outage`` whether the archive as a whole
+    seems to be away.  An archive that fails (500) may say in its trace why: ``missing`` that it has
+    no such file, or that what should hold it is gone; ``unexplained`` that a HEAD left no room for
+    a trace.
     """
 
-    def __init__(self, message: str, *, retryable: bool, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after: float | None = None,
+        outage: bool = False,
+        missing: bool = False,
+        unexplained: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
+        self.outage = outage
+        self.missing = missing
+        self.unexplained = unexplained
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,43 +106,28 @@ def is_named(told: str, archive_id: str) -> bool:
     return name in ("", archive_id.rpartition("/")[2], hexadecimal, f"file.{hexadecimal}")
 
 
-def refusal(method: str, code: int, headers: Headers, body: bytes, now: float) -> ArchiveError:
+def refusal(
+    method: str, archive_id: str, code: int, headers: Headers, body: bytes, now: float
+) -> ArchiveError:
     """The error for an answer of another code than asked for; ``now`` is a Unix time."""
     try:
         status = f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
         status = str(code)
-    said = _message(body)
+    said, trace = _explanation(body)
+    if code == HTTPStatus.INTERNAL_SERVER_ERROR and _is_missing(trace, archive_id):
+        return ArchiveError(
+            f"the archive does not have it ({status} to {method}: no such file or directory)",
+            retryable=False,
+            missing=True,
+        )
     return ArchiveError(
         f"the archive answered {status} to {method}" + (f": {said}" if said else ""),
         retryable=not 300 <= code < 500 or code in _RETRYABLE_4XX,
         retry_after=_retry_after(headers, now),
+        outage=code in _OUTAGES,
+        unexplained=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
     )
-
-
-def failure(raised: BaseException, *, begun: bool = False) -> ArchiveError | None:
-    """The error for what Twisted raised, or none if that is no failure of the archive's.
-
-    ``begun`` says whether the head of an answer had arrived.
-    """
-    leaves = tuple(_leaves(raised))
-    for types, sentence, retryable in _CAUSES:
-        for leaf in leaves:
-            if isinstance(leaf, types):
-                return ArchiveError(sentence, retryable=retryable)
-    for leaf in leaves:
-        if isinstance(leaf, SSL.Error):
-            return _tls_failure(leaf)
-        if isinstance(leaf, error.ConnectError):
-            return ArchiveError(
-                f"the archive cannot be reached: {clean(str(leaf))}", retryable=True
-            )
-    if any(isinstance(leaf, _LOST) for leaf in leaves):
-        when = "in the middle of its answer" if begun else "before it answered"
-        return ArchiveError(f"the archive broke the connection {when}", retryable=True)
-    if isinstance(raised, _WRAPPERS):
-        return ArchiveError("the archive's answer is not HTTP", retryable=True)
-    return None
 
 
 def values(headers: Headers, name: bytes) -> list[str]:
@@ -144,38 +140,6 @@ def clean(text: str, limit: int = MAX_MESSAGE) -> str:
     """``text`` on one line, without control or formatting characters, cut to ``limit``."""
     printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
     return " ".join(printable.split())[:limit].rstrip()
-
-
-_WRAPPERS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
-
-_LOST = (error.ConnectionDone, error.ConnectionLost, error.ConnectionClosed)
-
-_CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, bool], ...] = (
-    (VerificationError, "the archive's certificate is for another host", False),
-    (error.DNSLookupError, "the archive's host name cannot be resolved", True),
-    (error.ConnectionRefusedError, "the archive refuses the connection", True),
-    (
-        (error.TimeoutError, error.TCPTimedOutError),
-        "the archive did not accept the connection in time",
-        True,
-    ),
-)
-
-
-def _leaves(raised: BaseException) -> Iterator[BaseException]:
-    if isinstance(raised, _WRAPPERS):
-        for reason in raised.reasons:
-            yield from _leaves(reason.value)
-    else:
-        yield raised
-
-
-def _tls_failure(raised: SSL.Error) -> ArchiveError:
-    if "certificate verify failed" in str(raised):
-        return ArchiveError(
-            "the archive's certificate is not trusted or has expired", retryable=False
-        )
-    return ArchiveError("the archive and cartd cannot agree on TLS", retryable=True)
 
 
 def _single(headers: Headers, name: bytes) -> str:
@@ -242,11 +206,27 @@ def _retry_after(headers: Headers, now: float) -> float | None:
     return None
 
 
-def _message(body: bytes) -> str:
-    """The ``message`` of an error body in Pacifica's form; empty if the body is anything else."""
+def _explanation(body: bytes) -> tuple[str, str]:
+    """The message of an error body in Pacifica's form, and its trace; empty if it is anything else.
+
+    The trace is as it came.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
-    message = document.get("message") if isinstance(document, dict) else None
-    return clean(message) if isinstance(message, str) else ""
+        return "", ""
+    fields = document if isinstance(document, dict) else {}
+    message, trace = fields.get("message"), fields.get("traceback")
+    return (
+        clean(message) if isinstance(message, str) else "",
+        trace if isinstance(trace, str) else "",
+    )
+
+
+def _is_missing(trace: str, archive_id: str) -> bool:
+    """Whether a trace ends with the news that the file of this id is not there.
+
+    Another file may be named: with threads, Pacifica's archive interface mixes up its requests.
+    """
+    found = _NO_SUCH_FILE.search(trace.rstrip().rpartition("\n")[2])
+    return found is not None and is_named(found[2], archive_id)

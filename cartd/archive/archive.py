@@ -21,7 +21,6 @@ from cartd.archive.answers import (
     ArchiveError,
     FileState,
     clean,
-    failure,
     is_named,
     read_state,
     refusal,
@@ -29,6 +28,7 @@ from cartd.archive.answers import (
     values,
 )
 from cartd.archive.body import excerpt, receive
+from cartd.archive.failures import failure, silence
 from cartd.errors import ConfigError
 
 MAX_REDIRECTS = 5
@@ -91,6 +91,17 @@ class Archive:
                 raise ArchiveError("the archive told of another file", retryable=True)
         return read_state(headers)
 
+    async def explained(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
+        """Why a HEAD failed that is ``unexplained``: a GET of the same file has room for a trace.
+
+        ``failed`` itself if that says no more.  What a GET sends of the file is not waited for.
+        """
+        try:
+            await self._excerpt(await self._ask("GET", archive_id))
+        except ArchiveError as error:
+            return error if error.missing else failed
+        return failed
+
     async def stage(self, archive_id: str) -> None:
         """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts."""
         response = await self._ask("POST", archive_id)
@@ -119,7 +130,8 @@ class Archive:
                 return response
             body = await self._excerpt(response)
             if response.code not in _REDIRECTS[method]:
-                raise refusal(method, response.code, response.headers, body, self._now())
+                now = self._now()
+                raise refusal(method, archive_id, response.code, response.headers, body, now)
             url = _redirected(url, response.headers)
         raise ArchiveError("the archive redirects without end", retryable=False)
 
@@ -148,8 +160,7 @@ class Archive:
         except CancelledError:
             if not expired:
                 raise
-            message = f"the archive did not answer within {self._head_timeout:g} seconds"
-            raise ArchiveError(message, retryable=True) from None
+            raise silence(self._head_timeout) from None
         except Exception as error:
             known = failure(error)
             if known is None:

@@ -42,6 +42,7 @@ class Config:
     """Ends in ``/``."""
     archive_connections: int
     archive_retries: int
+    archive_outage_limit: float
     archive_connect_timeout: float
     archive_stall_timeout: float
     archive_ca_file: Path | None

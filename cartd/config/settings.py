@@ -213,6 +213,15 @@ SETTINGS = (
         "How often a failing request is tried, the first time included, with growing waits.",
     ),
     Setting(
+        "archive_outage_limit",
+        "archiveinterface",
+        "outage_limit",
+        "86400",
+        values.seconds,
+        "seconds",
+        "How long a cart waits for an archive that is away before it is in error.",
+    ),
+    Setting(
         "archive_connect_timeout",
         "archiveinterface",
         "connect_timeout",

@@ -80,6 +80,8 @@ _DELETE = (
         bytes_linked=0,
         lease_holder=None,
         lease_until=None,
+        waits_since=None,
+        waits_for=None,
     )
 )
 _OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(

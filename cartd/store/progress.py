@@ -198,6 +198,8 @@ def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
         "updated_date": date_of(now),
         "lease_holder": None,
         "lease_until": None,
+        "waits_since": None,
+        "waits_for": None,
     }
 
 

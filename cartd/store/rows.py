@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,6 +37,8 @@ CARTS: Select[Any] = select(
     cart.c.bytes_staged,
     cart.c.volume_bytes,
     cart.c.bytes_linked,
+    cart.c.waits_for,
+    cart.c.waits_since,
 )
 FILES: Select[Any] = select(
     file.c.position,
@@ -69,10 +72,11 @@ def time_of(date: datetime) -> float:
 
 def cart_of(row: Any) -> Cart:
     """The cart of a row of ``CARTS``."""
-    id_, uid, status, created, updated, used, *rest = row
-    return Cart(
+    id_, uid, status, created, updated, used, *rest, since = row
+    found = Cart(
         id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
     )
+    return found if since is None else replace(found, waits_since=time_of(since))
 
 
 def members_of(row: Any) -> Members:

@@ -1,0 +1,60 @@
+"""Which carts wait for an archive that is away, and which file is known to be in it."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, func, select, update
+
+from cartd.model import CartStatus, FileStatus
+from cartd.store.database import Database
+from cartd.store.owners import take_turn
+from cartd.store.rows import date_of
+from cartd.store.tables import cart, file
+
+_HELD = update(cart).where(
+    cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None)
+)
+_BEGIN = _HELD.where(cart.c.status == CartStatus.STAGING.value).values(
+    waits_since=func.coalesce(cart.c.waits_since, bindparam("since")), waits_for=bindparam("cause")
+)
+_END = _HELD.where(cart.c.waits_since.is_not(None)).values(waits_since=None, waits_for=None)
+_NEWEST_WITH_FILES = (
+    select(func.max(cart.c.id))
+    .where(cart.c.files_staged > 0, cart.c.deleted_date.is_(None))
+    .scalar_subquery()
+)
+_STAGED = (
+    select(file.c.file_name)
+    .where(
+        file.c.cart_id == _NEWEST_WITH_FILES,
+        file.c.status == FileStatus.STAGED.value,
+        file.c.file_name != bindparam("other_than"),
+    )
+    .limit(1)
+)
+
+
+class Waits:
+    """The part of the store that knows of outages of the archive."""
+
+    _database: Database
+
+    async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
+        """All carts that ``holder`` stages wait, those that did already since when they did."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            values = {"holder": holder, "since": date_of(since), "cause": cause}
+            await transaction.execute(_BEGIN, values)
+
+    async def end_waiting(self, holder: str) -> None:
+        """No cart that ``holder`` stages waits any longer."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await transaction.execute(_END, {"holder": holder})
+
+    async def staged_of_late(self, other_than: str) -> str | None:
+        """The archive's id of a file of the newest cart that has some on the volume.
+
+        It is not ``other_than``; none if that cart has no other.
+        """
+        rows = await self._database.rows(_STAGED, {"other_than": other_than})
+        return rows[0].file_name if rows else None
