@@ -76,7 +76,7 @@ class Outage:
         self._current: Deferred[None] | None = None
         """What the probing waits for: the end of a pause, or an answer."""
         self._pausing = False
-        self._hurried = False
+        """Whether a pause is under way that a new file to ask about may end."""
 
     @property
     def is_open(self) -> bool:
@@ -144,7 +144,7 @@ class Outage:
             self._probing = True
             Deferred.fromCoroutine(self._probe_until_it_answers()).addErrback(self._broken)
         elif self._pausing and self._somebody_else_may_know():
-            self._hurried = True
+            self._pausing = False
             self._interrupt()
         try:
             return await told
@@ -161,7 +161,7 @@ class Outage:
         self._probes = 0
         pauses = endless_waits(self._random)
         # Those who fail in the same moment, and those who would ask next, are to be there.
-        await self._pause(0)
+        await self._sleep(0)
         witness = await self._witness.find(other_than=doubt.only or "")
         pause = 0.0
         if witness is None and not self._somebody_else_may_know():
@@ -212,31 +212,26 @@ class Outage:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, if anybody does; meanwhile carts whose time is over are told so."""
-        if not self._waiting:
-            return
         end = self._clock.seconds() + seconds
-        left = seconds
-        self._hurried = False
-        while True:
-            doubt = self._doubt
+        self._pausing = True
+        while self._waiting and self._pausing:
+            left, doubt = end - self._clock.seconds(), self._doubt
             if doubt is None or not doubt.confirmed:
                 await self._sleep(left)
             else:
-                await self._sleep(max(0.0, min(left, self._waiting.seconds_left())))
+                await self._sleep(min(left, self._waiting.seconds_left()))
                 self._waiting.end_the_late(doubt.cause)
-            left = end - self._clock.seconds()
-            if left <= 0 or self._hurried or not self._waiting:
-                return
+            if self._clock.seconds() >= end:
+                break
+        self._pausing = False
 
     async def _sleep(self, seconds: float) -> None:
-        self._current = deferLater(self._clock, seconds)
-        self._pausing = True
+        self._current = deferLater(self._clock, max(seconds, 0.0))
         try:
             await self._current
         except CancelledError:
             pass
         finally:
-            self._pausing = False
             self._current = None
 
     def _interrupt(self) -> None:

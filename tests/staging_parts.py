@@ -271,6 +271,12 @@ class ScriptedArchive(Archive):
         self.holds: dict[tuple[str, str], Deferred[None]] = {}
         self.fails: dict[tuple[str, str], list[Exception]] = {}
         """The errors of the next requests, in their order."""
+        self.away: Exception | None = None
+        """Why no file can be had."""
+        self.bad: dict[str, Exception] = {}
+        """Why these files cannot."""
+        self.running = 0
+        self.most_running = 0
 
     def times(self, method: str, archive_id: str = "") -> int:
         """How often was asked, for one file or any."""
@@ -291,8 +297,15 @@ class ScriptedArchive(Archive):
 
     async def _answer(self, method: str, archive_id: str) -> None:
         self.asked.append((method, archive_id))
-        if (method, archive_id) in self.holds:
-            await self.holds[method, archive_id]
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if held := self.holds.get((method, archive_id)) or self.holds.get((method, "*")):
+                await held
+        finally:
+            self.running -= 1
+        if failure := self.away or self.bad.get(archive_id):
+            raise failure
         if failures := self.fails.get((method, archive_id)):
             raise failures.pop(0)
 
@@ -322,6 +335,7 @@ class Bench:
         self.reserve: Reserves = self._reserve
         self.tries = 3
         self.outage_limit = 86_400.0
+        self.holder = "me"
         self.turns_at_once: Callable[[], int] = lambda: 0
 
     async def _reserve(
@@ -333,13 +347,14 @@ class Bench:
 
     def tools(self, *, connections: int = 4) -> Tools:
         tolerance = Tolerance(connections, self.clock.seconds)
+        self.carts = WaitingCarts(self.store, self.holder, self.clock, self.clock.seconds)
         self.turns_at_once = tolerance.places
         turns = Turns(tolerance.places, self.clock)
         outage = Outage(
             self.archive.status,
             turns,
             Witness(self.store),
-            WaitingCarts(self.store, "me", self.clock),
+            self.carts,
             self.clock,
             lambda: 0.5,
             limit=self.outage_limit,
@@ -377,3 +392,9 @@ class Bench:
 
 def passing(message: str = "not now", *, retry_after: float | None = None) -> ArchiveError:
     return ArchiveError(message, retryable=True, retry_after=retry_after)
+
+
+def outage(
+    message: str = "the archive refuses the connection", *, retry_after: float | None = None
+) -> ArchiveError:
+    return ArchiveError(message, retryable=True, retry_after=retry_after, outage=True)

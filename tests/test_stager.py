@@ -26,6 +26,7 @@ class Staged(Bench):
     def __init__(self, root: Path) -> None:
         super().__init__(root, FILES)
         self.holders = Holders(root / "holders")
+        self.holder = self.holders.name
         self.set_ahead = 0.0
         """Seconds by which the machine's clock was set ahead, while time itself went on."""
         self.stager = Stager(self.store, self.holders, InThisThread(), self.clock, self.now)

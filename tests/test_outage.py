@@ -1,0 +1,482 @@
+"""An archive that is away, second by second: who asks, who waits, and who is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent
+
+from cartd.archive import ArchiveError
+from cartd.concurrency import FEW, MOMENT
+from cartd.errors import Unavailable
+from cartd.holders import Holders
+from cartd.model import Cart, CartFile, CartStatus
+from cartd.stager import Stager
+from cartd.waiting_carts import TELL_AGAIN
+from tests.staging_parts import Bench, outage, passing
+from tests.volume_parts import InThisThread, begin, logged, result_of
+
+FILES = {str(number): b"data %d" % number for number in range(1, 9)}
+LINES = ("The archive is away", "The archive is back", "Nothing waits any more")
+
+
+class Scene(Bench):
+    """A stager, an archive that comes and goes, and what the store was told of it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, FILES)
+        self.told: list[str] = []
+        self.refused: float = 0
+        """So many tellings are to fail."""
+        self._begun, self._ended = self.store.begin_waiting, self.store.end_waiting
+        self.store.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
+        self.store.end_waiting = self._end_waiting  # type: ignore[method-assign]
+
+    async def _begin_waiting(self, holder: str, since: float, cause: str) -> None:
+        self.told.append(cause)
+        self._refuse()
+        await self._begun(holder, since, cause)
+
+    async def _end_waiting(self, holder: str) -> None:
+        self.told.append("")
+        self._refuse()
+        await self._ended(holder)
+
+    def _refuse(self) -> None:
+        if self.refused:
+            self.refused -= 1
+            raise Unavailable("The database is away")
+
+    def start(self) -> None:
+        """As a new process, on the same store and volume."""
+        holders = Holders(self.root / "holders")
+        self.holder = holders.name
+        self.stager = Stager(self.store, holders, InThisThread(), self.clock)
+        self.stager.start(self.tools(), take_up=True)
+
+    def stop(self) -> None:
+        result_of(self.stager.stop())
+        result_of(self.carts.stop())
+
+    def begin(self, *names: str) -> int:
+        cart = self.put(names, uid=f"cart {names}")
+        self.stager.begin(cart.id, resumed=False)
+        return cart.id
+
+    def run(self, seconds: float) -> None:
+        self.clock.pump([0.125] * int(seconds * 8))
+
+    def status(self, cart_id: int) -> CartStatus:
+        return self.store.carts[cart_id].status
+
+    def heads(self) -> list[str]:
+        return [name for method, name in self.archive.asked if method == "HEAD"]
+
+    def cart(self, cart_id: int) -> Cart:
+        return self.store.carts[cart_id]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path / "volume")
+    scene.start()
+    yield scene
+    scene.stop()
+    assert not scene.clock.getDelayedCalls()
+
+
+def in_log(events: list[LogEvent]) -> list[str]:
+    """The lines about outages, without their numbers."""
+    lines = [event for event in events if str(event.get("log_format")).startswith(LINES)]
+    return [str(line["log_format"]).partition(" {")[0] for line in lines]
+
+
+class Files:
+    """Files that are asked for without a stager, as many as a test wants."""
+
+    def __init__(self, root: Path, number: int, *, connections: int) -> None:
+        self.scene = Scene(root)
+        self.scene.archive.files = {str(n): b"x" for n in range(number)}
+        self.tools = self.scene.tools(connections=connections)
+        self.cart = self.scene.put()
+        self.rows = self.scene.store.rows[self.cart.id]
+
+    async def _state(self, file: CartFile) -> None:
+        async def state() -> object:
+            return await self.tools.archive.status(file.archive_id)
+
+        await self.tools.patience.with_file(self.cart, file, state)
+
+    def ask(self, rows: Iterable[CartFile]) -> list[list[object]]:
+        """Begin to ask for each; the outcomes come into the lists."""
+        return [begin(self._state(file)) for file in rows]
+
+
+class TestWaiting:
+    def test_one_probe_at_a_time_asks_for_all_and_no_tries_are_used_up(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        carts = [scene.begin("1", "2", "3"), scene.begin("4", "5")]
+        assert scene.heads() == ["1"]
+        times = scene.times_until(lambda: len(scene.heads()), seconds=200)
+        assert times == [
+            0.125,
+            0.625,
+            1.625,
+            3.625,
+            7.625,
+            15.625,
+            31.625,
+            63.625,
+            123.625,
+            183.625,
+        ]
+        assert scene.archive.most_running == 1
+        assert {scene.status(cart) for cart in carts} == {CartStatus.STAGING}
+        scene.archive.away = None
+        scene.run(65)
+        assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
+
+    def test_the_probes_take_turns_among_all_that_wait(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        scene.begin("1", "2")
+        scene.begin("3", "4")
+        scene.run(20)
+        first, *probed = scene.heads()
+        assert first == "1"
+        assert sorted(probed[:4]) == ["1", "2", "3", "4"]
+        assert probed[3] == "1"
+
+    def test_a_longer_wait_that_the_archive_asks_for_is_kept_within_reason(
+        self, scene: Scene
+    ) -> None:
+        scene.archive.away = outage("503", retry_after=20)
+        scene.begin("1", "2")
+        assert scene.times_until(lambda: len(scene.heads()), seconds=45) == [0.125, 20.125, 40.125]
+        scene.archive.away = outage("503", retry_after=86_400)
+        assert scene.times_until(lambda: len(scene.heads()), seconds=340) == [15.125, 315.125]
+
+    def test_a_cart_that_begins_meanwhile_asks_for_nothing(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        scene.begin("1", "2")
+        scene.run(20)
+        before = len(scene.heads())
+        late = scene.begin("5", "6")
+        assert len(scene.heads()) == before
+        scene.archive.away = None
+        scene.run(20)
+        assert scene.status(late) is CartStatus.READY
+
+    def test_a_request_that_was_in_line_for_its_turn_waits_too(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "volume", 5, connections=1)
+        archive, clock = files.scene.archive, files.scene.clock
+        held = archive.holds["HEAD", "0"] = Deferred()
+        outcomes = files.ask(files.rows)
+        archive.away = outage()
+        held.callback(None)
+        assert files.scene.heads() == ["0"]
+        archive.away = None
+        del archive.holds["HEAD", "0"]
+        clock.advance(0)
+        assert files.scene.heads()[:2] == ["0", "4"]
+        clock.pump([0.5] * 2)
+        assert outcomes == [[None]] * 5
+
+    def test_two_thousand_files_that_wait_are_told_in_a_loop(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "volume", 2000, connections=500)
+        archive = files.scene.archive
+        archive.away = outage()
+        outcomes = files.ask(files.rows)
+        files.scene.run(20)
+        assert len(files.scene.heads()) == 7
+        assert archive.most_running == 1
+        assert outcomes == [[]] * 2000
+        archive.away = None
+        files.scene.run(20)
+        assert outcomes == [[None]] * 2000
+
+    def test_when_it_is_back_a_few_ask_at_first_and_more_after_a_while(
+        self, tmp_path: Path
+    ) -> None:
+        files = Files(tmp_path / "volume", 4000, connections=500)
+        archive, clock = files.scene.archive, files.scene.clock
+        archive.holds["HEAD", "0"] = Deferred()
+        burst = archive.holds["HEAD", "*"] = Deferred()
+        files.ask(files.rows[:2000])
+        del archive.holds["HEAD", "*"]
+        burst.callback(None)
+        assert archive.running == 1  # so many have been answered that all places are open
+        archive.away = outage()
+        files.ask(files.rows[2000:])
+        assert archive.running == 1
+        archive.away = None
+        back = archive.holds["HEAD", "*"] = Deferred()
+        clock.advance(0)
+        assert archive.running == 2  # the probe
+        del archive.holds["HEAD", "*"]
+        archive.holds["HEAD", "*"] = Deferred()
+        back.callback(None)
+        assert archive.running == FEW
+        clock.advance(MOMENT)
+        assert archive.running == 2 * FEW
+
+    def test_it_is_logged_once_when_it_begins_and_once_when_it_ends(self, scene: Scene) -> None:
+        with logged() as events:
+            scene.archive.away = outage()
+            scene.begin(*FILES)
+            scene.run(10)
+            assert in_log(events) == ["The archive is away, and carts wait for it:"]
+            scene.archive.away = None
+            scene.run(20)
+            assert in_log(events)[1:] == ["The archive is back after"]
+            assert [event["length"] for event in events if "length" in event] == [15.625]
+
+
+class TestBlame:
+    def test_a_file_that_alone_fails_so_ends_its_cart_after_its_tries(self, scene: Scene) -> None:
+        good = scene.begin("1")
+        scene.archive.bad["2"] = outage("503")
+        with logged() as events:
+            bad = scene.begin("2")
+            others = [scene.begin("3"), scene.begin("4")]
+            scene.run(2)
+        assert {scene.status(cart) for cart in (good, *others)} == {CartStatus.READY}
+        assert scene.status(bad) is CartStatus.ERROR
+        assert scene.cart(bad).error == "Failed to stage dir/2 (archive id 2): 503"
+        assert scene.heads().count("2") == 3
+        assert scene.told == in_log(events) == []
+
+    def test_nobody_waits_for_a_file_that_alone_fails_though_nothing_else_is_known(
+        self, scene: Scene
+    ) -> None:
+        scene.archive.bad["2"] = outage("503", retry_after=300)
+        bad = scene.begin("2")
+        scene.run(301)
+        assert scene.told == ["503"]
+        good = scene.begin("3")
+        scene.run(0.25)
+        assert scene.status(good) is CartStatus.READY
+        assert scene.told[-1] == ""
+        scene.run(1000)
+        assert scene.status(bad) is CartStatus.ERROR
+
+    def test_after_an_outage_a_file_has_all_its_tries(self, scene: Scene) -> None:
+        scene.begin("1")
+        scene.archive.fails["GET", "2"] = [passing("first"), passing("second"), outage()]
+        cart = scene.begin("2")
+        scene.run(1.375)
+        scene.archive.away = outage()
+        scene.run(3)
+        assert scene.told == ["the archive refuses the connection"]
+        scene.archive.away = None
+        scene.archive.fails["GET", "2"] = [passing("third"), passing("fourth")]
+        scene.run(10)
+        assert scene.status(cart) is CartStatus.READY
+
+    def test_a_file_whose_errors_others_do_not_have_is_to_blame(self, scene: Scene) -> None:
+        scene.archive.bad["1"] = passing("500")
+        cart = scene.begin("1", "2")
+        scene.run(2)
+        assert scene.status(cart) is CartStatus.ERROR
+        assert scene.heads() == ["1", "2", "1", "1"]
+
+    def test_a_file_of_long_ago_is_asked_for_before_one_is_to_blame(self, scene: Scene) -> None:
+        scene.begin("1")
+        scene.stop()
+        scene.start()
+        scene.archive.bad["2"] = passing("500")
+        cart = scene.begin("2")
+        scene.run(2)
+        assert scene.status(cart) is CartStatus.ERROR
+        assert scene.heads() == ["1", "2", "2", "2", "1"]
+        assert scene.told == []
+
+    @pytest.mark.parametrize("missing", [False, True])
+    def test_an_archive_that_has_nothing_but_errors_is_away(
+        self, scene: Scene, missing: bool
+    ) -> None:
+        scene.begin("1")
+        scene.archive.away = passing("500")
+        if missing:
+            scene.archive.fails["GET", "2"] = [gone()]
+            scene.archive.away = None
+        cart = scene.begin("2")
+        scene.archive.away = passing("500")
+        scene.run(8)
+        assert scene.told == ["500"]
+        assert scene.status(cart) is CartStatus.STAGING
+        scene.archive.away = None
+        scene.run(8)
+        assert scene.status(cart) is CartStatus.READY
+
+    def test_a_file_that_is_surely_missing_ends_its_cart_at_once(self, scene: Scene) -> None:
+        scene.begin("1")
+        scene.archive.bad["2"] = gone()
+        cart = scene.begin("2")
+        scene.clock.advance(0)
+        assert scene.cart(cart).error == "Failed to stage dir/2 (archive id 2): it is not there"
+        assert scene.heads() == ["1", "2", "1"]
+
+    def test_where_no_other_file_is_known_a_missing_one_is_to_blame(self, scene: Scene) -> None:
+        scene.archive.bad["2"] = gone()
+        cart = scene.begin("2")
+        assert scene.status(cart) is CartStatus.ERROR
+
+    def test_with_one_try_a_body_that_broke_with_the_archive_is_no_fault(
+        self, tmp_path: Path
+    ) -> None:
+        scene = Scene(tmp_path / "volume")
+        scene.tries = 1
+        scene.start()
+        scene.begin("1")
+        held = scene.archive.holds["GET", "2"] = Deferred()
+        cart = scene.begin("2")
+        scene.archive.fails["GET", "2"] = [passing("broken in the middle")]
+        scene.archive.bad["1"] = outage()
+        held.callback(None)
+        scene.run(1)
+        assert scene.status(cart) is CartStatus.READY
+        scene.stop()
+
+
+class TestLimit:
+    def test_who_has_waited_for_too_long_is_in_error_and_others_wait_on(
+        self, tmp_path: Path
+    ) -> None:
+        scene = Scene(tmp_path / "volume")
+        scene.outage_limit = 10
+        scene.start()
+        scene.archive.away = outage()
+        first = scene.begin("1", "2")
+        scene.run(5)
+        second = scene.begin("3")
+        scene.run(5)
+        assert scene.cart(first).error == (
+            "The archive has been away since 1970-01-01 00:00:00 UTC, which is longer than the"
+            " outage_limit of 10 seconds: the archive refuses the connection"
+        )
+        assert not any(file.error for file in scene.store.rows[first])
+        assert scene.status(second) is CartStatus.STAGING
+        scene.run(4.875)
+        assert scene.status(second) is CartStatus.STAGING
+        scene.run(0.125)
+        assert "since 1970-01-01 00:00:05 UTC" in scene.cart(second).error
+        assert scene.cart(second).message == scene.cart(second).error
+        scene.stop()
+        assert not scene.clock.getDelayedCalls()
+
+    def test_it_goes_on_after_a_restart(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path / "volume")
+        scene.outage_limit = 100
+        scene.start()
+        scene.archive.away = outage()
+        cart = scene.begin("1")
+        scene.run(60)
+        scene.stop()
+        assert scene.cart(cart).waits_since == 0
+        scene.clock.advance(30)
+        scene.start()
+        scene.run(9.875)
+        assert scene.cart(cart).waits_since == 0
+        assert scene.status(cart) is CartStatus.STAGING
+        scene.run(0.125)
+        assert "since 1970-01-01 00:00:00 UTC" in scene.cart(cart).error
+        scene.stop()
+
+
+class TestTelling:
+    def test_all_carts_are_told_at_once_and_those_that_come_later(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        carts = [scene.begin("1", "2"), scene.begin("3")]
+        scene.run(5)
+        assert scene.told == ["the archive refuses the connection"]
+        carts.append(scene.begin("4"))
+        scene.run(5)
+        assert scene.told == ["the archive refuses the connection"] * 2
+        assert [scene.cart(cart).waits_since for cart in carts] == [0, 0, 5]
+        assert scene.cart(carts[0]).message == (
+            "Waiting for the archive since 1970-01-01 00:00:00 UTC:"
+            " the archive refuses the connection"
+        )
+        scene.archive.away = None
+        held = scene.archive.holds["GET", "*"] = Deferred()
+        scene.run(10)
+        assert scene.told[2:] == [""]
+        assert [scene.cart(cart).message for cart in carts] == ["", "", ""]
+        held.callback(None)
+
+    def test_what_the_database_could_not_take_is_told_again(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        cart = scene.begin("1")
+        scene.refused = 3
+        scene.run(TELL_AGAIN * 3 + 1)
+        assert scene.told == ["the archive refuses the connection"] * 4
+        assert scene.cart(cart).waits_since == 0
+        assert len(scene.heads()) > 4
+        scene.archive.away = None
+        held = scene.archive.holds["GET", "1"] = Deferred()
+        scene.refused = inf
+        scene.run(20)
+        assert scene.cart(cart).waits_since == 0
+        scene.refused = 0
+        scene.run(TELL_AGAIN)
+        assert scene.cart(cart).waits_since is None
+        held.callback(None)
+        scene.run(TELL_AGAIN)
+        assert scene.status(cart) is CartStatus.READY
+
+    def test_a_restart_that_finds_the_archive_there_ends_the_waiting(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        cart = scene.begin("1", "2")
+        scene.run(5)
+        scene.stop()
+        scene.archive.away = None
+        scene.archive.holds["HEAD", "2"] = Deferred()
+        scene.start()
+        assert scene.status(cart) is CartStatus.STAGING
+        assert scene.cart(cart).message == ""
+
+
+class TestEnding:
+    def test_when_the_last_cart_is_deleted_the_probing_ends(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        carts = [scene.begin("1", "2"), scene.begin("3")]
+        scene.run(5)
+        with logged() as events:
+            result_of(scene.stager.drop(carts[0]))
+            assert in_log(events) == []
+            result_of(scene.stager.drop(carts[1]))
+            assert in_log(events) == ["Nothing waits any more for the archive, which was away for"]
+        for cart in carts:
+            scene.store.carts[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)
+        asked = len(scene.heads())
+        scene.run(100)
+        assert len(scene.heads()) == asked
+        scene.archive.away = None
+        assert scene.status(scene.begin("4")) is CartStatus.READY
+
+    def test_a_stop_in_the_middle_of_a_probe_ends_that(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        cart = scene.begin("1", "2")
+        held = scene.archive.holds["HEAD", "*"] = Deferred()
+        scene.run(1)
+        assert scene.archive.running == 1
+        scene.stop()
+        assert held.called
+        assert scene.archive.running == 0
+        assert scene.status(cart) is CartStatus.STAGING
+
+    def test_a_probe_that_breaks_in_a_way_of_its_own_lets_all_go_on(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        cart = scene.begin("1")
+        scene.archive.away = ZeroDivisionError("a fault of the service itself")
+        scene.run(2)
+        assert "ZeroDivisionError" in scene.cart(cart).error
+
+
+def gone() -> ArchiveError:
+    return ArchiveError("it is not there", retryable=False, missing=True)
