@@ -36,6 +36,11 @@ class RealArchive:
     root: Path
 
     @property
+    def log(self) -> str:
+        """Its requests, one a line."""
+        return (self.root.parent / "archive.log").read_text()
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
@@ -63,19 +68,23 @@ class RealArchive:
 
 
 @contextmanager
-def real_archive(directory: Path, *, threads: int = 1) -> Iterator[RealArchive]:
+def real_archive(
+    directory: Path, *, threads: int = 1, port: int | None = None
+) -> Iterator[RealArchive]:
     """Start it with its files and its log in ``directory``, and stop it at the end.
+
+    What is in the directory from another time is served again.
 
     Its posix backend keeps one file handle for the whole process: with more than one thread,
     requests at the same time break each other, as they do at sites that run it so.
     """
     root = directory / "archive"
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     settings = directory / "cherrypy.conf"
     settings.write_text(_SETTINGS.format(threads=threads))
-    archive = RealArchive(free_port(), root)
+    archive = RealArchive(port or free_port(), root)
     log = directory / "archive.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", _MAIN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -24,11 +25,13 @@ from tests.archive_faults import (
     Send,
     chunked,
     close_before_head,
+    endless,
     garbage,
     gzipped,
     hang_after,
     hang_before_head,
     head,
+    honest,
     reset_after,
     reset_before_head,
     status,
@@ -119,6 +122,7 @@ async def test_an_archive_that_is_away_refuses_the_connection(
         error = await failure_of(asked.archive.status("7"))
         assert str(error) == "the archive refuses the connection"
         assert error.retryable
+        assert error.outage
         asked.faulty.listen()
 
 
@@ -217,3 +221,128 @@ async def test_the_body_of_an_error_is_not_read_for_ever(asked: Asking, rest: An
     assert "500 Internal Server Error" in str(error)
     drained_over = 1 if isinstance(rest, Hang) else 0
     await asked.until(lambda: asked.faulty.open_connections == drained_over)
+
+
+OF_THE_ARCHIVE = {
+    "502": status(502),
+    "503": status(503),
+    "504": status(504),
+    "closed": close_before_head(),
+    "reset": reset_before_head(),
+    "not HTTP": garbage(),
+}
+OF_A_FILE = {
+    "404": status(404),
+    "500": status(500),
+    "501": status(501),
+    "429": status(429),
+    "cut": truncated(5),
+    "reset in the middle": reset_after(5),
+    "not HTTP in the middle": steps(
+        Send(head(200, [("Transfer-Encoding", "chunked")]) + b"zz\r\nabc\r\n")
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outage"),
+    [
+        *(pytest.param(fault, True, id=name) for name, fault in OF_THE_ARCHIVE.items()),
+        *(pytest.param(fault, False, id=name) for name, fault in OF_A_FILE.items()),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_says_more_of_the_archive_than_of_the_file_is_an_outage(
+    asked: Asking, fault: Fault, outage: bool
+) -> None:
+    asked.faulty.fault("7", fault, method="GET")
+    assert (await failure_of(asked.fetch("7"))).outage is outage
+
+
+@pytest.mark.parametrize("named", ["/srv/archive/7", "/srv/a/07/file.7", "7"])
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_fails_for_want_of_the_file_is_understood(
+    asked: Asking, named: str
+) -> None:
+    asked.faulty.fault("7", status(500, body=trace_of(named)))
+    error = await failure_of(asked.archive.stage("7"))
+    assert str(error) == (
+        "the archive does not have it"
+        " (500 Internal Server Error to POST: no such file or directory)"
+    )
+    assert (error.missing, error.retryable, error.outage) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        pytest.param(500, b"", id="empty"),
+        pytest.param(500, b'{"traceback": 5}', id="no text"),
+        pytest.param(500, b"No such file or directory: '/a/7'", id="no JSON"),
+        pytest.param(500, json.dumps({"traceback": "E: '/a/7'"}).encode(), id="another error"),
+        pytest.param(503, json.dumps({"traceback": "E"}).encode(), id="another status"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_fails_for_any_other_reason_may_have_the_file(
+    asked: Asking, code: int, body: bytes
+) -> None:
+    asked.faulty.fault("7", status(code, body=body))
+    error = await failure_of(asked.archive.stage("7"))
+    assert (error.missing, error.retryable) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("named", "after"),
+    [("/srv/archive/8", ""), ("/srv/7/", ""), ("/srv/7", "\nRuntimeError: no more threads")],
+    ids=["of another file", "of a directory", "of what came before"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_trace_that_does_not_end_with_the_file_says_nothing_of_it(
+    asked: Asking, named: str, after: str
+) -> None:
+    asked.faulty.fault("7", status(500, body=trace_of(named, after)))
+    assert not (await failure_of(asked.archive.stage("7"))).missing
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking) -> None:
+    body = trace_of("/srv/archive/7")
+    asked.faulty.fault("7", status(500, body=body), times=2)
+    error = await failure_of(asked.archive.status("7"))
+    assert (error.unexplained, error.missing) == (True, False)
+    explained = await asked.archive.explained("7", error)
+    assert explained.missing
+    assert "to GET" in str(explained)
+    assert asked.faulty.total_connections == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "connections"),
+    [(honest, 1), (endless(), 2), (status(500), 1), (reset_before_head(), 2)],
+    ids=["sent", "endless", "unexplained", "reset"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_get_that_explains_nothing_leaves_the_failure_as_it_is(
+    asked: Asking, fault: Fault, connections: int
+) -> None:
+    asked.faulty.fault("7", status(500), method="HEAD")
+    error = await failure_of(asked.archive.status("7"))
+    asked.faulty.fault("7", fault, method="GET")
+    assert await asked.archive.explained("7", error) is error
+    await asked.archive.status("7")
+    assert asked.faulty.total_connections == connections
+
+
+def trace_of(named: str, after: str = "") -> bytes:
+    """The body of Pacifica's archive interface for a file that it does not find."""
+    trace = (
+        "Traceback (most recent call last):\n"
+        f"FileNotFoundError: [Errno 2] No such file or directory: '{named}'\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n"
+        "pacifica.archiveinterface.exception.ArchiveInterfaceError: Can't open posix file with"
+        f" error: [Errno 2] No such file or directory: '{named}'{after}\n"
+    )
+    told = {"status": "500 Internal Server Error", "message": "unexpected", "traceback": trace}
+    return json.dumps(told).encode()

@@ -73,6 +73,7 @@ async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
             await asked.archive.status("7")
         assert str(caught.value) == message
         assert not caught.value.retryable
+        assert caught.value.outage
         assert asked.faulty.requests == []
         await asked.until(lambda: asked.faulty.open_connections == 0)
 

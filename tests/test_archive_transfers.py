@@ -46,6 +46,7 @@ async def test_an_answer_that_does_not_begin_is_given_up(asked: Asking) -> None:
     assert failing.called
     error = await failing
     assert str(error) == "the archive did not answer within 60 seconds"
+    assert error.outage
     assert error.retryable
     await asked.until(lambda: asked.faulty.open_connections == 0)
     assert await asked.fetch("7") == DATA

@@ -133,6 +133,8 @@ def test_a_file_that_is_not_there_is_named_with_the_cause_and_others_go_on(
         "Failed to stage run/gone.dat (archive id 404): "
         "the archive does not have it (500 Internal Server Error to GET: no such file or directory)"
     )
+    # That is sure at once: another try would tell the same.
+    assert archive.log.count('"HEAD /404 ') == 1
     assert cartd.request("HEAD", "/incomplete").status == 500
     answer = cartd.get("/incomplete")
     assert (answer.status, answer.json["message"]) == (500, message)

@@ -1,0 +1,95 @@
+"""What the store says of carts that wait for the archive, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from cartd.model import CartStatus
+from cartd.store import Store
+from tests.stored_carts import SHA1, claimed, found, posted, staged, with_status
+
+pytest_plugins = ("tests.database_fixtures",)
+
+SINCE = 1_795_514_400.0
+"""2026-11-24 10:00:00 UTC."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_carts_of_a_holder_wait_until_it_says_that_none_does(store: Store) -> None:
+    held = [await claimed(store, "a"), await claimed(store, "b")]
+    free = await posted(store, "c")
+    other = await posted(store, "d")
+    assert await store.claim(other.id, "you", now=10, until=100)
+    await store.begin_waiting("me", SINCE, "it is away")
+    for cart in held:
+        waiting = await found(store, cart)
+        assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is away")
+        assert waiting.message == (
+            "Waiting for the archive since 2026-11-24 10:00:00 UTC: it is away"
+        )
+        assert await store.newest(cart.uid) == waiting
+    for cart in (free, other):
+        assert (await found(store, cart)).message == ""
+    await store.end_waiting("me")
+    for cart in held:
+        assert await found(store, cart) == cart
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_waits_already_goes_on_from_when_it_began(store: Store) -> None:
+    cart = await claimed(store)
+    await store.begin_waiting("me", SINCE, "it is away")
+    await store.begin_waiting("me", SINCE + 60, "it is slow")
+    waiting = await found(store, cart)
+    assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is slow")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_takes_a_cart_over_learns_since_when_it_waits(store: Store) -> None:
+    cart = await claimed(store)
+    await store.begin_waiting("me", SINCE, "it is away")
+    await store.release(cart.id, "me")
+    taken = await store.claim(cart.id, "you", now=20, until=100)
+    assert taken is not None
+    assert taken.waits_since == SINCE
+    await store.end_waiting("me")
+    assert (await found(store, cart)).waits_since == SINCE
+
+
+@pytest.mark.parametrize("end", ["ready", "error", "deleted"])
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> None:
+    cart = await claimed(store, files=0)
+    await store.begin_waiting("me", SINCE, "it is away")
+    if end == "ready":
+        await store.record_ready(cart.id, "me", volume_bytes=0, now=20)
+    elif end == "error":
+        await store.record_error(cart.id, "me", "x", position=None, file_error="", now=20)
+    else:
+        await store.mark_deleted(cart.id, 20)
+    ended = await found(store, cart)
+    assert (ended.waits_since, ended.waits_for) == (None, None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_is_being_bundled_does_not_wait(store: Store) -> None:
+    cart = await with_status(store, "u", CartStatus.BUNDLING)
+    await store.begin_waiting("me", SINCE, "it is away")
+    assert (await found(store, cart)).waits_since is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_the_archive_should_have_is_one_of_the_newest_cart_that_has_any(
+    store: Store,
+) -> None:
+    assert await store.staged_of_late("") is None
+    await staged(store, "old", 3)
+    half = await claimed(store, "half", 3)
+    await store.record_states(half.id, "me", [(2, 10, 7)])
+    await store.record_staged(half.id, "me", [(2, SHA1)], now=20)
+    await claimed(store, "new", 5)
+    assert await store.staged_of_late("") == "id2"
+    assert await store.staged_of_late("id2") is None
+    await store.mark_deleted(half.id, 20)
+    assert await store.staged_of_late("id0") in ("id1", "id2")
