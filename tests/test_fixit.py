@@ -176,6 +176,25 @@ def test_a_cart_that_the_service_is_staging_is_watched_on_a_terminal(
 
 
 @in_a_thread
+def test_that_the_archive_is_away_is_said_once_and_waited_for(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        archive.fault("*", status(503), times=None)
+        cartd.post("mine", manifest_of(archive, "mine", 20, files=2))
+        wait_for(lambda: "Waiting" in cartd.status("mine")[1])
+        waiting = cartd.status("mine")[1]
+        assert cartd.terminate() == 0
+        with terminal(cartd, "cartd-cmd", "fixit", "--cartid", "mine") as shown:
+            shown.read_until(f"\r\x1b[Kmine: {waiting}\r\n")
+            archive.heal()
+            assert shown.end() == 0
+        assert shown.shown.count("Waiting") == 1
+        assert shown.shown.endswith("\r\x1b[Kmine: ready\r\n")
+        assert_no_surprise(cartd.log)
+
+
+@in_a_thread
 def test_a_cart_whose_service_was_killed_is_taken_over_at_once(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:

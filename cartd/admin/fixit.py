@@ -63,12 +63,16 @@ class Fixit:
 
         Whoever did may die or let go of it: then this process goes on.
         """
+        said = ""
         while True:
             cart = await self._store.cart(cart_id)
             assert cart is not None
             self._show(cart)
             if cart.status not in UNFINISHED:
                 return cart
+            if cart.message not in ("", said):
+                said = cart.message
+                self._say(f"{cart.uid}: {said}")
             self._begin(cart_id)
             await deferLater(self._clock, LOOK_EVERY)
 

@@ -1,0 +1,160 @@
+"""The service beside an archive that goes away and comes back: carts wait, and then are ready."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.archive_faults import (
+    Fault,
+    close_before_head,
+    garbage,
+    hang_before_head,
+    reset_before_head,
+    status,
+)
+from tests.archived_files import ArchivedFile, manifest_of, many_files, store
+from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive
+from tests.faulty_archive import FaultyArchive
+from tests.real_archive import real_archive
+from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+
+INI = "[archiveinterface]\nretries = 2\nstall_timeout = 1\nconnect_timeout = 5\n"
+FILES = 40
+SINCE = r"Waiting for the archive since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC): "
+
+AWAY: dict[str, tuple[Fault, str]] = {
+    "closed": (close_before_head(), "the archive broke the connection before it answered"),
+    "reset": (reset_before_head(), "the archive broke the connection before it answered"),
+    "garbage": (garbage(), "the archive's answer is not HTTP"),
+    "502": (status(502), "the archive answered 502 Bad Gateway to HEAD"),
+    "503": (
+        status(503, [("Retry-After", "1")]),
+        "the archive answered 503 Service Unavailable to HEAD",
+    ),
+    "504": (status(504), "the archive answered 504 Gateway Timeout to HEAD"),
+    "silent": (hang_before_head(), "the archive did not answer within 1 seconds"),
+}
+
+
+def post(cartd: RunningCartd, archive: FaultyArchive, uid: str) -> None:
+    """A cart of files that no other has."""
+    files = {f"{uid}-{number}": f"{uid} {number}".encode() for number in range(FILES)}
+    for name, data in files.items():
+        archive.put(name, data)
+    cartd.post(uid, manifest([entry(name, name, data) for name, data in files.items()]))
+
+
+def wait_until_it_waits(cartd: RunningCartd, uid: str, cause: str) -> str:
+    """Since when it says to do so."""
+    since: list[str] = []
+
+    def waits() -> bool:
+        state, message = cartd.status(uid)
+        assert state == "staging", message
+        found = re.fullmatch(SINCE + re.escape(cause), message)
+        since[:] = [found[1]] if found else []
+        return bool(found)
+
+    wait_for(waits)
+    return since[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_carts_wait_for_as_long_as_the_archive_is_away(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+        await deferToThread(post, cartd, archive, "before")
+        await deferToThread(cartd.wait_until, "before", "ready")
+        for name, (fault, cause) in AWAY.items():
+            archive.fault("*", fault, times=None)
+            asked = len(archive.requests)
+            uids = [f"{name}-{number}" for number in range(2)]
+            for uid in uids:
+                await deferToThread(post, cartd, archive, uid)
+            for uid in uids:
+                await deferToThread(wait_until_it_waits, cartd, uid, cause)
+            # Some have been asked for at once when the first failed, then one after the other.
+            assert len(archive.requests) - asked < FILES
+            archive.heal()
+            for uid in uids:
+                assert await deferToThread(cartd.wait_until, uid, "ready") == ""
+        log = cartd.log
+        assert log.count("The archive is away") == log.count("The archive is back") == len(AWAY)
+        assert "Trying" not in log
+
+
+@pytest_twisted.ensureDeferred
+async def test_over_a_restart_a_cart_says_since_when_it_waits_and_in_the_end_it_is_in_error(
+    tmp_path: Path,
+) -> None:
+    refused = "the archive refuses the connection"
+    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+        port = archive.port
+        await archive.stop()
+        await deferToThread(post, cartd, archive, "mine")
+        since = await deferToThread(wait_until_it_waits, cartd, "mine", refused)
+        await deferToThread(cartd.terminate)
+        await deferToThread(cartd.start)
+        await deferToThread(wait_for, lambda: cartd.log.count("The archive is away") == 2)
+        assert await deferToThread(wait_until_it_waits, cartd, "mine", refused) == since
+        cartd.kill()
+        cartd.configure(INI + "outage_limit = 0.5\n")
+        await deferToThread(cartd.start)
+        assert await deferToThread(cartd.wait_until, "mine", "error") == (
+            f"The archive has been away since {since}, which is longer than the"
+            f" outage_limit of 0.5 seconds: {refused}"
+        )
+        archive.listen(port=port)
+        await deferToThread(post, cartd, archive, "mine")
+        assert await deferToThread(cartd.wait_until, "mine", "ready") == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_waits_can_be_deleted_and_the_service_be_stopped(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+        archive.fault("*", hang_before_head(), times=None)
+        for uid in ("mine", "yours"):
+            await deferToThread(post, cartd, archive, uid)
+        silent = AWAY["silent"][1]
+        await deferToThread(wait_until_it_waits, cartd, "mine", silent)
+        assert (await deferToThread(cartd.delete, "mine")).status == 200
+        await deferToThread(wait_until_it_waits, cartd, "yours", silent)
+        await archive.until(lambda: archive.running == 1)
+        assert await deferToThread(cartd.terminate) == 0
+
+
+def test_the_real_archive_is_stopped_and_started_again(tmp_path: Path) -> None:
+    files = many_files(30)
+    with real_archive(tmp_path / "archive") as archive:
+        store(archive, files)
+        port = archive.port
+    with running_cartd(tmp_path / "cartd", archive=archive.url, ini=INI) as cartd:
+        cartd.post("mine", manifest_of(files))
+        wait_until_it_waits(cartd, "mine", "the archive refuses the connection")
+        with real_archive(tmp_path / "archive", port=port):
+            cartd.wait_until("mine", "ready")
+            assert cartd.download("mine") == {file.path: file.data for file in files}
+        assert_no_surprise(cartd.log)
+
+
+def test_a_real_archive_whose_disk_is_gone_is_away_and_misses_no_file(tmp_path: Path) -> None:
+    here, mine = ArchivedFile(1, "here", b"here"), ArchivedFile(2, "mine", b"mine")
+    with (
+        real_archive(tmp_path / "archive") as archive,
+        running_cartd(tmp_path / "cartd", archive=archive.url, ini=INI) as cartd,
+    ):
+        store(archive, [here, mine])
+        cartd.post("here", manifest_of([here]))
+        cartd.wait_until("here", "ready")
+        cartd.terminate()
+        cartd.start()
+        archive.root.rename(tmp_path / "elsewhere")
+        cartd.post("mine", manifest_of([mine]))
+        cause = "the archive answered 500 Internal Server Error to HEAD"
+        wait_until_it_waits(cartd, "mine", cause)
+        (tmp_path / "elsewhere").rename(archive.root)
+        cartd.wait_until("mine", "ready")
+        assert_no_surprise(cartd.log)
