@@ -96,9 +96,10 @@ class WaitingCarts:
 
     async def stop(self) -> None:
         """Tell the store no more: what it says of the carts is for the next start."""
-        if self._telling is not None:
-            self._telling.cancel()
-            await self._telling
+        telling = self._telling
+        if telling is not None:
+            telling.cancel()
+            await telling
 
     def _tell(self, news: _News) -> None:
         self._untold = news

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
 from cartd.archive import ArchiveError
@@ -18,8 +18,9 @@ from cartd.holders import Holders
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.stager import Stager
 from cartd.waiting_carts import TELL_AGAIN
-from tests.staging_parts import Bench, outage, passing
-from tests.volume_parts import InThisThread, begin, logged, result_of
+from cartd.witness import Witness
+from tests.staging_parts import Bench, MemoryStore, outage, passing
+from tests.volume_parts import InThisThread, begin, logged, outcome, result_of
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}
 LINES = ("The archive is away", "The archive is back", "Nothing waits any more")
@@ -186,6 +187,33 @@ class TestWaiting:
         clock.pump([0.5] * 2)
         assert outcomes == [[None]] * 5
 
+    def test_a_probe_waits_for_its_turn_like_any_request(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "volume", 3, connections=2)
+        archive, clock = files.scene.archive, files.scene.clock
+        held = archive.holds["HEAD", "0"] = Deferred()
+        archive.bad["1"] = outage()
+        files.ask(files.rows)
+        while files.scene.turns_at_once() > 1:
+            files.tools.tolerance.was_wrong()  # nothing goes well that is asked for together
+        clock.advance(0)
+        assert files.scene.heads() == ["0", "1"]
+        held.callback(None)
+        assert files.scene.heads()[2:3] == ["2"]
+
+    def test_who_is_told_may_end_the_waiting_of_others(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "volume", 4, connections=4)
+        files.scene.archive.away = outage()
+        files.ask(files.rows[:1])
+        files.scene.archive.away = None
+        wait = files.tools.outage.wait
+        waiting = [Deferred.fromCoroutine(wait(1, str(number))) for number in (1, 2, 3)]
+        # The last to come is asked about, and so the last to be told; before it come 2 and 1.
+        waiting[1].addCallback(lambda _: waiting[0].cancel())
+        waiting[0].addErrback(lambda failure: failure.trap(CancelledError))
+        told = [outcome(deferred) for deferred in waiting]
+        files.scene.clock.advance(0)
+        assert told == [[CancelledError], [None], [False]]
+
     def test_two_thousand_files_that_wait_are_told_in_a_loop(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 2000, connections=500)
         archive = files.scene.archive
@@ -342,6 +370,27 @@ class TestBlame:
         assert scene.status(cart) is CartStatus.READY
         scene.stop()
 
+    def test_who_comes_while_a_file_that_alone_fails_is_asked_for_is_asked_for_next(
+        self, scene: Scene
+    ) -> None:
+        scene.archive.bad["2"] = outage("503", retry_after=300)
+        scene.begin("2")
+        held = scene.archive.holds["HEAD", "2"] = Deferred()
+        scene.run(301)
+        good = scene.begin("3")
+        scene.run(1)
+        assert scene.heads() == ["2", "2"]
+        held.callback(None)
+        scene.run(0.25)
+        assert scene.status(good) is CartStatus.READY
+
+    def test_a_file_is_no_witness_of_its_own(self) -> None:
+        witness = Witness(MemoryStore())
+        witness.answered("1")
+        assert not witness.answered_since(0, other_than="1")
+        assert witness.answered_since(0, other_than="2")
+        assert not witness.answered_since(1, other_than="2")
+
 
 class TestLimit:
     def test_who_has_waited_for_too_long_is_in_error_and_others_wait_on(
@@ -456,7 +505,13 @@ class TestEnding:
         asked = len(scene.heads())
         scene.run(100)
         assert len(scene.heads()) == asked
+        told = list(scene.told)
         scene.archive.away = None
+        scene.archive.fails["HEAD", "5"] = [outage()]
+        one_failure = scene.begin("5")
+        assert scene.told == told  # nobody knows that the archive is away again
+        scene.run(2)
+        assert scene.status(one_failure) is CartStatus.READY
         assert scene.status(scene.begin("4")) is CartStatus.READY
 
     def test_a_stop_in_the_middle_of_a_probe_ends_that(self, scene: Scene) -> None:
@@ -469,6 +524,15 @@ class TestEnding:
         assert held.called
         assert scene.archive.running == 0
         assert scene.status(cart) is CartStatus.STAGING
+
+    def test_a_stop_while_the_database_is_away_ends_the_telling(self, scene: Scene) -> None:
+        scene.archive.away = outage()
+        scene.refused = inf
+        scene.begin("1")
+        scene.run(1)
+        assert scene.told
+        scene.stop()
+        assert not scene.clock.getDelayedCalls()
 
     def test_a_probe_that_breaks_in_a_way_of_its_own_lets_all_go_on(self, scene: Scene) -> None:
         scene.archive.away = outage()
