@@ -126,9 +126,7 @@ class WaitingCarts:
         if news.cause is None:
             await self._store.end_waiting(self._holder)
         else:
-            await self._store.begin_waiting(
-                self._holder, self.date(news.since), news.cause
-            )
+            await self._store.begin_waiting(self._holder, self.date(news.since), news.cause)
 
     def _told(self, _: object) -> None:
         """All is told, or :meth:`stop` has put an end to it."""

@@ -90,7 +90,8 @@ class WaitingFiles:
                 waiter.told.errback(OutageTooLong(self._complaint(since, cause)))
 
     def _complaint(self, since: float, cause: Exception) -> str:
+        date = in_words(self._carts.date(since))
         return (
-            f"The archive has been away since {in_words(self._carts.date(since))}, which is longer than the"
+            f"The archive has been away since {date}, which is longer than the"
             f" outage_limit of {self._limit:g} seconds: {cause}"
         )

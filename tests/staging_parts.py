@@ -327,6 +327,8 @@ class Bench:
         self, root: Path, files: Mapping[str, bytes], threads: RunsInThread | None = None
     ) -> None:
         self.clock = Clock()
+        self.set_ahead = 0.0
+        """Seconds by which the machine's clock was set ahead, while time itself went on."""
         self.store = MemoryStore()
         self.archive = ScriptedArchive(files)
         self.volume = Volume(root, threads or InThisThread())
@@ -338,6 +340,9 @@ class Bench:
         self.holder = "me"
         self.turns_at_once: Callable[[], int] = lambda: 0
 
+    def now(self) -> float:
+        return self.clock.seconds() + self.set_ahead
+
     async def _reserve(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
     ) -> None:
@@ -347,7 +352,7 @@ class Bench:
 
     def tools(self, *, connections: int = 4) -> Tools:
         tolerance = Tolerance(connections, self.clock.seconds)
-        self.carts = WaitingCarts(self.store, self.holder, self.clock, self.clock.seconds)
+        self.carts = WaitingCarts(self.store, self.holder, self.clock, self.now)
         self.turns_at_once = tolerance.places
         turns = Turns(tolerance.places, self.clock)
         outage = Outage(
@@ -369,7 +374,7 @@ class Bench:
             tolerance=tolerance,
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
-            now=self.clock.seconds,
+            now=self.now,
             carts_at_once=lambda: 1,
         )
 

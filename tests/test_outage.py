@@ -57,7 +57,7 @@ class Scene(Bench):
         """As a new process, on the same store and volume."""
         holders = Holders(self.root / "holders")
         self.holder = holders.name
-        self.stager = Stager(self.store, holders, InThisThread(), self.clock)
+        self.stager = Stager(self.store, holders, InThisThread(), self.clock, self.now)
         self.stager.start(self.tools(), take_up=True)
 
     def stop(self) -> None:
@@ -434,6 +434,20 @@ class TestLimit:
         assert scene.status(cart) is CartStatus.STAGING
         scene.run(0.125)
         assert "since 1970-01-01 00:00:00 UTC" in scene.cart(cart).error
+        scene.stop()
+
+    def test_a_clock_that_is_set_neither_shortens_nor_lengthens_it(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path / "volume")
+        scene.outage_limit = 100
+        scene.start()
+        scene.archive.away = outage()
+        cart = scene.begin("1")
+        scene.run(60)
+        scene.set_ahead = 3600.0
+        scene.run(39.875)
+        assert scene.status(cart) is CartStatus.STAGING
+        scene.run(0.125)
+        assert "since 1970-01-01 01:00:00 UTC" in scene.cart(cart).error
         scene.stop()
 
 

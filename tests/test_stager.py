@@ -27,12 +27,7 @@ class Staged(Bench):
         super().__init__(root, FILES)
         self.holders = Holders(root / "holders")
         self.holder = self.holders.name
-        self.set_ahead = 0.0
-        """Seconds by which the machine's clock was set ahead, while time itself went on."""
         self.stager = Stager(self.store, self.holders, InThisThread(), self.clock, self.now)
-
-    def now(self) -> float:
-        return self.clock.seconds() + self.set_ahead
 
     def start(self, *, take_up: bool = True) -> None:
         self.stager.start(self.tools(), take_up=take_up)
