@@ -167,13 +167,22 @@ class Stager:
             try:
                 await staging.flush()
             except LeaseLost:
-                await self._cancel([cart_id])
+                await self._give_up([cart_id])
 
     async def _renew(self) -> None:
         """Keep the leases; drop the carts whose lease somebody else has taken."""
         claimed = list(self._stagings)
         held = await self._store.renew(self._holders.name, self._now() + LEASE)
-        await self._cancel([cart_id for cart_id in claimed if cart_id not in held])
+        await self._give_up([cart_id for cart_id in claimed if cart_id not in held])
+
+    async def _give_up(self, cart_ids: list[int]) -> None:
+        for cart_id in cart_ids:
+            if cart_id in self._running:
+                log.warn(
+                    "Cart {id} was deleted or taken over by another process",
+                    id=cart_id,
+                )
+        await self._cancel(cart_ids)
 
     async def _look_around(self) -> None:
         """Renew, see who has died, then take up every unfinished cart that nobody is staging."""

@@ -76,7 +76,27 @@ class Reset:
     """The end of the connection by RST, after what was sent before."""
 
 
-Step = Send | Drip | Endless | Hang | Close | Reset
+class Gate:
+    """Nothing more until the test opens it; open or not, it is one for all who come."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+        self._opened = False
+
+    def pass_by(self, go_on: Callable[[], None]) -> None:
+        if self._opened:
+            go_on()
+        else:
+            self._waiting.append(go_on)
+
+    def open(self) -> None:
+        """In the thread of the reactor."""
+        self._opened = True
+        for go_on in self._waiting:
+            go_on()
+
+
+Step = Send | Drip | Endless | Hang | Gate | Close | Reset
 Fault = Callable[[Seen, StoredFile | None], Sequence[Step]]
 
 
@@ -190,6 +210,17 @@ def reset_after(count: int) -> Fault:
 
 def hang_after(count: int) -> Fault:
     return part(count, Hang())
+
+
+def halted(count: int, gate: Gate) -> Fault:
+    """The right answer, after ``count`` bytes of whose body nothing comes before a gate opens."""
+
+    def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
+        data = _held(file).data
+        start = head(200, [("Content-Length", str(len(data)))]) + data[:count]
+        return [Send(start), gate, Send(data[count:])]
+
+    return fault
 
 
 def drip(piece: int = 1, delay: float = 0.0) -> Fault:

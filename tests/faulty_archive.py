@@ -35,6 +35,7 @@ from tests.archive_faults import (
     Drip,
     Endless,
     Fault,
+    Gate,
     Hang,
     Reset,
     Seen,
@@ -261,6 +262,9 @@ class _Connection(Protocol):
                 return
             elif isinstance(step, Endless):
                 transport.registerProducer(_Repeats(self._archive, transport, step.data), False)
+                return
+            elif isinstance(step, Gate):
+                step.pass_by(self._next_step)
                 return
             else:
                 self._end(step)
