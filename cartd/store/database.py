@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Executable, select
-from twisted.internet.interfaces import IReactorFromThreads
 
 from cartd.errors import CartdError, Unavailable
 from cartd.store.connections import Connection, Pool
-from cartd.store.engines import explained, reading_engine, writing_engine
+from cartd.store.engines import explained, is_lost, reading_engine, writing_engine
+from cartd.store.unanswered import Unanswered
 
 READERS = 3
 _PING = select(1)
@@ -39,22 +39,28 @@ class Transaction:
         return await self._connection.rows(statement, parameters)
 
 
+class _Lost(Unavailable):
+    """The connection was lost: it may be only the kept one that is dead, and a new one tells."""
+
+
 class Database:
     """A few connections that read, and one that writes: SQLite allows no more.
 
     Everything raises ``Unavailable`` while the database is away, and works again when it is back.
     """
 
-    def __init__(self, url: str, reactor: IReactorFromThreads) -> None:
-        self._readers = Pool(reactor, reading_engine(url), READERS)
-        self._writer = Pool(reactor, writing_engine(url), 1)
+    def __init__(self, url: str, reactor: Any) -> None:
+        self._unanswered = Unanswered(reactor, self._answer)
+        self._readers = Pool(reactor, reading_engine(url), READERS, self._unanswered)
+        self._writer = Pool(reactor, writing_engine(url), 1, self._unanswered)
+        self._newcomers = Pool(reactor, reading_engine(url), 1, self._unanswered)
+        """For connections that are opened only to see whether the database answers."""
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         """All rows of one query outside any transaction."""
         try:
             return await self._read(statement, parameters)
-        except Unavailable:
-            # It may be only the kept connection that is dead; a new one tells.
+        except _Lost:
             return await self._read(statement, parameters)
 
     @asynccontextmanager
@@ -63,9 +69,9 @@ class Database:
         connection, transaction = await self._begun()
         try:
             yield Transaction(connection)
-            await transaction.commit()
+            await connection.commit(transaction)
         except CartdError:
-            transaction.rollback().addCallbacks(
+            connection.rollback(transaction).addCallbacks(
                 lambda _: self._writer.give_back(connection),
                 lambda _: self._writer.discard(connection),
             )
@@ -80,12 +86,14 @@ class Database:
         """Wait for what was asked, close all connections and end their threads."""
         await self._readers.close()
         await self._writer.close()
+        self._unanswered.stop()
+        await self._newcomers.close()
 
     async def _begun(self) -> tuple[Connection, Any]:
         """A connection in a transaction, known to live: nobody can begin anew in its middle."""
         try:
             return await self._begin()
-        except Unavailable:
+        except _Lost:
             return await self._begin()
 
     async def _read(self, statement: Executable, parameters: Parameters) -> Rows:
@@ -123,4 +131,9 @@ class Database:
         if explanation is not None:
             self._readers.forget_idle()
             self._writer.forget_idle()
-            raise explanation from error
+            raise (_Lost(str(explanation)) if is_lost(error) else explanation) from error
+
+    async def _answer(self) -> None:
+        """Have the database answer anything; what it answers is of no interest."""
+        self._newcomers.forget_idle()
+        self._newcomers.discard(await self._newcomers.take())

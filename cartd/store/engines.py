@@ -2,50 +2,60 @@
 
 No pool: who opens a connection keeps it, or closes it for good.  On SQLite every transaction is
 begun in so many words: the driver begins one only at the first write, so that DDL would stand
-outside, and two writers who had both read could neither go on.
+outside, and two writers who had both read could neither go on.  A kept connection to a file that
+was removed or replaced would go on writing to what nobody finds any more, so each transaction
+looks; and only the schema's engine makes a file that is not there.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
-    InterfaceError,
+    IntegrityError,
     NoSuchModuleError,
+    NotSupportedError,
     OperationalError,
+    ProgrammingError,
 )
 from sqlalchemy.pool import NullPool
 
 from cartd.errors import ConfigError, Unavailable
 
 BUSY_TIMEOUT = 30.0
-"""Seconds that SQLite waits for another process that writes."""
+"""Seconds that a database waits for another program that has locked what is to be changed."""
 LIBPQ_DEFAULTS = {
     "connect_timeout": 10,
     # A host that vanished without a word is noticed within a minute, not after two hours.
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
 }
+_OUR_FAULTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+_ADMINS_FAULTS = frozenset({"42501", "42P01"})
+"""SQLSTATEs: insufficient_privilege, undefined_table."""
 
 
 def reading_engine(url: str) -> Engine:
     """For single queries: each stands for itself, so no transaction is begun or ended."""
     engine = _engine(url, isolation_level="AUTOCOMMIT")
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+    _prepare(engine)
     return engine
 
 
 def writing_engine(url: str) -> Engine:
     """For transactions; on SQLite each one holds the write lock from its first moment."""
     engine = _engine(url)
+    _prepare(engine)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_immediate)
+        event.listen(engine, "begin", _begin_on_the_same_file)
     return engine
 
 
@@ -61,13 +71,19 @@ def schema_engine(url: str) -> Engine:
 
 
 def explained(error: BaseException) -> Unavailable | None:
-    """What to tell of an error that another try may cure: the database is away, or busy."""
-    if isinstance(error, OperationalError | InterfaceError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    ):
-        lines = str(error.orig).strip().splitlines()
-        return Unavailable(f"The database cannot be used: {lines[0] if lines else 'no answer'}")
-    return None
+    """What to tell of an error whose cause is the database: it is away, busy, full or damaged."""
+    if not isinstance(error, DBAPIError):
+        return None
+    ours = isinstance(error, _OUR_FAULTS) and not is_lost(error)
+    if ours and getattr(error.orig, "sqlstate", None) not in _ADMINS_FAULTS:
+        return None
+    lines = str(error.orig).strip().splitlines()
+    return Unavailable(f"The database cannot be used: {lines[0] if lines else 'no answer'}")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it tells of a connection that is of no use any more: a new one may be."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _engine(url: str, **options: Any) -> Engine:
@@ -103,10 +119,49 @@ def _connect_args(url: URL) -> dict[str, Any]:
     return {}
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare(engine: Engine) -> None:
+    """For connections that are kept."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "do_connect", _make_no_file)
+        event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgresql)
+
+
+def _make_no_file(_dialect: object, _record: object, args: list[Any], options: Any) -> None:
+    if not options.get("uri") and args[0] != ":memory:":
+        args[0] = f"{Path(args[0]).absolute().as_uri()}?mode=rw"
+        options["uri"] = True
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
+    record.info["file"] = file = connection.execute("PRAGMA database_list").fetchone()[2]
+    record.info["identity"] = _identity(file)
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+    connection.commit()
+
+
+def _begin_on_the_same_file(connection: Any) -> None:
+    if _identity(connection.info["file"]) != connection.info["identity"]:
+        gone = sqlite3.OperationalError("its file was removed or replaced")
+        raise OperationalError("BEGIN", None, gone, connection_invalidated=True)
+    _begin_immediate(connection)
 
 
 def _begin_immediate(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Which file it is; none if there is none."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,107 @@
+"""A way to a database that a test can cut, block and close.
+
+::
+
+    with DatabaseProxy.to(url) as proxy:
+        ... proxy.url ...
+        proxy.block()     # nothing comes through any more, and nobody is told
+        proxy.let_pass()
+        proxy.cut()       # whoever is connected is thrown out
+        proxy.close()     # nobody may connect
+        proxy.open()
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+
+from sqlalchemy import make_url
+
+from tests.free_ports import free_port
+
+
+class DatabaseProxy:
+    """Threads that carry bytes between a port of ours and a PostgreSQL server's socket."""
+
+    def __init__(self, directory: str, user: str, name: str) -> None:
+        self._server = f"{directory}/.s.PGSQL.5432"
+        self._port = free_port()
+        self.opened = 0
+        """How many connections there have been."""
+        self._passes = Event()
+        self._passes.set()
+        self._listening: socket.socket | None = None
+        self._ends: set[socket.socket] = set()
+        self.url = f"postgresql+psycopg://{user}@127.0.0.1:{self._port}/{name}?connect_timeout=2"
+
+    @classmethod
+    @contextmanager
+    def to(cls, url: str) -> Iterator[DatabaseProxy]:
+        """Open a way to the database of that URL, which names its server's directory."""
+        parsed = make_url(url)
+        proxy = cls(str(parsed.query["host"]), parsed.username or "", parsed.database or "")
+        proxy.open()
+        try:
+            yield proxy
+        finally:
+            proxy.let_pass()
+            proxy.close()
+            proxy.cut()
+
+    def open(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", self._port))
+        Thread(target=self._accept, args=[self._listening], daemon=True).start()
+
+    def close(self) -> None:
+        if self._listening is not None:
+            with suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+
+    def block(self) -> None:
+        self._passes.clear()
+
+    def let_pass(self) -> None:
+        self._passes.set()
+
+    def cut(self) -> None:
+        for end in tuple(self._ends):
+            self._end(end)
+
+    def _accept(self, listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                self.opened += 1
+                Thread(target=self._connect, args=[client], daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        self._ends.add(client)
+        self._passes.wait()
+        server = socket.socket(socket.AF_UNIX)
+        self._ends.add(server)
+        try:
+            server.connect(self._server)
+        except OSError:
+            self._end(client)
+            self._end(server)
+            return
+        Thread(target=self._carry, args=[server, client], daemon=True).start()
+        self._carry(client, server)
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self._passes.wait()
+                target.sendall(data)
+        self._end(source)
+        self._end(target)
+
+    def _end(self, end: socket.socket) -> None:
+        self._ends.discard(end)
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()

@@ -1,0 +1,188 @@
+"""The service while PostgreSQL is restarted, killed, out of reach, or says nothing any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import create_engine, text
+
+from cartd.store import sync
+from tests.archive_faults import Gate, halted
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.database_proxy import DatabaseProxy
+from tests.databases import Postgres, the_reactor
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import Answer, RunningCartd, running_cartd, wait_for
+from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.with_values import with_values
+
+pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+
+SOON = {
+    "cartd.store.unanswered.PATIENCE": 0.5,
+    "cartd.store.unanswered.ANSWER_WITHIN": 0.5,
+    "cartd.stager.TAKE_UP_EVERY": 0.5,
+}
+INI = "[cartd]\nlru_interval = 0.5\n"
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[DatabaseProxy]:
+    """A way to a database of the test's own."""
+    url = postgres.create(template="synced")
+    with DatabaseProxy.to(url) as proxy:
+        yield proxy
+    postgres.drop(url)
+
+
+@contextmanager
+def impatient_cartd(
+    directory: Path, archive: FaultyArchive, database: str
+) -> Iterator[RunningCartd]:
+    """A service that waits for nothing long; in the end it must stop well."""
+    running = running_cartd(
+        directory, archive=url_of(archive), database=database, ini=INI, started=False
+    )
+    with running as cartd:
+        cartd.program = with_values(cartd.twistd, SOON)
+        cartd.start()
+        yield cartd
+        if cartd.process is not None and cartd.process.poll() is None:
+            assert cartd.terminate() == 0
+        assert_no_surprise(cartd.log)
+
+
+def is_refused(answer: Answer) -> bool:
+    """Whether the answer is one that tells a client to come back."""
+    if answer.status != 503:
+        return False
+    assert answer.headers["retry-after"]
+    assert answer.json["message"].startswith("The database cannot be used: ")
+    return True
+
+
+def resources(cartd: RunningCartd) -> tuple[int, int]:
+    """The threads and the open files of the service."""
+    assert cartd.process is not None
+    process = psutil.Process(cartd.process.pid)
+    return process.num_threads(), process.num_fds()
+
+
+def warnings(cartd: RunningCartd) -> list[str]:
+    """The lines of its log, but for those of requests."""
+    return [line for line in cartd.log.splitlines() if "cartd.access_log" not in line]
+
+
+@in_a_thread
+def test_a_database_that_is_killed_and_restarted_disturbs_neither_downloads_nor_staging(
+    archive: FaultyArchive, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    url = own_postgres.create()
+    sync(url)
+    gate = Gate()
+    with impatient_cartd(tmp_path / "cartd", archive, url) as cartd:
+        stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
+        with slow_reader(cartd, "large") as reader:
+            archive.fault("slow-1", halted(10, gate), method="GET")
+            cartd.post("slow", manifest_of(archive, "slow", 3000, files=3))
+            wait_for(lambda: cartd.staged("slow") == 2)
+            own_postgres.kill()
+            the_reactor().callFromThread(gate.open)
+            assert is_refused(cartd.get("/large"))
+            assert is_refused(cartd.post("new", manifest_of(archive, "new", 10)))
+            assert is_refused(cartd.delete("slow"))
+            assert cartd.request("HEAD", "/large").status == 503
+            assert cartd.get("/").status == 200
+            own_postgres.start()
+            cartd.wait_until("slow", "ready")
+            before = last_use(url)
+            own_postgres.stop()
+            assert is_refused(cartd.get("/large"))
+            assert content("large-0", TOO_MUCH_FOR_SOCKETS) in reader.rest()
+        own_postgres.start()
+        wait_for(lambda: last_use(url) > before)
+        assert len(cartd.download("slow")) == 3
+
+
+def last_use(url: str) -> str:
+    """When the large cart was last used, as the database knows it."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = connection.scalar(text("SELECT used_date FROM cart WHERE cart_uid = 'large'"))
+    engine.dispose()
+    return str(found)
+
+
+@in_a_thread
+def test_lost_connections_cost_neither_threads_nor_files_nor_many_lines(
+    archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
+) -> None:
+    with impatient_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
+        stage(cartd, archive, "mine", 300_000, files=300)
+        before = resources(cartd)
+        for _ in range(10):
+            proxy.close()
+            proxy.cut()
+            assert is_refused(cartd.get("/mine"))
+            proxy.open()
+            assert len(cartd.download("mine")) == 300
+        wait_for(lambda: resources(cartd) <= before)
+        lines = len(warnings(cartd))
+        proxy.close()
+        proxy.cut()
+        for _ in range(100):
+            assert is_refused(cartd.get("/mine"))
+        assert len(warnings(cartd)) - lines <= 5
+        proxy.open()
+        wait_for(lambda: not is_refused(cartd.get("/mine")))
+        wait_for(lambda: "It works again" in cartd.log)
+
+
+@in_a_thread
+def test_a_database_that_says_nothing_any_more_is_given_up_until_it_does(
+    archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
+) -> None:
+    gate = Gate()
+    with impatient_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
+        stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
+        before = resources(cartd)
+        with slow_reader(cartd, "large") as reader:
+            archive.fault("slow-0", halted(10, gate), method="GET")
+            cartd.post("slow", manifest_of(archive, "slow", 1000))
+            wait_for(lambda: archive.seen("GET", "slow-0"))
+            proxy.block()
+            assert is_refused(cartd.get("/large"))
+            assert is_refused(cartd.post("new", manifest_of(archive, "new", 10)))
+            the_reactor().callFromThread(gate.open)
+            assert content("large-0", TOO_MUCH_FOR_SOCKETS) in reader.rest()
+        proxy.let_pass()
+        cartd.wait_until("slow", "ready")
+        wait_for(lambda: resources(cartd) <= before)
+        proxy.block()
+        assert is_refused(cartd.get("/large"))
+        assert cartd.terminate() == 0
+
+
+@in_a_thread
+def test_a_question_that_takes_long_is_left_alone_while_the_database_answers_others(
+    archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
+) -> None:
+    started = impatient_cartd(tmp_path / "cartd", archive, proxy.url)
+    with started as cartd, ThreadPoolExecutor(1) as posting:
+        stage(cartd, archive, "mine", 1000)
+        engine = create_engine(proxy.url)
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE cart"))
+            opened = proxy.opened
+            waiting = posting.submit(cartd.post, "next", manifest_of(archive, "next", 10))
+            wait_for(lambda: proxy.opened >= opened + 3)  # so often it was seen to answer
+            assert not waiting.done()
+        assert waiting.result().status == 201
+        engine.dispose()
+        assert "cannot be used" not in cartd.log
