@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from cartd.disposition import default_filename, top_folder
-from cartd.errors import CartdError, CartNotFound
+from cartd.errors import CartdError, CartNotFound, Unavailable
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.plans import Plans
 from cartd.reader import SendingReader, TarReader, TreeReader
@@ -22,6 +23,8 @@ from cartd.volume import Volume
 
 USE_TOLD_AFTER = 60.0
 """Seconds since the last use that the store knows, after which a new one is told at once."""
+USE_TOLD_WITHIN = 1.0
+"""Seconds that the telling may take; a download is not refused because the store cannot write."""
 
 log = Logger()
 
@@ -63,6 +66,7 @@ class Downloads:
         plans: Plans,
         uses: Uses,
         repair: Repair,
+        clock: IReactorTime,
         now: Callable[[], float],
     ) -> None:
         self._store = store
@@ -70,6 +74,7 @@ class Downloads:
         self._plans = plans
         self._uses = uses
         self._repair = repair
+        self._clock = clock
         self._now = now
         self._given_back: dict[int, Deferred[None]] = {}
         """By cart id, what is under way."""
@@ -103,7 +108,10 @@ class Downloads:
         now = self._now()
         self._uses.note(cart.id, now)
         if now - cart.used > USE_TOLD_AFTER:
-            await self._store.touch({cart.id: now})
+            telling = Deferred.fromCoroutine(self._store.touch({cart.id: now}))
+            telling.addTimeout(USE_TOLD_WITHIN, self._clock)
+            with suppress(TimeoutError, Unavailable):  # it is told later, with all others
+                await telling
 
     async def _newest(self, uid: str) -> Cart:
         return _check_ready(await self._store.newest(uid))

@@ -92,7 +92,9 @@ class Parts:
             now=now,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
-        self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
+        self.downloads = Downloads(
+            self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
+        )
         self._tolerance = Tolerance(config.archive_connections, reactor.seconds)
         client, self._connections = archive_client(
             reactor,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    capturedLogs,
+    formatEvent,
+    globalLogPublisher,
+)
 from zope.interface import implementer
 
 from cartd.errors import Unavailable
@@ -35,6 +41,28 @@ def test_work_that_fails_is_logged_and_done_again() -> None:
     assert [event["log_level"].name for event in logged] == ["warn", "warn", "critical"]
     Deferred.fromCoroutine(periodic.stop())
     assert not clock.getDelayedCalls()
+
+
+def test_a_failure_that_goes_on_is_told_once_and_so_is_its_end() -> None:
+    clock = Clock()
+    away = [Unavailable("away"), Unavailable("away"), Unavailable("full"), None, None]
+
+    async def work() -> None:
+        failure = away.pop(0)
+        if failure is not None:
+            raise failure
+
+    with capturedLogs() as entries:
+        periodic = Periodic(clock, 10, work)
+        periodic.start()
+        clock.pump([10] * 4)
+    assert not away
+    assert [formatEvent(entry) for entry in entries] == [
+        "away; it is tried again every 10 s",
+        "full; it is tried again every 10 s",
+        "It works again: full",
+    ]
+    Deferred.fromCoroutine(periodic.stop())
 
 
 def test_stopping_cancels_the_work_under_way_and_waits_for_its_end() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError, Deferred
+from sqlalchemy import create_engine, make_url
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
-from cartd.store import Store, sync
+from cartd.store import Store, engines, sync
 from cartd.store.carts import BATCH
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
+from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.stored_carts import (
     SHA1,
@@ -185,6 +188,109 @@ class TestConnections:
         assert await store.newest("u") is None
         await store.close()
         assert store_threads() == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_all_who_wait_for_a_connection_learn_at_once_that_there_is_none(
+        self, postgres: Postgres
+    ) -> None:
+        url = postgres.create(template="synced")
+        with DatabaseProxy.to(url) as proxy:
+            proxy.block()
+            store = Store(proxy.url, the_reactor())
+            outcomes: list[object] = []
+            asked = [
+                Deferred.fromCoroutine(store.cart(1)).addBoth(outcomes.append) for _ in "12345"
+            ]
+            await gatherResults(asked)
+            assert all(isinstance(one, Failure) and one.check(Unavailable) for one in outcomes)
+            assert proxy.opened == READERS
+            await store.close()
+        postgres.drop(url)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_sqlite_file_that_is_removed_is_missed_and_not_made_anew(
+        self, synced_sqlite: Path, tmp_path: Path
+    ) -> None:
+        path, kept = tmp_path / "cartd.sqlite3", tmp_path / "kept.sqlite3"
+        shutil.copy(synced_sqlite, path)
+        store = Store(sqlite_url(path), the_reactor())
+        await posted(store)
+        path.rename(kept)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="unable to open database file"):
+                await posted(store, "lost")
+            with pytest.raises(Unavailable):
+                await store.newest("u")
+        assert not path.exists()
+        kept.rename(path)
+        await posted(store, "new")
+        assert [cart.uid for cart in await store.active()] == ["new", "u"]
+        await store.close()
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (b"no database " * 10_000, "file is not a database"),
+            (b"", "no such table: cart"),
+            (None, "database disk image is malformed"),
+        ],
+        ids=["garbage", "empty", "damaged"],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_a_sqlite_file_that_cannot_be_used_is_unavailable_with_the_reason(
+        self, damage: bytes | None, said: str, synced_sqlite: Path, tmp_path: Path
+    ) -> None:
+        path, whole = tmp_path / "cartd.sqlite3", synced_sqlite.read_bytes()
+        page = 4096
+        path.write_bytes(whole[:page] + bytes(len(whole) - page) if damage is None else damage)
+        store = Store(sqlite_url(path), the_reactor())
+        with pytest.raises(Unavailable, match=f"^The database cannot be used: {said}$"):
+            await store.active()
+        with pytest.raises(Unavailable, match=said):
+            await posted(store)
+        await store.close()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_postgresql_database_that_may_not_be_used_is_unavailable_with_the_reason(
+        self, postgres: Postgres
+    ) -> None:
+        url = postgres.create(template="synced")
+        name = make_url(url).database
+        postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store = Store(url, the_reactor())
+        with pytest.raises(Unavailable, match="in a read-only transaction"):
+            await posted(store)
+        assert await store.active() == []
+        await store.close()
+        empty = postgres.create()
+        store = Store(empty, the_reactor())
+        with pytest.raises(Unavailable, match='relation "cart" does not exist'):
+            await store.active()
+        await store.close()
+        postgres.drop(url)
+        postgres.drop(empty)
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_another_program_has_locked_is_not_waited_for_without_end(
+        self, store: Store, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.1)
+        impatient = Store(database, the_reactor())
+        cart = await posted(impatient)
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN EXCLUSIVE")
+                assert await impatient.active() == [cart]
+            else:
+                connection.exec_driver_sql("LOCK TABLE cart")
+                with pytest.raises(Unavailable, match="lock timeout"):
+                    await impatient.active()
+            with pytest.raises(Unavailable, match=r"locked|lock timeout"):
+                await posted(impatient, "next")
+        engine.dispose()
+        await posted(impatient, "next")
+        await impatient.close()
 
     @pytest.mark.parametrize(
         ("url", "said"),

@@ -1,0 +1,104 @@
+"""The service while its SQLite file is locked, full, or gone."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.archive_faults import Gate, halted
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.databases import the_reactor
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.with_values import with_values
+
+pytest_plugins = ("tests.archive_fixture",)
+
+SOON = {
+    "cartd.store.engines.BUSY_TIMEOUT": 0.3,
+    "cartd.stager.TAKE_UP_EVERY": 0.5,
+    # Every download has a use to tell.
+    "cartd.downloads.USE_TOLD_AFTER": -1.0,
+}
+
+
+@contextmanager
+def impatient_cartd(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
+    with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
+        cartd.program = with_values(cartd.twistd, SOON)
+        cartd.start()
+        yield cartd
+        assert cartd.terminate() == 0
+        assert_no_surprise(cartd.log)
+
+
+def file_of(cartd: RunningCartd) -> Path:
+    return cartd.directory / "cartd.sqlite3"
+
+
+def refusal_of(cartd: RunningCartd, body: bytes) -> str:
+    """What a client is told whose cart is refused for now."""
+    answer = cartd.post("refused", body)
+    assert answer.status == 503
+    assert answer.headers["retry-after"]
+    return str(answer.json["message"])
+
+
+@in_a_thread
+def test_a_file_that_another_program_has_locked_keeps_nobody_from_reading(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    gate = Gate()
+    with impatient_cartd(tmp_path, archive) as cartd:
+        stage(cartd, archive, "mine", 1000)
+        archive.fault("slow-0", halted(10, gate), method="GET")
+        cartd.post("slow", manifest_of(archive, "slow", 100))
+        wait_for(lambda: archive.seen("GET", "slow-0"))
+        with closing(sqlite3.connect(file_of(cartd), isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            the_reactor().callFromThread(gate.open)
+            assert cartd.status("mine") == ("ready", "")
+            assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
+            told = refusal_of(cartd, manifest_of(archive, "refused", 10))
+            assert told == "The database cannot be used: database is locked"
+            assert cartd.status("slow")[0] == "staging"
+        cartd.wait_until("slow", "ready")
+        stage(cartd, archive, "refused", 10)
+
+
+@in_a_thread
+def test_a_disk_without_room_for_the_file_is_waited_for(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with impatient_cartd(tmp_path, archive) as cartd:
+        stage(cartd, archive, "mine", 1000)
+        assert cartd.process is not None
+        limits = resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE)
+        full = file_of(cartd).with_name("cartd.sqlite3-wal").stat().st_size
+        assert len(cartd.log) < full / 2  # that has room still
+        resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, (full, limits[1]))
+        told = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
+        assert told == "The database cannot be used: disk I/O error"
+        assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
+        resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, limits)
+        stage(cartd, archive, "refused", 1000, files=500)
+
+
+@in_a_thread
+def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with impatient_cartd(tmp_path, archive) as cartd:
+        stage(cartd, archive, "mine", 1000)
+        file, away = file_of(cartd), tmp_path / "away"
+        file.rename(away)
+        told = refusal_of(cartd, manifest_of(archive, "refused", 10))
+        assert told == "The database cannot be used: unable to open database file"
+        assert cartd.get("/mine").status == 503
+        away.rename(file)
+        assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
+        stage(cartd, archive, "refused", 10)
