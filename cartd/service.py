@@ -298,6 +298,7 @@ def _prepare(config: Config, reactor: Any) -> None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
+        tell=_say,
     )
     state = schema_state(config.database_url)
     if state.condition is Condition.MISSING:
@@ -331,7 +332,12 @@ def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort
 
 def _give_up(reason: str) -> NoReturn:
     """End a start that ``twistd`` logs already: what is raised only comes to the log."""
-    line = f"cartd: {reason}"
+    _say(reason)
+    raise SystemExit(f"cartd: {reason}")
+
+
+def _say(line: str) -> None:
+    """Tell whoever has started it: the log has not begun, or is elsewhere."""
     if sys.__stderr__ is not None:
-        sys.__stderr__.write(f"{line}\n")
-    raise SystemExit(line)
+        sys.__stderr__.write(f"cartd: {line}\n")
+        sys.__stderr__.flush()

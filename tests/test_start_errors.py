@@ -104,6 +104,30 @@ def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_pa
     assert "secret" not in line
 
 
+def test_whoever_starts_it_is_told_what_it_waits_for(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'nowhere' / 'db'}"
+    ini = "[database]\nconnect_attempts = 3\nconnect_wait = 0.1\n"
+    (tmp_path / "config.ini").write_text(ini)
+    why = "The database cannot be used: unable to open database file"
+    for program, name in (
+        ((command("twistd"), "-n", "--pidfile=", "cartd"), "cartd"),
+        ((command("cartd-cmd"), "dbchk"), "cartd-cmd"),
+    ):
+        run = subprocess.run(
+            program,
+            cwd=tmp_path,
+            env={**os.environ, "CARTD_CONFIG": "config.ini", "DATABASE_URL": database},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        assert run.returncode == 1
+        assert run.stderr.splitlines() == [
+            *[f"{name}: {why}; it is tried again in 0.1 s"] * 2,
+            f"{name}: {why}",
+        ]
+
+
 @pytest.mark.parametrize(("version", "remedy"), [("2.0", "cartd-cmd dbsync"), ("4.0", "release")])
 def test_a_schema_of_another_version_is_left_alone(
     tmp_path: Path, version: str, remedy: str

@@ -149,6 +149,7 @@ def _wait(config: Config) -> None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
+        tell=lambda line: print(f"cartd-cmd: {line}", file=sys.stderr),
     )
 
 

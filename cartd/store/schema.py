@@ -51,16 +51,21 @@ def sync(url: str) -> SchemaState:
 
 
 def wait_for_database(
-    url: str, attempts: int, wait: float, sleep: Callable[[float], object]
+    url: str,
+    attempts: int,
+    wait: float,
+    sleep: Callable[[float], object],
+    tell: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Return once the database answers; after ``attempts`` in vain raise the last ``Unavailable``.
 
-    ``sleep(wait)`` is called between two attempts.
+    Between two attempts ``tell`` is called with why it waits, and ``sleep(wait)``.
     """
     for _ in range(attempts - 1):
         try:
             return _answer(url)
-        except Unavailable:
+        except Unavailable as error:
+            tell(f"{error}; it is tried again in {wait:g} s")
             sleep(wait)
     return _answer(url)
 
