@@ -125,7 +125,9 @@ class Downloads:
             plan.length,
             plan.etag,
             cart.created,
-            lambda start, stop: TreeReader(root, plan.segments(start, stop)),
+            lambda start, stop: TreeReader(
+                root, plan.segments(start, stop), self._volume.kept(cart)
+            ),
         )
 
     async def _bundled(self, cart: Cart, name: str) -> Download:
@@ -144,7 +146,7 @@ class Downloads:
             length,
             etag,
             cart.created,
-            lambda start, stop: TarReader(path, length, start, stop),
+            lambda start, stop: TarReader(path, length, start, stop, self._volume.kept(cart)),
         )
 
     async def _adopted(self, cart: Cart) -> Cart:
@@ -170,6 +172,10 @@ class Downloads:
                 self._given_back[cart.id] = job
         job.addBoth(lambda _: told.callback(None))
         return told
+
+    async def check(self, cart: Cart) -> None:
+        """Raises what :meth:`open` raises, as things are now, if the cart is not ready any more."""
+        _check_ready(await self._store.cart(cart.id))
 
     async def _give_back(self, cart: Cart) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from cartd.errors import NoSpace
 from cartd.eviction import Candidate, choose, freed, shortfall
-from cartd.model import UNFINISHED, Cart
+from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store
 from cartd.uses import Uses
 
@@ -31,8 +31,9 @@ class SpaceRules:
 class Evictor:
     """Decides, one decision at a time, who gets room and who must leave.
 
-    ``free`` gives the disk's free bytes, ``arriving`` those of files that are being written, and
-    ``leaving`` those that deleted carts still take.  ``delete`` gives the bytes that it has freed.
+    ``free`` gives the disk's free bytes, and ``arriving`` those of files that are being written.
+    ``in_use`` tells which of some carts are being sent, by other processes too.  ``delete`` gives
+    the bytes that it has freed.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Evictor:
         *,
         free: Callable[[], Awaitable[int]],
         arriving: Callable[[], Awaitable[int]],
-        leaving: Callable[[], int],
+        in_use: Callable[[Collection[int]], Awaitable[set[int]]],
         delete: Callable[[Cart], Awaitable[int]],
         now: Callable[[], float],
     ) -> None:
@@ -52,7 +53,7 @@ class Evictor:
         self._rules = rules
         self._free = free
         self._arriving = arriving
-        self._leaving = leaving
+        self._in_use = in_use
         self._delete = delete
         self._now = now
         self._deciding = DeferredLock()
@@ -68,13 +69,15 @@ class Evictor:
         """
         await self._deciding.acquire()
         try:
-            if volume_bytes > cart.bytes_staged:
-                missing = await self._shortfall(max(volume_bytes - cart.volume_bytes, 0))
-                if not await self._make_room(missing, all_or_nothing=True):
-                    raise NoSpace
-            await self._store.reserve(
-                cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
-            )
+            reserved = False
+            while not reserved:
+                most = None
+                if volume_bytes > cart.bytes_staged:
+                    most = await self._room_for(max(volume_bytes - cart.volume_bytes, 0))
+                # Another process may have got the room meanwhile.
+                reserved = await self._store.reserve(
+                    cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most
+                )
         finally:
             self._deciding.release()
 
@@ -83,7 +86,8 @@ class Evictor:
         await self._deciding.acquire()
         try:
             await self.record_uses()
-            await self._make_room(await self._shortfall(0), all_or_nothing=False)
+            _, missing = await self._shortfall(0)
+            await self._make_room(missing, all_or_nothing=False)
         finally:
             self._deciding.release()
 
@@ -97,12 +101,24 @@ class Evictor:
             self._uses.put_back(uses)
             raise
 
-    async def _shortfall(self, wanted: int) -> int:
+    async def _room_for(self, wanted: int) -> int:
+        """Make room for so many bytes; give what all carts together take then, with them.
+
+        :raises NoSpace: there is not enough, even with all evicted that may be.
+        """
+        used, missing = await self._shortfall(wanted)
+        left = await self._make_room(missing, all_or_nothing=True)
+        if left > 0:
+            raise NoSpace
+        return used + wanted - (missing - left)
+
+    async def _shortfall(self, wanted: int) -> tuple[int, int]:
+        """Bytes that all carts take or were promised, and those that are missing for more."""
         used, promised = await self._store.usage()
         short = partial(
             shortfall,
             wanted=wanted,
-            used=used + self._leaving(),
+            used=used,
             quota=self._rules.quota,
             reserve=self._rules.reserve,
         )
@@ -112,26 +128,28 @@ class Evictor:
             # takes a look into every cart's directory, so only when it matters.
             arriving = await self._arriving()
             missing = short(free=await self._free(), promised=max(promised - arriving, 0))
-        return missing
+        return used, missing
 
-    async def _make_room(self, missing: int, *, all_or_nothing: bool) -> bool:
-        """Evict carts of ``missing`` bytes together; say whether as many were freed.
+    async def _make_room(self, missing: int, *, all_or_nothing: bool) -> int:
+        """Evict carts of ``missing`` bytes together; give how many are missing then.
 
         A chosen cart may escape because somebody begins to download it: then others are chosen.
         """
         while missing > 0:
             chosen, frees = await self._choose(missing)
             if not chosen or (all_or_nothing and frees < missing):
-                return False
+                break
             for candidate in chosen:
                 missing -= await self._evict(candidate)
-        return True
+        return missing
 
     async def _evict(self, candidate: Candidate) -> int:
         """Delete the cart, unless it is in use by now; give the bytes that were freed."""
         cart = await self._store.cart(candidate.cart_id)
         if cart is None or cart.status in UNFINISHED or self._uses.is_pinned(cart.id):
             return 0
+        if cart.status == CartStatus.DELETED:
+            return candidate.size  # by somebody else, meanwhile
         log.info(
             "Evicting cart {id} ({uid}), {size} bytes",
             id=cart.id,
@@ -144,17 +162,22 @@ class Evictor:
         """The carts that are to go, and the bytes that all of them free together."""
         if not self._rules.evicts:
             return [], 0
-        candidates = [
-            Candidate(one.cart_id, one.size, self._uses.last(one.cart_id, one.used))
+        candidates = {
+            one.cart_id: Candidate(one.cart_id, one.size, self._uses.last(one.cart_id, one.used))
             for one in await self._store.evictable()
             if not self._uses.is_pinned(one.cart_id)
-        ]
+        }
         shares = await self._store.shares()
-        chosen = choose(
-            candidates,
-            needed=missing,
-            now=self._now(),
-            buffer_time=self._rules.buffer_time,
-            shares=shares,
-        )
-        return chosen, freed(chosen, shares)
+        while True:
+            chosen = choose(
+                candidates.values(),
+                needed=missing,
+                now=self._now(),
+                buffer_time=self._rules.buffer_time,
+                shares=shares,
+            )
+            in_use = await self._in_use([one.cart_id for one in chosen])
+            if not in_use:
+                return chosen, freed(chosen, shares)
+            for cart_id in in_use:
+                del candidates[cart_id]

@@ -74,16 +74,30 @@ class SendingReader(Reader, Protocol):
         """
 
 
+class Keeps(Protocol):
+    """What keeps a cart on the volume."""
+
+    def take(self) -> None:
+        """Raises :class:`VolumeDamaged` if the cart goes already; again does nothing."""
+
+    def let_go(self) -> None:
+        """Again does nothing."""
+
+
 class TreeReader:
     """The pieces of a bundle, their files below ``root``.
 
     One file is open at a time, from its first byte to its last.  The last component of a path is
-    never followed if it is a symbolic link.
+    never followed if it is a symbolic link.  From the first byte on until it is closed, the reader
+    has the cart ``kept`` on the volume.
     """
 
-    def __init__(self, root: Path, segments: Iterator[Literal | Slice]) -> None:
+    def __init__(
+        self, root: Path, segments: Iterator[Literal | Slice], kept: Keeps | None = None
+    ) -> None:
         self._root = str(root)
         self._segments = segments
+        self._kept = kept
         self._literal: bytes | memoryview = b""
         self._file = -1
         self._path = ""
@@ -101,6 +115,7 @@ class TreeReader:
         """Give the next ``limit`` bytes, put together of as many pieces as it takes."""
         if limit < 1:
             raise ValueError(f"cannot read {limit} bytes")
+        self._keep()
         parts: list[bytes | memoryview] = []
         wanted = limit
         while wanted and self._advance():
@@ -112,6 +127,7 @@ class TreeReader:
         return b"".join(parts)
 
     def prepare(self) -> None:
+        self._keep()
         if not self._gathered:
             self._gather()
 
@@ -145,9 +161,18 @@ class TreeReader:
         return sent
 
     def close(self) -> None:
+        self._close_file()
+        if self._kept is not None:
+            self._kept.let_go()
+
+    def _close_file(self) -> None:
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
+
+    def _keep(self) -> None:
+        if self._kept is not None:
+            self._kept.take()
 
     def _advance(self) -> bool:
         """Go on to the next piece if the last one has been given; False at the end."""
@@ -234,7 +259,7 @@ class TreeReader:
             return False
         if len(data) != size:
             return False
-        self.close()
+        self._close_file()
         self._literal = data
         return True
 
@@ -245,12 +270,14 @@ class TreeReader:
         self._left -= count
         if not self._left:
             self._long = False
-            self.close()
+            self._close_file()
 
 
 class TarReader(TreeReader):
     """The bytes from ``start`` up to ``stop`` of a tar of ``size`` bytes on the volume."""
 
-    def __init__(self, path: Path, size: int, start: int, stop: int) -> None:
+    def __init__(
+        self, path: Path, size: int, start: int, stop: int, kept: Keeps | None = None
+    ) -> None:
         wanted = Slice(path.name, size, start, stop - start)
-        super().__init__(path.parent, iter([wanted] if stop > start else []))
+        super().__init__(path.parent, iter([wanted] if stop > start else []), kept)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from cartd.errors import NoSpace
+from cartd.errors import NoSpace, Unavailable
 from cartd.model import Cart
 from cartd.store import Store
 from cartd.uses import Uses
@@ -20,7 +20,8 @@ class Removal:
     """Deletes carts for whoever asks: a client, the evictor or an admin.
 
     The store is told first: from then on nobody finds the cart, and a removal that is cut
-    short is finished by the next :meth:`sweep`.
+    short is finished by the next :meth:`sweep`.  The store is told last, too: until then the cart
+    counts for the room.
     """
 
     def __init__(
@@ -37,20 +38,17 @@ class Removal:
         self._stop_staging = stop_staging
         self._now = now
         self._waiting: set[Deferred[None]] = set()
-        self._leaving: dict[int, int] = {}
-        """Bytes of deleted carts that are still on the volume, by cart id."""
 
     async def delete(self, cart: Cart) -> int:
         """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
 
-        Files that are being downloaded go when the last download of them ends.
+        Files that are being downloaded go when the last download of them ends; if that is another
+        process's, with the first sweep after it.
         """
-        owned = await self._store.mark_deleted(cart.id, self._now())
-        if owned is not None:
-            self._leaving[cart.id] = owned
+        await self._store.mark_deleted(cart.id, self._now())
         await self._stop_staging(cart.id)
         if not self._uses.is_pinned(cart.id):
-            return (owned or 0) if await self._remove(cart) else 0
+            return await self._remove(cart) or 0
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
         self._waiting.add(later)
         later.addBoth(lambda _: self._waiting.discard(later))
@@ -63,27 +61,21 @@ class Removal:
             await self.delete(cart)
         return len(carts)
 
-    def leaving(self) -> int:
-        """Bytes that carts deleted by this process still take of the volume.
-
-        Not those that such a cart only links to: should their owner go too while it is being
-        sent, the disk has them for that long, and nobody counts them.
-        """
-        return sum(self._leaving.values())
-
     async def sweep(self) -> None:
         """Remove what deleted carts have left on the volume.
 
         That is what a crash or a failing disk kept from being removed, and what this process went
         on staging when another one deleted the cart.
         """
-        leaving = set(self._leaving)
+        leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
         for cart_id in leaving.difference(there):
-            self._leaving.pop(cart_id, None)  # by somebody else's hand
+            await self._store.record_removed(cart_id, self._now())
         for cart_id in await self._store.deleted_among(there):
             cart = await self._store.cart(cart_id)
-            if cart is not None and not self._uses.is_pinned(cart_id) and await self._remove(cart):
+            if cart is None or self._uses.is_pinned(cart_id):
+                continue
+            if await self._remove(cart) is not None:
                 log.info(
                     "Removed what was left of deleted cart {id} ({uid})", id=cart.id, uid=cart.uid
                 )
@@ -97,13 +89,15 @@ class Removal:
         await self._uses.unpinned(cart.id)
         await self._remove(cart)
 
-    async def _remove(self, cart: Cart) -> bool:
+    async def _remove(self, cart: Cart) -> int | None:
+        """The bytes that are free now; none if the cart is still there."""
         try:
-            await self._volume.remove(cart)
-        except (OSError, NoSpace) as error:
+            if not await self._volume.remove(cart):
+                log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
+                return None
+            return await self._store.record_removed(cart.id, self._now())
+        except (OSError, NoSpace, Unavailable) as error:
             log.error(
                 "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error
             )
-            return False
-        self._leaving.pop(cart.id, None)
-        return True
+            return None

@@ -87,8 +87,8 @@ class Repair:
         Lost is what is missing or has a wrong size, and what is ``damaged``, positions of files.
         """
         current = await self._store.cart(cart.id)
-        if current is None or current.status in UNFINISHED:
-            return  # another download found it out
+        if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
+            return  # another download found it out, or it is its deletion that was found out
         lost = sorted({*damaged, *await self.lost(current)})
         if damaged and current.bundle:
             lost = list(range(current.files_total))  # they are in one tar, which is written anew

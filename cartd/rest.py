@@ -103,6 +103,7 @@ class Rest:
             given_back = self._downloads.damaged(download.cart)
             if not request.startedWriting:
                 await given_back
+                await self._downloads.check(download.cart)
                 raise NotReady from error
             await _abort(request)
         except Exception:

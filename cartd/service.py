@@ -87,7 +87,7 @@ class Parts:
             rules,
             free=self.volume.free,
             arriving=self.volume.arriving,
-            leaving=self.removal.leaving,
+            in_use=self.volume.in_use,
             delete=self.removal.delete,
             now=now,
         )

@@ -37,6 +37,8 @@ class Tree:
     files: dict[int, Inode] = field(default_factory=dict)
     finished: bool = False
     tar: int = 0
+    never_written: int = 0
+    """Bytes that were promised to it, and are still counted though it is deleted."""
 
     def missing(self) -> list[int]:
         return [position for position in range(len(self.names)) if position not in self.files]
@@ -49,9 +51,12 @@ class Sharing:
         self.store = store
         self.random = random
         self.trees: list[Tree] = []
+        self.leaving: list[Tree] = []
+        """Deleted, but still on the disk."""
 
     async def step(self) -> None:
         steps = {self.post: 2, self.link: 5, self.fetch: 4, self.finish: 8, self.lose: 8}
+        steps[self.remove] = 3
         if len(self.trees) > MOST:
             steps = {self.delete: 1}
         [step] = self.random.choices([*steps, self.delete], [*steps.values(), 1])
@@ -134,22 +139,34 @@ class Sharing:
 
     async def delete(self, but: Tree | None = None) -> None:
         if (tree := self._one()) and tree is not but:
-            rest = [one for one in self.trees if one is not tree]
-            unwritten = (await self.store.usage())[1]
-            owned = await self.store.mark_deleted(tree.cart.id, 14)
-            assert owned is not None
-            never_written = unwritten - (await self.store.usage())[1]
-            assert owned - never_written == on_disk(self.trees) - on_disk(rest)
-            self.trees = rest
+            before = await self.store.usage()
+            assert await self.store.mark_deleted(tree.cart.id, 14)
+            after = await self.store.usage()
+            assert after[0] == before[0]
+            tree.never_written = before[1] - after[1]
+            self.trees.remove(tree)
+            self.leaving.append(tree)
+
+    async def remove(self) -> None:
+        """The files of a deleted cart go."""
+        if self.leaving:
+            tree = self.leaving.pop(self.random.randrange(len(self.leaving)))
+            freed = await self.store.record_removed(tree.cart.id, 15)
+            rest = self._there()
+            assert freed - tree.never_written == on_disk([*rest, tree]) - on_disk(rest)
 
     async def check(self) -> None:
         """The store counts each byte once, and knows what any carts would free."""
         used, unwritten = await self.store.usage()
-        assert used - unwritten == on_disk(self.trees)
+        never_written = sum(tree.never_written for tree in self.leaving)
+        assert used - unwritten - never_written == on_disk(self._there())
         evictable, shares = await self.store.evictable(), await self.store.shares()
         going = {one.cart_id: one for one in evictable if self.random.random() < 0.6}
-        rest = [tree for tree in self.trees if tree.cart.id not in going]
-        assert freed(going.values(), shares) == on_disk(self.trees) - on_disk(rest)
+        rest = [tree for tree in self._there() if tree.cart.id not in going]
+        assert freed(going.values(), shares) == on_disk(self._there()) - on_disk(rest)
+
+    def _there(self) -> list[Tree]:
+        return self.trees + self.leaving
 
     def _one(self, *, finished: bool | None = None) -> Tree | None:
         wanted = [tree for tree in self.trees if finished in (None, tree.finished)]

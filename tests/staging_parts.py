@@ -44,6 +44,8 @@ class MemoryStore(Store):
         self.carts: dict[int, Cart] = {}
         self.rows: dict[int, list[CartFile]] = {}
         self.leases: dict[int, tuple[str, float]] = {}
+        self.left: set[int] = set()
+        """Carts that are deleted, and not removed from the volume yet."""
         self.away: float = 0
 
     def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
@@ -151,10 +153,17 @@ class MemoryStore(Store):
             self._change_file(cart_id, position, size=size, mtime=mtime)
 
     async def reserve(
-        self, cart_id: int, holder: str, *, bytes_total: int, volume_bytes: int
-    ) -> None:
+        self,
+        cart_id: int,
+        holder: str,
+        *,
+        bytes_total: int,
+        volume_bytes: int,
+        most: int | None = None,
+    ) -> bool:
         self._asked(cart_id, holder)
         self._change(cart_id, bytes_total=bytes_total, volume_bytes=volume_bytes)
+        return True
 
     async def record_staged(
         self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
@@ -243,10 +252,22 @@ class MemoryStore(Store):
         staged = self.carts[cart_id].bytes_staged + sum(twin.size for twin in linked)
         self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
 
-    async def mark_deleted(self, cart_id: int, now: float) -> int | None:
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
         self._asked()
         self._end(cart_id, status=CartStatus.DELETED)
+        self.left.add(cart_id)
+        return True
+
+    async def record_removed(self, cart_id: int, now: float) -> int:
+        self._asked()
+        if cart_id not in self.left:
+            return 0
+        self.left.remove(cart_id)
         return self.carts[cart_id].volume_bytes
+
+    async def leaving(self) -> set[int]:
+        self._asked()
+        return set(self.left)
 
     async def carts_of(self, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]

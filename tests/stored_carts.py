@@ -73,7 +73,7 @@ async def with_status(store: Store, uid: str, status: CartStatus) -> Cart:
     if status in (CartStatus.READY, CartStatus.DELETED):
         await store.record_ready(cart.id, "me", volume_bytes=100, now=13)
     if status is CartStatus.DELETED:
-        await store.mark_deleted(cart.id, 14)
+        await deleted(store, cart)
     return await found(store, cart)
 
 
@@ -92,6 +92,12 @@ async def linked(store: Store, uid: str, files: int = 2) -> Cart:
     cart = await claimed(store, uid, files)
     await store.record_linked(cart.id, "me", await store.twins(cart.id, range(files)))
     return await found(store, cart)
+
+
+async def deleted(store: Store, cart: Cart) -> int:
+    """Delete the cart and remove it from the volume; how many bytes that frees."""
+    assert await store.mark_deleted(cart.id, 14)
+    return await store.record_removed(cart.id, 14)
 
 
 async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

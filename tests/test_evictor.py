@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 
 from cartd.errors import NoSpace
-from cartd.evictor import Evictor, SpaceRules
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.uses import Uses
 from cartd.volume import Volume
-from tests.stored_carts import claimed, found, linked, staged, with_status
+from tests.evicting import Disk, reserve
+from tests.stored_carts import claimed, deleted, found, linked, staged, with_status
 from tests.volume_parts import InThisThread, result_of
 
 pytest_plugins = ("tests.database_fixtures",)
@@ -26,45 +24,6 @@ def database(request: pytest.FixtureRequest, synced_sqlite: Path, tmp_path: Path
     copy = tmp_path / "cartd.sqlite3"
     copy.write_bytes(synced_sqlite.read_bytes())
     return f"sqlite:///{copy}"
-
-
-@dataclass
-class Disk:
-    """What the evictor is told of the disk; ``kept`` are carts whose files cannot be removed."""
-
-    store: Store
-    free: int
-    arriving: int = 0
-    kept: set[str] = field(default_factory=set)
-    deleted: list[str] = field(default_factory=list)
-    uses: Uses = field(default_factory=Uses)
-
-    async def delete(self, cart: Cart) -> int:
-        owned = await self.store.mark_deleted(cart.id, 50)
-        self.deleted.append(cart.uid)
-        return 0 if owned is None or cart.uid in self.kept else owned
-
-    def evictor(self) -> Evictor:
-        async def free() -> int:
-            return self.free
-
-        async def arriving() -> int:
-            return self.arriving
-
-        return Evictor(
-            self.store,
-            self.uses,
-            SpaceRules(quota=None, reserve=0, evicts=True, buffer_time=0),
-            free=free,
-            arriving=arriving,
-            leaving=lambda: 0,
-            delete=self.delete,
-            now=lambda: 50.0,
-        )
-
-
-async def reserve(evictor: Evictor, cart: Cart, size: int) -> None:
-    await evictor.reserve(cart, "me", bytes_total=size, volume_bytes=size)
 
 
 @pytest_twisted.ensureDeferred
@@ -87,6 +46,35 @@ async def test_a_cart_whose_files_stay_makes_no_room_and_another_goes(store: Sto
     disk = Disk(store, free=0, kept={"a"})
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == ["a", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_process_sends_is_passed_over(store: Store) -> None:
+    for uid in "abc":
+        await with_status(store, uid, CartStatus.READY)
+    disk = Disk(store, free=0, in_use={"a"})
+    with pytest.raises(NoSpace):
+        await reserve(disk.evictor(), await claimed(store, "large"), 201)
+    assert disk.deleted == []
+    await reserve(disk.evictor(), await claimed(store, "new"), 100)
+    assert disk.deleted == ["b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_chosen_cart_that_somebody_else_deletes_meanwhile_is_not_made_up_for(
+    store: Store,
+) -> None:
+    first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
+
+    class MeanwhileDeleted(Disk):
+        async def delete(self, cart: Cart) -> int:
+            if cart.id == first.id:
+                await deleted(store, second)
+            return await super().delete(cart)
+
+    disk = MeanwhileDeleted(store, free=0)
+    await reserve(disk.evictor(), await claimed(store, "new"), 200)
+    assert disk.deleted == ["a"]
 
 
 @pytest.mark.parametrize("how", ["downloaded", "staged again"])

@@ -65,7 +65,7 @@ def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
     assert result_of(bench.removal.delete(cart)) == cart.volume_bytes
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
-    assert bench.removal.leaving() == 0
+    assert bench.store.left == set()
 
 
 def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Removing) -> None:
@@ -97,9 +97,9 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None
             assert bench.store.carts[cart.id].status is CartStatus.DELETED
         result_of(bench.removal.sweep())
         assert bench.left() == before
-        assert bench.removal.leaving() == cart.volume_bytes
+        assert bench.store.left == {cart.id}
     assert bench.left() == set()
-    assert bench.removal.leaving() == 0
+    assert bench.store.left == set()
 
 
 def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> None:
@@ -117,12 +117,12 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removin
     cart = bench.ready()
     obstacle = in_the_way(bench)
     assert result_of(bench.removal.delete(cart)) == 0
-    assert bench.removal.leaving() == cart.volume_bytes
+    assert bench.store.left == {cart.id}
     obstacle.unlink()
     obstacle.mkdir()
     result_of(bench.removal.sweep())
     assert bench.left() == set()
-    assert bench.removal.leaving() == 0
+    assert bench.store.left == set()
 
 
 def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
@@ -133,7 +133,7 @@ def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
     obstacle.mkdir()
     remove_tree(bench.root / str(cart.id))
     result_of(bench.removal.sweep())
-    assert bench.removal.leaving() == 0
+    assert bench.store.left == set()
 
 
 def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: Removing) -> None:

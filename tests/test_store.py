@@ -162,7 +162,7 @@ class TestDeleting:
     @pytest_twisted.ensureDeferred
     async def test_a_deleted_cart_answers_no_more_and_an_older_one_does(self, store: Store) -> None:
         old, new = await posted(store), await posted(store, mark="new")
-        assert await store.mark_deleted(new.id, 20) == 0
+        assert await store.mark_deleted(new.id, 20)
         assert await store.newest("u") == old
         assert (await found(store, new)).status is CartStatus.DELETED
         assert await store.deleted_among([old.id, new.id, 4711]) == {new.id}
@@ -170,17 +170,24 @@ class TestDeleting:
     @pytest_twisted.ensureDeferred
     async def test_a_cart_is_deleted_once(self, store: Store) -> None:
         cart = await posted(store)
-        assert await store.mark_deleted(cart.id, 20) == 0
-        assert await store.mark_deleted(cart.id, 30) is None
-        assert await store.mark_deleted(4711, 30) is None
+        assert await store.mark_deleted(cart.id, 20)
+        assert not await store.mark_deleted(cart.id, 30)
+        assert not await store.mark_deleted(4711, 30)
         assert (await found(store, cart)).updated == 20
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_deleted_says_what_it_took_and_has_no_staged_files(
+    async def test_what_is_deleted_takes_room_until_it_is_removed_and_then_has_no_staged_files(
         self, store: Store
     ) -> None:
         cart = await with_status(store, "u", CartStatus.READY)
-        assert await store.mark_deleted(cart.id, 20) == 100
+        assert await store.record_removed(cart.id, 20) == 0
+        await store.mark_deleted(cart.id, 20)
+        assert await store.usage() == (100, 0)
+        assert await store.leaving() == {cart.id}
+        assert await store.record_removed(cart.id, 20) == 100
+        assert await store.record_removed(cart.id, 30) == 0
+        assert await store.usage() == (0, 0)
+        assert await store.leaving() == set()
         gone = await found(store, cart)
         assert (gone.files_staged, gone.bytes_staged) == (0, 0)
         assert [file.status for file in await store.files(cart.id)] == [FileStatus.DELETED]

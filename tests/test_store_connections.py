@@ -79,7 +79,7 @@ class TestConnections:
                 with pytest.raises(CancelledError):
                     await cancelled
         assert await gathered([store.newest("u") for _ in range(20)]) == [cart] * 20
-        assert await store.mark_deleted(cart.id, 20) == 0
+        assert await store.mark_deleted(cart.id, 20)
 
     @pytest_twisted.ensureDeferred
     async def test_many_at_once_never_find_the_database_locked(

@@ -100,7 +100,7 @@ class TestLeases:
         assert await store.claim(theirs.id, "me", now=499, until=600) == theirs
 
 
-Record = Callable[[Store, int], Coroutine[Any, Any, None]]
+Record = Callable[[Store, int], Coroutine[Any, Any, object]]
 RECORDS: dict[str, Record] = {
     "states": lambda store, cart: store.record_states(cart, "me", [(0, 1, 2)]),
     "reserve": lambda store, cart: store.reserve(cart, "me", bytes_total=3, volume_bytes=4),

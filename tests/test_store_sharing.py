@@ -23,6 +23,7 @@ from tests.shared_files import Sharing
 from tests.stored_carts import (
     SHA1,
     claimed,
+    deleted,
     entries,
     found,
     gathered,
@@ -49,6 +50,8 @@ async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -
         await sharing.check()
     while sharing.trees:
         await sharing.delete()
+    while sharing.leaving:
+        await sharing.remove()
     assert await store.usage() == (0, 0)
     assert await store.shares() == []
 
@@ -63,10 +66,10 @@ async def test_a_linked_file_is_staged_and_its_cart_takes_nothing_more(store: St
     files = await store.files(cart.id)
     assert [(one.status, one.size, one.mtime) for one in files] == [(FileStatus.STAGED, 10, 7)] * 2
     assert await store.twins(cart.id, range(2)) == []
-    assert await store.mark_deleted(first.id, 20) == 0
+    assert await deleted(store, first) == 0
     assert (await found(store, cart)).bytes_linked == 0
     assert await store.usage() == (20, 0)
-    assert await store.mark_deleted(cart.id, 20) == 20
+    assert await deleted(store, cart) == 20
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,7 @@ TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
     ),
     "restage": lambda store, cart: store.restage(cart.id, lost=[0], now=20),
     "delete": lambda store, cart: store.mark_deleted(cart.id, 20),
+    "remove": lambda store, cart: store.record_removed(cart.id, 20),
     "use": lambda store, cart: store.touch({cart.id: 20}),
     "renew": lambda store, cart: store.renew("me", 200),
 }
@@ -176,7 +180,7 @@ async def test_two_processes_that_link_and_delete_never_wait_for_each_other_for_
         await its.touch({cart.id: 50, max(cart.id - 1, 1): 50})
         await mine.record_error(cart.id, "me", "no", position=0, file_error="no", now=12)
         assert await its.restage(cart.id, lost=[1], now=13)
-        assert await its.mark_deleted(cart.id, 14) is not None
+        await deleted(its, cart)
 
     await gathered([live(number) for number in range(30)])
     await other.close()

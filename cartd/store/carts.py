@@ -75,17 +75,27 @@ _DELETE = (
         status=CartStatus.DELETED.value,
         deleted_date=bindparam("date"),
         updated_date=bindparam("date"),
-        files_staged=0,
-        bytes_staged=0,
-        bytes_linked=0,
         lease_holder=None,
         lease_until=None,
         waits_since=None,
         waits_for=None,
     )
 )
+_LEAVING = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
+_LEAVING_IDS = select(cart.c.id).where(*_LEAVING)
 _OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(
-    cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None)
+    cart.c.id == bindparam("cart_id"), *_LEAVING
+)
+_REMOVED = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"))
+    .values(
+        removed_date=bindparam("date"),
+        files_staged=0,
+        bytes_staged=0,
+        volume_bytes=0,
+        bytes_linked=0,
+    )
 )
 _DELETE_FILES = (
     update(file)
@@ -171,20 +181,35 @@ class Carts:
             deleted.update(row.id for row in rows)
         return deleted
 
-    async def mark_deleted(self, cart_id: int, now: float) -> int | None:
-        """The bytes that it alone took of the volume; none if it was not there to be deleted.
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+        """Whether it was there to be deleted.  Nobody finds or holds it any longer.
 
-        Nobody holds it any longer; what it owned and others share is theirs.
+        What it takes of the volume counts as before, until it has been removed.
+        """
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            return bool(
+                await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
+            )
+
+    async def record_removed(self, cart_id: int, now: float) -> int:
+        """A deleted cart has gone from the volume; how many bytes are free now, the first time.
+
+        What it owned and others share is theirs.
         """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
             if not owned:
-                return None
+                return 0
             passed_on = await pass_on(transaction, cart_id)
-            await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
+            await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
             await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
         return int(owned[0][0]) - passed_on
+
+    async def leaving(self) -> set[int]:
+        """The deleted carts that nobody has removed from the volume yet."""
+        return {row.id for row in await self._database.rows(_LEAVING_IDS)}
 
     async def touch(self, uses: Mapping[int, float]) -> None:
         """Note when carts, by id, were last used; an earlier time than is known changes nothing."""

@@ -17,6 +17,7 @@ from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.owners import end_sharing, pass_on, take_turn
 from cartd.store.rows import FINISHED, date_of
+from cartd.store.space import usage_in
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
@@ -46,6 +47,7 @@ _RECORD_STAGED = (
         hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
     )
 )
+_VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
 )
@@ -86,12 +88,30 @@ class Progress:
             await _record_states(transaction, cart_id, states)
 
     async def reserve(
-        self, cart_id: int, holder: str, *, bytes_total: int, volume_bytes: int
-    ) -> None:
-        """Promise the cart its bytes of the volume, once all its sizes are known."""
-        await self._change_held(
-            cart_id, holder, {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
-        )
+        self,
+        cart_id: int,
+        holder: str,
+        *,
+        bytes_total: int,
+        volume_bytes: int,
+        most: int | None = None,
+    ) -> bool:
+        """Promise the cart its bytes of the volume, once all its sizes are known.
+
+        False, and nothing is written, if all carts together would then take more than ``most``.
+        """
+        values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
+        async with self._database.transaction() as transaction:
+            # Of those who promise at the same time, each sees what those before it have promised.
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            if most is not None:
+                taken, _ = await usage_in(transaction)
+                [[so_far]] = await transaction.rows(_VOLUME_BYTES, {"cart_id": cart_id})
+                if taken - so_far + volume_bytes > most:
+                    return False
+            await _change(transaction, cart_id, values)
+        return True
 
     async def record_staged(
         self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import String, case, cast, func, select
+from sqlalchemy import String, case, cast, func, select, union_all
 
 from cartd.eviction import Candidate, Share
-from cartd.store.database import Database
+from cartd.store.database import Database, Transaction
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
 from cartd.store.tables import cart, file
 
@@ -18,11 +18,17 @@ _UNWRITTEN = case(
     else_=0,
 )
 _OWNED = cart.c.volume_bytes - cart.c.bytes_linked
-_USAGE = select(func.sum(_OWNED), func.sum(_UNWRITTEN)).where(_LIVING)
+_COUNTED = (_OWNED.label("owned"), _UNWRITTEN.label("unwritten"), cart.c.bytes_linked)
+# Two queries of an index each: deleted carts stay as history.
+_THERE = union_all(
+    select(*_COUNTED).where(_LIVING),
+    select(*_COUNTED).where(cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None)),
+).subquery()
+_USAGE = select(func.sum(_THERE.c.owned), func.sum(_THERE.c.unwritten))
 _EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
     _LIVING, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0
 )
-_LINKED = select(func.sum(cart.c.bytes_linked)).where(_LIVING)
+_LINKED = select(func.sum(_THERE.c.bytes_linked))
 # One row a file that is shared, then one for all files that the same carts share.
 _links = (
     select(
@@ -41,18 +47,23 @@ _SHARES = (
 )
 
 
+async def usage_in(database: Database | Transaction) -> tuple[int, int]:
+    """As :meth:`Space.usage`."""
+    [(taken, unwritten)] = await database.rows(_USAGE)
+    return int(taken or 0), int(unwritten or 0)
+
+
 class Space:
     """The part of the store that knows how full the volume is."""
 
     _database: Database
 
     async def usage(self) -> tuple[int, int]:
-        """Bytes that all living carts take or were promised, and those still to be written.
+        """Bytes that all carts take or were promised, and those still to be written.
 
-        What several of them share counts once.
+        What several of them share counts once, and deleted ones until they are removed.
         """
-        [(taken, unwritten)] = await self._database.rows(_USAGE)
-        return int(taken or 0), int(unwritten or 0)
+        return await usage_in(self._database)
 
     async def evictable(self) -> list[Candidate]:
         """The carts that could go: finished, and with something on the volume."""
@@ -60,7 +71,7 @@ class Space:
         return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
 
     async def shares(self) -> list[Share]:
-        """What living carts share; to find none costs hardly anything."""
+        """What carts share; to find none costs hardly anything."""
         [(linked,)] = await self._database.rows(_LINKED)
         if not linked:
             return []

@@ -107,6 +107,7 @@ cart = Table(
     Column("waits_since", DateTime, comment="Since when it waits for the archive; null if not"),
     Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
     Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),
+    Column("removed_date", DateTime, comment="When a deleted cart had gone from the volume"),
     Column("lease_holder", Text, comment="Which process stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time from which another may take it over"),
     comment="One posted manifest under one uid",
@@ -116,6 +117,9 @@ Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
 # Deleted carts stay as history; what looks over all living ones shall not read through them.
 _LIVING = text("deleted_date IS NULL")
 Index("cart_living", cart.c.status, sqlite_where=_LIVING, postgresql_where=_LIVING)
+
+_LEAVING = text("deleted_date IS NOT NULL AND removed_date IS NULL")
+Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVING)
 
 file = Table(
     "file",

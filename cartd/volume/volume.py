@@ -27,6 +27,7 @@ from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.check import prepare
 from cartd.volume.hashes import Hashes
+from cartd.volume.in_use import Kept, alone
 from cartd.volume.incoming import BLOCK, Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
 from cartd.volume.partial import Directories, PartialFile, told_of
@@ -80,6 +81,14 @@ class Volume(Hashes):
     def member(self, cart: Cart, path: str) -> Path:
         """``ROOT/ID/UID/PATH``; raises ``ValueError`` for a path that cannot be in the tree."""
         return self._paths.member(cart, path)
+
+    def kept(self, cart: Cart) -> Kept:
+        """For who sends the cart: what keeps every process from removing it."""
+        return Kept(self._paths.cart(cart.id))
+
+    async def in_use(self, cart_ids: Iterable[int]) -> set[int]:
+        """Those of the carts that somebody is sending, this process or another one."""
+        return await self._threads.run(self._in_use, list(cart_ids))
 
     def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> Incoming:
         """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
@@ -141,10 +150,14 @@ class Volume(Hashes):
             self._links_allowed = False
         self._forget(cart.id)
 
-    async def remove(self, cart: Cart) -> None:
-        """Remove the cart's tree, bundle and link, and what is incoming; again does no harm."""
-        await self._change(self._paths.cart(cart.id), self._remove, cart)
+    async def remove(self, cart: Cart) -> bool:
+        """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
+
+        False, and nothing is removed, if somebody is sending it.
+        """
+        removed = await self._change(self._paths.cart(cart.id), self._remove, cart)
         self._forget(cart.id)
+        return removed
 
     async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
         """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
@@ -254,11 +267,22 @@ class Volume(Hashes):
         with suppress(OSError):
             self._paths.incoming(cart.id).rmdir()
 
-    def _remove(self, cart: Cart) -> None:
-        with suppress(ValueError):  # a uid that cannot be a name has no link
-            remove_link(self._paths, cart)
-        take_away(self._paths.cart(cart.id), self._paths.temporary(cart.id, "removed"))
-        remove_tree(self._paths.incoming(cart.id))
+    def _remove(self, cart: Cart) -> bool:
+        with alone(self._paths.cart(cart.id)) as may_go:
+            if may_go:
+                with suppress(ValueError):  # a uid that cannot be a name has no link
+                    remove_link(self._paths, cart)
+                take_away(self._paths.cart(cart.id), self._paths.temporary(cart.id, "removed"))
+                remove_tree(self._paths.incoming(cart.id))
+        return may_go
+
+    def _in_use(self, cart_ids: list[int]) -> set[int]:
+        found = set()
+        for cart_id in cart_ids:
+            with alone(self._paths.cart(cart_id)) as may_go:
+                if not may_go:
+                    found.add(cart_id)
+        return found
 
     def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []

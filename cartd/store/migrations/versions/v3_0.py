@@ -28,6 +28,7 @@ cart = sa.table(
     sa.column("creation_date", sa.DateTime),
     sa.column("updated_date", sa.DateTime),
     sa.column("deleted_date", sa.DateTime),
+    sa.column("removed_date", sa.DateTime),
     sa.column("used_date", sa.DateTime),
     sa.column("status", sa.Text),
     sa.column("error", sa.Text),
@@ -89,6 +90,7 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("waits_since", sa.DateTime))
     op.add_column("cart", sa.Column("waits_for", sa.Text))
     op.add_column("cart", sa.Column("verified_date", sa.DateTime))
+    op.add_column("cart", sa.Column("removed_date", sa.DateTime))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))
@@ -192,6 +194,7 @@ def _take_up_unfinished() -> None:
 
 def _forget_deleted() -> None:
     """What is on the volume no more must not look as if it were."""
+    op.execute(cart.update().values(removed_date=cart.c.deleted_date))
     deleted = sa.select(cart.c.id).where(cart.c.deleted_date.is_not(None))
     op.execute(file.update().where(file.c.cart_id.in_(deleted)).values(status="deleted", error=""))
 
@@ -231,6 +234,8 @@ def _hold_to_rules() -> None:
         batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
     op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
     _create_partial_index("cart_living", "cart", "status", "deleted_date IS NULL")
+    leaving = "deleted_date IS NOT NULL AND removed_date IS NULL"
+    _create_partial_index("cart_leaving", "cart", "id", leaving)
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
     _create_partial_index("file_staged", "file", "file_name", "status = 'staged'")
     _create_partial_index("file_linked_to", "file", "linked_to", "linked_to IS NOT NULL")

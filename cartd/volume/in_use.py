@@ -1,0 +1,107 @@
+"""Carts that are being sent, for every process on the volume to see.  Blocks: for threads.
+
+Strategy: who sends a cart holds a shared lock (flock) on its directory, who removes it an exclusive
+one.  The system lets go of a lock when its process ends, however it ends.  Nobody waits for a lock:
+what is in use is removed later, and what is being removed is not sent any more.
+
+Windows has no such locks, and neither have the directories of most network file systems: there,
+nothing is kept from being removed by another process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cartd.errors import VolumeDamaged
+
+TRIES = 50
+PAUSE = 0.02
+"""Seconds between two tries to mark a cart.  Whoever only looks whether it is in use holds it for a
+moment."""
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+if sys.platform == "win32":
+
+    def _lock(_directory: Path, *, alone: bool) -> int | None:
+        return None
+
+else:
+    import fcntl
+
+    def _lock(directory: Path, *, alone: bool) -> int | None:
+        """A descriptor that holds the lock; none if there is no directory, or no such locks.
+
+        Raises ``BlockingIOError`` if somebody has it in a way that forbids this one.
+        """
+        try:
+            held = os.open(directory, _FLAGS)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        try:
+            fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(held)
+            if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+                return None
+            raise
+        return held
+
+
+class Kept:
+    """A cart's directory that no process removes between ``take`` and ``let_go``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._taken = False
+        self._held: int | None = None
+
+    def take(self) -> None:
+        """Mark it as in use, the first time; nothing to do if it is not there.
+
+        Raises :class:`VolumeDamaged` if it is being removed.
+        """
+        if self._taken:
+            return
+        for _ in range(TRIES):
+            with suppress(BlockingIOError):
+                if self._is_marked():
+                    self._taken = True
+                    return
+            time.sleep(PAUSE)
+        raise VolumeDamaged("The cart is being removed from the volume")
+
+    def let_go(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            os.close(held)
+
+    def _is_marked(self) -> bool:
+        self._held = held = _lock(self._directory, alone=False)
+        if held is None:
+            return True
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), self._directory.lstat()):
+                return True
+        self.let_go()  # it was removed before it was locked
+        return False
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[bool]:
+    """Whether nobody sends from ``directory``; if so, nobody begins to while the block runs."""
+    try:
+        held = _lock(directory, alone=True)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if held is not None:
+            os.close(held)

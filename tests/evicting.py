@@ -1,0 +1,62 @@
+"""An evictor over a store, and a disk that is as full as a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from cartd.evictor import Evictor, SpaceRules
+from cartd.model import Cart
+from cartd.store import Store
+from cartd.uses import Uses
+
+
+@dataclass
+class Disk:
+    """What the evictor is told of the disk; ``kept`` are carts whose files cannot be removed."""
+
+    store: Store
+    free: int
+    arriving: int = 0
+    kept: set[str] = field(default_factory=set)
+    deleted: list[str] = field(default_factory=list)
+    uses: Uses = field(default_factory=Uses)
+    in_use: set[str] = field(default_factory=set)
+    quota: int | None = None
+    meanwhile: list[Coroutine[Any, Any, None]] = field(default_factory=list)
+    """What others do, each when the disk is looked at."""
+
+    async def delete(self, cart: Cart) -> int:
+        await self.store.mark_deleted(cart.id, 50)
+        self.deleted.append(cart.uid)
+        return 0 if cart.uid in self.kept else await self.store.record_removed(cart.id, 50)
+
+    async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
+        return {cart.id for cart in await self.store.active() if cart.uid in self.in_use} & set(
+            cart_ids
+        )
+
+    def evictor(self) -> Evictor:
+        async def free() -> int:
+            if self.meanwhile:
+                await self.meanwhile.pop(0)
+            return self.free
+
+        async def arriving() -> int:
+            return self.arriving
+
+        return Evictor(
+            self.store,
+            self.uses,
+            SpaceRules(quota=self.quota, reserve=0, evicts=True, buffer_time=0),
+            free=free,
+            arriving=arriving,
+            in_use=self.in_use_of,
+            delete=self.delete,
+            now=lambda: 50.0,
+        )
+
+
+async def reserve(evictor: Evictor, cart: Cart, size: int) -> None:
+    await evictor.reserve(cart, "me", bytes_total=size, volume_bytes=size)

@@ -1,0 +1,169 @@
+"""What one process sends, no other one removes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from cartd.bundle import Literal, Slice
+from cartd.errors import VolumeDamaged
+from cartd.reader import TreeReader
+from cartd.volume import Volume, in_use
+from cartd.volume.in_use import Kept, alone
+from tests.volume_parts import CART, InThisThread, everything, result_of
+
+SEND = """
+import sys
+from pathlib import Path
+from cartd.volume.in_use import Kept
+kept = Kept(Path(sys.argv[1]))
+kept.take()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A volume on which a cart has one file."""
+    root = tmp_path / "volume"
+    Volume(root, InThisThread()).prepare()
+    staged(root)
+    return root
+
+
+def staged(root: Path) -> None:
+    tree = root / str(CART.id) / CART.uid
+    tree.mkdir(parents=True)
+    (tree / "file").touch()
+
+
+@contextmanager
+def another_process_sends(root: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SEND, str(root / str(CART.id))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
+
+
+def test_what_another_process_sends_stays_until_that_ends_however_it_ends(root: Path) -> None:
+    volume = Volume(root, InThisThread())
+    before = everything(root)
+    with another_process_sends(root) as process:
+        assert result_of(volume.in_use([CART.id, 8])) == {CART.id}
+        assert not result_of(volume.remove(CART))
+        assert everything(root) == before
+        process.kill()
+        process.wait()
+        assert result_of(volume.in_use([CART.id, 8])) == set()
+        assert result_of(volume.remove(CART))
+    assert everything(root) == {"cartuids", "incoming"}
+
+
+def test_any_number_may_send_at_once_and_the_last_counts(root: Path) -> None:
+    volume = Volume(root, InThisThread())
+    first, second = volume.kept(CART), volume.kept(CART)
+    first.take()
+    second.take()
+    second.take()
+    first.let_go()
+    first.let_go()
+    assert not result_of(volume.remove(CART))
+    second.let_go()
+    assert result_of(volume.remove(CART))
+
+
+def test_what_is_being_removed_is_not_sent_any_more(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_use, "PAUSE", 0)
+    directory = root / str(CART.id)
+    kept = Kept(directory)
+    with alone(directory) as may_go:
+        assert may_go
+        with pytest.raises(VolumeDamaged, match="removed"):
+            kept.take()
+    kept.let_go()
+    kept.take()
+    assert result_of(Volume(root, InThisThread()).in_use([CART.id])) == {CART.id}
+    kept.let_go()
+
+
+def test_a_look_at_the_wrong_moment_breaks_no_download(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = root / str(CART.id)
+    kept = Kept(directory)
+    with ExitStack() as looking:
+        assert looking.enter_context(alone(directory))
+        monkeypatch.setattr(time, "sleep", lambda _: looking.close())
+        kept.take()
+    with alone(directory) as may_go:
+        assert not may_go
+    kept.let_go()
+
+
+def test_what_took_the_place_of_the_removed_is_what_is_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between finding the directory and locking it, it went, and another came."""
+    directory = root / str(CART.id)
+    lock = fcntl.flock
+
+    def replaced_first(held: int, how: int) -> None:
+        monkeypatch.undo()
+        directory.rename(root / "incoming/gone")
+        staged(root)
+        lock(held, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_first)
+    kept = Kept(directory)
+    kept.take()
+    assert not result_of(Volume(root, InThisThread()).remove(CART))
+    kept.let_go()
+
+
+def test_what_is_not_there_or_cannot_be_locked_is_neither_kept_nor_in_use(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = Volume(root, InThisThread())
+    missing = Kept(root / "8")
+    missing.take()
+    missing.let_go()
+
+    def refused(_held: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    kept = volume.kept(CART)
+    kept.take()
+    assert result_of(volume.in_use([CART.id])) == set()
+    assert result_of(volume.remove(CART))
+    kept.let_go()
+
+
+def test_a_reader_keeps_its_cart_from_its_first_byte_until_it_is_closed(root: Path) -> None:
+    volume = Volume(root, InThisThread())
+    pieces: list[Literal | Slice] = [Literal(b"one"), Slice("file", 0, 0, 0), Literal(b"two")]
+    reader = TreeReader(volume.tree(CART), iter(pieces), volume.kept(CART))
+    assert result_of(volume.in_use([CART.id])) == set()
+    assert reader.read(1) == b"o"
+    assert result_of(volume.in_use([CART.id])) == {CART.id}
+    assert reader.read(100) == b"netwo"
+    assert result_of(volume.in_use([CART.id])) == {CART.id}
+    reader.close()
+    assert result_of(volume.in_use([CART.id])) == set()

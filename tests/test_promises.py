@@ -1,0 +1,66 @@
+"""Two processes that promise room of one volume together never promise more than there is."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from cartd.errors import NoSpace
+from cartd.model import CartStatus
+from cartd.store import Store
+from tests.databases import the_reactor
+from tests.evicting import Disk, reserve
+from tests.stored_carts import claimed, gathered, with_status
+
+pytest_plugins = ("tests.database_fixtures",)
+
+
+@pytest_twisted.ensureDeferred
+async def test_room_that_another_process_promises_meanwhile_is_not_promised_again(
+    store: Store, database: str
+) -> None:
+    """Both find room for 100 bytes beside the old cart; who comes second looks again."""
+    await with_status(store, "old", CartStatus.READY)
+    theirs, mine, late = [await claimed(store, uid) for uid in ("theirs", "mine", "late")]
+    other = Store(database, the_reactor())
+    their_disk = Disk(other, free=1000, quota=200)
+    disk = Disk(store, free=1000, quota=200)
+    disk.meanwhile.append(reserve(their_disk.evictor(), theirs, 100))
+    await reserve(disk.evictor(), mine, 100)
+    assert (disk.deleted, their_disk.deleted) == (["old"], [])
+    assert await store.usage() == (200, 200)
+    with pytest.raises(NoSpace):
+        await reserve(their_disk.evictor(), late, 1)
+    await other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_many_who_want_the_last_room_at_once_as_many_get_it_as_fit(
+    store: Store, database: str
+) -> None:
+    other = Store(database, the_reactor())
+    evictors = [Disk(one, free=10_000, quota=450).evictor() for one in (store, other)]
+    carts = [await claimed(store, f"u{number}") for number in range(10)]
+
+    async def promised(number: int) -> bool:
+        try:
+            await reserve(evictors[number % 2], carts[number], 100)
+        except NoSpace:
+            return False
+        return True
+
+    assert sum(await gathered([promised(number) for number in range(10)])) == 4
+    assert await store.usage() == (400, 400)
+    await other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_store_says_no_to_more_than_the_most_and_writes_nothing(store: Store) -> None:
+    await with_status(store, "old", CartStatus.READY)
+    cart = await claimed(store, "new")
+    wanted = {"bytes_total": 70, "volume_bytes": 80}
+    assert not await store.reserve(cart.id, "me", **wanted, most=179)
+    assert await store.cart(cart.id) == cart
+    for _ in range(2):  # what it has already counts once
+        assert await store.reserve(cart.id, "me", **wanted, most=180)
+    assert await store.usage() == (180, 80)
