@@ -185,11 +185,15 @@ class Stager:
         await self._cancel(cart_ids)
 
     async def _look_around(self) -> None:
-        """Renew, see who has died, then take up every unfinished cart that nobody is staging."""
+        """Renew, see who has died, then take up every unfinished cart that nobody is staging.
+
+        Those that others stage are not even tried: each try is a transaction.
+        """
         await self._renew()
         ends = await self._store.holders()
         dead = await self._threads.run(self._holders.dead_among, ends)
         self._dead = dead | self._silence.among(ends, self._clock.seconds())
         if self._takes_up:
-            for cart in await self._store.unfinished():
-                self.begin(cart.id)
+            holder, now = self._holders.name, self._clock.seconds()
+            for cart_id in await self._store.claimable(holder, now=now, dead=self._dead):
+                self.begin(cart_id)

@@ -44,6 +44,7 @@ class MemoryStore(Store):
         self.carts: dict[int, Cart] = {}
         self.rows: dict[int, list[CartFile]] = {}
         self.leases: dict[int, tuple[str, float]] = {}
+        self.claims = 0
         self.left: set[int] = set()
         """Carts that are deleted, and not removed from the volume yet."""
         self.away: float = 0
@@ -94,9 +95,14 @@ class MemoryStore(Store):
         found = [cart for cart in self.carts.values() if cart.uid == uid]
         return found[-1] if found else None
 
-    async def unfinished(self) -> list[Cart]:
+    async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
         self._asked()
-        return [cart for cart in self.carts.values() if cart.status in UNFINISHED]
+        return [cart_id for cart_id in self.carts if self._may_claim(cart_id, holder, now, dead)]
+
+    def _may_claim(self, cart_id: int, holder: str, now: float, dead: Collection[str]) -> bool:
+        held, ends = self.leases.get(cart_id, (holder, now))
+        may = held in (holder, *dead) or ends <= now
+        return may and self.carts[cart_id].status in UNFINISHED
 
     async def files(
         self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
@@ -123,12 +129,11 @@ class MemoryStore(Store):
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
     ) -> Cart | None:
         self._asked()
-        cart = self.carts[cart_id]
-        held, ends = self.leases.get(cart_id, (holder, until))
-        if cart.status not in UNFINISHED or not (held in (holder, *dead) or ends <= now):
+        self.claims += 1
+        if not self._may_claim(cart_id, holder, now, dead):
             return None
         self.leases[cart_id] = holder, until
-        return cart
+        return self.carts[cart_id]
 
     async def holders(self) -> dict[str, float]:
         self._asked()

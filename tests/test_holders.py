@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from cartd.holders import Holders
+import pytest
+
+from cartd.holders import NO_BOOT_ID, Holders, boot_id
 
 HOLD = """
 import sys
@@ -41,7 +44,7 @@ def test_a_killed_process_is_known_to_be_dead(tmp_path: Path) -> None:
 def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None:
     first = Holders(tmp_path)
     first.start()
-    stale = tmp_path / f"{first.name[:-1]}x.lock"
+    stale = tmp_path / f"{first.name[:-8]}0badcafe.lock"
     stale.touch()
     second = Holders(tmp_path)
     second.start()
@@ -51,8 +54,56 @@ def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_said_of_a_process_on_another_machine(tmp_path: Path) -> None:
-    holders = Holders(tmp_path)
+@pytest.mark.parametrize(
+    ("host", "boot", "local"),
+    [
+        pytest.param("here", "0badcafe", True, id="this process's neighbour"),
+        pytest.param("6f3c0de1a2b3", "0badcafe", True, id="a container of another name"),
+        pytest.param("here", "12345678", True, id="before the machine was restarted"),
+        pytest.param("here", "0", True, id="where there are no boot ids"),
+        pytest.param("there", "12345678", False, id="another machine"),
+        pytest.param("there", "0", False, id="another machine without a boot id"),
+    ],
+)
+def test_who_has_died_is_known_on_the_same_machine(
+    tmp_path: Path, host: str, boot: str, local: bool
+) -> None:
+    mine = Holders(tmp_path, host="here", boot="0badcafe")
+    mine.start()
+    other = Holders(tmp_path, host=host, boot=boot)
+    other.start()
+    assert mine.dead_among({other.name}) == set()
+    other.stop()
+    assert mine.dead_among({other.name}) == ({other.name} if local else set())
+    mine.stop()
+
+
+def test_without_boot_ids_it_is_the_host_name_that_tells(tmp_path: Path) -> None:
+    mine = Holders(tmp_path, host="here", boot=NO_BOOT_ID)
+    dead = {f"{host}-{NO_BOOT_ID}-12-0badcafe" for host in ("here", "there")}
+    assert mine.dead_among(dead) == {f"here-{NO_BOOT_ID}-12-0badcafe"}
+
+
+def test_a_kernel_has_one_name_for_all_its_processes() -> None:
+    asked = [sys.executable, "-c", "from cartd.holders import boot_id; print(boot_id())"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert told == boot_id()
+    assert re.fullmatch("[0-9a-f]{8}|0", told)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "here", "here-12-0badcafe", "../here-0badcafe-1-0badcafe", "here-0badcafe-x-y"]
+)
+def test_nothing_is_said_of_what_is_not_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "here-0badcafe-1-0badcafe.lock").touch()
+    (tmp_path / "holders").mkdir()
+    holders = Holders(tmp_path / "holders", host="here", boot="0badcafe")
+    assert holders.dead_among({name}) == set()
+    assert (tmp_path / "here-0badcafe-1-0badcafe.lock").exists()
+
+
+def test_a_host_name_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
+    holders = Holders(tmp_path / "holders", host="../up")
     holders.start()
-    assert holders.dead_among({"elsewhere-1-0badcafe"}) == set()
+    assert [path.stem for path in (tmp_path / "holders").iterdir()] == [holders.name]
     holders.stop()

@@ -125,7 +125,7 @@ class TestUpgrading:
             fill_with_carts(connection, version)
         sync(empty_database)
         store = Store(empty_database, the_reactor())
-        assert [cart.id for cart in await store.unfinished()] == [3, 7, 8]
+        assert await store.claimable("me", now=1e9) == [3, 7, 8]
         assert await store.claim(3, "me", now=1e9, until=2e9)
         await store.record_states(3, "me", [(n, 10, 5) for n in range(4)])
         await store.record_staged(3, "me", [(n, "b" * 40) for n in range(4)], now=1e9)

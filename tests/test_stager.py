@@ -88,6 +88,7 @@ class TestBeginning:
         bench.start()
         bench.clock.advance(TAKE_UP_EVERY)
         assert bench.archive.asked == []
+        assert bench.store.claims == 0
         with_lock.stop()
 
 
@@ -130,7 +131,7 @@ class TestTakingUp:
 
     def test_the_cart_of_a_dead_process_is_taken_over_at_once(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = f"{socket.gethostname()}-1-0badcafe", LEASE
+        bench.store.leases[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
 
@@ -138,7 +139,7 @@ class TestTakingUp:
         self, bench: Staged
     ) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", 12.0
+        bench.store.leases[cart.id] = "elsewhere-0-1-0badcafe", 12.0
         bench.start()
         bench.clock.pump([TAKE_UP_EVERY] * 2)
         assert bench.status(cart.id) is CartStatus.STAGING

@@ -139,7 +139,7 @@ class TestFinding:
         )
         error = carts[CartStatus.ERROR]
         assert await store.active() == [error, ready, bundling, staging]
-        assert await store.unfinished() == [staging, bundling]
+        assert await store.claimable("you", now=100) == [staging.id, bundling.id]
         assert await store.unmeasured() == []
 
     @pytest_twisted.ensureDeferred

@@ -45,6 +45,8 @@ class TestLeases:
         self, store: Store, holder: str, now: float, dead: tuple[str, ...], taken: bool
     ) -> None:
         cart = await claimed(store)
+        claimable = await store.claimable(holder, now=now, dead=dead)
+        assert claimable == ([cart.id] if taken else [])
         again = await store.claim(cart.id, holder, now=now, until=300, dead=dead)
         assert again == (cart if taken else None)
         assert await store.renew(holder, 400) == ({cart.id} if taken else set())
@@ -56,6 +58,7 @@ class TestLeases:
         self, store: Store, status: CartStatus
     ) -> None:
         cart = await with_status(store, "u", status)
+        assert await store.claimable("me", now=20) == []
         assert await store.claim(cart.id, "me", now=20, until=100) is None
         assert set(await store.holders()) == set()
 

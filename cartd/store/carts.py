@@ -21,7 +21,6 @@ from cartd.store.rows import (
     CARTS,
     FILES,
     MEMBERS,
-    UNFINISHED,
     cart_of,
     date_of,
     file_of,
@@ -38,7 +37,6 @@ _BY_UID = _LIVING.where(cart.c.cart_uid == bindparam("uid")).order_by(cart.c.id.
 _NEWEST = _BY_UID.limit(1)
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
 _ACTIVE = _LIVING.order_by(cart.c.id.desc())
-_UNFINISHED = _LIVING.where(cart.c.status.in_(UNFINISHED)).order_by(cart.c.id)
 _UNMEASURED = _LIVING.where(
     cart.c.bytes_total.is_(None),
     or_(
@@ -150,10 +148,6 @@ class Carts:
     async def active(self) -> list[Cart]:
         """All carts that are not deleted, newest first."""
         return await self._carts(_ACTIVE)
-
-    async def unfinished(self) -> list[Cart]:
-        """The carts that have work to be done, oldest first."""
-        return await self._carts(_UNFINISHED)
 
     async def unmeasured(self) -> list[Cart]:
         """The finished carts of which nobody knows the size: Pacifica's, oldest first."""

@@ -14,19 +14,20 @@ from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
 from cartd.store.tables import cart
 
 _WAITING = cart.c.status == CartStatus.WAITING.value
+_CLAIMABLE = (
+    cart.c.deleted_date.is_(None),
+    cart.c.status.in_(UNFINISHED),
+    or_(
+        cart.c.lease_holder.is_(None),
+        cart.c.lease_holder == bindparam("holder"),
+        cart.c.lease_until <= bindparam("now"),
+        cart.c.lease_holder.in_(bindparam("dead", expanding=True)),
+    ),
+)
+_TO_CLAIM = select(cart.c.id).where(*_CLAIMABLE).order_by(cart.c.id)
 _CLAIM = (
     update(cart)
-    .where(
-        cart.c.id == bindparam("cart_id"),
-        cart.c.deleted_date.is_(None),
-        cart.c.status.in_(UNFINISHED),
-        or_(
-            cart.c.lease_holder.is_(None),
-            cart.c.lease_holder == bindparam("holder"),
-            cart.c.lease_until <= bindparam("now"),
-            cart.c.lease_holder.in_(bindparam("dead", expanding=True)),
-        ),
-    )
+    .where(cart.c.id == bindparam("cart_id"), *_CLAIMABLE)
     .values(
         lease_holder=bindparam("holder"),
         lease_until=bindparam("until"),
@@ -56,6 +57,11 @@ class Leases:
     """The part of the store that says who works on what."""
 
     _database: Database
+
+    async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
+        """The ids of the carts that :meth:`claim` would give to ``holder``, oldest first."""
+        who = {"holder": holder, "now": now, "dead": list(dead)}
+        return [row.id for row in await self._database.rows(_TO_CLAIM, who)]
 
     async def claim(
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
