@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from sqlalchemy import text
@@ -16,6 +13,7 @@ from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
 from tests.running_cartd import RunningCartd, running_cartd, unpacked, wait_for
 from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.volume_watch import Watch
 
 pytest_plugins = ("tests.archive_fixture",)
 
@@ -196,40 +194,6 @@ def ended(cartd: RunningCartd, uid: str) -> bool:
     status, message = head.headers["x-pacifica-status"], head.headers["x-pacifica-message"]
     assert head.status != 500 or message == NO_SPACE
     return head.status != 204 or status == "ready"
-
-
-class Watch:
-    """The most bytes that were seen together in files of the volume while the block ran."""
-
-    def __init__(self, volume: Path) -> None:
-        self._volume = volume
-        self._stop = Event()
-        self._thread = Thread(target=self._run)
-        self.most = 0
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            # What is seen twice was there at the moment between.
-            first, second = self._files(), self._files()
-            self.most = max(self.most, sum(first[name] for name in first.keys() & second.keys()))
-
-    def _files(self) -> dict[str, int]:
-        """Sizes by path: no two files ever have the same one."""
-        found = {}
-        for directory, _, names in os.walk(self._volume):
-            for name in names:
-                with suppress(FileNotFoundError):
-                    path = f"{directory}/{name}"
-                    found[path] = os.lstat(path).st_size
-        return found
 
 
 def quota(size: int, more: str = "") -> str:

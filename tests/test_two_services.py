@@ -1,0 +1,195 @@
+"""A second service on the same store and volume, be it by mistake: the two share the work."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.archive_faults import hang_after
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import (
+    DEADLINE,
+    RunningCartd,
+    command,
+    running_cartd,
+    unpacked,
+    wait_for,
+)
+from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.volume_watch import Watch
+
+pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+
+MB = 10**6
+LARGE = TOO_MUCH_FOR_SOCKETS
+NEVER = 10**9
+"""So many HEADs does a tape take that nobody waits for."""
+NO_SPACE = "No Space Available"
+
+
+@contextmanager
+def two_services(
+    directory: Path, archive: FaultyArchive, database: str, ini: str = ""
+) -> Iterator[tuple[RunningCartd, RunningCartd]]:
+    """Whatever still runs in the end must stop well."""
+    url = url_of(archive)
+    with (
+        running_cartd(directory / "first", archive=url, database=database, ini=ini) as first,
+        running_cartd(
+            directory / "second",
+            archive=url,
+            database=database,
+            ini=ini,
+            VOLUME_PATH=str(first.volume),
+        ) as second,
+    ):
+        yield first, second
+        for cartd in (first, second):
+            assert cartd.process is not None
+            if cartd.process.poll() is None:
+                assert cartd.terminate() == 0
+            assert_no_surprise(cartd.log)
+
+
+@in_a_thread
+def test_what_is_posted_to_either_is_staged_once_and_sent_by_both(
+    archive: FaultyArchive, database: str, tmp_path: Path
+) -> None:
+    with two_services(tmp_path, archive, database) as both:
+        uids = [f"u{number}" for number in range(8)]
+        for number, uid in enumerate(uids):
+            body = manifest_of(archive, uid, 40_000, files=40, bundle=number % 3 == 0)
+            assert both[number % 2].post(uid, body).status == 201
+        for number, uid in enumerate(uids):
+            both[(number + 1) % 2].wait_until(uid, "ready")
+            downloaded = [cartd.download(uid) for cartd in both]
+            assert downloaded[0] == downloaded[1]
+            assert downloaded[0] == {
+                f"dir/file-{n}": content(f"{uid}-{n}", 1000) for n in range(40)
+            }
+        asked = [request.target for request in archive.seen("GET")]
+        assert len(asked) == len(set(asked)) == 8 * 40
+
+
+@in_a_thread
+def test_what_a_killed_one_was_staging_is_taken_over_by_the_other(
+    archive: FaultyArchive, database: str, tmp_path: Path
+) -> None:
+    with two_services(tmp_path, archive, database) as (first, second):
+        body = manifest_of(archive, "slow", 12 * MB, files=3)
+        archive.fault("slow-1", hang_after(3 * MB), method="GET")
+        archive.put("slow-2", content("slow-2", 4 * MB), tape_heads=NEVER)
+        first.post("slow", body)
+        wait_for(lambda: second.staged("slow") == 1)
+        wait_for(lambda: list(first.volume.glob("incoming/1/*")))
+        first.kill()
+        archive.files["slow-2"].tape_heads = 0
+        second.wait_until("slow", "ready")
+        assert len(second.download("slow")) == 3
+        assert [len(archive.seen("GET", f"slow-{n}")) for n in range(3)] == [1, 2, 1]
+        assert on_the_volume(first) == {f"1/slow/dir/file-{n}" for n in range(3)}
+
+
+@pytest.mark.parametrize(("how", "bundle"), [("a client", False), ("a command", True)])
+@in_a_thread
+def test_what_one_deletes_while_the_other_sends_it_goes_when_that_is_done(
+    archive: FaultyArchive, tmp_path: Path, how: str, bundle: bool
+) -> None:
+    database = f"sqlite:///{tmp_path}/cartd.sqlite3"
+    ini = "[cartd]\nlru_interval = 0.2\n"
+    with two_services(tmp_path, archive, database, ini) as (first, second):
+        stage(first, archive, "large", LARGE, files=4, bundle=bundle)
+        stage(first, archive, "gone", 10)
+        first.delete("gone")
+        before = on_the_volume(first)
+        with slow_reader(second, "large") as reader:
+            if how == "a client":
+                assert first.delete("large").status == 200
+            else:
+                purged = first.run("cartd-cmd", "purge", "--time-ago", "0 seconds ago")
+                assert purged.stdout.startswith("deleting large ")
+            assert first.get("/large").status == second.get("/large").status == 404
+            second.send(signal.SIGSTOP)
+            wait_for_a_sweep(first)
+            second.send(signal.SIGCONT)
+            assert on_the_volume(first) == before
+            files = unpacked(reader.rest())
+        assert files == {f"dir/file-{n}": content(f"large-{n}", LARGE // 4) for n in range(4)}
+        wait_for(lambda: is_gone(first, 1))
+        assert on_the_volume(first) == set()
+
+
+@in_a_thread
+def test_under_pressure_through_both_the_quota_holds_and_what_is_sent_stays(
+    archive: FaultyArchive, database: str, tmp_path: Path
+) -> None:
+    most = LARGE + 4 * MB
+    ini = f"[cartd]\nvolume_quota = {most}\nlru_interval = 0.2\n"
+    with two_services(tmp_path, archive, database, ini) as both:
+        first, second = both
+        stage(first, archive, "large", LARGE)
+        with slow_reader(second, "large") as reader, Watch(first.volume) as watch:
+            # It would have to go for this one, and only the other service knows that it cannot.
+            first.post("larger", manifest_of(archive, "larger", 5 * MB))
+            assert first.wait_until("larger", "error") == NO_SPACE
+            uids = [f"u{number}" for number in range(16)]
+            for number, uid in enumerate(uids):
+                both[number % 2].post(uid, manifest_of(archive, uid, MB // 2 * 3, files=3))
+            wait_for(lambda: all(ended(second, uid) for uid in uids))
+            # Deleted, it counts for both until it has been sent.
+            assert first.delete("large").status == 200
+            for number, cartd in enumerate(both):
+                uid = f"late{number}"
+                cartd.post(uid, manifest_of(archive, uid, 5 * MB))
+                assert cartd.wait_until(uid, "error") == NO_SPACE
+            assert unpacked(reader.rest()) == {"dir/file-0": content("large-0", LARGE)}
+        assert LARGE + MB <= watch.most <= most
+        ready = [uid for uid in uids if second.request("HEAD", f"/{uid}").status == 204]
+        assert ready
+        for uid in ready:
+            assert len(first.download(uid)) == 3
+        wait_for(lambda: is_gone(first, 1))
+        stage(second, archive, "fits", 5 * MB)
+
+
+def ended(cartd: RunningCartd, uid: str) -> bool:
+    head = cartd.request("HEAD", f"/{uid}")
+    status, message = head.headers["x-pacifica-status"], head.headers["x-pacifica-message"]
+    assert status != "error" or message == NO_SPACE or head.status == 404, message
+    return status != "staging"
+
+
+def wait_for_a_sweep(cartd: RunningCartd) -> None:
+    """Until the service has removed what a deleted cart, the second one, has left."""
+    (cartd.volume / "2/gone").mkdir(parents=True)
+    wait_for(lambda: is_gone(cartd, 2))
+
+
+def is_gone(cartd: RunningCartd, cart_id: int) -> bool:
+    return not any((cartd.volume / part / str(cart_id)).exists() for part in ("", "incoming"))
+
+
+def test_one_that_finds_its_port_taken_says_so_and_leaves_the_other_alone(
+    tmp_path: Path,
+) -> None:
+    with running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/") as cartd:
+        second = subprocess.run(
+            [command("twistd"), "-n", "--pidfile=", "cartd", "--port", str(cartd.port)],
+            cwd=tmp_path,
+            env=cartd.settings(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"cartd: cannot listen on tcp:{cartd.port}:")
+        assert len(second.stderr.splitlines()) == 1
+        assert cartd.get("/").status == 200
+        assert len(list(cartd.volume.glob("holders/*"))) == 1
