@@ -10,6 +10,7 @@ from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
 from cartd.layout import Layout
 from cartd.model import Cart
+from cartd.shared_job import SharedJob
 from cartd.store import Store
 from cartd.threads import RunsInThread
 
@@ -20,13 +21,17 @@ MOST_MEMBERS_KEPT = 1_000_000
 
 
 class Plans:
-    """Builds the tars' plans, and keeps the last ones: many ranges are asked of one tar."""
+    """Builds the tars' plans, and keeps the last ones: many ranges are asked of one tar.
+
+    Those who ask for the same plan while it is built wait for it together.
+    """
 
     def __init__(self, store: Store, threads: RunsInThread) -> None:
         self._store = store
         self._threads = threads
         self._kept: OrderedDict[tuple[int, str], tuple[Bundle, int]] = OrderedDict()
         self._members_kept = 0
+        self._building: dict[tuple[int, str], SharedJob[Bundle]] = {}
 
     async def of_ready(self, cart: Cart, top: str) -> Bundle:
         """The plan of a ready cart, which never changes, below the folder ``top``."""
@@ -34,8 +39,17 @@ class Plans:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][0]
-        plan = await self.build(cart, top)
-        if key not in self._kept and cart.files_total <= MOST_MEMBERS_KEPT:
+        building = self._building.get(key)
+        if building is None or not building.open:
+            building = self._building[key] = SharedJob(lambda: self.build(cart, top))
+        try:
+            plan = await building.result()
+        finally:
+            # True for the first who goes on after its end, unless it was to be forgotten.
+            first = not building.open and self._building.get(key) is building
+            if first:
+                del self._building[key]
+        if first and cart.files_total <= MOST_MEMBERS_KEPT:
             self._keep(key, plan, cart.files_total)
         return plan
 
@@ -60,6 +74,8 @@ class Plans:
 
     def forget(self, cart_id: int) -> None:
         """Drop the plans of a cart that goes back to staging or away."""
+        for key in [key for key in self._building if key[0] == cart_id]:
+            del self._building[key]
         for key in [key for key in self._kept if key[0] == cart_id]:
             self._members_kept -= self._kept.pop(key)[1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
@@ -13,7 +13,14 @@ from cartd.plans import PAGE, Plans
 from cartd.store import Store
 from cartd.threads import RunsInThread
 from tests.laid_out import Member, columns, lay_out
-from tests.volume_parts import HeldThreads, InThisThread, result_of
+from tests.volume_parts import (
+    HeldThreads,
+    InThisThread,
+    begin,
+    failure_of,
+    outcome,
+    result_of,
+)
 
 MEMBERS = [Member(f"d{n // 7}/f{n}", n, 2 * n, "md5", f"{n:032x}") for n in range(2 * PAGE + 3)]
 CART = Cart(7, "mine", CartStatus.READY, 5.5, 0, 0, files_total=len(MEMBERS))
@@ -57,6 +64,59 @@ def test_there_is_no_plan_of_a_cart_with_a_file_of_unknown_size() -> None:
     plans, _ = plans_of(MEMBERS[:-1], InThisThread())
     with pytest.raises(VolumeDamaged):
         result_of(plans.build(CART, "top"))
+
+
+def test_who_asks_while_a_plan_is_built_waits_for_the_same_and_may_leave() -> None:
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    asking = [Deferred.fromCoroutine(plans.of_ready(CART, "top")) for _ in range(4)]
+    got = [outcome(one) for one in asking]
+    asking[0].cancel()
+    asking[2].cancel()
+    threads.let_all_go()
+    assert store.asked == 3
+    assert [type(failure_of(got[number])) for number in (0, 2)] == [CancelledError] * 2
+    plan = lay_out(MEMBERS, top="top", created=5, page=PAGE)
+    assert got[1] == got[3] == [plan]
+    assert result_of(plans.of_ready(CART, "top")) is got[1][0]
+
+
+def test_a_plan_that_nobody_waits_for_is_built_no_further_and_the_next_begins_anew() -> None:
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    asking = [Deferred.fromCoroutine(plans.of_ready(CART, "top")) for _ in range(2)]
+    left = [outcome(one) for one in asking]
+    for one in asking:
+        one.cancel()
+    threads.let_all_go()
+    assert (store.asked, len(left[0]), len(left[1])) == (2, 1, 1)
+    again = begin(plans.of_ready(CART, "top"))
+    threads.let_all_go()
+    assert again == [lay_out(MEMBERS, top="top", created=5, page=PAGE)]
+
+
+def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next() -> None:
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS[:-1], threads)
+    failed = [begin(plans.of_ready(CART, "top")) for _ in range(2)]
+    threads.let_all_go()
+    assert [type(failure_of(one)) for one in failed] == [VolumeDamaged] * 2
+    again = begin(plans.of_ready(CART, "top"))
+    threads.let_all_go()
+    assert isinstance(failure_of(again), VolumeDamaged)
+    assert store.asked == 6
+
+
+def test_what_is_forgotten_while_it_is_built_is_not_kept() -> None:
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    old = begin(plans.of_ready(CART, "top"))
+    plans.forget(CART.id)
+    new = begin(plans.of_ready(CART, "top"))
+    threads.let_all_go()
+    assert len(old) == len(new) == 1
+    assert store.asked == 6
+    assert result_of(plans.of_ready(CART, "top")) is new[0]
 
 
 @pytest.mark.parametrize("place", [0, PAGE, 2 * PAGE])
