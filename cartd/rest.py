@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -41,11 +41,16 @@ class Rest:
         downloads: Downloads,
         *,
         send: Callable[[SendingReader, Request], Deferred[None]],
+        recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` gives what is read to the client, as :meth:`cartd.sender.Sending.start`."""
+        """``send`` gives what is read to the client, as :meth:`cartd.sender.Sending.start`.
+
+        Nothing is told of carts, and none is taken, before ``recovered()``.
+        """
         self._carts = carts
         self._downloads = downloads
         self._send_to = send
+        self._recovered = recovered
 
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
@@ -55,6 +60,7 @@ class Rest:
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
         try:
+            await self._recovered()
             cart = await self._carts.find(uid)
         except CartdError as error:
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
@@ -69,6 +75,7 @@ class Rest:
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         check_uid(uid)
+        await self._recovered()
         async with self._downloads.open(uid, _filename(request)) as download:
             _set(request, "ETag", download.etag)
             if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
@@ -81,12 +88,14 @@ class Rest:
     @app.route("/<uid>", methods=["POST"])
     async def post(self, request: Request, uid: str) -> bytes:
         assert request.content is not None
+        await self._recovered()
         await self._carts.post(uid, request.content)
         request.setResponseCode(201)
         return _json(request, {"message": "Cart Processing has begun"})
 
     @app.route("/<uid>", methods=["DELETE"])
     async def delete(self, request: Request, uid: str) -> bytes:
+        await self._recovered()
         await self._carts.delete(uid)
         return _json(request, {"message": "Cart Deleted Successfully"})
 

@@ -31,6 +31,7 @@ from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.periodic import Periodic
 from cartd.plans import Plans
+from cartd.recovery import Recovery
 from cartd.removal import Removal
 from cartd.repair import Repair
 from cartd.rest import Rest
@@ -40,10 +41,12 @@ from cartd.site import LimitedSite
 from cartd.stager import Stager
 from cartd.staging import Tools
 from cartd.store import Condition, Store, schema_state, sync, wait_for_database
-from cartd.threads import Threads
+from cartd.syncing import Syncing
+from cartd.threads import Apart, Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
 from cartd.volume import Volume
+from cartd.volume.file_system import FileSystem
 from cartd.waiting_carts import WaitingCarts
 from cartd.witness import Witness
 
@@ -71,9 +74,20 @@ class Parts:
         self.volume = Volume(config.volume_path, self.threads)
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
-        holders = Holders(config.volume_path / "holders")
-        self.stager = Stager(self.store, holders, self.threads, reactor, now)
-        self._waiting = WaitingCarts(self.store, holders.name, reactor, now)
+        self._holders = Holders(config.volume_path / "holders")
+        self.recovery = Recovery(self.store, self.volume, self.plans, reactor, now)
+        self.stager = Stager(
+            self.store, self._holders, self.recovery, self.threads, reactor, now
+        )
+        self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
+        self._syncing = Syncing(
+            self.store,
+            self._holders.name,
+            FileSystem(config.volume_path),
+            Apart(reactor),
+            doubt=self.recovery.doubt,
+            clock=reactor,
+        )
         self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
         rules = SpaceRules(
             quota=config.volume_quota,
@@ -115,6 +129,8 @@ class Parts:
     def start(self, *, take_up: bool) -> None:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
+        self._holders.start()
+        self._syncing.start()
         turns = Turns(self._tolerance.places, self.reactor)
         outage = Outage(
             self._archive.status,
@@ -146,6 +162,12 @@ class Parts:
             carts_at_once=self.stager.count,
         )
         self.stager.start(tools, take_up=take_up)
+
+    async def stop(self) -> None:
+        """Stop staging; what is staged is on the disk then, unless that takes too long."""
+        await self.stager.stop()
+        await self._syncing.stop()
+        self._holders.stop()
 
     async def close(self) -> None:
         """Let go of everything; nothing is staged or sent any more."""
@@ -189,7 +211,9 @@ class Cartd(Service):
             transfer_size=config.transfer_size,
             downloads=parts.uses.pinned,
         )
-        rest = Rest(self._carts, parts.downloads, send=senders.send)
+        rest = Rest(
+            self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered
+        )
         self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
@@ -233,7 +257,7 @@ class Cartd(Service):
         self._adoption.cancel()
         for work in self._upkeep:
             await work.stop()
-        await self._parts.stager.stop()
+        await self._parts.stop()
         await self._drain()
 
     def stopService(self) -> Deferred[None]:

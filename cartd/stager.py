@@ -14,6 +14,7 @@ from cartd.errors import CartdError, LeaseLost, Unavailable
 from cartd.holders import Holders, Silence
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
+from cartd.recovery import Recovery
 from cartd.staging import Staging, Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
@@ -39,6 +40,7 @@ class Stager:
         self,
         store: Store,
         holders: Holders,
+        recovery: Recovery,
         threads: RunsInThread,
         clock: IReactorTime,
         now: Callable[[], float],
@@ -46,6 +48,7 @@ class Stager:
         """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store."""
         self._store = store
         self._holders = holders
+        self._recovery = recovery
         self._threads = threads
         self._clock = clock
         self._now = now
@@ -58,8 +61,10 @@ class Stager:
         self._loops: list[Periodic] = []
 
     def start(self, tools: Tools, *, take_up: bool = True) -> None:
-        """Begin to stage; with ``take_up``, also what others have left unfinished."""
-        self._holders.start()
+        """Begin to stage; with ``take_up``, also what others have left unfinished.
+
+        The lock of this process is taken by then, and kept for longer than it stages.
+        """
         self._tools = tools
         self._takes_up = take_up
         self._loops = [
@@ -81,7 +86,6 @@ class Stager:
                 await self._store.release(cart_id, self._holders.name)
         except Unavailable as error:
             log.warn("Leases are left to expire: {error}", error=error)
-        self._holders.stop()
 
     def count(self) -> int:
         """How many carts this process is staging."""
@@ -128,6 +132,8 @@ class Stager:
             )
             if cart is None:
                 return
+            if resumed:
+                cart = await self._recovery.take_over(cart, holder)
             self._stagings[cart_id] = Staging(tools, cart, holder, resumed=resumed)
             await self._stagings[cart_id].run()
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.uid)
@@ -187,13 +193,16 @@ class Stager:
     async def _look_around(self) -> None:
         """Renew, see who has died, then take up every unfinished cart that nobody is staging.
 
-        Those that others stage are not even tried: each try is a transaction.
+        What the dead have not synced comes first: no cart is to be linked to it.  Carts that others
+        stage are not even tried: each try is a transaction.
         """
         await self._renew()
         ends = await self._store.holders()
-        dead = await self._threads.run(self._holders.dead_among, ends)
+        names = {*ends, *await self._store.unsynced_holders()}
+        dead = await self._threads.run(self._holders.dead_among, names)
         self._dead = dead | self._silence.among(ends, self._clock.seconds())
         if self._takes_up:
-            holder, now = self._holders.name, self._clock.seconds()
-            for cart_id in await self._store.claimable(holder, now=now, dead=self._dead):
+            holder = self._holders.name
+            await self._recovery.recover(holder, self._dead)
+            for cart_id in await self._store.claimable(holder, now=self._now(), dead=self._dead):
                 self.begin(cart_id)

@@ -76,6 +76,8 @@ class Staging:
         self._holder = holder
         self._resumed = resumed
         """Whether files may be on the volume that the store does not know of."""
+        self._unmeasured = False
+        """Whether nobody knew the sizes of all files when it began, as of Pacifica Cartd's."""
         self._on_tape: set[int] = set()
         self._staged: Batches[tuple[int, str]] = Batches(self._record_staged, tools.clock.seconds)
 
@@ -97,7 +99,11 @@ class Staging:
             lambda: self._share(PAGE),
             hashed=self._resumed,
         )
-        await self._reserve(await self._learn_states())
+        await self._find_in_place()
+        bytes_total = await self._learn_states()
+        if self._unmeasured:
+            await self._find_in_place()
+        await self._reserve(bytes_total)
         try:
             await both(self._fetch_from_disk(), self._recall_from_tape())
         finally:
@@ -118,6 +124,23 @@ class Staging:
         await volume.clear_incoming(cart.id)
         if cart.bundle and cart.files_staged < cart.files_total:
             await volume.drop_tar(cart)
+
+    async def _find_in_place(self) -> None:
+        """Record what is on the volume and right, before the archive is asked for it.
+
+        A crash has kept it from being recorded, or from being known to be on the disk.  It may be
+        a link to a file that has gone since: it counts as this cart's own, not less than it takes.
+        """
+        if not self._resumed:
+            return
+        cart, store = self._cart, self._tools.store
+        async for page in self._unstaged_pages():
+            self._unmeasured = self._unmeasured or any(file.size is None for file in page)
+            async for file in self._tools.volume.in_place(cart, page):
+                await self._staged.add((file.position, file.hash_sum))
+                self._on_tape.discard(file.position)
+        await self.flush()
+        self._cart = await store.cart(cart.id) or cart
 
     # Learning what the archive has
 
@@ -201,12 +224,7 @@ class Staging:
             self._on_tape.discard(file.position)
 
     async def _fetch(self, file: CartFile) -> None:
-        # What is there, but not recorded, may be a link that a crash kept from being recorded, to
-        # a file that has gone since.  It counts as this cart's own: not less than it takes.
-        if self._resumed and await self._tools.volume.has(self._cart, file):
-            hash_sum = file.hash_sum
-        else:
-            hash_sum = await self._patiently(file, self._fetch_once)
+        hash_sum = await self._patiently(file, self._fetch_once)
         await self._staged.add((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
@@ -271,16 +289,17 @@ class Staging:
     async def _unstaged(
         self, wanted: Callable[[CartFile], bool] = lambda _: True
     ) -> AsyncIterator[CartFile]:
-        after = -1
-        while True:
-            page = await self._tools.store.files(
-                self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
-            )
-            if not page:
-                return
+        async for page in self._unstaged_pages():
             for file in page:
                 if wanted(file):
                     yield file
+
+    async def _unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
+        after = -1
+        while page := await self._tools.store.files(
+            self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
+        ):
+            yield page
             after = page[-1].position
 
     def _window(self) -> int:

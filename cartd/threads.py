@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 P = ParamSpec("P")
@@ -40,6 +42,30 @@ class Threads:
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._pool, work, *args, **kwargs)
+
+
+class Apart:
+    """``RunsInThread`` with a new thread for each work, for whose end nobody need wait.
+
+    Not even the process's end: a disk that hangs keeps no other work from being done.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        result: Deferred[T] = Deferred()
+
+        def call() -> None:
+            try:
+                value = work(*args, **kwargs)
+            except BaseException:
+                self._reactor.callFromThread(result.errback, Failure())
+            else:
+                self._reactor.callFromThread(result.callback, value)
+
+        Thread(target=call, name="cartd apart", daemon=True).start()
+        return result
 
 
 class Few:

@@ -24,8 +24,10 @@ from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus, Twin
 from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.plans import Plans
+from cartd.recovery import Recovery
 from cartd.staging import Reserves, Tools
 from cartd.store import Store
+from cartd.store.syncs import Noted
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
@@ -138,6 +140,18 @@ class MemoryStore(Store):
     async def holders(self) -> dict[str, float]:
         self._asked()
         return dict(sorted(self.leases.values()))
+
+    async def unsynced_holders(self) -> set[str]:
+        self._asked()
+        return set()
+
+    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
+        self._asked()
+        return {}
+
+    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
+        self._asked()
+        return {}
 
     async def renew(self, holder: str, until: float) -> set[int]:
         self._asked()
@@ -403,6 +417,10 @@ class Bench:
             now=self.now,
             carts_at_once=lambda: 1,
         )
+
+    def recovery(self) -> Recovery:
+        plans = Plans(self.store, InThisThread())
+        return Recovery(self.store, self.volume, plans, self.clock, self.now)
 
     def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:
         """A posted cart of the archive's files, or of some."""

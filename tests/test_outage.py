@@ -57,7 +57,10 @@ class Scene(Bench):
         """As a new process, on the same store and volume."""
         holders = Holders(self.root / "holders")
         self.holder = holders.name
-        self.stager = Stager(self.store, holders, InThisThread(), self.clock, self.now)
+        self.stager = Stager(
+            self.store, holders, self.recovery(), InThisThread(), self.clock, self.now
+        )
+        holders.start()
         self.stager.start(self.tools(), take_up=True)
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, begin, everything, result_of
 
 FILES = {"1": b"one", "2": b"two"}
-EMPTY = {"cartuids", "holders", "incoming"}
+EMPTY = {"cartuids", "incoming"}
 
 
 class Removing(Bench):
@@ -29,7 +29,7 @@ class Removing(Bench):
         self.uses = Uses()
         holders = Holders(root / "holders")
         now = self.clock.seconds
-        self.stager = Stager(self.store, holders, InThisThread(), self.clock, now)
+        self.stager = Stager(self.store, holders, self.recovery(), InThisThread(), self.clock, now)
         self.stager.start(self.tools(), take_up=False)
         self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
 

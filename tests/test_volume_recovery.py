@@ -43,6 +43,11 @@ def volume(root: Path) -> Volume:
     return volume
 
 
+async def has(volume: Volume, file: CartFile) -> bool:
+    """Whether the file is in its place."""
+    return [one async for one in volume.in_place(CART, [file])] == [file]
+
+
 @pytest.mark.parametrize(
     ("found", "there"),
     [
@@ -61,7 +66,7 @@ def test_a_file_is_there_when_size_and_hash_are_right(
     path.parent.mkdir(parents=True)
     if found is not None:
         path.write_bytes(found)
-    assert result_of(volume.has(CART, file)) is there
+    assert result_of(has(volume, file)) is there
 
 
 @pytest.mark.parametrize(
@@ -74,9 +79,9 @@ def test_a_file_of_which_too_little_is_known_is_not_there(
 ) -> None:
     known = a_file(BODY)
     stage(volume, known)
-    assert result_of(volume.has(CART, known))
+    assert result_of(has(volume, known))
     values = {name: getattr(known, name) for name in CartFile.__dataclass_fields__} | changed
-    assert not result_of(volume.has(CART, CartFile(**values)))
+    assert not result_of(has(volume, CartFile(**values)))
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
@@ -91,7 +96,7 @@ def test_what_is_no_regular_file_is_not_there(volume: Volume, tmp_path: Path, ki
         os.mkfifo(path)
     else:
         path.mkdir()
-    assert not result_of(volume.has(CART, file))
+    assert not result_of(has(volume, file))
     assert result_of(volume.measure(CART, [file])) == [None]
 
 
@@ -151,10 +156,10 @@ def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:
     path = volume.member(CART, file.path)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
-    looking = begin(volume.has(CART, file))
+    looking = begin(has(volume, file))
     threads.let_all_go()
     assert looking == [True]
-    cancelled = Deferred.fromCoroutine(volume.has(CART, file))
+    cancelled = Deferred.fromCoroutine(has(volume, file))
     failed = outcome(cancelled)
     cancelled.cancel()
     assert isinstance(failure_of(failed), CancelledError)

@@ -231,7 +231,7 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
         except CartdError as error:
             outcome.append(error)
         finally:
-            await parts.stager.stop()
+            await parts.stop()
             await parts.close()
 
     try:

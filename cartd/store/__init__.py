@@ -17,6 +17,7 @@ from cartd.store.progress import Progress
 from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
+from cartd.store.syncs import Syncs
 from cartd.store.twins import Twins
 from cartd.store.waits import Waits
 
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-class Store(Carts, Leases, Progress, Space, Twins, Waits):
+class Store(Carts, Leases, Progress, Space, Syncs, Twins, Waits):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

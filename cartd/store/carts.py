@@ -26,6 +26,7 @@ from cartd.store.rows import (
     file_of,
     members_of,
 )
+from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
 
 T = TypeVar("T")
@@ -199,6 +200,7 @@ class Carts:
             passed_on = await pass_on(transaction, cart_id)
             await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
             await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
+            await forget_unsynced(transaction, cart_id)
         return int(owned[0][0]) - passed_on
 
     async def leaving(self) -> set[int]:

@@ -136,6 +136,8 @@ def _make_no_file(_dialect: object, _record: object, args: list[Any], options: A
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
+    # What is committed outlasts a power failure; some builds of SQLite take less for granted.
+    connection.execute("PRAGMA synchronous = FULL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
     record.info["file"] = file = connection.execute("PRAGMA database_list").fetchone()[2]
     record.info["identity"] = _identity(file)

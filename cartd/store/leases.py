@@ -11,6 +11,7 @@ from cartd.model import Cart, CartStatus
 from cartd.store.database import Database, Transaction
 from cartd.store.owners import take_turn
 from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
+from cartd.store.syncs import renew_unsynced
 from cartd.store.tables import cart
 
 _WAITING = cart.c.status == CartStatus.WAITING.value
@@ -89,10 +90,14 @@ class Leases:
         return {holder: float(until) for holder, until in await self._database.rows(_HOLDERS)}
 
     async def renew(self, holder: str, until: float) -> set[int]:
-        """Prolong all leases of ``holder``; the ids of the carts that it still holds."""
+        """Prolong all leases of ``holder``; the ids of the carts that it still holds.
+
+        What it has staged, and nobody knows to be on the disk, is its own for as long.
+        """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             await transaction.execute(_RENEW, {"holder": holder, "until": until})
+            await renew_unsynced(transaction, holder, until)
             rows = await transaction.rows(_RENEWED, {"holder": holder})
         return {row.id for row in rows}
 

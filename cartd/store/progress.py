@@ -15,19 +15,16 @@ from cartd.model import CartStatus, FileStatus
 from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
-from cartd.store.owners import end_sharing, pass_on, take_turn
+from cartd.store.losses import AMONG, STAGED_AMONG, count, lose
+from cartd.store.owners import end_sharing, take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.space import usage_in
+from cartd.store.syncs import forget_unsynced, note_unsynced
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
 _FILE = (file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))
-_AMONG = (
-    file.c.cart_id == bindparam("in_cart"),
-    file.c.position.in_(bindparam("positions", expanding=True)),
-)
-_STAGED_AMONG = select(file.c.position, file.c.size, file.c.linked_to).where(*_AMONG, _STAGED)
-_UNSTAGED_AMONG = select(file.c.position, file.c.size).where(*_AMONG, ~_STAGED)
+_UNSTAGED_AMONG = select(file.c.position, file.c.size).where(*AMONG, ~_STAGED)
 _RECORD_STATE = (
     update(file)
     .where(*_FILE)
@@ -50,18 +47,6 @@ _RECORD_STAGED = (
 _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
-)
-_COUNT = (
-    update(cart)
-    .where(cart.c.id == bindparam("cart_id"))
-    .values(
-        files_staged=cart.c.files_staged + bindparam("more_files"),
-        bytes_staged=cart.c.bytes_staged + bindparam("more_bytes"),
-        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
-    )
-)
-_LOSE_FILES = (
-    update(file).where(*_AMONG).values(status=FileStatus.WAITING.value, error="", linked_to=None)
 )
 _RETRY_FILES = (
     update(file)
@@ -158,11 +143,15 @@ class Progress:
             )
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
-        """Its files are in its tar, their tree is gone: no other cart shares bytes with it."""
+        """Its files are in its tar, their tree is gone: no other cart shares bytes with it.
+
+        The tar has been synced when it was written.
+        """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             await hold(transaction, cart_id, holder)
             await end_sharing(transaction, cart_id)
+            await forget_unsynced(transaction, cart_id)
 
     async def record_ready(
         self, cart_id: int, holder: str, *, volume_bytes: int, now: float
@@ -182,7 +171,7 @@ class Progress:
             if not await transaction.execute(_RESTAGE, values):
                 return False
             for batch in batches(iter(lost or ()), BATCH):
-                await _lose(transaction, cart_id, batch)
+                await lose(transaction, cart_id, batch)
             await transaction.execute(_RETRY_FILES, {"in_cart": cart_id})
         return True
 
@@ -227,21 +216,13 @@ async def _change(transaction: Transaction, cart_id: int, values: dict[str, Any]
     await transaction.execute(update(cart).where(cart.c.id == cart_id).values(**values))
 
 
-async def _count(
-    transaction: Transaction, cart_id: int, *, files: int = 0, size: int = 0, linked: int = 0
-) -> None:
-    if files or size:
-        more = {"more_files": files, "more_bytes": size, "more_linked": linked}
-        await transaction.execute(_COUNT, {"cart_id": cart_id, **more})
-
-
 async def _record_states(
     transaction: Transaction, cart_id: int, states: Sequence[tuple[int, int, int]]
 ) -> None:
     for batch in batches(iter(states), BATCH):
         sizes = {position: size for position, size, _ in batch}
         staged = await transaction.rows(
-            _STAGED_AMONG, {"in_cart": cart_id, "positions": list(sizes)}
+            STAGED_AMONG, {"in_cart": cart_id, "positions": list(sizes)}
         )
         await transaction.execute(
             _RECORD_STATE,
@@ -251,7 +232,7 @@ async def _record_states(
             ],
         )
         grown = sum(sizes[row.position] - (row.size or 0) for row in staged)
-        await _count(transaction, cart_id, size=grown)
+        await count(transaction, cart_id, size=grown)
 
 
 async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[int, str]) -> None:
@@ -262,31 +243,14 @@ async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[i
         _RECORD_STAGED,
         [{"in_cart": cart_id, "at": row.position, "digest": digests[row.position]} for row in new],
     )
-    await _count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
+    await note_unsynced(transaction, cart_id, [row.position for row in new])
+    await count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
 
 
 async def _record_file_error(
     transaction: Transaction, cart_id: int, position: int, message: str
 ) -> None:
-    await _lose(transaction, cart_id, [position])
+    await lose(transaction, cart_id, [position])
     await transaction.execute(
         _RECORD_FILE_ERROR, {"in_cart": cart_id, "at": position, "message": message}
-    )
-
-
-async def _lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
-    """Files that are not on the volume, whatever was recorded of them.
-
-    Links to them hold what they were.
-    """
-    await pass_on(transaction, cart_id, positions)
-    among = {"in_cart": cart_id, "positions": positions}
-    staged = await transaction.rows(_STAGED_AMONG, among)
-    await transaction.execute(_LOSE_FILES, among)
-    await _count(
-        transaction,
-        cart_id,
-        files=-len(staged),
-        size=-sum(row.size or 0 for row in staged),
-        linked=-sum(row.size for row in staged if row.linked_to is not None),
     )

@@ -157,5 +157,13 @@ unsynced = Table(
     Column("cart_id", Integer, ForeignKey("cart.id"), nullable=False, comment="Whose files"),
     Column("positions", Text, nullable=False, comment="Their places, as a JSON array"),
     Column("holder", Text, nullable=False, comment="Which process has staged them"),
+    Column(
+        "lease_until",
+        Double,
+        nullable=False,
+        comment="Unix time from which another may verify them",
+    ),
     comment="Staged files that a power failure may damage: nobody knows that the disk has them",
+    # What is deleted while a sync is under way must not come back under the same id.
+    sqlite_autoincrement=True,
 )

@@ -12,6 +12,7 @@ from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.owners import take_turn
+from cartd.store.syncs import note_unsynced
 from cartd.store.tables import cart, file
 
 # As it is in the index's own condition: a parameter would hide from SQLite that they agree.
@@ -151,6 +152,7 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
             for twin in new
         ],
     )
+    await note_unsynced(transaction, cart_id, [twin.position for twin in new])
     counted = {
         "cart_id": cart_id,
         "more_files": len(new),

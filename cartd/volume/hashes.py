@@ -6,7 +6,7 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,6 +19,9 @@ from cartd.volume.files import open_to_read
 from cartd.volume.paths import VolumePaths
 
 PIECE = 1 << 20
+TOGETHER = 64 << 20
+"""Bytes of files that one trip to a thread reads, unless a single file has more."""
+MOST_TOGETHER = 1000
 Stopped = Callable[[], bool]
 
 
@@ -41,10 +44,21 @@ class Hashes:
     _paths: VolumePaths
     _threads: RunsInThread
 
-    async def has(self, cart: Cart, file: CartFile) -> bool:
-        """Whether the file is there with the right size and hash; false if none is known."""
-        known = file.hash_sum and file.size is not None
-        return bool(known) and await self.faults(cart, [file]) == [""]
+    async def in_place(self, cart: Cart, files: Sequence[CartFile]) -> AsyncIterator[CartFile]:
+        """Give those of the files that are there with the right size and hash, as soon as known.
+
+        What the system keeps of them in its memory is read from the disk again.  A file whose hash
+        nobody knows is not among them: its size alone says nothing.
+        """
+
+        def look(some: list[CartFile], stopped: Stopped) -> list[str]:
+            return [_member_fault(self._paths, cart, one, stopped, reread=True) for one in some]
+
+        for some in _trips([file for file in files if file.hash_sum and file.size is not None]):
+            faults = await self._until_cancelled(look, some)
+            for file, fault in zip(some, faults, strict=True):
+                if not fault:
+                    yield file
 
     async def faults(self, cart: Cart, files: Sequence[CartFile]) -> list[str]:
         """What is wrong with each file of an unbundled cart, in a few words; nothing is empty.
@@ -79,13 +93,16 @@ class Hashes:
             raise
 
 
-def file_fault(path: Path, file: Declared, stopped: Stopped) -> str:
+def file_fault(path: Path, file: Declared, stopped: Stopped, *, reread: bool = False) -> str:
     """What is wrong with the file at ``path``; empty if nothing is.  Blocks.
 
     A symbolic link is not followed.  ``stopped()`` ends it early, with any answer.
+    ``reread``: from the disk, whatever the system remembers of it, where it can be told to.
     """
     try:
         with open(path, "rb", buffering=0, opener=open_to_read) as opened:
+            if reread and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
@@ -112,12 +129,28 @@ def _content_fault(
     return ""
 
 
-def _member_fault(paths: VolumePaths, cart: Cart, file: CartFile, stopped: Stopped) -> str:
+def _trips(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
+    """The files in lists that are worth a trip to a thread, and do not hold it for long."""
+    some: list[CartFile] = []
+    size = 0
+    for file in files:
+        some.append(file)
+        size += file.size or 0
+        if size >= TOGETHER or len(some) >= MOST_TOGETHER:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _member_fault(
+    paths: VolumePaths, cart: Cart, file: CartFile, stopped: Stopped, *, reread: bool = False
+) -> str:
     try:
         path = paths.member(cart, file.path)
     except ValueError:
         return "cannot have that path"
-    return file_fault(path, file, stopped)
+    return file_fault(path, file, stopped, reread=reread)
 
 
 def _twin_fault(paths: VolumePaths, twin: Twin, stopped: Stopped) -> str:

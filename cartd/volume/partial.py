@@ -123,7 +123,7 @@ class PartialFile:
             self._close()
             self._rename()
             if durable:
-                sync_directory(self._final.parent)
+                sync_directories(self._final.parent, self._root)
 
     def discard(self) -> None:
         """Close and remove what there is; may be called at any time, and again.
@@ -170,12 +170,18 @@ class PartialFile:
             raise
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` outlast a power failure, where a system lets one ask."""
+def sync_directories(directory: Path, root: Path) -> None:
+    """Make the names in ``directory`` and those above it, up to ``root``, outlast a power failure.
+
+    Where a system lets one ask.
+    """
     if os.name == "nt":
         return
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    for one in (directory, *directory.parents):
+        fd = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if one == root:
+            return

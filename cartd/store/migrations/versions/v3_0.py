@@ -248,6 +248,8 @@ def _create_unsynced() -> None:
         sa.Column("cart_id", sa.Integer, sa.ForeignKey("cart.id"), nullable=False),
         sa.Column("positions", sa.Text, nullable=False),
         sa.Column("holder", sa.Text, nullable=False),
+        sa.Column("lease_until", sa.Double, nullable=False),
+        sqlite_autoincrement=True,
     )
 
 

@@ -1,0 +1,101 @@
+"""What somebody has staged who died before the disk had it: verified before anybody sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from cartd.errors import Unavailable
+from cartd.model import Cart
+from cartd.plans import Plans
+from cartd.store import Store
+from cartd.volume import Volume
+
+ROWS = 10
+"""Rows of a cart that are doubted in one transaction: none of it takes long."""
+PATIENCE = 20.0
+"""Seconds for which a request waits for the first recovery."""
+
+log = Logger()
+
+
+class Recovery:
+    """Puts carts back to staging whose files a power failure may have damaged.
+
+    They are hashed there, in their places, and what is wrong is fetched again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        volume: Volume,
+        plans: Plans,
+        clock: IReactorTime,
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._volume = volume
+        self._plans = plans
+        self._clock = clock
+        self._now = now
+        self._recovered = False
+        self._waiting: list[Deferred[None]] = []
+
+    async def recover(self, holder: str, dead: Collection[str]) -> None:
+        """Doubt what the ``dead`` have left, and those whose leases have run out."""
+        now = self._now()
+        await self.doubt(await self._store.left_unsynced(holder, dead=dead, now=now))
+        self._recovered = True
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            told.callback(None)
+
+    async def recovered(self) -> None:
+        """Wait until it is known which carts are whole after a crash.
+
+        :raises Unavailable: that takes long.
+        """
+        if self._recovered:
+            return
+        told: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(told)
+        told.addTimeout(PATIENCE, self._clock)
+        try:
+            await told
+        except TimeoutError:
+            raise Unavailable("What was staged before a crash is looked for; ask again") from None
+
+    async def take_over(self, cart: Cart, holder: str) -> Cart:
+        """The cart that ``holder`` has just claimed, without what others left unsynced of it."""
+        noted = await self._store.unsynced_by_others(cart.id, holder)
+        if not noted:
+            return cart
+        await self.doubt(noted)
+        return await self._store.cart(cart.id) or cart
+
+    async def doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
+        """Have the files verified that these rows name, by their carts."""
+        for cart_id, rows in noted.items():
+            cart = await self._store.cart(cart_id)
+            if cart is None or await self._is_bundled(cart):
+                await self._store.record_synced(rows)
+                continue
+            number = 0
+            for first in range(0, len(rows), ROWS):
+                some = rows[first : first + ROWS]
+                number += await self._store.doubt(cart_id, some, now=self._now())
+            self._plans.forget(cart_id)
+            log.warn(
+                "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",
+                id=cart_id,
+                uid=cart.uid,
+                number=number,
+            )
+
+    async def _is_bundled(self, cart: Cart) -> bool:
+        """Whether its tar is there, which has been synced, and its tree is of no use any more."""
+        whole = cart.bundle and cart.files_staged == cart.files_total
+        return whole and await self._volume.tar_size(cart) is not None

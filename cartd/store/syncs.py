@@ -1,0 +1,158 @@
+"""Staged files of which nobody knows yet that the disk has them, and what becomes of them.
+
+Strategy: no file is waited for until the disk has it.  The transaction that records files as staged
+also notes them in a row of ``unsynced``, which goes when the file system has been synced.
+So these rows name whatever a power failure can damage.  What a process leaves there that has died
+is to be verified: it waits again, and who stages the cart hashes it in its place.
+
+The rows of an unfinished cart are its holder's: whoever takes one over doubts at first what others
+have noted of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+from sqlalchemy import Text, bindparam, case, delete, insert, null, or_, select, update
+
+from cartd.model import CartStatus
+from cartd.store.database import Database, Transaction
+from cartd.store.losses import lose, lose_all
+from cartd.store.owners import take_turn
+from cartd.store.rows import date_of
+from cartd.store.tables import cart, unsynced
+
+TOGETHER = 500
+"""Rows that are deleted at once."""
+Noted = dict[int, list[int]]
+"""The ids of rows, by the carts that they are of."""
+
+_NOTE = insert(unsynced).from_select(
+    ["cart_id", "positions", "holder", "lease_until"],
+    select(cart.c.id, bindparam("at", type_=Text), cart.c.lease_holder, cart.c.lease_until).where(
+        cart.c.id == bindparam("of_cart")
+    ),
+)
+_FORGET = delete(unsynced).where(unsynced.c.cart_id == bindparam("of_cart"))
+_RENEW = (
+    update(unsynced)
+    .where(unsynced.c.holder == bindparam("by"))
+    .values(lease_until=bindparam("until"))
+)
+_NOTED = select(unsynced.c.id, unsynced.c.cart_id).order_by(unsynced.c.id)
+_HOLDERS = select(unsynced.c.holder).distinct()
+_BY_HOLDER = _NOTED.where(unsynced.c.holder == bindparam("holder"))
+_BY_OTHERS = _NOTED.where(
+    unsynced.c.cart_id == bindparam("cart_id"), unsynced.c.holder != bindparam("holder")
+)
+_LEFT = _NOTED.where(
+    unsynced.c.holder != bindparam("holder"),
+    or_(
+        unsynced.c.holder.in_(bindparam("dead", expanding=True)),
+        unsynced.c.lease_until <= bindparam("now"),
+    ),
+)
+_AMONG = unsynced.c.id.in_(bindparam("ids", expanding=True))
+_DELETE = delete(unsynced).where(_AMONG)
+_DOUBTED = select(unsynced.c.positions, unsynced.c.holder).where(
+    unsynced.c.cart_id == bindparam("cart_id"), _AMONG
+)
+_IS_READY = cart.c.status == CartStatus.READY.value
+_IS_THEIRS = cart.c.lease_holder.in_(bindparam("holders", expanding=True))
+_PUT_BACK = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"), cart.c.deleted_date.is_(None))
+    .values(
+        status=case(
+            (
+                cart.c.status.in_([CartStatus.READY.value, CartStatus.BUNDLING.value]),
+                CartStatus.STAGING.value,
+            ),
+            else_=cart.c.status,
+        ),
+        updated_date=case((_IS_READY, bindparam("date")), else_=cart.c.updated_date),
+        # They may be alive after all, and in the middle of it.
+        lease_holder=case((_IS_THEIRS, null()), else_=cart.c.lease_holder),
+        lease_until=case((_IS_THEIRS, null()), else_=cart.c.lease_until),
+    )
+)
+_IS_BUNDLED = select(cart.c.bundle).where(cart.c.id == bindparam("of_cart"))
+
+
+class Syncs:
+    """The part of the store that knows what is staged, but may not be on the disk."""
+
+    _database: Database
+
+    async def unsynced(self, holder: str) -> Noted:
+        """What ``holder`` has staged since it was last told to be on the disk."""
+        return _by_cart(await self._database.rows(_BY_HOLDER, {"holder": holder}))
+
+    async def unsynced_holders(self) -> set[str]:
+        """Everyone who has staged what may not be on the disk."""
+        return {row.holder for row in await self._database.rows(_HOLDERS)}
+
+    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
+        """What anybody but ``holder`` has noted of the cart."""
+        among = {"cart_id": cart_id, "holder": holder}
+        return _by_cart(await self._database.rows(_BY_OTHERS, among))
+
+    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
+        """What others than ``holder`` have left who are ``dead``, or whose leases have run out."""
+        who = {"holder": holder, "dead": list(dead), "now": now}
+        return _by_cart(await self._database.rows(_LEFT, who))
+
+    async def record_synced(self, rows: Sequence[int]) -> None:
+        """The disk has what these rows name."""
+        async with self._database.transaction() as transaction:
+            for first in range(0, len(rows), TOGETHER):
+                await transaction.execute(_DELETE, {"ids": rows[first : first + TOGETHER]})
+
+    async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
+        """Let the files wait again that these rows of the cart name; how many those are.
+
+        A ready cart is in staging then, one in error stays there; who noted the rows holds it no
+        longer.  Of a bundled cart all files wait: some may be in the tar that was to be written.
+        Rows that have gone meanwhile name nothing.
+        """
+        number = 0
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            noted = await transaction.rows(_DOUBTED, {"cart_id": cart_id, "ids": list(rows)})
+            holders = {"holders": list({row.holder for row in noted})}
+            back = {"of_cart": cart_id, "date": date_of(now), **holders}
+            if noted and await transaction.execute(_PUT_BACK, back):
+                [(bundled,)] = await transaction.rows(_IS_BUNDLED, {"of_cart": cart_id})
+                for row in noted:
+                    positions = msgspec.json.decode(row.positions, type=list[int])
+                    number += len(positions)
+                    if not bundled:
+                        await lose(transaction, cart_id, positions)
+                if bundled:
+                    await lose_all(transaction, cart_id)
+            await transaction.execute(_DELETE, {"ids": list(rows)})
+        return number
+
+
+async def note_unsynced(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
+    """The holder of the cart has staged these files, and nobody knows whether the disk has them."""
+    at = msgspec.json.encode(positions).decode()
+    await transaction.execute(_NOTE, {"of_cart": cart_id, "at": at})
+
+
+async def forget_unsynced(transaction: Transaction, cart_id: int) -> None:
+    """Nothing of the cart's tree matters any more."""
+    await transaction.execute(_FORGET, {"of_cart": cart_id})
+
+
+async def renew_unsynced(transaction: Transaction, holder: str, until: float) -> None:
+    """``holder`` is alive: nobody but it need care for what it has staged."""
+    await transaction.execute(_RENEW, {"by": holder, "until": until})
+
+
+def _by_cart(rows: Sequence[tuple[int, int]]) -> Noted:
+    noted: Noted = {}
+    for row, cart_id in rows:
+        noted.setdefault(cart_id, []).append(row)
+    return noted
