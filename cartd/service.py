@@ -76,9 +76,7 @@ class Parts:
         self.plans = Plans(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
         self.recovery = Recovery(self.store, self.volume, self.plans, reactor, now)
-        self.stager = Stager(
-            self.store, self._holders, self.recovery, self.threads, reactor, now
-        )
+        self.stager = Stager(self.store, self._holders, self.recovery, self.threads, reactor, now)
         self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
         self._syncing = Syncing(
             self.store,

@@ -9,7 +9,7 @@ from random import Random
 
 from cartd.eviction import freed
 from cartd.manifest import Entry
-from cartd.model import Cart
+from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
 from tests.stored_carts import found, manifest
 
@@ -35,6 +35,8 @@ class Tree:
     names: list[str]
     hash_known: list[bool]
     files: dict[int, Inode] = field(default_factory=dict)
+    doubted: set[int] = field(default_factory=set)
+    """Those of a cart in error that are there, though nobody knows whether they are right."""
     finished: bool = False
     tar: int = 0
     never_written: int = 0
@@ -56,7 +58,7 @@ class Sharing:
 
     async def step(self) -> None:
         steps = {self.post: 2, self.link: 5, self.fetch: 4, self.finish: 8, self.lose: 8}
-        steps[self.remove] = 3
+        steps |= {self.remove: 3, self.doubt: 3}
         if len(self.trees) > MOST:
             steps = {self.delete: 1}
         [step] = self.random.choices([*steps, self.delete], [*steps.values(), 1])
@@ -133,9 +135,32 @@ class Sharing:
             lost = [n for n in range(len(tree.names)) if tree.tar or self.random.random() < 0.5]
             assert await self.store.restage(tree.cart.id, lost=lost, now=13)
             await self.store.claim(tree.cart.id, "me", now=13, until=100)
-            for position in lost:
+            for position in {*lost, *tree.doubted}:
                 tree.files.pop(position, None)
+            tree.doubted.clear()
             tree.finished, tree.tar = False, 0
+
+    async def doubt(self) -> None:
+        """Nobody knows whether the disk has what was staged last: some of it is doubted, or all."""
+        if not (noted := await self.store.unsynced("me")):
+            return
+        cart_id = self.random.choice(list(noted))
+        rows = [row for row in noted[cart_id] if self.random.random() < 0.8]
+        await self.store.doubt(cart_id, rows, now=13)
+        [tree] = [tree for tree in self.trees if tree.cart.id == cart_id]
+        files = await self.store.files(cart_id)
+        lost = [one.position for one in files if one.status is not FileStatus.STAGED]
+        cart = await found(self.store, tree.cart)
+        for position in {*lost} & {*tree.files} - tree.doubted:
+            if cart.status is CartStatus.ERROR:
+                # What nobody repairs stays there, and counts, but not as a part of another's.
+                tree.files[position] = Inode(tree.files[position].size)
+                tree.doubted.add(position)
+            else:
+                del tree.files[position]
+        if cart.status is CartStatus.STAGING:
+            tree.finished = False
+            await self.store.claim(cart_id, "me", now=13, until=100)
 
     async def delete(self, but: Tree | None = None) -> None:
         if (tree := self._one()) and tree is not but:
@@ -178,6 +203,7 @@ class Sharing:
             for other in self.trees
             if other is not tree and not other.cart.bundle
             for position in other.files
+            if position not in other.doubted
         }
         return {n for n in tree.missing() if tree.hash_known[n] and tree.names[n] in staged}
 

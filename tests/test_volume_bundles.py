@@ -159,3 +159,20 @@ def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:
     cart = a_cart(uid="u" * 255)
     assert result_of(volume.tar_size(cart)) is None
     assert result_of(volume.measure_tar(cart, [])) is None
+
+
+def test_a_bundle_is_on_the_disk_before_its_tree_goes_with_all_names_that_lead_to_it(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    tree = volume.tree(CART)
+
+    def fsync(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, tree.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    stage(volume, a_file(BODY))
+    result_of(volume.write_tar(CART, Bytes(DATA), len(DATA)))
+    paths = (volume.tar(CART), volume.tar(CART).parent, root)
+    assert synced == [(path.stat().st_ino, True) for path in paths]
+    assert not tree.exists()

@@ -69,6 +69,19 @@ def test_a_file_is_there_when_size_and_hash_are_right(
     assert result_of(has(volume, file)) is there
 
 
+def test_what_the_system_remembers_of_a_file_is_no_proof_that_it_is_there(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[tuple[int, int, int]] = []
+    monkeypatch.setattr("os.posix_fadvise", lambda _, *what: forgotten.append(what))
+    file = a_file(BODY)
+    stage(volume, file)
+    assert result_of(volume.faults(CART, [file])) == [""]
+    assert forgotten == []
+    assert result_of(has(volume, file))
+    assert forgotten == [(0, 0, os.POSIX_FADV_DONTNEED)]
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"hash_sum": ""}, {"size": None}, {"path": "../b.dat"}],

@@ -1,0 +1,271 @@
+"""What the store calls staged is on the disk, or it is found out before anybody is sent it.
+
+No power is lost here: a service is killed, and then its files are cut and emptied that nobody has
+synced.  It runs with changes that make a disk slow, broken or watched; see ``CHANGED``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+from sqlalchemy import text
+
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.faulty_archive import FaultyArchive
+from tests.pacifica_schema import begin
+from tests.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd, wait_for
+
+pytest_plugins = ("tests.archive_fixture",)
+
+CHANGED = """
+from threading import Event
+from cartd import syncing
+from cartd.volume import hashes
+from cartd.volume.file_system import FileSystem, SyncFailed
+from twisted.scripts.twistd import run
+
+look = hashes.file_fault
+
+def told(path, *args, **more):
+    if path.exists():
+        with open("hashed", "a") as hashed:
+            hashed.write(f"{path}\\n")
+    return look(path, *args, **more)
+
+def broken(self):
+    raise SyncFailed("broken")
+
+hashes.file_fault = told
+"""
+SELDOM = "syncing.SYNC_EVERY = 1e9\n"
+OFTEN = "syncing.SYNC_EVERY = 0.05\n"
+BROKEN = "FileSystem.sync = broken\n"
+HANGS = "FileSystem.sync = lambda self: Event().wait()\nsyncing.LAST_SYNC = 0.2\n"
+NEVER = 10**9
+MANY = 150
+
+
+@contextmanager
+def changed_cartd(directory: Path, archive: FaultyArchive, changes: str) -> Iterator[RunningCartd]:
+    with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
+        start(cartd, changes)
+        yield cartd
+        assert_no_surprise(cartd.log)
+
+
+def start(cartd: RunningCartd, changes: str) -> None:
+    """Start it with ``changes``, and forget what has been hashed before."""
+    (cartd.directory / "hashed").unlink(missing_ok=True)
+    program = f"{CHANGED}{changes}run()"
+    cartd.program = (sys.executable, "-c", program, *cartd.twistd[1:])
+    cartd.start()
+
+
+def hashed(cartd: RunningCartd) -> set[Path]:
+    """The files on the volume that were read to compare them with their hashes."""
+    listed = cartd.directory / "hashed"
+    return set(map(Path, listed.read_text().splitlines())) if listed.exists() else set()
+
+
+def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
+    """The positions of files that may not be on the disk, by the uids of their carts."""
+    found: dict[str, set[int]] = {}
+    with begin(cartd.database) as connection:
+        rows = connection.execute(
+            text("SELECT cart_uid, positions FROM unsynced JOIN cart ON cart.id = cart_id")
+        )
+        for uid, positions in rows:
+            found.setdefault(uid, set()).update(json.loads(positions))
+    return found
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as opened:
+        opened.truncate(path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    """As a file system leaves blocks that were promised, and never written."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGES = (cut, empty, Path.unlink)
+
+
+def damage(paths: Iterable[Path]) -> None:
+    for number, path in enumerate(paths):
+        DAMAGES[number % len(DAMAGES)](path)
+
+
+def answers_until_ready(cartd: RunningCartd, uid: str, answers: list[Answer]) -> Thread:
+    """Ask for the cart over and over, from before anybody listens until it is sent."""
+
+    def ask() -> None:
+        while not answers or answers[-1].status != 200:
+            try:
+                answers.append(cartd.get(f"/{uid}?filename=data"))
+            except OSError:
+                assert cartd.process is not None
+
+    asking = Thread(target=ask)
+    asking.start()
+    return asking
+
+
+def tree(cartd: RunningCartd, uid: str) -> Path:
+    [found] = cartd.volume.glob(f"[0-9]*/{uid}")
+    return found
+
+
+@in_a_thread
+def test_nothing_wrong_is_sent_after_a_power_failure_and_only_what_is_wrong_is_fetched(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    names = [f"n{number}" for number in range(MANY)]
+    data = {name: content(name, 1000 + number) for number, name in enumerate(names)}
+    for name in names:
+        archive.put(name, data[name])
+    archive.put("tape", b"on tape", tape_heads=NEVER)
+    unknown = [{**entry(name, f"u/{name}", b""), "hashsum": ""} for name in names[:6]]
+    with changed_cartd(tmp_path / "cartd", archive, OFTEN) as cartd:
+        stage(cartd, archive, "safe", 30_000, files=3)
+        wait_for(lambda: not unsynced(cartd))
+        assert cartd.terminate() == 0
+        start(cartd, SELDOM)
+        stage(cartd, archive, "large", 5 << 20, files=3)
+        stage(cartd, archive, "tar", 40_000, files=4, bundle=True)
+        stage(cartd, archive, "gone", 40_000, files=4)
+        entries = [entry(name, f"{name[-1]}/{name}", data[name]) for name in names]
+        cartd.post("many", manifest(entries))
+        cartd.wait_until("many", "ready")
+        cartd.post("again", manifest(entries[: MANY // 2]))
+        cartd.wait_until("again", "ready")
+        cartd.post("unknown", manifest(unknown))
+        cartd.wait_until("unknown", "ready")
+        cartd.post("half", manifest([*entries[-9:], entry("tape", "tape", b"on tape")]))
+        wait_for(lambda: cartd.staged("half") == 9)
+        cartd.delete("gone")
+        assert not hashed(cartd)
+        whole = ("safe", "large", "tar", "many", "again", "unknown")
+        before = {uid: cartd.get(f"/{uid}?filename=data") for uid in whole}
+        cartd.kill()
+
+        left = unsynced(cartd)
+        assert {uid: len(positions) for uid, positions in left.items()} == {
+            "large": 3,
+            "many": MANY,
+            "again": MANY // 2,
+            "unknown": 6,
+            "half": 9,
+        }
+        damaged = [*names[:4], *names[MANY // 2 :: 20], names[-2]]
+        for number in range(2):
+            damage([tree(cartd, "large") / f"dir/file-{number}"])
+        damage(tree(cartd, "many") / f"{name[-1]}/{name}" for name in damaged)
+        empty(tree(cartd, "unknown") / f"u/{names[5]}")
+        archive.requests.clear()
+        archive.files["tape"].tape_heads = 0
+        first: dict[str, list[Answer]] = {uid: [] for uid in whole}
+        asking = [answers_until_ready(cartd, uid, answers) for uid, answers in first.items()]
+        start(cartd, OFTEN)
+        for thread in asking:
+            thread.join()
+
+        for uid, answers in first.items():
+            assert {answer.status for answer in answers[:-1]} <= {202}
+            assert answers[-1].body == before[uid].body, uid
+            assert answers[-1].headers["etag"] == before[uid].headers["etag"]
+        cartd.wait_until("half", "ready")
+        assert cartd.download("half")["tape"] == b"on tape"
+        wrong = {*damaged, names[5], "large-0", "large-1"}
+        assert {seen.target[1:] for seen in archive.seen("GET")} == wrong | {"tape"}
+        assert {seen.target[1:] for seen in archive.seen("HEAD")} == wrong | {"tape"}
+        trees = {path.relative_to(cartd.volume).parts[1] for path in hashed(cartd)}
+        assert trees == {"large", "many", "again", "unknown", "half"}
+        wait_for(lambda: not unsynced(cartd))
+
+
+@in_a_thread
+def test_nothing_is_verified_after_an_ordinary_stop(archive: FaultyArchive, tmp_path: Path) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, SELDOM) as cartd:
+        stage(cartd, archive, "mine", 50_000, files=5)
+        archive.put("tape", b"on tape", tape_heads=NEVER)
+        body = manifest([entry("mine-0", "a", content("mine-0", 10_000)), entry("tape", "b", b"")])
+        cartd.post("half", body)
+        wait_for(lambda: cartd.staged("half") == 1)
+        assert unsynced(cartd) == {"mine": {*range(5)}, "half": {0}}
+        assert cartd.terminate() == 0
+        assert unsynced(cartd) == {}
+        start(cartd, SELDOM)
+        assert cartd.status("mine") == ("ready", "")
+        assert len(cartd.download("mine")) == 5
+        archive.files["tape"].tape_heads = 0
+        assert not hashed(cartd)
+
+
+@in_a_thread
+def test_a_disk_that_hangs_keeps_no_stop_and_what_it_may_not_have_is_verified(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, OFTEN + HANGS) as cartd:
+        stage(cartd, archive, "mine", 50_000, files=5)
+        body = cartd.get("/mine").body
+        assert cartd.terminate() == 0
+        assert "is verified at the next start" in cartd.log
+        assert unsynced(cartd) == {"mine": {*range(5)}}
+        empty(tree(cartd, "mine") / "dir/file-2")
+        start(cartd, OFTEN)
+        cartd.wait_until("mine", "ready")
+        assert cartd.get("/mine").body == body
+        assert [len(archive.seen("GET", f"mine-{n}")) for n in range(5)] == [1, 1, 2, 1, 1]
+
+
+@in_a_thread
+def test_what_a_broken_disk_could_not_write_is_verified_while_the_service_runs(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, OFTEN + BROKEN) as cartd:
+        body = manifest_of(archive, "mine", 50_000, files=5)
+        archive.put("tape", b"on tape", tape_heads=NEVER)
+        tape = [entry("tape", "tape", b"on tape")]
+        cartd.post("mine", json.dumps({"fileids": json.loads(body)["fileids"] + tape}).encode())
+        wait_for(lambda: len(hashed(cartd)) == 5)
+        assert cartd.log.count("Please look after the disk") == 1
+        archive.files["tape"].tape_heads = 0
+        cartd.wait_until("mine", "ready")
+        files = {f"dir/file-{n}": content(f"mine-{n}", 10_000) for n in range(5)}
+        assert cartd.download("mine") == files | {"tape": b"on tape"}
+        assert [len(archive.seen("GET", f"mine-{n}")) for n in range(5)] == [1] * 5
+
+
+@in_a_thread
+def test_what_a_command_takes_over_is_verified_and_what_it_stages_is_on_the_disk_when_it_ends(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, SELDOM) as cartd:
+        stage(cartd, archive, "mine", 40_000, files=4)
+        archive.put("tape", b"on tape", tape_heads=NEVER)
+        entries = [entry(f"mine-{n}", f"{n}", content(f"mine-{n}", 10_000)) for n in range(4)]
+        cartd.post("half", manifest([*entries[:3], entry("tape", "tape", b"on tape")]))
+        wait_for(lambda: cartd.staged("half") == 3)
+        cartd.kill()
+        empty(tree(cartd, "half") / "1")
+        cut(tree(cartd, "mine") / "dir/file-2")
+        archive.files["tape"].tape_heads = 0
+        # One was being staged, with links to the other, which was ready: both lose two files.
+        cartd.run("cartd-cmd", "fixit", "--cartid", "half")
+        cartd.run("cartd-cmd", "verify", "--cartid", "mine", "--repair")
+        assert [len(archive.seen("GET", f"mine-{n}")) for n in range(4)] == [1, 2, 2, 1]
+        assert unsynced(cartd) == {}
+        start(cartd, OFTEN)
+        assert [cartd.status(uid)[0] for uid in ("half", "mine")] == ["ready", "ready"]
+        files = {f"{n}": content(f"mine-{n}", 10_000) for n in range(3)}
+        assert cartd.download("half") == files | {"tape": b"on tape"}
+        assert len(cartd.download("mine")) == 4
+        assert not hashed(cartd)

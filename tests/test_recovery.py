@@ -1,0 +1,132 @@
+"""Nothing is told of carts before it is known which of them are whole after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from cartd.errors import Unavailable
+from cartd.model import Cart
+from cartd.recovery import PATIENCE, ROWS, Recovery
+from cartd.store.syncs import Noted
+from tests.staging_parts import Bench, MemoryStore
+from tests.volume_parts import begin, failure_of
+
+
+class LeftBehind(MemoryStore):
+    """``left`` is what the dead have not synced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: Noted = {}
+        self.done: list[tuple[str, int, list[int]]] = []
+
+    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
+        self._asked()
+        assert (holder, set(dead)) == ("me", {"you"})
+        return self.left
+
+    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
+        return {cart_id: self.left[cart_id]} if cart_id in self.left else {}
+
+    async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
+        self._asked()
+        self.done.append(("doubted", cart_id, list(rows)))
+        self._change(cart_id, files_staged=0)
+        return len(rows)
+
+    async def record_synced(self, rows: Sequence[int]) -> None:
+        self.done.append(("synced", 0, list(rows)))
+
+
+class Recovered(Bench):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, {"1": b"one", "2": b"two"})
+        self.left = self.store = LeftBehind()
+        self.made: Recovery = self.recovery()
+
+    def recover(self) -> list[object]:
+        return begin(self.made.recover("me", {"you"}))
+
+    def put_whole(self, *, bundle: bool = False) -> Cart:
+        """A cart all of whose files are recorded as staged."""
+        cart = self.put(bundle=bundle)
+        self.left._change(cart.id, files_staged=cart.files_total)
+        return self.left.carts[cart.id]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Recovered:
+    return Recovered(tmp_path / "volume")
+
+
+def test_who_asks_before_the_first_recovery_waits_for_it(bench: Recovered) -> None:
+    asking = [begin(bench.made.recovered()) for _ in range(2)]
+    assert asking == [[], []]
+    assert bench.recover() == [None]
+    assert asking == [[None], [None]]
+    assert begin(bench.made.recovered()) == [None]
+    assert not bench.clock.getDelayedCalls()
+
+
+def test_a_store_that_is_away_lets_nobody_pass(bench: Recovered) -> None:
+    asking = begin(bench.made.recovered())
+    bench.store.away = 1
+    assert isinstance(failure_of(bench.recover()), Unavailable)
+    assert asking == []
+    assert bench.recover() == [None]
+    assert asking == [None]
+
+
+def test_who_has_waited_for_long_is_told_to_ask_again(bench: Recovered) -> None:
+    asking = begin(bench.made.recovered())
+    bench.clock.advance(PATIENCE)
+    assert isinstance(failure_of(asking), Unavailable)
+    assert bench.recover() == [None]
+
+
+def test_who_leaves_is_not_waited_for(bench: Recovered) -> None:
+    asking = Deferred.fromCoroutine(bench.made.recovered())
+    left: list[Failure | None] = []
+    asking.addBoth(left.append)
+    asking.cancel()
+    assert isinstance(failure_of(left), CancelledError)
+    assert not bench.clock.getDelayedCalls()
+    assert bench.recover() == [None]
+
+
+def test_a_cart_is_doubted_some_rows_at_a_time(bench: Recovered) -> None:
+    first, second = bench.put_whole(), bench.put_whole()
+    many = [*range(2 * ROWS + 1)]
+    bench.left.left = {first.id: many, second.id: [99]}
+    assert bench.recover() == [None]
+    assert bench.left.done == [
+        ("doubted", first.id, many[:ROWS]),
+        ("doubted", first.id, many[ROWS : 2 * ROWS]),
+        ("doubted", first.id, many[2 * ROWS :]),
+        ("doubted", second.id, [99]),
+    ]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> None:
+    cart = bench.put_whole(bundle=True)
+    if there:
+        tar = bench.volume.tar(cart)
+        tar.parent.mkdir()
+        tar.write_bytes(b"whole")
+    bench.left.left = {cart.id: [1, 2]}
+    assert bench.recover() == [None]
+    assert bench.left.done == [("synced", 0, [1, 2]) if there else ("doubted", cart.id, [1, 2])]
+
+
+def test_who_takes_a_cart_over_has_it_as_it_is_then(bench: Recovered) -> None:
+    cart = bench.put_whole()
+    assert begin(bench.made.take_over(cart, "me")) == [cart]
+    bench.left.left = {cart.id: [1]}
+    [taken] = begin(bench.made.take_over(cart, "me"))
+    assert taken == bench.left.carts[cart.id] != cart

@@ -1,0 +1,222 @@
+"""What is staged and may not be on the disk: noted, forgotten when it is, doubted if nobody knows.
+
+That each byte counts once whatever is doubted, :mod:`tests.test_store_sharing` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from sqlalchemy import Engine, select
+
+from cartd.model import Cart, CartStatus, FileStatus
+from cartd.store import Store
+from cartd.store.carts import BATCH
+from cartd.store.engines import reading_engine, writing_engine
+from cartd.store.tables import unsynced
+from tests.databases import sqlite_url
+from tests.stored_carts import SHA1, claimed, found, linked, manifest, staged, with_status
+
+pytest_plugins = ("tests.database_fixtures",)
+
+
+async def rows_of(store: Store, cart: Cart, holder: str = "me") -> list[int]:
+    return (await store.unsynced(holder)).get(cart.id, [])
+
+
+async def staged_ones(store: Store, cart: Cart) -> list[int]:
+    files = await store.files(cart.id)
+    return [file.position for file in files if file.status is FileStatus.STAGED]
+
+
+async def doubt_all(store: Store, cart: Cart, holder: str = "me") -> int:
+    return await store.doubt(cart.id, await rows_of(store, cart, holder), now=20)
+
+
+class TestNoting:
+    @pytest_twisted.ensureDeferred
+    async def test_each_file_that_is_staged_is_noted_once(self, store: Store) -> None:
+        cart = await claimed(store, files=4)
+        await store.record_staged(cart.id, "me", [(0, SHA1), (2, SHA1)], now=11)
+        first = await rows_of(store, cart)
+        await store.record_staged(cart.id, "me", [(2, SHA1), (3, SHA1)], now=11)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        assert len(first) == 1
+        assert await store.doubt(cart.id, first, now=20) == 2
+        assert await staged_ones(store, cart) == [3]
+        assert await doubt_all(store, cart) == 1
+        assert await staged_ones(store, cart) == []
+        assert await store.unsynced("me") == {}
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_link_is_noted_as_well(self, store: Store) -> None:
+        await staged(store, "first")
+        cart = await linked(store, "again")
+        assert await staged_ones(store, cart) == [0, 1]
+        assert await doubt_all(store, cart) == 2
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged, now.bytes_linked) == (0, 0, 0)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_row_names_no_more_files_than_one_statement_records(
+        self, store: Store, database: str
+    ) -> None:
+        cart = await claimed(store, files=BATCH + 3)
+        await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(BATCH + 3)], now=11)
+        engine = reading_engine(database)
+        with engine.connect() as connection:
+            positions = connection.scalars(select(unsynced.c.positions)).all()
+        engine.dispose()
+        assert [len(text.split(",")) for text in positions] == [BATCH, 3]
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_the_disk_has_is_forgotten_and_nothing_else(self, store: Store) -> None:
+        cart, other = await claimed(store), await claimed(store, "other")
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        taken = await rows_of(store, cart)
+        await store.record_staged(other.id, "me", [(0, SHA1)], now=11)
+        await store.record_synced(taken)
+        assert list(await store.unsynced("me")) == [other.id]
+        assert await doubt_all(store, cart) == 0
+        assert await staged_ones(store, cart) == [0]
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_noted_while_a_deletion_makes_place_is_not_forgotten_by_a_sync(
+        self, store: Store
+    ) -> None:
+        cart, other = await claimed(store), await claimed(store, "other")
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        taken = await rows_of(store, cart)
+        await store.mark_deleted(cart.id, 12)
+        await store.record_staged(other.id, "me", [(0, SHA1)], now=12)
+        await store.record_synced(taken)
+        assert list(await store.unsynced("me")) == [other.id]
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda store, cart: store.mark_deleted(cart.id, 12),
+            lambda store, cart: store.record_bundled(cart.id, "me"),
+        ],
+        ids=["deleted", "bundled"],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_of_a_tree_that_goes_nothing_needs_to_be_known(
+        self, store: Store, end: Callable[[Store, Cart], Coroutine[Any, Any, Any]]
+    ) -> None:
+        cart = await claimed(store)
+        await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
+        await end(store, cart)
+        assert await store.unsynced("me") == {}
+
+
+class TestWhoIsAlive:
+    @pytest_twisted.ensureDeferred
+    async def test_what_the_dead_have_left_is_found_and_what_those_with_a_lease_have_is_not(
+        self, store: Store
+    ) -> None:
+        cart = await staged(store, "mine")
+        assert await store.holders() == set()
+        assert await store.unsynced_holders() == {"me"}
+        for dead, now, is_left in [((), 99, False), (("me",), 99, True), ((), 100, True)]:
+            left = await store.left_unsynced("you", dead=dead, now=now)
+            assert list(left) == [cart.id] * is_left
+        assert await store.left_unsynced("me", dead=(), now=1000) == {}
+        assert list(await store.unsynced_by_others(cart.id, "you")) == [cart.id]
+        assert await store.unsynced_by_others(cart.id, "me") == {}
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_renews_its_leases_keeps_what_it_has_staged(self, store: Store) -> None:
+        cart = await staged(store, "mine")
+        assert await store.renew("you", 500) == set()
+        assert list(await store.left_unsynced("you", dead=(), now=101)) == [cart.id]
+        assert await store.renew("me", 500) == set()
+        assert await store.left_unsynced("you", dead=(), now=499) == {}
+
+
+class TestDoubting:
+    @pytest_twisted.ensureDeferred
+    async def test_a_ready_cart_is_staged_again_and_keeps_its_room(self, store: Store) -> None:
+        cart = await staged(store, "mine", 3)
+        assert await doubt_all(store, cart) == 3
+        now = await found(store, cart)
+        assert (now.status, now.updated) == (CartStatus.STAGING, 20)
+        assert (now.files_staged, now.bytes_staged) == (0, 0)
+        assert (now.bytes_total, now.volume_bytes) == (30, 30)
+        files = await store.files(cart.id)
+        assert [(file.status, file.size, file.mtime) for file in files] == [
+            (FileStatus.WAITING, 10, 7)
+        ] * 3
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_in_error_stays_so_and_gives_no_twins(self, store: Store) -> None:
+        cart = await claimed(store, files=2)
+        await store.record_states(cart.id, "me", [(0, 30, 5), (1, 70, 5)])
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.record_error(cart.id, "me", "why", position=1, file_error="whence", now=12)
+        again = await claimed(store, "again")
+        assert len(await store.twins(again.id, range(2))) == 1
+        assert await doubt_all(store, cart) == 1
+        now = await found(store, cart)
+        assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "why", 12)
+        assert (now.files_staged, now.bytes_staged, now.volume_bytes) == (0, 0, 30)
+        assert [file.error for file in await store.files(cart.id)] == ["", "whence"]
+        assert await store.twins(again.id, range(2)) == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_noted_what_is_doubted_holds_its_cart_no_longer(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        assert await doubt_all(store, cart) == 1
+        assert await store.holders() == set()
+        assert (await found(store, cart)).status is CartStatus.STAGING
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_has_taken_the_cart_over_keeps_it(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        assert await store.claim(cart.id, "you", now=100, until=200)
+        assert await doubt_all(store, cart) == 1
+        assert await store.holders() == {"you"}
+        assert await staged_ones(store, cart) == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_all_files_wait_of_a_cart_that_was_being_bundled(self, store: Store) -> None:
+        cart, _ = await store.post("u", manifest(bundle=True), bundle=True, now=10)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_states(cart.id, "me", [(0, 10, 5), (1, 10, 5)])
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.record_synced(await rows_of(store, cart))
+        await store.record_staged(cart.id, "me", [(1, SHA1)], now=11)
+        await store.begin_bundling(cart.id, "me", 12)
+        assert await doubt_all(store, cart) == 1
+        now = await found(store, cart)
+        assert (now.status, now.files_staged, now.bytes_staged) == (CartStatus.STAGING, 0, 0)
+
+    @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.DELETED])
+    @pytest_twisted.ensureDeferred
+    async def test_rows_that_have_gone_name_nothing(self, store: Store, status: CartStatus) -> None:
+        cart = await with_status(store, "mine", CartStatus.READY)
+        rows = await rows_of(store, cart)
+        if status is CartStatus.DELETED:
+            await store.mark_deleted(cart.id, 14)
+        else:
+            await store.record_synced(rows)
+        before = await found(store, cart), await store.files(cart.id)
+        assert await store.doubt(cart.id, rows, now=20) == 0
+        assert (await found(store, cart), await store.files(cart.id)) == before
+
+
+@pytest.mark.parametrize("engine_for", [reading_engine, writing_engine])
+def test_what_sqlite_commits_is_on_the_disk(
+    engine_for: Callable[[str], Engine], tmp_path: Path
+) -> None:
+    """Whatever the build of SQLite takes for granted: 2 is FULL."""
+    engine = engine_for(sqlite_url(tmp_path / "new.sqlite3"))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    engine.dispose()

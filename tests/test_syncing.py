@@ -1,0 +1,330 @@
+"""The volume is synced while there is something to sync; the store is told what the disk has."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
+
+from cartd.errors import Unavailable
+from cartd.store import Store
+from cartd.store.syncs import Noted
+from cartd.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
+from cartd.threads import Apart
+from cartd.volume.file_system import FileSystem, SyncFailed
+from tests.databases import the_reactor
+from tests.volume_parts import HeldThreads, begin, in_the_loop, logged
+
+ME = "me"
+
+
+class NotedRows(Store):
+    """The rows of what may not be on the disk: ids, and their carts.  ``away`` so many times."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.away = 0
+        self.asked = 0
+
+    def note(self, *rows: int, cart_id: int = 1) -> None:
+        self.rows |= dict.fromkeys(rows, cart_id)
+
+    def _asked(self) -> None:
+        self.asked += 1
+        if self.away:
+            self.away -= 1
+            raise Unavailable("The database is away")
+
+    async def unsynced(self, holder: str) -> Noted:
+        self._asked()
+        assert holder == ME
+        noted: Noted = {}
+        for row, cart_id in self.rows.items():
+            noted.setdefault(cart_id, []).append(row)
+        return noted
+
+    async def record_synced(self, rows: Sequence[int]) -> None:
+        self._asked()
+        for row in rows:
+            del self.rows[row]
+
+
+class Disk(FileSystem):
+    """Fails as often as it is told."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.fails = 0
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def sync(self) -> None:
+        assert self.is_open
+        self.syncs += 1
+        if self.fails:
+            self.fails -= 1
+            raise SyncFailed("broken")
+
+
+class Bench:
+    """A syncing on a disk that writes when it is told to; ``doubted`` is what it gave up."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = NotedRows()
+        self.disk = Disk()
+        self.threads = HeldThreads()
+        self.doubted: list[Noted] = []
+        self.doubt_fails = 0
+        self.syncing = Syncing(
+            self.store, ME, self.disk, self.threads, doubt=self._doubt, clock=self.clock
+        )
+
+    async def _doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
+        if self.doubt_fails:
+            self.doubt_fails -= 1
+            raise Unavailable("The database is away")
+        self.doubted.append({cart_id: list(rows) for cart_id, rows in noted.items()})
+        for rows in noted.values():
+            for row in rows:
+                del self.store.rows[row]
+
+    def write(self) -> None:
+        """The disk writes all that it was asked to write."""
+        self.threads.let_all_go()
+
+    def times_of_syncs(self, seconds: float) -> list[float]:
+        """Go on for so long with something to sync all the time; when the disk was asked to."""
+        begun, times = self.clock.seconds(), []
+        while self.clock.seconds() - begun < seconds:
+            self.store.note(99)
+            self.clock.advance(1)
+            if self.threads.held:
+                times.append(self.clock.seconds() - begun)
+                self.write()
+        return times
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.syncing.start()
+    return bench
+
+
+def test_what_was_noted_before_a_sync_began_is_forgotten_when_it_is_over(bench: Bench) -> None:
+    bench.store.note(1, 2)
+    bench.clock.advance(SYNC_EVERY)
+    bench.store.note(3)
+    assert set(bench.store.rows) == {1, 2, 3}
+    bench.write()
+    assert set(bench.store.rows) == {3}
+    bench.clock.advance(SYNC_EVERY)
+    bench.write()
+    assert bench.store.rows == {}
+    assert bench.disk.syncs == 2
+
+
+def test_without_anything_to_sync_the_disk_is_left_alone(bench: Bench) -> None:
+    bench.clock.pump([SYNC_EVERY] * 5)
+    assert bench.store.asked == 6
+    assert bench.threads.made == 0
+
+
+def test_there_is_one_sync_at_a_time_and_a_slow_disk_rests_as_long_as_it_works(
+    bench: Bench,
+) -> None:
+    bench.store.note(1)
+    bench.clock.pump([SYNC_EVERY] * 8)
+    assert bench.threads.made == 1
+    bench.write()
+    assert bench.store.rows == {}
+    worked = 7 * SYNC_EVERY
+    assert bench.times_of_syncs(worked + 3 * SYNC_EVERY)[0] >= worked
+
+
+def test_what_could_not_be_written_is_doubted_and_never_taken_for_synced(bench: Bench) -> None:
+    bench.disk.fails = 1
+    bench.store.note(1, 2)
+    bench.store.note(3, cart_id=7)
+    bench.clock.advance(SYNC_EVERY)
+    bench.store.note(4)
+    with logged() as events:
+        bench.write()
+    assert bench.doubted == [{1: [1, 2], 7: [3]}]
+    assert set(bench.store.rows) == {4}
+    assert [event["log_level"].name for event in events] == ["error"]
+    bench.clock.pump([SYNC_EVERY] * 3)
+    bench.write()
+    assert bench.store.rows == {}
+    assert len(bench.doubted) == 1
+
+
+def test_what_could_not_be_written_is_doubted_before_the_next_sync_whatever_the_store_does(
+    bench: Bench,
+) -> None:
+    bench.disk.fails = 1
+    bench.doubt_fails = 1
+    bench.store.note(1)
+    bench.clock.advance(SYNC_EVERY)
+    with logged():
+        bench.write()
+    assert set(bench.store.rows) == {1}
+    bench.clock.pump([SYNC_EVERY] * 3)
+    assert bench.doubted == [{1: [1]}]
+    assert bench.threads.made == 1
+
+
+def test_a_disk_that_fails_for_long_is_asked_less_and_less_and_complained_of_once(
+    bench: Bench,
+) -> None:
+    bench.disk.fails = 10**9
+    with logged() as events:
+        times = bench.times_of_syncs(3 * LONGEST_REST)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] == 2 * SYNC_EVERY
+    assert gaps[-1] == LONGEST_REST
+    assert [event["log_level"].name for event in events] == ["error"]
+    bench.disk.fails = 0
+    bench.times_of_syncs(LONGEST_REST)
+    assert len(bench.times_of_syncs(10 * SYNC_EVERY)) == 10
+
+
+def test_a_store_that_is_away_is_told_at_the_next_sync(bench: Bench) -> None:
+    bench.store.note(1)
+    bench.clock.advance(SYNC_EVERY)
+    bench.store.away = 1
+    with logged():
+        bench.write()
+    assert set(bench.store.rows) == {1}
+    bench.clock.advance(SYNC_EVERY)
+    bench.write()
+    assert bench.store.rows == {}
+
+
+class TestStop:
+    def test_it_syncs_what_was_noted_since(self, bench: Bench) -> None:
+        bench.store.note(1)
+        stopped = begin(bench.syncing.stop())
+        assert stopped == []
+        bench.write()
+        assert stopped == [None]
+        assert bench.store.rows == {}
+        assert not bench.disk.is_open
+        assert not bench.clock.getDelayedCalls()
+
+    def test_it_waits_for_the_sync_under_way_and_then_syncs_what_came_later(
+        self, bench: Bench
+    ) -> None:
+        bench.store.note(1)
+        bench.clock.advance(SYNC_EVERY)
+        bench.store.note(2)
+        stopped = begin(bench.syncing.stop())
+        assert bench.threads.made == 1
+        bench.threads.let_one_go()
+        assert set(bench.store.rows) == {2}
+        bench.write()
+        assert stopped == [None]
+        assert bench.store.rows == {}
+
+    def test_what_the_sync_under_way_failed_to_write_is_not_taken_for_synced_by_the_last(
+        self, bench: Bench
+    ) -> None:
+        bench.disk.fails = 1
+        bench.store.note(1)
+        bench.clock.advance(SYNC_EVERY)
+        stopped = begin(bench.syncing.stop())
+        with logged():
+            bench.write()
+        assert stopped == [None]
+        assert bench.doubted == [{1: [1]}]
+
+    def test_it_does_not_touch_a_disk_that_has_everything(self, bench: Bench) -> None:
+        assert begin(bench.syncing.stop()) == [None]
+        assert bench.threads.made == 0
+
+    @pytest.mark.parametrize("under_way", [False, True])
+    def test_a_disk_that_hangs_does_not_keep_it(self, bench: Bench, under_way: bool) -> None:
+        bench.store.note(1)
+        if under_way:
+            bench.clock.advance(SYNC_EVERY)
+        with logged() as events:
+            stopped = begin(bench.syncing.stop())
+            bench.clock.advance(LAST_SYNC)
+        assert stopped == [None]
+        assert set(bench.store.rows) == {1}
+        assert [event["log_level"].name for event in events] == ["warn"]
+        bench.write()
+        assert set(bench.store.rows) == {1}
+        assert not bench.clock.getDelayedCalls()
+
+    def test_a_store_that_is_away_does_not_keep_it(self, bench: Bench) -> None:
+        bench.store.note(1)
+        bench.store.away = 10**9
+        with logged() as events:
+            assert begin(bench.syncing.stop()) == [None]
+        assert [event["log_level"].name for event in events] == ["warn"]
+
+
+class TestTheFileSystem:
+    def test_it_is_synced(self, tmp_path: Path) -> None:
+        file_system = FileSystem(tmp_path)
+        file_system.open()
+        file_system.sync()
+        file_system.close()
+
+    def test_what_the_system_could_not_do_is_told(self, tmp_path: Path) -> None:
+        file_system = FileSystem(tmp_path)
+        lowest = os.dup(0)
+        os.close(lowest)
+        file_system.open()
+        os.close(lowest)
+        with pytest.raises(SyncFailed, match="Bad file descriptor"):
+            file_system.sync()
+
+    def test_what_was_let_go_of_is_not_synced(self, tmp_path: Path) -> None:
+        file_system = FileSystem(tmp_path)
+        file_system.open()
+        file_system.close()
+        with pytest.raises(SyncFailed):
+            file_system.sync()
+
+
+class TestApart:
+    @in_the_loop
+    async def test_it_gives_what_the_work_gives(self) -> None:
+        assert await Apart(the_reactor()).run(max, 3, 4) == 4
+        with pytest.raises(ZeroDivisionError):
+            await Apart(the_reactor()).run(divmod, 1, 0)
+
+    @in_the_loop
+    async def test_work_that_hangs_keeps_nobody(self) -> None:
+        hanging = threading.Event()
+        threads: SimpleQueue[threading.Thread] = SimpleQueue()
+
+        def hang() -> None:
+            threads.put(threading.current_thread())
+            hanging.wait()
+
+        apart = Apart(the_reactor())
+        held = apart.run(hang)
+        thread = await apart.run(threads.get)
+        assert thread.daemon
+        held.cancel()
+        with pytest.raises(CancelledError):
+            await held
+        hanging.set()
+        thread.join()
