@@ -18,20 +18,20 @@ from tests.volume_parts import begin, failure_of
 
 
 class LeftBehind(MemoryStore):
-    """``left`` is what the dead have not synced."""
+    """``noted`` is what the dead have not synced."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left: Noted = {}
+        self.noted: Noted = {}
         self.done: list[tuple[str, int, list[int]]] = []
 
     async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
         self._asked()
         assert (holder, set(dead)) == ("me", {"you"})
-        return self.left
+        return self.noted
 
     async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
-        return {cart_id: self.left[cart_id]} if cart_id in self.left else {}
+        return {cart_id: self.noted[cart_id]} if cart_id in self.noted else {}
 
     async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
         self._asked()
@@ -102,7 +102,7 @@ def test_who_leaves_is_not_waited_for(bench: Recovered) -> None:
 def test_a_cart_is_doubted_some_rows_at_a_time(bench: Recovered) -> None:
     first, second = bench.put_whole(), bench.put_whole()
     many = [*range(2 * ROWS + 1)]
-    bench.left.left = {first.id: many, second.id: [99]}
+    bench.left.noted = {first.id: many, second.id: [99]}
     assert bench.recover() == [None]
     assert bench.left.done == [
         ("doubted", first.id, many[:ROWS]),
@@ -119,7 +119,7 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
         tar = bench.volume.tar(cart)
         tar.parent.mkdir()
         tar.write_bytes(b"whole")
-    bench.left.left = {cart.id: [1, 2]}
+    bench.left.noted = {cart.id: [1, 2]}
     assert bench.recover() == [None]
     assert bench.left.done == [("synced", 0, [1, 2]) if there else ("doubted", cart.id, [1, 2])]
 
@@ -127,6 +127,6 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
 def test_who_takes_a_cart_over_has_it_as_it_is_then(bench: Recovered) -> None:
     cart = bench.put_whole()
     assert begin(bench.made.take_over(cart, "me")) == [cart]
-    bench.left.left = {cart.id: [1]}
+    bench.left.noted = {cart.id: [1]}
     [taken] = begin(bench.made.take_over(cart, "me"))
     assert taken == bench.left.carts[cart.id] != cart

@@ -30,7 +30,23 @@ class Queries:
     def answer(self) -> None:
         uids = self.asked[len(self.asked) - len(self._answers)]
         rows = [
-            (cart_id, uid, "ready", *[date_of(0)] * 3, "", False, False, None, 0, 0, 0, 0, 0)
+            (
+                cart_id,
+                uid,
+                "ready",
+                *[date_of(0)] * 3,
+                "",
+                False,
+                False,
+                None,
+                0,
+                0,
+                0,
+                0,
+                0,
+                None,
+                None,
+            )
             for uid, cart_id in self.existing.items()
             if uid in uids
         ]

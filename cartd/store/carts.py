@@ -183,6 +183,7 @@ class Carts:
         """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
+            await forget_unsynced(transaction, cart_id)
             return bool(
                 await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
             )
@@ -200,7 +201,6 @@ class Carts:
             passed_on = await pass_on(transaction, cart_id)
             await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
             await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
-            await forget_unsynced(transaction, cart_id)
         return int(owned[0][0]) - passed_on
 
     async def leaving(self) -> set[int]:
