@@ -197,6 +197,20 @@ class TestDoubting:
         now = await found(store, cart)
         assert (now.status, now.files_staged, now.bytes_staged) == (CartStatus.STAGING, 0, 0)
 
+    @pytest_twisted.ensureDeferred
+    async def test_who_links_to_a_cart_that_was_being_bundled_owns_the_bytes_then(
+        self, store: Store
+    ) -> None:
+        first = await staged(store, "first")
+        cart, _ = await store.post("u", manifest(bundle=True), bundle=True, now=10)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+        last = await linked(store, "last")
+        await store.mark_deleted(first.id, 12)
+        assert (await found(store, last)).bytes_linked == 20
+        assert await doubt_all(store, cart) == 2
+        assert (await found(store, last)).bytes_linked == 0
+
     @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.DELETED])
     @pytest_twisted.ensureDeferred
     async def test_rows_that_have_gone_name_nothing(self, store: Store, status: CartStatus) -> None:
