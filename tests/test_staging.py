@@ -13,8 +13,8 @@ from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.patience import FileFailed
 from cartd.staging import Staging
-from tests.staging_parts import Bench, passing
-from tests.volume_parts import HeldThreads, everything, failure_of, outcome
+from tests.staging_parts import MTIME, Bench, passing
+from tests.volume_parts import HeldThreads, begin, everything, failure_of, outcome
 
 FILES = {"1": b"one", "2": b"two" * 100, "3": b""}
 
@@ -189,6 +189,22 @@ class TestTakingUp:
         assert ended == [None]
         assert [bench.archive.times("GET", name) for name in FILES] == [0, 1, 1]
         assert content(bench) == FILES
+
+    @pytest.mark.parametrize("measured", [True, False], ids=["of known size", "of unknown size"])
+    def test_what_is_on_the_volume_and_right_is_not_recalled_from_tape(
+        self, bench: Bench, measured: bool
+    ) -> None:
+        cart = bench.put(["1"])
+        if measured:
+            claimed(bench, cart)
+            begin(bench.store.record_states(cart.id, "me", [(0, len(FILES["1"]), MTIME)]))
+        place = bench.volume.member(cart, "dir/1")
+        place.parent.mkdir(parents=True)
+        place.write_bytes(FILES["1"])
+        bench.archive.on_tape = {"1"}
+        _, ended = run(bench, cart, resumed=True)
+        assert ended == [None]
+        assert bench.archive.asked == ([] if measured else [("HEAD", "1")])
 
     def test_a_cart_behind_a_newer_one_of_its_uid_does_not_take_its_link(
         self, bench: Bench
