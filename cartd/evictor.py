@@ -33,7 +33,7 @@ class Evictor:
 
     ``free`` gives the disk's free bytes, and ``arriving`` those of files that are being written.
     ``in_use`` tells which of some carts are being sent, by other processes too.  ``delete`` gives
-    the bytes that it has freed.
+    the bytes that it has freed; ``sweep`` removes what deleted carts have left.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Evictor:
         arriving: Callable[[], Awaitable[int]],
         in_use: Callable[[Collection[int]], Awaitable[set[int]]],
         delete: Callable[[Cart], Awaitable[int]],
+        sweep: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
         self._store = store
@@ -55,6 +56,7 @@ class Evictor:
         self._arriving = arriving
         self._in_use = in_use
         self._delete = delete
+        self._sweep = sweep
         self._now = now
         self._deciding = DeferredLock()
 
@@ -113,7 +115,17 @@ class Evictor:
         return used + wanted - (missing - left)
 
     async def _shortfall(self, wanted: int) -> tuple[int, int]:
-        """Bytes that all carts take or were promised, and those that are missing for more."""
+        """Bytes that all carts take or were promised, and those that are missing for more.
+
+        Before any are, what deleted carts have left goes: they may have been deleted for this.
+        """
+        used, missing = await self._shortfall_now(wanted)
+        if missing > 0 and await self._store.leaving():
+            await self._sweep()
+            used, missing = await self._shortfall_now(wanted)
+        return used, missing
+
+    async def _shortfall_now(self, wanted: int) -> tuple[int, int]:
         used, promised = await self._store.usage()
         short = partial(
             shortfall,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from cartd.errors import NoSpace, Unavailable
@@ -12,6 +13,7 @@ from cartd.model import Cart
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
+from cartd.volume.removal import RemovalStopped
 
 log = Logger()
 
@@ -38,6 +40,8 @@ class Removal:
         self._stop_staging = stop_staging
         self._now = now
         self._waiting: set[Deferred[None]] = set()
+        self._turns: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
+        """By cart id: who comes to remove one that is being removed waits until it has gone."""
 
     async def delete(self, cart: Cart) -> int:
         """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
@@ -91,13 +95,19 @@ class Removal:
 
     async def _remove(self, cart: Cart) -> int | None:
         """The bytes that are free now; none if the cart is still there."""
+        turn = self._turns.setdefault(cart.id, DeferredLock())
+        await turn.acquire()
         try:
             if not await self._volume.remove(cart):
                 log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
                 return None
             return await self._store.record_removed(cart.id, self._now())
+        except RemovalStopped:
+            return None
         except (OSError, NoSpace, Unavailable) as error:
             log.error(
                 "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error
             )
             return None
+        finally:
+            turn.release()

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
@@ -38,7 +38,7 @@ from cartd.rest import Rest
 from cartd.senders import Senders
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
-from cartd.stager import Stager
+from cartd.stager import STOP_WAITS, Stager
 from cartd.staging import Tools
 from cartd.store import Condition, Store, schema_state, sync, wait_for_database
 from cartd.syncing import Syncing
@@ -101,6 +101,7 @@ class Parts:
             arriving=self.volume.arriving,
             in_use=self.volume.in_use,
             delete=self.removal.delete,
+            sweep=self.removal.sweep,
             now=now,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
@@ -180,12 +181,18 @@ class Parts:
         self.removal.stop()
         await self._waiting.stop()
         try:
-            await self.evictor.record_uses()
-        except Unavailable as error:
+            await self._in_time(self.evictor.record_uses())
+        except (Unavailable, TimeoutError) as error:
             log.warn("The last uses are not recorded: {error}", error=error)
-        await self.store.close()
+        try:
+            await self._in_time(self.store.close())
+        except TimeoutError:
+            log.warn("The database does not answer; what it was asked for is given up")
         closed: Deferred[None] = self._connections.closeCachedConnections()
         await closed
+
+    def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(work).addTimeout(STOP_WAITS, self.reactor)
 
 
 class Cartd(Service):
@@ -250,6 +257,7 @@ class Cartd(Service):
 
     async def _end_work(self) -> None:
         self._carts.close()
+        self._parts.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         self._adoption.cancel()
@@ -306,8 +314,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         log.warn("{note}", note=note)
     cartd = Cartd(Parts(config, reactor))
     service = MultiService()
-    cartd.setServiceParent(service)
+    # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
+    cartd.setServiceParent(service)
     interpreter.prepare()
     return service
 

@@ -1,4 +1,7 @@
-"""What SIGTERM and SIGINT do: the first stops the service, the second hurries it."""
+"""What SIGTERM, SIGINT and SIGHUP do: the first stops the service, the second hurries it.
+
+There is nothing to read anew on SIGHUP, and left alone it would kill without a word.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,25 @@ log = Logger()
 
 
 class StopSignals(Service):
-    """Takes both signals over from the reactor, which would end with the signal's status, not 0."""
+    """Takes the signals over from the reactor, which would end with the signal's status, not 0."""
 
     def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
         self._reactor = reactor
         self._hurry = hurry
         self._stopping = False
 
-    def startService(self) -> None:
-        super().startService()
-        # The reactor installs its own when it starts: take over after that.
+    def privilegedStartService(self) -> None:
+        """Take them over before there is a port to connect to."""
+        self._install()
+        # The reactor installs its own when it starts: take over again after that.
         self._reactor.callWhenRunning(self._install)
 
     def _install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Ignored is what nohup makes of it.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop))
 
     def _stop(self) -> None:

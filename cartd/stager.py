@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,6 +23,8 @@ LEASE = 60.0
 """Seconds for which a lease holds unless it is renewed."""
 TAKE_UP_EVERY = 5.0
 """Seconds between two looks for carts that nobody stages; leases are renewed as often."""
+STOP_WAITS = 5.0
+"""Seconds for which a stop waits for the database, at each of a few steps."""
 FLUSH_EVERY = 1.0
 """Seconds after which the store knows at the latest what has been staged."""
 
@@ -79,13 +81,18 @@ class Stager:
         self._tools = None
         for loop in self._loops:
             await loop.stop()
-        carts = list(self._running)
-        await self._cancel(carts)
+        busy = bool(self._running)
         try:
-            for cart_id in carts:
-                await self._store.release(cart_id, self._holders.name)
-        except Unavailable as error:
-            log.warn("Leases are left to expire: {error}", error=error)
+            # Who is cancelled writes down what is staged; who is cancelled twice does not.
+            await self._in_time(self._cancel(list(self._running)))
+            if busy:
+                await self._in_time(self._store.release(self._holders.name))
+        except (Unavailable, TimeoutError) as error:
+            # Others see by the lock file that this process has ended.
+            log.warn("Leases are left: {error}", error=error or "the database does not answer")
+
+    def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(work).addTimeout(STOP_WAITS, self._clock)
 
     def count(self) -> int:
         """How many carts this process is staging."""

@@ -37,6 +37,11 @@ class Disk:
             cart_ids
         )
 
+    async def sweep(self) -> None:
+        for cart in [await self.store.cart(cart_id) for cart_id in await self.store.leaving()]:
+            if cart is not None and cart.uid not in self.kept:
+                await self.store.record_removed(cart.id, 50)
+
     def evictor(self) -> Evictor:
         async def free() -> int:
             if self.meanwhile:
@@ -54,6 +59,7 @@ class Disk:
             arriving=arriving,
             in_use=self.in_use_of,
             delete=self.delete,
+            sweep=self.sweep,
             now=lambda: 50.0,
         )
 

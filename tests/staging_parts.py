@@ -159,10 +159,9 @@ class MemoryStore(Store):
         self.leases |= dict.fromkeys(held, (holder, until))
         return held
 
-    async def release(self, cart_id: int, holder: str) -> None:
+    async def release(self, holder: str) -> None:
         self._asked()
-        if self.leases.get(cart_id, ("", 0))[0] == holder:
-            del self.leases[cart_id]
+        self.leases = {key: held for key, held in self.leases.items() if held[0] != holder}
 
     async def record_states(
         self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]

@@ -61,6 +61,17 @@ async def test_what_another_process_sends_is_passed_over(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_deleted_carts_have_left_goes_before_any_other(store: Store) -> None:
+    old, gone = [await with_status(store, uid, CartStatus.READY) for uid in ("old", "gone")]
+    await store.mark_deleted(gone.id, 20)
+    disk = Disk(store, free=1000, quota=200)
+    await reserve(disk.evictor(), await claimed(store, "new"), 100)
+    assert disk.deleted == []
+    assert await store.leaving() == set()
+    assert await store.cart(old.id) == old
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_chosen_cart_that_somebody_else_deletes_meanwhile_is_not_made_up_for(
     store: Store,
 ) -> None:

@@ -12,10 +12,11 @@ from cartd.holders import Holders
 from cartd.model import Cart, CartStatus
 from cartd.removal import Removal
 from cartd.stager import Stager
+from cartd.threads import RunsInThread
 from cartd.uses import Uses
 from cartd.volume.removal import remove_tree
 from tests.staging_parts import Bench
-from tests.volume_parts import InThisThread, begin, everything, result_of
+from tests.volume_parts import HeldThreads, InThisThread, begin, everything, result_of
 
 FILES = {"1": b"one", "2": b"two"}
 EMPTY = {"cartuids", "incoming"}
@@ -24,8 +25,8 @@ EMPTY = {"cartuids", "incoming"}
 class Removing(Bench):
     """A bench with a stager and a removal on it."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, FILES)
+    def __init__(self, root: Path, threads: RunsInThread | None = None) -> None:
+        super().__init__(root, FILES, threads)
         self.uses = Uses()
         holders = Holders(root / "holders")
         now = self.clock.seconds
@@ -88,6 +89,23 @@ def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: Removing) -> None:
     assert result_of(bench.removal.delete_all("mine")) == 0
 
 
+def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Path) -> None:
+    threads = HeldThreads()
+    bench = Removing(tmp_path / "volume", threads)
+    cart = bench.store.put("mine", {})
+    (bench.root / f"{cart.id}/mine").mkdir(parents=True)
+    deleting = begin(bench.removal.delete(cart))
+    sweeping = begin(bench.removal.sweep())
+    threads.held.pop()()  # the sweep has seen the cart
+    assert (len(threads.held), deleting, sweeping) == (1, [], [])
+    threads.let_one_go()
+    assert (deleting, sweeping) == ([0], [])
+    threads.let_one_go()
+    assert sweeping == [None]
+    assert bench.left() == set()
+    result_of(bench.stager.stop())
+
+
 def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None:
     cart = bench.ready()
     before = bench.left()
@@ -123,6 +141,16 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removin
     result_of(bench.removal.sweep())
     assert bench.left() == set()
     assert bench.store.left == set()
+
+
+def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
+    bench: Removing,
+) -> None:
+    cart = bench.ready()
+    bench.volume.stop()
+    assert result_of(bench.removal.delete(cart)) == 0
+    result_of(bench.removal.sweep())
+    assert bench.store.left == {cart.id}
 
 
 def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:

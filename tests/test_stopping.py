@@ -69,7 +69,9 @@ def post_large(cartd: RunningCartd) -> None:
     cartd.wait_until("large", "ready")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_an_idle_service_ends_well(tmp_path: Path, number: signal.Signals) -> None:
     with running_cartd(tmp_path / "cartd", archive=NOWHERE) as cartd:
         cartd.send(number)

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from cartd.threads import Threads
 from cartd.volume import Volume
-from cartd.volume.removal import take_away
+from cartd.volume.removal import RemovalStopped, remove_tree, take_away
 from tests.volume_parts import (
     BODY,
     CART,
@@ -53,6 +53,37 @@ def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> Non
     assert everything(root) == EMPTY
     result_of(volume.remove(CART))
     assert everything(root) == EMPTY
+
+
+def test_a_removal_ends_in_its_middle_at_a_stop_and_is_finished_later(
+    volume: Volume, root: Path
+) -> None:
+    for number in range(3):
+        stage(volume, a_file(BODY, f"d/{number}", position=number))
+    looks = iter([False, True])
+    with pytest.raises(RemovalStopped):
+        take_away(root / str(CART.id), root / "incoming/7/aside", lambda: next(looks))
+    assert not (root / str(CART.id)).exists()
+    assert len(list((root / "incoming/7/aside").glob("**/d/*"))) == 2
+    stopped = Volume(root, InThisThread())
+    stopped.stop()
+    with pytest.raises(RemovalStopped):
+        result_of(stopped.remove(CART))
+    assert result_of(volume.remove(CART))
+    assert everything(root) == EMPTY
+
+
+def test_links_in_a_tree_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept/directory").mkdir(parents=True)
+    (tmp_path / "kept/file").touch()
+    tree = tmp_path / "tree"
+    (tree / "deep/er").mkdir(parents=True)
+    for name in ("directory", "file", "nothing"):
+        (tree / "deep" / name).symlink_to(tmp_path / "kept" / name)
+    before = everything(tmp_path / "kept")
+    remove_tree(tree)
+    assert not tree.exists()
+    assert everything(tmp_path / "kept") == before
 
 
 def test_a_disk_too_full_for_another_directory_can_be_emptied(tmp_path: Path) -> None:

@@ -45,11 +45,7 @@ _HOLDERS = (
 )
 _RENEW = update(cart).where(*_HELD).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
-_RELEASE = (
-    update(cart)
-    .where(cart.c.id == bindparam("cart_id"), *_HELD)
-    .values(lease_holder=None, lease_until=None)
-)
+_RELEASE = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
 # The row stays locked until the transaction ends, so that nobody takes the cart over meanwhile.
 _LOCK = select(cart.c.id).where(cart.c.id == bindparam("cart_id"), *_HELD).with_for_update()
 
@@ -101,10 +97,11 @@ class Leases:
             rows = await transaction.rows(_RENEWED, {"holder": holder})
         return {row.id for row in rows}
 
-    async def release(self, cart_id: int, holder: str) -> None:
-        """Let go of the cart; nothing happens if another holds it by now."""
+    async def release(self, holder: str) -> None:
+        """Let go of all carts that ``holder`` holds still."""
         async with self._database.transaction() as transaction:
-            await transaction.execute(_RELEASE, {"cart_id": cart_id, "holder": holder})
+            await take_turn(transaction)
+            await transaction.execute(_RELEASE, {"holder": holder})
 
 
 async def hold(transaction: Transaction, cart_id: int, holder: str) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from cartd.volume.partial import FULL
 
@@ -22,11 +20,25 @@ ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
 
 
+class RemovalStopped(Exception):
+    """The service stops, and what is left of the tree goes another time."""
+
+
 def _make(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
 
 
-def take_away(tree: Path, aside: Path, *, make: Callable[[Path], None] = _make) -> None:
+def _never() -> bool:
+    return False
+
+
+def take_away(
+    tree: Path,
+    aside: Path,
+    stopped: Callable[[], bool] = _never,
+    *,
+    make: Callable[[Path], None] = _make,
+) -> None:
     """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
 
     ``make`` is there to be replaced by a disk that is full: then the tree is removed in its place.
@@ -42,35 +54,53 @@ def take_away(tree: Path, aside: Path, *, make: Callable[[Path], None] = _make) 
     except OSError as error:
         if error.errno not in FULL:
             raise
-        remove_tree(tree)
-    remove_tree(aside)
+        remove_tree(tree, stopped)
+    remove_tree(aside, stopped)
 
 
-def remove_tree(tree: Path) -> None:
+def remove_tree(tree: Path, stopped: Callable[[], bool] = _never) -> None:
     """Remove ``tree``, whatever it is, and whoever else adds to it or removes from it meanwhile.
 
     A symbolic link, ``tree`` itself or one inside it, is removed and never followed.
+    Raises :class:`RemovalStopped` as soon as ``stopped()`` says so.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             if tree.is_symlink() or not tree.is_dir():
                 tree.unlink(missing_ok=True)
             else:
-                _rmtree(tree)
+                _remove_directory(tree, stopped)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == ATTEMPTS:
                 raise
 
 
-def _rmtree(tree: Path) -> None:
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(tree, onexc=_pass_over_what_is_gone)
-    else:
-        shutil.rmtree(tree, onerror=_pass_over_what_is_gone)
+def _remove_directory(tree: Path, stopped: Callable[[], bool]) -> None:
+    if not hasattr(os, "fwalk"):
+        shutil.rmtree(tree)  # Windows: in one piece
+        return
+    for _, directories, files, at in os.fwalk(tree, topdown=False, onerror=_raise_unless_gone):
+        for name in files:
+            if stopped():
+                raise RemovalStopped
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=at)
+        for name in directories:
+            with suppress(FileNotFoundError):
+                _remove_entry(name, at)
+    with suppress(FileNotFoundError):
+        tree.rmdir()
 
 
-def _pass_over_what_is_gone(_function: Any, _path: str, info: Any) -> None:
-    error = info[1] if isinstance(info, tuple) else info
+def _remove_entry(name: str, at: int) -> None:
+    """Remove an empty directory, or a symbolic link to one."""
+    try:
+        os.rmdir(name, dir_fd=at)
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=at)
+
+
+def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -65,10 +66,15 @@ class Volume(Hashes):
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
         self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
         self._links_allowed = True
+        self._stopping = threading.Event()
 
     def prepare(self) -> None:
         """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
         prepare(self._paths)
+
+    def stop(self) -> None:
+        """End removals in their middle: a great tree takes minutes.  What is left goes later."""
+        self._stopping.set()
 
     def tree(self, cart: Cart) -> Path:
         """``ROOT/ID/UID``."""
@@ -114,7 +120,7 @@ class Volume(Hashes):
     async def clear_incoming(self, cart_id: int) -> None:
         """Remove what an interrupted staging, bundling or removal has left of the cart."""
         incoming = self._paths.incoming(cart_id)
-        await self._change(incoming, remove_tree, incoming)
+        await self._change(incoming, remove_tree, incoming, self._stopping.is_set)
         self._forget(cart_id)
 
     async def measure(
@@ -153,7 +159,7 @@ class Volume(Hashes):
     async def remove(self, cart: Cart) -> bool:
         """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
 
-        False, and nothing is removed, if somebody is sending it.
+        False, and nothing is removed, if somebody is sending it.  Raises :class:`RemovalStopped`.
         """
         removed = await self._change(self._paths.cart(cart.id), self._remove, cart)
         self._forget(cart.id)
@@ -197,7 +203,8 @@ class Volume(Hashes):
     async def drop_tree(self, cart: Cart) -> None:
         """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
         tree = self._paths.tree(cart)
-        await self._change(tree, take_away, tree, self._paths.temporary(cart.id, "tree"))
+        aside = self._paths.temporary(cart.id, "tree")
+        await self._change(tree, take_away, tree, aside, self._stopping.is_set)
 
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
@@ -260,7 +267,7 @@ class Volume(Hashes):
         partial.place(durable=True)
         tree = self._paths.tree(cart)
         try:
-            take_away(tree, self._paths.temporary(cart.id, "tree"))
+            take_away(tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set)
         except OSError as error:
             # The bundle is what counts; what is left of the tree goes with the cart.
             self._log.error("{tree} is not removed: {error}", tree=tree, error=error)
@@ -272,8 +279,10 @@ class Volume(Hashes):
             if may_go:
                 with suppress(ValueError):  # a uid that cannot be a name has no link
                     remove_link(self._paths, cart)
-                take_away(self._paths.cart(cart.id), self._paths.temporary(cart.id, "removed"))
-                remove_tree(self._paths.incoming(cart.id))
+                stopped = self._stopping.is_set
+                aside = self._paths.temporary(cart.id, "removed")
+                take_away(self._paths.cart(cart.id), aside, stopped)
+                remove_tree(self._paths.incoming(cart.id), stopped)
         return may_go
 
     def _in_use(self, cart_ids: list[int]) -> set[int]:
