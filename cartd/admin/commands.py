@@ -212,7 +212,8 @@ def _purge(config: Config, given: Namespace) -> int:
 def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
     """Run ``work`` in a reactor and give its exit status."""
     _wait(config)
-    # The service's downloads are seen here only by the uses that it writes down now and then.
+    # What the service has sent lately is known here only when it writes that down.  What it is
+    # sending now is locked; where there are no locks, nothing but this keeps it from being evicted.
     unseen = USE_TOLD_AFTER + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
     state = schema_state(config.database_url)

@@ -1,4 +1,6 @@
-"""Carts that are being sent, for every process on the volume to see.  Blocks: for threads.
+"""Carts that are being sent, for every process on the volume to see.
+
+All but :class:`InUse` blocks: for threads.
 
 Strategy: who sends a cart holds a shared lock (flock) on its directory, who removes it an exclusive
 one.  The system lets go of a lock when its process ends, however it ends.  Nobody waits for a lock:
@@ -13,11 +15,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cartd.errors import VolumeDamaged
+from cartd.model import Cart
+from cartd.threads import RunsInThread
+from cartd.volume.paths import VolumePaths
 
 TRIES = 50
 PAUSE = 0.02
@@ -92,6 +97,22 @@ class Kept:
         return False
 
 
+class InUse:
+    """The part of the volume that knows what is being sent."""
+
+    _paths: VolumePaths
+    _threads: RunsInThread
+
+    def kept(self, cart: Cart) -> Kept:
+        """For who sends the cart: what keeps every process from removing it."""
+        return Kept(self._paths.cart(cart.id))
+
+    async def in_use(self, cart_ids: Iterable[int]) -> set[int]:
+        """Those of the carts that somebody is sending, this process or another one."""
+        directories = {cart_id: self._paths.cart(cart_id) for cart_id in cart_ids}
+        return await self._threads.run(_in_use, directories)
+
+
 @contextmanager
 def alone(directory: Path) -> Iterator[bool]:
     """Whether nobody sends from ``directory``; if so, nobody begins to while the block runs."""
@@ -105,3 +126,12 @@ def alone(directory: Path) -> Iterator[bool]:
     finally:
         if held is not None:
             os.close(held)
+
+
+def _in_use(directories: dict[int, Path]) -> set[int]:
+    found = set()
+    for cart_id, directory in directories.items():
+        with alone(directory) as may_go:
+            if not may_go:
+                found.add(cart_id)
+    return found

@@ -28,7 +28,7 @@ from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.check import prepare
 from cartd.volume.hashes import Hashes
-from cartd.volume.in_use import Kept, alone
+from cartd.volume.in_use import InUse, alone
 from cartd.volume.incoming import BLOCK, Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
 from cartd.volume.partial import Directories, PartialFile, told_of
@@ -51,7 +51,7 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Volume(Hashes):
+class Volume(Hashes, InUse):
     """Where the carts are, and all that is done to it.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
@@ -87,14 +87,6 @@ class Volume(Hashes):
     def member(self, cart: Cart, path: str) -> Path:
         """``ROOT/ID/UID/PATH``; raises ``ValueError`` for a path that cannot be in the tree."""
         return self._paths.member(cart, path)
-
-    def kept(self, cart: Cart) -> Kept:
-        """For who sends the cart: what keeps every process from removing it."""
-        return Kept(self._paths.cart(cart.id))
-
-    async def in_use(self, cart_ids: Iterable[int]) -> set[int]:
-        """Those of the carts that somebody is sending, this process or another one."""
-        return await self._threads.run(self._in_use, list(cart_ids))
 
     def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> Incoming:
         """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
@@ -284,14 +276,6 @@ class Volume(Hashes):
                 take_away(self._paths.cart(cart.id), aside, stopped)
                 remove_tree(self._paths.incoming(cart.id), stopped)
         return may_go
-
-    def _in_use(self, cart_ids: list[int]) -> set[int]:
-        found = set()
-        for cart_id in cart_ids:
-            with alone(self._paths.cart(cart_id)) as may_go:
-                if not may_go:
-                    found.add(cart_id)
-        return found
 
     def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []
