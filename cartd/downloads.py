@@ -9,9 +9,10 @@ from hashlib import sha256
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from cartd.disposition import default_filename, top_folder
-from cartd.errors import CartdError, CartNotFound
+from cartd.errors import CartdError, CartNotFound, VolumeAway
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.plans import Plans
 from cartd.reader import SendingReader, TarReader, TreeReader
@@ -71,7 +72,7 @@ class Downloads:
         self._uses = uses
         self._repair = repair
         self._now = now
-        self._given_back: dict[int, Deferred[None]] = {}
+        self._given_back: dict[int, Deferred[CartdError]] = {}
         """By cart id, what is under way."""
 
     @asynccontextmanager
@@ -145,35 +146,43 @@ class Downloads:
         :raises NotReady: so it is.
         """
         if not await self._repair.adopt(cart):
-            await self.damaged(cart)
-            raise NotReady
+            raise await self.damaged(cart)
         return _check_ready(await self._store.cart(cart.id))
 
-    def damaged(self, cart: Cart) -> Deferred[None]:
+    def damaged(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
         """Have the cart given back, once, whether or not the clients that found out stay.
 
-        Fires when that is done, well or not.
+        ``unreadable`` is the path of a file whose bytes the disk does not give, if there is one.
+        Fires when that is done, well or not, with what a client is to be told.
         """
-        told: Deferred[None] = Deferred()
+        told: Deferred[CartdError] = Deferred()
         job = self._given_back.get(cart.id)
         if job is None:
-            job = Deferred.fromCoroutine(self._give_back(cart))
+            job = Deferred.fromCoroutine(self._give_back(cart, unreadable))
             if not job.called:
                 self._given_back[cart.id] = job
-        job.addBoth(lambda _: told.callback(None))
+
+        def tell(ended: CartdError | Failure) -> CartdError | Failure:
+            told.callback(NotReady() if isinstance(ended, Failure) else ended)
+            return ended
+
+        job.addBoth(tell)
         return told
 
-    async def _give_back(self, cart: Cart) -> None:
+    async def _give_back(self, cart: Cart, unreadable: str | None) -> CartdError:
         try:
-            await self._repair.give_back(cart)
+            await self._repair.give_back(cart, unreadable=unreadable)
         except CancelledError:
             raise
+        except VolumeAway as error:
+            return error  # it is not the cart that is damaged
         except CartdError as error:
             log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)
         except Exception:
             log.failure("Cannot give back cart {id}", id=cart.id)
         finally:
             self._given_back.pop(cart.id, None)
+        return NotReady()
 
     async def stop(self) -> None:
         """Cancel what is under way on its own."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from cartd.errors import NoSpace
+from cartd.errors import NoSpace, VolumeAway
 from cartd.model import Cart
 from cartd.store import Store
 from cartd.uses import Uses
@@ -100,6 +100,8 @@ class Removal:
     async def _remove(self, cart: Cart) -> bool:
         try:
             await self._volume.remove(cart)
+        except VolumeAway:
+            return False  # the sweep removes it once the volume is back
         except (OSError, NoSpace) as error:
             log.error(
                 "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error

@@ -17,11 +17,12 @@ from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.archive import Archive, archive_client
+from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.concurrency import Turns
 from cartd.config import Config
 from cartd.downloads import Downloads
-from cartd.errors import CartdError, ConfigError, Unavailable
+from cartd.errors import CartdError, ConfigError, Unavailable, VolumeAway
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
 from cartd.options import Options, read_config
@@ -56,13 +57,14 @@ class Parts:
     The service and the admin commands are made of the same parts.
     """
 
-    def __init__(self, config: Config, reactor: Any) -> None:
+    def __init__(self, config: Config, reactor: Any, volume_number: int | None) -> None:
+        """``volume_number`` is what :func:`cartd.belonging.belong` gave."""
         now = reactor.seconds
         self.config = config
         self.reactor = reactor
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
-        self.volume = Volume(config.volume_path, self.threads)
+        self.volume = Volume(config.volume_path, self.threads, volume_number)
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
         holders = Holders(config.volume_path / "holders")
@@ -236,7 +238,7 @@ class Cartd(Service):
 
 
 def _adoption_failed(failure: Failure) -> None:
-    if not failure.check(CancelledError):
+    if not failure.check(CancelledError, VolumeAway):
         log.failure("The carts of Pacifica Cartd were not measured", failure)
 
 
@@ -249,12 +251,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         from twisted.internet import reactor
     try:
         config = read_config(options, os.environ)
-        _prepare(config, reactor)
+        volume_number = _prepare(config)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:
         log.warn("{note}", note=note)
-    cartd = Cartd(Parts(config, reactor))
+    cartd = Cartd(Parts(config, reactor, volume_number))
     service = MultiService()
     cartd.setServiceParent(service)
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
@@ -262,9 +264,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     return service
 
 
-def _prepare(config: Config, reactor: Any) -> None:
-    """Check what a start needs, blocking: nothing else runs yet."""
-    Volume(config.volume_path, Threads(reactor, 1)).prepare()
+def _prepare(config: Config) -> int | None:
+    """Check what a start needs, blocking: nothing else runs yet.  The number of the volume."""
     wait_for_database(
         config.database_url,
         attempts=config.database_connect_attempts,
@@ -276,6 +277,7 @@ def _prepare(config: Config, reactor: Any) -> None:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)
+    return belong(config.database_url, config.volume_path)
 
 
 def _endpoints(config: Config) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, LeaseLost, Unavailable
+from cartd.errors import CartdError, LeaseLost, Unavailable, VolumeAway
 from cartd.holders import Holders
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
@@ -122,18 +122,37 @@ class Stager:
             self._stagings[cart_id] = Staging(tools, cart, holder, resumed=resumed)
             await self._stagings[cart_id].run()
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.uid)
+        except VolumeAway:
+            await self._let_go(cart_id)
         except (LeaseLost, Unavailable) as error:
             # The one has another holder now, the other will be taken up again.
             log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
-        except FileFailed as error:
-            await self._fail(cart_id, str(error), error.position, error.cause)
         except (CartdError, OSError) as error:
-            await self._fail(cart_id, str(error))
+            await self._blame(tools, cart_id, error)
         except CancelledError:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
             await self._fail(cart_id, f"Internal error: {type(error).__name__}: {error}")
+
+    async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:
+        """The cart is in error, unless the volume was to blame: then it is taken up again."""
+        try:
+            await tools.volume.check()
+        except VolumeAway:
+            await self._let_go(cart_id)
+            return
+        if isinstance(error, FileFailed):
+            await self._fail(cart_id, str(error), error.position, error.cause)
+        else:
+            await self._fail(cart_id, str(error))
+
+    async def _let_go(self, cart_id: int) -> None:
+        """For whoever has the volume; the volume itself has told that it is away."""
+        try:
+            await self._store.release(cart_id, self._holders.name)
+        except Unavailable as error:
+            log.warn("The lease of cart {id} is left to expire: {error}", id=cart_id, error=error)
 
     async def _fail(
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
@@ -167,8 +186,13 @@ class Stager:
         await self._cancel([cart_id for cart_id in claimed if cart_id not in held])
 
     async def _look_around(self) -> None:
-        """Renew, see who has died, then take up every unfinished cart that nobody is staging."""
+        """Renew, see who has died, then take up every unfinished cart that nobody is staging.
+
+        Without the volume nothing can be staged, and nobody's lock be seen.
+        """
         await self._renew()
+        if self._tools is not None:
+            await self._tools.volume.check()
         names = await self._store.holders()
         self._dead = await self._threads.run(self._holders.dead_among, names)
         if self._takes_up:

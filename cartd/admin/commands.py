@@ -24,6 +24,7 @@ from twisted.logger import (
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
 from cartd.admin.verify import Verify
+from cartd.belonging import belong
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
@@ -77,6 +78,13 @@ def command_line() -> ArgumentParser:
         _dbsync,
         "Create the database's schema, or upgrade it.\n"
         "A database of Pacifica Cartd is upgraded in place, with its carts.",
+    )
+    add(
+        "adopt",
+        _adopt,
+        "Make the configured directory the volume of this database.\n"
+        "For a volume that was replaced, or a database that was: carts that are not on it are\n"
+        "staged again when they are asked for.",
     )
     add(
         "fixit",
@@ -151,6 +159,20 @@ def _wait(config: Config) -> None:
     )
 
 
+def _adopt(config: Config, _given: Namespace) -> int:
+    _wait(config)
+    _check_schema(config)
+    belong(config.database_url, config.volume_path, adopt=True)
+    print(f"{config.volume_path} is the volume of this database.")
+    return 0
+
+
+def _check_schema(config: Config) -> None:
+    state = schema_state(config.database_url)
+    if not state.safe:
+        raise ConfigError(state.explanation)
+
+
 # The commands that work with the service's parts
 
 
@@ -213,15 +235,13 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
     # The service's downloads are seen here only by the uses that it writes down now and then.
     unseen = USE_TOLD_AFTER + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
-    state = schema_state(config.database_url)
-    if not state.safe:
-        raise ConfigError(state.explanation)
+    _check_schema(config)
+    volume_number = belong(config.database_url, config.volume_path)
     _log_warnings()
     outcome: list[int | CartdError] = []
 
     async def run(reactor: Any) -> None:
-        parts = Parts(config, reactor)
-        parts.volume.prepare()
+        parts = Parts(config, reactor, volume_number)
         parts.start(take_up=False)
         try:
             outcome.append(await work(parts))

@@ -65,10 +65,10 @@ class Verify:
             self._say(f"{cart.uid}: {path} {damage.fault}")
         self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
-    def _counter(self, cart: Cart) -> Callable[[int], None]:
+    def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:
         done = 0
 
-        def read(size: int) -> None:
+        async def read(size: int) -> None:
             nonlocal done
             done += size
             if self._progress.isatty():

@@ -18,14 +18,17 @@ from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
 from cartd.store.twins import Twins
+from cartd.store.volume_record import VolumeRecord, volume_record
 
 __all__ = [
     "Condition",
     "SchemaState",
     "Store",
     "UpgradeError",
+    "VolumeRecord",
     "schema_state",
     "sync",
+    "volume_record",
     "wait_for_database",
 ]
 
