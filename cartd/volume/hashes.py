@@ -54,7 +54,10 @@ class Hashes:
     _threads: RunsInThread
 
     async def has(self, cart: Cart, file: CartFile) -> bool:
-        """Whether the file is in the cart's tree, right in size and hash; false if none is known."""
+        """Whether the file is in the cart's tree with the right size and hash.
+
+        False if none is known.
+        """
         if not file.hash_sum or file.size is None:
             return False
         return await self._looked(_tree_faults(self._paths, cart, [file]), _at_once) == [""]
