@@ -26,6 +26,7 @@ from cartd.errors import CartdError, ConfigError, Unavailable, VolumeAway
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
 from cartd.options import Options, read_config
+from cartd.orphans import Orphans
 from cartd.patience import Patience
 from cartd.periodic import Periodic
 from cartd.plans import Plans
@@ -87,6 +88,7 @@ class Parts:
             now=now,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.orphans = Orphans(self.store, self.volume)
         self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
         self._tolerance = Tolerance(config.archive_connections, now)
         client, self._connections = archive_client(
@@ -170,7 +172,7 @@ class Cartd(Service):
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep)
         ]
-        self._adoption: Deferred[None] = Deferred()
+        self._look_over: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
         self._hurried = False
@@ -187,10 +189,14 @@ class Cartd(Service):
             self._parts.start(take_up=True)
         except OSError as error:
             _give_up(f"volume_path: it cannot be used: {error}")
-        self._adoption = Deferred.fromCoroutine(self._parts.repair.adopt_all())
-        self._adoption.addErrback(_adoption_failed)
+        self._look_over = Deferred.fromCoroutine(self._look_volume_over())
+        self._look_over.addErrback(_look_failed)
         for work in self._upkeep:
             work.start()
+
+    async def _look_volume_over(self) -> None:
+        await self._parts.repair.adopt_all()
+        await self._parts.orphans.warn()
 
     async def _stop(self) -> None:
         try:
@@ -205,7 +211,7 @@ class Cartd(Service):
         self._carts.close()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        self._adoption.cancel()
+        self._look_over.cancel()
         for work in self._upkeep:
             await work.stop()
         await self._parts.stager.stop()
@@ -237,9 +243,9 @@ class Cartd(Service):
             self._draining = None
 
 
-def _adoption_failed(failure: Failure) -> None:
+def _look_failed(failure: Failure) -> None:
     if not failure.check(CancelledError, VolumeAway):
-        log.failure("The carts of Pacifica Cartd were not measured", failure)
+        log.failure("The volume was not looked over", failure)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:

@@ -99,7 +99,11 @@ def command_line() -> ArgumentParser:
         "All ready carts, or the newest of each uid that is given.",
     )
     verify.add_argument("--cartid", nargs="+", metavar="UID", help="the carts' uids")
-    verify.add_argument("--repair", action="store_true", help="stage again what is damaged")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="stage again what is damaged, and remove what belongs to no cart",
+    )
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
     )
@@ -191,6 +195,7 @@ def _verify(config: Config, given: Namespace) -> int:
         verify = Verify(
             parts.store,
             Verification(parts.store, parts.volume),
+            parts.orphans,
             fixit.restore if given.repair else None,
             sys.stdout,
             sys.stderr,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TextIO
 
 from cartd.model import Cart, CartStatus
+from cartd.orphans import Orphans
 from cartd.store import Store
 from cartd.verification import Damage, Verification
 
@@ -17,6 +18,7 @@ class Verify:
         self,
         store: Store,
         verification: Verification,
+        orphans: Orphans,
         restore: Callable[[Cart, Sequence[int]], Awaitable[bool]] | None,
         out: TextIO,
         progress: TextIO,
@@ -24,14 +26,28 @@ class Verify:
         """Without ``restore`` nothing is changed; ``progress`` is shown only on a terminal."""
         self._store = store
         self._verification = verification
+        self._orphans = orphans
         self._restore = restore
         self._out = out
         self._progress = progress
 
     async def all(self) -> bool:
-        """Verify every ready cart; whether all are right, or have been made so."""
+        """Verify every ready cart, and that all else is some cart's.
+
+        Whether all is right, or has been made so.
+        """
         carts = [cart for cart in await self._store.active() if cart.status == CartStatus.READY]
-        return all([await self.cart(cart) for cart in reversed(carts)])
+        right = [await self.cart(cart) for cart in reversed(carts)]
+        return all([*right, await self._no_orphans()])
+
+    async def _no_orphans(self) -> bool:
+        found = await self._orphans.find()
+        for orphan in found:
+            self._say(f"directory {orphan.cart_id}: {orphan.size:,} bytes, belongs to no cart")
+        if found and self._restore is not None:
+            await self._orphans.remove(found)
+            self._say(f"{len(found):,} directories removed")
+        return not found or self._restore is not None
 
     async def named(self, uid: str) -> bool:
         """Verify the newest cart of ``uid``."""
