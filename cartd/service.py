@@ -33,6 +33,7 @@ from cartd.plans import Plans
 from cartd.removal import Removal
 from cartd.repair import Repair
 from cartd.rest import Rest
+from cartd.scrub import Scrub
 from cartd.senders import Senders
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
@@ -42,12 +43,15 @@ from cartd.store import Condition, Store, schema_state, sync, wait_for_database
 from cartd.threads import Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
+from cartd.verification import Verification
 from cartd.volume import Volume
 
 __all__ = ["Cartd", "Options", "Parts", "makeService"]
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
+SCRUB_LOOK = 60.0
+"""Seconds between two looks for carts that are to be compared with their hashes."""
 
 log = Logger()
 
@@ -88,6 +92,7 @@ class Parts:
             now=now,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.verification = Verification(self.store, self.volume)
         self.orphans = Orphans(self.store, self.volume)
         self.downloads = Downloads(self.store, self.volume, self.plans, self.uses, self.repair, now)
         self._tolerance = Tolerance(config.archive_connections, now)
@@ -172,6 +177,9 @@ class Cartd(Service):
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep)
         ]
+        if (interval := config.scrub_interval) > 0:
+            scrub = Scrub(parts.store, parts.verification, parts.repair, reactor, interval)
+            self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
         self._look_over: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None

@@ -31,7 +31,6 @@ from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.service import Parts
 from cartd.store import schema_state, sync, wait_for_database
-from cartd.verification import Verification
 
 Command = Callable[[Config, Namespace], int]
 
@@ -194,11 +193,12 @@ def _verify(config: Config, given: Namespace) -> int:
         fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
         verify = Verify(
             parts.store,
-            Verification(parts.store, parts.volume),
+            parts.verification,
             parts.orphans,
             fixit.restore if given.repair else None,
             sys.stdout,
             sys.stderr,
+            parts.reactor.seconds,
         )
         if given.cartid is None:
             return 0 if await verify.all() else 1

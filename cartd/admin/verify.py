@@ -22,6 +22,7 @@ class Verify:
         restore: Callable[[Cart, Sequence[int]], Awaitable[bool]] | None,
         out: TextIO,
         progress: TextIO,
+        now: Callable[[], float],
     ) -> None:
         """Without ``restore`` nothing is changed; ``progress`` is shown only on a terminal."""
         self._store = store
@@ -30,6 +31,7 @@ class Verify:
         self._restore = restore
         self._out = out
         self._progress = progress
+        self._now = now
 
     async def all(self) -> bool:
         """Verify every ready cart, and that all else is some cart's.
@@ -61,8 +63,10 @@ class Verify:
         if cart.status != CartStatus.READY:
             self._say(f"{cart.uid}: is {cart.status}, and not verified")
             return False
+        begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
+            await self._store.record_verified(cart.id, begun)
             self._say(f"{cart.uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
             return True
         now = await self._store.cart(cart.id)

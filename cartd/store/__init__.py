@@ -18,6 +18,7 @@ from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
 from cartd.store.twins import Twins
+from cartd.store.verified import Verified
 from cartd.store.volume_record import VolumeRecord, volume_record
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-class Store(Carts, Leases, Progress, Space, Twins):
+class Store(Carts, Leases, Progress, Space, Twins, Verified):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written
