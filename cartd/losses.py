@@ -25,6 +25,15 @@ def begun(cart: Cart) -> bool:
     return cart.files_staged > 0 or cart.bytes_total is not None or cart.fingerprint is None
 
 
+async def lose_unreadable(store: Store, cart_id: int, holder: str, path: str) -> None:
+    """Have the file at ``path``, whose bytes the disk does not give, fetched again."""
+    after = -1
+    while files := await store.files(cart_id, after=after):
+        after = files[-1].position
+        if found := [file.position for file in files if file.path == path]:
+            await store.record_lost(cart_id, holder, found)
+
+
 async def lose_what_is_missing(
     store: Store, volume: Volume, cart: Cart, holder: str, page: Callable[[], int]
 ) -> Cart:

@@ -9,8 +9,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, LeaseLost, Unavailable, VolumeAway
+from cartd.errors import CartdError, LeaseLost, Unavailable, Unreadable, VolumeAway
 from cartd.holders import Holders
+from cartd.losses import lose_unreadable
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.staging import Staging, Tools
@@ -144,8 +145,17 @@ class Stager:
             return
         if isinstance(error, FileFailed):
             await self._fail(cart_id, str(error), error.position, error.cause)
+        elif isinstance(error, Unreadable):
+            await self._lose(cart_id, error)
+            await self._fail(cart_id, str(error))
         else:
             await self._fail(cart_id, str(error))
+
+    async def _lose(self, cart_id: int, error: Unreadable) -> None:
+        try:
+            await lose_unreadable(self._store, cart_id, self._holders.name, error.path)
+        except (LeaseLost, Unavailable) as away:
+            log.warn("What cart {id} has lost is not recorded: {error}", id=cart_id, error=away)
 
     async def _let_go(self, cart_id: int) -> None:
         """For whoever has the volume; the volume itself has told that it is away."""
