@@ -10,9 +10,10 @@ from hashlib import sha256
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from cartd.disposition import default_filename, top_folder
-from cartd.errors import CartdError, CartNotFound, Unavailable
+from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.plans import Plans
 from cartd.reader import SendingReader, TarReader, TreeReader
@@ -76,7 +77,7 @@ class Downloads:
         self._repair = repair
         self._clock = clock
         self._now = now
-        self._given_back: dict[int, Deferred[None]] = {}
+        self._given_back: dict[int, Deferred[CartdError]] = {}
         """By cart id, what is under way."""
 
     @asynccontextmanager
@@ -155,39 +156,47 @@ class Downloads:
         :raises NotReady: so it is.
         """
         if not await self._repair.adopt(cart):
-            await self.damaged(cart)
-            raise NotReady
+            raise await self.damaged(cart)
         return _check_ready(await self._store.cart(cart.id))
 
-    def damaged(self, cart: Cart) -> Deferred[None]:
+    def damaged(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
         """Have the cart given back, once, whether or not the clients that found out stay.
 
-        Fires when that is done, well or not.
+        ``unreadable`` is the path of a file whose bytes the disk does not give, if there is one.
+        Fires when that is done, well or not, with what a client is to be told.
         """
-        told: Deferred[None] = Deferred()
+        told: Deferred[CartdError] = Deferred()
         job = self._given_back.get(cart.id)
         if job is None:
-            job = Deferred.fromCoroutine(self._give_back(cart))
+            job = Deferred.fromCoroutine(self._give_back(cart, unreadable))
             if not job.called:
                 self._given_back[cart.id] = job
-        job.addBoth(lambda _: told.callback(None))
+
+        def tell(ended: CartdError | Failure) -> CartdError | Failure:
+            told.callback(NotReady() if isinstance(ended, Failure) else ended)
+            return ended
+
+        job.addBoth(tell)
         return told
 
     async def check(self, cart: Cart) -> None:
         """Raises what :meth:`open` raises, as things are now, if the cart is not ready any more."""
         _check_ready(await self._store.cart(cart.id))
 
-    async def _give_back(self, cart: Cart) -> None:
+    async def _give_back(self, cart: Cart, unreadable: str | None) -> CartdError:
         try:
-            await self._repair.give_back(cart)
+            await self._repair.give_back(cart, unreadable=unreadable)
         except CancelledError:
             raise
+        except VolumeAway as error:
+            return error  # it is not the cart that is damaged
         except CartdError as error:
             log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)
         except Exception:
             log.failure("Cannot give back cart {id}", id=cart.id)
         finally:
             self._given_back.pop(cart.id, None)
+        return NotReady()
 
     async def stop(self) -> None:
         """Cancel what is under way on its own."""

@@ -48,6 +48,15 @@ class Unavailable(CartdError):
     code = 503
 
 
+class VolumeAway(Unavailable):
+    """The directory of the volume is not the volume now: its disk is not mounted, for example."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The volume is away ({reason}); once its disk is mounted again, all goes on by itself"
+        )
+
+
 class NoSpace(CartdError):
     """The volume has no room for a cart and nothing on it may be evicted."""
 
@@ -63,6 +72,14 @@ class LeaseLost(CartdError):
 
 class VolumeDamaged(CartdError):
     """A file on the volume is missing or has another size than was recorded."""
+
+
+class Unreadable(VolumeDamaged):
+    """A file on the volume is there, but the disk does not give its bytes."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be read on the volume: {reason}")
+        self.path = path
 
 
 class ConfigError(CartdError):

@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Final, Protocol
 
 from cartd.bundle import Literal, Slice
-from cartd.errors import VolumeDamaged
+from cartd.errors import Unreadable, VolumeDamaged
 
 LONG: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
@@ -35,6 +35,10 @@ _FLAGS = (
 )
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
+_OUT_OF_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""No fault of the file's."""
+_BROKEN = frozenset({errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)})
+"""What is said of the file and not of the socket, where a call has both."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """A file system, or a socket, that does not take part in it."""
 _NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
@@ -195,7 +199,10 @@ class TreeReader:
         if literal:
             self._literal = b""
             return literal
-        data = os.read(self._file, min(limit, self._left))
+        try:
+            data = os.read(self._file, min(limit, self._left))
+        except OSError as error:
+            raise self._meaning(error) from error
         self._took(len(data))
         return data
 
@@ -223,6 +230,8 @@ class TreeReader:
             count = min(limit, self._left, STEP)
             sent = os.sendfile(out.fileno(), self._file, self._offset, count)
         except OSError as error:
+            if error.errno in _BROKEN:
+                raise self._meaning(error) from error
             if error.errno not in _NO_SENDFILE:
                 raise
             self._sendfile = self._long = False
@@ -232,12 +241,11 @@ class TreeReader:
         return sent
 
     def _open(self, piece: Slice) -> None:
+        self._path = piece.path
         try:
             self._file = os.open(f"{self._root}/{piece.path}", _FLAGS)
         except OSError as error:
-            if error.errno not in _NOT_THERE:
-                raise
-            raise VolumeDamaged(f"{piece.path} is missing on the volume") from error
+            raise self._meaning(error) from error
         if piece.length == piece.size < LONG and self._read_whole(piece.size):
             return
         found = os.fstat(self._file)
@@ -249,7 +257,7 @@ class TreeReader:
                 f" where {piece.size} were recorded"
             )
         os.lseek(self._file, piece.offset, os.SEEK_SET)
-        self._path, self._offset, self._left = piece.path, piece.offset, piece.length
+        self._offset, self._left = piece.offset, piece.length
 
     def _read_whole(self, size: int) -> bool:
         """Read the whole file, if it has that size: most are small, and need not be asked first."""
@@ -257,11 +265,21 @@ class TreeReader:
             data = os.read(self._file, size + 1)
         except IsADirectoryError:
             return False
+        except OSError as error:
+            raise self._meaning(error) from error
         if len(data) != size:
             return False
         self._close_file()
         self._literal = data
         return True
+
+    def _meaning(self, error: OSError) -> Exception:
+        """What the system says of the file that it is at, as what it means for the cart."""
+        if error.errno in _NOT_THERE:
+            return VolumeDamaged(f"{self._path} is missing on the volume")
+        if error.errno in _OUT_OF_MEANS:
+            return error
+        return Unreadable(self._path, error.strerror or str(error))
 
     def _took(self, count: int) -> None:
         if not count:

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from cartd.errors import NoSpace, Unavailable
+from cartd.errors import NoSpace, Unavailable, VolumeAway
 from cartd.model import Cart
 from cartd.store import Store
 from cartd.uses import Uses
@@ -71,6 +71,7 @@ class Removal:
         That is what a crash or a failing disk kept from being removed, and what this process went
         on staging when another one deleted the cart.
         """
+        await self._volume.check()
         leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
         for cart_id in leaving.difference(there):
@@ -102,8 +103,8 @@ class Removal:
                 log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
                 return None
             return await self._store.record_removed(cart.id, self._now())
-        except RemovalStopped:
-            return None
+        except (RemovalStopped, VolumeAway):
+            return None  # the sweep removes it at the next start, or once the volume is back
         except (OSError, NoSpace, Unavailable) as error:
             log.error(
                 "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error

@@ -81,14 +81,19 @@ class Repair:
             if there is None or there[1] != file.size
         ]
 
-    async def give_back(self, cart: Cart, damaged: Sequence[int] = ()) -> None:
+    async def give_back(
+        self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
+    ) -> None:
         """Put a damaged cart, or one in error, back to staging: what is lost is fetched again.
 
-        Lost is what is missing or has a wrong size, and what is ``damaged``, positions of files.
+        Lost is what is missing or has a wrong size, what is ``damaged``, positions of files, and
+        the one file at the path ``unreadable``, or the bundle that has it.
         """
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
             return  # another download found it out, or it is its deletion that was found out
+        if unreadable is not None:
+            damaged = [*damaged, *await self._positions(current, unreadable)]
         lost = sorted({*damaged, *await self.lost(current)})
         if damaged and current.bundle:
             lost = list(range(current.files_total))  # they are in one tar, which is written anew
@@ -104,6 +109,10 @@ class Repair:
         )
         if await self._store.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
+
+    async def _positions(self, cart: Cart, path: str) -> list[int]:
+        files = await self._all_files(cart)
+        return [file.position for file in files if cart.bundle or file.path == path]
 
     async def _all_files(self, cart: Cart) -> list[CartFile]:
         files: list[CartFile] = []

@@ -17,7 +17,14 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from cartd import disposition, ranges
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
-from cartd.errors import CartdError, InvalidInput, Unavailable, VolumeDamaged, error_body
+from cartd.errors import (
+    CartdError,
+    InvalidInput,
+    Unavailable,
+    Unreadable,
+    VolumeDamaged,
+    error_body,
+)
 from cartd.manifest import check_uid
 from cartd.model import Cart, CartStatus
 from cartd.reader import SendingReader
@@ -108,12 +115,13 @@ class Rest:
             log.debug("A client left while {uid} was sent", uid=download.cart.uid)
             await _abort(request)
         except VolumeDamaged as error:
-            log.warn("Cart {uid} is damaged: {error}", uid=download.cart.uid, error=error)
-            given_back = self._downloads.damaged(download.cart)
+            log.warn("Cart {uid} is not sent: {error}", uid=download.cart.uid, error=error)
+            unreadable = error.path if isinstance(error, Unreadable) else None
+            to_tell = self._downloads.damaged(download.cart, unreadable)
             if not request.startedWriting:
-                await given_back
+                told = await to_tell
                 await self._downloads.check(download.cart)
-                raise NotReady from error
+                raise told from error
             await _abort(request)
         except Exception:
             if not request.startedWriting:

@@ -18,15 +18,17 @@ from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.archive import Archive, archive_client
+from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.concurrency import Turns
 from cartd.config import Config
 from cartd.downloads import Downloads
-from cartd.errors import CartdError, ConfigError, Unavailable
+from cartd.errors import CartdError, ConfigError, Unavailable, VolumeAway
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
 from cartd.options import Options, read_config
+from cartd.orphans import Orphans
 from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.periodic import Periodic
@@ -35,6 +37,7 @@ from cartd.recovery import Recovery
 from cartd.removal import Removal
 from cartd.repair import Repair
 from cartd.rest import Rest
+from cartd.scrub import Scrub
 from cartd.senders import Senders
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
@@ -45,6 +48,7 @@ from cartd.syncing import Syncing
 from cartd.threads import Apart, Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
+from cartd.verification import Verification
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 from cartd.waiting_carts import WaitingCarts
@@ -54,6 +58,8 @@ __all__ = ["Cartd", "Options", "Parts", "makeService"]
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
+SCRUB_LOOK = 60.0
+"""Seconds between two looks for carts that are to be compared with their hashes."""
 
 log = Logger()
 
@@ -65,13 +71,20 @@ class Parts:
     ``reactor``; ``now``, Unix time, is for what is a date.
     """
 
-    def __init__(self, config: Config, reactor: Any, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        volume_number: int | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """``volume_number`` is what :func:`cartd.belonging.belong` gave."""
         self.config = config
         self.reactor = reactor
         self.now = now
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
-        self.volume = Volume(config.volume_path, self.threads)
+        self.volume = Volume(config.volume_path, self.threads, volume_number)
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
@@ -105,6 +118,8 @@ class Parts:
             now=now,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.verification = Verification(self.store, self.volume)
+        self.orphans = Orphans(self.store, self.volume)
         self.downloads = Downloads(
             self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
         )
@@ -224,7 +239,10 @@ class Cartd(Service):
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep)
         ]
-        self._adoption: Deferred[None] = Deferred()
+        if (interval := config.scrub_interval) > 0:
+            scrub = Scrub(parts.store, parts.verification, parts.repair, reactor, interval)
+            self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
+        self._look_over: Deferred[None] = Deferred()
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
         self._hurried = False
@@ -241,10 +259,14 @@ class Cartd(Service):
             self._parts.start(take_up=True)
         except OSError as error:
             _give_up(f"volume_path: it cannot be used: {error}")
-        self._adoption = Deferred.fromCoroutine(self._parts.repair.adopt_all())
-        self._adoption.addErrback(_adoption_failed)
+        self._look_over = Deferred.fromCoroutine(self._look_volume_over())
+        self._look_over.addErrback(_look_failed)
         for work in self._upkeep:
             work.start()
+
+    async def _look_volume_over(self) -> None:
+        await self._parts.repair.adopt_all()
+        await self._parts.orphans.warn()
 
     async def _stop(self) -> None:
         try:
@@ -260,7 +282,7 @@ class Cartd(Service):
         self._parts.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        self._adoption.cancel()
+        self._look_over.cancel()
         for work in self._upkeep:
             await work.stop()
         await self._parts.stop()
@@ -292,9 +314,9 @@ class Cartd(Service):
             self._draining = None
 
 
-def _adoption_failed(failure: Failure) -> None:
-    if not failure.check(CancelledError):
-        log.failure("The carts of Pacifica Cartd were not measured", failure)
+def _look_failed(failure: Failure) -> None:
+    if not failure.check(CancelledError, VolumeAway):
+        log.failure("The volume was not looked over", failure)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -307,12 +329,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
-        _prepare(config, reactor)
+        volume_number = _prepare(config)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:
         log.warn("{note}", note=note)
-    cartd = Cartd(Parts(config, reactor))
+    cartd = Cartd(Parts(config, reactor, volume_number))
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
@@ -321,9 +343,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     return service
 
 
-def _prepare(config: Config, reactor: Any) -> None:
-    """Check what a start needs, blocking: nothing else runs yet."""
-    Volume(config.volume_path, Threads(reactor, 1)).prepare()
+def _prepare(config: Config) -> int | None:
+    """Check what a start needs, blocking: nothing else runs yet.  The number of the volume."""
     wait_for_database(
         config.database_url,
         attempts=config.database_connect_attempts,
@@ -336,6 +357,7 @@ def _prepare(config: Config, reactor: Any) -> None:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)
+    return belong(config.database_url, config.volume_path)
 
 
 def _endpoints(config: Config) -> tuple[str, ...]:

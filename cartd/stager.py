@@ -10,8 +10,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, LeaseLost, Unavailable
+from cartd.errors import CartdError, LeaseLost, Unavailable, Unreadable, VolumeAway
 from cartd.holders import Holders, Silence
+from cartd.losses import lose_unreadable
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.recovery import Recovery
@@ -86,7 +87,7 @@ class Stager:
             # Who is cancelled writes down what is staged; who is cancelled twice does not.
             await self._in_time(self._cancel(list(self._running)))
             if busy:
-                await self._in_time(self._store.release(self._holders.name))
+                await self._in_time(self._store.release_all(self._holders.name))
         except (Unavailable, TimeoutError) as error:
             # Others see by the lock file that this process has ended.
             log.warn("Leases are left: {error}", error=error or "the database does not answer")
@@ -144,18 +145,46 @@ class Stager:
             self._stagings[cart_id] = Staging(tools, cart, holder, resumed=resumed)
             await self._stagings[cart_id].run()
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.uid)
+        except VolumeAway:
+            await self._let_go(cart_id)
         except (LeaseLost, Unavailable) as error:
             # The one has another holder now, the other will be taken up again.
             log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
-        except FileFailed as error:
-            await self._fail(cart_id, str(error), error.position, error.cause)
         except (CartdError, OSError) as error:
-            await self._fail(cart_id, str(error))
+            await self._blame(tools, cart_id, error)
         except CancelledError:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
             await self._fail(cart_id, f"Internal error: {type(error).__name__}: {error}")
+
+    async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:
+        """The cart is in error, unless the volume was to blame: then it is taken up again."""
+        try:
+            await tools.volume.check()
+        except VolumeAway:
+            await self._let_go(cart_id)
+            return
+        if isinstance(error, FileFailed):
+            await self._fail(cart_id, str(error), error.position, error.cause)
+        elif isinstance(error, Unreadable):
+            await self._lose(cart_id, error)
+            await self._fail(cart_id, str(error))
+        else:
+            await self._fail(cart_id, str(error))
+
+    async def _lose(self, cart_id: int, error: Unreadable) -> None:
+        try:
+            await lose_unreadable(self._store, cart_id, self._holders.name, error.path)
+        except (LeaseLost, Unavailable) as away:
+            log.warn("What cart {id} has lost is not recorded: {error}", id=cart_id, error=away)
+
+    async def _let_go(self, cart_id: int) -> None:
+        """For whoever has the volume; the volume itself has told that it is away."""
+        try:
+            await self._store.release(self._holders.name, cart_id)
+        except Unavailable as error:
+            log.warn("The lease of cart {id} is left to expire: {error}", id=cart_id, error=error)
 
     async def _fail(
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
@@ -201,9 +230,12 @@ class Stager:
         """Renew, see who has died, then take up every unfinished cart that nobody is staging.
 
         What the dead have not synced comes first: no cart is to be linked to it.  Carts that others
-        stage are not even tried: each try is a transaction.
+        stage are not even tried: each try is a transaction.  Without the volume nothing can
+        be staged, and nobody's lock be seen.
         """
         await self._renew()
+        if self._tools is not None:
+            await self._tools.volume.check()
         ends = await self._store.holders()
         names = {*ends, *await self._store.unsynced_holders()}
         dead = await self._threads.run(self._holders.dead_among, names)

@@ -21,6 +21,7 @@ from cartd.archive import Archive, ArchiveError, FileState
 from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
+from cartd.losses import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile
 from cartd.outage import Outage
 from cartd.patience import Patience
@@ -91,6 +92,14 @@ class Staging:
         """
         self._tools.outage.take_up(self._cart)
         await self._clear()
+        if self._cart.files_staged and not await self._tar_is_whole():
+            self._cart = await lose_what_is_missing(
+                self._tools.store,
+                self._tools.volume,
+                self._cart,
+                self._holder,
+                lambda: self._share(PAGE),
+            )
         self._cart = await link_twins(
             self._tools.store,
             self._tools.volume,
@@ -121,9 +130,17 @@ class Staging:
         Pacifica Cartd has left it.
         """
         cart, volume = self._cart, self._tools.volume
-        await volume.clear_incoming(cart.id)
+        await volume.clear_incoming(cart.id, all_else=not (self._resumed and begun(cart)))
         if cart.bundle and cart.files_staged < cart.files_total:
             await volume.drop_tar(cart)
+
+    async def _tar_is_whole(self) -> bool:
+        """Whether the cart is a bundle that was written before a stop: then it needs no tree."""
+        cart = self._cart
+        if not cart.bundle or cart.files_staged < cart.files_total:
+            return False
+        plan = await self._tools.plans.build(cart, cart.uid)
+        return await self._tools.volume.tar_size(cart) == plan.length
 
     async def _find_in_place(self) -> None:
         """Record what is on the volume and right, before the archive is asked for it.

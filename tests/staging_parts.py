@@ -159,7 +159,12 @@ class MemoryStore(Store):
         self.leases |= dict.fromkeys(held, (holder, until))
         return held
 
-    async def release(self, holder: str) -> None:
+    async def release(self, holder: str, cart_id: int) -> None:
+        self._asked()
+        if self.leases.get(cart_id, ("",))[0] == holder:
+            del self.leases[cart_id]
+
+    async def release_all(self, holder: str) -> None:
         self._asked()
         self.leases = {key: held for key, held in self.leases.items() if held[0] != holder}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cartd.bundle import Literal, Slice
-from cartd.errors import VolumeDamaged
+from cartd.errors import Unreadable, VolumeDamaged
 from cartd.reader import LONG, Reader, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
 
@@ -20,6 +22,13 @@ SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
 PART = Slice("ünï", 512, 0, 100)
 BUNDLE = lay_out(MEMBERS, top="top", created=1)
+
+
+def failing(number: int) -> Any:
+    def call(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
 
 
 def fill(root: Path) -> Path:
@@ -213,10 +222,29 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: 
     reader.close()
 
 
-def test_a_failure_of_another_kind_is_passed_on(tree: Path) -> None:
+def test_a_file_that_the_system_refuses_is_named_with_the_reason(tree: Path) -> None:
     name = "n" * 256
-    with pytest.raises(OSError, match=name):
+    with pytest.raises(Unreadable, match=rf"^{name} cannot be read .*: File name too long"):
         TreeReader(tree, iter([Slice(name, 1, 0, 1)])).read(10)
+
+
+@pytest.mark.parametrize("size", [1, LONG])
+def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
+    tree: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "bad").write_bytes(bytes(size))
+    monkeypatch.setattr(os, "read", failing(errno.EIO))
+    with pytest.raises(Unreadable, match=r"^bad cannot be read .*: Input/output error") as failed:
+        TreeReader(tree, iter([Slice("bad", size, 0, size)])).read(10)
+    assert failed.value.path == "bad"
+
+
+def test_a_process_that_may_open_no_more_files_does_not_blame_the_cart(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", failing(errno.EMFILE))
+    with pytest.raises(OSError, match="Too many open files"):
+        TreeReader(tree, iter([Slice("any", 1, 0, 1)])).read(10)
 
 
 @pytest.mark.parametrize("size", [BUNDLE.length - 1, BUNDLE.length + 1])

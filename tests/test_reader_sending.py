@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartd.bundle import Slice
-from cartd.errors import VolumeDamaged
+from cartd.errors import Unreadable, VolumeDamaged
 from cartd.reader import GATHERED, LONG, STEP, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
 
@@ -168,12 +168,12 @@ def test_sendfile_may_give_up_in_the_middle_of_a_file(
     assert begun + everything(reader, ends) == tar.read_bytes()
 
 
-def test_a_disk_that_fails_is_no_missing_file(
+def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
     tree: Path, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sendfile", fails(errno.EIO))
     reader = whole(tree)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(Unreadable, match="cannot be read on the volume: Input/output"):
         reader.send(ends.near, ENOUGH)
     reader.close()
 

@@ -38,7 +38,7 @@ async def test_a_file_that_the_system_will_not_write_is_named(tmp_path: Path) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_in_the_way_is_named_and_left_alone(tmp_path: Path) -> None:
+async def test_what_is_in_the_place_of_a_new_cart_goes(tmp_path: Path) -> None:
     async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two")
@@ -46,15 +46,9 @@ async def test_what_is_in_the_way_is_named_and_left_alone(tmp_path: Path) -> Non
         in_the_way.mkdir(parents=True)
         entries = [entry("1", "a/one", b"one"), entry("2", "b/two", b"two")]
         await deferToThread(cartd.post, "mine", manifest(entries))
-        message = await deferToThread(cartd.wait_until, "mine", "error")
-        assert "Failed to stage a/one (archive id 1)" in message
-        assert "directory" in message
-        assert len(archive.seen("GET", "1")) == 1
-        assert in_the_way.is_dir()
-        assert not any("incoming" in path for path in on_the_volume(cartd))
-
-        await deferToThread(cartd.post, "other", manifest(entries))
-        await deferToThread(cartd.wait_until, "other", "ready")
+        await deferToThread(cartd.wait_until, "mine", "ready")
+        assert await deferToThread(cartd.download, "mine") == {"a/one": b"one", "b/two": b"two"}
+        assert on_the_volume(cartd) == {"1/mine/a/one", "1/mine/b/two"}
 
 
 @pytest_twisted.ensureDeferred

@@ -86,9 +86,9 @@ class TestLeases:
         self, store: Store
     ) -> None:
         cart = await claimed(store)
-        await store.release("you")
+        await store.release_all("you")
         assert set(await store.holders()) == {"me"}
-        await store.release("me")
+        await store.release_all("me")
         assert set(await store.holders()) == set()
         assert await store.claim(cart.id, "you", now=11, until=100) == cart
 
@@ -129,7 +129,7 @@ class TestProgress:
         elif loss == "deleted":
             await store.mark_deleted(cart.id, 20)
         elif loss == "released":
-            await store.release("me")
+            await store.release_all("me")
         else:
             await store.record_ready(cart.id, "me", volume_bytes=0, now=20)
         before = await found(store, cart), await store.files(cart.id), await store.holders()

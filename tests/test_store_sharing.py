@@ -142,7 +142,7 @@ TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
     "delete": lambda store, cart: store.mark_deleted(cart.id, 20),
     "remove": lambda store, cart: store.record_removed(cart.id, 20),
     "use": lambda store, cart: store.touch({cart.id: 20}),
-    "release": lambda store, cart: store.release("me"),
+    "release": lambda store, cart: store.release_all("me"),
     "renew": lambda store, cart: store.renew("me", 200),
 }
 

@@ -49,7 +49,7 @@ async def test_a_cart_that_waits_already_goes_on_from_when_it_began(store: Store
 async def test_who_takes_a_cart_over_learns_since_when_it_waits(store: Store) -> None:
     cart = await claimed(store)
     await store.begin_waiting("me", SINCE, "it is away")
-    await store.release("me")
+    await store.release_all("me")
     taken = await store.claim(cart.id, "you", now=20, until=100)
     assert taken is not None
     assert taken.waits_since == SINCE

@@ -76,7 +76,11 @@ def test_what_the_system_remembers_of_a_file_is_no_proof_that_it_is_there(
     monkeypatch.setattr("os.posix_fadvise", lambda _, *what: forgotten.append(what))
     file = a_file(BODY)
     stage(volume, file)
-    assert result_of(volume.faults(CART, [file])) == [""]
+
+    async def read(_: int) -> None:
+        pass
+
+    assert result_of(volume.faults(CART, [file], read)) == [""]
     assert forgotten == []
     assert result_of(has(volume, file))
     assert forgotten == [(0, 0, os.POSIX_FADV_DONTNEED)]
@@ -177,4 +181,4 @@ def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:
     cancelled.cancel()
     assert isinstance(failure_of(failed), CancelledError)
     # It was not read to its end, so nobody says that it is right.
-    assert threads.results_of_all() == [["has other bytes than its hash tells"]]
+    assert threads.results_of_all() == [(len(BODY), None)]

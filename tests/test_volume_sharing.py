@@ -97,20 +97,25 @@ def test_a_planted_link_in_its_place_is_replaced_and_not_followed(
     assert (new.read_bytes(), precious.read_text()) == (BODY, "mine")
 
 
-def test_nothing_is_written_through_a_planted_directory(volume: Volume, tmp_path: Path) -> None:
+def test_a_planted_link_to_a_directory_goes_and_is_not_followed(
+    volume: Volume, tmp_path: Path
+) -> None:
     staged(volume)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     volume.tree(NEW).mkdir(parents=True)
     (volume.tree(NEW) / "there").symlink_to(elsewhere)
-    assert "Not a directory" in refused(volume)
-    assert not any(elsewhere.iterdir())
+    (elsewhere / "precious").touch()
+    assert result_of(volume.share(NEW, [twin("there/too.dat")]))[0]
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+    assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
-def test_a_directory_in_its_place_stays(volume: Volume) -> None:
+def test_a_directory_in_its_place_goes(volume: Volume) -> None:
     staged(volume)
-    volume.member(NEW, "there/too.dat").mkdir(parents=True)
-    refused(volume)
+    (volume.member(NEW, "there/too.dat") / "deep").mkdir(parents=True)
+    assert result_of(volume.share(NEW, [twin("there/too.dat")]))[0]
+    assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
 def gone(old: Path, _: Path) -> None:

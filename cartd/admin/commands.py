@@ -24,6 +24,7 @@ from twisted.logger import (
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
 from cartd.admin.verify import Verify
+from cartd.belonging import belong
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
@@ -31,7 +32,6 @@ from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.service import Parts
 from cartd.store import schema_state, sync, wait_for_database
-from cartd.verification import Verification
 
 Command = Callable[[Config, Namespace], int]
 
@@ -80,6 +80,13 @@ def command_line() -> ArgumentParser:
         "A database of Pacifica Cartd is upgraded in place, with its carts.",
     )
     add(
+        "adopt",
+        _adopt,
+        "Make the configured directory the volume of this database.\n"
+        "For a volume that was replaced, or a database that was: carts that are not on it are\n"
+        "staged again when they are asked for.",
+    )
+    add(
         "fixit",
         _fixit,
         "Stage again what carts lack, and finish them.\n"
@@ -92,7 +99,11 @@ def command_line() -> ArgumentParser:
         "All ready carts, or the newest of each uid that is given.",
     )
     verify.add_argument("--cartid", nargs="+", metavar="UID", help="the carts' uids")
-    verify.add_argument("--repair", action="store_true", help="stage again what is damaged")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="stage again what is damaged, and remove what belongs to no cart",
+    )
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
     )
@@ -153,6 +164,20 @@ def _wait(config: Config) -> None:
     )
 
 
+def _adopt(config: Config, _given: Namespace) -> int:
+    _wait(config)
+    _check_schema(config)
+    belong(config.database_url, config.volume_path, adopt=True)
+    print(f"{config.volume_path} is the volume of this database.")
+    return 0
+
+
+def _check_schema(config: Config) -> None:
+    state = schema_state(config.database_url)
+    if not state.safe:
+        raise ConfigError(state.explanation)
+
+
 # The commands that work with the service's parts
 
 
@@ -170,10 +195,12 @@ def _verify(config: Config, given: Namespace) -> int:
         fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
         verify = Verify(
             parts.store,
-            Verification(parts.store, parts.volume),
+            parts.verification,
+            parts.orphans,
             fixit.restore if given.repair else None,
             sys.stdout,
             sys.stderr,
+            parts.reactor.seconds,
         )
         if given.cartid is None:
             return 0 if await verify.all() else 1
@@ -216,16 +243,14 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
     # sending now is locked; where there are no locks, nothing but this keeps it from being evicted.
     unseen = USE_TOLD_AFTER + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
-    state = schema_state(config.database_url)
-    if not state.safe:
-        raise ConfigError(state.explanation)
+    _check_schema(config)
+    volume_number = belong(config.database_url, config.volume_path)
     _log_warnings()
     outcome: list[int | CartdError] = []
 
     async def run(reactor: Any) -> None:
         run_steadily(reactor)
-        parts = Parts(config, reactor)
-        parts.volume.prepare()
+        parts = Parts(config, reactor, volume_number)
         parts.start(take_up=False)
         try:
             outcome.append(await work(parts))

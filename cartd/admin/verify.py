@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TextIO
 
 from cartd.model import Cart, CartStatus
+from cartd.orphans import Orphans
 from cartd.store import Store
 from cartd.verification import Damage, Verification
 
@@ -17,21 +18,38 @@ class Verify:
         self,
         store: Store,
         verification: Verification,
+        orphans: Orphans,
         restore: Callable[[Cart, Sequence[int]], Awaitable[bool]] | None,
         out: TextIO,
         progress: TextIO,
+        now: Callable[[], float],
     ) -> None:
         """Without ``restore`` nothing is changed; ``progress`` is shown only on a terminal."""
         self._store = store
         self._verification = verification
+        self._orphans = orphans
         self._restore = restore
         self._out = out
         self._progress = progress
+        self._now = now
 
     async def all(self) -> bool:
-        """Verify every ready cart; whether all are right, or have been made so."""
+        """Verify every ready cart, and that all else is some cart's.
+
+        Whether all is right, or has been made so.
+        """
         carts = [cart for cart in await self._store.active() if cart.status == CartStatus.READY]
-        return all([await self.cart(cart) for cart in reversed(carts)])
+        right = [await self.cart(cart) for cart in reversed(carts)]
+        return all([*right, await self._no_orphans()])
+
+    async def _no_orphans(self) -> bool:
+        found = await self._orphans.find()
+        for orphan in found:
+            self._say(f"directory {orphan.cart_id}: {orphan.size:,} bytes, belongs to no cart")
+        if found and self._restore is not None:
+            await self._orphans.remove(found)
+            self._say(f"{len(found):,} directories removed")
+        return not found or self._restore is not None
 
     async def named(self, uid: str) -> bool:
         """Verify the newest cart of ``uid``."""
@@ -45,8 +63,10 @@ class Verify:
         if cart.status != CartStatus.READY:
             self._say(f"{cart.uid}: is {cart.status}, and not verified")
             return False
+        begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
+            await self._store.record_verified(cart.id, begun)
             self._say(f"{cart.uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
             return True
         now = await self._store.cart(cart.id)
@@ -65,10 +85,10 @@ class Verify:
             self._say(f"{cart.uid}: {path} {damage.fault}")
         self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
-    def _counter(self, cart: Cart) -> Callable[[int], None]:
+    def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:
         done = 0
 
-        def read(size: int) -> None:
+        async def read(size: int) -> None:
             nonlocal done
             done += size
             if self._progress.isatty():

@@ -33,6 +33,7 @@ class Config:
     lru_buffer_time: float
     lru_purge: bool
     lru_interval: float
+    scrub_interval: float
     bundle_task: bool
     require_hashsum: bool
     volume_quota: int | None

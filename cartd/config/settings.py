@@ -146,6 +146,15 @@ SETTINGS = (
         "How often the volume is looked at for room; a cart that needs room asks at once.",
     ),
     Setting(
+        "scrub_interval",
+        "cartd",
+        "scrub_interval",
+        "0",
+        values.seconds,
+        "seconds",
+        "Within about how long each ready cart is compared once with its hashes; 0 is never.",
+    ),
+    Setting(
         "bundle_task",
         "cartd",
         "bundle_task",

@@ -19,6 +19,8 @@ from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
 from cartd.store.syncs import Syncs
 from cartd.store.twins import Twins
+from cartd.store.verified import Verified
+from cartd.store.volume_record import VolumeRecord, volume_record
 from cartd.store.waits import Waits
 
 __all__ = [
@@ -26,13 +28,15 @@ __all__ = [
     "SchemaState",
     "Store",
     "UpgradeError",
+    "VolumeRecord",
     "schema_state",
     "sync",
+    "volume_record",
     "wait_for_database",
 ]
 
 
-class Store(Carts, Leases, Progress, Space, Syncs, Twins, Waits):
+class Store(Carts, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -66,6 +67,7 @@ _UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
 _DELETED = select(cart.c.id).where(
     cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
 )
+_KNOWN = select(cart.c.id).where(cart.c.id.in_(bindparam("cart_ids", expanding=True)))
 _INSERT_FILES = insert(file)
 _DELETE = (
     update(cart)
@@ -175,6 +177,22 @@ class Carts:
             rows = await self._database.rows(_DELETED, {"cart_ids": batch})
             deleted.update(row.id for row in rows)
         return deleted
+
+    async def unknown_among(self, cart_ids: Sequence[int]) -> set[int]:
+        """Those of ``cart_ids`` that no cart has or had."""
+        unknown = set(cart_ids)
+        for batch in batches(iter(cart_ids), BATCH):
+            rows = await self._database.rows(_KNOWN, {"cart_ids": batch})
+            unknown.difference_update(row.id for row in rows)
+        return unknown
+
+    @asynccontextmanager
+    async def unposted(self, cart_ids: Sequence[int]) -> AsyncIterator[set[int]]:
+        """As :meth:`unknown_among`, and so it stays for as long as the block runs: be quick."""
+        async with self._database.transaction() as transaction:
+            await transaction.lock(cart)
+            rows = await transaction.rows(_KNOWN, {"cart_ids": cart_ids})
+            yield set(cart_ids).difference(row.id for row in rows)
 
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
         """Whether it was there to be deleted.  Nobody finds or holds it any longer.

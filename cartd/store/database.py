@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Executable, select
+from sqlalchemy import Executable, Table, select, text
 
 from cartd.errors import CartdError, Unavailable
 from cartd.store.connections import Connection, Pool
@@ -22,8 +22,9 @@ Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 class Transaction:
     """What may be asked while one transaction is open."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, dialect: str) -> None:
         self._connection = connection
+        self._dialect = dialect
 
     async def execute(self, statement: Executable, parameters: Parameters = None) -> int:
         """How many rows it changed."""
@@ -37,6 +38,14 @@ class Transaction:
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         return await self._connection.rows(statement, parameters)
+
+    async def lock(self, table: Table) -> None:
+        """Let nobody else change the table until the end; to be asked for before all else.
+
+        SQLite has one writer at a time as it is.
+        """
+        if self._dialect == "postgresql":
+            await self._connection.execute(text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
 
 
 class _Lost(Unavailable):
@@ -52,7 +61,9 @@ class Database:
     def __init__(self, url: str, reactor: Any) -> None:
         self._unanswered = Unanswered(reactor, self._answer)
         self._readers = Pool(reactor, reading_engine(url), READERS, self._unanswered)
-        self._writer = Pool(reactor, writing_engine(url), 1, self._unanswered)
+        engine = writing_engine(url)
+        self._dialect = engine.dialect.name
+        self._writer = Pool(reactor, engine, 1, self._unanswered)
         self._newcomers = Pool(reactor, reading_engine(url), 1, self._unanswered)
         """For connections that are opened only to see whether the database answers."""
 
@@ -68,7 +79,7 @@ class Database:
         """Commits at the end; an exception, or cancelling, leaves nothing written."""
         connection, transaction = await self._begun()
         try:
-            yield Transaction(connection)
+            yield Transaction(connection, self._dialect)
             await connection.commit(transaction)
         except CartdError:
             connection.rollback(transaction).addCallbacks(

@@ -45,7 +45,8 @@ _HOLDERS = (
 )
 _RENEW = update(cart).where(*_HELD).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
-_RELEASE = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
+_RELEASE_ALL = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
+_RELEASE = _RELEASE_ALL.where(cart.c.id == bindparam("cart_id"))
 # The row stays locked until the transaction ends, so that nobody takes the cart over meanwhile.
 _LOCK = select(cart.c.id).where(cart.c.id == bindparam("cart_id"), *_HELD).with_for_update()
 
@@ -97,11 +98,16 @@ class Leases:
             rows = await transaction.rows(_RENEWED, {"holder": holder})
         return {row.id for row in rows}
 
-    async def release(self, holder: str) -> None:
+    async def release(self, holder: str, cart_id: int) -> None:
+        """Let go of the cart; nothing happens if another holds it by now."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_RELEASE, {"cart_id": cart_id, "holder": holder})
+
+    async def release_all(self, holder: str) -> None:
         """Let go of all carts that ``holder`` holds still."""
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
-            await transaction.execute(_RELEASE, {"holder": holder})
+            await transaction.execute(_RELEASE_ALL, {"holder": holder})
 
 
 async def hold(transaction: Transaction, cart_id: int, holder: str) -> None:

@@ -175,6 +175,14 @@ class Progress:
             await transaction.execute(_RETRY_FILES, {"in_cart": cart_id})
         return True
 
+    async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
+        """Files of a cart in staging that are not on the volume, whatever was recorded of them."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            for batch in batches(iter(positions), BATCH):
+                await lose(transaction, cart_id, batch)
+
     async def record_measured(
         self,
         cart_id: int,

@@ -27,7 +27,7 @@ def schema_state(url: str) -> SchemaState:
     """Which version the database has; raises ``Unavailable`` if it cannot be asked."""
     if _is_absent(url):
         return state_of(tables=frozenset(), version=None)
-    with _connected(url) as connection:
+    with connected(url) as connection:
         return _state(connection)
 
 
@@ -37,8 +37,8 @@ def sync(url: str) -> SchemaState:
     Raises ``ConfigError`` for a database that is not cartd's or of a version from the future,
     ``UpgradeError`` with nothing changed, ``Unavailable``.
     """
-    with _connected(url) as connection:
-        _wait_for_other_upgrades(connection)
+    with connected(url) as connection:
+        wait_for_others(connection)
         state = _state(connection)
         if state.condition in (Condition.FOREIGN, Condition.NEWER):
             raise ConfigError(state.explanation)
@@ -72,13 +72,13 @@ def wait_for_database(
 
 def _answer(url: str) -> None:
     if not _is_absent(url):
-        with _connected(url) as connection:
+        with connected(url) as connection:
             connection.execute(select(1))
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Connection]:
-    """A connection in a transaction that is committed at the end."""
+def connected(url: str) -> Iterator[Connection]:
+    """A connection in a transaction that is committed at the end.  Raises ``Unavailable``."""
     engine = schema_engine(url)
     try:
         with engine.begin() as connection:
@@ -118,7 +118,7 @@ def _version(connection: Connection, tables: frozenset[str]) -> str | None:
     return None
 
 
-def _wait_for_other_upgrades(connection: Connection) -> None:
-    """SQLite's transaction holds the only lock that there is, from its begin."""
+def wait_for_others(connection: Connection) -> None:
+    """No two upgrades, or starts, at once.  SQLite's transaction holds its one lock already."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))

@@ -28,8 +28,13 @@ metadata = MetaData()
 cartsystem = Table(
     "cartsystem",
     metadata,
-    Column("part", String(255), primary_key=True, comment="major or minor"),
-    Column("value", Integer, nullable=False, comment="That part of the schema's version"),
+    Column("part", String(255), primary_key=True, comment="major, minor or volume"),
+    Column(
+        "value",
+        Integer,
+        nullable=False,
+        comment="Of the schema's version; or what the volume is known by",
+    ),
     comment="The schema's version, where Pacifica's own programs look for it",
 )
 

@@ -20,15 +20,15 @@ def prepare(paths: VolumePaths) -> None:
         try:
             directory.mkdir(mode, exist_ok=True)
         except FileExistsError:
-            raise _unusable(directory, "it is not a directory") from None
+            raise unusable(directory, "it is not a directory") from None
         except FileNotFoundError:
-            raise _unusable(directory, "the directory above it does not exist") from None
+            raise unusable(directory, "the directory above it does not exist") from None
         except OSError as error:
-            raise _unusable(directory, error.strerror or str(error)) from None
+            raise unusable(directory, error.strerror or str(error)) from None
     try:
         _try_out(paths)
     except OSError as error:
-        raise _unusable(paths.root, error.strerror or str(error)) from None
+        raise unusable(paths.root, error.strerror or str(error)) from None
 
 
 def _try_out(paths: VolumePaths) -> None:
@@ -48,5 +48,6 @@ def _try_out(paths: VolumePaths) -> None:
         final.unlink(missing_ok=True)
 
 
-def _unusable(path: Path, reason: str) -> ConfigError:
+def unusable(path: Path, reason: str) -> ConfigError:
+    """What is to be raised for a path that cannot be used as part of the volume."""
     return ConfigError(f"volume_path: {str(path)!r} cannot be used: {reason}")

@@ -24,7 +24,7 @@ def open_to_read(path: str, _flags: int) -> int:
 
 def measure(paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
     """Size and whole Unix seconds of the modification time of each regular file, links apart."""
-    return [None if path is None else _measure(path) for path in paths]
+    return [None if path is None else measure_one(path) for path in paths]
 
 
 def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, int]] | None:
@@ -49,7 +49,7 @@ def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, i
     return [(position, *found[position]) for position in wanted.values()]
 
 
-def _measure(path: Path) -> tuple[int, int] | None:
+def measure_one(path: Path) -> tuple[int, int] | None:
     status = _regular(path)
     return None if status is None else (status.st_size, int(status.st_mtime // 1))
 

@@ -1,4 +1,9 @@
-"""What is staged, compared with its hashes: the bytes themselves, not only names and sizes."""
+"""What is staged, compared with its hashes: the bytes themselves, not only names and sizes.
+
+Strategy: the comparing is a generator that says after each piece how many bytes it has read.  A
+thread runs it for a while, and whoever asked may rest before the next one does: a large file takes
+no longer at a stretch than many small ones.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import os
 import stat
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -16,13 +21,18 @@ from cartd.checksum import Checksum, Mismatch
 from cartd.model import Cart, CartFile, Twin
 from cartd.threads import RunsInThread, T
 from cartd.volume.files import open_to_read
+from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 
 PIECE = 1 << 20
-TOGETHER = 64 << 20
-"""Bytes of files that one trip to a thread reads, unless a single file has more."""
+TRIP = 64 * 2**20
+"""Bytes that one trip to a thread reads."""
 MOST_TOGETHER = 1000
+"""Files that are looked at before what was found is told."""
 Stopped = Callable[[], bool]
+Look = Generator[int, None, T]
+"""Gives numbers of bytes that were read, and returns what was found."""
+Read = Callable[[int], Awaitable[None]]
 
 
 class Declared(Protocol):
@@ -42,6 +52,7 @@ class Hashes:
     """The part of the volume that reads files to their ends."""
 
     _paths: VolumePaths
+    _identity: Identity
     _threads: RunsInThread
 
     async def in_place(self, cart: Cart, files: Sequence[CartFile]) -> AsyncIterator[CartFile]:
@@ -50,54 +61,106 @@ class Hashes:
         What the system keeps of them in its memory is read from the disk again.  A file whose hash
         nobody knows is not among them: its size alone says nothing.
         """
-
-        def look(some: list[CartFile], stopped: Stopped) -> list[str]:
-            return [_member_fault(self._paths, cart, one, stopped, reread=True) for one in some]
-
-        for some in _trips([file for file in files if file.hash_sum and file.size is not None]):
-            faults = await self._until_cancelled(look, some)
-            for file, fault in zip(some, faults, strict=True):
+        for some in _groups([file for file in files if file.hash_sum and file.size is not None]):
+            look = _tree_faults(self._paths, cart, some, reread=True)
+            for file, fault in zip(some, await self._looked(look, _at_once), strict=True):
                 if not fault:
                     yield file
 
-    async def faults(self, cart: Cart, files: Sequence[CartFile]) -> list[str]:
-        """What is wrong with each file of an unbundled cart, in a few words; nothing is empty.
+    async def faults(self, cart: Cart, files: Sequence[CartFile], read: Read) -> list[str]:
+        """What is wrong with each file of a ready cart, in a few words; nothing is empty.
 
-        Without a known hash, or size, that is not compared.
+        Without a known hash, or size, that is not compared.  ``read`` is told, now and then, how
+        many bytes have been read since the last time, and waited for.
         """
-
-        def look(stopped: Stopped) -> list[str]:
-            return [_member_fault(self._paths, cart, file, stopped) for file in files]
-
-        return await self._until_cancelled(look)
-
-    async def tar_faults(self, cart: Cart, files: Sequence[CartFile]) -> list[str]:
-        """The same of a bundled cart, whose files are in its tar."""
-        return await self._until_cancelled(_faults_in_tar, self._paths.tar(cart), cart.uid, files)
+        if cart.bundle:
+            return await self._looked(_tar_faults(self._paths.tar(cart), cart.uid, files), read)
+        return await self._looked(_tree_faults(self._paths, cart, files), read)
 
     async def right(self, twins: Sequence[Twin]) -> list[Twin]:
         """Those of the staged files whose bytes still have their hash."""
+        faults = await self._looked(_twin_faults(self._paths, twins), _at_once)
+        return [twin for twin, fault in zip(twins, faults, strict=True) if not fault]
 
-        def look(stopped: Stopped) -> list[Twin]:
-            return [twin for twin in twins if not _twin_fault(self._paths, twin, stopped)]
-
-        return await self._until_cancelled(look)
-
-    async def _until_cancelled(self, look: Callable[..., T], *args: Any) -> T:
-        """Run ``look`` in a thread; it is told when nobody waits for it any more."""
+    async def _looked(self, look: Look[list[str]], read: Read) -> list[str]:
         stopped = threading.Event()
+        busy = False
         try:
-            return await self._threads.run(look, *args, stopped.is_set)
+            while True:
+                busy = True
+                size, faults = await self._threads.run(self._step, look, stopped.is_set)
+                busy = False
+                await read(size)
+                if faults is not None:
+                    return faults
         except CancelledError:
             stopped.set()
+            if not busy:
+                self._threads.run(look.close)  # else the thread does that itself
             raise
 
+    def _step(self, look: Look[list[str]], stopped: Stopped) -> tuple[int, list[str] | None]:
+        """Read a trip's worth, in a thread; what was found, if that is the end."""
+        done = 0
+        try:
+            while done < TRIP:
+                done += next(look)
+                if stopped():
+                    look.close()
+                    return done, None
+        except StopIteration as ended:
+            faults: list[str] = ended.value
+            if any(faults):
+                self._identity.check()
+            return done, faults
+        return done, None
 
-def file_fault(path: Path, file: Declared, stopped: Stopped, *, reread: bool = False) -> str:
-    """What is wrong with the file at ``path``; empty if nothing is.  Blocks.
 
-    A symbolic link is not followed.  ``stopped()`` ends it early, with any answer.
-    ``reread``: from the disk, whatever the system remembers of it, where it can be told to.
+async def _at_once(_size: int) -> None:
+    """Nobody rests."""
+
+
+def _groups(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
+    """The files in lists that are worth a trip to a thread, and soon read."""
+    some: list[CartFile] = []
+    size = 0
+    for file in files:
+        some.append(file)
+        size += file.size or 0
+        if size >= TRIP or len(some) >= MOST_TOGETHER:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _tree_faults(
+    paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, reread: bool = False
+) -> Look[list[str]]:
+    faults = []
+    for file in files:
+        try:
+            path = paths.member(cart, file.path)
+        except ValueError:
+            faults.append("cannot have that path")
+        else:
+            faults.append((yield from _file_fault(path, file, reread=reread)))
+    return faults
+
+
+def _twin_faults(paths: VolumePaths, twins: Sequence[Twin]) -> Look[list[str]]:
+    faults = []
+    for twin in twins:
+        path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
+        faults.append((yield from _file_fault(path, twin)))
+    return faults
+
+
+def _file_fault(path: Path, file: Declared, *, reread: bool = False) -> Look[str]:
+    """What is wrong with the file at ``path``; empty if nothing is.
+
+    A symbolic link is not followed.  ``reread``: from the disk, whatever the system remembers of
+    it, where it can be told to.
     """
     try:
         with open(path, "rb", buffering=0, opener=open_to_read) as opened:
@@ -107,58 +170,28 @@ def file_fault(path: Path, file: Declared, stopped: Stopped, *, reread: bool = F
             if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
             size = status.st_size if file.size is None else file.size
-            return _content_fault(opened, status.st_size, size, file, stopped)
+            return (yield from _content_fault(opened, status.st_size, size, file))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
-def _content_fault(
-    content: IO[bytes] | Any, found: int, size: int, file: Declared, stopped: Stopped
-) -> str:
+def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declared) -> Look[str]:
     if found != size:
         return f"has {found} bytes where {size} were recorded"
     checksum = Checksum(file.hash_type, file.hash_sum, size)
     try:
-        while not stopped() and (piece := content.read(PIECE)):
+        while piece := content.read(PIECE):
             checksum.update(piece)
+            yield len(piece)
         checksum.finish()
     except Mismatch:
         return "has other bytes than its hash tells"
     return ""
 
 
-def _trips(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
-    """The files in lists that are worth a trip to a thread, and do not hold it for long."""
-    some: list[CartFile] = []
-    size = 0
-    for file in files:
-        some.append(file)
-        size += file.size or 0
-        if size >= TOGETHER or len(some) >= MOST_TOGETHER:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-def _member_fault(
-    paths: VolumePaths, cart: Cart, file: CartFile, stopped: Stopped, *, reread: bool = False
-) -> str:
-    try:
-        path = paths.member(cart, file.path)
-    except ValueError:
-        return "cannot have that path"
-    return file_fault(path, file, stopped, reread=reread)
-
-
-def _twin_fault(paths: VolumePaths, twin: Twin, stopped: Stopped) -> str:
-    path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
-    return file_fault(path, twin, stopped)
-
-
-def _faults_in_tar(tar: Path, top: str, files: Sequence[CartFile], stopped: Stopped) -> list[str]:
+def _tar_faults(tar: Path, top: str, files: Sequence[CartFile]) -> Look[list[str]]:
     wanted = {f"{top}/{file.path}": file for file in files}
     found: dict[str, str] = {}
     missing = "is missing in the bundle"
@@ -166,7 +199,7 @@ def _faults_in_tar(tar: Path, top: str, files: Sequence[CartFile], stopped: Stop
         for member, content in _members(tar):
             if (file := wanted.get(member.name)) is not None:
                 size = member.size if file.size is None else file.size
-                found[member.name] = _content_fault(content, member.size, size, file, stopped)
+                found[member.name] = yield from _content_fault(content, member.size, size, file)
     except FileNotFoundError:
         missing = "is lost with the bundle"
     except (OSError, ValueError, tarfile.TarError):

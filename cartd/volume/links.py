@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from cartd.model import Cart
 from cartd.volume.partial import Directories, told_of
-from cartd.volume.paths import VolumePaths
+from cartd.volume.paths import VolumePaths, check_component
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers
@@ -22,14 +22,14 @@ class LinkOccupiedError(Exception):
     """Somebody has put a real file or directory where the link belongs."""
 
 
-def place_link(paths: VolumePaths, cart: Cart) -> None:
+def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None:
     """Point the link of the cart's uid at this cart, in one step for whoever reads it."""
     link = paths.link(cart)
     if os.path.lexists(link) and not link.is_symlink():
         raise LinkOccupiedError(str(link))
     temporary = paths.temporary(cart.id, "link")
     with told_of(link, paths.root):
-        Directories(paths.root).make(temporary.parent)
+        directories.make(temporary.parent)
         try:
             temporary.symlink_to(paths.link_target(cart))
             temporary.replace(link)
@@ -46,8 +46,13 @@ def place_link(paths: VolumePaths, cart: Cart) -> None:
 
 def remove_link(paths: VolumePaths, cart: Cart) -> None:
     """Remove the link of the cart's uid if it points to this cart, to its tree or its bundle."""
-    link = paths.link(cart)
-    mine = (f"../{cart.id}/{cart.uid}", f"../{cart.id}/{cart.uid}.tar")
+    remove_link_of(paths, cart.id, cart.uid)
+
+
+def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
+    """As :func:`remove_link`, for whoever has no more of the cart than this."""
+    link = paths.links / check_component(uid)
+    mine = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
     try:
         target = str(link.readlink()).replace(os.sep, "/")
     except (OSError, NotImplementedError):

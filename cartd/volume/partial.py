@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,31 +43,67 @@ def told_of(path: Path, root: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), shown) from error
 
 
-class Directories:
-    """Makes directories below ``root`` and remembers which of them exist."""
+def refuse(occupied: Path) -> None:
+    """What is at ``occupied`` stays there, and no directory can be made."""
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(occupied))
 
-    def __init__(self, root: Path) -> None:
+
+def _believe() -> None:
+    pass
+
+
+class Directories:
+    """Makes directories below ``root`` and remembers which of them exist.
+
+    ``check`` is called before the upper ones are made: it raises if this is not the volume.
+    ``clear`` takes away what must not be at a path, or raises.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        check: Callable[[], None] = _believe,
+        clear: Callable[[Path], None] = refuse,
+    ) -> None:
         self._root = root
         self._known: set[Path] = set()
+        self._check = check
+        self._clear = clear
+        self._clearing = threading.Lock()
 
     def make(self, directory: Path) -> None:
         """Make ``directory`` and those above it; what is there already must be no link.
 
-        Threads may meet here: each step can be done twice.
+        Threads may meet here: each step can be done twice.  Those further down need no check: they
+        cannot be made where those above them are not.
         """
         missing: list[Path] = []
         while directory not in self._known and directory != self._root:
             missing.append(directory)
             directory = directory.parent
         for one in reversed(missing):
+            if self._root in (one.parent, one.parent.parent):
+                self._check()
             try:
                 one.mkdir()
             except FileExistsError:
-                if not stat.S_ISDIR(one.lstat().st_mode):
-                    raise NotADirectoryError(
-                        errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(one)
-                    ) from None
+                self._make_in_place(one)
             self._known.add(one)
+
+    def clear(self, occupied: Path) -> None:
+        """Take away a directory that is where a file belongs."""
+        with self._clearing:
+            if stat.S_ISDIR(occupied.lstat().st_mode):
+                self._clear(occupied)
+                self._known.clear()
+
+    def _make_in_place(self, directory: Path) -> None:
+        # One at a time: what another thread has made meanwhile must stay.
+        with self._clearing:
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                self._clear(directory)
+                directory.mkdir()
 
     def forget(self) -> None:
         """Somebody has removed directories: look again."""
@@ -163,11 +200,22 @@ class PartialFile:
 
     def _rename(self) -> None:
         self._directories.make(self._final.parent)
+        replace(self._temporary, self._final, self._directories)
+
+
+def replace(temporary: Path, final: Path, directories: Directories) -> None:
+    """Rename ``temporary`` to ``final``, whatever is there; its directory should be there too."""
+    try:
         try:
-            self._temporary.replace(self._final)
-        except FileNotFoundError:
-            self._directories.forget()
-            raise
+            temporary.replace(final)
+        except (IsADirectoryError, PermissionError):  # the other one on Windows
+            if not final.is_dir() or final.is_symlink():
+                raise
+            directories.clear(final)
+            temporary.replace(final)
+    except FileNotFoundError:
+        directories.forget()
+        raise
 
 
 def sync_directories(directory: Path, root: Path) -> None:

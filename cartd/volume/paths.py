@@ -33,6 +33,7 @@ class VolumePaths:
         self.root = root
         self.links = root / "cartuids"
         self.all_incoming = root / "incoming"
+        self.identity = root / ".cartd-volume"
         self._before_id = str(root / "1")[:-1]
         # Drawn once: a system call a file, on the reactor's thread, hands the interpreter to
         # some busy worker each time, and costs more than all else that is done for a small file.

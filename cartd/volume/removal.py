@@ -14,14 +14,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.volume.partial import FULL
+from twisted.logger import Logger
+
+from cartd.volume.partial import FULL, refuse
+from cartd.volume.paths import VolumePaths
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
 
+log = Logger()
+
 
 class RemovalStopped(Exception):
     """The service stops, and what is left of the tree goes another time."""
+
+
+def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
+    """Take away what is in the tree of a cart where the cart's own belongs; nothing elsewhere.
+
+    Raises ``NotADirectoryError`` for what is not in that tree.
+    """
+    own = paths.cart(cart_id)
+    if occupied != own and own not in occupied.parents:
+        refuse(occupied)
+    log.warn("{path} is in the way of a file of cart {id} and goes", path=str(occupied), id=cart_id)
+    take_away(occupied, paths.temporary(cart_id, "in-the-way"))
 
 
 def _make(directory: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cartd.errors import NoSpace
 from cartd.model import Cart, Twin
-from cartd.volume.partial import Directories, told_of
+from cartd.volume.partial import Directories, replace, told_of
 from cartd.volume.paths import VolumePaths
 
 
@@ -54,7 +54,7 @@ def _link(staged: Path, size: int, temporary: Path, final: Path, directories: Di
             if _identity(temporary.lstat()) != _identity(there):
                 raise _not_recorded()
             directories.make(final.parent)
-            temporary.replace(final)
+            replace(temporary, final, directories)
         finally:
             # Also when all is well: of two names of one file, rename(2) leaves both.
             temporary.unlink(missing_ok=True)

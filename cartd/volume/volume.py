@@ -7,8 +7,6 @@ What changes the disk runs in threads and ends before its coroutine does, cancel
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -28,20 +26,21 @@ from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.check import prepare
 from cartd.volume.hashes import Hashes
+from cartd.volume.identity import Identity
 from cartd.volume.in_use import InUse, alone
 from cartd.volume.incoming import BLOCK, Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
 from cartd.volume.partial import Directories, PartialFile, told_of
 from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import remove_tree, take_away
+from cartd.volume.removal import clear_the_way, remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
 from cartd.volume.sharing import share
+from cartd.volume.strays import Strays
 
 P = ParamSpec("P")
 T = TypeVar("T")
 BATCH = 1000
 """Files that one trip to a thread looks at."""
-CART_ID = re.compile("[1-9][0-9]{0,17}")
 
 
 class Source(Protocol):
@@ -51,16 +50,20 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Volume(Hashes, InUse):
+class Volume(Hashes, InUse, Strays):
     """Where the carts are, and all that is done to it.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
+    While another directory is in the volume's place, or none, nothing is made in it, nothing is
+    removed, and nothing is said to be missing: that is :class:`~cartd.errors.VolumeAway`.
     """
 
     _log = Logger()
 
-    def __init__(self, root: Path, threads: RunsInThread) -> None:
+    def __init__(self, root: Path, threads: RunsInThread, number: int | None = None) -> None:
+        """``number`` is what the volume is known by; without one it is never away."""
         self._paths = VolumePaths(root)
+        self._identity = Identity(root, number)
         self._threads = threads
         self._shared = SharedTrips(threads)
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
@@ -71,6 +74,10 @@ class Volume(Hashes, InUse):
     def prepare(self) -> None:
         """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
         prepare(self._paths)
+
+    async def check(self) -> None:
+        """Raises :class:`VolumeAway` if the directory is not the volume now."""
+        await self._threads.run(self._identity.check)
 
     def stop(self) -> None:
         """End removals in their middle: a great tree takes minutes.  What is left goes later."""
@@ -109,10 +116,13 @@ class Volume(Hashes, InUse):
             reason = reason or why
         return shared, reason
 
-    async def clear_incoming(self, cart_id: int) -> None:
-        """Remove what an interrupted staging, bundling or removal has left of the cart."""
+    async def clear_incoming(self, cart_id: int, *, all_else: bool = False) -> None:
+        """Remove what an interrupted staging, bundling or removal has left of the cart.
+
+        ``all_else``: and whatever is in its place already, which is not its own.
+        """
         incoming = self._paths.incoming(cart_id)
-        await self._change(incoming, remove_tree, incoming, self._stopping.is_set)
+        await self._change(incoming, self._clear, cart_id, all_else)
         self._forget(cart_id)
 
     async def measure(
@@ -134,12 +144,13 @@ class Volume(Hashes, InUse):
             tar = self._paths.tar(cart)
         except ValueError:
             return None
-        return await self._threads.run(found_files.measure_tar, tar, wanted)
+        return await self._threads.run(self._believed, found_files.measure_tar, tar, wanted)
 
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
         try:
-            await self._change(self._paths.link(cart), place_link, self._paths, cart)
+            directories = self._directories_of(cart)
+            await self._change(self._paths.link(cart), place_link, self._paths, cart, directories)
         except LinkOccupiedError as error:
             self._log.warn("{link} is no symbolic link and is left as it is", link=error)
         except LinksNotAllowedError as error:
@@ -184,7 +195,7 @@ class Volume(Hashes, InUse):
             tar = self._paths.tar(cart)
         except ValueError:
             return None
-        [found] = await self._threads.run(found_files.measure, [tar])
+        found = await self._threads.run(self._believed, found_files.measure_one, tar)
         return None if found is None else found[0]
 
     async def drop_tar(self, cart: Cart) -> None:
@@ -200,7 +211,12 @@ class Volume(Hashes, InUse):
 
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
-        return (await self._threads.run(shutil.disk_usage, self._paths.root)).free
+
+        def look() -> int:
+            self._identity.check()
+            return shutil.disk_usage(self._paths.root).free
+
+        return await self._threads.run(look)
 
     async def arriving(self) -> int:
         """Bytes on the disk of files that are not whole yet, and of bundles in their trees' place.
@@ -210,10 +226,6 @@ class Volume(Hashes, InUse):
         return await self._threads.run(
             found_files.arriving, self._paths.root, self._paths.all_incoming
         )
-
-    async def cart_ids(self) -> list[int]:
-        """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
-        return await self._threads.run(self._ids)
 
     async def _change(
         self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -231,7 +243,11 @@ class Volume(Hashes, InUse):
     def _directories_of(self, cart: Cart) -> Directories:
         directories = self._directories.get(cart.id)
         if directories is None:
-            directories = self._directories[cart.id] = Directories(self._paths.root)
+            directories = self._directories[cart.id] = Directories(
+                self._paths.root,
+                check=self._identity.check,
+                clear=lambda occupied: clear_the_way(self._paths, cart.id, occupied),
+            )
         return directories
 
     def _forget(self, cart_id: int) -> None:
@@ -266,7 +282,22 @@ class Volume(Hashes, InUse):
         with suppress(OSError):
             self._paths.incoming(cart.id).rmdir()
 
+    def _clear(self, cart_id: int, all_else: bool) -> None:
+        self._identity.check()
+        stopped = self._stopping.is_set
+        if all_else:
+            take_away(self._paths.cart(cart_id), self._paths.temporary(cart_id, "old"), stopped)
+        remove_tree(self._paths.incoming(cart_id), stopped)
+
+    def _believed(self, look: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What ``look`` finds; that nothing is there is believed only of the volume itself."""
+        found = look(*args, **kwargs)
+        if found is None:
+            self._identity.check()
+        return found
+
     def _remove(self, cart: Cart) -> bool:
+        self._identity.check()
         with alone(self._paths.cart(cart.id)) as may_go:
             if may_go:
                 with suppress(ValueError):  # a uid that cannot be a name has no link
@@ -284,18 +315,10 @@ class Volume(Hashes, InUse):
                 paths.append(self._paths.member(cart, file.path))
             except ValueError:
                 paths.append(None)
+        found = found_files.measure(paths)
+        if None in found:
+            self._identity.check()
         return [
             None if one is None else (file.position, *one)
-            for file, one in zip(batch, found_files.measure(paths), strict=True)
+            for file, one in zip(batch, found, strict=True)
         ]
-
-    def _ids(self) -> list[int]:
-        ids: set[int] = set()
-        for directory in (self._paths.root, self._paths.all_incoming):
-            with os.scandir(directory) as entries:
-                ids.update(
-                    int(entry.name)
-                    for entry in entries
-                    if CART_ID.fullmatch(entry.name) and entry.is_dir()
-                )
-        return sorted(ids)

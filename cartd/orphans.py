@@ -1,0 +1,54 @@
+"""Directories on the volume that belong to no cart of the store: found, told of, removed.
+
+They come about when a database is restored from a backup: carts posted since are lost to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.logger import Logger
+
+from cartd.store import Store
+from cartd.volume import Volume
+from cartd.volume.strays import Stray
+
+AT_ONCE = 100
+"""Directories that are put aside while no cart can be posted."""
+
+log = Logger()
+
+
+class Orphans:
+    """Only what looks as cartd makes it; whatever else somebody keeps on the volume is theirs."""
+
+    def __init__(self, store: Store, volume: Volume) -> None:
+        self._store = store
+        self._volume = volume
+
+    async def find(self) -> list[Stray]:
+        """Those that are there now; a cart that is posted later may get the id of one of them."""
+        there = await self._volume.cart_ids()
+        return await self._volume.strays(sorted(await self._store.unknown_among(there)))
+
+    async def remove(self, strays: Sequence[Stray]) -> None:
+        """Remove what is still an orphan of them.
+
+        An id is looked up while nobody can post, so that no new cart loses its files.
+        """
+        for first in range(0, len(strays), AT_ONCE):
+            ids = [stray.cart_id for stray in strays[first : first + AT_ONCE]]
+            async with self._store.unposted(ids) as unknown:
+                aside = await self._volume.set_aside(sorted(unknown))
+            await self._volume.remove_aside(aside)
+
+    async def warn(self) -> None:
+        """Say in the log if there are any."""
+        if strays := await self.find():
+            log.warn(
+                "{number} directories on the volume, such as {first}, belong to no cart of this"
+                " database and take {size} bytes; cartd-cmd verify --repair removes them",
+                number=len(strays),
+                first=strays[0].cart_id,
+                size=sum(stray.size for stray in strays),
+            )

@@ -1,0 +1,83 @@
+"""Ready carts compared with their hashes, one after the other, while the service runs.
+
+Strategy: the cart whose last comparison is longest ago is next, and the dates are in the store, so
+a restart goes on where the last one was.  A cart is not pinned: it may be evicted or deleted while
+it is read, and is then given up.  After each trip the disk has nine times as long for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from cartd.model import Cart, CartStatus
+from cartd.repair import Repair
+from cartd.store import Store
+from cartd.verification import Damage, Verification
+
+REST = 9
+"""Times as long as it has read it rests."""
+NAMED = 3
+"""Damaged files that the log names."""
+
+log = Logger()
+
+
+class Scrub:
+    """Compares every ready cart about once in ``interval`` seconds, if the disk is quick enough."""
+
+    def __init__(
+        self,
+        store: Store,
+        verification: Verification,
+        repair: Repair,
+        clock: IReactorTime,
+        interval: float,
+    ) -> None:
+        self._store = store
+        self._verification = verification
+        self._repair = repair
+        self._clock = clock
+        self._interval = interval
+        self._since = 0.0
+
+    async def scrub(self) -> None:
+        """Compare, one after the other, all carts whose time has come."""
+        while True:
+            before = self._clock.seconds() - self._interval
+            cart = await self._store.least_verified(before)
+            if cart is None:
+                return
+            await self._compare(cart)
+
+    async def _compare(self, cart: Cart) -> None:
+        begun = self._since = self._clock.seconds()
+        damages = await self._verification.damages(cart, self._rest)
+        if not damages:
+            await self._store.record_verified(cart.id, begun)
+            return
+        now = await self._store.cart(cart.id)
+        if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:
+            return  # what was missing had been taken away, or replaced
+        _tell(cart, damages)
+        await self._repair.give_back(cart, [damage.position for damage in damages])
+
+    async def _rest(self, _size: int) -> None:
+        busy = self._clock.seconds() - self._since
+        await deferLater(self._clock, busy * REST)
+        self._since = self._clock.seconds()
+
+
+def _tell(cart: Cart, damages: Sequence[Damage]) -> None:
+    named = "; ".join(f"{damage.path!r} {damage.fault}" for damage in damages[:NAMED])
+    log.warn(
+        "Cart {id} ({uid}) is damaged, {number} of its {total} files: {named}",
+        id=cart.id,
+        uid=cart.uid,
+        number=len(damages),
+        total=cart.files_total,
+        named=named if len(damages) <= NAMED else f"{named}; ...",
+    )

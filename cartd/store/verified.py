@@ -1,0 +1,47 @@
+"""When carts were last compared with their hashes."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, case, update
+
+from cartd.model import Cart, CartStatus
+from cartd.store.database import Database
+from cartd.store.rows import CARTS, cart_of, date_of
+from cartd.store.tables import cart
+
+_READY = (cart.c.deleted_date.is_(None), cart.c.status == CartStatus.READY.value)
+# What was staged has been compared then.
+_LAST = case(
+    (cart.c.verified_date > cart.c.updated_date, cart.c.verified_date),
+    else_=cart.c.updated_date,
+)
+_LEAST = (
+    CARTS.where(*_READY, cart.c.bytes_total.is_not(None), bindparam("before") > _LAST)
+    .order_by(_LAST, cart.c.id)
+    .limit(1)
+)
+_RECORD = (
+    update(cart)
+    .where(*_READY, cart.c.id == bindparam("cart_id"))
+    .values(verified_date=bindparam("date"))
+)
+
+
+class Verified:
+    """The part of the store that knows what was read to its end, and when."""
+
+    _database: Database
+
+    async def least_verified(self, before: float) -> Cart | None:
+        """The ready cart whose last comparison, or staging, is longest ago.
+
+        None if no such time is before the Unix time ``before``.  Carts of which nobody knows the
+        size (Pacifica's that were never asked for) are left out.
+        """
+        rows = await self._database.rows(_LEAST, {"before": date_of(before)})
+        return cart_of(rows[0]) if rows else None
+
+    async def record_verified(self, cart_id: int, now: float) -> None:
+        """All of it was right; of a cart that is not ready by now nothing is recorded."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_RECORD, {"cart_id": cart_id, "date": date_of(now)})

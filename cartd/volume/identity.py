@@ -1,0 +1,105 @@
+"""By what cartd knows its volume: a disk may be gone, and another one or none be in its place.
+
+A file in the volume's root holds a number, and the database the same one.  Everything here blocks:
+for the start, the commands, and threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+from twisted.logger import Logger
+
+from cartd.errors import VolumeAway
+from cartd.volume.files import open_to_read
+from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.paths import VolumePaths
+
+CART_ID = re.compile("[1-9][0-9]{0,17}")
+_NUMBER = re.compile(rb"[0-9]{1,10}\b")
+_EXPLANATION = "cartd knows this directory by that number, which its database has too."
+
+log = Logger()
+
+
+def read_number(root: Path) -> int | None:
+    """The number of the volume at ``root``; none if there is no file that tells it.
+
+    Raises ``OSError`` if that cannot be found out.
+    """
+    try:
+        with open(VolumePaths(root).identity, "rb", buffering=0, opener=open_to_read) as opened:
+            found = _NUMBER.match(opened.read(100))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if found is None else int(found[0])
+
+
+def write_number(root: Path, number: int) -> None:
+    """Give the volume at ``root``, which has been prepared, its number, to outlast a power failure.
+
+    Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
+    """
+    paths = VolumePaths(root)
+    temporary = paths.all_incoming / f"{paths.identity.name}-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    partial = PartialFile(temporary, paths.identity, root, Directories(root))
+    try:
+        partial.append(f"{number}\n{_EXPLANATION}\n".encode())
+        partial.place(durable=True)
+    finally:
+        partial.discard()
+
+
+def holds_carts(root: Path) -> bool:
+    """Whether something in ``root`` looks like the directory of a cart."""
+    try:
+        with os.scandir(root) as entries:
+            return any(CART_ID.fullmatch(entry.name) and entry.is_dir() for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+class Identity:
+    """Looks whether the volume is there; without a ``number`` nothing is asked of it.
+
+    The log is told once when it goes and once when it is back.
+    """
+
+    def __init__(self, root: Path, number: int | None) -> None:
+        self._root = root
+        self._number = number
+        self._away = False
+        self._telling = threading.Lock()
+
+    def check(self) -> None:
+        """Raises :class:`~cartd.errors.VolumeAway` if the directory is not the volume now."""
+        if self._number is None:
+            return
+        reason = self._reason()
+        with self._telling:
+            changed = self._away != bool(reason)
+            self._away = bool(reason)
+        if changed and reason:
+            log.error(
+                "The volume {root} is away ({reason}): nothing is staged, sent or deleted until it"
+                " is back",
+                root=str(self._root),
+                reason=reason,
+            )
+        elif changed:
+            log.warn("The volume {root} is back", root=str(self._root))
+        if reason:
+            raise VolumeAway(reason)
+
+    def _reason(self) -> str:
+        try:
+            number = read_number(self._root)
+        except OSError as error:
+            return error.strerror or str(error)
+        if number == self._number:
+            return ""
+        return "it has lost its mark" if number is None else "another one is in its place"

@@ -1,0 +1,108 @@
+"""A disk that fails to order, below a service that runs: a program around ``twistd``.
+
+``python failing_disk.py ORDERS ROOT ARGUMENTS...`` runs ``twistd ARGUMENTS...``.  What the file
+ORDERS says, in JSON, is done from then on to system calls on files below ROOT, until it says
+otherwise::
+
+    {"errno": 28, "calls": ["write"], "path": "/incoming/2/"}
+
+``path`` is a part of the paths that are meant.  So a test can switch faults on and off while the
+service runs, by a :class:`FailingDisk`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CHANGES = ("write", "create", "fsync", "mkdir", "replace", "rename", "unlink", "symlink", "link")
+"""The calls of which a read-only file system refuses each; the other one is ``read``."""
+
+
+class FailingDisk:
+    """The side of the test; nothing fails until it says so."""
+
+    def __init__(self, orders: Path, root: Path) -> None:
+        self._orders = orders
+        self._root = root
+        self.heal()
+
+    def program(self, twistd: tuple[str, ...]) -> tuple[str, ...]:
+        """What to start in place of ``twistd``."""
+        return (sys.executable, __file__, str(self._orders), str(self._root), *twistd[1:])
+
+    def fail(self, number: int, *calls: str, path: str = "") -> None:
+        self._write({"errno": number, "calls": calls, "path": path})
+
+    def heal(self) -> None:
+        self._write({"errno": 0, "calls": [], "path": ""})
+
+    def _write(self, orders: dict[str, object]) -> None:
+        new = self._orders.with_suffix(".new")
+        new.write_text(json.dumps(orders))
+        new.replace(self._orders)
+
+
+class _Calls:
+    """The side of the service."""
+
+    def __init__(self, orders: str, root: str) -> None:
+        self._orders = orders
+        self._root = root + os.sep
+        self._paths: dict[int, str] = {}
+        self._open = os.open
+
+    def refuse(self, call: str, path: Any) -> None:
+        """Raise, if that is ordered for this call on this path, or open file."""
+        if isinstance(path, int):
+            if not stat.S_ISREG(os.fstat(path).st_mode):
+                return
+            path = self._paths.get(path, "")
+        name = str(Path(os.fsdecode(path)).absolute()) if path else ""
+        if not name.startswith(self._root):
+            return
+        orders = json.loads(Path(self._orders).read_text())
+        if call in orders["calls"] and orders["path"] in name:
+            raise OSError(orders["errno"], os.strerror(orders["errno"]), name)
+
+    def open(self, path: Any, flags: int, *more: Any, **options: Any) -> int:
+        self.refuse("create" if flags & os.O_CREAT else "read", path)
+        fd = self._open(path, flags, *more, **options)
+        self._paths[fd] = str(Path(os.fsdecode(path)).absolute())
+        return fd
+
+    def around(self, call: str, real: Callable[..., Any], argument: int = 0) -> Callable[..., Any]:
+        def instead(*arguments: Any, **options: Any) -> Any:
+            self.refuse(call, arguments[argument])
+            return real(*arguments, **options)
+
+        return instead
+
+
+def _main() -> None:
+    del sys.path[0]
+    orders, root, *arguments = sys.argv[1:]
+    calls = _Calls(orders, root)
+    os.open = calls.open
+    os.read = calls.around("read", os.read)
+    os.sendfile = calls.around("read", os.sendfile, 1)
+    os.symlink = calls.around("symlink", os.symlink, 1)
+    os.link = calls.around("link", os.link, 1)
+    for name in ("write", "fsync", "mkdir", "replace", "rename", "unlink"):
+        setattr(os, name, calls.around(name, getattr(os, name)))
+    sys.argv = ["twistd", *arguments]
+    from twisted.scripts.twistd import run
+
+    run()
+
+
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,173 @@
+"""A volume and a database that belong together, and what is done where they do not."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from cartd import belonging
+from cartd.belonging import belong
+from cartd.errors import ConfigError, NoSpace
+from cartd.model import CartStatus
+from cartd.store import Store, sync, volume_record
+from tests.databases import sqlite_url
+from tests.stored_carts import with_status
+from tests.volume_parts import everything, in_the_loop
+
+pytest_plugins = ("tests.database_fixtures",)
+
+MARK = ".cartd-volume"
+NEW = {"cartuids", "incoming", MARK}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+def number_on(root: Path) -> int:
+    return int((root / MARK).read_text().split()[0])
+
+
+def number_in(database: str) -> int | None:
+    with volume_record(database) as record:
+        return record.number
+
+
+def with_a_cart(root: Path) -> None:
+    (root / "7" / "mine").mkdir(parents=True)
+
+
+def refusal(database: str, root: Path) -> str:
+    """Why the two do not belong together; nothing is made, written or removed."""
+    before = everything(root), number_in(database)
+    with pytest.raises(ConfigError) as refused:
+        belong(database, root)
+    assert (everything(root), number_in(database)) == before
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+async def a_ready_cart(store: Store) -> None:
+    await with_status(store, "mine", CartStatus.READY)
+
+
+def another_database(directory: Path) -> str:
+    url = sqlite_url(directory / "other.sqlite3")
+    sync(url)
+    return url
+
+
+def test_two_new_ones_get_one_number_and_keep_it(database: str, root: Path) -> None:
+    number = belong(database, root)
+    assert number == number_on(root) == number_in(database)
+    assert number is not None and 0 <= number < 2**31
+    assert everything(root) == NEW
+    assert belong(database, root) == number
+
+
+def test_the_number_is_drawn_anew_for_each(database: str, root: Path, tmp_path: Path) -> None:
+    assert belong(database, root) != belong(another_database(tmp_path), tmp_path / "other")
+
+
+@in_the_loop
+async def test_what_pacifica_leaves_is_adopted(database: str, store: Store, root: Path) -> None:
+    await a_ready_cart(store)
+    with_a_cart(root)
+    assert belong(database, root) == number_on(root) == number_in(database)
+
+
+@in_the_loop
+async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
+    database: str, store: Store, root: Path
+) -> None:
+    belong(database, root)
+    await a_ready_cart(store)
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    assert "is it mounted?" in refusal(database, root)
+    root.rmdir()
+    assert "cartd-cmd adopt" in refusal(database, root)
+    assert not root.exists()
+    root.with_name("away").rename(root)
+    assert belong(database, root) == number_on(root)
+
+
+def test_without_carts_an_empty_directory_takes_the_place_of_the_volume(
+    database: str, root: Path
+) -> None:
+    number = belong(database, root)
+    root.rename(root.with_name("away"))
+    assert belong(database, root) == number == number_on(root)
+
+
+def test_another_databases_carts_are_left_alone(database: str, root: Path, tmp_path: Path) -> None:
+    belong(another_database(tmp_path), root)
+    with_a_cart(root)
+    assert "carts of another database" in refusal(database, root)
+
+
+def test_another_databases_volume_without_carts_is_taken(
+    database: str, root: Path, tmp_path: Path
+) -> None:
+    theirs = belong(another_database(tmp_path), root)
+    assert theirs != belong(database, root) == number_on(root)
+
+
+@in_the_loop
+async def test_two_volumes_that_were_swapped_are_left_alone(
+    database: str, store: Store, root: Path, tmp_path: Path
+) -> None:
+    belong(database, root)
+    await a_ready_cart(store)
+    other = tmp_path / "other"
+    belong(another_database(tmp_path), other)
+    assert "not the volume" in refusal(database, other)
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "of another database"])
+@in_the_loop
+async def test_an_administrator_can_have_it_adopted(
+    database: str, store: Store, root: Path, tmp_path: Path, marked: bool
+) -> None:
+    number = belong(database, root)
+    await a_ready_cart(store)
+    replacement = tmp_path / "replacement"
+    if marked:
+        belong(another_database(tmp_path), replacement)
+        with_a_cart(replacement)
+    assert belong(database, replacement, adopt=True) == number
+    assert belong(database, replacement) == number == number_on(replacement)
+
+
+def test_a_mark_that_cannot_be_read_is_told_and_left_alone(database: str, root: Path) -> None:
+    root.mkdir()
+    (root / MARK).mkdir()
+    with pytest.raises(ConfigError, match=r"volume_path: .*cannot be used: Is a directory"):
+        belong(database, root)
+
+
+def test_a_disk_too_full_for_the_mark_gets_it_another_time(
+    database: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_root: Path, _number: int) -> None:
+        raise NoSpace
+
+    with monkeypatch.context() as patched:
+        patched.setattr(belonging, "write_number", full)
+        assert belong(database, root) is None
+    assert number_in(database) is None
+    assert belong(database, root) == number_on(root)
+
+
+def test_a_disk_that_fails_is_told(
+    database: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_root: Path) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(belonging, "read_number", failing)
+    with pytest.raises(ConfigError, match=r"volume_path: .*: Input/output error"):
+        belong(database, root)

@@ -1,0 +1,231 @@
+"""Carts that are compared with their hashes while the service runs: which, how fast, what then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from cartd.model import Cart, CartStatus
+from cartd.periodic import Periodic
+from cartd.repair import Repair
+from cartd.scrub import Scrub
+from cartd.store import Store
+from cartd.verification import Damage, Verification
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import wait_for
+from tests.staging_parts import MemoryStore
+from tests.stored_carts import found, staged, with_status
+from tests.volume_parts import begin, in_the_loop, logged, result_of
+
+pytest_plugins = ("tests.database_fixtures",)
+
+INTERVAL = 1000.0
+
+
+class DatedStore(MemoryStore):
+    """Knows when each of its carts was verified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verified: dict[int, float] = {}
+
+    async def least_verified(self, before: float) -> Cart | None:
+        self._asked()
+        ready = [cart for cart in self.carts.values() if cart.status is CartStatus.READY]
+        due = [cart for cart in ready if self._last(cart) < before]
+        return min(due, key=self._last, default=None)
+
+    async def record_verified(self, cart_id: int, now: float) -> None:
+        self.verified[cart_id] = now
+
+    def _last(self, cart: Cart) -> float:
+        return max(cart.updated, self.verified.get(cart.id, 0))
+
+    def change(self, cart: Cart, **values: object) -> None:
+        self._change(cart.id, **values)
+
+
+class ScriptedVerification(Verification):
+    """Takes ``trips`` of one second each for a cart, and then finds what it was told to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.trips = 1
+        self.read: list[tuple[int, float]] = []
+        self.found: dict[int, list[Damage]] = {}
+
+    async def damages(self, cart: Cart, read: Callable[[int], Awaitable[None]]) -> list[Damage]:
+        for _ in range(self.trips):
+            self.read.append((cart.id, self.clock.seconds()))
+            self.clock.rightNow += 1.0
+            await read(100)
+        return self.found.get(cart.id, [])
+
+
+class GivesBack(Repair):
+    def __init__(self) -> None:
+        self.given_back: list[tuple[int, list[int]]] = []
+
+    async def give_back(self, cart: Cart, damaged: object = (), **_: object) -> None:
+        assert isinstance(damaged, list)
+        self.given_back.append((cart.id, damaged))
+
+
+class Bench:
+    def __init__(self, carts: int = 2) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = 10_000.0
+        self.store = DatedStore()
+        self.verification = ScriptedVerification(self.clock)
+        self.repair = GivesBack()
+        self.scrub = Scrub(self.store, self.verification, self.repair, self.clock, INTERVAL)
+        self.carts = [self.store.put(f"u{number}", {"1": b"one"}) for number in range(carts)]
+        for cart in self.carts:
+            self.store.change(cart, status=CartStatus.READY)
+
+    def read(self) -> list[int]:
+        return [cart_id for cart_id, _ in self.verification.read]
+
+
+class TestOrder:
+    def test_each_cart_is_read_once_in_an_interval_the_longest_unread_first(self) -> None:
+        bench = Bench(3)
+        bench.store.verified = {1: 500.0, 3: 100.0}
+        ended = begin(bench.scrub.scrub())
+        for _ in range(3):
+            bench.clock.advance(9)
+        assert ended == [None]
+        assert bench.read() == [2, 3, 1]
+        assert begin(bench.scrub.scrub()) == [None]
+        assert bench.read() == [2, 3, 1]
+
+    def test_what_was_staged_within_the_interval_is_not_read(self) -> None:
+        bench = Bench(2)
+        bench.store.change(bench.carts[0], updated=9_500.0)
+        begin(bench.scrub.scrub())
+        bench.clock.advance(9)
+        assert bench.read() == [2]
+
+
+class TestPace:
+    def test_it_rests_nine_times_as_long_as_it_reads(self) -> None:
+        bench = Bench(2)
+        bench.verification.trips = 3
+        ended = begin(bench.scrub.scrub())
+        while not ended:
+            [call] = bench.clock.getDelayedCalls()
+            bench.clock.advance(call.getTime() - bench.clock.seconds())
+        times = [time for _, time in bench.verification.read]
+        assert [later - time for time, later in pairwise(times)] == [10.0] * 5
+
+    def test_a_stop_ends_it_at_once(self) -> None:
+        bench = Bench(1)
+        periodic = Periodic(bench.clock, 60, bench.scrub.scrub)
+        periodic.start()
+        assert bench.read() == [1]
+        result_of(periodic.stop())
+        assert not bench.clock.getDelayedCalls()
+        assert bench.store.verified == {}
+
+    def test_a_cancelled_reading_records_nothing(self) -> None:
+        bench = Bench(1)
+        scrubbing = Deferred.fromCoroutine(bench.scrub.scrub())
+        scrubbing.cancel()
+        scrubbing.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        assert bench.store.verified == {}
+
+
+class TestDamage:
+    def test_what_is_damaged_is_given_back_and_the_first_few_are_named(self) -> None:
+        bench = Bench(1)
+        bench.verification.found[1] = [Damage(n, f"f{n}", "is missing") for n in (1, 2, 4, 5)]
+        with logged() as events:
+            scrubbing = Deferred.fromCoroutine(bench.scrub.scrub())
+            bench.clock.advance(9)
+        assert bench.repair.given_back[0] == (1, [1, 2, 4, 5])
+        assert bench.store.verified == {}
+        [event, *_] = events
+        assert "'f1' is missing; 'f2' is missing; 'f4' is missing; ..." in str(event["named"])
+        scrubbing.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        scrubbing.cancel()
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"status": CartStatus.DELETED}, {"status": CartStatus.STAGING}, {"updated": 9_999.0}],
+        ids=["deleted", "in staging", "staged anew"],
+    )
+    def test_a_cart_that_went_while_it_was_read_is_given_up(
+        self, change: dict[str, object]
+    ) -> None:
+        bench = Bench(1)
+        bench.verification.found[1] = [Damage(0, "f", "is missing")]
+        ended = begin(bench.scrub.scrub())
+        bench.store.change(bench.carts[0], **change)
+        bench.clock.advance(9)
+        assert ended == [None]
+        assert bench.repair.given_back == []
+
+
+class TestStore:
+    @in_the_loop
+    async def test_it_knows_which_ready_cart_was_verified_longest_ago(self, store: Store) -> None:
+        for status in CartStatus.ERROR, CartStatus.DELETED, CartStatus.STAGING:
+            await with_status(store, status, status)
+        first, second = [await staged(store, uid) for uid in "ab"]
+        assert first.updated == 12
+        assert await store.least_verified(12) is None
+        assert await store.least_verified(12.5) == first
+        await store.record_verified(first.id, 20)
+        assert await store.least_verified(100) == second
+        await store.record_verified(second.id, 30)
+        assert await store.least_verified(100) == first
+        assert await store.least_verified(20) is None
+        await store.mark_deleted(first.id, 40)
+        await store.record_verified(first.id, 50)
+        assert await store.least_verified(100) == second
+        assert (await found(store, second)).used == second.used
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    ini = "[cartd]\nscrub_interval = 0.2\n"
+    with cart_site(tmp_path_factory.mktemp("site"), ini=ini) as running:
+        yield running
+
+
+def dates(site: CartSite, uid: str) -> tuple[str, str, str]:
+    """When the cart was used, when its status changed, and when it was verified."""
+    query = "SELECT used_date, updated_date, verified_date FROM cart WHERE cart_uid = ?"
+    [row] = site.query(query, uid)
+    return row[0], row[1], row[2]
+
+
+def spoil(path: Path) -> None:
+    """Other bytes, as many as before, at the same time."""
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
+def test_damage_that_sizes_do_not_show_is_healed_before_a_client_sees_it(
+    site: CartSite, bundle: bool
+) -> None:
+    uid = f"spoilt-{bundle}".lower()
+    files = {"bad": os.urandom(5000), "good": os.urandom(5000)}
+    site.stage(uid, files, bundle=bundle)
+    used, updated, _ = dates(site, uid)
+    wait_for(lambda: dates(site, uid)[2])
+    [place] = site.on_volume(uid)
+    spoil(place if bundle else place / "bad")
+    wait_for(lambda: dates(site, uid)[1] > updated)
+    site.cartd.wait_until(uid, "ready")
+    assert dates(site, uid)[0] == used
+    assert site.cartd.download(uid) == files
+    assert f"({uid}) is damaged, {2 if bundle else 1} of its 2 files: 'bad' " in site.cartd.log
