@@ -61,6 +61,10 @@ class DatabaseProxy:
                 self._listening.shutdown(socket.SHUT_RDWR)
             self._listening.close()
 
+    def connected(self) -> int:
+        """How many connections there are, those included that nothing has come through yet."""
+        return (len(self._ends) + 1) // 2
+
     def block(self) -> None:
         self._passes.clear()
 

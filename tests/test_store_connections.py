@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 import pytest_twisted
 from sqlalchemy import create_engine, make_url
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
@@ -21,6 +23,7 @@ from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
 from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, sqlite_url, the_reactor
+from tests.running_cartd import wait_for
 from tests.stored_carts import (
     SHA1,
     claimed,
@@ -32,6 +35,14 @@ from tests.stored_carts import (
 )
 
 pytest_plugins = ("tests.database_fixtures",)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Only what nobody refers to is let go of."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def store_threads() -> list[threading.Thread]:
@@ -191,7 +202,7 @@ class TestConnections:
 
     @pytest_twisted.ensureDeferred
     async def test_all_who_wait_for_a_connection_learn_at_once_that_there_is_none(
-        self, postgres: Postgres
+        self, postgres: Postgres, without_collector: None
     ) -> None:
         url = postgres.create(template="synced")
         with DatabaseProxy.to(url) as proxy:
@@ -204,6 +215,8 @@ class TestConnections:
             await gatherResults(asked)
             assert all(isinstance(one, Failure) and one.check(Unavailable) for one in outcomes)
             assert proxy.opened == READERS
+            proxy.let_pass()
+            await deferToThread(wait_for, lambda: proxy.connected() == 0)
             await store.close()
         postgres.drop(url)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -117,6 +118,16 @@ def _socket_of(driver: Any) -> socket.socket | None:
     return None if number is None else socket.socket(fileno=os.dup(number()))
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Forget what the calls that ended in ``error`` had in hand.
+
+    psycopg leaves a socket there on which it has waited in vain, in a circle that keeps it open.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 class Pool:
     """At most ``size`` connections of one engine, opened when first needed."""
 
@@ -199,6 +210,7 @@ class Pool:
         def failed(reason: Failure) -> None:
             worker.ended.addCallback(lambda _: self._release())
             worker.quit()
+            _let_go(reason.value)
             # Who is told may cancel another, or ask again.
             told, self._waiting = self._waiting, deque()
             if not waiting.called:
