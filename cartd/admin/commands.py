@@ -30,7 +30,7 @@ from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
-from cartd.service import Parts
+from cartd.parts import Parts
 from cartd.store import schema_state, sync, wait_for_database
 
 Command = Callable[[Config, Namespace], int]

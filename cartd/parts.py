@@ -1,0 +1,188 @@
+"""Everything that works on one store and one volume, built and joined."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.logger import Logger
+
+from cartd.archive import Archive, archive_client
+from cartd.concurrency import Turns
+from cartd.config import Config
+from cartd.downloads import Downloads
+from cartd.errors import Unavailable
+from cartd.evictor import Evictor, SpaceRules
+from cartd.holders import Holders
+from cartd.orphans import Orphans
+from cartd.outage import Outage
+from cartd.patience import Patience
+from cartd.plans import Plans
+from cartd.recovery import Recovery
+from cartd.removal import Removal
+from cartd.repair import Repair
+from cartd.stager import STOP_WAITS, Stager
+from cartd.staging import Tools
+from cartd.store import Store
+from cartd.syncing import Syncing
+from cartd.threads import Apart, Threads
+from cartd.tolerance import Tolerance
+from cartd.uses import Uses
+from cartd.verification import Verification
+from cartd.volume import Volume
+from cartd.volume.file_system import FileSystem
+from cartd.waiting_carts import WaitingCarts
+from cartd.witness import Witness
+
+THREADS = 16
+"""For the disk: enough that slow reads do not wait for each other."""
+
+log = Logger()
+
+
+class Parts:
+    """Joined, but not started: the service and the admin commands are made of the same parts.
+
+    Timers run on the clock of ``reactor``; ``now``, Unix time, is for what is a date.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        volume_number: int | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """``volume_number`` is what :func:`cartd.belonging.belong` gave."""
+        self.config = config
+        self.reactor = reactor
+        self.now = now
+        self.threads = Threads(reactor, THREADS)
+        self.store = Store(config.database_url, reactor)
+        self.volume = Volume(config.volume_path, self.threads, volume_number)
+        self.uses = Uses()
+        self.plans = Plans(self.store, self.threads)
+        self._holders = Holders(config.volume_path / "holders")
+        self.recovery = Recovery(self.store, self.volume, self.plans, reactor, now)
+        self.stager = Stager(self.store, self._holders, self.recovery, self.threads, reactor, now)
+        self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
+        self._syncing = Syncing(
+            self.store,
+            self._holders.name,
+            FileSystem(config.volume_path),
+            Apart(reactor),
+            doubt=self.recovery.doubt,
+            clock=reactor,
+        )
+        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
+        rules = SpaceRules(
+            quota=config.volume_quota,
+            reserve=config.volume_reserve,
+            evicts=config.lru_purge,
+            buffer_time=config.lru_buffer_time,
+        )
+        self.evictor = Evictor(
+            self.store,
+            self.uses,
+            rules,
+            free=self.volume.free,
+            arriving=self.volume.arriving,
+            in_use=self.volume.in_use,
+            delete=self.removal.delete,
+            sweep=self.removal.sweep,
+            now=now,
+        )
+        self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.verification = Verification(self.store, self.volume)
+        self.orphans = Orphans(self.store, self.volume)
+        self.downloads = Downloads(
+            self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
+        )
+        self._tolerance = Tolerance(config.archive_connections, reactor.seconds)
+        client, self._connections = archive_client(
+            reactor,
+            connections=config.archive_connections,
+            connect_timeout=config.archive_connect_timeout,
+            ca_file=config.archive_ca_file,
+            answered=self._tolerance.answered,
+        )
+        self._archive = Archive(
+            client,
+            config.archive_url,
+            reactor,
+            now=now,
+            head_timeout=config.archive_stall_timeout,
+            stall_timeout=config.archive_stall_timeout,
+        )
+
+    def start(self, *, take_up: bool) -> None:
+        """Start the threads and the stager; ``take_up``: with what others left unfinished."""
+        self.threads.start()
+        self._holders.start()
+        self._syncing.start()
+        turns = Turns(self._tolerance.places, self.reactor)
+        outage = Outage(
+            self._archive.status,
+            turns,
+            Witness(self.store),
+            self._waiting,
+            self.reactor,
+            random.random,
+            limit=self.config.archive_outage_limit,
+        )
+        tools = Tools(
+            store=self.store,
+            volume=self.volume,
+            archive=self._archive,
+            reserve=self.evictor.reserve,
+            plans=self.plans,
+            outage=outage,
+            tolerance=self._tolerance,
+            patience=Patience(
+                self.config.archive_retries,
+                turns,
+                outage,
+                self._tolerance,
+                self.reactor,
+                random.random,
+            ),
+            clock=self.reactor,
+            now=self.now,
+            carts_at_once=self.stager.count,
+        )
+        self.stager.start(tools, take_up=take_up)
+
+    async def stop(self) -> None:
+        """Stop staging; what is staged is on the disk then, unless that takes too long."""
+        await self.stager.stop()
+        await self._syncing.stop()
+        self._holders.stop()
+
+    async def close(self) -> None:
+        """Let go of everything; nothing is staged or sent any more."""
+        try:
+            await self._close()
+        finally:
+            # Else they keep the process alive.
+            self.threads.stop()
+
+    async def _close(self) -> None:
+        await self.downloads.stop()
+        self.removal.stop()
+        await self._waiting.stop()
+        try:
+            await self._in_time(self.evictor.record_uses())
+        except (Unavailable, TimeoutError) as error:
+            log.warn("The last uses are not recorded: {error}", error=error)
+        try:
+            await self._in_time(self.store.close())
+        except TimeoutError:
+            log.warn("The database does not answer; what it was asked for is given up")
+        closed: Deferred[None] = self._connections.closeCachedConnections()
+        await closed
+
+    def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(work).addTimeout(STOP_WAITS, self.reactor)
