@@ -42,9 +42,19 @@ class Hashes:
     _threads: RunsInThread
 
     async def has(self, cart: Cart, file: CartFile) -> bool:
-        """Whether the file is there with the right size and hash; false if none is known."""
+        """Whether the file is there, under no other name, with the right size and hash.
+
+        False if none is known.  What has several names may be another cart's as well, and be
+        counted there.
+        """
+
+        def look(stopped: Stopped) -> bool:
+            if _member_fault(self._paths, cart, file, stopped):
+                return False
+            return self._paths.member(cart, file.path).lstat().st_nlink == 1
+
         known = file.hash_sum and file.size is not None
-        return bool(known) and await self.faults(cart, [file]) == [""]
+        return bool(known) and await self._until_cancelled(look)
 
     async def faults(self, cart: Cart, files: Sequence[CartFile]) -> list[str]:
         """What is wrong with each file of an unbundled cart, in a few words; nothing is empty.
