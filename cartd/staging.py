@@ -102,6 +102,18 @@ class Staging:
         """Write down which files have been staged so far."""
         await self._staged.flush()
 
+    async def drop_unrecorded(self) -> None:
+        """Remove what is on the volume and the store does not count, for a cart that ends in error.
+
+        That is what was placed as the end came, or before a crash that nobody has recorded since.
+        """
+        store, volume, cart = self._tools.store, self._tools.volume, self._cart
+        await volume.clear_incoming(cart.id)
+        after = -1
+        while page := await store.files(cart.id, after=after, limit=PAGE, unstaged=True):
+            await volume.drop_files(cart, page)
+            after = page[-1].position
+
     async def _clear(self) -> None:
         """Remove what is of no use any more.
 
@@ -192,7 +204,7 @@ class Staging:
 
     async def _fetch(self, file: CartFile) -> None:
         # What is there, but not recorded, may be a link that a crash kept from being recorded, to
-        # a file that has gone since.  It counts as this cart's own: not less than it takes.
+        # a file that has gone since.  If it has no other name, it is this cart's own by now.
         if self._resumed and await self._tools.volume.has(self._cart, file):
             hash_sum = file.hash_sum
         else:

@@ -141,6 +141,10 @@ class Volume(Hashes):
             self._links_allowed = False
         self._forget(cart.id)
 
+    async def unlink(self, cart: Cart) -> None:
+        """Remove the link of the cart's uid, if it points to this cart."""
+        await self._change(self._paths.link(cart), remove_link, self._paths, cart)
+
     async def remove(self, cart: Cart) -> None:
         """Remove the cart's tree, bundle and link, and what is incoming; again does no harm."""
         await self._change(self._paths.cart(cart.id), self._remove, cart)
@@ -175,6 +179,10 @@ class Volume(Hashes):
             return None
         [found] = await self._threads.run(found_files.measure, [tar])
         return None if found is None else found[0]
+
+    async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        """Remove those files of the cart's tree that are there."""
+        await self._change(self._paths.tree(cart), self._drop, cart, files)
 
     async def drop_tar(self, cart: Cart) -> None:
         """Remove the bundle of a cart, if there is one."""
@@ -259,6 +267,11 @@ class Volume(Hashes):
             remove_link(self._paths, cart)
         take_away(self._paths.cart(cart.id), self._paths.temporary(cart.id, "removed"))
         remove_tree(self._paths.incoming(cart.id))
+
+    def _drop(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        for file in files if os.path.lexists(self._paths.tree(cart)) else ():
+            with suppress(ValueError):  # what cannot have that path is not there
+                remove_tree(self._paths.member(cart, file.path))
 
     def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []
