@@ -59,6 +59,10 @@ class Ordeal:
     stretches: count[int] = field(default_factory=count)
 
     @property
+    def kills(self) -> int:
+        return sum(number for what, number in self.done.items() if what.startswith("killed "))
+
+    @property
     def order(self) -> Path:
         """Where the process is told at which point to end."""
         return self.cartd.directory / "order"

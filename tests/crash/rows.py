@@ -6,9 +6,10 @@ from calendar import timegm
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import NullPool, and_, create_engine, or_, select
+from sqlalchemy import Engine, NullPool, and_, create_engine, or_, select
 
 from cartd.store.tables import cart, file
 
@@ -66,8 +67,7 @@ def read_carts(
     wanted = or_(cart.c.deleted_date.is_(None), cart.c.id.in_(and_of))
     if after is not None:
         wanted = or_(wanted, cart.c.id > after)
-    engine = create_engine(database, poolclass=NullPool)
-    with engine.connect() as connection:
+    with _engine(database).connect() as connection:
         carts = connection.execute(select(cart).where(wanted)).all()
         files: dict[int, list[FileRow]] = defaultdict(list)
         if with_files:
@@ -77,6 +77,11 @@ def read_carts(
             for cart_id, *row in connection.execute(rows):
                 files[cart_id].append(FileRow(*row))
     return {row.id: _cart(row, tuple(files[row.id])) for row in carts}
+
+
+@lru_cache
+def _engine(database: str) -> Engine:
+    return create_engine(database, poolclass=NullPool)
 
 
 def _cart(row: Any, files: tuple[FileRow, ...]) -> CartRow:
