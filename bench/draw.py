@@ -1,4 +1,7 @@
-"""``draw.py CURVES.json DIRECTORY``: draw the curves, with the peers' Python, which can."""
+"""``draw.py CURVES.json DIRECTORY``: draw the curves, with the peers' Python, which can.
+
+``draw.py SAMPLES.json DIRECTORY --soak`` draws what a service took over time.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,32 @@ from matplotlib import pyplot as plt
 
 SPEED = (("files/s staged",), ("files/s sent",))
 MEMORY = (("MiB at peak, staging", "MiB at peak, sending"),)
+TAKEN = (("memory",), ("threads", "files"), ("kills",))
 """A panel for each group of lines."""
 
+LABELS = {"memory": "MiB resident", "files": "open files", "kills": "kills survived"}
 
-def draw(points: list[dict[str, float]], panels: tuple[tuple[str, ...], ...], to: Path) -> None:
-    """One picture: lines over the number of files in the cart."""
+
+def draw(
+    points: list[dict[str, float]],
+    panels: tuple[tuple[str, ...], ...],
+    to: Path,
+    *,
+    over: tuple[str, str] = ("files", "files of 4 KiB in the cart"),
+    scale: str = "log",
+    marker: str = "o",
+) -> None:
+    """One picture: lines over the number of files in the cart, or over what ``over`` says."""
     figure, all_axes = plt.subplots(1, len(panels), figsize=(9, 3.6), squeeze=False)
-    files = [point["files"] for point in points]
+    key, label = over
+    places = [point[key] for point in points]
     for axes, measures in zip(all_axes[0], panels, strict=True):
         for measure in measures:
-            axes.plot(files, [point[measure] for point in points], marker="o", label=measure)
-        axes.set_xscale("log")
+            values = [point[measure] for point in points]
+            axes.plot(places, values, marker=marker, label=LABELS.get(measure, measure))
+        axes.set_xscale(scale)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("files of 4 KiB in the cart")
+        axes.set_xlabel(label)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(visible=True, alpha=0.3)
@@ -33,15 +49,19 @@ def draw(points: list[dict[str, float]], panels: tuple[tuple[str, ...], ...], to
     figure.savefig(to, metadata={"Date": None})
 
 
-def main(curves: Path, directory: Path) -> None:
+def main(curves: Path, directory: Path, *options: str) -> None:
     """The same points give the same bytes."""
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "cartd"
     points: Any = json.loads(curves.read_text())
     directory.mkdir(parents=True, exist_ok=True)
+    if "--soak" in options:
+        over = ("minutes", "minutes")
+        draw(points, TAKEN, directory / "soak.svg", over=over, scale="linear", marker="")
+        return
     draw(points, SPEED, directory / "speed.svg")
     draw(points, MEMORY, directory / "memory.svg")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -29,13 +29,24 @@ def tool(command: str) -> str:
 
 def environment(place: Path) -> Path:
     """The ``bin`` directory of the peers' virtual environment, made or renewed if need be."""
-    venv = place / "venv"
+    return _environment(place / "venv", _REQUIREMENTS.read_text())
+
+
+def pictures(place: Path) -> Path:
+    """The ``bin`` directory of one that can run ``draw.py``, and need not have the peers."""
+    lines = _REQUIREMENTS.read_text().splitlines()
+    wanted = [line for line in lines if line.startswith("matplotlib")]
+    return _environment(place / "pictures", "\n".join(wanted))
+
+
+def _environment(venv: Path, wanted: str) -> Path:
     done = venv / ".done"
-    wanted = _REQUIREMENTS.read_text()
     if not done.exists() or done.read_text() != wanted:
-        print(f"installing the peers into {venv}", file=sys.stderr)
+        print(f"installing into {venv}", file=sys.stderr)
+        requirements = venv / "requirements.txt"
         _run(sys.executable, "-m", "venv", str(venv))
-        _run(str(venv / "bin/pip"), "install", "-q", "-r", str(_REQUIREMENTS))
+        requirements.write_text(wanted)
+        _run(str(venv / "bin/pip"), "install", "-q", "-r", str(requirements))
         done.write_text(wanted)
     return venv / "bin"
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from cartd.errors import NoSpace, Unavailable, VolumeAway
-from cartd.model import Cart
+from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -59,9 +59,13 @@ class Removal:
         return 0
 
     async def delete_all(self, uid: str) -> int:
-        """Delete every cart of ``uid`` and give their number."""
+        """Delete every cart of ``uid`` and give their number.
+
+        The newest goes last: if the process ends in between, none that is older answers in its
+        place.
+        """
         carts = await self._store.carts_of(uid)
-        for cart in carts:
+        for cart in reversed(carts):
             await self.delete(cart)
         return len(carts)
 
@@ -99,6 +103,7 @@ class Removal:
         turn = self._turns.setdefault(cart.id, DeferredLock())
         await turn.acquire()
         try:
+            await self._pass_link_on(cart)
             if not await self._volume.remove(cart):
                 log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
                 return None
@@ -112,3 +117,14 @@ class Removal:
             return None
         finally:
             turn.release()
+
+    async def _pass_link_on(self, cart: Cart) -> None:
+        """Point the link of the uid at the older cart that answers now, if there is one."""
+        heir = await self._store.newest(cart.uid)
+        if heir is None or heir.id > cart.id or heir.status != CartStatus.READY:
+            return
+        await self._volume.link(heir)
+        newest = await self._store.newest(cart.uid)
+        if newest is None or newest.id != heir.id:
+            # It was deleted meanwhile, perhaps removed before the link was there.
+            await self._volume.unlink(heir)

@@ -190,6 +190,7 @@ class Stager:
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
+        await self._drop_unrecorded(cart_id)
         try:
             await self._store.record_error(
                 cart_id,
@@ -201,6 +202,17 @@ class Stager:
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
+
+    async def _drop_unrecorded(self, cart_id: int) -> None:
+        staging = self._stagings.get(cart_id)
+        if staging is None:
+            return
+        try:
+            # Who has taken the cart over has files there that are not recorded yet.
+            if cart_id in await self._store.renew(self._holders.name, self._now() + LEASE):
+                await staging.drop_unrecorded()
+        except (CartdError, OSError) as error:
+            log.warn("What cart {id} has left is not removed: {error}", id=cart_id, error=error)
 
     # What is done again and again
 

@@ -123,6 +123,18 @@ class Staging:
         """Write down which files have been staged so far."""
         await self._staged.flush()
 
+    async def drop_unrecorded(self) -> None:
+        """Remove what is on the volume and the store does not count, for a cart that ends in error.
+
+        That is what was placed as the end came, or before a crash that nobody has recorded since.
+        """
+        store, volume, cart = self._tools.store, self._tools.volume, self._cart
+        await volume.clear_incoming(cart.id)
+        after = -1
+        while page := await store.files(cart.id, after=after, limit=PAGE, unstaged=True):
+            await volume.drop_files(cart, page)
+            after = page[-1].position
+
     async def _clear(self) -> None:
         """Remove what is of no use any more.
 

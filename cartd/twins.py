@@ -24,7 +24,8 @@ async def link_twins(
 ) -> Cart:
     """Link into ``cart`` what other carts have staged, ``page()`` files at a time.
 
-    The cart as it is then.  A file that cannot be linked is left to be fetched.
+    The cart as it is then.  A file that cannot be linked is left to be fetched.  If a twin goes
+    before its link is recorded, another is looked for.
 
     ``hashed``: only to files whose bytes have their hash.  So it is for a cart that is staged
     again, which may have been found damaged: what is wrong with it shall not come back from a cart
@@ -38,15 +39,17 @@ async def link_twins(
         positions = range(first, first + page())
         first = positions.stop
         twins = await store.twins(cart.id, positions)
-        if hashed:
-            twins = await volume.right(twins)
-        if twins:
+        while twins:
+            if hashed:
+                twins = await volume.right(twins)
             shared, reason = await volume.share(cart, twins)
-            await store.record_linked(cart.id, holder, shared)
-            linked += len(shared)
+            gone = await store.record_linked(cart.id, holder, shared)
+            linked += len(shared) - len(gone)
             unlinked = unlinked or reason
-            if not shared:
-                break  # what fails for a whole page (no hard links here) fails for the next
+            again = await store.twins(cart.id, positions) if gone else []
+            twins = [twin for twin in again if twin.position in gone]
+        if unlinked and not linked:
+            break  # what fails for a whole page (no hard links here) fails for the next
     if unlinked:
         log.info("Not all of cart {id} can be linked: {reason}", id=cart.id, reason=unlinked)
     if linked:

@@ -90,11 +90,12 @@ class Sharing:
             inodes = [one.files[position] for one, position in zip(linked, at, strict=True)]
             if self.random.random() < 0.3:
                 await self.random.choice([self.lose, self.delete])(tree)
-            await self.store.record_linked(tree.cart.id, "me", twins)
+            gone = await self.store.record_linked(tree.cart.id, "me", twins)
             for twin, one, position, inode in zip(twins, linked, at, inodes, strict=True):
                 still = one in self.trees and position in one.files
-                # Whose twin has gone counts for itself, though a third may have it too.
-                tree.files[twin.position] = inode if still else Inode(inode.size)
+                assert (twin.position in gone) is not still
+                if still:
+                    tree.files[twin.position] = inode
 
     async def fetch(self) -> None:
         if tree := self._one(finished=False):

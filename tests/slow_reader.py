@@ -26,7 +26,8 @@ class SlowReader:
         )
         self._answer = HTTPResponse(self._socket)
         self._answer.begin()
-        assert self._answer.status == 200
+        self.status = self._answer.status
+        self.headers = {name.lower(): value for name, value in self._answer.getheaders()}
         self.first = self._answer.read(1)
 
     def rest(self) -> bytes:
@@ -43,6 +44,7 @@ def slow_reader(cartd: RunningCartd, uid: str) -> Iterator[SlowReader]:
     """While the block runs, a download of the cart goes on, its first byte read."""
     reader = SlowReader(cartd, f"/{uid}?filename=data.tar")
     try:
+        assert reader.status == 200
         yield reader
     finally:
         reader.close()

@@ -94,8 +94,8 @@ class MemoryStore(Store):
 
     async def newest(self, uid: str) -> Cart | None:
         self._asked()
-        found = [cart for cart in self.carts.values() if cart.uid == uid]
-        return found[-1] if found else None
+        found = await self.carts_of(uid)
+        return found[0] if found else None
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
         self._asked()
@@ -266,14 +266,21 @@ class MemoryStore(Store):
                 found.append(Twin(file.position, file.path, 0, *at, *hashed))
         return found
 
-    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> None:
+    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
         self._asked(cart_id, holder)
+        gone = {
+            twin.position
+            for twin in linked
+            if self.carts[twin.staged_cart].status is CartStatus.DELETED
+        }
+        linked = [twin for twin in linked if twin.position not in gone]
         for twin in linked:
             self._change_file(
                 cart_id, twin.position, status=FileStatus.STAGED, size=twin.size, mtime=twin.mtime
             )
         staged = self.carts[cart_id].bytes_staged + sum(twin.size for twin in linked)
         self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
+        return gone
 
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
         self._asked()
@@ -294,7 +301,7 @@ class MemoryStore(Store):
 
     async def carts_of(self, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
-        return [cart for cart in living if cart.uid == uid]
+        return [cart for cart in reversed(living) if cart.uid == uid]
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
         known = [self.carts[cart_id] for cart_id in cart_ids if cart_id in self.carts]

@@ -106,6 +106,51 @@ def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Pat
     result_of(bench.stager.stop())
 
 
+def test_the_newest_of_a_uid_goes_last(bench: Removing) -> None:
+    """If the process ends in between, no older cart answers for one that was deleted."""
+    carts = [bench.ready() for _ in range(3)]
+    order: list[int] = []
+    mark_deleted = bench.store.mark_deleted
+
+    async def note(cart_id: int, now: float) -> bool:
+        order.append(cart_id)
+        return await mark_deleted(cart_id, now)
+
+    bench.store.mark_deleted = note  # type: ignore[method-assign]
+    result_of(bench.removal.delete_all("mine"))
+    assert order == [cart.id for cart in carts]
+
+
+def test_the_link_of_a_newest_cart_that_goes_leads_to_the_one_that_answers_now(
+    bench: Removing,
+) -> None:
+    first, second, third = (bench.ready() for _ in range(3))
+    link = bench.root / "cartuids" / "mine"
+    assert link.readlink() == Path(f"../{third.id}/mine")
+    result_of(bench.removal.delete(first))
+    assert link.readlink() == Path(f"../{third.id}/mine")
+    result_of(bench.removal.delete(third))
+    assert link.readlink() == Path(f"../{second.id}/mine")
+    result_of(bench.removal.delete(second))
+    assert bench.left() == set()
+
+
+def test_a_link_that_was_passed_on_to_a_cart_that_goes_meanwhile_is_taken_back(
+    bench: Removing,
+) -> None:
+    first, second = bench.ready(), bench.ready()
+    link = bench.volume.link
+
+    async def go_meanwhile(heir: Cart) -> None:
+        assert heir.id == first.id
+        await bench.removal.delete(first)
+        await link(heir)
+
+    bench.volume.link = go_meanwhile  # type: ignore[method-assign,assignment]
+    result_of(bench.removal.delete(second))
+    assert bench.left() == set()
+
+
 def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None:
     cart = bench.ready()
     before = bench.left()

@@ -107,6 +107,20 @@ class TestErrors:
         failed = bench.store.rows[cart.id][1]
         assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
 
+    def test_a_cart_in_error_keeps_what_is_recorded_and_nothing_else(self, bench: Staged) -> None:
+        """What a crash has left unrecorded would take room that nobody counts."""
+        cart = bench.put()
+        unrecorded = bench.volume.member(cart, "dir/2")
+        unrecorded.parent.mkdir(parents=True)
+        unrecorded.write_bytes(b"damaged")
+        bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
+        bench.start()
+        bench.stager.begin(cart.id)
+        assert bench.status(cart.id) is CartStatus.ERROR
+        there = {path.name for path in unrecorded.parent.iterdir()}
+        assert there == set(bench.store.staged(cart.id)) != set()
+        assert list((bench.root / "incoming").iterdir()) == []
+
     def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
         self, bench: Staged
     ) -> None:

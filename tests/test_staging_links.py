@@ -166,3 +166,39 @@ def test_a_cart_without_room_for_the_rest_keeps_its_links(bench: Bench) -> None:
     assert isinstance(failure_of(run(bench, cart)), NoSpace)
     assert names_of(bench, cart) == {"1": 2}
     assert bench.store.staged(cart.id) == ["1"]
+
+
+def test_a_twin_that_goes_before_its_link_is_recorded_is_replaced_by_another(
+    bench: Bench,
+) -> None:
+    ready(bench, uid="heir")
+    first = ready(bench, uid="first")  # the newest is the one that is found
+    share = bench.volume.share
+
+    async def go_meanwhile(cart: Cart, twins: Any) -> Any:
+        shared = await share(cart, twins)
+        assert {twin.staged_cart for twin in twins} == {first.id}
+        bench.volume.share = share  # type: ignore[method-assign]
+        await bench.store.mark_deleted(first.id, 0)
+        return shared
+
+    bench.volume.share = go_meanwhile  # type: ignore[method-assign]
+    again = ready(bench, uid="again")
+    assert names_of(bench, again) == dict.fromkeys(FILES, 3)
+    assert bench.store.staged(again.id) == list(FILES)
+    assert bench.archive.times("GET") == len(FILES)
+
+
+def test_a_link_to_a_twin_that_has_gone_and_had_no_other_is_fetched(bench: Bench) -> None:
+    first = ready(bench, uid="first")
+    share = bench.volume.share
+
+    async def go_meanwhile(cart: Cart, twins: Any) -> Any:
+        shared = await share(cart, twins)
+        await bench.store.mark_deleted(first.id, 0)
+        return shared
+
+    bench.volume.share = go_meanwhile  # type: ignore[method-assign]
+    again = ready(bench, uid="again")
+    assert names_of(bench, again) == dict.fromkeys(FILES, 1)
+    assert bench.archive.times("GET") == 2 * len(FILES)

@@ -110,6 +110,26 @@ async def test_one_twin_is_found_among_many_and_only_at_the_positions_asked_for(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_link_whose_twin_has_gone_is_not_recorded_until_it_is_one_to_the_heirs(
+    store: Store,
+) -> None:
+    """Else its bytes would count with the heir and with it."""
+    first = await staged(store, "first")
+    heir, cart = await claimed(store, "heir"), await claimed(store, "again")
+    assert await store.record_linked(heir.id, "me", await store.twins(heir.id, range(2))) == set()
+    twins = await store.twins(cart.id, range(2))
+    assert {twin.staged_cart for twin in twins} == {first.id}
+    await store.mark_deleted(first.id, 20)
+    assert await store.record_linked(cart.id, "me", twins) == {0, 1}
+    assert (await found(store, cart)).files_staged == 0
+    again = await store.twins(cart.id, range(2))
+    assert {twin.staged_cart for twin in again} == {heir.id}
+    assert await store.record_linked(cart.id, "me", again) == set()
+    assert (await found(store, cart)).bytes_linked == 20
+    assert await store.usage() == (20, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again")

@@ -96,7 +96,7 @@ _COUNT = (
     .values(
         files_staged=cart.c.files_staged + bindparam("more_files"),
         bytes_staged=_STAGED_NOW,
-        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
+        bytes_linked=cart.c.bytes_linked + bindparam("more_bytes"),
         # Room was promised to a cart that is staged again, but not to a new one.
         volume_bytes=case(
             (cart.c.volume_bytes < _STAGED_NOW, _STAGED_NOW), else_=cart.c.volume_bytes
@@ -118,27 +118,33 @@ class Twins:
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         return list(starmap(Twin, await self._database.rows(_TWINS, page)))
 
-    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> None:
+    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
         """Files that are on the volume, each as a hard link to its twin.
 
-        One transaction, which writes nothing if the lease was lost.  A link whose twin has gone
-        meanwhile owns its bytes; should a third cart have inherited them, they count twice until
-        one of the two goes.
+        One transaction, which writes nothing if the lease was lost.  Nothing is written of a link
+        whose twin has gone meanwhile: a third cart may have inherited the bytes, which one that
+        is linked to that cart shares with it, and no other.  The positions of such are given.
         """
+        gone: set[int] = set()
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             await hold(transaction, cart_id, holder)
             for batch in batches(iter(linked), BATCH):
-                await _record_linked(transaction, cart_id, batch)
+                gone |= await _record_linked(transaction, cart_id, batch)
+        return gone
 
 
-async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequence[Twin]) -> None:
+async def _record_linked(
+    transaction: Transaction, cart_id: int, linked: Sequence[Twin]
+) -> set[int]:
     at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
     unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
-    new = [twin for twin in linked if twin.position in unstaged]
+    wanted = [twin for twin in linked if twin.position in unstaged]
+    owners = await _owners(transaction, [twin.staged_id for twin in wanted])
+    new = [twin for twin in wanted if twin.staged_id in owners]
+    gone = {twin.position for twin in wanted} - {twin.position for twin in new}
     if not new:
-        return
-    owners = await _owners(transaction, [twin.staged_id for twin in new])
+        return gone
     await transaction.execute(
         _RECORD_LINKED,
         [
@@ -147,19 +153,17 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
                 "at": twin.position,
                 "new_size": twin.size,
                 "new_mtime": twin.mtime,
-                "owner": owners.get(twin.staged_id),
+                "owner": owners[twin.staged_id],
             }
             for twin in new
         ],
     )
     await note_unsynced(transaction, cart_id, [twin.position for twin in new])
-    counted = {
-        "cart_id": cart_id,
-        "more_files": len(new),
-        "more_bytes": sum(twin.size for twin in new),
-        "more_linked": sum(twin.size for twin in new if twin.staged_id in owners),
-    }
-    await transaction.execute(_COUNT, counted)
+    size = sum(twin.size for twin in new)
+    await transaction.execute(
+        _COUNT, {"cart_id": cart_id, "more_files": len(new), "more_bytes": size}
+    )
+    return gone
 
 
 async def _owners(transaction: Transaction, ids: list[int]) -> dict[int, int]:

@@ -59,10 +59,11 @@ class Hashes:
         """Give those of the files that are there with the right size and hash, as soon as known.
 
         What the system keeps of them in its memory is read from the disk again.  A file whose hash
-        nobody knows is not among them: its size alone says nothing.
+        nobody knows is not among them: its size alone says nothing.  Nor is one with another name:
+        it may be another cart's as well, and be counted there.
         """
         for some in _groups([file for file in files if file.hash_sum and file.size is not None]):
-            look = _tree_faults(self._paths, cart, some, reread=True)
+            look = _tree_faults(self._paths, cart, some, unrecorded=True)
             for file, fault in zip(some, await self._looked(look, _at_once), strict=True):
                 if not fault:
                     yield file
@@ -135,7 +136,7 @@ def _groups(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
 
 
 def _tree_faults(
-    paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, reread: bool = False
+    paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, unrecorded: bool = False
 ) -> Look[list[str]]:
     faults = []
     for file in files:
@@ -144,7 +145,7 @@ def _tree_faults(
         except ValueError:
             faults.append("cannot have that path")
         else:
-            faults.append((yield from _file_fault(path, file, reread=reread)))
+            faults.append((yield from _file_fault(path, file, unrecorded=unrecorded)))
     return faults
 
 
@@ -156,19 +157,21 @@ def _twin_faults(paths: VolumePaths, twins: Sequence[Twin]) -> Look[list[str]]:
     return faults
 
 
-def _file_fault(path: Path, file: Declared, *, reread: bool = False) -> Look[str]:
+def _file_fault(path: Path, file: Declared, *, unrecorded: bool = False) -> Look[str]:
     """What is wrong with the file at ``path``; empty if nothing is.
 
-    A symbolic link is not followed.  ``reread``: from the disk, whatever the system remembers of
-    it, where it can be told to.
+    A symbolic link is not followed.  ``unrecorded``: it is to be the cart's alone, and is read from
+    the disk, whatever the system remembers of it, where it can be told to.
     """
     try:
         with open(path, "rb", buffering=0, opener=open_to_read) as opened:
-            if reread and hasattr(os, "posix_fadvise"):
+            if unrecorded and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
+            if unrecorded and status.st_nlink > 1:
+                return "has another name"
             size = status.st_size if file.size is None else file.size
             return (yield from _content_fault(opened, status.st_size, size, file))
     except FileNotFoundError:

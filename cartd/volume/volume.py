@@ -159,6 +159,10 @@ class Volume(Hashes, InUse, Strays):
             self._links_allowed = False
         self._forget(cart.id)
 
+    async def unlink(self, cart: Cart) -> None:
+        """Remove the link of the cart's uid, if it points to this cart."""
+        await self._change(self._paths.link(cart), remove_link, self._paths, cart)
+
     async def remove(self, cart: Cart) -> bool:
         """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
 
@@ -197,6 +201,10 @@ class Volume(Hashes, InUse, Strays):
             return None
         found = await self._threads.run(self._believed, found_files.measure_one, tar)
         return None if found is None else found[0]
+
+    async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        """Remove those files of the cart's tree that are there."""
+        await self._change(self._paths.tree(cart), self._drop, cart, files)
 
     async def drop_tar(self, cart: Cart) -> None:
         """Remove the bundle of a cart, if there is one."""
@@ -307,6 +315,14 @@ class Volume(Hashes, InUse, Strays):
                 take_away(self._paths.cart(cart.id), aside, stopped)
                 remove_tree(self._paths.incoming(cart.id), stopped)
         return may_go
+
+    def _drop(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        self._identity.check()
+        if not self._paths.tree(cart).is_dir():
+            return
+        for file in files:
+            with suppress(ValueError):  # what cannot have that path is not there
+                remove_tree(self._paths.member(cart, file.path))
 
     def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []

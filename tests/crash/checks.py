@@ -1,0 +1,214 @@
+"""The volume and the store against what clients know, and against each other.
+
+What :meth:`Checks.names` says holds at any moment, also of a service that has just been killed; the
+rest holds once it has been started again and is quiet.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from tests.crash.accounts import accounts, files_of, links, owners
+from tests.crash.load import BROKEN, lost
+from tests.crash.model import Living, Model, Post, number_in, tar_of, top_of
+from tests.crash.rows import CartRow, read_carts
+from tests.running_cartd import DEADLINE, LOOK_EVERY, Answer, RunningCartd
+
+UNFINISHED = ("waiting", "staging", "bundling")
+_SURPRISE = re.compile("Traceback|Unhandled|never awaited")
+
+
+@dataclass(slots=True)
+class Checks:
+    """Each method raises ``AssertionError`` with all that it has found wrong."""
+
+    cartd: RunningCartd
+    model: Model
+    _evicted: set[int] = field(default_factory=set)
+    _log_seen: int = 0
+    _settled: int = 0
+    """The last cart that the model knows to be deleted or alive."""
+
+    def names(self) -> None:
+        """Whatever has a cart's name on the volume has the right bytes, recorded or not."""
+        found = list(files_of(self.cartd.volume))
+        carts = read_carts(self.cartd.database, and_of={cart_id for cart_id, _ in found})
+        faults = []
+        for cart_id, path in found:
+            expected = self._expected(carts[cart_id], path) if cart_id in carts else None
+            if expected is None:
+                faults.append(f"{path} is in no manifest")
+            elif path.read_bytes() != expected:
+                faults.append(f"{path} has wrong bytes")
+        tell(faults)
+
+    def settle(self) -> None:
+        """Wait until all is quiet; then compare everything."""
+        self._until_quiet()
+        self._download_all()
+        self._until_quiet()
+        self._put_back()
+        self._read_log()
+        carts = read_carts(self.cartd.database, after=self._settled, and_of=self._evicted)
+        living = [
+            Living(cart.id, number_of(cart), cart.status, cart.error)
+            for cart in carts.values()
+            if cart.lives
+        ]
+        newest = {number_of(cart): cart.id for cart in sorted(carts.values(), key=lambda c: c.id)}
+        tell(self.model.settle(living, self._evicted, newest))
+        self._settled = max(carts, default=self._settled)
+        self._evicted.clear()
+        self.names()
+        self.volume_and_store()
+
+    def volume_and_store(self) -> None:
+        """Each is what the other says, to the byte."""
+        volume = self.cartd.volume
+        living = [cart for cart in read_carts(self.cartd.database).values() if cart.lives]
+        there: dict[int, set[Path]] = defaultdict(set)
+        for cart_id, path in files_of(volume):
+            there[cart_id].add(path)
+        faults: list[str] = []
+        inodes: dict[int, int] = {}
+        for cart in living:
+            expected = {volume / str(cart.id) / name for name in cart.names}
+            found = there.pop(cart.id, set())
+            faults += [f"{path} is recorded and not there" for path in expected - found]
+            faults += [f"{path} is there and not recorded" for path in found - expected]
+            inodes |= {path.stat().st_ino: path.stat().st_size for path in found}
+        faults += [f"{path} is of no living cart" for found in there.values() for path in found]
+        faults += [*links(living, volume), *accounts(living), *owners(living, volume)]
+        taken = sum(cart.volume_bytes - cart.bytes_linked for cart in living)
+        if taken != sum(inodes.values()):
+            faults.append(f"{taken} bytes are counted where {sum(inodes.values())} are taken")
+        tell(faults)
+
+    def stopped(self) -> None:
+        """A clean stop leaves no lease and no lock."""
+        carts = read_carts(self.cartd.database).values()
+        faults = [f"cart {cart.id} is held by {cart.holder}" for cart in carts if cart.holder]
+        faults += [f"{path} is left" for path in (self.cartd.volume / "holders").iterdir()]
+        tell(faults)
+
+    # Quiet
+
+    def _until_quiet(self) -> None:
+        end = time.monotonic() + DEADLINE
+        while noise := list(self._noise()):
+            if time.monotonic() > end:
+                tell(noise)
+            time.sleep(LOOK_EVERY)
+
+    def _noise(self) -> Iterator[str]:
+        volume = self.cartd.volume
+        carts = read_carts(self.cartd.database, with_files=False)
+        for cart in carts.values():
+            if cart.holder or cart.status in UNFINISHED:
+                yield f"cart {cart.id} is {cart.status} and held by {cart.holder}"
+        for path in volume.glob("[0-9]*"):
+            if int(path.name) not in carts:
+                yield f"{path} is of no living cart"
+        for path in volume.glob("incoming/*"):
+            yield f"{path} is left"
+        for path in volume.glob("cartuids/*"):
+            if not path.exists():
+                yield f"{path} leads nowhere"
+
+    # Downloads
+
+    def _download_all(self) -> None:
+        """Every uid answers what the store says of its newest cart; what was damaged heals."""
+        carts = read_carts(self.cartd.database, with_files=False).values()
+        uids = {cart.uid for cart in carts} | set(self.model.uids)
+        tell(fault for uid in sorted(uids) if (fault := self._answers(uid)))
+
+    def _answers(self, uid: str) -> str:
+        end = time.monotonic() + DEADLINE
+        while True:
+            fault = self._answers_now(uid)
+            if not fault or not self.model.is_damaged(uid) or time.monotonic() > end:
+                return fault
+            time.sleep(LOOK_EVERY)
+
+    def _answers_now(self, uid: str) -> str:
+        try:
+            answer = self.cartd.get(f"/{uid}?filename=data")
+        except BROKEN as error:
+            return f"the download of {uid} breaks: {error!r}"
+        of_uid = [cart for cart in read_carts(self.cartd.database).values() if cart.uid == uid]
+        newest = max(of_uid, key=lambda cart: cart.id, default=None)
+        if newest is None:
+            return "" if answer.status == 404 else f"{uid} has no cart, but answers {answer}"
+        if newest.status == "error":
+            right = answer.status == 500 and answer.json["message"] == newest.error
+            return "" if right else f"{uid} is in error ({newest.error}), but answers {answer}"
+        post = self.model.posts.get(number_of(newest))
+        if post is None:
+            return f"cart {newest.id} of {uid} is of a manifest that was deleted"
+        if answer.status != 200:
+            return f"cart {newest.id} of {uid} is {newest.status}, but answers {answer}"
+        return self._compared(post, answer)
+
+    def _compared(self, post: Post, answer: Answer) -> str:
+        created = int(parsedate_to_datetime(answer.headers["last-modified"]).timestamp())
+        tar = tar_of(post, top_of(post, "data", created), created)
+        if answer.body != tar:
+            return f"the tar of c{post.number} is not what it should be"
+        if not self.model.same_as_before(answer.headers["etag"], [tar]):
+            return f"another tar has had the ETag of c{post.number}'s"
+        return ""
+
+    def _put_back(self) -> None:
+        """What was taken from a cart that is not the newest of its uid is missed by nobody."""
+        carts = read_carts(self.cartd.database)
+        aside = lost(self.cartd)
+        for cart_id, path in list(files_of(aside)):
+            staged = self.cartd.volume / path.relative_to(aside)
+            cart = carts.get(cart_id)
+            name = str(path.relative_to(aside / str(cart_id)))
+            if cart and name in cart.names and not staged.exists():
+                path.rename(staged)
+            else:
+                path.unlink()
+
+    # What else is known
+
+    def _expected(self, cart: CartRow, path: Path) -> bytes | None:
+        post = self.model.posts.get(number_of(cart))
+        top, *below = path.relative_to(self.cartd.volume / str(cart.id)).parts
+        if post is None:
+            return None
+        if top == f"{cart.uid}.tar" and cart.bundle:
+            return tar_of(post, cart.uid, cart.created)
+        archived = post.contents.get("/".join(below))
+        return archived.data if archived and top == cart.uid else None
+
+    def _read_log(self) -> None:
+        """What has been evicted since the last time; the log must tell of no surprise."""
+        with (self.cartd.directory / "cartd.log").open("rb") as log:
+            log.seek(self._log_seen)
+            text = log.read().decode(errors="replace")
+            self._log_seen = log.tell()
+        self._evicted |= {int(cart_id) for cart_id in re.findall(r"Evicting cart (\d+) ", text)}
+        # A damaged file on the volume is logged with its trace, and nothing else is.
+        if len(_SURPRISE.findall(text)) != text.count("VolumeDamaged: "):
+            tell([text])
+
+
+def number_of(cart: CartRow) -> int:
+    """Of which post it is."""
+    number = number_in(cart.files[0].path)
+    assert number is not None, cart
+    return number
+
+
+def tell(faults: Iterable[str]) -> None:
+    found = list(faults)
+    assert not found, "\n".join(found)

@@ -1,0 +1,162 @@
+"""``doomed.py ORDER ARGUMENTS``: ``twistd ARGUMENTS``, killed at a named point when it is told to.
+
+The order is a file: as long as it is there and holds ``POINT:N``, the N-th passage of that point
+from then on is the process's last.  So a running process can be told, and a starting one.
+
+A point is before or after a call that changes the volume, or before or after the commit of a
+transaction, which is called after the method of the store that it is in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+POINTS = (
+    *("before-post", "after-post", "after-claim", "after-reserve"),
+    *("after-link-twin", "after-replace-twin", "before-record_linked", "after-record_linked"),
+    *("during-write", "before-replace-file", "after-replace-file"),
+    *("before-record_staged", "after-record_staged"),
+    *("during-write-tar", "before-replace-tar", "after-replace-tar"),
+    *("after-rename-tree", "after-record_bundled"),
+    *("after-symlink", "after-replace-link", "before-record_ready", "after-record_ready"),
+    *("before-record_error", "after-record_error", "before-restage", "after-restage"),
+    *("before-mark_deleted", "after-mark_deleted"),
+    *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
+)
+"""Those that the tests use: each leaves something else behind."""
+
+_KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
+"""What a name in ``incoming/`` is for; a number is a file's."""
+
+
+class Fate:
+    """Counts passages."""
+
+    def __init__(self, order: Path) -> None:
+        self._order = order
+        self._passages = 0
+        self._lock = threading.Lock()
+
+    def pass_by(self, point: str) -> bool:
+        """Whether this is where it ends."""
+        try:
+            wanted, _, number = self._order.read_text().partition(":")
+        except FileNotFoundError:
+            return False
+        if wanted != point:
+            return False
+        with self._lock:
+            self._passages += 1
+            return self._passages == int(number)
+
+    def meet(self, point: str) -> None:
+        if self.pass_by(point):
+            end()
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def watch_volume(fate: Fate) -> None:
+    """Have the calls of :mod:`os` that change names pass by, and ``os.write``."""
+
+    def watched(name: str, kind: Callable[..., str]) -> None:
+        call = getattr(os, name)
+
+        def passing(*arguments: Any, **more: Any) -> Any:
+            point = f"{name}{kind(*arguments)}"
+            fate.meet(f"before-{point}")
+            result = call(*arguments, **more)
+            fate.meet(f"after-{point}")
+            return result
+
+        setattr(os, name, passing)
+
+    watched("replace", lambda source, *_: _kind(source))
+    watched("rename", lambda _source, final, *_: _kind(final))
+    watched("link", lambda _source, final, *_: _kind(final))
+    watched("symlink", lambda *_: "")
+    watched("unlink", _unlinked)
+    watch_writes(fate)
+
+
+def watch_writes(fate: Fate) -> None:
+    write = os.write
+
+    def passing(fd: int, data: Any) -> int:
+        # The reactor wakes itself with single bytes, of another type.
+        if isinstance(data, memoryview) and len(data) > 1:
+            tar = _kind(Path(f"/proc/self/fd/{fd}").readlink()) == "-tar"
+            if fate.pass_by("during-write-tar" if tar else "during-write"):
+                write(fd, data[: len(data) // 2])
+                end()
+        return write(fd, data)
+
+    os.write = passing
+
+
+def _kind(path: object) -> str:
+    found = _KINDS.search(str(path))
+    if found is None:
+        return ""
+    return "-file" if found[1].isdigit() else f"-{found[1]}"
+
+
+def _unlinked(path: object, *_: object) -> str:
+    if "/cartuids/" in str(path):
+        return "-link"
+    return "" if os.sep in str(path) else "-file"  # a name alone: a tree is taken apart
+
+
+def watch_store(fate: Fate) -> None:
+    """Have transactions pass by when all is written, and when it is committed."""
+    from cartd.store.database import Database, Transaction
+
+    begun = Database.transaction
+
+    @asynccontextmanager
+    async def passing(database: Database, name: str) -> AsyncIterator[Transaction]:
+        async with begun(database) as transaction:
+            yield transaction
+            fate.meet(f"before-{name}")
+        fate.meet(f"after-{name}")
+
+    def transaction(database: Database) -> Any:
+        return passing(database, _method(sys._getframe(1)))
+
+    Database.transaction = transaction  # type: ignore[method-assign,assignment]
+
+
+def _method(frame: FrameType | None) -> str:
+    while frame is not None and frame.f_code.co_name.startswith("_"):
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_name
+
+
+def main() -> None:
+    order, *arguments = sys.argv[1:]
+    assert shutil.rmtree.avoids_symlink_attacks  # it looks at os's functions before we come
+    fate = Fate(Path(order))
+    watch_volume(fate)
+    watch_store(fate)
+    from twisted.scripts.twistd import run
+
+    sys.argv = ["twistd", *arguments]
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Clients that use the service in every way at once, and compare all that they get."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from itertools import count
+from pathlib import Path
+from random import Random
+from subprocess import TimeoutExpired
+from threading import Event, Lock, Thread
+from urllib.parse import quote
+
+from tests.crash.model import Archived, Known, Model, Post, post_of
+from tests.running_cartd import LOOK_EVERY, Answer, RunningCartd
+from tests.slow_reader import SlowReader
+
+CLIENTS = 4
+UIDS = 3
+"""Of each client."""
+PATIENCE = 2.0
+"""Seconds that a client waits for a cart before it does something else."""
+DEATH = 10.0
+"""Seconds within which a process whose connections broke must be seen to have ended."""
+BROKEN = (OSError, HTTPException)
+
+
+class Load:
+    """The clients of one stretch; what goes wrong is in ``faults``, what was done in ``done``."""
+
+    def __init__(
+        self, cartd: RunningCartd, model: Model, files: dict[str, Archived], numbers: count[int]
+    ) -> None:
+        self.cartd = cartd
+        self.model = model
+        self.files = files
+        self.numbers = numbers
+        self.lock = Lock()
+        self.stopped = Event()
+        self.faults: list[str] = []
+        self.done: Counter[str] = Counter()
+        self._clients: list[Client] = []
+
+    def start(self, seed: str) -> None:
+        self._clients = [
+            Client(self, number, Random(f"{seed}/{number}")) for number in range(CLIENTS)
+        ]
+        for client in self._clients:
+            client.thread.start()
+
+    def stop(self) -> None:
+        """Let every client end what it does, and wait for that."""
+        self.stopped.set()
+        for client in self._clients:
+            client.thread.join()
+
+
+class Client:
+    """One user, with carts of its own, in a thread."""
+
+    def __init__(self, load: Load, number: int, random: Random) -> None:
+        self.thread = Thread(target=self._run, name=f"client {number}", daemon=True)
+        self._load = load
+        self._cartd = load.cartd
+        self._model = load.model
+        self._random = random
+        self._uids = [f"u{number}-{n}" for n in range(UIDS)]
+
+    def _run(self) -> None:
+        ways: dict[Callable[[str], None], int] = {
+            self._post: 6,
+            self._post_again: 1,
+            self._download: 4,
+            self._ranges: 3,
+            self._delete: 2,
+            self._delete_while_reading: 1,
+            self._evict_while_reading: 1,
+            self._lose_a_file: 1,
+        }
+        while not self._load.stopped.is_set():
+            [way] = self._random.choices(list(ways), list(ways.values()))
+            try:
+                way(self._random.choice(self._uids))
+            except BROKEN as error:
+                if not self._has_died():
+                    self._fault(f"{way.__name__}: broken without a kill: {error!r}")
+                return
+            except Exception as error:
+                self._fault(f"{way.__name__}: {error!r}")
+                return
+            self._note(way.__name__.lstrip("_"))
+
+    def _has_died(self) -> bool:
+        assert self._cartd.process is not None
+        try:
+            self._cartd.process.wait(DEATH)
+        except TimeoutExpired:
+            return False
+        return True
+
+    def _note(self, what: str, number: int = 1) -> None:
+        with self._load.lock:
+            self._load.done[what] += number
+
+    def _fault(self, what: str) -> None:
+        self._load.faults.append(f"{self.thread.name}: {what}")
+
+    # What clients do
+
+    def _post(self, uid: str) -> None:
+        post = post_of(next(self._load.numbers), uid, self._random, self._load.files)
+        self._send(post)
+        if self._random.random() < 0.6:
+            self._await_end(uid)
+
+    def _post_again(self, uid: str) -> None:
+        if known := self._model.uids.get(uid):
+            self._send(self._random.choice(known).post)
+
+    def _send(self, post: Post) -> None:
+        self._model.posting(post)
+        answer = self._cartd.post(post.uid, post.body)
+        if answer.status == 201:
+            self._model.posted(post)
+        else:
+            self._fault(f"posting c{post.number}: {answer}")
+
+    def _await_end(self, uid: str) -> str:
+        end = time.monotonic() + PATIENCE
+        while True:
+            answer = self._cartd.request("HEAD", f"/{uid}")
+            status = answer.headers["x-pacifica-status"]
+            if status == "error" and answer.status == 500:
+                self._check_error(uid, answer.headers["x-pacifica-message"])
+            if status in ("ready", "error") or time.monotonic() > end:
+                return status
+            time.sleep(LOOK_EVERY)
+
+    def _delete(self, uid: str) -> None:
+        self._model.deleting(uid)
+        answer = self._cartd.delete(uid)
+        if answer.status in (200, 404):
+            self._model.deleted(uid)
+        else:
+            self._fault(f"deleting {uid}: {answer}")
+
+    def _download(self, uid: str) -> None:
+        name = self._random.choice(["", "data", "ä ö"])
+        known = self._known(uid)
+        answer = self._got(uid, name)
+        if answer is not None:
+            self._check(uid, known, name, answer)
+
+    def _ranges(self, uid: str) -> None:
+        """Some bytes, and then others of the same tar."""
+        name, known, etag = self._random.choice(["data", "other"]), self._known(uid), ""
+        for _ in range(3):
+            start = self._random.choice([0, 511, self._random.randrange(60_000)])
+            wanted = {"range": f"bytes={start}-{start + self._random.randrange(200_000)}"}
+            answer = self._got(uid, name, **wanted, **({"if_range": etag} if etag else {}))
+            if answer is None:
+                return
+            self._check(uid, known, name, answer)
+            etag = answer.headers.get("etag", etag)
+
+    def _delete_while_reading(self, uid: str) -> None:
+        self._read_slowly(uid, lambda: self._delete(uid))
+
+    def _evict_while_reading(self, uid: str) -> None:
+        others = [other for other in self._uids if other != uid]
+        self._read_slowly(uid, lambda: self._post(self._random.choice(others)))
+
+    def _read_slowly(self, uid: str, meanwhile: Callable[[], object]) -> None:
+        """What is being sent is sent to its end, though the cart is deleted meanwhile."""
+        known = self._known(uid)
+        if self._model.is_damaged(uid) or self._await_end(uid) != "ready":
+            return
+        reader = SlowReader(self._cartd, _target(uid, "slow"))
+        try:
+            meanwhile()
+            if reader.status == 200:
+                answer = Answer(reader.status, reader.headers, reader.rest())
+                self._check(uid, known, "slow", answer)
+        finally:
+            reader.close()
+
+    def _lose_a_file(self, uid: str) -> None:
+        """Take a staged file away behind the service's back: a download finds that out."""
+        for post in [one.post for one in self._known(uid) if one.post.contents][-1:]:
+            self._model.damaged(post)
+            path = self._random.choice(list(post.contents))
+            take_away(self._cartd, f"cartuids/{uid}", path)
+        self._download(uid)
+
+    # What they compare
+
+    def _known(self, uid: str) -> list[Known]:
+        return list(self._model.uids.get(uid, []))
+
+    def _got(self, uid: str, name: str, **headers: str) -> Answer | None:
+        """The answer to a GET; none if it broke, as it must where a file is lost."""
+        try:
+            return self._cartd.get(_target(uid, name), **headers)
+        except BROKEN:
+            if self._model.is_damaged(uid):
+                self._note("broken for a lost file")
+                return None
+            raise
+
+    def _check(self, uid: str, known: list[Known], name: str, answer: Answer) -> None:
+        if answer.status == 200:
+            self._check_bytes(known, name, answer, 0, len(answer.body))
+        elif answer.status == 206:
+            first, _, length = answer.headers["content-range"].removeprefix("bytes ").partition("/")
+            self._check_bytes(known, name, answer, int(first.partition("-")[0]), int(length))
+        elif answer.status == 500:
+            self._check_error(uid, answer.json["message"])
+        elif answer.status not in (202, 404, 416):
+            self._fault(f"getting {uid}: {answer}")
+
+    def _check_bytes(
+        self, known: list[Known], name: str, answer: Answer, start: int, length: int
+    ) -> None:
+        created = int(parsedate_to_datetime(answer.headers["last-modified"]).timestamp())
+        tars = self._model.recognised(known, name, created, start, answer.body, length)
+        if not tars:
+            candidates = [one.post.number for one in known]
+            self._fault(
+                f"{len(answer.body)} bytes from {start} of {length} are of none of {candidates}: "
+                f"{dict(answer.headers)}"
+            )
+            return
+        with self._load.lock:
+            if not self._model.same_as_before(answer.headers["etag"], tars):
+                self._fault(f"another tar has had the ETag of this one: {dict(answer.headers)}")
+        self._note("downloads compared" if len(answer.body) == length else "ranges compared")
+        self._note("bytes compared", len(answer.body))
+
+    def _check_error(self, uid: str, error: str) -> None:
+        if not any(one.post.explains(error) for one in self._known(uid)):
+            self._fault(f"{uid} is in error without a cause: {error}")
+
+
+def lost(cartd: RunningCartd) -> Path:
+    """Where the files are that were taken away, by their paths on the volume."""
+    return cartd.directory / "lost"
+
+
+def take_away(cartd: RunningCartd, tree: str, path: str) -> None:
+    """Move a file out of a cart's tree, if it is there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        staged = (cartd.volume / tree).resolve(strict=True) / path
+        aside = lost(cartd) / staged.relative_to(cartd.volume.resolve())
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(aside)
+
+
+def _target(uid: str, name: str) -> str:
+    return f"/{uid}?filename={quote(name)}" if name else f"/{uid}"

@@ -1,0 +1,297 @@
+"""What clients know of their carts, and so what the service may answer: values, no I/O.
+
+A request without an answer may have been carried out or not: the model goes on with both, until
+the store is looked into (:meth:`Model.settle`).  Each uid belongs to one client, who asks one thing
+at a time; the files are the same for all, so that carts of different clients share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from random import Random
+
+from tests.running_cartd import entry, manifest
+
+NO_SPACE = "No Space Available"
+GIANT = "giant"
+"""The id of a file that no volume here has room for."""
+LARGE_BYTES = 16 * 2**20
+"""Of a file that does not fit between the service and a client that does not read."""
+ETAGS = 20_000
+"""So many are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A file as the archive has it; ``mtime`` in whole Unix seconds."""
+
+    data: bytes
+    mtime: int
+
+
+def archived_files(seed: str) -> dict[str, Archived]:
+    """The archive's files by their ids: few, so that many carts share them."""
+    random = Random(f"{seed}/files")
+    sizes = {
+        **{f"small{n}": random.choice([0, 1, 511, 512, 4096, 20_000]) for n in range(24)},
+        **{f"middle{n}": random.randint(100_000, 1_500_000) for n in range(6)},
+        **{f"large{n}": LARGE_BYTES + n for n in range(3)},
+    }
+    return {
+        name: Archived(random.randbytes(size), random.randint(10**9, 17 * 10**8))
+        for name, size in sizes.items()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Post:
+    """One manifest, whose paths no other manifest has."""
+
+    number: int
+    uid: str
+    files: tuple[tuple[str, str, Archived | None], ...]
+    """(archive id, path, content; none for what the archive has not)."""
+    bundle: bool
+
+    @cached_property
+    def body(self) -> bytes:
+        entries = [
+            entry(name, path, archived.data if archived else b"")
+            for name, path, archived in self.files
+        ]
+        return manifest(entries, bundle=self.bundle)
+
+    @cached_property
+    def contents(self) -> dict[str, Archived]:
+        """The files that can be staged, by path."""
+        return {path: archived for _, path, archived in self.files if archived}
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it can be had."""
+        return all(archived for _, _, archived in self.files)
+
+    @property
+    def large(self) -> bool:
+        return any(len(each.data) >= LARGE_BYTES for each in self.contents.values())
+
+    def explains(self, error: str) -> bool:
+        """Whether that is a true cause for the cart to be in error.
+
+        Small carts find room as well as large ones only while nothing else is in the way, so a
+        lack of room is believed of any; that there is room again is found out by later carts.
+        """
+        return error == NO_SPACE or any(
+            error.startswith(f"Failed to stage {path} (archive id {name}): ") and "404" in error
+            for name, path, archived in self.files
+            if archived is None and name != GIANT
+        )
+
+
+def post_of(number: int, uid: str, random: Random, files: dict[str, Archived]) -> Post:
+    """A manifest like any other: mostly small files, now and then one that cannot be had."""
+    weights = [1.0 if name.startswith("large") else 3.0 for name in files]
+    names = random.choices(list(files), weights, k=random.choice([1, 2, 3, 5, 8]))
+    misfortune = random.random()
+    if misfortune < 0.06:
+        names.append("missing")
+    elif misfortune < 0.09:
+        names.append(GIANT)
+    chosen = tuple(
+        (name, f"c{number}/{place % 3}/{name}-{place}", files.get(name))
+        for place, name in enumerate(names)
+    )
+    return Post(number, uid, chosen, random.random() < 0.25)
+
+
+def number_in(path: str) -> int | None:
+    """The number of the post that has such a path."""
+    found = re.match(r"c(\d+)/", path)
+    return int(found[1]) if found else None
+
+
+@lru_cache(maxsize=24)
+def tar_of(post: Post, top: str, created: int) -> bytes:
+    """The cart's tar, as Python's own tarfile writes it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, archived in _members(post, top):
+            info = tarfile.TarInfo(name)
+            info.mtime = archived.mtime if archived else created
+            info.mode = 0o644 if archived else 0o755
+            info.type = tarfile.REGTYPE if archived else tarfile.DIRTYPE
+            info.size = len(archived.data) if archived else 0
+            tar.addfile(info, io.BytesIO(archived.data) if archived else None)
+    return out.getvalue()
+
+
+def _members(post: Post, top: str) -> Iterator[tuple[str, Archived | None]]:
+    seen = {top}
+    yield top, None
+    for path, archived in post.contents.items():
+        parts = [top, *path.split("/")]
+        for depth in range(1, len(parts)):
+            if (folder := "/".join(parts[:depth])) not in seen:
+                seen.add(folder)
+                yield folder, None
+        yield f"{top}/{path}", archived
+
+
+@dataclass(slots=True)
+class Known:
+    """What its client knows of one accepted cart, or of one that may have been accepted."""
+
+    post: Post
+    accepted: bool = False
+    """Whether 201 was received."""
+    may_be_deleted: bool = False
+    """Whether a DELETE of it had no answer."""
+    damaged: bool = False
+    """Whether somebody has removed a file of it from the volume, behind the service's back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A cart in the store that is not deleted, and the post that it was made of."""
+
+    cart_id: int
+    post: int
+    status: str
+    error: str
+
+
+@dataclass
+class Model:
+    """All carts that may be there, and the tars that were seen."""
+
+    posts: dict[int, Post] = field(default_factory=dict)
+    uids: dict[str, list[Known]] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    """The posts of which a DELETE was answered, since the store was last looked into."""
+    _tars: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    _etags: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
+
+    # What clients do
+
+    def posting(self, post: Post) -> None:
+        """The manifest is about to be sent, for the first time or again."""
+        self.posts[post.number] = post
+        known = self.uids.setdefault(post.uid, [])
+        if not any(one.post is post for one in known):
+            known.append(Known(post))
+
+    def posted(self, post: Post) -> None:
+        """201 was received."""
+        for known in self.uids[post.uid]:
+            if known.post is post:
+                known.accepted, known.may_be_deleted = True, False
+
+    def deleting(self, uid: str) -> None:
+        for known in self.uids.get(uid, []):
+            known.may_be_deleted = True
+
+    def deleted(self, uid: str) -> None:
+        """200 or 404 was received: there is no cart of that uid."""
+        self.gone.update(known.post.number for known in self.uids.pop(uid, []))
+
+    def damaged(self, post: Post) -> None:
+        for known in self.uids.get(post.uid, []):
+            if known.post is post:
+                known.damaged = True
+
+    # What they may be told
+
+    def is_damaged(self, uid: str) -> bool:
+        return any(known.damaged for known in self.uids.get(uid, []))
+
+    @staticmethod
+    def recognised(
+        known: list[Known], name: str, created: int, start: int, body: bytes, length: int
+    ) -> list[bytes]:
+        """The tars of these carts that have ``body`` from the byte ``start`` on, and that length.
+
+        ``created``: when the cart was posted, in whole Unix seconds.
+        """
+        tars = [
+            tar_of(one.post, top_of(one.post, name, created), created)
+            for one in known
+            if one.post.whole
+        ]
+        return [
+            tar for tar in tars if len(tar) == length and tar[start : start + len(body)] == body
+        ]
+
+    def same_as_before(self, etag: str, tars: list[bytes]) -> bool:
+        """Whether one ETag has always meant one tar, and that tar that ETag.
+
+        Of several tars that have the bytes that came, it must be so with one.
+        """
+        digests = [hashlib.sha256(tar).digest() for tar in tars]
+        same = [
+            digest
+            for digest in digests
+            if self._tars.get(etag, digest) == digest and self._etags.get(digest, etag) == etag
+        ]
+        if len(same) == 1:
+            self._tars[etag], self._etags[same[0]] = same[0], etag
+            if len(self._tars) > ETAGS:
+                self._tars.popitem(last=False)
+            if len(self._etags) > ETAGS:
+                self._etags.popitem(last=False)
+        return bool(same)
+
+    # What the store must say when all is quiet
+
+    def settle(
+        self, living: Iterable[Living], evicted: set[int], rows: dict[int, int]
+    ) -> list[str]:
+        """Compare with the store, then believe it; what is wrong, in words.
+
+        ``rows``: the newest cart of each post, deleted or not.  ``evicted``: the ids of carts.
+        """
+        there = list(living)
+        faults = [*self._lost({one.post for one in there}, evicted, rows)]
+        for one in there:
+            post = self.posts.get(one.post)
+            if post is None or one.post in self.gone:
+                faults.append(f"cart {one.cart_id} lives, though it was deleted")
+            elif one.status == "error" and not post.explains(one.error):
+                faults.append(f"cart {one.cart_id} is in error without a cause: {one.error}")
+            elif one.status == "ready" and not post.whole:
+                faults.append(f"cart {one.cart_id} is ready, though not all of it can be had")
+            elif one.status not in ("ready", "error"):
+                faults.append(f"cart {one.cart_id} is still {one.status}")
+        self._believe(there)
+        return faults
+
+    def _lost(self, living: set[int], evicted: set[int], rows: dict[int, int]) -> Iterator[str]:
+        for uid, carts in self.uids.items():
+            for known in carts:
+                number = known.post.number
+                sure = known.accepted and not known.may_be_deleted
+                if sure and number not in living and rows.get(number) not in evicted:
+                    yield f"the accepted cart c{number} of {uid} is lost: row {rows.get(number)}"
+
+    def _believe(self, living: list[Living]) -> None:
+        uids: dict[str, list[Known]] = {}
+        for one in sorted(living, key=lambda one: one.cart_id):
+            if post := self.posts.get(one.post):
+                uids.setdefault(post.uid, []).append(Known(post, accepted=True))
+        self.uids = uids
+        self.posts = {known.post.number: known.post for of in uids.values() for known in of}
+        self.gone.clear()
+
+
+def top_of(post: Post, name: str, created: int) -> str:
+    """The top folder of the cart's tar, if it is asked for as ``name``."""
+    if post.bundle:
+        return post.uid
+    return name or time.strftime("data_%Y_%m_%d_%H_%M_%S", time.localtime(created))

@@ -1,0 +1,120 @@
+"""What a soak has shown: figures, and a picture of what the service took over time."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from bench import peers
+
+_ROOT = Path(__file__).parent.parent.parent
+_BENCH = _ROOT / ".bench"
+_DRAW = _ROOT / "bench" / "draw.py"
+LONG = 20
+"""Seconds that a process must have lived for its growth to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The service at one moment, one of every second."""
+
+    minutes: float
+    memory: float
+    """Resident, in MiB."""
+    threads: int
+    files: int
+    """Open ones, sockets among them."""
+    process: int
+    kills: int
+    """Survived so far."""
+
+    def values(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def draw(samples: Path, directory: Path) -> str:
+    """The line of the report that shows the picture, or says why there is none."""
+    try:
+        python = peers.pictures(_BENCH) / "python"
+        command = [str(python), str(_DRAW), str(samples), str(directory), "--soak"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (peers.Absent, OSError, subprocess.CalledProcessError) as error:
+        return f"No picture could be drawn: {error}"
+    return "![Memory, threads, open files and kills over time](soak.svg)"
+
+
+def report(
+    done: Mapping[str, int],
+    kills: int,
+    samples: Sequence[Sample],
+    picture: str,
+    *,
+    seed: str,
+    fault: str,
+) -> str:
+    minutes = samples[-1].minutes if samples else 0
+    figures = {
+        "minutes": f"{minutes:.1f}",
+        "kills survived": f"{kills:,}",
+        "downloads compared": f"{done['downloads compared']:,}",
+        "ranges compared": f"{done['ranges compared']:,}",
+        "bytes compared": f"{done['bytes compared']:,}",
+        "manifests posted": f"{done['post'] + done['post_again']:,}",
+        "carts deleted while they were read": f"{done['delete_while_reading']:,}",
+        "carts read while others needed room": f"{done['evict_while_reading']:,}",
+        "files taken away": f"{done['lose_a_file']:,}",
+    }
+    lines = [
+        "# Soak",
+        f"Something was wrong (`--seed {seed}` runs it again):\n\n```\n{fault}\n```"
+        if fault
+        else f"Nothing was wrong. Seed: {seed}",
+        _table(("what", "how many"), figures.items()),
+        picture,
+        "The processes that lived longest without a kill:",
+        _table(
+            ("from minute", "to", "MiB at first", "at last", "at most", "threads", "open files"),
+            _processes(samples),
+        ),
+        "Kills, by where they met the service:",
+        _table(
+            ("point", "kills"),
+            sorted((what, str(n)) for what, n in done.items() if what.startswith("killed ")),
+        ),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _processes(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for _, of_process in groupby(samples, key=lambda sample: sample.process):
+        lived = list(of_process)
+        if len(lived) < LONG:
+            continue
+        tenth = max(len(lived) // 10, 1)
+        rows.append(
+            (
+                f"{lived[0].minutes:.1f}",
+                f"{lived[-1].minutes:.1f}",
+                # Of the first tenth too: it has begun to work by its end.
+                f"{max(one.memory for one in lived[:tenth]):.0f}",
+                f"{statistics.median(one.memory for one in lived[-tenth:]):.0f}",
+                f"{max(one.memory for one in lived):.0f}",
+                _range([one.threads for one in lived]),
+                _range([one.files for one in lived]),
+            )
+        )
+    return rows
+
+
+def _range(numbers: list[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

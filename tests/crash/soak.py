@@ -1,0 +1,122 @@
+"""``python -m tests.crash.soak --minutes 60``: load and kills for so long, and a report.
+
+A quarter of the time the service is killed again and again, at named points, at any moment and at
+its starts; for the rest it works without a kill, and what it takes is looked at every second.  The
+first thing that is wrong ends it; the report says what, and how to run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from threading import Event, Thread
+
+from bench.usage import resident
+from tests.crash.doomed import POINTS
+from tests.crash.ordeal import Ordeal, ordeal
+from tests.crash.report import Sample, draw, report
+
+PLACE = Path(__file__).parent.parent.parent / ".soak"
+CYCLES = 6
+"""So many times kills, and then work without them."""
+SHARE_OF_KILLS = 0.25
+LOOK_EVERY = 1.0
+
+
+@dataclass
+class Watch:
+    """What the service takes, sampled in a thread of its own while the block runs."""
+
+    it: Ordeal
+    samples: list[Sample] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+    _ended: Event = field(default_factory=Event)
+
+    def __enter__(self) -> Watch:
+        self._thread = Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_EVERY):
+            process = self.it.cartd.process
+            if process is not None and process.poll() is None:
+                try:
+                    self.samples.append(self._sample(process.pid))
+                except (OSError, StopIteration):
+                    continue  # it was killed meanwhile
+
+    def _sample(self, pid: int) -> Sample:
+        proc = Path(f"/proc/{pid}")
+        return Sample(
+            minutes=(time.monotonic() - self._began) / 60,
+            memory=resident(pid) / 2**20,
+            threads=len(list((proc / "task").iterdir())),
+            files=len(list((proc / "fd").iterdir())),
+            process=pid,
+            kills=self.it.kills,
+        )
+
+
+def soak(it: Ordeal, seconds: float) -> None:
+    """Kills and work in turn, until the time is over."""
+    random = Random(f"{it.seed}/soak")
+    cycle = seconds / CYCLES
+    points: list[str] = []
+    for _ in range(CYCLES):
+        end = time.monotonic() + cycle * SHARE_OF_KILLS
+        while time.monotonic() < end:
+            points = points or random.sample(POINTS, len(POINTS))
+            kill(it, points, random)
+        it.work(cycle * (1 - SHARE_OF_KILLS))
+        it.stop_cleanly()
+        it.cartd.start()
+
+
+def kill(it: Ordeal, points: list[str], random: Random) -> None:
+    way = random.random()
+    if way < 0.6:
+        it.kill_at(points.pop(), random.randint(1, 5))
+    elif way < 0.8:
+        it.kill_within(random.uniform(0.05, 5.0))
+    else:
+        it.kill_at_start(random.choice(POINTS))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", default=str(int(time.time())))
+    options = parser.parse_args(arguments)
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir()
+    print(f"soaking for {options.minutes:g} minutes, seed {options.seed}", file=sys.stderr)
+    fault = ""
+    with ordeal(PLACE / "run", seed=options.seed, fail_rate=0.002) as it:
+        with Watch(it) as watch:
+            try:
+                soak(it, options.minutes * 60)
+            except AssertionError as error:
+                fault = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        (PLACE / "samples.json").write_text(json.dumps([one.values() for one in watch.samples]))
+        picture = draw(PLACE / "samples.json", PLACE)
+        text = report(it.done, it.kills, watch.samples, picture, seed=options.seed, fault=fault)
+        (PLACE / "report.md").write_text(text)
+    if not fault:
+        shutil.rmtree(PLACE / "run")
+    print(text)
+    return 1 if fault else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

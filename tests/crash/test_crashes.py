@@ -1,0 +1,55 @@
+"""Nothing is lost, wrong or left over, wherever the service is killed.
+
+Each point at which it may be killed is named in :mod:`tests.crash.doomed`, and met here once; other
+kills come at any moment, and while the service takes up what the last one has left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.crash.doomed import POINTS
+from tests.crash.ordeal import Ordeal, ordeal
+from tests.databases import Postgres
+
+pytest_plugins = ("tests.database_fixtures",)
+
+PARTS = 5
+"""Of the points: one test each, so that tests can share the cores."""
+
+
+def meet(it: Ordeal, points: list[str]) -> None:
+    """Be killed once at each point, a few passages from now."""
+    random = Random(it.seed)
+    for point in points:
+        # The later the passage, the longer it may take to come: what is rare comes once.
+        assert it.kill_at(point, random.randint(1, 3)) or it.kill_at(point, 1), point
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_kill_at_any_point_costs_nothing_that_was_promised(tmp_path: Path, part: int) -> None:
+    with ordeal(tmp_path, seed=f"points {part}") as it:
+        meet(it, list(POINTS[part::PARTS]))
+        it.stop_cleanly()
+        assert it.done["downloads compared"]
+
+
+def test_kills_at_any_moment_and_of_starts_cost_nothing_either(tmp_path: Path) -> None:
+    with ordeal(tmp_path, seed="moments", fail_rate=0.01) as it:
+        random = Random(it.seed)
+        for point in ("after-claim", "after-replace-link"):
+            it.kill_within(random.uniform(0.1, 1.0))
+            it.kill_at_start(point)
+        it.stop_cleanly()
+
+
+def test_a_kill_costs_nothing_on_postgresql(tmp_path: Path, postgres: Postgres) -> None:
+    database = postgres.create(template="synced")
+    with ordeal(tmp_path, seed="postgresql", database=database) as it:
+        meet(it, ["before-mark_deleted", "after-record_linked", "before-record_staged"])
+        it.kill_within(0.5)
+        it.stop_cleanly()
+    postgres.drop(database)
