@@ -91,6 +91,8 @@ class Staging:
             lambda: self._share(PAGE),
             hashed=self._resumed,
         )
+        if self._resumed:
+            await self._part()
         await self._reserve(await self._learn_states())
         try:
             await both(self._fetch_from_disk(), self._recall_from_tape())
@@ -112,6 +114,16 @@ class Staging:
         await volume.clear_incoming(cart.id)
         if cart.bundle and cart.files_staged < cart.files_total:
             await volume.drop_tar(cart)
+
+    async def _part(self) -> None:
+        """Let no file be another cart's that is not recorded to be: its bytes would count twice.
+
+        It was linked and a kill, or the going of its twin, kept that from being recorded.
+        """
+        after = -1
+        while page := await self._page(after):
+            await self._tools.volume.part(self._cart, page)
+            after = page[-1].position
 
     # Learning what the archive has
 
@@ -191,8 +203,6 @@ class Staging:
             self._on_tape.discard(file.position)
 
     async def _fetch(self, file: CartFile) -> None:
-        # What is there, but not recorded, may be a link that a crash kept from being recorded, to
-        # a file that has gone since.  It counts as this cart's own: not less than it takes.
         if self._resumed and await self._tools.volume.has(self._cart, file):
             hash_sum = file.hash_sum
         else:
@@ -263,16 +273,17 @@ class Staging:
         self, wanted: Callable[[CartFile], bool] = lambda _: True
     ) -> AsyncIterator[CartFile]:
         after = -1
-        while True:
-            page = await self._tools.store.files(
-                self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
-            )
-            if not page:
-                return
+        while page := await self._page(after):
             for file in page:
                 if wanted(file):
                     yield file
             after = page[-1].position
+
+    async def _page(self, after: int) -> list[CartFile]:
+        """The next unstaged files behind that position."""
+        return await self._tools.store.files(
+            self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
+        )
 
     def _window(self) -> int:
         return self._share(WINDOW)

@@ -24,7 +24,8 @@ async def link_twins(
 ) -> Cart:
     """Link into ``cart`` what other carts have staged, ``page()`` files at a time.
 
-    The cart as it is then.  A file that cannot be linked is left to be fetched.
+    The cart as it is then.  A file that cannot be linked, or whose twin goes before that is
+    recorded, is left to be fetched.
 
     ``hashed``: only to files whose bytes have their hash.  So it is for a cart that is staged
     again, which may have been found damaged: what is wrong with it shall not come back from a cart

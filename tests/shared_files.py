@@ -85,9 +85,9 @@ class Sharing:
                 await self.random.choice([self.lose, self.delete])(tree)
             await self.store.record_linked(tree.cart.id, "me", twins)
             for twin, one, position, inode in zip(twins, linked, at, inodes, strict=True):
-                still = one in self.trees and position in one.files
-                # Whose twin has gone counts for itself, though a third may have it too.
-                tree.files[twin.position] = inode if still else Inode(inode.size)
+                # What the twin has lost meanwhile is not recorded: a third may own it now.
+                if one in self.trees and position in one.files:
+                    tree.files[twin.position] = inode
 
     async def fetch(self) -> None:
         if tree := self._one(finished=False):

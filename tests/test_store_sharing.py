@@ -119,6 +119,23 @@ async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_link_whose_twin_goes_before_it_is_recorded_does_not_count(store: Store) -> None:
+    """A third cart has inherited the bytes: they would count twice."""
+    first = await staged(store, "first")
+    third = await linked(store, "third")
+    cart = await claimed(store, "again")
+    twins = await store.twins(cart.id, range(2))
+    assert {twin.staged_cart for twin in twins} <= {first.id, third.id}
+    going = twins[0].staged_cart
+    await store.mark_deleted(going, 20)
+    await store.record_linked(cart.id, "me", twins)
+    assert (await found(store, cart)).files_staged == sum(
+        twin.staged_cart != going for twin in twins
+    )
+    assert await store.usage() == (20, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Store) -> None:
     """Their downloads can be resumed."""
     first = await staged(store, "first")

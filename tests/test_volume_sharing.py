@@ -83,6 +83,18 @@ def test_what_is_there_and_no_longer_right_is_replaced(volume: Volume) -> None:
     assert damaged.samefile(old)
 
 
+def test_a_file_parts_from_others_and_stays_if_it_is_nobody_elses(volume: Volume) -> None:
+    old = staged(volume)
+    result_of(volume.share(NEW, [twin()]))
+    own = stage(volume, a_file(BODY, "own"), cart=NEW)
+    (volume.tree(NEW) / "folder").mkdir()
+    paths = ["there/too.dat", "own", "own/below", "folder", "missing"]
+    result_of(volume.part(NEW, [a_file(BODY, path) for path in paths]))
+    assert not volume.member(NEW, "there/too.dat").exists()
+    assert own.exists()
+    assert old.read_bytes() == BODY
+
+
 def test_a_planted_link_in_its_place_is_replaced_and_not_followed(
     volume: Volume, tmp_path: Path
 ) -> None:

@@ -95,7 +95,7 @@ _COUNT = (
     .values(
         files_staged=cart.c.files_staged + bindparam("more_files"),
         bytes_staged=_STAGED_NOW,
-        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
+        bytes_linked=cart.c.bytes_linked + bindparam("more_bytes"),
         # Room was promised to a cart that is staged again, but not to a new one.
         volume_bytes=case(
             (cart.c.volume_bytes < _STAGED_NOW, _STAGED_NOW), else_=cart.c.volume_bytes
@@ -121,8 +121,7 @@ class Twins:
         """Files that are on the volume, each as a hard link to its twin.
 
         One transaction, which writes nothing if the lease was lost.  A link whose twin has gone
-        meanwhile owns its bytes; should a third cart have inherited them, they count twice until
-        one of the two goes.
+        meanwhile is not recorded: whether a third cart has inherited the bytes, nobody can tell.
         """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
@@ -134,10 +133,10 @@ class Twins:
 async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequence[Twin]) -> None:
     at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
     unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
-    new = [twin for twin in linked if twin.position in unstaged]
+    owners = await _owners(transaction, [twin.staged_id for twin in linked])
+    new = [twin for twin in linked if twin.position in unstaged and twin.staged_id in owners]
     if not new:
         return
-    owners = await _owners(transaction, [twin.staged_id for twin in new])
     await transaction.execute(
         _RECORD_LINKED,
         [
@@ -146,7 +145,7 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
                 "at": twin.position,
                 "new_size": twin.size,
                 "new_mtime": twin.mtime,
-                "owner": owners.get(twin.staged_id),
+                "owner": owners[twin.staged_id],
             }
             for twin in new
         ],
@@ -155,7 +154,6 @@ async def _record_linked(transaction: Transaction, cart_id: int, linked: Sequenc
         "cart_id": cart_id,
         "more_files": len(new),
         "more_bytes": sum(twin.size for twin in new),
-        "more_linked": sum(twin.size for twin in new if twin.staged_id in owners),
     }
     await transaction.execute(_COUNT, counted)
 

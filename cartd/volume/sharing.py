@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cartd.errors import NoSpace
@@ -37,6 +38,16 @@ def share(
         else:
             shared.append(twin)
     return shared, reason
+
+
+def part(paths: VolumePaths, cart: Cart, members: Sequence[str]) -> None:
+    """Take away those of the cart's files at the paths ``members`` that have another name."""
+    for member in members:
+        path = paths.member(cart, member)
+        with told_of(path, paths.root), suppress(FileNotFoundError, NotADirectoryError):
+            there = path.lstat()
+            if stat.S_ISREG(there.st_mode) and there.st_nlink > 1:
+                path.unlink()
 
 
 def _link(staged: Path, size: int, temporary: Path, final: Path, directories: Directories) -> None:

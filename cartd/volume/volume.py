@@ -33,7 +33,7 @@ from cartd.volume.partial import Directories, PartialFile, told_of
 from cartd.volume.paths import VolumePaths
 from cartd.volume.removal import remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
-from cartd.volume.sharing import share
+from cartd.volume.sharing import part, share
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,6 +101,11 @@ class Volume(Hashes):
             shared += more
             reason = reason or why
         return shared, reason
+
+    async def part(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        """Take away those of the files that are one with another cart's."""
+        members = [file.path for file in files]
+        await shielded(self._threads.run(part, self._paths, cart, members))
 
     async def clear_incoming(self, cart_id: int) -> None:
         """Remove what an interrupted staging, bundling or removal has left of the cart."""
