@@ -139,6 +139,7 @@ class Stager:
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
+        staging = self._stagings.get(cart_id)
         try:
             await self._store.record_error(
                 cart_id,
@@ -147,6 +148,7 @@ class Stager:
                 position=position,
                 file_error=file_error,
                 now=self._clock.seconds(),
+                volume_bytes=None if staging is None else staging.tar_bytes,
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)

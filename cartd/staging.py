@@ -72,6 +72,8 @@ class Staging:
         self._holder = holder
         self._resumed = resumed
         """Whether files may be on the volume that the store does not know of."""
+        self.tar_bytes: int | None = None
+        """Those of its tar, which is on the volume in place of its files; none until it is."""
         self._on_tape: set[int] = set()
         self._staged: Batches[tuple[int, str]] = Batches(self._record_staged, tools.clock.seconds)
 
@@ -264,6 +266,7 @@ class Staging:
         else:
             reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
             await volume.write_tar(cart, reader, plan.length)
+        self.tar_bytes = plan.length
         await self._tools.store.record_bundled(cart.id, self._holder)
         return plan.length
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from math import inf
@@ -101,6 +102,20 @@ class TestErrors:
         assert bench.store.carts[cart.id].error == message
         failed = bench.store.rows[cart.id][1]
         assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
+
+    def test_a_cart_that_fails_when_its_bundle_is_written_takes_what_that_takes(
+        self, bench: Staged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(bench.volume, "link", fail)
+        bench.start()
+        cart = bench.put(bundle=True)
+        bench.stager.begin(cart.id, resumed=False)
+        assert bench.status(cart.id) is CartStatus.ERROR
+        tar = bench.volume.tar(cart).stat().st_size
+        assert bench.store.carts[cart.id].volume_bytes == tar
 
     def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
         self, bench: Staged

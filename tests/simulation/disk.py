@@ -13,7 +13,18 @@ from unittest.mock import patch
 
 from cartd.volume.partial import PartialFile
 
-CHANGES = ("open", "write", "replace", "rename", "link", "unlink", "rmdir", "mkdir", "symlink")
+CHANGES = (
+    "open",
+    "write",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "symlink",
+    "fsync",
+)
 READS = ("read",)
 FULL = (errno.ENOSPC,)
 BROKEN = (errno.EIO, errno.EROFS)
