@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer
 from zope.interface import implementer
 
 from cartd.disposition import top_folder
@@ -101,19 +101,24 @@ class _Client:
         self._random: Random = reactor.random
         self._pace = pace
         self._producer: IPushProducer | None = None
+        self._rest: IDelayedCall | None = None
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         self._producer = cast(IPushProducer, producer)
 
     def unregisterProducer(self) -> None:
         self._producer = None
+        if self._rest is not None:
+            self._rest.cancel()
 
     def write(self, data: bytes) -> None:
         self.data += data
         if self._producer is not None and self._pace:
             self._producer.pauseProducing()
-            self._reactor.callLater(self._pace * self._random.random(), self._resume)
+            pause = self._pace * self._random.random()
+            self._rest = self._reactor.callLater(pause, self._resume)
 
     def _resume(self) -> None:
+        self._rest = None
         if self._producer is not None:
             self._producer.resumeProducing()

@@ -32,10 +32,10 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 
-from tests.simulation import disk
-from tests.simulation.archive import FAULTS, SIZES, Library
+from tests.simulation.archive import FAULTS, SIZES, UNKNOWN, Library
 from tests.simulation.checks import Checks, settled
 from tests.simulation.clients import delete, download, post
+from tests.simulation.disk import BROKEN, FULL
 from tests.simulation.ledger import Ledger, Spec, Wanted
 from tests.simulation.world import Place, World, files_below
 
@@ -46,18 +46,22 @@ MORNING = 1_700_000_000.0
 LONG_ENOUGH = 3600.0
 """Seconds after which every cart must have ended, when all is healed."""
 
-uids = st.sampled_from(["a", "b", "c"])
+UIDS = ("a", "b")
+uids = st.sampled_from(UIDS)
 ids = st.sampled_from(list(SIZES))
 shares = st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])
 
 
 @st.composite
 def wanted(draw: st.DrawFn) -> tuple[Wanted, ...]:
-    chosen = draw(st.lists(st.tuples(ids, st.booleans(), st.booleans()), max_size=5))
+    chosen = draw(st.lists(st.tuples(ids, st.booleans(), st.integers(0, 2)), max_size=5))
     return tuple(
-        Wanted(archive_id, f"d/{n}" if deep else f"{n}", not unknown)
-        for n, (archive_id, deep, unknown) in enumerate(chosen)
+        Wanted(archive_id, f"d/{n}" if deep else f"{n}", known > 0 or archive_id not in UNKNOWN)
+        for n, (archive_id, deep, known) in enumerate(chosen)
     )
+
+
+specs = st.builds(Spec, uids, wanted(), st.sampled_from([False, False, True]))
 
 
 class SimulatedDay(RuleBasedStateMachine):
@@ -67,9 +71,10 @@ class SimulatedDay(RuleBasedStateMachine):
 
     @initialize(
         seed=st.integers(0, 2**32 - 1),
-        quota=st.sampled_from([None, None, None, 4000, 12_000]),
+        quota=st.sampled_from([None, None, None, 4000, 16_000]),
+        carts=st.lists(specs, max_size=3),
     )
-    def begin(self, seed: int, quota: int | None) -> None:
+    def begin(self, seed: int, quota: int | None, carts: list[Spec]) -> None:
         self.random = Random(seed)
         self.place.clean(self.random)
         self.quota = quota
@@ -84,6 +89,10 @@ class SimulatedDay(RuleBasedStateMachine):
         self.outcomes: list[str] = []
         self.now = MORNING
         self._start()
+        with self._watched():
+            for spec in carts:
+                self.world.begin(post(self.world, self.ledger, spec))
+                self.world.run_until(self.world.reactor.seconds() + 3.0)
 
     def _start(self) -> None:
         self.world = World(self.place, self.library, self.now, self.quota)
@@ -111,11 +120,11 @@ class SimulatedDay(RuleBasedStateMachine):
 
     # Clients
 
-    @rule(uid=uids, files=wanted(), bundle=st.booleans())
-    def post(self, uid: str, files: tuple[Wanted, ...], bundle: bool) -> None:
+    @rule(spec=specs, events=st.sampled_from([0, 10, 60, 200]))
+    def post(self, spec: Spec, events: int) -> None:
         with self._watched():
-            spec = Spec(uid, files, bundle)
             self.world.begin(post(self.world, self.ledger, spec))
+            self.world.run_events(events)
 
     @rule(uid=uids)
     def post_again(self, uid: str) -> None:
@@ -132,12 +141,16 @@ class SimulatedDay(RuleBasedStateMachine):
         uid=uids,
         name=st.sampled_from(["x.tar", "y"]),
         part=st.one_of(st.just((0.0, 1.0)), st.tuples(shares, shares)),
-        pace=st.sampled_from([0.0, 0.1, 30.0]),
+        pace=st.sampled_from([0.0, 1.0, 30.0]),
+        events=st.sampled_from([0, 20, 60]),
     )
-    def download(self, uid: str, name: str, part: tuple[float, float], pace: float) -> None:
+    def download(
+        self, uid: str, name: str, part: tuple[float, float], pace: float, events: int
+    ) -> None:
         with self._watched():
             coroutine = download(self.world, self.ledger, uid, name, part, pace)
             self.running.append(self.world.begin(coroutine))
+            self.world.run_events(events)
 
     @rule(which=st.integers(0, 9))
     def leave(self, which: int) -> None:
@@ -147,51 +160,47 @@ class SimulatedDay(RuleBasedStateMachine):
 
     # Time
 
-    @rule(events=st.sampled_from([1, 3, 10, 30, 100]))
-    def go_on(self, events: int) -> None:
+    @rule(
+        length=st.one_of(
+            st.tuples(st.just("events"), st.sampled_from([1, 5, 20, 60])),
+            st.tuples(st.just("seconds"), st.sampled_from([0.01, 0.5, 3.0, 20.0, 70.0])),
+        )
+    )
+    def go_on(self, length: tuple[str, float]) -> None:
         with self._watched():
-            self.world.run_events(events)
+            how, much = length
+            if how == "events":
+                self.world.run_events(int(much))
+            else:
+                self.world.run_until(self.world.reactor.seconds() + much)
 
-    @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 3.0, 20.0, 70.0]))
-    def wait(self, seconds: float) -> None:
-        with self._watched():
-            self.world.run_until(self.world.reactor.seconds() + seconds)
+    # The archive, the disk and the database
 
-    # The archive
-
-    @rule(archive_id=ids, faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=4))
-    def archive_fails(self, archive_id: str, faults: list[str]) -> None:
+    @rule(archive_id=ids, faults=st.lists(st.sampled_from(FAULTS), max_size=4), tape=st.booleans())
+    def a_file_fails(self, archive_id: str, faults: list[str], tape: bool) -> None:
         self.library.coming[archive_id].extend(faults)
+        if tape:
+            self.library.to_tape(archive_id)
 
-    @rule(chance=st.sampled_from([0.0, 0.1, 0.5]))
-    def archive_is_unsteady(self, chance: float) -> None:
-        self.library.chance = chance
-
-    @rule(seconds=st.sampled_from([0.5, 10.0]))
-    def archive_is_away(self, seconds: float) -> None:
-        self.library.away_until = self.world.reactor.seconds() + seconds
-
-    @rule(archive_id=ids)
-    def goes_to_tape(self, archive_id: str) -> None:
-        self.library.on_tape.add(archive_id)
-        self.library.recalled.pop(archive_id, None)
-
-    # The disk and the database
-
-    @rule(errors=st.sampled_from([disk.FULL, disk.BROKEN]), chance=st.sampled_from([0.05, 0.5, 1]))
-    def disk_fails(self, errors: tuple[int, ...], chance: float) -> None:
-        self.place.disk.failing, self.place.disk.chance = errors, chance
+    @rule(
+        archive=st.sampled_from([0.0, 0.1, 0.5]),
+        away=st.sampled_from([0.0, 0.0, 0.5, 10.0]),
+        disk=st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
+        errors=st.sampled_from([FULL, BROKEN]),
+        database=st.sampled_from([0.0, 0.0, 0.02, 0.2, 1.0]),
+    )
+    def all_fail(
+        self, archive: float, away: float, disk: float, errors: tuple[int, ...], database: float
+    ) -> None:
+        self.library.chance = archive
+        self.library.away_until = self.world.reactor.seconds() + away
+        self.place.disk.failing, self.place.disk.chance = errors, disk
+        self.place.database.chance = database
 
     @rule()
-    def disk_heals(self) -> None:
+    def all_heals(self) -> None:
+        self.library.chance = 0.0
         self.place.disk.heal()
-
-    @rule(chance=st.sampled_from([0.02, 0.2, 1.0]))
-    def database_fails(self, chance: float) -> None:
-        self.place.database.chance = chance
-
-    @rule()
-    def database_heals(self) -> None:
         self.place.database.heal()
 
     @rule(which=st.integers(0, 99), how=st.sampled_from(["cut", "removed"]))
@@ -269,7 +278,7 @@ class SimulatedDay(RuleBasedStateMachine):
             self.running.pop().cancel()
         world = self.world
         self._settle()
-        for uid in ("a", "b", "c"):
+        for uid in UIDS:
             for _ in range(2):  # the first may find damage
                 world.begin(download(world, self.ledger, uid, "evening", (0.0, 1.0), 0.0))
                 self._settle()
@@ -297,8 +306,9 @@ def test_whatever_happens_on_a_day_the_five_sentences_hold() -> None:
         SimulatedDay.place = Place(root)
         with SimulatedDay.place.simulated():
             run_state_machine_as_test(SimulatedDay, settings=_settings())
-        print(f"{SimulatedDay.place.lives} lives, {SimulatedDay.place.steps} events")
     finally:
+        place = SimulatedDay.place
+        print(f"{place.days} days, {place.lives} lives of the service, {place.steps} events")
         shutil.rmtree(root)
 
 

@@ -55,7 +55,7 @@ class Place:
         self.logged: list[str] = []
         """What must not be in a log: failures that nobody has expected."""
         self._dead: list[World] = []
-        self.lives = self.steps = 0
+        self.days = self.lives = self.steps = 0
 
     @contextmanager
     def simulated(self) -> Iterator[None]:
@@ -82,6 +82,7 @@ class Place:
 
     def clean(self, random: Random) -> None:
         """Empty everything, for a new day."""
+        self.days += 1
         shutil.rmtree(self.volume, ignore_errors=True)
         for left in self.root.glob(f"{self.database_file.name}*"):
             left.unlink()
