@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -158,6 +158,8 @@ class World:
         self.parts.volume._shared._timer = self.reactor.seconds
         self.service = Cartd(self.parts)
         self.carts = self.service._carts
+        # There are no connections to be closed, but clients that would see it.
+        self.service._site.close_connections = self._break_all  # type: ignore[method-assign]
         self.service.startService()
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
@@ -169,7 +171,13 @@ class World:
             client.addBoth(self._left, client)
         return client
 
+    def _break_all(self) -> None:
+        for client in list(self.clients):
+            client.cancel()
+
     def _unexpected(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return  # the connection was broken
         self.place.logged.append(f"a client got {failure.value!r}\n{failure.getTraceback()}")
 
     def _left(self, result: Any, client: Deferred[Any]) -> Any:
