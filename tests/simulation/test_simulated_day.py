@@ -8,7 +8,8 @@ Whatever happens, five sentences hold:
 4. Each accepted cart ends ready, or in error with the true cause, and the others go on.
 5. No byte is taken away that an open download still needs.
 
-The same days are played each time.  ``CARTD_DAYS=5000`` plays so many others, by chance.
+The same days are played each time.  ``CARTD_DAYS=5000`` plays so many others, by chance.  Of one
+that goes wrong a short form is looked for, which takes long; ``CARTD_RAW=1`` prints it as it was.
 """
 
 from __future__ import annotations
