@@ -71,15 +71,22 @@ class Repair:
         """The positions of the files that are missing on the volume or have a wrong size."""
         files = await self._all_files(cart)
         if cart.bundle and cart.status == CartStatus.READY:
-            whole = await self._volume.tar_size(cart) == cart.volume_bytes
-            measured = cart.bytes_total is not None
-            return [] if whole and measured else [file.position for file in files]
+            return [] if await self._has_its_tar(cart) else [file.position for file in files]
         found = await self._volume.measure(cart, files)
         return [
             file.position
             for file, there in zip(files, found, strict=True)
             if there is None or there[1] != file.size
         ]
+
+    async def is_whole(self, cart: Cart) -> bool:
+        """Whether a ready cart has on the volume what was recorded, by names and sizes."""
+        return await self._has_its_tar(cart) if cart.bundle else not await self.lost(cart)
+
+    async def _has_its_tar(self, cart: Cart) -> bool:
+        """Whether a ready cart that is bundled has a tar of the size that was recorded."""
+        measured = cart.bytes_total is not None
+        return measured and await self._volume.tar_size(cart) == cart.volume_bytes
 
     async def give_back(
         self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
@@ -98,7 +105,9 @@ class Repair:
         if damaged and current.bundle:
             lost = list(range(current.files_total))  # they are in one tar, which is written anew
         self._plans.forget(cart.id)
-        if current.status == CartStatus.READY and not lost:
+        # A bundle of no files has none to lose, and yet may be damaged.
+        whole = not lost and (not current.bundle or await self._has_its_tar(current))
+        if current.status == CartStatus.READY and whole:
             return  # it has been healed meanwhile
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",

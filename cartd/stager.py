@@ -190,6 +190,7 @@ class Stager:
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
+        staging = self._stagings.get(cart_id)
         await self._drop_unrecorded(cart_id)
         try:
             await self._store.record_error(
@@ -199,6 +200,7 @@ class Stager:
                 position=position,
                 file_error=file_error,
                 now=self._now(),
+                volume_bytes=None if staging is None else staging.tar_bytes,
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)

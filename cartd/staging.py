@@ -79,6 +79,8 @@ class Staging:
         """Whether files may be on the volume that the store does not know of."""
         self._unmeasured = False
         """Whether nobody knew the sizes of all files when it began, as of Pacifica Cartd's."""
+        self.tar_bytes: int | None = None
+        """Those of its tar, which is on the volume in place of its files; none until it is."""
         self._on_tape: set[int] = set()
         self._staged: Batches[tuple[int, str]] = Batches(self._record_staged, tools.clock.seconds)
 
@@ -157,8 +159,7 @@ class Staging:
     async def _find_in_place(self) -> None:
         """Record what is on the volume and right, before the archive is asked for it.
 
-        A crash has kept it from being recorded, or from being known to be on the disk.  It may be
-        a link to a file that has gone since: it counts as this cart's own, not less than it takes.
+        A crash has kept it from being recorded, or from being known to be on the disk.
         """
         if not self._resumed:
             return
@@ -310,6 +311,7 @@ class Staging:
         else:
             reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
             await volume.write_tar(cart, reader, plan.length)
+        self.tar_bytes = plan.length
         await self._tools.store.record_bundled(cart.id, self._holder)
         return plan.length
 

@@ -204,11 +204,14 @@ class MemoryStore(Store):
         position: int | None,
         file_error: str,
         now: float,
+        volume_bytes: int | None = None,
     ) -> None:
         self._asked(cart_id, holder)
         if position is not None:
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
-        self._end(cart_id, status=CartStatus.ERROR, error=message)
+        if volume_bytes is None:
+            volume_bytes = self.carts[cart_id].bytes_staged
+        self._end(cart_id, status=CartStatus.ERROR, error=message, volume_bytes=volume_bytes)
 
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
         self._asked()

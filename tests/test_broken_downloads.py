@@ -140,6 +140,15 @@ def test_a_bundle_that_was_damaged_is_written_again(site: CartSite) -> None:
     assert_heals(site, "bundle", whole)
 
 
+def test_a_bundle_of_no_files_that_is_lost_is_written_again(site: CartSite) -> None:
+    site.stage("empty", {}, bundle=True)
+    whole = site.cartd.get("/empty?filename=data.tar").body
+    [tar] = site.on_volume("empty")
+    tar.unlink()
+    assert site.cartd.get("/empty").status == 202
+    assert_heals(site, "empty", whole)
+
+
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
 def test_many_parts_asked_for_at_once_find_the_damage_and_heal_it_once(
     site: CartSite, bundle: bool

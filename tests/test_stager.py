@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from math import inf
@@ -120,6 +121,20 @@ class TestErrors:
         there = {path.name for path in unrecorded.parent.iterdir()}
         assert there == set(bench.store.staged(cart.id)) != set()
         assert list((bench.root / "incoming").iterdir()) == []
+
+    def test_a_cart_that_fails_when_its_bundle_is_written_takes_what_that_takes(
+        self, bench: Staged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(bench.volume, "link", fail)
+        bench.start()
+        cart = bench.put(bundle=True)
+        bench.stager.begin(cart.id, resumed=False)
+        assert bench.status(cart.id) is CartStatus.ERROR
+        tar = bench.volume.tar(cart).stat().st_size
+        assert bench.store.carts[cart.id].volume_bytes == tar
 
     def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
         self, bench: Staged

@@ -252,6 +252,14 @@ class TestProgress:
         assert (await found(store, cart)).error == "No Space Available"
         assert {file.status for file in await store.files(cart.id)} == {FileStatus.WAITING}
 
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_in_error_takes_what_is_said_of_it(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_error(
+            cart.id, "me", "no", position=None, file_error="", now=12, volume_bytes=10_240
+        )
+        assert await store.usage() == (10_240, 0)
+
     @pytest.mark.parametrize(
         ("asked", "status"), [(True, CartStatus.BUNDLING), (None, CartStatus.STAGING)]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_a_bundle_that_fails_leaves_the_tree_as_it_is(
     assert not volume.tar(CART).exists()
     assert list((root / "incoming" / "7").iterdir()) == []
     assert reader.closed == 1
+
+
+def test_a_bundle_that_may_not_outlast_a_power_failure_is_none(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = stage(volume, a_file(BODY))
+    monkeypatch.setattr("cartd.volume.partial.sync_directory", fail)
+    with pytest.raises(OSError):
+        result_of(volume.write_tar(CART, Bytes(TAR), len(TAR)))
+    assert path.read_bytes() == BODY
+    assert not volume.tar(CART).exists()
 
 
 def test_a_uid_too_long_for_a_bundle_closes_the_reader(volume: Volume) -> None:

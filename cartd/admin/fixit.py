@@ -56,7 +56,7 @@ class Fixit:
     async def _is_whole(self, cart: Cart) -> bool:
         if cart.bytes_total is None:
             return await self._repair.adopt(cart)
-        return not await self._repair.lost(cart)
+        return await self._repair.is_whole(cart)
 
     async def _watch(self, cart_id: int) -> Cart:
         """Show the progress of the cart, whoever stages it, until it has ended.

@@ -119,10 +119,11 @@ class Progress:
         position: int | None,
         file_error: str,
         now: float,
+        volume_bytes: int | None = None,
     ) -> None:
         """The cart is in error, and the file at ``position``, if one, is why; the lease ends.
 
-        Of the volume it takes from now on what was staged.
+        Of the volume it takes from now on ``volume_bytes``, or else what was staged.
         """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
@@ -130,7 +131,8 @@ class Progress:
             if position is not None:
                 await _record_file_error(transaction, cart_id, position, file_error)
             values = _end(CartStatus.ERROR, message, now)
-            await _change(transaction, cart_id, {**values, "volume_bytes": cart.c.bytes_staged})
+            taken = cart.c.bytes_staged if volume_bytes is None else volume_bytes
+            await _change(transaction, cart_id, {**values, "volume_bytes": taken})
 
     async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
         """Its files are there; say ``bundling`` to a client who asked for a bundle itself."""

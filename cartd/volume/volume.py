@@ -213,9 +213,7 @@ class Volume(Hashes, InUse, Strays):
 
     async def drop_tree(self, cart: Cart) -> None:
         """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
-        tree = self._paths.tree(cart)
-        aside = self._paths.temporary(cart.id, "tree")
-        await self._change(tree, take_away, tree, aside, self._stopping.is_set)
+        await shielded(self._threads.run(self._drop_tree, cart))
 
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
@@ -280,15 +278,24 @@ class Volume(Hashes, InUse, Strays):
     # What follows runs in threads.
 
     def _place_tar(self, cart: Cart, partial: PartialFile) -> None:
-        partial.place(durable=True)
+        try:
+            partial.place(durable=True)
+        except BaseException:
+            # It may have its name and yet not be safe: then nobody may take it for the bundle.
+            with suppress(OSError):
+                self._paths.tar(cart).unlink()
+            raise
+        self._drop_tree(cart)
+        with suppress(OSError):
+            self._paths.incoming(cart.id).rmdir()
+
+    def _drop_tree(self, cart: Cart) -> None:
         tree = self._paths.tree(cart)
         try:
             take_away(tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set)
         except OSError as error:
             # The bundle is what counts; what is left of the tree goes with the cart.
             self._log.error("{tree} is not removed: {error}", tree=tree, error=error)
-        with suppress(OSError):
-            self._paths.incoming(cart.id).rmdir()
 
     def _clear(self, cart_id: int, all_else: bool) -> None:
         self._identity.check()

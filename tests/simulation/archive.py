@@ -1,0 +1,212 @@
+"""An archive on disk and tape that is slow, fails and lies as its library says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict, deque
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IConsumer
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed
+
+from cartd.archive import Archive, ArchiveError, FileState
+from cartd.archive.body import receive
+
+if TYPE_CHECKING:
+    from tests.simulation.reactor import SimulatedReactor
+
+SIZES = {"none": 0, "one": 1, "some": 90, "page": 512, "more": 700, "much": 3000}
+"""The files: their ids and bytes."""
+UNKNOWN = frozenset({"one", "page"})
+"""Those whose hash a client may not know.  They never come with other bytes of the right number:
+nobody could find it out."""
+FAULTS = ("busy", "refused", "gone", "wrong", "short", "cut", "long", "silent")
+FINAL = "gone"
+
+
+def content(archive_id: str) -> bytes:
+    size = SIZES[archive_id]
+    return hashlib.shake_128(archive_id.encode()).digest(size)
+
+
+def mtime(archive_id: str) -> int:
+    return 1_600_000_000 + SIZES[archive_id]
+
+
+class Library:
+    """What is in the archive, and how it will behave: it outlives every process that asks it."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.on_tape: set[str] = set()
+        self.recalled: dict[str, float] = {}
+        """When a file that was asked for will be on disk."""
+        self.coming: defaultdict[str, deque[str]] = defaultdict(deque)
+        """The faults that the next requests for a file meet."""
+        self.chance = 0.0
+        """That any request meets one."""
+        self.away_until = 0.0
+        self.met: Counter[str] = Counter()
+        """How many faults the requests for each file have met."""
+        self.said: dict[str, set[str]] = {name: set() for name in SIZES}
+        """What was told of the faults, or is to be told of what came; of each file."""
+
+    def heal(self) -> None:
+        self.coming.clear()
+        self.chance = self.away_until = 0.0
+        self.on_tape.clear()
+
+    def to_tape(self, archive_id: str) -> None:
+        self.on_tape.add(archive_id)
+        self.recalled.pop(archive_id, None)
+
+    def is_on_disk(self, archive_id: str, now: float) -> bool:
+        if archive_id in self.on_tape and self.recalled.get(archive_id, now + 1) <= now:
+            self.on_tape.discard(archive_id)
+        return archive_id not in self.on_tape
+
+    def recall(self, archive_id: str, now: float) -> None:
+        if archive_id in self.on_tape and archive_id not in self.recalled:
+            self.recalled[archive_id] = now + self.random.choice((0.1, 3.0, 40.0))
+
+    def fault(self, archive_id: str, now: float) -> str | None:
+        """What the request that is made now meets."""
+        if now < self.away_until:
+            return "refused"
+        if self.coming[archive_id]:
+            return self.coming[archive_id].popleft()
+        if self.chance and self.random.random() < self.chance:
+            return self.random.choice([fault for fault in FAULTS if fault != FINAL])
+        return None
+
+    def tell(self, archive_id: str, message: str, *, retryable: bool = True) -> ArchiveError:
+        self.note(archive_id, message)
+        return ArchiveError(message, retryable=retryable)
+
+    def note(self, archive_id: str, message: str) -> None:
+        self.met[archive_id] += 1
+        self.said[archive_id].add(message)
+
+
+class SimulatedArchive(Archive):
+    """How one process asks the library; bodies come as the real archive's do."""
+
+    def __init__(
+        self,
+        client: object,
+        base_url: str,
+        clock: SimulatedReactor,
+        *,
+        head_timeout: float,
+        stall_timeout: float,
+    ) -> None:
+        self._reactor = clock
+        self._library = clock.library
+        self._timeout = stall_timeout
+
+    async def status(self, archive_id: str) -> FileState:
+        await self._answer(archive_id)
+        on_disk = self._library.is_on_disk(archive_id, self._reactor.seconds())
+        return FileState(SIZES[archive_id], mtime(archive_id), on_disk)
+
+    async def stage(self, archive_id: str) -> None:
+        await self._answer(archive_id)
+        self._library.recall(archive_id, self._reactor.seconds())
+
+    async def fetch(self, archive_id: str, sink: IConsumer) -> None:
+        fault = await self._answer(archive_id)
+        response: Any = _Response(self._reactor, archive_id, fault)
+        await receive(response, sink, self._reactor, self._timeout)
+
+    async def _answer(self, archive_id: str) -> str | None:
+        """The fault of the body that is to come, if one is."""
+        random = self._library.random
+        await deferLater(self._reactor, random.choice((0.0, 0.001, 0.02, 0.5)))
+        fault = self._library.fault(archive_id, self._reactor.seconds())
+        if fault == "busy":
+            raise self._library.tell(archive_id, "the archive answered 503: simulated")
+        if fault == "refused":
+            raise self._library.tell(archive_id, "the archive refuses the connection")
+        if fault == FINAL:
+            raise self._library.tell(
+                archive_id, "the archive answered 404: simulated", retryable=False
+            )
+        return fault
+
+
+class _Response:
+    """The body of an answer, given to its protocol piece by piece."""
+
+    def __init__(self, reactor: SimulatedReactor, archive_id: str, fault: str | None) -> None:
+        self._reactor = reactor
+        self._library = reactor.library
+        self._archive_id = archive_id
+        self._fault = fault
+        self._protocol: Any = None
+        self._paused = False
+        self._aborted = False
+        self._scheduled = False
+        self._pieces: deque[bytes] = deque()
+
+    def deliverBody(self, protocol: Any) -> None:
+        self._protocol = protocol
+        body = self._body(content(self._archive_id))
+        while body:
+            size = self._library.random.choice((1, 60, 200, 4000))
+            self._pieces.append(body[:size])
+            body = body[size:]
+        protocol.makeConnection(self)
+        self._go_on()
+
+    def _body(self, body: bytes) -> bytes:
+        if self._fault == "wrong" and self._archive_id in UNKNOWN:
+            self._fault = "long"
+        if self._fault == "wrong" and body:
+            wrong = bytes([body[0] ^ 1]) + body[1:]
+            self._library.note(self._archive_id, hashlib.sha1(wrong).hexdigest())
+            return wrong
+        if self._fault == "short" and body:
+            self._library.note(self._archive_id, f"it has {len(body) // 2} bytes where")
+            return body[: len(body) // 2]
+        if self._fault == "long":
+            self._library.note(self._archive_id, f"it has more than the {len(body)} bytes")
+            return body + b"!"
+        if self._fault in ("cut", "silent"):
+            return body[: len(body) // 2]
+        return body
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._go_on()
+
+    def abortConnection(self) -> None:
+        self._aborted = True
+
+    def _go_on(self) -> None:
+        if not (self._scheduled or self._aborted or self._paused):
+            self._scheduled = True
+            wait = self._library.random.choice((0.0, 0.0, 0.001, 0.1))
+            self._reactor.callLater(wait, self._give)
+
+    def _give(self) -> None:
+        self._scheduled = False
+        if self._aborted or self._paused:
+            return
+        if self._pieces:
+            self._protocol.dataReceived(self._pieces.popleft())
+            self._go_on()
+        elif self._fault == "silent":
+            self._library.note(self._archive_id, "the archive sent nothing for")
+        elif self._fault == "cut":
+            message = "the archive broke the connection in the middle of its answer"
+            self._library.note(self._archive_id, message)
+            self._protocol.connectionLost(Failure(ResponseFailed([Failure(ConnectionLost())])))
+        else:
+            self._protocol.connectionLost(Failure(ResponseDone()))

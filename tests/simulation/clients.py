@@ -1,0 +1,124 @@
+"""What clients do: post, delete, and download at a pace of their own."""
+
+from __future__ import annotations
+
+import io
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer
+from zope.interface import implementer
+
+from cartd.disposition import top_folder
+from cartd.downloads import Download
+from cartd.errors import CartdError, VolumeDamaged
+from cartd.sender import Sender, SendStopped
+from tests.simulation.ledger import Ledger, Spec
+from tests.simulation.reactor import SimulatedReactor
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+CHUNK = 1500
+
+
+async def post(world: World, ledger: Ledger, spec: Spec) -> None:
+    ledger.post(spec)
+    try:
+        cart = await world.carts.post(spec.uid, io.BytesIO(spec.body))
+    except CartdError:
+        return  # nobody knows whether it is there
+    ledger.accepted[cart.id] = spec
+    if world.deleting[spec.uid]:
+        ledger.may_be_deleted.add(cart.id)
+
+
+async def delete(world: World, ledger: Ledger, uid: str) -> None:
+    before = ledger.ids_of(uid)
+    ledger.may_be_deleted |= before
+    world.deleting[uid] += 1
+    try:
+        await world.carts.delete(uid)
+    except CartdError:
+        return
+    else:
+        ledger.must_be_deleted |= before
+    finally:
+        ledger.may_be_deleted |= ledger.ids_of(uid)
+        world.deleting[uid] -= 1
+
+
+async def download(
+    world: World, ledger: Ledger, uid: str, name: str, part: tuple[float, float], pace: float
+) -> str:
+    """Read a part of a cart's tar, from one share of its length to another; how it ended."""
+    try:
+        async with world.parts.downloads.open(uid, name) as opened:
+            tar = ledger.tar_of(opened.cart, top_folder(name))
+            ledger.tagged(opened.etag, tar)
+            if opened.length != len(tar):
+                ledger.wrong.append(f"a tar of {opened.length} bytes instead of {len(tar)}")
+            start, stop = (int(share * opened.length) for share in part)
+            return await _read(world, ledger, opened, tar, start, max(start, stop), pace)
+    except CartdError as error:
+        return f"{type(error).__name__}: {error}"
+    except CancelledError:
+        return "left"
+
+
+async def _read(
+    world: World, ledger: Ledger, opened: Download, tar: bytes, start: int, stop: int, pace: float
+) -> str:
+    client = _Client(world.reactor, pace)
+    sender = Sender(opened.reader(start, stop), world.parts.threads, client, CHUNK)
+    try:
+        await sender.start()
+    except SendStopped:
+        return "left"
+    except VolumeDamaged as error:
+        if opened.cart.id not in ledger.damaged:
+            ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
+        await world.parts.downloads.damaged(opened.cart)
+        return "damaged"
+    except OSError as error:
+        if error.errno not in world.place.disk.failed:
+            ledger.wrong.append(f"cart {opened.cart.id} cannot be read: {error}")
+        return "failed"
+    if client.data != tar[start:stop]:
+        ledger.wrong.append(f"wrong bytes of cart {opened.cart.id} from {start} to {stop}")
+    ledger.read += 1
+    return "read"
+
+
+@implementer(IConsumer)
+class _Client:
+    """Takes what is sent, with a pause after each piece."""
+
+    def __init__(self, reactor: SimulatedReactor, pace: float) -> None:
+        self.data = b""
+        self._reactor = reactor
+        self._random: Random = reactor.random
+        self._pace = pace
+        self._producer: IPushProducer | None = None
+        self._rest: IDelayedCall | None = None
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = cast(IPushProducer, producer)
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+        if self._producer is not None and self._pace:
+            self._producer.pauseProducing()
+            pause = self._pace * self._random.random()
+            self._rest = self._reactor.callLater(pause, self._resume)
+
+    def _resume(self) -> None:
+        self._rest = None
+        if self._producer is not None:
+            self._producer.resumeProducing()

@@ -1,0 +1,104 @@
+"""A real SQLite database that goes away when it is told to, before it has committed or after."""
+
+from __future__ import annotations
+
+import sqlite3
+from random import Random
+from typing import Any, Self
+
+from sqlalchemy import Engine, event
+
+from cartd.store.engines import reading_engine, writing_engine
+
+FAULT = "disk I/O error (simulated)"
+
+
+class Database:
+    """Its faults, and the connections that one process has open.
+
+    The engines outlive the processes: they hold compiled statements and nothing else.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.reading = self._watched(reading_engine(url))
+        self.writing = self._watched(writing_engine(url))
+        self.reset(Random(0))
+
+    def reset(self, random: Random) -> None:
+        self.random = random
+        self.chance = 0.0
+        """That a statement fails, or that a commit does, whether or not it has been done."""
+        self.failed = 0
+        self._open: list[_Connection] = []
+
+    def delay(self) -> float:
+        """Seconds that a trip to its thread takes."""
+        return self.random.choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.001, 0.002, 0.01))
+
+    def died(self) -> None:
+        """End all connections as the system does for a process that died."""
+        for connection in self._open:
+            connection.dead = True
+            sqlite3.Connection.close(connection)
+        self._open.clear()
+
+    def heal(self) -> None:
+        self.chance = 0.0
+
+    def meet(self) -> None:
+        if self.chance and self.random.random() < self.chance:
+            self.failed += 1
+            raise sqlite3.OperationalError(FAULT)
+
+    def closed(self, connection: _Connection) -> None:
+        if connection in self._open:
+            self._open.remove(connection)
+
+    def _watched(self, engine: Engine) -> Engine:
+        def connect(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> sqlite3.Connection:
+            self.meet()
+            connection: _Connection = sqlite3.connect(*cargs, factory=_Connection, **cparams)
+            connection.database = self
+            sqlite3.Connection.execute(connection, "PRAGMA synchronous = OFF")
+            self._open.append(connection)
+            return connection
+
+        event.listen(engine, "do_connect", connect)
+        return engine
+
+
+class _Connection(sqlite3.Connection):
+    database: Database
+    dead = False
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(_Cursor)
+
+    def commit(self) -> None:
+        if self.dead:
+            return
+        self.database.meet()
+        super().commit()
+        self.database.meet()
+
+    def rollback(self) -> None:
+        if not self.dead:
+            super().rollback()
+
+    def close(self) -> None:
+        if not self.dead:
+            super().close()
+            self.database.closed(self)
+
+
+class _Cursor(sqlite3.Cursor):
+    connection: _Connection
+
+    def execute(self, statement: str, parameters: Any = (), /) -> Self:
+        self.connection.database.meet()
+        return super().execute(statement, parameters)
+
+    def executemany(self, statement: str, parameters: Any, /) -> Self:
+        self.connection.database.meet()
+        return super().executemany(statement, parameters)

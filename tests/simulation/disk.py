@@ -1,0 +1,132 @@
+"""A disk that fails when it is told to, and on which a process may die between two system calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from cartd.volume.partial import PartialFile
+
+CHANGES = (
+    "open",
+    "write",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "symlink",
+    "fsync",
+)
+READS = ("read",)
+FULL = (errno.ENOSPC,)
+BROKEN = (errno.EIO, errno.EROFS)
+_NEEDS_ROOM = frozenset({"open", "write", "link", "mkdir", "symlink", "rename", "replace"})
+
+
+class Killed(BaseException):
+    """The process has died in the middle of its work."""
+
+
+class Disk:
+    """Stands between the volume's work in threads and the system.
+
+    Only what is done :meth:`at_work` may fail or be cut short; what a test does to the same
+    files is done as ever.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.random = Random(0)
+        self.reset(self.random)
+
+    def reset(self, random: Random) -> None:
+        """A sound disk, for a new day."""
+        self.random = random
+        self.failing: tuple[int, ...] = ()
+        """The errors that it gives, by chance, until it is healed."""
+        self.chance = 0.0
+        self.failed: set[int] = set()
+        """The errors that it has given."""
+        self.calls = 0
+        self.kill_after: int | None = None
+        """System calls until the process dies in the middle of one."""
+        self._working = False
+        self._killed = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Have the system calls of this process looked at."""
+        watched: dict[str, Any] = {
+            name: self._watched(name, getattr(os, name)) for name in (*CHANGES, *READS)
+        }
+        defaults: Any = PartialFile.__init__.__kwdefaults__
+        with patch.multiple(os, **watched), patch.dict(defaults, write=watched["write"]):
+            yield
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """For as long as a thread of the simulated process works."""
+        self._working = True
+        try:
+            yield
+        finally:
+            self._working = False
+        if self._killed:
+            raise Killed
+
+    def born(self) -> None:
+        """A new process begins."""
+        self._killed = False
+        self.kill_after = None
+
+    def died(self) -> None:
+        """Close what the process has left open, as the system does."""
+        self._killed = False
+        self.kill_after = None
+        here, holders = f"{self.root}/", f"{self.root}/holders/"
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            try:
+                target = str(entry.readlink())
+            except OSError:
+                continue  # that of the listing itself
+            if target.startswith(here) and not target.startswith(holders):
+                os.close(int(entry.name))
+
+    def heal(self) -> None:
+        self.failing, self.chance = (), 0.0
+
+    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._working:
+                self._meet(name, call, args)
+            return call(*args, **kwargs)
+
+        return watched
+
+    def _meet(self, name: str, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self._killed:
+            raise Killed
+        self.calls += 1
+        if self.kill_after is not None:
+            self.kill_after -= 1
+            if self.kill_after < 0:
+                self._killed = True
+                if name == "write":
+                    call(args[0], args[1][: len(args[1]) // 2])
+                raise Killed
+        if self.failing and self.random.random() < self.chance:
+            number = self.random.choice(self.failing)
+            if number in FULL and name not in _NEEDS_ROOM:
+                return
+            if number == errno.EROFS and name == "read":
+                return
+            self.failed.add(number)
+            raise OSError(number, os.strerror(number))

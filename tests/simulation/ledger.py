@@ -1,0 +1,120 @@
+"""What clients were promised and what they got, to be compared with the store and the volume."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cartd.manifest import parse
+from cartd.model import Cart
+from tests.simulation.archive import content, mtime
+
+
+class Wanted(NamedTuple):
+    """One entry of a manifest."""
+
+    archive_id: str
+    path: str
+    hash_known: bool
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A manifest and the uid that it is posted under."""
+
+    uid: str
+    files: tuple[Wanted, ...]
+    bundle: bool
+
+    @property
+    def body(self) -> bytes:
+        entries = [
+            {
+                "id": one.archive_id,
+                "path": one.path,
+                "hashtype": "sha1",
+                "hashsum": hashlib.sha1(content(one.archive_id)).hexdigest()
+                if one.hash_known
+                else "",
+            }
+            for one in self.files
+        ]
+        return json.dumps({"fileids": entries, "bundle": self.bundle}).encode()
+
+    @property
+    def fingerprint(self) -> str:
+        return parse(self.body).fingerprint
+
+    def tar(self, top: str, created: int) -> bytes:
+        """The tar as :mod:`tarfile` writes it, each directory before the first file below it."""
+        out = io.BytesIO()
+        with tarfile.open(mode="w", fileobj=out, format=tarfile.PAX_FORMAT) as tar:
+            for name, archive_id in self._members(top):
+                info = tarfile.TarInfo(name)
+                data = b"" if archive_id is None else content(archive_id)
+                info.type = tarfile.DIRTYPE if archive_id is None else tarfile.REGTYPE
+                info.mode = 0o755 if archive_id is None else 0o644
+                info.mtime = created if archive_id is None else mtime(archive_id)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return out.getvalue()
+
+    def _members(self, top: str) -> Iterator[tuple[str, str | None]]:
+        seen = {top}
+        yield top, None
+        for one in self.files:
+            parts = [top, *one.path.split("/")]
+            for depth in range(2, len(parts)):
+                directory = "/".join(parts[:depth])
+                if directory not in seen:
+                    seen.add(directory)
+                    yield directory, None
+            yield "/".join(parts), one.archive_id
+
+
+class Ledger:
+    """All promises of one day."""
+
+    def __init__(self) -> None:
+        self.specs: dict[tuple[str, str], Spec] = {}
+        """All that was ever posted, answered or not."""
+        self.last: dict[str, Spec] = {}
+        self.accepted: dict[int, Spec] = {}
+        self.may_be_deleted: set[int] = set()
+        self.must_be_deleted: set[int] = set()
+        self.damaged: set[int] = set()
+        """Carts of which the test has damaged a file."""
+        self.wrong: list[str] = []
+        """The promises that were broken, in words."""
+        self.evicts = False
+        self.read = 0
+        """Downloads that were read to their ends."""
+        self._tags: dict[str, bytes] = {}
+        self._tars: dict[tuple[Spec, str, int], bytes] = {}
+
+    def post(self, spec: Spec) -> None:
+        self.specs[spec.uid, spec.fingerprint] = spec
+        self.last[spec.uid] = spec
+
+    def tar_of(self, cart: Cart, top: str) -> bytes:
+        spec = self.specs[cart.uid, cart.fingerprint or ""]
+        key = spec, cart.uid if cart.bundle else top, int(cart.created)
+        if key not in self._tars:
+            self._tars[key] = spec.tar(key[1], key[2])
+        return self._tars[key]
+
+    def ids_of(self, uid: str) -> set[int]:
+        return {cart_id for cart_id, spec in self.accepted.items() if spec.uid == uid}
+
+    def tagged(self, etag: str, tar: bytes) -> None:
+        """Somebody is promised ``tar`` under ``etag``."""
+        if self._tags.setdefault(etag, tar) != tar:
+            self.wrong.append(f"two tars under the tag {etag}")
+
+    def broken(self) -> Sequence[str]:
+        return self.wrong

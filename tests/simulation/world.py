@@ -1,0 +1,264 @@
+"""One life of the service after the other, over one volume and one database."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from cartd import parts, plans, staging
+from cartd.belonging import belong
+from cartd.config import Config, load
+from cartd.errors import Unavailable
+from cartd.parts import Parts
+from cartd.service import Cartd
+from cartd.store import connections, database, sync
+from cartd.volume import incoming, volume
+from tests.databases import sqlite_url
+from tests.simulation.archive import Library, SimulatedArchive
+from tests.simulation.database import Database
+from tests.simulation.disk import Disk, Killed
+from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, SimulatedWorker
+
+SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (volume, "BLOCK", 4096))
+PAGES = ((volume, "BATCH", 2), (plans, "PAGE", 3), (staging, "PAGE", 6), (staging, "WINDOW", 6))
+"""Sizes at which the flows go in several steps, made so small that small carts need them."""
+BURIED_TOGETHER = 40
+
+
+class _Connections:
+    def closeCachedConnections(self) -> Deferred[None]:
+        return succeed(None)
+
+
+class Place:
+    """What outlives a process: a directory, a database and their faults; and the dead."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.volume = root / "volume"
+        self.database_file = root / "cartd.sqlite3"
+        self._template = root / "template.sqlite3"
+        sync(sqlite_url(self._template))
+        self.database = Database(sqlite_url(self.database_file))
+        self.disk = Disk(self.volume)
+        self.logged: list[str] = []
+        """What must not be in a log: failures that nobody has expected."""
+        self._dead: list[World] = []
+        self.days = self.lives = self.steps = 0
+
+    @contextmanager
+    def simulated(self) -> Iterator[None]:
+        """Have the service made of simulated parts, for as long as the block runs."""
+        with ExitStack() as stack:
+            for module, name, value in (
+                *SMALL,
+                *PAGES,
+                (parts, "Threads", SimulatedThreads),
+                (parts, "Apart", SimulatedThreads),
+                (parts, "Archive", SimulatedArchive),
+                (parts, "archive_client", lambda *_, **__: (None, _Connections())),
+                (connections, "WorkerThread", SimulatedWorker),
+                (database, "reading_engine", lambda _: self.database.reading),
+                (database, "writing_engine", lambda _: self.database.writing),
+            ):
+                stack.enter_context(patch.object(module, name, value))
+            stack.enter_context(self.disk.installed())
+            stack.enter_context(self._log_watched())
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
+            yield
+            self.bury()
+
+    def clean(self, random: Random) -> None:
+        """Empty everything, for a new day."""
+        self.days += 1
+        shutil.rmtree(self.volume, ignore_errors=True)
+        for left in self.root.glob(f"{self.database_file.name}*"):
+            left.unlink()
+        shutil.copy(self._template, self.database_file)
+        self.database.reset(random)
+        self.disk.reset(random)
+        self.logged.clear()
+
+    def bury(self) -> None:
+        """Let go of the dead.  What their coroutines try to do in the end is done to nobody."""
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            self._dead.clear()
+            logged = list(self.logged)
+            gc.collect()
+            self.logged[:] = logged
+        finally:
+            sys.unraisablehook = hook
+
+    def died(self, world: World) -> None:
+        """Keep a world from the garbage collection: it would run what is left of its coroutines."""
+        self._dead.append(world)
+        self.disk.died()
+        self.database.died()
+
+    def bury_some(self) -> None:
+        if len(self._dead) > BURIED_TOGETHER:
+            self.bury()
+
+    @contextmanager
+    def _log_watched(self) -> Iterator[None]:
+        others = list(globalLogPublisher._observers)
+        for other in others:
+            globalLogPublisher.removeObserver(other)
+        observer: Any = self._observe
+        globalLogPublisher.addObserver(observer)
+        try:
+            yield
+        finally:
+            globalLogPublisher.removeObserver(observer)
+            for other in others:
+                globalLogPublisher.addObserver(other)
+
+    def _observe(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if failure is None:
+            return
+        if isinstance(failure.value, OSError) and failure.value.errno in self.disk.failed:
+            return
+        if isinstance(failure.value, Unavailable):
+            return
+        text = str(event.get("log_format"))
+        self.logged.append(f"{text}: {failure.value!r}\n{failure.getTraceback()}")
+
+
+class World:
+    """One process: born, and then killed or stopped."""
+
+    def __init__(self, place: Place, library: Library, now: float, quota: int | None) -> None:
+        self.place = place
+        self.deleting: Counter[str] = Counter()
+        """How many deletions are under way, by uid."""
+        self.clients: list[Deferred[Any]] = []
+        place.lives += 1
+        place.disk.born()
+        self.reactor = SimulatedReactor(
+            now, place.database.random, place.disk, place.database, library
+        )
+        self.config = _config(place, quota)
+        number = belong(self.config.database_url, self.config.volume_path)
+        self.parts = Parts(self.config, self.reactor, number, self.reactor.seconds)
+        # How long a trip takes is no matter of real time here.
+        self.parts.volume._shared._timer = self.reactor.seconds
+        self.service = Cartd(self.parts)
+        self.carts = self.service._carts
+        # There are no connections to be closed, but clients that would see it.
+        self.service._site.close_connections = self._break_all  # type: ignore[method-assign]
+        self.service.startService()
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
+        """Let a client begin; what it raises is a failure of the simulation or of the service."""
+        client = Deferred.fromCoroutine(coroutine)
+        client.addErrback(self._unexpected)
+        if not client.called:
+            self.clients.append(client)
+            client.addBoth(self._left, client)
+        return client
+
+    def _break_all(self) -> None:
+        for client in list(self.clients):
+            client.cancel()
+
+    def _unexpected(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return  # the connection was broken
+        self.place.logged.append(f"a client got {failure.value!r}\n{failure.getTraceback()}")
+
+    def _left(self, result: Any, client: Deferred[Any]) -> Any:
+        self.clients.remove(client)
+        return result
+
+    def step(self) -> bool:
+        """Run the next event; false if that was the process's last."""
+        self.place.steps += 1
+        try:
+            self.reactor.step()
+        except Killed:
+            self.kill()
+        return not self.reactor.dead
+
+    def run_until(self, when: float, done: Callable[[], bool] = lambda: False) -> bool:
+        """Run all events up to a time, or until ``done()``; false if the process died."""
+        while not done():
+            due = self.reactor.next_time()
+            if due is None or due > when:
+                self.reactor.rightNow = max(when, self.reactor.rightNow)
+                break
+            if not self.step():
+                return False
+        return True
+
+    def run_events(self, count: int) -> bool:
+        for _ in range(count):
+            if self.reactor.next_time() is None or not self.step():
+                break
+        return not self.reactor.dead
+
+    def kill(self, *, seen: bool = True) -> None:
+        """End it at once.  ``seen``: others can tell, since its lock is free."""
+        self.reactor.dead = True
+        self.reactor.calls.clear()
+        if seen:
+            self.let_go()
+        self.place.died(self)
+
+    def let_go(self) -> None:
+        """The lock of a process that has died on another machine is never seen: this one ends."""
+        self.parts.stager._holders._lock.release(force=True)
+
+    def stop(self) -> bool:
+        """End it as SIGTERM does; whether it did not die on the way."""
+        stopped: list[object] = []
+        self.service.stopService().addBoth(stopped.append)
+        if not self.run_until(self.reactor.seconds() + 600, lambda: bool(stopped)):
+            return False
+        assert stopped, "the service does not stop"
+        return self.run_until(self.reactor.seconds() + 2 * LONG)  # what threads gave at the end
+
+    def left_behind(self) -> list[str]:
+        """What is still to happen after a stop."""
+        return [str(call) for call in self.reactor.calls]
+
+
+def _config(place: Place, quota: int | None) -> Config:
+    ini = f"""
+    [cartd]
+    volume_path = {place.volume}
+    volume_quota = {quota or ""}
+    volume_reserve = 0
+    lru_interval = 30
+    [archiveinterface]
+    url = http://archive.example/
+    retries = 3
+    [database]
+    url = {place.database.url}
+    """
+    text = "\n".join(line.strip() for line in ini.splitlines())
+    if quota is None:
+        text = text.replace("volume_quota = \n", "")
+    return load(options={}, environ={}, ini=text)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    for found, _, names in os.walk(directory):
+        for name in names:
+            yield Path(found) / name
