@@ -36,7 +36,8 @@ def test_carts_go_from_posting_to_purging_with_a_kill_between(
         cartd.kill()
         cartd.start()
         archive.files["slow-1"].tape_heads = 0
-        cartd.wait_until("slow", "ready")
+        for uid in ("tree", "bundle", "slow"):
+            cartd.wait_until(uid, "ready")
         for uid, files, size in (("tree", 300, 1000), ("bundle", 3, 33_333), ("slow", 2, 1000)):
             downloaded = cartd.download(uid)
             assert len(downloaded) == files

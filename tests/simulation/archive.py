@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +84,11 @@ class Library:
             return self.random.choice([fault for fault in FAULTS if fault != FINAL])
         return None
 
-    def tell(self, archive_id: str, message: str, *, retryable: bool = True) -> ArchiveError:
+    def tell(
+        self, archive_id: str, message: str, *, retryable: bool = True, outage: bool = False
+    ) -> ArchiveError:
         self.note(archive_id, message)
-        return ArchiveError(message, retryable=retryable)
+        return ArchiveError(message, retryable=retryable, outage=outage)
 
     def note(self, archive_id: str, message: str) -> None:
         self.met[archive_id] += 1
@@ -101,6 +104,7 @@ class SimulatedArchive(Archive):
         base_url: str,
         clock: SimulatedReactor,
         *,
+        now: Callable[[], float],
         head_timeout: float,
         stall_timeout: float,
     ) -> None:
@@ -128,9 +132,9 @@ class SimulatedArchive(Archive):
         await deferLater(self._reactor, random.choice((0.0, 0.001, 0.02, 0.5)))
         fault = self._library.fault(archive_id, self._reactor.seconds())
         if fault == "busy":
-            raise self._library.tell(archive_id, "the archive answered 503: simulated")
+            raise self._library.tell(archive_id, "the archive answered 503: simulated", outage=True)
         if fault == "refused":
-            raise self._library.tell(archive_id, "the archive refuses the connection")
+            raise self._library.tell(archive_id, "the archive refuses the connection", outage=True)
         if fault == FINAL:
             raise self._library.tell(
                 archive_id, "the archive answered 404: simulated", retryable=False
