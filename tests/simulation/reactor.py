@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from tests.simulation.archive import Library
 from tests.simulation.database import Database
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Killed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class SimulatedReactor(Clock):
         self.database = database
         self.library = library
         self.dead = False
+        self.doomed = False
+        """Whether it dies before the next event."""
 
     def callLater(
         self, delay: float, callable: Callable[..., object], *args: object, **kw: object
@@ -59,11 +61,13 @@ class SimulatedReactor(Clock):
         return self.calls[0].getTime() if self.calls else None
 
     def step(self) -> None:
-        """Run the next event."""
+        """Run the next event; raises ``Killed`` when the process dies in it."""
         call = self.calls.pop(0)
         self.rightNow = max(self.rightNow, call.getTime())
         call.called = 1
         call.func(*call.args, **call.kw)
+        if self.doomed:
+            raise Killed
 
 
 class SimulatedThreads:
@@ -82,7 +86,10 @@ class SimulatedThreads:
         self._stopped = True
         for work, call in list(self._waiting.items()):
             call.cancel()
-            work()
+            try:
+                work()
+            except Killed:
+                self._reactor.doomed = True
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         result: Deferred[T] = Deferred()
