@@ -26,6 +26,7 @@ UNKNOWN = frozenset({"one", "page"})
 """Those whose hash a client may not know.  They never come with other bytes of the right number:
 nobody could find it out."""
 FAULTS = ("busy", "refused", "gone", "wrong", "short", "cut", "long", "silent")
+OF_A_BODY = frozenset({"wrong", "short", "cut", "long", "silent"})
 FINAL = "gone"
 
 
@@ -74,12 +75,13 @@ class Library:
         if archive_id in self.on_tape and archive_id not in self.recalled:
             self.recalled[archive_id] = now + self.random.choice((0.1, 3.0, 40.0))
 
-    def fault(self, archive_id: str, now: float) -> str | None:
-        """What the request that is made now meets."""
+    def fault(self, archive_id: str, now: float, *, body: bool) -> str | None:
+        """What the request that is made now meets; what is wrong with a body waits for one."""
         if now < self.away_until:
             return "refused"
-        if self.coming[archive_id]:
-            return self.coming[archive_id].popleft()
+        coming = self.coming[archive_id]
+        if coming and (body or coming[0] not in OF_A_BODY):
+            return coming.popleft()
         if self.chance and self.random.random() < self.chance:
             return self.random.choice([fault for fault in FAULTS if fault != FINAL])
         return None
@@ -122,15 +124,15 @@ class SimulatedArchive(Archive):
         self._library.recall(archive_id, self._reactor.seconds())
 
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
-        fault = await self._answer(archive_id)
+        fault = await self._answer(archive_id, body=True)
         response: Any = _Response(self._reactor, archive_id, fault)
         await receive(response, sink, self._reactor, self._timeout)
 
-    async def _answer(self, archive_id: str) -> str | None:
+    async def _answer(self, archive_id: str, *, body: bool = False) -> str | None:
         """The fault of the body that is to come, if one is."""
         random = self._library.random
         await deferLater(self._reactor, random.choice((0.0, 0.001, 0.02, 0.5)))
-        fault = self._library.fault(archive_id, self._reactor.seconds())
+        fault = self._library.fault(archive_id, self._reactor.seconds(), body=body)
         if fault == "busy":
             raise self._library.tell(archive_id, "the archive answered 503: simulated", outage=True)
         if fault == "refused":
