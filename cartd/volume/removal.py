@@ -16,6 +16,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from cartd.errors import Unavailable
 from cartd.volume.partial import FULL, refuse
 from cartd.volume.paths import VolumePaths
 
@@ -25,8 +26,11 @@ ATTEMPTS = 20
 log = Logger()
 
 
-class RemovalStopped(Exception):
+class RemovalStopped(Unavailable):
     """The service stops, and what is left of the tree goes another time."""
+
+    def __init__(self) -> None:
+        super().__init__("The service is stopping")
 
 
 def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:

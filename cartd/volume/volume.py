@@ -8,31 +8,26 @@ What changes the disk runs in threads and ends before its coroutine does, cancel
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from typing import ParamSpec, TypeVar
 
 from twisted.logger import Logger
 
 from cartd.checksum import Checksum
-from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartFile, Twin
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
+from cartd.volume.bundles import Bundles
 from cartd.volume.check import prepare
 from cartd.volume.hashes import Hashes
-from cartd.volume.identity import Identity
 from cartd.volume.in_use import InUse, alone
-from cartd.volume.incoming import BLOCK, Incoming
+from cartd.volume.incoming import Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume.partial import Directories, PartialFile, told_of
-from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import clear_the_way, remove_tree, take_away
+from cartd.volume.removal import remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
 from cartd.volume.sharing import share
 from cartd.volume.strays import Strays
@@ -43,14 +38,7 @@ BATCH = 1000
 """Files that one trip to a thread looks at."""
 
 
-class Source(Protocol):
-    """The bytes of a bundle, read in threads."""
-
-    def read(self, limit: int) -> bytes: ...
-    def close(self) -> None: ...
-
-
-class Volume(Hashes, InUse, Strays):
+class Volume(Bundles, Hashes, InUse, Strays):
     """Where the carts are, and all that is done to it.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
@@ -62,14 +50,9 @@ class Volume(Hashes, InUse, Strays):
 
     def __init__(self, root: Path, threads: RunsInThread, number: int | None = None) -> None:
         """``number`` is what the volume is known by; without one it is never away."""
-        self._paths = VolumePaths(root)
-        self._identity = Identity(root, number)
-        self._threads = threads
+        super().__init__(root, threads, number)
         self._shared = SharedTrips(threads)
-        # For as long as a file of the cart is on its way: no cart's names are kept for ever.
-        self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
         self._links_allowed = True
-        self._stopping = threading.Event()
 
     def prepare(self) -> None:
         """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
@@ -78,10 +61,6 @@ class Volume(Hashes, InUse, Strays):
     async def check(self) -> None:
         """Raises :class:`VolumeAway` if the directory is not the volume now."""
         await self._threads.run(self._identity.check)
-
-    def stop(self) -> None:
-        """End removals in their middle: a great tree takes minutes.  What is left goes later."""
-        self._stopping.set()
 
     def tree(self, cart: Cart) -> Path:
         """``ROOT/ID/UID``."""
@@ -135,17 +114,6 @@ class Volume(Hashes, InUse, Strays):
             found += await self._threads.run(self._measured, cart, batch)
         return found
 
-    async def measure_tar(
-        self, cart: Cart, files: Iterable[CartFile]
-    ) -> list[tuple[int, int, int]] | None:
-        """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
-        wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
-        try:
-            tar = self._paths.tar(cart)
-        except ValueError:
-            return None
-        return await self._threads.run(self._believed, found_files.measure_tar, tar, wanted)
-
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
         try:
@@ -172,48 +140,9 @@ class Volume(Hashes, InUse, Strays):
         self._forget(cart.id)
         return removed
 
-    async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
-        """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
-
-        The reader is closed in any case.  Raises :class:`VolumeDamaged` if it gives another number
-        of bytes, what it raises itself, and ``ValueError`` as :meth:`tar` does.
-        """
-        partial: PartialFile | None = None
-
-        def release() -> None:
-            if partial is not None:
-                partial.discard()
-            reader.close()
-
-        try:
-            partial = self._partial(cart, "tar", self._paths.tar(cart))
-            await self._copy(reader, partial, length)
-            await shielded(self._threads.run(self._place_tar, cart, partial))
-        finally:
-            await shielded(self._threads.run(release))
-            self._forget(cart.id)
-
-    async def tar_size(self, cart: Cart) -> int | None:
-        """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
-        try:
-            tar = self._paths.tar(cart)
-        except ValueError:
-            return None
-        found = await self._threads.run(self._believed, found_files.measure_one, tar)
-        return None if found is None else found[0]
-
     async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
         """Remove those files of the cart's tree that are there."""
         await self._change(self._paths.tree(cart), self._drop, cart, files)
-
-    async def drop_tar(self, cart: Cart) -> None:
-        """Remove the bundle of a cart, if there is one."""
-        tar = self._paths.tar(cart)
-        await self._change(tar, remove_tree, tar)
-
-    async def drop_tree(self, cart: Cart) -> None:
-        """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
-        await shielded(self._threads.run(self._drop_tree, cart))
 
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
@@ -233,69 +162,7 @@ class Volume(Hashes, InUse, Strays):
             found_files.arriving, self._paths.root, self._paths.all_incoming
         )
 
-    async def _change(
-        self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        def told() -> T:
-            with told_of(shown, self._paths.root):
-                return work(*args, **kwargs)
-
-        return await shielded(self._threads.run(told))
-
-    def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
-        temporary = self._paths.temporary(cart.id, hint)
-        return PartialFile(temporary, final, self._paths.root, self._directories_of(cart))
-
-    def _directories_of(self, cart: Cart) -> Directories:
-        directories = self._directories.get(cart.id)
-        if directories is None:
-            directories = self._directories[cart.id] = Directories(
-                self._paths.root,
-                check=self._identity.check,
-                clear=lambda occupied: clear_the_way(self._paths, cart.id, occupied),
-            )
-        return directories
-
-    def _forget(self, cart_id: int) -> None:
-        directories = self._directories.get(cart_id)
-        if directories is not None:
-            directories.forget()
-
-    async def _copy(self, reader: Source, partial: PartialFile, length: int) -> None:
-        def copy_a_block() -> int:
-            data = reader.read(BLOCK)
-            partial.append(data)
-            return len(data)
-
-        copied = 0
-        while step := await shielded(self._threads.run(copy_a_block)):
-            copied += step
-            if copied > length:
-                break
-        if copied != length:
-            raise VolumeDamaged(f"the bundle has {copied} bytes or more where {length} were due")
-
     # What follows runs in threads.
-
-    def _place_tar(self, cart: Cart, partial: PartialFile) -> None:
-        try:
-            partial.place(durable=True)
-        except BaseException:
-            # It may have its name and yet not be safe: then nobody may take it for the bundle.
-            with suppress(OSError):
-                self._paths.tar(cart).unlink()
-            raise
-        self._drop_tree(cart)
-        with suppress(OSError):
-            self._paths.incoming(cart.id).rmdir()
-
-    def _drop_tree(self, cart: Cart) -> None:
-        tree = self._paths.tree(cart)
-        try:
-            take_away(tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set)
-        except OSError as error:
-            # The bundle is what counts; what is left of the tree goes with the cart.
-            self._log.error("{tree} is not removed: {error}", tree=tree, error=error)
 
     def _clear(self, cart_id: int, all_else: bool) -> None:
         self._identity.check()
@@ -303,13 +170,6 @@ class Volume(Hashes, InUse, Strays):
         if all_else:
             take_away(self._paths.cart(cart_id), self._paths.temporary(cart_id, "old"), stopped)
         remove_tree(self._paths.incoming(cart_id), stopped)
-
-    def _believed(self, look: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What ``look`` finds; that nothing is there is believed only of the volume itself."""
-        found = look(*args, **kwargs)
-        if found is None:
-            self._identity.check()
-        return found
 
     def _remove(self, cart: Cart) -> bool:
         self._identity.check()

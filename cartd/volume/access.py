@@ -1,0 +1,71 @@
+"""What every part of the volume works with: its paths, its threads, its number."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from cartd.model import Cart
+from cartd.shield import shielded
+from cartd.threads import RunsInThread
+from cartd.volume.identity import Identity
+from cartd.volume.partial import Directories, PartialFile, told_of
+from cartd.volume.paths import VolumePaths
+from cartd.volume.removal import clear_the_way
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Access:
+    """The volume at ``root``, known by ``number``; without one it is never away."""
+
+    def __init__(self, root: Path, threads: RunsInThread, number: int | None = None) -> None:
+        self._paths = VolumePaths(root)
+        self._identity = Identity(root, number)
+        self._threads = threads
+        # For as long as a file of the cart is on its way: no cart's names are kept for ever.
+        self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End removals in their middle: a great tree takes minutes.  What is left goes later."""
+        self._stopping.set()
+
+    async def _change(
+        self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def told() -> T:
+            with told_of(shown, self._paths.root):
+                return work(*args, **kwargs)
+
+        return await shielded(self._threads.run(told))
+
+    def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
+        temporary = self._paths.temporary(cart.id, hint)
+        return PartialFile(temporary, final, self._paths.root, self._directories_of(cart))
+
+    def _directories_of(self, cart: Cart) -> Directories:
+        directories = self._directories.get(cart.id)
+        if directories is None:
+            directories = self._directories[cart.id] = Directories(
+                self._paths.root,
+                check=self._identity.check,
+                clear=lambda occupied: clear_the_way(self._paths, cart.id, occupied),
+            )
+        return directories
+
+    def _forget(self, cart_id: int) -> None:
+        directories = self._directories.get(cart_id)
+        if directories is not None:
+            directories.forget()
+
+    def _believed(self, look: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What ``look`` finds; that nothing is there is believed only of the volume itself."""
+        found = look(*args, **kwargs)
+        if found is None:
+            self._identity.check()
+        return found

@@ -1,0 +1,117 @@
+"""Bundles: carts that are kept as one tar, ``ROOT/ID/UID.tar``, in place of their trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from twisted.logger import Logger
+
+from cartd.errors import VolumeDamaged
+from cartd.model import Cart, CartFile
+from cartd.shield import shielded
+from cartd.volume import files as found_files
+from cartd.volume.access import Access
+from cartd.volume.incoming import BLOCK
+from cartd.volume.partial import PartialFile
+from cartd.volume.removal import remove_tree, take_away
+
+log = Logger()
+
+
+class Source(Protocol):
+    """The bytes of a bundle, read in threads."""
+
+    def read(self, limit: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Bundles(Access):
+    """The part of the volume that writes bundles, and looks at them."""
+
+    async def measure_tar(
+        self, cart: Cart, files: Iterable[CartFile]
+    ) -> list[tuple[int, int, int]] | None:
+        """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
+        wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
+        try:
+            tar = self._paths.tar(cart)
+        except ValueError:
+            return None
+        return await self._threads.run(self._believed, found_files.measure_tar, tar, wanted)
+
+    async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
+        """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
+
+        The reader is closed in any case.  Raises :class:`VolumeDamaged` if it gives another number
+        of bytes, what it raises itself, and ``ValueError`` as :meth:`tar` does.
+        """
+        partial: PartialFile | None = None
+
+        def release() -> None:
+            if partial is not None:
+                partial.discard()
+            reader.close()
+
+        try:
+            partial = self._partial(cart, "tar", self._paths.tar(cart))
+            await self._copy(reader, partial, length)
+            await shielded(self._threads.run(self._place_tar, cart, partial))
+        finally:
+            await shielded(self._threads.run(release))
+            self._forget(cart.id)
+
+    async def tar_size(self, cart: Cart) -> int | None:
+        """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
+        try:
+            tar = self._paths.tar(cart)
+        except ValueError:
+            return None
+        found = await self._threads.run(self._believed, found_files.measure_one, tar)
+        return None if found is None else found[0]
+
+    async def drop_tar(self, cart: Cart) -> None:
+        """Remove the bundle of a cart, if there is one."""
+        tar = self._paths.tar(cart)
+        await self._change(tar, remove_tree, tar)
+
+    async def drop_tree(self, cart: Cart) -> None:
+        """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
+        await shielded(self._threads.run(self._drop_tree, cart))
+
+    async def _copy(self, reader: Source, partial: PartialFile, length: int) -> None:
+        def copy_a_block() -> int:
+            data = reader.read(BLOCK)
+            partial.append(data)
+            return len(data)
+
+        copied = 0
+        while step := await shielded(self._threads.run(copy_a_block)):
+            copied += step
+            if copied > length:
+                break
+        if copied != length:
+            raise VolumeDamaged(f"the bundle has {copied} bytes or more where {length} were due")
+
+    # What follows runs in threads.
+
+    def _place_tar(self, cart: Cart, partial: PartialFile) -> None:
+        try:
+            partial.place(durable=True)
+        except BaseException:
+            # It may have its name and yet not be safe: then nobody may take it for the bundle.
+            with suppress(OSError):
+                self._paths.tar(cart).unlink()
+            raise
+        self._drop_tree(cart)
+        with suppress(OSError):
+            self._paths.incoming(cart.id).rmdir()
+
+    def _drop_tree(self, cart: Cart) -> None:
+        tree = self._paths.tree(cart)
+        try:
+            take_away(tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set)
+        except OSError as error:
+            # The bundle is what counts; what is left of the tree goes with the cart.
+            log.error("{tree} is not removed: {error}", tree=tree, error=error)
