@@ -133,13 +133,6 @@ class TestPace:
         assert not bench.clock.getDelayedCalls()
         assert bench.store.verified == {}
 
-    def test_a_cancelled_reading_records_nothing(self) -> None:
-        bench = Bench(1)
-        scrubbing = Deferred.fromCoroutine(bench.scrub.scrub())
-        scrubbing.cancel()
-        scrubbing.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        assert bench.store.verified == {}
-
 
 class TestDamage:
     def test_what_is_damaged_is_given_back_and_the_first_few_are_named(self) -> None:

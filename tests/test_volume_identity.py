@@ -1,0 +1,127 @@
+"""What the volume says and does while another directory, or none, is in its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cartd.errors import VolumeAway
+from cartd.volume import Volume
+from cartd.volume.identity import read_number, write_number
+from tests.volume_parts import (
+    BODY,
+    CART,
+    InThisThread,
+    a_cart,
+    a_file,
+    checksum_of,
+    everything,
+    logged,
+    result_of,
+    stage,
+)
+
+NUMBER = 4711
+FILE = a_file(BODY)
+
+
+async def no_rest(_size: int) -> None:
+    pass
+
+
+ASKED: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
+    "check": lambda volume: volume.check(),
+    "measure": lambda volume: volume.measure(CART, [FILE]),
+    "measure a tar": lambda volume: volume.measure_tar(CART, [FILE]),
+    "tar size": lambda volume: volume.tar_size(CART),
+    "faults": lambda volume: volume.faults(CART, [FILE], no_rest),
+    "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_rest),
+    "is it there": lambda volume: volume.has(CART, FILE),
+    "free": lambda volume: volume.free(),
+    "ids": lambda volume: volume.cart_ids(),
+    "begin": lambda volume: volume.clear_incoming(CART.id, all_else=True),
+    "link": lambda volume: volume.link(CART),
+    "remove": lambda volume: volume.remove(CART),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def volume(root: Path) -> Volume:
+    volume = Volume(root, InThisThread(), NUMBER)
+    volume.prepare()
+    write_number(root, NUMBER)
+    return volume
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("instead", ["nothing", "empty", "another", "unreadable"])
+def test_nothing_is_believed_or_done_while_it_is_away(
+    volume: Volume, root: Path, instead: str, asked: str
+) -> None:
+    stage(volume, FILE)
+    root.rename(root.with_name("away"))
+    if instead != "nothing":
+        root.mkdir()
+    if instead == "another":
+        (root / "incoming").mkdir()
+        write_number(root, NUMBER + 1)
+    if instead == "unreadable":
+        (root / ".cartd-volume").mkdir()
+    before = everything(root)
+    with pytest.raises(VolumeAway):
+        result_of(ASKED[asked](volume))
+    assert everything(root) == before
+    if root.exists():
+        shutil.rmtree(root)
+    root.with_name("away").rename(root)
+    assert result_of(volume.has(CART, FILE))
+
+
+def test_a_file_on_its_way_is_not_written_beside_it(volume: Volume, root: Path) -> None:
+    incoming = volume.incoming(CART, FILE, checksum_of(FILE))
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    incoming.write(BODY)
+    with pytest.raises(VolumeAway):
+        result_of(incoming.finish())
+    assert everything(root) == set()
+
+
+def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(volume: Volume, root: Path) -> None:
+    with logged() as events:
+        for _ in range(2):
+            result_of(volume.check())
+            root.rename(root.with_name("away"))
+            for _ in range(3):
+                with pytest.raises(VolumeAway):
+                    result_of(volume.check())
+            root.with_name("away").rename(root)
+            result_of(volume.check())
+    levels = [event["log_level"].name for event in events]
+    assert levels == ["error", "warn"] * 2
+
+
+def test_a_volume_without_a_number_is_never_away(root: Path) -> None:
+    volume = Volume(root, InThisThread())
+    volume.prepare()
+    result_of(volume.check())
+    assert result_of(volume.measure(CART, [FILE])) == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("12\nand more", 12), ("0", 0), ("", None), ("x12", None), ("99999999999", None)],
+)
+def test_only_a_number_is_one(root: Path, text: str, number: int | None) -> None:
+    root.mkdir()
+    (root / ".cartd-volume").write_text(text)
+    assert read_number(root) == number
