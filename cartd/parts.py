@@ -25,7 +25,7 @@ from cartd.recovery import Recovery
 from cartd.removal import Removal
 from cartd.repair import Repair
 from cartd.stager import STOP_WAITS, Stager
-from cartd.staging import Tools
+from cartd.staging_tools import Tools
 from cartd.store import Store
 from cartd.syncing import Syncing
 from cartd.threads import Apart, Threads

@@ -16,7 +16,8 @@ from cartd.losses import lose_unreadable
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.recovery import Recovery
-from cartd.staging import Staging, Tools
+from cartd.staging import Staging
+from cartd.staging_tools import Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
 

@@ -25,7 +25,7 @@ from cartd.outage import Outage
 from cartd.patience import Patience
 from cartd.plans import Plans
 from cartd.recovery import Recovery
-from cartd.staging import Reserves, Tools
+from cartd.staging_tools import Reserves, Tools
 from cartd.store import Store
 from cartd.store.syncs import Noted
 from cartd.threads import RunsInThread

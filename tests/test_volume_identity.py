@@ -20,6 +20,7 @@ from tests.volume_parts import (
     a_file,
     checksum_of,
     everything,
+    has,
     logged,
     result_of,
     stage,
@@ -40,11 +41,12 @@ ASKED: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
     "tar size": lambda volume: volume.tar_size(CART),
     "faults": lambda volume: volume.faults(CART, [FILE], no_rest),
     "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_rest),
-    "is it there": lambda volume: volume.has(CART, FILE),
+    "is it there": lambda volume: has(volume, FILE),
     "free": lambda volume: volume.free(),
     "ids": lambda volume: volume.cart_ids(),
     "begin": lambda volume: volume.clear_incoming(CART.id, all_else=True),
     "link": lambda volume: volume.link(CART),
+    "drop files": lambda volume: volume.drop_files(CART, [FILE]),
     "remove": lambda volume: volume.remove(CART),
 }
 
@@ -83,7 +85,7 @@ def test_nothing_is_believed_or_done_while_it_is_away(
     if root.exists():
         shutil.rmtree(root)
     root.with_name("away").rename(root)
-    assert result_of(volume.has(CART, FILE))
+    assert result_of(has(volume, FILE))
 
 
 def test_a_file_on_its_way_is_not_written_beside_it(volume: Volume, root: Path) -> None:

@@ -24,6 +24,7 @@ from tests.volume_parts import (
     begin,
     everything,
     failure_of,
+    has,
     outcome,
     result_of,
     stage,
@@ -41,11 +42,6 @@ def volume(root: Path) -> Volume:
     volume = Volume(root, InThisThread())
     volume.prepare()
     return volume
-
-
-async def has(volume: Volume, file: CartFile) -> bool:
-    """Whether the file is in its place."""
-    return [one async for one in volume.in_place(CART, [file])] == [file]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) 
     return volume.member(cart, file.path)
 
 
+async def has(volume: Volume, file: CartFile) -> bool:
+    """Whether the file is in its place."""
+    return [one async for one in volume.in_place(CART, [file])] == [file]
+
+
 def everything(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 

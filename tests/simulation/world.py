@@ -18,22 +18,28 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from cartd import parts, plans, staging
+from cartd import parts, plans, retrieval, staging
 from cartd.belonging import belong
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.parts import Parts
 from cartd.service import Cartd
 from cartd.store import connections, database, sync
-from cartd.volume import incoming, volume
+from cartd.volume import bundles, incoming, volume
 from tests.databases import sqlite_url
 from tests.simulation.archive import Library, SimulatedArchive
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed
 from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, SimulatedWorker
 
-SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (volume, "BLOCK", 4096))
-PAGES = ((volume, "BATCH", 2), (plans, "PAGE", 3), (staging, "PAGE", 6), (staging, "WINDOW", 6))
+SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
+PAGES = (
+    (volume, "BATCH", 2),
+    (plans, "PAGE", 3),
+    (staging, "PAGE", 6),
+    (retrieval, "PAGE", 6),
+    (retrieval, "WINDOW", 6),
+)
 """Sizes at which the flows go in several steps, made so small that small carts need them."""
 BURIED_TOGETHER = 40
 

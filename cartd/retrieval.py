@@ -1,0 +1,172 @@
+"""The files of one cart out of the archive: their states first, then their bytes, tape last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import deferLater
+
+from cartd.archive import ArchiveError, FileState
+from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
+from cartd.checksum import Checksum
+from cartd.concurrency import both, for_each
+from cartd.model import Cart, CartFile
+from cartd.progress import Batches
+from cartd.staging_tools import Tools
+from cartd.volume.incoming import Incoming
+
+T = TypeVar("T")
+PAGE = 2000
+"""Rows read at once, shared by the carts in staging."""
+WINDOW = 128
+"""Files under way at once, shared by the carts in staging."""
+
+
+class Retrieval:
+    """Brings the unstaged files of ``cart`` to the volume; tells ``staged`` of each, and its hash.
+
+    Files are read from the store page by page, so what is not unstaged any more is passed over.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        cart: Cart,
+        holder: str,
+        staged: Callable[[tuple[int, str]], Awaitable[None]],
+    ) -> None:
+        self._tools = tools
+        self._cart = cart
+        self._holder = holder
+        self._add_staged = staged
+        self._on_tape: set[int] = set()
+
+    def is_in_place(self, file: CartFile) -> None:
+        """The file need not be recalled: it is on the volume."""
+        self._on_tape.discard(file.position)
+
+    async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
+        """The files that are not staged, in the manifest's order."""
+        after = -1
+        while page := await self._tools.store.files(
+            self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
+        ):
+            yield page
+            after = page[-1].position
+
+    # Learning what the archive has
+
+    async def learn_states(self) -> int:
+        """Ask for the state of every unstaged file; give the bytes of all of them."""
+        cart_id, holder = self._cart.id, self._holder
+        learnt: Batches[tuple[int, int, int]] = Batches(
+            lambda states: self._tools.store.record_states(cart_id, holder, states),
+            self._tools.clock.seconds,
+        )
+        total = 0
+
+        async def learn(file: CartFile) -> None:
+            nonlocal total
+            state = await self._patiently(file, self._state)
+            total += state.size
+            if not state.on_disk:
+                self._on_tape.add(file.position)
+            if file.size != state.size or file.mtime is None:
+                await learnt.add((file.position, state.size, state.mtime))
+
+        await for_each(self._unstaged(), learn, self._window)
+        await learnt.flush()
+        return total
+
+    async def _patiently(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
+        return await self._tools.patience.with_file(self._cart, file, lambda: attempt(file))
+
+    async def _state(self, file: CartFile) -> FileState:
+        archive = self._tools.archive
+        try:
+            return await archive.status(file.archive_id)
+        except ArchiveError as error:
+            if not error.unexplained:
+                raise
+            raise await archive.explained(file.archive_id, error) from error
+
+    # Fetching
+
+    async def fetch(self) -> None:
+        """Fetch what is on disk, and all else as soon as it has come from tape."""
+        await both(self._fetch_from_disk(), self._recall_from_tape())
+
+    async def _fetch_from_disk(self) -> None:
+        await for_each(
+            self._unstaged(lambda file: file.position not in self._on_tape),
+            self._fetch,
+            self._window,
+        )
+
+    async def _recall_from_tape(self) -> None:
+        """Announce every file that is not on disk, then fetch each when it has come."""
+        if not self._on_tape:
+            return
+        await for_each(self._on_tape_still(), self._announce, self._window)
+        wait = FIRST_WAIT
+        while self._on_tape:
+            await deferLater(self._tools.clock, wait)
+            before = len(self._on_tape)
+            if wait == LONGEST_WAIT:
+                # Long enough for an archive to have forgotten what it was asked for.
+                await for_each(self._on_tape_still(), self._announce, self._window)
+            await for_each(self._on_tape_still(), self._fetch_if_on_disk, self._window)
+            wait = FIRST_WAIT if len(self._on_tape) < before else min(wait * 2, LONGEST_WAIT)
+
+    def _on_tape_still(self) -> AsyncIterator[CartFile]:
+        return self._unstaged(lambda file: file.position in self._on_tape)
+
+    async def _announce(self, file: CartFile) -> None:
+        await self._patiently(file, lambda file: self._tools.archive.stage(file.archive_id))
+
+    async def _fetch_if_on_disk(self, file: CartFile) -> None:
+        state = await self._patiently(file, self._state)
+        if state.on_disk:
+            await self._fetch(file)
+            self._on_tape.discard(file.position)
+
+    async def _fetch(self, file: CartFile) -> None:
+        hash_sum = await self._patiently(file, self._fetch_once)
+        await self._add_staged((file.position, hash_sum))
+
+    async def _fetch_once(self, file: CartFile) -> str:
+        assert file.size is not None
+        checksum = Checksum(file.hash_type, file.hash_sum, file.size)
+        incoming = self._tools.volume.incoming(self._cart, file, checksum)
+        try:
+            await self._transfer(file, incoming)
+            hash_sum = await incoming.finish()
+        finally:
+            await incoming.abort()
+        self._tools.tolerance.was_right()
+        return hash_sum
+
+    async def _transfer(self, file: CartFile, incoming: Incoming) -> None:
+        try:
+            await self._tools.archive.fetch(file.archive_id, incoming)
+        except (ArchiveError, CancelledError):
+            # A disk that fails, or a body too long, stops the transfer: that is the cause.
+            if incoming.failure is not None:
+                raise incoming.failure from None
+            raise
+
+    async def _unstaged(
+        self, wanted: Callable[[CartFile], bool] = lambda _: True
+    ) -> AsyncIterator[CartFile]:
+        async for page in self.unstaged_pages():
+            for file in page:
+                if wanted(file):
+                    yield file
+
+    def _window(self) -> int:
+        return self._share(WINDOW)
+
+    def _share(self, whole: int) -> int:
+        return self._tools.share(whole)
