@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from subprocess import TimeoutExpired
 from threading import Event, Lock, Thread
 from urllib.parse import quote
 
-from tests.crash.model import Archived, Known, Model, Post, post_of
-from tests.running_cartd import LOOK_EVERY, Answer, RunningCartd
+from tests.crash.model import Archived, Known, Model, Post, post_of, slow_post
+from tests.running_cartd import DEADLINE, LOOK_EVERY, Answer, RunningCartd
 from tests.slow_reader import SlowReader
 
 CLIENTS = 4
@@ -24,7 +25,7 @@ UIDS = 3
 """Of each client."""
 PATIENCE = 2.0
 """Seconds that a client waits for a cart before it does something else."""
-DEATH = 10.0
+DEATH = DEADLINE
 """Seconds within which a process whose connections broke must be seen to have ended."""
 BROKEN = (OSError, HTTPException)
 
@@ -72,19 +73,22 @@ class Client:
 
     def _run(self) -> None:
         ways: dict[Callable[[str], None], int] = {
-            self._post: 6,
+            self._post: 4,
             self._post_again: 1,
             self._download: 4,
-            self._ranges: 3,
-            self._delete: 2,
+            self._ranges: 4,
+            self._delete: 1,
             self._delete_while_reading: 1,
             self._evict_while_reading: 1,
             self._lose_a_file: 1,
         }
         while not self._load.stopped.is_set():
             [way] = self._random.choices(list(ways), list(ways.values()))
+            known = [uid for uid in self._uids if self._model.uids.get(uid)]
+            if way == self._post or not known:
+                way, known = self._post, self._uids
             try:
-                way(self._random.choice(self._uids))
+                way(self._random.choice(known))
             except BROKEN as error:
                 if not self._has_died():
                     self._fault(f"{way.__name__}: broken without a kill: {error!r}")
@@ -114,16 +118,13 @@ class Client:
     def _post(self, uid: str) -> None:
         post = post_of(next(self._load.numbers), uid, self._random, self._load.files)
         self._send(post)
-        if self._random.random() < 0.6:
-            self._await_end(uid)
 
     def _post_again(self, uid: str) -> None:
-        if known := self._model.uids.get(uid):
-            self._send(self._random.choice(known).post)
+        self._send(self._random.choice(self._known(uid)).post)
 
     def _send(self, post: Post) -> None:
         self._model.posting(post)
-        answer = self._cartd.post(post.uid, post.body)
+        answer = self._asked("POST", f"/{post.uid}", post.body)
         if answer.status == 201:
             self._model.posted(post)
         else:
@@ -132,7 +133,7 @@ class Client:
     def _await_end(self, uid: str) -> str:
         end = time.monotonic() + PATIENCE
         while True:
-            answer = self._cartd.request("HEAD", f"/{uid}")
+            answer = self._asked("HEAD", f"/{uid}")
             status = answer.headers["x-pacifica-status"]
             if status == "error" and answer.status == 500:
                 self._check_error(uid, answer.headers["x-pacifica-message"])
@@ -142,7 +143,7 @@ class Client:
 
     def _delete(self, uid: str) -> None:
         self._model.deleting(uid)
-        answer = self._cartd.delete(uid)
+        answer = self._asked("DELETE", f"/{uid}")
         if answer.status in (200, 404):
             self._model.deleted(uid)
         else:
@@ -151,6 +152,7 @@ class Client:
     def _download(self, uid: str) -> None:
         name = self._random.choice(["", "data", "ä ö"])
         known = self._known(uid)
+        self._await_end(uid)
         answer = self._got(uid, name)
         if answer is not None:
             self._check(uid, known, name, answer)
@@ -158,6 +160,7 @@ class Client:
     def _ranges(self, uid: str) -> None:
         """Some bytes, and then others of the same tar."""
         name, known, etag = self._random.choice(["data", "other"]), self._known(uid), ""
+        self._await_end(uid)
         for _ in range(3):
             start = self._random.choice([0, 511, self._random.randrange(60_000)])
             wanted = {"range": f"bytes={start}-{start + self._random.randrange(200_000)}"}
@@ -176,8 +179,9 @@ class Client:
 
     def _read_slowly(self, uid: str, meanwhile: Callable[[], object]) -> None:
         """What is being sent is sent to its end, though the cart is deleted meanwhile."""
+        self._send(slow_post(next(self._load.numbers), uid, self._load.files))
         known = self._known(uid)
-        if self._model.is_damaged(uid) or self._await_end(uid) != "ready":
+        if self._await_end(uid) != "ready":
             return
         reader = SlowReader(self._cartd, _target(uid, "slow"))
         try:
@@ -190,7 +194,8 @@ class Client:
 
     def _lose_a_file(self, uid: str) -> None:
         """Take a staged file away behind the service's back: a download finds that out."""
-        for post in [one.post for one in self._known(uid) if one.post.contents][-1:]:
+        post = self._known(uid)[-1].post
+        if self._await_end(uid) == "ready" and post.contents:
             self._model.damaged(post)
             path = self._random.choice(list(post.contents))
             take_away(self._cartd, f"cartuids/{uid}", path)
@@ -201,10 +206,16 @@ class Client:
     def _known(self, uid: str) -> list[Known]:
         return list(self._model.uids.get(uid, []))
 
+    def _asked(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        answer = self._cartd.request(method, path, body, **headers)
+        if answer.status == 503:
+            raise ConnectionAbortedError(f"it says that it is stopping: {answer}")
+        return answer
+
     def _got(self, uid: str, name: str, **headers: str) -> Answer | None:
         """The answer to a GET; none if it broke, as it must where a file is lost."""
         try:
-            return self._cartd.get(_target(uid, name), **headers)
+            return self._asked("GET", _target(uid, name), None, **headers)
         except BROKEN:
             if self._model.is_damaged(uid):
                 self._note("broken for a lost file")
@@ -215,8 +226,12 @@ class Client:
         if answer.status == 200:
             self._check_bytes(known, name, answer, 0, len(answer.body))
         elif answer.status == 206:
-            first, _, length = answer.headers["content-range"].removeprefix("bytes ").partition("/")
-            self._check_bytes(known, name, answer, int(first.partition("-")[0]), int(length))
+            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["content-range"])
+            assert told is not None
+            first, last, length = map(int, told.groups())
+            if len(answer.body) != last - first + 1:
+                self._fault(f"{len(answer.body)} bytes where {told[0]} were told")
+            self._check_bytes(known, name, answer, first, length)
         elif answer.status == 500:
             self._check_error(uid, answer.json["message"])
         elif answer.status not in (202, 404, 416):

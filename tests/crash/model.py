@@ -23,6 +23,8 @@ from tests.running_cartd import entry, manifest
 NO_SPACE = "No Space Available"
 GIANT = "giant"
 """The id of a file that no volume here has room for."""
+SPOILT = "spoilt"
+"""The id of a file that comes from the archive with other bytes than a manifest says."""
 LARGE_BYTES = 16 * 2**20
 """Of a file that does not fit between the service and a client that does not read."""
 ETAGS = 20_000
@@ -79,10 +81,6 @@ class Post:
         """Whether all of it can be had."""
         return all(archived for _, _, archived in self.files)
 
-    @property
-    def large(self) -> bool:
-        return any(len(each.data) >= LARGE_BYTES for each in self.contents.values())
-
     def explains(self, error: str) -> bool:
         """Whether that is a true cause for the cart to be in error.
 
@@ -90,7 +88,8 @@ class Post:
         lack of room is believed of any; that there is room again is found out by later carts.
         """
         return error == NO_SPACE or any(
-            error.startswith(f"Failed to stage {path} (archive id {name}): ") and "404" in error
+            error.startswith(f"Failed to stage {path} (archive id {name}): ")
+            and ("declared" in error if name == SPOILT else "404" in error)
             for name, path, archived in self.files
             if archived is None and name != GIANT
         )
@@ -100,16 +99,21 @@ def post_of(number: int, uid: str, random: Random, files: dict[str, Archived]) -
     """A manifest like any other: mostly small files, now and then one that cannot be had."""
     weights = [1.0 if name.startswith("large") else 3.0 for name in files]
     names = random.choices(list(files), weights, k=random.choice([1, 2, 3, 5, 8]))
-    misfortune = random.random()
-    if misfortune < 0.06:
-        names.append("missing")
-    elif misfortune < 0.09:
-        names.append(GIANT)
+    misfortune = random.choices(["", "missing", SPOILT, GIANT], [20, 1, 1, 1])[0]
+    names += [misfortune] if misfortune else []
     chosen = tuple(
         (name, f"c{number}/{place % 3}/{name}-{place}", files.get(name))
         for place, name in enumerate(names)
     )
     return Post(number, uid, chosen, random.random() < 0.25)
+
+
+def slow_post(number: int, uid: str, files: dict[str, Archived]) -> Post:
+    """One of which most is to be opened yet, when its first bytes are in all the buffers."""
+    names = ("large0", "small0", "small1")
+    return Post(
+        number, uid, tuple((name, f"c{number}/{name}", files[name]) for name in names), False
+    )
 
 
 def number_in(path: str) -> int | None:

@@ -80,7 +80,6 @@ def soak(it: Ordeal, seconds: float) -> None:
             kill(it, points, random)
         it.work(cycle * (1 - SHARE_OF_KILLS))
         it.stop_cleanly()
-        it.cartd.start()
 
 
 def kill(it: Ordeal, points: list[str], random: Random) -> None:

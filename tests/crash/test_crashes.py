@@ -17,7 +17,7 @@ from tests.databases import Postgres
 
 pytest_plugins = ("tests.database_fixtures",)
 
-PARTS = 5
+PARTS = 4
 """Of the points: one test each, so that tests can share the cores."""
 
 
