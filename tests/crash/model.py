@@ -239,11 +239,8 @@ class Model:
         Of several tars that have the bytes that came, it must be so with one.
         """
         digests = [hashlib.sha256(tar).digest() for tar in tars]
-        same = [
-            digest
-            for digest in digests
-            if self._tars.get(etag, digest) == digest and self._etags.get(digest, etag) == etag
-        ]
+        same = [one for one in digests if self._tars.get(etag, one) == one]
+        same = [one for one in same if self._etags.get(one, etag) == etag]
         if len(same) == 1:
             self._tars[etag], self._etags[same[0]] = same[0], etag
             if len(self._tars) > ETAGS:
