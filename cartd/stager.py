@@ -192,7 +192,7 @@ class Stager:
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
         staging = self._stagings.get(cart_id)
-        await self._drop_unrecorded(cart_id)
+        await self._record_rest(cart_id)
         try:
             await self._store.record_error(
                 cart_id,
@@ -206,16 +206,20 @@ class Stager:
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
 
-    async def _drop_unrecorded(self, cart_id: int) -> None:
+    async def _record_rest(self, cart_id: int) -> None:
         staging = self._stagings.get(cart_id)
         if staging is None:
             return
         try:
             # Who has taken the cart over has files there that are not recorded yet.
             if cart_id in await self._store.renew(self._holders.name, self._now() + LEASE):
-                await staging.drop_unrecorded()
+                await staging.record_rest()
         except (CartdError, OSError) as error:
-            log.warn("What cart {id} has left is not removed: {error}", id=cart_id, error=error)
+            log.warn(
+                "What cart {id} has left is neither recorded nor removed: {error}",
+                id=cart_id,
+                error=error,
+            )
 
     # What is done again and again
 

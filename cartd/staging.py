@@ -77,17 +77,18 @@ class Staging:
         """Write down which files have been staged so far."""
         await self._staged.flush()
 
-    async def drop_unrecorded(self) -> None:
-        """Remove what is on the volume and the store does not count, for a cart that ends in error.
+    async def record_rest(self) -> None:
+        """Record what is on the volume and right, and remove the rest: the cart ends in error.
 
-        That is what was placed as the end came, or before a crash that nobody has recorded since.
+        Such is what was placed as the end came, or before a crash that nobody has recorded since.
         """
-        store, volume, cart = self._tools.store, self._tools.volume, self._cart
+        volume, cart = self._tools.volume, self._cart
         await volume.clear_incoming(cart.id)
-        after = -1
-        while page := await store.files(cart.id, after=after, limit=PAGE, unstaged=True):
-            await volume.drop_files(cart, page)
-            after = page[-1].position
+        async for page in self._retrieval.unstaged_pages():
+            right = {file.position: file async for file in volume.in_place(cart, page)}
+            if right:
+                await self._record_staged([(at, file.hash_sum) for at, file in right.items()])
+            await volume.drop_files(cart, [one for one in page if one.position not in right])
 
     async def _clear(self) -> None:
         """Remove what is of no use any more.
