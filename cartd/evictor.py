@@ -65,17 +65,17 @@ class Evictor:
     ) -> None:
         """Promise ``volume_bytes`` to ``cart``, evicting others if that makes enough room.
 
-        What of it is on the volume already, fetched or linked, needs none.
+        What of it is on the volume already, fetched or linked, needs none; nor does what the cart
+        was promised before a stop, even if there is too little room by now.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
         """
         await self._deciding.acquire()
         try:
+            more = volume_bytes - max(cart.volume_bytes, cart.bytes_staged)
             reserved = False
             while not reserved:
-                most = None
-                if volume_bytes > cart.bytes_staged:
-                    most = await self._room_for(max(volume_bytes - cart.volume_bytes, 0))
+                most = await self._room_for(more) if more > 0 else None
                 # Another process may have got the room meanwhile.
                 reserved = await self._store.reserve(
                     cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most

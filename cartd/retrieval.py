@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TypeVar
 
 from twisted.internet.defer import CancelledError
@@ -43,9 +43,9 @@ class Retrieval:
         self._add_staged = staged
         self._on_tape: set[int] = set()
 
-    def is_in_place(self, file: CartFile) -> None:
-        """The file need not be recalled: it is on the volume."""
-        self._on_tape.discard(file.position)
+    def are_in_place(self, positions: Collection[int]) -> None:
+        """The files at ``positions`` need not be recalled: they are on the volume."""
+        self._on_tape.difference_update(positions)
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """The files that are not staged, in the manifest's order."""

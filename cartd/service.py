@@ -19,7 +19,7 @@ from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
-from cartd.errors import CartdError, ConfigError, VolumeAway
+from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.periodic import Periodic
@@ -143,7 +143,9 @@ class Cartd(Service):
 
 
 def _look_failed(failure: Failure) -> None:
-    if not failure.check(CancelledError, VolumeAway):
+    if failure.check(CartdError, OSError):
+        log.warn("The volume was not looked over: {error}", error=failure.value)
+    elif not failure.check(CancelledError):
         log.failure("The volume was not looked over", failure)
 
 

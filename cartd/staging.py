@@ -9,10 +9,10 @@ the store page by page: a cart of a million costs no more memory than one of a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from cartd.losses import begun, lose_what_is_missing
-from cartd.model import Cart
+from cartd.model import Cart, CartFile
 from cartd.progress import Batches
 from cartd.reader import TreeReader
 from cartd.retrieval import PAGE, Retrieval
@@ -46,7 +46,10 @@ class Staging:
         """
         self._tools.outage.take_up(self._cart)
         await self._clear()
-        if self._cart.files_staged and not await self._tar_is_whole():
+        if await self._tar_is_whole():
+            await self._finish()
+            return
+        if self._cart.files_staged:
             self._cart = await lose_what_is_missing(
                 self._tools.store,
                 self._tools.volume,
@@ -54,15 +57,9 @@ class Staging:
                 self._holder,
                 lambda: self._tools.share(PAGE),
             )
-        self._cart = await link_twins(
-            self._tools.store,
-            self._tools.volume,
-            self._cart,
-            self._holder,
-            lambda: self._tools.share(PAGE),
-            hashed=self._resumed,
-        )
-        await self._find_in_place()
+        await self._link_twins()
+        if await self._find_in_place():
+            await self._link_twins()
         bytes_total = self._cart.bytes_staged + await self._retrieval.learn_states()
         if self._unmeasured:
             await self._find_in_place()
@@ -85,10 +82,8 @@ class Staging:
         volume, cart = self._tools.volume, self._cart
         await volume.clear_incoming(cart.id)
         async for page in self._retrieval.unstaged_pages():
-            right = {file.position: file async for file in volume.in_place(cart, page)}
-            if right:
-                await self._record_staged([(at, file.hash_sum) for at, file in right.items()])
-            await volume.drop_files(cart, [one for one in page if one.position not in right])
+            recorded = {at async for _, found in self._record_found(page) for at in found}
+            await volume.drop_files(cart, [one for one in page if one.position not in recorded])
 
     async def _clear(self) -> None:
         """Remove what is of no use any more.
@@ -102,28 +97,49 @@ class Staging:
             await volume.drop_tar(cart)
 
     async def _tar_is_whole(self) -> bool:
-        """Whether the cart is a bundle that was written before a stop: then it needs no tree."""
+        """Whether the cart is a bundle that was written before a stop: then nothing is lacking."""
         cart = self._cart
         if not cart.bundle or cart.files_staged < cart.files_total:
             return False
         plan = await self._tools.plans.build(cart, cart.uid)
-        return await self._tools.volume.tar_size(cart) == plan.length
+        if await self._tools.volume.tar_size(cart) != plan.length:
+            return False
+        self.tar_bytes = plan.length
+        return True
 
-    async def _find_in_place(self) -> None:
+    async def _link_twins(self) -> None:
+        self._cart = await link_twins(
+            self._tools.store,
+            self._tools.volume,
+            self._cart,
+            self._holder,
+            lambda: self._tools.share(PAGE),
+            hashed=self._resumed,
+        )
+
+    async def _find_in_place(self) -> bool:
         """Record what is on the volume and right, before the archive is asked for it.
 
-        A crash has kept it from being recorded, or from being known to be on the disk.
+        A crash has kept it from being recorded, or from being known to be on the disk.  Whether
+        something that is right has got a twin meanwhile, in another cart, and is to be linked.
         """
         if not self._resumed:
-            return
-        cart, store = self._cart, self._tools.store
+            return False
+        twins = False
         async for page in self._retrieval.unstaged_pages():
             self._unmeasured = self._unmeasured or any(file.size is None for file in page)
-            async for file in self._tools.volume.in_place(cart, page):
-                await self._staged.add((file.position, file.hash_sum))
-                self._retrieval.is_in_place(file)
-        await self.flush()
-        self._cart = await store.cart(cart.id) or cart
+            async for right, recorded in self._record_found(page):
+                self._retrieval.are_in_place(recorded)
+                twins = twins or len(recorded) < right
+        self._cart = await self._tools.store.cart(self._cart.id) or self._cart
+        return twins
+
+    async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
+        """Record those of the files that are in their places; how many, and those positions."""
+        async for right in self._tools.volume.in_place(self._cart, files):
+            found = {file.position: file.hash_sum for file in right}
+            recorded = await self._tools.store.record_found(self._cart.id, self._holder, found)
+            yield len(found), recorded
 
     async def _reserve(self, bytes_total: int) -> None:
         volume_bytes = bytes_total

@@ -35,8 +35,6 @@ class Tree:
     names: list[str]
     hash_known: list[bool]
     files: dict[int, Inode] = field(default_factory=dict)
-    doubted: set[int] = field(default_factory=set)
-    """Those of a cart in error that are there, though nobody knows whether they are right."""
     finished: bool = False
     tar: int = 0
     never_written: int = 0
@@ -136,9 +134,8 @@ class Sharing:
             lost = [n for n in range(len(tree.names)) if tree.tar or self.random.random() < 0.5]
             assert await self.store.restage(tree.cart.id, lost=lost, now=13)
             await self.store.claim(tree.cart.id, "me", now=13, until=100)
-            for position in {*lost, *tree.doubted}:
+            for position in lost:
                 tree.files.pop(position, None)
-            tree.doubted.clear()
             tree.finished, tree.tar = False, 0
 
     async def doubt(self) -> None:
@@ -152,13 +149,8 @@ class Sharing:
         files = await self.store.files(cart_id)
         lost = [one.position for one in files if one.status is not FileStatus.STAGED]
         cart = await found(self.store, tree.cart)
-        for position in {*lost} & {*tree.files} - tree.doubted:
-            if cart.status is CartStatus.ERROR:
-                # What nobody repairs stays there, and counts, but not as a part of another's.
-                tree.files[position] = Inode(tree.files[position].size)
-                tree.doubted.add(position)
-            else:
-                del tree.files[position]
+        for position in {*lost} & {*tree.files}:
+            del tree.files[position]
         if cart.status is CartStatus.STAGING:
             tree.finished = False
             await self.store.claim(cart_id, "me", now=13, until=100)
@@ -204,7 +196,6 @@ class Sharing:
             for other in self.trees
             if other is not tree and not other.cart.bundle
             for position in other.files
-            if position not in other.doubted
         }
         return {n for n in tree.missing() if tree.hash_known[n] and tree.names[n] in staged}
 

@@ -269,6 +269,12 @@ class MemoryStore(Store):
                 found.append(Twin(file.position, file.path, 0, *at, *hashed))
         return found
 
+    async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
+        twins = await self.twins(cart_id, range(min(found, default=0), max(found, default=0) + 1))
+        alone = set(found).difference(twin.position for twin in twins)
+        await self.record_staged(cart_id, holder, [(at, found[at]) for at in alone], now=0)
+        return alone
+
     async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
         self._asked(cart_id, holder)
         gone = {

@@ -30,7 +30,7 @@ from cartd.volume import hashes
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run
 
-look = hashes.file_fault
+look = hashes._file_fault
 
 def told(path, *args, **more):
     if path.exists():
@@ -41,7 +41,7 @@ def told(path, *args, **more):
 def broken(self):
     raise SyncFailed("broken")
 
-hashes.file_fault = told
+hashes._file_fault = told
 """
 SELDOM = "syncing.SYNC_EVERY = 1e9\n"
 OFTEN = "syncing.SYNC_EVERY = 0.05\n"
@@ -169,6 +169,13 @@ def test_nothing_wrong_is_sent_after_a_power_failure_and_only_what_is_wrong_is_f
             damage([tree(cartd, "large") / f"dir/file-{number}"])
         damage(tree(cartd, "many") / f"{name[-1]}/{name}" for name in damaged)
         empty(tree(cartd, "unknown") / f"u/{names[5]}")
+        # A copy that is right under another name spares a file the archive, if it is found in time.
+        nowhere = {
+            name
+            for name in damaged
+            if data[name] not in [path.read_bytes() for path in cartd.volume.rglob(name)]
+        }
+        assert nowhere
         archive.requests.clear()
         archive.files["tape"].tape_heads = 0
         first: dict[str, list[Answer]] = {uid: [] for uid in whole}
@@ -183,9 +190,10 @@ def test_nothing_wrong_is_sent_after_a_power_failure_and_only_what_is_wrong_is_f
             assert answers[-1].headers["etag"] == before[uid].headers["etag"]
         cartd.wait_until("half", "ready")
         assert cartd.download("half")["tape"] == b"on tape"
-        wrong = {*damaged, names[5], "large-0", "large-1"}
-        assert {seen.target[1:] for seen in archive.seen("GET")} == wrong | {"tape"}
-        assert {seen.target[1:] for seen in archive.seen("HEAD")} == wrong | {"tape"}
+        least = {*nowhere, "large-0", "large-1", "tape"}
+        for method in ("GET", "HEAD"):
+            asked = {seen.target[1:] for seen in archive.seen(method)}
+            assert least <= asked <= {*least, *damaged, names[5]}
         trees = {path.relative_to(cartd.volume).parts[1] for path in hashed(cartd)}
         assert trees == {"large", "many", "again", "unknown", "half"}
         wait_for(lambda: not unsynced(cartd))

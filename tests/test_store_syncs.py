@@ -153,7 +153,7 @@ class TestDoubting:
         ] * 3
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_in_error_stays_so_and_gives_no_twins(self, store: Store) -> None:
+    async def test_a_cart_in_error_is_staged_again_and_gives_no_twins(self, store: Store) -> None:
         cart = await claimed(store, files=2)
         await store.record_states(cart.id, "me", [(0, 30, 5), (1, 70, 5)])
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
@@ -162,7 +162,7 @@ class TestDoubting:
         assert len(await store.twins(again.id, range(2))) == 1
         assert await doubt_all(store, cart) == 1
         now = await found(store, cart)
-        assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "why", 12)
+        assert (now.status, now.error, now.updated) == (CartStatus.STAGING, "", 20)
         assert (now.files_staged, now.bytes_staged, now.volume_bytes) == (0, 0, 30)
         assert [file.error for file in await store.files(cart.id)] == ["", "whence"]
         assert await store.twins(again.id, range(2)) == []
@@ -207,6 +207,7 @@ class TestDoubting:
         await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
         last = await linked(store, "last")
         await store.mark_deleted(first.id, 12)
+        await store.record_removed(first.id, 12)
         assert (await found(store, last)).bytes_linked == 20
         assert await doubt_all(store, cart) == 2
         assert (await found(store, last)).bytes_linked == 0

@@ -95,11 +95,11 @@ def test_a_bundle_that_fails_leaves_the_tree_as_it_is(
 def test_a_bundle_that_may_not_outlast_a_power_failure_is_none(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     path = stage(volume, a_file(BODY))
-    monkeypatch.setattr("cartd.volume.partial.sync_directory", fail)
+    monkeypatch.setattr("cartd.volume.partial.sync_directories", fail)
     with pytest.raises(OSError):
         result_of(volume.write_tar(CART, Bytes(TAR), len(TAR)))
     assert path.read_bytes() == BODY

@@ -97,16 +97,6 @@ def test_a_file_of_which_too_little_is_known_is_not_there(
     assert not result_of(has(volume, CartFile(**values)))
 
 
-def test_a_file_that_another_cart_may_have_as_well_is_not_there(
-    volume: Volume, tmp_path: Path
-) -> None:
-    """Its bytes may be counted with that one."""
-    file = a_file(BODY)
-    stage(volume, file)
-    (tmp_path / "another name").hardlink_to(volume.member(CART, file.path))
-    assert not result_of(has(volume, file))
-
-
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
 def test_what_is_no_regular_file_is_not_there(volume: Volume, tmp_path: Path, kind: str) -> None:
     file = a_file(b"")

@@ -149,7 +149,7 @@ def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) 
 
 async def has(volume: Volume, file: CartFile) -> bool:
     """Whether the file is in its place."""
-    return [one async for one in volume.in_place(CART, [file])] == [file]
+    return [one async for some in volume.in_place(CART, [file]) for one in some] == [file]
 
 
 def everything(root: Path) -> set[str]:

@@ -6,7 +6,7 @@ Every method is one transaction and writes nothing if the lease was lost.  ``fil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, case, select, update
@@ -108,7 +108,7 @@ class Progress:
         async with self._database.transaction() as transaction:
             await hold(transaction, cart_id, holder)
             for batch in batches(iter(staged), BATCH):
-                await _record_staged(transaction, cart_id, dict(batch))
+                await record_staged_in(transaction, cart_id, dict(batch))
 
     async def record_error(
         self,
@@ -245,7 +245,10 @@ async def _record_states(
         await count(transaction, cart_id, size=grown)
 
 
-async def _record_staged(transaction: Transaction, cart_id: int, digests: dict[int, str]) -> None:
+async def record_staged_in(
+    transaction: Transaction, cart_id: int, digests: Mapping[int, str]
+) -> None:
+    """As :meth:`Progress.record_staged`, of a cart that is held: digests by position."""
     new = await transaction.rows(_UNSTAGED_AMONG, {"in_cart": cart_id, "positions": list(digests)})
     if not new:
         return

@@ -20,7 +20,7 @@ from cartd.model import CartStatus
 from cartd.store.database import Database, Transaction
 from cartd.store.losses import lose, lose_all
 from cartd.store.owners import take_turn
-from cartd.store.rows import date_of
+from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, unsynced
 
 TOGETHER = 500
@@ -58,20 +58,18 @@ _DELETE = delete(unsynced).where(_AMONG)
 _DOUBTED = select(unsynced.c.positions, unsynced.c.holder).where(
     unsynced.c.cart_id == bindparam("cart_id"), _AMONG
 )
-_IS_READY = cart.c.status == CartStatus.READY.value
+_IS_OVER = cart.c.status.in_(FINISHED)
 _IS_THEIRS = cart.c.lease_holder.in_(bindparam("holders", expanding=True))
 _PUT_BACK = (
     update(cart)
     .where(cart.c.id == bindparam("of_cart"), cart.c.deleted_date.is_(None))
     .values(
         status=case(
-            (
-                cart.c.status.in_([CartStatus.READY.value, CartStatus.BUNDLING.value]),
-                CartStatus.STAGING.value,
-            ),
-            else_=cart.c.status,
+            (cart.c.status == CartStatus.WAITING.value, cart.c.status),
+            else_=CartStatus.STAGING.value,
         ),
-        updated_date=case((_IS_READY, bindparam("date")), else_=cart.c.updated_date),
+        error="",
+        updated_date=case((_IS_OVER, bindparam("date")), else_=cart.c.updated_date),
         # They may be alive after all, and in the middle of it.
         lease_holder=case((_IS_THEIRS, null()), else_=cart.c.lease_holder),
         lease_until=case((_IS_THEIRS, null()), else_=cart.c.lease_until),
@@ -112,7 +110,7 @@ class Syncs:
     async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
         """Let the files wait again that these rows of the cart name; how many those are.
 
-        A ready cart is in staging then, one in error stays there; who noted the rows holds it no
+        A cart that was ready, or in error, is in staging then; who noted the rows holds it no
         longer.  Of a bundled cart all files wait: some may be in the tar that was to be written.
         Rows that have gone meanwhile name nothing.
         """

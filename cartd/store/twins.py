@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import starmap
 
-from sqlalchemy import ColumnElement, bindparam, case, func, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
 from cartd.model import FileStatus, Twin
 from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.owners import take_turn
+from cartd.store.progress import record_staged_in
 from cartd.store.syncs import note_unsynced
 from cartd.store.tables import cart, file
 
@@ -23,14 +24,17 @@ _found = file.alias("found")
 _found_cart = cart.alias("found_cart")
 _IN_PLACE = _others_cart.c.deleted_date.is_(None) & ~_others_cart.c.bundle
 """Whether a staged file is one on the volume: those of a bundled cart are in its tar."""
+_SAME = (
+    _other.c.file_name == file.c.file_name,
+    _other.c.status == _STAGED,
+    _other.c.hash_type == file.c.hash_type,
+    _other.c.hash_value == file.c.hash_value,
+)
 _TWIN = (
     select(_other.c.id)
     .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
     .where(
-        _other.c.file_name == file.c.file_name,
-        _other.c.status == _STAGED,
-        _other.c.hash_type == file.c.hash_type,
-        _other.c.hash_value == file.c.hash_value,
+        *_SAME,
         _other.c.cart_id != file.c.cart_id,
         # Pacifica's carts have no sizes until they are measured.
         _other.c.size.is_not(None),
@@ -40,6 +44,23 @@ _TWIN = (
     .limit(1)
     .correlate(file)
     .scalar_subquery()
+)
+_FOUND = select(
+    file.c.position,
+    file.c.file_name,
+    file.c.hash_type,
+    file.c.hash_value,
+    exists()
+    .where(
+        *_SAME,
+        _others_cart.c.id == _other.c.cart_id,
+        _IN_PLACE | (_others_cart.c.id == file.c.cart_id),
+    )
+    .correlate(file),
+).where(
+    file.c.cart_id == bindparam("in_cart"),
+    file.c.position.in_(bindparam("positions", expanding=True)),
+    file.c.status != FileStatus.STAGED.value,
 )
 _TWINS = (
     select(
@@ -117,6 +138,24 @@ class Twins:
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         return list(starmap(Twin, await self._database.rows(_TWINS, page)))
+
+    async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
+        """Files that are on the volume and were not recorded, their digests by position.
+
+        Which are recorded: those that are not staged elsewhere.  What another cart has, or this one
+        at another position, may be the same file under another name, and is counted there.
+        """
+        recorded: set[int] = set()
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            for batch in batches(iter(sorted(found)), BATCH):
+                rows = await transaction.rows(_FOUND, {"in_cart": cart_id, "positions": batch})
+                alone = {tuple(same): at for at, *same, elsewhere in rows if not elsewhere}
+                digests = {at: found[at] for at in alone.values()}
+                await record_staged_in(transaction, cart_id, digests)
+                recorded |= digests.keys()
+        return recorded
 
     async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
         """Files that are on the volume, each as a hard link to its twin.

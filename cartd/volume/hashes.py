@@ -55,18 +55,20 @@ class Hashes:
     _identity: Identity
     _threads: RunsInThread
 
-    async def in_place(self, cart: Cart, files: Sequence[CartFile]) -> AsyncIterator[CartFile]:
-        """Give those of the files that are there with the right size and hash, as soon as known.
+    async def in_place(
+        self, cart: Cart, files: Sequence[CartFile]
+    ) -> AsyncIterator[list[CartFile]]:
+        """Give those of the files that are there with the right size and hash, some at a time.
 
         What the system keeps of them in its memory is read from the disk again.  A file whose hash
-        nobody knows is not among them: its size alone says nothing.  Nor is one with another name:
-        it may be another cart's as well, and be counted there.
+        nobody knows is not among them: its size alone says nothing.  Nor is one of a bundled cart
+        that has another name: nobody is linked to such a cart, so the bytes are counted elsewhere.
         """
         for some in _groups([file for file in files if file.hash_sum and file.size is not None]):
-            look = _tree_faults(self._paths, cart, some, unrecorded=True)
-            for file, fault in zip(some, await self._looked(look, _at_once), strict=True):
-                if not fault:
-                    yield file
+            faults = await self._looked(
+                _tree_faults(self._paths, cart, some, unrecorded=True), _at_once
+            )
+            yield [file for file, fault in zip(some, faults, strict=True) if not fault]
 
     async def faults(self, cart: Cart, files: Sequence[CartFile], read: Read) -> list[str]:
         """What is wrong with each file of a ready cart, in a few words; nothing is empty.
@@ -139,13 +141,14 @@ def _tree_faults(
     paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, unrecorded: bool = False
 ) -> Look[list[str]]:
     faults = []
+    alone = unrecorded and cart.bundle
     for file in files:
         try:
             path = paths.member(cart, file.path)
         except ValueError:
             faults.append("cannot have that path")
         else:
-            faults.append((yield from _file_fault(path, file, unrecorded=unrecorded)))
+            faults.append((yield from _file_fault(path, file, reread=unrecorded, alone=alone)))
     return faults
 
 
@@ -157,20 +160,22 @@ def _twin_faults(paths: VolumePaths, twins: Sequence[Twin]) -> Look[list[str]]:
     return faults
 
 
-def _file_fault(path: Path, file: Declared, *, unrecorded: bool = False) -> Look[str]:
+def _file_fault(
+    path: Path, file: Declared, *, reread: bool = False, alone: bool = False
+) -> Look[str]:
     """What is wrong with the file at ``path``; empty if nothing is.
 
-    A symbolic link is not followed.  ``unrecorded``: it is to be the cart's alone, and is read from
-    the disk, whatever the system remembers of it, where it can be told to.
+    A symbolic link is not followed.  ``reread``: from the disk, whatever the system remembers of
+    it, where it can be told to.  ``alone``: it must have no other name.
     """
     try:
         with open(path, "rb", buffering=0, opener=open_to_read) as opened:
-            if unrecorded and hasattr(os, "posix_fadvise"):
+            if reread and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
-            if unrecorded and status.st_nlink > 1:
+            if alone and status.st_nlink > 1:
                 return "has another name"
             size = status.st_size if file.size is None else file.size
             return (yield from _content_fault(opened, status.st_size, size, file))
