@@ -78,9 +78,8 @@ class Removal:
         await self._volume.check()
         leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
-        for cart_id in leaving.difference(there):
-            await self._store.record_removed(cart_id, self._now())
-        for cart_id in await self._store.deleted_among(there):
+        # One that has no directory may have left its link.
+        for cart_id in sorted({*leaving, *await self._store.deleted_among(there)}):
             cart = await self._store.cart(cart_id)
             if cart is None or self._uses.is_pinned(cart_id):
                 continue

@@ -211,6 +211,16 @@ def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
     assert bench.store.left == set()
 
 
+def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: Removing) -> None:
+    cart = bench.ready()
+    remove_tree(bench.root / str(cart.id))
+    result_of(bench.store.mark_deleted(cart.id, 0))
+    assert bench.left() == {"cartuids/mine"}
+    result_of(bench.removal.sweep())
+    assert bench.left() == set()
+    assert bench.store.left == set()
+
+
 def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: Removing) -> None:
     bench.ready()
     (bench.root / "99" / "of another database").mkdir(parents=True)
