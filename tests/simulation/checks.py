@@ -134,7 +134,7 @@ class Checks:
         disk = self._place.disk
         if error == "No Space Available":
             return self._ledger.evicts or os.strerror(28) in {os.strerror(n) for n in disk.failed}
-        if any(os.strerror(number) in error for number in disk.failed):
+        if disk.has_said(error):
             return True
         if row["id"] in self._ledger.damaged and error.endswith(_LOST):
             return True

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from cartd.disposition import top_folder
 from cartd.downloads import Download
-from cartd.errors import CartdError, VolumeDamaged
+from cartd.errors import CartdError, Unreadable, VolumeDamaged
 from cartd.sender import Sender, SendStopped
 from tests.simulation.ledger import Ledger, Spec
 from tests.simulation.reactor import SimulatedReactor
@@ -76,6 +76,11 @@ async def _read(
         await sender.start()
     except SendStopped:
         return "left"
+    except Unreadable as error:
+        if not world.place.disk.has_said(str(error)):
+            ledger.wrong.append(f"cart {opened.cart.id} cannot be read: {error}")
+        await world.parts.downloads.damaged(opened.cart, error.path)
+        return "unreadable"
     except VolumeDamaged as error:
         if opened.cart.id not in ledger.damaged:
             ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")

@@ -103,6 +103,10 @@ class Disk:
     def heal(self) -> None:
         self.failing, self.chance = (), 0.0
 
+    def has_said(self, text: str) -> bool:
+        """Whether ``text`` names an error that it has given."""
+        return any(os.strerror(number) in text for number in self.failed)
+
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self._working:
@@ -124,9 +128,13 @@ class Disk:
                 raise Killed
         if self.failing and self.random.random() < self.chance:
             number = self.random.choice(self.failing)
-            if number in FULL and name not in _NEEDS_ROOM:
+            if number in FULL and (name not in _NEEDS_ROOM or _is_to_read(name, args)):
                 return
             if number == errno.EROFS and name == "read":
                 return
             self.failed.add(number)
             raise OSError(number, os.strerror(number))
+
+
+def _is_to_read(name: str, args: tuple[Any, ...]) -> bool:
+    return name == "open" and not args[1] & os.O_CREAT
