@@ -26,6 +26,7 @@ CHUNK = 1500
 async def post(world: World, ledger: Ledger, spec: Spec) -> None:
     ledger.post(spec)
     try:
+        await world.parts.recovery.recovered()
         cart = await world.carts.post(spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # nobody knows whether it is there
@@ -39,6 +40,7 @@ async def delete(world: World, ledger: Ledger, uid: str) -> None:
     ledger.may_be_deleted |= before
     world.deleting[uid] += 1
     try:
+        await world.parts.recovery.recovered()
         await world.carts.delete(uid)
     except CartdError:
         return
@@ -54,6 +56,7 @@ async def download(
 ) -> str:
     """Read a part of a cart's tar, from one share of its length to another; how it ended."""
     try:
+        await world.parts.recovery.recovered()
         async with world.parts.downloads.open(uid, name) as opened:
             tar = ledger.tar_of(opened.cart, top_folder(name))
             ledger.tagged(opened.etag, tar)

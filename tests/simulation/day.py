@@ -64,6 +64,8 @@ class SimulatedDay(RuleBasedStateMachine):
         self.library = Library(self.random)
         self.checks = Checks(self.place, self.ledger, self.library)
         self.broken = False
+        self.power_goes = False
+        """Whether the process that dies next is ended by a power failure."""
         self.unseen: list[World] = []
         """The dead whose locks look held."""
         self.running: list[Deferred[Any]] = []
@@ -92,8 +94,16 @@ class SimulatedDay(RuleBasedStateMachine):
     def _after_death(self) -> None:
         if self.world.reactor.dead:
             self.now = self.world.reactor.seconds()
+            if self.power_goes:
+                self._lose_power()
             self.checks.of_every_moment()
             self._start()
+
+    def _lose_power(self) -> None:
+        self.power_goes = False
+        while self.unseen:
+            self.unseen.pop().let_go()
+        self.place.disk.lose_power()
 
     def _nothing_is_wrong(self) -> None:
         wrong = [*self.ledger.broken(), *self.place.logged]
@@ -218,15 +228,24 @@ class SimulatedDay(RuleBasedStateMachine):
                 if not seen:
                     self.unseen.append(self.world)
 
-    @rule(calls=st.integers(0, 40))
-    def kill_in_a_thread(self, calls: int) -> None:
+    @rule(calls=st.integers(0, 40), power=st.booleans())
+    def kill_in_a_thread(self, calls: int, power: bool) -> None:
         with self._watched():
             self.place.disk.kill_after = calls
+            self.power_goes = power
+
+    @rule(events=st.integers(0, 60))
+    def power_failure(self, events: int) -> None:
+        with self._watched():
+            if self.world.run_events(events):
+                self.world.kill()
+            self.power_goes = True
 
     @rule()
     def restart(self) -> None:
         with self._watched():
             self._stop()
+            self.power_goes = False
             self._start()
 
     def _stop(self) -> None:

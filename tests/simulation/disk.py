@@ -11,7 +11,9 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
+from cartd.volume.file_system import FileSystem, SyncFailed
 from cartd.volume.partial import PartialFile
+from tests.simulation.power import InMemory
 
 CHANGES = (
     "open",
@@ -58,6 +60,7 @@ class Disk:
         self.calls = 0
         self.kill_after: int | None = None
         """System calls until the process dies in the middle of one."""
+        self.in_memory = InMemory()
         self._working = False
         self._killed = False
 
@@ -67,6 +70,7 @@ class Disk:
         watched: dict[str, Any] = {
             name: self._watched(name, getattr(os, name)) for name in (*CHANGES, *READS)
         }
+        watched["posix_fadvise"] = self._dropping(os.posix_fadvise)
         defaults: Any = PartialFile.__init__.__kwdefaults__
         with patch.multiple(os, **watched), patch.dict(defaults, write=watched["write"]):
             yield
@@ -107,13 +111,37 @@ class Disk:
         """Whether ``text`` names an error that it has given."""
         return any(os.strerror(number) in text for number in self.failed)
 
+    def sync(self) -> None:
+        """Have everything written; raises as :meth:`FileSystem.sync` does."""
+        try:
+            self._meet("sync", _nothing, ())
+        except OSError as error:
+            self.in_memory.was_not_written(self.random)
+            raise SyncFailed(f"The volume's file system cannot be synced: {error}") from error
+        self.in_memory.was_written()
+
+    def lose_power(self) -> None:
+        """Every process on it is dead by then."""
+        self.in_memory.power_fails(self.root, self.random)
+
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if self._working:
-                self._meet(name, call, args)
-            return call(*args, **kwargs)
+            if not self._working:
+                return call(*args, **kwargs)
+            self._meet(name, call, args)
+            result = call(*args, **kwargs)
+            self.in_memory.did(name, args)
+            return result
 
         return watched
+
+    def _dropping(self, call: Callable[..., None]) -> Callable[..., None]:
+        def dropping(fd: int, *args: Any) -> None:
+            if self._working:
+                self.in_memory.dropped(fd)
+            call(fd, *args)
+
+        return dropping
 
     def _meet(self, name: str, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if self._killed:
@@ -125,6 +153,7 @@ class Disk:
                 self._killed = True
                 if name == "write":
                     call(args[0], args[1][: len(args[1]) // 2])
+                    self.in_memory.did(name, args)
                 raise Killed
         if self.failing and self.random.random() < self.chance:
             number = self.random.choice(self.failing)
@@ -138,3 +167,24 @@ class Disk:
 
 def _is_to_read(name: str, args: tuple[Any, ...]) -> bool:
     return name == "open" and not args[1] & os.O_CREAT
+
+
+def _nothing(*_args: Any) -> None:
+    pass
+
+
+class SimulatedFileSystem(FileSystem):
+    """The one that the volume is on, as one process syncs it."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk.root)
+        self._disk = disk
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        self._disk.sync()

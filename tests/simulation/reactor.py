@@ -40,13 +40,28 @@ class SimulatedReactor(Clock):
         self.dead = False
         self.doomed = False
         """Whether it dies before the next event."""
+        self._never: list[object] = []
+        """What will not happen.  Coroutines wait for it, and must not be collected before they are
+        buried: they would run to their ends."""
+
+    def die(self) -> None:
+        """Nothing happens any more."""
+        self.dead = True
+        self._never += self.calls
+        self.calls.clear()
+
+    def never(self) -> Deferred[Any]:
+        """What the dead wait for."""
+        waiting: Deferred[Any] = Deferred()
+        self._never.append(waiting)
+        return waiting
 
     def callLater(
         self, delay: float, callable: Callable[..., object], *args: object, **kw: object
     ) -> IDelayedCall:
         call = super().callLater(delay, callable, *args, **kw)
         if self.dead:
-            self.calls.clear()
+            self.die()
         return call
 
     def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
@@ -92,9 +107,9 @@ class SimulatedThreads:
                 self._reactor.doomed = True
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        result: Deferred[T] = Deferred()
         if self._reactor.dead or self._stopped:
-            return result
+            return self._reactor.never()
+        result: Deferred[T] = Deferred()
 
         def go() -> None:
             del self._waiting[go]

@@ -29,7 +29,7 @@ from cartd.volume import bundles, incoming, volume
 from tests.databases import sqlite_url
 from tests.simulation.archive import Library, SimulatedArchive
 from tests.simulation.database import Database
-from tests.simulation.disk import Disk, Killed
+from tests.simulation.disk import Disk, Killed, SimulatedFileSystem
 from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, SimulatedWorker
 
 SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
@@ -75,6 +75,7 @@ class Place:
                 (parts, "Threads", SimulatedThreads),
                 (parts, "Apart", SimulatedThreads),
                 (parts, "Archive", SimulatedArchive),
+                (parts, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
                 (parts, "archive_client", lambda *_, **__: (None, _Connections())),
                 (connections, "WorkerThread", SimulatedWorker),
                 (database, "reading_engine", lambda _: self.database.reading),
@@ -221,8 +222,7 @@ class World:
 
     def kill(self, *, seen: bool = True) -> None:
         """End it at once.  ``seen``: others can tell, since its lock is free."""
-        self.reactor.dead = True
-        self.reactor.calls.clear()
+        self.reactor.die()
         if seen:
             self.let_go()
         self.place.died(self)
