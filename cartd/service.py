@@ -65,12 +65,12 @@ class Cartd(Service):
         self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
-            for work in (parts.evictor.keep_room, parts.removal.sweep)
+            for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)
         ]
         if (interval := config.scrub_interval) > 0:
             scrub = Scrub(parts.store, parts.verification, parts.repair, reactor, interval)
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
-        self._look_over: Deferred[None] = Deferred()
+        self._looked_over = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
         self._hurried = False
@@ -87,14 +87,15 @@ class Cartd(Service):
             self._parts.start(take_up=True)
         except OSError as error:
             _give_up(f"volume_path: it cannot be used: {error}")
-        self._look_over = Deferred.fromCoroutine(self._look_volume_over())
-        self._look_over.addErrback(_look_failed)
         for work in self._upkeep:
             work.start()
 
     async def _look_volume_over(self) -> None:
-        await self._parts.repair.adopt_all()
-        await self._parts.orphans.warn()
+        """Once, as soon as both the volume and the database are there for all of it."""
+        if not self._looked_over:
+            await self._parts.repair.adopt_all()
+            await self._parts.orphans.warn()
+            self._looked_over = True
 
     async def _stop(self) -> None:
         try:
@@ -110,7 +111,6 @@ class Cartd(Service):
         self._parts.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        self._look_over.cancel()
         for work in self._upkeep:
             await work.stop()
         await self._parts.stop()
@@ -140,13 +140,6 @@ class Cartd(Service):
             log.warn("Breaking {number} downloads", number=self._parts.uses.pinned())
         finally:
             self._draining = None
-
-
-def _look_failed(failure: Failure) -> None:
-    if failure.check(CartdError, OSError):
-        log.warn("The volume was not looked over: {error}", error=failure.value)
-    elif not failure.check(CancelledError):
-        log.failure("The volume was not looked over", failure)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,42 @@ def lost_carts_are_staged_when_they_are_asked_for(cartd: RunningCartd) -> None:
         assert cartd.get(f"/{uid}").status == 202
         cartd.wait_until(uid, "ready")
         assert cartd.download(uid) == files_of(uid)
+
+
+AWAY_AT_FIRST = """
+from cartd.errors import Unavailable
+from cartd.store import Store
+from twisted.scripts.twistd import run
+
+unmeasured = Store.unmeasured
+
+async def away(self):
+    Store.unmeasured = unmeasured
+    raise Unavailable("away")
+
+Store.unmeasured = away
+run()
+"""
+
+
+@in_a_thread
+def test_the_carts_of_pacifica_are_measured_when_the_database_is_back(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    site = PacificaSite(tmp_path / "site", "2.0")
+    ini = site.configuration("http://127.0.0.1:9/").replace(
+        "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
+    )
+    with running_cartd(
+        site.volume.parent, archive="", ini=ini, started=False, DATABASE_URL="", VOLUME_PATH=""
+    ) as cartd:
+        cartd.run("cartd-cmd", "dbsync")
+        cartd.program = (sys.executable, "-c", AWAY_AT_FIRST, *cartd.twistd[1:])
+        cartd.start()
+        wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
+        assert "away; it is tried again" in cartd.log
+        assert cartd.terminate() == 0
+        assert_no_surprise(cartd.log)
 
 
 @in_a_thread
