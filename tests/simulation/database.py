@@ -40,6 +40,8 @@ class Database:
         """End all connections as the system does for a process that died."""
         for connection in self._open:
             connection.dead = True
+            # What the dead keep of a statement would keep its lock as well.
+            sqlite3.Connection.rollback(connection)
             sqlite3.Connection.close(connection)
         self._open.clear()
 

@@ -27,8 +27,11 @@ AFTER = ("whole", "whole", "cut", "zeros", "zeros")
 
 
 class InMemory:
-    """The bytes and the names that only the system's memory has: they come by every call that changes
-    the volume, and go with a sync of the file system, or of the file or directory."""
+    """The bytes and the names that only the system's memory has.
+
+    They come by every call that changes the volume, and go with a sync of the file system, or of
+    the file or directory.
+    """
 
     def __init__(self) -> None:
         self._data: set[Inode] = set()
@@ -51,8 +54,8 @@ class InMemory:
         status = os.fstat(fd)
         self._data.discard(_inode(status))
         if stat.S_ISDIR(status.st_mode):
-            directory = os.readlink(f"/proc/self/fd/{fd}")
-            self._names = {one for one in self._names if os.path.dirname(one) != directory}
+            directory = _path(fd)
+            self._names = {one for one in self._names if Path(one).parent != directory}
 
     def was_written(self) -> None:
         self._data.clear()
@@ -68,7 +71,7 @@ class InMemory:
         inode = _inode(os.fstat(fd))
         if inode in self._unwritten:
             self._unwritten.discard(inode)
-            self._spoil(Path(os.readlink(f"/proc/self/fd/{fd}")), "zeros")
+            self._spoil(_path(fd), "zeros")
 
     def power_fails(self, root: Path, random: Random) -> None:
         for name in sorted(self._names):
@@ -100,6 +103,10 @@ class InMemory:
 
 def _inode(status: os.stat_result) -> Inode:
     return status.st_dev, status.st_ino
+
+
+def _path(fd: int) -> Path:
+    return Path(f"/proc/self/fd/{fd}").readlink()
 
 
 def _files(root: Path) -> Iterator[Path]:
