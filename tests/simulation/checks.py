@@ -107,6 +107,9 @@ class Checks:
             ):
                 self._wrong(f"{name} holds wrong bytes")
 
+    def _has_tar(self, row: sqlite3.Row) -> bool:
+        return (self._place.volume / str(row["id"]) / f"{row['cart_uid']}.tar").exists()
+
     def _created(self, cart_id: int) -> int:
         [row] = self.rows(
             "SELECT CAST(strftime('%s', creation_date) AS INTEGER) AS created FROM cart"
@@ -224,7 +227,7 @@ class Checks:
         waiting = sum(
             row["volume_bytes"] - row["bytes_staged"]
             for row in living.values()
-            if row["status"] == "error" and not row["bundle"]
+            if row["status"] == "error" and not self._has_tar(row)
         )
         if not counted - waiting <= sum(found.values()) <= counted:
             self._wrong(f"{counted} bytes are counted where {sum(found.values())} are")
