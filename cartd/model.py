@@ -98,6 +98,8 @@ class Twin:
     mtime: int
     hash_type: str
     hash_sum: str
+    losses: int = 0
+    """How often that cart had lost files then; after one more it may be another file."""
 
 
 @dataclass(frozen=True, slots=True)

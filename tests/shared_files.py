@@ -86,11 +86,12 @@ class Sharing:
             linked = [trees[twin.staged_cart] for twin in twins]
             at = [int(twin.staged_path.split("/")[0]) for twin in twins]
             inodes = [one.files[position] for one, position in zip(linked, at, strict=True)]
+            before = [dict(one.files) for one in linked]
             if self.random.random() < 0.3:
                 await self.random.choice([self.lose, self.delete])(tree)
             gone = await self.store.record_linked(tree.cart.id, "me", twins)
-            for twin, one, position, inode in zip(twins, linked, at, inodes, strict=True):
-                still = one in self.trees and position in one.files
+            for twin, one, inode, had in zip(twins, linked, inodes, before, strict=True):
+                still = one in self.trees and had.keys() <= one.files.keys()
                 assert (twin.position in gone) is not still
                 if still:
                     tree.files[twin.position] = inode

@@ -130,6 +130,21 @@ async def test_a_link_whose_twin_has_gone_is_not_recorded_until_it_is_one_to_the
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_link_whose_twin_was_lost_and_staged_again_is_not_recorded(store: Store) -> None:
+    """There are two files then, and both take room."""
+    first = await staged(store, "first")
+    cart = await claimed(store, "again")
+    twins = await store.twins(cart.id, range(2))
+    assert await store.restage(first.id, lost=[0], now=20)
+    await store.claim(first.id, "me", now=20, until=1000)
+    await store.record_staged(first.id, "me", [(0, "")], now=20)
+    assert await store.record_linked(cart.id, "me", twins) == {0, 1}
+    again = await store.twins(cart.id, range(2))
+    assert {twin.staged_cart for twin in again} == {first.id}
+    assert await store.record_linked(cart.id, "me", again) == set()
+
+
+@pytest_twisted.ensureDeferred
 async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again")

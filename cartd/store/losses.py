@@ -30,6 +30,7 @@ _COUNT = (
         bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
     )
 )
+_LOSES = update(cart).where(cart.c.id == bindparam("of_cart")).values(losses=cart.c.losses + 1)
 _LOST = {"status": FileStatus.WAITING.value, "error": "", "linked_to": None}
 _LOSE = update(file).where(*AMONG).values(_LOST)
 _LOSE_ALL = (
@@ -40,7 +41,7 @@ _LOSE_ALL = (
 _NOTHING_STAGED = (
     update(cart)
     .where(cart.c.id == bindparam("of_cart"))
-    .values(files_staged=0, bytes_staged=0, bytes_linked=0)
+    .values(files_staged=0, bytes_staged=0, bytes_linked=0, losses=cart.c.losses + 1)
 )
 
 
@@ -59,6 +60,8 @@ async def lose(transaction: Transaction, cart_id: int, positions: Sequence[int])
     among = {"in_cart": cart_id, "positions": positions}
     staged = await transaction.rows(STAGED_AMONG, among)
     await transaction.execute(_LOSE, among)
+    if staged:
+        await transaction.execute(_LOSES, {"of_cart": cart_id})
     await count(
         transaction,
         cart_id,

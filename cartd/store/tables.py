@@ -109,6 +109,13 @@ cart = Table(
         server_default=text("0"),
         comment="How much of bytes_staged and volume_bytes is counted with other files",
     ),
+    Column(
+        "losses",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How often staged files of it were found lost; links to those are no links to it",
+    ),
     Column("waits_since", DateTime, comment="Since when it waits for the archive; null if not"),
     Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
     Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),

@@ -74,6 +74,7 @@ _TWINS = (
         _found.c.mtime,
         file.c.hash_type,
         file.c.hash_value,
+        _found_cart.c.losses,
     )
     .select_from(file)
     .join(_found, _found.c.id == _TWIN)
@@ -90,7 +91,7 @@ _TWINS = (
 _STAGED_ONES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
     file.c.id.in_(bindparam("ids", expanding=True))
 )
-_CARTS_IN_PLACE = select(_others_cart.c.id).where(
+_CARTS_IN_PLACE = select(_others_cart.c.id, _others_cart.c.losses).where(
     _others_cart.c.id.in_(bindparam("ids", expanding=True)), _IN_PLACE
 )
 _UNSTAGED = select(file.c.position).where(
@@ -162,7 +163,9 @@ class Twins:
 
         One transaction, which writes nothing if the lease was lost.  Nothing is written of a link
         whose twin has gone meanwhile: a third cart may have inherited the bytes, which one that
-        is linked to that cart shares with it, and no other.  The positions of such are given.
+        is linked to that cart shares with it, and no other.  If the twin's cart has lost files
+        meanwhile, the twin may have been staged anew, which makes it another file.  The positions
+        of such are given.
         """
         gone: set[int] = set()
         async with self._database.transaction() as transaction:
@@ -179,7 +182,7 @@ async def _record_linked(
     at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
     unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
     wanted = [twin for twin in linked if twin.position in unstaged]
-    owners = await _owners(transaction, [twin.staged_id for twin in wanted])
+    owners = await _owners(transaction, wanted)
     new = [twin for twin in wanted if twin.staged_id in owners]
     gone = {twin.position for twin in wanted} - {twin.position for twin in new}
     if not new:
@@ -205,13 +208,14 @@ async def _record_linked(
     return gone
 
 
-async def _owners(transaction: Transaction, ids: list[int]) -> dict[int, int]:
+async def _owners(transaction: Transaction, twins: Sequence[Twin]) -> dict[int, int]:
     """Of the files that are staged and in place still, by their ids, who owns their bytes."""
-    files = await transaction.rows(_STAGED_ONES, {"ids": ids})
+    files = await transaction.rows(_STAGED_ONES, {"ids": [twin.staged_id for twin in twins]})
     carts = list({row.cart_id for row in files})
-    in_place = {row.id for row in await transaction.rows(_CARTS_IN_PLACE, {"ids": carts})}
+    losses = dict(await transaction.rows(_CARTS_IN_PLACE, {"ids": carts}))
+    known = {twin.staged_id: twin.losses for twin in twins}
     return {
         row.id: row.linked_to or row.id
         for row in files
-        if row.cart_id in in_place and row.status == FileStatus.STAGED.value
+        if losses.get(row.cart_id) == known[row.id] and row.status == FileStatus.STAGED.value
     }

@@ -87,6 +87,7 @@ def _add_columns() -> None:
     op.add_column(
         "cart", sa.Column("bytes_linked", sa.BigInteger, nullable=False, server_default=zero)
     )
+    op.add_column("cart", sa.Column("losses", sa.Integer, nullable=False, server_default=zero))
     op.add_column("cart", sa.Column("waits_since", sa.DateTime))
     op.add_column("cart", sa.Column("waits_for", sa.Text))
     op.add_column("cart", sa.Column("verified_date", sa.DateTime))
