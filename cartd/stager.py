@@ -10,9 +10,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, LeaseLost, Unavailable, Unreadable, VolumeAway
+from cartd.errors import (
+    CartdError,
+    LeaseLost,
+    Unavailable,
+    Unreadable,
+    VolumeAway,
+    VolumeDamaged,
+)
 from cartd.holders import Holders, Silence
 from cartd.losses import lose_unreadable
+from cartd.model import Cart
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.recovery import Recovery
@@ -143,8 +151,14 @@ class Stager:
                 return
             if resumed:
                 cart = await self._recovery.take_over(cart, holder)
-            self._stagings[cart_id] = Staging(tools, cart, holder, resumed=resumed)
-            await self._stagings[cart_id].run()
+            try:
+                await self._run(tools, cart, resumed)
+            except Unreadable:
+                raise
+            except VolumeDamaged as error:
+                log.warn("Cart {id} is staged on: {error}", id=cart_id, error=error)
+                # What was staged has been taken away meanwhile: that is found out once.
+                await self._run(tools, await self._store.cart(cart_id) or cart, True)
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.uid)
         except VolumeAway:
             await self._let_go(cart_id)
@@ -158,6 +172,11 @@ class Stager:
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
             await self._fail(cart_id, f"Internal error: {type(error).__name__}: {error}")
+
+    async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
+        staging = Staging(tools, cart, self._holders.name, resumed=resumed)
+        self._stagings[cart.id] = staging
+        await staging.run()
 
     async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:
         """The cart is in error, unless the volume was to blame: then it is taken up again."""

@@ -194,6 +194,13 @@ class MemoryStore(Store):
         self._asked(cart_id, holder)
         for position, _ in staged:
             self._change_file(cart_id, position, status=FileStatus.STAGED)
+        self._change(cart_id, files_staged=len(self.staged(cart_id)))
+
+    async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
+        self._asked(cart_id, holder)
+        for position in positions:
+            self._change_file(cart_id, position, status=FileStatus.WAITING)
+        self._change(cart_id, files_staged=len(self.staged(cart_id)))
 
     async def record_error(
         self,

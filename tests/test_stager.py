@@ -136,6 +136,33 @@ class TestErrors:
         tar = bench.volume.tar(cart).stat().st_size
         assert bench.store.carts[cart.id].volume_bytes == tar
 
+    def test_what_is_taken_away_before_its_bundle_is_written_is_fetched_again_once(
+        self, bench: Staged
+    ) -> None:
+        bench.start()
+        cart = bench.put(bundle=True)
+        begin_bundling = bench.store.begin_bundling
+        times = 0
+
+        async def taken_away(cart_id: int, holder: str, now: float) -> None:
+            nonlocal times
+            times += 1
+            if times != 2:
+                (bench.volume.tree(cart) / "dir" / "2").unlink()
+            await begin_bundling(cart_id, holder, now)
+
+        bench.store.begin_bundling = taken_away  # type: ignore[method-assign]
+        bench.stager.begin(cart.id, resumed=False)
+        assert bench.status(cart.id) is CartStatus.READY
+        assert [bench.archive.asked.count(("GET", name)) for name in FILES] == [1, 2]
+        assert bench.volume.tar(cart).exists()
+
+        cart = again = bench.put(uid="again", bundle=True)
+        times = 2
+        bench.stager.begin(again.id, resumed=False)
+        assert bench.status(again.id) is CartStatus.ERROR
+        assert bench.store.carts[again.id].error == "dir/2 is missing on the volume"
+
     def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
         self, bench: Staged
     ) -> None:
