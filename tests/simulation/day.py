@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 
 from tests.simulation.archive import FAULTS, SIZES, UNKNOWN, Library
 from tests.simulation.checks import Checks, settled
-from tests.simulation.clients import delete, download, post
+from tests.simulation.clients import delete, download, post, purge
 from tests.simulation.disk import BROKEN, FULL
 from tests.simulation.ledger import Ledger, Spec, Wanted
 from tests.simulation.world import Place, World, files_below
@@ -28,6 +28,9 @@ LONG_ENOUGH = 3600.0
 """Seconds after which every cart must have ended, when all is healed."""
 
 UIDS = ("a", "b")
+Ending = Callable[[World, Ledger, str], Coroutine[Any, Any, None]]
+ENDINGS: list[Ending | None] = [delete, purge, None]
+"""How a cart goes; none: it is evicted, if there is a quota."""
 uids = st.sampled_from(UIDS)
 ids = st.sampled_from(list(SIZES))
 shares = st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])
@@ -142,6 +145,31 @@ class SimulatedDay(RuleBasedStateMachine):
             coroutine = download(self.world, self.ledger, uid, name, part, pace)
             self.running.append(self.world.begin(coroutine))
             self.world.run_events(events)
+
+    @rule(
+        uid=uids,
+        ending=st.sampled_from(ENDINGS),
+        pace=st.sampled_from([1.0, 5.0]),
+        events=st.sampled_from([10, 30, 60]),
+    )
+    def a_cart_goes_while_it_is_read(
+        self, uid: str, ending: Ending | None, pace: float, events: int
+    ) -> None:
+        """Slowly, from its first byte on."""
+        with self._watched():
+            self.place.disk.heal()
+            self.place.database.heal()
+            reading = self.world.begin(
+                download(self.world, self.ledger, uid, "slow", (0.0, 1.0), pace)
+            )
+            self.running.append(reading)
+            if not self.world.run_events(events):
+                return
+            if ending is not None:
+                self.world.begin(ending(self.world, self.ledger, uid))
+            else:
+                self.world.begin(self.world.parts.evictor.keep_room())
+            self.world.run_until(self.world.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))
     def leave(self, which: int) -> None:

@@ -23,9 +23,11 @@ from cartd.belonging import belong
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.parts import Parts
+from cartd.removal import Removal
 from cartd.service import Cartd
 from cartd.store import connections, database, sync
-from cartd.volume import bundles, incoming, volume
+from cartd.uses import Uses
+from cartd.volume import Volume, bundles, incoming, volume
 from tests.databases import sqlite_url
 from tests.simulation.archive import Library, SimulatedArchive
 from tests.simulation.database import Database
@@ -168,6 +170,7 @@ class World:
         self.parts.volume._shared._timer = self.reactor.seconds
         self.service = Cartd(self.parts)
         self.carts = self.service._carts
+        self.command = _command(self.parts, self.config)
         # There are no connections to be closed, but clients that would see it.
         self.service._site.close_connections = self._break_all  # type: ignore[method-assign]
         self.service.startService()
@@ -243,6 +246,16 @@ class World:
     def left_behind(self) -> list[str]:
         """What is still to happen after a stop."""
         return [str(call) for call in self.reactor.calls]
+
+
+def _command(parts: Parts, config: Config) -> Removal:
+    """What another process removes carts with, on the same store and volume."""
+
+    async def stages_nothing(_cart_id: int) -> None:
+        pass
+
+    other = Volume(config.volume_path, parts.threads, None)
+    return Removal(parts.store, other, Uses(), stages_nothing, parts.now)
 
 
 def _config(place: Place, quota: int | None) -> Config:
