@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from cartd.disposition import top_folder
@@ -78,6 +79,8 @@ async def download(
             ledger.tagged(opened.etag, tar)
             if opened.length != len(tar):
                 ledger.wrong.append(f"a tar of {opened.length} bytes instead of {len(tar)}")
+            # Sending may have to wait for its turn.
+            await deferLater(world.reactor, world.reactor.random.choice((0.0, 0.0, 0.5)) * pace)
             start, stop = (int(share * opened.length) for share in part)
             return await _read(world, ledger, opened, tar, start, max(start, stop), pace)
     except CartdError as error:

@@ -278,6 +278,7 @@ class SimulatedDay(RuleBasedStateMachine):
 
     def _stop(self) -> None:
         world = self.world
+        self.place.ended(world)
         if not world.stop():
             self.checks.of_every_moment()
         elif left := world.left_behind():

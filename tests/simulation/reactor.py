@@ -50,10 +50,13 @@ class SimulatedReactor(Clock):
         self._never += self.calls
         self.calls.clear()
 
+    def keep(self, what: object) -> None:
+        self._never.append(what)
+
     def never(self) -> Deferred[Any]:
         """What the dead wait for."""
         waiting: Deferred[Any] = Deferred()
-        self._never.append(waiting)
+        self.keep(waiting)
         return waiting
 
     def callLater(
@@ -80,7 +83,11 @@ class SimulatedReactor(Clock):
         call = self.calls.pop(0)
         self.rightNow = max(self.rightNow, call.getTime())
         call.called = 1
-        call.func(*call.args, **call.kw)
+        try:
+            call.func(*call.args, **call.kw)
+        except Killed:
+            self.keep(call)
+            raise
         if self.doomed:
             raise Killed
 
@@ -105,6 +112,7 @@ class SimulatedThreads:
                 work()
             except Killed:
                 self._reactor.doomed = True
+                self._reactor.keep(work)
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         if self._reactor.dead or self._stopped:

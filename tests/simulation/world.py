@@ -114,9 +114,12 @@ class Place:
         finally:
             sys.unraisablehook = hook
 
-    def died(self, world: World) -> None:
+    def ended(self, world: World) -> None:
         """Keep a world from the garbage collection: it would run what is left of its coroutines."""
         self._dead.append(world)
+
+    def died(self, world: World) -> None:
+        self.ended(world)
         self.disk.died()
         self.database.died()
 
