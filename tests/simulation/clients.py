@@ -56,6 +56,7 @@ async def purge(world: World, ledger: Ledger, uid: str) -> None:
     """A command beside the service deletes the carts: it sees no pins, but locks."""
     before = ledger.ids_of(uid)
     ledger.may_be_deleted |= before
+    ledger.purged |= before
     world.deleting[uid] += 1
     try:
         await world.command.delete_all(uid)
@@ -65,6 +66,7 @@ async def purge(world: World, ledger: Ledger, uid: str) -> None:
         ledger.must_be_deleted |= before
     finally:
         ledger.may_be_deleted |= ledger.ids_of(uid)
+        ledger.purged |= ledger.ids_of(uid)
         world.deleting[uid] -= 1
 
 
@@ -104,7 +106,9 @@ async def _read(
         await world.parts.downloads.damaged(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
-        if opened.cart.id not in ledger.damaged:
+        # Another process sees that a cart is used when its first bytes are read.
+        purged = opened.cart.id in ledger.purged and not client.data
+        if opened.cart.id not in ledger.damaged and not purged:
             ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
         await world.parts.downloads.damaged(opened.cart)
         return "damaged"

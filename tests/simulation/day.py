@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -29,8 +30,7 @@ LONG_ENOUGH = 3600.0
 
 UIDS = ("a", "b")
 Ending = Callable[[World, Ledger, str], Coroutine[Any, Any, None]]
-ENDINGS: list[Ending | None] = [delete, purge, None]
-"""How a cart goes; none: it is evicted, if there is a quota."""
+OF_CARTS: dict[str, Ending] = {"delete": delete, "purge": purge}
 uids = st.sampled_from(UIDS)
 ids = st.sampled_from(list(SIZES))
 shares = st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])
@@ -126,6 +126,22 @@ class SimulatedDay(RuleBasedStateMachine):
             if uid in self.ledger.last:
                 self.world.begin(post(self.world, self.ledger, self.ledger.last[uid]))
 
+    @rule(uid=uids, bundle=st.booleans(), then=st.sampled_from(["delete", "purge", "damage", ""]))
+    def share(self, uid: str, bundle: bool, then: str) -> None:
+        """Another cart wants the same files; then something happens to those of the first."""
+        with self._watched():
+            if uid not in self.ledger.last:
+                return
+            [other] = set(UIDS) - {uid}
+            spec = Spec(other, self.ledger.last[uid].files, bundle)
+            self.world.begin(post(self.world, self.ledger, spec))
+            if not self.world.run_until(self.world.reactor.seconds() + 5.0):
+                return
+            if then in OF_CARTS:
+                self.world.begin(OF_CARTS[then](self.world, self.ledger, uid))
+            elif then and (linked := self._files(linked=True)):
+                self._damage(self.random.choice(linked), "cut")
+
     @rule(uid=uids)
     def delete(self, uid: str) -> None:
         with self._watched():
@@ -148,25 +164,26 @@ class SimulatedDay(RuleBasedStateMachine):
 
     @rule(
         uid=uids,
-        ending=st.sampled_from(ENDINGS),
+        ending=st.sampled_from([*OF_CARTS, "evict"]),
         pace=st.sampled_from([1.0, 5.0]),
-        events=st.sampled_from([10, 30, 60]),
+        share=st.sampled_from([0.1, 0.6, 1.5]),
     )
     def a_cart_goes_while_it_is_read(
-        self, uid: str, ending: Ending | None, pace: float, events: int
+        self, uid: str, ending: str, pace: float, share: float
     ) -> None:
         """Slowly, from its first byte on."""
         with self._watched():
             self.place.disk.heal()
             self.place.database.heal()
+            self.world.run_until(self.world.reactor.seconds() + 5.0)
             reading = self.world.begin(
                 download(self.world, self.ledger, uid, "slow", (0.0, 1.0), pace)
             )
             self.running.append(reading)
-            if not self.world.run_events(events):
+            if not self.world.run_until(self.world.reactor.seconds() + share * pace):
                 return
-            if ending is not None:
-                self.world.begin(ending(self.world, self.ledger, uid))
+            if ending in OF_CARTS:
+                self.world.begin(OF_CARTS[ending](self.world, self.ledger, uid))
             else:
                 self.world.begin(self.world.parts.evictor.keep_room())
             self.world.run_until(self.world.reactor.seconds() + 3.0)
@@ -226,25 +243,27 @@ class SimulatedDay(RuleBasedStateMachine):
     def damage(self, which: int, how: str) -> None:
         """Somebody else has his hands on the volume."""
         with self._watched():
-            files = sorted(
-                path
-                for cart in self.place.volume.iterdir()
-                if cart.name.isdigit()
-                for path in files_below(cart)
-                if path.stat().st_size
-            )
-            if not files:
-                return
-            path = files[which % len(files)]
-            same = [one for one in files if one.samefile(path)]
-            touched = same if how == "cut" else [path]
-            self.ledger.damaged |= {
-                int(one.relative_to(self.place.volume).parts[0]) for one in touched
-            }
-            if how == "cut":
-                os.truncate(path, path.stat().st_size // 2)
-            else:
-                path.unlink()
+            if files := self._files():
+                self._damage(files[which % len(files)], how)
+
+    def _files(self, *, linked: bool = False) -> list[Path]:
+        """Those of carts that have bytes, or of these those with several names."""
+        return sorted(
+            path
+            for cart in self.place.volume.iterdir()
+            if cart.name.isdigit()
+            for path in files_below(cart)
+            if path.stat().st_size and path.stat().st_nlink > linked
+        )
+
+    def _damage(self, path: Path, how: str) -> None:
+        same = [one for one in self._files() if one.samefile(path)]
+        touched = same if how == "cut" else [path]
+        self.ledger.damaged |= {int(one.relative_to(self.place.volume).parts[0]) for one in touched}
+        if how == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
 
     # Ends
 

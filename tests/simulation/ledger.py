@@ -87,6 +87,8 @@ class Ledger:
         self.accepted: dict[int, Spec] = {}
         self.may_be_deleted: set[int] = set()
         self.must_be_deleted: set[int] = set()
+        self.purged: set[int] = set()
+        """Carts that another process may have deleted."""
         self.damaged: set[int] = set()
         """Carts of which the test has damaged a file."""
         self.wrong: list[str] = []

@@ -26,7 +26,7 @@ from tests.simulation.day import SimulatedDay
 from tests.simulation.world import Place
 
 DAYS = int(os.environ.get("CARTD_DAYS") or 0)
-DAYS_OF_THE_SUITE = 60
+DAYS_OF_THE_SUITE = 80
 STEPS = 25
 
 
