@@ -51,8 +51,8 @@ class Syncing:
         self._clock = clock
         self._loop = Periodic(clock, SYNC_EVERY, self._when_rested)
         self._running: Deferred[None] | None = None
-        self._doubtful: dict[int, list[int]] = {}
-        """What a sync has failed to write, and the store could not be told of."""
+        self._doubtful = False
+        """Whether a sync has failed, and the store could not be told of what it was to write."""
         self._rests_until = 0.0
         self._rest = SYNC_EVERY
 
@@ -116,7 +116,7 @@ class Syncing:
         try:
             await self._threads.run(self._file_system.sync)
         except SyncFailed as error:
-            self._doubtful = noted
+            self._doubtful = True
             self._failed(error)
             await self._doubt_them()
             return
@@ -127,8 +127,9 @@ class Syncing:
         await self._store.record_synced([row for rows in noted.values() for row in rows])
 
     async def _doubt_them(self) -> None:
-        await self._doubt(self._doubtful)
-        self._doubtful = {}
+        # Of what was noted since that sync began, some was written to the system before it ended.
+        await self._doubt(await self._store.unsynced(self._holder))
+        self._doubtful = False
 
     def _failed(self, error: SyncFailed) -> None:
         if self._rest == SYNC_EVERY:
