@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer
@@ -82,7 +83,7 @@ async def download(
             if opened.length != len(tar):
                 ledger.wrong.append(f"a tar of {opened.length} bytes instead of {len(tar)}")
             # Sending may have to wait for its turn.
-            await deferLater(world.reactor, world.reactor.random.choice((0.0, 0.0, 0.5)) * pace)
+            await deferLater(world.reactor, world.reactor.random.choice((0.0, 0.7)) * pace)
             start, stop = (int(share * opened.length) for share in part)
             return await _read(world, ledger, opened, tar, start, max(start, stop), pace)
     except CartdError as error:
@@ -94,8 +95,9 @@ async def download(
 async def _read(
     world: World, ledger: Ledger, opened: Download, tar: bytes, start: int, stop: int, pace: float
 ) -> str:
-    client = _Client(world.reactor, pace)
-    sender = Sender(opened.reader(start, stop), world.parts.threads, client, CHUNK)
+    reader: Any = opened.reader(start, stop)
+    client = _Client(world.reactor, pace, lambda: reader._kept._held is not None)
+    sender = Sender(reader, world.parts.threads, client, CHUNK)
     try:
         await sender.start()
     except SendStopped:
@@ -106,8 +108,8 @@ async def _read(
         await world.parts.downloads.damaged(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
-        # Another process sees that a cart is used when its first bytes are read.
-        purged = opened.cart.id in ledger.purged and not client.data
+        # Another process sees that a cart is used when its first bytes are read, if it is there.
+        purged = opened.cart.id in ledger.purged and not client.was_kept
         if opened.cart.id not in ledger.damaged and not purged:
             ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
         await world.parts.downloads.damaged(opened.cart)
@@ -126,8 +128,11 @@ async def _read(
 class _Client:
     """Takes what is sent, with a pause after each piece."""
 
-    def __init__(self, reactor: SimulatedReactor, pace: float) -> None:
+    def __init__(self, reactor: SimulatedReactor, pace: float, is_kept: Callable[[], bool]) -> None:
         self.data = b""
+        self.was_kept = False
+        """Whether a lock kept the cart from other processes when the first bytes came."""
+        self._is_kept = is_kept
         self._reactor = reactor
         self._random: Random = reactor.random
         self._pace = pace
@@ -143,6 +148,7 @@ class _Client:
             self._rest.cancel()
 
     def write(self, data: bytes) -> None:
+        self.was_kept = self.was_kept or self._is_kept()
         self.data += data
         if self._producer is not None and self._pace:
             self._producer.pauseProducing()
