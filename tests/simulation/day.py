@@ -283,9 +283,13 @@ class SimulatedDay(RuleBasedStateMachine):
             self.place.disk.kill_after = calls
             self.power_goes = power
 
-    @rule(events=st.integers(0, 60))
-    def power_failure(self, events: int) -> None:
+    @rule(spec=st.one_of(st.none(), specs), events=st.integers(0, 60))
+    def power_failure(self, spec: Spec | None, events: int) -> None:
+        """At any moment, or when a cart may have become ready just now."""
         with self._watched():
+            if spec is not None:
+                self.world.begin(post(self.world, self.ledger, spec))
+                self.world.run_until(self.world.reactor.seconds() + 3.0)
             if self.world.run_events(events):
                 self.world.kill()
             self.power_goes = True
