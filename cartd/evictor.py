@@ -72,7 +72,7 @@ class Evictor:
         """
         await self._deciding.acquire()
         try:
-            more = volume_bytes - max(cart.volume_bytes, cart.bytes_staged)
+            more = volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
             reserved = False
             while not reserved:
                 most = await self._room_for(more) if more > 0 else None
