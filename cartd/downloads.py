@@ -203,7 +203,7 @@ class Downloads:
         jobs = list(self._given_back.values())
         for job in jobs:
             job.cancel()
-        await DeferredList(jobs)
+        await DeferredList(jobs, consumeErrors=True)
 
 
 def _check_ready(cart: Cart | None) -> Cart:

@@ -1,0 +1,41 @@
+"""What becomes of a cart that a download has found damaged."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from cartd.downloads import Downloads, NotReady
+from cartd.model import Cart, CartStatus
+from cartd.uses import Uses
+from tests.volume_parts import logged, result_of
+
+CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)
+
+
+class Slow:
+    """A repair in whose middle the service stops."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def give_back(self, _cart: Cart, *, unreadable: str | None) -> None:
+        self.asked += 1
+        await Deferred()
+
+
+def test_a_stop_ends_what_is_given_back_without_a_word() -> None:
+    repair, nobody = Slow(), cast(Any, None)
+    clock = Clock()
+    downloads = Downloads(nobody, nobody, nobody, Uses(), cast(Any, repair), clock, clock.seconds)
+    told: list[object] = []
+    for _ in range(2):
+        downloads.damaged(CART).addCallback(told.append)
+    with logged() as events:
+        result_of(downloads.stop())
+        gc.collect()
+    assert [type(one) for one in told] == [NotReady, NotReady]
+    assert (repair.asked, events) == (1, [])
