@@ -15,6 +15,7 @@ from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_o
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.with_values import with_values
 
 pytest_plugins = ("tests.archive_fixture",)
 
@@ -195,7 +196,10 @@ def test_while_another_program_has_locked_the_database(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     """What it has of it cannot be written down; who starts next sees that it has ended."""
-    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+    soon = dict.fromkeys(["cartd.stager.STOP_WAITS", "cartd.parts.STOP_WAITS"], 0.5)
+    with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
+        cartd.program = with_values(cartd.twistd, {**soon, "cartd.syncing.LAST_SYNC": 0.5})
+        cartd.start()
         stage(cartd, archive, "ready", 1000)
         body = manifest_of(archive, "mine", MB)
         archive.put("mine-0", content("mine-0", MB), tape_heads=NEVER)
