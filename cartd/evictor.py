@@ -72,14 +72,15 @@ class Evictor:
         """
         await self._deciding.acquire()
         try:
-            more = volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
-            reserved = False
-            while not reserved:
+            while True:
+                more = volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
                 most = await self._room_for(more) if more > 0 else None
-                # Another process may have got the room meanwhile.
-                reserved = await self._store.reserve(
+                if await self._store.reserve(
                     cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most
-                )
+                ):
+                    return
+                # Another process may have got the room meanwhile, or counted more of this cart.
+                cart = await self._store.cart(cart.id) or cart
         finally:
             self._deciding.release()
 

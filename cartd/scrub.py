@@ -7,7 +7,7 @@ it is read, and is then given up.  After each trip the disk has nine times as lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -35,26 +35,30 @@ class Scrub:
         verification: Verification,
         repair: Repair,
         clock: IReactorTime,
+        now: Callable[[], float],
         interval: float,
     ) -> None:
+        """``clock`` is for the rests; ``now`` gives Unix time, for the dates in the store."""
         self._store = store
         self._verification = verification
         self._repair = repair
         self._clock = clock
+        self._now = now
         self._interval = interval
         self._since = 0.0
 
     async def scrub(self) -> None:
         """Compare, one after the other, all carts whose time has come."""
         while True:
-            before = self._clock.seconds() - self._interval
+            before = self._now() - self._interval
             cart = await self._store.least_verified(before)
             if cart is None:
                 return
             await self._compare(cart)
 
     async def _compare(self, cart: Cart) -> None:
-        begun = self._since = self._clock.seconds()
+        begun = self._now()
+        self._since = self._clock.seconds()
         damages = await self._verification.damages(cart, self._rest)
         if not damages:
             await self._store.record_verified(cart.id, begun)

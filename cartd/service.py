@@ -68,7 +68,9 @@ class Cartd(Service):
             for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)
         ]
         if (interval := config.scrub_interval) > 0:
-            scrub = Scrub(parts.store, parts.verification, parts.repair, reactor, interval)
+            scrub = Scrub(
+                parts.store, parts.verification, parts.repair, reactor, parts.now, interval
+            )
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
         self._looked_over = False
         self._ports: list[IListeningPort] = []

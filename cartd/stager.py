@@ -19,7 +19,7 @@ from cartd.errors import (
     VolumeDamaged,
 )
 from cartd.holders import Holders, Silence
-from cartd.losses import lose_unreadable
+from cartd.missing import lose_unreadable
 from cartd.model import Cart
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from cartd.losses import begun, lose_what_is_missing
+from cartd.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile
 from cartd.progress import Batches
 from cartd.reader import TreeReader
@@ -177,12 +177,12 @@ class Staging:
         """Write the tar, unless a start before this one has; give its length."""
         cart, volume = self._cart, self._tools.volume
         await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.now())
-        plan = await self._tools.plans.build(cart, cart.uid)
-        if await volume.tar_size(cart) == plan.length:
-            await volume.drop_tree(cart)
-        else:
+        if self.tar_bytes is None:
+            plan = await self._tools.plans.build(cart, cart.uid)
             reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
             await volume.write_tar(cart, reader, plan.length)
-        self.tar_bytes = plan.length
+            self.tar_bytes = plan.length
+        else:
+            await volume.drop_tree(cart)
         await self._tools.store.record_bundled(cart.id, self._holder)
-        return plan.length
+        return self.tar_bytes

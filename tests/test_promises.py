@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import pytest_twisted
 
@@ -64,3 +66,12 @@ async def test_the_store_says_no_to_more_than_the_most_and_writes_nothing(store:
     for _ in range(2):  # what it has already counts once
         assert await store.reserve(cart.id, "me", **wanted, most=180)
     assert await store.usage() == (180, 80)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_an_old_picture_of_its_cart_looks_at_it_again(store: Store) -> None:
+    """Else it would ask for too little for as long as the store says no."""
+    cart = await claimed(store, "new")
+    disk = Disk(store, free=1000, quota=200)
+    await reserve(disk.evictor(), replace(cart, volume_bytes=60), 100)
+    assert await store.usage() == (100, 100)

@@ -81,13 +81,20 @@ class Bench:
     def __init__(self, carts: int = 2) -> None:
         self.clock = Clock()
         self.clock.rightNow = 10_000.0
+        self.set_ahead = 0.0
+        """Seconds by which the machine's clock was set ahead, while time itself went on."""
         self.store = DatedStore()
         self.verification = ScriptedVerification(self.clock)
         self.repair = GivesBack()
-        self.scrub = Scrub(self.store, self.verification, self.repair, self.clock, INTERVAL)
+        self.scrub = Scrub(
+            self.store, self.verification, self.repair, self.clock, self.now, INTERVAL
+        )
         self.carts = [self.store.put(f"u{number}", {"1": b"one"}) for number in range(carts)]
         for cart in self.carts:
             self.store.change(cart, status=CartStatus.READY)
+
+    def now(self) -> float:
+        return self.clock.seconds() + self.set_ahead
 
     def read(self) -> list[int]:
         return [cart_id for cart_id, _ in self.verification.read]
@@ -111,6 +118,14 @@ class TestOrder:
         begin(bench.scrub.scrub())
         bench.clock.advance(9)
         assert bench.read() == [2]
+
+    def test_the_dates_are_the_machines(self) -> None:
+        bench = Bench(1)
+        bench.store.change(bench.carts[0], updated=9_500.0)
+        bench.set_ahead = 600.0
+        begin(bench.scrub.scrub())
+        bench.clock.advance(9)
+        assert bench.store.verified == {1: 10_600.0}
 
 
 class TestPace:

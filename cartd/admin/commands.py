@@ -200,7 +200,7 @@ def _verify(config: Config, given: Namespace) -> int:
             fixit.restore if given.repair else None,
             sys.stdout,
             sys.stderr,
-            parts.reactor.seconds,
+            parts.now,
         )
         if given.cartid is None:
             return 0 if await verify.all() else 1

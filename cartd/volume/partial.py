@@ -165,7 +165,7 @@ class PartialFile:
     def discard(self) -> None:
         """Close and remove what there is; may be called at any time, and again.
 
-        What cannot be removed now is left to the sweep at the next start.
+        What cannot be removed now goes when the cart is staged again or deleted.
         """
         if self._fd is not None:
             with suppress(OSError):
