@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,20 @@ def lost_carts_are_staged_when_they_are_asked_for(cartd: RunningCartd) -> None:
         assert cartd.download(uid) == files_of(uid)
 
 
+@contextmanager
+def short_of_room(directory: Path) -> Iterator[RunningCartd]:
+    """A site whose database has been upgraded, and whose carts take more than they may."""
+    site = PacificaSite(directory / "site", "2.0")
+    ini = site.configuration("http://127.0.0.1:9/").replace(
+        "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
+    )
+    with running_cartd(
+        site.volume.parent, archive="", ini=ini, started=False, DATABASE_URL="", VOLUME_PATH=""
+    ) as cartd:
+        cartd.run("cartd-cmd", "dbsync")
+        yield cartd
+
+
 AWAY_AT_FIRST = """
 from cartd.errors import Unavailable
 from cartd.store import Store
@@ -148,14 +164,7 @@ run()
 def test_the_carts_of_pacifica_are_measured_when_the_database_is_back(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    site = PacificaSite(tmp_path / "site", "2.0")
-    ini = site.configuration("http://127.0.0.1:9/").replace(
-        "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
-    )
-    with running_cartd(
-        site.volume.parent, archive="", ini=ini, started=False, DATABASE_URL="", VOLUME_PATH=""
-    ) as cartd:
-        cartd.run("cartd-cmd", "dbsync")
+    with short_of_room(tmp_path) as cartd:
         cartd.program = (sys.executable, "-c", AWAY_AT_FIRST, *cartd.twistd[1:])
         cartd.start()
         wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
@@ -168,14 +177,7 @@ def test_the_carts_of_pacifica_are_measured_when_the_database_is_back(
 def test_the_carts_of_pacifica_make_room_like_all_others(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    site = PacificaSite(tmp_path / "site", "2.0")
-    ini = site.configuration("http://127.0.0.1:9/").replace(
-        "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
-    )
-    with running_cartd(
-        site.volume.parent, archive="", ini=ini, started=False, DATABASE_URL="", VOLUME_PATH=""
-    ) as cartd:
-        cartd.run("cartd-cmd", "dbsync")
+    with short_of_room(tmp_path) as cartd:
         whole = cartd.run("cartd-cmd", "fixit", "--cartid", "tree", "bundle")
         assert whole.stderr == "tree: ready, nothing to fix\nbundle: ready, nothing to fix\n"
         cartd.start()

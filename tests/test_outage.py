@@ -19,7 +19,8 @@ from cartd.model import Cart, CartFile, CartStatus
 from cartd.stager import Stager
 from cartd.waiting_carts import TELL_AGAIN
 from cartd.witness import Witness
-from tests.staging_parts import Bench, MemoryStore, outage, passing
+from tests.memory_store import MemoryStore
+from tests.staging_parts import Bench, outage, passing
 from tests.volume_parts import InThisThread, begin, logged, outcome, result_of
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}

@@ -13,7 +13,8 @@ from cartd.errors import Unavailable
 from cartd.model import Cart
 from cartd.recovery import PATIENCE, ROWS, Recovery
 from cartd.store.syncs import Noted
-from tests.staging_parts import Bench, MemoryStore
+from tests.memory_store import MemoryStore
+from tests.staging_parts import Bench
 from tests.volume_parts import begin, failure_of
 
 

@@ -18,8 +18,8 @@ from cartd.scrub import Scrub
 from cartd.store import Store
 from cartd.verification import Damage, Verification
 from tests.cart_site import CartSite, cart_site
+from tests.memory_store import MemoryStore
 from tests.running_cartd import wait_for
-from tests.staging_parts import MemoryStore
 from tests.stored_carts import found, staged, with_status
 from tests.volume_parts import begin, in_the_loop, logged, result_of
 

@@ -13,7 +13,8 @@ from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.patience import FileFailed
 from cartd.staging import Staging
-from tests.staging_parts import MTIME, Bench, passing
+from tests.memory_store import MTIME
+from tests.staging_parts import Bench, passing
 from tests.volume_parts import HeldThreads, begin, everything, failure_of, outcome
 
 FILES = {"1": b"one", "2": b"two" * 100, "3": b""}

@@ -1,0 +1,310 @@
+"""A store in memory, for tests of what is done with one.
+
+It answers at once; a test may have it fail, or hold somebody's lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cartd.errors import LeaseLost, Unavailable
+from cartd.layout import Members
+from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus, Twin
+from cartd.store import Store
+from cartd.store.syncs import Noted
+from tests.laid_out import Member, columns
+
+MTIME = 1_234_567_890
+"""Of every file."""
+
+
+class MemoryStore(Store):
+    """Carts, files and leases as the tables have them; it is ``away`` for so many questions."""
+
+    def __init__(self) -> None:
+        self.carts: dict[int, Cart] = {}
+        self.rows: dict[int, list[CartFile]] = {}
+        self.leases: dict[int, tuple[str, float]] = {}
+        self.claims = 0
+        self.left: set[int] = set()
+        """Carts that are deleted, and not removed from the volume yet."""
+        self.away: float = 0
+
+    def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
+        """A posted cart whose files have their ids for names."""
+        cart_id = len(self.carts) + 1
+        total = len(files)
+        self.carts[cart_id] = Cart(
+            cart_id, uid, CartStatus.STAGING, 0, 0, 0, bundle=bundle, files_total=total
+        )
+        self.rows[cart_id] = [
+            CartFile(n, name, f"dir/{name}", "sha1", hashlib.sha1(data).hexdigest())
+            for n, (name, data) in enumerate(files.items())
+        ]
+        return self.carts[cart_id]
+
+    def staged(self, cart_id: int) -> list[str]:
+        """The ids of the files that are recorded as staged."""
+        return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
+
+    def lose(self, cart_id: int, position: int) -> None:
+        """Put a ready cart back to staging for the sake of one file."""
+        self._change_file(cart_id, position, status=FileStatus.WAITING)
+        size = self.rows[cart_id][position].size or 0
+        staged = self.carts[cart_id].volume_bytes - size
+        self._change(cart_id, status=CartStatus.STAGING, bytes_staged=staged)
+
+    def _asked(self, cart_id: int = 0, holder: str = "") -> None:
+        if self.away:
+            self.away -= 1
+            raise Unavailable("The database is away")
+        if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
+            raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
+
+    def _change(self, cart_id: int, **values: Any) -> None:
+        self.carts[cart_id] = replace(self.carts[cart_id], **values)
+
+    def _change_file(self, cart_id: int, position: int, **values: Any) -> None:
+        self.rows[cart_id][position] = replace(self.rows[cart_id][position], **values)
+
+    async def cart(self, cart_id: int) -> Cart | None:
+        self._asked()
+        return self.carts.get(cart_id)
+
+    async def newest(self, uid: str) -> Cart | None:
+        self._asked()
+        found = await self.carts_of(uid)
+        return found[0] if found else None
+
+    async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
+        self._asked()
+        return [cart_id for cart_id in self.carts if self._may_claim(cart_id, holder, now, dead)]
+
+    def _may_claim(self, cart_id: int, holder: str, now: float, dead: Collection[str]) -> bool:
+        held, ends = self.leases.get(cart_id, (holder, now))
+        may = held in (holder, *dead) or ends <= now
+        return may and self.carts[cart_id].status in UNFINISHED
+
+    async def files(
+        self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
+    ) -> list[CartFile]:
+        self._asked()
+        wanted = [
+            file
+            for file in self.rows[cart_id]
+            if file.position > after and not (unstaged and file.status is FileStatus.STAGED)
+        ]
+        return wanted[:limit]
+
+    async def members(self, cart_id: int, positions: range) -> Members:
+        self._asked()
+        rows = self.rows[cart_id][positions.start : positions.stop]
+        return columns(
+            [
+                Member(one.path, one.size or 0, one.mtime or 0, one.hash_type, one.hash_sum)
+                for one in rows
+            ]
+        )
+
+    async def claim(
+        self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
+    ) -> Cart | None:
+        self._asked()
+        self.claims += 1
+        if not self._may_claim(cart_id, holder, now, dead):
+            return None
+        self.leases[cart_id] = holder, until
+        return self.carts[cart_id]
+
+    async def holders(self) -> dict[str, float]:
+        self._asked()
+        return dict(sorted(self.leases.values()))
+
+    async def unsynced_holders(self) -> set[str]:
+        self._asked()
+        return set()
+
+    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
+        self._asked()
+        return {}
+
+    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
+        self._asked()
+        return {}
+
+    async def renew(self, holder: str, until: float) -> set[int]:
+        self._asked()
+        held = {cart_id for cart_id, lease in self.leases.items() if lease[0] == holder}
+        self.leases |= dict.fromkeys(held, (holder, until))
+        return held
+
+    async def release(self, holder: str, cart_id: int) -> None:
+        self._asked()
+        if self.leases.get(cart_id, ("",))[0] == holder:
+            del self.leases[cart_id]
+
+    async def release_all(self, holder: str) -> None:
+        self._asked()
+        self.leases = {key: held for key, held in self.leases.items() if held[0] != holder}
+
+    async def record_states(
+        self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
+    ) -> None:
+        self._asked(cart_id, holder)
+        for position, size, mtime in states:
+            self._change_file(cart_id, position, size=size, mtime=mtime)
+
+    async def reserve(
+        self,
+        cart_id: int,
+        holder: str,
+        *,
+        bytes_total: int,
+        volume_bytes: int,
+        most: int | None = None,
+    ) -> bool:
+        self._asked(cart_id, holder)
+        self._change(cart_id, bytes_total=bytes_total, volume_bytes=volume_bytes)
+        return True
+
+    async def record_staged(
+        self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
+    ) -> None:
+        self._asked(cart_id, holder)
+        for position, _ in staged:
+            self._change_file(cart_id, position, status=FileStatus.STAGED)
+        self._change(cart_id, files_staged=len(self.staged(cart_id)))
+
+    async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
+        self._asked(cart_id, holder)
+        for position in positions:
+            self._change_file(cart_id, position, status=FileStatus.WAITING)
+        self._change(cart_id, files_staged=len(self.staged(cart_id)))
+
+    async def record_error(
+        self,
+        cart_id: int,
+        holder: str,
+        message: str,
+        *,
+        position: int | None,
+        file_error: str,
+        now: float,
+        volume_bytes: int | None = None,
+    ) -> None:
+        self._asked(cart_id, holder)
+        if position is not None:
+            self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
+        if volume_bytes is None:
+            volume_bytes = self.carts[cart_id].bytes_staged
+        self._end(cart_id, status=CartStatus.ERROR, error=message, volume_bytes=volume_bytes)
+
+    async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
+        self._asked()
+        for cart_id, (held, _) in self.leases.items():
+            if held == holder and self.carts[cart_id].status is CartStatus.STAGING:
+                begun = self.carts[cart_id].waits_since
+                self._change(
+                    cart_id, waits_since=since if begun is None else begun, waits_for=cause
+                )
+
+    async def end_waiting(self, holder: str) -> None:
+        self._asked()
+        for cart_id, (held, _) in self.leases.items():
+            if held == holder:
+                self._change(cart_id, waits_since=None, waits_for=None)
+
+    async def staged_of_late(self, other_than: str) -> str | None:
+        self._asked()
+        for cart_id in reversed(self.rows):
+            names = [name for name in self.staged(cart_id) if name != other_than]
+            if names and self.carts[cart_id].status is not CartStatus.DELETED:
+                return names[0]
+        return None
+
+    async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
+        self._asked(cart_id, holder)
+
+    async def record_ready(
+        self, cart_id: int, holder: str, *, volume_bytes: int, now: float
+    ) -> None:
+        self._asked(cart_id, holder)
+        self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
+
+    async def record_bundled(self, cart_id: int, holder: str) -> None:
+        self._asked(cart_id, holder)
+
+    async def twins(self, cart_id: int, positions: range) -> list[Twin]:
+        self._asked()
+        staged = {
+            (file.archive_id, file.hash_type, file.hash_sum): (other, file)
+            for other in self.carts.values()
+            if other.id != cart_id and not other.bundle and other.status is not CartStatus.DELETED
+            for file in self.rows[other.id]
+            if file.status is FileStatus.STAGED
+        }
+        found = []
+        for file in self.rows[cart_id][positions.start : positions.stop]:
+            there = staged.get((file.archive_id, file.hash_type, file.hash_sum))
+            if there and file.hash_sum and file.status is not FileStatus.STAGED:
+                other, twin = there
+                assert twin.size is not None
+                assert twin.mtime is not None
+                at = (other.id, other.uid, twin.path, twin.size, twin.mtime)
+                hashed = (file.hash_type, file.hash_sum)
+                found.append(Twin(file.position, file.path, 0, *at, *hashed))
+        return found
+
+    async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
+        twins = await self.twins(cart_id, range(min(found, default=0), max(found, default=0) + 1))
+        alone = set(found).difference(twin.position for twin in twins)
+        await self.record_staged(cart_id, holder, [(at, found[at]) for at in alone], now=0)
+        return alone
+
+    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
+        self._asked(cart_id, holder)
+        gone = {
+            twin.position
+            for twin in linked
+            if self.carts[twin.staged_cart].status is CartStatus.DELETED
+        }
+        linked = [twin for twin in linked if twin.position not in gone]
+        for twin in linked:
+            self._change_file(
+                cart_id, twin.position, status=FileStatus.STAGED, size=twin.size, mtime=twin.mtime
+            )
+        staged = self.carts[cart_id].bytes_staged + sum(twin.size for twin in linked)
+        self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
+        return gone
+
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+        self._asked()
+        self._end(cart_id, status=CartStatus.DELETED)
+        self.left.add(cart_id)
+        return True
+
+    async def record_removed(self, cart_id: int, now: float) -> int:
+        self._asked()
+        if cart_id not in self.left:
+            return 0
+        self.left.remove(cart_id)
+        return self.carts[cart_id].volume_bytes
+
+    async def leaving(self) -> set[int]:
+        self._asked()
+        return set(self.left)
+
+    async def carts_of(self, uid: str) -> list[Cart]:
+        living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
+        return [cart for cart in reversed(living) if cart.uid == uid]
+
+    async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
+        known = [self.carts[cart_id] for cart_id in cart_ids if cart_id in self.carts]
+        return {cart.id for cart in known if cart.status is CartStatus.DELETED}
+
+    def _end(self, cart_id: int, **values: Any) -> None:
+        self._change(cart_id, waits_since=None, waits_for=None, **values)
+        self.leases.pop(cart_id, None)
