@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.stored_carts import (
     found,
     gathered,
     linked,
+    manifest,
     staged,
     with_status,
 )
@@ -154,6 +155,73 @@ async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
         await store.record_linked(cart.id, "me", twins)
     assert await store.usage() == (20, 0)
     assert (await found(store, cart)).files_staged == 0
+
+
+class TestFound:
+    """What a crash has left in its place, and nobody has recorded."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_it_is_the_carts_own_if_nobody_else_has_it(self, store: Store) -> None:
+        await bundled(store)  # its files are in its tar
+        await deleted(store, await staged(store, "gone"))
+        cart = await measured(store, entries(2))
+        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {0, 1}
+        cart = await found(store, cart)
+        assert (cart.files_staged, cart.bytes_staged, cart.bytes_linked) == (2, 20, 0)
+        assert await store.record_found(cart.id, "me", {}) == set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_another_cart_has_is_left_to_be_linked(self, store: Store) -> None:
+        await staged(store, "first", 1)
+        cart = await measured(store, entries(2))
+        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {1}
+        assert [twin.position for twin in await store.twins(cart.id, range(2))] == [0]
+
+    @pytest_twisted.ensureDeferred
+    async def test_so_is_what_a_bundle_has_that_is_not_written(self, store: Store) -> None:
+        first = await staged(store, "first")
+        bundle = await begun_bundle(store)
+        await store.record_linked(bundle.id, "me", await store.twins(bundle.id, range(2)))
+        await deleted(store, first)  # now the bundle owns the bytes
+        cart = await measured(store, entries(2))
+        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_of_one_that_a_manifest_names_twice_one_is_recorded(self, store: Store) -> None:
+        twice = [Entry("id0", f"dir/{name}", "sha1", SHA1) for name in ("one", "another")]
+        cart = await measured(store, twice)
+        [first] = await store.record_found(cart.id, "me", {0: "", 1: ""})
+        assert await store.record_found(cart.id, "me", {1 - first: ""}) == set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_has_lost_the_lease_records_nothing(self, store: Store) -> None:
+        cart = await measured(store, entries(1))
+        await store.claim(cart.id, "you", now=200, until=300)
+        with pytest.raises(LeaseLost):
+            await store.record_found(cart.id, "me", {0: ""})
+        assert (await found(store, cart)).files_staged == 0
+
+
+async def begun_bundle(store: Store) -> Cart:
+    cart, _ = await store.post("bundle", manifest(2, bundle=True), bundle=True, now=10)
+    held = await store.claim(cart.id, "me", now=10, until=100)
+    assert held is not None
+    return held
+
+
+async def bundled(store: Store) -> None:
+    cart = await begun_bundle(store)
+    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(2)])
+    await store.record_staged(cart.id, "me", [(0, ""), (1, "")], now=11)
+    await store.record_bundled(cart.id, "me")
+    await store.record_ready(cart.id, "me", volume_bytes=4096, now=12)
+
+
+async def measured(store: Store, files: Sequence[Entry]) -> Cart:
+    """A cart of files of 10 bytes, none of which is recorded."""
+    cart = await claimed(store, "measured", files)
+    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(len(files))])
+    return await found(store, cart)
 
 
 @pytest_twisted.ensureDeferred

@@ -7,7 +7,7 @@ from itertools import starmap
 
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
-from cartd.model import FileStatus, Twin
+from cartd.model import CartStatus, FileStatus, Twin
 from cartd.store.carts import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
@@ -22,7 +22,10 @@ _other = file.alias("other")
 _others_cart = cart.alias("others_cart")
 _found = file.alias("found")
 _found_cart = cart.alias("found_cart")
-_IN_PLACE = _others_cart.c.deleted_date.is_(None) & ~_others_cart.c.bundle
+_LIVES = _others_cart.c.deleted_date.is_(None)
+_HAS_TREE = _LIVES & (~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value))
+"""Whether a staged file may be one on the volume: a bundle gives none, but has them until then."""
+_IN_PLACE = _LIVES & ~_others_cart.c.bundle
 """Whether a staged file is one on the volume: those of a bundled cart are in its tar."""
 _SAME = (
     _other.c.file_name == file.c.file_name,
@@ -54,7 +57,7 @@ _FOUND = select(
     .where(
         *_SAME,
         _others_cart.c.id == _other.c.cart_id,
-        _IN_PLACE | (_others_cart.c.id == file.c.cart_id),
+        _HAS_TREE,
     )
     .correlate(file),
 ).where(
