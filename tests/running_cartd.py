@@ -28,8 +28,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
+from tests import preloaded
 from tests.free_ports import free_port
 
 DEADLINE = 60.0
@@ -62,7 +64,9 @@ class RunningCartd:
     program: tuple[str, ...] = ()
     """What to start in place of ``twistd -n cartd``; the port is in its environment."""
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | preloaded.Process | None = None
+    fresh: bool = False
+    """Whether to start a Python with nothing loaded, or what is no Python script."""
 
     @property
     def volume(self) -> Path:
@@ -103,13 +107,17 @@ class RunningCartd:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         with (self.directory / "cartd.log").open("ab") as log:
-            self.process = subprocess.Popen(
+            program, directory, settings = (
                 self.program or self.twistd,
-                cwd=self.directory,
-                env=self.settings(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                self.directory,
+                self.settings(),
             )
+            if self.fresh:
+                self.process = subprocess.Popen(
+                    program, cwd=directory, env=settings, stdout=log, stderr=subprocess.STDOUT
+                )
+            else:
+                self.process = preloaded.start(program, cwd=directory, env=settings, output=log)
         process = self.process
 
         def answers() -> bool:
@@ -202,15 +210,17 @@ class RunningCartd:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run an admin command beside the service, as a shell would."""
-        return subprocess.run(
-            [command(arguments[0]), *arguments[1:]],
-            cwd=self.directory,
-            env=self.settings(),
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=DEADLINE,
-        )
+        given = [command(arguments[0]), *arguments[1:]]
+        with TemporaryFile() as output, TemporaryFile() as errors:
+            process = preloaded.start(
+                given, cwd=self.directory, env=self.settings(), output=output, errors=errors
+            )
+            status = process.wait(DEADLINE)
+            said = [_all_of(file) for file in (output, errors)]
+        done = subprocess.CompletedProcess(given, status, *said)
+        if check:
+            done.check_returncode()
+        return done
 
 
 @contextmanager
@@ -223,6 +233,7 @@ def running_cartd(
     ini: str = "",
     port: int | None = None,
     started: bool = True,
+    fresh: bool = False,
     **environment: str,
 ) -> Iterator[RunningCartd]:
     """Start the service in ``directory``, or leave that to the test; in any case, end it."""
@@ -234,6 +245,7 @@ def running_cartd(
         tuple(options),
         environment,
         port=port or free_port(),
+        fresh=fresh,
     )
     cartd.configure(ini)
     try:
@@ -275,6 +287,11 @@ def unpacked(tar: bytes) -> dict[str, bytes]:
             if content is not None:
                 files[member.name.partition("/")[2]] = content.read()
         return files
+
+
+def _all_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def wait_for(condition: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
+from tests import preloaded
 from tests.free_ports import free_port
 from tests.running_cartd import command, wait_for
 
@@ -34,14 +35,14 @@ def served_directory(directory: Path, *options: str) -> Iterator[ServedDirectory
     archive = ServedDirectory(free_port(), directory / "archive")
     archive.root.mkdir(parents=True)
     with (directory / "archive.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = preloaded.start(
             [
                 *(command("twistd"), "-n", "--pidfile=", "cartd-archive"),
                 *("--root", str(archive.root), "--port", str(archive.port), *options),
             ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
             cwd=directory,
+            env=os.environ,
+            output=log,
         )
 
     def answers() -> bool:

@@ -3,7 +3,7 @@
 ::
 
     clocks = Clocks(tmp_path / "clocks")
-    with running_cartd(tmp_path / "cartd", archive=url, started=False) as cartd:
+    with running_cartd(tmp_path / "cartd", archive=url, started=False, fresh=True) as cartd:
         cartd.program = clocks.command(cartd.twistd)
         cartd.start()
         clocks.set(date=-3600)

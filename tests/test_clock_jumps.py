@@ -34,7 +34,7 @@ def cartd_with(
     clocks: Clocks, archive: FaultyArchive, directory: Path, beside: RunningCartd | None = None
 ) -> Iterator[RunningCartd]:
     """A service that goes by these clocks, on a store and volume of its own or another's."""
-    with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
+    with running_cartd(directory, archive=url_of(archive), started=False, fresh=True) as cartd:
         if beside is not None:
             cartd.database = beside.database
             cartd.environment = {"VOLUME_PATH": str(beside.volume)}

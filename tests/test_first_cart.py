@@ -13,7 +13,7 @@ FILES = {"a/one": b"first", "a/b/two": b"second" * 1000, "empty": b""}
 def test_a_cart_goes_from_the_real_archive_to_a_tar_and_is_deleted(tmp_path: Path) -> None:
     with (
         real_archive(tmp_path / "archive") as archive,
-        running_cartd(tmp_path / "cartd", archive=archive.url) as cartd,
+        running_cartd(tmp_path / "cartd", archive=archive.url, fresh=True) as cartd,
     ):
         for number, data in enumerate(FILES.values()):
             archive.put(str(number), data)

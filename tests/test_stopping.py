@@ -192,7 +192,7 @@ async def test_no_cart_is_taken_while_the_service_stops(tmp_path: Path) -> None:
 
 def test_every_way_to_start_it_starts_the_same_service(tmp_path: Path) -> None:
     tac = str(Path(__file__).parents[1] / "cartd.tac")
-    with running_cartd(tmp_path / "cartd", archive=NOWHERE) as cartd:
+    with running_cartd(tmp_path / "cartd", archive=NOWHERE, fresh=True) as cartd:
         cartd.post("mine", manifest([entry("1", "a", b"a")]))
         for program in (
             (command("twistd"), "--pidfile=", "-ny", tac),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import socket
 import sqlite3
-import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from tests import preloaded
 from tests.archive_faults import hang_after, hang_before_head, status
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
@@ -156,12 +156,8 @@ def test_at_its_start(archive: FaultyArchive, tmp_path: Path) -> None:
         rows(cartd, "UPDATE cart SET bytes_total = NULL, volume_bytes = 0")
         for number in (signal.SIGTERM, signal.SIGHUP):
             with (cartd.directory / "cartd.log").open("ab") as log:
-                cartd.process = subprocess.Popen(
-                    cartd.twistd,
-                    cwd=cartd.directory,
-                    env=cartd.settings(),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
+                cartd.process = preloaded.start(
+                    cartd.twistd, cwd=cartd.directory, env=cartd.settings(), output=log
                 )
             wait_for(cartd.listens)
             cartd.send(number)
@@ -221,7 +217,7 @@ def test_while_another_program_has_locked_the_database(
 
 
 def test_without_its_terminal_it_goes_on_if_nohup_says_so(tmp_path: Path) -> None:
-    with running_cartd(tmp_path, archive="http://127.0.0.1:9/", started=False) as cartd:
+    with running_cartd(tmp_path, archive="http://127.0.0.1:9/", started=False, fresh=True) as cartd:
         cartd.program = ("nohup", *cartd.twistd)
         cartd.start()
         cartd.send(signal.SIGHUP)

@@ -1,0 +1,176 @@
+"""Processes that start in a tenth of the time: forked from one that has loaded what cartd imports.
+
+::
+
+    process = preloaded.start([twistd, "-n", "cartd"], cwd=directory, env=env, output=log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+What is started is a Python script, or ``python FILE`` or ``python -c CODE``, as one would give it
+to :class:`subprocess.Popen`; of that class the process has what the tests use.  Klein is left
+for each process to load, since it brings the reactor, which must not be forked.
+
+A program of the tests' own loads cartd itself anew, so that it finds what it has replaced.  What
+the other packages take for themselves when they are loaded it cannot replace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from select import select
+from threading import Lock
+from types import ModuleType
+from typing import IO, cast
+
+LOADED = (
+    *("cartd.parts", "cartd.options", "cartd.admin.commands", "cartd.directory_archive.site"),
+    *("sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
+    *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
+)
+ORDER_SIZE = 2**20
+
+
+class Process:
+    """One that was forked; its end is told by the process that waits for it."""
+
+    def __init__(self, args: Sequence[str], keeper: socket.socket) -> None:
+        self.args = args
+        self.pid = int(keeper.recv(32))
+        self.returncode: int | None = None
+        self._keeper = keeper
+        self._looking = Lock()
+
+    def poll(self) -> int | None:
+        """Its exit status, or the number of the signal that ended it below zero."""
+        with self._looking:
+            if self.returncode is None and self._has_ended(0):
+                self.returncode = os.waitstatus_to_exitcode(int(self._keeper.recv(32)))
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same, when it has ended."""
+        self._has_ended(timeout)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def _has_ended(self, timeout: float | None) -> bool:
+        """Whether it has within so many seconds; the end can be read until it has been."""
+        return self.returncode is not None or bool(select([self._keeper], [], [], timeout)[0])
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    output: IO[bytes],
+    errors: IO[bytes] | None = None,
+) -> Process:
+    """Start ``command``, whose standard error goes to ``output`` too unless it is given."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    order = json.dumps([list(command), str(cwd), dict(env)]).encode()
+    files = [there.fileno(), output.fileno(), (errors or output).fileno()]
+    with there:
+        socket.send_fds(_server(), [order], files)
+    return Process(command, here)
+
+
+@cache
+def _server() -> socket.socket:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (here, there):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ORDER_SIZE)
+    with there:
+        subprocess.Popen(
+            [sys.executable, __file__, str(there.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[there.fileno()],
+        )
+    return here
+
+
+def _serve(orders: socket.socket) -> None:
+    """Fork a process for each order; returns in those."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        order, files, _, _ = socket.recv_fds(orders, ORDER_SIZE, 3)
+        if not order:
+            sys.exit()
+        if os.fork() == 0:
+            orders.close()
+            return _keep(order, *files)
+        for file in files:
+            os.close(file)
+
+
+def _keep(order: bytes, telling: int, output: int, errors: int) -> None:
+    """Fork what was ordered, and tell its process number and how it ended; returns in it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid:
+        with suppress(BrokenPipeError), socket.socket(fileno=telling) as there:
+            there.send(str(pid).encode())
+            there.send(str(os.waitpid(pid, 0)[1]).encode())
+        os._exit(0)
+    os.close(telling)
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    os.closerange(3, max(output, errors) + 1)
+    sys.argv, cwd, environment = json.loads(order)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    os.chdir(cwd)
+
+
+def _run() -> None:
+    """Run what ``sys.argv`` says, as Python would."""
+    if sys.argv[0] == sys.executable:
+        del sys.argv[0]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cartd"]:
+            del sys.modules[name]
+    if sys.argv[0] == "-c":
+        code = sys.argv.pop(1)
+        sys.path[0] = ""
+        exec(code, {"__name__": "__main__"})
+    else:
+        sys.path[0] = str(Path(sys.argv[0]).parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _main() -> None:
+    orders = socket.socket(fileno=int(sys.argv[1]))
+    del sys.path[0]
+    reactor = "twisted.internet.reactor"
+    sys.modules[reactor] = cast("ModuleType", None)  # whoever imports it here shall fail
+    for name in LOADED:
+        import_module(name)
+    del sys.modules[reactor]
+    sys.path.insert(0, "")
+    _serve(orders)
+    _run()
+
+
+if __name__ == "__main__":
+    _main()
