@@ -17,6 +17,11 @@ class CartdError(Exception):
 
     code: ClassVar[int] = 500
 
+    def __init__(self, message: str = "", *, limit: str | None = None) -> None:
+        """``limit`` is the setting that was gone over, as ``server.max_manifest``, if one was."""
+        super().__init__(message)
+        self.limit = limit
+
 
 class InvalidInput(CartdError):
     """What the client sent breaks a rule; nothing was changed."""
@@ -40,6 +45,12 @@ class RangeNotSatisfiable(CartdError):
     """No byte of the asked range exists (RFC 9110, section 15.5.17)."""
 
     code = 416
+
+
+class TooMany(CartdError):
+    """The client has as much under way as a limit allows (RFC 6585, section 4)."""
+
+    code = 429
 
 
 class Unavailable(CartdError):
@@ -86,11 +97,16 @@ class ConfigError(CartdError):
     """The configuration cannot be used; the message names the key and the reason."""
 
 
-def error_body(code: int, message: str) -> bytes:
-    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log."""
+def error_body(code: int, message: str, limit: str | None = None) -> bytes:
+    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log.
+
+    ``limit`` is the setting that was gone over, if one was, and stands there by that name.
+    """
     try:
         status = f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
         status = str(code)
     error = {"status": status, "message": message, "traceback": "", "version": __version__}
+    if limit is not None:
+        error["limit"] = limit
     return json.dumps(error).encode("ascii")

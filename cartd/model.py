@@ -34,6 +34,15 @@ UNFINISHED = frozenset({CartStatus.WAITING, CartStatus.STAGING, CartStatus.BUNDL
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Who asks, where the service wants to know."""
+
+    name: str
+    admin: bool = False
+    """Whether all carts are theirs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cart:
     """One posted manifest under one uid.
 

@@ -140,7 +140,7 @@ class Rest:
         if isinstance(error, Unavailable):
             _set(request, "Retry-After", RETRY_AFTER)
         if isinstance(error, CartdError):
-            return _error(request, error.code, str(error))
+            return _error(request, error.code, str(error), error.limit)
         if isinstance(error, MethodNotAllowed):
             _set(request, "Allow", ", ".join(sorted(error.valid_methods or ())))
             return _error(request, 405, "This method is not known here")
@@ -225,8 +225,8 @@ def _json(request: Request, answer: dict[str, str]) -> bytes:
     return _answer(request, request.code, "application/json", json.dumps(answer).encode())
 
 
-def _error(request: Request, code: int, message: str) -> bytes:
-    return _answer(request, code, "application/json", error_body(code, message))
+def _error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
+    return _answer(request, code, "application/json", error_body(code, message, limit))
 
 
 def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:

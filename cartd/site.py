@@ -18,6 +18,7 @@ from twisted.web.server import Request, Site
 
 from cartd.access_log import AccessLog
 from cartd.errors import error_body
+from cartd.model import User
 from cartd.text_paths import TextPaths
 
 IDLE_TIMEOUT = 60.0
@@ -34,6 +35,8 @@ class LimitedRequest(Request):
     channel: Any
     content: Any
     max_body = 0
+    who: User | None = None
+    """Who asks; none where nobody is asked who they are."""
     _received = 0
     _refused = False
     _linger: IDelayedCall | None = None
@@ -81,14 +84,15 @@ class LimitedRequest(Request):
             self._refuse(507, f"The body cannot be kept: {error.strerror}")
 
     def _refuse_as_too_long(self) -> None:
-        self._refuse(413, f"The body is over {self.max_body} bytes (server.max_manifest)")
+        limit = "server.max_manifest"
+        self._refuse(413, f"The body is over {self.max_body} bytes ({limit})", limit)
 
-    def _refuse(self, code: int, message: str) -> None:
+    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(code, message)
+        self.channel.answer_at_once(code, message, limit)
         self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
 
 
@@ -110,9 +114,9 @@ class LimitedChannel(HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
 
-    def answer_at_once(self, code: int, message: str) -> None:
+    def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
         """Answer a request whose rest is not waited for; the connection is of no use any more."""
-        body = error_body(code, message)
+        body = error_body(code, message, limit)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"

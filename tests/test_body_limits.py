@@ -60,6 +60,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(site: CartSite) -> N
             declare(connection, "too-long", length)
             answer = connection.answer()
             assert_is_error(answer, 413, TOO_LONG)
+            assert answer.json["limit"] == "server.max_manifest"
             assert answer.headers["connection"] == "close"
     assert posted(site, "too-long") == 0
 
