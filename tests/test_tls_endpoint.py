@@ -100,7 +100,7 @@ def test_a_body_over_the_limit_is_refused_and_the_connection_ended(behind: Behin
     with behind.wire() as connection:
         connection.send(b"POST /u HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\n")
         message = "The body is over 256000000 bytes (server.max_manifest)"
-        assert_is_error(connection.answer(), 413, message)
+        assert_is_error(connection.answer(), 413, message, "server.max_manifest")
 
 
 def test_a_file_that_is_cut_breaks_the_connection(behind: Behind) -> None:

@@ -112,12 +112,13 @@ def ask(port: int, request: bytes, *, to_head: bool = False) -> WireAnswer:
         return connection.answer(to_head=to_head)
 
 
-def assert_is_error(answer: Any, code: int, message: str) -> None:
+def assert_is_error(answer: Any, code: int, message: str, limit: str | None = None) -> None:
     """The JSON that every error has, with nothing of a trace in it."""
     assert answer.status == code, answer
     assert answer.headers["content-type"] == "application/json"
     said = answer.json
     assert said.pop("status").startswith(f"{code} ")
+    assert said.pop("limit", None) == limit
     assert said == {"message": message, "traceback": "", "version": __version__}
 
 
