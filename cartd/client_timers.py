@@ -34,12 +34,13 @@ class Late(Enum):
     """It has not taken enough of what it is sent."""
 
 
+_IN_BODY = (Late.BODY, Late.PAUSE)
+
+
 class ClientTimers:
     """The timers of one connection; ``late`` is called once, and then nothing is timed any more."""
 
-    def __init__(
-        self, limits: Limits, clock: IReactorTime, late: Callable[[Late], object]
-    ) -> None:
+    def __init__(self, limits: Limits, clock: IReactorTime, late: Callable[[Late], object]) -> None:
         self._limits = limits
         self._clock = clock
         self._late = late
@@ -70,11 +71,12 @@ class ClientTimers:
 
     def body_begins(self) -> None:
         self._body_due = self._clock.seconds() + self._limits.body_timeout
-        self.body_goes_on()
+        self._awaited = Late.BODY
+        self.received()
 
-    def body_goes_on(self) -> None:
-        """Some of it has come, or may come now."""
-        if self._awaited is not Late.DOWNLOAD:
+    def received(self) -> None:
+        """Bytes have come; they count only in a body."""
+        if self._awaited in _IN_BODY:
             left = self._body_due - self._clock.seconds()
             pause = self._limits.idle_timeout
             self._expect(Late.PAUSE if pause < left else Late.BODY, min(pause, left))

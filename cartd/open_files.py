@@ -43,8 +43,8 @@ def _allow(needed: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return needed
-    if soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft < most:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most

@@ -8,8 +8,8 @@ from twisted.internet.interfaces import IAddress
 
 from cartd.errors import error_body
 
-RETRY_AFTER = 2
-"""Seconds after which a client may ask again for what it was refused for the moment."""
+RETRY_AFTER = "2"
+"""Seconds after which a client may ask again for what is not ready, or refused for the moment."""
 
 
 def refusal(
@@ -27,7 +27,7 @@ def refusal(
     answered any more.  ``method`` and ``target`` are as the client has sent them, if it has.
     """
     body = error_body(code, message, limit)
-    later = b"Retry-After: %d\r\n" % RETRY_AFTER if code in (429, 503) else b""
+    later = b"Retry-After: %s\r\n" % RETRY_AFTER.encode() if code in (429, 503) else b""
     return (
         b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"

@@ -95,11 +95,18 @@ class Wire:
 
 
 @contextmanager
-def wire(port: int, *, receive_buffer: int | None = None) -> Iterator[Wire]:
-    """Connect; with a small receive buffer, the service cannot be far ahead of who reads."""
+def wire(
+    port: int, *, receive_buffer: int | None = None, source: str = ""
+) -> Iterator[Wire]:
+    """Connect, from the address ``source`` if it is given.
+
+    With a small receive buffer, the service cannot be far ahead of who reads.
+    """
     with socket.socket() as connecting:
         if receive_buffer is not None:
             connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            connecting.bind((source, 0))
         connecting.settimeout(DEADLINE)
         connecting.connect(("127.0.0.1", port))
         yield Wire(connecting)
@@ -112,12 +119,13 @@ def ask(port: int, request: bytes, *, to_head: bool = False) -> WireAnswer:
         return connection.answer(to_head=to_head)
 
 
-def assert_is_error(answer: Any, code: int, message: str) -> None:
+def assert_is_error(answer: Any, code: int, message: str, limit: str | None = None) -> None:
     """The JSON that every error has, with nothing of a trace in it."""
     assert answer.status == code, answer
     assert answer.headers["content-type"] == "application/json"
     said = answer.json
     assert said.pop("status").startswith(f"{code} ")
+    assert said.pop("limit", None) == limit
     assert said == {"message": message, "traceback": "", "version": __version__}
 
 

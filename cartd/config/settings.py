@@ -166,7 +166,7 @@ SETTINGS = (
         "10000",
         values.whole(1, 1_000_000_000),
         "carts",
-        "How many carts may be on their way to ready at the same time, those of all users together.",
+        "How many carts may be on their way to ready at the same time, those of all users.",
     ),
     Setting(
         "archive_url",
