@@ -1,4 +1,4 @@
-"""Each limit of the running service: who goes over it is told its name, and others notice nothing."""
+"""Each limit of the running service: who goes over it is told its name; others notice nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TOO_BIG = {
     "a long path": b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n",
     "a path without an end": b"GET /" + b"a" * 100_000,
     "a long header": HEAD + b"X: " + b"a" * 2000 + b"\r\n\r\n",
-    "a long header behind which more comes": HEAD + b"X: " + b"a" * 2000 + b"\r\n" + b"Y: z\r\n" * 999,
+    "a long header with more behind": HEAD + b"X: " + b"a" * 2000 + b"\r\n" + b"Y: z\r\n" * 999,
     "many headers of some length": HEAD + (b"X: " + b"a" * 400 + b"\r\n") * 6 + b"\r\n",
     "a header that is folded": HEAD + b"X: y\r\n" + (b" " + b"a" * 400 + b"\r\n") * 6 + b"\r\n",
     "the head of a second request": HEAD + b"\r\n" + HEAD + b"X: " + b"a" * 2000 + b"\r\n\r\n",

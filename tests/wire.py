@@ -95,9 +95,7 @@ class Wire:
 
 
 @contextmanager
-def wire(
-    port: int, *, receive_buffer: int | None = None, source: str = ""
-) -> Iterator[Wire]:
+def wire(port: int, *, receive_buffer: int | None = None, source: str = "") -> Iterator[Wire]:
     """Connect, from the address ``source`` if it is given.
 
     With a small receive buffer, the service cannot be far ahead of who reads.
