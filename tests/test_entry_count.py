@@ -62,8 +62,14 @@ values = st.recursive(
 )
 
 
-@given(st.lists(values, min_size=2, max_size=6))
-def test_any_entries_are_counted(entries: list[Any]) -> None:
+@given(st.lists(values, min_size=2, max_size=6), st.integers(1, 40))
+def test_any_entries_are_counted_wherever_the_blocks_end(entries: list[Any], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entry_count, "_BLOCK", block)
+        assert_counted(entries)
+
+
+def assert_counted(entries: list[Any]) -> None:
     body = json.dumps({"fileids": entries}).encode()
     assert not has_more(body, len(entries))
     assert has_more(body, len(entries) - 1)
