@@ -42,10 +42,10 @@ class Waits:
 
 
 @contextmanager
-def probing(server: Server, uid: str) -> Iterator[Waits]:
+def probing(server: Server, uid: str, *, address: str = "127.0.0.1") -> Iterator[Waits]:
     """Ask for one cart meanwhile; the waits are complete when the block has ended."""
     waits = Waits()
-    command = [sys.executable, "-m", "bench.prober", str(server.port), uid]
+    command = [sys.executable, "-m", "bench.prober", str(server.port), uid, address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prober:
         assert prober.stdout is not None
         prober.stdout.readline()
@@ -61,8 +61,9 @@ def probing(server: Server, uid: str) -> Iterator[Waits]:
 class _Clients:
     """Ask until they are stopped, or one of them fails."""
 
-    def __init__(self, port: int, uid: str) -> None:
+    def __init__(self, port: int, uid: str, address: str) -> None:
         self._port = port
+        self._address = address
         self._uid = uid
         self._stopped = threading.Event()
         self.seconds: list[float] = []
@@ -81,7 +82,9 @@ class _Clients:
             thread.join()
 
     def _ask(self, due: float) -> None:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=120)
+        connection = HTTPConnection(
+            "127.0.0.1", self._port, timeout=120, source_address=(self._address, 0)
+        )
         try:
             while not self._stopped.wait(max(0.0, due - time.monotonic())):
                 connection.request("HEAD", f"/{self._uid}")
@@ -99,7 +102,7 @@ class _Clients:
 
 def _main() -> None:
     """Ask from the first line of output until the end of input, then print what each waited."""
-    clients = _Clients(int(sys.argv[1]), sys.argv[2])
+    clients = _Clients(int(sys.argv[1]), *sys.argv[2:4])
     print("asking", flush=True)
     sys.stdin.read()
     clients.stop()

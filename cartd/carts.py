@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import IO
 
 from twisted.internet.defer import Deferred
@@ -30,14 +31,19 @@ class Carts:
         *,
         bundle_task: bool,
         require_hashsum: bool,
+        max_entries: int,
+        entering: Callable[[], AbstractAsyncContextManager[None]],
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
+        """``entering`` is asked before anything is done for a post, and held until it is done."""
         self._store = store
         self._removal = removal
         self._threads = threads
         self._bundle_task = bundle_task
         self._require_hashsum = require_hashsum
+        self._max_entries = max_entries
+        self._entering = entering
         self._stage = stage
         self._now = now
         self._open = True
@@ -51,13 +57,22 @@ class Carts:
         The very same manifest posted again while its cart lives changes nothing.
 
         :raises InvalidInput: the uid or the manifest breaks a rule.
-        :raises Unavailable: the service is stopping.
+        :raises TooLarge: it has too many entries.
+        :raises Unavailable: the service is stopping, or has enough carts to stage.
         """
         if not self._open:
             raise Unavailable("The service is stopping; post the cart again in a minute")
         check_uid(uid)
+        async with self._entering():
+            return await self._enter(uid, body)
+
+    async def _enter(self, uid: str, body: IO[bytes]) -> Cart:
         manifest = await self._threads.run(
-            lambda: parse(body.read(), require_hashsum=self._require_hashsum)
+            lambda: parse(
+                body.read(),
+                require_hashsum=self._require_hashsum,
+                max_entries=self._max_entries,
+            )
         )
         if manifest.bundle and len(uid) > LONGEST_BUNDLED_UID:
             raise InvalidInput(

@@ -25,6 +25,7 @@ import msgspec
 
 from cartd.checksum import digest_size
 from cartd.claimed_paths import ClaimedPaths
+from cartd.entry_count import check_entries
 from cartd.errors import InvalidInput
 
 ID_LIMIT = 1024
@@ -114,13 +115,16 @@ def check_uid(uid: str) -> str:
     return uid
 
 
-def parse(body: bytes, *, require_hashsum: bool = False) -> Manifest:
+def parse(
+    body: bytes, *, require_hashsum: bool = False, max_entries: int = sys.maxsize
+) -> Manifest:
     """Read a manifest (JSON in UTF-8, with or without a byte order mark).
 
     Of a key that comes twice the last one counts.  ``require_hashsum`` refuses entries whose
     hash sum is empty.  Raises InvalidInput, whose message begins with the place of the fault,
-    ``fileids[3].hashtype``, and nothing else.
+    ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``; nothing else.
     """
+    check_entries(body, max_entries)
     posted = _decode(body)
     entries = _Entries()
     claimed = ClaimedPaths()

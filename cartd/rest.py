@@ -29,9 +29,7 @@ from cartd.manifest import check_uid
 from cartd.model import Cart, CartStatus
 from cartd.reader import SendingReader
 from cartd.sender import SendStopped
-
-RETRY_AFTER = "2"
-"""Seconds after which a client may ask again for what is not ready."""
+from cartd.short_answers import RETRY_AFTER
 
 log = Logger()
 

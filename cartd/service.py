@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
@@ -15,11 +16,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd import interpreter
+from cartd.admission import Admission
 from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError
+from cartd.limits import Limits
+from cartd.open_files import connections_that_fit
 from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.periodic import Periodic
@@ -50,6 +54,8 @@ class Cartd(Service):
             parts.threads,
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
+            max_entries=config.max_entries,
+            entering=Admission(config.max_carts_staging, parts.store.unfinished).entering,
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
             now=parts.now,
         )
@@ -62,7 +68,7 @@ class Cartd(Service):
         rest = Rest(
             self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered
         )
-        self._site = LimitedSite(rest.app.resource(), reactor, max_body=config.max_manifest)
+        self._site = LimitedSite(rest.app.resource(), reactor, _limits(config))
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)
@@ -190,6 +196,12 @@ def _endpoints(config: Config) -> tuple[str, ...]:
         return config.endpoints
     address = config.address.replace(":", r"\:")
     return (f"tcp:{config.port}:interface={address}",)
+
+
+def _limits(config: Config) -> Limits:
+    """As they are set, but for what the system does not allow."""
+    fit = connections_that_fit(config.max_connections, config.archive_connections)
+    return replace(Limits.of(config), max_connections=fit)
 
 
 def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort:

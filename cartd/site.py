@@ -1,172 +1,29 @@
-"""The HTTP server around the routes: limits that must hold before a route is reached."""
+"""The HTTP server around the routes: who may connect, and what all connections have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BytesIO
-from typing import Any
+from functools import partial
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 from weakref import WeakSet
 
-from twisted.internet.interfaces import IAddress, IDelayedCall
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel, combinedLogFormatter, datetimeToLogString
+from twisted.internet.interfaces import IAddress
+from twisted.web.http import combinedLogFormatter, datetimeToLogString
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
-from twisted.web.server import Request, Site
+from twisted.web.server import Site
 
 from cartd.access_log import AccessLog
-from cartd.errors import error_body
-from cartd.model import User
+from cartd.channel import LimitedChannel
+from cartd.connections import Connections
+from cartd.limits import Limits, named
+from cartd.request import LimitedRequest
+from cartd.short_answers import refusal
 from cartd.text_paths import TextPaths
+from cartd.turned_away import Farewell, TurnedAway
 
-IDLE_TIMEOUT = 60.0
-"""Seconds that a connection may stand still between and within requests."""
-STALL_TIMEOUT = 600.0
-"""Seconds in which a client must take what is waiting for it; until then its cart is pinned."""
-LINGER = 2.0
-"""Seconds for which a refused body is read past, so that the client sees the answer."""
-
-
-class LimitedRequest(Request):
-    """A request whose body is refused as soon as it is known that it cannot be taken."""
-
-    channel: Any
-    content: Any
-    max_body = 0
-    who: User | None = None
-    """Who asks; none where nobody is asked who they are."""
-    _received = 0
-    _refused = False
-    _linger: IDelayedCall | None = None
-
-    def gotLength(self, length: int | None) -> None:
-        if length is not None and length > self.max_body:
-            self._refuse_as_too_long()
-        with self._disk():
-            super().gotLength(0 if self._refused else length)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > self.max_body and not self._refused:
-            self._refuse_as_too_long()
-        if not self._refused:
-            with self._disk():
-                super().handleContentChunk(data)
-                self.content.flush()
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if self._refused:
-            self.channel.loseConnection()
-        else:
-            super().requestReceived(command, path, version)
-
-    def connectionLost(self, reason: Failure) -> None:
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
-        super().connectionLost(reason)
-
-    def waits_for_client(self, waits: bool) -> None:
-        if self.channel is not None:
-            self.channel.wait_for_client(waits)
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Around what may meet the disk: a long body is kept in the system's temporary files."""
-        try:
-            yield
-        except OSError as error:
-            if self.content is not None:
-                with suppress(OSError):
-                    self.content.close()
-            self.content = BytesIO()
-            self._refuse(507, f"The body cannot be kept: {error.strerror}")
-
-    def _refuse_as_too_long(self) -> None:
-        limit = "server.max_manifest"
-        self._refuse(413, f"The body is over {self.max_body} bytes ({limit})", limit)
-
-    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
-        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
-        self._refused = True
-        # No "100 Continue" to a client that asks first.
-        self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(code, message, limit)
-        self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
-
-
-class LimitedChannel(HTTPChannel):
-    """A connection that answers in JSON whatever it cannot read, and gives up stuck clients."""
-
-    transport: Any
-    _sending = False
-    _lost = False
-
-    def headerReceived(self, line: bytes) -> bool:
-        try:
-            return bool(super().headerReceived(line))
-        except ValueError:
-            # Python refuses to read a Content-Length of thousands of digits.
-            self._respondToBadRequestAndDisconnect()
-            return False
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._respondToBadRequestAndDisconnect()
-
-    def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
-        """Answer a request whose rest is not waited for; the connection is of no use any more."""
-        body = error_body(code, message, limit)
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (code, RESPONSES[code], len(body), body)
-        )
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own answer has neither a length nor a body.
-        self.answer_at_once(400, "This is not HTTP, or its head is over a limit")
-        self.loseConnection()
-
-    def end(self) -> None:
-        """Close the connection, after what was answered; break it in the middle of a cart.
-
-        To break it throws away what the client has not taken yet, of a finished download too.
-        """
-        if self._lost or self.transport is None:
-            return
-        if self._sending:
-            self.transport.abortConnection()
-        else:
-            self.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost = True
-        super().connectionLost(reason)
-
-    # Who does not read holds a cart in its place, so not for ever.
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self._sending = True
-        super().registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        super().unregisterProducer()
-        self.wait_for_client(False)
-        self._sending = False
-
-    def pauseProducing(self) -> None:
-        self.wait_for_client(True)
-        super().pauseProducing()
-
-    def resumeProducing(self) -> None:
-        self.wait_for_client(False)
-        super().resumeProducing()
-
-    def wait_for_client(self, waits: bool) -> None:
-        """While a cart is sent: the client has yet to take some of it, or has done so."""
-        if self._sending:
-            self.setTimeout(STALL_TIMEOUT if waits else None)
+BODY_IN_MEMORY = 16 * 2**10
+"""Bytes of a body that are kept in memory: thousands of clients may be sending one."""
 
 
 class LimitedSite(Site):
@@ -174,17 +31,19 @@ class LimitedSite(Site):
 
     protocol: Any = LimitedChannel
 
-    def __init__(self, routes: IResource, reactor: Any, *, max_body: int) -> None:
-        limited = type("Request", (LimitedRequest,), {"max_body": max_body})
+    def __init__(self, routes: IResource, reactor: Any, limits: Limits) -> None:
         super().__init__(
             TextPaths(routes),
-            requestFactory=limited,
+            requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
-            timeout=IDLE_TIMEOUT,
             logFormatter=_dated,
             reactor=reactor,
         )
-        self._connections: WeakSet[LimitedChannel] = WeakSet()
+        self.timeOut = None  # the channels have timers of their own
+        self._limits = limits
+        self._counts = Connections(limits.max_connections, limits.max_connections_per_address)
+        self._turned_away = TurnedAway(reactor)
+        self._connections: WeakSet[LimitedChannel | Farewell] = WeakSet()
 
     def startFactory(self) -> None:
         super().startFactory()
@@ -195,14 +54,32 @@ class LimitedSite(Site):
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        connection = super().buildProtocol(addr)
+        limit = self._counts.enter(addr)
+        connection = self._admit(addr) if limit is None else self._turn_away(addr, limit)
         self._connections.add(connection)
         return connection
+
+    def getContentFile(self, length: int | None) -> IO[bytes]:
+        """Where the body of a request is kept."""
+        return SpooledTemporaryFile(BODY_IN_MEMORY)
 
     def close_connections(self) -> None:
         """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
             connection.end()
+
+    def _admit(self, addr: IAddress | None) -> LimitedChannel:
+        channel: Any = super().buildProtocol(addr)
+        channel.limits = self._limits
+        channel.left = partial(self._counts.leave, addr)
+        admitted: LimitedChannel = channel
+        return admitted
+
+    def _turn_away(self, addr: IAddress | None, limit: str) -> Farewell:
+        code, whose = (503, "") if limit == "max_connections" else (429, " from your address")
+        most = getattr(self._limits, limit)
+        message = f"There are {most} connections{whose} already ({named(limit)}); come again later"
+        return self._turned_away.farewell(refusal(addr, code, message, named(limit)))
 
 
 def _dated(_reactor_time: str, request: IRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
 
@@ -29,6 +30,8 @@ def desk(threads: OneByOne) -> Carts:
         threads,
         bundle_task=False,
         require_hashsum=False,
+        max_entries=10,
+        entering=nullcontext,
         stage=nobody,
         now=nobody,
     )

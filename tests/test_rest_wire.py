@@ -12,7 +12,7 @@ from tests.wire import ask, assert_is_error, wire
 
 FILES = {"a/one": b"first"}
 BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
-NOT_HTTP = "This is not HTTP, or its head is over a limit"
+NOT_HTTP = "This is not HTTP"
 UP = {"message": "Pacifica Cartd Interface Up and Running"}
 END = b" HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -113,10 +113,6 @@ NOISE = {
     "a header that is none": b"GET / HTTP/1.1\r\nnonsense\r\n\r\n",
     "a header with a space in its name": b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
     "a header with a NUL": b"GET / HTTP/1.1\r\nX: \0\r\n\r\n",
-    "a path of 20,000 bytes": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
-    "a header of 20,000 bytes": b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
-    "600 headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 600 + b"\r\n",
-    "many long headers": b"GET / HTTP/1.1\r\n" + (b"X: " + b"a" * 900 + b"\r\n") * 20 + b"\r\n",
     "a length that is none": b"POST /u HTTP/1.1\r\nContent-Length: x\r\n\r\n",
     "a length below zero": b"POST /u HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     "a length of 5,000 digits": b"POST /u HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",

@@ -31,11 +31,13 @@ from zope.interface.verify import verifyObject
 from cartd.bundle import Slice
 from cartd.errors import VolumeDamaged
 from cartd.reader import LONG, TreeReader
+from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
-from cartd.site import LimitedRequest, LimitedSite
+from cartd.site import LimitedSite
 from cartd.socket_sender import SocketSender, plain_socket
 from cartd.threads import Few, P, T
 from tests.sending import AtOnce, Sink
+from tests.server_limits import limits
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
 
 SIZES = {"long": 40 * 2**20, "short": 1000, "again long": 5 * 2**20 + 1}
@@ -114,7 +116,7 @@ class Joined:
         self.threads = CountedThreads(reactor, 2)
         self.threads.start()
         self.server = Download(self.threads, root)
-        site = LimitedSite(self.server, reactor, max_body=1000)
+        site = LimitedSite(self.server, reactor, limits())
         self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
         self.client = Client()
 

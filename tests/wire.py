@@ -95,11 +95,16 @@ class Wire:
 
 
 @contextmanager
-def wire(port: int, *, receive_buffer: int | None = None) -> Iterator[Wire]:
-    """Connect; with a small receive buffer, the service cannot be far ahead of who reads."""
+def wire(port: int, *, receive_buffer: int | None = None, source: str = "") -> Iterator[Wire]:
+    """Connect, from the address ``source`` if it is given.
+
+    With a small receive buffer, the service cannot be far ahead of who reads.
+    """
     with socket.socket() as connecting:
         if receive_buffer is not None:
             connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            connecting.bind((source, 0))
         connecting.settimeout(DEADLINE)
         connecting.connect(("127.0.0.1", port))
         yield Wire(connecting)

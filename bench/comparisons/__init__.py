@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.bench import Bench
 from bench.comparisons import (
+    attacks,
     curves,
     downloads,
     first_byte,
@@ -34,6 +35,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "first-byte": Comparison("the wait for the first byte of big carts", first_byte.first_byte),
     "head": Comparison("the status of a cart, against Pacifica Cartd", heads.heads),
     "slow-clients": Comparison("200 slow downloads, every byte checked", slow_clients.slow_clients),
+    "attacks": Comparison("1,500 clients that send or read a byte at a time", attacks.attacks),
     "manifests": Comparison("manifests of 100,000 and 1,000,000 entries", manifests.manifests),
     "staging-big": Comparison("staging 4 big files, against Pacifica and aria2c", staging.big),
     "staging-small": Comparison("staging 100 to 100,000 files, against both", staging.small),

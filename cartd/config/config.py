@@ -27,6 +27,15 @@ class Config:
     """In place of port and address, if there are any."""
     shutdown_grace: float
     max_manifest: int
+    max_entries: int
+    max_header_size: int
+    max_headers: int
+    header_timeout: float
+    body_timeout: float
+    idle_timeout: float
+    stall_timeout: float
+    max_connections: int
+    max_connections_per_address: int
     # [cartd]
     volume_path: Path
     transfer_size: int
@@ -38,6 +47,7 @@ class Config:
     require_hashsum: bool
     volume_quota: int | None
     volume_reserve: int
+    max_carts_staging: int
     # [archiveinterface]
     archive_url: str
     """Ends in ``/``."""

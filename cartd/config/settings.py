@@ -6,35 +6,11 @@ The options of the command line, the reading of environment and file, and the ta
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from cartd.config import values
+from cartd.config.limits import LIMITS
+from cartd.config.setting import Setting
 
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table."""
-
-    field: str
-    """The attribute of :class:`~cartd.config.Config`."""
-    section: str
-    key: str
-    default: str
-    """As an administrator would write it."""
-    parse: Callable[[str], Any]
-    unit: str
-    about: str
-    """One sentence, for ``--help`` and the documentation."""
-    environment: str | None = None
-    option: str | None = None
-    short: str | None = None
-    several: bool = False
-    """Given again for more; one a line in the file, between white space in the environment."""
-    old_key: str | None = None
-    """Pacifica's key, and ``old_environment`` its variable, where this one has another name."""
-    old_environment: str | None = None
+__all__ = ["SETTINGS", "Setting"]
 
 
 SETTINGS = (
@@ -85,15 +61,7 @@ SETTINGS = (
         "seconds",
         "How long running downloads may go on when the service is asked to stop.",
     ),
-    Setting(
-        "max_manifest",
-        "server",
-        "max_manifest",
-        "256 MB",
-        values.size_above_zero,
-        "size",
-        "The largest manifest that is taken.",
-    ),
+    *LIMITS,
     Setting(
         "volume_path",
         "cartd",
@@ -190,6 +158,15 @@ SETTINGS = (
         values.parse_size,
         "size",
         "What is left free on the volume's file system.",
+    ),
+    Setting(
+        "max_carts_staging",
+        "cartd",
+        "max_carts_staging",
+        "10000",
+        values.whole(1, 1_000_000_000),
+        "carts",
+        "How many carts may be on their way to ready at the same time, those of all users.",
     ),
     Setting(
         "archive_url",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Select, and_, bindparam, func, insert, or_, select, update
 
 from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
@@ -50,6 +50,10 @@ _UNMEASURED = _LIVING.where(
         ),
     ),
 ).order_by(cart.c.id)
+_UNFINISHED = select(func.count().label("carts")).where(
+    cart.c.deleted_date.is_(None),
+    cart.c.status.in_([status.value for status in UNFINISHED_STATUSES]),
+)
 _FILES = (
     FILES.where(file.c.cart_id == bindparam("cart_id"), file.c.position > bindparam("after"))
     .order_by(file.c.position)
@@ -135,6 +139,12 @@ class Carts:
             for batch in batches(rows, BATCH):
                 await transaction.execute(_INSERT_FILES, batch)
         return posted, True
+
+    async def unfinished(self) -> int:
+        """How many carts are neither ready nor in error, whichever process stages them."""
+        [row] = await self._database.rows(_UNFINISHED, {})
+        count: int = row.carts
+        return count
 
     async def newest(self, uid: str) -> Cart | None:
         """The cart that answers for ``uid``; deleted ones do not."""

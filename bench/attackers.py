@@ -1,0 +1,180 @@
+"""Clients that hold connections: they send or read a byte at a time, and never come to an end.
+
+They are made by a process of their own, which prints what became of them when it is told to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from bench.processes import Broken
+from bench.server import Server
+
+ADDRESS = "127.0.0.1"
+"""Where they come from: not where honest clients of the comparison do."""
+PAUSE = 0.5
+"""Seconds between two bytes of one client."""
+RAMP = 100.0
+"""How many come in a second, at first: an attack that lasts is measured, not how it begins."""
+_HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+_SMALL = 4096
+"""Bytes of a receive buffer: what does not fit waits in the server."""
+
+
+Stream = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+Begun = Callable[[], None]
+"""To be called when the client has begun to hold its connection."""
+Kind = Callable[[Stream, Writer, Begun], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Attack:
+    """How many there are of each kind, and what became of all of them."""
+
+    heads: int
+    bodies: int
+    readers: int
+    bytes: int = 0
+    """How many they have sent and read, one at a time."""
+    held: int = 0
+    """How many connections they had in the end."""
+    ended: dict[str, int] = field(default_factory=dict)
+    """How many connections the server has ended, by the status of its answer."""
+
+    @property
+    def clients(self) -> int:
+        return self.heads + self.bodies + self.readers
+
+
+@contextmanager
+def attacking(server: Server, path: str, attack: Attack) -> Iterator[Attack]:
+    """Attack meanwhile, from before the block begins; the figures are complete when it has ended.
+
+    Readers ask for ``path``.  Whoever is cut off comes again.
+    """
+    command = [sys.executable, "-m", "bench.attackers", str(server.port), path]
+    command.append(json.dumps(asdict(attack)))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield attack
+        finally:
+            told, _ = process.communicate()
+    if process.returncode != 0:
+        raise Broken("the attackers failed")
+    for name, value in json.loads(told).items():
+        setattr(attack, name, value)
+
+
+class _Attackers:
+    def __init__(self, port: int, path: str, attack: Attack) -> None:
+        self._port = port
+        self._path = path
+        self._attack = attack
+        self._begun = 0
+        self.all_have_begun = asyncio.Event()
+
+    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        kinds: list[Kind] = [self._send_head] * self._attack.heads
+        kinds += [self._send_body] * self._attack.bodies
+        kinds += [self._read] * self._attack.readers
+        return [
+            group.create_task(self._again_and_again(kind, number / RAMP))
+            for number, kind in enumerate(kinds)
+        ]
+
+    async def _again_and_again(self, kind: Kind, delay: float) -> None:
+        await asyncio.sleep(delay)
+        first = True
+        while True:
+            stream, writer = await asyncio.open_connection(
+                "127.0.0.1", self._port, limit=_SMALL, local_addr=(ADDRESS, 0)
+            )
+            self._attack.held += 1
+            try:
+                await kind(stream, writer, self._begin if first else lambda: None)
+            except (OSError, EOFError):
+                self._note("broken")
+            finally:
+                self._attack.held -= 1
+                writer.transport.abort()
+            first = False
+
+    def _begin(self) -> None:
+        self._begun += 1
+        if self._begun == self._attack.clients:
+            self.all_have_begun.set()
+
+    async def _send_head(self, stream: Stream, writer: Writer, begun: Begun) -> None:
+        begun()
+        await self._send(stream, writer, _HEAD)
+
+    async def _send_body(self, stream: Stream, writer: Writer, begun: Begun) -> None:
+        begun()
+        head = b"POST /attack HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+        writer.write(head + b" " * 50_000)
+        await self._send(stream, writer, b"")
+
+    async def _send(self, stream: Stream, writer: Writer, data: bytes) -> None:
+        """Send ``data`` and then more without an end, until there is an answer."""
+        answered = asyncio.create_task(stream.read())
+        try:
+            while not (await asyncio.wait([answered], timeout=PAUSE))[0]:
+                writer.write(data[:1] or b"x")
+                data = data[1:]
+                self._attack.bytes += 1
+            answer = answered.result()
+            self._note(answer[9:12].decode() if answer else "closed")
+        finally:
+            answered.cancel()
+
+    async def _read(self, stream: Stream, writer: Writer, begun: Begun) -> None:
+        writer.write(f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await stream.readexactly(1)
+        begun()
+        while await stream.read(1):
+            self._attack.bytes += 1
+            await asyncio.sleep(PAUSE)
+        self._note("closed")
+
+    def _note(self, how: str) -> None:
+        self._attack.ended[how] = self._attack.ended.get(how, 0) + 1
+
+
+async def _attack(port: int, path: str, attack: Attack) -> None:
+    attackers = _Attackers(port, path, attack)
+    async with asyncio.TaskGroup() as group:
+        tasks = attackers.start(group)
+        await attackers.all_have_begun.wait()
+        print("attacking", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        told = json.dumps(asdict(attack))
+        for task in tasks:
+            task.cancel()
+    print(told, flush=True)
+
+
+def _main() -> None:
+    """Attack from the first line of output until the end of input, then print what came of it."""
+    attack = Attack(**json.loads(sys.argv[3]))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    began = time.monotonic()
+    asyncio.run(_attack(int(sys.argv[1]), sys.argv[2], attack))
+    print(f"attacked for {time.monotonic() - began:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _main()

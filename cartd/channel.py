@@ -1,0 +1,197 @@
+"""A connection: heads and bodies that come in time and in size, and answers that are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+
+from cartd.client_timers import ClientTimers, Late
+from cartd.limits import Limits, named
+from cartd.lingering import end_when_read
+from cartd.short_answers import refusal
+
+CLOSING = 15.0
+"""Seconds that a connection may take to close: what was answered is still on its way."""
+
+
+class LimitedChannel(HTTPChannel):
+    """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
+
+    The site sets ``site``, ``limits`` and ``left``, which is called when the connection is lost.
+    """
+
+    transport: Any
+    site: Any
+    limits: Limits
+    left: Any
+    _networkProducer: Any
+    _timers: ClientTimers
+    _first_request = True
+    _refused = False
+    _sending = False
+    _lost = False
+    _ending: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        self.MAX_LENGTH = self.totalHeadersSize = self.limits.max_header_size
+        self.maxHeaders = self.limits.max_headers
+        self._timers = ClientTimers(self.limits, self.site.reactor, self._give_up)
+        self._timers.connected()
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        self._timers.stop()
+        if self._ending is not None and self._ending.active():
+            self._ending.cancel()
+        super().connectionLost(reason)
+        self.left()
+
+    # What comes in
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._timers.received()
+        super().dataReceived(data)
+        if self._buffer:
+            self._head_goes_on()
+
+    def lineReceived(self, line: bytes) -> bool | None:
+        """True if nothing more is to be read."""
+        if self._refused:
+            return True
+        if line:
+            self._head_goes_on()
+        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+            self.lineLengthExceeded(line)
+        else:
+            super().lineReceived(line)
+        return self._refused
+
+    def headerReceived(self, line: bytes) -> bool:
+        if self._refused:
+            return False
+        if self._receivedHeaderCount >= self.maxHeaders:
+            self._refuse_head("headers", "max_headers", self.maxHeaders)
+            return False
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            # Python refuses to read a Content-Length of thousands of digits.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._refuse_head("bytes", "max_header_size", self.totalHeadersSize)
+
+    def allHeadersReceived(self) -> None:
+        self._first_request = False
+        self._timers.body_begins()
+        super().allHeadersReceived()
+
+    def allContentReceived(self) -> None:
+        self._timers.request_is_whole()
+        super().allContentReceived()
+
+    def requestDone(self, request: Any) -> None:
+        self._timers.answered()
+        super().requestDone(request)
+
+    def _head_goes_on(self) -> None:
+        if self._timers.between_requests:
+            self._timers.head_begins(first=self._first_request)
+
+    # What is refused
+
+    def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
+        """Answer a request whose rest is not waited for; the connection is of no use any more."""
+        self.transport.write(self._refusal(code, message, limit))
+
+    def _refusal(self, code: int, message: str, limit: str | None) -> bytes:
+        # Twisted keeps method and target from a request's first line to its end.
+        method, target = getattr(self, "_command", b""), getattr(self, "_path", b"")
+        return refusal(self.getPeer(), code, message, limit, method=method, target=target)
+
+    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
+        """Answer at once, read past what still comes, and end."""
+        if not self._refused:
+            self._refused = True
+            self._timers.stop()
+            self.answer_at_once(code, message, limit)
+            self._networkProducer.unregisterProducer()
+            self._ending = end_when_read(self.transport, self.callLater)
+
+    def _refuse_head(self, what: str, limit: str, most: int) -> None:
+        limit = named(limit)
+        self._refuse(431, f"The head of the request is over {most} {what} ({limit})", limit)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Twisted's own answer has neither a length nor a body.
+        self._refuse(400, "This is not HTTP")
+
+    def _give_up(self, late: Late) -> None:
+        if late is Late.REQUEST:
+            self._ending = self.callLater(CLOSING, self.transport.abortConnection)
+            self.loseConnection()
+        elif late is Late.DOWNLOAD:
+            message, limit = self._too_late("The download is not taken", "stall_timeout")
+            self._refusal(408, message, limit)  # nobody would read it
+            self.transport.abortConnection()
+        elif late is Late.HEAD:
+            self._refuse(408, *self._too_late("The head has not come", "header_timeout"))
+        elif late is Late.BODY:
+            self._refuse(408, *self._too_late("The body has not come", "body_timeout"))
+        else:
+            self._refuse(408, *self._too_late("Nothing has come of the body", "idle_timeout"))
+
+    def _too_late(self, what: str, limit: str) -> tuple[str, str]:
+        return f"{what} in {getattr(self.limits, limit):g} s ({named(limit)})", named(limit)
+
+    # How it ends
+
+    def end(self) -> None:
+        """Close the connection, after what was answered; break it in the middle of a cart.
+
+        To break it throws away what the client has not taken yet, of a finished download too.
+        """
+        if self._lost or self.transport is None:
+            return
+        if self._sending:
+            self.transport.abortConnection()
+        else:
+            self.loseConnection()
+
+    # What goes out: who does not read holds a cart in its place, so not for ever
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self._sending = True
+        super().registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        super().unregisterProducer()
+        self.wait_for_client(False, 0)
+        self._sending = False
+
+    def pauseProducing(self) -> None:
+        self.wait_for_client(True, self._sent())
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self.wait_for_client(False, self._sent())
+        super().resumeProducing()
+
+    def wait_for_client(self, waits: bool, sent: int) -> None:
+        """While a cart is sent: the client has yet to take some of it, or has done so.
+
+        ``sent`` is how many bytes of it the client was given so far.
+        """
+        if self._sending:
+            self._timers.download_waits(waits, sent)
+
+    def _sent(self) -> int:
+        return self.requests[0].sentLength if self.requests else 0

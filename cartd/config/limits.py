@@ -1,0 +1,103 @@
+"""The limits of what a client may take, as settings of the section ``[server]``.
+
+Who goes over one is told its name, ``server.max_entries`` for example.
+"""
+
+from __future__ import annotations
+
+from cartd.config import values
+from cartd.config.setting import Setting
+
+LIMITS = (
+    Setting(
+        "max_manifest",
+        "server",
+        "max_manifest",
+        "256 MB",
+        values.size_above_zero,
+        "size",
+        "The largest manifest that is taken.",
+    ),
+    Setting(
+        "max_entries",
+        "server",
+        "max_entries",
+        "5000000",
+        values.whole(1, 1_000_000_000),
+        "entries",
+        "How many entries a manifest may have.",
+    ),
+    Setting(
+        "max_header_size",
+        "server",
+        "max_header_size",
+        "16 Kb",
+        values.size_above_zero,
+        "size",
+        "How long the head of a request may be, its first line and all headers.",
+    ),
+    Setting(
+        "max_headers",
+        "server",
+        "max_headers",
+        "500",
+        values.whole(1, 1_000_000),
+        "headers",
+        "How many headers a request may have.",
+    ),
+    Setting(
+        "header_timeout",
+        "server",
+        "header_timeout",
+        "60",
+        values.seconds_above_zero,
+        "seconds",
+        "How long a client may take from connecting, or from the first byte of a later"
+        " request, to the end of the request's head.",
+    ),
+    Setting(
+        "body_timeout",
+        "server",
+        "body_timeout",
+        "3600",
+        values.seconds_above_zero,
+        "seconds",
+        "How long a client may take for the whole body of a request.",
+    ),
+    Setting(
+        "idle_timeout",
+        "server",
+        "idle_timeout",
+        "60",
+        values.seconds_above_zero,
+        "seconds",
+        "How long a connection may stand still, between two requests or within a body.",
+    ),
+    Setting(
+        "stall_timeout",
+        "server",
+        "stall_timeout",
+        "600",
+        values.seconds_above_zero,
+        "seconds",
+        "How long a client may take for each 64 KiB of a download; until then its cart is pinned.",
+    ),
+    Setting(
+        "max_connections",
+        "server",
+        "max_connections",
+        "4000",
+        values.whole(1, 1_000_000),
+        "connections",
+        "How many clients may be connected.",
+    ),
+    Setting(
+        "max_connections_per_address",
+        "server",
+        "max_connections_per_address",
+        "2000",
+        values.whole(1, 1_000_000),
+        "connections",
+        "How many clients may be connected from one address; of IPv6, from one network (/64).",
+    ),
+)

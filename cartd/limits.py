@@ -1,0 +1,34 @@
+"""What one client, and all of them together, may take of the server: values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cartd.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of the HTTP server, by the names of their settings.
+
+    Sizes are bytes, times are seconds.
+    """
+
+    max_manifest: int
+    max_header_size: int
+    max_headers: int
+    header_timeout: float
+    body_timeout: float
+    idle_timeout: float
+    stall_timeout: float
+    max_connections: int
+    max_connections_per_address: int
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+def named(limit: str) -> str:
+    """The name by which a client is told of a limit of the server."""
+    return f"server.{limit}"

@@ -1,0 +1,86 @@
+"""A request: its body is kept, or refused as soon as it is known that it cannot be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+
+from cartd.limits import named
+from cartd.lingering import LINGER
+from cartd.model import User
+
+
+class LimitedRequest(Request):
+    """A request on a :class:`cartd.channel.LimitedChannel`."""
+
+    channel: Any
+    content: Any
+    who: User | None = None
+    """Who asks; none where nobody is asked who they are."""
+    _received = 0
+    _refused = False
+    _linger: IDelayedCall | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        if length is not None and length > self._most():
+            self._refuse_as_too_long()
+        with self._disk():
+            super().gotLength(0 if self._refused else length)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > self._most() and not self._refused:
+            self._refuse_as_too_long()
+        if not self._refused:
+            with self._disk():
+                super().handleContentChunk(data)
+                self.content.flush()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self._refused:
+            self.channel.loseConnection()
+        else:
+            super().requestReceived(command, path, version)
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+        super().connectionLost(reason)
+
+    def waits_for_client(self, waits: bool) -> None:
+        if self.channel is not None:
+            self.channel.wait_for_client(waits, self.sentLength)
+
+    def _most(self) -> int:
+        most: int = self.channel.limits.max_manifest
+        return most
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Around what may meet the disk: a long body is kept in the system's temporary files."""
+        try:
+            yield
+        except OSError as error:
+            if self.content is not None:
+                with suppress(OSError):
+                    self.content.close()
+            self.content = BytesIO()
+            self._refuse(507, f"The body cannot be kept: {error.strerror}")
+
+    def _refuse_as_too_long(self) -> None:
+        limit = named("max_manifest")
+        self._refuse(413, f"The body is over {self._most()} bytes ({limit})", limit)
+
+    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
+        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
+        self._refused = True
+        # No "100 Continue" to a client that asks first.
+        self.requestHeaders.removeHeader(b"expect")
+        self.channel.answer_at_once(code, message, limit)
+        self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)

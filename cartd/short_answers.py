@@ -1,0 +1,35 @@
+"""Answers that no route gives: a request is refused before it is whole, or before it is sent."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from twisted.internet.interfaces import IAddress
+
+from cartd.errors import error_body
+
+RETRY_AFTER = "2"
+"""Seconds after which a client may ask again for what is not ready, or refused for the moment."""
+
+
+def refusal(
+    peer: IAddress | None,
+    code: int,
+    message: str,
+    limit: str | None = None,
+    *,
+    method: bytes = b"",
+    target: bytes = b"",
+) -> bytes:
+    """The whole answer, after which the connection is of no use any more.
+
+    Whoever refuses something, but the routes themselves, gets it here, even if the client cannot be
+    answered any more.  ``method`` and ``target`` are as the client has sent them, if it has.
+    """
+    body = error_body(code, message, limit)
+    later = b"Retry-After: %s\r\n" % RETRY_AFTER.encode() if code in (429, 503) else b""
+    return (
+        b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (code, HTTPStatus(code).phrase.encode(), later, len(body), body)
+    )

@@ -1,0 +1,79 @@
+"""A client's connection to a site without sockets, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+from zope.interface import implementer
+
+from cartd.site import LimitedSite
+from tests.server_limits import limits
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@implementer(IPushProducer)
+class Body:
+    """A body that goes on until the test ends it."""
+
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def stopProducing(self) -> None: ...
+
+
+class Download(Resource):
+    isLeaf = True
+    request: Request
+
+    def render(self, request: Request) -> Any:
+        self.request = request
+        request.setHeader(b"Content-Length", b"4")
+        request.registerProducer(Body(), True)
+        request.write(b"da")
+        return NOT_DONE_YET
+
+    def end(self) -> None:
+        self.request.write(b"ta")
+        self.request.unregisterProducer()
+        self.request.finish()
+
+
+class Connected:
+    """A client's connection to a site, with a clock that the test moves."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.limits = limits(max_manifest=100, **changed)
+        self.clock = Clock()
+        self.download = Download()
+        self.site = LimitedSite(self.download, self.clock, self.limits)
+        self.transport = StringTransport()
+        self.channel = self.site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+
+    def send(self, data: bytes) -> None:
+        self.channel.dataReceived(data)
+
+    def ask(self) -> None:
+        self.send(GET)
+
+    def answers(self) -> list[tuple[int, str | None]]:
+        """The status of each refusal, and the limit that it names."""
+        told = []
+        for answer in self.transport.value().split(b"HTTP/1.1 ")[1:]:
+            body = json.loads(answer.partition(b"\r\n\r\n")[2])
+            told.append((int(answer[:3]), body.get("limit")))
+        return told
+
+    @property
+    def closing(self) -> bool:
+        return bool(self.transport.disconnecting)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.transport.disconnected)

@@ -1,0 +1,158 @@
+"""How many clients are let in, in all and from one address, and how the others are told."""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.resource import Resource
+
+from cartd import open_files, turned_away
+from cartd.connections import Connections
+from cartd.lingering import LINGER
+from cartd.site import LimitedSite
+from tests.server_limits import limits
+
+
+def v4(host: str) -> IPv4Address:
+    return IPv4Address("TCP", host, 1)
+
+
+def v6(host: str) -> IPv6Address:
+    return IPv6Address("TCP", host, 1)
+
+
+def test_no_more_are_let_in_than_may_be_and_who_leaves_makes_room() -> None:
+    connections = Connections(2, 9)
+    assert connections.enter(v4("192.0.2.1")) is None
+    assert connections.enter(UNIXAddress("/a")) is None
+    assert connections.enter(v4("192.0.2.2")) == "max_connections"
+    connections.leave(UNIXAddress("/a"))
+    assert connections.enter(v4("192.0.2.2")) is None
+    assert connections.enter(None) == "max_connections"
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (v4("192.0.2.1"), v4("192.0.2.1"), v4("192.0.2.2")),
+        (v6("2001:db8::1"), v6("2001:db8::ffff:0:0:2"), v6("2001:db8:0:1::1")),
+        (v6("fe80::1%eth0"), v6("fe80::2%eth0"), v6("fe81::1")),
+        (v6("::ffff:192.0.2.1"), v4("192.0.2.1"), v6("::ffff:192.0.2.2")),
+    ],
+    ids=["IPv4", "IPv6", "IPv6 of a link", "IPv4 in IPv6"],
+)
+def test_one_address_has_its_own_share(one: Any, same: Any, other: Any) -> None:
+    connections = Connections(9, 2)
+    assert connections.enter(one) is None
+    assert connections.enter(same) is None
+    assert connections.enter(one) == "max_connections_per_address"
+    assert connections.enter(other) is None
+    connections.leave(same)
+    assert connections.enter(same) is None
+
+
+def test_who_has_no_address_has_no_share() -> None:
+    connections = Connections(9, 1)
+    assert [connections.enter(UNIXAddress("/a")) for _ in range(5)] == [None] * 5
+
+
+class Server:
+    """A site to which clients connect without sockets."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.clock = Clock()
+        self.site = LimitedSite(Resource(), self.clock, limits(**changed))
+
+    def connect(self, host: str = "192.0.2.1") -> tuple[Any, StringTransport]:
+        protocol, transport = self.site.buildProtocol(v4(host)), StringTransport()
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+
+def told(transport: StringTransport) -> tuple[int, str]:
+    head, _, body = transport.value().partition(b"\r\n\r\n")
+    assert b"\r\nRetry-After: 2\r\n" in head and b"\r\nConnection: close\r\n" in head
+    return int(head.split()[1]), json.loads(body)["limit"]
+
+
+def test_who_is_one_too_many_is_told_so_and_closed_whatever_it_sends() -> None:
+    server = Server(max_connections=1)
+    first, _ = server.connect()
+    refused, transport = server.connect()
+    assert told(transport) == (503, "server.max_connections")
+    assert transport.disconnecting
+    refused.dataReceived(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
+    server.clock.advance(LINGER)
+    assert transport.disconnected
+    refused.connectionLost()
+    assert told(server.connect()[1])[0] == 503
+    first.connectionLost()
+    assert server.connect()[1].value() == b""
+
+
+def test_one_address_is_told_that_it_has_enough_while_others_are_let_in() -> None:
+    server = Server(max_connections_per_address=1)
+    server.connect()
+    assert told(server.connect()[1]) == (429, "server.max_connections_per_address")
+    assert server.connect("192.0.2.2")[1].value() == b""
+
+
+def test_only_so_many_are_told_at_the_same_time() -> None:
+    server = Server(max_connections=1)
+    server.connect()
+    refused = [server.connect() for _ in range(turned_away.MOST + 1)]
+    assert [bool(transport.value()) for _, transport in refused] == [True] * turned_away.MOST + [
+        False
+    ]
+    assert refused[-1][1].disconnected and not refused[0][1].disconnected
+    for protocol, _ in refused:
+        protocol.connectionLost()
+    assert told(server.connect()[1])[0] == 503
+
+
+def test_those_who_are_turned_away_are_ended_with_all_others() -> None:
+    server = Server(max_connections=1)
+    server.connect()
+    refused, transport = server.connect()
+    server.site.close_connections()
+    assert transport.disconnected
+    refused.connectionLost()
+    assert all(call.getTime() > LINGER for call in server.clock.getDelayedCalls())
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "fit"),
+    [
+        (100_000, 100_000, None, 1000),
+        (1024, 100_000, 1000 * 4 + 420, 1000),
+        (1024, resource.RLIM_INFINITY, 1000 * 4 + 420, 1000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 1000),
+        (1024, 2420, 2420, 500),
+        (100, 100, None, 1),
+    ],
+)
+def test_the_systems_limit_is_raised_as_far_as_is_needed(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None, fit: int
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
+    assert open_files.connections_that_fit(1000, 10) == fit
+    assert asked == ([] if raised is None else [(raised, hard)])
+
+
+def test_what_the_system_does_not_let_be_raised_is_made_do_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_limit: int, _wanted: tuple[int, int]) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (820, 10**6))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert open_files.connections_that_fit(1000, 10) == 100
