@@ -26,6 +26,7 @@ from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.scrub import Scrub
 from cartd.senders import Senders
+from cartd.shares import Limits
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
@@ -50,6 +51,9 @@ class Cartd(Service):
             parts.threads,
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
+            limits=Limits(
+                config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
+            ),
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
             now=parts.now,
         )

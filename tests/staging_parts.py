@@ -145,7 +145,7 @@ class Bench:
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
             now=self.now,
-            carts_at_once=lambda: 1,
+            parts=lambda _: 1,
         )
 
     def recovery(self) -> Recovery:

@@ -46,6 +46,7 @@ class Queries:
                 0,
                 None,
                 None,
+                None,
             )
             for uid, cart_id in self.existing.items()
             if uid in uids

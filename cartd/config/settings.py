@@ -6,36 +6,9 @@ The options of the command line, the reading of environment and file, and the ta
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from cartd.config import values
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table."""
-
-    field: str
-    """The attribute of :class:`~cartd.config.Config`."""
-    section: str
-    key: str
-    default: str
-    """As an administrator would write it."""
-    parse: Callable[[str], Any]
-    unit: str
-    about: str
-    """One sentence, for ``--help`` and the documentation."""
-    environment: str | None = None
-    option: str | None = None
-    short: str | None = None
-    several: bool = False
-    """Given again for more; one a line in the file, between white space in the environment."""
-    old_key: str | None = None
-    """Pacifica's key, and ``old_environment`` its variable, where this one has another name."""
-    old_environment: str | None = None
-
+from cartd.config.setting import Setting
+from cartd.config.shares import SHARES
 
 SETTINGS = (
     Setting(
@@ -257,6 +230,7 @@ SETTINGS = (
         "file (PEM), or none",
         "The authorities that may vouch for an https: archive; none means the system's.",
     ),
+    *SHARES,
     Setting(
         "database_url",
         "database",
