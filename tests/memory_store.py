@@ -46,6 +46,11 @@ class MemoryStore(Store):
         ]
         return self.carts[cart_id]
 
+    def belongs(self, cart_id: int, owner: str) -> Cart:
+        """Say who has posted the cart."""
+        self._change(cart_id, owner=owner)
+        return self.carts[cart_id]
+
     def staged(self, cart_id: int) -> list[str]:
         """The ids of the files that are recorded as staged."""
         return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]

@@ -22,7 +22,7 @@ class Queries:
         self._answers: list[Deferred[list[Any]]] = []
 
     async def rows(self, _statement: object, parameters: dict[str, list[str]]) -> list[Any]:
-        self.asked.append(set(parameters["uids"]))
+        self.asked.append({*parameters["uids"], *parameters.get("owners", [])})
         answer: Deferred[list[Any]] = Deferred()
         self._answers.append(answer)
         return await answer
