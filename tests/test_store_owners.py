@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from sqlalchemy import Select, create_engine, event
+from sqlalchemy.pool import NullPool
 
 from cartd.errors import TooMany
-from cartd.manifest import Entry
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
 from cartd.shares import Limits
-from cartd.store import Store
-from tests.databases import the_reactor
+from cartd.store import Store, askers, lookups
+from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest
 
 pytest_plugins = ("tests.database_fixtures",)
@@ -184,34 +183,27 @@ class TestShares:
         assert (await found(other, await posted(other, BOB))).status is CartStatus.STAGING
         await other.close()
 
-    @pytest_twisted.ensureDeferred
-    async def test_a_user_does_not_wait_for_the_long_post_of_another(
-        self, store: Store, database: str
-    ) -> None:
-        """SQLite has one writer at a time whoever that is."""
-        if database.startswith("sqlite"):
-            return
-        other = Store(database, the_reactor())
-        entries = [Entry(str(n), f"f{n}", "sha1", SHA1) for n in range(20_000)]
-        many = manifest(entries)
-        limits = Limits(files=10**6)
-        long = Deferred.fromCoroutine(
-            other.post("long", many, bundle=False, now=10, asker=ADA, limits=limits)
-        )
-        await posted(store, BOB, limits=limits)
-        assert not long.called
-        await long
-        await other.close()
 
-
-def test_a_look_up_of_a_users_reads_an_index_of_that_users(
-    synced_sqlite: Any,
+@pytest.mark.parametrize(
+    ("statement", "by"),
+    [
+        (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (askers._NEWEST_OWN, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (askers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
+    ],
+    ids=["of many", "of one", "outstanding"],
+)
+def test_what_is_asked_of_one_user_reads_nothing_of_others(
+    statement: Select[Any], by: str, synced_sqlite: Path
 ) -> None:
-    """However many carts others have of the same uid, it costs the same."""
-    with closing(sqlite3.connect(synced_sqlite)) as connection:
-        for query, index in {
-            "SELECT max(id) FROM cart WHERE owner IN (?, ?) AND cart_uid IN (?, ?)"
-            " AND deleted_date IS NULL GROUP BY owner, cart_uid": "cart_owner_uid_id",
-        }.items():
-            plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", "abcd").fetchall()
-            assert any(f"{index} (owner=? AND cart_uid=?)" in row[-1] for row in plan), plan
+    """So it takes as long, however many carts others have of the same uid."""
+    asked: list[Any] = []
+    engine = create_engine(sqlite_url(synced_sqlite), poolclass=NullPool)
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.extend(given[2:4]))
+    with engine.connect() as connection:
+        connection.execute(
+            statement, {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
+        )
+        text, values = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+        assert f"SEARCH cart USING INDEX {by}" in [row[-1] for row in plan]
