@@ -77,7 +77,9 @@ class TestSeeing:
             (name, uid): await posted(store, Asker.of(User(name)), uid, 0)
             for name, uid in zip(names, [*names[1:], names[0]], strict=True)
         }
-        wanted = [(name, uid) for name in names for uid in names[:3]]
+        for name in names:
+            carts[name, "same"] = await posted(store, Asker.of(User(name)), "same", 0)
+        wanted = [(name, uid) for name in names for uid in (*names[:3], "same")]
         seen = await gathered([store.newest_for(Asker.of(User(name)), uid) for name, uid in wanted])
         assert seen == [carts.get(pair) for pair in wanted]
 
