@@ -10,8 +10,9 @@ from twisted.internet.defer import Deferred
 
 from cartd.errors import CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, check_uid, parse
-from cartd.model import Cart
+from cartd.model import Asker, Cart
 from cartd.removal import Removal
+from cartd.shares import Share
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
@@ -21,7 +22,10 @@ LONGEST_BUNDLED_UID = 255 - len(".tar")
 
 
 class Carts:
-    """The desk of the service; it takes no more carts once it is closed."""
+    """The desk of the service; it takes no more carts once it is closed.
+
+    A cart is not there for a user whose it is not, whatever is asked of it.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class Carts:
         require_hashsum: bool,
         max_entries: int,
         entering: Callable[[], AbstractAsyncContextManager[None]],
+        share: Share,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
@@ -44,6 +49,7 @@ class Carts:
         self._require_hashsum = require_hashsum
         self._max_entries = max_entries
         self._entering = entering
+        self._share = share
         self._stage = stage
         self._now = now
         self._open = True
@@ -51,22 +57,23 @@ class Carts:
     def close(self) -> None:
         self._open = False
 
-    async def post(self, uid: str, body: IO[bytes]) -> Cart:
+    async def post(self, asker: Asker, uid: str, body: IO[bytes]) -> Cart:
         """Accept the manifest in ``body``, which is read and parsed in a thread.
 
         The very same manifest posted again while its cart lives changes nothing.
 
         :raises InvalidInput: the uid or the manifest breaks a rule.
         :raises TooLarge: it has too many entries.
+        :raises TooMany: the user has as much under way as one may have.
         :raises Unavailable: the service is stopping, or has enough carts to stage.
         """
         if not self._open:
             raise Unavailable("The service is stopping; post the cart again in a minute")
         check_uid(uid)
         async with self._entering():
-            return await self._enter(uid, body)
+            return await self._enter(asker, uid, body)
 
-    async def _enter(self, uid: str, body: IO[bytes]) -> Cart:
+    async def _enter(self, asker: Asker, uid: str, body: IO[bytes]) -> Cart:
         manifest = await self._threads.run(
             lambda: parse(
                 body.read(),
@@ -82,30 +89,37 @@ class Carts:
         bundle = manifest.bundle
         if bundle is None:
             bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
-        return await shielded(Deferred.fromCoroutine(self._accept(uid, manifest, bundle)))
+        return await shielded(Deferred.fromCoroutine(self._accept(asker, uid, manifest, bundle)))
 
-    async def _accept(self, uid: str, manifest: Manifest, bundle: bool) -> Cart:
+    async def _accept(self, asker: Asker, uid: str, manifest: Manifest, bundle: bool) -> Cart:
         """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
-        cart, new = await self._store.post(uid, manifest, bundle=bundle, now=self._now())
+        cart, new = await self._store.post(
+            uid,
+            manifest,
+            bundle=bundle,
+            now=self._now(),
+            asker=asker,
+            share=self._share.applying_to(asker),
+        )
         if new:
             self._stage(cart.id)
         return cart
 
-    async def find(self, uid: str) -> Cart:
-        """The newest cart of ``uid``.
+    async def find(self, asker: Asker, uid: str) -> Cart:
+        """The newest cart of ``uid`` that is there for ``asker``.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        cart = await self._store.newest(check_uid(uid))
+        cart = await self._store.newest_for(asker, check_uid(uid))
         if cart is None:
             raise CartNotFound(f"No cart with uid {uid} found")
         return cart
 
-    async def delete(self, uid: str) -> None:
-        """Delete all carts of ``uid``, even if the client does not wait for it.
+    async def delete(self, asker: Asker, uid: str) -> None:
+        """Delete all carts of ``uid`` that are there for ``asker``, even if nobody waits for it.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        deleting = Deferred.fromCoroutine(self._removal.delete_all(check_uid(uid)))
+        deleting = Deferred.fromCoroutine(self._removal.delete_all(asker, check_uid(uid)))
         if not await shielded(deleting):
             raise CartNotFound("Not Found")

@@ -19,11 +19,15 @@ MOMENT = 0.05
 """Seconds after which as many more are open; each turn that ends opens one more at once."""
 
 
+_Queues = OrderedDict[Hashable, deque[Deferred[None]]]
+
+
 class Turns:
     """Up to ``most()`` places that keys take in rotation.
 
     A key that asks for a thousand places gets every other one as soon as a second key
-    asks for one: whoever has much to do does not make the others wait.
+    asks for one: whoever has much to do does not make the others wait.  Keys may have owners: then
+    the owners take places in rotation, and the keys of each among themselves.
 
     The places open one after the other.  A server has a short queue for new connections (of five,
     in Pacifica's archive interface) and drops what a burst brings beyond it; TCP tries that again
@@ -35,20 +39,21 @@ class Turns:
         self._clock = clock
         self._open = FEW
         self._taken = 0
-        self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, _Queues] = OrderedDict()
+        """By owner and key; none of them is empty."""
         self._opening: IDelayedCall | None = None
         self._passing_on = False
 
-    def turn(self, key: Hashable) -> AbstractAsyncContextManager[None]:
+    def turn(self, key: Hashable, owner: Hashable = None) -> AbstractAsyncContextManager[None]:
         """Hold one place for as long as the block runs."""
-        return _Turn(self, key)
+        return _Turn(self, key, owner)
 
-    async def take(self, key: Hashable) -> None:
+    async def take(self, key: Hashable, owner: Hashable = None) -> None:
         """Wait for a place, which is to be left."""
         if self._is_free() and not self._waiting:
             self._taken += 1
         else:
-            await self._queue(key)
+            await self._queue(key, owner)
 
     def leave(self) -> None:
         self._taken -= 1
@@ -63,15 +68,18 @@ class Turns:
     def _is_free(self) -> bool:
         return self._taken < min(self._open, self._most())
 
-    def _queue(self, key: Hashable) -> Deferred[None]:
+    def _queue(self, key: Hashable, owner: Hashable) -> Deferred[None]:
         def leave(place: Deferred[None]) -> None:
-            queue = self._waiting[key]
-            queue.remove(place)
-            if not queue:
-                del self._waiting[key]
+            queues = self._waiting[owner]
+            queues[key].remove(place)
+            if not queues[key]:
+                del queues[key]
+            if not queues:
+                del self._waiting[owner]
 
         place: Deferred[None] = Deferred(leave)
-        self._waiting.setdefault(key, deque()).append(place)
+        queues = self._waiting.setdefault(owner, OrderedDict())
+        queues.setdefault(key, deque()).append(place)
         if self._opening is None:
             self._opening = self._clock.callLater(MOMENT, self._open_more)
         return place
@@ -94,10 +102,13 @@ class Turns:
             self._passing_on = False
 
     def _next_place(self) -> Deferred[None]:
-        key, queue = self._waiting.popitem(last=False)
+        owner, queues = self._waiting.popitem(last=False)
+        key, queue = queues.popitem(last=False)
         place = queue.popleft()
         if queue:
-            self._waiting[key] = queue
+            queues[key] = queue
+        if queues:
+            self._waiting[owner] = queues
         self._taken += 1
         return place
 
@@ -105,14 +116,15 @@ class Turns:
 class _Turn(AbstractAsyncContextManager[None]):
     """One turn of one key."""
 
-    __slots__ = ("_key", "_turns")
+    __slots__ = ("_key", "_owner", "_turns")
 
-    def __init__(self, turns: Turns, key: Hashable) -> None:
+    def __init__(self, turns: Turns, key: Hashable, owner: Hashable) -> None:
         self._turns = turns
         self._key = key
+        self._owner = owner
 
     async def __aenter__(self) -> None:
-        await self._turns.take(self._key)
+        await self._turns.take(self._key, self._owner)
 
     async def __aexit__(self, *_: object) -> None:
         self._turns.leave()

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
-from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.model import UNFINISHED, Asker, Cart, CartStatus
 from cartd.plans import Plans
 from cartd.reader import SendingReader, TarReader, TreeReader
 from cartd.repair import Repair
@@ -81,17 +81,17 @@ class Downloads:
         """By cart id, what is under way."""
 
     @asynccontextmanager
-    async def open(self, uid: str, name: str | None) -> AsyncIterator[Download]:
-        """The newest cart of ``uid`` as a tar called ``name``, pinned meanwhile.
+    async def open(self, asker: Asker, uid: str, name: str | None) -> AsyncIterator[Download]:
+        """The newest cart of ``uid`` that is there for ``asker``, pinned meanwhile.
 
-        Without a name it is called after the time of its posting, not of the request: who
-        resumes a download goes on with the same tar.
+        It is a tar called ``name``.  Without a name it is called after the time of its posting, not
+        of the request: who resumes a download goes on with the same tar.
 
         :raises CartNotFound: there is none.
         :raises NotReady: it is still being staged.
         :raises CartdError: it is in error; the message is the cause.
         """
-        cart = await self._newest(uid)
+        cart = _check_ready(await self._store.newest_for(asker, uid))
         with self._uses.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
             cart = _check_ready(await self._store.cart(cart.id))
@@ -113,9 +113,6 @@ class Downloads:
             telling.addTimeout(USE_TOLD_WITHIN, self._clock)
             with suppress(TimeoutError, Unavailable):  # it is told later, with all others
                 await telling
-
-    async def _newest(self, uid: str) -> Cart:
-        return _check_ready(await self._store.newest(uid))
 
     async def _tree(self, cart: Cart, name: str) -> Download:
         plan = await self._plans.of_ready(cart, top_folder(name))

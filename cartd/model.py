@@ -43,6 +43,25 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose the carts are that a client posts, and which ones are there for it."""
+
+    owner: str | None
+    """The name that its carts get; none where nobody is asked who they are."""
+    sees_all: bool
+    """Whether others' carts, and those without an owner, are there as well."""
+
+    @classmethod
+    def of(cls, who: User | None) -> Asker:
+        """A user sees what is theirs, an admin everything; so does everybody without users."""
+        return EVERYBODY if who is None else cls(who.name, who.admin)
+
+
+EVERYBODY = Asker(owner=None, sees_all=True)
+"""Who asks where nobody is asked who they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cart:
     """One posted manifest under one uid.
 
@@ -74,6 +93,8 @@ class Cart:
     """What it takes of the volume: promised while it is staged, real afterwards."""
     bytes_linked: int = 0
     """How much of that it shares with other carts, and is counted with those."""
+    owner: str | None = None
+    """The name of the user who posted it; none if nobody was asked who they are."""
     waits_for: str | None = None
     """What keeps the archive from answering; none while that does not keep the cart waiting."""
     waits_since: float | None = None

@@ -151,7 +151,7 @@ class Parts:
             ),
             clock=self.reactor,
             now=self.now,
-            carts_at_once=self.stager.count,
+            parts=self.stager.parts,
         )
         self.stager.start(tools, take_up=take_up)
 

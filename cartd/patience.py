@@ -91,7 +91,7 @@ class Patience:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
         while True:
             await self._outage.wait(cart.id, file.archive_id)
-            async with self._turns.turn(cart.id):
+            async with self._turns.turn(cart.id, cart.owner):
                 if not self._outage.is_open:
                     continue
                 try:

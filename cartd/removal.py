@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from cartd.errors import NoSpace, Unavailable, VolumeAway
-from cartd.model import Cart, CartStatus
+from cartd.model import Asker, Cart, CartStatus
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -58,13 +58,13 @@ class Removal:
         later.addBoth(lambda _: self._waiting.discard(later))
         return 0
 
-    async def delete_all(self, uid: str) -> int:
-        """Delete every cart of ``uid`` and give their number.
+    async def delete_all(self, asker: Asker, uid: str) -> int:
+        """Delete every cart of ``uid`` that ``asker`` sees, and give their number.
 
         The newest goes last: if the process ends in between, none that is older answers in its
         place.
         """
-        carts = await self._store.carts_of(uid)
+        carts = await self._store.carts_for(asker, uid)
         for cart in reversed(carts):
             await self.delete(cart)
         return len(carts)

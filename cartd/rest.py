@@ -26,8 +26,9 @@ from cartd.errors import (
     error_body,
 )
 from cartd.manifest import check_uid
-from cartd.model import Cart, CartStatus
+from cartd.model import Asker, Cart, CartStatus
 from cartd.reader import SendingReader
+from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
 from cartd.short_answers import RETRY_AFTER
 
@@ -66,7 +67,7 @@ class Rest:
     async def head(self, request: Request, uid: str) -> bytes:
         try:
             await self._recovered()
-            cart = await self._carts.find(uid)
+            cart = await self._carts.find(_asker(request), uid)
         except CartdError as error:
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
             _set(request, "X-Pacifica-Message", str(error))
@@ -81,7 +82,7 @@ class Rest:
     async def get(self, request: Request, uid: str) -> bytes:
         check_uid(uid)
         await self._recovered()
-        async with self._downloads.open(uid, _filename(request)) as download:
+        async with self._downloads.open(_asker(request), uid, _filename(request)) as download:
             _set(request, "ETag", download.etag)
             if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
                 request.setResponseCode(304)
@@ -94,14 +95,14 @@ class Rest:
     async def post(self, request: Request, uid: str) -> bytes:
         assert request.content is not None
         await self._recovered()
-        await self._carts.post(uid, request.content)
+        await self._carts.post(_asker(request), uid, request.content)
         request.setResponseCode(201)
         return _json(request, {"message": "Cart Processing has begun"})
 
     @app.route("/<uid>", methods=["DELETE"])
     async def delete(self, request: Request, uid: str) -> bytes:
         await self._recovered()
-        await self._carts.delete(uid)
+        await self._carts.delete(_asker(request), uid)
         return _json(request, {"message": "Cart Deleted Successfully"})
 
     async def _send(self, request: Request, download: Download, wanted: ranges.ByteRange) -> None:
@@ -158,6 +159,12 @@ async def _abort(request: Request) -> None:
     channel.transport.abortConnection()
     with suppress(Exception, CancelledError):
         await broken
+
+
+def _asker(request: Request) -> Asker:
+    """For whom the carts are looked up, and whose they become."""
+    assert isinstance(request, LimitedRequest)
+    return Asker.of(request.who)
 
 
 def _filename(request: Request) -> str | None:

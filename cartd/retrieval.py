@@ -169,4 +169,4 @@ class Retrieval:
         return self._share(WINDOW)
 
     def _share(self, whole: int) -> int:
-        return self._tools.share(whole)
+        return self._tools.share(self._cart, whole)

@@ -24,6 +24,7 @@ from cartd.model import Cart
 from cartd.patience import FileFailed
 from cartd.periodic import Periodic
 from cartd.recovery import Recovery
+from cartd.shares import Crowd
 from cartd.staging import Staging
 from cartd.staging_tools import Tools
 from cartd.store import Store
@@ -68,6 +69,7 @@ class Stager:
         self._takes_up = False
         self._running: dict[int, Deferred[None]] = {}
         self._stagings: dict[int, Staging] = {}
+        self._crowd = Crowd()
         self._silence = Silence(LEASE)
         self._dead: set[str] = set()
         self._loops: list[Periodic] = []
@@ -108,6 +110,10 @@ class Stager:
         """How many carts this process is staging."""
         return len(self._running)
 
+    def parts(self, owner: str | None) -> int:
+        """Into how many parts these carts cut what they share, for one of ``owner``."""
+        return self._crowd.parts(owner, coming=self.count() - len(self._crowd))
+
     def begin(self, cart_id: int, *, resumed: bool = True) -> Deferred[None]:
         """Stage the cart; fires when it is ready, in error or somebody else's.
 
@@ -137,6 +143,7 @@ class Stager:
     def _ended(self, result: Any, cart_id: int) -> None:
         self._running.pop(cart_id, None)
         self._stagings.pop(cart_id, None)
+        self._crowd.leave(cart_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
             log.failure("Staging cart {id} ended unexpectedly", result, id=cart_id)
 
@@ -176,6 +183,7 @@ class Stager:
     async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
         staging = Staging(tools, cart, self._holders.name, resumed=resumed)
         self._stagings[cart.id] = staging
+        self._crowd.join(cart.id, cart.owner)
         await staging.run()
 
     async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:

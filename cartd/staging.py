@@ -55,7 +55,7 @@ class Staging:
                 self._tools.volume,
                 self._cart,
                 self._holder,
-                lambda: self._tools.share(PAGE),
+                lambda: self._tools.share(self._cart, PAGE),
             )
         await self._link_twins()
         if await self._find_in_place():
@@ -113,7 +113,7 @@ class Staging:
             self._tools.volume,
             self._cart,
             self._holder,
-            lambda: self._tools.share(PAGE),
+            lambda: self._tools.share(self._cart, PAGE),
             hashed=self._resumed,
         )
 

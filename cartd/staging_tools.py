@@ -41,9 +41,9 @@ class Tools:
     clock: IReactorTime
     now: Callable[[], float]
     """Unix time."""
-    carts_at_once: Callable[[], int]
-    """How many carts are being staged now: they share pages, windows and turns."""
+    parts: Callable[[str | None], int]
+    """Into how many parts carts in staging share pages and windows, for one of that owner."""
 
-    def share(self, whole: int) -> int:
-        """The part of ``whole`` that one of the carts in staging has; two at least."""
-        return max(whole // max(self.carts_at_once(), 1), 2)
+    def share(self, cart: Cart, whole: int) -> int:
+        """The part of ``whole`` that ``cart``, one of those in staging, has; two at least."""
+        return max(whole // self.parts(cart.owner), 2)

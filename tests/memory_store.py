@@ -12,7 +12,7 @@ from typing import Any
 
 from cartd.errors import LeaseLost, Unavailable
 from cartd.layout import Members
-from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus, Twin
+from cartd.model import EVERYBODY, UNFINISHED, Asker, Cart, CartFile, CartStatus, FileStatus, Twin
 from cartd.store import Store
 from cartd.store.syncs import Noted
 from tests.laid_out import Member, columns
@@ -46,6 +46,11 @@ class MemoryStore(Store):
         ]
         return self.carts[cart_id]
 
+    def belongs(self, cart_id: int, owner: str) -> Cart:
+        """Say who has posted the cart."""
+        self._change(cart_id, owner=owner)
+        return self.carts[cart_id]
+
     def staged(self, cart_id: int) -> list[str]:
         """The ids of the files that are recorded as staged."""
         return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
@@ -76,7 +81,7 @@ class MemoryStore(Store):
 
     async def newest(self, uid: str) -> Cart | None:
         self._asked()
-        found = await self.carts_of(uid)
+        found = await self.carts_for(EVERYBODY, uid)
         return found[0] if found else None
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
@@ -297,9 +302,10 @@ class MemoryStore(Store):
         self._asked()
         return set(self.left)
 
-    async def carts_of(self, uid: str) -> list[Cart]:
+    async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
-        return [cart for cart in reversed(living) if cart.uid == uid]
+        seen = [one for one in living if asker.sees_all or one.owner == asker.owner]
+        return [cart for cart in reversed(seen) if cart.uid == uid]
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
         known = [self.carts[cart_id] for cart_id in cart_ids if cart_id in self.carts]

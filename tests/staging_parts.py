@@ -120,7 +120,8 @@ class Bench:
             cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
 
-    def tools(self, *, connections: int = 4) -> Tools:
+    def tools(self, *, connections: int = 4, parts: Mapping[str, int] | None = None) -> Tools:
+        """``parts``: into how many the carts of each owner cut what they share; one by default."""
         tolerance = Tolerance(connections, self.clock.seconds)
         self.carts = WaitingCarts(self.store, self.holder, self.clock, self.now)
         self.turns_at_once = tolerance.places
@@ -145,7 +146,7 @@ class Bench:
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
             clock=self.clock,
             now=self.now,
-            carts_at_once=lambda: 1,
+            parts=lambda owner: (parts or {}).get(owner or "", 1),
         )
 
     def recovery(self) -> Recovery:

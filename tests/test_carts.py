@@ -12,6 +12,8 @@ from twisted.python.failure import Failure
 
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
+from cartd.model import EVERYBODY
+from cartd.shares import UNLIMITED
 from tests.sending import OneByOne
 
 
@@ -32,6 +34,7 @@ def desk(threads: OneByOne) -> Carts:
         require_hashsum=False,
         max_entries=10,
         entering=nullcontext,
+        share=UNLIMITED,
         stage=nobody,
         now=nobody,
     )
@@ -40,7 +43,7 @@ def desk(threads: OneByOne) -> Carts:
 def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
     threads = OneByOne()
     body = BytesIO(b"{}")
-    posting = Deferred.fromCoroutine(desk(threads).post("uid", body))
+    posting = Deferred.fromCoroutine(desk(threads).post(EVERYBODY, "uid", body))
     assert body.tell() == 0 and not posting.called
     threads.finish()
     outcomes: list[Any] = []
@@ -54,7 +57,9 @@ def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
 def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
     threads = OneByOne()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(desk(threads).post(uid, BytesIO(b"{}"))).addBoth(outcomes.append)
+    Deferred.fromCoroutine(desk(threads).post(EVERYBODY, uid, BytesIO(b"{}"))).addBoth(
+        outcomes.append
+    )
     assert threads.held == []
     assert outcomes[0].check(InvalidInput)
 
@@ -64,6 +69,6 @@ def test_a_desk_that_is_closed_asks_to_come_again() -> None:
     closed = desk(threads)
     closed.close()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(closed.post("uid", BytesIO(b"{}"))).addBoth(outcomes.append)
+    Deferred.fromCoroutine(closed.post(EVERYBODY, "uid", BytesIO(b"{}"))).addBoth(outcomes.append)
     assert threads.held == []
     assert outcomes[0].check(Unavailable)

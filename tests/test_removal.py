@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from cartd.holders import Holders
-from cartd.model import Cart, CartStatus
+from cartd.model import EVERYBODY, Cart, CartStatus
 from cartd.removal import Removal
 from cartd.stager import Stager
 from cartd.threads import RunsInThread
@@ -84,9 +84,9 @@ def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Remov
 def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: Removing) -> None:
     for uid in ("mine", "another", "mine"):
         bench.ready(uid)
-    assert result_of(bench.removal.delete_all("mine")) == 2
+    assert result_of(bench.removal.delete_all(EVERYBODY, "mine")) == 2
     assert {path.split("/")[0] for path in bench.left()} == {"2", "cartuids"}
-    assert result_of(bench.removal.delete_all("mine")) == 0
+    assert result_of(bench.removal.delete_all(EVERYBODY, "mine")) == 0
 
 
 def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_newest_of_a_uid_goes_last(bench: Removing) -> None:
         return await mark_deleted(cart_id, now)
 
     bench.store.mark_deleted = note  # type: ignore[method-assign]
-    result_of(bench.removal.delete_all("mine"))
+    result_of(bench.removal.delete_all(EVERYBODY, "mine"))
     assert order == [cart.id for cart in carts]
 
 

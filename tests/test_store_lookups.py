@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
 from cartd.store.database import Database
-from cartd.store.lookups import MOST_TOGETHER, Lookups
+from cartd.store.lookups import MOST_OWNED_TOGETHER, MOST_TOGETHER, Lookups
 from cartd.store.rows import date_of
 
 
@@ -22,7 +22,7 @@ class Queries:
         self._answers: list[Deferred[list[Any]]] = []
 
     async def rows(self, _statement: object, parameters: dict[str, list[str]]) -> list[Any]:
-        self.asked.append(set(parameters["uids"]))
+        self.asked.append({*parameters["uids"], *parameters.get("owners", [])})
         answer: Deferred[list[Any]] = Deferred()
         self._answers.append(answer)
         return await answer
@@ -44,6 +44,7 @@ class Queries:
                 0,
                 0,
                 0,
+                None,
                 None,
                 None,
             )
@@ -101,6 +102,16 @@ def test_no_query_asks_for_more_than_a_database_takes() -> None:
     queries.answer()
     queries.answer()
     assert [len(uids) for uids in queries.asked] == [1, MOST_TOGETHER, 1]
+
+
+def test_fewer_pairs_of_an_owner_and_a_uid_go_together() -> None:
+    queries = Queries()
+    lookups = Lookups(cast(Database, queries))
+    for number in range(MOST_OWNED_TOGETHER + 2):
+        lookups.newest_of(f"owner-{number}", f"cart-{number}")
+    queries.answer()
+    queries.answer()
+    assert [len(asked) for asked in queries.asked] == [2, 2 * MOST_OWNED_TOGETHER, 2]
 
 
 def test_a_failed_query_fails_its_lookups_and_the_next_are_asked() -> None:

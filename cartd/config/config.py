@@ -9,7 +9,8 @@ from typing import Any
 
 from cartd.config import values
 from cartd.config.file import ConfigFile, percent
-from cartd.config.settings import SETTINGS, Setting
+from cartd.config.setting import Setting
+from cartd.config.settings import SETTINGS
 from cartd.config.values import parse_size
 from cartd.errors import ConfigError
 
@@ -57,6 +58,10 @@ class Config:
     archive_connect_timeout: float
     archive_stall_timeout: float
     archive_ca_file: Path | None
+    # [auth]
+    auth_max_carts_staging: int | None
+    auth_max_files: int | None
+    auth_max_bytes: int | None
     # [database]
     database_url: str
     """As SQLAlchemy takes it."""

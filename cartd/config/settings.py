@@ -9,9 +9,9 @@ from __future__ import annotations
 from cartd.config import values
 from cartd.config.limits import LIMITS
 from cartd.config.setting import Setting
+from cartd.config.shares import SHARES
 
 __all__ = ["SETTINGS", "Setting"]
-
 
 SETTINGS = (
     Setting(
@@ -234,6 +234,7 @@ SETTINGS = (
         "file (PEM), or none",
         "The authorities that may vouch for an https: archive; none means the system's.",
     ),
+    *SHARES,
     Setting(
         "database_url",
         "database",

@@ -57,6 +57,15 @@ def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
     return parse_optional
 
 
+def limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    """Let nothing, ``none`` or 0 mean that there is none."""
+
+    def parse_limit(value: str) -> int | None:
+        return optional(parse)(value) or None
+
+    return parse_limit
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     def parse_whole(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", value) or not least <= int(value) <= most:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cartd.store.askers import Askers
 from cartd.store.carts import Carts
 from cartd.store.database import Database
 from cartd.store.leases import Leases
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 
-class Store(Carts, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
+class Store(Askers, Carts, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

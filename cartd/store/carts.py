@@ -12,8 +12,10 @@ from sqlalchemy import Select, and_, bindparam, func, insert, or_, select, updat
 
 from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
+from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.model import Cart, CartFile, CartStatus, FileStatus
+from cartd.shares import UNLIMITED, Share
+from cartd.store.askers import check_share, newest_in
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
 from cartd.store.lookups import Lookups
@@ -35,8 +37,6 @@ BATCH = 2000
 """Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
 
 _LIVING = CARTS.where(cart.c.deleted_date.is_(None))
-_BY_UID = _LIVING.where(cart.c.cart_uid == bindparam("uid")).order_by(cart.c.id.desc())
-_NEWEST = _BY_UID.limit(1)
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
 _ACTIVE = _LIVING.order_by(cart.c.id.desc())
 _UNMEASURED = _LIVING.where(
@@ -121,20 +121,31 @@ class Carts:
     _lookups: Lookups
 
     async def post(
-        self, uid: str, manifest: Manifest, *, bundle: bool, now: float
+        self,
+        uid: str,
+        manifest: Manifest,
+        *,
+        bundle: bool,
+        now: float,
+        asker: Asker = EVERYBODY,
+        share: Share = UNLIMITED,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
-        The newest cart of ``uid`` if it is unfinished or ready and was made of the same manifest,
-        which counts as a use of it; otherwise a new one in ``staging``, with all its files, or
-        nothing at all.
+        The newest cart of ``uid`` that ``asker`` sees, if it is their own, is unfinished or ready
+        and was made of the same manifest, which counts as a use of it; otherwise a new one in
+        ``staging``, with all its files, or nothing at all.
+
+        :raises TooMany: a new one would go over ``share``, which are for what ``asker`` owns.
         """
         async with self._database.transaction() as transaction:
-            newest = _first(await transaction.rows(_NEWEST, {"uid": uid}))
-            if newest is not None and _answers(newest, manifest):
+            newest = await newest_in(transaction, asker, uid)
+            if newest and newest.owner == asker.owner and _answers(newest, manifest):
                 await transaction.execute(_TOUCH, {"cart_id": newest.id, "used": date_of(now)})
                 return replace(newest, used=max(newest.used, now)), False
-            posted = await _insert_cart(transaction, uid, manifest, bundle, now)
+            if share and asker.owner is not None:
+                await check_share(transaction, asker.owner, share, len(manifest.entries))
+            posted = await _insert_cart(transaction, uid, manifest, bundle, now, asker.owner)
             rows = _file_rows(posted.id, manifest.entries)
             for batch in batches(rows, BATCH):
                 await transaction.execute(_INSERT_FILES, batch)
@@ -147,16 +158,13 @@ class Carts:
         return count
 
     async def newest(self, uid: str) -> Cart | None:
-        """The cart that answers for ``uid``; deleted ones do not."""
+        """The newest cart of ``uid``, whoever's it is, that is not deleted."""
         return await self._lookups.newest(uid)
 
     async def cart(self, cart_id: int) -> Cart | None:
         """That cart, deleted or not."""
-        return _first(await self._database.rows(_BY_ID, {"cart_id": cart_id}))
-
-    async def carts_of(self, uid: str) -> list[Cart]:
-        """All carts of ``uid`` that are not deleted, newest first."""
-        return await self._carts(_BY_UID, {"uid": uid})
+        rows = await self._database.rows(_BY_ID, {"cart_id": cart_id})
+        return cart_of(rows[0]) if rows else None
 
     async def active(self) -> list[Cart]:
         """All carts that are not deleted, newest first."""
@@ -244,10 +252,8 @@ class Carts:
             await take_turn(transaction)
             await transaction.execute(_TOUCH, rows)
 
-    async def _carts(
-        self, query: Select[Any], parameters: Mapping[str, Any] | None = None
-    ) -> list[Cart]:
-        return [cart_of(row) for row in await self._database.rows(query, parameters)]
+    async def _carts(self, query: Select[Any]) -> list[Cart]:
+        return [cart_of(row) for row in await self._database.rows(query)]
 
 
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -256,17 +262,18 @@ def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _first(rows: Sequence[Any]) -> Cart | None:
-    return cart_of(rows[0]) if rows else None
-
-
 def _answers(newest: Cart, manifest: Manifest) -> bool:
     alive = newest.status is CartStatus.READY or newest.status in UNFINISHED_STATUSES
     return alive and newest.fingerprint == manifest.fingerprint
 
 
 async def _insert_cart(
-    transaction: Transaction, uid: str, manifest: Manifest, bundle: bool, now: float
+    transaction: Transaction,
+    uid: str,
+    manifest: Manifest,
+    bundle: bool,
+    now: float,
+    owner: str | None,
 ) -> Cart:
     values = {
         "cart_uid": uid,
@@ -278,6 +285,7 @@ async def _insert_cart(
         "bundle": bundle,
         "bundle_asked": bool(manifest.bundle),
         "fingerprint": manifest.fingerprint,
+        "owner": owner,
         "files_total": len(manifest.entries),
     }
     cart_id = await transaction.insert(insert(cart), values)

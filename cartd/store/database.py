@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Executable, Table, select, text
+from sqlalchemy import Executable, Table, bindparam, func, select, text
 
 from cartd.errors import CartdError, Unavailable
 from cartd.store.connections import Connection, Pool
@@ -15,6 +15,8 @@ from cartd.store.unanswered import Unanswered
 
 READERS = 3
 _PING = select(1)
+# 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
+_TURN_OF = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
 Rows = Sequence[Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -46,6 +48,14 @@ class Transaction:
         """
         if self._dialect == "postgresql":
             await self._connection.execute(text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
+
+    async def take_turn_of(self, name: str) -> None:
+        """Let nobody else who asks for the turn of this name go on until the end.
+
+        To be asked for before any row is changed.  SQLite has one writer at a time as it is.
+        """
+        if self._dialect == "postgresql":
+            await self._connection.rows(_TURN_OF, {"name": name})
 
 
 class _Lost(Unavailable):

@@ -7,9 +7,10 @@ sees what was before it was asked, and the more are asked, the less each costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -18,57 +19,89 @@ from cartd.store.database import Database
 from cartd.store.rows import CARTS, cart_of
 from cartd.store.tables import cart
 
+K = TypeVar("K")
 MOST_TOGETHER = 500
 """Uids of one query: SQLite allows 32,766 parameters, older ones 999."""
+MOST_OWNED_TOGETHER = 32
+"""Pairs of an owner and a uid: the database looks for each of these owners with each uid."""
 
-_NEWEST_OF_EACH = CARTS.where(
-    cart.c.id.in_(
-        select(func.max(cart.c.id))
-        .where(
-            cart.c.cart_uid.in_(bindparam("uids", expanding=True)), cart.c.deleted_date.is_(None)
-        )
-        .group_by(cart.c.cart_uid)
-    )
-)
+_UID = cart.c.cart_uid.in_(bindparam("uids", expanding=True))
+_OWNER = cart.c.owner.in_(bindparam("owners", expanding=True))
+
+
+def _newest_of_each(
+    group: Sequence[ColumnElement[Any]], *wanted: ColumnElement[bool]
+) -> Select[Any]:
+    newest = select(func.max(cart.c.id)).where(*wanted, cart.c.deleted_date.is_(None))
+    return CARTS.where(cart.c.id.in_(newest.group_by(*group)))
+
+
+_NEWEST = _newest_of_each([cart.c.cart_uid], _UID)
+_NEWEST_OF_OWNERS = _newest_of_each([cart.c.owner, cart.c.cart_uid], _OWNER, _UID)
 
 
 class Lookups:
-    """Finds the newest cart of a uid that is not deleted."""
+    """Finds the newest cart of a uid that is not deleted, whoever's it is or of one owner."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[tuple[str, Deferred[Cart | None]]] = []
-        self._asking = False
+        self._of_all = _Together(self._find, MOST_TOGETHER)
+        self._of_owners = _Together(self._find_owned, MOST_OWNED_TOGETHER)
 
     def newest(self, uid: str) -> Deferred[Cart | None]:
         """That cart, as it is after this call; None if there is none."""
+        return self._of_all.find(uid)
+
+    def newest_of(self, owner: str, uid: str) -> Deferred[Cart | None]:
+        """The same among the carts of ``owner``."""
+        return self._of_owners.find((owner, uid))
+
+    async def _find(self, uids: set[str]) -> Mapping[str, Cart]:
+        rows = await self._database.rows(_NEWEST, {"uids": list(uids)})
+        return {found.uid: found for found in map(cart_of, rows)}
+
+    async def _find_owned(self, pairs: set[tuple[str, str]]) -> Mapping[tuple[str, str], Cart]:
+        owners, uids = zip(*pairs, strict=True)
+        wanted = {"owners": list(set(owners)), "uids": list(set(uids))}
+        rows = await self._database.rows(_NEWEST_OF_OWNERS, wanted)
+        return {(found.owner or "", found.uid): found for found in map(cart_of, rows)}
+
+
+class _Together(Generic[K]):
+    """Has ``find`` look for at most ``most`` keys at once, while others wait."""
+
+    def __init__(
+        self, find: Callable[[set[K]], Coroutine[Any, Any, Mapping[K, Cart]]], most: int
+    ) -> None:
+        self._find = find
+        self._most = most
+        self._waiting: list[tuple[K, Deferred[Cart | None]]] = []
+        self._asking = False
+
+    def find(self, key: K) -> Deferred[Cart | None]:
         found: Deferred[Cart | None] = Deferred()
-        self._waiting.append((uid, found))
+        self._waiting.append((key, found))
         if not self._asking:
             self._ask()
         return found
 
     def _ask(self) -> None:
-        together = self._waiting[:MOST_TOGETHER]
-        del self._waiting[:MOST_TOGETHER]
+        together = self._waiting[: self._most]
+        del self._waiting[: self._most]
         if together:
             self._asking = True
-            answer = Deferred.fromCoroutine(self._carts({uid for uid, _ in together}))
+            answer = Deferred.fromCoroutine(self._find({key for key, _ in together}))
             answer.addBoth(self._answered, together)
-
-    async def _carts(self, uids: set[str]) -> Mapping[str, Cart]:
-        rows = await self._database.rows(_NEWEST_OF_EACH, {"uids": list(uids)})
-        return {found.uid: found for found in map(cart_of, rows)}
 
     def _answered(
         self,
-        answer: Mapping[str, Cart] | Failure,
-        together: Sequence[tuple[str, Deferred[Cart | None]]],
+        answer: Mapping[K, Cart] | Failure,
+        together: Sequence[tuple[K, Deferred[Cart | None]]],
     ) -> None:
         self._asking = False
         self._ask()
-        for uid, found in together:
+        for key, found in together:
             if isinstance(answer, Failure):
                 found.errback(answer)
             else:
-                found.callback(answer.get(uid))
+                found.callback(answer.get(key))

@@ -37,6 +37,7 @@ CARTS: Select[Any] = select(
     cart.c.bytes_staged,
     cart.c.volume_bytes,
     cart.c.bytes_linked,
+    cart.c.owner,
     cart.c.waits_for,
     cart.c.waits_since,
 )

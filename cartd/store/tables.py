@@ -120,6 +120,7 @@ cart = Table(
     Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
     Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),
     Column("removed_date", DateTime, comment="When a deleted cart had gone from the volume"),
+    Column("owner", String(255), comment="Which user posted it; null if nobody was asked who"),
     Column("lease_holder", Text, comment="Which process stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time from which another may take it over"),
     comment="One posted manifest under one uid",
@@ -129,6 +130,13 @@ Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
 # Deleted carts stay as history; what looks over all living ones shall not read through them.
 _LIVING = text("deleted_date IS NULL")
 Index("cart_living", cart.c.status, sqlite_where=_LIVING, postgresql_where=_LIVING)
+# Where nobody is asked who they are, these two stay empty.  By the first, a look-up of one user's
+# cart reads nothing of others'; by the second, a post finds what its user has under way.
+_OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")
+_OF_OWNER = (cart.c.owner, cart.c.cart_uid, cart.c.id)
+Index("cart_owner_uid_id", *_OF_OWNER, sqlite_where=_OWNED, postgresql_where=_OWNED)
+_UNDER_WAY = (cart.c.owner, cart.c.status)
+Index("cart_owner_status", *_UNDER_WAY, sqlite_where=_OWNED, postgresql_where=_OWNED)
 
 _LEAVING = text("deleted_date IS NOT NULL AND removed_date IS NULL")
 Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVING)

@@ -15,6 +15,7 @@ from zope.interface import implementer
 from cartd.disposition import top_folder
 from cartd.downloads import Download
 from cartd.errors import CartdError, Unreadable, VolumeDamaged
+from cartd.model import EVERYBODY
 from cartd.sender import Sender, SendStopped
 from tests.simulation.ledger import Ledger, Spec
 from tests.simulation.reactor import SimulatedReactor
@@ -29,7 +30,7 @@ async def post(world: World, ledger: Ledger, spec: Spec) -> None:
     ledger.post(spec)
     try:
         await world.parts.recovery.recovered()
-        cart = await world.carts.post(spec.uid, io.BytesIO(spec.body))
+        cart = await world.carts.post(EVERYBODY, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # nobody knows whether it is there
     ledger.accepted[cart.id] = spec
@@ -43,7 +44,7 @@ async def delete(world: World, ledger: Ledger, uid: str) -> None:
     world.deleting[uid] += 1
     try:
         await world.parts.recovery.recovered()
-        await world.carts.delete(uid)
+        await world.carts.delete(EVERYBODY, uid)
     except CartdError:
         return
     else:
@@ -60,7 +61,7 @@ async def purge(world: World, ledger: Ledger, uid: str) -> None:
     ledger.purged |= before
     world.deleting[uid] += 1
     try:
-        await world.command.delete_all(uid)
+        await world.command.delete_all(EVERYBODY, uid)
     except CartdError:
         return
     else:
@@ -77,7 +78,7 @@ async def download(
     """Read a part of a cart's tar, from one share of its length to another; how it ended."""
     try:
         await world.parts.recovery.recovered()
-        async with world.parts.downloads.open(uid, name) as opened:
+        async with world.parts.downloads.open(EVERYBODY, uid, name) as opened:
             tar = ledger.tar_of(opened.cart, top_folder(name))
             ledger.tagged(opened.etag, tar)
             if opened.length != len(tar):

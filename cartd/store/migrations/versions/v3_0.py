@@ -4,7 +4,7 @@ Strategy: new columns first, then the rows are filled, all in the database where
 rules that the rows now obey.  Pacifica's unfinished carts become what a stager can take up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -92,6 +92,7 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("waits_for", sa.Text))
     op.add_column("cart", sa.Column("verified_date", sa.DateTime))
     op.add_column("cart", sa.Column("removed_date", sa.DateTime))
+    op.add_column("cart", sa.Column("owner", sa.String(255)))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))
@@ -234,12 +235,15 @@ def _hold_to_rules() -> None:
         batch.alter_column("hash_value", existing_type=short, type_=sa.Text(), nullable=False)
         batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
     op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
-    _create_partial_index("cart_living", "cart", "status", "deleted_date IS NULL")
+    _create_partial_index("cart_living", "cart", ["status"], "deleted_date IS NULL")
+    owned = "deleted_date IS NULL AND owner IS NOT NULL"
+    _create_partial_index("cart_owner_uid_id", "cart", ["owner", "cart_uid", "id"], owned)
+    _create_partial_index("cart_owner_status", "cart", ["owner", "status"], owned)
     leaving = "deleted_date IS NOT NULL AND removed_date IS NULL"
-    _create_partial_index("cart_leaving", "cart", "id", leaving)
+    _create_partial_index("cart_leaving", "cart", ["id"], leaving)
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
-    _create_partial_index("file_staged", "file", "file_name", "status = 'staged'")
-    _create_partial_index("file_linked_to", "file", "linked_to", "linked_to IS NOT NULL")
+    _create_partial_index("file_staged", "file", ["file_name"], "status = 'staged'")
+    _create_partial_index("file_linked_to", "file", ["linked_to"], "linked_to IS NOT NULL")
 
 
 def _create_unsynced() -> None:
@@ -254,9 +258,9 @@ def _create_unsynced() -> None:
     )
 
 
-def _create_partial_index(name: str, table: str, column: str, where: str) -> None:
+def _create_partial_index(name: str, table: str, columns: Sequence[str], where: str) -> None:
     rows = sa.text(where)
-    op.create_index(name, table, [column], sqlite_where=rows, postgresql_where=rows)
+    op.create_index(name, table, columns, sqlite_where=rows, postgresql_where=rows)
 
 
 def _pages(query: Any, key: Any) -> Iterator[list[Any]]:

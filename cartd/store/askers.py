@@ -1,0 +1,75 @@
+"""What is there for whom: a client looks a uid up among the carts that it sees, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import bindparam, case, func, select
+
+from cartd.model import Asker, Cart
+from cartd.shares import Outstanding, Share
+from cartd.store.database import Database, Transaction
+from cartd.store.lookups import Lookups
+from cartd.store.rows import CARTS, UNFINISHED, cart_of
+from cartd.store.tables import cart
+
+_ANYBODYS = CARTS.where(
+    cart.c.cart_uid == bindparam("uid"), cart.c.deleted_date.is_(None)
+).order_by(cart.c.id.desc())
+_OWN = _ANYBODYS.where(cart.c.owner == bindparam("owner"))
+_NEWEST_OF_ALL, _NEWEST_OWN = _ANYBODYS.limit(1), _OWN.limit(1)
+_UNSTAGED_BYTES = case(
+    (cart.c.bytes_total > cart.c.bytes_staged, cart.c.bytes_total - cart.c.bytes_staged), else_=0
+)
+_OUTSTANDING = select(
+    func.count(),
+    func.sum(cart.c.files_total - cart.c.files_staged),
+    func.sum(_UNSTAGED_BYTES),
+).where(
+    cart.c.owner == bindparam("owner"),
+    cart.c.status.in_(UNFINISHED),
+    cart.c.deleted_date.is_(None),
+)
+
+
+class Askers:
+    """The part of the store that knows whose carts are whose."""
+
+    _database: Database
+    _lookups: Lookups
+
+    async def newest_for(self, asker: Asker, uid: str) -> Cart | None:
+        """The cart that answers ``asker`` for ``uid``; deleted ones do not, nor do others'."""
+        if asker.sees_all:
+            return await self._lookups.newest(uid)
+        assert asker.owner is not None
+        return await self._lookups.newest_of(asker.owner, uid)
+
+    async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
+        """All carts of ``uid`` that ``asker`` sees and that are not deleted, newest first."""
+        query = _ANYBODYS if asker.sees_all else _OWN
+        return [cart_of(row) for row in await self._database.rows(query, _of(asker, uid))]
+
+
+async def newest_in(transaction: Transaction, asker: Asker, uid: str) -> Cart | None:
+    """As :meth:`Askers.newest_for`, within a transaction."""
+    query = _NEWEST_OF_ALL if asker.sees_all else _NEWEST_OWN
+    rows = await transaction.rows(query, _of(asker, uid))
+    return cart_of(rows[0]) if rows else None
+
+
+async def check_share(transaction: Transaction, owner: str, share: Share, files: int) -> None:
+    """Make sure that one more cart, of so many files, is within what ``owner`` may have.
+
+    So it is until the transaction ends: of several posts of one user, in whatever process, each
+    sees what those before it have entered.
+
+    :raises TooMany: it is not.
+    """
+    await transaction.take_turn_of(f"share of {owner}")
+    [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
+    share.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
+
+
+def _of(asker: Asker, uid: str) -> dict[str, Any]:
+    return {"uid": uid} if asker.sees_all else {"uid": uid, "owner": asker.owner}

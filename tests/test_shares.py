@@ -1,0 +1,118 @@
+"""The rules of what one user may have under way, and of how carts in staging share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import count
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cartd.errors import TooMany
+from cartd.model import EVERYBODY, Asker, User
+from cartd.shares import UNLIMITED, Crowd, Outstanding, Share
+
+NUMBERS = st.integers(0, 20)
+MAYBE = st.none() | st.integers(1, 20)
+ADA = Asker.of(User("ada"))
+
+
+def refusal(share: Share, outstanding: Outstanding, files: int) -> str | None:
+    """The name of the limit that refuses one more cart, if one does."""
+    try:
+        share.check(outstanding, files)
+    except TooMany as error:
+        assert f"({error.limit})" in str(error)
+        return error.limit
+    return None
+
+
+@given(st.builds(Share, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+@example(Share(carts=1), 1, 0, 0, 0)
+@example(Share(files=4), 1, 2, 0, 2)
+@example(Share(files=4), 1, 2, 0, 3)
+@example(Share(bytes=8), 1, 1, 8, 1)
+@example(Share(bytes=8), 1, 1, 7, 1)
+def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
+    share: Share, carts: int, files: int, size: int, more: int
+) -> None:
+    over = {
+        "auth.max_carts_staging": share.carts is not None and carts + 1 > share.carts,
+        "auth.max_files": share.files is not None and files + more > share.files,
+        # How many bytes the new one has, nobody knows.
+        "auth.max_bytes": share.bytes is not None and size >= share.bytes,
+    }
+    named = refusal(share, Outstanding(carts, files, size), more)
+    assert (named is None) == (not any(over.values()))
+    assert named is None or over[named]
+
+
+@given(st.builds(Share, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
+def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
+    share: Share, posts: list[int]
+) -> None:
+    carts = files = 0
+    for more in posts:
+        if refusal(share, Outstanding(carts, files), more) is None:
+            carts, files = carts + 1, files + more
+    assert share.carts is None or carts <= share.carts
+    assert share.files is None or files <= share.files
+
+
+def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
+    with pytest.raises(TooMany, match=r"^This cart has 5 files and 7 of your others .* than 11 "):
+        Share(files=11).check(Outstanding(2, 7, 0), 5)
+
+
+def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
+    share = Share(carts=1)
+    assert share.applying_to(ADA) == share
+    assert share.applying_to(Asker.of(User("root", admin=True))) == UNLIMITED
+    assert share.applying_to(EVERYBODY) == UNLIMITED
+    assert (bool(share), bool(UNLIMITED)) == (True, False)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["claimed", "coming"])
+def test_without_users_carts_share_evenly(known: bool) -> None:
+    crowd = Crowd()
+    assert crowd.parts(None) == 1
+    for cart_id in range(1, 6):
+        if known:
+            crowd.join(cart_id, None)
+        assert crowd.parts(None, coming=0 if known else cart_id) == cart_id
+
+
+def test_users_share_evenly_and_then_the_carts_of_each() -> None:
+    crowd = Crowd()
+    numbers = count()
+    for owner, carts in {"ada": 100, "bob": 1, "eve": 4}.items():
+        for _ in range(carts):
+            crowd.join(next(numbers), owner)
+    assert [crowd.parts(owner) for owner in ("ada", "bob", "eve")] == [300, 3, 12]
+    # One who comes makes room for themselves, before anybody knows whose the cart is.
+    assert crowd.parts("new", coming=1) == 4
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 5), st.sampled_from([None, "ada", "bob"])),
+        max_size=40,
+    )
+)
+def test_what_all_carts_get_is_never_more_than_the_whole(
+    steps: list[tuple[bool, int, str | None]],
+) -> None:
+    crowd, there = Crowd(), dict[int, str | None]()
+    for joins, cart_id, owner in steps:
+        if joins:
+            crowd.join(cart_id, owner)
+            there.setdefault(cart_id, owner)
+        else:
+            crowd.leave(cart_id)
+            there.pop(cart_id, None)
+        carts = Counter(there.values())
+        assert len(crowd) == len(there)
+        assert {owner: crowd.parts(owner) for owner in carts} == {
+            owner: number * len(carts) for owner, number in carts.items()
+        }

@@ -1,0 +1,211 @@
+"""Whose carts are whose, in the store, on SQLite and on PostgreSQL; and what each may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from sqlalchemy import Select, create_engine, event
+from sqlalchemy.pool import NullPool
+
+from cartd.errors import TooMany
+from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
+from cartd.shares import Share
+from cartd.store import Store, askers, lookups
+from tests.databases import sqlite_url, the_reactor
+from tests.stored_carts import SHA1, deleted, found, gathered, manifest
+
+pytest_plugins = ("tests.database_fixtures",)
+
+ADA, BOB = Asker.of(User("ada")), Asker.of(User("bob"))
+ROOT = Asker.of(User("root", admin=True))
+
+
+async def post(
+    store: Store, asker: Asker, uid: str = "u", files: int = 2, **more: Any
+) -> tuple[Cart, bool]:
+    """A cart, and whether it is new."""
+    mark = more.pop("mark", "")
+    return await store.post(
+        uid, manifest(files, mark=mark), bundle=False, now=10, asker=asker, **more
+    )
+
+
+async def posted(store: Store, asker: Asker, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+    cart, new = await post(store, asker, uid, files, **more)
+    assert new
+    return cart
+
+
+class TestSeeing:
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_answers_its_owner_and_who_sees_all(self, store: Store) -> None:
+        cart = await posted(store, ADA)
+        assert cart.owner == "ada"
+        for asker, seen in {ADA: cart, BOB: None, ROOT: cart, EVERYBODY: cart}.items():
+            assert await store.newest_for(asker, "u") == seen
+            assert await store.carts_for(asker, "u") == ([] if seen is None else [seen])
+        assert await store.newest("u") == cart
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_without_an_owner_is_no_users(self, store: Store) -> None:
+        cart = await posted(store, EVERYBODY)
+        assert cart.owner is None
+        assert await store.newest_for(ADA, "u") is None
+        assert await store.newest_for(ROOT, "u") == cart
+
+    @pytest_twisted.ensureDeferred
+    async def test_of_several_each_sees_their_newest_and_an_admin_the_newest_of_all(
+        self, store: Store
+    ) -> None:
+        first, second = await posted(store, ADA), await posted(store, ADA, mark="second")
+        bobs = await posted(store, BOB)
+        assert await store.newest_for(ADA, "u") == second
+        assert await store.newest_for(BOB, "u") == await store.newest_for(ROOT, "u") == bobs
+        assert await store.carts_for(ADA, "u") == [second, first]
+        assert await store.carts_for(ROOT, "u") == [bobs, second, first]
+        await deleted(store, second)
+        assert await store.newest_for(ADA, "u") == first
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_look_ups_at_once_are_not_mixed_up(self, store: Store) -> None:
+        """The names are such that one user's is another one's uid."""
+        names = [f"n{number}" for number in range(50)]
+        carts = {
+            (name, uid): await posted(store, Asker.of(User(name)), uid, 0)
+            for name, uid in zip(names, [*names[1:], names[0]], strict=True)
+        }
+        for name in names:
+            carts[name, "same"] = await posted(store, Asker.of(User(name)), "same", 0)
+        wanted = [(name, uid) for name in names for uid in (*names[:3], "same")]
+        seen = await gathered([store.newest_for(Asker.of(User(name)), uid) for name, uid in wanted])
+        assert seen == [carts.get(pair) for pair in wanted]
+
+
+class TestPostingAgain:
+    @pytest_twisted.ensureDeferred
+    async def test_a_user_finds_their_own_cart_though_anothers_is_newer(self, store: Store) -> None:
+        mine = await posted(store, ADA)
+        other = await posted(store, BOB)
+        assert await post(store, ADA) == (mine, False)
+        assert await post(store, BOB) == (other, False)
+
+    @pytest_twisted.ensureDeferred
+    @pytest.mark.parametrize("asker", [ROOT, EVERYBODY], ids=["admin", "nobody asked"])
+    async def test_who_sees_all_gets_a_cart_of_their_own_unless_that_is_the_newest(
+        self, store: Store, asker: Asker
+    ) -> None:
+        own = await posted(store, asker)
+        assert await post(store, asker) == (own, False)
+        await posted(store, ADA)
+        # The older one would be found, but ada's would answer.
+        again = await posted(store, asker)
+        assert (again.owner, await store.newest_for(asker, "u")) == (asker.owner, again)
+        assert again.id != own.id
+
+
+async def refused(store: Store, asker: Asker, **given: Any) -> str | None:
+    """The name of the limit."""
+    before = await store.active()
+    with pytest.raises(TooMany) as error:
+        await post(store, asker, "more", mark="more", **given)
+    assert await store.active() == before
+    return error.value.limit
+
+
+class TestShares:
+    @pytest_twisted.ensureDeferred
+    async def test_what_counts_are_a_users_own_carts_that_are_unfinished(
+        self, store: Store
+    ) -> None:
+        share = Share(carts=2)
+        for asker in (BOB, BOB, ROOT, EVERYBODY):
+            await posted(store, asker, mark=str(await store.active()))
+        ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
+        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+        await store.claim(ready.id, "me", now=10, until=100)
+        await store.record_ready(ready.id, "me", volume_bytes=0, now=12)
+        gone = await posted(store, ADA, "gone", share=share)
+        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+        await store.claim(failed.id, "me", now=10, until=100)
+        await store.record_error(failed.id, "me", "x", position=None, file_error="", now=12)
+        await deleted(store, gone)
+        await posted(store, ADA, "one", share=share)
+        await posted(store, ADA, "two", share=share)
+        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+
+    @pytest_twisted.ensureDeferred
+    async def test_files_count_until_they_are_staged(self, store: Store) -> None:
+        share = Share(files=5)
+        cart = await posted(store, ADA, files=3, share=share)
+        assert await refused(store, ADA, files=3, share=share) == "auth.max_files"
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await posted(store, ADA, "fits", files=3, share=share)
+        assert await refused(store, ADA, files=1, share=share) == "auth.max_files"
+
+    @pytest_twisted.ensureDeferred
+    async def test_bytes_count_from_when_the_archive_has_told_them_until_they_are_staged(
+        self, store: Store
+    ) -> None:
+        share = Share(bytes=100)
+        cart = await posted(store, ADA, share=share)
+        await posted(store, ADA, "unknown", share=share)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_states(cart.id, "me", [(0, 60, 5), (1, 60, 5)])
+        await posted(store, ADA, "unknown too", share=share)
+        await store.reserve(cart.id, "me", bytes_total=120, volume_bytes=120)
+        assert await refused(store, ADA, share=share) == "auth.max_bytes"
+        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await posted(store, ADA, "known", share=share)
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_same_cart_again_is_never_too_many(self, store: Store) -> None:
+        cart = await posted(store, ADA)
+        assert await post(store, ADA, share=Share(carts=1, files=1)) == (cart, False)
+
+    @pytest_twisted.ensureDeferred
+    async def test_of_many_posts_at_once_to_two_services_no_more_get_in_than_may(
+        self, store: Store, database: str
+    ) -> None:
+        other = Store(database, the_reactor())
+
+        async def attempt(number: int) -> bool:
+            try:
+                await post((store, other)[number % 2], ADA, f"u{number}", share=Share(carts=3))
+            except TooMany:
+                return False
+            return True
+
+        taken = await gathered([attempt(number) for number in range(24)])
+        assert sum(taken) == 3 == len(await store.active())
+        # Others of other names have not waited for any of that.
+        assert (await found(other, await posted(other, BOB))).status is CartStatus.STAGING
+        await other.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "by"),
+    [
+        (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (askers._NEWEST_OWN, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (askers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
+    ],
+    ids=["of many", "of one", "outstanding"],
+)
+def test_what_is_asked_of_one_user_reads_nothing_of_others(
+    statement: Select[Any], by: str, synced_sqlite: Path
+) -> None:
+    """So it takes as long, however many carts others have of the same uid."""
+    asked: list[Any] = []
+    engine = create_engine(sqlite_url(synced_sqlite), poolclass=NullPool)
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.extend(given[2:4]))
+    with engine.connect() as connection:
+        connection.execute(
+            statement, {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
+        )
+        text, values = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+        assert f"SEARCH cart USING INDEX {by}" in [row[-1] for row in plan]

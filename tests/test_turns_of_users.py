@@ -1,0 +1,145 @@
+"""Turns go round the users, and within one user round the carts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock, deferLater
+
+from cartd.concurrency import FEW, Turns, for_each
+from cartd.holders import Holders
+from cartd.model import Cart
+from cartd.retrieval import WINDOW
+from cartd.shares import Crowd
+from cartd.stager import Stager
+from tests.staging_parts import Bench
+from tests.volume_parts import InThisThread, result_of
+
+PLACES = 32
+
+
+class Day:
+    """Carts whose files take a second each, staged with real turns and windows."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.turns = Turns(lambda: PLACES, self.clock)
+        self.crowd = Crowd()
+        self.fetched: list[str] = []
+        """By whom each file was posted, in the order in which they came."""
+        self.staged: list[tuple[int, str]] = []
+        self.carts = 0
+
+    def post(self, owner: str, *, carts: int, files: int) -> None:
+        for _ in range(carts):
+            self.carts += 1
+            Deferred.fromCoroutine(self._stage(self.carts, owner, files))
+
+    async def _stage(self, cart_id: int, owner: str, files: int) -> None:
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(files):
+                yield number
+
+        async def fetch(_: int) -> None:
+            async with self.turns.turn(cart_id, owner):
+                await deferLater(self.clock, 1.0)
+            self.fetched.append(owner)
+
+        self.crowd.join(cart_id, owner)
+        await for_each(numbers(), fetch, lambda: max(WINDOW // self.crowd.parts(owner), 2))
+        self.crowd.leave(cart_id)
+        self.staged.append((cart_id, owner))
+
+    def until(self, files: int) -> None:
+        while len(self.fetched) < files:
+            self.clock.advance(0.25)
+
+
+@pytest.mark.parametrize("before", [0, 1500], ids=["at once", "in the middle"])
+def test_one_cart_does_not_wait_behind_the_hundred_of_another_user(before: int) -> None:
+    day = Day()
+    day.post("ada", carts=100, files=50)
+    day.until(before)
+    already = len(day.fetched)
+    day.post("bob", carts=1, files=50)
+    day.until(101 * 50)
+    last = len(day.fetched) - day.fetched[::-1].index("bob") - already
+    # Every other file is bob's; what was under way as he came goes on.
+    assert 99 <= last <= 100 + 2 * PLACES
+    assert Counter(day.fetched) == {"ada": 5000, "bob": 50}
+    # And ada's carts go on side by side, as they do alone.
+    ready = [cart_id for cart_id, owner in day.staged if owner == "ada"]
+    assert ready == sorted(ready)
+
+
+async def _hold(turns: Turns, key: str, owner: str | None, log: list[str]) -> None:
+    async with turns.turn(key, owner):
+        log.append(key)
+        await Deferred()
+
+
+def _waiting(*keys: str) -> tuple[Turns, list[str]]:
+    """All places are taken; a key is of the user that it begins with."""
+    turns, log = Turns(lambda: FEW, Clock()), list[str]()
+    for _ in range(FEW):
+        Deferred.fromCoroutine(turns.take("first"))
+    for key in keys:
+        Deferred.fromCoroutine(_hold(turns, key, key[0], log))
+    return turns, log
+
+
+def test_users_take_places_in_rotation_and_so_do_the_carts_of_each() -> None:
+    turns, log = _waiting("a1", "a1", "a1", "a2", "a3", "b1", "b1", "c1")
+    for _ in range(8):
+        turns.leave()
+    assert log == ["a1", "b1", "c1", "a2", "b1", "a3", "a1", "a1"]
+
+
+def test_a_user_of_whom_nobody_waits_any_more_is_passed_over() -> None:
+    turns, log = Turns(lambda: FEW, Clock()), list[str]()
+    for _ in range(FEW):
+        Deferred.fromCoroutine(turns.take("first"))
+    gone = [Deferred.fromCoroutine(_hold(turns, key, key[0], log)) for key in ("a1", "a1", "a2")]
+    Deferred.fromCoroutine(_hold(turns, "b1", "b", log))
+    for waiting in gone:
+        waiting.addErrback(lambda failure: failure.trap(CancelledError))
+        waiting.cancel()
+    turns.leave()
+    turns.leave()
+    assert log == ["b1"]
+    Deferred.fromCoroutine(_hold(turns, "a3", "a", log))
+    assert log == ["b1", "a3"]
+
+
+def test_the_stager_cuts_what_carts_share_by_their_owners(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
+    stager = Stager(
+        bench.store, Holders(tmp_path), bench.recovery(), InThisThread(), bench.clock, bench.now
+    )
+    stager.start(bench.tools(), take_up=False)
+    bench.archive.holds["HEAD", "ada"] = Deferred()
+    bench.archive.holds["HEAD", "bob"] = Deferred()
+    carts = [_owned(bench, owner) for owner in ("ada", "ada", "bob")]
+    for cart in carts:
+        stager.begin(cart.id)
+    assert [stager.parts(owner) for owner in ("ada", "bob")] == [4, 2]
+    result_of(stager.drop(carts[2].id))
+    assert stager.parts("ada") == 2
+    result_of(stager.stop())
+    assert stager.parts("ada") == 1
+
+
+def test_a_cart_has_its_owners_part_of_what_is_shared(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
+    tools = bench.tools(parts={"ada": 4, "bob": 2})
+    assert [tools.share(_owned(bench, owner), 12) for owner in ("ada", "bob")] == [3, 6]
+    assert tools.share(_owned(bench, "ada"), 4) == 2
+
+
+def _owned(bench: Bench, owner: str) -> Cart:
+    """A cart of one file, which is named after its owner."""
+    return bench.store.belongs(bench.put([owner]).id, owner)
