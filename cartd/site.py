@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 from weakref import WeakSet
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel, combinedLogFormatter, datetimeToLogString
 from twisted.web.iweb import IRequest
@@ -17,7 +19,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from cartd.access_log import AccessLog
-from cartd.errors import error_body
+from cartd.auth import Guard, Guarded
+from cartd.errors import CartdError, error_body
 from cartd.model import User
 from cartd.text_paths import TextPaths
 
@@ -28,6 +31,10 @@ STALL_TIMEOUT = 600.0
 LINGER = 2.0
 """Seconds for which a refused body is read past, so that the client sees the answer."""
 
+Head = Sequence[tuple[bytes, bytes]]
+
+log = Logger()
+
 
 class LimitedRequest(Request):
     """A request whose body is refused as soon as it is known that it cannot be taken."""
@@ -35,20 +42,32 @@ class LimitedRequest(Request):
     channel: Any
     content: Any
     max_body = 0
+    guard: Guard | None = None
+    """Who finds out who asks; none where that does not matter."""
     who: User | None = None
     """Who asks; none where nobody is asked who they are."""
     _received = 0
     _refused = False
     _linger: IDelayedCall | None = None
+    _asking: Deferred[None] | None = None
+    """While it is found out who asks; the body waits for that."""
+    _whole: tuple[bytes, bytes, bytes] | None = None
+    """What came to its end meanwhile."""
 
     def gotLength(self, length: int | None) -> None:
-        if length is not None and length > self.max_body:
+        if length != 0 and self.guard is not None:
+            self.who = self.guard.known(self)
+            if self.who is None:
+                self._ask(self.guard)
+        if length is not None and length > self.max_body and not self._refused:
             self._refuse_as_too_long()
         with self._disk():
             super().gotLength(0 if self._refused else length)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
+        if self._asking is not None:
+            self.channel.hold_body()  # a connection that could be written to again reads, too
         if self._received > self.max_body and not self._refused:
             self._refuse_as_too_long()
         if not self._refused:
@@ -59,10 +78,13 @@ class LimitedRequest(Request):
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
             self.channel.loseConnection()
+        elif self._asking is not None:
+            self._whole = command, path, version
         else:
             super().requestReceived(command, path, version)
 
     def connectionLost(self, reason: Failure) -> None:
+        self._stop_asking()
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
         super().connectionLost(reason)
@@ -70,6 +92,38 @@ class LimitedRequest(Request):
     def waits_for_client(self, waits: bool) -> None:
         if self.channel is not None:
             self.channel.wait_for_client(waits)
+
+    def _ask(self, guard: Guard) -> None:
+        """Find out who sends a body; until then no more of it is read than has come already."""
+        expects = self.requestHeaders.getRawHeaders(b"expect", [])
+        self.requestHeaders.removeHeader(b"expect")  # else it would be told to go on
+        self.channel.hold_body()
+        asking = Deferred.fromCoroutine(self._admit(guard, expects))
+        if not asking.called:
+            self._asking = asking
+
+    async def _admit(self, guard: Guard, expects: Sequence[bytes]) -> None:
+        refusal: CartdError | None = None
+        try:
+            self.who = await guard.identify(self)
+        except CancelledError:
+            return
+        except CartdError as error:
+            refusal = error
+        except Exception:
+            log.failure("It cannot be found out who asks")
+            refusal = CartdError("Internal error; the service's log has the cause")
+        self._asking = None
+        if refusal is not None:
+            self._refuse(refusal.code, str(refusal), headers=guard.headers(refusal))
+        self.channel.go_on(expects if not (self._received or self._refused) else [])
+        if self._whole is not None:
+            self.requestReceived(*self._whole)
+
+    def _stop_asking(self) -> None:
+        if self._asking is not None:
+            asking, self._asking = self._asking, None
+            asking.cancel()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -87,12 +141,17 @@ class LimitedRequest(Request):
         limit = "server.max_manifest"
         self._refuse(413, f"The body is over {self.max_body} bytes ({limit})", limit)
 
-    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
+    def _refuse(
+        self, code: int, message: str, limit: str | None = None, headers: Head = ()
+    ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
+        if self._asking is not None:
+            self._stop_asking()
+            self.channel.go_on([])
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(code, message, limit)
+        self.channel.answer_at_once(code, message, limit, headers)
         self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
 
 
@@ -114,14 +173,27 @@ class LimitedChannel(HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
 
-    def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
+    def answer_at_once(
+        self, code: int, message: str, limit: str | None = None, headers: Head = ()
+    ) -> None:
         """Answer a request whose rest is not waited for; the connection is of no use any more."""
         body = error_body(code, message, limit)
+        more = b"".join(b"%s: %s\r\n" % header for header in headers)
         self.transport.write(
-            b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
+            b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (code, RESPONSES[code], len(body), body)
+            % (code, RESPONSES[code], more, len(body), body)
         )
+
+    def hold_body(self) -> None:
+        """Read no more from the client."""
+        self.transport.pauseProducing()
+
+    def go_on(self, expects: Sequence[bytes]) -> None:
+        """Read on; tell a client that waits for that (RFC 9110, section 10.1.1)."""
+        self.transport.resumeProducing()
+        if expects and expects[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
+            self._send100Continue()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither a length nor a body.
@@ -174,10 +246,12 @@ class LimitedSite(Site):
 
     protocol: Any = LimitedChannel
 
-    def __init__(self, routes: IResource, reactor: Any, *, max_body: int) -> None:
-        limited = type("Request", (LimitedRequest,), {"max_body": max_body})
+    def __init__(
+        self, routes: IResource, reactor: Any, *, max_body: int, guard: Guard | None = None
+    ) -> None:
+        limited = type("Request", (LimitedRequest,), {"max_body": max_body, "guard": guard})
         super().__init__(
-            TextPaths(routes),
+            TextPaths(routes if guard is None else Guarded(routes, guard)),
             requestFactory=limited,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             timeout=IDLE_TIMEOUT,

@@ -9,8 +9,9 @@ from typing import Any
 
 from cartd.config import values
 from cartd.config.file import ConfigFile, percent
-from cartd.config.settings import SETTINGS, Setting
-from cartd.config.values import parse_size
+from cartd.config.setting import Setting
+from cartd.config.settings import SETTINGS
+from cartd.config.values import Network, parse_size
 from cartd.errors import ConfigError
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
@@ -47,6 +48,10 @@ class Config:
     archive_connect_timeout: float
     archive_stall_timeout: float
     archive_ca_file: Path | None
+    # [auth]: off if there is neither of the first two
+    auth_file: Path | None
+    auth_proxy_header: str | None
+    auth_proxy_addresses: tuple[Network, ...]
     # [database]
     database_url: str
     """As SQLAlchemy takes it."""
@@ -74,7 +79,9 @@ def load(
         setting.field: _value(setting, *next(_given(setting, options, environ, file)))
         for setting in SETTINGS
     }
-    return Config(**chosen, notes=tuple(_notes(environ, file)))
+    config = Config(**chosen, notes=tuple(_notes(environ, file)))
+    _check_proxy(config)
+    return config
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -111,6 +118,21 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
         return setting.parse(texts[0].strip())
     except ValueError as error:
         raise ConfigError(f"{place}: {error}") from None
+
+
+def _check_proxy(config: Config) -> None:
+    """A header that is believed from anybody, or from nobody, is a mistake in either case."""
+    if config.auth_proxy_header is None:
+        if config.auth_proxy_addresses:
+            raise ConfigError("[auth] proxy_addresses: there is no proxy_header to believe")
+        return
+    if not config.auth_proxy_addresses:
+        raise ConfigError("[auth] proxy_header: proxy_addresses must say from whom it is believed")
+    if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
+        raise ConfigError(
+            "[auth] proxy_header: a haproxy: endpoint lets anybody name the address they come"
+            " from, so the header cannot be believed; listen on another kind"
+        )
 
 
 def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:

@@ -6,36 +6,8 @@ The options of the command line, the reading of environment and file, and the ta
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from cartd.config import values
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table."""
-
-    field: str
-    """The attribute of :class:`~cartd.config.Config`."""
-    section: str
-    key: str
-    default: str
-    """As an administrator would write it."""
-    parse: Callable[[str], Any]
-    unit: str
-    about: str
-    """One sentence, for ``--help`` and the documentation."""
-    environment: str | None = None
-    option: str | None = None
-    short: str | None = None
-    several: bool = False
-    """Given again for more; one a line in the file, between white space in the environment."""
-    old_key: str | None = None
-    """Pacifica's key, and ``old_environment`` its variable, where this one has another name."""
-    old_environment: str | None = None
-
+from cartd.config.setting import Setting
 
 SETTINGS = (
     Setting(
@@ -256,6 +228,34 @@ SETTINGS = (
         values.optional(values.path),
         "file (PEM), or none",
         "The authorities that may vouch for an https: archive; none means the system's.",
+    ),
+    Setting(
+        "auth_file",
+        "auth",
+        "file",
+        "none",
+        values.optional(values.path),
+        "file, or none",
+        "The names and hashed tokens of those who may use the service; cartd-cmd token keeps it.",
+    ),
+    Setting(
+        "auth_proxy_header",
+        "auth",
+        "proxy_header",
+        "none",
+        values.optional(values.header_name),
+        "header's name, or none",
+        "The header in which a trusted proxy says who asks, as X-Remote-User.",
+    ),
+    Setting(
+        "auth_proxy_addresses",
+        "auth",
+        "proxy_addresses",
+        "none",
+        values.networks,
+        "IP addresses, networks, unix",
+        "The peers from which that header is believed, with white space or commas between them;"
+        " unix is whoever connects to a unix: endpoint.",
     ),
     Setting(
         "database_url",

@@ -1,0 +1,31 @@
+"""What is said of one thing that can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table :data:`cartd.config.settings.SETTINGS`."""
+
+    field: str
+    """The attribute of :class:`~cartd.config.Config`."""
+    section: str
+    key: str
+    default: str
+    """As an administrator would write it."""
+    parse: Callable[[str], Any]
+    unit: str
+    about: str
+    """One sentence, for ``--help`` and the documentation."""
+    environment: str | None = None
+    option: str | None = None
+    short: str | None = None
+    several: bool = False
+    """Given again for more; one a line in the file, between white space in the environment."""
+    old_key: str | None = None
+    """Pacifica's key, and ``old_environment`` its variable, where this one has another name."""
+    old_environment: str | None = None
