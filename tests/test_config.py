@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,14 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "archive_connect_timeout": ("1", 1.0, "2", 2.0),
     "archive_stall_timeout": ("1", 1.0, "2", 2.0),
     "archive_ca_file": ("/ca.pem", Path("/ca.pem"), "", None),
+    "auth_file": ("/tokens", Path("/tokens"), "none", None),
+    "auth_proxy_header": ("X-User", "X-User", "", None),
+    "auth_proxy_addresses": (
+        "10.0.0.0/8, ::1",
+        (ip_network("10.0.0.0/8"), ip_network("::1")),
+        "unix\t127.0.0.1",
+        ("unix", ip_network("127.0.0.1")),
+    ),
     "database_url": ("sqlite:////a", "sqlite:////a", "sqlite:///b", "sqlite:///b"),
     "database_connect_attempts": ("1", 1, "2", 2),
     "database_connect_wait": ("0", 0.0, "3", 3.0),
@@ -360,6 +369,9 @@ BAD: dict[str, list[str]] = {
     "archive_connect_timeout": ["0"],
     "archive_stall_timeout": ["0"],
     "archive_ca_file": [],
+    "auth_file": ["a\0b"],
+    "auth_proxy_header": ["X User", "X-User:", "\u00fc"],
+    "auth_proxy_addresses": ["proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1:80"],
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
         *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],

@@ -21,17 +21,13 @@ __all__ = ["Guard", "Guarded", "TokenFile", "guard_of"]
 def guard_of(config: Config, threads: RunsInThread, clock: IReactorTime) -> Guard | None:
     """The guard that the configuration asks for, if any.  Reads the file of tokens, blocking.
 
-    :raises ConfigError: that cannot be read.
+    :raises ConfigError: that cannot be read, or the settings do not fit each other.
     """
-    if config.auth_file is None and config.auth_proxy_header is None:
+    proxies = Proxies.of(config)
+    if config.auth_file is None and proxies is None:
         return None
     roster = Roster(TokenFile(config.auth_file) if config.auth_file else None, threads)
     portal = Portal(Realm(roster), [TokenChecker(roster, Checks(threads, clock)), ProxyChecker()])
-    proxies = (
-        Proxies(config.auth_proxy_header, config.auth_proxy_addresses)
-        if config.auth_proxy_header
-        else None
-    )
     guard = Guard(portal, proxies, roster.look, tokens=config.auth_file is not None)
     roster.changed = guard.forget
     return guard

@@ -8,7 +8,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IAddress
 
-from cartd.config import UNIX, Network
+from cartd.config import UNIX, Config, Network
+from cartd.errors import ConfigError
 
 UNIX_PEER = "unix"
 """In place of an address: who is on this machine, and may open the socket's file."""
@@ -16,6 +17,27 @@ UNIX_PEER = "unix"
 
 class Proxies:
     """Reads one header, of requests from some networks only."""
+
+    @classmethod
+    def of(cls, config: Config) -> Proxies | None:
+        """Those of the configuration, if it has any.
+
+        :raises ConfigError: the header would be believed from nobody, or from anybody.
+        """
+        if config.auth_proxy_header is None:
+            if config.auth_proxy_addresses:
+                raise ConfigError("[auth] proxy_addresses: there is no proxy_header to believe")
+            return None
+        if not config.auth_proxy_addresses:
+            raise ConfigError(
+                "[auth] proxy_header: proxy_addresses must say from whom it is believed"
+            )
+        if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
+            raise ConfigError(
+                "[auth] proxy_header: on a haproxy: endpoint a client may name its own address,"
+                " so the header cannot be believed; listen on another kind"
+            )
+        return cls(config.auth_proxy_header, config.auth_proxy_addresses)
 
     def __init__(self, header: str, networks: Sequence[Network]) -> None:
         self._header = header.encode("ascii")

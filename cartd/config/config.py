@@ -79,9 +79,7 @@ def load(
         setting.field: _value(setting, *next(_given(setting, options, environ, file)))
         for setting in SETTINGS
     }
-    config = Config(**chosen, notes=tuple(_notes(environ, file)))
-    _check_proxy(config)
-    return config
+    return Config(**chosen, notes=tuple(_notes(environ, file)))
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -118,21 +116,6 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
         return setting.parse(texts[0].strip())
     except ValueError as error:
         raise ConfigError(f"{place}: {error}") from None
-
-
-def _check_proxy(config: Config) -> None:
-    """A header that is believed from anybody, or from nobody, is a mistake in either case."""
-    if config.auth_proxy_header is None:
-        if config.auth_proxy_addresses:
-            raise ConfigError("[auth] proxy_addresses: there is no proxy_header to believe")
-        return
-    if not config.auth_proxy_addresses:
-        raise ConfigError("[auth] proxy_header: proxy_addresses must say from whom it is believed")
-    if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
-        raise ConfigError(
-            "[auth] proxy_header: a haproxy: endpoint lets anybody name the address they come"
-            " from, so the header cannot be believed; listen on another kind"
-        )
 
 
 def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:

@@ -136,7 +136,7 @@ def header_name(value: str) -> str:
 
 def networks(value: str) -> tuple[Network, ...]:
     """Addresses and networks (CIDR), with white space or commas between them."""
-    words = [word for word in re.split(r"[\s,]+", value) if word not in ("", "none")]
+    words = [word for word in re.split(r"[\s,]+", value) if word.lower() not in ("", "none")]
     try:
         return tuple(UNIX if word == UNIX else ip_network(word) for word in words)
     except ValueError as error:
