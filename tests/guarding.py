@@ -6,16 +6,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
-from cartd.auth import Guard, TokenFile, guard_of
+from cartd.auth import Guard, TokenFile, checkers, guard_of, secret_hash
+from cartd.auth.secret_hash import SecretHash
 from cartd.config import load
 from cartd.model import User
 from tests.volume_parts import HeldThreads
+
+
+@pytest.fixture
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New hashes cost next to nothing, and so does an unknown name."""
+    monkeypatch.setattr(secret_hash, "LOG_N", 2)
+    nobodys = SecretHash(2, 8, 1, bytes(16), bytes(32))
+    monkeypatch.setattr(checkers, "NOBODYS", nobodys)
 
 
 class Guarding:

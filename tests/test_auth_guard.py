@@ -18,6 +18,10 @@ from tests.guarding import Guarding, request
 ALICE = User("alice", admin=True)
 
 
+pytest_plugins = ("tests.guarding",)
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
+
 @pytest.fixture
 def guarding(tmp_path: Path) -> Guarding:
     return Guarding(tmp_path)

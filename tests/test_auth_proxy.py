@@ -16,6 +16,10 @@ from tests.test_auth_guard import failure, result
 PROXY = "proxy_header = X-User\nproxy_addresses = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 
 
+pytest_plugins = ("tests.guarding",)
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
+
 @pytest.fixture
 def guarding(tmp_path: Path) -> Guarding:
     return Guarding(tmp_path, PROXY + "file = {file}")

@@ -16,6 +16,9 @@ from cartd.auth.entries import parse
 from cartd.errors import ConfigError
 from tests.running_cartd import RunningCartd, running_cartd
 
+pytest_plugins = ("tests.guarding",)
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
