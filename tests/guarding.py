@@ -6,26 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
-from cartd.auth import Guard, TokenFile, checkers, guard_of, secret_hash
-from cartd.auth.secret_hash import SecretHash
+from cartd.auth import Guard, TokenFile, guard_of
 from cartd.config import load
+from cartd.errors import CartdError
 from cartd.model import User
 from tests.volume_parts import HeldThreads
-
-
-@pytest.fixture
-def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New hashes cost next to nothing, and so does an unknown name."""
-    monkeypatch.setattr(secret_hash, "LOG_N", 2)
-    nobodys = SecretHash(2, 8, 1, bytes(16), bytes(32))
-    monkeypatch.setattr(checkers, "NOBODYS", nobodys)
 
 
 class Guarding:
@@ -61,6 +52,19 @@ class Guarding:
         looking = Deferred.fromCoroutine(look())
         self.threads.let_all_go()
         return looking
+
+
+def failure(asked: Deferred[Any]) -> CartdError:
+    """Why it ended, which it must have."""
+    failed = asked.result
+    asked.addErrback(lambda _: None)
+    assert isinstance(failed.value, CartdError), failed  # type: ignore[attr-defined]
+    return failed.value  # type: ignore[attr-defined]
+
+
+def result(asked: Deferred[User]) -> User:
+    assert isinstance(asked.result, User), asked
+    return asked.result
 
 
 def request(peer: str, **headers: str | list[str]) -> Any:

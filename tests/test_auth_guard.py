@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 
 from cartd.auth import guard as guard_module
 from cartd.auth.checks import AT_ONCE, MOST, MOST_OF_ONE
 from cartd.auth.roster import Roster
-from cartd.errors import CartdError, ConfigError, TooMany, Unavailable, Unidentified
+from cartd.errors import ConfigError, TooMany, Unavailable, Unidentified
 from cartd.model import User
-from tests.guarding import Guarding, request
+from tests.guarding import Guarding, failure, request, result
 
 ALICE = User("alice", admin=True)
 
 
-pytest_plugins = ("tests.guarding",)
+pytest_plugins = ("tests.cheap_hashes",)
 pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 
 @pytest.fixture
 def guarding(tmp_path: Path) -> Guarding:
     return Guarding(tmp_path)
-
-
-def failure(asked: Deferred[Any]) -> CartdError:
-    """Why it ended, which it must have."""
-    failed = asked.result
-    asked.addErrback(lambda _: None)
-    assert isinstance(failed.value, CartdError), failed  # type: ignore[attr-defined]
-    return failed.value  # type: ignore[attr-defined]
-
-
-def result(asked: Deferred[User]) -> User:
-    assert isinstance(asked.result, User), asked
-    return asked.result
 
 
 def test_a_token_is_checked_once_and_known_from_then_on(guarding: Guarding) -> None:

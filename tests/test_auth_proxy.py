@@ -10,13 +10,12 @@ from cartd.auth.proxy import Proxies
 from cartd.config import load
 from cartd.errors import ConfigError, Unidentified
 from cartd.model import User
-from tests.guarding import Guarding, request
-from tests.test_auth_guard import failure, result
+from tests.guarding import Guarding, failure, request, result
 
 PROXY = "proxy_header = X-User\nproxy_addresses = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 
 
-pytest_plugins = ("tests.guarding",)
+pytest_plugins = ("tests.cheap_hashes",)
 pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 

@@ -16,7 +16,7 @@ from cartd.auth.entries import parse
 from cartd.errors import ConfigError
 from tests.running_cartd import RunningCartd, running_cartd
 
-pytest_plugins = ("tests.guarding",)
+pytest_plugins = ("tests.cheap_hashes",)
 pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 

@@ -35,17 +35,8 @@ class NamedByProxy:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One header: the way in which it names somebody, and its value, which may be secret."""
-
-    way: bytes
-    value: bytes = field(repr=False)
-    peer: str
-
-
 SECRET, PROXY = b"secret", b"proxy"
-"""The ways."""
+"""The ways in which a request may name somebody."""
 
 
 class BearerTokens:
@@ -78,12 +69,12 @@ class BasicTokens:
 SCHEMES = (BearerTokens(), BasicTokens())
 
 
-def read_token(claim: Claim) -> Token:
+def read_token(value: bytes, peer: str) -> Token:
     """What the value of an ``Authorization`` holds.  Raises LoginFailed if that is unknown."""
-    scheme, _, rest = claim.value.strip().partition(b" ")
+    scheme, _, rest = value.strip().partition(b" ")
     for known in SCHEMES:
         if scheme.lower() == known.scheme:
-            return known.read(rest.strip(), claim.peer)
+            return known.read(rest.strip(), peer)
     raise LoginFailed
 
 

@@ -13,7 +13,7 @@ from twisted.cred.portal import Portal
 from twisted.logger import Logger
 
 from cartd.auth.checkers import IUser
-from cartd.auth.claims import PROXY, SCHEMES, SECRET, Claim, NamedByProxy, read_token
+from cartd.auth.claims import PROXY, SCHEMES, SECRET, NamedByProxy, read_token
 from cartd.auth.proxy import Proxies, peer_of
 from cartd.auth.recent import Recent
 from cartd.errors import CartdError, TooMany, Unavailable, Unidentified
@@ -66,8 +66,8 @@ class Guard:
 
     def known(self, request: Any) -> User | None:
         """Who asks, if that can be told at once: a matter of microseconds."""
-        claim = self._claim(request)
-        return None if claim is None else self._known.get(self._digest(claim))
+        way, value = self._presented(request)
+        return None if value is None else self._known.get(self._digest(way, value))
 
     async def identify(self, request: Any) -> User:
         """Who asks, by the head of the request.  Who tries and fails is logged.
@@ -75,16 +75,16 @@ class Guard:
         :raises Unidentified: nobody, or nobody who may.
         :raises TooMany, Unavailable: that cannot be found out now.
         """
-        claim = self._claim(request)
-        if claim is None:
+        way, value = self._presented(request)
+        if value is None:
             raise Unidentified(NOBODY if self.tokens else NO_PROXY)
-        name = "somebody"
+        name, peer = "somebody", peer_of(request)
         try:
-            credentials = _read(claim)
+            credentials = _read(way, value, peer)
             name = ascii(credentials.name[:MOST_OF_A_NAME])
-            return await self._login(self._digest(claim), credentials)
+            return await self._login(self._digest(way, value), credentials)
         except CartdError as error:
-            log.warn("Refused {name} from {peer}: {error}", name=name, peer=claim.peer, error=error)
+            log.warn("Refused {name} from {peer}: {error}", name=name, peer=peer, error=error)
             raise
 
     def headers(self, error: CartdError) -> list[tuple[bytes, bytes]]:
@@ -98,19 +98,17 @@ class Guard:
         schemes = SCHEMES if self.tokens else SCHEMES[:1]
         return [(b"WWW-Authenticate", scheme.challenge) for scheme in schemes]
 
-    def _claim(self, request: Any) -> Claim | None:
+    def _presented(self, request: Any) -> tuple[bytes, bytes | None]:
+        """In which way the request names somebody, and whom; the value may be secret."""
         if self._proxies is not None:
             named = self._proxies.name_in(request)
             if named is not None:
-                return Claim(PROXY, named, peer_of(request))
-        values = request.requestHeaders.getRawHeaders(b"authorization")
-        if not values or not self.tokens:
-            return None
-        return Claim(SECRET, b", ".join(values), peer_of(request))
+                return PROXY, named
+        values = request.requestHeaders.getRawHeaders(b"authorization") if self.tokens else None
+        return SECRET, b", ".join(values) if values else None
 
-    def _digest(self, claim: Claim) -> bytes:
-        digest = hashlib.blake2b(claim.value, key=self._digest_key, person=claim.way)
-        return digest.digest()
+    def _digest(self, way: bytes, value: bytes) -> bytes:
+        return hashlib.blake2b(value, key=self._digest_key, person=way).digest()
 
     async def _login(self, digest: bytes, credentials: Any) -> User:
         """Those who make the same claim at the same time wait for one answer."""
@@ -137,10 +135,10 @@ class Guard:
         return avatar
 
 
-def _read(claim: Claim) -> Any:
-    if claim.way == PROXY:
-        return NamedByProxy(claim.value.decode("utf-8", "backslashreplace"))
+def _read(way: bytes, value: bytes, peer: str) -> Any:
+    if way == PROXY:
+        return NamedByProxy(value.decode("utf-8", "backslashreplace"))
     try:
-        return read_token(claim)
+        return read_token(value, peer)
     except LoginFailed:
         raise Unidentified(UNREADABLE) from None
