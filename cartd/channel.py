@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -9,10 +10,11 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
+from cartd.auth import Guard
 from cartd.client_timers import ClientTimers, Late
 from cartd.limits import Limits, named
 from cartd.lingering import end_when_read
-from cartd.short_answers import refusal
+from cartd.short_answers import Headers, refusal
 
 CLOSING = 15.0
 """Seconds that a connection may take to close: what was answered is still on its way."""
@@ -27,6 +29,8 @@ class LimitedChannel(HTTPChannel):
     transport: Any
     site: Any
     limits: Limits
+    guard: Guard | None = None
+    """Who finds out who asks; none where that does not matter."""
     left: Any
     _networkProducer: Any
     _timers: ClientTimers
@@ -102,20 +106,32 @@ class LimitedChannel(HTTPChannel):
         self._timers.answered()
         super().requestDone(request)
 
+    def hold_body(self) -> None:
+        """Read no more from the client."""
+        self.transport.pauseProducing()
+
+    def go_on(self, expects: Sequence[bytes]) -> None:
+        """Read on; tell a client that waits for that (RFC 9110, section 10.1.1)."""
+        self.transport.resumeProducing()
+        if expects and expects[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
+            self._send100Continue()
+
     def _head_goes_on(self) -> None:
         if self._timers.between_requests:
             self._timers.head_begins(first=self._first_request)
 
     # What is refused
 
-    def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
+    def answer_at_once(
+        self, code: int, message: str, limit: str | None = None, headers: Headers = ()
+    ) -> None:
         """Answer a request whose rest is not waited for; the connection is of no use any more."""
-        self.transport.write(self._refusal(code, message, limit))
+        self.transport.write(self._refusal(code, message, limit, headers))
 
-    def _refusal(self, code: int, message: str, limit: str | None) -> bytes:
+    def _refusal(self, code: int, message: str, limit: str | None, headers: Headers = ()) -> bytes:
         # Twisted keeps method and target from a request's first line to its end.
         method, target = getattr(self, "_command", b""), getattr(self, "_path", b"")
-        return refusal(self.getPeer(), code, message, limit, method=method, target=target)
+        return refusal(self.getPeer(), code, message, limit, headers, method=method, target=target)
 
     def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
         """Answer at once, read past what still comes, and end."""

@@ -29,6 +29,12 @@ class InvalidInput(CartdError):
     code = 400
 
 
+class Unidentified(CartdError):
+    """Who asks has not said who that is, or it is not so (RFC 9110, section 15.5.2)."""
+
+    code = 401
+
+
 class CartNotFound(CartdError):
     """No cart of that uid exists, or it has been deleted."""
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from cartd.auth import Guard
+from cartd.errors import CartdError
 from cartd.limits import named
 from cartd.lingering import LINGER
 from cartd.model import User
+from cartd.short_answers import Headers
+
+log = Logger()
 
 
 class LimitedRequest(Request):
@@ -26,15 +33,26 @@ class LimitedRequest(Request):
     _received = 0
     _refused = False
     _linger: IDelayedCall | None = None
+    _asking: Deferred[None] | None = None
+    """While it is found out who asks; the body waits for that."""
+    _whole: tuple[bytes, bytes, bytes] | None = None
+    """What came to its end meanwhile."""
 
     def gotLength(self, length: int | None) -> None:
-        if length is not None and length > self._most():
+        guard: Guard | None = self.channel.guard
+        if length != 0 and guard is not None:
+            self.who = guard.known(self)
+            if self.who is None:
+                self._ask(guard)
+        if length is not None and length > self._most() and not self._refused:
             self._refuse_as_too_long()
         with self._disk():
             super().gotLength(0 if self._refused else length)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
+        if self._asking is not None:
+            self.channel.hold_body()  # a connection that could be written to again reads, too
         if self._received > self._most() and not self._refused:
             self._refuse_as_too_long()
         if not self._refused:
@@ -45,10 +63,13 @@ class LimitedRequest(Request):
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
             self.channel.loseConnection()
+        elif self._asking is not None:
+            self._whole = command, path, version
         else:
             super().requestReceived(command, path, version)
 
     def connectionLost(self, reason: Failure) -> None:
+        self._stop_asking()
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
         super().connectionLost(reason)
@@ -60,6 +81,38 @@ class LimitedRequest(Request):
     def _most(self) -> int:
         most: int = self.channel.limits.max_manifest
         return most
+
+    def _ask(self, guard: Guard) -> None:
+        """Find out who sends a body; until then no more of it is read than has come already."""
+        expects = self.requestHeaders.getRawHeaders(b"expect", [])
+        self.requestHeaders.removeHeader(b"expect")  # else it would be told to go on
+        self.channel.hold_body()
+        asking = Deferred.fromCoroutine(self._admit(guard, expects))
+        if not asking.called:
+            self._asking = asking
+
+    async def _admit(self, guard: Guard, expects: Sequence[bytes]) -> None:
+        refusal: CartdError | None = None
+        try:
+            self.who = await guard.identify(self)
+        except CancelledError:
+            return
+        except CartdError as error:
+            refusal = error
+        except Exception:
+            log.failure("It cannot be found out who asks")
+            refusal = CartdError("Internal error; the service's log has the cause")
+        self._asking = None
+        if refusal is not None:
+            self._refuse(refusal.code, str(refusal), headers=guard.headers(refusal))
+        self.channel.go_on(expects if not (self._received or self._refused) else [])
+        if self._whole is not None:
+            self.requestReceived(*self._whole)
+
+    def _stop_asking(self) -> None:
+        if self._asking is not None:
+            asking, self._asking = self._asking, None
+            asking.cancel()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -77,10 +130,15 @@ class LimitedRequest(Request):
         limit = named("max_manifest")
         self._refuse(413, f"The body is over {self._most()} bytes ({limit})", limit)
 
-    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
+    def _refuse(
+        self, code: int, message: str, limit: str | None = None, headers: Headers = ()
+    ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
+        if self._asking is not None:
+            self._stop_asking()
+            self.channel.go_on([])
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(code, message, limit)
+        self.channel.answer_at_once(code, message, limit, headers)
         self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)

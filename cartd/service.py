@@ -17,6 +17,8 @@ from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.admission import Admission
+from cartd.auth import Guard, guard_of
+from cartd.auth.exposure import warnings
 from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
@@ -39,6 +41,8 @@ __all__ = ["Cartd", "Options", "makeService"]
 
 SCRUB_LOOK = 60.0
 """Seconds between two looks for carts that are to be compared with their hashes."""
+TOKENS_LOOK = 1.0
+"""Seconds between two looks whether the file of tokens has changed."""
 
 log = Logger()
 
@@ -46,8 +50,9 @@ log = Logger()
 class Cartd(Service):
     """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, guard: Guard | None) -> None:
         self._parts = parts
+        self._guard = guard
         config, reactor = parts.config, parts.reactor
         self._carts = Carts(
             parts.store,
@@ -72,7 +77,7 @@ class Cartd(Service):
         rest = Rest(
             self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered
         )
-        self._site = LimitedSite(rest.app.resource(), reactor, _limits(config))
+        self._site = LimitedSite(rest.app.resource(), reactor, _limits(config), guard)
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)
@@ -82,6 +87,8 @@ class Cartd(Service):
                 parts.store, parts.verification, parts.repair, reactor, parts.now, interval
             )
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
+        if guard is not None:
+            self._upkeep.append(Periodic(reactor, TOKENS_LOOK, guard.look))
         self._looked_over = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -89,9 +96,16 @@ class Cartd(Service):
 
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
+        listening = []
         for description in _endpoints(self._parts.config):
-            self._ports.append(_listen(self._parts.reactor, description, self._site))
+            port = _listen(self._parts.reactor, description, self._site)
+            self._ports.append(port)
+            listening.append((description, port.getHost()))
             log.info("Listening on {endpoint}", endpoint=description)
+        guard = self._guard
+        tokens = guard is not None and guard.tokens
+        for warning in warnings(listening, guarded=guard is not None, tokens=tokens):
+            log.warn("{warning}", warning=warning)
 
     def startService(self) -> None:
         super().startService()
@@ -164,12 +178,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
-        volume_number = _prepare(config)
+        parts = Parts(config, reactor, _prepare(config))
+        guard = guard_of(config, parts.threads, reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:
         log.warn("{note}", note=note)
-    cartd = Cartd(Parts(config, reactor, volume_number))
+    cartd = Cartd(parts, guard)
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)

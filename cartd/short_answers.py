@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from twisted.internet.interfaces import IAddress
 
 from cartd.errors import error_body
 
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names and values."""
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready, or refused for the moment."""
 
@@ -17,6 +20,7 @@ def refusal(
     code: int,
     message: str,
     limit: str | None = None,
+    headers: Headers = (),
     *,
     method: bytes = b"",
     target: bytes = b"",
@@ -27,9 +31,11 @@ def refusal(
     answered any more.  ``method`` and ``target`` are as the client has sent them, if it has.
     """
     body = error_body(code, message, limit)
-    later = b"Retry-After: %s\r\n" % RETRY_AFTER.encode() if code in (429, 503) else b""
+    if code in (429, 503):
+        headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
+    more = b"".join(b"%s: %s\r\n" % header for header in headers)
     return (
         b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (code, HTTPStatus(code).phrase.encode(), later, len(body), body)
+        % (code, HTTPStatus(code).phrase.encode(), more, len(body), body)
     )

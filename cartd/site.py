@@ -14,6 +14,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.access_log import AccessLog
+from cartd.auth import Guard, Guarded
 from cartd.channel import LimitedChannel
 from cartd.connections import Connections
 from cartd.limits import Limits, named
@@ -31,9 +32,11 @@ class LimitedSite(Site):
 
     protocol: Any = LimitedChannel
 
-    def __init__(self, routes: IResource, reactor: Any, limits: Limits) -> None:
+    def __init__(
+        self, routes: IResource, reactor: Any, limits: Limits, guard: Guard | None = None
+    ) -> None:
         super().__init__(
-            TextPaths(routes),
+            TextPaths(routes if guard is None else Guarded(routes, guard)),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             logFormatter=_dated,
@@ -41,6 +44,7 @@ class LimitedSite(Site):
         )
         self.timeOut = None  # the channels have timers of their own
         self._limits = limits
+        self._guard = guard
         self._counts = Connections(limits.max_connections, limits.max_connections_per_address)
         self._turned_away = TurnedAway(reactor)
         self._connections: WeakSet[LimitedChannel | Farewell] = WeakSet()
@@ -71,6 +75,7 @@ class LimitedSite(Site):
     def _admit(self, addr: IAddress | None) -> LimitedChannel:
         channel: Any = super().buildProtocol(addr)
         channel.limits = self._limits
+        channel.guard = self._guard
         channel.left = partial(self._counts.leave, addr)
         admitted: LimitedChannel = channel
         return admitted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ def test_without_any_configuration_there_are_defaults() -> None:
         auth_max_carts_staging=None,
         auth_max_files=None,
         auth_max_bytes=None,
+        auth_file=None,
+        auth_proxy_header=None,
+        auth_proxy_addresses=(),
         database_url="sqlite:///db.sqlite3",
         database_connect_attempts=10,
         database_connect_wait=20.0,
@@ -149,6 +153,14 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "auth_max_carts_staging": ("20", 20, "0", None),
     "auth_max_files": ("None", None, "1000000", 1_000_000),
     "auth_max_bytes": ("0 TB", None, "5 TB", 5 * 10**12),
+    "auth_file": ("/tokens", Path("/tokens"), "none", None),
+    "auth_proxy_header": ("X-User", "X-User", "", None),
+    "auth_proxy_addresses": (
+        "10.0.0.0/8, ::1",
+        (ip_network("10.0.0.0/8"), ip_network("::1")),
+        "unix\t127.0.0.1",
+        ("unix", ip_network("127.0.0.1")),
+    ),
     "database_url": ("sqlite:////a", "sqlite:////a", "sqlite:///b", "sqlite:///b"),
     "database_connect_attempts": ("1", 1, "2", 2),
     "database_connect_wait": ("0", 0.0, "3", 3.0),
@@ -396,6 +408,9 @@ BAD: dict[str, list[str]] = {
     "auth_max_carts_staging": ["-1", "few"],
     "auth_max_files": ["1.5"],
     "auth_max_bytes": ["-1", "lots"],
+    "auth_file": ["a\0b"],
+    "auth_proxy_header": ["X User", "X-User:", "\u00fc"],
+    "auth_proxy_addresses": ["proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1:80"],
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
         *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pacifica.downloader import Downloader
 
+from cartd.auth import TokenFile
 from tests.archived_files import ArchivedFile, many_files, store
 from tests.cartd_beside import assert_no_surprise
 from tests.real_archive import RealArchive, real_archive
@@ -83,8 +84,10 @@ def event(files: Iterable[ArchivedFile]) -> Mapping[str, object]:
     return {"data": data}
 
 
-def download(way: str, cartd: RunningCartd, files: Iterable[ArchivedFile], into: Path) -> None:
-    downloader = Downloader(addr="127.0.0.1", port=cartd.port)
+def download(
+    way: str, cartd: RunningCartd, files: Iterable[ArchivedFile], into: Path, **more: object
+) -> None:
+    downloader = Downloader(addr="127.0.0.1", port=cartd.port, **more)
     if way == "cloudevent":
         downloader.cloudevent(str(into), event(files), timeout=30)
     else:
@@ -118,6 +121,21 @@ def test_the_downloader_waits_for_a_bundle_that_the_service_makes(
         [bundle] = cartd.volume.glob("[0-9]*/*.tar")
     assert [path.name for path in into.iterdir()] == [bundle.stem]
     assert unpacked(into / bundle.stem) == {file.path: file.unpacked for file in FILES}
+
+
+def test_the_downloader_sends_a_token_and_without_it_gets_nothing(
+    archive: RealArchive, tmp_path: Path
+) -> None:
+    tokens, into = tmp_path / "tokens", tmp_path / "into"
+    token = TokenFile(tokens).add("alice", admin=False)
+    ini = f"[auth]\nfile = {tokens}\n"
+    with running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini) as cartd:
+        for auth in ({}, {"auth": ("alice", "wrong")}):
+            with pytest.raises(AssertionError):
+                download("transactioninfo", cartd, FILES, into, auth=auth)
+        assert not into.exists()
+        download("transactioninfo", cartd, FILES, into, auth={"auth": ("alice", token)})
+    assert unpacked(into / "data") == {file.path: file.unpacked for file in FILES}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -23,6 +23,7 @@ from twisted.logger import (
 
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
+from cartd.admin.token import add_actions, token
 from cartd.admin.verify import Verify
 from cartd.belonging import belong
 from cartd.clocks import run_steadily
@@ -113,6 +114,15 @@ def command_line() -> ArgumentParser:
         default=timedelta(days=180),
         metavar="TEXT",
         help='such as "60 days ago" or "12 hours ago" (default: 180 days ago)',
+    )
+    add_actions(
+        add(
+            "token",
+            lambda config, given: token(config, given, sys.stdout, sys.stderr),
+            "Keep the tokens of those who may use the service.\n"
+            "add NAME makes one, with --admin for an administrator, and prints it once;\n"
+            "list shows the names; revoke NAME ends one. A running service sees it in seconds.",
+        )
     )
     return parser
 

@@ -1,5 +1,6 @@
 """What the site has chosen: options, environment and file made into one value."""
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
+from cartd.config.values import UNIX, Network
 
-__all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
+__all__ = ["UNIX", "Config", "Network", "load", "parse_size", "sqlalchemy_url"]

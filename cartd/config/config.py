@@ -11,7 +11,7 @@ from cartd.config import values
 from cartd.config.file import ConfigFile, percent
 from cartd.config.setting import Setting
 from cartd.config.settings import SETTINGS
-from cartd.config.values import parse_size
+from cartd.config.values import Network, parse_size
 from cartd.errors import ConfigError
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
@@ -62,6 +62,10 @@ class Config:
     auth_max_carts_staging: int | None
     auth_max_files: int | None
     auth_max_bytes: int | None
+    # [auth]: off if there is neither of the first two
+    auth_file: Path | None
+    auth_proxy_header: str | None
+    auth_proxy_addresses: tuple[Network, ...]
     # [database]
     database_url: str
     """As SQLAlchemy takes it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table."""
+    """One row of the table :data:`cartd.config.settings.SETTINGS`."""
 
     field: str
     """The attribute of :class:`~cartd.config.Config`."""

@@ -7,9 +7,9 @@ The options of the command line, the reading of environment and file, and the ta
 from __future__ import annotations
 
 from cartd.config import values
+from cartd.config.auth import AUTH
 from cartd.config.limits import LIMITS
 from cartd.config.setting import Setting
-from cartd.config.shares import SHARES
 
 __all__ = ["SETTINGS", "Setting"]
 
@@ -234,7 +234,7 @@ SETTINGS = (
         "file (PEM), or none",
         "The authorities that may vouch for an https: archive; none means the system's.",
     ),
-    *SHARES,
+    *AUTH,
     Setting(
         "database_url",
         "database",

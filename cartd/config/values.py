@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from configparser import ConfigParser
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -27,6 +28,11 @@ SIZE_LIMIT = 2**63 - 1
 
 ENDPOINTS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
 """The kinds of Twisted's server endpoints on which HTTP makes sense."""
+
+UNIX = "unix"
+"""In place of a network: whoever connects to a Unix socket."""
+Network = IPv4Network | IPv6Network | str
+"""A string is :data:`UNIX`."""
 
 _DATABASES = {
     **dict.fromkeys(("sqlite", "sqliteext", "sqlite+pysqlite"), "sqlite"),
@@ -129,6 +135,23 @@ def endpoint(value: str) -> str:
     if not colon or kind not in ENDPOINTS:
         raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
     return value
+
+
+def header_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value):
+        raise ValueError(f"{value!r} is not the name of a header")
+    return value
+
+
+def networks(value: str) -> tuple[Network, ...]:
+    """Addresses and networks (CIDR), with white space or commas between them."""
+    words = [word for word in re.split(r"[\s,]+", value) if word.lower() not in ("", "none")]
+    try:
+        return tuple(UNIX if word == UNIX else ip_network(word) for word in words)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; it takes addresses, networks such as 10.0.0.0/8, or {UNIX}"
+        ) from None
 
 
 def archive_url(value: str) -> str:

@@ -171,7 +171,7 @@ class World:
         self.parts = Parts(self.config, self.reactor, number, self.reactor.seconds)
         # How long a trip takes is no matter of real time here.
         self.parts.volume._shared._timer = self.reactor.seconds
-        self.service = Cartd(self.parts)
+        self.service = Cartd(self.parts, None)
         self.carts = self.service._carts
         self.command = _command(self.parts, self.config)
         # There are no connections to be closed, but clients that would see it.

@@ -1,0 +1,48 @@
+"""``cartd-cmd token``: who may use the service."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import TextIO
+
+from cartd.auth import TokenFile
+from cartd.auth.entries import check_name
+from cartd.config import Config
+from cartd.errors import ConfigError
+
+
+def add_actions(parser: ArgumentParser) -> None:
+    """What may be typed behind ``cartd-cmd token``."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = actions.add_parser("add", help="make a token for a new name, and print it once")
+    add.add_argument("name", type=_name, metavar="NAME")
+    add.add_argument("--admin", action="store_true", help="for somebody who may see all carts")
+    actions.add_parser("list", help="print the names, and who is an administrator")
+    revoke = actions.add_parser("revoke", help="end the token of a name")
+    revoke.add_argument("name", metavar="NAME")
+
+
+def token(config: Config, given: Namespace, out: TextIO, about: TextIO) -> int:
+    """Do it; ``out`` gets what a script may want to have, ``about`` what people read."""
+    if config.auth_file is None:
+        raise ConfigError("[auth] file is not set: the configuration says where the tokens are")
+    file = TokenFile(config.auth_file)
+    if given.action == "add":
+        made = file.add(given.name, admin=given.admin)
+        about.write(f"The token of {given.name}; it is shown only now:\n")
+        about.flush()
+        out.write(f"{made}\n")
+    elif given.action == "revoke":
+        file.revoke(given.name)
+        about.write(f"The token of {given.name} is revoked.\n")
+    else:
+        for name, entry in sorted(file.entries().items()):
+            out.write(f"{name} {'admin' if entry.user.admin else 'user'}\n")
+    return 0
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None

@@ -1,0 +1,33 @@
+"""Who may: the file of tokens, the trusted proxies, and the guard in front of the routes."""
+
+from __future__ import annotations
+
+from twisted.cred.portal import Portal
+from twisted.internet.interfaces import IReactorTime
+
+from cartd.auth.checkers import ProxyChecker, Realm, TokenChecker
+from cartd.auth.checks import Checks
+from cartd.auth.guard import Guard
+from cartd.auth.guarded import Guarded
+from cartd.auth.proxy import Proxies
+from cartd.auth.roster import Roster
+from cartd.auth.token_file import TokenFile
+from cartd.config import Config
+from cartd.threads import RunsInThread
+
+__all__ = ["Guard", "Guarded", "TokenFile", "guard_of"]
+
+
+def guard_of(config: Config, threads: RunsInThread, clock: IReactorTime) -> Guard | None:
+    """The guard that the configuration asks for, if any.  Reads the file of tokens, blocking.
+
+    :raises ConfigError: that cannot be read, or the settings do not fit each other.
+    """
+    proxies = Proxies.of(config)
+    if config.auth_file is None and proxies is None:
+        return None
+    roster = Roster(TokenFile(config.auth_file) if config.auth_file else None, threads)
+    portal = Portal(Realm(roster), [TokenChecker(roster, Checks(threads, clock)), ProxyChecker()])
+    guard = Guard(portal, proxies, roster.look, tokens=config.auth_file is not None)
+    roster.changed = guard.forget
+    return guard

@@ -1,0 +1,72 @@
+"""The resource in front of the routes: they see only requests of which it is known who asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+
+from cartd.auth.guard import Guard
+from cartd.errors import CartdError, error_body
+
+log = Logger()
+
+
+class Guarded(Resource):
+    """Passes on to ``routes``, with ``request.who`` set, or answers in their place.
+
+    A request with a body was asked at its head (:class:`cartd.request.LimitedRequest`).
+    """
+
+    def __init__(self, routes: IResource, guard: Guard) -> None:
+        super().__init__()
+        self.isLeaf = True
+        self._routes = routes
+        self._guard = guard
+
+    def render(self, request: Any) -> Any:
+        if request.who is None and not _open_to_all(request):
+            request.who = self._guard.known(request)
+            if request.who is None:
+                asking = Deferred.fromCoroutine(self._ask(request))
+                if not asking.called:  # a client that leaves need not be known
+                    request.notifyFinish().addErrback(lambda _: asking.cancel())
+                return NOT_DONE_YET
+        return self._routes.render(request)
+
+    async def _ask(self, request: Any) -> None:
+        try:
+            request.who = await self._guard.identify(request)
+        except CancelledError:
+            return
+        except CartdError as error:
+            for name, value in self._guard.headers(error):
+                request.responseHeaders.addRawHeader(name, value)
+            _refuse(request, error.code, str(error))
+        except Exception:
+            log.failure("It cannot be found out who asks")
+            _refuse(request, 500, "Internal error; the service's log has the cause")
+        else:
+            request.render(self._routes)
+
+
+def _open_to_all(request: Any) -> bool:
+    """Whether the service is only asked if it is there."""
+    return request.method in (b"GET", b"HEAD") and request.postpath == [b""]
+
+
+def _refuse(request: Any, code: int, message: str) -> None:
+    body = error_body(code, message)
+    request.setResponseCode(code)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    if request.method == b"HEAD":
+        # For clients that read only the headers, as from the routes.
+        request.setHeader(b"X-Pacifica-Status", b"error")
+        request.setHeader(b"X-Pacifica-Message", message.encode("ascii"))
+    else:
+        request.write(body)
+    request.finish()

@@ -1,0 +1,85 @@
+"""A guard over a file of tokens, whose threads and time a test moves by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+from twisted.web.http_headers import Headers
+
+from cartd.auth import Guard, TokenFile, guard_of
+from cartd.config import load
+from cartd.errors import CartdError
+from cartd.model import User
+from tests.volume_parts import HeldThreads
+
+
+class Guarding:
+    """``ask`` is a request, ``threads`` has what it waits for, ``file`` is what it goes by."""
+
+    def __init__(self, directory: Path, auth: str = "file = {file}") -> None:
+        self.file = TokenFile(directory / "tokens")
+        self.tokens = {
+            "alice": self.file.add("alice", admin=True),
+            "bob": self.file.add("bob", admin=False),
+        }
+        self.threads = HeldThreads()
+        config = load(options={}, environ={}, ini="[auth]\n" + auth.format(file=self.file.path))
+        guard = guard_of(config, self.threads, Clock())
+        assert guard is not None
+        self.guard: Guard = guard
+
+    def ask(self, token: str, peer: str = "192.0.2.1") -> Deferred[User]:
+        return self.identify(request(peer, authorization=f"Bearer {token}"))
+
+    def identify(self, asking: Any) -> Deferred[User]:
+        return Deferred.fromCoroutine(self.guard.identify(asking))
+
+    def knows(self, token: str) -> User | None:
+        return self.guard.known(request("192.0.2.1", authorization=f"Bearer {token}"))
+
+    def look(self) -> Deferred[None]:
+        """Have the file looked at, and read if it has changed."""
+
+        async def look() -> None:
+            await self.guard.look()
+
+        looking = Deferred.fromCoroutine(look())
+        self.threads.let_all_go()
+        return looking
+
+
+def failure(asked: Deferred[Any]) -> CartdError:
+    """Why it ended, which it must have."""
+    failed = asked.result
+    asked.addErrback(lambda _: None)
+    assert isinstance(failed.value, CartdError), failed  # type: ignore[attr-defined]
+    return failed.value  # type: ignore[attr-defined]
+
+
+def result(asked: Deferred[User]) -> User:
+    assert isinstance(asked.result, User), asked
+    return asked.result
+
+
+def request(peer: str, **headers: str | list[str]) -> Any:
+    """As much of a request as is looked at; ``x_user`` is the header X-User."""
+    given = Headers()
+    for name, values in headers.items():
+        for value in [values] if isinstance(values, str) else values:
+            given.addRawHeader(name.replace("_", "-"), value)
+    address = _address(peer)
+    channel = SimpleNamespace(getPeer=lambda: address)
+    return SimpleNamespace(requestHeaders=given, channel=channel)
+
+
+def _address(peer: str) -> IAddress:
+    if peer == "unix":
+        return UNIXAddress(None)
+    kind = IPv6Address if ":" in peer else IPv4Address
+    return kind("TCP", peer, 4000)

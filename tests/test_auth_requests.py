@@ -1,0 +1,222 @@
+"""The service with tokens, as clients meet it: who is let in, who not, and what is logged."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from cartd.auth import TokenFile
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import DEADLINE, Answer, unpacked, wait_for
+from tests.wire import Wire, wire
+
+FILES = {"a/one": b"first"}
+NOBODY = "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
+WRONG = "The name or the token is wrong"
+CHALLENGES = ['Bearer realm="cartd"', 'Basic realm="cartd", charset="UTF-8"']
+LARGE = 256_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    site: CartSite
+    file: TokenFile
+    token: str
+
+    @property
+    def bearer(self) -> str:
+        return f"Bearer {self.token}"
+
+    def stage(self, uid: str) -> None:
+        cartd = self.site.cartd
+        body = self.site.manifest(FILES)
+        assert cartd.request("POST", f"/{uid}", body, authorization=self.bearer).status == 201
+        wait_for(lambda: self.head(uid).headers["x-pacifica-status"] == "ready")
+
+    def head(self, uid: str, authorization: str | None = None) -> Answer:
+        by = authorization or self.bearer
+        return self.site.cartd.request("HEAD", f"/{uid}", authorization=by)
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.site.cartd.log.splitlines() if text in line]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    directory = tmp_path_factory.mktemp("guarded")
+    file = TokenFile(directory / "tokens")
+    token = file.add("alice", admin=False)
+    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as site:
+        guarded = Guarded(site, file, token)
+        guarded.stage("ready")
+        yield guarded
+    assert token.rpartition(".")[2] not in site.cartd.log
+    assert base64.b64encode(f"alice:{token}".encode()).decode() not in site.cartd.log
+
+
+def basic(name: str, token: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{token}".encode()).decode()
+
+
+def declare(connection: Wire, length: int, *headers: str) -> None:
+    lines = ["POST /u HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    connection.send("\r\n".join(lines).encode())
+
+
+def refusal(connection: Wire) -> dict[str, object]:
+    """Read a 401 that ends its connection."""
+    raw = connection.rest()
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status, *fields = head.decode().split("\r\n")
+    assert status == "HTTP/1.1 401 Unauthorized"
+    assert [field[18:] for field in fields if field.startswith("WWW-Auth")] == CHALLENGES
+    said: dict[str, object] = json.loads(body)
+    return said
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "POST", "PUT"])
+@pytest.mark.parametrize("path", ["/ready", "/nobody", "/a/b", "//"])
+def test_strangers_are_refused_whatever_they_ask(guarded: Guarded, method: str, path: str) -> None:
+    connection = HTTPConnection("127.0.0.1", guarded.site.port, timeout=DEADLINE)
+    for _ in range(2):  # the connection stays of use
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == 401
+        assert answer.headers.get_all("WWW-Authenticate") == CHALLENGES
+        assert answer.headers["Content-Type"] == "application/json"
+        if method == "HEAD":
+            assert answer.headers["X-Pacifica-Status"] == "error"
+            assert answer.headers["X-Pacifica-Message"] == NOBODY
+        else:
+            said = json.loads(body)
+            assert (said["status"], said["message"]) == ("401 Unauthorized", NOBODY)
+    connection.close()
+
+
+@pytest.mark.parametrize("target", ["/", "/?x", "http://any.example/", "http://any.example"])
+def test_whether_it_is_there_all_may_ask(guarded: Guarded, target: str) -> None:
+    with wire(guarded.site.port) as connection:
+        connection.get(target)
+        assert connection.answer().status == 200
+        connection.get("/")
+        assert connection.answer().status == 200
+    assert guarded.site.cartd.request("POST", "/").status == 401
+
+
+@pytest.mark.parametrize("way", ["Bearer", "bEARER ", "Basic", "basic"])
+def test_a_token_opens_everything_in_both_ways(guarded: Guarded, way: str) -> None:
+    value = (
+        basic("alice", guarded.token).replace("Basic", way)
+        if way.lower() == "basic"
+        else f"{way} {guarded.token}"
+    )
+    cartd = guarded.site.cartd
+    body = guarded.site.manifest(FILES)
+    assert cartd.request("POST", "/opened", body, authorization=value).status == 201
+    wait_for(lambda: guarded.head("opened").headers["x-pacifica-status"] == "ready")
+    assert guarded.head("opened", authorization=value).status == 204
+    assert unpacked(cartd.get("/opened", authorization=value).body) == FILES
+    assert cartd.request("DELETE", "/opened", authorization=value).status == 200
+
+
+def test_curl_sends_a_token_in_both_ways(guarded: Guarded) -> None:
+    url = f"{guarded.site.cartd.url}/ready"
+    for given in (["-u", f"alice:{guarded.token}"], ["-H", f"Authorization: {guarded.bearer}"]):
+        done = subprocess.run(
+            ["curl", "-sS", "-o", "-", "-w", "%{stderr}%{http_code}", *given, url],
+            capture_output=True,
+            timeout=DEADLINE,
+        )
+        assert done.stderr == b"200"
+        assert unpacked(done.stdout) == FILES
+
+
+def test_curl_sends_a_large_manifest_with_a_token_that_is_new(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    """It waits to be told to go on, and is told only when it is known who it is."""
+    token = guarded.file.add("large", admin=False)
+    wait_for(lambda: guarded.lines(": 2 tokens"))
+    (tmp_path / "manifest").write_bytes(guarded.site.manifest(FILES) + b" " * 2_000_000)
+    done = subprocess.run(
+        ["curl", "-sSv", "-u", f"large:{token}", "-X", "POST", "-T", str(tmp_path / "manifest"),
+         f"{guarded.site.cartd.url}/large"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )  # fmt: skip
+    assert "< HTTP/1.1 100 Continue" in done.stderr
+    assert json.loads(done.stdout) == {"message": "Cart Processing has begun"}
+    guarded.file.revoke("large")
+    wait_for(lambda: guarded.head("x", authorization=basic("large", token)).status == 401)
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer alice.x", "Bearer x", "Basic !"])
+@pytest.mark.parametrize("first", ["nothing", "it asks first", "some of it", "in chunks"])
+def test_the_body_of_a_stranger_is_refused_at_the_head(
+    guarded: Guarded, authorization: str | None, first: str
+) -> None:
+    headers = [] if authorization is None else [f"Authorization: {authorization}{first[:4]}"]
+    with wire(guarded.site.port) as connection:
+        if first == "in chunks":
+            lines = ["POST /u HTTP/1.1", "Transfer-Encoding: chunked", *headers, "", "4\r\n"]
+            connection.send("\r\n".join(lines).encode())
+        else:
+            more = ["Expect: 100-continue"] if first == "it asks first" else []
+            declare(connection, LARGE, *headers, *more)
+            if first == "some of it":
+                connection.send(b" " * 1_000_000)
+        said = refusal(connection)
+        assert said["status"] == "401 Unauthorized"
+        assert guarded.site.cartd.get("/").status == 200
+
+
+def test_a_whole_body_of_a_stranger_is_not_entered(guarded: Guarded) -> None:
+    body = guarded.site.manifest(FILES)
+    for header in ("Authorization: Bearer alice.wrong", "X: y"):
+        with wire(guarded.site.port) as connection:
+            declare(connection, len(body), header)
+            connection.send(body)
+            refusal(connection)
+    assert not guarded.site.query("SELECT * FROM cart WHERE cart_uid = 'u'")
+
+
+def test_a_body_over_the_limit_is_refused_to_those_who_are_known(guarded: Guarded) -> None:
+    assert guarded.head("ready").status == 204
+    with wire(guarded.site.port) as connection:
+        declare(connection, LARGE + 1, f"Authorization: {guarded.bearer}")
+        assert connection.answer().status == 413
+
+
+def test_a_failed_attempt_is_one_line_with_the_address_and_without_the_secret(
+    guarded: Guarded,
+) -> None:
+    name = "mallory\r\nforged\u2028 [x#info] \x1b[2J {name}"
+    assert guarded.head("ready", authorization=basic(name, "the-secret")).status == 401
+    [line] = guarded.lines("mallory")
+    spelt = r"'mallory\r\nforged\u2028 [x#info] \x1b[2J {name}'"
+    assert line.endswith(f"[cartd.auth.guard#warn] Refused {spelt} from 127.0.0.1: {WRONG}")
+    assert guarded.head("ready", authorization="Digest the-secret").status == 401
+    assert guarded.lines("Refused somebody from 127.0.0.1: The Authorization header is neither")
+    assert not guarded.lines("the-secret")
+
+
+def test_a_revoked_token_is_refused_and_a_broken_file_changes_nothing(guarded: Guarded) -> None:
+    bob = f"Bearer {guarded.file.add('bob', admin=False)}"
+    wait_for(lambda: guarded.head("ready", authorization=bob).status == 204)
+    good = guarded.file.path.read_text()
+    guarded.file.path.write_text("bob\n")
+    wait_for(lambda: guarded.lines("tokens: line 1: is not NAME ROLE HASH; the tokens read before"))
+    assert guarded.head("ready", authorization=bob).status == 204
+    guarded.file.path.write_text(good)
+    guarded.file.revoke("bob")
+    wait_for(lambda: guarded.head("ready", authorization=bob).status == 401)
+    assert guarded.head("ready").status == 204

@@ -1,0 +1,100 @@
+"""What a start says of the addresses that others reach, and without which it does not begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+from cartd.auth import TokenFile
+from cartd.auth.exposure import warnings
+from tests.free_ports import free_port
+from tests.running_cartd import RunningCartd, running_cartd
+from tests.test_start_errors import why_it_ends
+
+OPEN = "may post, download and delete every cart: [auth] in the configuration is off"
+PLAIN = "can be read on their way"
+
+
+def said(cartd: RunningCartd) -> list[str]:
+    return [line.partition("#warn] ")[2] for line in cartd.log.splitlines() if "#warn]" in line]
+
+
+def endpoints(directory: Path, port: int) -> list[str]:
+    """All addresses in clear and over TLS, and loopback ones."""
+    pem = directory / "server.pem"
+    trustme.CA().issue_cert("x.example").private_key_and_cert_chain_pem.write_to_path(pem)
+    listening = [
+        *(f"tcp:{port}:interface=127.0.0.1", f"tcp:{free_port()}:interface=127.0.0.2"),
+        *(f"tcp:{free_port()}", f"tcp:{free_port()}:interface=0.0.0.0"),
+        *(f"ssl:{free_port()}:privateKey={pem}:certKey={pem}", f"unix:{directory}/http.sock"),
+    ]
+    return [option for endpoint in listening for option in ("--endpoint", endpoint)]
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["off", "tokens"])
+def test_one_line_warns_of_what_others_reach(tmp_path: Path, tokens: bool) -> None:
+    port = free_port()
+    options = endpoints(tmp_path, port)
+    TokenFile(tmp_path / "tokens").add("alice", admin=False)
+    ini = f"[auth]\nfile = {tmp_path / 'tokens'}\n" if tokens else ""
+    with running_cartd(
+        tmp_path / "cartd", archive="http://127.0.0.1:9/", options=options, port=port, ini=ini
+    ) as cartd:
+        plain = [f"0.0.0.0 port {options[at].split(':')[1]}" for at in (5, 7)]
+        tls = f"0.0.0.0 port {options[9].split(':')[1]}"
+        [line] = said(cartd)
+    if tokens:
+        assert line.startswith(f"Tokens that are sent to {', '.join(plain)} {PLAIN}")
+    else:
+        assert line.startswith(f"Whoever reaches {', '.join([*plain, tls])} {OPEN}")
+
+
+@pytest.mark.parametrize(("address", "warned"), [("127.0.0.1", 0), ("::1", 0), ("0.0.0.0", 1)])
+def test_the_plain_address_is_looked_at_too(tmp_path: Path, address: str, warned: int) -> None:
+    options = ["--address", address]
+    cartd = running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/", started=False)
+    with cartd as started:
+        started.options = tuple(options)
+        if address == "::1":
+            started.options = (
+                *("--endpoint", f"tcp:{started.port}:interface=127.0.0.1"),
+                *("--endpoint", f"tcp6:{free_port()}:interface=\\:\\:1"),
+            )
+        started.start()
+        assert sum(OPEN in line for line in said(started)) == warned
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "guarded", "tokens", "expected"),
+    [
+        ("tcp:80", IPv4Address("TCP", "127.9.9.9", 80), False, False, []),
+        ("tcp:80", IPv6Address("TCP", "::1", 80), False, False, []),
+        ("unix:/x", UNIXAddress(b"/x"), False, False, []),
+        ("tcp:80", IPv6Address("TCP", "::", 80), False, False, [OPEN]),
+        ("ssl:80", IPv4Address("TCP", "192.0.2.1", 80), False, False, [OPEN]),
+        ("systemd:x", IPv4Address("TCP", "0.0.0.0", 80), True, True, [PLAIN]),
+        ("haproxy:tcp:80", IPv4Address("TCP", "0.0.0.0", 80), True, True, [PLAIN]),
+        ("haproxy:ssl:80", IPv4Address("TCP", "0.0.0.0", 80), True, True, []),
+        ("tcp:80", IPv4Address("TCP", "0.0.0.0", 80), True, False, []),
+        ("tcp6:80", IPv6Address("TCP", "fe80::1%eth0", 80), True, True, [PLAIN]),
+    ],
+)
+def test_what_is_warned_of(
+    endpoint: str, address: IAddress, guarded: bool, tokens: bool, expected: list[str]
+) -> None:
+    lines = list(warnings([(endpoint, address)], guarded=guarded, tokens=tokens))
+    assert [text in line for text, line in zip(expected, lines, strict=True)] == [True] * len(lines)
+
+
+def test_a_start_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
+    line = why_it_ends(tmp_path, ini="[auth]\nfile = tokens\n")
+    assert line == "cartd: tokens: there is no such file; cartd-cmd token add NAME makes it"
+
+
+def test_a_start_with_half_of_the_proxys_settings_says_what_lacks(tmp_path: Path) -> None:
+    line = why_it_ends(tmp_path, ini="[auth]\nproxy_header = X-User\n")
+    assert line == "cartd: [auth] proxy_header: proxy_addresses must say from whom it is believed"
