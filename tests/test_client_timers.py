@@ -103,6 +103,7 @@ def test_a_body_that_comes_a_byte_at_a_time_must_be_whole_in_time() -> None:
     assert not client.closing
     client.clock.advance(6)
     assert client.closing
+    client.send(b"x" * 84)
     assert client.answers() == [(408, "server.body_timeout")]
 
 
