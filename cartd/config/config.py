@@ -58,14 +58,13 @@ class Config:
     archive_connect_timeout: float
     archive_stall_timeout: float
     archive_ca_file: Path | None
-    # [auth]
-    auth_max_carts_staging: int | None
-    auth_max_files: int | None
-    auth_max_bytes: int | None
     # [auth]: off if there is neither of the first two
     auth_file: Path | None
     auth_proxy_header: str | None
     auth_proxy_addresses: tuple[Network, ...]
+    auth_max_carts_staging: int | None
+    auth_max_files: int | None
+    auth_max_bytes: int | None
     # [database]
     database_url: str
     """As SQLAlchemy takes it."""
