@@ -11,7 +11,7 @@ from cartd.errors import CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, check_uid, parse
 from cartd.model import Asker, Cart
 from cartd.removal import Removal
-from cartd.shares import Limits
+from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
@@ -34,7 +34,7 @@ class Carts:
         *,
         bundle_task: bool,
         require_hashsum: bool,
-        limits: Limits,
+        limits: UserLimits,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:

@@ -26,7 +26,7 @@ from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.scrub import Scrub
 from cartd.senders import Senders
-from cartd.shares import Limits
+from cartd.shares import UserLimits
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
@@ -51,7 +51,7 @@ class Cartd(Service):
             parts.threads,
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
-            limits=Limits(
+            limits=UserLimits(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
             ),
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),

@@ -26,7 +26,7 @@ class Outstanding:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UserLimits:
     """The most that may be outstanding for one user; none is no limit."""
 
     carts: int | None = None
@@ -36,7 +36,7 @@ class Limits:
     def __bool__(self) -> bool:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
-    def applying_to(self, asker: Asker) -> Limits:
+    def applying_to(self, asker: Asker) -> UserLimits:
         """Those are for users, and not for admins."""
         return NO_LIMITS if asker.sees_all else self
 
@@ -65,7 +65,7 @@ class Limits:
             )
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = UserLimits()
 
 
 class Crowd:

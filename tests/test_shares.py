@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, User
-from cartd.shares import NO_LIMITS, Crowd, Limits, Outstanding
+from cartd.shares import NO_LIMITS, Crowd, Outstanding, UserLimits
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)
 ADA = Asker.of(User("ada"))
 
 
-def refusal(limits: Limits, outstanding: Outstanding, files: int) -> str | None:
+def refusal(limits: UserLimits, outstanding: Outstanding, files: int) -> str | None:
     """The name of the limit that refuses one more cart, if one does."""
     try:
         limits.check(outstanding, files)
@@ -28,14 +28,14 @@ def refusal(limits: Limits, outstanding: Outstanding, files: int) -> str | None:
     return None
 
 
-@given(st.builds(Limits, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
-@example(Limits(carts=1), 1, 0, 0, 0)
-@example(Limits(files=4), 1, 2, 0, 2)
-@example(Limits(files=4), 1, 2, 0, 3)
-@example(Limits(bytes=8), 1, 1, 8, 1)
-@example(Limits(bytes=8), 1, 1, 7, 1)
+@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+@example(UserLimits(carts=1), 1, 0, 0, 0)
+@example(UserLimits(files=4), 1, 2, 0, 2)
+@example(UserLimits(files=4), 1, 2, 0, 3)
+@example(UserLimits(bytes=8), 1, 1, 8, 1)
+@example(UserLimits(bytes=8), 1, 1, 7, 1)
 def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
-    limits: Limits, carts: int, files: int, size: int, more: int
+    limits: UserLimits, carts: int, files: int, size: int, more: int
 ) -> None:
     over = {
         "auth.max_carts_staging": limits.carts is not None and carts + 1 > limits.carts,
@@ -48,9 +48,9 @@ def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
     assert named is None or over[named]
 
 
-@given(st.builds(Limits, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
+@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
 def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
-    limits: Limits, posts: list[int]
+    limits: UserLimits, posts: list[int]
 ) -> None:
     carts = files = 0
     for more in posts:
@@ -62,11 +62,11 @@ def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
 
 def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
     with pytest.raises(TooMany, match=r"^This cart has 5 files and 7 of your others .* than 11 "):
-        Limits(files=11).check(Outstanding(2, 7, 0), 5)
+        UserLimits(files=11).check(Outstanding(2, 7, 0), 5)
 
 
 def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
-    limits = Limits(carts=1)
+    limits = UserLimits(carts=1)
     assert limits.applying_to(ADA) == limits
     assert limits.applying_to(Asker.of(User("root", admin=True))) == NO_LIMITS
     assert limits.applying_to(EVERYBODY) == NO_LIMITS

@@ -14,7 +14,7 @@ from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.shares import NO_LIMITS, Limits
+from cartd.shares import NO_LIMITS, UserLimits
 from cartd.store.askers import check_share, newest_in
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
@@ -124,7 +124,7 @@ class Carts:
         bundle: bool,
         now: float,
         asker: Asker = EVERYBODY,
-        limits: Limits = NO_LIMITS,
+        limits: UserLimits = NO_LIMITS,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
