@@ -12,7 +12,7 @@ from cartd.errors import CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, check_uid, parse
 from cartd.model import Asker, Cart
 from cartd.removal import Removal
-from cartd.shares import Share
+from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
@@ -37,7 +37,7 @@ class Carts:
         require_hashsum: bool,
         max_entries: int,
         entering: Callable[[], AbstractAsyncContextManager[None]],
-        share: Share,
+        limits: UserLimits,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
@@ -49,7 +49,7 @@ class Carts:
         self._require_hashsum = require_hashsum
         self._max_entries = max_entries
         self._entering = entering
-        self._share = share
+        self._limits = limits
         self._stage = stage
         self._now = now
         self._open = True
@@ -99,7 +99,7 @@ class Carts:
             bundle=bundle,
             now=self._now(),
             asker=asker,
-            share=self._share.applying_to(asker),
+            limits=self._limits.applying_to(asker),
         )
         if new:
             self._stage(cart.id)

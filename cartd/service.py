@@ -32,7 +32,7 @@ from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.scrub import Scrub
 from cartd.senders import Senders
-from cartd.shares import Share
+from cartd.shares import UserLimits
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
@@ -62,7 +62,7 @@ class Cartd(Service):
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
             entering=Admission(config.max_carts_staging, parts.store.unfinished).entering,
-            share=Share(
+            limits=UserLimits(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
             ),
             stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),

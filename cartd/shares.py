@@ -26,7 +26,7 @@ class Outstanding:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class UserLimits:
     """The most that may be outstanding for one user; none is no limit."""
 
     carts: int | None = None
@@ -36,9 +36,9 @@ class Share:
     def __bool__(self) -> bool:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
-    def applying_to(self, asker: Asker) -> Share:
+    def applying_to(self, asker: Asker) -> UserLimits:
         """Those are for users, and not for admins."""
-        return UNLIMITED if asker.sees_all else self
+        return NO_LIMITS if asker.sees_all else self
 
     def check(self, outstanding: Outstanding, files: int) -> None:
         """Whether one more cart, of so many files, may come.
@@ -65,7 +65,7 @@ class Share:
             )
 
 
-UNLIMITED = Share()
+NO_LIMITS = UserLimits()
 
 
 class Crowd:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import EVERYBODY
-from cartd.shares import UNLIMITED
+from cartd.shares import NO_LIMITS
 from tests.sending import OneByOne
 
 
@@ -34,7 +34,7 @@ def desk(threads: OneByOne) -> Carts:
         require_hashsum=False,
         max_entries=10,
         entering=nullcontext,
-        share=UNLIMITED,
+        limits=NO_LIMITS,
         stage=nobody,
         now=nobody,
     )

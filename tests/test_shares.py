@@ -11,66 +11,66 @@ from hypothesis import strategies as st
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, User
-from cartd.shares import UNLIMITED, Crowd, Outstanding, Share
+from cartd.shares import NO_LIMITS, Crowd, Outstanding, UserLimits
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)
 ADA = Asker.of(User("ada"))
 
 
-def refusal(share: Share, outstanding: Outstanding, files: int) -> str | None:
+def refusal(limits: UserLimits, outstanding: Outstanding, files: int) -> str | None:
     """The name of the limit that refuses one more cart, if one does."""
     try:
-        share.check(outstanding, files)
+        limits.check(outstanding, files)
     except TooMany as error:
         assert f"({error.limit})" in str(error)
         return error.limit
     return None
 
 
-@given(st.builds(Share, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
-@example(Share(carts=1), 1, 0, 0, 0)
-@example(Share(files=4), 1, 2, 0, 2)
-@example(Share(files=4), 1, 2, 0, 3)
-@example(Share(bytes=8), 1, 1, 8, 1)
-@example(Share(bytes=8), 1, 1, 7, 1)
+@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+@example(UserLimits(carts=1), 1, 0, 0, 0)
+@example(UserLimits(files=4), 1, 2, 0, 2)
+@example(UserLimits(files=4), 1, 2, 0, 3)
+@example(UserLimits(bytes=8), 1, 1, 8, 1)
+@example(UserLimits(bytes=8), 1, 1, 7, 1)
 def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
-    share: Share, carts: int, files: int, size: int, more: int
+    limits: UserLimits, carts: int, files: int, size: int, more: int
 ) -> None:
     over = {
-        "auth.max_carts_staging": share.carts is not None and carts + 1 > share.carts,
-        "auth.max_files": share.files is not None and files + more > share.files,
+        "auth.max_carts_staging": limits.carts is not None and carts + 1 > limits.carts,
+        "auth.max_files": limits.files is not None and files + more > limits.files,
         # How many bytes the new one has, nobody knows.
-        "auth.max_bytes": share.bytes is not None and size >= share.bytes,
+        "auth.max_bytes": limits.bytes is not None and size >= limits.bytes,
     }
-    named = refusal(share, Outstanding(carts, files, size), more)
+    named = refusal(limits, Outstanding(carts, files, size), more)
     assert (named is None) == (not any(over.values()))
     assert named is None or over[named]
 
 
-@given(st.builds(Share, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
+@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
 def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
-    share: Share, posts: list[int]
+    limits: UserLimits, posts: list[int]
 ) -> None:
     carts = files = 0
     for more in posts:
-        if refusal(share, Outstanding(carts, files), more) is None:
+        if refusal(limits, Outstanding(carts, files), more) is None:
             carts, files = carts + 1, files + more
-    assert share.carts is None or carts <= share.carts
-    assert share.files is None or files <= share.files
+    assert limits.carts is None or carts <= limits.carts
+    assert limits.files is None or files <= limits.files
 
 
 def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
     with pytest.raises(TooMany, match=r"^This cart has 5 files and 7 of your others .* than 11 "):
-        Share(files=11).check(Outstanding(2, 7, 0), 5)
+        UserLimits(files=11).check(Outstanding(2, 7, 0), 5)
 
 
 def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
-    share = Share(carts=1)
-    assert share.applying_to(ADA) == share
-    assert share.applying_to(Asker.of(User("root", admin=True))) == UNLIMITED
-    assert share.applying_to(EVERYBODY) == UNLIMITED
-    assert (bool(share), bool(UNLIMITED)) == (True, False)
+    limits = UserLimits(carts=1)
+    assert limits.applying_to(ADA) == limits
+    assert limits.applying_to(Asker.of(User("root", admin=True))) == NO_LIMITS
+    assert limits.applying_to(EVERYBODY) == NO_LIMITS
+    assert (bool(limits), bool(NO_LIMITS)) == (True, False)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["claimed", "coming"])

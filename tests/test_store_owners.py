@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
-from cartd.shares import Share
+from cartd.shares import UserLimits
 from cartd.store import Store, askers, lookups
 from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest
@@ -120,51 +120,51 @@ class TestShares:
     async def test_what_counts_are_a_users_own_carts_that_are_unfinished(
         self, store: Store
     ) -> None:
-        share = Share(carts=2)
+        limits = UserLimits(carts=2)
         for asker in (BOB, BOB, ROOT, EVERYBODY):
             await posted(store, asker, mark=str(await store.active()))
         ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
-        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
         await store.claim(ready.id, "me", now=10, until=100)
         await store.record_ready(ready.id, "me", volume_bytes=0, now=12)
-        gone = await posted(store, ADA, "gone", share=share)
-        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+        gone = await posted(store, ADA, "gone", limits=limits)
+        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
         await store.claim(failed.id, "me", now=10, until=100)
         await store.record_error(failed.id, "me", "x", position=None, file_error="", now=12)
         await deleted(store, gone)
-        await posted(store, ADA, "one", share=share)
-        await posted(store, ADA, "two", share=share)
-        assert await refused(store, ADA, share=share) == "auth.max_carts_staging"
+        await posted(store, ADA, "one", limits=limits)
+        await posted(store, ADA, "two", limits=limits)
+        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
 
     @pytest_twisted.ensureDeferred
     async def test_files_count_until_they_are_staged(self, store: Store) -> None:
-        share = Share(files=5)
-        cart = await posted(store, ADA, files=3, share=share)
-        assert await refused(store, ADA, files=3, share=share) == "auth.max_files"
+        limits = UserLimits(files=5)
+        cart = await posted(store, ADA, files=3, limits=limits)
+        assert await refused(store, ADA, files=3, limits=limits) == "auth.max_files"
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
-        await posted(store, ADA, "fits", files=3, share=share)
-        assert await refused(store, ADA, files=1, share=share) == "auth.max_files"
+        await posted(store, ADA, "fits", files=3, limits=limits)
+        assert await refused(store, ADA, files=1, limits=limits) == "auth.max_files"
 
     @pytest_twisted.ensureDeferred
     async def test_bytes_count_from_when_the_archive_has_told_them_until_they_are_staged(
         self, store: Store
     ) -> None:
-        share = Share(bytes=100)
-        cart = await posted(store, ADA, share=share)
-        await posted(store, ADA, "unknown", share=share)
+        limits = UserLimits(bytes=100)
+        cart = await posted(store, ADA, limits=limits)
+        await posted(store, ADA, "unknown", limits=limits)
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_states(cart.id, "me", [(0, 60, 5), (1, 60, 5)])
-        await posted(store, ADA, "unknown too", share=share)
+        await posted(store, ADA, "unknown too", limits=limits)
         await store.reserve(cart.id, "me", bytes_total=120, volume_bytes=120)
-        assert await refused(store, ADA, share=share) == "auth.max_bytes"
+        assert await refused(store, ADA, limits=limits) == "auth.max_bytes"
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
-        await posted(store, ADA, "known", share=share)
+        await posted(store, ADA, "known", limits=limits)
 
     @pytest_twisted.ensureDeferred
     async def test_the_same_cart_again_is_never_too_many(self, store: Store) -> None:
         cart = await posted(store, ADA)
-        assert await post(store, ADA, share=Share(carts=1, files=1)) == (cart, False)
+        assert await post(store, ADA, limits=UserLimits(carts=1, files=1)) == (cart, False)
 
     @pytest_twisted.ensureDeferred
     async def test_of_many_posts_at_once_to_two_services_no_more_get_in_than_may(
@@ -174,7 +174,9 @@ class TestShares:
 
         async def attempt(number: int) -> bool:
             try:
-                await post((store, other)[number % 2], ADA, f"u{number}", share=Share(carts=3))
+                await post(
+                    (store, other)[number % 2], ADA, f"u{number}", limits=UserLimits(carts=3)
+                )
             except TooMany:
                 return False
             return True

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import bindparam, case, func, select
 
 from cartd.model import Asker, Cart
-from cartd.shares import Outstanding, Share
+from cartd.shares import Outstanding, UserLimits
 from cartd.store.database import Database, Transaction
 from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, UNFINISHED, cart_of
@@ -58,7 +58,7 @@ async def newest_in(transaction: Transaction, asker: Asker, uid: str) -> Cart | 
     return cart_of(rows[0]) if rows else None
 
 
-async def check_share(transaction: Transaction, owner: str, share: Share, files: int) -> None:
+async def check_share(transaction: Transaction, owner: str, limits: UserLimits, files: int) -> None:
     """Make sure that one more cart, of so many files, is within what ``owner`` may have.
 
     So it is until the transaction ends: of several posts of one user, in whatever process, each
@@ -68,7 +68,7 @@ async def check_share(transaction: Transaction, owner: str, share: Share, files:
     """
     await transaction.take_turn_of(f"share of {owner}")
     [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
-    share.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
+    limits.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
 
 
 def _of(asker: Asker, uid: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.shares import UNLIMITED, Share
+from cartd.shares import NO_LIMITS, UserLimits
 from cartd.store.askers import check_share, newest_in
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
@@ -128,7 +128,7 @@ class Carts:
         bundle: bool,
         now: float,
         asker: Asker = EVERYBODY,
-        share: Share = UNLIMITED,
+        limits: UserLimits = NO_LIMITS,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
@@ -136,15 +136,15 @@ class Carts:
         and was made of the same manifest, which counts as a use of it; otherwise a new one in
         ``staging``, with all its files, or nothing at all.
 
-        :raises TooMany: a new one would go over ``share``, which are for what ``asker`` owns.
+        :raises TooMany: a new one would go over ``limits``, which are for what ``asker`` owns.
         """
         async with self._database.transaction() as transaction:
             newest = await newest_in(transaction, asker, uid)
             if newest and newest.owner == asker.owner and _answers(newest, manifest):
                 await transaction.execute(_TOUCH, {"cart_id": newest.id, "used": date_of(now)})
                 return replace(newest, used=max(newest.used, now)), False
-            if share and asker.owner is not None:
-                await check_share(transaction, asker.owner, share, len(manifest.entries))
+            if limits and asker.owner is not None:
+                await check_share(transaction, asker.owner, limits, len(manifest.entries))
             posted = await _insert_cart(transaction, uid, manifest, bundle, now, asker.owner)
             rows = _file_rows(posted.id, manifest.entries)
             for batch in batches(rows, BATCH):

@@ -131,7 +131,7 @@ Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
 _LIVING = text("deleted_date IS NULL")
 Index("cart_living", cart.c.status, sqlite_where=_LIVING, postgresql_where=_LIVING)
 # Where nobody is asked who they are, these two stay empty.  By the first, a look-up of one user's
-# cart reads nothing of others'; by the second, a post finds what its user has under way.
+# cart need not read others'; by the second, a post finds what its user has under way.
 _OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")
 _OF_OWNER = (cart.c.owner, cart.c.cart_uid, cart.c.id)
 Index("cart_owner_uid_id", *_OF_OWNER, sqlite_where=_OWNED, postgresql_where=_OWNED)
