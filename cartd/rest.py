@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from cartd import disposition, ranges
+from cartd import api_description, disposition, ranges
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
@@ -32,6 +32,8 @@ from cartd.sender import SendStopped
 
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready."""
+INTERNAL = "Internal error; the service's log has the cause"
+DESCRIPTION = api_description.text().encode()
 
 log = Logger()
 
@@ -63,15 +65,20 @@ class Rest:
     def root(self, request: Request) -> bytes:
         return _json(request, {"message": "Pacifica Cartd Interface Up and Running"})
 
+    @app.route(api_description.PATH, methods=["GET"])
+    def description(self, request: Request) -> bytes:
+        return _answer(request, 200, "application/json", DESCRIPTION)
+
     # Klein answers a HEAD with the first route that takes it: this one stays above GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
         try:
             await self._recovered()
             cart = await self._carts.find(uid)
-        except CartdError as error:
+        except Exception as error:
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
-            _set(request, "X-Pacifica-Message", str(error))
+            told = str(error) if isinstance(error, CartdError) else INTERNAL
+            _set(request, "X-Pacifica-Message", told)
             raise
         _set_status_headers(request, cart)
         if cart.status == CartStatus.ERROR:
@@ -148,7 +155,7 @@ class Rest:
             # An unknown path, or one that Klein would redirect.
             return _error(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-        return _error(request, 500, "Internal error; the service's log has the cause")
+        return _error(request, 500, INTERNAL)
 
 
 async def _abort(request: Request) -> None:
