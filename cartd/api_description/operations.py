@@ -90,21 +90,13 @@ _SAME_UID = {"path.uid": "$request.path.uid"}
 _AGAIN = {
     "ifChanged": {
         "operationId": "downloadCart",
-        "description": "Ask whether it is still the same tar.",
-        "parameters": {
-            **_SAME_UID,
-            "query.filename": "$request.query.filename",
-            "header.If-None-Match": "$response.header.ETag",
-        },
+        "description": "Ask, with the same filename, whether it is still the same tar.",
+        "parameters": {**_SAME_UID, "header.If-None-Match": "$response.header.ETag"},
     },
     "goOn": {
         "operationId": "downloadCart",
-        "description": "Go on, with a Range, where a download broke.",
-        "parameters": {
-            **_SAME_UID,
-            "query.filename": "$request.query.filename",
-            "header.If-Range": "$response.header.ETag",
-        },
+        "description": "Go on, with the same filename and a Range, where a download broke.",
+        "parameters": {**_SAME_UID, "header.If-Range": "$response.header.ETag"},
     },
 }
 
