@@ -23,6 +23,8 @@ Case: TypeAlias = _Case[Any]
 KNOWN_UIDS = os.environ["API_CHECK_UIDS"].split()
 """Of carts that are ready, staged and in error."""
 KNOWN_ETAG = os.environ["API_CHECK_ETAG"]
+KNOWN_NAME = "x.tar"
+"""By which the first of them has that tag."""
 SEEN = os.environ["API_CHECK_SEEN"]
 """The file that is told each answer."""
 
@@ -64,32 +66,32 @@ def _clash(paths: list[tuple[str, ...]]) -> bool:
 
 @schemathesis.hook
 def flatmap_case(context: HookContext, case: Case) -> st.SearchStrategy[Case]:
-    """Ask for carts that there are, too: nobody guesses a uid."""
+    """Ask for carts that there are, too, and for parts of them: nobody guesses a uid or a tag."""
     if (
         case.meta is None
         or case.meta.generation.mode is not GenerationMode.POSITIVE
         or case.meta.phase.name is not TestPhase.FUZZING
-        or case.method not in ("GET", "HEAD")
         or "uid" not in case.path_parameters
+        or case.method not in ("GET", "HEAD")
     ):
         return st.just(case)
-    headers = st.fixed_dictionaries(
-        {},
-        optional={
-            "Range": st.sampled_from(RANGES),
-            "If-Range": st.sampled_from(VALIDATORS),
-            "If-None-Match": st.sampled_from(VALIDATORS),
-        },
-    )
-    if case.method == "HEAD":
-        headers = st.just({})
 
-    def known(uid: str, more: dict[str, str]) -> Case:
+    def known(uid: str, query: dict[str, str], headers: dict[str, str]) -> Case:
         case.path_parameters["uid"] = uid
-        case.headers.update(more)
+        if case.method == "GET":
+            case.query = query
+            case.headers.clear()
+            case.headers.update(headers)
         return case
 
-    return st.just(case) | st.builds(known, st.sampled_from(KNOWN_UIDS), headers)
+    queries = st.fixed_dictionaries({}, optional={"filename": st.just(KNOWN_NAME)})
+    conditions = {"If-Range": VALIDATORS, "If-None-Match": VALIDATORS}
+    headers = st.fixed_dictionaries(
+        {"Range": st.sampled_from(RANGES)},
+        optional={name: st.sampled_from(values) for name, values in conditions.items()},
+    )
+    more = st.builds(known, st.sampled_from(KNOWN_UIDS), queries, headers)
+    return st.integers(0, 2).flatmap(lambda number: st.just(case) if number == 0 else more)
 
 
 @schemathesis.hook
