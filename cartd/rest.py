@@ -92,7 +92,7 @@ class Rest:
         await self._recovered()
         async with self._downloads.open(uid, _filename(request)) as download:
             _set(request, "ETag", download.etag)
-            if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
+            if ranges.not_modified(download.etag, _header(request, b"if-none-match")):
                 request.setResponseCode(304)
                 return b""
             _set_download_headers(request, download)
@@ -169,6 +169,12 @@ async def _abort(request: Request) -> None:
         await broken
 
 
+def _header(request: Request, name: bytes) -> str | None:
+    """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5)."""
+    value = request.getHeader(name)
+    return None if value is None else value.decode("latin-1")
+
+
 def _filename(request: Request) -> str | None:
     values = request.args.get(b"filename")
     if not values:
@@ -186,8 +192,8 @@ def _range(request: Request, download: Download) -> ranges.ByteRange:
             download.length,
             download.etag,
             download.last_modified,
-            range_header=request.getHeader("range"),
-            if_range=request.getHeader("if-range"),
+            range_header=_header(request, b"range"),
+            if_range=_header(request, b"if-range"),
         )
     except CartdError:
         _set(request, "Content-Range", f"bytes */{download.length}")

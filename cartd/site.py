@@ -62,6 +62,13 @@ class LimitedRequest(Request):
         else:
             super().requestReceived(command, path, version)
 
+    def _handleStar(self) -> None:
+        # Twisted's own answer has no body where it is an error.
+        if self.method == b"OPTIONS":
+            super()._handleStar()
+        else:
+            self.render(self.channel.site.getResourceFor(self))
+
     def connectionLost(self, reason: Failure) -> None:
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
@@ -102,6 +109,7 @@ class LimitedChannel(HTTPChannel):
     transport: Any
     _sending = False
     _lost = False
+    _answered_at_once = False
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -115,7 +123,13 @@ class LimitedChannel(HTTPChannel):
         self._respondToBadRequestAndDisconnect()
 
     def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
-        """Answer a request whose rest is not waited for; the connection is of no use any more."""
+        """Answer a request whose rest is not waited for; the connection is of no use any more.
+
+        Only once: what comes after it is no answer to anything.
+        """
+        if self._answered_at_once:
+            return
+        self._answered_at_once = True
         body = error_body(code, message, limit)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
