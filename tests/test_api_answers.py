@@ -118,7 +118,7 @@ def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None
 
 
 def test_schemathesis_finds_nothing(site: CartSite) -> None:
-    outcome = check(site, "--max-examples=8", "--generation-deterministic")
+    outcome = check(site, "--max-examples=6", "--generation-deterministic")
     assert outcome.status == 0, outcome.report
     known = {(method, status) for method, path, status in outcome.seen if path == "/{uid}"}
     assert known >= {("POST", 201), ("POST", 400), ("HEAD", 204), ("GET", 200), ("GET", 400),
