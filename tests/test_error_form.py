@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.server import Site
 
 from cartd import __version__
+from cartd.rest import INTERNAL, Rest
 from tests.cart_site import CartSite, cart_site
 from tests.running_cartd import entry, manifest
 from tests.wire import WireAnswer, wire
@@ -201,3 +206,24 @@ def test_a_bad_head_is_refused_in_the_one_form(site: CartSite, request_: bytes) 
     answer = answer_to(site, request_)
     assert answer.status == 400
     assert_one_form(answer)
+
+
+def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_the_form() -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError("a bug")
+
+    none: Any = None
+    routes = Rest(none, none, send=none, recovered=fails).app.resource()
+    for method in (b"HEAD", b"GET"):
+        connection = Site(routes, reactor=Clock()).buildProtocol(None)
+        transport = StringTransport()
+        connection.makeConnection(transport)
+        connection.dataReceived(method + b" /u HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = transport.value().decode().partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.1 500 ")
+        if method == b"HEAD":
+            assert "\r\nX-Pacifica-Status: error" in head
+            assert f"\r\nX-Pacifica-Message: {INTERNAL}" in head
+            assert body == ""
+        else:
+            assert json.loads(body)["message"] == INTERNAL
