@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MINUTES := 60
 
-.PHONY: help demo run test soak bench check clean
+.PHONY: help demo run test soak api-check bench check clean
 
 help:
 	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
 	@echo "make run    keep cartd and an archive running, and print what to type next"
 	@echo "make test   run the whole test suite"
 	@echo "make soak   kill cartd under load for MINUTES=60, and report what it took and sent"
+	@echo "make api-check  ask cartd what its OpenAPI description allows for MINUTES=60"
 	@echo "make bench  measure cartd beside its peers (bench/README.md)"
 	@echo "make check  formatting, lint, types and the order of imports"
 	@echo "make clean  remove what the other targets made"
@@ -38,6 +39,9 @@ test: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")
+
+api-check: $(READY)
+	$(BIN)/python -m tests.api_check --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)

@@ -48,6 +48,7 @@ setup(
             "pytest-twisted",
             "pytest-xdist",
             "ruff",
+            "schemathesis",
             "trustme",
             "types-pyyaml",
             "types-setuptools",

@@ -36,6 +36,7 @@ class LimitedChannel(HTTPChannel):
     _timers: ClientTimers
     _first_request = True
     _refused = False
+    _answered_at_once = False
     _sending = False
     _lost = False
     _ending: IDelayedCall | None = None
@@ -125,7 +126,13 @@ class LimitedChannel(HTTPChannel):
     def answer_at_once(
         self, code: int, message: str, limit: str | None = None, headers: Headers = ()
     ) -> None:
-        """Answer a request whose rest is not waited for; the connection is of no use any more."""
+        """Answer a request whose rest is not waited for; the connection is of no use any more.
+
+        Only once: what comes after it is no answer to anything.
+        """
+        if self._answered_at_once:
+            return
+        self._answered_at_once = True
         self.transport.write(self._refusal(code, message, limit, headers))
 
     def _refusal(self, code: int, message: str, limit: str | None, headers: Headers = ()) -> bytes:

@@ -34,13 +34,15 @@ PATH_LIMIT = 3072
 """Bytes of a path: leaves room for the volume's own directories within a PATH_MAX of 4,096."""
 COMPONENT_LIMIT = 255
 """Bytes of one component, the NAME_MAX of the file systems in use."""
+UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
+"""What the whole of a uid matches."""
 
 _BATCH = 4096
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _DROPPED = frozenset({"", "."})
 _DOTS = frozenset({".", ".."})
-_UID = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}")
+_UID = re.compile(UID_PATTERN)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):

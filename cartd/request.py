@@ -68,6 +68,13 @@ class LimitedRequest(Request):
         else:
             super().requestReceived(command, path, version)
 
+    def _handleStar(self) -> None:
+        # Twisted's own answer has no body where it is an error.
+        if self.method == b"OPTIONS":
+            super()._handleStar()
+        else:
+            self.render(self.channel.site.getResourceFor(self))
+
     def connectionLost(self, reason: Failure) -> None:
         self._stop_asking()
         if self._linger is not None and self._linger.active():

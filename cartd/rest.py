@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from cartd import disposition, ranges
+from cartd import api_description, disposition, ranges
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
@@ -31,6 +31,9 @@ from cartd.reader import SendingReader
 from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
 from cartd.short_answers import RETRY_AFTER
+
+INTERNAL = "Internal error; the service's log has the cause"
+DESCRIPTION = api_description.text().encode()
 
 log = Logger()
 
@@ -62,15 +65,20 @@ class Rest:
     def root(self, request: Request) -> bytes:
         return _json(request, {"message": "Pacifica Cartd Interface Up and Running"})
 
+    @app.route(api_description.PATH, methods=["GET"])
+    def description(self, request: Request) -> bytes:
+        return _answer(request, 200, "application/json", DESCRIPTION)
+
     # Klein answers a HEAD with the first route that takes it: this one stays above GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
         try:
             await self._recovered()
             cart = await self._carts.find(_asker(request), uid)
-        except CartdError as error:
+        except Exception as error:
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
-            _set(request, "X-Pacifica-Message", str(error))
+            told = str(error) if isinstance(error, CartdError) else INTERNAL
+            _set(request, "X-Pacifica-Message", told)
             raise
         _set_status_headers(request, cart)
         if cart.status == CartStatus.ERROR:
@@ -84,7 +92,7 @@ class Rest:
         await self._recovered()
         async with self._downloads.open(_asker(request), uid, _filename(request)) as download:
             _set(request, "ETag", download.etag)
-            if ranges.not_modified(download.etag, request.getHeader("if-none-match")):
+            if ranges.not_modified(download.etag, _header(request, b"if-none-match")):
                 request.setResponseCode(304)
                 return b""
             _set_download_headers(request, download)
@@ -147,7 +155,7 @@ class Rest:
             # An unknown path, or one that Klein would redirect.
             return _error(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-        return _error(request, 500, "Internal error; the service's log has the cause")
+        return _error(request, 500, INTERNAL)
 
 
 async def _abort(request: Request) -> None:
@@ -167,6 +175,12 @@ def _asker(request: Request) -> Asker:
     return Asker.of(request.who)
 
 
+def _header(request: Request, name: bytes) -> str | None:
+    """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5)."""
+    value = request.getHeader(name)
+    return None if value is None else value.decode("latin-1")
+
+
 def _filename(request: Request) -> str | None:
     values = request.args.get(b"filename")
     if not values:
@@ -184,8 +198,8 @@ def _range(request: Request, download: Download) -> ranges.ByteRange:
             download.length,
             download.etag,
             download.last_modified,
-            range_header=request.getHeader("range"),
-            if_range=request.getHeader("if-range"),
+            range_header=_header(request, b"range"),
+            if_range=_header(request, b"if-range"),
         )
     except CartdError:
         _set(request, "Content-Range", f"bytes */{download.length}")

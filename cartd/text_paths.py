@@ -24,6 +24,9 @@ class TextPaths(Resource):
         self._routes = routes
 
     def render(self, request: Request) -> Any:
+        if request.method != request.method.upper():
+            # Klein would take it for that method (RFC 9110, section 9.1).
+            return _refused(request, "The method is not written in capitals")
         path = request.path
         if host := _HOST.match(path):
             path = path[host.end() :] or b"/"

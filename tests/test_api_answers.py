@@ -1,0 +1,126 @@
+"""The service as its own description says: what it serves, and each answer that it can give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.api_check.running import check, prepare
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import entry
+from tests.wire import assert_is_error
+
+KEPT = Path(__file__).parent.parent / "docs/openapi.json"
+DOCUMENT = schemathesis.openapi.from_path(KEPT)
+CONFORMS = [
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+LIMIT = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory = tmp_path_factory.mktemp("site")
+    with cart_site(directory, ini=f"[server]\nmax_manifest = {LIMIT}\n") as running:
+        prepare(running)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    """A site whose files never come back from tape."""
+    with cart_site(tmp_path_factory.mktemp("tapes"), "--tape-delay=1e8") as running:
+        yield running
+
+
+def ask(site: CartSite, method: str, path: str, status: int, **request: Any) -> Any:
+    """Make a request of the description, and hold the answer against it."""
+    operation = DOCUMENT[path][method]
+    if "body" in request:
+        request["media_type"] = "application/json"
+    case = operation.Case(**request)
+    response = case.call(base_url=site.cartd.url)
+    assert response.status_code == status, response.content
+    assert str(status) in operation.responses.status_codes
+    case.validate_response(response, checks=CONFORMS)
+    return response
+
+
+def test_the_description_is_served_as_it_is_kept(site: CartSite) -> None:
+    answer = site.cartd.get("/-/openapi.json")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.body == KEPT.read_bytes()
+    assert site.cartd.request("HEAD", "/-/openapi.json").headers["content-length"] == str(
+        len(answer.body)
+    )
+    assert_is_error(site.cartd.delete("-/openapi.json"), 405, "This method is not known here")
+    ask(site, "GET", "/-/openapi.json", 200)
+
+
+def test_the_root_answers_as_described(site: CartSite) -> None:
+    ask(site, "GET", "/", 200)
+
+
+@pytest.mark.parametrize(("uid", "status"), [("known-ready", 204), ("known-error", 500),
+    ("nobody", 404), (".bad", 400)])  # fmt: skip
+def test_a_head_is_answered_as_described(site: CartSite, uid: str, status: int) -> None:
+    ask(site, "HEAD", "/{uid}", status, path_parameters={"uid": uid})
+
+
+@pytest.mark.parametrize(
+    ("uid", "headers", "status"),
+    [
+        ("known-ready", {}, 200),
+        ("known-bundled", {}, 200),
+        ("known-ready", {"Range": "bytes=0-9"}, 206),
+        ("known-ready", {"Range": "bytes=99999999-"}, 416),
+        ("known-ready", {"If-None-Match": "*"}, 304),
+        ("known-error", {}, 500),
+        ("nobody", {}, 404),
+        (".bad", {}, 400),
+    ],
+)
+def test_a_download_is_answered_as_described(
+    site: CartSite, uid: str, headers: dict[str, str], status: int
+) -> None:
+    ask(site, "GET", "/{uid}", status, path_parameters={"uid": uid}, headers=headers)
+
+
+def test_a_cart_that_is_not_ready_is_answered_as_described(tapes: CartSite) -> None:
+    posted: Any = {"fileids": [entry("1", "a", b"data")]}
+    tapes.archive.put("1", b"data")
+    uid = {"uid": "taped"}
+    ask(tapes, "POST", "/{uid}", 201, path_parameters=uid, body=posted)
+    ask(tapes, "HEAD", "/{uid}", 204, path_parameters=uid)
+    ask(tapes, "GET", "/{uid}", 202, path_parameters=uid)
+
+
+def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None:
+    uid = {"uid": "mine"}
+    ask(site, "POST", "/{uid}", 201, path_parameters=uid, body={"fileids": []})
+    ask(site, "POST", "/{uid}", 400, path_parameters=uid, body={"fileids": 1})
+    ask(site, "POST", "/{uid}", 413, path_parameters=uid, body={"fileids": [], "a": "b" * LIMIT})
+    ask(site, "DELETE", "/{uid}", 200, path_parameters=uid)
+    ask(site, "DELETE", "/{uid}", 404, path_parameters=uid)
+
+
+def test_schemathesis_finds_nothing(site: CartSite) -> None:
+    outcome = check(site, "--max-examples=6", "--generation-deterministic")
+    assert outcome.status == 0, outcome.report
+    known = {(method, status) for method, path, status in outcome.seen if path == "/{uid}"}
+    assert known >= {("POST", 201), ("POST", 400), ("HEAD", 204), ("GET", 200), ("GET", 400),
+                     ("DELETE", 200), ("DELETE", 404), ("PUT", 405)}  # fmt: skip
+    assert outcome.seen["GET", "/-/openapi.json", 200]

@@ -1,0 +1,255 @@
+"""The OpenAPI document: it is valid, it is the one that is kept, and it says what the code does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cartd import __version__, api_description
+from cartd.api_description.schemas import EXAMPLE_MANIFEST, HASH_TYPES
+from cartd.checksum import digest_size
+from cartd.disposition import check_filename
+from cartd.errors import CartdError, InvalidInput
+from cartd.manifest import check_uid, parse
+from cartd.model import CartStatus
+from cartd.rest import Rest
+
+DOCUMENT = api_description.document()
+KEPT = Path(__file__).parent.parent / "docs/openapi.json"
+METHODS = ("get", "head", "post", "delete")
+OPERATIONS = [
+    (f"{method.upper()} {path}", item[method])
+    for path, item in DOCUMENT["paths"].items()
+    for method in METHODS
+    if method in item
+]
+each_operation = pytest.mark.parametrize(
+    "operation", [operation for _, operation in OPERATIONS], ids=[name for name, _ in OPERATIONS]
+)
+
+
+def resolved(value: Any) -> Any:
+    """A value of the document, or what its reference leads to."""
+    while "$ref" in value:
+        found: Any = DOCUMENT
+        for key in value["$ref"].removeprefix("#/").split("/"):
+            found = found[key]
+        value = found
+    return value
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from references(each)
+
+
+# --- the document -------------------------------------------------------------------------------
+
+
+def test_it_is_a_valid_document() -> None:
+    schemathesis.openapi.from_dict(DOCUMENT).validate()
+
+
+def test_the_validation_finds_faults() -> None:
+    with pytest.raises(jsonschema_rs.ValidationError):
+        schemathesis.openapi.from_dict({**DOCUMENT, "info": {}}).validate()
+
+
+def test_what_is_kept_is_what_python_m_cartd_api_description_prints() -> None:
+    assert KEPT.read_text("utf-8") == api_description.text()
+    assert json.loads(api_description.text())["info"]["version"] == __version__
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    used = set(references(DOCUMENT))
+    assert all(resolved({"$ref": each}) for each in used)
+    there = {
+        f"#/components/{kind}/{name}"
+        for kind, components in DOCUMENT["components"].items()
+        for name in components
+    }
+    schemes = {name for need in DOCUMENT["security"] for name in need}
+    used |= {f"#/components/securitySchemes/{name}" for name in schemes}
+    # No operation that there is answers 405.
+    assert there - used == {"#/components/responses/MethodNotAllowed"}
+
+
+def test_the_operations_are_the_routes_of_the_service() -> None:
+    routes = {
+        f"{method} {rule.rule.replace('<uid>', '{uid}')}"
+        for rule in Rest.app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    # werkzeug takes every GET for a HEAD as well.
+    assert {name for name, _ in OPERATIONS} == routes - {"HEAD /", "HEAD /-/openapi.json"}
+
+
+@each_operation
+def test_an_operation_has_a_name_a_summary_and_an_example(operation: Any) -> None:
+    assert operation["operationId"] and operation["summary"]
+    names = [each["operationId"] for _, each in OPERATIONS]
+    assert names.count(operation["operationId"]) == 1
+    answers = [resolved(answer) for answer in operation["responses"].values()]
+    contents = [content for answer in answers for content in answer.get("content", {}).values()]
+    assert any("example" in content for content in contents) or operation["operationId"] in (
+        "getCartStatus",  # no body
+        "downloadCart",  # a tar
+    )
+
+
+@each_operation
+def test_an_operation_says_what_any_request_may_be_answered_with(operation: Any) -> None:
+    open_to_all = operation.get("security") == []
+    assert {"400", "408", "429", "431", "500", "503"} <= operation["responses"].keys()
+    assert ("401" in operation["responses"]) is not open_to_all
+
+
+def test_every_error_of_the_service_is_described() -> None:
+    codes = {str(kind.code) for kind in kinds(CartdError)}
+    described = {code for _, operation in OPERATIONS for code in operation["responses"]}
+    assert codes <= described
+
+
+def kinds(error: type[CartdError]) -> list[type[CartdError]]:
+    return [error, *(each for kind in error.__subclasses__() for each in kinds(kind))]
+
+
+def test_the_statuses_of_a_cart_are_those_that_a_client_meets() -> None:
+    headers = DOCUMENT["components"]["headers"]
+    told = {*headers["Status"]["schema"]["enum"], headers["StatusError"]["schema"]["const"]}
+    assert told == set(CartStatus) - {CartStatus.DELETED}
+
+
+# --- the schemas --------------------------------------------------------------------------------
+
+
+def validator(schema: Any) -> jsonschema_rs.Validator:
+    whole = {**schema, "components": DOCUMENT["components"]}
+    return jsonschema_rs.Draft202012Validator(whole)
+
+
+MANIFEST = validator({"$ref": "#/components/schemas/Manifest"})
+UID = validator(DOCUMENT["components"]["parameters"]["uid"]["schema"])
+FILENAME = validator(DOCUMENT["components"]["parameters"]["filename"]["schema"])
+
+PIECES = [
+    "/",
+    ".",
+    "..",
+    "a",
+    "%2e",
+    "%2E",
+    "\\",
+    "%5c",
+    "%2f",
+    "\0",
+    "%00",
+    "é",
+    "\n",
+    "%",
+    "%%2e",
+]
+texts = st.lists(st.sampled_from(PIECES), max_size=5).map("".join) | st.sampled_from(
+    ["a" * 255, "a" * 256, "b/" * 20, "x" * 1024, "x" * 1025]
+)
+others: st.SearchStrategy[object] = st.sampled_from([None, True, 1.5, [], {}, 7, -7, 2**70])
+sums = st.tuples(
+    st.sampled_from([0, 1, 2, *{2 * digest_size(name) for name in HASH_TYPES}]),
+    st.sampled_from("aF09g \n"),
+).map(lambda chosen: chosen[0] * chosen[1])
+entries = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": texts | others,
+        "path": texts | others,
+        "hashtype": st.sampled_from(HASH_TYPES) | others,
+        "hashsum": sums | others,
+        "more": others,
+    },
+)
+good = {"id": 1, "path": "a", "hashtype": "sha1", "hashsum": ""}
+manifests = st.fixed_dictionaries(
+    {},
+    optional={
+        "fileids": st.lists(entries.map(lambda entry: {**good, **entry}) | entries, max_size=1)
+        | others,
+        "bundle": st.booleans() | others,
+        "more": others,
+    },
+)
+
+
+def is_taken(manifest: object) -> bool:
+    try:
+        parse(json.dumps(manifest).encode())
+    except InvalidInput:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", ["id", "path"])
+def test_the_schema_of_ids_and_paths_allows_what_the_service_takes(key: str) -> None:
+    for count in range(4):
+        for pieces in product(PIECES, repeat=count):
+            manifest = {"fileids": [{**good, key: "".join(pieces)}]}
+            assert MANIFEST.is_valid(manifest) is is_taken(manifest), pieces
+
+
+@given(manifests | others)
+@example({"fileids": [{**good, "hashsum": "a" * 39 + "\n"}]})
+@example({"fileids": [{**good, "hashsum": "a" * 40 + "\n"}]})
+@example({"fileids": [{**good, "hashtype": "shake_128"}]})
+def test_the_schema_of_a_manifest_allows_what_the_service_takes(manifest: object) -> None:
+    assert MANIFEST.is_valid(manifest) is is_taken(manifest)
+
+
+@pytest.mark.parametrize("hash_type", HASH_TYPES)
+def test_the_schema_knows_how_long_a_hash_is(hash_type: str) -> None:
+    for digits in range(140):
+        entry = {
+            **good,
+            "hashtype": hash_type,
+            "hashsum": "aF" * (digits // 2) + "0" * (digits % 2),
+        }
+        assert MANIFEST.is_valid({"fileids": [entry]}) is (
+            digits in (0, 2 * digest_size(hash_type))
+        )
+
+
+def test_the_manifest_that_is_shown_is_taken() -> None:
+    assert MANIFEST.is_valid(EXAMPLE_MANIFEST) and is_taken(EXAMPLE_MANIFEST)
+
+
+@given(texts | st.text(max_size=4))
+@example("a\n")
+@example("-a")
+@example("~" * 255)
+def test_the_pattern_of_a_uid_allows_what_the_service_takes(uid: str) -> None:
+    assert UID.is_valid(uid) is _passes(check_uid, uid)
+
+
+@given(texts | st.sampled_from([".tar", "..tar", "...tar", "....tar", "a.tar"]))
+def test_the_schema_of_a_file_name_allows_what_the_service_takes(name: str) -> None:
+    assert FILENAME.is_valid(name) is _passes(check_filename, name)
+
+
+def _passes(check: Any, value: str) -> bool:
+    try:
+        check(value)
+    except InvalidInput:
+        return False
+    return True
