@@ -18,9 +18,9 @@ from twisted.web.iweb import IResponse
 from cartd import __version__
 from cartd.archive.agent import Request
 from cartd.archive.answers import (
+    MAX_QUOTED,
     ArchiveError,
     FileState,
-    clean,
     is_named,
     read_state,
     refusal,
@@ -30,6 +30,7 @@ from cartd.archive.answers import (
 from cartd.archive.body import excerpt, receive
 from cartd.archive.failures import failure, silence
 from cartd.errors import ConfigError
+from cartd.wording import clean
 
 MAX_REDIRECTS = 5
 
@@ -237,7 +238,8 @@ def _redirected(text: str, headers: Headers) -> str:
     url = EncodedURL.from_text(text)
     try:
         target = url.click(location)
-    except (URLParseError, ValueError) as error:
+    except (URLParseError, ValueError, NotImplementedError) as error:
+        # The last one for "http:x", which RFC 3986 (section 5.2.2) leaves open.
         raise ArchiveError(
             f"the archive redirects to what is no URL: {clean(location)}", retryable=False
         ) from error
@@ -260,6 +262,8 @@ def _unusable(response: IResponse) -> ArchiveError | None:
         return ArchiveError(message, retryable=True)
     encodings = ",".join(values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
-        message = f"the archive sent the file encoded, unasked: {clean(encodings.lower(), 40)}"
+        message = (
+            f"the archive sent the file encoded, unasked: {clean(encodings.lower(), MAX_QUOTED)}"
+        )
         return ArchiveError(message, retryable=False)
     return None

@@ -12,6 +12,7 @@ from cartd.config.file import ConfigFile, percent
 from cartd.config.settings import SETTINGS, Setting
 from cartd.config.values import parse_size
 from cartd.errors import ConfigError
+from cartd.wording import shown
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
 
@@ -110,7 +111,7 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
             return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
         return setting.parse(texts[0].strip())
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        raise ConfigError(shown(f"{place}: {error}")) from None
 
 
 def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
