@@ -83,6 +83,7 @@ def test_without_any_configuration_there_are_defaults() -> None:
         archive_outage_limit=86_400.0,
         archive_connect_timeout=10.0,
         archive_stall_timeout=60.0,
+        archive_least_rate=1000,
         archive_ca_file=None,
         database_url="sqlite:///db.sqlite3",
         database_connect_attempts=10,
@@ -122,6 +123,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "archive_outage_limit": ("0", 0.0, "0.5", 0.5),
     "archive_connect_timeout": ("1", 1.0, "2", 2.0),
     "archive_stall_timeout": ("1", 1.0, "2", 2.0),
+    "archive_least_rate": ("0", 0, "2 Kb", 2048),
     "archive_ca_file": ("/ca.pem", Path("/ca.pem"), "", None),
     "database_url": ("sqlite:////a", "sqlite:////a", "sqlite:///b", "sqlite:///b"),
     "database_connect_attempts": ("1", 1, "2", 2),
@@ -356,6 +358,7 @@ BAD: dict[str, list[str]] = {
     "archive_outage_limit": ["-1", "never"],
     "archive_connect_timeout": ["0"],
     "archive_stall_timeout": ["0"],
+    "archive_least_rate": ["-1", "slow"],
     "archive_ca_file": [],
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],

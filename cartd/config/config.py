@@ -12,7 +12,6 @@ from cartd.config.file import ConfigFile, percent
 from cartd.config.settings import SETTINGS, Setting
 from cartd.config.values import parse_size
 from cartd.errors import ConfigError
-from cartd.wording import shown
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
 
@@ -47,6 +46,8 @@ class Config:
     archive_outage_limit: float
     archive_connect_timeout: float
     archive_stall_timeout: float
+    archive_least_rate: int
+    """Bytes a second."""
     archive_ca_file: Path | None
     # [database]
     database_url: str
@@ -111,7 +112,7 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
             return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
         return setting.parse(texts[0].strip())
     except ValueError as error:
-        raise ConfigError(shown(f"{place}: {error}")) from None
+        raise ConfigError(f"{place}: {error}") from None
 
 
 def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:

@@ -16,7 +16,6 @@ from difflib import get_close_matches
 
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.wording import shown
 
 READ_PAST = {"celery"}
 """Sections of Pacifica's whose keys mean nothing here."""
@@ -60,12 +59,12 @@ class ConfigFile:
             return
         if section not in _KEYS:
             hint = _nearest(section, [*_KEYS, *READ_PAST], "[{}]")
-            raise ConfigError(f"{self.name}: section [{shown(section)}] is unknown{hint}")
+            raise ConfigError(f"{self.name}: section [{section}] is unknown{hint}")
         for key in self._parser[section]:
             # [DEFAULT] may hold anything, for use in other values.
             if key not in _KEYS[section] and key not in self._parser.defaults():
                 hint = _nearest(key, _KEYS[section], "{}") or _elsewhere(key)
-                raise ConfigError(f"{self.name}: [{section}] {shown(key)} is unknown{hint}")
+                raise ConfigError(f"{self.name}: [{section}] {key} is unknown{hint}")
 
 
 def percent(text: str, key: str | None) -> str:
@@ -91,7 +90,7 @@ def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
         if mark[1] is None:
             return sign
         if (other := others.get(mark[1])) is None:
-            raise LookupError(f"refers to %({shown(mark[1])})s, which is not there")
+            raise LookupError(f"refers to %({mark[1]})s, which is not there")
         return _put_in(other, key, others, depth + 1)
 
     return _MARK.sub(replace, text)
@@ -110,9 +109,9 @@ def _elsewhere(key: str) -> str:
 def _fault(error: IniError) -> str:
     """One line, and never the text of the file's, which may hold a password."""
     if isinstance(error, DuplicateOptionError):
-        return f"line {error.lineno}: [{shown(error.section)}] {shown(error.option)} is there twice"
+        return f"line {error.lineno}: [{error.section}] {error.option} is there twice"
     if isinstance(error, DuplicateSectionError):
-        return f"line {error.lineno}: section [{shown(error.section)}] is there twice"
+        return f"line {error.lineno}: section [{error.section}] is there twice"
     if isinstance(error, MissingSectionHeaderError):
         return f"line {error.lineno}: stands before any [section]"
     if isinstance(error, ParsingError):
