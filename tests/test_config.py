@@ -315,6 +315,14 @@ UNKNOWN: dict[str, tuple[str, str]] = {
     "no section like it": ("[xyzzy]", "site.ini: section [xyzzy] is unknown"),
     "key twice": ("[server]\nport = 1\nport = 2", "site.ini: line 3: [server] port is there twice"),
     "section twice": ("[server]\n[server]", "site.ini: line 2: section [server] is there twice"),
+    "unseen characters": (
+        "[\x1b[2J\x00]",
+        "site.ini: section [\\x1b[2J\\x00] is unknown",
+    ),
+    "unseen characters of a key": (
+        "[server]\nxyzzy\u202e = 1",
+        "site.ini: [server] xyzzy\\u202e is unknown",
+    ),
     "no section": ("port = 1", "site.ini: line 1: stands before any [section]"),
     "not INI": ("[server]\n\nsecret", "site.ini: line 3: is neither [section] nor key = value"),
     "refers to nothing": (
@@ -336,7 +344,7 @@ def test_what_is_unknown_is_refused_with_the_nearest_known(ini: str, message: st
 BAD: dict[str, list[str]] = {
     "port": ["", "x", "-1", "65536", "80.0", "\u0661"],
     "address": [""],
-    "endpoints": ["8081", "udp:53", "tcp", "stdio:"],
+    "endpoints": ["8081", "udp:53", "tcp", "stdio:", "tcp:1\0"],
     "shutdown_grace": ["", "30s", "-1", "nan", "inf"],
     "max_manifest": ["0", "big", ""],
     "volume_path": [""],
@@ -362,6 +370,7 @@ BAD: dict[str, list[str]] = {
     "archive_ca_file": [],
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
+        *["sqlite:///a\0b", "postgresql://h:/d", "postgresql://u:"],
         *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],
     ],
     "database_connect_attempts": ["0"],

@@ -57,8 +57,8 @@ class Archive:
     time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
     an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
     its body, and ``least_rate`` how many bytes a second of a file must come on the average of some
-    minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which closes
-    its connection at once.  A request keeps its connection until its body has ended.
+    minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which
+    closes its connection at once.  A request keeps its connection until its body has ended.
     """
 
     def __init__(

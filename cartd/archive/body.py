@@ -43,8 +43,8 @@ def receive(
     Fails with a retryable :class:`ArchiveError` if the body is cut short (by its own framing: the
     declared length or the last chunk), or if not a byte comes for ``stall_timeout`` seconds while
     the sink did not pause, or in some minutes on the average fewer than ``least_rate`` a second,
-    which ends a drip of single bytes; and with whatever ``sink.write`` raises.  A body that only the end of
-    the connection delimits is taken as whole: the sink must know how long it should be.
+    which ends a drip of single bytes; and with whatever ``sink.write`` raises.  A body that only
+    the end of the connection delimits is taken as whole: the sink must know how long it should be.
     Except after a whole body the connection is dropped at once; so it is when cancelled.
     """
     body = _Body(sink, clock, stall_timeout, least_rate)

@@ -255,8 +255,8 @@ SETTINGS = (
         "1 KB",
         values.parse_size,
         "size a second",
-        "How slowly a file may come, on the average of five minutes, before its transfer is given up"
-        " and tried again; 0 is no limit.",
+        "How slowly a file may come, on the average of five minutes, before its transfer is given"
+        " up and tried again; 0 is no limit.",
     ),
     Setting(
         "archive_ca_file",

@@ -159,6 +159,8 @@ def sqlalchemy_url(value: str) -> str:
         raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
     _split(value)
     login, at, host = authority[1].rpartition("@")
+    if host.endswith(":"):
+        raise ValueError("is not a URL: there is no port behind the colon")
     return f"{dialect}://{login.replace('@', '%40')}{at}{host}{_without_peewee(authority[2])}"
 
 

@@ -42,5 +42,5 @@ def check(data: bytes) -> None:
     assert len(parts[3]) == len(name)
     message = message_from_string(f"Content-Disposition: {value}\r\n\r\n", policy=policy.HTTP)
     assert message.keys() == ["Content-Disposition"]
-    if not name.strip().startswith('"'):  # the parser takes quotes off, and white space
+    if not name.strip().startswith(('"', "<")):  # the parser takes quotes off, and white space
         assert message.get_filename() == name.strip()
