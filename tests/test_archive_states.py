@@ -74,7 +74,7 @@ async def test_the_headers_of_a_state_are_read(
         pytest.param({"last_modified": "1e9"}, "Last-Modified header makes", True, id="exponent2"),
         pytest.param({"last_modified": "1" + "0" * 18}, "makes no sense: 1", True, id="19-digits"),
         pytest.param(
-            {"last_modified": "9" * 15 + "." + "0" * 30_000}, "beyond all", False, id="fraction"
+            {"last_modified": "9" * 15 + "." + "0" * 5000}, "beyond all", False, id="fraction"
         ),
         pytest.param({"last_modified": "1" * 14}, "Last-Modified header is", False, id="far-off"),
     ],
