@@ -2,8 +2,8 @@
 
 Each turn goes on from what the turns before have reached, which is kept in ``.fuzz/`` beside the
 findings.  A finding ends the turns of its target, and makes the exit status 1: its input, as a line
-for the corpus, is in the report.  ``--keep`` then puts into the corpora of the repository what
-reaches something that nothing smaller there does.
+for the corpus, is in the report.  ``--keep`` then adds the smallest inputs that reached something
+new to the corpora of the repository.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tests.fuzz.corpus import escaped, keep, kept
 from tests.fuzz.mutation import LIMIT
@@ -28,6 +27,8 @@ SLOW = 10
 """Seconds after which one input counts as a hang."""
 MEMORY = 1024
 """MiB at which it counts as a leak."""
+KEPT_AT_ONCE = 20
+"""Inputs that ``--keep`` adds to a corpus: small ones, and few, for each is read by the suite."""
 
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s+([0-9]+)")
 _NEW = re.compile(r"stat::new_units_added:\s+([0-9]+)")
@@ -55,16 +56,15 @@ class Turns:
         self.corpus.mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(kept(self.name)):
             (self.corpus / f"kept-{number}").write_bytes(data)
-        words = (PLACE / f"{self.name}.dict").open("w")
-        with words:
-            words.writelines(f'"{_quoted(word)}"\n' for word in target(self.name).words)
+        words = [f'"{_quoted(word)}"\n' for word in target(self.name).words]
+        (PLACE / f"{self.name}.dict").write_text("".join(words), "ascii")
 
     def take(self, seconds: float) -> None:
         """One turn; afterwards ``findings`` may hold something."""
         found = PLACE / "findings" / self.name
         found.mkdir(parents=True, exist_ok=True)
         before = {*found.iterdir()}
-        output = self.run(
+        output = self._run(
             f"-max_total_time={max(1, round(seconds))}",
             f"-max_len={LIMIT}",
             f"-timeout={SLOW}",
@@ -84,7 +84,7 @@ class Turns:
         self.findings += [file.read_bytes() for file in sorted({*found.iterdir()} - before)]
         assert covered or self.findings, output
 
-    def run(self, *arguments: str) -> str:
+    def _run(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "tests.fuzz.guided", self.name, *arguments],
             stdout=subprocess.PIPE,
@@ -94,11 +94,10 @@ class Turns:
         return done.stdout.decode(errors="replace")
 
     def keep(self) -> None:
-        """Add the smallest inputs that reach all that is reached now."""
-        with TemporaryDirectory() as chosen:
-            self.run("-merge=1", f"-max_len={LIMIT}", chosen, str(self.corpus))
-            smallest = [file.read_bytes() for file in Path(chosen).iterdir()]
-        keep(self.name, [*kept(self.name), *smallest])
+        """Put the smallest inputs that reached something new into the corpus of the repository."""
+        reached = [file.read_bytes() for file in self.corpus.iterdir()]
+        new = sorted({*reached} - {*kept(self.name)}, key=len)
+        keep(self.name, [*kept(self.name), *new[:KEPT_AT_ONCE]])
 
 
 def _quoted(word: bytes) -> str:

@@ -19,7 +19,7 @@ WORDS = (
 
        *(f"[{section}]\n".encode() for section in ("server", "cartd", "database", "DEFAULT")),
     *(f"\n{setting.key} = ".encode() for setting in SETTINGS),
-    b"%(home)s", b"%%", b"%", b"4 Mb", b"none", b"1e3", b"nan", b"postgresql://u:hunter2@h/d?a=b",
+    b"%(home)s", b"%%", b"%", b"4 Mb", b"none", b"1e3", b"nan", b"inf", b"postgresql://u:hunter2@h/d?a=b",
     b"sqlite:///a", b"http://[::1]:80/", b"#", b";", b"\n ", b"\r", b"\x85", b"peewee_url = ",
     b"\xe2\x80\xa8", b"tcp:1", b"\0",
 )  # fmt: skip
