@@ -15,7 +15,7 @@ from tests.faulty_archive import FaultyArchive
 from tests.hostile_answers import ANSWERS, DATA, STALL
 from tests.running_cartd import RunningCartd, entry, manifest
 
-INI = f"[archiveinterface]\nretries = 1\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
+INI = f"[archiveinterface]\nretries = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
 MOST_MEMORY = 48 << 20
 """Bytes that the service may take more at its worst: a bomb alone would be 20 MB."""
 LONGEST = 500
@@ -52,7 +52,7 @@ def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
 def assert_is_told(cartd: RunningCartd, name: str) -> None:
     """The cart is in error, and in every answer that says so."""
     told = cartd.wait_until(uid(name), "error")
-    assert ANSWERS[name].told in told, told
+    assert ANSWERS[name].told in told
     assert told.isascii() and told.isprintable() and len(told) <= LONGEST
     got = cartd.get(f"/{uid(name)}")
     assert got.status == 500
@@ -88,14 +88,14 @@ async def test_whatever_it_answers_is_told_in_one_line_and_leaves_nothing(tmp_pa
 @pytest_twisted.ensureDeferred
 async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path: Path) -> None:
     floods = {
-        "headers": steps(Send(b"HTTP/1.1 200 OK\r\nA: "), Drip(b"x" * 60_000, 500, 0.005)),
-        "extensions": steps(Send(head(200, [("Transfer-Encoding", "chunked")]) + b"5;"),
-                            Endless(b"x" * 65_536)),
-        "errors": steps(Send(head(500)), Drip(b"x" * 16_000, 100, 0.005)),
+        "headers": steps(Send(b"HTTP/1.1 200 OK\r\nA: "), Endless(b"x" * 65_536)),
+        "errors": steps(Send(head(500)), Endless(b"x" * 65_536)),
         "single": steps(Send(head(200, [("Transfer-Encoding", "chunked")])),
-                        Drip(b"1\r\nx\r\n" * 900, 6, 0.0005)),
+                        Drip(b"1\r\nx\r\n" * 500, 6)),
     }  # fmt: skip
-    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+    # What should be cut at once would go on for as long as the archive may be silent.
+    patient = INI.replace(f"stall_timeout = {STALL}", "stall_timeout = 5")
+    async with cartd_beside_an_archive(tmp_path, patient) as (cartd, archive):
         await deferToThread(cartd.get, "/")
         before = most_memory(cartd)
         for kind, flood in floods.items():
