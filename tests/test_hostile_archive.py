@@ -99,7 +99,7 @@ async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path:
         await deferToThread(cartd.get, "/")
         before = most_memory(cartd)
         for kind, flood in floods.items():
-            ids = [f"{kind}-{number}" for number in range(60)]
+            ids = [f"{kind}-{number}" for number in range(32)]
             for archive_id in ids:
                 archive.put(archive_id, DATA)
                 archive.fault(archive_id, flood, method="GET", times=None)
