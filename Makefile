@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MINUTES := 60
 
-.PHONY: help demo run test soak api-check bench check clean
+.PHONY: help demo run test fuzz soak api-check bench check clean
 
 help:
 	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
 	@echo "make run    keep cartd and an archive running, and print what to type next"
 	@echo "make test   run the whole test suite"
+	@echo "make fuzz   feed what reads foreign text with mutations for MINUTES=10, and report findings"
 	@echo "make soak   kill cartd under load for MINUTES=60, and report what it took and sent"
 	@echo "make api-check  ask cartd what its OpenAPI description allows for MINUTES=60"
 	@echo "make bench  measure cartd beside its peers (bench/README.md)"
@@ -37,6 +38,10 @@ test: $(READY)
 	@demo/tools curl tar bsdtar wget aria2c
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
+fuzz: MINUTES := 10
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) $(ARGS)
+
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")
 
@@ -53,4 +58,4 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build .demo .bench .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,19 +7,21 @@ from http import HTTPStatus
 from typing import ClassVar
 
 from cartd import __version__
+from cartd.wording import shown
 
 
 class CartdError(Exception):
     """Something that a user can be told about in one sentence.
 
-    ``str(error)`` is that sentence; ``code`` is the HTTP status that answers it.
+    ``str(error)`` is that sentence, fit for a log or a terminal whatever names it quotes; ``code``
+    is the HTTP status that answers it.
     """
 
     code: ClassVar[int] = 500
 
     def __init__(self, message: str = "", *, limit: str | None = None) -> None:
         """``limit`` is the setting that was gone over, as ``server.max_manifest``, if one was."""
-        super().__init__(message)
+        super().__init__(shown(message))
         self.limit = limit
 
 

@@ -116,6 +116,7 @@ class Parts:
             now=now,
             head_timeout=config.archive_stall_timeout,
             stall_timeout=config.archive_stall_timeout,
+            least_rate=config.archive_least_rate,
         )
 
     def start(self, *, take_up: bool) -> None:

@@ -17,6 +17,7 @@ from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.outage import Outage
 from cartd.tolerance import Tolerance
+from cartd.wording import shown
 
 T = TypeVar("T")
 log = Logger()
@@ -80,7 +81,7 @@ class Patience:
                 continue
             pause = next(pauses, None)
             if pause is not None and getattr(failure, "retryable", True):
-                log.info("Trying {path} again: {failure}", path=file.path, failure=failure)
+                log.info("Trying {path} again: {failure}", path=shown(file.path), failure=failure)
                 await self._wait(pause, failure)
             elif await self._is_innocent(cart, file, failure, answers):
                 pauses = waits(self._tries, self._random)

@@ -12,6 +12,8 @@ from cartd.errors import RangeNotSatisfiable
 _WHITESPACE = " \t"
 _UNIT = "bytes="
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
+_DIGITS = 30
+"""More than any length has."""
 _ENTITY_TAG = re.compile(r'"[^"]*"')
 
 
@@ -91,7 +93,7 @@ def _parse(header: str, length: int) -> tuple[int, int] | None:
     if match is None:
         return None
     first, last = match.groups()
-    if first and last and _number(last) < _number(first):
+    if first and last and _order(last) < _order(first):
         return None
     if first:
         return _number(first), min(_number(last) + 1, length) if last else length
@@ -100,6 +102,13 @@ def _parse(header: str, length: int) -> tuple[int, int] | None:
     return None
 
 
+def _order(digits: str) -> tuple[int, str]:
+    """What sorts as the numbers do, however many digits they have."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
+
+
 def _number(digits: str) -> int:
-    """The number, or one of the same 30 first digits: int() refuses thousands of them."""
-    return int(digits.lstrip("0")[:30] or "0")
+    """The number, or one beyond any length: int() refuses thousands of digits."""
+    size, significant = _order(digits)
+    return int(significant or "0") if size <= _DIGITS else 10**_DIGITS

@@ -29,6 +29,7 @@ from cartd.staging import Staging
 from cartd.staging_tools import Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
+from cartd.wording import shown
 
 LEASE = 60.0
 """Seconds for which a lease holds unless it is renewed."""
@@ -178,7 +179,7 @@ class Stager:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
-            await self._fail(cart_id, f"Internal error: {type(error).__name__}: {error}")
+            await self._fail(cart_id, shown(f"Internal error: {type(error).__name__}: {error}"))
 
     async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
         staging = Staging(tools, cart, self._holders.name, resumed=resumed)

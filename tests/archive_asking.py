@@ -29,6 +29,7 @@ reactor: Any = _reactor
 
 HEAD_TIMEOUT = 60.0
 STALL_TIMEOUT = 30.0
+LEAST_RATE = 10.0
 PATIENCE = 20.0
 """Real seconds after which something that must happen is said to have failed."""
 
@@ -53,6 +54,7 @@ class Asking:
         faulty: FaultyArchive,
         *,
         ca_file: Path | None = None,
+        least_rate: float = LEAST_RATE,
     ) -> None:
         self.faulty = faulty
         self.clock = Clock()
@@ -66,6 +68,7 @@ class Asking:
             now=self.clock.seconds,
             head_timeout=HEAD_TIMEOUT,
             stall_timeout=STALL_TIMEOUT,
+            least_rate=least_rate,
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -151,6 +154,7 @@ async def asking(
     tls: Any = None,
     ca_file: Path | None = None,
     claimed: str = "",
+    least_rate: float = LEAST_RATE,
 ) -> AsyncIterator[Asking]:
     """Ends by closing the pool, and fails if a connection or a logged error is left.
 
@@ -161,7 +165,7 @@ async def asking(
     if claimed:
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
-        asked = Asking(make_client, url, faulty, ca_file=ca_file)
+        asked = Asking(make_client, url, faulty, ca_file=ca_file, least_rate=least_rate)
         try:
             yield asked
             await asked.pool.closeCachedConnections()

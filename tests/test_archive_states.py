@@ -70,6 +70,12 @@ async def test_the_headers_of_a_state_are_read(
         pytest.param({"last_modified": None}, "has no Last-Modified", True, id="no-time"),
         pytest.param({"last_modified": "soon"}, "Last-Modified header makes", True, id="soon"),
         pytest.param({"last_modified": "nan"}, "Last-Modified header makes", True, id="nan"),
+        pytest.param({"last_modified": "-inf"}, "Last-Modified header makes", True, id="inf"),
+        pytest.param({"last_modified": "1e9"}, "Last-Modified header makes", True, id="exponent2"),
+        pytest.param({"last_modified": "1" + "0" * 18}, "makes no sense: 1", True, id="19-digits"),
+        pytest.param(
+            {"last_modified": "9" * 15 + "." + "0" * 5000}, "beyond all", False, id="fraction"
+        ),
         pytest.param({"last_modified": "1" * 14}, "Last-Modified header is", False, id="far-off"),
     ],
 )  # fmt: skip

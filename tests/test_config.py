@@ -94,6 +94,7 @@ def test_without_any_configuration_there_are_defaults() -> None:
         archive_outage_limit=86_400.0,
         archive_connect_timeout=10.0,
         archive_stall_timeout=60.0,
+        archive_least_rate=1000,
         archive_ca_file=None,
         auth_max_carts_staging=None,
         auth_max_files=None,
@@ -149,6 +150,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "archive_outage_limit": ("0", 0.0, "0.5", 0.5),
     "archive_connect_timeout": ("1", 1.0, "2", 2.0),
     "archive_stall_timeout": ("1", 1.0, "2", 2.0),
+    "archive_least_rate": ("0", 0, "2 Kb", 2048),
     "archive_ca_file": ("/ca.pem", Path("/ca.pem"), "", None),
     "auth_max_carts_staging": ("20", 20, "0", None),
     "auth_max_files": ("None", None, "1000000", 1_000_000),
@@ -351,6 +353,14 @@ UNKNOWN: dict[str, tuple[str, str]] = {
     "no section like it": ("[xyzzy]", "site.ini: section [xyzzy] is unknown"),
     "key twice": ("[server]\nport = 1\nport = 2", "site.ini: line 3: [server] port is there twice"),
     "section twice": ("[server]\n[server]", "site.ini: line 2: section [server] is there twice"),
+    "unseen characters": (
+        "[\x1b[2J\x00]",
+        "site.ini: section [\\x1b[2J\\x00] is unknown",
+    ),
+    "unseen characters of a key": (
+        "[server]\nxyzzy\u202e = 1",
+        "site.ini: [server] xyzzy\\u202e is unknown",
+    ),
     "no section": ("port = 1", "site.ini: line 1: stands before any [section]"),
     "not INI": ("[server]\n\nsecret", "site.ini: line 3: is neither [section] nor key = value"),
     "refers to nothing": (
@@ -372,7 +382,7 @@ def test_what_is_unknown_is_refused_with_the_nearest_known(ini: str, message: st
 BAD: dict[str, list[str]] = {
     "port": ["", "x", "-1", "65536", "80.0", "\u0661"],
     "address": [""],
-    "endpoints": ["8081", "udp:53", "tcp", "stdio:"],
+    "endpoints": ["8081", "udp:53", "tcp", "stdio:", "tcp:1\0"],
     "shutdown_grace": ["", "30s", "-1", "nan", "inf"],
     "max_manifest": ["0", "big", ""],
     "max_entries": ["0", "-1", "1 KB"],
@@ -404,6 +414,7 @@ BAD: dict[str, list[str]] = {
     "archive_outage_limit": ["-1", "never"],
     "archive_connect_timeout": ["0"],
     "archive_stall_timeout": ["0"],
+    "archive_least_rate": ["-1", "slow"],
     "archive_ca_file": [],
     "auth_max_carts_staging": ["-1", "few"],
     "auth_max_files": ["1.5"],
@@ -413,6 +424,7 @@ BAD: dict[str, list[str]] = {
     "auth_proxy_addresses": ["proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1:80"],
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
+        *["sqlite:///a\0b", "postgresql://h:/d", "postgresql://u:"],
         *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],
     ],
     "database_connect_attempts": ["0"],

@@ -9,6 +9,7 @@ from cartd.model import Cart, CartStatus
 from cartd.orphans import Orphans
 from cartd.store import Store
 from cartd.verification import Damage, Verification
+from cartd.wording import shown
 
 
 class Verify:
@@ -81,8 +82,7 @@ class Verify:
     def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
-            path = damage.path if damage.path.isprintable() else ascii(damage.path)
-            self._say(f"{cart.uid}: {path} {damage.fault}")
+            self._say(f"{cart.uid}: {shown(damage.path)} {damage.fault}")
         self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError
+from cartd.wording import clean
 
 MAX_SIZE = 1 << 50
 """Bytes; a file that claims more (1 PiB) is taken for nonsense, not for a file."""
@@ -28,7 +29,8 @@ MAX_TIME = 253_402_300_799
 """The last second of the year 9999, where HTTP dates end (RFC 9110, section 5.6.7)."""
 
 MAX_RETRY_AFTER = 86_400.0
-MAX_MESSAGE = 200
+MAX_QUOTED = 40
+"""Characters of a value that makes no sense."""
 
 _RETRYABLE_4XX = frozenset({408, 425, 429})
 _OUTAGES = frozenset({502, 503, 504})
@@ -136,12 +138,6 @@ def values(headers: Headers, name: bytes) -> list[str]:
     return [value.decode("latin-1").strip() for value in raw]
 
 
-def clean(text: str, limit: int = MAX_MESSAGE) -> str:
-    """``text`` on one line, without control or formatting characters, cut to ``limit``."""
-    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
-    return " ".join(printable.split())[:limit].rstrip()
-
-
 def _single(headers: Headers, name: bytes) -> str:
     found = values(headers, name)
     if not found:
@@ -155,7 +151,7 @@ def _single(headers: Headers, name: bytes) -> str:
 
 def _garbled(name: str, value: str) -> ArchiveError:
     return ArchiveError(
-        f"the archive's {name} header makes no sense: {clean(value, 40)}", retryable=True
+        f"the archive's {name} header makes no sense: {clean(value, MAX_QUOTED)}", retryable=True
     )
 
 
@@ -181,7 +177,8 @@ def _time(value: str) -> int:
         seconds = date
     if seconds > MAX_TIME:
         raise ArchiveError(
-            f"the archive's Last-Modified header is beyond all bounds: {value}", retryable=False
+            f"the archive's Last-Modified header is beyond all bounds: {clean(value, MAX_QUOTED)}",
+            retryable=False,
         )
     return max(0, math.floor(seconds))
 

@@ -18,9 +18,9 @@ from twisted.web.iweb import IResponse
 from cartd import __version__
 from cartd.archive.agent import Request
 from cartd.archive.answers import (
+    MAX_QUOTED,
     ArchiveError,
     FileState,
-    clean,
     is_named,
     read_state,
     refusal,
@@ -30,6 +30,7 @@ from cartd.archive.answers import (
 from cartd.archive.body import excerpt, receive
 from cartd.archive.failures import failure, silence
 from cartd.errors import ConfigError
+from cartd.wording import clean
 
 MAX_REDIRECTS = 5
 
@@ -55,8 +56,9 @@ class Archive:
     ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
     time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
     an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
-    its body.  All three requests raise :class:`ArchiveError`; each may be cancelled, which closes
-    its connection at once.  A request keeps its connection until its body has ended.
+    its body, and ``least_rate`` how many bytes a second of a file must come on the average of some
+    minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which
+    closes its connection at once.  A request keeps its connection until its body has ended.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Archive:
         now: Callable[[], float],
         head_timeout: float,
         stall_timeout: float,
+        least_rate: float = 0.0,
     ) -> None:
         self._client = client
         self._base = _base(base_url)
@@ -75,6 +78,7 @@ class Archive:
         self._now = now
         self._head_timeout = head_timeout
         self._stall_timeout = stall_timeout
+        self._least_rate = least_rate
 
     async def status(self, archive_id: str) -> FileState:
         """``HEAD /ID``: the file's size and time, and whether it must be staged first.
@@ -119,7 +123,7 @@ class Archive:
         if wrong is not None:
             await self._excerpt(response)
             raise wrong
-        await receive(response, sink, self._clock, self._stall_timeout)
+        await receive(response, sink, self._clock, self._stall_timeout, self._least_rate)
 
     async def _ask(self, method: str, archive_id: str) -> IResponse:
         """The first answer that is 2xx; redirects that stay with the same server are followed."""
@@ -237,7 +241,8 @@ def _redirected(text: str, headers: Headers) -> str:
     url = EncodedURL.from_text(text)
     try:
         target = url.click(location)
-    except (URLParseError, ValueError) as error:
+    except (URLParseError, ValueError, NotImplementedError) as error:
+        # The last one for "http:x", which RFC 3986 (section 5.2.2) leaves open.
         raise ArchiveError(
             f"the archive redirects to what is no URL: {clean(location)}", retryable=False
         ) from error
@@ -260,6 +265,8 @@ def _unusable(response: IResponse) -> ArchiveError | None:
         return ArchiveError(message, retryable=True)
     encodings = ",".join(values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
-        message = f"the archive sent the file encoded, unasked: {clean(encodings.lower(), 40)}"
+        message = (
+            f"the archive sent the file encoded, unasked: {clean(encodings.lower(), MAX_QUOTED)}"
+        )
         return ArchiveError(message, retryable=False)
     return None

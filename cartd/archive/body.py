@@ -27,19 +27,27 @@ from cartd.archive.failures import failure
 EXCERPT_LIMIT = 16 * 1024
 """Bytes of a body that nobody needs; a longer one costs its connection."""
 
+PACE_SECONDS = 300.0
+"""Over how long it is looked at whether a body comes fast enough: networks have bad minutes."""
+
 
 def receive(
-    response: IResponse, sink: IConsumer, clock: IReactorTime, stall_timeout: float
+    response: IResponse,
+    sink: IConsumer,
+    clock: IReactorTime,
+    stall_timeout: float,
+    least_rate: float = 0.0,
 ) -> Deferred[None]:
     """Write the body of ``response`` to ``sink``; fires when all of it is written.
 
     Fails with a retryable :class:`ArchiveError` if the body is cut short (by its own framing: the
     declared length or the last chunk), or if not a byte comes for ``stall_timeout`` seconds while
-    the sink did not pause; and with whatever ``sink.write`` raises.  A body that only the end of
-    the connection delimits is taken as whole: the sink must know how long it should be.
+    the sink did not pause, or in some minutes on the average fewer than ``least_rate`` a second,
+    which ends a drip of single bytes; and with whatever ``sink.write`` raises.  A body that only
+    the end of the connection delimits is taken as whole: the sink must know how long it should be.
     Except after a whole body the connection is dropped at once; so it is when cancelled.
     """
-    body = _Body(sink, clock, stall_timeout)
+    body = _Body(sink, clock, stall_timeout, least_rate)
     response.deliverBody(body)
     body.wait()
     return body.done
@@ -62,11 +70,17 @@ async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> b
 class _Body(Protocol):
     transport: Any
 
-    def __init__(self, sink: IConsumer, clock: IReactorTime, stall_timeout: float) -> None:
+    def __init__(
+        self, sink: IConsumer, clock: IReactorTime, stall_timeout: float, least_rate: float
+    ) -> None:
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._sink = sink
         self._clock = clock
         self._stall_timeout = stall_timeout
+        self._least_rate = least_rate
+        self._since = 0.0
+        """When it was looked at last, and ``_came``: the bytes that have come from then on."""
+        self._came = 0
         self._silence: IDelayedCall | None = None
         self._paused = False
         self._ended = False
@@ -84,6 +98,8 @@ class _Body(Protocol):
             return
         if self._silence is not None:
             self._silence.reset(self._stall_timeout)
+            if not self._keeps_pace(len(data)):
+                return
         try:
             self._sink.write(data)
         except Exception:
@@ -115,11 +131,25 @@ class _Body(Protocol):
     def _listen(self) -> None:
         if self._silence is None:
             self._silence = self._clock.callLater(self._stall_timeout, self._stalled)
+            self._since, self._came = self._clock.seconds(), 0
 
     def _stop_listening(self) -> None:
         if self._silence is not None and self._silence.active():
             self._silence.cancel()
         self._silence = None
+
+    def _keeps_pace(self, came: int) -> bool:
+        """Count bytes; no timer is needed, for there is one that ends a silence."""
+        self._came += came
+        seconds = self._clock.seconds() - self._since
+        if seconds < PACE_SECONDS:
+            return True
+        if self._came < self._least_rate * seconds:
+            message = f"the archive sent only {self._came} bytes in {seconds:.0f} seconds"
+            self._give_up(Failure(ArchiveError(message, retryable=True)))
+            return False
+        self._since, self._came = self._since + seconds, 0
+        return True
 
     def _stalled(self) -> None:
         message = f"the archive sent nothing for {self._stall_timeout:g} seconds"

@@ -18,7 +18,8 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
-from cartd.archive.answers import ArchiveError, clean
+from cartd.archive.answers import ArchiveError
+from cartd.wording import clean
 
 
 def failure(raised: BaseException, *, begun: bool = False) -> ArchiveError | None:

@@ -57,6 +57,8 @@ class Config:
     archive_outage_limit: float
     archive_connect_timeout: float
     archive_stall_timeout: float
+    archive_least_rate: int
+    """Bytes a second."""
     archive_ca_file: Path | None
     # [auth]: off if there is neither of the first two
     auth_file: Path | None

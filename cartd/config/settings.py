@@ -226,6 +226,16 @@ SETTINGS = (
         "How long the archive may be silent, before its answer or within it.",
     ),
     Setting(
+        "archive_least_rate",
+        "archiveinterface",
+        "least_rate",
+        "1 KB",
+        values.parse_size,
+        "size a second",
+        "How slowly a file may come, on the average of five minutes, before its transfer is given"
+        " up and tried again; 0 is no limit.",
+    ),
+    Setting(
         "archive_ca_file",
         "archiveinterface",
         "ca_file",

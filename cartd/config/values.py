@@ -131,7 +131,7 @@ def size_above_zero(value: str) -> int:
 
 def endpoint(value: str) -> str:
     """A Twisted endpoint; only its kind is looked at, the rest is parsed where it listens."""
-    kind, colon, _ = value.partition(":")
+    kind, colon, _ = text(value).partition(":")
     if not colon or kind not in ENDPOINTS:
         raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
     return value
@@ -175,6 +175,8 @@ def sqlalchemy_url(value: str) -> str:
     (its playhouse.db_url), its parameters for pools are dropped, and an ``@`` in a password need
     not be encoded.  A reason never shows the URL, which may hold a password.
     """
+    if "\0" in value:
+        raise ValueError("holds a NUL")
     kind, _, rest = value.partition(":")
     kind = kind.lower().removesuffix("+pool")
     dialect = _DATABASES.get(kind)
@@ -189,6 +191,8 @@ def sqlalchemy_url(value: str) -> str:
         raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
     _split(value)
     login, at, host = authority[1].rpartition("@")
+    if host.endswith(":"):
+        raise ValueError("is not a URL: there is no port behind the colon")
     return f"{dialect}://{login.replace('@', '%40')}{at}{host}{_without_peewee(authority[2])}"
 
 

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from cartd.errors import Unavailable
 from cartd.volume.partial import FULL, refuse
 from cartd.volume.paths import VolumePaths
+from cartd.wording import shown
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
@@ -41,7 +42,11 @@ def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
     own = paths.cart(cart_id)
     if occupied != own and own not in occupied.parents:
         refuse(occupied)
-    log.warn("{path} is in the way of a file of cart {id} and goes", path=str(occupied), id=cart_id)
+    log.warn(
+        "{path} is in the way of a file of cart {id} and goes",
+        path=shown(str(occupied)),
+        id=cart_id,
+    )
     take_away(occupied, paths.temporary(cart_id, "in-the-way"))
 
 

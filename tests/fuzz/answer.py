@@ -1,0 +1,92 @@
+"""What answers mean: a value within bounds, or an error fit for any user; and nobody else is asked.
+
+An input is a letter for what is asked (``H`` status, ``P`` stage, all else fetch), and what the
+archive sends then, each time that it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from cartd.archive import Archive, ArchiveError, FileState
+from cartd.archive.answers import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
+from cartd.archive.archive import MAX_REDIRECTS
+from cartd.archive.client import NoCookies
+from tests.archive_asking import Sink
+from tests.fuzz.peer import SameAnswer
+
+WORDS = (
+    b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 204 No\r\n", b"HTTP/1.1 302 Found\r\n",
+    b"HTTP/1.1 500 Bad\r\n",
+    b"HTTP/1.1 503 Away\r\n", b"Content-Length: 0\r\n\r\n", b"X-Content-Length: 5\r\n", b"\r\n\r\n",
+    b"Last-Modified: 1700000000.25\r\n", b"Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+    b"X-Pacifica-File-Storage-Media: disk\r\n", b"X-Pacifica-File: /srv/7\r\n",
+    b"Retry-After: 5\r\n",
+    b"Location: ", b"http:", b"//127.0.0.1:8080/", b"file:///", b"/../", b"?", b"#", b"@", b"%2f",
+    b"Content-Encoding: gzip\r\n", b"Set-Cookie: a=b\r\n", b'{"message": "', b'", "traceback": "',
+    b"No such file or directory: '/srv/7'", b"\\ud800", b"\x1b[2J", b"\xc2\x85", b"9" * 31, b"-",
+    b".",
+    b"nan", b"inf", b"1e9", b"\xe2\x80\xae", b"[[[[[[[[",
+)  # fmt: skip
+
+URL = "http://127.0.0.1:8080/"
+_ORIGIN = ("http", "127.0.0.1", 8080, b"127.0.0.1:8080")
+_LONGEST = 320
+_STALL = 60.0
+
+
+def check(data: bytes) -> None:
+    asked, wire = data[:1], data[1:]
+    agent, clock, sink = SameAnswer(wire), Clock(), Sink()
+    archive = Archive(
+        HTTPClient(agent, cookiejar=NoCookies()),
+        URL,
+        clock,
+        now=lambda: 1_700_000_000.0,
+        head_timeout=_STALL,
+        stall_timeout=_STALL,
+    )
+    asking: Coroutine[Any, Any, Any] = archive.fetch("7", sink)
+    if asked in (b"H", b"P"):
+        asking.close()
+        asking = archive.status("7") if asked == b"H" else archive.stage("7")
+    outcome = _outcome(asking)
+    assert clock.getDelayedCalls() == []
+    assert sink.producer is None
+    assert len(sink.data) <= len(wire)
+    assert len(agent.asked) <= 2 * (MAX_REDIRECTS + 1)
+    assert {request.origin for request in agent.asked} == {_ORIGIN}
+    if isinstance(outcome, ArchiveError):
+        _check_error(outcome)
+    elif asked == b"H":
+        assert isinstance(outcome, FileState)
+        assert 0 <= outcome.size <= MAX_SIZE
+        assert 0 <= outcome.mtime <= MAX_TIME
+    else:
+        assert outcome is None
+
+
+def _outcome(asking: Coroutine[Any, Any, Any]) -> Any:
+    """What it gives, or the ArchiveError that it raises; everything else is raised."""
+    outcomes: list[Any] = []
+    Deferred.fromCoroutine(asking).addBoth(outcomes.append)
+    [outcome] = outcomes
+    if isinstance(outcome, Failure):
+        if outcome.check(ArchiveError) is None:
+            outcome.raiseException()
+        return outcome.value
+    return outcome
+
+
+def _check_error(error: ArchiveError) -> None:
+    said = str(error)
+    assert said.isprintable() and len(said) <= _LONGEST, said
+    assert said.startswith(("the archive", "an empty id")), said
+    assert error.retry_after is None or 0 <= error.retry_after <= MAX_RETRY_AFTER
+    assert not (error.missing and error.retryable)

@@ -1,0 +1,141 @@
+"""``python -m tests.fuzz.campaign --minutes 10``: all targets in turns, led by coverage; a report.
+
+Each turn goes on from what the turns before have reached, which is kept in ``.fuzz/`` beside the
+findings.  A finding ends the turns of its target, and makes the exit status 1: its input, as a line
+for the corpus, is in the report.  ``--keep`` then adds the smallest inputs that reached something
+new to the corpora of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.fuzz.corpus import escaped, keep, kept
+from tests.fuzz.mutation import LIMIT
+from tests.fuzz.targets import NAMES, target
+
+PLACE = Path(__file__).parent.parent.parent / ".fuzz"
+TURN = 60.0
+"""Seconds of a turn, at most."""
+SLOW = 10
+"""Seconds after which one input counts as a hang."""
+MEMORY = 1024
+"""MiB at which it counts as a leak."""
+KEPT_AT_ONCE = 20
+"""Inputs that ``--keep`` adds to a corpus: small ones, and few, for each is read by the suite."""
+
+_EXECUTED = re.compile(r"stat::number_of_executed_units:\s+([0-9]+)")
+_NEW = re.compile(r"stat::new_units_added:\s+([0-9]+)")
+_COVERED = re.compile(r"cov: ([0-9]+)")
+
+
+@dataclass
+class Turns:
+    """What came of one target so far."""
+
+    name: str
+    executions: int = 0
+    new: int = 0
+    """Inputs that reached something new."""
+    first: int = 0
+    """Places covered at the beginning, and ``last``, in the end."""
+    last: int = 0
+    findings: list[bytes] = field(default_factory=list)
+
+    @property
+    def corpus(self) -> Path:
+        return PLACE / "corpus" / self.name
+
+    def prepare(self) -> None:
+        self.corpus.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(kept(self.name)):
+            (self.corpus / f"kept-{number}").write_bytes(data)
+        words = [f'"{_quoted(word)}"\n' for word in target(self.name).words]
+        (PLACE / f"{self.name}.dict").write_text("".join(words), "ascii")
+
+    def take(self, seconds: float) -> None:
+        """One turn; afterwards ``findings`` may hold something."""
+        found = PLACE / "findings" / self.name
+        found.mkdir(parents=True, exist_ok=True)
+        before = {*found.iterdir()}
+        output = self._run(
+            f"-max_total_time={max(1, round(seconds))}",
+            f"-max_len={LIMIT}",
+            f"-timeout={SLOW}",
+            f"-rss_limit_mb={MEMORY}",
+            f"-artifact_prefix={found}/",
+            f"-dict={PLACE / self.name}.dict",
+            "-print_final_stats=1",
+            str(self.corpus),
+        )
+        (PLACE / f"{self.name}.log").write_text(output)
+        self.executions += sum(map(int, _EXECUTED.findall(output)))
+        self.new += sum(map(int, _NEW.findall(output)))
+        covered = [int(number) for number in _COVERED.findall(output)]
+        if covered:
+            self.first = self.first or covered[0]
+            self.last = covered[-1]
+        self.findings += [file.read_bytes() for file in sorted({*found.iterdir()} - before)]
+        assert covered or self.findings, output
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.guided", self.name, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        return done.stdout.decode(errors="replace")
+
+    def keep(self) -> None:
+        """Put the smallest inputs that reached something new into the corpus of the repository."""
+        reached = [file.read_bytes() for file in self.corpus.iterdir()]
+        new = sorted({*reached} - {*kept(self.name)}, key=len)
+        keep(self.name, [*kept(self.name), *new[:KEPT_AT_ONCE]])
+
+
+def _quoted(word: bytes) -> str:
+    return "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in word)
+
+
+def report(turns: list[Turns]) -> str:
+    lines = ["target    executions   new inputs   places covered   findings"]
+    for one in turns:
+        covered = f"{one.first} -> {one.last}"
+        counts = f"{one.executions:>10,} {one.new:>12,} {covered:>16} {len(one.findings):>10}"
+        lines.append(f"{one.name:<9} {counts}")
+    lines += [f"{one.name}: {escaped(data)}" for one in turns for data in one.findings]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--targets", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument("--keep", action="store_true")
+    given = parser.parse_args()
+    turns = [Turns(name) for name in given.targets]
+    for one in turns:
+        one.prepare()
+    end = time.monotonic() + given.minutes * 60
+    while (going := [one for one in turns if not one.findings]) and time.monotonic() < end:
+        share = (end - time.monotonic()) / len(going)
+        for one in going:
+            one.take(min(share, TURN))
+            print(report([one]).splitlines()[1], flush=True)
+    if given.keep:
+        for one in turns:
+            one.keep()
+    print(report(turns))
+    print(f"\nInputs, findings and the log of each target's last turn are in {PLACE}")
+    return any(one.findings for one in turns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The configuration: any text of a file gives a Config that can be used, or one line of why not.
+
+An input is the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
+
+from cartd.config import Config, load
+from cartd.config.settings import SETTINGS
+from cartd.errors import ConfigError
+
+WORDS = (
+
+       *(f"[{section}]\n".encode() for section in ("server", "cartd", "database", "DEFAULT")),
+    *(f"\n{setting.key} = ".encode() for setting in SETTINGS),
+    b"%(home)s", b"%%", b"%", b"4 Mb", b"none", b"1e3", b"nan", b"inf", b"postgresql://u:hunter2@h/d?a=b",
+    b"sqlite:///a", b"http://[::1]:80/", b"#", b";", b"\n ", b"\r", b"\x85", b"peewee_url = ",
+    b"\xe2\x80\xa8", b"tcp:1", b"\0",
+)  # fmt: skip
+
+PASSWORD = "hunter2"
+_LONGEST = 4500
+"""A file may quote itself, a line of it; its name and a reason come with that."""
+
+
+def check(data: bytes) -> None:
+    text = data.decode("utf-8-sig", "replace")
+    try:
+        config = load(options={}, environ={}, ini=text, ini_name="site.ini")
+    except ConfigError as error:
+        said = str(error)
+        assert said.startswith("site.ini: "), said
+        assert said.isprintable() and len(said) <= _LONGEST, said
+        if re.match(r"site\.ini: \[database\] \w+: ", said):
+            assert PASSWORD not in said, said
+        return
+    _check_values(config)
+    again = load(options={}, environ={}, ini=_written(config), ini_name="again.ini")
+    assert dataclasses.replace(again, notes=config.notes) == config
+
+
+def _check_values(config: Config) -> None:
+    assert 0 <= config.port <= 65_535
+    assert config.archive_url.startswith(("http://", "https://")) and config.archive_url[-1] == "/"
+    assert config.archive_url.isprintable()
+    assert config.max_manifest > 0 and config.transfer_size > 0 and config.volume_reserve >= 0
+    assert 1 <= config.archive_connections <= 1000 and config.archive_retries >= 1
+    assert make_url(config.database_url).get_backend_name() in ("sqlite", "postgresql")
+    assert all(note.isprintable() for note in config.notes)
+    for setting in SETTINGS:
+        value = getattr(config, setting.field)
+        if isinstance(value, float):
+            assert 0 <= value < float("inf"), setting.field
+        if isinstance(value, str | Path):
+            assert str(value) and "\0" not in str(value), setting.field
+
+
+def _written(config: Config) -> str:
+    lines: list[str] = []
+    for setting in SETTINGS:
+        text = _text(getattr(config, setting.field)).replace("%", "%%")
+        lines += [f"[{setting.section}]"] if f"[{setting.section}]" not in lines else []
+        lines.append(f"{setting.key} = {text}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "\n ".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).replace("\n", "\n ")

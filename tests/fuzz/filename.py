@@ -1,0 +1,46 @@
+"""Names of downloads: no header is smuggled out, and a client reads the very name back.
+
+An input is the name in UTF-8; other bytes stand for lone surrogates.
+"""
+
+from __future__ import annotations
+
+import re
+from email import message_from_string, policy
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from cartd.disposition import MAX_BYTES, check_filename, content_disposition, top_folder
+from cartd.errors import InvalidInput
+
+WORDS = (
+    b".tar", b"..", b"/", b"\\", b'"', b";", b"\r\nSet-Cookie: a=b", b"%0d%0a", b"filename=", b"*=",
+    b"UTF-8''", b"=?utf-8?q?a?=", b"\xe2\x80\xae", b"\xc2\x85", b"\xf0\x9f\x98\x80", b"\0", b"'",
+    b"\t",
+)  # fmt: skip
+
+_HEADER = re.compile(r"""attachment; (filename\*=UTF-8''([!-~]+); )?filename="([^"\\]*)\"""")
+
+
+def check(data: bytes) -> None:
+    name = data.decode("utf-8", "surrogateescape")
+    try:
+        given = check_filename(name)
+    except InvalidInput as error:
+        assert str(error).startswith("filename: ") and str(error).isprintable()
+        return
+    assert given == name and len(name.encode()) <= MAX_BYTES
+    for path in (name, top_folder(name)):
+        assert PurePosixPath("/root", path).parent == PurePosixPath("/root"), name
+        assert path not in ("", ".", "..")
+    value = content_disposition(name)
+    assert value.isascii() and value.isprintable(), value
+    parts = _HEADER.fullmatch(value)
+    assert parts, value
+    exact = parts[3] if parts[2] is None else unquote(parts[2], errors="strict")
+    assert exact == name
+    assert len(parts[3]) == len(name)
+    message = message_from_string(f"Content-Disposition: {value}\r\n\r\n", policy=policy.HTTP)
+    assert message.keys() == ["Content-Disposition"]
+    if not name.strip().startswith(('"', "<")):  # the parser takes quotes off, and white space
+        assert message.get_filename() == name.strip()

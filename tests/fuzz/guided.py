@@ -1,0 +1,25 @@
+"""``python -m tests.fuzz.guided TARGET [libFuzzer's arguments]``: one target, led by coverage.
+
+Atheris runs it in this process until the time is over or something is found.  All of cartd is
+instrumented, so nothing of it may be imported before.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+from tests.fuzz.targets import target
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:]
+    with atheris.instrument_imports(include=["cartd"]):
+        check = target(name).check
+    atheris.Setup([sys.argv[0], *arguments], check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""New inputs from old ones, by a seed: the blind part of a fuzzer, for the suite's short run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+LIMIT = 4096
+"""Bytes of an input."""
+_MOST_STEPS = 4
+_BYTES = b'\0\t\n\r "%&,-./:;=@[\\]{}\x7f\x80\xc3\xff019aA'
+"""Those that mean something to somebody."""
+
+
+def mutations(seed: str, corpus: Sequence[bytes], words: Sequence[bytes]) -> Iterator[bytes]:
+    """Without end; of equal arguments, the same."""
+    random = Random(seed)
+    while True:
+        data = random.choice(corpus)
+        for _ in range(random.randint(1, _MOST_STEPS)):
+            data = _step(random, data, corpus, words)
+        yield data[:LIMIT]
+
+
+def _step(random: Random, data: bytes, corpus: Sequence[bytes], words: Sequence[bytes]) -> bytes:
+    start, stop = sorted(random.randint(0, len(data)) for _ in range(2))
+    short = min(start + random.randint(1, 8), len(data))
+    other = random.choice(corpus)
+    way = random.randrange(8)
+    if way == 0:
+        return data[:start] + bytes([random.choice(_BYTES)]) + data[start + 1 :]
+    if way == 1:
+        return data[:start] + bytes([random.randrange(256)]) + data[start:]
+    if way == 2:
+        return data[:start] + data[short:]
+    if way == 3:
+        return data[:start] + random.choice(words) + data[start:]
+    if way == 4:
+        return data[:start] + random.choice(words) + data[short:]
+    if way == 5:
+        return data[:stop] + data[start:stop] + data[stop:]
+    if way == 6:
+        return data[:start] + other[random.randint(0, len(other)) :]
+    return data[:start] + data[start:short] * random.randint(2, 40) + data[short:]

@@ -1,0 +1,109 @@
+"""A connection of the archive's client to nobody: a test says what comes over it, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from cartd.archive.agent import Pool, Request
+from cartd.archive.agent.connection import Connection
+from cartd.archive.agent.response import Response
+
+
+class Transport(StringTransport):
+    """Says whether anything may still come."""
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.disconnecting or self.disconnected)
+
+
+class Exchange:
+    """One request over a connection of its own, and what it comes to."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.answered: Deferred[IResponse] = Deferred()
+        self.clock = Clock()
+        self.pool = Pool(self.clock, kept=1, idle_seconds=30.0)
+        self.connection = Connection(request.origin, self.pool)
+        self.transport = Transport()
+        self.connection.makeConnection(self.transport)
+        self.connection.ask(self)
+
+    def answer(self, response: Response) -> None:
+        self.answered.callback(response)
+
+    def lost(self, reason: Failure, *, silent: bool) -> None:
+        self.answered.errback(reason)
+
+    def receive(self, pieces: Iterable[bytes]) -> None:
+        """Let these come, for as long as the connection is open."""
+        for piece in pieces:
+            if piece and self.transport.is_open:
+                self.connection.dataReceived(piece)
+
+    def is_kept(self) -> bool:
+        """Whether another request would go over the connection; asked once."""
+        return self.pool.take(self.request.origin) is not None
+
+    def end(self) -> None:
+        """The peer closes the connection in good order, unless it is gone."""
+        self.connection.connectionLost(Failure(ConnectionDone()))
+        self.pool.closeCachedConnections()
+        assert self.clock.getDelayedCalls() == []
+
+
+class Collected(Protocol):
+    """A body, and how it ended."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.end: type[BaseException] | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.end is None, "bytes came after the end"
+        self.data += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        assert self.end is None, "it ended twice"
+        assert reason.value is not None
+        self.end = type(reason.value)
+
+
+@implementer(IAgent)
+class SameAnswer:
+    """An agent to which everything is answered with the same bytes, and then the end."""
+
+    def __init__(self, wire: bytes) -> None:
+        self._wire = wire
+        self.asked: list[Request] = []
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        try:
+            request = Request(method, uri, headers or Headers())
+        except ValueError:
+            return fail(Failure())
+        self.asked.append(request)
+        exchange = Exchange(request)
+        exchange.receive([self._wire])
+        exchange.end()
+        return exchange.answered

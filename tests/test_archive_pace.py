@@ -1,0 +1,77 @@
+"""A body may come slowly, but not for ever: the rate below which a transfer is given up."""
+
+from __future__ import annotations
+
+import re
+
+import pytest_twisted
+
+from tests.archive_asking import DATA, LEAST_RATE, Asking, MakesClient, Sink, asking, failure_of
+from tests.archive_faults import Drip, Send, drip, head, steps
+
+pytest_plugins = ("tests.archive_clients",)
+
+STEP = 25.0
+"""Seconds from one piece to the next: less than the archive may be silent."""
+ENOUGH = round(STEP * LEAST_RATE) + 1
+"""Bytes of a piece that keep the pace."""
+
+
+def passing(asked: Asking) -> Sink:
+    return Sink(lambda sink: asked.clock.advance(STEP))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drip_of_single_bytes_is_given_up_and_told(asked: Asking) -> None:
+    asked.faulty.fault("7", drip(1))
+    sink = passing(asked)
+    error = await failure_of(asked.archive.fetch("7", sink))
+    told = re.fullmatch("the archive sent only ([0-9]+) bytes in 300 seconds", str(error))
+    assert told is not None
+    assert len(sink.data) <= int(told[1]) < 300 * LEAST_RATE
+    assert error.retryable and not error.outage
+    assert sink.producer is None
+    await asked.until(lambda: asked.faulty.open_connections == 0)
+    assert await asked.fetch("7") == DATA
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_keeps_the_pace_may_take_as_long_as_it_does(asked: Asking) -> None:
+    asked.faulty.fault("7", drip(ENOUGH, 0.001))
+    sink = passing(asked)
+    await asked.archive.fetch("7", sink)
+    assert sink.data == DATA
+    assert asked.clock.seconds() > 600
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_that_was_fast_once_must_stay_so(asked: Asking) -> None:
+    start = head(200, [("Content-Length", str(len(DATA)))])
+    asked.faulty.fault("7", steps(Send(start), Drip(DATA[:9000], 3000, 0.01), Drip(DATA[9000:])))
+    error = await failure_of(asked.archive.fetch("7", passing(asked)))
+    assert re.search("sent only [0-9]{,3} bytes in 300 seconds", str(error))
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_time_in_which_the_sink_pauses_does_not_count(asked: Asking) -> None:
+    def pause(sink: Sink) -> None:
+        assert sink.producer is not None
+        sink.producer.pauseProducing()
+        asked.clock.advance(1000)
+        sink.producer.resumeProducing()
+
+    asked.faulty.fault("7", drip(1000, 0.001))
+    sink = Sink(pause)
+    await asked.archive.fetch("7", sink)
+    assert sink.data == DATA
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_site_may_let_files_come_as_slowly_as_they_like(make_client: MakesClient) -> None:
+    async with asking(make_client, least_rate=0) as asked:
+        asked.faulty.put("7", b"x" * 30)
+        asked.faulty.fault("7", drip(1, 0.001))
+        sink = passing(asked)
+        await asked.archive.fetch("7", sink)
+        assert sink.data == b"x" * 30
+        assert asked.clock.seconds() > 300

@@ -1,0 +1,43 @@
+"""The fuzzing targets over their corpora, and over some thousands of mutations of these."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from tests.fuzz.corpus import escaped, kept, unescaped
+from tests.fuzz.mutation import mutations
+from tests.fuzz.targets import NAMES, Target, target
+
+MUTATIONS = 600
+SEED = "cartd"
+
+
+def checked(fuzzed: Target, data: bytes) -> None:
+    try:
+        fuzzed.check(data)
+    except Exception as error:
+        error.add_note(f"by this line of the corpus: {escaped(data)}")
+        raise
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_found_or_reached_once_is_right_today(name: str) -> None:
+    corpus = kept(name)
+    assert len(corpus) >= 10
+    for data in corpus:
+        checked(target(name), data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_nearly_in_the_corpus_is_right_too(name: str) -> None:
+    fuzzed = target(name)
+    for data in islice(mutations(SEED, kept(name), fuzzed.words), MUTATIONS):
+        checked(fuzzed, data)
+
+
+@pytest.mark.parametrize("data", [b"a\\b\r\n\t'\"", bytes(range(256)), "é\u2028".encode()])
+def test_a_line_of_a_corpus_stands_for_just_its_input(data: bytes) -> None:
+    assert unescaped(escaped(data)) == data
+    assert escaped(data).isascii() and escaped(data).isprintable()

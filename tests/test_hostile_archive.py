@@ -1,0 +1,133 @@
+"""The service beside an archive that may answer anything: told in one line, bounded, harmless."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.archive_faults import Drip, Endless, Send, head, reply, state_headers, steps
+from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.faulty_archive import FaultyArchive
+from tests.hostile_answers import ANSWERS, DATA, STALL
+from tests.running_cartd import RunningCartd, entry, manifest
+
+INI = f"[archiveinterface]\nretries = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
+MOST_MEMORY = 48 << 20
+"""Bytes that the service may take more at its worst: a bomb alone would be 20 MB."""
+LONGEST = 500
+"""Characters of a message, with the names of the file that it is about."""
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
+
+
+def uid(name: str) -> str:
+    return re.sub("[^A-Za-z0-9]", "-", name)
+
+
+def path(name: str) -> str:
+    """A path that is itself one that no terminal should be shown."""
+    return f"{uid(name)}/\x1b[2J\r\n\u202efile"
+
+
+def most_memory(cartd: RunningCartd) -> int:
+    """The most that the process has had in memory so far, in bytes."""
+    assert cartd.process is not None
+    status = Path(f"/proc/{cartd.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+([0-9]+) kB", status)
+    assert found
+    return int(found[1]) * 1024
+
+
+def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
+    for name, row in ANSWERS.items():
+        archive.put(uid(name), DATA, tape_heads=1 if row.on_tape else None)
+        archive.files[uid(name)].staged = True
+        archive.fault(uid(name), row.fault, method=row.method, times=None)
+        cartd.post(uid(name), manifest([entry(uid(name), path(name), DATA)]))
+
+
+def assert_is_told(cartd: RunningCartd, name: str) -> None:
+    """The cart is in error, and in every answer that says so."""
+    told = cartd.wait_until(uid(name), "error")
+    assert ANSWERS[name].told in told
+    assert told.isascii() and told.isprintable() and len(told) <= LONGEST
+    got = cartd.get(f"/{uid(name)}")
+    assert got.status == 500
+    message = json.loads(got.body)["message"]
+    assert message.isprintable() and len(message) <= LONGEST
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatever_it_answers_is_told_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+        archive.put("honest", DATA)
+        honest = manifest([entry("honest", "honest", DATA)])
+        await deferToThread(cartd.post, "before", honest)
+        await deferToThread(cartd.wait_until, "before", "ready")
+        before = most_memory(cartd)
+        await deferToThread(post_all, cartd, archive)
+        for name, row in ANSWERS.items():
+            if row.told:
+                await deferToThread(assert_is_told, cartd, name)
+            else:
+                await deferToThread(cartd.wait_until, uid(name), "ready")
+                assert await deferToThread(cartd.download, uid(name)) == {path(name): DATA}
+        assert most_memory(cartd) - before < MOST_MEMORY
+        await deferToThread(cartd.post, "after", honest)
+        await deferToThread(cartd.wait_until, "after", "ready")
+        agreed = [path(name) for name, row in ANSWERS.items() if not row.told]
+        assert len(on_the_volume(cartd)) == len(["before", "after", *agreed])
+        lines = cartd.log.split("\n")
+        assert not [line for line in lines if UNSEEN.search(line) or len(line) > 2 * LONGEST]
+        assert [line for line in lines if "is in error" in line]
+
+
+@pytest_twisted.ensureDeferred
+async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path: Path) -> None:
+    floods = {
+        "headers": steps(Send(b"HTTP/1.1 200 OK\r\nA: "), Endless(b"x" * 65_536)),
+        "errors": steps(Send(head(500)), Endless(b"x" * 65_536)),
+        "single": steps(Send(head(200, [("Transfer-Encoding", "chunked")])),
+                        Drip(b"1\r\nx\r\n" * 500, 6)),
+    }  # fmt: skip
+    # What should be cut at once would go on for as long as the archive may be silent.
+    patient = INI.replace(f"stall_timeout = {STALL}", "stall_timeout = 5")
+    async with cartd_beside_an_archive(tmp_path, patient) as (cartd, archive):
+        await deferToThread(cartd.get, "/")
+        before = most_memory(cartd)
+        for kind, flood in floods.items():
+            ids = [f"{kind}-{number}" for number in range(32)]
+            for archive_id in ids:
+                archive.put(archive_id, DATA)
+                archive.fault(archive_id, flood, method="GET", times=None)
+            files = [entry(archive_id, archive_id, DATA) for archive_id in ids]
+            await deferToThread(cartd.post, kind, manifest(files))
+        for kind in floods:
+            await deferToThread(cartd.wait_until, kind, "error")
+        assert archive.most_running >= 16
+        assert most_memory(cartd) - before < MOST_MEMORY
+        assert await deferToThread(cartd.get, "/")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_comes_beyond_an_answer_is_never_taken_for_the_next_one(tmp_path: Path) -> None:
+    """Not even of files whose hashes nobody knows, so that nothing else would find it out."""
+    evil = b"!" * len(DATA)
+    async with cartd_beside_an_archive(tmp_path, f"{INI}connections = 1\n") as (cartd, archive):
+        files = []
+        for number in range(20):
+            archive_id = str(number)
+            archive.put(archive_id, DATA)
+            surplus = reply(200, [("X-Content-Length", "5"), ("Last-Modified", "5")], evil)
+            state = Send(head(204, state_headers(archive.files[archive_id])) + surplus.data)
+            fetched = Send(reply(200, (), DATA).data + surplus.data)
+            archive.fault(archive_id, steps(state), method="HEAD", times=None)
+            archive.fault(archive_id, steps(fetched), method="GET", times=None)
+            files.append({**entry(archive_id, archive_id, DATA), "hashsum": ""})
+        await deferToThread(cartd.post, "mine", manifest(files))
+        await deferToThread(cartd.wait_until, "mine", "ready")
+        got = await deferToThread(cartd.download, "mine")
+        assert got == {str(number): DATA for number in range(20)}
