@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,7 +19,7 @@ from cartd import interpreter
 from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
-from cartd.config import Config
+from cartd.config import Config, parse_tls_endpoint
 from cartd.errors import CartdError, ConfigError
 from cartd.options import Options, read_config
 from cartd.parts import Parts
@@ -29,6 +30,8 @@ from cartd.senders import Senders
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
+from cartd.threads import RunsInThread
+from cartd.tls import RENEWAL_LOOK, ServerTls
 
 __all__ = ["Cartd", "Options", "makeService"]
 
@@ -72,6 +75,8 @@ class Cartd(Service):
                 parts.store, parts.verification, parts.repair, reactor, parts.now, interval
             )
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
+        if parts.archive_tls.files:
+            self._renew(parts.archive_tls.look)
         self._looked_over = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -80,8 +85,32 @@ class Cartd(Service):
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
         for description in _endpoints(self._parts.config):
-            self._ports.append(_listen(self._parts.reactor, description, self._site))
+            endpoint = self._endpoint(description)
+            self._ports.append(_listen(description, endpoint, self._site))
             log.info("Listening on {endpoint}", endpoint=description)
+
+    def _endpoint(self, description: str) -> IStreamServerEndpoint:
+        """Where to listen; a certificate is looked after.
+
+        :raises SystemExit: it is no endpoint, or its certificate cannot be used.
+        """
+        reactor = self._parts.reactor
+        try:
+            if not description.startswith("ssl:"):
+                endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+                return endpoint
+            tls = ServerTls(parse_tls_endpoint(description))
+        except ConfigError as error:
+            _give_up(f"cannot listen on {description}: {error}")
+        except Exception as error:
+            _give_up(f"{description} is not an endpoint: {error}")
+        self._renew(tls.look)
+        return tls.listening(reactor)
+
+    def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
+        """Look after certificates that are in files."""
+        threads = self._parts.threads
+        self._upkeep.append(Periodic(self._parts.reactor, RENEWAL_LOOK, lambda: look(threads)))
 
     def startService(self) -> None:
         super().startService()
@@ -154,12 +183,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
-        volume_number = _prepare(config)
+        cartd = Cartd(Parts(config, reactor, _prepare(config)))
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:
         log.warn("{note}", note=note)
-    cartd = Cartd(Parts(config, reactor, volume_number))
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
@@ -192,16 +220,13 @@ def _endpoints(config: Config) -> tuple[str, ...]:
     return (f"tcp:{config.port}:interface={address}",)
 
 
-def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort:
+def _listen(description: str, endpoint: IStreamServerEndpoint, site: LimitedSite) -> IListeningPort:
     """Bind one endpoint.  Twisted's endpoints bind at once, so that a failure can stop the start.
 
-    :raises SystemExit: it is not an endpoint, or it cannot be bound.
+    :raises SystemExit: it cannot be bound.
     """
     outcome: list[IListeningPort | Failure] = []
-    try:
-        serverFromString(reactor, description).listen(site).addBoth(outcome.append)
-    except Exception as error:
-        _give_up(f"{description} is not an endpoint: {error}")
+    endpoint.listen(site).addBoth(outcome.append)
     [port] = outcome
     if isinstance(port, Failure):
         _give_up(f"cannot listen on {description}: {port.getErrorMessage()}")

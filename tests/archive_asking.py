@@ -18,9 +18,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from cartd.archive import Archive, ArchiveError
+from cartd.archive import Archive, ArchiveError, TlsPolicy
 from tests.faulty_archive import FaultyArchive
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class MakesClient(Protocol):
     """A client over some agent, and what holds its connections."""
 
     def __call__(
-        self, reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
+        self, reactor: Any, *, connections: int, connect_timeout: float, policy: IPolicyForHTTPS
     ) -> tuple[HTTPClient, Any]: ...
 
 
@@ -52,12 +53,12 @@ class Asking:
         url: str,
         faulty: FaultyArchive,
         *,
-        ca_file: Path | None = None,
+        policy: IPolicyForHTTPS | None = None,
     ) -> None:
         self.faulty = faulty
         self.clock = Clock()
         client, self.pool = make_client(
-            reactor, connections=4, connect_timeout=10.0, ca_file=ca_file
+            reactor, connections=4, connect_timeout=10.0, policy=policy or TlsPolicy()
         )
         self.archive = Archive(
             client,
@@ -150,6 +151,7 @@ async def asking(
     base: str = "",
     tls: Any = None,
     ca_file: Path | None = None,
+    cert_file: Path | None = None,
     claimed: str = "",
 ) -> AsyncIterator[Asking]:
     """Ends by closing the pool, and fails if a connection or a logged error is left.
@@ -161,7 +163,9 @@ async def asking(
     if claimed:
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
-        asked = Asking(make_client, url, faulty, ca_file=ca_file)
+        asked = Asking(
+            make_client, url, faulty, policy=TlsPolicy(ca_file=ca_file, cert_file=cert_file)
+        )
         try:
             yield asked
             await asked.pool.closeCachedConnections()

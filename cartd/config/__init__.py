@@ -1,5 +1,6 @@
 """What the site has chosen: options, environment and file made into one value."""
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
+from cartd.config.tls_endpoint import TlsEndpoint, parse_tls_endpoint
 
-__all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
+__all__ = ["Config", "TlsEndpoint", "load", "parse_size", "parse_tls_endpoint", "sqlalchemy_url"]

@@ -47,6 +47,8 @@ class Config:
     archive_connect_timeout: float
     archive_stall_timeout: float
     archive_ca_file: Path | None
+    archive_cert_file: Path | None
+    archive_key_file: Path | None
     # [database]
     database_url: str
     """As SQLAlchemy takes it."""
