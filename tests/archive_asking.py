@@ -134,11 +134,26 @@ class Sink:
 
 
 class Offers(ssl.ContextFactory):
-    """A server's side of TLS with a certificate of trustme's."""
+    """A server's side of TLS with a certificate of trustme's.
 
-    def __init__(self, certificate: trustme.LeafCert) -> None:
+    ``newest`` is the newest version that it speaks; with ``clients_of``, a client must show a
+    certificate of that authority's.
+    """
+
+    def __init__(
+        self,
+        certificate: trustme.LeafCert,
+        *,
+        newest: int = SSL.TLS1_3_VERSION,
+        clients_of: trustme.CA | None = None,
+    ) -> None:
         self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        self._context.set_max_proto_version(newest)
         certificate.configure_cert(self._context)
+        if clients_of is not None:
+            clients_of.configure_trust(self._context)
+            self._context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+            self._context.set_session_id(b"archive")
 
     def getContext(self) -> SSL.Context:
         return self._context

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_PEM, X509, PKey, load_certificate, load_privatekey
@@ -49,13 +49,14 @@ def read_identity(certificate: PemFile, key: PemFile, chain: PemFile | None = No
     if chain is not None:
         above += certificates(chain)
     identity = Identity(_private_key(key), own, tuple(above))
+    private: Any = identity.key.to_cryptography_key()
     context = SSL.Context(SSL.TLS_METHOD)
     try:
-        context.use_certificate(identity.certificate)
+        context.use_certificate(identity.certificate.to_cryptography())
     except SSL.Error as error:
         raise ConfigError(f"{certificate} holds a certificate that is too weak to use") from error
     try:
-        context.use_privatekey(identity.key)
+        context.use_privatekey(private)
         context.check_privatekey()
     except SSL.Error as error:
         message = f"{key} holds a key that is not that of the first certificate in {certificate}"

@@ -13,7 +13,7 @@ from cartd.threads import RunsInThread
 
 T = TypeVar("T")
 
-RENEWAL_LOOK = 5.0
+RENEWAL_LOOK = 2.0
 """Seconds between two looks at the files; nothing but their dates and sizes is read then."""
 
 log = Logger()
