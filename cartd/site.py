@@ -140,6 +140,12 @@ class LimitedChannel(HTTPChannel):
         else:
             self.loseConnection()
 
+    def loseConnection(self) -> None:
+        """Close it when the client has taken all; over TLS, when it has said goodbye as well."""
+        super().loseConnection()
+        if not self._lost:
+            self.setTimeout(STALL_TIMEOUT)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         super().connectionLost(reason)

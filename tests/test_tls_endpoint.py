@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from random import Random
 
 import pytest
 import trustme
 
 from tests.running_cartd import unpacked, wait_for
-from tests.tls_site import TlsSite, tls_site
+from tests.tls_site import LARGE, TlsSite, tls_site
 from tests.wire import assert_is_error
-
-LARGE = Random(3).randbytes(24 * 2**20)
-
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsSite]:

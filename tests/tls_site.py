@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import trustme
 
@@ -19,6 +20,8 @@ from tests.served_directory import served_directory
 from tests.wire import Wire
 
 NAME = "cartd.example"
+LARGE = Random(3).randbytes(24 * 2**20)
+"""More than all buffers between the service and a client that does not read take."""
 
 
 @dataclass(frozen=True, slots=True)
