@@ -12,6 +12,7 @@ from tests.running_cartd import unpacked, wait_for
 from tests.tls_site import LARGE, TlsSite, tls_site
 from tests.wire import assert_is_error
 
+
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsSite]:
     with tls_site(tmp_path_factory.mktemp("tls"), trustme.CA()) as running:
