@@ -149,6 +149,8 @@ class Offers(ssl.ContextFactory):
     ) -> None:
         self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
         self._context.set_max_proto_version(newest)
+        if newest < SSL.TLS1_2_VERSION:
+            self._context.set_cipher_list(b"ALL:@SECLEVEL=0")  # it would really speak it
         certificate.configure_cert(self._context)
         if clients_of is not None:
             clients_of.configure_trust(self._context)
