@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
-from cartd.archive import Archive, archive_client
+from cartd.archive import Archive, TlsPolicy, archive_client
 from cartd.concurrency import Turns
 from cartd.config import Config
 from cartd.downloads import Downloads
@@ -102,11 +102,16 @@ class Parts:
             self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
         )
         self._tolerance = Tolerance(config.archive_connections, reactor.seconds)
+        self.archive_tls = TlsPolicy(
+            ca_file=config.archive_ca_file,
+            cert_file=config.archive_cert_file,
+            key_file=config.archive_key_file,
+        )
         client, self._connections = archive_client(
             reactor,
             connections=config.archive_connections,
             connect_timeout=config.archive_connect_timeout,
-            ca_file=config.archive_ca_file,
+            policy=self.archive_tls,
             answered=self._tolerance.answered,
         )
         self._archive = Archive(

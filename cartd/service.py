@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -22,7 +23,7 @@ from cartd.auth.exposure import warnings
 from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
-from cartd.config import Config
+from cartd.config import Config, parse_tls_endpoint
 from cartd.errors import CartdError, ConfigError
 from cartd.limits import Limits
 from cartd.open_files import connections_that_fit
@@ -36,6 +37,8 @@ from cartd.shares import UserLimits
 from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
+from cartd.threads import RunsInThread
+from cartd.tls import RENEWAL_LOOK, ServerTls
 
 __all__ = ["Cartd", "Options", "makeService"]
 
@@ -89,6 +92,8 @@ class Cartd(Service):
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
         if guard is not None:
             self._upkeep.append(Periodic(reactor, TOKENS_LOOK, guard.look))
+        if parts.archive_tls.files:
+            self._renew(parts.archive_tls.look)
         self._looked_over = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -98,7 +103,8 @@ class Cartd(Service):
         """Bind the endpoints, before privileges are shed."""
         listening = []
         for description in _endpoints(self._parts.config):
-            port = _listen(self._parts.reactor, description, self._site)
+            endpoint = self._endpoint(description)
+            port = _listen(description, endpoint, self._site)
             self._ports.append(port)
             listening.append((description, port.getHost()))
             log.info("Listening on {endpoint}", endpoint=description)
@@ -106,6 +112,29 @@ class Cartd(Service):
         tokens = guard is not None and guard.tokens
         for warning in warnings(listening, guarded=guard is not None, tokens=tokens):
             log.warn("{warning}", warning=warning)
+
+    def _endpoint(self, description: str) -> IStreamServerEndpoint:
+        """Where to listen; a certificate is looked after.
+
+        :raises SystemExit: it is no endpoint, or its certificate cannot be used.
+        """
+        reactor = self._parts.reactor
+        try:
+            if not description.startswith("ssl:"):
+                endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+                return endpoint
+            tls = ServerTls(parse_tls_endpoint(description))
+        except ConfigError as error:
+            _give_up(f"cannot listen on {description}: {error}")
+        except Exception as error:
+            _give_up(f"{description} is not an endpoint: {error}")
+        self._renew(tls.look)
+        return tls.listening(reactor)
+
+    def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
+        """Look after certificates that are in files."""
+        threads = self._parts.threads
+        self._upkeep.append(Periodic(self._parts.reactor, RENEWAL_LOOK, lambda: look(threads)))
 
     def startService(self) -> None:
         super().startService()
@@ -223,16 +252,13 @@ def _limits(config: Config) -> Limits:
     return replace(Limits.of(config), max_connections=fit)
 
 
-def _listen(reactor: Any, description: str, site: LimitedSite) -> IListeningPort:
+def _listen(description: str, endpoint: IStreamServerEndpoint, site: LimitedSite) -> IListeningPort:
     """Bind one endpoint.  Twisted's endpoints bind at once, so that a failure can stop the start.
 
-    :raises SystemExit: it is not an endpoint, or it cannot be bound.
+    :raises SystemExit: it cannot be bound.
     """
     outcome: list[IListeningPort | Failure] = []
-    try:
-        serverFromString(reactor, description).listen(site).addBoth(outcome.append)
-    except Exception as error:
-        _give_up(f"{description} is not an endpoint: {error}")
+    endpoint.listen(site).addBoth(outcome.append)
     [port] = outcome
     if isinstance(port, Failure):
         _give_up(f"cannot listen on {description}: {port.getErrorMessage()}")

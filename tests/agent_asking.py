@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from cartd.archive.client import tls_policy
 from tests.archive_asking import PATIENCE, no_logged_errors, reactor
 from tests.faulty_archive import FaultyArchive
 
@@ -67,7 +67,9 @@ class AgentAsking:
         self.pool = Pool(
             self.clock, kept=KEPT, idle_seconds=IDLE_SECONDS, answered=self.welcome.append
         )
-        self.agent = Agent(reactor, self.pool, tls_policy(self.ca_file), connect_timeout=10.0)
+        self.agent = Agent(
+            reactor, self.pool, TlsPolicy(ca_file=self.ca_file), connect_timeout=10.0
+        )
 
     def ask(
         self, method: str, archive_id: str = "7", headers: Headers | None = None

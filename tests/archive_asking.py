@@ -18,9 +18,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from cartd.archive import Archive, ArchiveError
+from cartd.archive import Archive, ArchiveError, TlsPolicy
 from tests.faulty_archive import FaultyArchive
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class MakesClient(Protocol):
     """A client over some agent, and what holds its connections."""
 
     def __call__(
-        self, reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
+        self, reactor: Any, *, connections: int, connect_timeout: float, policy: IPolicyForHTTPS
     ) -> tuple[HTTPClient, Any]: ...
 
 
@@ -53,13 +54,13 @@ class Asking:
         url: str,
         faulty: FaultyArchive,
         *,
-        ca_file: Path | None = None,
         least_rate: float = LEAST_RATE,
+        policy: IPolicyForHTTPS | None = None,
     ) -> None:
         self.faulty = faulty
         self.clock = Clock()
         client, self.pool = make_client(
-            reactor, connections=4, connect_timeout=10.0, ca_file=ca_file
+            reactor, connections=4, connect_timeout=10.0, policy=policy or TlsPolicy()
         )
         self.archive = Archive(
             client,
@@ -136,11 +137,28 @@ class Sink:
 
 
 class Offers(ssl.ContextFactory):
-    """A server's side of TLS with a certificate of trustme's."""
+    """A server's side of TLS with a certificate of trustme's.
 
-    def __init__(self, certificate: trustme.LeafCert) -> None:
+    ``newest`` is the newest version that it speaks; with ``clients_of``, a client must show a
+    certificate of that authority's.
+    """
+
+    def __init__(
+        self,
+        certificate: trustme.LeafCert,
+        *,
+        newest: int = SSL.TLS1_3_VERSION,
+        clients_of: trustme.CA | None = None,
+    ) -> None:
         self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        self._context.set_max_proto_version(newest)
+        if newest < SSL.TLS1_2_VERSION:
+            self._context.set_cipher_list(b"ALL:@SECLEVEL=0")  # it would really speak it
         certificate.configure_cert(self._context)
+        if clients_of is not None:
+            clients_of.configure_trust(self._context)
+            self._context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+            self._context.set_session_id(b"archive")
 
     def getContext(self) -> SSL.Context:
         return self._context
@@ -153,6 +171,7 @@ async def asking(
     base: str = "",
     tls: Any = None,
     ca_file: Path | None = None,
+    cert_file: Path | None = None,
     claimed: str = "",
     least_rate: float = LEAST_RATE,
 ) -> AsyncIterator[Asking]:
@@ -165,7 +184,8 @@ async def asking(
     if claimed:
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
-        asked = Asking(make_client, url, faulty, ca_file=ca_file, least_rate=least_rate)
+        policy = TlsPolicy(ca_file=ca_file, cert_file=cert_file)
+        asked = Asking(make_client, url, faulty, least_rate=least_rate, policy=policy)
         try:
             yield asked
             await asked.pool.closeCachedConnections()

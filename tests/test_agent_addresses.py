@@ -13,9 +13,9 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
 from cartd.archive.agent.agent import ADDRESS_SECONDS
-from cartd.archive.client import tls_policy
 
 
 @implementer(IHostnameResolver)
@@ -54,7 +54,7 @@ class Network:
         self.names = Names()
         self.reactor.installNameResolver(self.names)
         pool = Pool(self.reactor, kept=1, idle_seconds=30.0)
-        self.agent = Agent(self.reactor, pool, tls_policy(None), connect_timeout=10.0)
+        self.agent = Agent(self.reactor, pool, TlsPolicy(), connect_timeout=10.0)
         self.url = f"{scheme}://archive.example:8080/".encode()
 
     def ask(self) -> tuple[str, Any]:

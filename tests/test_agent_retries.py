@@ -11,8 +11,8 @@ from twisted.internet.error import TimeoutError
 from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
+from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from cartd.archive.client import tls_policy
 from tests.agent_asking import agent_asking
 from tests.archive_asking import PATIENCE, reactor
 from tests.archive_faults import (
@@ -89,7 +89,7 @@ async def test_a_request_that_is_cancelled_while_it_connects_is_not_sent() -> No
 @pytest_twisted.ensureDeferred
 async def test_a_host_that_does_not_accept_a_connection_is_given_up() -> None:
     pool = Pool(Clock(), kept=1, idle_seconds=1)
-    agent = Agent(reactor, pool, tls_policy(None), connect_timeout=0.1)
+    agent = Agent(reactor, pool, TlsPolicy(), connect_timeout=0.1)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
     with full, socket.create_connection(full.getsockname()):
         uri = f"http://127.0.0.1:{full.getsockname()[1]}/7".encode()

@@ -11,10 +11,9 @@ import pytest_twisted
 import trustme
 from twisted.internet.defer import CancelledError
 
-from cartd.archive import ArchiveError
-from cartd.archive.client import archive_client
+from cartd.archive import TlsPolicy
 from cartd.errors import ConfigError
-from tests.archive_asking import MakesClient, Offers, Sink, asking, begun, reactor
+from tests.archive_asking import MakesClient, Offers, Sink, asking, begun, failure_of
 from tests.archive_faults import endless, hang_after
 
 pytest_plugins = ("tests.archive_clients",)
@@ -22,6 +21,7 @@ pytest_plugins = ("tests.archive_clients",)
 HOST = "127.0.0.1"
 DATA = b"over TLS" * 10_000
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
+FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
 
 
 def pem(path: Path, *authorities: trustme.CA) -> Path:
@@ -45,35 +45,63 @@ async def test_an_archive_with_a_trusted_certificate_is_believed(
         assert asked.faulty.total_connections == 1
 
 
-UNTRUSTED = "the archive's certificate is not trusted or has expired"
+CASES = {
+    "expired": "the archive's certificate has expired (127.0.0.1, valid until 2020-01-01)",
+    "not-yet-valid": "the archive's certificate is not valid yet (127.0.0.1, valid from 2999-01-0",
+    "other-host": "the archive's certificate is for another host than 127.0.0.1:"
+    " it is for archive.example, *.lab.example, b.example, ...",
+    "no-host": "the archive's certificate is for another host than 127.0.0.1: it names no host",
+    "unknown-root": "the archive's certificate is of an unknown authority (127.0.0.1, issued by ",
+    "system-roots-only": "the archive's certificate is of an unknown authority (127.0.0.1,",
+    "missing-between": "the archive's certificate is of an unknown authority (127.0.0.1,",
+    "root-in-chain": "the archive's certificate is of an unknown authority (127.0.0.1,",
+    "self-signed": "the archive's certificate is signed by nobody but itself (127.0.0.1): if that"
+    " is right, archiveinterface.ca_file must name it",
+}
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("unknown-root", UNTRUSTED),
-        ("system-roots-only", UNTRUSTED),
-        ("expired", UNTRUSTED),
-        ("other-host", "the archive's certificate is for another host"),
-    ],
-)
+def certificate_for(case: str, authority: trustme.CA) -> trustme.LeafCert:
+    """What the archive shows."""
+    match case:
+        case "expired":
+            return authority.issue_cert(HOST, not_before=PAST, not_after=PAST)
+        case "not-yet-valid":
+            return authority.issue_cert(HOST, not_before=FUTURE, not_after=FUTURE)
+        case "other-host":
+            names = ("archive.example", "*.lab.example", "10.0.0.1", "b.example")
+            return authority.issue_cert(*names)
+        case "no-host":
+            return authority.issue_cert(common_name=HOST)
+        case "missing-between":
+            below = authority.create_child_ca().issue_cert(HOST)
+            [own, *_] = below.cert_chain_pems
+            return trustme.LeafCert(below.private_key_pem.bytes(), own.bytes(), [])
+        case "root-in-chain":
+            leaf = authority.issue_cert(HOST)
+            [own] = leaf.cert_chain_pems
+            chain = [authority.cert_pem.bytes()]
+            return trustme.LeafCert(leaf.private_key_pem.bytes(), own.bytes(), chain)
+        case "self-signed":
+            itself = trustme.CA()
+            return trustme.LeafCert(itself.private_key_pem.bytes(), itself.cert_pem.bytes(), [])
+    return authority.issue_cert(HOST)
+
+
+@pytest.mark.parametrize(("case", "message"), CASES.items(), ids=list(CASES))
 @pytest_twisted.ensureDeferred
 async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
     make_client: MakesClient, tmp_path: Path, case: str, message: str
 ) -> None:
     authority = trustme.CA()
-    certificate = {
-        "expired": lambda: authority.issue_cert(HOST, not_before=PAST, not_after=PAST),
-        "other-host": lambda: authority.issue_cert("archive.example"),
-    }.get(case, lambda: authority.issue_cert(HOST))()
-    trusted = trustme.CA() if case == "unknown-root" else authority
-    roots = None if case == "system-roots-only" else pem(tmp_path / "roots.pem", trusted)
-    async with asking(make_client, tls=Offers(certificate), ca_file=roots) as asked:
-        with pytest.raises(ArchiveError) as caught:
-            await asked.archive.status("7")
-        assert str(caught.value) == message
-        assert not caught.value.retryable
-        assert caught.value.outage
+    stranger = case in ("unknown-root", "root-in-chain")
+    roots = pem(tmp_path / "roots.pem", trustme.CA() if stranger else authority)
+    offered = Offers(certificate_for(case, authority))
+    ca_file = None if case == "system-roots-only" else roots
+    async with asking(make_client, tls=offered, ca_file=ca_file) as asked:
+        error = await failure_of(asked.archive.status("7"))
+        assert str(error).startswith(message)
+        assert not error.retryable
+        assert error.outage
         assert asked.faulty.requests == []
         await asked.until(lambda: asked.faulty.open_connections == 0)
 
@@ -105,9 +133,12 @@ async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(
     roots = pem(tmp_path / "roots.pem", trustme.CA())
     async with asking(make_client, ca_file=roots, claimed="https") as asked:
         asked.faulty.put("7", DATA)
-        with pytest.raises(ArchiveError) as caught:
-            await asked.archive.status("7")
-        assert caught.value.retryable
+        error = await failure_of(asked.archive.status("7"))
+        assert str(error) == (
+            "the archive (127.0.0.1) does not speak TLS on this port: its url may have to begin"
+            " with http:"
+        )
+        assert error.retryable
 
 
 @pytest.mark.parametrize(
@@ -128,5 +159,5 @@ def test_a_ca_file_that_cannot_be_used_is_refused_at_the_start(
     path = tmp_path / "roots.pem"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        archive_client(reactor, connections=1, connect_timeout=1, ca_file=path)
+    with pytest.raises(ConfigError, match=f"ca_file {path} {message}"):
+        TlsPolicy(ca_file=path)

@@ -94,6 +94,19 @@ def test_an_endpoint_that_is_none_is_shown(tmp_path: Path) -> None:
     assert "tcp:http" in why_it_ends(tmp_path, "--endpoint", "tcp:http")
 
 
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere.pem"
+    endpoint = f"ssl:{free_port()}:privateKey={missing}"
+    line = why_it_ends(tmp_path, "--endpoint", endpoint)
+    assert line == (
+        f"cartd: cannot listen on {endpoint}: certKey {missing} cannot be read:"
+        " No such file or directory"
+    )
+    ini = f"[archiveinterface]\nurl = https://archive.example/\ncert_file = {missing}\n"
+    line = why_it_ends(tmp_path, ini=ini)
+    assert line == f"cartd: cert_file {missing} cannot be read: No such file or directory"
+
+
 def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_path: Path) -> None:
     line = why_it_ends(
         tmp_path,

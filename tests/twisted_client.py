@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from treq.client import HTTPClient
@@ -13,20 +12,20 @@ from twisted.python.components import proxyForInterface
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.client import IDLE_SECONDS, NoCookies, tls_policy
+from cartd.archive.client import IDLE_SECONDS, NoCookies
 
 
 def twisted_client(
-    reactor: Any, *, connections: int, connect_timeout: float, ca_file: Path | None
+    reactor: Any, *, connections: int, connect_timeout: float, policy: IPolicyForHTTPS
 ) -> tuple[HTTPClient, HTTPConnectionPool]:
     """As :func:`cartd.archive.archive_client`."""
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = connections
     pool.cachedConnectionTimeout = IDLE_SECONDS
-    agent = Agent(reactor, tls_policy(ca_file), connectTimeout=connect_timeout, pool=pool)
+    agent = Agent(reactor, policy, connectTimeout=connect_timeout, pool=pool)
     return HTTPClient(_Levelled(agent), cookiejar=NoCookies()), pool
 
 

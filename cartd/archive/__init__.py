@@ -3,5 +3,6 @@
 from cartd.archive.answers import ArchiveError, FileState
 from cartd.archive.archive import Archive
 from cartd.archive.client import archive_client
+from cartd.archive.tls import TlsPolicy
 
-__all__ = ["Archive", "ArchiveError", "FileState", "archive_client"]
+__all__ = ["Archive", "ArchiveError", "FileState", "TlsPolicy", "archive_client"]

@@ -166,7 +166,7 @@ class Archive:
                 raise
             raise silence(self._head_timeout) from None
         except Exception as error:
-            known = failure(error)
+            known = failure(error, url=url)
             if known is None:
                 raise
             raise known from error

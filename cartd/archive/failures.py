@@ -8,9 +8,9 @@ once is of no use.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet import error
 from twisted.web.client import (
     RequestGenerationFailed,
@@ -19,13 +19,14 @@ from twisted.web.client import (
 )
 
 from cartd.archive.answers import ArchiveError
+from cartd.archive.certificates import CertificateRefused
 from cartd.wording import clean
 
 
-def failure(raised: BaseException, *, begun: bool = False) -> ArchiveError | None:
+def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> ArchiveError | None:
     """The error for what Twisted raised, or none if that is no failure of the archive's.
 
-    ``begun`` says whether the head of an answer had arrived.
+    ``url`` is what was asked for, and ``begun`` says whether the head of an answer had arrived.
     """
     leaves = tuple(_leaves(raised))
     for types, sentence, retryable in _CAUSES:
@@ -33,7 +34,9 @@ def failure(raised: BaseException, *, begun: bool = False) -> ArchiveError | Non
             return ArchiveError(sentence, retryable=retryable, outage=True)
     for leaf in leaves:
         if isinstance(leaf, SSL.Error):
-            return _tls_failure(leaf)
+            return _tls_failure(leaf, url)
+        if isinstance(leaf, CertificateRefused):
+            return ArchiveError(str(leaf), retryable=False, outage=True)
         if isinstance(leaf, error.ConnectError):
             message = f"the archive cannot be reached: {clean(str(leaf))}"
             return ArchiveError(message, retryable=True, outage=True)
@@ -57,7 +60,6 @@ _WRAPPERS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
 _LOST = (error.ConnectionDone, error.ConnectionLost, error.ConnectionClosed)
 
 _CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, bool], ...] = (
-    (VerificationError, "the archive's certificate is for another host", False),
     (error.DNSLookupError, "the archive's host name cannot be resolved", True),
     (error.ConnectionRefusedError, "the archive refuses the connection", True),
     (
@@ -76,9 +78,53 @@ def _leaves(raised: BaseException) -> Iterator[BaseException]:
         yield raised
 
 
-def _tls_failure(raised: SSL.Error) -> ArchiveError:
-    if "certificate verify failed" in str(raised):
-        message = "the archive's certificate is not trusted or has expired"
-        return ArchiveError(message, retryable=False, outage=True)
-    message = "the archive and cartd cannot agree on TLS"
+def _tls_failure(raised: SSL.Error, url: str) -> ArchiveError:
+    """What came of a handshake: OpenSSL's last word on it, or the archive's (RFC 8446, 6.2)."""
+    host = urlsplit(url).hostname
+    who = f"the archive ({host})" if host else "the archive"
+    [*_, (_, _, word)] = (raised.args[0] if raised.args else ()) or [("", "", "no reason given")]
+    for words, sentence, retryable in _HANDSHAKES:
+        if any(known in word for known in words):
+            message = sentence.format(who=who, word=clean(word.rpartition("alert ")[2]))
+            return ArchiveError(message, retryable=retryable, outage=True)
+    message = f"{who} and cartd cannot agree on TLS: {clean(word)}"
     return ArchiveError(message, retryable=True, outage=True)
+
+
+_OWN = "archiveinterface.cert_file"
+
+_HANDSHAKES = (
+    (
+        ("unsupported protocol", "alert protocol version"),
+        "{who} speaks no TLS that is new enough: cartd takes 1.2 and newer",
+        False,
+    ),
+    (
+        ("wrong version number", "packet length too long", "http request"),
+        "{who} does not speak TLS on this port: its url may have to begin with http:",
+        True,
+    ),
+    (
+        ("alert certificate required",),
+        f"{{who}} wants to see a certificate of cartd's, and {_OWN} names none",
+        False,
+    ),
+    (
+        ("alert handshake failure",),
+        f"{{who}} and cartd cannot agree on TLS: it may want to see a certificate ({_OWN})",
+        True,
+    ),
+    (
+        (
+            "alert bad certificate",
+            "alert unsupported certificate",
+            "alert certificate revoked",
+            "alert certificate expired",
+            "alert certificate unknown",
+            "alert unknown ca",
+            "alert access denied",
+        ),
+        f"{{who}} refuses the certificate that cartd shows ({_OWN}): {{word}}",
+        False,
+    ),
+)

@@ -1,6 +1,16 @@
 """What the site has chosen: options, environment and file made into one value."""
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
+from cartd.config.tls_endpoint import TlsEndpoint, parse_tls_endpoint
 from cartd.config.values import UNIX, Network
 
-__all__ = ["UNIX", "Config", "Network", "load", "parse_size", "sqlalchemy_url"]
+__all__ = [
+    "UNIX",
+    "Config",
+    "Network",
+    "TlsEndpoint",
+    "load",
+    "parse_size",
+    "parse_tls_endpoint",
+    "sqlalchemy_url",
+]

@@ -60,6 +60,8 @@ class Config:
     archive_least_rate: int
     """Bytes a second."""
     archive_ca_file: Path | None
+    archive_cert_file: Path | None
+    archive_key_file: Path | None
     # [auth]: off if there is neither of the first two
     auth_file: Path | None
     auth_proxy_header: str | None

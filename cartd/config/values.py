@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from cartd.config.tls_endpoint import parse_tls_endpoint
+
 T = TypeVar("T")
 
 _PREFIXES = ("", "K", "M", "G", "T")
@@ -130,10 +132,16 @@ def size_above_zero(value: str) -> int:
 
 
 def endpoint(value: str) -> str:
-    """A Twisted endpoint; only its kind is looked at, the rest is parsed where it listens."""
-    kind, colon, _ = text(value).partition(":")
+    """A Twisted endpoint; but for ``ssl:``, its kind alone is looked at before it listens."""
+    value = text(value)
+    kind, colon, _ = value.partition(":")
     if not colon or kind not in ENDPOINTS:
         raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
+    if kind == "ssl":
+        try:
+            parse_tls_endpoint(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not an endpoint: {error}") from None
     return value
 
 

@@ -1,0 +1,116 @@
+"""Why an archive's certificate is not believed: OpenSSL's verdict, and the host's name, in words.
+
+Whether it has been revoked is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from cryptography import x509
+from OpenSSL.SSL import X509VerificationCodes as Codes
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import extract_patterns
+from service_identity.hazmat import (
+    DNS_ID,
+    DNSPattern,
+    IPAddress_ID,
+    IPAddressPattern,
+    verify_service_identity,
+)
+
+from cartd.wording import clean
+
+_SETTING = "archiveinterface.ca_file"
+
+_UNKNOWN = frozenset(
+    {
+        Codes.ERR_UNABLE_TO_GET_ISSUER_CERT,
+        Codes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
+        Codes.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
+        Codes.ERR_SELF_SIGNED_CERT_IN_CHAIN,
+    }
+)
+_MAX_NAMES = 3
+
+
+class CertificateRefused(Exception):
+    """The archive's certificate does not prove who it is; ``str`` says why, in one sentence."""
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def reason_to_refuse(
+    host: str, certificate: x509.Certificate, depth: int, error: int
+) -> str | None:
+    """Why ``host``, which showed ``certificate``, is not believed; None if it is.
+
+    ``host`` is a name in ASCII (with A-labels, RFC 5890) or an address.  ``error`` is OpenSSL's
+    verdict, 0 if it has found nothing, and ``depth`` the number of certificates from the archive's
+    own up to this one.
+    """
+    if error:
+        return _fault(host, certificate, depth, error)
+    if _is_for(host, certificate):
+        return None
+    names = _names(certificate)
+    meant = f"it is for {', '.join(names)}" if names else "it names no host"
+    return f"the archive's certificate is for another host than {host}: {meant}"
+
+
+def _fault(host: str, certificate: x509.Certificate, depth: int, error: int) -> str:
+    whose = "certificate" if depth == 0 else "authority's certificate"
+    if error == Codes.ERR_CERT_HAS_EXPIRED:
+        until = certificate.not_valid_after_utc.date()
+        return f"the archive's {whose} has expired ({host}, valid until {until})"
+    if error == Codes.ERR_CERT_NOT_YET_VALID:
+        since = certificate.not_valid_before_utc.date()
+        return f"the archive's {whose} is not valid yet ({host}, valid from {since})"
+    if error == Codes.ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+        return (
+            f"the archive's certificate is signed by nobody but itself ({host}): if that is right,"
+            f" {_SETTING} must name it"
+        )
+    if error in _UNKNOWN:
+        issuer = clean(certificate.issuer.rfc4514_string(), 80)
+        return (
+            f"the archive's certificate is of an unknown authority ({host}, issued by {issuer}):"
+            f" {_SETTING} does not have it, or the archive does not send what is in between"
+        )
+    if error == Codes.ERR_INVALID_PURPOSE:
+        return f"the archive's {whose} is not meant for a server ({host})"
+    return f"the archive's {whose} is not valid ({host}, OpenSSL's error {error})"
+
+
+def _is_for(host: str, certificate: x509.Certificate) -> bool:
+    wanted = IPAddress_ID(host) if is_address(host) else DNS_ID(host.rstrip("."))
+    try:
+        verify_service_identity(extract_patterns(certificate), [wanted], [])
+    except (VerificationError, CertificateError):
+        return False
+    return True
+
+
+def _names(certificate: x509.Certificate) -> Sequence[str]:
+    """The first hosts that it is for."""
+    try:
+        patterns = extract_patterns(certificate)
+    except CertificateError:
+        return []
+    names = [
+        pattern.pattern.decode("ascii", "replace")
+        if isinstance(pattern, DNSPattern)
+        else str(pattern.pattern)
+        for pattern in patterns
+        if isinstance(pattern, DNSPattern | IPAddressPattern)
+    ]
+    shown = [clean(name, 80) for name in names[:_MAX_NAMES]]
+    return [*shown, "..."] if len(names) > _MAX_NAMES else shown

@@ -1,0 +1,123 @@
+"""TLS to the archive: whom to believe, and who one is oneself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    TLSVersion,
+    platformTrust,
+    trustRootFromCertificates,
+)
+from twisted.python.failure import Failure
+from twisted.web.iweb import IPolicyForHTTPS
+from zope.interface import implementer
+
+from cartd.archive.certificates import CertificateRefused, is_address, reason_to_refuse
+from cartd.errors import ConfigError
+from cartd.threads import RunsInThread
+from cartd.tls import PemFile, Renewed, certificates, read_identity
+
+
+@implementer(IPolicyForHTTPS)
+class TlsPolicy:
+    """``https:`` is verified against the system's roots, or against those in ``ca_file`` alone.
+
+    With ``cert_file``, an archive that asks for a certificate is shown that one; its key is in
+    ``key_file``, or else in the same file.  All are PEM, read here, which blocks, and again when
+    they have changed.  Raises :class:`ConfigError` if one of them cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        if key_file is not None and cert_file is None:
+            raise ConfigError(f"key_file {key_file} is of no use without a cert_file")
+        self._ca_file = _given("ca_file", ca_file)
+        self._cert_file = _given("cert_file", cert_file)
+        self._key_file = _given("key_file", key_file) or self._cert_file
+        given = (self._ca_file, self._cert_file, self._key_file)
+        self.files = tuple({file.path for file in given if file is not None})
+        """What there is to :meth:`look` at."""
+        self._options = Renewed("What TLS to the archive works with", self.files, self._make)
+
+    async def look(self, threads: RunsInThread) -> None:
+        """As :meth:`Renewed.look`: connections that there are go on as they are."""
+        await self._options.look(threads)
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        return _Beginning(lambda: self._options.current, hostname.decode("ascii"))
+
+    def _make(self) -> CertificateOptions:
+        own: dict[str, Any] = {}
+        if self._cert_file is not None and self._key_file is not None:
+            identity = read_identity(self._cert_file, self._key_file)
+            own = {
+                "privateKey": identity.key,
+                "certificate": identity.certificate,
+                "extraCertChain": list(identity.chain),
+            }
+        options = CertificateOptions(
+            trustRoot=self._roots(), raiseMinimumTo=TLSVersion.TLSv1_2, **own
+        )
+        if self.files:
+            # Not when a connection begins.  But the system's roots take some time, and most
+            # archives need none.
+            options.getContext()
+        return options
+
+    def _roots(self) -> Any:
+        if self._ca_file is None:
+            return platformTrust()
+        return trustRootFromCertificates(
+            [Certificate(root) for root in certificates(self._ca_file)]
+        )
+
+
+def _given(name: str, path: Path | None) -> PemFile | None:
+    return None if path is None else PemFile(name, path)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Beginning:
+    """Begins connections to one host."""
+
+    def __init__(self, options: Callable[[], CertificateOptions], host: str) -> None:
+        self._options = options
+        self._host = host
+
+    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        connection = self._options().clientConnectionForTLS(protocol)
+        if not is_address(self._host):
+            # Addresses may not stand there (RFC 6066, section 3).
+            connection.set_tlsext_host_name(self._host.encode("ascii"))
+        connection.set_verify(
+            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verification(self._host, protocol)
+        )
+        return connection
+
+
+def _verification(host: str, protocol: Any) -> Callable[..., bool]:
+    """What OpenSSL asks of each certificate, from the root down, and of each fault it has found."""
+    waiting = [protocol]  # until the verdict; else the two would keep each other for ever
+
+    def verify(_: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
+        if ok and depth:
+            return True
+        reason = reason_to_refuse(host, certificate.to_cryptography(), depth, 0 if ok else error)
+        told = waiting.pop() if waiting else None
+        if reason is not None and told is not None:
+            told.failVerification(Failure(CertificateRefused(reason)))
+        return reason is None
+
+    return verify

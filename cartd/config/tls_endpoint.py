@@ -1,0 +1,116 @@
+"""Reads what an administrator wrote of an ``ssl:`` endpoint.
+
+The syntax is that of Twisted's endpoint strings: ``:`` separates, ``=`` assigns, and a backslash
+takes the meaning from whatever follows it.  What may be named, and in which order if it is not, is
+as in Twisted too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAMES = (
+    "port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain",
+    "dhParameters",
+)  # fmt: skip
+
+_FIELD = re.compile(r"((?:[^:\\]|\\.)*)(:|$)", re.DOTALL)
+_NAMED = re.compile(r"((?:[^=\\]|\\.)*)=(.*)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
+_ANY_METHOD = frozenset({"SSLv23_METHOD", "TLS_METHOD", "TLS_SERVER_METHOD"})
+_ONLY_1_2 = "TLSv1_2_METHOD"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsEndpoint:
+    """Where to listen, and the files (PEM) that say who listens there."""
+
+    port: int
+    private_key: Path
+    certificate: Path
+    """May hold, behind the certificate, those of the authorities between it and the root."""
+    chain: Path | None
+    """More of these."""
+    dh_parameters: Path | None
+    interface: str
+    """An address, or nothing for every one of IPv4."""
+    backlog: int
+    only_1_2: bool
+    """Whether TLS 1.3 is not to be spoken."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        found = (self.private_key, self.certificate, self.chain, self.dh_parameters)
+        return tuple(file for file in found if file is not None)
+
+
+def parse_tls_endpoint(description: str) -> TlsEndpoint:
+    """Read ``ssl:PORT:privateKey=FILE...``; a ValueError says what is wrong with it."""
+    given = _given(description)
+    if "port" not in given:
+        raise ValueError("it has no port")
+    key = given.get("privateKey", "server.pem")
+    method = given.get("sslmethod", "TLS_METHOD")
+    if method != _ONLY_1_2 and method not in _ANY_METHOD:
+        raise ValueError(f"sslmethod {method} is not TLS_METHOD or {_ONLY_1_2}")
+    return TlsEndpoint(
+        port=_whole("port", given["port"], 65535),
+        private_key=_path("privateKey", key),
+        certificate=_path("certKey", given.get("certKey", key)),
+        chain=_path("extraCertChain", given["extraCertChain"])
+        if "extraCertChain" in given
+        else None,
+        dh_parameters=_path("dhParameters", given["dhParameters"])
+        if "dhParameters" in given
+        else None,
+        interface=given.get("interface", ""),
+        backlog=_whole("backlog", given.get("backlog", "50"), 2**31 - 1),
+        only_1_2=method == _ONLY_1_2,
+    )
+
+
+def _given(description: str) -> dict[str, str]:
+    """The arguments behind ``ssl:``, by their names."""
+    given: dict[str, str] = {}
+    unnamed = iter(_NAMES)
+    for field in _fields(description)[1:]:
+        named = _NAMED.fullmatch(field)
+        name = _plain(named[1]) if named else next(unnamed, "")
+        if name not in _NAMES:
+            known = ", ".join(_NAMES)
+            raise ValueError(f"{name or _plain(field)} is none of its arguments ({known})")
+        if name in given:
+            raise ValueError(f"{name} is given twice")
+        given[name] = _plain(named[2] if named else field)
+    return given
+
+
+def _fields(description: str) -> list[str]:
+    fields = []
+    position = 0
+    while (match := _FIELD.match(description, position)) is not None:
+        fields.append(match[1])
+        position = match.end()
+        if not match[2]:
+            return fields
+    raise ValueError("it ends in a backslash, which takes the meaning from what follows it")
+
+
+def _plain(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
+
+
+def _path(name: str, value: str) -> Path:
+    if not value or "\0" in value:
+        raise ValueError(f"{name} names no file")
+    return Path(value)
+
+
+def _whole(name: str, value: str, most: int) -> int:
+    if not _NUMBER.fullmatch(value) or int(value) > most:
+        raise ValueError(f"{name} {value!r} is not a whole number from 0 to {most}")
+    return int(value)

@@ -1,0 +1,91 @@
+"""The TLS of an ``ssl:`` endpoint: which versions and ciphers, and who one is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IStreamServerEndpoint
+from twisted.internet.ssl import (
+    AcceptableCiphers,
+    CertificateOptions,
+    DiffieHellmanParameters,
+    TLSVersion,
+)
+from twisted.python.filepath import FilePath
+from zope.interface import implementer
+
+from cartd.config.tls_endpoint import TlsEndpoint
+from cartd.errors import ConfigError
+from cartd.threads import RunsInThread
+from cartd.tls.pem import PemFile, read_identity
+from cartd.tls.renewed import Renewed
+
+_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
+    "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL"
+)
+"""For TLS 1.2: forward secrecy and authenticated encryption (RFC 9325, section 4.2).
+
+Those of TLS 1.3 are all of that kind.
+"""
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerTls:
+    """Begins every connection with the certificate that the files hold now.
+
+    Blocks, and raises :class:`ConfigError` if they cannot be used, when it is made.
+    """
+
+    def __init__(self, endpoint: TlsEndpoint) -> None:
+        self._endpoint = endpoint
+        name = f"The certificate of ssl:{endpoint.port}"
+        self._options = Renewed(name, endpoint.files, self._make)
+
+    def listening(self, reactor: Any) -> IStreamServerEndpoint:
+        """Where to listen with it."""
+        return SSL4ServerEndpoint(
+            reactor,
+            self._endpoint.port,
+            self,
+            backlog=self._endpoint.backlog,
+            interface=self._endpoint.interface,
+        )
+
+    async def look(self, threads: RunsInThread) -> None:
+        """As :meth:`Renewed.look`: connections that there are keep theirs."""
+        await self._options.look(threads)
+
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        return self._options.current.serverConnectionForTLS(protocol)
+
+    def _make(self) -> CertificateOptions:
+        endpoint = self._endpoint
+        identity = read_identity(
+            PemFile("certKey", endpoint.certificate),
+            PemFile("privateKey", endpoint.private_key),
+            None if endpoint.chain is None else PemFile("extraCertChain", endpoint.chain),
+        )
+        dh_parameters = None
+        if endpoint.dh_parameters is not None:
+            path = FilePath(str(endpoint.dh_parameters))
+            dh_parameters = DiffieHellmanParameters.fromFile(path)
+        # Without compression, sessions and tickets, as Twisted has it.
+        options = CertificateOptions(
+            privateKey=identity.key,
+            certificate=identity.certificate,
+            extraCertChain=list(identity.chain),
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+            lowerMaximumSecurityTo=TLSVersion.TLSv1_2 if endpoint.only_1_2 else None,
+            acceptableCiphers=_CIPHERS,
+            dhParameters=dh_parameters,
+        )
+        try:
+            context = options.getContext()
+        except SSL.Error as error:
+            file = PemFile("dhParameters", endpoint.dh_parameters or endpoint.certificate)
+            raise ConfigError(f"{file} cannot be used") from error
+        # A handshake costs a server many times what it costs a client.
+        context.set_options(SSL.OP_NO_RENEGOTIATION)
+        return options

@@ -1,0 +1,99 @@
+"""Versions of TLS that the archive speaks, and the certificate that it wants to see of cartd's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+import trustme
+from OpenSSL import SSL
+
+from tests.archive_asking import MakesClient, Offers, asking, failure_of
+
+pytest_plugins = ("tests.archive_clients",)
+
+HOST = "127.0.0.1"
+VERSIONS = pytest.mark.parametrize(
+    "version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION], ids=["1.2", "1.3"]
+)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def roots(authority: trustme.CA, tmp_path: Path) -> Path:
+    authority.cert_pem.write_to_path(str(tmp_path / "roots.pem"))
+    return tmp_path / "roots.pem"
+
+
+def shown(directory: Path, certificate: trustme.LeafCert) -> Path:
+    """A file with a certificate, its chain and its key, to be shown to the archive."""
+    path = directory / "cartd.pem"
+    path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    return path
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_VERSION, SSL.TLS1_1_VERSION], ids=["1.0", "1.1"])
+@pytest_twisted.ensureDeferred
+async def test_an_archive_of_old_is_asked_nothing(
+    make_client: MakesClient, authority: trustme.CA, roots: Path, version: int
+) -> None:
+    offered = Offers(authority.issue_cert(HOST), newest=version)
+    async with asking(make_client, tls=offered, ca_file=roots) as asked:
+        error = await failure_of(asked.archive.status("7"))
+        assert str(error) == (
+            "the archive (127.0.0.1) speaks no TLS that is new enough: cartd takes 1.2 and newer"
+        )
+        assert error.outage
+        assert asked.faulty.requests == []
+
+
+@VERSIONS
+@pytest_twisted.ensureDeferred
+async def test_an_archive_that_wants_a_certificate_is_shown_it(
+    make_client: MakesClient, authority: trustme.CA, roots: Path, tmp_path: Path, version: int
+) -> None:
+    clients = trustme.CA()
+    own = clients.create_child_ca().issue_cert("cartd.example")
+    offered = Offers(authority.issue_cert(HOST), newest=version, clients_of=clients)
+    async with asking(
+        make_client, tls=offered, ca_file=roots, cert_file=shown(tmp_path, own)
+    ) as asked:
+        asked.faulty.put("7", b"data")
+        assert await asked.fetch("7") == b"data"
+
+
+@VERSIONS
+@pytest.mark.parametrize("case", ["none", "of-a-stranger"])
+@pytest_twisted.ensureDeferred
+async def test_without_the_right_one_it_is_refused(
+    make_client: MakesClient,
+    authority: trustme.CA,
+    roots: Path,
+    tmp_path: Path,
+    version: int,
+    case: str,
+) -> None:
+    offered = Offers(authority.issue_cert(HOST), newest=version, clients_of=trustme.CA())
+    cert_file = None
+    message = "(archiveinterface.cert_file)"
+    if case != "none":
+        cert_file = shown(tmp_path, trustme.CA().issue_cert("cartd.example"))
+        message = (
+            "the archive (127.0.0.1) refuses the certificate that cartd shows"
+            " (archiveinterface.cert_file): unknown ca"
+        )
+    elif version == SSL.TLS1_3_VERSION:
+        message = (
+            "the archive (127.0.0.1) wants to see a certificate of cartd's, and"
+            " archiveinterface.cert_file names none"
+        )
+    async with asking(make_client, tls=offered, ca_file=roots, cert_file=cert_file) as asked:
+        error = await failure_of(asked.archive.status("7"))
+        assert message in str(error)
+        assert error.outage
+        assert asked.faulty.requests == []

@@ -1,0 +1,241 @@
+"""Certificates and keys in files: what is read, what is refused with a reason, and renewal."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from cartd.archive import TlsPolicy
+from cartd.errors import ConfigError
+from cartd.tls import Identity, PemFile, Renewed, read_identity
+
+AUTHORITY = trustme.CA()
+BELOW = AUTHORITY.create_child_ca()
+LEAF = BELOW.issue_cert("cartd.example")
+OTHER = AUTHORITY.issue_cert("cartd.example")
+KEY = LEAF.private_key_pem.bytes()
+OWN, MIDDLE = (pem.bytes() for pem in LEAF.cert_chain_pems)
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def read(directory: Path, certificate: bytes, key: bytes, chain: bytes | None = None) -> Identity:
+    chain_file = None if chain is None else written(directory / "chain", chain)
+    return read_identity(
+        PemFile("certKey", written(directory / "cert", certificate)),
+        PemFile("privateKey", written(directory / "key", key)),
+        None if chain_file is None else PemFile("extraCertChain", chain_file),
+    )
+
+
+def pems(identity: Identity) -> list[bytes]:
+    found = [identity.certificate, *identity.chain]
+    return [one.to_cryptography().public_bytes(Encoding.PEM) for one in found]
+
+
+def encoded(form: PrivateFormat, passphrase: bytes | None = None) -> bytes:
+    """The key of ``LEAF`` as other tools write it."""
+    encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    return load_pem_private_key(KEY, None).private_bytes(Encoding.PEM, form, encryption)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "chain", "sent"),
+    [
+        (OWN, KEY, None, [OWN]),
+        (OWN + MIDDLE, KEY, None, [OWN, MIDDLE]),
+        (OWN, KEY, MIDDLE, [OWN, MIDDLE]),
+        (KEY + b"words\n" + OWN, b"\n" + OWN + KEY, None, [OWN]),
+        (OWN.replace(b"\n", b"\r\n"), encoded(PrivateFormat.PKCS8), None, [OWN]),
+    ],
+    ids=["own", "chain-behind-it", "chain-beside-it", "one-file", "other-forms"],
+)
+def test_a_pair_is_read_with_what_is_sent_with_it(
+    tmp_path: Path, certificate: bytes, key: bytes, chain: bytes | None, sent: list[bytes]
+) -> None:
+    assert pems(read(tmp_path, certificate, key, chain)) == sent
+
+
+def too_weak() -> tuple[bytes, bytes]:
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(1))
+    ).sign(key, hashes.SHA256())
+    return (
+        certificate.public_bytes(Encoding.PEM),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "reason"),
+    [
+        (b"", KEY, "certKey DIR/cert holds no certificate in PEM form"),
+        (KEY, KEY, "certKey DIR/cert holds no certificate in PEM form"),
+        (OWN[:-40], KEY, "certKey DIR/cert holds no certificate in PEM form"),
+        (
+            OWN[:60] + b"\n-----END CERTIFICATE-----\n",
+            KEY,
+            "certKey DIR/cert holds a certificate that cannot be read",
+        ),
+        (OWN, OWN, "privateKey DIR/key holds no private key in PEM form"),
+        (OWN, KEY[:-20], "privateKey DIR/key holds no private key in PEM form"),
+        (
+            OWN,
+            KEY[:80] + KEY[100:],
+            "privateKey DIR/key holds a private key that cannot be read",
+        ),
+        (
+            OWN,
+            encoded(PrivateFormat.PKCS8, b"secret"),
+            "privateKey DIR/key holds a key with a passphrase, for which nobody can be asked",
+        ),
+        (
+            OWN,
+            encoded(PrivateFormat.TraditionalOpenSSL, b"secret"),
+            "privateKey DIR/key holds a key with a passphrase, for which nobody can be asked",
+        ),
+        (
+            MIDDLE + OWN,
+            KEY,
+            "privateKey DIR/key holds a key that is not that of the first certificate in"
+            " certKey DIR/cert",
+        ),
+        (*too_weak(), "certKey DIR/cert holds a certificate that is too weak to use"),
+    ],
+    ids=[
+        *("empty", "only-a-key", "cut", "garbled", "no-key", "key-cut", "key-garbled"),
+        *("passphrase", "old-passphrase", "wrong-order", "weak"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_a_reason(
+    tmp_path: Path, certificate: bytes, key: bytes, reason: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, certificate, key)
+    assert str(caught.value) == reason.replace("DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"key_file": KEY}, "key_file DIR/key_file is of no use without a cert_file"),
+        ({"cert_file": OWN}, "cert_file DIR/cert_file holds no private key in PEM form"),
+        (
+            {"cert_file": OWN, "key_file": OTHER.private_key_pem.bytes()},
+            "key_file DIR/key_file holds a key that is not that of the first certificate in"
+            " cert_file DIR/cert_file",
+        ),
+    ],
+)
+def test_a_pair_for_the_archive_is_refused_under_the_names_of_its_settings(
+    tmp_path: Path, files: dict[str, bytes], reason: str
+) -> None:
+    paths = {name: written(tmp_path / name, content) for name, content in files.items()}
+    with pytest.raises(ConfigError) as caught:
+        TlsPolicy(**paths)
+    assert str(caught.value) == reason.replace("DIR", str(tmp_path))
+
+
+class Directly:
+    """In place of threads; it counts what it has run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, work: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        self.runs += 1
+        return maybeDeferred(work, *args, **kwargs)
+
+
+class Watched:
+    """A file, and what is made of it by a parser that refuses ``bad``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.path.write_text("first")
+        self.made = 0
+        self.threads = Directly()
+        self.renewed = Renewed("The thing", [path], self._make)
+
+    async def look(self) -> str:
+        await self.renewed.look(self.threads)
+        return self.renewed.current
+
+    def _make(self) -> str:
+        self.made += 1
+        try:
+            content = self.path.read_text()
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}") from error
+        if content == "bad":
+            raise ConfigError("makes no sense")
+        return content
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path / "file")
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_made_again_when_the_file_has_changed_and_not_else(watched: Watched) -> None:
+    assert await watched.look() == "first"
+    assert watched.made == 1
+    watched.path.write_text("next one")
+    assert await watched.look() == "next one"
+    assert await watched.look() == "next one"
+    assert watched.made == 2
+    assert watched.threads.runs == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_is_replaced_by_one_of_the_same_size_and_date_is_another(
+    watched: Watched,
+) -> None:
+    beside = watched.path.with_name("beside")
+    beside.write_text("other")
+    found = watched.path.stat()
+    os.utime(beside, ns=(found.st_atime_ns, found.st_mtime_ns))
+    beside.rename(watched.path)
+    assert await watched.look() == "other"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_used_keeps_the_old_until_it_can(watched: Watched) -> None:
+    for spoil, reason in (
+        (lambda: watched.path.write_text("bad"), "makes no sense"),
+        (watched.path.unlink, "cannot be read: No such file or directory"),
+    ):
+        spoil()
+        for _ in range(2):
+            with pytest.raises(ConfigError) as caught:
+                await watched.look()
+            assert str(caught.value) == (
+                f"The thing is not renewed, and the old one kept: {reason}"
+            )
+            assert watched.renewed.current == "first"
+    watched.path.write_text("good again")
+    assert await watched.look() == "good again"

@@ -1,0 +1,112 @@
+"""How long an ``ssl:`` endpoint waits for a client that does not go on: a test moves the clock."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.web.static import Data
+
+from cartd.channel import CLOSING
+from cartd.config import parse_tls_endpoint
+from cartd.site import LimitedSite
+from cartd.tls import ServerTls
+from tests.server_limits import limits
+
+NAME = "cartd.example"
+LIMITS = limits()
+BEGINS = int(LIMITS.header_timeout)
+"""Seconds in which a client must have sent its first request."""
+
+
+class Socket(StringTransport):
+    def setTcpNoDelay(self, enabled: bool) -> None: ...
+
+
+class Connected:
+    """A client's connection to a site over TLS, with a clock that the test moves."""
+
+    def __init__(self, directory: Path) -> None:
+        pem = directory / "server.pem"
+        authority = trustme.CA()
+        authority.issue_cert(NAME).private_key_and_cert_chain_pem.write_to_path(str(pem))
+        self.clock = Clock()
+        site = LimitedSite(Data(b"here", "text/plain"), self.clock, LIMITS)
+        tls = ServerTls(parse_tls_endpoint(f"ssl:443:privateKey={pem}"))
+        factory = TLSMemoryBIOFactory(tls, False, site, self.clock)
+        self.transport = Socket()
+        self.server = factory.buildProtocol(None)
+        assert self.server is not None
+        self.server.makeConnection(self.transport)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        self._to_client, self._to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.client = context.wrap_bio(self._to_client, self._to_server, server_hostname=NAME)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.transport.disconnecting or self.transport.disconnected)
+
+    def hello(self) -> bytes:
+        """What the client begins with."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self.client.do_handshake()
+        return self._to_server.read()
+
+    def exchange(self, step: Callable[[], object]) -> None:
+        """Let the client do something, for which it may need answers."""
+        while True:
+            try:
+                step()
+            except ssl.SSLWantReadError:
+                self.pump()
+            else:
+                self.pump()
+                return
+
+    def pump(self) -> None:
+        assert self.server is not None
+        if sent := self._to_server.read():
+            self.server.dataReceived(sent)
+        self.clock.advance(0)  # small writes are put together until then
+        self._to_client.write(self.transport.value())
+        self.transport.clear()
+
+
+@pytest.fixture
+def connected(tmp_path: Path) -> Connected:
+    return Connected(tmp_path)
+
+
+def test_a_client_that_never_begins_is_left(connected: Connected) -> None:
+    connected.clock.pump([1.0] * (BEGINS - 1))
+    assert not connected.broken
+    connected.clock.pump([1.0] * int(1 + CLOSING))
+    assert connected.broken
+
+
+def test_one_that_drips_its_handshake_wins_no_time(connected: Connected) -> None:
+    assert connected.server is not None
+    for byte in connected.hello()[: BEGINS - 1]:
+        connected.clock.advance(1)
+        assert not connected.broken
+        connected.server.dataReceived(bytes([byte]))
+    connected.clock.pump([1.0] * int(1 + CLOSING))
+    assert connected.broken
+
+
+def test_one_that_never_says_goodbye_is_left(connected: Connected) -> None:
+    connected.exchange(connected.client.do_handshake)
+    connected.exchange(lambda: connected.client.write(b"GET / HTTP/1.0\r\n\r\n"))
+    answers: list[bytes] = []
+    connected.exchange(lambda: answers.append(connected.client.read()))
+    assert answers[0].endswith(b"here")
+    assert not connected.broken
+    connected.clock.pump([1.0] * int(LIMITS.idle_timeout + CLOSING))
+    assert connected.broken
