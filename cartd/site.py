@@ -16,6 +16,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
+from cartd import refusals
 from cartd.access_log import AccessLog
 from cartd.errors import error_body
 from cartd.model import User
@@ -27,6 +28,9 @@ STALL_TIMEOUT = 600.0
 """Seconds in which a client must take what is waiting for it; until then its cart is pinned."""
 LINGER = 2.0
 """Seconds for which a refused body is read past, so that the client sees the answer."""
+LONGEST_LINE = 8000
+"""Characters of a line of the log.  The journal breaks one of 48 KiB in two, and the second would
+begin with whatever a client had chosen."""
 
 
 class LimitedRequest(Request):
@@ -116,6 +120,15 @@ class LimitedChannel(HTTPChannel):
 
     def answer_at_once(self, code: int, message: str, limit: str | None = None) -> None:
         """Answer a request whose rest is not waited for; the connection is of no use any more."""
+        refusals.note(
+            code,
+            message,
+            limit,
+            peer=self.getPeer(),
+            # Twisted keeps them from a request's first line to its end.
+            method=getattr(self, "_command", b""),
+            target=getattr(self, "_path", b""),
+        )
         body = error_body(code, message, limit)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nConnection: close\r\n"
@@ -207,4 +220,5 @@ class LimitedSite(Site):
 
 def _dated(_reactor_time: str, request: IRequest) -> str:
     """A line of the access log: its date is the machine's, which the reactor's time is not."""
-    return str(combinedLogFormatter(datetimeToLogString(), request))
+    line = str(combinedLogFormatter(datetimeToLogString(), request))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
