@@ -65,4 +65,4 @@ def _quoted(text: str) -> str:
     """A JSON string in printable ASCII."""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}..."
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text)
