@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MINUTES := 60
 
-.PHONY: help demo run test fuzz soak api-check bench check clean
+.PHONY: help demo run test fuzz soak api-check bench check audit clean
 
 help:
 	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
@@ -16,7 +16,8 @@ help:
 	@echo "make soak   kill cartd under load for MINUTES=60, and report what it took and sent"
 	@echo "make api-check  ask cartd what its OpenAPI description allows for MINUTES=60"
 	@echo "make bench  measure cartd beside its peers (bench/README.md)"
-	@echo "make check  formatting, lint, types and the order of imports"
+	@echo "make check  formatting, lint, types, the order of imports and known weaknesses"
+	@echo "make audit  ask whether a package of requirements.txt is known to be vulnerable"
 	@echo "make clean  remove what the other targets made"
 
 $(READY): requirements.txt setup.py
@@ -35,7 +36,7 @@ run: $(READY)
 	@BIN=$(BIN) demo/demo --keep
 
 test: $(READY)
-	@demo/tools curl tar bsdtar wget aria2c
+	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 fuzz: MINUTES := 10
@@ -56,6 +57,11 @@ check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive cartd twisted cartd.tac
+	$(BIN)/python .ci/audit.py --or-warn
+
+audit: $(READY)
+	$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

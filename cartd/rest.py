@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from cartd import api_description, disposition, ranges
+from cartd import api_description, disposition, ranges, refusals
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
@@ -245,6 +245,8 @@ def _json(request: Request, answer: dict[str, str]) -> bytes:
 
 
 def _error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
+    peer = request.getClientAddress()
+    refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
     return _answer(request, code, "application/json", error_body(code, message, limit))
 
 

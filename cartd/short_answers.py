@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from twisted.internet.interfaces import IAddress
 
+from cartd import refusals
 from cartd.errors import error_body
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -25,11 +26,12 @@ def refusal(
     method: bytes = b"",
     target: bytes = b"",
 ) -> bytes:
-    """The whole answer, after which the connection is of no use any more.
+    """The whole answer, after which the connection is of no use any more; it is logged.
 
     Whoever refuses something, but the routes themselves, gets it here, even if the client cannot be
     answered any more.  ``method`` and ``target`` are as the client has sent them, if it has.
     """
+    refusals.note(code, message, limit, peer=peer, method=method, target=target)
     body = error_body(code, message, limit)
     if code in (429, 503):
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]

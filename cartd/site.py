@@ -25,6 +25,9 @@ from cartd.turned_away import Farewell, TurnedAway
 
 BODY_IN_MEMORY = 16 * 2**10
 """Bytes of a body that are kept in memory: thousands of clients may be sending one."""
+LONGEST_LINE = 8000
+"""Characters of a line of the log.  The journal breaks one of 48 KiB in two, and the second would
+begin with whatever a client had chosen."""
 
 
 class LimitedSite(Site):
@@ -89,4 +92,5 @@ class LimitedSite(Site):
 
 def _dated(_reactor_time: str, request: IRequest) -> str:
     """A line of the access log: its date is the machine's, which the reactor's time is not."""
-    return str(combinedLogFormatter(datetimeToLogString(), request))
+    line = str(combinedLogFormatter(datetimeToLogString(), request))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
+from cartd import refusals
 from cartd.errors import error_body
 
 _HOST = re.compile(rb"https?://[^/]+", re.IGNORECASE)
@@ -44,6 +45,8 @@ class TextPaths(Resource):
 
 
 def _refused(request: Request, message: str) -> bytes:
+    peer = request.getClientAddress()
+    refusals.note(400, message, None, peer=peer, method=request.method, target=request.uri)
     body = error_body(400, message)
     request.setResponseCode(400)
     request.setHeader(b"Content-Type", b"application/json")

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
+from cartd import refusals
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError, error_body
 
@@ -59,6 +60,8 @@ def _open_to_all(request: Any) -> bool:
 
 
 def _refuse(request: Any, code: int, message: str) -> None:
+    peer = request.getClientAddress()
+    refusals.note(code, message, None, peer=peer, method=request.method, target=request.uri)
     body = error_body(code, message)
     request.setResponseCode(code)
     request.setHeader(b"Content-Type", b"application/json")

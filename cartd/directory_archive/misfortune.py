@@ -27,7 +27,7 @@ class Misfortune:
     def __init__(self, rate: float, seed: int | None = None) -> None:
         """``rate``: from 0 (none) to 1 (all)."""
         self._rate = rate
-        self._random = random.Random(seed)  # noqa: S311  nothing here is a secret
+        self._random = random.Random(seed)  # noqa: S311  no secret  # nosec B311
 
     def draw(self, *, body: bool) -> Mishap | None:
         """What befalls the next request; ``body``: whether its answer is a file's bytes."""

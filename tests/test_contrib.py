@@ -1,0 +1,124 @@
+"""What contrib/ has for systemd and fail2ban fits the service and its documentation."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from twisted.scripts._twistd_unix import ServerOptions
+
+from cartd.config import load
+from cartd.options import Options
+from cartd.refusals import REFUSED
+from tests.test_documentation import ROOT, blocks, rows, section
+
+UNIT = ROOT / "contrib/systemd/cartd.service"
+FAIL2BAN = ROOT / "contrib/fail2ban"
+INSTALLATION = ROOT / "docs/installation.md"
+
+
+@pytest.fixture(scope="module")
+def unit() -> dict[str, list[str]]:
+    """The unit's settings; a key may come more than once."""
+    settings = defaultdict(list)
+    for line in UNIT.read_text().splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            settings[key].append(value)
+    return settings
+
+
+def command(unit: dict[str, list[str]]) -> tuple[str, list[str], list[str]]:
+    """The program of the unit, the options of twistd and those of cartd."""
+    [start] = unit["ExecStart"]
+    program, *options = start.split()
+    at = options.index("cartd")
+    return program, options[:at], options[at + 1 :]
+
+
+def test_the_unit_starts_the_service_as_twistd_and_cartd_understand_it(
+    unit: dict[str, list[str]],
+) -> None:
+    program, of_twistd, of_cartd = command(unit)
+    assert Path(program).name == "twistd"
+    twistd, cartd = ServerOptions(), Options()
+    twistd.parseOptions(of_twistd)
+    cartd.parseOptions(of_cartd)
+    assert twistd["nodaemon"] and not twistd["pidfile"]
+    assert cartd["config"]
+
+
+def test_the_installation_makes_what_the_unit_names(unit: dict[str, list[str]]) -> None:
+    program, _, of_cartd = command(unit)
+    options = Options()
+    options.parseOptions(of_cartd)
+    steps = "".join(blocks(INSTALLATION, "sh"))
+    assert f"python3 -m venv {Path(program).parent.parent}\n" in steps
+    assert f"mkdir -p {Path(options['config']).parent}\n" in steps
+    assert f"--config {options['config']} " in steps
+    [user] = unit["User"]
+    assert re.search(rf"^useradd .* {user}$", steps, flags=re.MULTILINE)
+    assert f"cp {UNIT.relative_to(ROOT)} /etc/systemd/system/\n" in steps
+
+
+def test_the_service_may_write_what_the_installation_has_it_write(
+    unit: dict[str, list[str]],
+) -> None:
+    [shown] = [block for block in blocks(INSTALLATION, "ini") if "volume_path" in block]
+    config = load(options={}, environ={}, ini=shown, ini_name="config.ini")
+    assert unit["ProtectSystem"] == ["strict"]
+    writable = Path("/var/lib") / unit["StateDirectory"][0]
+    assert unit["WorkingDirectory"] == [str(writable)]
+    assert config.volume_path.is_relative_to(writable)
+    assert config.database_url.startswith(f"sqlite:///{writable}/")
+
+
+def test_a_stop_is_given_the_time_that_it_may_take(unit: dict[str, list[str]]) -> None:
+    grace = load(options={}, environ={}, ini="", ini_name="config.ini").shutdown_grace
+    told = re.search(r"Allow the service (\d+) seconds", (ROOT / "docs/reliability.md").read_text())
+    assert told
+    assert int(unit["TimeoutStopSec"][0]) >= int(told[1]) > grace
+
+
+def test_the_unit_takes_nothing_away_that_the_service_needs(unit: dict[str, list[str]]) -> None:
+    # OpenSSL calls back through memory that cffi makes executable.
+    assert unit["MemoryDenyWriteExecute"] in ([], ["no"])
+    # /proc/sys/kernel/random/boot_id names who holds a cart.
+    assert unit["ProcSubset"] in ([], ["all"])
+    assert {"AF_INET", "AF_INET6", "AF_UNIX"} == set(unit["RestrictAddressFamilies"][0].split())
+    # Long manifests are kept on a disk, where nobody else sees them.
+    assert unit["Environment"] == ["TMPDIR=/var/tmp"]
+    assert unit["PrivateTmp"] == ["yes"]
+
+
+def test_the_unit_leaves_the_service_no_privileges(unit: dict[str, list[str]]) -> None:
+    assert unit["NoNewPrivileges"] == ["yes"]
+    assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == [""]
+    assert unit["SystemCallFilter"][0] == "@system-service"
+    assert "@privileged" in unit["SystemCallFilter"][1].removeprefix("~").split()
+    assert unit["UMask"] == ["0077"]
+
+
+def statuses(text: str) -> set[int]:
+    return {int(status) for status in re.findall(r"\b[1-5]\d\d\b", text)}
+
+
+def test_the_jails_take_refusals_and_leave_out_what_busy_clients_get() -> None:
+    filters = ConfigParser(interpolation=None)
+    filters.read(FAIL2BAN / "filter.d/cartd.conf")
+    jails = ConfigParser(interpolation=None)
+    jails.read(FAIL2BAN / "jail.d/cartd.conf")
+    in_first = statuses(filters["Definition"]["statuses"])
+    in_second = statuses(jails["cartd-guessing"]["filter"])
+    assert jails["cartd"]["filter"] == "cartd"
+    assert in_first == REFUSED - {404, 429}
+    assert in_second == {404}
+    assert filters["Definition"]["journalmatch"] == f"_SYSTEMD_UNIT={UNIT.name}"
+
+
+def test_every_refusal_is_explained() -> None:
+    table = rows(section(ROOT / "docs/security.md", "Refused requests in the log"))
+    assert set().union(*(statuses(row[0]) for row in table)) == REFUSED | {503}

@@ -1,0 +1,133 @@
+"""What the real fail2ban reads of a log: each refusal, of its address, and nothing forged."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cart_site import CartSite, cart_site
+from tests.running_cartd import entry, manifest
+from tests.wire import Wire, wire
+
+FILTER = Path(__file__).parent.parent / "contrib/fail2ban/filter.d/cartd.conf"
+LINE = b'2026-11-24T06:30:56+0000 [cartd.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
+ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(
+        tmp_path_factory.mktemp("site"),
+        ini="[server]\nmax_manifest = 9999\n[archiveinterface]\nretries = 1\n",
+    ) as running:
+        yield running
+
+
+def log_of(site: CartSite) -> bytes:
+    return (site.cartd.directory / "cartd.log").read_bytes()
+
+
+def banned(
+    log: bytes, directory: Path, *, options: str = "", journal: bool = False
+) -> dict[str, int]:
+    """How often fail2ban finds which address in a log file, or in the journal.
+
+    Of the journal it gets each line without a date of its own, behind the host and the process.
+    """
+    read = directory / "log"
+    begin, date = b"@2026-11-24T06:30:56+0000@h twistd[9]: ", "^@%Y-%m-%dT%H:%M:%S%z@"
+    read.write_bytes(re.sub(rb"(?m)^(?=.)", begin, log) if journal else log)
+    dates = ("-d", date) if journal else ()
+    found = subprocess.run(
+        ["fail2ban-regex", *dates, "-o", "ip", read, f"{FILTER}{options}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return Counter(found.stdout.split())
+
+
+def refuse(connection: Wire, status: int, request: bytes) -> None:
+    connection.send(request)
+    assert connection.answer().status == status
+
+
+REFUSED = [
+    (400, b"no HTTP\r\n\r\n"),
+    (400, b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"),
+    (400, b"GET x HTTP/1.1\r\n\r\n"),
+    (400, b"GET /%ff HTTP/1.1\r\n\r\n"),
+    (400, b"GET /.hidden HTTP/1.1\r\n\r\n"),
+    (400, b"POST /x HTTP/1.1\r\nContent-Length: 1\r\n\r\n{"),
+    (405, b"PUT /x HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
+    (413, b"POST /x HTTP/1.1\r\nContent-Length: 10000\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["file", "journal"])
+def test_each_refusal_is_found_once(site: CartSite, tmp_path: Path, journal: bool) -> None:
+    begin = len(log_of(site))
+    for status, request in REFUSED:
+        with wire(site.port) as connection:
+            refuse(connection, status, request)
+    assert site.cartd.get("/guess").status == 404
+    assert site.cartd.get("/").status == 200
+    log = log_of(site)[begin:]
+    assert banned(log, tmp_path, journal=journal) == {"127.0.0.1": len(REFUSED)}
+
+
+def test_unknown_carts_are_a_jail_of_their_own(site: CartSite, tmp_path: Path) -> None:
+    begin = len(log_of(site))
+    assert site.cartd.get("/guess").status == 404
+    assert site.cartd.request("HEAD", "/guess").status == 404
+    assert site.cartd.get("/.hidden").status == 400
+    log = log_of(site)[begin:]
+    assert banned(log, tmp_path, options='[statuses="404"]') == {"127.0.0.1": 2}
+
+
+FORGING = [
+    b"GET /%0a" + ENCODED + b" HTTP/1.1\r\n\r\n",
+    b"GET /" + ENCODED + b" HTTP/1.1\r\n\r\n",
+    b'GET /"%20' + ENCODED + b" HTTP/1.1\r\n\r\n",
+    b"GET /x?filename=%0a" + ENCODED + b" HTTP/1.1\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nUser-Agent: " + LINE + b"\r\nReferer: " + LINE + b"\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nUser-Agent: \x0b\x85" + LINE + b"\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nX-Forwarded-For: 198.51.100.9\r\n"
+    b"Forwarded: for=198.51.100.9\r\nX-Real-IP: 198.51.100.9\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["file", "journal"])
+def test_nobody_puts_the_blame_on_another_address(
+    site: CartSite, tmp_path: Path, journal: bool
+) -> None:
+    begin = len(log_of(site))
+    for request in FORGING:
+        with wire(site.port) as connection:
+            connection.send(request)
+            assert connection.answer().status in (400, 404)
+    # Paths may hold anything but NUL, and come to the log when they fail.
+    undated = LINE[LINE.index(b" ") :].decode()
+    for path in (f"\n{undated}", *(f"{sign}{LINE.decode()}" for sign in "\n\r\x0b\x85\u2028")):
+        files = manifest([entry("none", path, b"")])
+        assert site.cartd.post("forging", files).status == 201
+        site.cartd.wait_until("forging", "error")
+    log = log_of(site)[begin:]
+    assert log.count(undated.encode()) >= 6
+    found = banned(log, tmp_path, journal=journal, options='[statuses="400|401|404"]')
+    assert found == {"127.0.0.1": len(FORGING)}
+
+
+def test_no_line_is_so_long_that_the_journal_would_break_it(site: CartSite) -> None:
+    begin = len(log_of(site))
+    agent = b"\xff" * 15_000
+    with wire(site.port) as connection:
+        refuse(connection, 404, b"GET /x HTTP/1.1\r\nUser-Agent: " + agent + b"\r\n\r\n")
+    log = log_of(site)[begin:]
+    assert b'"GET /x HTTP/1.1" 404 ' in log
+    assert max(map(len, log.split(b"\n"))) < 48 * 1024

@@ -1,0 +1,88 @@
+"""The line that each refused request gets: its form, and what is none of its business."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
+
+from cartd import refusals
+
+PEER = IPv4Address("TCP", "192.0.2.7", 4321)
+FORGED = '2026-11-24T06:30:56+0000 [cartd.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
+
+
+def noted(code: int, message: str = "Why", limit: str | None = None, **request: Any) -> list[str]:
+    with capturedLogs() as entries:
+        refusals.note(code, message, limit, **{"peer": PEER, **request})
+    return [formatEvent(entry) for entry in entries]
+
+
+def test_a_refusal_tells_status_address_request_and_reason() -> None:
+    [line] = noted(404, "No cart", method=b"GET", target=b"/a?filename=b")
+    assert line == 'Refused 404 192.0.2.7 "GET /a?filename=b" "No cart"'
+
+
+def test_what_came_before_there_was_a_request_is_told_as_well() -> None:
+    assert noted(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP"']
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 408, 413, 429, 431])
+def test_what_a_client_is_to_blame_for_is_a_refusal(code: int) -> None:
+    assert len(noted(code)) == 1
+
+
+@pytest.mark.parametrize("code", [200, 202, 204, 206, 304, 416, 500, 503, 507])
+def test_what_a_client_is_not_to_blame_for_is_none(code: int) -> None:
+    assert noted(code) == []
+
+
+def test_a_limit_makes_a_refusal_of_a_service_that_cannot_answer() -> None:
+    assert len(noted(503, limit="server.max_connections")) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "told"),
+    [
+        (PEER, "192.0.2.7"),
+        (IPv6Address("TCP", "2001:db8::7", 1), "2001:db8::7"),
+        (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::1"),
+        (IPv6Address("TCP", "::ffff:192.0.2.7", 1), "192.0.2.7"),
+        (IPv4Address("TCP", 'x"\n', 1), "-"),
+        (UNIXAddress(b"/run/cartd.sock"), "-"),
+        (None, "-"),
+    ],
+    ids=str,
+)
+def test_the_address_is_an_ip_address_or_none(peer: Any, told: str) -> None:
+    [line] = noted(404, peer=peer)
+    assert line.split()[2] == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"\n{FORGED}", f"\r{FORGED}", f"\0{FORGED}", f"\x85{FORGED}", f'" {FORGED}', f"\\{FORGED}",
+     "\x1b[2J\x7f\x08", "{code} {0}", "\u2028x", "\udcff"],
+    ids=ascii,
+)  # fmt: skip
+def test_whatever_a_client_sends_stays_in_its_quotes(text: str) -> None:
+    target = text.encode("utf-8", "surrogatepass")
+    with capturedLogs() as entries:
+        refusals.note(401, text, None, peer=PEER, method=b"GET", target=target)
+    [line] = map(formatEventAsClassicLogText, entries)
+    assert line is not None and line.endswith("\n")
+    assert line[:-1].isascii() and line[:-1].isprintable()
+    _, _, told = line[:-1].partition(" 192.0.2.7 ")
+    asked, end = json.JSONDecoder().raw_decode(told)
+    assert asked == "GET " + target.decode("latin-1")
+    assert json.loads(told[end + 1 :]) == text
+
+
+def test_a_line_is_never_long() -> None:
+    [line] = noted(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
+    assert line.count("\\u00e9") == line.count("GET ") * refusals.LONGEST
+    assert line.count('..."') == 2
+    assert len(line) < 3000
