@@ -20,7 +20,6 @@ from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
     CartdError,
     InvalidInput,
-    Unavailable,
     Unreadable,
     VolumeDamaged,
     error_body,
@@ -30,7 +29,7 @@ from cartd.model import Asker, Cart, CartStatus
 from cartd.reader import SendingReader
 from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
-from cartd.short_answers import RETRY_AFTER
+from cartd.short_answers import COMES_AGAIN, RETRY_AFTER
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
@@ -144,9 +143,9 @@ class Rest:
             # No error: plain text, as in Pacifica Cartd, and when to ask again.
             _set(request, "Retry-After", RETRY_AFTER)
             return _answer(request, 202, "text/plain", str(error).encode())
-        if isinstance(error, Unavailable):
-            _set(request, "Retry-After", RETRY_AFTER)
         if isinstance(error, CartdError):
+            if error.code in COMES_AGAIN:
+                _set(request, "Retry-After", RETRY_AFTER)
             return _error(request, error.code, str(error), error.limit)
         if isinstance(error, MethodNotAllowed):
             _set(request, "Allow", ", ".join(sorted(error.valid_methods or ())))

@@ -14,6 +14,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready, or refused for the moment."""
+COMES_AGAIN = frozenset({429, 503})
+"""The statuses that pass."""
 
 
 def refusal(
@@ -33,7 +35,7 @@ def refusal(
     """
     refusals.note(code, message, limit, peer=peer, method=method, target=target)
     body = error_body(code, message, limit)
-    if code in (429, 503):
+    if code in COMES_AGAIN:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
     more = b"".join(b"%s: %s\r\n" % header for header in headers)
     return (

@@ -16,15 +16,13 @@ from cartd.auth.checkers import IUser
 from cartd.auth.claims import PROXY, SCHEMES, SECRET, NamedByProxy, read_token
 from cartd.auth.proxy import Proxies, peer_of
 from cartd.auth.recent import Recent
-from cartd.errors import CartdError, TooMany, Unavailable, Unidentified
+from cartd.errors import CartdError, Unidentified
 from cartd.model import User
 from cartd.shared_job import SharedJob
 
 MOST_KNOWN = 4096
 MOST_WRONG = 1024
 """Of these, the ones seen last: a client that goes on with a revoked token costs no check."""
-RETRY_AFTER = b"2"
-"""Seconds."""
 MOST_OF_A_NAME = 64
 """Characters of it in the log."""
 
@@ -89,8 +87,6 @@ class Guard:
 
     def headers(self, error: CartdError) -> list[tuple[bytes, bytes]]:
         """What an answer to that error has beside its body."""
-        if isinstance(error, TooMany | Unavailable):
-            return [(b"Retry-After", RETRY_AFTER)]
         if not isinstance(error, Unidentified):
             return []
         # At least one challenge (RFC 9110, section 15.5.2); for Basic, browsers ask for a name,

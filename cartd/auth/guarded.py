@@ -12,6 +12,7 @@ from twisted.web.server import NOT_DONE_YET
 from cartd import refusals
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError, error_body
+from cartd.short_answers import COMES_AGAIN, RETRY_AFTER
 
 log = Logger()
 
@@ -66,6 +67,8 @@ def _refuse(request: Any, code: int, message: str) -> None:
     request.setResponseCode(code)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))
+    if code in COMES_AGAIN:
+        request.setHeader(b"Retry-After", RETRY_AFTER.encode())
     if request.method == b"HEAD":
         # For clients that read only the headers, as from the routes.
         request.setHeader(b"X-Pacifica-Status", b"error")
