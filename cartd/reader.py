@@ -12,10 +12,12 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Final, Protocol
 
+from cartd.beneath import Beneath
 from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
 
@@ -27,12 +29,6 @@ STEP: Final = 256 * 2**10
 """Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
 cache before the client reads them, which costs a third more."""
 
-_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # what should be a file may be a pipe that nobody writes to
-    | getattr(os, "O_BINARY", 0)
-)
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
 _OUT_OF_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -89,17 +85,23 @@ class Keeps(Protocol):
 
 
 class TreeReader:
-    """The pieces of a bundle, their files below ``root``.
+    """The pieces of a bundle, their files below ``tree``, which is ``root`` or below that.
 
-    One file is open at a time, from its first byte to its last.  The last component of a path is
-    never followed if it is a symbolic link.  From the first byte on until it is closed, the reader
-    has the cart ``kept`` on the volume.
+    One file is open at a time, from its first byte to its last.  No symbolic link below ``root`` is
+    followed.  From the first byte on until it is closed, the reader has the cart ``kept`` on the
+    volume.  It keeps directories open only while it works, not while it waits for the client.
     """
 
     def __init__(
-        self, root: Path, segments: Iterator[Literal | Slice], kept: Keeps | None = None
+        self,
+        tree: Path,
+        segments: Iterator[Literal | Slice],
+        kept: Keeps | None = None,
+        *,
+        root: Path | None = None,
     ) -> None:
-        self._root = str(root)
+        self._below = Beneath(root or tree)
+        self._before = f"{self._below.below(tree)}/" if root else ""
         self._segments = segments
         self._kept = kept
         self._literal: bytes | memoryview = b""
@@ -122,18 +124,18 @@ class TreeReader:
         self._keep()
         parts: list[bytes | memoryview] = []
         wanted = limit
-        while wanted and self._advance():
-            part = self._part(wanted)
-            parts.append(part)
-            wanted -= len(part)
+        with self._below:
+            while wanted and self._advance():
+                part = self._part(wanted)
+                parts.append(part)
+                wanted -= len(part)
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]  # from the middle of a file: never copied
         return b"".join(parts)
 
     def prepare(self) -> None:
-        self._keep()
-        if not self._gathered:
-            self._gather()
+        with self._below:
+            self._prepare()
 
     def is_at_hand(self, limit: int) -> bool:
         """Only ever told of a long slice, from its first byte and its last."""
@@ -150,9 +152,9 @@ class TreeReader:
 
     def send(self, out: socket.socket, limit: int) -> int:
         sent = 0
-        try:
+        with suppress(BlockingIOError), self._below:
             while sent < limit:
-                self.prepare()
+                self._prepare()
                 if self._gathered:
                     sent += self._send_gathered(out)
                 elif self._left:
@@ -160,8 +162,6 @@ class TreeReader:
                 else:
                     self.at_end = True
                     break
-        except BlockingIOError:
-            pass
         return sent
 
     def close(self) -> None:
@@ -173,6 +173,11 @@ class TreeReader:
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
+
+    def _prepare(self) -> None:
+        self._keep()
+        if not self._gathered:
+            self._gather()
 
     def _keep(self) -> None:
         if self._kept is not None:
@@ -243,12 +248,10 @@ class TreeReader:
     def _open(self, piece: Slice) -> None:
         self._path = piece.path
         try:
-            self._file = os.open(f"{self._root}/{piece.path}", _FLAGS)
+            self._file = self._below.open_below(self._before + piece.path)
+            found = os.fstat(self._file)
         except OSError as error:
             raise self._meaning(error) from error
-        if piece.length == piece.size < LONG and self._read_whole(piece.size):
-            return
-        found = os.fstat(self._file)
         if not S_ISREG(found.st_mode):
             raise VolumeDamaged(f"{piece.path} is not a regular file on the volume")
         if found.st_size != piece.size:
@@ -256,22 +259,9 @@ class TreeReader:
                 f"{piece.path} has {found.st_size} bytes on the volume"
                 f" where {piece.size} were recorded"
             )
-        os.lseek(self._file, piece.offset, os.SEEK_SET)
+        if piece.offset:
+            os.lseek(self._file, piece.offset, os.SEEK_SET)
         self._offset, self._left = piece.offset, piece.length
-
-    def _read_whole(self, size: int) -> bool:
-        """Read the whole file, if it has that size: most are small, and need not be asked first."""
-        try:
-            data = os.read(self._file, size + 1)
-        except IsADirectoryError:
-            return False
-        except OSError as error:
-            raise self._meaning(error) from error
-        if len(data) != size:
-            return False
-        self._close_file()
-        self._literal = data
-        return True
 
     def _meaning(self, error: OSError) -> Exception:
         """What the system says of the file that it is at, as what it means for the cart."""
@@ -295,7 +285,14 @@ class TarReader(TreeReader):
     """The bytes from ``start`` up to ``stop`` of a tar of ``size`` bytes on the volume."""
 
     def __init__(
-        self, path: Path, size: int, start: int, stop: int, kept: Keeps | None = None
+        self,
+        path: Path,
+        size: int,
+        start: int,
+        stop: int,
+        kept: Keeps | None = None,
+        *,
+        root: Path | None = None,
     ) -> None:
         wanted = Slice(path.name, size, start, stop - start)
-        super().__init__(path.parent, iter([wanted] if stop > start else []), kept)
+        super().__init__(path.parent, iter([wanted] if stop > start else []), kept, root=root)
