@@ -192,7 +192,16 @@ class Beneath:
 
     def _take(self, directory: str) -> _Opened:
         """A directory by its path below ``root``, '' for that; to be given back."""
-        held = self._kept(directory)
+        with self._lock:
+            found = self._opened.get(directory)
+            if found is not None:
+                found.users += 1
+                self._opened.move_to_end(directory)
+                return found
+        return self._walk(directory)
+
+    def _walk(self, directory: str) -> _Opened:
+        held: _Opened | None = None
         names: list[str] = []
         above = directory
         while held is None:
@@ -200,7 +209,7 @@ class Beneath:
                 held = self._keep("", self._open_root())
                 break
             above, _, name = above.rpartition("/")
-            names.append(_check(name))
+            names.append(name)
             held = self._kept(above)
         for name in reversed(names):
             path = f"{held.path}/{name}" if held.path else name
@@ -218,17 +227,11 @@ class Beneath:
                 os.close(directory.fd)
 
     def _open_root(self) -> int:
-        # The administrator's path: it may lead through links.
-        return os.open(self.root, DIRECTORY & ~_NO_LINK)
+        return _open_root(self.root)
 
     def _step(self, at: int, name: str, path: str) -> int:
-        """Open ``name``, which ``path`` below ``root`` leads to, in the directory ``at``."""
-        try:
-            return os.open(name, DIRECTORY, dir_fd=at)
-        except OSError as error:
-            if error.errno in _LINK:
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error
-            raise
+        """Open ``name``, which ``path`` from ``root`` on leads to, in the directory ``at``."""
+        return _open_directory(at, name, path)
 
     def _kept(self, path: str) -> _Opened | None:
         with self._lock:
@@ -254,6 +257,71 @@ class Beneath:
         one.kept = False
         if not one.users:
             os.close(one.fd)
+
+
+class FileByFile:
+    """Opens files below ``root`` to be read, one after the other; for one thread at a time.
+
+    Strategy: most files are small, so no more is done for each than must be; the directory of the
+    last one, and the one above that, are at hand until :meth:`close`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._before = str(root / "_")[:-1]
+        self._open: list[tuple[str, int]] = []
+        """The last one last."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop()[1])
+
+    def open(self, path: str) -> int:
+        """``path`` is from ``root`` on, with ``/``; errors are those of :class:`Beneath`."""
+        if not AT:
+            return os.open(self._before + path, READ)
+        above, _, name = path.rpartition("/")
+        if not self._open or self._open[-1][0] != above:
+            self._go_to(above)
+        return os.open(_check(name), READ, dir_fd=self._open[-1][1])
+
+    def _go_to(self, directory: str) -> None:
+        upper, _, name = directory.rpartition("/")
+        if name and len(self._open) == 2 and self._open[0][0] == upper:
+            os.close(self._open.pop()[1])  # it was one beside the last one
+            self._go_down(name, directory)
+        else:
+            self.close()
+            self._open.append(("", _open_root(self._root)))
+            path = ""
+            for name in directory.split("/") if directory else ():
+                path = f"{path}/{name}" if path else name
+                self._go_down(name, path)
+
+    def _go_down(self, name: str, path: str) -> None:
+        self._open.append((path, _open_directory(self._open[-1][1], name, path)))
+        if len(self._open) > 2:
+            os.close(self._open.pop(0)[1])
+
+
+def _open_root(root: Path) -> int:
+    # The administrator's path: it may lead through links.
+    return os.open(root, DIRECTORY & ~_NO_LINK)
+
+
+def _open_directory(at: int, name: str, path: str) -> int:
+    try:
+        return os.open(_check(name), DIRECTORY, dir_fd=at)
+    except OSError as error:
+        if error.errno in _LINK:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error
+        raise
 
 
 def regular(fd: int) -> int:

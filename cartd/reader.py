@@ -17,7 +17,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final, Protocol
 
-from cartd.beneath import Beneath
+from cartd.beneath import FileByFile
 from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
 
@@ -37,6 +37,8 @@ _BROKEN = frozenset({errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUC
 """What is said of the file and not of the socket, where a call has both."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """A file system, or a socket, that does not take part in it."""
+_NO_FILE = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errno.ENXIO})
+"""A directory, or a pipe and the like, which :func:`os.pread` does not read."""
 _NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 _MORE_COMES: Final[int] = getattr(socket, "MSG_MORE", 0)
 
@@ -100,8 +102,8 @@ class TreeReader:
         *,
         root: Path | None = None,
     ) -> None:
-        self._below = Beneath(root or tree)
-        self._before = f"{self._below.below(tree)}/" if root else ""
+        self._below = FileByFile(root or tree)
+        self._before = f"{tree.relative_to(root).as_posix()}/" if root else ""
         self._segments = segments
         self._kept = kept
         self._literal: bytes | memoryview = b""
@@ -248,10 +250,12 @@ class TreeReader:
     def _open(self, piece: Slice) -> None:
         self._path = piece.path
         try:
-            self._file = self._below.open_below(self._before + piece.path)
-            found = os.fstat(self._file)
+            self._file = self._below.open(self._before + piece.path)
         except OSError as error:
             raise self._meaning(error) from error
+        if piece.length == piece.size < LONG and self._read_whole(piece.size):
+            return
+        found = os.fstat(self._file)
         if not S_ISREG(found.st_mode):
             raise VolumeDamaged(f"{piece.path} is not a regular file on the volume")
         if found.st_size != piece.size:
@@ -262,6 +266,23 @@ class TreeReader:
         if piece.offset:
             os.lseek(self._file, piece.offset, os.SEEK_SET)
         self._offset, self._left = piece.offset, piece.length
+
+    def _read_whole(self, size: int) -> bool:
+        """Read the whole file, if it is one of that size: most are small, and need not be asked.
+
+        That it has places to read at (pread) tells it from a pipe or a socket.
+        """
+        try:
+            data = _read_at(self._file, size + 1, 0)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return False
+            raise self._meaning(error) from error
+        if len(data) != size:
+            return False
+        self._close_file()
+        self._literal = data
+        return True
 
     def _meaning(self, error: OSError) -> Exception:
         """What the system says of the file that it is at, as what it means for the cart."""
@@ -279,6 +300,13 @@ class TreeReader:
         if not self._left:
             self._long = False
             self._close_file()
+
+
+def _read_at(file: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file, count, offset)
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, count)
 
 
 class TarReader(TreeReader):

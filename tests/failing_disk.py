@@ -91,6 +91,7 @@ def _main() -> None:
     calls = _Calls(orders, root)
     os.open = calls.open
     os.read = calls.around("read", os.read)
+    os.pread = calls.around("read", os.pread)
     os.sendfile = calls.around("read", os.sendfile, 1)
     os.symlink = calls.around("symlink", os.symlink, 1)
     os.link = calls.around("link", os.link, 1)

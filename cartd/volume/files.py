@@ -29,7 +29,7 @@ def measure_tar(
     try:
         with (
             Beneath(root) as below,
-            open(below.open_file(path), "rb") as opened,
+            os.fdopen(below.open_file(path), "rb") as opened,
             tarfile.open(fileobj=opened, mode="r:") as tar,
         ):
             while (member := tar.next()) is not None:

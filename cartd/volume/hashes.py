@@ -172,7 +172,7 @@ def _file_fault(
     it, where it can be told to.  ``alone``: it must have no other name.
     """
     try:
-        with open(below.open_file(path), "rb", buffering=0) as opened:
+        with os.fdopen(below.open_file(path), "rb", buffering=0) as opened:
             if reread and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
@@ -222,7 +222,7 @@ def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     """Each regular file of a tar with its content, to be read before the next one is taken."""
     with (
         Beneath(root) as below,
-        open(below.open_file(tar), "rb") as opened,
+        os.fdopen(below.open_file(tar), "rb") as opened,
         tarfile.open(fileobj=opened, mode="r:") as reading,
     ):
         while (member := reading.next()) is not None:

@@ -38,9 +38,9 @@ def told_of(path: Path, root: Path) -> Iterator[None]:
 class PartialFile:
     """New bytes for ``final``, kept in ``temporary`` until :meth:`place`.
 
-    Both are below the root of ``directories`` and on one file system.  Errors are those of
-    :func:`told_of`.  The directories are needed until it is placed or discarded.  ``write`` is there
-    to be replaced by a disk that fails.
+    Both are below the root of ``directories``, which are needed until it is placed or discarded,
+    and on one file system.  Errors are those of :func:`told_of`.  ``write`` is there to be replaced
+    by a disk that fails.
     """
 
     def __init__(

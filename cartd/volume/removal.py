@@ -148,10 +148,10 @@ def _empty(directory: int, top: int, depth: int, stopped: Callable[[], bool]) ->
     with os.scandir(directory) as found:
         entries = list(found)
     for entry in entries:
-        if stopped():
-            raise RemovalStopped
         with suppress(FileNotFoundError):
             if not entry.is_dir(follow_symlinks=False):
+                if stopped():
+                    raise RemovalStopped
                 os.unlink(entry.name, dir_fd=directory)
             elif depth == DEEPEST:
                 new = secrets.token_hex(16)

@@ -90,8 +90,7 @@ class Strays:
                     below.make(incoming)
                     if below.exists(place):
                         below.rename(place, self._paths.temporary(cart_id, "stray"))
-                    with below.directory(incoming) as opened:
-                        aside += (incoming / name for name in os.listdir(opened))
+                    aside += (incoming / name for name, _ in entries(below, incoming))
         return aside
 
     def _remove_aside(self, aside: Sequence[Path]) -> None:

@@ -27,7 +27,7 @@ CHANGES = (
     "symlink",
     "fsync",
 )
-READS = ("read",)
+READS = ("read", "pread")
 FULL = (errno.ENOSPC,)
 BROKEN = (errno.EIO, errno.EROFS)
 _NEEDS_ROOM = frozenset({"open", "write", "link", "mkdir", "symlink", "rename", "replace"})
@@ -159,7 +159,7 @@ class Disk:
             number = self.random.choice(self.failing)
             if number in FULL and (name not in _NEEDS_ROOM or _is_to_read(name, args)):
                 return
-            if number == errno.EROFS and name == "read":
+            if number == errno.EROFS and name in READS:
                 return
             self.failed.add(number)
             raise OSError(number, os.strerror(number))
