@@ -24,13 +24,15 @@ def told_of(path: Path, root: Path) -> Iterator[None]:
     """Turn what the system says into what a user may read about ``path``, below ``root``.
 
     A full disk, or a full quota of the disk, becomes :class:`NoSpace`; any other ``OSError``
-    keeps its number and names the path as it is below the volume.
+    keeps its number and names the path as it is below the volume, or what is in its way.
     """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace from error
+        if isinstance(error, NotADirectoryError) and root in Path(error.filename or "").parents:
+            path = Path(error.filename)
         shown = str(path.relative_to(root))
         raise OSError(error.errno, error.strerror or str(error), shown) from error
 

@@ -130,7 +130,7 @@ class Disk:
                 return call(*args, **kwargs)
             self._meet(name, call, args)
             result = call(*args, **kwargs)
-            self.in_memory.did(name, args)
+            self.in_memory.did(name, args, kwargs)
             return result
 
         return watched
@@ -153,7 +153,7 @@ class Disk:
                 self._killed = True
                 if name == "write":
                     call(args[0], args[1][: len(args[1]) // 2])
-                    self.in_memory.did(name, args)
+                    self.in_memory.did(name, args, {})
                 raise Killed
         if self.failing and self.random.random() < self.chance:
             number = self.random.choice(self.failing)
