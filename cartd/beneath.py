@@ -35,6 +35,7 @@ _SAFE: Final = (
 )
 READ: Final = os.O_RDONLY | _SAFE
 NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
+LOCK: Final = os.O_RDWR | _SAFE
 DIRECTORY: Final = READ | getattr(os, "O_DIRECTORY", 0)
 _LINK: Final = frozenset({errno.ENOTDIR, errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP)})
 """What systems say of a link that they were told not to follow."""
@@ -132,7 +133,7 @@ class Beneath:
             return False
 
     def open(self, path: Path, flags: int = READ, mode: int = 0o600) -> int:
-        """``flags`` are :data:`READ`, :data:`NEW`, or more than these."""
+        """``flags`` are :data:`READ`, :data:`NEW`, :data:`LOCK`, or more than these."""
         return self.open_below(self.below(path), flags, mode)
 
     def open_below(self, path: str, flags: int = READ, mode: int = 0o600) -> int:

@@ -79,6 +79,9 @@ class Cartd(Service):
 
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
+        os.umask(
+            self._parts.config.umask
+        )  # again: twistd sets its own when it goes to the background
         for description in _endpoints(self._parts.config):
             self._ports.append(_listen(self._parts.reactor, description, self._site))
             log.info("Listening on {endpoint}", endpoint=description)
@@ -154,6 +157,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
+        os.umask(config.umask)
         volume_number = _prepare(config)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None

@@ -29,6 +29,7 @@ class Config:
     max_manifest: int
     # [cartd]
     volume_path: Path
+    umask: int
     transfer_size: int
     lru_buffer_time: float
     lru_purge: bool

@@ -21,6 +21,8 @@ def prepare(paths: VolumePaths) -> None:
     for directory, mode in ((paths.root, 0o777), (paths.links, 0o777), (paths.all_incoming, 0o700)):
         try:
             directory.mkdir(mode, exist_ok=True)
+            if directory != paths.root and directory.is_symlink():
+                raise unusable(directory, "it is a symbolic link")
         except FileExistsError:
             raise unusable(directory, "it is not a directory") from None
         except FileNotFoundError:
