@@ -17,6 +17,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -69,7 +70,7 @@ class Holders:
         if self._held is not None:
             held, self._held = self._held, None
             os.close(held)
-            with self._below:
+            with suppress(OSError), self._below:
                 self._below.unlink(self._path(self.name))
 
     def dead_among(self, names: Iterable[str]) -> set[str]:
