@@ -17,8 +17,8 @@ from tests.volume_parts import everything
 
 pytest_plugins = ("tests.archive_fixture",)
 
-ROUNDS = 4
-UIDS = [f"cart-{number}" for number in range(6)]
+ROUNDS = 3
+UIDS = [f"cart-{number}" for number in range(4)]
 FILES = 40
 SIZE = FILES * 512
 CANARY = b"canary! "
