@@ -20,7 +20,17 @@ from cartd.reader import TarReader, TreeReader
 from cartd.volume import Volume
 from cartd.volume.identity import read_number
 from cartd.volume.removal import DEEPEST, remove_tree
-from tests.volume_parts import BODY, CART, InThisThread, a_cart, a_file, has, result_of, stage
+from tests.volume_parts import (
+    BODY,
+    CART,
+    InThisThread,
+    a_cart,
+    a_file,
+    checksum_of,
+    has,
+    result_of,
+    stage,
+)
 
 FILE = a_file(BODY)
 BUNDLED = a_cart(bundle=True)
@@ -249,6 +259,23 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_left_alone(root: Path, volume: Volum
     holders.stop()
     assert precious.read_bytes() == b"precious"
     assert len(list((root / "holders").iterdir())) == 2
+
+
+def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume) -> None:
+    def open_files() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    before = open_files()
+    one = volume.incoming(CART, FILE, checksum_of(FILE))
+    another = volume.incoming(CART, a_file(BODY, "a/new.dat"), checksum_of(FILE))
+    another.write(BODY)
+    result_of(another.finish())
+    assert open_files() > before
+    result_of(one.abort())
+    assert open_files() == before
+    result_of(volume.share(OTHER, [TWIN]))
+    result_of(volume.link(CART))
+    assert open_files() == before
 
 
 def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) -> None:
