@@ -79,9 +79,8 @@ class Cartd(Service):
 
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
-        os.umask(
-            self._parts.config.umask
-        )  # again: twistd sets its own when it goes to the background
+        # Again: when twistd goes to the background it has set its own.
+        os.umask(self._parts.config.umask)
         for description in _endpoints(self._parts.config):
             self._ports.append(_listen(self._parts.reactor, description, self._site))
             log.info("Listening on {endpoint}", endpoint=description)
