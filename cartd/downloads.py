@@ -116,7 +116,7 @@ class Downloads:
 
     async def _tree(self, cart: Cart, name: str) -> Download:
         plan = await self._plans.of_ready(cart, top_folder(name))
-        root = self._volume.tree(cart)
+        tree, root = self._volume.tree(cart), self._volume.root
         return Download(
             cart,
             name,
@@ -124,12 +124,12 @@ class Downloads:
             plan.etag,
             cart.created,
             lambda start, stop: TreeReader(
-                root, plan.segments(start, stop), self._volume.kept(cart)
+                tree, plan.segments(start, stop), self._volume.kept(cart), root=root
             ),
         )
 
     async def _bundled(self, cart: Cart, name: str) -> Download:
-        path = self._volume.tar(cart)
+        path, root = self._volume.tar(cart), self._volume.root
         # The tar of a fingerprinted cart is a function of its plan; one that Pacifica
         # wrote is known only by its row and its size, until it is staged anew.
         if cart.fingerprint is None:
@@ -144,7 +144,9 @@ class Downloads:
             length,
             etag,
             cart.created,
-            lambda start, stop: TarReader(path, length, start, stop, self._volume.kept(cart)),
+            lambda start, stop: TarReader(
+                path, length, start, stop, self._volume.kept(cart), root=root
+            ),
         )
 
     async def _adopted(self, cart: Cart) -> Cart:

@@ -17,9 +17,12 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import lock_descriptor
+
+from cartd.beneath import LOCK, Beneath, regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
@@ -43,7 +46,9 @@ class Holders:
         self._host = re.sub(r"[/\\]", "_", host or socket.gethostname()) or "localhost"
         self._boot = boot or boot_id()
         self.name = f"{self._host}-{self._boot}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._lock = FileLock(self._path(self.name))
+        # The directory may be exchanged for a link; the one above it is the volume's root.
+        self._below = Beneath(directory.parent)
+        self._held: int | None = None
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.lock"
@@ -51,13 +56,22 @@ class Holders:
     def start(self) -> None:
         """Take the lock of this process, and sweep away those that dead ones left."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        for path in self._directory.glob("*.lock"):
-            self._is_dead(path.name.removesuffix(".lock"))
+        with self._below:
+            new = LOCK | os.O_CREAT | os.O_EXCL
+            self._held = self._below.open(self._path(self.name), new, 0o644)
+            lock_descriptor(self._held, blocking=False)
+            with self._below.directory(self._directory) as opened, os.scandir(opened) as found:
+                names = [entry.name for entry in found]
+        for name in names:
+            if name.endswith(".lock"):
+                self._is_dead(name.removesuffix(".lock"))
 
     def stop(self) -> None:
-        self._lock.release()
-        self._path(self.name).unlink(missing_ok=True)
+        if self._held is not None:
+            held, self._held = self._held, None
+            os.close(held)
+            with suppress(OSError), self._below:
+                self._below.unlink(self._path(self.name))
 
     def dead_among(self, names: Iterable[str]) -> set[str]:
         """Give those of ``names`` whose process has ended on this volume."""
@@ -75,15 +89,19 @@ class Holders:
         if name == self.name or not self._is_local(name):
             return False
         path = self._path(name)
-        if not path.exists():
-            return True
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        lock.release()  # Windows removes no file that is open
-        path.unlink(missing_ok=True)
+        with self._below:
+            try:
+                lock = regular(self._below.open(path, LOCK))
+            except FileNotFoundError:
+                return True
+            except OSError:
+                return False  # it is no lock of ours, or cannot be seen: its leases will tell
+            try:
+                if not lock_descriptor(lock, blocking=False):
+                    return False
+            finally:
+                os.close(lock)  # Windows removes no file that is open
+            self._below.unlink(path)
         return True
 
 

@@ -64,6 +64,10 @@ class Options(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
+        # twistd has such an option too: given there it is meant for what cartd makes.
+        given = (getattr(self, "parent", None) or {}).get("umask")
+        if given is not None and self["umask"] is None:
+            self["umask"] = f"{given:03o}"
 
 
 def read_config(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:

@@ -12,12 +12,14 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Final, Protocol
 
 from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
+from cartd.file_by_file import FileByFile
 
 LONG: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
@@ -27,12 +29,6 @@ STEP: Final = 256 * 2**10
 """Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
 cache before the client reads them, which costs a third more."""
 
-_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # what should be a file may be a pipe that nobody writes to
-    | getattr(os, "O_BINARY", 0)
-)
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
 _OUT_OF_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -41,6 +37,8 @@ _BROKEN = frozenset({errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUC
 """What is said of the file and not of the socket, where a call has both."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """A file system, or a socket, that does not take part in it."""
+_NO_FILE = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errno.ENXIO})
+"""A directory, or a pipe and the like, which :func:`os.pread` does not read."""
 _NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 _MORE_COMES: Final[int] = getattr(socket, "MSG_MORE", 0)
 
@@ -89,17 +87,23 @@ class Keeps(Protocol):
 
 
 class TreeReader:
-    """The pieces of a bundle, their files below ``root``.
+    """The pieces of a bundle, their files below ``tree``, which is ``root`` or below that.
 
-    One file is open at a time, from its first byte to its last.  The last component of a path is
-    never followed if it is a symbolic link.  From the first byte on until it is closed, the reader
-    has the cart ``kept`` on the volume.
+    One file is open at a time, from its first byte to its last.  No symbolic link below ``root`` is
+    followed.  From the first byte on until it is closed, the reader has the cart ``kept`` on the
+    volume.  It keeps directories open only while it works, not while it waits for the client.
     """
 
     def __init__(
-        self, root: Path, segments: Iterator[Literal | Slice], kept: Keeps | None = None
+        self,
+        tree: Path,
+        segments: Iterator[Literal | Slice],
+        kept: Keeps | None = None,
+        *,
+        root: Path | None = None,
     ) -> None:
-        self._root = str(root)
+        self._below = FileByFile(root or tree)
+        self._before = f"{tree.relative_to(root).as_posix()}/" if root else ""
         self._segments = segments
         self._kept = kept
         self._literal: bytes | memoryview = b""
@@ -122,18 +126,18 @@ class TreeReader:
         self._keep()
         parts: list[bytes | memoryview] = []
         wanted = limit
-        while wanted and self._advance():
-            part = self._part(wanted)
-            parts.append(part)
-            wanted -= len(part)
+        with self._below:
+            while wanted and self._advance():
+                part = self._part(wanted)
+                parts.append(part)
+                wanted -= len(part)
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]  # from the middle of a file: never copied
         return b"".join(parts)
 
     def prepare(self) -> None:
-        self._keep()
-        if not self._gathered:
-            self._gather()
+        with self._below:
+            self._prepare()
 
     def is_at_hand(self, limit: int) -> bool:
         """Only ever told of a long slice, from its first byte and its last."""
@@ -150,9 +154,9 @@ class TreeReader:
 
     def send(self, out: socket.socket, limit: int) -> int:
         sent = 0
-        try:
+        with suppress(BlockingIOError), self._below:
             while sent < limit:
-                self.prepare()
+                self._prepare()
                 if self._gathered:
                     sent += self._send_gathered(out)
                 elif self._left:
@@ -160,8 +164,6 @@ class TreeReader:
                 else:
                     self.at_end = True
                     break
-        except BlockingIOError:
-            pass
         return sent
 
     def close(self) -> None:
@@ -173,6 +175,11 @@ class TreeReader:
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
+
+    def _prepare(self) -> None:
+        self._keep()
+        if not self._gathered:
+            self._gather()
 
     def _keep(self) -> None:
         if self._kept is not None:
@@ -243,7 +250,7 @@ class TreeReader:
     def _open(self, piece: Slice) -> None:
         self._path = piece.path
         try:
-            self._file = os.open(f"{self._root}/{piece.path}", _FLAGS)
+            self._file = self._below.open(self._before + piece.path)
         except OSError as error:
             raise self._meaning(error) from error
         if piece.length == piece.size < LONG and self._read_whole(piece.size):
@@ -256,16 +263,20 @@ class TreeReader:
                 f"{piece.path} has {found.st_size} bytes on the volume"
                 f" where {piece.size} were recorded"
             )
-        os.lseek(self._file, piece.offset, os.SEEK_SET)
+        if piece.offset:
+            os.lseek(self._file, piece.offset, os.SEEK_SET)
         self._offset, self._left = piece.offset, piece.length
 
     def _read_whole(self, size: int) -> bool:
-        """Read the whole file, if it has that size: most are small, and need not be asked first."""
+        """Read the whole file, if it is one of that size: most are small, and need not be asked.
+
+        That it has places to read at (pread) tells it from a pipe or a socket.
+        """
         try:
-            data = os.read(self._file, size + 1)
-        except IsADirectoryError:
-            return False
+            data = _read_at(self._file, size + 1, 0)
         except OSError as error:
+            if error.errno in _NO_FILE:
+                return False
             raise self._meaning(error) from error
         if len(data) != size:
             return False
@@ -291,11 +302,25 @@ class TreeReader:
             self._close_file()
 
 
+def _read_at(file: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file, count, offset)
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, count)
+
+
 class TarReader(TreeReader):
     """The bytes from ``start`` up to ``stop`` of a tar of ``size`` bytes on the volume."""
 
     def __init__(
-        self, path: Path, size: int, start: int, stop: int, kept: Keeps | None = None
+        self,
+        path: Path,
+        size: int,
+        start: int,
+        stop: int,
+        kept: Keeps | None = None,
+        *,
+        root: Path | None = None,
     ) -> None:
         wanted = Slice(path.name, size, start, stop - start)
-        super().__init__(path.parent, iter([wanted] if stop > start else []), kept)
+        super().__init__(path.parent, iter([wanted] if stop > start else []), kept, root=root)

@@ -11,10 +11,8 @@ from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.admission import Admission
@@ -23,9 +21,10 @@ from cartd.auth.exposure import warnings
 from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
-from cartd.config import Config, parse_tls_endpoint
+from cartd.config import Config
 from cartd.errors import CartdError, ConfigError
 from cartd.limits import Limits
+from cartd.listening import listen
 from cartd.open_files import connections_that_fit
 from cartd.options import Options, read_config
 from cartd.parts import Parts
@@ -38,7 +37,7 @@ from cartd.signals import StopSignals
 from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
 from cartd.threads import RunsInThread
-from cartd.tls import RENEWAL_LOOK, ServerTls
+from cartd.tls import RENEWAL_LOOK
 
 __all__ = ["Cartd", "Options", "makeService"]
 
@@ -102,34 +101,22 @@ class Cartd(Service):
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
         listening = []
+        # Again: when twistd goes to the background it has set its own.
+        os.umask(self._parts.config.umask)
         for description in _endpoints(self._parts.config):
-            endpoint = self._endpoint(description)
-            port = _listen(description, endpoint, self._site)
+            try:
+                port, tls = listen(self._parts.reactor, description, self._site)
+            except ConfigError as error:
+                _give_up(str(error))
             self._ports.append(port)
             listening.append((description, port.getHost()))
+            if tls is not None:
+                self._renew(tls.look)
             log.info("Listening on {endpoint}", endpoint=description)
         guard = self._guard
         tokens = guard is not None and guard.tokens
         for warning in warnings(listening, guarded=guard is not None, tokens=tokens):
             log.warn("{warning}", warning=warning)
-
-    def _endpoint(self, description: str) -> IStreamServerEndpoint:
-        """Where to listen; a certificate is looked after.
-
-        :raises SystemExit: it is no endpoint, or its certificate cannot be used.
-        """
-        reactor = self._parts.reactor
-        try:
-            if not description.startswith("ssl:"):
-                endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-                return endpoint
-            tls = ServerTls(parse_tls_endpoint(description))
-        except ConfigError as error:
-            _give_up(f"cannot listen on {description}: {error}")
-        except Exception as error:
-            _give_up(f"{description} is not an endpoint: {error}")
-        self._renew(tls.look)
-        return tls.listening(reactor)
 
     def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
         """Look after certificates that are in files."""
@@ -207,6 +194,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     run_steadily(reactor)
     try:
         config = read_config(options, os.environ)
+        os.umask(config.umask)
         parts = Parts(config, reactor, _prepare(config))
         guard = guard_of(config, parts.threads, reactor)
     except CartdError as error:
@@ -250,19 +238,6 @@ def _limits(config: Config) -> Limits:
     """As they are set, but for what the system does not allow."""
     fit = connections_that_fit(config.max_connections, config.archive_connections)
     return replace(Limits.of(config), max_connections=fit)
-
-
-def _listen(description: str, endpoint: IStreamServerEndpoint, site: LimitedSite) -> IListeningPort:
-    """Bind one endpoint.  Twisted's endpoints bind at once, so that a failure can stop the start.
-
-    :raises SystemExit: it cannot be bound.
-    """
-    outcome: list[IListeningPort | Failure] = []
-    endpoint.listen(site).addBoth(outcome.append)
-    [port] = outcome
-    if isinstance(port, Failure):
-        _give_up(f"cannot listen on {description}: {port.getErrorMessage()}")
-    return port
 
 
 def _give_up(reason: str) -> NoReturn:

@@ -179,7 +179,7 @@ class Staging:
         await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.now())
         if self.tar_bytes is None:
             plan = await self._tools.plans.build(cart, cart.uid)
-            reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length))
+            reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length), root=volume.root)
             await volume.write_tar(cart, reader, plan.length)
             self.tar_bytes = plan.length
         else:

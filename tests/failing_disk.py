@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.system_calls import path_of
+
 CHANGES = ("write", "create", "fsync", "mkdir", "replace", "rename", "unlink", "symlink", "link")
 """The calls of which a read-only file system refuses each; the other one is ``read``."""
 
@@ -72,14 +74,18 @@ class _Calls:
             raise OSError(orders["errno"], os.strerror(orders["errno"]), name)
 
     def open(self, path: Any, flags: int, *more: Any, **options: Any) -> int:
-        self.refuse("create" if flags & os.O_CREAT else "read", path)
+        whole = path_of([path], options)
+        self.refuse("create" if flags & os.O_CREAT else "read", whole)
         fd = self._open(path, flags, *more, **options)
-        self._paths[fd] = str(Path(os.fsdecode(path)).absolute())
+        self._paths[fd] = str(Path(whole).absolute())
         return fd
 
     def around(self, call: str, real: Callable[..., Any], argument: int = 0) -> Callable[..., Any]:
         def instead(*arguments: Any, **options: Any) -> Any:
-            self.refuse(call, arguments[argument])
+            one = arguments[argument]
+            self.refuse(
+                call, one if isinstance(one, int) else path_of(arguments, options, argument)
+            )
             return real(*arguments, **options)
 
         return instead
@@ -91,6 +97,7 @@ def _main() -> None:
     calls = _Calls(orders, root)
     os.open = calls.open
     os.read = calls.around("read", os.read)
+    os.pread = calls.around("read", os.pread)
     os.sendfile = calls.around("read", os.sendfile, 1)
     os.symlink = calls.around("symlink", os.symlink, 1)
     os.link = calls.around("link", os.link, 1)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from cartd.checksum import Checksum
 from cartd.threads import RunsInThread
+from cartd.volume.directories import Directories
 from cartd.volume.incoming import BLOCK, Incoming
-from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.partial import PartialFile
 
 OLD = 1_234_567_890
 SMALL = b"a body of less than a block"
@@ -39,7 +40,6 @@ class Place:
         partial = PartialFile(
             self.root / "incoming" / "7" / "0-x",
             self.final,
-            self.root,
             Directories(self.root),
             write=self.write,
         )

@@ -145,7 +145,7 @@ async def test_an_administrator_can_have_it_adopted(
 def test_a_mark_that_cannot_be_read_is_told_and_left_alone(database: str, root: Path) -> None:
     root.mkdir()
     (root / MARK).mkdir()
-    with pytest.raises(ConfigError, match=r"volume_path: .*cannot be used: Is a directory"):
+    with pytest.raises(ConfigError, match=r"volume_path: .*cannot be used: it is not a"):
         belong(database, root)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
-from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.directories import Directories
+from cartd.volume.partial import PartialFile
 from tests.incoming_place import LARGE, SMALL, Place, fail_with, is_open
 from tests.volume_parts import (
     HeldThreads,
@@ -121,7 +122,7 @@ def test_directories_that_vanished_are_made_again(tmp_path: Path) -> None:
     directories = Directories(tmp_path)
     for name in ("one", "two"):
         temporary = tmp_path / "incoming" / name
-        PartialFile(temporary, tmp_path / name, tmp_path, directories).place()
+        PartialFile(temporary, tmp_path / name, directories).place()
         (tmp_path / "incoming").rmdir()
     assert (tmp_path / "two").exists()
 
@@ -131,13 +132,14 @@ def test_a_directory_that_vanished_fails_one_file_and_is_then_made_again(tmp_pat
 
     def place(name: str) -> None:
         final = tmp_path / "tree" / name
-        PartialFile(tmp_path / "incoming" / name, final, tmp_path, directories).place()
+        PartialFile(tmp_path / "incoming" / name, final, directories).place()
 
-    place("one")
-    shutil.rmtree(tmp_path / "tree")
-    with pytest.raises(FileNotFoundError, match="tree/two"):
-        place("two")
-    place("three")
+    with directories.needed():
+        place("one")
+        shutil.rmtree(tmp_path / "tree")
+        with pytest.raises(FileNotFoundError, match="tree/two"):
+            place("two")
+        place("three")
     assert [path.name for path in (tmp_path / "tree").iterdir()] == ["three"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from cartd.beneath import Beneath
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
 from cartd.removal import Removal
@@ -206,14 +207,14 @@ def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
     result_of(bench.removal.delete(cart))
     obstacle.unlink()
     obstacle.mkdir()
-    remove_tree(bench.root / str(cart.id))
+    remove_tree(Beneath(bench.root), bench.root / str(cart.id))
     result_of(bench.removal.sweep())
     assert bench.store.left == set()
 
 
 def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: Removing) -> None:
     cart = bench.ready()
-    remove_tree(bench.root / str(cart.id))
+    remove_tree(Beneath(bench.root), bench.root / str(cart.id))
     result_of(bench.store.mark_deleted(cart.id, 0))
     assert bench.left() == {"cartuids/mine"}
     result_of(bench.removal.sweep())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,10 @@ def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.Mon
 def test_without_hard_links_all_is_fetched_and_one_line_logged(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(Path, "hardlink_to", fail)
+    monkeypatch.setattr(os, "link", fail)
     monkeypatch.setattr("cartd.staging.PAGE", 2)
     ready(bench, uid="first")
     with logged() as events:

@@ -9,6 +9,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
+from cartd.beneath import Beneath
 from cartd.threads import Threads
 from cartd.volume import Volume
 from cartd.volume.removal import RemovalStopped, remove_tree, take_away
@@ -61,8 +62,9 @@ def test_a_removal_ends_in_its_middle_at_a_stop_and_is_finished_later(
     for number in range(3):
         stage(volume, a_file(BODY, f"d/{number}", position=number))
     looks = iter([False, True])
-    with pytest.raises(RemovalStopped):
-        take_away(root / str(CART.id), root / "incoming/7/aside", lambda: next(looks))
+    with pytest.raises(RemovalStopped), Beneath(root) as below:
+        aside = root / "incoming/7/aside"
+        take_away(below, root / str(CART.id), aside, lambda: next(looks))
     assert not (root / str(CART.id)).exists()
     assert len(list((root / "incoming/7/aside").glob("**/d/*"))) == 2
     stopped = Volume(root, InThisThread())
@@ -81,19 +83,19 @@ def test_links_in_a_tree_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     for name in ("directory", "file", "nothing"):
         (tree / "deep" / name).symlink_to(tmp_path / "kept" / name)
     before = everything(tmp_path / "kept")
-    remove_tree(tree)
+    remove_tree(Beneath(tmp_path), tree)
     assert not tree.exists()
     assert everything(tmp_path / "kept") == before
 
 
 def test_a_disk_too_full_for_another_directory_can_be_emptied(tmp_path: Path) -> None:
-    def full(_directory: Path) -> None:
+    def full(_below: Beneath, _directory: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     tree = tmp_path / "tree"
     (tree / "below").mkdir(parents=True)
     (tree / "below/file").write_bytes(b"x")
-    take_away(tree, tmp_path / "incoming/aside", make=full)
+    take_away(Beneath(tmp_path), tree, tmp_path / "incoming/aside", make=full)
     assert everything(tmp_path) == set()
 
 

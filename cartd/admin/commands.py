@@ -41,7 +41,9 @@ def main() -> None:
     """Run one command; the process's exit status says how it went."""
     given = command_line().parse_args()
     try:
-        sys.exit(given.command(_config(given), given))
+        config = _config(given)
+        os.umask(config.umask)
+        sys.exit(given.command(config, given))
     except CartdError as error:
         sys.exit(f"cartd-cmd: {error}")
 

@@ -39,6 +39,7 @@ class Config:
     max_connections_per_address: int
     # [cartd]
     volume_path: Path
+    umask: int
     transfer_size: int
     lru_buffer_time: float
     lru_purge: bool

@@ -74,6 +74,18 @@ SETTINGS = (
         "volume-path",
     ),
     Setting(
+        "umask",
+        "cartd",
+        "umask",
+        "077",
+        values.umask,
+        "octal",
+        "What other accounts may not do with what is made: directories, files, the database;"
+        " 027 or 022 lets them read.",
+        "CARTD_UMASK",
+        "umask",
+    ),
+    Setting(
         "transfer_size",
         "cartd",
         "transfer_size",

@@ -83,6 +83,15 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse_whole
 
 
+def umask(value: str) -> int:
+    """As the command of that name takes it: octal."""
+    if not re.fullmatch(r"[0-7]{1,4}", value) or int(value, 8) > 0o777:
+        raise ValueError(f"{value!r} is not an octal number from 000 to 777")
+    if int(value, 8) & 0o700:
+        raise ValueError(f"{value!r} would keep cartd itself from what it makes")
+    return int(value, 8)
+
+
 def seconds(value: str) -> float:
     try:
         number = float(value)

@@ -11,8 +11,9 @@ from weakref import WeakValueDictionary
 from cartd.model import Cart
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.volume.directories import Directories
 from cartd.volume.identity import Identity
-from cartd.volume.partial import Directories, PartialFile, told_of
+from cartd.volume.partial import PartialFile, told_of
 from cartd.volume.paths import VolumePaths
 from cartd.volume.removal import clear_the_way
 
@@ -46,7 +47,7 @@ class Access:
 
     def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
         temporary = self._paths.temporary(cart.id, hint)
-        return PartialFile(temporary, final, self._paths.root, self._directories_of(cart))
+        return PartialFile(temporary, final, self._directories_of(cart))
 
     def _directories_of(self, cart: Cart) -> Directories:
         directories = self._directories.get(cart.id)
@@ -61,7 +62,7 @@ class Access:
     def _forget(self, cart_id: int) -> None:
         directories = self._directories.get(cart_id)
         if directories is not None:
-            directories.forget()
+            directories.close()
 
     def _believed(self, look: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What ``look`` finds; that nothing is there is believed only of the volume itself."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from twisted.logger import Logger
 
+from cartd.beneath import Beneath
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.shield import shielded
@@ -39,7 +41,9 @@ class Bundles(Access):
             tar = self._paths.tar(cart)
         except ValueError:
             return None
-        return await self._threads.run(self._believed, found_files.measure_tar, tar, wanted)
+        return await self._threads.run(
+            self._believed, found_files.measure_tar, self._paths.root, tar, wanted
+        )
 
     async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
         """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
@@ -68,13 +72,15 @@ class Bundles(Access):
             tar = self._paths.tar(cart)
         except ValueError:
             return None
-        found = await self._threads.run(self._believed, found_files.measure_one, tar)
+        found = await self._threads.run(
+            self._believed, found_files.measure_one, self._paths.root, tar
+        )
         return None if found is None else found[0]
 
     async def drop_tar(self, cart: Cart) -> None:
         """Remove the bundle of a cart, if there is one."""
         tar = self._paths.tar(cart)
-        await self._change(tar, remove_tree, tar)
+        await self._change(tar, self._drop_tar, tar)
 
     async def drop_tree(self, cart: Cart) -> None:
         """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
@@ -101,17 +107,24 @@ class Bundles(Access):
             partial.place(durable=True)
         except BaseException:
             # It may have its name and yet not be safe: then nobody may take it for the bundle.
-            with suppress(OSError):
-                self._paths.tar(cart).unlink()
+            with suppress(OSError), Beneath(self._paths.root) as below:
+                below.unlink(self._paths.tar(cart))
             raise
         self._drop_tree(cart)
-        with suppress(OSError):
-            self._paths.incoming(cart.id).rmdir()
+        with suppress(OSError), Beneath(self._paths.root) as below:
+            below.rmdir(self._paths.incoming(cart.id))
+
+    def _drop_tar(self, tar: Path) -> None:
+        with Beneath(self._paths.root) as below:
+            remove_tree(below, tar)
 
     def _drop_tree(self, cart: Cart) -> None:
         tree = self._paths.tree(cart)
         try:
-            take_away(tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set)
+            with Beneath(self._paths.root) as below:
+                take_away(
+                    below, tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set
+                )
         except OSError as error:
             # The bundle is what counts; what is left of the tree goes with the cart.
             log.error("{tree} is not removed: {error}", tree=tree, error=error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from pathlib import Path
 
+from cartd.beneath import Beneath
 from cartd.errors import ConfigError, NoSpace
-from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.directories import Directories
+from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 
 
@@ -19,6 +21,8 @@ def prepare(paths: VolumePaths) -> None:
     for directory, mode in ((paths.root, 0o777), (paths.links, 0o777), (paths.all_incoming, 0o700)):
         try:
             directory.mkdir(mode, exist_ok=True)
+            if directory != paths.root and directory.is_symlink():
+                raise unusable(directory, "it is a symbolic link")
         except FileExistsError:
             raise unusable(directory, "it is not a directory") from None
         except FileNotFoundError:
@@ -32,11 +36,9 @@ def prepare(paths: VolumePaths) -> None:
 
 
 def _try_out(paths: VolumePaths) -> None:
-    temporary = paths.all_incoming / f".trial-{os.getpid()}"
+    temporary = paths.all_incoming / f".trial-{secrets.token_hex(8)}"
     final = paths.root / temporary.name
-    for left in (temporary, final):
-        left.unlink(missing_ok=True)
-    trial = PartialFile(temporary, final, paths.root, Directories(paths.root))
+    trial = PartialFile(temporary, final, Directories(paths.root))
     try:
         trial.append(b"cartd")
         trial.place()
@@ -45,7 +47,8 @@ def _try_out(paths: VolumePaths) -> None:
         pass
     finally:
         trial.discard()
-        final.unlink(missing_ok=True)
+        with Beneath(paths.root) as below:
+            below.unlink(final)
 
 
 def unusable(path: Path, reason: str) -> ConfigError:

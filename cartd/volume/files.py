@@ -6,28 +6,21 @@ import os
 import stat
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-READ_FILE = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO that somebody left there must not hold the thread
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+from cartd.beneath import Beneath
 
 
-def open_to_read(path: str, _flags: int) -> int:
-    """An opener for :func:`open`."""
-    return os.open(path, READ_FILE)
-
-
-def measure(paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
+def measure(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
     """Size and whole Unix seconds of the modification time of each regular file, links apart."""
-    return [None if path is None else measure_one(path) for path in paths]
+    with Beneath(root) as below:
+        return [None if path is None else _measured(below, path) for path in paths]
 
 
-def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, int]] | None:
+def measure_tar(
+    root: Path, path: Path, wanted: Mapping[str, int]
+) -> list[tuple[int, int, int]] | None:
     """(position, size, mtime) of the members of a tar that ``wanted`` names, in that order.
 
     None if the tar cannot be read from its first header to its last, or lacks one of them.
@@ -35,7 +28,8 @@ def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, i
     found: dict[int, tuple[int, int]] = {}
     try:
         with (
-            open(path, "rb", opener=open_to_read) as opened,
+            Beneath(root) as below,
+            os.fdopen(below.open_file(path), "rb") as opened,
             tarfile.open(fileobj=opened, mode="r:") as tar,
         ):
             while (member := tar.next()) is not None:
@@ -49,17 +43,19 @@ def measure_tar(path: Path, wanted: Mapping[str, int]) -> list[tuple[int, int, i
     return [(position, *found[position]) for position in wanted.values()]
 
 
-def measure_one(path: Path) -> tuple[int, int] | None:
-    status = _regular(path)
-    return None if status is None else (status.st_size, int(status.st_mtime // 1))
+def measure_one(root: Path, path: Path) -> tuple[int, int] | None:
+    with Beneath(root) as below:
+        return _measured(below, path)
 
 
-def _regular(path: Path) -> os.stat_result | None:
+def _measured(below: Beneath, path: Path) -> tuple[int, int] | None:
     try:
-        status = path.lstat()
+        status = below.lstat(path)
     except (OSError, ValueError):
         return None
-    return status if stat.S_ISREG(status.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, int(status.st_mtime // 1)
 
 
 def arriving(root: Path, incoming: Path) -> int:
@@ -67,15 +63,21 @@ def arriving(root: Path, incoming: Path) -> int:
 
     A file of two names is one of another cart on its way into this one, and takes no room.
     """
-    total = 0
-    for of_cart in _entries(incoming):
-        found = map(_regular, [*_entries(of_cart), *_entries(root / of_cart.name)])
-        total += sum(one.st_size for one in filter(None, found) if one.st_nlink == 1)
-    return total
+    with Beneath(root) as below:
+        return sum(
+            status.st_size
+            for of_cart, _ in entries(below, incoming)
+            for directory in (incoming / of_cart, root / of_cart)
+            for _, status in entries(below, directory)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        )
 
 
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except OSError:
-        return []  # it went away, or is no directory
+def entries(below: Beneath, directory: Path) -> list[tuple[str, os.stat_result]]:
+    """What is in a directory, links not followed; nothing if it is none, or is gone."""
+    found = []
+    with suppress(OSError), below.directory(directory) as opened, os.scandir(opened) as scanned:
+        for entry in scanned:
+            with suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found

@@ -7,8 +7,8 @@ no longer at a stretch than many small ones.
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
@@ -17,10 +17,10 @@ from typing import IO, Any, Protocol
 
 from twisted.internet.defer import CancelledError
 
+from cartd.beneath import Beneath
 from cartd.checksum import Checksum, Mismatch
 from cartd.model import Cart, CartFile, Twin
 from cartd.threads import RunsInThread, T
-from cartd.volume.files import open_to_read
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 
@@ -77,7 +77,7 @@ class Hashes:
         many bytes have been read since the last time, and waited for.
         """
         if cart.bundle:
-            return await self._looked(_tar_faults(self._paths.tar(cart), cart.uid, files), read)
+            return await self._looked(_tar_faults(self._paths, cart, files), read)
         return await self._looked(_tree_faults(self._paths, cart, files), read)
 
     async def right(self, twins: Sequence[Twin]) -> list[Twin]:
@@ -142,26 +142,29 @@ def _tree_faults(
 ) -> Look[list[str]]:
     faults = []
     alone = unrecorded and cart.bundle
-    for file in files:
-        try:
-            path = paths.member(cart, file.path)
-        except ValueError:
-            faults.append("cannot have that path")
-        else:
-            faults.append((yield from _file_fault(path, file, reread=unrecorded, alone=alone)))
+    with Beneath(paths.root) as below:
+        for file in files:
+            try:
+                path = paths.member(cart, file.path)
+            except ValueError:
+                faults.append("cannot have that path")
+                continue
+            look = _file_fault(below, path, file, reread=unrecorded, alone=alone)
+            faults.append((yield from look))
     return faults
 
 
 def _twin_faults(paths: VolumePaths, twins: Sequence[Twin]) -> Look[list[str]]:
     faults = []
-    for twin in twins:
-        path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
-        faults.append((yield from _file_fault(path, twin)))
+    with Beneath(paths.root) as below:
+        for twin in twins:
+            path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
+            faults.append((yield from _file_fault(below, path, twin)))
     return faults
 
 
 def _file_fault(
-    path: Path, file: Declared, *, reread: bool = False, alone: bool = False
+    below: Beneath, path: Path, file: Declared, *, reread: bool = False, alone: bool = False
 ) -> Look[str]:
     """What is wrong with the file at ``path``; empty if nothing is.
 
@@ -169,12 +172,10 @@ def _file_fault(
     it, where it can be told to.  ``alone``: it must have no other name.
     """
     try:
-        with open(path, "rb", buffering=0, opener=open_to_read) as opened:
+        with os.fdopen(below.open_file(path), "rb", buffering=0) as opened:
             if reread and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return "is not a regular file"
             if alone and status.st_nlink > 1:
                 return "has another name"
             size = status.st_size if file.size is None else file.size
@@ -182,6 +183,8 @@ def _file_fault(
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return "is not a regular file"
         return f"cannot be read: {error.strerror}"
 
 
@@ -199,12 +202,12 @@ def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declar
     return ""
 
 
-def _tar_faults(tar: Path, top: str, files: Sequence[CartFile]) -> Look[list[str]]:
-    wanted = {f"{top}/{file.path}": file for file in files}
+def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Look[list[str]]:
+    wanted = {f"{cart.uid}/{file.path}": file for file in files}
     found: dict[str, str] = {}
     missing = "is missing in the bundle"
     try:
-        for member, content in _members(tar):
+        for member, content in _members(paths.root, paths.tar(cart)):
             if (file := wanted.get(member.name)) is not None:
                 size = member.size if file.size is None else file.size
                 found[member.name] = yield from _content_fault(content, member.size, size, file)
@@ -215,10 +218,11 @@ def _tar_faults(tar: Path, top: str, files: Sequence[CartFile]) -> Look[list[str
     return [found.get(name, missing) for name in wanted]
 
 
-def _members(tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     """Each regular file of a tar with its content, to be read before the next one is taken."""
     with (
-        open(tar, "rb", opener=open_to_read) as opened,
+        Beneath(root) as below,
+        os.fdopen(below.open_file(tar), "rb") as opened,
         tarfile.open(fileobj=opened, mode="r:") as reading,
     ):
         while (member := reading.next()) is not None:

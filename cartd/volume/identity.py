@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 from pathlib import Path
 
 from twisted.logger import Logger
 
+from cartd.beneath import READ, regular
 from cartd.errors import VolumeAway
-from cartd.volume.files import open_to_read
-from cartd.volume.partial import Directories, PartialFile
+from cartd.volume.directories import Directories
+from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")
@@ -25,16 +27,20 @@ _EXPLANATION = "cartd knows this directory by that number, which its database ha
 log = Logger()
 
 
-def read_number(root: Path) -> int | None:
+def read_number(root: Path, at: int | None = None) -> int | None:
     """The number of the volume at ``root``; none if there is no file that tells it.
 
-    Raises ``OSError`` if that cannot be found out.
+    ``at`` is a descriptor of it, if it is open.  Raises ``OSError`` if that cannot be found out.
     """
+    path = VolumePaths(root).identity
     try:
-        with open(VolumePaths(root).identity, "rb", buffering=0, opener=open_to_read) as opened:
-            found = _NUMBER.match(opened.read(100))
+        opened = regular(os.open(path if at is None else path.name, READ, dir_fd=at))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    try:
+        found = _NUMBER.match(os.read(opened, 100))
+    finally:
+        os.close(opened)
     return None if found is None else int(found[0])
 
 
@@ -44,9 +50,8 @@ def write_number(root: Path, number: int) -> None:
     Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
     """
     paths = VolumePaths(root)
-    temporary = paths.all_incoming / f"{paths.identity.name}-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    partial = PartialFile(temporary, paths.identity, root, Directories(root))
+    temporary = paths.all_incoming / f"{paths.identity.name}-{secrets.token_hex(8)}"
+    partial = PartialFile(temporary, paths.identity, Directories(root))
     try:
         partial.append(f"{number}\n{_EXPLANATION}\n".encode())
         partial.place(durable=True)
@@ -58,7 +63,10 @@ def holds_carts(root: Path) -> bool:
     """Whether something in ``root`` looks like the directory of a cart."""
     try:
         with os.scandir(root) as entries:
-            return any(CART_ID.fullmatch(entry.name) and entry.is_dir() for entry in entries)
+            return any(
+                CART_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                for entry in entries
+            )
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -75,11 +83,14 @@ class Identity:
         self._away = False
         self._telling = threading.Lock()
 
-    def check(self) -> None:
-        """Raises :class:`~cartd.errors.VolumeAway` if the directory is not the volume now."""
+    def check(self, at: int | None = None) -> None:
+        """Raises :class:`~cartd.errors.VolumeAway` if the directory is not the volume now.
+
+        ``at`` is a descriptor of it, for who has it open and will go on with that.
+        """
         if self._number is None:
             return
-        reason = self._reason()
+        reason = self._reason(at)
         with self._telling:
             changed = self._away != bool(reason)
             self._away = bool(reason)
@@ -95,9 +106,9 @@ class Identity:
         if reason:
             raise VolumeAway(reason)
 
-    def _reason(self) -> str:
+    def _reason(self, at: int | None) -> str:
         try:
-            number = read_number(self._root)
+            number = read_number(self._root, at)
         except OSError as error:
             return error.strerror or str(error)
         if number == self._number:

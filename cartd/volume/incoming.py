@@ -133,6 +133,7 @@ class Incoming:
             if self._partial.begun:
                 self._trip(self._threads.run(self._discard))
             else:
+                self._partial.discard()  # it has no file yet, but needs its directories
                 self._conclude(CancelledError())
         elif self._finishing:
             small = not self._partial.begun and self._collected < BLOCK

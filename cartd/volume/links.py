@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from stat import S_ISLNK
 
+from cartd.beneath import Beneath
 from cartd.model import Cart
-from cartd.volume.partial import Directories, told_of
+from cartd.volume.directories import Directories
+from cartd.volume.partial import told_of
 from cartd.volume.paths import VolumePaths, check_component
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -25,23 +28,23 @@ class LinkOccupiedError(Exception):
 def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None:
     """Point the link of the cart's uid at this cart, in one step for whoever reads it."""
     link = paths.link(cart)
-    if os.path.lexists(link) and not link.is_symlink():
-        raise LinkOccupiedError(str(link))
     temporary = paths.temporary(cart.id, "link")
-    with told_of(link, paths.root):
-        directories.make(temporary.parent)
+    with told_of(link, paths.root), directories.needed():
+        if directories.exists(link) and not S_ISLNK(directories.lstat(link).st_mode):
+            raise LinkOccupiedError(str(link))
         try:
-            temporary.symlink_to(paths.link_target(cart))
-            temporary.replace(link)
+            with directories.entry(temporary) as (name, at):
+                os.symlink(paths.link_target(cart), name, dir_fd=at)
+            directories.replace(temporary, link)
         except (OSError, NotImplementedError) as error:
             with suppress(OSError):
-                temporary.unlink()
+                directories.unlink(temporary)
             if _refused(error):
                 raise LinksNotAllowedError(str(error)) from error
             raise
         finally:
             with suppress(OSError):
-                temporary.parent.rmdir()
+                directories.rmdir(temporary.parent)
 
 
 def remove_link(paths: VolumePaths, cart: Cart) -> None:
@@ -53,13 +56,15 @@ def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
     """As :func:`remove_link`, for whoever has no more of the cart than this."""
     link = paths.links / check_component(uid)
     mine = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
-    try:
-        target = str(link.readlink()).replace(os.sep, "/")
-    except (OSError, NotImplementedError):
-        return  # there is none, or it is no link
-    if target in mine:
-        with told_of(link, paths.root):
-            link.unlink(missing_ok=True)
+    with Beneath(paths.root) as below:
+        try:
+            with below.entry(link) as (name, at):
+                target = os.readlink(name, dir_fd=at).replace(os.sep, "/")
+        except (OSError, NotImplementedError):
+            return  # there is none, or it is no link
+        if target in mine:
+            with told_of(link, paths.root):
+                below.unlink(link)
 
 
 def _refused(error: Exception) -> bool:

@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
+from typing import Final
 
 from twisted.logger import Logger
 
+from cartd.beneath import AT, DIRECTORY, Beneath
 from cartd.errors import Unavailable
-from cartd.volume.partial import FULL, refuse
+from cartd.volume.directories import refuse
+from cartd.volume.partial import FULL
 from cartd.volume.paths import VolumePaths
 from cartd.wording import shown
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
+DEEPEST: Final = 50
+"""Directories that are open at once; what is further down is brought up."""
+_CHANGED = frozenset(
+    {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
+)
+"""Somebody adds to a directory, or has put something else where one was, or the reverse."""
 
 log = Logger()
 
@@ -47,11 +58,8 @@ def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
         path=shown(str(occupied)),
         id=cart_id,
     )
-    take_away(occupied, paths.temporary(cart_id, "in-the-way"))
-
-
-def _make(directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
+    with Beneath(paths.root) as below:
+        take_away(below, occupied, paths.temporary(cart_id, "in-the-way"))
 
 
 def _never() -> bool:
@@ -59,11 +67,12 @@ def _never() -> bool:
 
 
 def take_away(
+    below: Beneath,
     tree: Path,
     aside: Path,
     stopped: Callable[[], bool] = _never,
     *,
-    make: Callable[[Path], None] = _make,
+    make: Callable[[Beneath, Path], None] = Beneath.make,
 ) -> None:
     """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
 
@@ -71,62 +80,93 @@ def take_away(
     """
     try:
         for _ in range(ATTEMPTS):
-            if not os.path.lexists(tree):
+            if not below.exists(tree):
                 break
-            make(aside.parent)
+            make(below, aside.parent)
             # Another process that clears the same cart may remove either directory meanwhile.
             with suppress(FileNotFoundError):
-                tree.rename(aside)
+                below.rename(tree, aside)
+            below.close()  # what was open may be elsewhere, or nowhere
     except OSError as error:
         if error.errno not in FULL:
             raise
-        remove_tree(tree, stopped)
-    remove_tree(aside, stopped)
+        remove_tree(below, tree, stopped)
+    remove_tree(below, aside, stopped)
 
 
-def remove_tree(tree: Path, stopped: Callable[[], bool] = _never) -> None:
+def remove_tree(below: Beneath, tree: Path, stopped: Callable[[], bool] = _never) -> None:
     """Remove ``tree``, whatever it is, and whoever else adds to it or removes from it meanwhile.
 
-    A symbolic link, ``tree`` itself or one inside it, is removed and never followed.
+    A symbolic link, ``tree`` itself or one inside it, is removed and never followed; behind one on
+    the way to ``tree`` there is nothing to remove.
     Raises :class:`RemovalStopped` as soon as ``stopped()`` says so.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    if not AT:
+        _remove_by_path(tree)
+        return
+    try:
+        with below.entry(tree) as (name, at):
+            _remove(name, at, stopped)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        if below.exists(tree):
+            raise
+
+
+def _remove_by_path(tree: Path) -> None:
+    """On Windows, in one piece."""
+    if tree.is_dir() and not tree.is_symlink():
+        shutil.rmtree(tree)
+    else:
+        tree.unlink(missing_ok=True)
+
+
+def _remove(name: str, at: int | None, stopped: Callable[[], bool]) -> None:
+    attempt = 1
+    while True:
         try:
-            if tree.is_symlink() or not tree.is_dir():
-                tree.unlink(missing_ok=True)
+            if S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                _remove_directory(name, at, stopped)
             else:
-                _remove_directory(tree, stopped)
+                os.unlink(name, dir_fd=at)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == ATTEMPTS:
+            if error.errno not in _CHANGED or attempt == ATTEMPTS:
                 raise
+        attempt += 1
 
 
-def _remove_directory(tree: Path, stopped: Callable[[], bool]) -> None:
-    if not hasattr(os, "fwalk"):
-        shutil.rmtree(tree)  # Windows: in one piece
-        return
-    for _, directories, files, at in os.fwalk(tree, topdown=False, onerror=_raise_unless_gone):
-        for name in files:
-            if stopped():
-                raise RemovalStopped
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=at)
-        for name in directories:
-            with suppress(FileNotFoundError):
-                _remove_entry(name, at)
-    with suppress(FileNotFoundError):
-        tree.rmdir()
-
-
-def _remove_entry(name: str, at: int) -> None:
-    """Remove an empty directory, or a symbolic link to one."""
+def _remove_directory(name: str, at: int | None, stopped: Callable[[], bool]) -> None:
+    top = os.open(name, DIRECTORY, dir_fd=at)
     try:
-        os.rmdir(name, dir_fd=at)
-    except NotADirectoryError:
-        os.unlink(name, dir_fd=at)
+        while _empty(top, top, 1, stopped):
+            pass
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=at)
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _empty(directory: int, top: int, depth: int, stopped: Callable[[], bool]) -> bool:
+    """Remove what is in it; whether something was so far down that it is in ``top`` now."""
+    brought_up = False
+    with os.scandir(directory) as found:
+        entries = list(found)
+    for entry in entries:
+        with suppress(FileNotFoundError):
+            if not entry.is_dir(follow_symlinks=False):
+                if stopped():
+                    raise RemovalStopped
+                os.unlink(entry.name, dir_fd=directory)
+            elif depth == DEEPEST:
+                new = secrets.token_hex(16)
+                os.rename(entry.name, new, src_dir_fd=directory, dst_dir_fd=top)
+                brought_up = True
+            else:
+                inner = os.open(entry.name, DIRECTORY, dir_fd=directory)
+                try:
+                    brought_up |= _empty(inner, top, depth + 1, stopped)
+                finally:
+                    os.close(inner)
+                os.rmdir(entry.name, dir_fd=directory)
+    return brought_up

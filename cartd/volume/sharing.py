@@ -8,9 +8,11 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from cartd.beneath import AT, Beneath, Name
 from cartd.errors import NoSpace
 from cartd.model import Cart, Twin
-from cartd.volume.partial import Directories, replace, told_of
+from cartd.volume.directories import Directories
+from cartd.volume.partial import replace, told_of
 from cartd.volume.paths import VolumePaths
 
 
@@ -26,40 +28,42 @@ def share(
     """
     shared: list[Twin] = []
     reason = ""
-    for twin in twins:
-        try:
-            staged = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
-            final = paths.member(cart, twin.path)
-            with told_of(final, paths.root):
-                _link(staged, twin.size, paths.temporary(cart.id, "twin"), final, directories)
-        except (OSError, NoSpace, ValueError, NotImplementedError) as error:
-            reason = reason or str(error)
-        else:
-            shared.append(twin)
+    with directories.needed(), Beneath(paths.root) as others:
+        for twin in twins:
+            try:
+                staged = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
+                final = paths.member(cart, twin.path)
+                temporary = paths.temporary(cart.id, "twin")
+                with told_of(final, paths.root), others.entry(staged) as there:
+                    _link(there, twin.size, temporary, final, directories)
+            except (OSError, NoSpace, ValueError, NotImplementedError) as error:
+                reason = reason or str(error)
+            else:
+                shared.append(twin)
     return shared, reason
 
 
-def _link(staged: Path, size: int, temporary: Path, final: Path, directories: Directories) -> None:
+def _link(staged: Name, size: int, temporary: Path, final: Path, directories: Directories) -> None:
     """Make ``final`` another name of ``staged``, which must be a regular file of ``size`` bytes.
 
     What is at ``final`` is replaced, a symbolic link not followed.
     """
     try:
-        there = staged.lstat()
+        name, at = staged
+        there = os.stat(name, dir_fd=at, follow_symlinks=False)
         if not stat.S_ISREG(there.st_mode) or there.st_size != size:
             raise _not_recorded()
-        directories.make(temporary.parent)
         try:
-            temporary.hardlink_to(staged)
-            if _identity(temporary.lstat()) != _identity(there):
+            with directories.entry(temporary) as (new, new_at):
+                os.link(name, new, src_dir_fd=at, dst_dir_fd=new_at, follow_symlinks=not AT)
+            if _identity(directories.lstat(temporary)) != _identity(there):
                 raise _not_recorded()
-            directories.make(final.parent)
             replace(temporary, final, directories)
         finally:
             # Also when all is well: of two names of one file, rename(2) leaves both.
-            temporary.unlink(missing_ok=True)
+            directories.unlink(temporary)
     except FileNotFoundError:
-        directories.forget()
+        directories.close()
         raise
 
 

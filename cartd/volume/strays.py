@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from cartd.beneath import Beneath
 from cartd.errors import InvalidInput
 from cartd.manifest import check_uid
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.volume.files import entries
 from cartd.volume.identity import CART_ID, Identity
 from cartd.volume.links import remove_link_of
 from cartd.volume.partial import told_of
@@ -57,79 +59,80 @@ class Strays:
     def _ids(self) -> list[int]:
         self._identity.check()
         ids: set[int] = set()
-        for directory in (self._paths.root, self._paths.all_incoming):
-            with os.scandir(directory) as entries:
-                ids.update(
-                    int(entry.name)
-                    for entry in entries
-                    if CART_ID.fullmatch(entry.name) and entry.is_dir()
-                )
+        with Beneath(self._paths.root) as below:
+            for directory in (self._paths.root, self._paths.all_incoming):
+                with below.directory(directory) as opened, os.scandir(opened) as found:
+                    ids.update(
+                        int(entry.name)
+                        for entry in found
+                        if CART_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                    )
         return sorted(ids)
 
     def _strays(self, cart_ids: Sequence[int]) -> list[Stray]:
         found = []
-        for cart_id in cart_ids:
-            place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
-            if not os.path.lexists(place) or _uid_in(place) is not None:
-                found.append(Stray(cart_id, _size_of(place, incoming)))
+        with Beneath(self._paths.root) as below:
+            for cart_id in cart_ids:
+                place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
+                if not below.exists(place) or _uid_in(below, place) is not None:
+                    found.append(Stray(cart_id, _size_of(below, place, incoming)))
         return found
 
     def _set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
         self._identity.check()
         aside: list[Path] = []
-        for cart_id in cart_ids:
-            place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
-            if uid := _uid_in(place):
-                remove_link_of(self._paths, cart_id, uid)
-            with told_of(place, self._paths.root):
-                incoming.mkdir(exist_ok=True)
-                if os.path.lexists(place):
-                    place.rename(self._paths.temporary(cart_id, "stray"))
-                aside += incoming.iterdir()
+        with Beneath(self._paths.root) as below:
+            for cart_id in cart_ids:
+                place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
+                if uid := _uid_in(below, place):
+                    remove_link_of(self._paths, cart_id, uid)
+                with told_of(place, self._paths.root):
+                    below.make(incoming)
+                    if below.exists(place):
+                        below.rename(place, self._paths.temporary(cart_id, "stray"))
+                    aside += (incoming / name for name, _ in entries(below, incoming))
         return aside
 
     def _remove_aside(self, aside: Sequence[Path]) -> None:
-        for one in aside:
-            with told_of(one, self._paths.root):
-                remove_tree(one)
-            with suppress(OSError):
-                one.parent.rmdir()  # unless somebody needs it by now
+        with Beneath(self._paths.root) as below:
+            for one in aside:
+                with told_of(one, self._paths.root):
+                    remove_tree(below, one)
+                with suppress(OSError):
+                    below.rmdir(one.parent)  # unless somebody needs it by now
 
 
-def _uid_in(place: Path) -> str | None:
+def _uid_in(below: Beneath, place: Path) -> str | None:
     """The uid whose tree or bundle is all that is in ``place``, if cartd can have made that.
 
     An empty text if nothing is in it.
     """
     uids = set()
     try:
-        if not S_ISDIR(place.lstat().st_mode):
-            return None
-        for entry in place.iterdir():
-            mode = entry.lstat().st_mode
-            if S_ISREG(mode) and entry.name.endswith(".tar"):
-                uids.add(check_uid(entry.name.removesuffix(".tar")))
-            elif S_ISDIR(mode):
-                uids.add(check_uid(entry.name))
-            else:
-                return None
+        with below.directory(place) as opened, os.scandir(opened) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    uids.add(check_uid(entry.name))
+                elif entry.is_file(follow_symlinks=False) and entry.name.endswith(".tar"):
+                    uids.add(check_uid(entry.name.removesuffix(".tar")))
+                else:
+                    return None
     except (OSError, InvalidInput):
         return None
     return (uids or {""}).pop() if len(uids) < 2 else None
 
 
-def _size_of(*trees: Path) -> int:
+def _size_of(below: Beneath, *trees: Path) -> int:
     """Bytes of all regular files, each once whatever names it has."""
     seen: set[tuple[int, int]] = set()
     total = 0
-    for tree in trees:
-        for directory, _, names in os.walk(tree):
-            for name in names:
-                try:
-                    status = os.lstat(Path(directory, name))
-                except OSError:
-                    continue
-                if S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
-                    seen.add((status.st_dev, status.st_ino))
-                    total += status.st_size
+    directories = list(trees)
+    while directories:
+        directory = directories.pop()
+        for name, status in entries(below, directory):
+            if S_ISDIR(status.st_mode):
+                directories.append(directory / name)
+            elif S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
     return total

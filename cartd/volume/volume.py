@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from twisted.logger import Logger
 
+from cartd.beneath import Beneath
 from cartd.checksum import Checksum
 from cartd.model import Cart, CartFile, Twin
 from cartd.shield import shielded
@@ -61,6 +62,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
     async def check(self) -> None:
         """Raises :class:`VolumeAway` if the directory is not the volume now."""
         await self._threads.run(self._identity.check)
+
+    @property
+    def root(self) -> Path:
+        """The directory itself: no link below it is to be followed."""
+        return self._paths.root
 
     def tree(self, cart: Cart) -> Path:
         """``ROOT/ID/UID``."""
@@ -167,9 +173,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
     def _clear(self, cart_id: int, all_else: bool) -> None:
         self._identity.check()
         stopped = self._stopping.is_set
-        if all_else:
-            take_away(self._paths.cart(cart_id), self._paths.temporary(cart_id, "old"), stopped)
-        remove_tree(self._paths.incoming(cart_id), stopped)
+        with Beneath(self._paths.root) as below:
+            if all_else:
+                old = self._paths.temporary(cart_id, "old")
+                take_away(below, self._paths.cart(cart_id), old, stopped)
+            remove_tree(below, self._paths.incoming(cart_id), stopped)
 
     def _remove(self, cart: Cart) -> bool:
         self._identity.check()
@@ -179,17 +187,19 @@ class Volume(Bundles, Hashes, InUse, Strays):
                     remove_link(self._paths, cart)
                 stopped = self._stopping.is_set
                 aside = self._paths.temporary(cart.id, "removed")
-                take_away(self._paths.cart(cart.id), aside, stopped)
-                remove_tree(self._paths.incoming(cart.id), stopped)
+                with Beneath(self._paths.root) as below:
+                    take_away(below, self._paths.cart(cart.id), aside, stopped)
+                    remove_tree(below, self._paths.incoming(cart.id), stopped)
         return may_go
 
     def _drop(self, cart: Cart, files: Sequence[CartFile]) -> None:
         self._identity.check()
-        if not self._paths.tree(cart).is_dir():
-            return
-        for file in files:
-            with suppress(ValueError):  # what cannot have that path is not there
-                remove_tree(self._paths.member(cart, file.path))
+        with Beneath(self._paths.root) as below:
+            if not below.is_directory(self._paths.tree(cart)):
+                return
+            for file in files:
+                with suppress(ValueError):  # what cannot have that path is not there
+                    remove_tree(below, self._paths.member(cart, file.path))
 
     def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []
@@ -198,7 +208,7 @@ class Volume(Bundles, Hashes, InUse, Strays):
                 paths.append(self._paths.member(cart, file.path))
             except ValueError:
                 paths.append(None)
-        found = found_files.measure(paths)
+        found = found_files.measure(self._paths.root, paths)
         if None in found:
             self._identity.check()
         return [

@@ -16,11 +16,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from tests.system_calls import path_of
 
 POINTS = (
     *("before-post", "after-post", "after-claim", "after-reserve"),
@@ -38,6 +40,8 @@ POINTS = (
 
 _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
 """What a name in ``incoming/`` is for; a number is a file's."""
+_TAKEN_APART = re.compile(r"/incoming/[0-9]+/[^/]+/")
+"""What is in a tree that is removed."""
 
 
 class Fate:
@@ -73,11 +77,11 @@ def end() -> None:
 def watch_volume(fate: Fate) -> None:
     """Have the calls of :mod:`os` that change names pass by, and ``os.write``."""
 
-    def watched(name: str, kind: Callable[..., str]) -> None:
+    def watched(name: str, kind: Callable[[Sequence[Any], Mapping[str, Any]], str]) -> None:
         call = getattr(os, name)
 
         def passing(*arguments: Any, **more: Any) -> Any:
-            point = f"{name}{kind(*arguments)}"
+            point = f"{name}{kind(arguments, more)}"
             fate.meet(f"before-{point}")
             result = call(*arguments, **more)
             fate.meet(f"after-{point}")
@@ -85,9 +89,9 @@ def watch_volume(fate: Fate) -> None:
 
         setattr(os, name, passing)
 
-    watched("replace", lambda source, *_: _kind(source))
-    watched("rename", lambda _source, final, *_: _kind(final))
-    watched("link", lambda _source, final, *_: _kind(final))
+    watched("replace", lambda names, _: _kind(names[0]))
+    watched("rename", lambda names, _: _kind(names[1]))
+    watched("link", lambda names, _: _kind(names[1]))
     watched("symlink", lambda *_: "")
     watched("unlink", _unlinked)
     watch_writes(fate)
@@ -115,10 +119,11 @@ def _kind(path: object) -> str:
     return "-file" if found[1].isdigit() else f"-{found[1]}"
 
 
-def _unlinked(path: object, *_: object) -> str:
-    if "/cartuids/" in str(path):
+def _unlinked(names: Sequence[Any], options: Mapping[str, Any]) -> str:
+    path = path_of(names, options)
+    if "/cartuids/" in path:
         return "-link"
-    return "" if os.sep in str(path) else "-file"  # a name alone: a tree is taken apart
+    return "-file" if _TAKEN_APART.search(path) else ""
 
 
 def watch_store(fate: Fate) -> None:

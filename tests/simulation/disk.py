@@ -27,7 +27,7 @@ CHANGES = (
     "symlink",
     "fsync",
 )
-READS = ("read",)
+READS = ("read", "pread")
 FULL = (errno.ENOSPC,)
 BROKEN = (errno.EIO, errno.EROFS)
 _NEEDS_ROOM = frozenset({"open", "write", "link", "mkdir", "symlink", "rename", "replace"})
@@ -130,7 +130,7 @@ class Disk:
                 return call(*args, **kwargs)
             self._meet(name, call, args)
             result = call(*args, **kwargs)
-            self.in_memory.did(name, args)
+            self.in_memory.did(name, args, kwargs)
             return result
 
         return watched
@@ -153,13 +153,13 @@ class Disk:
                 self._killed = True
                 if name == "write":
                     call(args[0], args[1][: len(args[1]) // 2])
-                    self.in_memory.did(name, args)
+                    self.in_memory.did(name, args, {})
                 raise Killed
         if self.failing and self.random.random() < self.chance:
             number = self.random.choice(self.failing)
             if number in FULL and (name not in _NEEDS_ROOM or _is_to_read(name, args)):
                 return
-            if number == errno.EROFS and name == "read":
+            if number == errno.EROFS and name in READS:
                 return
             self.failed.add(number)
             raise OSError(number, os.strerror(number))

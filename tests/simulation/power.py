@@ -10,6 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.system_calls import path_of
+
 Inode = tuple[int, int]
 NAMES_AT = {
     "open": 0,
@@ -41,14 +43,14 @@ class InMemory:
         self.spoilt: set[Inode] = set()
         """Files whose bytes are not what was written any more."""
 
-    def did(self, name: str, args: tuple[Any, ...]) -> None:
+    def did(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A system call has done its work."""
         if name == "write":
             self._data.add(_inode(os.fstat(args[0])))
         elif name == "fsync":
             self._has_synced(args[0])
         elif name in NAMES_AT and (name != "open" or args[1] & os.O_CREAT):
-            self._names.add(str(args[NAMES_AT[name]]))
+            self._names.add(path_of(args, options, NAMES_AT[name]))
 
     def _has_synced(self, fd: int) -> None:
         status = os.fstat(fd)

@@ -235,7 +235,10 @@ class World:
 
     def let_go(self) -> None:
         """The lock of a process that has died on another machine is never seen: this one ends."""
-        self.parts.stager._holders._lock.release(force=True)
+        holders = self.parts.stager._holders
+        if holders._held is not None:
+            os.close(holders._held)
+            holders._held = None
 
     def stop(self) -> bool:
         """End it as SIGTERM does; whether it did not die on the way."""

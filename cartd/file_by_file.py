@@ -1,0 +1,59 @@
+"""Many files below a directory, opened one after the other to be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cartd.beneath import AT, READ, check_name, open_directory, open_root
+
+
+class FileByFile:
+    """Opens files below ``root`` to be read, one after the other; for one thread at a time.
+
+    Strategy: most files are small, so no more is done for each than must be; the directory of the
+    last one, and the one above that, are at hand until :meth:`close`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._before = str(root / "_")[:-1]
+        self._open: list[tuple[str, int]] = []
+        """The last one last."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop()[1])
+
+    def open(self, path: str) -> int:
+        """``path`` is from ``root`` on, with ``/``; errors are those of :class:`Beneath`."""
+        if not AT:
+            return os.open(self._before + path, READ)
+        above, _, name = path.rpartition("/")
+        if not self._open or self._open[-1][0] != above:
+            self._go_to(above)
+        return os.open(check_name(name), READ, dir_fd=self._open[-1][1])
+
+    def _go_to(self, directory: str) -> None:
+        upper, _, name = directory.rpartition("/")
+        if name and len(self._open) == 2 and self._open[0][0] == upper:
+            os.close(self._open.pop()[1])  # it was one beside the last one
+            self._go_down(name, directory)
+        else:
+            self.close()
+            self._open.append(("", open_root(self._root)))
+            path = ""
+            for name in directory.split("/") if directory else ():
+                path = f"{path}/{name}" if path else name
+                self._go_down(name, path)
+
+    def _go_down(self, name: str, path: str) -> None:
+        self._open.append((path, open_directory(self._open[-1][1], name, path)))
+        if len(self._open) > 2:
+            os.close(self._open.pop(0)[1])

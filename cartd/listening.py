@@ -1,0 +1,43 @@
+"""Where the service listens: a Twisted endpoint, and a certificate if it is one of TLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from cartd.config import parse_tls_endpoint
+from cartd.errors import ConfigError
+from cartd.tls import ServerTls
+
+
+def listen(
+    reactor: Any, description: str, site: IProtocolFactory
+) -> tuple[IListeningPort, ServerTls | None]:
+    """Bind one endpoint.  Its certificate, if it has one, is to be looked after.
+
+    Twisted's endpoints bind at once, so that a failure can stop the start.
+
+    :raises ConfigError: it is no endpoint, its certificate cannot be used, or it cannot be bound.
+    """
+    endpoint, tls = _endpoint(reactor, description)
+    outcome: list[IListeningPort | Failure] = []
+    endpoint.listen(site).addBoth(outcome.append)
+    [port] = outcome
+    if isinstance(port, Failure):
+        raise ConfigError(f"cannot listen on {description}: {port.getErrorMessage()}")
+    return port, tls
+
+
+def _endpoint(reactor: Any, description: str) -> tuple[IStreamServerEndpoint, ServerTls | None]:
+    try:
+        if not description.startswith("ssl:"):
+            return serverFromString(reactor, description), None
+        tls = ServerTls(parse_tls_endpoint(description))
+    except ConfigError as error:
+        raise ConfigError(f"cannot listen on {description}: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{description} is not an endpoint: {error}") from error
+    return tls.listening(reactor), tls

@@ -1,0 +1,147 @@
+"""Nothing below a directory leads out of it, and nothing there is waited for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cartd.beneath import KEPT, NEW, Beneath
+from cartd.file_by_file import FileByFile
+
+SECRET = b"not of this volume"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    for name in ("file", "deep/file"):
+        (tmp_path / "outside" / name).write_bytes(SECRET)
+    root = tmp_path / "root"
+    (root / "a" / "deep").mkdir(parents=True)
+    (root / "a" / "deep" / "file").write_bytes(b"inside")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "a" / "file").symlink_to(tmp_path / "outside" / "file")
+    return root
+
+
+@pytest.fixture
+def below(root: Path) -> Iterator[Beneath]:
+    before = open_files()
+    with Beneath(root) as below:
+        yield below
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def whole(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def read(root: Path, path: str) -> int:
+    files = FileByFile(root)
+    with files:
+        return files.open(path)
+
+
+WAYS: dict[str, Callable[[Beneath, Path], object]] = {
+    "lstat": lambda below, path: below.lstat(path),
+    "open": lambda below, path: below.open(path),
+    "open a file": lambda below, path: below.open_file(path),
+    "create": lambda below, path: below.open(path.with_name("new"), NEW),
+    "mkdir": lambda below, path: below.mkdir(path.with_name("new")),
+    "make": lambda below, path: below.make(path.with_name("new")),
+    "unlink": lambda below, path: below.unlink(path),
+    "rmdir": lambda below, path: below.rmdir(path.with_name("deep")),
+    "rename from": lambda below, path: below.rename(path, below.root / "new"),
+    "rename to": lambda below, path: below.rename(below.root / "a/deep/file", path),
+    "replace to": lambda below, path: below.replace(below.root / "a/deep/file", path),
+    "list": lambda below, path: below.directory(path.parent).__enter__(),
+    "read": lambda below, path: read(below.root, below.below(path)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_no_way_leads_through_a_link_to_a_directory(
+    root: Path, below: Beneath, way: Callable[[Beneath, Path], object]
+) -> None:
+    outside = root.with_name("outside")
+    before = whole(outside)
+    for path in (root / "link" / "file", root / "link" / "deep" / "file"):
+        with pytest.raises(NotADirectoryError):
+            way(below, path)
+    assert whole(outside) == before
+    assert sorted(path.name for path in outside.iterdir()) == ["deep", "file"]
+    assert not below.exists(root / "link" / "file")
+    assert not below.is_directory(root / "link")
+
+
+@pytest.mark.parametrize("path", ["../outside/file", "a/../../outside/file", "..", "a//x", "."])
+def test_no_name_leads_up(root: Path, below: Beneath, path: str) -> None:
+    for opened in (below.open_below, lambda path: read(root, path)):
+        with pytest.raises(OSError, match="leads out") as caught:
+            opened(path)
+        assert caught.value.errno == errno.EXDEV
+    with pytest.raises(OSError, match="leads out"):
+        below.lstat(root.parent / "outside" / "file")
+
+
+def test_a_link_to_a_file_is_itself_and_nothing_else(root: Path, below: Beneath) -> None:
+    link = root / "a" / "file"
+    for opened in (below.open, below.open_file, lambda _: read(root, "a/file")):
+        with pytest.raises(OSError, match="symbolic link") as caught:
+            opened(link)
+        assert caught.value.errno == errno.ELOOP
+    with pytest.raises(FileExistsError):
+        below.open(link, NEW)
+    assert below.exists(link)
+    below.unlink(link)
+    assert (root.with_name("outside") / "file").read_bytes() == SECRET
+
+
+def test_pipes_and_sockets_are_neither_waited_for_nor_taken(root: Path, below: Beneath) -> None:
+    os.mkfifo(root / "pipe")
+    for name in ("pipe", "a"):
+        with pytest.raises(OSError, match="not a regular file"):
+            below.open_file(root / name)
+    with pytest.raises(NotADirectoryError), below.directory(root / "pipe"):
+        pass
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(root / "s"))
+        with pytest.raises(OSError, match="No such device"):
+            below.open_file(root / "s")
+
+
+def test_the_root_itself_may_be_reached_through_links(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(root)
+    with Beneath(tmp_path / "alias") as below:
+        os.close(below.open_file(tmp_path / "alias" / "a/deep/file"))
+
+
+def test_few_directories_stay_open_and_none_when_it_is_closed(root: Path) -> None:
+    before = open_files()
+    below = Beneath(root)
+    deep = root.joinpath(*"abcdefghijklmnopqrstuvwxyz")
+    deep.mkdir(parents=True)
+    for path in (deep, *deep.parents[:20]):
+        below.make(path / "made")
+        assert open_files() <= before + KEPT
+    with below.directory(deep) as used:
+        below.close()
+        assert os.listdir(used) == ["made"]  # noqa: PTH208
+    assert open_files() == before
+    reader = FileByFile(root)
+    for number in range(10):
+        (deep / str(number)).mkdir()
+        (deep / str(number) / "file").write_bytes(b"x")
+        os.close(reader.open(f"{(deep / str(number) / 'file').relative_to(root)}"))
+        assert open_files() <= before + 2
+    reader.close()
+    assert open_files() == before

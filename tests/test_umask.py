@@ -1,0 +1,87 @@
+"""What cartd makes is its own account's alone, unless a site says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.scripts._twistd_unix import ServerOptions
+
+from cartd.options import read_config
+from tests.archived_carts import in_a_thread, stage, url_of
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, command, running_cartd
+
+pytest_plugins = ("tests.archive_fixture",)
+
+
+def modes(cartd: RunningCartd) -> dict[str, int]:
+    """Of all that is on the volume, and of the database with its journal; links apart."""
+    made = [
+        cartd.volume,
+        *(path for path in cartd.volume.rglob("*") if not path.is_symlink()),
+        *cartd.directory.glob("*.sqlite3*"),
+    ]
+    return {str(path.relative_to(cartd.directory)): path.stat().st_mode & 0o777 for path in made}
+
+
+def look(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
+    stage(cartd, archive, "tree", 100)
+    stage(cartd, archive, "tar", 100, bundle=True)
+    found = modes(cartd)
+    assert {"volume/1/tree/dir/file-0", "volume/2/tar.tar"} < set(found)
+    assert sum("sqlite3" in path for path in found) == 3
+    assert any(path.endswith(".lock") for path in found)
+    return found
+
+
+@in_a_thread
+def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        assert {mode & 0o077 for mode in look(cartd, archive).values()} == {0}
+        cartd.terminate()
+        (cartd.volume / ".cartd-volume").unlink()
+        cartd.run("cartd-cmd", "adopt")
+        assert (cartd.volume / ".cartd-volume").exists()
+        assert {mode & 0o077 for mode in modes(cartd).values()} == {0}
+
+
+@in_a_thread
+def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: Path) -> None:
+    ini = "[cartd]\numask = 022\n"
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        found = look(cartd, archive)
+        assert found.pop("volume/incoming") == 0o700
+        assert set(found.values()) == {0o755, 0o644}
+        assert (
+            cartd.volume / "cartuids" / "tree" / "dir" / "file-0"
+        ).stat().st_mode & 0o044 == 0o044
+
+
+@in_a_thread
+def test_what_twistd_sets_when_it_has_started_does_not_count(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+        cartd.terminate()
+        program = (command("twistd"), "-n", "--pidfile=", "--umask=000", "cartd", "--umask", "027")
+        cartd.program = program
+        cartd.start()
+        stage(cartd, archive, "mine", 100)
+        found = modes(cartd)
+        assert found["volume/1"] == 0o750
+        assert found["volume/1/mine/dir/file-0"] == 0o640
+
+
+@pytest.mark.parametrize(
+    ("line", "mask"),
+    [
+        (["-n", "cartd"], 0o077),
+        (["-n", "--umask", "022", "cartd"], 0o022),
+        (["-n", "--umask", "022", "cartd", "--umask", "007"], 0o007),
+    ],
+)
+def test_the_option_of_twistd_is_taken_as_ours(line: list[str], mask: int) -> None:
+    options = ServerOptions()
+    options.parseOptions(line)
+    assert read_config(options.subOptions, {"HOME": "/nonexistent"}).umask == mask

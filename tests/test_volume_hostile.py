@@ -1,0 +1,312 @@
+"""Links where the volume's directories were: nothing behind them is read, written or removed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cartd.beneath import Beneath
+from cartd.bundle import Slice
+from cartd.errors import CartdError, ConfigError, VolumeDamaged
+from cartd.holders import Holders
+from cartd.model import Twin
+from cartd.reader import TarReader, TreeReader
+from cartd.volume import Volume
+from cartd.volume.identity import read_number
+from cartd.volume.removal import DEEPEST, remove_tree
+from tests.volume_parts import (
+    BODY,
+    CART,
+    InThisThread,
+    a_cart,
+    a_file,
+    checksum_of,
+    has,
+    result_of,
+    stage,
+)
+
+FILE = a_file(BODY)
+BUNDLED = a_cart(bundle=True)
+OTHER = a_cart(9, "other")
+TWIN = Twin(0, "x.dat", 1, 7, "mine", "a/b.dat", len(BODY), 5, FILE.hash_type, FILE.hash_sum)
+ON_THE_WAY = ["7", "7/mine", "7/mine/a"]
+ELSEWHERE = ["incoming", "incoming/7", "cartuids"]
+Work = Callable[[Volume], Coroutine[Any, Any, object]]
+
+
+class Bytes:
+    """A bundle that is in memory."""
+
+    def __init__(self) -> None:
+        self._left = BODY
+
+    def read(self, limit: int) -> bytes:
+        data, self._left = self._left[:limit], self._left[limit:]
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def volume(root: Path) -> Volume:
+    """One cart, staged, with a bundle and a link, and something incoming."""
+    volume = Volume(root, InThisThread())
+    volume.prepare()
+    stage(volume, FILE)
+    volume.tar(CART).write_bytes(BODY)
+    result_of(volume.link(CART))
+    (root / "incoming" / "7").mkdir()
+    (root / "incoming" / "7" / "0-left").write_bytes(BODY)
+    return volume
+
+
+def plant(root: Path, where: str) -> Path:
+    """Have a link in the place of a directory, which is outside now, with all that it has."""
+    outside = root.with_name("outside")
+    (root / where).rename(outside)
+    (root / where).symlink_to(outside)
+    return outside
+
+
+def snapshot(directory: Path) -> dict[str, object]:
+    found: dict[str, object] = {".": directory.stat().st_mtime_ns}
+    for path in directory.rglob("*"):
+        status = path.lstat()
+        regular = stat.S_ISREG(status.st_mode)
+        content = path.read_bytes() if regular else None
+        found[str(path)] = (status.st_mtime_ns, status.st_mode, status.st_nlink, content)
+    return found
+
+
+async def no_rest(_size: int) -> None:
+    pass
+
+
+async def set_aside(volume: Volume) -> None:
+    await volume.remove_aside(await volume.set_aside([CART.id]))
+
+
+async def stage_again(volume: Volume) -> None:
+    for path in ("a/b.dat", "a/new.dat"):
+        stage(volume, a_file(BODY, path, position=3))
+
+
+WORK: dict[str, Work] = {
+    "stage": stage_again,
+    "share": lambda volume: volume.share(OTHER, [TWIN]),
+    "begin": lambda volume: volume.clear_incoming(CART.id),
+    "begin anew": lambda volume: volume.clear_incoming(CART.id, all_else=True),
+    "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(), len(BODY)),
+    "drop the tar": lambda volume: volume.drop_tar(CART),
+    "drop the tree": lambda volume: volume.drop_tree(CART),
+    "drop files": lambda volume: volume.drop_files(CART, [FILE]),
+    "link": lambda volume: volume.link(BUNDLED),
+    "unlink": lambda volume: volume.unlink(CART),
+    "remove": lambda volume: volume.remove(CART),
+    "set aside": set_aside,
+    "look for strays": lambda volume: volume.strays([CART.id]),
+}
+
+
+@pytest.mark.parametrize("where", ON_THE_WAY + ELSEWHERE)
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_nothing_behind_a_link_is_changed(
+    volume: Volume, root: Path, work: Work, where: str
+) -> None:
+    outside = plant(root, where)
+    before = snapshot(outside)
+    with suppress(OSError, CartdError):
+        result_of(work(volume))
+    assert snapshot(outside) == before
+
+
+NOT_THERE = "cannot be read: Not a directory"
+LOOKS: dict[str, tuple[Work, object]] = {
+    "measure": (lambda volume: volume.measure(CART, [FILE]), [None]),
+    "faults": (
+        lambda volume: volume.faults(CART, [FILE], no_rest),
+        [NOT_THERE],
+    ),
+    "in place": (lambda volume: has(volume, FILE), False),
+    "right": (lambda volume: volume.right([TWIN]), []),
+}
+
+
+@pytest.mark.parametrize("where", ON_THE_WAY)
+@pytest.mark.parametrize(("look", "found"), LOOKS.values(), ids=LOOKS)
+def test_what_is_behind_a_link_is_not_there(
+    volume: Volume, root: Path, look: Work, found: object, where: str
+) -> None:
+    assert result_of(look(volume)) != found
+    plant(root, where)
+    assert result_of(look(volume)) == found
+    assert result_of(volume.share(OTHER, [TWIN]))[0] == []
+    reader = TreeReader(volume.tree(CART), iter([piece()]), root=root)
+    with pytest.raises(VolumeDamaged, match=r"^a/b\.dat is missing"):
+        reader.read(100)
+
+
+def test_a_bundle_behind_a_link_is_not_there(volume: Volume, root: Path) -> None:
+    size = len(BODY)
+    assert result_of(volume.tar_size(CART)) == size
+    assert result_of(volume.arriving()) == 2 * size
+    outside = plant(root, "7")
+    assert result_of(volume.tar_size(CART)) is None
+    assert result_of(volume.measure_tar(CART, [])) is None
+    assert result_of(volume.faults(BUNDLED, [FILE], no_rest)) == ["cannot be read in the bundle"]
+    assert result_of(volume.arriving()) == size
+    with pytest.raises(VolumeDamaged, match=r"^mine\.tar is missing"):
+        TarReader(volume.tar(CART), size, 0, size, root=root).read(100)
+    assert result_of(volume.cart_ids()) == [7]
+    assert (outside / "mine.tar").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("where", ON_THE_WAY)
+def test_a_cart_is_staged_in_the_place_of_a_link(volume: Volume, root: Path, where: str) -> None:
+    plant(root, where)
+    stage(volume, FILE)
+    assert not (root / where).is_symlink()
+    assert result_of(has(volume, FILE))
+    assert TreeReader(volume.tree(CART), iter([piece()]), root=root).read(100) == BODY
+
+
+def piece() -> Slice:
+    return Slice("a/b.dat", len(BODY), 0, len(BODY))
+
+
+def feed(pipe: Path) -> int:
+    """Have just as many bytes in a pipe as are wanted; its other end, to be closed."""
+    fd = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    os.write(fd, BODY)
+    return fd
+
+
+def test_a_pipe_that_gives_the_right_bytes_is_no_file(volume: Volume) -> None:
+    place = volume.member(CART, FILE.path)
+    place.unlink()
+    os.mkfifo(place)
+    other = feed(place)
+    reader = TreeReader(volume.tree(CART), iter([piece()]))
+    with pytest.raises(VolumeDamaged, match="not a regular file"):
+        reader.read(100)
+    reader.close()
+    assert result_of(volume.faults(CART, [FILE], no_rest)) == ["is not a regular file"]
+    assert not result_of(has(volume, FILE))
+    os.close(other)
+    stage(volume, FILE)
+    assert place.read_bytes() == BODY
+
+
+def test_a_mark_that_is_a_pipe_is_not_waited_for(volume: Volume, root: Path) -> None:
+    os.mkfifo(root / ".cartd-volume")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_number(root)
+    (root / ".cartd-volume").unlink()
+    (root.parent / "mark").write_text("77")
+    (root / ".cartd-volume").symlink_to(root.parent / "mark")
+    with pytest.raises(OSError, match="symbolic link"):
+        read_number(root)
+
+
+@pytest.mark.parametrize("where", ["cartuids", "incoming"])
+def test_a_start_tells_of_a_link_in_the_place_of_a_fixed_directory(
+    volume: Volume, root: Path, where: str
+) -> None:
+    plant(root, where)
+    with pytest.raises(ConfigError, match=rf"{where}' cannot be used: it is a symbolic link"):
+        volume.prepare()
+
+
+def test_the_locks_of_the_living_are_not_looked_for_behind_a_link(
+    volume: Volume, root: Path
+) -> None:
+    mine = Holders(root / "holders", host="here", boot="0badcafe")
+    mine.start()
+    name = "here-0badcafe-1-0badcafe"
+    outside = plant(root, "holders")
+    (outside / f"{name}.lock").write_bytes(b"precious")
+    before = snapshot(outside)
+    assert mine.dead_among([name]) == set()
+    with pytest.raises(NotADirectoryError):
+        Holders(root / "holders", host="here", boot="0badcafe").start()
+    mine.stop()
+    assert snapshot(outside) == before
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_is_left_alone(root: Path, volume: Volume) -> None:
+    (root / "holders").mkdir()
+    names = [f"here-0badcafe-{n}-0badcafe" for n in (1, 2)]
+    precious = root.parent / "precious"
+    precious.write_bytes(b"precious")
+    (root / "holders" / f"{names[0]}.lock").symlink_to(precious)
+    os.mkfifo(root / "holders" / f"{names[1]}.lock")
+    holders = Holders(root / "holders", host="here", boot="0badcafe")
+    holders.start()
+    assert holders.dead_among(names) == set()
+    holders.stop()
+    assert precious.read_bytes() == b"precious"
+    assert len(list((root / "holders").iterdir())) == 2
+
+
+def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume) -> None:
+    def open_files() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    before = open_files()
+    one = volume.incoming(CART, FILE, checksum_of(FILE))
+    another = volume.incoming(CART, a_file(BODY, "a/new.dat"), checksum_of(FILE))
+    another.write(BODY)
+    result_of(another.finish())
+    assert open_files() > before
+    result_of(one.abort())
+    assert open_files() == before
+    result_of(volume.share(OTHER, [TWIN]))
+    result_of(volume.link(CART))
+    assert open_files() == before
+
+
+def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    at = os.open(tmp_path / "tree", os.O_RDONLY)
+    for _ in range(30 * DEEPEST):
+        os.mkdir("d", dir_fd=at)
+        os.close(os.open("file", os.O_CREAT, dir_fd=at))
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    with Beneath(tmp_path) as volume:
+        remove_tree(volume, tmp_path / "tree")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_descriptors_of_directories_paths_will_do(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("beneath", "volume.removal", "volume.partial", "volume.sharing"):
+        monkeypatch.setattr(f"cartd.{module}.AT", False)
+    assert result_of(volume.remove(CART))
+    result_of(stage_again(volume))
+    assert result_of(has(volume, FILE))
+    assert result_of(volume.share(OTHER, [TWIN]))[0] == [TWIN]
+    result_of(volume.link(CART))
+    assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
+    result_of(volume.write_tar(BUNDLED, Bytes(), len(BODY)))
+    assert result_of(volume.tar_size(BUNDLED)) == len(BODY)
+    assert TarReader(volume.tar(CART), len(BODY), 0, 4, root=root).read(100) == BODY[:4]
+    for cart in (CART, OTHER):
+        assert result_of(volume.remove(cart))
+    assert {path.name for path in root.iterdir()} == {"cartuids", "incoming"}
