@@ -23,19 +23,27 @@ class Admission:
         self._entering = 0
 
     @asynccontextmanager
-    async def entering(self) -> AsyncIterator[None]:
+    async def entering(
+        self, again: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[Unavailable | None]:
         """Around a post, from before its manifest is read until its cart is in the store.
+
+        Who posts ``again``, to see that it has come, is let in nevertheless, with the error that
+        is to be raised if the cart is another one after all.
 
         :raises Unavailable: there are enough carts.
         """
         self._entering += 1
         try:
+            full: Unavailable | None = None
             if await self._unfinished() + self._entering > self._most:
-                raise Unavailable(
+                full = Unavailable(
                     f"There are {self._most} carts being staged already ({LIMIT});"
                     " post the cart again later",
                     limit=LIMIT,
                 )
-            yield
+                if not await again():
+                    raise full
+            yield full
         finally:
             self._entering -= 1

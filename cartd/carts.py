@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import IO
 
 from twisted.internet.defer import Deferred
 
-from cartd.errors import CartNotFound, InvalidInput, Unavailable
+from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, check_uid, parse
 from cartd.model import Asker, Cart
 from cartd.removal import Removal
@@ -19,6 +19,7 @@ from cartd.threads import RunsInThread
 
 LONGEST_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
+Posted = Callable[[], Awaitable[bool]]
 
 
 class Carts:
@@ -36,12 +37,16 @@ class Carts:
         bundle_task: bool,
         require_hashsum: bool,
         max_entries: int,
-        entering: Callable[[], AbstractAsyncContextManager[None]],
+        entering: Callable[[Posted], AbstractAsyncContextManager[Unavailable | None]],
         limits: UserLimits,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
-        """``entering`` is asked before anything is done for a post, and held until it is done."""
+        """``entering`` is asked before anything is done for a post, and held until it is done.
+
+        It is given what tells whether the cart may have been posted before, and gives the error
+        that another one is to be refused with, if any (:meth:`cartd.admission.Admission.entering`).
+        """
         self._store = store
         self._removal = removal
         self._threads = threads
@@ -70,10 +75,16 @@ class Carts:
         if not self._open:
             raise Unavailable("The service is stopping; post the cart again in a minute")
         check_uid(uid)
-        async with self._entering():
-            return await self._enter(asker, uid, body)
 
-    async def _enter(self, asker: Asker, uid: str, body: IO[bytes]) -> Cart:
+        async def posted() -> bool:
+            return await self._store.newest_for(asker, uid) is not None
+
+        async with self._entering(posted) as refusal:
+            return await self._enter(asker, uid, body, refusal)
+
+    async def _enter(
+        self, asker: Asker, uid: str, body: IO[bytes], refusal: CartdError | None
+    ) -> Cart:
         manifest = await self._threads.run(
             lambda: parse(
                 body.read(),
@@ -89,9 +100,12 @@ class Carts:
         bundle = manifest.bundle
         if bundle is None:
             bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
-        return await shielded(Deferred.fromCoroutine(self._accept(asker, uid, manifest, bundle)))
+        accepting = self._accept(asker, uid, manifest, bundle, refusal)
+        return await shielded(Deferred.fromCoroutine(accepting))
 
-    async def _accept(self, asker: Asker, uid: str, manifest: Manifest, bundle: bool) -> Cart:
+    async def _accept(
+        self, asker: Asker, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
+    ) -> Cart:
         """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
         cart, new = await self._store.post(
             uid,
@@ -100,6 +114,7 @@ class Carts:
             now=self._now(),
             asker=asker,
             limits=self._limits.applying_to(asker),
+            refusal=refusal,
         )
         if new:
             self._stage(cart.id)

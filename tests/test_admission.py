@@ -16,14 +16,16 @@ class Posts:
 
     def __init__(self, most: int) -> None:
         self.stored = 0
+        self.refusals: list[Unavailable | None] = []
         self.admission = Admission(most, lambda: succeed(self.stored))
 
-    def post(self) -> tuple[Deferred[None], Deferred[None]]:
+    def post(self, *, again: bool = False) -> tuple[Deferred[None], Deferred[None]]:
         """Its end, and what ends it."""
         end: Deferred[None] = Deferred()
 
         async def enter() -> None:
-            async with self.admission.entering():
+            async with self.admission.entering(lambda: succeed(again)) as refusal:
+                self.refusals.append(refusal)
                 await end
 
         return ensureDeferred(enter()), end
@@ -65,3 +67,13 @@ def test_a_post_that_ends_badly_counts_no_more(fails: bool) -> None:
     with suppress(Exception):
         end.errback(ValueError()) if fails else posting.cancel()
     assert not posts.is_refused()
+
+
+def test_who_posts_again_is_let_in_with_the_refusal_of_another_cart() -> None:
+    posts = Posts(1)
+    posts.stored = 1
+    posts.post(again=True)
+    [refusal] = posts.refusals
+    assert refusal is not None and refusal.limit == "cartd.max_carts_staging"
+    posts.stored = 0
+    assert posts.is_refused()  # it counts all the same

@@ -33,7 +33,7 @@ def desk(threads: OneByOne) -> Carts:
         bundle_task=False,
         require_hashsum=False,
         max_entries=10,
-        entering=nullcontext,
+        entering=lambda _: nullcontext(),
         limits=NO_LIMITS,
         stage=nobody,
         now=nobody,

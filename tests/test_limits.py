@@ -215,6 +215,9 @@ def test_no_more_carts_are_staged_than_may_be(tmp_path: Path) -> None:
         assert_is_error(answer, 503, message, limit)
         assert answer.headers["retry-after"] == "2"
         assert site.cartd.request("HEAD", "/three").status == 404
+        # The very same again changes nothing, and so is no more.
+        assert site.cartd.post("two", bodies["two"]).status == 201
+        assert_is_error(site.cartd.post("two", bodies["three"]), 503, message, limit)
         assert site.cartd.delete("one").status == 200
         assert site.cartd.post("three", bodies["three"]).status == 201
 

@@ -1,4 +1,7 @@
-"""What is there for whom: a client looks a uid up among the carts that it sees, and no others."""
+"""What is there for whom, and how much of it is on its way.
+
+A client looks a uid up among the carts that it sees, and no others.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,11 @@ _OUTSTANDING = select(
     cart.c.deleted_date.is_(None),
 )
 
+_UNFINISHED = select(func.count().label("carts")).where(
+    cart.c.deleted_date.is_(None),
+    cart.c.status.in_(UNFINISHED),
+)
+
 
 class Askers:
     """The part of the store that knows whose carts are whose."""
@@ -44,6 +52,12 @@ class Askers:
             return await self._lookups.newest(uid)
         assert asker.owner is not None
         return await self._lookups.newest_of(asker.owner, uid)
+
+    async def unfinished(self) -> int:
+        """How many carts are neither ready nor in error, whichever process stages them."""
+        [row] = await self._database.rows(_UNFINISHED, {})
+        count: int = row.carts
+        return count
 
     async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
         """All carts of ``uid`` that ``asker`` sees and that are not deleted, newest first."""

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
+from cartd.errors import CartdError
 from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
@@ -50,10 +51,6 @@ _UNMEASURED = _LIVING.where(
         ),
     ),
 ).order_by(cart.c.id)
-_UNFINISHED = select(func.count().label("carts")).where(
-    cart.c.deleted_date.is_(None),
-    cart.c.status.in_([status.value for status in UNFINISHED_STATUSES]),
-)
 _FILES = (
     FILES.where(file.c.cart_id == bindparam("cart_id"), file.c.position > bindparam("after"))
     .order_by(file.c.position)
@@ -129,12 +126,15 @@ class Carts:
         now: float,
         asker: Asker = EVERYBODY,
         limits: UserLimits = NO_LIMITS,
+        refusal: CartdError | None = None,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
         The newest cart of ``uid`` that ``asker`` sees, if it is their own, is unfinished or ready
         and was made of the same manifest, which counts as a use of it; otherwise a new one in
         ``staging``, with all its files, or nothing at all.
+
+        ``refusal`` is raised in place of a new one.
 
         :raises TooMany: a new one would go over ``limits``, which are for what ``asker`` owns.
         """
@@ -143,6 +143,8 @@ class Carts:
             if newest and newest.owner == asker.owner and _answers(newest, manifest):
                 await transaction.execute(_TOUCH, {"cart_id": newest.id, "used": date_of(now)})
                 return replace(newest, used=max(newest.used, now)), False
+            if refusal is not None:
+                raise refusal
             if limits and asker.owner is not None:
                 await check_share(transaction, asker.owner, limits, len(manifest.entries))
             posted = await _insert_cart(transaction, uid, manifest, bundle, now, asker.owner)
@@ -150,12 +152,6 @@ class Carts:
             for batch in batches(rows, BATCH):
                 await transaction.execute(_INSERT_FILES, batch)
         return posted, True
-
-    async def unfinished(self) -> int:
-        """How many carts are neither ready nor in error, whichever process stages them."""
-        [row] = await self._database.rows(_UNFINISHED, {})
-        count: int = row.carts
-        return count
 
     async def newest(self, uid: str) -> Cart | None:
         """The newest cart of ``uid``, whoever's it is, that is not deleted."""
