@@ -180,5 +180,6 @@ def closed_gate(archive: FaultyArchive) -> Gate:
 
 def limit_of(refused: Answer) -> object:
     assert refused.status == 429
+    assert refused.headers["retry-after"] == "2"
     assert refused.json["limit"] in refused.json["message"]
     return refused.json["limit"]
