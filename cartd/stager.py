@@ -248,6 +248,11 @@ class Stager:
                 id=cart_id,
                 error=error,
             )
+        except CancelledError:
+            raise
+        except Exception:
+            # Whatever it is, the cart is to be told to be in error.
+            log.failure("What cart {id} has left is neither recorded nor removed", id=cart_id)
 
     # What is done again and again
 

@@ -119,7 +119,8 @@ def test_an_operation_says_what_any_request_may_be_answered_with(operation: Any)
 
 
 def test_every_error_of_the_service_is_described() -> None:
-    codes = {str(kind.code) for kind in kinds(CartdError)}
+    own = [kind for kind in kinds(CartdError) if kind.__module__.startswith("cartd.")]
+    codes = {str(kind.code) for kind in own}
     described = {code for _, operation in OPERATIONS for code in operation["responses"]}
     assert codes <= described
 

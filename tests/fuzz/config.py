@@ -65,7 +65,10 @@ def _check_values(config: Config) -> None:
 def _written(config: Config) -> str:
     lines: list[str] = []
     for setting in SETTINGS:
-        text = _text(getattr(config, setting.field)).replace("%", "%%")
+        value = getattr(config, setting.field)
+        if setting.unit == "octal":
+            value = f"{value:03o}"
+        text = _text(value).replace("%", "%%")
         lines += [f"[{setting.section}]"] if f"[{setting.section}]" not in lines else []
         lines.append(f"{setting.key} = {text}")
     return "\n".join(lines)
