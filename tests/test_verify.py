@@ -53,7 +53,7 @@ def test_each_damage_is_named_and_nothing_is_changed(site: CartSite) -> None:
         "damaged: spoilt has other bytes than its hash tells",
         "damaged: cut has 7 bytes where 300 were recorded",
         "damaged: lost is missing",
-        "damaged: folder cannot be read: Is a directory",
+        "damaged: folder is not a regular file",
         "damaged: 4 of 5 files damaged",
     ]
     for _ in range(2):
