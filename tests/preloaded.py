@@ -40,6 +40,7 @@ LOADED = (
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20
+ROOT = Path(__file__).parents[1]
 
 
 class Process:
@@ -150,6 +151,8 @@ def _run() -> None:
         del sys.argv[0]
         for name in [name for name in sys.modules if name.partition(".")[0] == "cartd"]:
             del sys.modules[name]
+        # Before the packages: one of them has tests of that name, too.
+        sys.path.insert(1, str(ROOT))
     if sys.argv[0] == "-c":
         code = sys.argv.pop(1)
         sys.path[0] = ""

@@ -80,7 +80,8 @@ def unpack(tool: str, tar: Path, into: Path) -> None:
     into.mkdir()
     if tool == "tarfile":
         with tarfile.open(tar) as opened:
-            opened.extractall(into, filter="data")
+            opened.extraction_filter = getattr(tarfile, "data_filter", None)  # since 3.11.4
+            opened.extractall(into)
     else:
         run(tool, "-xf", tar, cwd=into)
 
