@@ -36,7 +36,6 @@ class LimitedChannel(HTTPChannel):
     _timers: ClientTimers
     _first_request = True
     _refused = False
-    _answered_at_once = False
     _sending = False
     _lost = False
     _ending: IDelayedCall | None = None
@@ -51,8 +50,7 @@ class LimitedChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         self._timers.stop()
-        if self._ending is not None and self._ending.active():
-            self._ending.cancel()
+        self._end_by(None)
         super().connectionLost(reason)
         self.left()
 
@@ -123,59 +121,58 @@ class LimitedChannel(HTTPChannel):
 
     # What is refused
 
-    def answer_at_once(
+    def refuse(
         self, code: int, message: str, limit: str | None = None, headers: Headers = ()
     ) -> None:
-        """Answer a request whose rest is not waited for; the connection is of no use any more.
+        """Answer at once what is not read to its end, read past the rest, and end.
 
         Only once: what comes after it is no answer to anything.
         """
-        if self._answered_at_once:
-            return
-        self._answered_at_once = True
-        self.transport.write(self._refusal(code, message, limit, headers))
+        if not self._refused:
+            self._refused = True
+            self._timers.stop()
+            self.transport.write(self._refusal(code, message, limit, headers))
+            self._networkProducer.unregisterProducer()
+            self._end_by(end_when_read(self.transport, self.callLater))
 
     def _refusal(self, code: int, message: str, limit: str | None, headers: Headers = ()) -> bytes:
         # Twisted keeps method and target from a request's first line to its end.
         method, target = getattr(self, "_command", b""), getattr(self, "_path", b"")
         return refusal(self.getPeer(), code, message, limit, headers, method=method, target=target)
 
-    def _refuse(self, code: int, message: str, limit: str | None = None) -> None:
-        """Answer at once, read past what still comes, and end."""
-        if not self._refused:
-            self._refused = True
-            self._timers.stop()
-            self.answer_at_once(code, message, limit)
-            self._networkProducer.unregisterProducer()
-            self._ending = end_when_read(self.transport, self.callLater)
-
     def _refuse_head(self, what: str, limit: str, most: int) -> None:
         limit = named(limit)
-        self._refuse(431, f"The head of the request is over {most} {what} ({limit})", limit)
+        self.refuse(431, f"The head of the request is over {most} {what} ({limit})", limit)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither a length nor a body.
-        self._refuse(400, "This is not HTTP")
+        self.refuse(400, "This is not HTTP")
 
     def _give_up(self, late: Late) -> None:
         if late is Late.REQUEST:
-            self._ending = self.callLater(CLOSING, self.transport.abortConnection)
+            self._end_by(self.callLater(CLOSING, self.transport.abortConnection))
             self.loseConnection()
         elif late is Late.DOWNLOAD:
             message, limit = self._too_late("The download is not taken", "stall_timeout")
             self._refusal(408, message, limit)  # nobody would read it
             self.transport.abortConnection()
         elif late is Late.HEAD:
-            self._refuse(408, *self._too_late("The head has not come", "header_timeout"))
+            self.refuse(408, *self._too_late("The head has not come", "header_timeout"))
         elif late is Late.BODY:
-            self._refuse(408, *self._too_late("The body has not come", "body_timeout"))
+            self.refuse(408, *self._too_late("The body has not come", "body_timeout"))
         else:
-            self._refuse(408, *self._too_late("Nothing has come of the body", "idle_timeout"))
+            self.refuse(408, *self._too_late("Nothing has come of the body", "idle_timeout"))
 
     def _too_late(self, what: str, limit: str) -> tuple[str, str]:
         return f"{what} in {getattr(self.limits, limit):g} s ({named(limit)})", named(limit)
 
     # How it ends
+
+    def _end_by(self, call: IDelayedCall | None) -> None:
+        """Have ``call`` break the connection, if it does not close before; and no other one."""
+        if self._ending is not None and self._ending.active():
+            self._ending.cancel()
+        self._ending = call
 
     def end(self) -> None:
         """Close the connection, after what was answered; break it in the middle of a cart.

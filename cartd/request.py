@@ -8,19 +8,14 @@ from io import BytesIO
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from cartd.auth import Guard
 from cartd.errors import CartdError
 from cartd.limits import named
-from cartd.lingering import LINGER
 from cartd.model import User
 from cartd.short_answers import Headers
-
-log = Logger()
 
 
 class LimitedRequest(Request):
@@ -32,7 +27,6 @@ class LimitedRequest(Request):
     """Who asks; none where nobody is asked who they are."""
     _received = 0
     _refused = False
-    _linger: IDelayedCall | None = None
     _asking: Deferred[None] | None = None
     """While it is found out who asks; the body waits for that."""
     _whole: tuple[bytes, bytes, bytes] | None = None
@@ -62,8 +56,8 @@ class LimitedRequest(Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._refused:
-            self.channel.loseConnection()
-        elif self._asking is not None:
+            return
+        if self._asking is not None:
             self._whole = command, path, version
         else:
             super().requestReceived(command, path, version)
@@ -77,8 +71,6 @@ class LimitedRequest(Request):
 
     def connectionLost(self, reason: Failure) -> None:
         self._stop_asking()
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
         super().connectionLost(reason)
 
     def waits_for_client(self, waits: bool) -> None:
@@ -99,19 +91,15 @@ class LimitedRequest(Request):
             self._asking = asking
 
     async def _admit(self, guard: Guard, expects: Sequence[bytes]) -> None:
-        refusal: CartdError | None = None
         try:
-            self.who = await guard.identify(self)
+            found = await guard.find_out(self)
         except CancelledError:
             return
-        except CartdError as error:
-            refusal = error
-        except Exception:
-            log.failure("It cannot be found out who asks")
-            refusal = CartdError("Internal error; the service's log has the cause")
         self._asking = None
-        if refusal is not None:
-            self._refuse(refusal.code, str(refusal), headers=guard.headers(refusal))
+        if isinstance(found, CartdError):
+            self._refuse(found.code, str(found), headers=guard.headers(found))
+        else:
+            self.who = found
         self.channel.go_on(expects if not (self._received or self._refused) else [])
         if self._whole is not None:
             self.requestReceived(*self._whole)
@@ -147,5 +135,4 @@ class LimitedRequest(Request):
             self.channel.go_on([])
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.answer_at_once(code, message, limit, headers)
-        self._linger = self.channel.callLater(LINGER, self.channel.transport.abortConnection)
+        self.channel.refuse(code, message, limit, headers)

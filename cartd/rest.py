@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from cartd import api_description, disposition, ranges, refusals
+from cartd import api_description, disposition, ranges, short_answers
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
@@ -22,14 +22,13 @@ from cartd.errors import (
     InvalidInput,
     Unreadable,
     VolumeDamaged,
-    error_body,
 )
 from cartd.manifest import check_uid
 from cartd.model import Asker, Cart, CartStatus
 from cartd.reader import SendingReader
 from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
-from cartd.short_answers import COMES_AGAIN, RETRY_AFTER
+from cartd.short_answers import RETRY_AFTER
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
@@ -144,8 +143,6 @@ class Rest:
             _set(request, "Retry-After", RETRY_AFTER)
             return _answer(request, 202, "text/plain", str(error).encode())
         if isinstance(error, CartdError):
-            if error.code in COMES_AGAIN:
-                _set(request, "Retry-After", RETRY_AFTER)
             return _error(request, error.code, str(error), error.limit)
         if isinstance(error, MethodNotAllowed):
             _set(request, "Allow", ", ".join(sorted(error.valid_methods or ())))
@@ -244,18 +241,22 @@ def _json(request: Request, answer: dict[str, str]) -> bytes:
 
 
 def _error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
-    peer = request.getClientAddress()
-    refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
-    return _answer(request, code, "application/json", error_body(code, message, limit))
+    _forget_download(request, code)
+    return short_answers.error(request, code, message, limit)
 
 
 def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:
-    """A short answer, in place of whatever was being prepared."""
-    for name in ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"):
-        request.responseHeaders.removeHeader(name)
-    if code != 416:
-        request.responseHeaders.removeHeader("Content-Range")
+    """A short answer."""
+    _forget_download(request, code)
     request.setResponseCode(code)
     _set(request, "Content-Type", content_type)
     _set(request, "Content-Length", str(len(body)))
     return body
+
+
+def _forget_download(request: Request, code: int) -> None:
+    """Take back the headers of a download that was being prepared."""
+    for name in ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"):
+        request.responseHeaders.removeHeader(name)
+    if code != 416:
+        request.responseHeaders.removeHeader("Content-Range")

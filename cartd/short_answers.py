@@ -1,4 +1,4 @@
-"""Answers that no route gives: a request is refused before it is whole, or before it is sent."""
+"""Answers that are errors: to a request, or to what did not become one.  Refusals are logged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 
 from twisted.internet.interfaces import IAddress
+from twisted.web.server import Request
 
 from cartd import refusals
 from cartd.errors import error_body
@@ -28,10 +29,10 @@ def refusal(
     method: bytes = b"",
     target: bytes = b"",
 ) -> bytes:
-    """The whole answer, after which the connection is of no use any more; it is logged.
+    """The whole answer to what is no request yet, or never will be one; then comes the end.
 
-    Whoever refuses something, but the routes themselves, gets it here, even if the client cannot be
-    answered any more.  ``method`` and ``target`` are as the client has sent them, if it has.
+    It is got here even if the client cannot be answered any more.  ``method`` and ``target`` are as
+    the client has sent them, if it has.
     """
     refusals.note(code, message, limit, peer=peer, method=method, target=target)
     body = error_body(code, message, limit)
@@ -43,3 +44,16 @@ def refusal(
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
         % (code, HTTPStatus(code).phrase.encode(), more, len(body), body)
     )
+
+
+def error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
+    """Make the answer to ``request`` an error, and give its body."""
+    peer = request.getClientAddress()
+    refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
+    body = error_body(code, message, limit)
+    request.setResponseCode(code)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    if code in COMES_AGAIN:
+        request.setHeader(b"Retry-After", RETRY_AFTER.encode())
+    return body

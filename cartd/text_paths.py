@@ -9,8 +9,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
-from cartd import refusals
-from cartd.errors import error_body
+from cartd import short_answers
 
 _HOST = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 """A target may name the host, too (RFC 9112, section 3.2.2)."""
@@ -45,11 +44,6 @@ class TextPaths(Resource):
 
 
 def _refused(request: Request, message: str) -> bytes:
-    peer = request.getClientAddress()
-    refusals.note(400, message, None, peer=peer, method=request.method, target=request.uri)
-    body = error_body(400, message)
-    request.setResponseCode(400)
-    request.setHeader(b"Content-Type", b"application/json")
-    request.setHeader(b"Content-Length", b"%d" % len(body))
+    body = short_answers.error(request, 400, message)
     # Twisted notes in the log that it leaves out the body of an answer to HEAD.
     return b"" if request.method == b"HEAD" else body

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.cred.credentials import ICredentials
 from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.cred.portal import Portal
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from cartd.auth.checkers import IUser
@@ -66,6 +67,18 @@ class Guard:
         """Who asks, if that can be told at once: a matter of microseconds."""
         way, value = self._presented(request)
         return None if value is None else self._known.get(self._digest(way, value))
+
+    async def find_out(self, request: Any) -> User | CartdError:
+        """Who asks, or what the request is to be refused with."""
+        try:
+            return await self.identify(request)
+        except CartdError as error:
+            return error
+        except CancelledError:
+            raise
+        except Exception:
+            log.failure("It cannot be found out who asks")
+            return CartdError("Internal error; the service's log has the cause")
 
     async def identify(self, request: Any) -> User:
         """Who asks, by the head of the request.  Who tries and fails is logged.

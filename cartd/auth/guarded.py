@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from cartd import refusals
+from cartd import short_answers
 from cartd.auth.guard import Guard
-from cartd.errors import CartdError, error_body
-from cartd.short_answers import COMES_AGAIN, RETRY_AFTER
-
-log = Logger()
+from cartd.errors import CartdError
 
 
 class Guarded(Resource):
@@ -41,17 +37,15 @@ class Guarded(Resource):
 
     async def _ask(self, request: Any) -> None:
         try:
-            request.who = await self._guard.identify(request)
+            found = await self._guard.find_out(request)
         except CancelledError:
             return
-        except CartdError as error:
-            for name, value in self._guard.headers(error):
+        if isinstance(found, CartdError):
+            for name, value in self._guard.headers(found):
                 request.responseHeaders.addRawHeader(name, value)
-            _refuse(request, error.code, str(error))
-        except Exception:
-            log.failure("It cannot be found out who asks")
-            _refuse(request, 500, "Internal error; the service's log has the cause")
+            _refuse(request, found)
         else:
+            request.who = found
             request.render(self._routes)
 
 
@@ -60,19 +54,12 @@ def _open_to_all(request: Any) -> bool:
     return request.method in (b"GET", b"HEAD") and request.postpath == [b""]
 
 
-def _refuse(request: Any, code: int, message: str) -> None:
-    peer = request.getClientAddress()
-    refusals.note(code, message, None, peer=peer, method=request.method, target=request.uri)
-    body = error_body(code, message)
-    request.setResponseCode(code)
-    request.setHeader(b"Content-Type", b"application/json")
-    request.setHeader(b"Content-Length", b"%d" % len(body))
-    if code in COMES_AGAIN:
-        request.setHeader(b"Retry-After", RETRY_AFTER.encode())
+def _refuse(request: Any, refusal: CartdError) -> None:
+    body = short_answers.error(request, refusal.code, str(refusal))
     if request.method == b"HEAD":
         # For clients that read only the headers, as from the routes.
         request.setHeader(b"X-Pacifica-Status", b"error")
-        request.setHeader(b"X-Pacifica-Message", message.encode("ascii"))
+        request.setHeader(b"X-Pacifica-Message", str(refusal).encode("ascii"))
     else:
         request.write(body)
     request.finish()
