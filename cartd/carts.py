@@ -9,13 +9,14 @@ from typing import IO
 from twisted.internet.defer import Deferred
 
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
-from cartd.manifest import Manifest, check_uid, parse
+from cartd.manifest import Manifest, parse
 from cartd.model import Asker, Cart
 from cartd.removal import Removal
 from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
+from cartd.uids import check_uid
 
 LONGEST_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""

@@ -16,9 +16,10 @@ from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus
 from cartd.plans import Plans
-from cartd.reader import SendingReader, TarReader, TreeReader
+from cartd.reader import SendingReader
 from cartd.repair import Repair
 from cartd.store import Store
+from cartd.tree_reader import TarReader, TreeReader
 from cartd.uses import Uses
 from cartd.volume import Volume
 

@@ -34,15 +34,12 @@ PATH_LIMIT = 3072
 """Bytes of a path: leaves room for the volume's own directories within a PATH_MAX of 4,096."""
 COMPONENT_LIMIT = 255
 """Bytes of one component, the NAME_MAX of the file systems in use."""
-UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
-"""What the whole of a uid matches."""
 
 _BATCH = 4096
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _DROPPED = frozenset({"", "."})
 _DOTS = frozenset({".", ".."})
-_UID = re.compile(UID_PATTERN)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -106,15 +103,6 @@ _posted = msgspec.json.Decoder(_Posted)
 _posted_entries = msgspec.json.Decoder(list[_PostedEntry])
 _entries = msgspec.json.Decoder(Entry)
 _lines = msgspec.json.Encoder()
-
-
-def check_uid(uid: str) -> str:
-    """Give ``uid`` back if a cart may have it; raises InvalidInput."""
-    if _UID.fullmatch(uid) is None:
-        raise InvalidInput(
-            "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
-        )
-    return uid
 
 
 def parse(

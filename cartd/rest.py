@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from cartd import api_description, disposition, ranges, short_answers
+from cartd import api_description, disposition, ranges
 from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
@@ -23,12 +23,13 @@ from cartd.errors import (
     Unreadable,
     VolumeDamaged,
 )
-from cartd.manifest import check_uid
 from cartd.model import Asker, Cart, CartStatus
 from cartd.reader import SendingReader
-from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
-from cartd.short_answers import RETRY_AFTER
+from cartd.server import short_answers
+from cartd.server.request import LimitedRequest
+from cartd.server.short_answers import RETRY_AFTER
+from cartd.uids import check_uid
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()

@@ -23,18 +23,18 @@ from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError
-from cartd.limits import Limits
-from cartd.listening import listen
-from cartd.open_files import connections_that_fit
 from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.scrub import Scrub
 from cartd.senders import Senders
+from cartd.server.limits import Limits
+from cartd.server.listening import listen
+from cartd.server.open_files import connections_that_fit
+from cartd.server.site import LimitedSite
 from cartd.shares import UserLimits
 from cartd.signals import StopSignals
-from cartd.site import LimitedSite
 from cartd.store import Condition, schema_state, sync, wait_for_database
 from cartd.threads import RunsInThread
 from cartd.tls import RENEWAL_LOOK

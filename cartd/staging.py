@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Sequence
 from cartd.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile
 from cartd.progress import Batches
-from cartd.reader import TreeReader
 from cartd.retrieval import PAGE, Retrieval
 from cartd.staging_tools import Tools
+from cartd.tree_reader import TreeReader
 from cartd.twins import link_twins
 
 

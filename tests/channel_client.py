@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
-from cartd.site import LimitedSite
+from cartd.server.site import LimitedSite
 from tests.server_limits import limits
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

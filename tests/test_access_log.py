@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
-from cartd.access_log import AccessLog
+from cartd.server.access_log import AccessLog
 
 
 def test_the_lines_of_one_turn_are_one_entry_and_those_of_the_next_another() -> None:

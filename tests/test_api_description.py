@@ -19,9 +19,10 @@ from cartd.api_description.schemas import EXAMPLE_MANIFEST, HASH_TYPES
 from cartd.checksum import digest_size
 from cartd.disposition import check_filename
 from cartd.errors import CartdError, InvalidInput
-from cartd.manifest import check_uid, parse
+from cartd.manifest import parse
 from cartd.model import CartStatus
 from cartd.rest import Rest
+from cartd.uids import check_uid
 
 DOCUMENT = api_description.document()
 KEPT = Path(__file__).parent.parent / "docs/openapi.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.channel import CLOSING
-from cartd.client_timers import PROGRESS, ClientTimers, Late
-from cartd.lingering import LINGER
+from cartd.server.channel import CLOSING
+from cartd.server.client_timers import PROGRESS, ClientTimers, Late
+from cartd.server.lingering import LINGER
 from tests.channel_client import GET, Connected
 from tests.server_limits import limits
 

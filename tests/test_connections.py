@@ -12,10 +12,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
-from cartd import open_files, turned_away
-from cartd.connections import Connections
-from cartd.lingering import LINGER
-from cartd.site import LimitedSite
+from cartd.server import open_files, turned_away
+from cartd.server.connections import Connections
+from cartd.server.lingering import LINGER
+from cartd.server.site import LimitedSite
 from tests.server_limits import limits
 
 

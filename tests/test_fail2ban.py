@@ -15,7 +15,7 @@ from tests.running_cartd import entry, manifest
 from tests.wire import Wire, wire
 
 FILTER = Path(__file__).parent.parent / "contrib/fail2ban/filter.d/cartd.conf"
-LINE = b'2026-11-24T06:30:56+0000 [cartd.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
+LINE = b'2026-11-24T06:30:56+0000 [cartd.server.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
 ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
 
 

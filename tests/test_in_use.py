@@ -15,7 +15,7 @@ import pytest
 
 from cartd.bundle import Literal, Slice
 from cartd.errors import VolumeDamaged
-from cartd.reader import TreeReader
+from cartd.tree_reader import TreeReader
 from cartd.volume import Volume, in_use
 from cartd.volume.in_use import Kept, alone
 from tests.volume_parts import CART, InThisThread, everything, result_of

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import InvalidInput
-from cartd.manifest import Entry, Manifest, check_uid, parse
+from cartd.manifest import Entry, Manifest, parse
+from cartd.uids import check_uid
 
 SHA1 = hashlib.sha1(b"content").hexdigest()
 

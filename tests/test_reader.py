@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.reader import LONG, Reader, TarReader, TreeReader
+from cartd.reader import Reader
+from cartd.tree_reader import LONG, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
 
 SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}

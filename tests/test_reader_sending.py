@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cartd.bundle import Slice
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.reader import GATHERED, LONG, STEP, TarReader, TreeReader
+from cartd.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
 
 SIZES = {

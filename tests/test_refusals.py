@@ -9,10 +9,10 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 
-from cartd import refusals
+from cartd.server import refusals
 
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
-FORGED = '2026-11-24T06:30:56+0000 [cartd.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
+FORGED = '2026-11-24T06:30:56+0000 [cartd.server.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
 
 
 def noted(code: int, message: str = "Why", limit: str | None = None, **request: Any) -> list[str]:

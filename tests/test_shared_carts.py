@@ -108,7 +108,12 @@ def test_what_two_carts_share_counts_once_and_goes_with_the_last(
         assert [cartd.status(uid)[0] for uid in "abc"] == ["ready"] * 3
         # Only both together free anything.
         stage(cartd, archive, "e", MB)
-        assert [cartd.request("HEAD", f"/{uid}").status for uid in "abce"] == [404, 404, 204, 204]
+        assert [cartd.request("HEAD", f"/{uid}").status for uid in "abce"] == [
+            404,
+            404,
+            204,
+            204,
+        ]
         assert on_disk(cartd.volume) == 2 * MB
         assert_no_surprise(cartd.log)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from twisted.internet.address import IPv4Address
 
-from cartd.short_answers import refusal
+from cartd.server.short_answers import refusal
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1234)
 

@@ -30,12 +30,12 @@ from zope.interface.verify import verifyObject
 
 from cartd.bundle import Slice
 from cartd.errors import VolumeDamaged
-from cartd.reader import LONG, TreeReader
-from cartd.request import LimitedRequest
 from cartd.sender import SendStopped
-from cartd.site import LimitedSite
+from cartd.server.request import LimitedRequest
+from cartd.server.site import LimitedSite
 from cartd.socket_sender import SocketSender, plain_socket
 from cartd.threads import Few, P, T
+from cartd.tree_reader import LONG, TreeReader
 from tests.sending import AtOnce, Sink
 from tests.server_limits import limits
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until

@@ -12,7 +12,7 @@ from cartd.eviction import Candidate
 from cartd.manifest import Entry
 from cartd.model import EVERYBODY, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.carts import BATCH
+from cartd.store.batches import BATCH
 from tests.stored_carts import (
     SHA1,
     STATUSES,

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
 from cartd.store import Store, engines, sync
-from cartd.store.carts import BATCH
+from cartd.store.batches import BATCH
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
 from tests.database_proxy import DatabaseProxy

@@ -13,7 +13,7 @@ from cartd.layout import Members
 from cartd.manifest import Entry
 from cartd.model import CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.carts import BATCH
+from cartd.store.batches import BATCH
 from tests.databases import the_reactor
 from tests.stored_carts import (
     SHA1,

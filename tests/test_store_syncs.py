@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.carts import BATCH
+from cartd.store.batches import BATCH
 from cartd.store.engines import reading_engine, writing_engine
 from cartd.store.tables import unsynced
 from tests.databases import sqlite_url

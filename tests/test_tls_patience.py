@@ -13,9 +13,9 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.static import Data
 
-from cartd.channel import CLOSING
 from cartd.config import parse_tls_endpoint
-from cartd.site import LimitedSite
+from cartd.server.channel import CLOSING
+from cartd.server.site import LimitedSite
 from cartd.tls import ServerTls
 from tests.server_limits import limits
 

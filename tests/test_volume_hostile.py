@@ -16,7 +16,7 @@ from cartd.bundle import Slice
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.holders import Holders
 from cartd.model import Twin
-from cartd.reader import TarReader, TreeReader
+from cartd.tree_reader import TarReader, TreeReader
 from cartd.volume import Volume
 from cartd.volume.identity import read_number
 from cartd.volume.removal import DEEPEST, remove_tree

@@ -56,7 +56,7 @@ class Client:
 
 def _believe() -> None:
     from cartd.model import User
-    from cartd.request import LimitedRequest
+    from cartd.server.request import LimitedRequest
 
     process = LimitedRequest.process
 

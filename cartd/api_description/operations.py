@@ -14,7 +14,7 @@ from cartd.api_description.answers import (
 )
 from cartd.api_description.schemas import EXAMPLE_MANIFEST, NUL, ref
 from cartd.disposition import MAX_BYTES
-from cartd.manifest import UID_PATTERN
+from cartd.uids import UID_PATTERN
 
 _TAR = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 

@@ -1,4 +1,4 @@
-"""Who may: the file of tokens, the trusted proxies, and the guard in front of the routes."""
+"""Who may: the file of tokens, the trusted proxies, and the guard who finds out who asks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from twisted.internet.interfaces import IReactorTime
 from cartd.auth.checkers import ProxyChecker, Realm, TokenChecker
 from cartd.auth.checks import Checks
 from cartd.auth.guard import Guard
-from cartd.auth.guarded import Guarded
 from cartd.auth.proxy import Proxies
 from cartd.auth.roster import Roster
 from cartd.auth.token_file import TokenFile
 from cartd.config import Config
 from cartd.threads import RunsInThread
 
-__all__ = ["Guard", "Guarded", "TokenFile", "guard_of"]
+__all__ = ["Guard", "TokenFile", "guard_of"]
 
 
 def guard_of(config: Config, threads: RunsInThread, clock: IReactorTime) -> Guard | None:

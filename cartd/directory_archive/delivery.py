@@ -15,9 +15,10 @@ from cartd.bundle import Slice
 from cartd.directory_archive.files import Opened
 from cartd.directory_archive.misfortune import Garbled, Mishap
 from cartd.ranges import http_date
-from cartd.reader import Reader, TreeReader
+from cartd.reader import Reader
 from cartd.sender import Sender, SendStopped
 from cartd.threads import RunsInThread
+from cartd.tree_reader import TreeReader
 
 CHUNK = 1 << 20
 """Bytes that are read in one trip to a thread."""

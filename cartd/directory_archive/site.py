@@ -9,7 +9,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.directory_archive.files import Directory
-from cartd.text_paths import TextPaths
+from cartd.server.text_paths import TextPaths
 
 IN_MEMORY = 100_000
 """Bytes; a longer body that comes in is kept in a file until it is whole."""

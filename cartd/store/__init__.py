@@ -12,6 +12,7 @@ from typing import Any
 from cartd.store.askers import Askers
 from cartd.store.carts import Carts
 from cartd.store.database import Database
+from cartd.store.known_ids import KnownIds
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class Store(Askers, Carts, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
+class Store(Askers, Carts, KnownIds, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
@@ -17,6 +15,7 @@ from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.shares import NO_LIMITS, UserLimits
 from cartd.store.askers import check_share, newest_in
+from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
 from cartd.store.lookups import Lookups
@@ -34,8 +33,6 @@ from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
 
 T = TypeVar("T")
-BATCH = 2000
-"""Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
 
 _LIVING = CARTS.where(cart.c.deleted_date.is_(None))
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
@@ -65,10 +62,6 @@ _MEMBERS = gathered(
     ).order_by(file.c.position)
 )
 _UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
-_DELETED = select(cart.c.id).where(
-    cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
-)
-_KNOWN = select(cart.c.id).where(cart.c.id.in_(bindparam("cart_ids", expanding=True)))
 _INSERT_FILES = insert(file)
 _DELETE = (
     update(cart)
@@ -184,30 +177,6 @@ class Carts:
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)
 
-    async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
-        """Those of ``cart_ids`` that were deleted; one without a row is not among them."""
-        deleted: set[int] = set()
-        for batch in batches(iter(cart_ids), BATCH):
-            rows = await self._database.rows(_DELETED, {"cart_ids": batch})
-            deleted.update(row.id for row in rows)
-        return deleted
-
-    async def unknown_among(self, cart_ids: Sequence[int]) -> set[int]:
-        """Those of ``cart_ids`` that no cart has or had."""
-        unknown = set(cart_ids)
-        for batch in batches(iter(cart_ids), BATCH):
-            rows = await self._database.rows(_KNOWN, {"cart_ids": batch})
-            unknown.difference_update(row.id for row in rows)
-        return unknown
-
-    @asynccontextmanager
-    async def unposted(self, cart_ids: Sequence[int]) -> AsyncIterator[set[int]]:
-        """As :meth:`unknown_among`, and so it stays for as long as the block runs: be quick."""
-        async with self._database.transaction() as transaction:
-            await transaction.lock(cart)
-            rows = await transaction.rows(_KNOWN, {"cart_ids": cart_ids})
-            yield set(cart_ids).difference(row.id for row in rows)
-
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
         """Whether it was there to be deleted.  Nobody finds or holds it any longer.
 
@@ -250,12 +219,6 @@ class Carts:
 
     async def _carts(self, query: Select[Any]) -> list[Cart]:
         return [cart_of(row) for row in await self._database.rows(query)]
-
-
-def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """``items`` in lists of at most ``size``."""
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _answers(newest: Cart, manifest: Manifest) -> bool:

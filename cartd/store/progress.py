@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import bindparam, case, select, update
 
 from cartd.model import CartStatus, FileStatus
-from cartd.store.carts import BATCH, batches
+from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.losses import AMONG, STAGED_AMONG, count, lose

@@ -8,7 +8,7 @@ from itertools import starmap
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
 from cartd.model import CartStatus, FileStatus, Twin
-from cartd.store.carts import BATCH, batches
+from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.owners import take_turn

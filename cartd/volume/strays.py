@@ -11,9 +11,9 @@ from stat import S_ISDIR, S_ISREG
 
 from cartd.beneath import Beneath
 from cartd.errors import InvalidInput
-from cartd.manifest import check_uid
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.uids import check_uid
 from cartd.volume.files import entries
 from cartd.volume.identity import CART_ID, Identity
 from cartd.volume.links import remove_link_of

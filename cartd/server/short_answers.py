@@ -8,8 +8,8 @@ from http import HTTPStatus
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import Request
 
-from cartd import refusals
 from cartd.errors import error_body
+from cartd.server import refusals
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""

@@ -13,15 +13,16 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from cartd.access_log import AccessLog
-from cartd.auth import Guard, Guarded
-from cartd.channel import LimitedChannel
-from cartd.connections import Connections
-from cartd.limits import Limits, named
-from cartd.request import LimitedRequest
-from cartd.short_answers import refusal
-from cartd.text_paths import TextPaths
-from cartd.turned_away import Farewell, TurnedAway
+from cartd.auth import Guard
+from cartd.server.access_log import AccessLog
+from cartd.server.channel import LimitedChannel
+from cartd.server.connections import Connections
+from cartd.server.guarded import Guarded
+from cartd.server.limits import Limits, named
+from cartd.server.request import LimitedRequest
+from cartd.server.short_answers import refusal
+from cartd.server.text_paths import TextPaths
+from cartd.server.turned_away import Farewell, TurnedAway
 
 BODY_IN_MEMORY = 16 * 2**10
 """Bytes of a body that are kept in memory: thousands of clients may be sending one."""

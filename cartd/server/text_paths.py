@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
-from cartd import short_answers
+from cartd.server import short_answers
 
 _HOST = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 """A target may name the host, too (RFC 9112, section 3.2.2)."""

@@ -12,7 +12,7 @@ from math import inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from cartd.limits import Limits
+from cartd.server.limits import Limits
 
 PROGRESS = 64 * 2**10
 """Bytes of a download that a client must take within ``stall_timeout``: who takes fewer, one at a

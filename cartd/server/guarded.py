@@ -8,15 +8,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from cartd import short_answers
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError
+from cartd.server import short_answers
 
 
 class Guarded(Resource):
     """Passes on to ``routes``, with ``request.who`` set, or answers in their place.
 
-    A request with a body was asked at its head (:class:`cartd.request.LimitedRequest`).
+    A request with a body was asked at its head (:class:`cartd.server.request.LimitedRequest`).
     """
 
     def __init__(self, routes: IResource, guard: Guard) -> None:

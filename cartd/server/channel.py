@@ -11,10 +11,10 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
-from cartd.client_timers import ClientTimers, Late
-from cartd.limits import Limits, named
-from cartd.lingering import end_when_read
-from cartd.short_answers import Headers, refusal
+from cartd.server.client_timers import ClientTimers, Late
+from cartd.server.limits import Limits, named
+from cartd.server.lingering import end_when_read
+from cartd.server.short_answers import Headers, refusal
 
 CLOSING = 15.0
 """Seconds that a connection may take to close: what was answered is still on its way."""

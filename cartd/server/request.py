@@ -13,13 +13,13 @@ from twisted.web.server import Request
 
 from cartd.auth import Guard
 from cartd.errors import CartdError
-from cartd.limits import named
 from cartd.model import User
-from cartd.short_answers import Headers
+from cartd.server.limits import named
+from cartd.server.short_answers import Headers
 
 
 class LimitedRequest(Request):
-    """A request on a :class:`cartd.channel.LimitedChannel`."""
+    """A request on a :class:`cartd.server.channel.LimitedChannel`."""
 
     channel: Any
     content: Any

@@ -1,0 +1,17 @@
+"""Rows in batches: how many go into one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+BATCH = 2000
+"""Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
+
+
+def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """``items`` in lists of at most ``size``."""
+    while batch := list(islice(items, size)):
+        yield batch
