@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def below(root: Path) -> Iterator[Beneath]:
+    gc.collect()  # What others have left would be closed in between.
     before = open_files()
     with Beneath(root) as below:
         yield below

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from tests.archive_faults import status
+from tests.archive_faults import Gate, halted, status
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise
+from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
 from tests.running_cartd import DEADLINE, RunningCartd, command, running_cartd, unpacked, wait_for
@@ -82,7 +83,11 @@ def test_a_cart_in_error_is_fixed_when_the_archive_has_come_right(
     with running_cartd(tmp_path, archive=url_of(archive), ini=ONE_TRY) as cartd:
         body = manifest_of(archive, "mine", 30, files=3)
         archive.files["mine-1"].data = b"wrong data"
+        gate = Gate()
+        archive.fault("mine-1", halted(5, gate), method="GET")
         cartd.post("mine", body)
+        wait_for(lambda: cartd.staged("mine") == 2)
+        the_reactor().callFromThread(gate.open)
         cartd.wait_until("mine", "error")
         # This one fails before anybody knows its size.
         archive.fault("other-0", status(503), method="HEAD")
