@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from bench.processes import Broken
+from bench.beside import beside
 from bench.server import Server
 
 ADDRESS = "127.0.0.1"
@@ -61,21 +61,14 @@ def attacking(server: Server, path: str, attack: Attack) -> Iterator[Attack]:
 
     Readers ask for ``path``.  Whoever is cut off comes again.
     """
-    command = [sys.executable, "-m", "bench.attackers", str(server.port), path]
-    command.append(json.dumps(asdict(attack)))
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield attack
-        finally:
-            told, _ = process.communicate()
-    if process.returncode != 0:
-        raise Broken("the attackers failed")
-    for name, value in json.loads(told).items():
-        setattr(attack, name, value)
+
+    def complete(told: dict[str, Any]) -> None:
+        for name, value in told.items():
+            setattr(attack, name, value)
+
+    order = json.dumps(asdict(attack))
+    with beside("bench.attackers", str(server.port), path, order, tell=complete):
+        yield attack
 
 
 class _Attackers:

@@ -10,7 +10,6 @@ stops all threads until it has been started, which takes long on a busy machine.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 
+from bench.beside import beside
 from bench.processes import Broken
 from bench.server import Server
 
@@ -45,17 +45,12 @@ class Waits:
 def probing(server: Server, uid: str, *, address: str = "127.0.0.1") -> Iterator[Waits]:
     """Ask for one cart meanwhile; the waits are complete when the block has ended."""
     waits = Waits()
-    command = [sys.executable, "-m", "bench.prober", str(server.port), uid, address]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prober:
-        assert prober.stdout is not None
-        prober.stdout.readline()
-        try:
-            yield waits
-        finally:
-            told, _ = prober.communicate()
-    if prober.returncode != 0:
-        raise Broken("a HEAD request failed")
-    waits.seconds = json.loads(told)
+
+    def complete(seconds: list[float]) -> None:
+        waits.seconds = seconds
+
+    with beside("bench.prober", str(server.port), uid, address, tell=complete):
+        yield waits
 
 
 class _Clients:

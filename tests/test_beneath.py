@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from cartd.beneath import KEPT, NEW, Beneath
 from cartd.file_by_file import FileByFile
+from tests.open_files import open_below
 
 SECRET = b"not of this volume"
 
@@ -32,15 +32,9 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def below(root: Path) -> Iterator[Beneath]:
-    gc.collect()  # What others have left would be closed in between.
-    before = open_files()
     with Beneath(root) as below:
         yield below
-    assert open_files() == before
-
-
-def open_files() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
+    assert open_below(root) == 0
 
 
 def whole(root: Path) -> dict[str, bytes]:
@@ -128,22 +122,21 @@ def test_the_root_itself_may_be_reached_through_links(root: Path, tmp_path: Path
 
 
 def test_few_directories_stay_open_and_none_when_it_is_closed(root: Path) -> None:
-    before = open_files()
     below = Beneath(root)
     deep = root.joinpath(*"abcdefghijklmnopqrstuvwxyz")
     deep.mkdir(parents=True)
     for path in (deep, *deep.parents[:20]):
         below.make(path / "made")
-        assert open_files() <= before + KEPT
+        assert open_below(root) <= KEPT
     with below.directory(deep) as used:
         below.close()
         assert os.listdir(used) == ["made"]  # noqa: PTH208
-    assert open_files() == before
+    assert open_below(root) == 0
     reader = FileByFile(root)
     for number in range(10):
         (deep / str(number)).mkdir()
         (deep / str(number) / "file").write_bytes(b"x")
         os.close(reader.open(f"{(deep / str(number) / 'file').relative_to(root)}"))
-        assert open_files() <= before + 2
+        assert open_below(root) <= 2
     reader.close()
-    assert open_files() == before
+    assert open_below(root) == 0

@@ -18,6 +18,7 @@ from cartd.errors import Unreadable, VolumeDamaged
 from cartd.reader import Reader
 from cartd.tree_reader import LONG, TarReader, TreeReader
 from tests.laid_out import Member, lay_out
+from tests.open_files import open_below
 
 SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
@@ -101,39 +102,31 @@ def test_one_read_is_filled_from_many_small_members(tree: Path) -> None:
     assert len(whole(tree).read(12_000)) == 12_000
 
 
-def open_files() -> int:
-    """How many descriptors this process has."""
-    return len(list(Path("/dev/fd").iterdir()))
-
-
 def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
-    before = open_files()
     reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000), PART]))
-    assert open_files() == before
+    assert open_below(tree) == 0
     reader.read(LONG)
-    assert open_files() > before
+    assert open_below(tree) > 0
     reader.read(5000)
-    assert open_files() == before
+    assert open_below(tree) == 0
     reader.read(1)
-    assert open_files() > before
+    assert open_below(tree) > 0
     reader.read(99)
-    assert open_files() == before
+    assert open_below(tree) == 0
 
 
 def test_a_short_file_is_read_as_a_whole_and_not_kept_open(tree: Path) -> None:
-    before = open_files()
     reader = TreeReader(tree, iter([Slice("a/first.bin", 5000, 0, 5000)]))
     data = reader.read(1)
-    assert open_files() == before
+    assert open_below(tree) == 0
     assert data + reader.read(5000) == (tree / "a/first.bin").read_bytes()
 
 
 def test_closing_in_mid_file_lets_go_of_it_and_may_be_repeated(tree: Path) -> None:
-    before = open_files()
     reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000)]))
     reader.read(10)
     reader.close()
-    assert open_files() == before
+    assert open_below(tree) == 0
     other = os.dup(0)
     reader.close()
     os.fstat(other)  # raises if the second close took a descriptor that is another's by now
@@ -197,13 +190,12 @@ def test_a_file_that_is_not_as_it_was_recorded_is_damage_of_the_volume(
     own_tree: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(own_tree / name)
-    before = open_files()
     reader = whole(own_tree)
     with pytest.raises(VolumeDamaged, match=rf"^{name} (is|has) ") as caught:
         everything(reader, 4096)
     assert str(own_tree) not in str(caught.value)
     reader.close()
-    assert open_files() == before
+    assert open_below(own_tree) == 0
 
 
 def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:

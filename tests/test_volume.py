@@ -27,17 +27,7 @@ from tests.volume_parts import (
     stage,
 )
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-@pytest.fixture
-def volume(root: Path) -> Volume:
-    volume = Volume(root, InThisThread())
-    volume.prepare()
-    return volume
+pytest_plugins = ("tests.volume_fixture",)
 
 
 def test_a_cart_has_its_tree_and_its_bundle_below_its_id(volume: Volume, root: Path) -> None:

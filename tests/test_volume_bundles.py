@@ -16,8 +16,8 @@ from tests.volume_parts import (
     BODY,
     CART,
     EMPTY,
+    Bytes,
     HeldThreads,
-    InThisThread,
     a_cart,
     a_file,
     everything,
@@ -27,36 +27,7 @@ from tests.volume_parts import (
     stage,
 )
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-@pytest.fixture
-def volume(root: Path) -> Volume:
-    volume = Volume(root, InThisThread())
-    volume.prepare()
-    return volume
-
-
-class Bytes:
-    """A reader of a bundle that is in memory, or that fails at its end."""
-
-    def __init__(self, data: bytes, failure: Exception | None = None) -> None:
-        self._data = data
-        self._failure = failure
-        self.closed = 0
-
-    def read(self, limit: int) -> bytes:
-        data, self._data = self._data[:limit], self._data[limit:]
-        if not data and self._failure is not None:
-            raise self._failure
-        return data
-
-    def close(self) -> None:
-        self.closed += 1
-
+pytest_plugins = ("tests.volume_fixture",)
 
 DATA = os.urandom(1000)
 TAR = os.urandom((2 << 20) + 77)

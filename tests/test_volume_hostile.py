@@ -20,10 +20,11 @@ from cartd.tree_reader import TarReader, TreeReader
 from cartd.volume import Volume
 from cartd.volume.identity import read_number
 from cartd.volume.removal import DEEPEST, remove_tree
+from tests.open_files import open_below
 from tests.volume_parts import (
     BODY,
     CART,
-    InThisThread,
+    Bytes,
     a_cart,
     a_file,
     checksum_of,
@@ -31,6 +32,8 @@ from tests.volume_parts import (
     result_of,
     stage,
 )
+
+pytest_plugins = ("tests.volume_fixture",)
 
 FILE = a_file(BODY)
 BUNDLED = a_cart(bundle=True)
@@ -41,30 +44,9 @@ ELSEWHERE = ["incoming", "incoming/7", "cartuids"]
 Work = Callable[[Volume], Coroutine[Any, Any, object]]
 
 
-class Bytes:
-    """A bundle that is in memory."""
-
-    def __init__(self) -> None:
-        self._left = BODY
-
-    def read(self, limit: int) -> bytes:
-        data, self._left = self._left[:limit], self._left[limit:]
-        return data
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-@pytest.fixture
-def volume(root: Path) -> Volume:
+def volume(volume: Volume, root: Path) -> Volume:
     """One cart, staged, with a bundle and a link, and something incoming."""
-    volume = Volume(root, InThisThread())
-    volume.prepare()
     stage(volume, FILE)
     volume.tar(CART).write_bytes(BODY)
     result_of(volume.link(CART))
@@ -109,7 +91,7 @@ WORK: dict[str, Work] = {
     "share": lambda volume: volume.share(OTHER, [TWIN]),
     "begin": lambda volume: volume.clear_incoming(CART.id),
     "begin anew": lambda volume: volume.clear_incoming(CART.id, all_else=True),
-    "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(), len(BODY)),
+    "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)),
     "drop the tar": lambda volume: volume.drop_tar(CART),
     "drop the tree": lambda volume: volume.drop_tree(CART),
     "drop files": lambda volume: volume.drop_files(CART, [FILE]),
@@ -261,21 +243,18 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_left_alone(root: Path, volume: Volum
     assert len(list((root / "holders").iterdir())) == 2
 
 
-def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume) -> None:
-    def open_files() -> int:
-        return len(list(Path("/dev/fd").iterdir()))
-
-    before = open_files()
+def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume, root: Path) -> None:
+    before = open_below(root)
     one = volume.incoming(CART, FILE, checksum_of(FILE))
     another = volume.incoming(CART, a_file(BODY, "a/new.dat"), checksum_of(FILE))
     another.write(BODY)
     result_of(another.finish())
-    assert open_files() > before
+    assert open_below(root) > before
     result_of(one.abort())
-    assert open_files() == before
+    assert open_below(root) == before
     result_of(volume.share(OTHER, [TWIN]))
     result_of(volume.link(CART))
-    assert open_files() == before
+    assert open_below(root) == before
 
 
 def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) -> None:
@@ -304,7 +283,7 @@ def test_where_there_are_no_descriptors_of_directories_paths_will_do(
     assert result_of(volume.share(OTHER, [TWIN]))[0] == [TWIN]
     result_of(volume.link(CART))
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
-    result_of(volume.write_tar(BUNDLED, Bytes(), len(BODY)))
+    result_of(volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)))
     assert result_of(volume.tar_size(BUNDLED)) == len(BODY)
     assert TarReader(volume.tar(CART), len(BODY), 0, 4, root=root).read(100) == BODY[:4]
     for cart in (CART, OTHER):

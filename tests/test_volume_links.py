@@ -11,7 +11,6 @@ from tests.volume_parts import (
     BODY,
     CART,
     EMPTY,
-    InThisThread,
     a_cart,
     a_file,
     everything,
@@ -21,17 +20,7 @@ from tests.volume_parts import (
 )
 from tests.volume_writer import written_by
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "volume"
-
-
-@pytest.fixture
-def volume(root: Path) -> Volume:
-    volume = Volume(root, InThisThread())
-    volume.prepare()
-    return volume
+pytest_plugins = ("tests.volume_fixture",)
 
 
 def test_the_link_leads_to_the_tree_and_is_relative(volume: Volume, root: Path) -> None:

@@ -147,6 +147,24 @@ def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) 
     return volume.member(cart, file.path)
 
 
+class Bytes:
+    """A reader of a bundle that is in memory, or that fails at its end."""
+
+    def __init__(self, data: bytes, failure: Exception | None = None) -> None:
+        self._data = data
+        self._failure = failure
+        self.closed = 0
+
+    def read(self, limit: int) -> bytes:
+        data, self._data = self._data[:limit], self._data[limit:]
+        if not data and self._failure is not None:
+            raise self._failure
+        return data
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 async def has(volume: Volume, file: CartFile) -> bool:
     """Whether the file is in its place."""
     return [one async for some in volume.in_place(CART, [file]) for one in some] == [file]

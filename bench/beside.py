@@ -1,0 +1,34 @@
+"""A program of the benchmark's own that works beside what is measured, and tells how that went."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bench.processes import Broken
+
+
+@contextmanager
+def beside(module: str, *arguments: str, tell: Callable[[Any], None]) -> Iterator[None]:
+    """Run a module from its first line of output until the block has ended.
+
+    Then its input ends, and ``tell`` gets what it prints, which is JSON.  ``Broken`` if it fails.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            told, _ = process.communicate()
+    if process.returncode != 0:
+        raise Broken(f"{module} failed")
+    tell(json.loads(told))

@@ -1,0 +1,17 @@
+"""How many files and directories this process has open below a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def open_below(root: Path) -> int:
+    """Only what is below ``root`` counts: a process of tests has other things to open and close."""
+    root = root.resolve()
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += descriptor.readlink().is_relative_to(root)
+        except FileNotFoundError:  # Closed since it was listed.
+            continue
+    return count

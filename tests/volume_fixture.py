@@ -1,0 +1,25 @@
+"""Fixtures: a volume, prepared, whose work is done in the thread that asks for it.
+
+Use with ``pytest_plugins = ("tests.volume_fixture",)`` in a test module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cartd.volume import Volume
+from tests.volume_parts import InThisThread
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+@pytest.fixture
+def volume(root: Path) -> Volume:
+    volume = Volume(root, InThisThread())
+    volume.prepare()
+    return volume
