@@ -29,7 +29,8 @@ class Postgres:
     def create(self, template: str = "template1") -> str:
         """The URL of a new database that is a copy of ``template``."""
         name = next(self._names)
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # A third of the work of the strategy that writes every block to the log as well.
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return self.url(name)
 
     def drop(self, url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,6 @@ class Place:
     root: Path
     threads: RunsInThread
     shared: RunsInThread
-    write: Callable[[int, memoryview], int] = os.write
 
     @property
     def final(self) -> Path:
@@ -37,12 +35,8 @@ class Place:
         self, body: bytes, *, digest: str | None = None, mtime: int | None = OLD
     ) -> Incoming:
         digest = hashlib.sha1(body).hexdigest() if digest is None else digest
-        partial = PartialFile(
-            self.root / "incoming" / "7" / "0-x",
-            self.final,
-            Directories(self.root),
-            write=self.write,
-        )
+        temporary = self.root / "incoming" / "7" / "0-x"
+        partial = PartialFile(temporary, self.final, Directories(self.root))
         checksum = Checksum("sha1", digest, len(body))
         return Incoming(partial, checksum, mtime, self.threads, self.shared)
 
@@ -50,26 +44,19 @@ class Place:
         return [path for path in self.root.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def fail_with(number: int, opened: list[int] | None = None) -> Callable[[int, memoryview], int]:
-    """What a disk does that fails after half a block; ``opened`` gets the descriptor."""
-    room = BLOCK // 2
+class FailingWrites:
+    """``os.write`` to a disk that fails after half a block."""
 
-    def write(fd: int, data: memoryview) -> int:
-        nonlocal room
-        if opened is not None:
-            opened.append(fd)
-        if room == 0:
-            raise OSError(number, os.strerror(number))
-        written = os.write(fd, data[:room])
-        room -= written
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._room = BLOCK // 2
+        self._write = os.write
+
+    def __call__(self, fd: int, data: bytes | memoryview) -> int:
+        if not isinstance(data, memoryview):  # the reactor wakes itself
+            return self._write(fd, data)
+        if self._room == 0:
+            raise OSError(self._number, os.strerror(self._number))
+        written = self._write(fd, data[: self._room])
+        self._room -= written
         return written
-
-    return write
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

@@ -10,8 +10,8 @@ What is started is a Python script, or ``python FILE`` or ``python -c CODE``, as
 to :class:`subprocess.Popen`; of that class the process has what the tests use.  Klein is left
 for each process to load, since it brings the reactor, which must not be forked.
 
-A program of the tests' own loads cartd itself anew, so that it finds what it has replaced.  What
-the other packages take for themselves when they are loaded it cannot replace.
+A program of the tests' own replaces functions in modules that others have imported already: who
+has taken such a function for itself keeps the old one.
 """
 
 from __future__ import annotations
@@ -149,8 +149,6 @@ def _run() -> None:
     """Run what ``sys.argv`` says, as Python would."""
     if sys.argv[0] == sys.executable:
         del sys.argv[0]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "cartd"]:
-            del sys.modules[name]
         # Before the packages: one of them has tests of that name, too.
         sys.path.insert(1, str(ROOT))
     if sys.argv[0] == "-c":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.volume.incoming import BLOCK
-from tests.incoming_place import LARGE, SMALL, Place, is_open
+from tests.incoming_place import LARGE, SMALL, Place
+from tests.open_files import open_below
 from tests.volume_parts import (
     HeldThreads,
     InThisThread,
@@ -45,24 +45,17 @@ def test_an_abort_waits_for_the_thread_and_leaves_nothing(
     held: tuple[Place, HeldThreads],
 ) -> None:
     place, threads = held
-    opened: list[int] = []
-
-    def write(fd: int, data: memoryview) -> int:
-        opened.append(fd)
-        return os.write(fd, data)
-
-    place.write = write
     incoming = place.incoming(LARGE)
     incoming.write(LARGE[:BLOCK])
     aborted = begin(incoming.abort())
     assert aborted == []
     threads.let_one_go()
-    assert is_open(opened[0])
+    assert open_below(place.root) > 0
     assert aborted == []
     threads.let_all_go()
     assert aborted == [None]
     assert place.files() == []
-    assert not is_open(opened[0])
+    assert open_below(place.root) == 0
 
 
 def test_an_abort_that_is_cancelled_waits_for_the_thread_all_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
 from cartd.volume.directories import Directories
 from cartd.volume.partial import PartialFile
-from tests.incoming_place import LARGE, SMALL, Place, fail_with, is_open
+from tests.incoming_place import LARGE, SMALL, FailingWrites, Place
+from tests.open_files import open_below
 from tests.volume_parts import (
     HeldThreads,
     InThisThread,
@@ -47,9 +49,10 @@ def test_a_byte_too_many_stops_the_producer_at_once(place: Place) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["disk", "disk quota"])
-def test_a_full_disk_is_told_as_no_space(place: Place, number: int) -> None:
-    opened: list[int] = []
-    place.write = fail_with(number, opened)
+def test_a_full_disk_is_told_as_no_space(
+    place: Place, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", FailingWrites(number))
     incoming, producer = place.incoming(LARGE), RecordingProducer()
     incoming.registerProducer(producer, True)
     incoming.write(LARGE)
@@ -57,11 +60,13 @@ def test_a_full_disk_is_told_as_no_space(place: Place, number: int) -> None:
     with pytest.raises(NoSpace):
         result_of(incoming.finish())
     assert place.files() == []
-    assert not is_open(opened[0])
+    assert open_below(place.root) == 0
 
 
-def test_another_fault_of_the_disk_keeps_its_number_and_names_the_file(place: Place) -> None:
-    place.write = fail_with(errno.EIO)
+def test_another_fault_of_the_disk_keeps_its_number_and_names_the_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", FailingWrites(errno.EIO))
     incoming = place.incoming(LARGE)
     incoming.write(LARGE)
     with pytest.raises(OSError, match=r"7/mine/a/b\.dat") as caught:

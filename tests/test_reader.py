@@ -6,6 +6,7 @@ import errno
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def everything(reader: Reader, limit: int) -> bytes:
     return b"".join(parts)
 
 
+def read_some(reader: Reader) -> bytes:
+    with closing(reader):
+        return reader.read(10)
+
+
 def whole(root: Path) -> TreeReader:
     return TreeReader(root, BUNDLE.segments(0, BUNDLE.length))
 
@@ -99,7 +105,9 @@ def test_any_range_reads_the_same_from_the_tree_and_from_the_tar(
 
 
 def test_one_read_is_filled_from_many_small_members(tree: Path) -> None:
-    assert len(whole(tree).read(12_000)) == 12_000
+    reader = whole(tree)
+    assert len(reader.read(12_000)) == 12_000
+    reader.close()
 
 
 def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
@@ -141,6 +149,7 @@ def test_members_that_are_not_reached_are_never_opened(own_tree: Path) -> None:
     assert len(reader.read(before)) == before
     with pytest.raises(VolumeDamaged, match="last"):
         reader.read(1)
+    reader.close()
 
 
 def remove(path: Path) -> None:
@@ -201,7 +210,7 @@ def test_a_file_that_is_not_as_it_was_recorded_is_damage_of_the_volume(
 def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:
     size = (own_tree / "a").stat().st_size
     with pytest.raises(VolumeDamaged, match="not a regular file"):
-        TreeReader(own_tree, iter([Slice("a", size, 0, size)])).read(10)
+        read_some(TreeReader(own_tree, iter([Slice("a", size, 0, size)])))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: Path) -> None:
@@ -216,7 +225,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: 
 def test_a_file_that_the_system_refuses_is_named_with_the_reason(tree: Path) -> None:
     name = "n" * 256
     with pytest.raises(Unreadable, match=rf"^{name} cannot be read .*: File name too long"):
-        TreeReader(tree, iter([Slice(name, 1, 0, 1)])).read(10)
+        read_some(TreeReader(tree, iter([Slice(name, 1, 0, 1)])))
 
 
 @pytest.mark.parametrize("size", [1, LONG])
@@ -227,7 +236,7 @@ def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
     monkeypatch.setattr(os, "read", failing(errno.EIO))
     monkeypatch.setattr(os, "pread", failing(errno.EIO))
     with pytest.raises(Unreadable, match=r"^bad cannot be read .*: Input/output error") as failed:
-        TreeReader(tree, iter([Slice("bad", size, 0, size)])).read(10)
+        read_some(TreeReader(tree, iter([Slice("bad", size, 0, size)])))
     assert failed.value.path == "bad"
 
 
@@ -236,18 +245,18 @@ def test_a_process_that_may_open_no_more_files_does_not_blame_the_cart(
 ) -> None:
     monkeypatch.setattr(os, "open", failing(errno.EMFILE))
     with pytest.raises(OSError, match="Too many open files"):
-        TreeReader(tree, iter([Slice("any", 1, 0, 1)])).read(10)
+        read_some(TreeReader(tree, iter([Slice("any", 1, 0, 1)])))
 
 
 @pytest.mark.parametrize("size", [BUNDLE.length - 1, BUNDLE.length + 1])
 def test_a_tar_of_another_size_is_damage_of_the_volume(tar: Path, size: int) -> None:
     with pytest.raises(VolumeDamaged, match=r"^uid\.tar has "):
-        TarReader(tar, size, 0, 100).read(10)
+        read_some(TarReader(tar, size, 0, 100))
 
 
 def test_a_tar_that_is_missing_is_damage_of_the_volume(tmp_path: Path) -> None:
     with pytest.raises(VolumeDamaged, match=r"^uid\.tar is missing"):
-        TarReader(tmp_path / "uid.tar", 10_240, 0, 100).read(10)
+        read_some(TarReader(tmp_path / "uid.tar", 10_240, 0, 100))
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -24,6 +24,9 @@ def _run(arguments: list[str]) -> None:
     end = arguments.index("--")
     sys.argv = arguments[end + 1 :]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+    # Where cartd is loaded already, its modules have taken the values from each other.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cartd"]:
+        del sys.modules[name]
     for given in arguments[:end]:
         name, _, value = given.partition("=")
         module, _, constant = name.rpartition(".")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,22 +41,13 @@ class PartialFile:
     """New bytes for ``final``, kept in ``temporary`` until :meth:`place`.
 
     Both are below the root of ``directories``, which are needed until it is placed or discarded,
-    and on one file system.  Errors are those of :func:`told_of`.  ``write`` is there to be replaced
-    by a disk that fails.
+    and on one file system.  Errors are those of :func:`told_of`.
     """
 
-    def __init__(
-        self,
-        temporary: Path,
-        final: Path,
-        directories: Directories,
-        *,
-        write: Callable[[int, memoryview], int] = os.write,
-    ) -> None:
+    def __init__(self, temporary: Path, final: Path, directories: Directories) -> None:
         self._temporary = temporary
         self._final = final
         self._directories = directories
-        self._write = write
         self._fd: int | None = None
         self._made = False
         self._needs = True
@@ -72,7 +63,7 @@ class PartialFile:
             fd = self._opened()
             left = memoryview(data)
             while left:
-                left = left[self._write(fd, left) :]
+                left = left[os.write(fd, left) :]
 
     def place(self, *, mtime: int | None = None, durable: bool = False) -> None:
         """Give the file its modification time (Unix seconds) and its name.

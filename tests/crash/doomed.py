@@ -37,6 +37,8 @@ POINTS = (
     *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
 )
 """Those that the tests use: each leaves something else behind."""
+RARE = ("before-restage", "after-restage")
+"""Those that a load may pass only once in many seconds."""
 
 _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
 """What a name in ``incoming/`` is for; a number is a file's."""
