@@ -30,6 +30,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from select import select
+from tempfile import TemporaryFile
 from threading import Lock
 from types import ModuleType
 from typing import IO, cast
@@ -95,6 +96,22 @@ def start(
     with there:
         socket.send_fds(_server(), [order], files)
     return Process(command, here)
+
+
+def run(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` to its end, as :func:`subprocess.run` would."""
+    with TemporaryFile() as output, TemporaryFile() as errors:
+        process = start(command, cwd=cwd, env=env, output=output, errors=errors)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+        for file in (output, errors):
+            file.seek(0)
+        said = [file.read().decode() for file in (output, errors)]
+    return subprocess.CompletedProcess(list(command), status, *said)
 
 
 @cache

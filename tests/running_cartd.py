@@ -28,8 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 from tests import preloaded
 from tests.free_ports import free_port
@@ -211,13 +210,7 @@ class RunningCartd:
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run an admin command beside the service, as a shell would."""
         given = [command(arguments[0]), *arguments[1:]]
-        with TemporaryFile() as output, TemporaryFile() as errors:
-            process = preloaded.start(
-                given, cwd=self.directory, env=self.settings(), output=output, errors=errors
-            )
-            status = process.wait(DEADLINE)
-            said = [_all_of(file) for file in (output, errors)]
-        done = subprocess.CompletedProcess(given, status, *said)
+        done = preloaded.run(given, cwd=self.directory, env=self.settings(), timeout=DEADLINE)
         if check:
             done.check_returncode()
         return done
@@ -287,11 +280,6 @@ def unpacked(tar: bytes) -> dict[str, bytes]:
             if content is not None:
                 files[member.name.partition("/")[2]] = content.read()
         return files
-
-
-def _all_of(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode()
 
 
 def wait_for(condition: Any) -> None:

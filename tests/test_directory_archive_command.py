@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cartd.directory_archive.service import Options
+from tests import preloaded
 from tests.real_archive import real_archive
 
 PAGE = Path(__file__).parents[1] / "docs/directory-archive.md"
@@ -111,7 +112,7 @@ def test_an_option_that_cannot_be_used_is_refused_in_one_line(
 
 
 def refused_start(*options: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*TWISTD, *options], capture_output=True, text=True, timeout=30)
+    done = preloaded.run([*TWISTD, *options], cwd=Path.cwd(), env=os.environ)
     assert done.returncode == 1
     return done
 

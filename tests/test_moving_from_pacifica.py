@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.archived_carts import in_a_thread, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.faulty_archive import FaultyArchive
@@ -83,12 +83,10 @@ def test_a_site_of_pacifica_cartd_goes_on_with_its_carts_and_its_configuration(
 
 
 def refuses_to_start(cartd: RunningCartd, version: str) -> None:
-    ended = subprocess.run(
+    ended = preloaded.run(
         cartd.twistd,
         cwd=cartd.directory,
         env=cartd.settings(),
-        capture_output=True,
-        text=True,
         timeout=DEADLINE,
     )
     assert ended.returncode == 1

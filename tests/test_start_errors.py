@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cartd.store import sync
+from tests import preloaded
 from tests.databases import sqlite_url
 from tests.free_ports import free_port
 from tests.running_cartd import DEADLINE, command
@@ -24,7 +24,7 @@ def why_it_ends(
 ) -> str:
     """Start it with ``options``; it must end by itself, in error.  Gives its one line."""
     (directory / "config.ini").write_text(ini)
-    started = subprocess.run(
+    started = preloaded.run(
         program or (command("twistd"), "-n", "--pidfile=", "cartd", *options),
         cwd=directory,
         env={
@@ -34,8 +34,6 @@ def why_it_ends(
             "DATABASE_URL": sqlite_url(directory / "cartd.sqlite3"),
             **environment,
         },
-        capture_output=True,
-        text=True,
         timeout=DEADLINE,
     )
     assert started.returncode == 1, started
@@ -126,12 +124,10 @@ def test_whoever_starts_it_is_told_what_it_waits_for(tmp_path: Path) -> None:
         ((command("twistd"), "-n", "--pidfile=", "cartd"), "cartd"),
         ((command("cartd-cmd"), "dbchk"), "cartd-cmd"),
     ):
-        run = subprocess.run(
+        run = preloaded.run(
             program,
             cwd=tmp_path,
             env={**os.environ, "CARTD_CONFIG": "config.ini", "DATABASE_URL": database},
-            capture_output=True,
-            text=True,
             timeout=DEADLINE,
         )
         assert run.returncode == 1

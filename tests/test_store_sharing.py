@@ -42,7 +42,7 @@ _WAITING = text(
 )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest_twisted.ensureDeferred
 async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -> None:
     sharing = Sharing(store, Random(seed))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.archive_faults import hang_after
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
@@ -180,12 +180,10 @@ def test_one_that_finds_its_port_taken_says_so_and_leaves_the_other_alone(
     tmp_path: Path,
 ) -> None:
     with running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/") as cartd:
-        second = subprocess.run(
+        second = preloaded.run(
             [command("twistd"), "-n", "--pidfile=", "cartd", "--port", str(cartd.port)],
             cwd=tmp_path,
             env=cartd.settings(),
-            capture_output=True,
-            text=True,
             timeout=DEADLINE,
         )
         assert second.returncode == 1
