@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 from cartd.volume.file_system import FileSystem, SyncFailed
-from cartd.volume.partial import PartialFile
 from tests.simulation.power import InMemory
 
 CHANGES = (
@@ -71,8 +70,7 @@ class Disk:
             name: self._watched(name, getattr(os, name)) for name in (*CHANGES, *READS)
         }
         watched["posix_fadvise"] = self._dropping(os.posix_fadvise)
-        defaults: Any = PartialFile.__init__.__kwdefaults__
-        with patch.multiple(os, **watched), patch.dict(defaults, write=watched["write"]):
+        with patch.multiple(os, **watched):
             yield
 
     @contextmanager

@@ -35,6 +35,7 @@ STEPS = 25
 
 def test_whatever_happens_on_a_day_the_five_sentences_hold() -> None:
     shared = Path("/dev/shm")
+    number = FIRST
     root = Path(tempfile.mkdtemp(prefix="cartd-day-", dir=shared if shared.is_dir() else None))
     try:
         SimulatedDay.place = Place(root)
