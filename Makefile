@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MINUTES := 60
 
+# Otherwise every start of the service, of which the tests make hundreds, would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo run test fuzz soak api-check bench check audit clean
 
 help:
@@ -64,4 +67,5 @@ audit: $(READY)
 	$(BIN)/python .ci/audit.py
 
 clean:
+	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
