@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 
 from cartd.store import Store, sync
-from tests.databases import Postgres, sqlite_url, the_reactor
+from tests.databases import Postgres, Reused, sqlite_url, the_reactor, without_carts, without_tables
 
 BACKENDS = ("sqlite", "postgresql")
 
@@ -27,6 +27,18 @@ def postgres() -> Iterator[Postgres]:
     sync(server.url("synced"))
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def synced_postgres(postgres: Postgres) -> Reused:
+    """Databases with cartd's tables."""
+    return Reused(postgres, "synced", without_carts)
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(postgres: Postgres) -> Reused:
+    """Databases without tables."""
+    return Reused(postgres, "template1", without_tables)
 
 
 @pytest.fixture
@@ -51,10 +63,9 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[s
     if request.param == "sqlite":
         yield sqlite_url(tmp_path / "empty.sqlite3")
         return
-    server: Postgres = request.getfixturevalue("postgres")
-    url = server.create()
-    yield url
-    server.drop(url)
+    empty: Reused = request.getfixturevalue("empty_postgres")
+    with empty.one() as url:
+        yield url
 
 
 @pytest.fixture(params=BACKENDS)
@@ -65,10 +76,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         shutil.copy(request.getfixturevalue("synced_sqlite"), path)
         yield sqlite_url(path)
         return
-    server: Postgres = request.getfixturevalue("postgres")
-    url = server.create(template="synced")
-    yield url
-    server.drop(url)
+    synced: Reused = request.getfixturevalue("synced_postgres")
+    with synced.one() as url:
+        yield url
 
 
 @pytest_twisted.async_yield_fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ class Postgres:
     def create(self, template: str = "template1") -> str:
         """The URL of a new database that is a copy of ``template``."""
         name = next(self._names)
-        # A third of the work of the strategy that writes every block to the log as well.
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
     def drop(self, url: str) -> None:
@@ -63,6 +63,81 @@ class Postgres:
     def remove(self) -> None:
         self._server.cleanup()
         shutil.rmtree(self._directory)
+
+
+class Reused:
+    """Databases like one that is not used itself, each for one test after the other.
+
+    To empty one takes a tenth of the time of making it and dropping it.
+    """
+
+    def __init__(
+        self, server: Postgres, template: str, empty: Callable[[psycopg.Connection[Any]], object]
+    ) -> None:
+        self._server = server
+        self._template = template
+        self._empty = empty
+        self._free: list[str] = []
+        with psycopg.connect(self._plain(server.url(template))) as connection:
+            self._alike = self._told(connection)
+
+    @contextmanager
+    def one(self) -> Iterator[str]:
+        """The URL of one; whoever is still connected in the end is thrown out."""
+        url = self._free.pop() if self._free else self._server.create(self._template)
+        yield url
+        if self._emptied(url):
+            self._free.append(url)
+        else:
+            self._server.drop(url)
+
+    def _emptied(self, url: str) -> bool:
+        """Whether it is as it was made: a test may have changed more than the rows of carts."""
+        with psycopg.connect(self._plain(url)) as connection:
+            connection.execute(_OTHERS_END)
+            self._empty(connection)
+            return self._told(connection) == self._alike
+
+    def _told(self, connection: psycopg.Connection[Any]) -> list[object]:
+        """All that an emptied database has."""
+        tables = {name for (name,) in connection.execute(_TABLES)} & KEPT_ROWS
+        return [
+            *connection.execute(_COLUMNS),
+            *(row for name in sorted(tables) for row in connection.execute(_rows(name))),
+        ]
+
+    @staticmethod
+    def _plain(url: str) -> str:
+        return url.replace("+psycopg", "")
+
+
+def without_carts(connection: psycopg.Connection[Any]) -> None:
+    """Empty a database that has cartd's tables."""
+    connection.execute("TRUNCATE cart, file, unsynced RESTART IDENTITY")
+
+
+def without_tables(connection: psycopg.Connection[Any]) -> None:
+    """Empty a database that had no tables."""
+    connection.execute("DROP SCHEMA public CASCADE")
+    connection.execute("CREATE SCHEMA public")
+
+
+KEPT_ROWS = {"alembic_version", "cartsystem"}
+"""The tables that hold rows before there is a cart."""
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+_COLUMNS = """
+SELECT relname, attname, atttypid, attnotnull FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+WHERE relnamespace = 'public'::regnamespace AND attnum > 0 ORDER BY 1, attnum
+"""
+"""Of tables, and of their indexes."""
+_OTHERS_END = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+def _rows(table: str) -> bytes:
+    return f"SELECT * FROM {table} ORDER BY 1".encode()
 
 
 def sqlite_url(path: Path) -> str:
