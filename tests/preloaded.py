@@ -16,6 +16,7 @@ has taken such a function for itself keeps the old one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -186,6 +187,8 @@ def _main() -> None:
         import_module(name)
     del sys.modules[reactor]
     sys.path.insert(0, "")
+    gc.collect()
+    gc.freeze()  # Those to come need not look through it, nor copy it.
     _serve(orders)
     _run()
 

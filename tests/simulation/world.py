@@ -88,7 +88,6 @@ class Place:
             stack.enter_context(self._log_watched())
             gc.collect()
             gc.freeze()
-            stack.callback(gc.unfreeze)
             yield
             self.bury()
 
