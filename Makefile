@@ -40,7 +40,7 @@ run: $(READY)
 
 test: $(READY)
 	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 fuzz: MINUTES := 10
 fuzz: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 gc.disable()  # There is no garbage worth the search while modules are read.
 
@@ -16,3 +17,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: there is always a test that waits."""
+    return len(os.sched_getaffinity(0)) + 1

@@ -9,8 +9,11 @@ from http.client import HTTPResponse
 
 from tests.running_cartd import DEADLINE, RunningCartd
 
-TOO_MUCH_FOR_SOCKETS = 16 * 2**20
-"""Bytes of a download that do not fit between the service and a client that does not read."""
+TOO_MUCH_FOR_SOCKETS = 8 * 2**20
+"""Bytes of a download that do not fit between the service and a client that does not read.
+
+Linux takes 4 MiB into a send buffer, where nobody has set ``tcp_wmem``.
+"""
 
 
 class SlowReader:

@@ -25,7 +25,7 @@ GIANT = "giant"
 """The id of a file that no volume here has room for."""
 SPOILT = "spoilt"
 """The id of a file that comes from the archive with other bytes than a manifest says."""
-LARGE_BYTES = 16 * 2**20
+LARGE_BYTES = 8 * 2**20
 """Of a file that does not fit between the service and a client that does not read."""
 ETAGS = 20_000
 """So many are remembered."""
