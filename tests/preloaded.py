@@ -38,7 +38,7 @@ from typing import IO, cast
 
 LOADED = (
     *("cartd.parts", "cartd.options", "cartd.admin.commands", "cartd.directory_archive.site"),
-    *("sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
+    *("cartd.store.upgrade", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20

@@ -26,10 +26,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from cartd.store import sync
 from tests import preloaded
 from tests.free_ports import free_port
 
@@ -229,12 +232,18 @@ def running_cartd(
     fresh: bool = False,
     **environment: str,
 ) -> Iterator[RunningCartd]:
-    """Start the service in ``directory``, or leave that to the test; in any case, end it."""
+    """Start the service in ``directory``, or leave that to the test; in any case, end it.
+
+    If it is to be started here, with nothing said otherwise, it finds cartd's tables made.
+    """
     directory.mkdir(exist_ok=True)
+    file = directory / "cartd.sqlite3"
+    if started and not (database or fresh or file.exists()):
+        file.write_bytes(_tables())
     cartd = RunningCartd(
         directory,
         archive,
-        database or f"sqlite:///{directory / 'cartd.sqlite3'}",
+        database or f"sqlite:///{file}",
         tuple(options),
         environment,
         port=port or free_port(),
@@ -248,6 +257,15 @@ def running_cartd(
     finally:
         if cartd.process is not None and cartd.process.poll() is None:
             cartd.kill()
+
+
+@cache
+def _tables() -> bytes:
+    """A SQLite file with cartd's tables and no carts."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "cartd.sqlite3"
+        sync(f"sqlite:///{file}")
+        return file.read_bytes()
 
 
 def command(name: str) -> str:
