@@ -10,8 +10,10 @@ from threading import Thread
 import pytest
 from sqlalchemy import text
 
+from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, unpacked, wait_for
@@ -233,9 +235,13 @@ def test_a_bundle_of_a_cart_in_error_is_finished_from_what_is_there(
     with running_cartd(tmp_path, archive=url_of(archive), ini="[archiveinterface]\nretries=1") as c:
         body = manifest_of(archive, "mine", 30, files=3, bundle=True)
         archive.files["mine-2"].data = b"xxxxxxxxxx"
+        gate = Gate()
+        archive.fault("mine-2", halted(5, gate), method="GET")
         c.post("mine", body)
+        wait_for(lambda: c.staged("mine") == 2)
+        the_reactor().callFromThread(gate.open)
         assert "dir/file-2" in c.wait_until("mine", "error")
-        wait_for(lambda: len(on_the_volume(c)) == 2)
+        assert len(on_the_volume(c)) == 2
         archive.files["mine-2"].data = content("mine-2", 10)
         c.run("cartd-cmd", "fixit", "--cartid", "mine")
         assert c.download("mine") == {f"dir/file-{n}": content(f"mine-{n}", 10) for n in range(3)}

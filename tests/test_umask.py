@@ -37,7 +37,8 @@ def look(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
 
 @in_a_thread
 def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path) -> None:
-    with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
+    with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
+        cartd.start()
         assert {mode & 0o077 for mode in look(cartd, archive).values()} == {0}
         cartd.terminate()
         (cartd.volume / ".cartd-volume").unlink()
