@@ -206,6 +206,7 @@ def no_logged_errors() -> Iterator[None]:
             failures.append(event["log_failure"])
 
     globalLogPublisher.addObserver(observe)
+    gc.freeze()  # Only what is made from now on need be looked through.
     try:
         yield
         gc.collect()

@@ -117,6 +117,7 @@ async def directory_archive(
             logged.append(event["log_failure"].getTraceback())
 
     globalLogPublisher.addObserver(observe)
+    gc.freeze()  # Only what is made from now on need be looked through.
     try:
         service.startService()
         assert service.port is not None

@@ -29,7 +29,7 @@ from tests.simulation.world import Place
 
 DAYS = int(os.environ.get("CARTD_DAYS") or 0)
 FIRST = int(os.environ.get("CARTD_SEED") or (secrets.randbits(32) if DAYS else 0))
-DAYS_OF_THE_SUITE = 60
+DAYS_OF_THE_SUITE = 45
 STEPS = 25
 
 
