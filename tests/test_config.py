@@ -471,6 +471,16 @@ def test_a_database_url_is_never_shown(url: str) -> None:
 # --- the documentation --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "key", ["[database]\nconnect_wait", "[server]\nendpoint", "[cartd]\numask"]
+)
+def test_the_password_of_a_url_on_the_wrong_line_is_not_shown(key: str) -> None:
+    said = refusal(f"{key} = postgresql://ada:100%%:p@ss@db/carts\n")
+    assert "100" not in said
+    assert "ss@" not in said
+    assert "@db/carts" in said
+
+
 def documented() -> dict[tuple[str, str], list[str]]:
     rows, section = {}, ""
     for line in PAGE.read_text(encoding="utf-8").splitlines():

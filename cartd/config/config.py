@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from cartd.config.values import Network, parse_size
 from cartd.errors import ConfigError
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
+
+_LIKE_A_PASSWORD = re.compile(r":.*@", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,8 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
             return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
         return setting.parse(texts[0].strip())
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        # A URL that was written to the wrong line may hold a password.
+        raise ConfigError(f"{place}: {_LIKE_A_PASSWORD.sub(':***@', str(error))}") from None
 
 
 def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:

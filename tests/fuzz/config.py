@@ -38,8 +38,9 @@ def check(data: bytes) -> None:
         said = str(error)
         assert said.startswith("site.ini: "), said
         assert said.isprintable() and len(said) <= _LONGEST, said
-        if re.match(r"site\.ini: \[database\] \w+: ", said):
-            assert PASSWORD not in said, said
+        if found := re.match(r"site\.ini: \[database\] (\w+): (.*)", said):
+            assert not re.search(f":.*{PASSWORD}.*@", found[2]), said
+            assert "url" not in found[1] or PASSWORD not in said, said
         return
     _check_values(config)
     again = load(options={}, environ={}, ini=_written(config), ini_name="again.ini")
