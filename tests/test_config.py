@@ -463,7 +463,10 @@ def test_mysql_is_refused_with_a_way_out(kind: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:secret@h:x/d", "x://u:secret@h", "sqlite:secret"])
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:secret@h:x/d", "x://u:secret@h", "sqlite:secret", "secret@h:x", "secret:x"],
+)
 def test_a_database_url_is_never_shown(url: str) -> None:
     assert "secret" not in refusal(environ={"DATABASE_URL": url})
 

@@ -215,12 +215,14 @@ def sqlalchemy_url(value: str) -> str:
 
 def _unknown_database(kind: str) -> str:
     works = "cartd keeps its carts in SQLite (sqlite:) or PostgreSQL (postgresql:)"
-    if kind.startswith(("mysql", "mariadb")):
-        return (
-            f"{kind}: databases are not supported; {works}. To move, copy the tables to a"
-            " PostgreSQL database (pgloader does) and run cartd-cmd dbsync, or begin with none"
-        )
-    return f"{kind}: is not a kind of database that is supported; {works}" if kind else works
+    for name in ("mysql", "mariadb"):
+        if kind.startswith(name):
+            return (
+                f"{name}: databases are not supported; {works}. To move, copy the tables to a"
+                " PostgreSQL database (pgloader does) and run cartd-cmd dbsync, or begin with none"
+            )
+    # Where a colon is missing, what looks like the kind is a name or a password.
+    return f"is not a kind of database that is supported; {works}" if kind else works
 
 
 def _without_peewee(rest: str) -> str:
