@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
+import pytest
+
 gc.disable()  # There is no garbage worth the search while modules are read.
 
 
@@ -19,6 +21,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: there is always a test that waits."""
     return len(os.sched_getaffinity(0)) + 1
