@@ -148,7 +148,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "volume_quota": ("1 TB", 10**12, "None", None),
     "volume_reserve": ("0", 0, "2 GB", 2 * 10**9),
     "max_carts_staging": ("1", 1, "9", 9),
-    "archive_url": ("https://a/b", "https://a/b/", "http://[::1]:80/", "http://[::1]:80/"),
+    "archive_url": ("https://a/b", "https://a/b/", "HTTP://[::1]:80/", "http://[::1]:80/"),
     "archive_connections": ("1", 1, "100", 100),
     "archive_retries": ("1", 1, "9", 9),
     "archive_outage_limit": ("0", 0.0, "0.5", 0.5),
@@ -263,6 +263,7 @@ def test_the_database_is_found_in_the_documented_order() -> None:
         ("postgresql+psycopg://h/d?sslmode=require", "postgresql+psycopg://h/d?sslmode=require"),
         ("postgresql://u:p%40s@h/d", "postgresql+psycopg://u:p%40s@h/d"),
         ("postgresql://u:p@s@h/d", "postgresql+psycopg://u:p%40s@h/d"),
+        ("postgresql://u:p s@h/d", "postgresql+psycopg://u:p%20s@h/d"),
     ],
 )
 def test_database_urls_become_those_of_sqlalchemy(url: str, expected: str) -> None:
@@ -371,7 +372,7 @@ UNKNOWN: dict[str, tuple[str, str]] = {
     "not INI": ("[server]\n\nsecret", "site.ini: line 3: is neither [section] nor key = value"),
     "refers to nothing": (
         "[cartd]\nvolume_path = %(top)s/x",
-        "site.ini: [cartd] volume_path: refers to %(top)s, which is not there",
+        "site.ini: [cartd] volume_path: refers to %(top)s, which is not there; a % is written %%",
     ),
     "refers to itself": (
         "[cartd]\nvolume_path = %(volume_path)s",
@@ -434,6 +435,8 @@ BAD: dict[str, list[str]] = {
     "database_url": [
         *["", "db.sqlite3", "sqlite:db", "sqlite://db", "sqlite:///", "sqlite:///:memory:"],
         *["sqlite:///a\0b", "postgresql://h:/d", "postgresql://u:"],
+        *["postgresql://2#h:x", "postgresql://h/d#x", "postgresql://h/d ?max_connections=1"],
+        *["postgresql://u:a\x1fb@h/d", "sqlite:///a ?max_connections=1", "sqlite:///a\x1fb"],
         *["oracle://h/d", "postgresql:d", "postgresql://h:x/d", "postgresql+asyncpg://h/d"],
     ],
     "database_connect_attempts": ["0"],
@@ -465,13 +468,26 @@ def test_mysql_is_refused_with_a_way_out(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://u:secret@h:x/d", "x://u:secret@h", "sqlite:secret", "secret@h:x", "secret:x"],
+    [
+        "postgresql://u:secret@h:x/d",
+        "postgresql://u:secret#1@h/d",
+        "x://u:secret@h",
+        "sqlite:secret",
+        "secret@h:x",
+        "secret:x",
+    ],
 )
 def test_a_database_url_is_never_shown(url: str) -> None:
     assert "secret" not in refusal(environ={"DATABASE_URL": url})
 
 
 # --- the documentation --------------------------------------------------------------------------
+
+
+def test_a_password_like_a_reference_is_not_shown() -> None:
+    said = refusal("[database]\nurl = postgresql://u:%(secret)s@h/d\n")
+    assert "secret" not in said
+    assert "a % is written %%" in said
 
 
 @pytest.mark.parametrize(

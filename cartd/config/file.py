@@ -90,7 +90,9 @@ def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
         if mark[1] is None:
             return sign
         if (other := others.get(mark[1])) is None:
-            raise LookupError(f"refers to %({mark[1]})s, which is not there")
+            # In a URL, what looks like a reference may be of a password.
+            name = "..." if "@" in text else mark[1]
+            raise LookupError(f"refers to %({name})s, which is not there; a % is written %%")
         return _put_in(other, key, others, depth + 1)
 
     return _MARK.sub(replace, text)

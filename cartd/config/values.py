@@ -13,7 +13,7 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 from cartd.config.tls_endpoint import parse_tls_endpoint
 
@@ -182,6 +182,7 @@ def archive_url(value: str) -> str:
         raise ValueError("holds a user or a password, which cartd does not send")
     if "?" in value or "#" in value:
         raise ValueError(f"{value!r} has a query or a fragment, but ids are put behind it")
+    value = parts.scheme + value[len(parts.scheme) :]
     return value if value.endswith("/") else value + "/"
 
 
@@ -189,28 +190,34 @@ def sqlalchemy_url(value: str) -> str:
     """Turn the URL of a database, peewee's or SQLAlchemy's, into the one to connect with.
 
     peewee's ``sqliteext:``, ``postgres:``, ``postgresext:`` and the pooled variants are known
-    (its playhouse.db_url), its parameters for pools are dropped, and an ``@`` in a password need
-    not be encoded.  A reason never shows the URL, which may hold a password.
+    (its playhouse.db_url), its parameters for pools are dropped, and an ``@`` or a space in a
+    password need not be encoded.  A reason never shows the URL, which may hold a password.
     """
-    if "\0" in value:
-        raise ValueError("holds a NUL")
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ValueError("holds a control character")
     kind, _, rest = value.partition(":")
     kind = kind.lower().removesuffix("+pool")
     dialect = _DATABASES.get(kind)
     if dialect is None:
         raise ValueError(_unknown_database(kind if rest else ""))
     if dialect == "sqlite":
-        if re.fullmatch(r"///[^?]+", rest.partition("?")[0]) is None or ":memory:" in rest:
+        if re.fullmatch(r"///[^?]*[^?\s]", rest.partition("?")[0]) is None or ":memory:" in rest:
             raise ValueError("an SQLite database is written sqlite:///FILE or sqlite:////DIR/FILE")
         return f"{dialect}:{_without_peewee(rest)}"
-    authority = re.fullmatch(r"//([^/?#]*)(.*)", rest, re.DOTALL)
+    if "#" in rest:
+        # Else one reader's fragment is another's part of a host or a password.
+        raise ValueError("holds a #, which a URL writes %23")
+    authority = re.fullmatch(r"//([^/?]*)(.*)", rest, re.DOTALL)
     if authority is None:
         raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
     _split(value)
     login, at, host = authority[1].rpartition("@")
     if host.endswith(":"):
         raise ValueError("is not a URL: there is no port behind the colon")
-    return f"{dialect}://{login.replace('@', '%40')}{at}{host}{_without_peewee(authority[2])}"
+    if re.search(r"\s", host + authority[2]):
+        raise ValueError("holds white space, which a URL writes %20")
+    login = re.sub(r"[@\s]", lambda found: quote(found[0]), login)
+    return f"{dialect}://{login}{at}{host}{_without_peewee(authority[2])}"
 
 
 def _unknown_database(kind: str) -> str:

@@ -82,4 +82,5 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value).replace("\n", "\n ")
+    # A path may end in a space, which a slash keeps.
+    return str(value).replace("\n", "\n ") + "/" * str(value)[-1:].isspace()
