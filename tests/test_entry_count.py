@@ -79,6 +79,7 @@ def test_other_lists_below_and_beside_do_not_count() -> None:
     assert not has_more(posted(ENTRY, ENTRY), 2)
     assert has_more(posted(ENTRY, ENTRY), 1)
     assert not has_more(json.dumps({"fileids": [{"x": list(range(50))}]}).encode(), 2)
+    assert not has_more(posted(ENTRY, ENTRY, keys=dict.fromkeys("abcdefgh")), 2)
 
 
 @pytest.mark.parametrize("body", [b"", b"]", b"}}}]]]", b'"', b'{"fileids":[', b"\xff,[,{,\\"])

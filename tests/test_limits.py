@@ -224,10 +224,15 @@ def test_no_more_carts_are_staged_than_may_be(tmp_path: Path) -> None:
 
 def test_the_systems_limit_of_open_files_is_kept_to(tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive="http://127.0.0.1:1/", started=False) as cartd:
-        cartd.program = ("/bin/sh", "-c", f"ulimit -n 600; exec {' '.join(cartd.twistd)}")
+        cartd.program = ("/bin/sh", "-c", f"ulimit -n 472; exec {' '.join(cartd.twistd)}")
         cartd.fresh = True
         cartd.start()
-        assert "Only 34 of max_connections = 4000 are taken" in cartd.log
+        assert "Only 2 of max_connections = 4000 are taken" in cartd.log
         assert cartd.process is not None
-        assert resource.prlimit(cartd.process.pid, resource.RLIMIT_NOFILE) == (600, 600)
+        assert resource.prlimit(cartd.process.pid, resource.RLIMIT_NOFILE) == (472, 472)
+        with wire(cartd.port) as one, wire(cartd.port) as two:
+            for connection in (one, two):
+                connection.get("/")
+                assert connection.answer().status == 200
+            assert cartd.get("/").status == 503
         assert cartd.terminate() == 0

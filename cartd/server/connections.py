@@ -48,7 +48,7 @@ def _origin(address: IAddress | None) -> str | None:
     host: str | None = getattr(address, "host", None)
     if host is None or ":" not in host:
         return host
-    numbers = IPv6Address(host.partition("%")[0])
+    numbers = IPv6Address(host)
     if numbers.ipv4_mapped is not None:
         return str(numbers.ipv4_mapped)
     return str(IPv6Network((numbers, NETWORK), strict=False))
