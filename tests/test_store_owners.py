@@ -115,6 +115,21 @@ async def refused(store: Store, asker: Asker, **given: Any) -> str | None:
     return error.value.limit
 
 
+class TestAllTogether:
+    @pytest_twisted.ensureDeferred
+    async def test_the_unfinished_carts_of_all_users_count(self, store: Store) -> None:
+        carts = [await posted(store, asker, str(asker)) for asker in (ADA, BOB, ROOT, EVERYBODY)]
+        assert await store.unfinished() == 4
+        for cart in carts[:2]:
+            await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_ready(carts[0].id, "me", volume_bytes=0, now=12)
+        assert await store.unfinished() == 3
+        await store.record_error(carts[1].id, "me", "x", position=None, file_error="", now=12)
+        assert await store.unfinished() == 2
+        await deleted(store, carts[2])
+        assert await store.unfinished() == 1
+
+
 class TestShares:
     @pytest_twisted.ensureDeferred
     async def test_what_counts_are_a_users_own_carts_that_are_unfinished(
