@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-NAMES = ("manifest", "ranges", "uid", "filename", "config", "answer", "stream")
+NAMES = (
+    "manifest", "ranges", "uid", "filename", "authorization", "config", "tokens", "answer", "stream",
+)  # fmt: skip
 
 
 class Target(NamedTuple):

@@ -1,0 +1,43 @@
+"""The header Authorization: a name and a secret, both as they were sent, or a failed login.
+
+An input is the header's value.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from twisted.cred.error import LoginFailed
+
+from cartd.auth.claims import Token, read_token
+from cartd.auth.entries import NAME
+
+WORDS = (
+    b"Bearer ", b"Basic ", b"bearer", b"BASIC", b"Digest ", b"ada.secret", b"YWRhOmFkYS5zZWNyZXQ=",
+    b".", b":", b"=", b"==", b" ", b"\t", b"\0", b"\n", b"\xc3\xa4", b"\xff", b"Og==", b",", b'"',
+)  # fmt: skip
+
+_PEER = "192.0.2.1"
+
+
+def check(data: bytes) -> None:
+    scheme, _, rest = data.strip().partition(b" ")
+    try:
+        token = read_token(data, _PEER)
+    except LoginFailed:
+        assert scheme.lower() != b"bearer" or b"." not in rest, data
+        return
+    assert repr(token) == f"Token(name={token.name!r}, peer={_PEER!r})"
+    if scheme.lower() == b"bearer":
+        assert token.secret == rest.strip()
+        _check_name(token, token.secret[: token.secret.rindex(b".")])
+    else:
+        assert scheme.lower() == b"basic", data
+        name = token.name.encode()
+        _check_name(token, name)
+        assert read_token(b"Basic " + b64encode(name + b":" + token.secret), _PEER) == token
+
+
+def _check_name(token: Token, sent: bytes) -> None:
+    """What was not sent as anybody's name is not read as one."""
+    assert token.name.encode() == sent or not NAME.fullmatch(token.name), token
