@@ -14,12 +14,12 @@ from twisted.python.failure import Failure
 
 from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
+from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus
 from cartd.plans import Plans
-from cartd.reader import SendingReader
-from cartd.repair import Repair
+from cartd.sending.reader import SendingReader
+from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
-from cartd.tree_reader import TarReader, TreeReader
 from cartd.uses import Uses
 from cartd.volume import Volume
 

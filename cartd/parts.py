@@ -17,25 +17,25 @@ from cartd.downloads import Downloads
 from cartd.errors import Unavailable
 from cartd.evictor import Evictor, SpaceRules
 from cartd.holders import Holders
-from cartd.orphans import Orphans
+from cartd.integrity.orphans import Orphans
+from cartd.integrity.recovery import Recovery
+from cartd.integrity.repair import Repair
+from cartd.integrity.syncing import Syncing
+from cartd.integrity.verification import Verification
 from cartd.outage import Outage
-from cartd.patience import Patience
+from cartd.outage.waiting_carts import WaitingCarts
+from cartd.outage.witness import Witness
 from cartd.plans import Plans
-from cartd.recovery import Recovery
 from cartd.removal import Removal
-from cartd.repair import Repair
-from cartd.stager import STOP_WAITS, Stager
-from cartd.staging_tools import Tools
+from cartd.staging.patience import Patience
+from cartd.staging.stager import STOP_WAITS, Stager
+from cartd.staging.tools import Tools
 from cartd.store import Store
-from cartd.syncing import Syncing
 from cartd.threads import Apart, Threads
 from cartd.tolerance import Tolerance
 from cartd.uses import Uses
-from cartd.verification import Verification
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
-from cartd.waiting_carts import WaitingCarts
-from cartd.witness import Witness
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
@@ -56,7 +56,7 @@ class Parts:
         volume_number: int | None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``volume_number`` is what :func:`cartd.belonging.belong` gave."""
+        """``volume_number`` is what :func:`cartd.integrity.belonging.belong` gave."""
         self.config = config
         self.reactor = reactor
         self.now = now

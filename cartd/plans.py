@@ -6,12 +6,12 @@ from collections import OrderedDict
 
 from twisted.internet.defer import Deferred, succeed
 
-from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
-from cartd.layout import Layout
 from cartd.model import Cart
 from cartd.shared_job import SharedJob
 from cartd.store import Store
+from cartd.tar.bundle import Bundle
+from cartd.tar.layout import Layout
 from cartd.threads import RunsInThread
 
 PAGE = 5000

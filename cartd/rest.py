@@ -24,8 +24,8 @@ from cartd.errors import (
     VolumeDamaged,
 )
 from cartd.model import Asker, Cart, CartStatus
-from cartd.reader import SendingReader
-from cartd.sender import SendStopped
+from cartd.sending.reader import SendingReader
+from cartd.sending.sender import SendStopped
 from cartd.server import short_answers
 from cartd.server.request import LimitedRequest
 from cartd.server.short_answers import RETRY_AFTER
@@ -51,7 +51,7 @@ class Rest:
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` gives what is read to the client, as :meth:`cartd.sender.Sending.start`.
+        """``send`` gives what is read to the client, as :meth:`cartd.sending.sender.Sending.start`.
 
         Nothing is told of carts, and none is taken, before ``recovered()``.
         """

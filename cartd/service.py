@@ -18,17 +18,17 @@ from cartd import interpreter
 from cartd.admission import Admission
 from cartd.auth import Guard, guard_of
 from cartd.auth.exposure import warnings
-from cartd.belonging import belong
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError
+from cartd.integrity.belonging import belong
+from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.periodic import Periodic
 from cartd.rest import Rest
-from cartd.scrub import Scrub
-from cartd.senders import Senders
+from cartd.sending.senders import Senders
 from cartd.server.limits import Limits
 from cartd.server.listening import listen
 from cartd.server.open_files import connections_that_fit

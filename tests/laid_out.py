@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cartd.bundle import Bundle
-from cartd.layout import Layout, Members
+from cartd.tar.bundle import Bundle
+from cartd.tar.layout import Layout, Members
 
 
 class Member(NamedTuple):

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from cartd.errors import LeaseLost, Unavailable
-from cartd.layout import Members
 from cartd.model import EVERYBODY, UNFINISHED, Asker, Cart, CartFile, CartStatus, FileStatus, Twin
 from cartd.store import Store
 from cartd.store.syncs import Noted
+from cartd.tar.layout import Members
 from tests.laid_out import Member, columns
 
 MTIME = 1_234_567_890

@@ -16,17 +16,17 @@ from zope.interface import implementer
 
 from cartd.archive import Archive, ArchiveError, FileState
 from cartd.concurrency import Turns
+from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.outage import Outage
-from cartd.patience import Patience
+from cartd.outage.waiting_carts import WaitingCarts
+from cartd.outage.witness import Witness
 from cartd.plans import Plans
-from cartd.recovery import Recovery
-from cartd.staging_tools import Reserves, Tools
+from cartd.staging.patience import Patience
+from cartd.staging.tools import Reserves, Tools
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
-from cartd.waiting_carts import WaitingCarts
-from cartd.witness import Witness
 from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cartd import belonging
-from cartd.belonging import belong
 from cartd.errors import ConfigError, NoSpace
+from cartd.integrity import belonging
+from cartd.integrity.belonging import belong
 from cartd.model import CartStatus
 from cartd.store import Store, sync, volume_record
 from tests.databases import sqlite_url

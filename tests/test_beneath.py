@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cartd.beneath import KEPT, NEW, Beneath
-from cartd.file_by_file import FileByFile
+from cartd.sending.file_by_file import FileByFile
 from tests.open_files import open_below
 
 SECRET = b"not of this volume"

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cartd.bundle import Bundle, Literal, Slice
-from cartd.tar_headers import DIRECTORY, FILE, header_length
+from cartd.tar.bundle import Bundle, Literal, Slice
+from cartd.tar.headers import DIRECTORY, FILE, header_length
 from tests.laid_out import Member, lay_out
 
 CREATED = 1_700_000_000

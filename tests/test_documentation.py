@@ -113,11 +113,10 @@ def test_every_module_that_the_architecture_names_is_there(page: Path) -> None:
 
 def test_the_floors_name_every_module() -> None:
     named = set(code(DOCS / "architecture.md"))
-    small = {"threads", "shield", "concurrency", "periodic", "progress"}  # "small tools"
     there = {
         f"{path.name}/" if path.is_dir() else path.name
         for path in (ROOT / "cartd").iterdir()
-        if path.suffix in ("", ".py") and path.stem not in {"__init__", "__pycache__", *small}
+        if path.suffix in ("", ".py") and path.stem not in {"__init__", "__pycache__"}
     }
 
     assert there <= named

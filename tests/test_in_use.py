@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cartd.bundle import Literal, Slice
 from cartd.errors import VolumeDamaged
-from cartd.tree_reader import TreeReader
+from cartd.sending.tree_reader import TreeReader
+from cartd.tar.bundle import Literal, Slice
 from cartd.volume import Volume, in_use
 from cartd.volume.in_use import Kept, alone
 from tests.volume_parts import CART, InThisThread, everything, result_of

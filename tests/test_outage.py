@@ -16,9 +16,9 @@ from cartd.concurrency import FEW, MOMENT
 from cartd.errors import Unavailable
 from cartd.holders import Holders
 from cartd.model import Cart, CartFile, CartStatus
-from cartd.stager import Stager
-from cartd.waiting_carts import TELL_AGAIN
-from cartd.witness import Witness
+from cartd.outage.waiting_carts import TELL_AGAIN
+from cartd.outage.witness import Witness
+from cartd.staging.stager import Stager
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench, outage, passing
 from tests.volume_parts import InThisThread, begin, logged, outcome, result_of

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd.bundle import Bundle
 from cartd.errors import VolumeDamaged
-from cartd.layout import Members
 from cartd.model import Cart, CartStatus
 from cartd.plans import PAGE, Plans
 from cartd.store import Store
+from cartd.tar.bundle import Bundle
+from cartd.tar.layout import Members
 from cartd.threads import RunsInThread
 from tests.laid_out import Member, columns, lay_out
 from tests.volume_parts import (

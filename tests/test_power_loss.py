@@ -34,7 +34,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 CHANGED = """
 from threading import Event
-from cartd import syncing
+from cartd.integrity import syncing
 from cartd.volume import hashes
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run

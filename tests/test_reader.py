@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.reader import Reader
-from cartd.tree_reader import LONG, TarReader, TreeReader
+from cartd.sending.reader import Reader
+from cartd.sending.tree_reader import LONG, TarReader, TreeReader
+from cartd.tar.bundle import Literal, Slice
 from tests.laid_out import Member, lay_out
 from tests.open_files import open_below
 

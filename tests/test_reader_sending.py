@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartd.bundle import Slice
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
+from cartd.sending.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
+from cartd.tar.bundle import Slice
 from tests.laid_out import Member, lay_out
 
 SIZES = {

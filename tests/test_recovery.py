@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
+from cartd.integrity.recovery import PATIENCE, ROWS, Recovery
 from cartd.model import Cart
-from cartd.recovery import PATIENCE, ROWS, Recovery
 from cartd.store.syncs import Noted
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench

@@ -12,7 +12,7 @@ from cartd.beneath import Beneath
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
 from cartd.removal import Removal
-from cartd.stager import Stager
+from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
 from cartd.uses import Uses
 from cartd.volume.removal import remove_tree

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from cartd.integrity.orphans import Orphans
 from cartd.model import CartStatus
-from cartd.orphans import Orphans
 from cartd.store import Store
 from cartd.volume import Volume
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of

@@ -11,12 +11,12 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.integrity.repair import Repair
+from cartd.integrity.scrub import Scrub
+from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.periodic import Periodic
-from cartd.repair import Repair
-from cartd.scrub import Scrub
 from cartd.store import Store
-from cartd.verification import Damage, Verification
 from tests.cart_site import CartSite, cart_site
 from tests.memory_store import MemoryStore
 from tests.running_cartd import wait_for

@@ -28,14 +28,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
-from cartd.bundle import Slice
 from cartd.errors import VolumeDamaged
-from cartd.sender import SendStopped
+from cartd.sending.sender import SendStopped
+from cartd.sending.socket_sender import SocketSender, plain_socket
+from cartd.sending.tree_reader import LONG, TreeReader
 from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
-from cartd.socket_sender import SocketSender, plain_socket
+from cartd.tar.bundle import Slice
 from cartd.threads import Few, P, T
-from cartd.tree_reader import LONG, TreeReader
 from tests.sending import AtOnce, Sink
 from tests.server_limits import limits
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until

@@ -20,7 +20,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 SOON = {
     "cartd.store.engines.BUSY_TIMEOUT": 0.3,
-    "cartd.stager.TAKE_UP_EVERY": 0.5,
+    "cartd.staging.stager.TAKE_UP_EVERY": 0.5,
     # Every download has a use to tell.
     "cartd.downloads.USE_TOLD_AFTER": -1.0,
 }

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from cartd.errors import Unavailable
 from cartd.holders import Holders
 from cartd.model import CartStatus, FileStatus
-from cartd.stager import LEASE, TAKE_UP_EVERY, Stager
+from cartd.staging.stager import LEASE, TAKE_UP_EVERY, Stager
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, begin, result_of
 

@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 from cartd.archive import ArchiveError
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
-from cartd.patience import FileFailed
-from cartd.staging import Staging
+from cartd.staging.patience import FileFailed
+from cartd.staging.staging import Staging
 from tests.memory_store import MTIME
 from tests.staging_parts import Bench, passing
 from tests.volume_parts import HeldThreads, begin, everything, failure_of, outcome

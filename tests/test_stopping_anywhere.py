@@ -192,9 +192,10 @@ def test_while_another_program_has_locked_the_database(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     """What it has of it cannot be written down; who starts next sees that it has ended."""
-    soon = dict.fromkeys(["cartd.stager.STOP_WAITS", "cartd.parts.STOP_WAITS"], 0.5)
+    patiences = ("staging.stager.STOP_WAITS", "parts.STOP_WAITS", "integrity.syncing.LAST_SYNC")
+    soon = {f"cartd.{patience}": 0.5 for patience in patiences}
     with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
-        cartd.program = with_values(cartd.twistd, {**soon, "cartd.syncing.LAST_SYNC": 0.5})
+        cartd.program = with_values(cartd.twistd, soon)
         cartd.start()
         stage(cartd, archive, "ready", 1000)
         body = manifest_of(archive, "mine", MB)

@@ -9,11 +9,11 @@ import pytest
 import pytest_twisted
 
 from cartd.errors import LeaseLost
-from cartd.layout import Members
 from cartd.manifest import Entry
 from cartd.model import CartStatus, FileStatus
 from cartd.store import Store
 from cartd.store.batches import BATCH
+from cartd.tar.layout import Members
 from tests.databases import the_reactor
 from tests.stored_carts import (
     SHA1,

@@ -14,9 +14,9 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
+from cartd.integrity.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
 from cartd.store import Store
 from cartd.store.syncs import Noted
-from cartd.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
 from cartd.threads import Apart
 from cartd.volume.file_system import FileSystem, SyncFailed
 from tests.databases import the_reactor

@@ -13,9 +13,9 @@ from twisted.internet.task import Clock, deferLater
 from cartd.concurrency import FEW, Turns, for_each
 from cartd.holders import Holders
 from cartd.model import Cart
-from cartd.retrieval import WINDOW
 from cartd.shares import Crowd
-from cartd.stager import Stager
+from cartd.staging.retrieval import WINDOW
+from cartd.staging.stager import Stager
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, result_of
 

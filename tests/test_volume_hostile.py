@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from cartd.beneath import Beneath
-from cartd.bundle import Slice
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.holders import Holders
 from cartd.model import Twin
-from cartd.tree_reader import TarReader, TreeReader
+from cartd.sending.tree_reader import TarReader, TreeReader
+from cartd.tar.bundle import Slice
 from cartd.volume import Volume
 from cartd.volume.identity import read_number
 from cartd.volume.removal import DEEPEST, remove_tree

@@ -25,11 +25,11 @@ from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
 from cartd.admin.token import add_actions, token
 from cartd.admin.verify import Verify
-from cartd.belonging import belong
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError
+from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.store import schema_state, sync, wait_for_database

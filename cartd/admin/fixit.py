@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus
-from cartd.repair import Repair
 from cartd.store import Store
 
 LOOK_EVERY = 0.5

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TextIO
 
+from cartd.integrity.orphans import Orphans
+from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
-from cartd.orphans import Orphans
 from cartd.store import Store
-from cartd.verification import Damage, Verification
 from cartd.wording import shown
 
 

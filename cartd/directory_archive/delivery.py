@@ -11,14 +11,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.server import Request
 
-from cartd.bundle import Slice
 from cartd.directory_archive.files import Opened
 from cartd.directory_archive.misfortune import Garbled, Mishap
 from cartd.ranges import http_date
-from cartd.reader import Reader
-from cartd.sender import Sender, SendStopped
+from cartd.sending.reader import Reader
+from cartd.sending.sender import Sender, SendStopped
+from cartd.sending.tree_reader import TreeReader
+from cartd.tar.bundle import Slice
 from cartd.threads import RunsInThread
-from cartd.tree_reader import TreeReader
 
 CHUNK = 1 << 20
 """Bytes that are read in one trip to a thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from enum import Enum
 
-from cartd.reader import Reader
+from cartd.sending.reader import Reader
 
 
 class Mishap(Enum):

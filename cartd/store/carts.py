@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
 from cartd.errors import CartdError
-from cartd.layout import Members
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
@@ -31,6 +30,7 @@ from cartd.store.rows import (
 )
 from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
+from cartd.tar.layout import Members
 
 T = TypeVar("T")
 

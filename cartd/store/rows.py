@@ -9,9 +9,9 @@ from typing import Any
 from msgspec.json import Decoder
 from sqlalchemy import Select, select
 
-from cartd.layout import Members
 from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store.tables import cart, file
+from cartd.tar.layout import Members
 
 # A naive UTC date plus seconds: right for any time, where fromtimestamp() is not on Windows.
 _EPOCH = datetime(1970, 1, 1)

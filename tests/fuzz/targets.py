@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 NAMES = (
-    "manifest", "ranges", "uid", "filename", "authorization", "config", "tokens", "answer", "stream",
+    "manifest", "ranges", "uid", "filename", "authorization",
+    "config", "tokens", "answer", "stream",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The file of tokens: all its entries, which mean the same when written anew, or one line of why not.
+"""The file of tokens: all its entries, the same when written anew, or one line of why not.
 
 An input is the file; a reason never shows what it keeps of a secret.
 """
@@ -12,8 +12,8 @@ from cartd.auth.entries import NAME, name_of_line, parse
 KEY = "c2VjcmV0c2VjcmV0c2VjcmV0"
 WORDS = (
     f"ada admin $scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYWx0${KEY}\n".encode(),
-    b" user ", b" admin ", b"$scrypt$", b"ln=", b",r=", b",p=", b"$", b"#", b"\n", b"\r", b"ada@h.org",
-    b"\xc2\x85", b"\xe2\x80\xa8", b"\x0c", b"=", b"99", b"a" * 255, KEY.encode(),
+    b" user ", b" admin ", b"$scrypt$", b"ln=", b",r=", b",p=", b"$", b"#", b"\n", b"\r",
+    b"ada@h.org", b"\xc2\x85", b"\xe2\x80\xa8", b"\x0c", b"=", b"99", b"a" * 255, KEY.encode(),
 )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from cartd import parts, plans, retrieval, staging
-from cartd.belonging import belong
+from cartd import parts, plans
 from cartd.config import Config, load
 from cartd.errors import Unavailable
+from cartd.integrity.belonging import belong
 from cartd.parts import Parts
 from cartd.removal import Removal
 from cartd.service import Cartd
+from cartd.staging import retrieval, staging
 from cartd.store import connections, database, sync
 from cartd.uses import Uses
 from cartd.volume import Volume, bundles, incoming, volume

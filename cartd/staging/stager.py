@@ -19,14 +19,14 @@ from cartd.errors import (
     VolumeDamaged,
 )
 from cartd.holders import Holders, Silence
-from cartd.missing import lose_unreadable
+from cartd.integrity.missing import lose_unreadable
+from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
-from cartd.patience import FileFailed
 from cartd.periodic import Periodic
-from cartd.recovery import Recovery
 from cartd.shares import Crowd
-from cartd.staging import Staging
-from cartd.staging_tools import Tools
+from cartd.staging.patience import FileFailed
+from cartd.staging.staging import Staging
+from cartd.staging.tools import Tools
 from cartd.store import Store
 from cartd.threads import RunsInThread
 from cartd.wording import shown

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from cartd.errors import CartdError
 from cartd.model import in_words
-from cartd.waiting_carts import WaitingCarts
+from cartd.outage.waiting_carts import WaitingCarts
 
 
 class OutageTooLong(CartdError):

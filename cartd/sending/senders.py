@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from cartd.reader import SendingReader
-from cartd.sender import Sender
-from cartd.socket_sender import SocketSender, plain_socket
+from cartd.sending.reader import SendingReader
+from cartd.sending.sender import Sender
+from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.threads import Few, RunsInThread
 
 QUICK_THREADS = 2
@@ -40,7 +40,7 @@ class Senders:
         self._downloads = downloads
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
-        """As :meth:`cartd.sender.Sending.start`; ``request`` is a ``LimitedRequest``."""
+        """As :meth:`cartd.sending.sender.Sending.start`; ``request`` is a ``LimitedRequest``."""
         own_socket = plain_socket(request.transport, self._reactor)
         if own_socket is None:
             return Sender(reader, self._threads, request, self._chunk).start()

@@ -8,8 +8,8 @@ from tarfile import BLOCKSIZE, LENGTH_NAME, RECORDSIZE
 
 from msgspec import Struct, msgpack
 
-from cartd.bundle import SEPARATOR, Bundle, Columns
-from cartd.tar_headers import NUMBER_LIMIT, header_length
+from cartd.tar.bundle import SEPARATOR, Bundle, Columns
+from cartd.tar.headers import NUMBER_LIMIT, header_length
 
 PATHS_TOGETHER = 250
 """Paths in one string: whoever reads the tar has so many apart, about 20 KiB."""

@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IReactorTime
 from cartd.archive import Archive
 from cartd.model import Cart
 from cartd.outage import Outage
-from cartd.patience import Patience
 from cartd.plans import Plans
+from cartd.staging.patience import Patience
 from cartd.store import Store
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume

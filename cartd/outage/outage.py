@@ -26,9 +26,9 @@ from cartd.archive import ArchiveError
 from cartd.backoff import as_asked, endless_waits
 from cartd.concurrency import Turns
 from cartd.model import Cart
-from cartd.waiting_carts import WaitingCarts
-from cartd.waiting_files import WaitingFiles
-from cartd.witness import Witness
+from cartd.outage.waiting_carts import WaitingCarts
+from cartd.outage.waiting_files import WaitingFiles
+from cartd.outage.witness import Witness
 
 log = Logger()
 

@@ -13,10 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from cartd.integrity.repair import Repair
+from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
-from cartd.repair import Repair
 from cartd.store import Store
-from cartd.verification import Damage, Verification
 
 REST = 9
 """Times as long as it has read it rests."""

@@ -17,10 +17,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
-from cartd.bundle import Literal, Slice
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.file_by_file import FileByFile
-from cartd.reader import Keeps
+from cartd.sending.file_by_file import FileByFile
+from cartd.sending.reader import Keeps
+from cartd.tar.bundle import Literal, Slice
 
 LONG: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""

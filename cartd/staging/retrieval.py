@@ -13,8 +13,8 @@ from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
-from cartd.progress import Batches
-from cartd.staging_tools import Tools
+from cartd.staging.progress import Batches
+from cartd.staging.tools import Tools
 from cartd.volume.incoming import Incoming
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.errors import CartdError
-from cartd.reader import Reader
+from cartd.sending.reader import Reader
 from cartd.threads import RunsInThread
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from cartd.missing import begun, lose_what_is_missing
+from cartd.integrity.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile
-from cartd.progress import Batches
-from cartd.retrieval import PAGE, Retrieval
-from cartd.staging_tools import Tools
-from cartd.tree_reader import TreeReader
-from cartd.twins import link_twins
+from cartd.sending.tree_reader import TreeReader
+from cartd.staging.progress import Batches
+from cartd.staging.retrieval import PAGE, Retrieval
+from cartd.staging.tools import Tools
+from cartd.staging.twins import link_twins
 
 
 class Staging:

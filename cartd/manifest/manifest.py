@@ -24,9 +24,9 @@ from urllib.parse import unquote
 import msgspec
 
 from cartd.checksum import digest_size
-from cartd.claimed_paths import ClaimedPaths
-from cartd.entry_count import check_entries
 from cartd.errors import InvalidInput
+from cartd.manifest.claimed_paths import ClaimedPaths
+from cartd.manifest.entry_count import check_entries
 
 ID_LIMIT = 1024
 """Bytes of an archive id."""

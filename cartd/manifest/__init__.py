@@ -1,0 +1,5 @@
+"""What a client posts: bytes in, entries or an error out."""
+
+from cartd.manifest.manifest import COMPONENT_LIMIT, ID_LIMIT, PATH_LIMIT, Entry, Manifest, parse
+
+__all__ = ["COMPONENT_LIMIT", "ID_LIMIT", "PATH_LIMIT", "Entry", "Manifest", "parse"]

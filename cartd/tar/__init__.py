@@ -1,0 +1,1 @@
+"""The tar of a cart as arithmetic: which byte stands where, before any file is opened."""
