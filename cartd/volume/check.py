@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from cartd.beneath import Beneath
 from cartd.errors import ConfigError, NoSpace
 from cartd.volume.directories import Directories
+from cartd.volume.momentary import TRIAL, momentary, sweep
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 
@@ -30,13 +30,14 @@ def prepare(paths: VolumePaths) -> None:
         except OSError as error:
             raise unusable(directory, error.strerror or str(error)) from None
     try:
-        _try_out(paths)
+        sweep(paths)
+        with momentary(paths, TRIAL) as temporary:
+            _try_out(paths, temporary)
     except OSError as error:
         raise unusable(paths.root, error.strerror or str(error)) from None
 
 
-def _try_out(paths: VolumePaths) -> None:
-    temporary = paths.all_incoming / f".trial-{secrets.token_hex(8)}"
+def _try_out(paths: VolumePaths, temporary: Path) -> None:
     final = paths.root / temporary.name
     trial = PartialFile(temporary, final, Directories(paths.root))
     try:

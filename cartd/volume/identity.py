@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import threading
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from twisted.logger import Logger
 from cartd.beneath import READ, regular
 from cartd.errors import VolumeAway
 from cartd.volume.directories import Directories
+from cartd.volume.momentary import momentary
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 
@@ -50,13 +50,13 @@ def write_number(root: Path, number: int) -> None:
     Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
     """
     paths = VolumePaths(root)
-    temporary = paths.all_incoming / f"{paths.identity.name}-{secrets.token_hex(8)}"
-    partial = PartialFile(temporary, paths.identity, Directories(root))
-    try:
-        partial.append(f"{number}\n{_EXPLANATION}\n".encode())
-        partial.place(durable=True)
-    finally:
-        partial.discard()
+    with momentary(paths, paths.identity.name) as temporary:
+        partial = PartialFile(temporary, paths.identity, Directories(root))
+        try:
+            partial.append(f"{number}\n{_EXPLANATION}\n".encode())
+            partial.place(durable=True)
+        finally:
+            partial.discard()
 
 
 def holds_carts(root: Path) -> bool:

@@ -1,0 +1,52 @@
+"""Files of no cart, in ``incoming/`` for a moment of a start; and those that a kill has left there.
+
+Strategy: who writes one has the directory of them all in use meanwhile, as one has that of a cart
+that is sent.  Who gets it alone knows that whoever wrote what is there has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cartd.beneath import Beneath
+from cartd.errors import VolumeDamaged
+from cartd.volume.files import entries
+from cartd.volume.in_use import Kept, alone
+from cartd.volume.paths import VolumePaths
+
+TRIAL = ".trial"
+_LEFT = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
+
+
+@contextmanager
+def momentary(paths: VolumePaths, hint: str) -> Iterator[Path]:
+    """A name in ``incoming/`` that nobody else has; what is written there is not swept away.
+
+    Raises ``OSError`` if the directory is being swept, which takes no time.
+    """
+    kept = Kept(paths.all_incoming)
+    try:
+        kept.take()
+    except VolumeDamaged:
+        reason = "another process has been looking through it for too long"
+        raise OSError(errno.EBUSY, reason, str(paths.all_incoming)) from None
+    try:
+        yield paths.all_incoming / f"{hint}-{secrets.token_hex(8)}"
+    finally:
+        kept.let_go()
+
+
+def sweep(paths: VolumePaths) -> None:
+    """Remove what starts that were killed have left, unless another one is at work just now."""
+    with alone(paths.all_incoming) as nobody_writes:
+        if nobody_writes:
+            with Beneath(paths.root) as below:
+                for directory in (paths.root, paths.all_incoming):
+                    for name, _ in entries(below, directory):
+                        if _LEFT.fullmatch(name):
+                            below.unlink(directory / name)
