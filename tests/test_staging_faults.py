@@ -138,3 +138,20 @@ async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: 
             assert tries == 1 if name in FINAL else 3 <= tries <= 6
         assert not any(path.endswith("/file") for path in on_the_volume(cartd))
         assert not any(path.startswith("incoming") for path in on_the_volume(cartd))
+
+
+@pytest_twisted.ensureDeferred
+async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwise(
+    tmp_path: Path,
+) -> None:
+    async with cartd_beside_an_archive(tmp_path, settings(retries=3)) as (cartd, archive):
+        for name, last in {"unlucky": status(500), "gone": status(404)}.items():
+            archive.put(name, DATA)
+            archive.fault(name, wrong_bytes(), method="GET", times=2)
+            archive.fault(name, last, method="GET", request=3, times=None)
+            posted = manifest([entry(name, "file", DATA)])
+            await deferToThread(cartd.post, name, posted)
+        unlucky = await deferToThread(cartd.wait_until, "unlucky", "error")
+        assert " was declared; at the last try, the archive answered 500 " in unlucky
+        gone = await deferToThread(cartd.wait_until, "gone", "error")
+        assert "declared" not in gone

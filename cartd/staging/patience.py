@@ -24,12 +24,17 @@ log = Logger()
 
 
 class FileFailed(CartdError):
-    """A file could not be staged; carries which one, for the store."""
+    """A file could not be staged; carries which one, for the store.
 
-    def __init__(self, file: CartFile, cause: Exception) -> None:
-        super().__init__(f"Failed to stage {file.path} (archive id {file.archive_id}): {cause}")
+    That it came ``wrong`` in an earlier try says more of it than that the last one failed.
+    """
+
+    def __init__(self, file: CartFile, cause: Exception, wrong: Mismatch | None = None) -> None:
+        self.cause = str(cause) if wrong is None else f"{wrong}; at the last try, {cause}"
+        super().__init__(
+            f"Failed to stage {file.path} (archive id {file.archive_id}): {self.cause}"
+        )
         self.position = file.position
-        self.cause = str(cause)
 
 
 class Patience:
@@ -63,6 +68,7 @@ class Patience:
         pauses = waits(self._tries, self._random)
         answers = self._outage.answers
         wrong: list[str] = []
+        mismatch: Mismatch | None = None
         while True:
             try:
                 answer = await self._in_turn(cart, file, attempt)
@@ -71,6 +77,7 @@ class Patience:
             except Mismatch as error:
                 self._judge(wrong, str(error))
                 failure: ArchiveError | Mismatch = error
+                mismatch = error
             except ArchiveError as error:
                 failure = error
             else:
@@ -86,7 +93,8 @@ class Patience:
             elif await self._is_innocent(cart, file, failure, answers):
                 pauses = waits(self._tries, self._random)
             else:
-                raise FileFailed(file, failure) from failure
+                passes = isinstance(failure, ArchiveError) and failure.retryable
+                raise FileFailed(file, failure, mismatch if passes else None) from failure
 
     async def _in_turn(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
