@@ -220,8 +220,8 @@ class Stager:
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
         staging = self._stagings.get(cart_id)
-        await self._record_rest(cart_id)
         try:
+            await self._record_rest(cart_id)
             await self._store.record_error(
                 cart_id,
                 self._holders.name,
@@ -242,6 +242,8 @@ class Stager:
             # Who has taken the cart over has files there that are not recorded yet.
             if cart_id in await self._store.renew(self._holders.name, self._now() + LEASE):
                 await staging.record_rest()
+        except Unavailable:
+            raise  # it is staged again: what is on the volume must not go uncounted
         except (CartdError, OSError) as error:
             log.warn(
                 "What cart {id} has left is neither recorded nor removed: {error}",
