@@ -122,6 +122,24 @@ class TestErrors:
         assert there == set(bench.store.staged(cart.id)) != set()
         assert list((bench.root / "incoming").iterdir()) == []
 
+    def test_a_cart_ends_in_error_only_when_the_store_knows_what_it_has_left(
+        self, bench: Staged
+    ) -> None:
+        """Else what is on the volume, but not recorded, would take room that nobody counts."""
+        bench.start()
+        cart, held = bench.put(), bench.hold("GET", "2")
+        bench.stager.begin(cart.id)
+        bench.clock.advance(1)
+        assert bench.store.staged(cart.id) == ["1"]
+        bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
+        bench.store.away = 1
+        held.callback(None)
+        assert bench.stager.count() == 0
+        assert bench.status(cart.id) is CartStatus.STAGING
+        bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
+        bench.clock.advance(TAKE_UP_EVERY)
+        assert bench.status(cart.id) is CartStatus.ERROR
+
     def test_a_cart_that_fails_when_its_bundle_is_written_takes_what_that_takes(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
