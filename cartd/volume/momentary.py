@@ -33,7 +33,7 @@ def momentary(paths: VolumePaths, hint: str) -> Iterator[Path]:
     try:
         kept.take()
     except VolumeDamaged:
-        reason = "another process has been looking through it for too long"
+        reason = "another process that is starting has locked incoming/: stop it, or wait for it"
         raise OSError(errno.EBUSY, reason, str(paths.all_incoming)) from None
     try:
         yield paths.all_incoming / f"{hint}-{secrets.token_hex(8)}"
