@@ -168,19 +168,47 @@ NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "manifest: is not JSON: "),
     "cut": (b'{"fileids": [', "manifest: is not JSON: "),
     "more after the end": (body() + b"x", "manifest: is not JSON: trailing characters"),
-    "UTF-16": (body().decode().encode("utf-16"), "manifest: is not UTF-8"),
-    "Latin-1 in a value": (b'{"fileids": [], "x": "\xfc"}', "manifest: is not UTF-8"),
-    "Latin-1 in a key": (b'{"fileids": [], "\xfc": 1}', "manifest: is not UTF-8"),
-    "cut character": (b'{"fileids": []}\xe2\x82', "manifest: is not UTF-8"),
+    "UTF-16": (body().decode().encode("utf-16"), "manifest: is not UTF-8 (byte 0)"),
+    "Latin-1 in a value": (b'{"fileids": [], "x": "\xfc"}', "x: is not UTF-8 (byte 22)"),
+    "Latin-1 in a key": (b'{"fileids": [], "\xfc": 1}', "manifest: is not UTF-8 (byte 17)"),
+    "cut character": (b'{"fileids": []}\xe2\x82', "manifest: is not UTF-8 (byte 15)"),
     "NaN": (b'{"fileids": [], "x": NaN}', "manifest: is not JSON: "),
     "lone surrogate": (
         b'{"fileids": [{"id": 1, "path": "\\ud800x\\u0041bcdefg", "hashtype": "sha1",'
         b' "hashsum": ""}]}',
+        "fileids[0].path: holds a lone surrogate (\\ud800, byte 32), which is no Unicode text",
+    ),
+    "second half of a pair alone": (
+        b'{"fileids": [{"id": 1, "path": "caf\\udce9.dat", "hashtype": "sha1", "hashsum": ""}]}',
+        "fileids[0].path: holds a lone surrogate (\\udce9, byte 35), which is no Unicode text",
+    ),
+    "lone surrogate at a string's end": (
+        b'{"fileids": [{"id": 1, "path": "a\\ud83d", "hashtype": "sha1", "hashsum": ""}]}',
+        "fileids[0].path: holds a lone surrogate (\\ud83d, byte 33), which is no Unicode text",
+    ),
+    "lone surrogate in a key that is ignored": (
+        b'{"fileids": [], "x": {"y": "\\ud800"}}',
+        "x: holds a lone surrogate (\\ud800, byte 28), which is no Unicode text",
+    ),
+    "lone surrogate in a name of a key": (
+        b'{"fileids": [{"\\ud800": 1}]}',
+        "fileids[0]: holds a lone surrogate (\\ud800, byte 15), which is no Unicode text",
+    ),
+    "pairs and two backslashes before a lone surrogate": (
+        b'{"fileids": [], "x": "\\ud83d\\ude00\\\\ud800", "y": "\\ud83d\\ude00\\uDE00"}',
+        "y: holds a lone surrogate (\\uDE00, byte 62), which is no Unicode text",
+    ),
+    "lone surrogate in what is no JSON either": (
+        b'{"fileids": [], "x": "\\ud800"',
         "manifest: is not JSON: ",
     ),
     "encoded lone surrogate": (
         b'{"fileids": [{"id": 1, "path": "\xed\xa0\x80", "hashtype": "sha1", "hashsum": ""}]}',
-        "manifest: is not UTF-8",
+        "fileids[0].path: is not UTF-8 (byte 32)",
+    ),
+    "Latin-1 in a path": (
+        b'{"fileids": [{"id": 1}, {"id": 2, "path": "caf\xe9.dat", "x": "\xe9"}]}',
+        "fileids[1].path: is not UTF-8 (byte 46)",
     ),
     "nesting": (b'{"x": ' + b"[" * 100_000, "manifest: is nested too deeply"),
     "nesting in an entry": (
@@ -208,6 +236,31 @@ NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("data", "message"), NOT_A_MANIFEST.values(), ids=list(NOT_A_MANIFEST))
 def test_what_is_no_manifest_is_refused(data: bytes, message: str) -> None:
     assert refusal(data).startswith(message)
+
+
+def test_a_byte_that_is_not_utf_8_is_found_behind_the_first_mebibyte() -> None:
+    # The block before ends in the middle of a character.
+    before = b'{"x": "'
+    data = before + b"y" * (2**20 - len(before) - 1) + "ü".encode() + b"\xff" + b'", "fileids": []}'
+    assert refusal(data) == f"x: is not UTF-8 (byte {2**20 + 1})"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["\\ud83d", "\\ude00", "\\\\", '\\"', "ud83d", "\\u0041", "x"]), max_size=12
+    )
+)
+def test_text_with_surrogates_is_refused_as_such_if_and_only_if_one_is_alone(
+    pieces: list[str],
+) -> None:
+    text = "".join(pieces)
+    said = json.loads(f'"{text}"')
+    lone = any(0xD800 <= ord(character) <= 0xDFFF for character in said)
+    data = b'{"fileids": [], "x": "%s"}' % text.encode()
+    if lone:
+        assert re.match(r"x: holds a lone surrogate \(\\u(d83d|de00), byte \d+\)", refusal(data))
+    else:
+        assert list(parse(data).entries) == []
 
 
 MISSING = object()

@@ -27,6 +27,7 @@ from cartd.checksum import digest_size
 from cartd.errors import InvalidInput
 from cartd.manifest.claimed_paths import ClaimedPaths
 from cartd.manifest.entry_count import check_entries
+from cartd.manifest.not_text import lone_surrogate, not_utf8
 
 ID_LIMIT = 1024
 """Bytes of an archive id."""
@@ -140,16 +141,25 @@ def _decode(body: bytes) -> _Posted:
     try:
         _check_utf8(body)
         return _posted.decode(body.removeprefix(_BOM))
-    except _DECODE_ERRORS as error:
+    except msgspec.ValidationError as error:
         raise InvalidInput(_reason(error, "")) from None
+    except _DECODE_ERRORS as error:
+        raise InvalidInput(lone_surrogate(body) or _reason(error, "")) from None
 
 
 def _check_utf8(body: bytes) -> None:
-    """Raise UnicodeDecodeError: msgspec does not look into the strings that it reads past."""
-    if not body.isascii():
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for start in range(0, len(body), _BLOCK):
-            decoder.decode(body[start : start + _BLOCK], final=start + _BLOCK >= len(body))
+    """Raise InvalidInput: msgspec does not look into the strings that it reads past."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _BLOCK):
+        end = min(start + _BLOCK, len(body))
+        try:
+            decoder.decode(body[start:end], final=end == len(body))
+        except UnicodeDecodeError as error:
+            # What it was given begins with what the block before has left of a character.
+            at = end - len(error.object) + error.start
+            raise InvalidInput(not_utf8(body, at)) from None
 
 
 def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntry]:

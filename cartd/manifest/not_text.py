@@ -1,0 +1,126 @@
+"""Where a manifest is no Unicode text: bytes that are not UTF-8, or an escape that is no character.
+
+Strategy: this is looked for only after the parser has stopped.  The parser tells no offsets of
+entries, so the fault is replaced by a marker that occurs nowhere else, and the body is parsed once
+more: the entry that has the marker is the one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+_BLOCK: Final = 1 << 20
+_LONE: Final = re.compile(
+    rb"\\u[dD](?:"
+    rb"[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|[c-fC-F][0-9a-fA-F]{2}(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb")"
+)
+"""Half of a pair without its other half (RFC 8259, section 8.2); two backslashes are not there."""
+_SPACES: Final = b"\xff\xff"
+"""In place of two backslashes: whatever is no part of an escape."""
+_ESCAPE: Final = 6
+"""Bytes of ``\\udce9``."""
+LONGEST_KEY: Final = 100
+"""Characters of a key that is told of."""
+
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def lone_surrogate(body: bytes) -> str | None:
+    """Say where ``body``, which is no JSON to the parser, holds half of a surrogate pair.
+
+    None if it holds none, or is no JSON for another reason as well.
+    """
+    found = next(_lone_surrogates(body), None)
+    if found is None:
+        return None
+    marked = bytearray(body)
+    for at in _lone_surrogates(body):
+        marked[at : at + _ESCAPE] = b"\\ufffd"
+    marker = _marker(body, _ESCAPE)
+    marked[found : found + _ESCAPE] = marker
+    try:
+        place = _place(bytes(marked), marker)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    escape = body[found : found + _ESCAPE].decode()
+    return f"{place}: holds a lone surrogate ({escape}, byte {found}), which is no Unicode text"
+
+
+def not_utf8(body: bytes, at: int) -> str:
+    """Say where the byte ``at`` of ``body``, which is not UTF-8, is."""
+    marker = _marker(body, 8)
+    marked = b"".join((body[:at], marker, body[at + 1 :]))
+    try:
+        place = _place(marked, marker)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        place = "manifest"
+    return f"{place}: is not UTF-8 (byte {at})"
+
+
+def _marker(body: bytes, length: int) -> bytes:
+    """Letters that are not in ``body``."""
+    while True:
+        marker = secrets.token_hex(length)[:length].encode()
+        if marker not in body:
+            return marker
+
+
+def _lone_surrogates(body: bytes) -> Iterator[int]:
+    start = 0
+    while start < len(body):
+        # Behind a quote no escape goes on.
+        quote = body.find(b'"', start + _BLOCK)
+        end = len(body) if quote < 0 else quote + 1
+        block = body[start:end].replace(b"\\\\", _SPACES)
+        for lone in _LONE.finditer(block):
+            yield start + lone.start()
+        start = end
+
+
+def _place(marked: bytes, marker: bytes) -> str:
+    """The place in a manifest at which the marker is; ``manifest`` if it is in no entry's value.
+
+    Raises ``msgspec.DecodeError`` for what is no JSON.
+    """
+    try:
+        keys = _object.decode(marked)
+    except msgspec.ValidationError:
+        return "manifest"
+    for key, value in keys.items():
+        if key == "fileids":
+            if place := _place_in_entries(value, marker):
+                return place
+        elif marker in bytes(value):
+            return _named(key) or "manifest"
+    return "manifest"
+
+
+def _place_in_entries(value: msgspec.Raw, marker: bytes) -> str | None:
+    try:
+        for position, entry in enumerate(_list.decode(value)):
+            if marker in bytes(entry):
+                return ".".join(filter(None, (f"fileids[{position}]", _key_in(entry, marker))))
+    except msgspec.ValidationError:
+        pass  # it is no list
+    return None
+
+
+def _key_in(entry: msgspec.Raw, marker: bytes) -> str:
+    try:
+        fields = _object.decode(entry)
+    except msgspec.ValidationError:
+        return ""
+    return next((_named(key) for key, value in fields.items() if marker in bytes(value)), "")
+
+
+def _named(key: str) -> str:
+    """The key, unless it is too long to be told."""
+    return key if len(key) <= LONGEST_KEY else ""
