@@ -78,7 +78,7 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
     "an id with a NUL": (_id("1\0"), "fileids[0].id: holds a NUL"),
     "an id with a NUL, encoded": (_id("1%00"), "fileids[0].id: holds a NUL"),
     "an id of 1,025 bytes": (_id("9" * 1025), "fileids[0].id: is over 1024 bytes"),
-    "an id that is half a character": (_id("\ud800"), "manifest: is not JSON"),
+    "an id that is half a character": (_id("\ud800"), "fileids[0].id: holds a lone surrogate"),
     # paths
     "an empty path": (_path(""), "fileids[0].path: names no file"),
     "the root": (_path("/"), "fileids[0].path: names no file"),
@@ -93,7 +93,7 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
     "a component of 128 two-byte characters": (
         _path("é" * 128), "fileids[0].path: has a component"),
     "a path of 4,000 bytes": (_path("/".join(["d" * 99] * 40)), "fileids[0].path: is over"),
-    "a path that is half a character": (_path("\udfff"), "manifest: is not JSON"),
+    "a path that is half a character": (_path("\udfff"), "fileids[0].path: holds a lone surrogate"),
     "a number for a path": (_path(5), "fileids[0].path: expected str"),
     "one path twice": (_two_paths("a/b", "a/b"), "fileids[1].path: is the same"),
     "one path twice, dressed up": (_two_paths("a/b", "//a/./b"), "fileids[1].path: is the same"),
