@@ -15,7 +15,7 @@ from zope.interface import implementer
 from cartd.server.site import LimitedSite
 from tests.server_limits import limits
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @implementer(IPushProducer)

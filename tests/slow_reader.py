@@ -25,7 +25,7 @@ class SlowReader:
         self._socket.settimeout(DEADLINE)
         self._socket.connect(("127.0.0.1", cartd.port))
         self._socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
         self._answer = HTTPResponse(self._socket)
         self._answer.begin()

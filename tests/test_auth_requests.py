@@ -70,7 +70,7 @@ def basic(name: str, token: str) -> str:
 
 
 def declare(connection: Wire, length: int, *headers: str) -> None:
-    lines = ["POST /u HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    lines = ["POST /u HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *headers, "", ""]
     connection.send("\r\n".join(lines).encode())
 
 

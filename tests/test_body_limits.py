@@ -31,7 +31,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 def declare(connection: Wire, uid: str, length: int, *headers: str) -> None:
     """Send the head of a POST."""
-    lines = [f"POST /{uid} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    lines = [
+        f"POST /{uid} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {length}",
+        *headers,
+        "",
+        "",
+    ]
     connection.send("\r\n".join(lines).encode())
 
 
@@ -95,7 +102,9 @@ def test_a_client_that_never_stops_sending_is_cut_off(site: CartSite) -> None:
 
 def test_chunks_are_refused_as_soon_as_they_are_over_the_limit(site: CartSite) -> None:
     with wire(site.port) as connection:
-        connection.send(b"POST /too-long HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.send(
+            b"POST /too-long HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for _ in range(LIMIT // 1_000_000):
             connection.send(chunk(b" " * 1_000_000))
         assert not select.select([connection.socket], [], [], 0)[0]
@@ -114,7 +123,9 @@ def test_a_body_of_exactly_the_limit_is_read(site: CartSite) -> None:
 def test_a_body_in_chunks_and_in_single_bytes_is_read(site: CartSite) -> None:
     body = site.manifest(FILES)
     with wire(site.port) as connection:
-        connection.send(b"POST /bytes HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.send(
+            b"POST /bytes HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for number in range(len(body)):
             connection.send(chunk(body[number : number + 1]))
         connection.send(b"0\r\nTrailer: x\r\n\r\n")

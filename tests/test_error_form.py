@@ -18,7 +18,7 @@ from tests.running_cartd import entry, manifest
 from tests.wire import WireAnswer, wire
 
 LIMIT = 100_000
-END = b" HTTP/1.1\r\nHost: x\r\n"
+END = b" HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = b"POST /u" + END + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -218,7 +218,7 @@ def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_th
         connection = Site(routes, reactor=Clock()).buildProtocol(None)
         transport = StringTransport()
         connection.makeConnection(transport)
-        connection.dataReceived(method + b" /u HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.dataReceived(method + b" /u HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head, _, body = transport.value().decode().partition("\r\n\r\n")
         assert head.startswith("HTTP/1.1 500 ")
         if method == b"HEAD":

@@ -86,9 +86,11 @@ def test_a_bad_uid_is_refused_and_changes_nothing(site: CartSite, uid: str) -> N
     before = everything(site)
     body = manifest([GOOD])
     for method, content in (("POST", body), ("GET", b""), ("DELETE", b"")):
-        request = f"{method} /{uid} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        request = (
+            f"{method} /{uid} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         assert_is_error(ask(site.port, request.encode() + content), 400, BAD_UID)
-    head = ask(site.port, f"HEAD /{uid} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), to_head=True)
+    head = ask(site.port, f"HEAD /{uid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), to_head=True)
     assert head.status == 400
     assert head.headers["x-pacifica-status"] == "error"
     assert head.headers["x-pacifica-message"] == BAD_UID
@@ -119,7 +121,9 @@ def test_a_uid_too_long_for_the_name_of_a_bundle_is_refused(site: CartSite) -> N
 @pytest.mark.parametrize("name", FILENAMES.values(), ids=FILENAMES.keys())
 def test_a_name_that_no_file_may_have_is_refused(site: CartSite, name: str) -> None:
     before = everything(site)
-    answer = ask(site.port, f"GET /ready?filename={name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = ask(
+        site.port, f"GET /ready?filename={name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    )
     assert answer.json["message"].startswith("filename: ")
     assert_is_error(answer, 400, answer.json["message"])
     assert everything(site) == before

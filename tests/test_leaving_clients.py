@@ -127,7 +127,7 @@ def test_carts_are_deleted_though_the_client_does_not_wait_for_it(site: CartSite
     for version in range(12):
         site.stage("unwanted", {"file": b"%d" % version})
     with wire(site.port) as connection:
-        connection.send(b"DELETE /unwanted HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.send(b"DELETE /unwanted HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_for(lambda: site.cartd.request("HEAD", "/unwanted").status == 404)
     wait_for(lambda: not site.on_volume("unwanted"))
 
@@ -135,7 +135,7 @@ def test_carts_are_deleted_though_the_client_does_not_wait_for_it(site: CartSite
 def test_requests_behind_a_download_wait_for_their_turn(site: CartSite) -> None:
     with wire(site.port, receive_buffer=SMALL_BUFFER) as connection:
         connection.get("/large?filename=data.tar")
-        connection.send(b"HEAD /large HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        connection.send(b"HEAD /large HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
         answer = connection.answer()
         assert unpacked(answer.body) == {"a/large": LARGE}
         for _ in range(200):

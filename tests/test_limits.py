@@ -24,7 +24,7 @@ idle_timeout = 1
 stall_timeout = 1
 """
 FILES = {"a/one": b"first"}
-HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_head_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
 
 def test_a_body_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
     with wire(site.port) as connection:
-        connection.send(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        connection.send(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         send_slowly(connection, b" " * 1000)
         assert_refused(connection, 408, "The body has not come in 2 s", "server.body_timeout")
     assert site.cartd.request("HEAD", "/slow").status == 404
@@ -114,7 +114,7 @@ def test_a_body_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
 
 def test_a_body_that_stands_still_is_refused(site: CartSite) -> None:
     with wire(site.port) as connection:
-        connection.send(b"POST /still HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        connection.send(b"POST /still HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         message = "Nothing has come of the body in 1 s"
         assert_refused(connection, 408, message, "server.idle_timeout")
 

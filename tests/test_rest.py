@@ -47,7 +47,9 @@ def test_the_root_says_that_the_service_runs(site: CartSite) -> None:
 
 def test_a_head_of_the_root_has_the_same_headers_and_no_body(site: CartSite) -> None:
     with wire(site.port) as connection:
-        connection.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.send(
+            b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         head, get = connection.answer(to_head=True), connection.answer()
     assert head.status == get.status == 200
     assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
@@ -68,7 +70,7 @@ def test_a_manifest_of_any_content_type_is_taken(site: CartSite, content_type: s
 
 
 def test_the_status_of_a_ready_cart_is_told_in_headers_alone(site: CartSite) -> None:
-    answer = ask(site.port, b"HEAD /ready HTTP/1.1\r\nHost: x\r\n\r\n", to_head=True)
+    answer = ask(site.port, b"HEAD /ready HTTP/1.1\r\nHost: localhost\r\n\r\n", to_head=True)
     assert answer.status == 204
     told = {name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")}
     assert told == {
@@ -102,7 +104,7 @@ def test_a_cart_in_error_says_why_wherever_it_is_asked_for(site: CartSite) -> No
     reason = fail(site, "failed")
     assert reason.startswith("Failed to stage gone (archive id no-such-id): ")
     with wire(site.port) as connection:
-        connection.send(b"HEAD /failed HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.send(b"HEAD /failed HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = connection.answer(to_head=True)
         connection.get("/failed")
         get = connection.answer()
@@ -118,13 +120,13 @@ def test_a_reason_that_is_not_ascii_is_escaped_in_the_header_and_on_one_line_in_
     reason = fail(site, "foreign", "é\r\nX-Evil: 1/€")
     assert r"\xe9\r\nX-Evil: 1/\u20ac " in reason
     assert r"é\r\nX-Evil: 1/€ " in site.cartd.get("/foreign").json["message"]
-    head = ask(site.port, b"HEAD /foreign HTTP/1.1\r\nHost: x\r\n\r\n", to_head=True)
+    head = ask(site.port, b"HEAD /foreign HTTP/1.1\r\nHost: localhost\r\n\r\n", to_head=True)
     assert "x-evil" not in head.headers
 
 
 def test_a_cart_that_is_not_there_is_not_found(site: CartSite) -> None:
     with wire(site.port) as connection:
-        connection.send(b"HEAD /nobody HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.send(b"HEAD /nobody HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = connection.answer(to_head=True)
     assert (head.status, head.headers["x-pacifica-status"]) == (404, "error")
     assert head.headers["x-pacifica-message"] == "No cart with uid nobody found"

@@ -14,7 +14,7 @@ FILES = {"a/one": b"first"}
 BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
 NOT_HTTP = "This is not HTTP"
 UP = {"message": "Pacifica Cartd Interface Up and Running"}
-END = b" HTTP/1.1\r\nHost: x\r\n\r\n"
+END = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,9 @@ def test_requests_that_come_at_once_are_answered_in_their_order(site: CartSite) 
     with wire(site.port) as connection:
         connection.send(
             b"GET /my-cart?filename=x" + END
-            + b"POST /in-a-row HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            + b"POST /in-a-row HTTP/1.1\r\nHost: localhost\r\n"
+            + b"Content-Length: %d\r\n\r\n" % len(body)
+            + body
             + b"HEAD /in-a-row" + END
             + b"DELETE /in-a-row" + END
             + b"GET /in-a-row" + END

@@ -54,7 +54,7 @@ def test_a_body_that_the_disk_does_not_take_is_refused_and_the_connection_ended(
     site: Any = client.site
     site.getContentFile = kept  # Twisted's way to say where a body is kept
     client.channel.dataReceived(
-        b"POST /u HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n" + b"x" * 50
+        b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n" + b"x" * 50
     )
     head, _, body = client.transport.value().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 507 ")

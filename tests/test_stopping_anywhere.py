@@ -70,13 +70,13 @@ def waits_for_the_archive(cartd: RunningCartd, archive: FaultyArchive) -> list[s
 
 
 def receives_a_manifest(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
-    begun(cartd, b"POST /cut HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n[")
+    begun(cartd, b"POST /cut HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n[")
     return []
 
 
 def enters_a_manifest(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
     body = post_many(archive, "entered")
-    head = f"POST /entered HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /entered HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     begun(cartd, head.encode() + body)
     return []
 
@@ -99,12 +99,12 @@ def links_twins(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
 def measures_what_is_damaged(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
     first = next(iter(cartd.volume.glob("*/many/dir-0/file-0")))
     first.unlink()
-    begun(cartd, b"GET /many HTTP/1.1\r\nHost: x\r\n\r\n")
+    begun(cartd, b"GET /many HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return ["many"]
 
 
 def removes_a_tree(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
-    begun(cartd, b"DELETE /twin HTTP/1.1\r\nHost: x\r\n\r\n")
+    begun(cartd, b"DELETE /twin HTTP/1.1\r\nHost: localhost\r\n\r\n")
     appears(cartd, "incoming/*/removed-*")
     return []
 
@@ -204,7 +204,7 @@ def test_while_another_program_has_locked_the_database(
         wait_for(lambda: archive.seen("POST", "mine-0"))
         with closing(sqlite3.connect(cartd.directory / "cartd.sqlite3")) as other:
             other.execute("BEGIN EXCLUSIVE")
-            begun(cartd, b"DELETE /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            begun(cartd, b"DELETE /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert cartd.download("ready") == {"dir/file-0": content("ready-0", 1000)}
             assert cartd.terminate() == 0
             assert_no_surprise(cartd.log)

@@ -19,8 +19,8 @@ reactor: Any = _reactor
 R = TypeVar("R")
 
 BUFFER = 2**17
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST_GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class CountedThreads(Threads):

@@ -47,7 +47,9 @@ class Wire:
 
     def get(self, target: str, *headers: str) -> None:
         """Send a whole GET, with the headers as they are."""
-        self.send("\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *headers, "", ""]).encode())
+        self.send(
+            "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+        )
 
     def head(self) -> WireAnswer:
         """Read the head of an answer, and no more; its body is empty here."""
