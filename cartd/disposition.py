@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import string
 import time
+import unicodedata
 from urllib.parse import quote
 
 from cartd.errors import InvalidInput
@@ -12,24 +14,32 @@ SUFFIX = ".tar"
 MAX_BYTES = 255
 """What the common file systems allow for one name."""
 
-_UNSAFE_CHARACTERS = frozenset("/\\\0")
+_SEPARATORS = frozenset("/\\")
+_CONTROL_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+"""C0, DEL and C1; the separators of lines and of paragraphs."""
+_CONTROL_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""What makes ``gpj.tar`` look like ``rat.jpg`` (UAX 9, section 2)."""
 _NO_FOLDER = frozenset({"", ".", ".."})
 
-_PLAIN = frozenset(string.ascii_letters + string.digits + " !#$&'()+,-.=@[]^_`{}~")
-"""What even clients that split headers naively, or unquote too much, leave as it is."""
+_NOT_QUOTED = frozenset('"/\\')
+_ENCODED = re.compile("%(?=[0-9A-Fa-f]{2})")
+"""Some clients decode this in ``filename=`` (RFC 6266, appendix D)."""
+_INSTEAD = "_"
 
 _ATTR_CHAR = "!#$&+-.^_`|~"
 """Beside letters and digits, what needs no percent-encoding (RFC 8187, section 3.2.1)."""
 
 
 def check_filename(name: str) -> str:
-    """Give ``name`` if a file and, without its ``.tar``, a folder may be called so.
+    """Return ``name`` if a file and, without its ``.tar``, a folder may be called so.
 
-    Raises :class:`InvalidInput`.  Any other text is allowed, control characters too: whoever
-    writes the name into a header uses :func:`content_disposition`.
+    Raises :class:`InvalidInput` for separators of paths, for characters that control a terminal,
+    a line or the direction of text, and for what no file is called.
     """
-    if not _UNSAFE_CHARACTERS.isdisjoint(name):
-        raise InvalidInput("filename: must not hold '/', '\\' or NUL")
+    if not _SEPARATORS.isdisjoint(name):
+        raise InvalidInput("filename: must not hold '/' or '\\'")
+    if any(map(_controls, name)):
+        raise InvalidInput("filename: must not hold control characters")
     if top_folder(name) in _NO_FOLDER:
         raise InvalidInput("filename: must be the name of a file")
     try:
@@ -47,19 +57,51 @@ def top_folder(name: str) -> str:
 
 
 def default_filename(now: float) -> str:
-    """Name a tar after local time, as Pacifica does."""
-    return time.strftime(f"data_%Y_%m_%d_%H_%M_%S{SUFFIX}", time.localtime(now))
+    """Name a tar after its time in UTC: the same one wherever the service runs."""
+    return time.strftime(f"data_%Y_%m_%d_%H_%M_%S{SUFFIX}", time.gmtime(now))
 
 
 def content_disposition(name: str) -> str:
-    """Write the header's value (RFC 6266); pure ASCII without a control character.
+    """Return the header's value (RFC 6266) in printable ASCII, for a name that was checked.
 
-    A name that is not plain is given twice: exactly, in the encoding of RFC 8187, and with ``_``
-    for whatever some client might misread.  The exact one stands first because Python's email
-    package takes the first of the two; those that only know ``filename`` do not look at it.
+    Printable ASCII is given as it is, but for ``"``, ``\\``, ``/`` and a ``%`` that some clients
+    would decode.  Any other name is given twice: first simplified, for clients that know only
+    ``filename``, then exactly, in the encoding of RFC 8187 (RFC 6266, appendix D).
     """
-    if _PLAIN.issuperset(name):
+    plain = _plain(name)
+    if plain == name:
         return f'attachment; filename="{name}"'
-    fallback = "".join(c if c in _PLAIN else "_" for c in name)
     exact = quote(name, safe=_ATTR_CHAR)
-    return f"attachment; filename*=UTF-8''{exact}; filename=\"{fallback}\""
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+
+
+def _controls(character: str) -> bool:
+    return (
+        unicodedata.category(character) in _CONTROL_CATEGORIES
+        or unicodedata.bidirectional(character) in _CONTROL_DIRECTIONS
+    )
+
+
+def _plain(name: str) -> str:
+    """The nearest name in ASCII: letters without their marks, ``_`` for what has no letter."""
+    # Composed first: a mark that is left alone belongs to the letter before it.
+    plain = "".join(map(_ascii, unicodedata.normalize("NFC", name)))
+    plain = "".join(_INSTEAD if c in _NOT_QUOTED or not c.isprintable() else c for c in plain)
+    plain = _ENCODED.sub(_INSTEAD, plain)
+    if top_folder(plain) in _NO_FOLDER:
+        plain = _INSTEAD + plain
+    if len(plain) > MAX_BYTES:  # a sign may stand for many letters
+        suffix = SUFFIX if plain.endswith(SUFFIX) else ""
+        plain = plain[: MAX_BYTES - len(suffix)] + suffix
+    return plain
+
+
+def _ascii(character: str) -> str:
+    """What of the character's decomposition is ASCII; a mark of its own has nothing."""
+    left = "".join(c for c in unicodedata.normalize("NFKD", character) if c in _PRINTABLE)
+    if left.strip() or character.isascii():
+        return left
+    return "" if unicodedata.combining(character) else _INSTEAD
+
+
+_PRINTABLE = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")

@@ -128,17 +128,19 @@ FILENAMES = {
     "dots and .tar": "...tar", "a path": "a/b.tar", "a path, encoded": "..%2f..%2fx.tar",
     "a backslash": "a%5cb", "a NUL": "a%00b", "256 bytes": "f" * 256,
     "256 bytes of accents": "%c3%a9" * 128, "no UTF-8": "%ff%fe",
-    "half a character": "%ed%a0%80",
+    "half a character": "%ed%a0%80", "a header": "x%0d%0aX-Evil:%201",
+    "a whole answer": "x%0d%0a%0d%0aHTTP.1.1%20200%20OK%0d%0a%0d%0a%3Cscript%3E",
+    "a line feed": "x%0aX-Evil:%201", "control characters": "%01%1b%5b2J%7f",
+    "written from right to left": "gpj%e2%80%aerat.tar", "next line": "x%c2%85X-Evil:%201",
+    "a separator of lines": "x%e2%80%a8X-Evil:%201",
 }  # fmt: skip
 """Names that are refused, as they are in a query."""
 
 ODD_FILENAMES = {
-    "a header": "x\r\nX-Evil: 1", "a whole answer": "x\r\n\r\nHTTP.1.1 200 OK\r\n\r\n<script>",
-    "a line feed": "x\nX-Evil: 1", "a quote": 'x"; filename="y', "a semicolon": "x; filename=y",
-    "a backslash's cousins": "x%5c%2f", "percent": "100%", "control characters": "\x01\x1b[2J\x7f",
+    "a quote": 'x"; filename="y', "a semicolon": "x; filename=y",
+    "a backslash's cousins": "x%5c%2f", "percent": "100%", "a colon": "X-Evil: 1",
     "an option": "-rf", "a tilde": "~root", "spaces": "  x  ", "foreign": "Ünï-€-日本.tar",
-    "written from right to left": "gpj\u202erat.tar", "a separator of lines": "x\u2028X-Evil: 1",
-    "next line": "x\x85X-Evil: 1", "255 bytes": "€" * 85, "two endings": "x.tar.tar",
+    "a slash's cousin": "\u2025\uff0fx", "255 bytes": "€" * 85, "two endings": "x.tar.tar",
     "a formula": "=cmd()", "a host's name": "con.tar", "dots behind": "x...", "a star": "*",
 }  # fmt: skip
 """Names that are odd and right: a file may be called so."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email import message_from_string, policy
+from email import message_from_string
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from werkzeug.http import parse_options_header
 
 from cartd.disposition import check_filename, content_disposition, default_filename, top_folder
 from cartd.errors import InvalidInput
@@ -31,6 +33,16 @@ REFUSED = {
     "absolute": "/etc/passwd",
     "backslash": "a\\b.tar",
     "NUL": "a\0.tar",
+    "a line feed": "two\nlines.tar",
+    "an injected header": "a\r\nSet-Cookie: b=c.tar",
+    "a tab": "a\tb.tar",
+    "DEL": "a\x7f.tar",
+    "an escape sequence of a terminal": "a\x1b[2J.tar",
+    "C1": "a\x85b.tar",
+    "a line separator": "a\u2028b.tar",
+    "a paragraph separator": "a\u2029b.tar",
+    "an override of the direction": "photo\u202egpj.tar",
+    "an isolated direction": "a\u2066b\u2069.tar",
     "too long": "x" * 256,
     "too long in UTF-8": "é" * 128,
     "lone surrogate": "a\ud800.tar",
@@ -53,15 +65,25 @@ NAMES = {
     "-O.tar": "-O.tar",
     'say "hi".tar': "say _hi_.tar",
     '"quoted".tar': "_quoted_.tar",
-    "a;b.tar": "a_b.tar",
-    "a; filename=evil.tar": "a_ filename=evil.tar",
-    "100%.tar": "100_.tar",
-    "a%2Fb.tar": "a_2Fb.tar",
-    "naïve — 文件.tar": "na_ve _ __.tar",
-    "two\nlines.tar": "two_lines.tar",
-    "a\r\nSet-Cookie: b=c.tar": "a__Set-Cookie_ b=c.tar",
-    "bell\x07\x7f.tar": "bell__.tar",
-    "C:*?<>|.tar": "C______.tar",
+    "a;b.tar": "a;b.tar",
+    "a; filename=evil.tar": "a; filename=evil.tar",
+    "run:3 a,b?c*d<e>|.tar": "run:3 a,b?c*d<e>|.tar",
+    "100%.tar": "100%.tar",
+    "100%zz.tar": "100%zz.tar",
+    "a%2Fb%c3%a9.tar": "a_2Fb_c3_a9.tar",
+    "\u00e4.tar": "a.tar",
+    "\u00f6.tar": "o.tar",
+    "o\u0308.tar": "o.tar",
+    "x\u0301.tar": "x.tar",
+    "\u00dcbung \u6587\u4ef6.tar": "Ubung __.tar",
+    "na\u00efve \u2014 \u6587\u4ef6.tar": "naive _ __.tar",
+    "\ufb01le \u2463 \u338f.tar": "file 4 kg.tar",
+    "\u0301.tar": "_.tar",
+    "\u2025": "_..",
+    "\u2025\uff0ftmp\uff3cx.tar": ".._tmp_x.tar",
+    "\uff05\uff12\uff26": "_2F",
+    "\U0001f600.tar": "_.tar",
+    "\u200fa.tar": "_a.tar",
 }
 CASES = pytest.mark.parametrize(("name", "plain"), NAMES.items(), ids=[ascii(n) for n in NAMES])
 
@@ -73,12 +95,16 @@ def test_such_names_are_allowed(name: str, plain: str) -> None:
 
 
 @CASES
-def test_the_email_parser_reads_the_exact_name(name: str, plain: str) -> None:
-    header = f"Content-Disposition: {content_disposition(name)}\r\n\r\n"
-    message = message_from_string(header, policy=policy.HTTP)
-    assert message.get_content_disposition() == "attachment"
-    assert message.get_filename() == name
-    assert message.keys() == ["Content-Disposition"]
+def test_who_knows_both_parameters_reads_the_exact_name(name: str, plain: str) -> None:
+    disposition, parameters = parse_options_header(content_disposition(name))
+    assert (disposition, parameters) == ("attachment", {"filename": name})
+
+
+@CASES
+def test_the_plain_name_stands_before_the_exact_one(name: str, plain: str) -> None:
+    value = content_disposition(name)
+    assert value.startswith(f'attachment; filename="{plain}"')
+    assert ("; filename*=UTF-8''" in value) is (name != plain)
 
 
 @CASES
@@ -117,14 +143,30 @@ def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Pat
     assert (tmp_path / plain).read_bytes() == b"body"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "%2F" not in name])
+def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
+    with server_that_says(content_disposition(name)) as url:
+        subprocess.run(
+            ["wget", "-q", "--content-disposition", "--restrict-file-names=nocontrol", url],
+            cwd=tmp_path,
+            env={**os.environ, "no_proxy": "127.0.0.1", "LC_ALL": "C.UTF-8"},
+            check=True,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("\ufdfa" * 85)
 def test_no_name_gets_out_of_its_header(name: str) -> None:
     value = content_disposition(name)
-    assert re.fullmatch(
-        r"""attachment; (filename\*=UTF-8''[\w!#$&+.^`|~%-]*; )?filename="[^"\\%;]*\"""", value
+    matched = re.fullmatch(
+        r"""attachment; filename="([^"\\/]+)"(; filename\*=UTF-8''[\w!#$&+.^`|~%-]*)?""", value
     )
+    assert matched
     assert value.isascii() and value.isprintable()
+    assert check_filename(matched[1]) == matched[1]
+    assert not re.search("%[0-9A-Fa-f]{2}", matched[1])
 
 
 @settings(deadline=None)
@@ -145,7 +187,15 @@ def test_the_folder_is_the_name_without_its_suffix(name: str, folder: str) -> No
     assert top_folder(name) == folder
 
 
-def test_the_default_name_is_the_local_time() -> None:
-    now = time.mktime((2026, 3, 4, 5, 6, 7, 0, 0, -1))
-    assert default_filename(now + 0.9) == "data_2026_03_04_05_06_07.tar"
-    assert check_filename(default_filename(now)) == default_filename(now)
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_the_default_name_is_the_time_in_utc_wherever_the_service_runs(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert default_filename(1772600767.9) == "data_2026_03_04_05_06_07.tar"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert check_filename(default_filename(0)) == default_filename(0)

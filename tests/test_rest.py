@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 import time
 from collections.abc import Iterator
@@ -168,7 +169,8 @@ def test_without_a_name_a_download_is_called_after_the_time_of_its_posting(site:
         first.headers["content-disposition"],
     )
     assert named
-    assert before <= time.mktime(time.strptime(named[1], "data_%Y_%m_%d_%H_%M_%S")) <= time.time()
+    posted = calendar.timegm(time.strptime(named[1], "data_%Y_%m_%d_%H_%M_%S"))
+    assert before <= posted <= time.time()
     assert first.body.startswith(f"{named[1]}/\0".encode())
     assert first.body == second.body
     assert unpacked(first.body) == FILES

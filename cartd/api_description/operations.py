@@ -12,7 +12,7 @@ from cartd.api_description.answers import (
     head_errors,
     told,
 )
-from cartd.api_description.schemas import EXAMPLE_MANIFEST, NUL, ref
+from cartd.api_description.schemas import CONTROLS, EXAMPLE_MANIFEST, ref
 from cartd.disposition import MAX_BYTES
 from cartd.uids import UID_PATTERN
 
@@ -54,7 +54,7 @@ PARAMETERS: dict[str, Any] = {
             "minLength": 1,
             "maxLength": MAX_BYTES,
             "allOf": [
-                {"not": {"pattern": rf"[/\\]|{NUL}"}},
+                {"not": {"pattern": rf"[/\\{CONTROLS}]"}},
                 {"not": {"enum": [".", "..", ".tar", "..tar", "...tar"]}},
             ],
         },

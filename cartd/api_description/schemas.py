@@ -15,6 +15,8 @@ HASH_TYPES = (
 """Those of a fixed length that every Python has."""
 
 NUL = r"\u0000"
+CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
+"""Within brackets, what :func:`cartd.disposition.check_filename` refuses wherever it stands."""
 _DOT = r"(?:\.|%2[Ee])"
 _SLASH = r"(?:[/\\]|%2[Ff]|%5[Cc])"
 

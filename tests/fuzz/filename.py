@@ -10,6 +10,8 @@ from email import message_from_string, policy
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
+from werkzeug.http import parse_options_header
+
 from cartd.disposition import MAX_BYTES, check_filename, content_disposition, top_folder
 from cartd.errors import InvalidInput
 
@@ -19,7 +21,8 @@ WORDS = (
     b"\t",
 )  # fmt: skip
 
-_HEADER = re.compile(r"""attachment; (filename\*=UTF-8''([!-~]+); )?filename="([^"\\]*)\"""")
+_HEADER = re.compile(r"""attachment; filename="([^"\\/]+)"(; filename\*=UTF-8''([!-~]+))?""")
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def check(data: bytes) -> None:
@@ -29,6 +32,7 @@ def check(data: bytes) -> None:
     except InvalidInput as error:
         assert str(error).startswith("filename: ") and str(error).isprintable()
         return
+    assert not _CONTROLS.search(name), name
     assert given == name and len(name.encode()) <= MAX_BYTES
     for path in (name, top_folder(name)):
         assert PurePosixPath("/root", path).parent == PurePosixPath("/root"), name
@@ -37,10 +41,9 @@ def check(data: bytes) -> None:
     assert value.isascii() and value.isprintable(), value
     parts = _HEADER.fullmatch(value)
     assert parts, value
-    exact = parts[3] if parts[2] is None else unquote(parts[2], errors="strict")
+    exact = parts[1] if parts[2] is None else unquote(parts[3], errors="strict")
     assert exact == name
-    assert len(parts[3]) == len(name)
+    assert check_filename(parts[1]) == parts[1]
+    assert parse_options_header(value) == ("attachment", {"filename": name})
     message = message_from_string(f"Content-Disposition: {value}\r\n\r\n", policy=policy.HTTP)
     assert message.keys() == ["Content-Disposition"]
-    if not name.strip().startswith(('"', "<")):  # the parser takes quotes off, and white space
-        assert message.get_filename() == name.strip()
