@@ -76,6 +76,13 @@ class VolumeAway(Unavailable):
         )
 
 
+class DiskUnavailable(Unavailable):
+    """The disk cannot be asked now, for a reason that says nothing of the files on it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The volume cannot be used now ({reason}); ask again in a moment")
+
+
 class NoSpace(CartdError):
     """The volume has no room for a cart and nothing on it may be evicted."""
 

@@ -19,6 +19,7 @@ from cartd.carts import Carts
 from cartd.downloads import Download, Downloads, NotReady
 from cartd.errors import (
     CartdError,
+    DiskUnavailable,
     InvalidInput,
     Unreadable,
     VolumeDamaged,
@@ -128,6 +129,13 @@ class Rest:
                 told = await to_tell
                 await self._downloads.check(download.cart)
                 raise told from error
+            await _abort(request)
+        except DiskUnavailable as error:
+            if not request.startedWriting:
+                raise
+            log.warn(
+                "Sending cart {uid} is broken off: {error}", uid=download.cart.uid, error=error
+            )
             await _abort(request)
         except Exception:
             if not request.startedWriting:

@@ -179,6 +179,23 @@ def test_a_file_that_the_disk_does_not_give_breaks_the_download_and_is_staged_ag
         assert "cannot be read on the volume: Input/output error" in site.cartd.log
 
 
+@pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
+@in_a_thread
+def test_a_process_out_of_descriptors_sends_nothing_and_fetches_nothing(
+    archive: FaultyArchive, tmp_path: Path, bundle: bool
+) -> None:
+    with site_beside(tmp_path, archive) as site:
+        site.stage("mine", bundle=bundle)
+        site.disk.fail(errno.EMFILE, "read")
+        answer = site.cartd.get("/mine?filename=data.tar")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert b"Too many open files (EMFILE)" in answer.body
+        assert site.cartd.status("mine") == ("ready", "")
+        site.disk.heal()
+        site.is_right("mine")
+        assert len(archive.seen("GET", "mine-0")) == 1
+
+
 @in_a_thread
 def test_whatever_is_planted_in_a_tree_gives_way(archive: FaultyArchive, tmp_path: Path) -> None:
     """The link is not followed, and what others keep on the volume stays."""

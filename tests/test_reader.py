@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartd.errors import Unreadable, VolumeDamaged
+from cartd.errors import DiskUnavailable, Unreadable, VolumeDamaged
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import LONG, TarReader, TreeReader
 from cartd.tar.bundle import Literal, Slice
@@ -244,7 +244,7 @@ def test_a_process_that_may_open_no_more_files_does_not_blame_the_cart(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "open", failing(errno.EMFILE))
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(DiskUnavailable, match="Too many open files"):
         read_some(TreeReader(tree, iter([Slice("any", 1, 0, 1)])))
 
 

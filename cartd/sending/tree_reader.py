@@ -17,6 +17,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
+from cartd.disk_errors import is_missing, raise_if_passing
 from cartd.errors import Unreadable, VolumeDamaged
 from cartd.sending.file_by_file import FileByFile
 from cartd.sending.reader import Keeps
@@ -30,10 +31,6 @@ STEP: Final = 256 * 2**10
 """Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
 cache before the client reads them, which costs a third more."""
 
-_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""Missing, below something that is no directory, or a symbolic link (POSIX open)."""
-_OUT_OF_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""No fault of the file's."""
 _BROKEN = frozenset({errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)})
 """What is said of the file and not of the socket, where a call has both."""
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -243,11 +240,13 @@ class TreeReader:
         return True
 
     def _meaning(self, error: OSError) -> Exception:
-        """What the system says of the file that it is at, as what it means for the cart."""
-        if error.errno in _NOT_THERE:
+        """What the system says of the file that it is at, as what it means for the cart.
+
+        Raises :class:`~cartd.errors.DiskUnavailable` for what it says of no file.
+        """
+        if is_missing(error):
             return VolumeDamaged(f"{self._path} is missing on the volume")
-        if error.errno in _OUT_OF_MEANS:
-            return error
+        raise_if_passing(error)
         return Unreadable(self._path, error.strerror or str(error))
 
     def _took(self, count: int) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cartd.beneath import Beneath
+from cartd.disk_errors import passing_raised, raise_if_passing
 
 
 def measure(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
@@ -36,7 +37,8 @@ def measure_tar(
                 if member.isreg() and (position := wanted.get(member.name)) is not None:
                     found[position] = member.size, int(member.mtime // 1)
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-    except (OSError, ValueError, tarfile.TarError):
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise_if_passing(error)
         return None
     if len(found) < len(wanted):
         return None
@@ -51,7 +53,8 @@ def measure_one(root: Path, path: Path) -> tuple[int, int] | None:
 def _measured(below: Beneath, path: Path) -> tuple[int, int] | None:
     try:
         status = below.lstat(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_if_passing(error)
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -74,9 +77,17 @@ def arriving(root: Path, incoming: Path) -> int:
 
 
 def entries(below: Beneath, directory: Path) -> list[tuple[str, os.stat_result]]:
-    """What is in a directory, links not followed; nothing if it is none, or is gone."""
+    """What is in a directory, links not followed; nothing if it is none, or is gone.
+
+    Raises :class:`~cartd.errors.DiskUnavailable`, as all that looks at files here does.
+    """
     found = []
-    with suppress(OSError), below.directory(directory) as opened, os.scandir(opened) as scanned:
+    with (
+        suppress(OSError),
+        passing_raised(),
+        below.directory(directory) as opened,
+        os.scandir(opened) as scanned,
+    ):
         for entry in scanned:
             with suppress(FileNotFoundError):
                 found.append((entry.name, entry.stat(follow_symlinks=False)))

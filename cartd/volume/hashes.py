@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError
 
 from cartd.beneath import Beneath
 from cartd.checksum import Checksum, Mismatch
+from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart, CartFile, Twin
 from cartd.threads import RunsInThread, T
 from cartd.volume.identity import Identity
@@ -168,6 +169,8 @@ def _file_fault(
 ) -> Look[str]:
     """What is wrong with the file at ``path``; empty if nothing is.
 
+    :raises DiskUnavailable: nobody can tell now.
+
     A symbolic link is not followed.  ``reread``: from the disk, whatever the system remembers of
     it, where it can be told to.  ``alone``: it must have no other name.
     """
@@ -183,6 +186,7 @@ def _file_fault(
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
+        raise_if_passing(error)
         if error.errno == errno.ENOTSUP:
             return "is not a regular file"
         return f"cannot be read: {error.strerror}"
@@ -213,7 +217,8 @@ def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Lo
                 found[member.name] = yield from _content_fault(content, member.size, size, file)
     except FileNotFoundError:
         missing = "is lost with the bundle"
-    except (OSError, ValueError, tarfile.TarError):
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise_if_passing(error)
         missing = "cannot be read in the bundle"
     return [found.get(name, missing) for name in wanted]
 

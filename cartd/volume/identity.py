@@ -14,6 +14,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from cartd.beneath import READ, regular
+from cartd.disk_errors import is_exhausted, raise_if_passing
 from cartd.errors import VolumeAway
 from cartd.volume.directories import Directories
 from cartd.volume.momentary import momentary
@@ -86,6 +87,8 @@ class Identity:
     def check(self, at: int | None = None) -> None:
         """Raises :class:`~cartd.errors.VolumeAway` if the directory is not the volume now.
 
+        :class:`~cartd.errors.DiskUnavailable` if this process cannot look: nothing has changed.
+
         ``at`` is a descriptor of it, for who has it open and will go on with that.
         """
         if self._number is None:
@@ -110,6 +113,8 @@ class Identity:
         try:
             number = read_number(self._root, at)
         except OSError as error:
+            if is_exhausted(error):
+                raise_if_passing(error)
             return error.strerror or str(error)
         if number == self._number:
             return ""

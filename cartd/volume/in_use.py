@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cartd.disk_errors import raise_if_passing
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
 from cartd.threads import RunsInThread
@@ -48,6 +49,9 @@ else:
             held = os.open(directory, _FLAGS)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
+        except OSError as error:
+            raise_if_passing(error)
+            raise
         try:
             fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BaseException as error:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from stat import S_ISLNK
 
 from cartd.beneath import Beneath
+from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart
 from cartd.volume.directories import Directories
 from cartd.volume.partial import told_of
@@ -60,7 +61,8 @@ def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
         try:
             with below.entry(link) as (name, at):
                 target = os.readlink(name, dir_fd=at).replace(os.sep, "/")
-        except (OSError, NotImplementedError):
+        except (OSError, NotImplementedError) as error:
+            raise_if_passing(error)
             return  # there is none, or it is no link
         if target in mine:
             with told_of(link, paths.root):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cartd.beneath import AT, NEW, Beneath
+from cartd.disk_errors import raise_if_passing
 from cartd.errors import NoSpace
 from cartd.volume.directories import Directories
 
@@ -23,14 +24,16 @@ FILE_MODE = 0o644  # less the umask; until it is whole, the directory above keep
 def told_of(path: Path, root: Path) -> Iterator[None]:
     """Turn what the system says into what a user may read about ``path``, below ``root``.
 
-    A full disk, or a full quota of the disk, becomes :class:`NoSpace`; any other ``OSError``
-    keeps its number and names the path as it is below the volume, or what is in its way.
+    A full disk, or a full quota of the disk, becomes :class:`NoSpace`, and what says nothing of
+    the path :class:`~cartd.errors.DiskUnavailable`; any other ``OSError`` keeps its number and
+    names the path as it is below the volume, or what is in its way.
     """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace from error
+        raise_if_passing(error)
         if isinstance(error, NotADirectoryError) and root in Path(error.filename or "").parents:
             path = Path(error.filename)
         shown = str(path.relative_to(root))

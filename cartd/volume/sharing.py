@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cartd.beneath import AT, Beneath, Name
-from cartd.errors import NoSpace
+from cartd.errors import DiskUnavailable, NoSpace
 from cartd.model import Cart, Twin
 from cartd.volume.directories import Directories
 from cartd.volume.partial import replace, told_of
@@ -36,7 +36,7 @@ def share(
                 temporary = paths.temporary(cart.id, "twin")
                 with told_of(final, paths.root), others.entry(staged) as there:
                     _link(there, twin.size, temporary, final, directories)
-            except (OSError, NoSpace, ValueError, NotImplementedError) as error:
+            except (OSError, NoSpace, DiskUnavailable, ValueError, NotImplementedError) as error:
                 reason = reason or str(error)
             else:
                 shared.append(twin)
@@ -73,4 +73,4 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _not_recorded() -> OSError:
-    return OSError(errno.ESTALE, "what it would link to is not what was recorded")
+    return OSError(errno.EINVAL, "what it would link to is not what was recorded")

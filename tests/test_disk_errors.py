@@ -1,0 +1,123 @@
+"""What passes by itself is told from damage, wherever the volume is looked at."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cartd.disk_errors import raise_if_passing
+from cartd.errors import DiskUnavailable, Unavailable
+from cartd.model import Cart, CartFile
+from cartd.volume import Volume
+from cartd.volume.identity import Identity, write_number
+from cartd.volume.in_use import Kept
+from cartd.volume.partial import told_of
+from tests.volume_parts import a_cart, a_file, logged, result_of
+
+pytest_plugins = ("tests.volume_fixture",)
+
+CART = a_cart()
+FILES = [a_file(b"content", "a/b.dat")]
+
+
+async def nobody_rests(_size: int) -> None:
+    """As the command verify does."""
+
+
+def refuse_to_open(patch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(os, "open", refused)
+
+
+@pytest.fixture
+def staged(volume: Volume) -> Volume:
+    place = volume.member(CART, FILES[0].path)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"content")
+    volume.tar(CART).write_bytes(b"no tar")
+    return volume
+
+
+async def in_place(volume: Volume, cart: Cart, files: list[CartFile]) -> list[list[CartFile]]:
+    return [right async for right in volume.in_place(cart, files)]
+
+
+LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
+    "names and sizes": lambda volume: volume.measure(CART, FILES),
+    "the size of a bundle": lambda volume: volume.tar_size(CART),
+    "the members of a bundle": lambda volume: volume.measure_tar(CART, FILES),
+    "hashes of a tree": lambda volume: volume.faults(CART, FILES, nobody_rests),
+    "hashes of a bundle": lambda volume: volume.faults(
+        replace(CART, bundle=True), FILES, nobody_rests
+    ),
+    "what is in place already": lambda volume: in_place(volume, CART, FILES),
+    "bytes that are arriving": lambda volume: volume.arriving(),
+    "the link of a uid": lambda volume: volume.unlink(CART),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+def test_what_cannot_be_looked_at_now_is_not_taken_for_missing(
+    staged: Volume,
+    look: Callable[[Volume], Coroutine[Any, Any, object]],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = result_of(look(staged))
+    with monkeypatch.context() as patch:
+        refuse_to_open(patch, number)
+        with pytest.raises(DiskUnavailable, match=errno.errorcode[number]):
+            result_of(look(staged))
+    assert result_of(look(staged)) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_is_said_of_a_file_itself_is_damage(
+    staged: Volume, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_to_open(patch, number)
+        reason = f"cannot be read: {os.strerror(number)}"
+        assert result_of(staged.faults(CART, FILES, nobody_rests)) == [reason]
+
+
+def test_a_cart_that_cannot_be_marked_as_in_use_now_is_not_blamed(
+    staged: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(staged.tree(CART))
+    with monkeypatch.context() as patch:
+        refuse_to_open(patch, errno.EMFILE)
+        with pytest.raises(DiskUnavailable):
+            kept.take()
+
+
+def test_a_process_out_of_descriptors_does_not_say_that_the_volume_is_away(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_number(root, 5)
+    identity = Identity(root, 5)
+    with logged() as events, monkeypatch.context() as patch:
+        refuse_to_open(patch, errno.EMFILE)
+        with pytest.raises(DiskUnavailable):
+            identity.check()
+    identity.check()
+    assert not events
+
+
+def test_a_write_that_fails_for_now_is_no_fault_of_its_file(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="Too many open files"), told_of(tmp_path / "a", tmp_path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), OSError(), ValueError()])
+def test_all_else_is_left_to_the_caller(error: Exception) -> None:
+    raise_if_passing(error)
