@@ -196,7 +196,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         config = read_config(options, os.environ)
         os.umask(config.umask)
         parts = Parts(config, reactor, _prepare(config))
-        guard = guard_of(config, parts.threads, reactor)
+        guard = guard_of(config, parts.threads)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:

@@ -1,4 +1,4 @@
-"""A guard over a file of tokens, whose threads and time a test moves by hand."""
+"""A guard over a file of tokens, whose threads a test moves by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
-from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
 from cartd.auth import Guard, TokenFile, guard_of
@@ -30,26 +29,20 @@ class Guarding:
         }
         self.threads = HeldThreads()
         config = load(options={}, environ={}, ini="[auth]\n" + auth.format(file=self.file.path))
-        guard = guard_of(config, self.threads, Clock())
+        guard = guard_of(config, self.threads)
         assert guard is not None
         self.guard: Guard = guard
 
-    def ask(self, token: str, peer: str = "192.0.2.1") -> Deferred[User]:
+    def ask(self, token: str, peer: str = "192.0.2.1") -> User | CartdError:
         return self.identify(request(peer, authorization=f"Bearer {token}"))
 
-    def identify(self, asking: Any) -> Deferred[User]:
-        return Deferred.fromCoroutine(self.guard.identify(asking))
-
-    def knows(self, token: str) -> User | None:
-        return self.guard.known(request("192.0.2.1", authorization=f"Bearer {token}"))
+    def identify(self, asking: Any) -> User | CartdError:
+        return self.guard.find_out(asking)
 
     def look(self) -> Deferred[None]:
         """Have the file looked at, and read if it has changed."""
 
-        async def look() -> None:
-            await self.guard.look()
-
-        looking = Deferred.fromCoroutine(look())
+        looking = Deferred.fromCoroutine(self.guard.look())
         self.threads.let_all_go()
         return looking
 
@@ -60,11 +53,6 @@ def failure(asked: Deferred[Any]) -> CartdError:
     asked.addErrback(lambda _: None)
     assert isinstance(failed.value, CartdError), failed  # type: ignore[attr-defined]
     return failed.value  # type: ignore[attr-defined]
-
-
-def result(asked: Deferred[User]) -> User:
-    assert isinstance(asked.result, User), asked
-    return asked.result
 
 
 def request(peer: str, **headers: str | list[str]) -> Any:

@@ -7,42 +7,49 @@ import re
 import pytest
 
 from cartd.auth.entries import Entry, check_name, parse
-from cartd.auth.secret_hash import KEY_SIZE, NOBODYS, SALT_SIZE, SecretHash
+from cartd.auth.tokens import UNKNOWN, TokenHash, name_in, new_token
 from cartd.model import User
 
-SALT = bytes(range(SALT_SIZE))
-KEPT = SecretHash.of(b"a secret", SALT)
+TOKEN = new_token("alice").encode()
+KEPT = TokenHash.of(TOKEN)
 LINE = f"alice user {KEPT}"
 
 
-def test_a_line_holds_a_name_a_role_and_a_hash_from_which_the_secret_can_be_checked() -> None:
+def test_a_line_holds_a_name_a_role_and_a_hash_with_which_the_token_can_be_compared() -> None:
     entry = Entry(User("alice", admin=True), KEPT)
-    assert str(entry).startswith("alice admin $scrypt$ln=14,r=8,p=1$")
+    assert re.fullmatch("alice admin sha256:[0-9a-f]{64}", str(entry))
     [read] = parse(str(entry)).values()
     assert read == entry
-    assert read.hash.matches(b"a secret")
-    assert not read.hash.matches(b"a Secret")
+    assert read.hash.matches(TOKEN)
+    assert not read.hash.matches(TOKEN[:-1] + (b"A" if TOKEN[-1:] != b"A" else b"B"))
+
+
+def test_a_token_has_256_random_bits_and_a_prefix_that_scanners_find() -> None:
+    tokens = {new_token("alice@example.org") for _ in range(100)}
+    assert len(tokens) == 100
+    for token in tokens:
+        assert re.fullmatch(r"cartd_alice@example\.org\.[A-Za-z0-9_-]{43}", token)
+        assert name_in(token.encode()) == b"alice@example.org"
 
 
 def test_the_hash_is_the_one_that_others_compute() -> None:
-    """The third vector of RFC 7914, section 12."""
-    key = bytes.fromhex(
-        "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
-        "d5432955613f0fcf62d49705242a9af9e61e85dc0d651e40dfcf017b45575887"
-    )
-    kept = SecretHash(14, 8, 1, b"SodiumChloride", key)
-    assert SecretHash.parse(str(kept)) == kept
-    assert kept.matches(b"pleaseletmein")
+    """NIST's example for SHA-256 (FIPS 180-4) of one block, "abc"."""
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert str(TokenHash.of(b"abc")) == f"sha256:{expected}"
 
 
-def test_neither_salt_nor_key_is_in_what_is_shown_of_a_hash() -> None:
-    assert repr(KEPT) == "SecretHash(log_n=14, r=8, p=1)"
+@pytest.mark.parametrize("chosen", [b"hunter2", b"alice.hunter2", b"cartd_alice.hunter2", b""])
+def test_a_password_whose_hash_somebody_wrote_into_the_file_opens_nothing(chosen: bytes) -> None:
+    assert not TokenHash.of(chosen).matches(chosen)
 
 
-def test_the_hash_of_nobody_takes_as_long_as_a_new_one_and_matches_nothing() -> None:
-    assert (NOBODYS.log_n, NOBODYS.r, NOBODYS.p) == (KEPT.log_n, KEPT.r, KEPT.p)
-    assert len(NOBODYS.key) == KEY_SIZE
-    assert not NOBODYS.matches(b"")
+def test_nothing_of_a_hash_is_shown() -> None:
+    assert repr(KEPT) == "TokenHash()"
+
+
+def test_the_hash_of_an_unknown_name_matches_nothing() -> None:
+    assert not UNKNOWN.matches(TOKEN)
+    assert not UNKNOWN.matches(b"")
 
 
 def test_comments_and_empty_lines_are_nobodys() -> None:
@@ -62,26 +69,18 @@ def test_comments_and_empty_lines_are_nobodys() -> None:
         (LINE.replace("user", "User"), "line 1: the role is neither user nor admin"),
         (f"{LINE}\n{LINE}", "line 2: alice is there twice"),
         (LINE.replace("alice", ".alice"), "line 1: a name is "),
-        ("alice user secret", "line 1: the hash is not $scrypt$"),
-        ("alice user $scrypt$ln=14,r=8,p=1$!$!", "line 1: the hash is not $scrypt$"),
+        ("alice user secret", "line 1: the hash is not sha256:"),
+        ("alice user sha256:", "line 1: the hash is not sha256:"),
+        (LINE[:-1], "line 1: the hash is not sha256:"),
+        (LINE + "0", "line 1: the hash is not sha256:"),
+        (LINE.replace("sha256", "SHA256"), "line 1: the hash is not sha256:"),
+        ("alice user $scrypt$ln=14,r=8,p=1$c2FsdA$a2V5", "line 1: the hash is not sha256:"),
     ],
 )
 def test_a_fault_is_told_with_its_line_and_shows_no_hash(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=re.escape(fault)) as told:
         parse(text)
-    assert str(KEPT).rpartition("$")[2] not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    "cost", ["ln=16,r=8,p=1", "ln=30,r=8,p=1", "ln=14,r=33,p=1", "ln=0,r=8,p=1", "ln=1,r=1,p=17"]
-)
-def test_a_hash_that_takes_too_much_to_check_is_refused(cost: str) -> None:
-    with pytest.raises(ValueError, match="64 MiB"):
-        SecretHash.parse(str(KEPT).replace("ln=14,r=8,p=1", cost))
-
-
-def test_one_of_twice_the_usual_cost_is_not() -> None:
-    assert SecretHash.parse(str(KEPT).replace("ln=14", "ln=15")).matches(b"") is False
+    assert KEPT.digest.hex()[:-1] not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["a", "A-b.c_d~e@f.org", "0", "x" * 255, "~", "_"])

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -192,6 +193,23 @@ def test_a_whole_body_of_a_stranger_is_not_entered(guarded: Guarded) -> None:
             connection.send(body)
             refusal(connection)
     assert not guarded.site.query("SELECT * FROM cart WHERE cart_uid = 'u'")
+
+
+GUESSES = 40
+"""Of one address, at the same time."""
+
+
+def test_good_tokens_are_let_in_while_others_fail_behind_the_same_gateway(guarded: Guarded) -> None:
+    head = (
+        "HEAD /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        guessing = [stack.enter_context(wire(guarded.site.port)) for _ in range(GUESSES)]
+        for number, connection in enumerate(guessing):
+            connection.send(head.format(f"cartd_alice.{number}").encode())
+        # A way of sending it that the service has not seen before.
+        assert guarded.head("ready", f"bEARER   {guarded.token}").status == 204
+        assert all(refused.rest().startswith(b"HTTP/1.1 401 ") for refused in guessing)
 
 
 def test_a_body_over_the_limit_is_refused_to_those_who_are_known(guarded: Guarded) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.cred.portal import Portal
-from twisted.internet.interfaces import IReactorTime
-
-from cartd.auth.checkers import ProxyChecker, Realm, TokenChecker
-from cartd.auth.checks import Checks
 from cartd.auth.guard import Guard
 from cartd.auth.proxy import Proxies
 from cartd.auth.roster import Roster
@@ -17,7 +12,7 @@ from cartd.threads import RunsInThread
 __all__ = ["Guard", "TokenFile", "guard_of"]
 
 
-def guard_of(config: Config, threads: RunsInThread, clock: IReactorTime) -> Guard | None:
+def guard_of(config: Config, threads: RunsInThread) -> Guard | None:
     """The guard that the configuration asks for, if any.  Reads the file of tokens, blocking.
 
     :raises ConfigError: that cannot be read, or the settings do not fit each other.
@@ -26,7 +21,4 @@ def guard_of(config: Config, threads: RunsInThread, clock: IReactorTime) -> Guar
     if config.auth_file is None and proxies is None:
         return None
     roster = Roster(TokenFile(config.auth_file) if config.auth_file else None, threads)
-    portal = Portal(Realm(roster), [TokenChecker(roster, Checks(threads, clock)), ProxyChecker()])
-    guard = Guard(portal, proxies, roster.look, tokens=config.auth_file is not None)
-    roster.changed = guard.forget
-    return guard
+    return Guard(roster, proxies, tokens=config.auth_file is not None)

@@ -5,52 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.cred.credentials import ICredentials
 from twisted.cred.error import LoginFailed
 from twisted.web.guard import BasicCredentialFactory
-from zope.interface import implementer
+
+from cartd.auth.tokens import name_in
 
 REALM = b"cartd"
 
 
-class IToken(ICredentials):
-    """A name and its secret, from some address."""
-
-
-class INamedByProxy(ICredentials):
-    """A name that a trusted proxy has given."""
-
-
-@implementer(IToken)
 @dataclass(frozen=True, slots=True)
 class Token:
+    """A token, and the name that it is said to belong to."""
+
     name: str
     secret: bytes = field(repr=False)
-    peer: str
-
-
-@implementer(INamedByProxy)
-@dataclass(frozen=True, slots=True)
-class NamedByProxy:
-    name: str
-
-
-SECRET, PROXY = b"secret", b"proxy"
-"""The ways in which a request may name somebody."""
 
 
 class BearerTokens:
-    """Tokens as RFC 6750, section 2.1, has them sent; the name stands before the last dot."""
+    """Tokens as RFC 6750, section 2.1, has them sent."""
 
     scheme = b"bearer"
     challenge = b'Bearer realm="%s"' % REALM
 
-    def read(self, value: bytes, peer: str) -> Token:
+    def read(self, value: bytes) -> Token:
         """Raises LoginFailed for what cannot be anybody's."""
-        name, dot, _ = value.rpartition(b".")
-        if not dot:
+        name = name_in(value)
+        if name is None:
             raise LoginFailed
-        return Token(_text(name), value, peer)
+        return Token(_text(name), value)
 
 
 class BasicTokens:
@@ -60,21 +42,21 @@ class BasicTokens:
     challenge = b'Basic realm="%s", charset="UTF-8"' % REALM
     _factory = BasicCredentialFactory(REALM)
 
-    def read(self, value: bytes, peer: str) -> Token:
+    def read(self, value: bytes) -> Token:
         """Raises LoginFailed for what cannot be anybody's."""
         given: Any = self._factory.decode(value, None)
-        return Token(_text(given.username), given.password, peer)
+        return Token(_text(given.username), given.password)
 
 
 SCHEMES = (BearerTokens(), BasicTokens())
 
 
-def read_token(value: bytes, peer: str) -> Token:
+def read_token(value: bytes) -> Token:
     """What the value of an ``Authorization`` holds.  Raises LoginFailed if that is unknown."""
     scheme, _, rest = value.strip().partition(b" ")
     for known in SCHEMES:
         if scheme.lower() == known.scheme:
-            return known.read(rest.strip(), peer)
+            return known.read(rest.strip())
     raise LoginFailed
 
 

@@ -3,8 +3,8 @@
 ::
 
     # Comments and empty lines may stand anywhere.
-    alice  admin  $scrypt$ln=14,r=8,p=1$SALT$KEY
-    bob    user   $scrypt$ln=14,r=8,p=1$SALT$KEY
+    alice  admin  sha256:HASH
+    bob    user   sha256:HASH
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cartd.auth.secret_hash import SecretHash
+from cartd.auth.tokens import TokenHash
 from cartd.model import User
 
 ROLES = {"user": False, "admin": True}
@@ -23,10 +23,10 @@ NAME = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._~@-]{0,254}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: a name, what it may, and what is kept of its secret."""
+    """One line: a name, what it may, and what is kept of its token."""
 
     user: User
-    hash: SecretHash
+    hash: TokenHash
 
     def __str__(self) -> str:
         return f"{self.user.name} {'admin' if self.user.admin else 'user'} {self.hash}"
@@ -74,4 +74,4 @@ def _entry(line: str) -> Entry:
     name, role, kept = parts
     if role not in ROLES:
         raise ValueError("the role is neither user nor admin")
-    return Entry(User(check_name(name), ROLES[role]), SecretHash.parse(kept))
+    return Entry(User(check_name(name), ROLES[role]), TokenHash.parse(kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from twisted.logger import Logger
 
@@ -28,8 +28,6 @@ class Roster:
         self._entries: Mapping[str, Entry] = {}
         self._stamp: Stamp = ()
         self._fault: ConfigError | None = None
-        self.changed: Callable[[], None] = lambda: None
-        """Called after each change: what was found out before may not hold any more."""
         if file is not None:
             self._stamp, self._entries = file.stamp(), file.entries()
 
@@ -66,7 +64,6 @@ class Roster:
         except ConfigError as error:
             self._fault = error
             raise
-        self.changed()
         log.info(
             "{file} was read again: {number} tokens", file=file.path, number=len(self._entries)
         )

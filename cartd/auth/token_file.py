@@ -6,7 +6,6 @@ Everything here blocks.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,9 @@ from tempfile import NamedTemporaryFile
 from filelock import FileLock
 
 from cartd.auth.entries import Entry, check_name, name_of_line, parse
-from cartd.auth.secret_hash import SALT_SIZE, SecretHash
+from cartd.auth.tokens import TokenHash, new_token
 from cartd.errors import ConfigError
 from cartd.model import User
-
-SECRET_SIZE = 32
-"""Random bytes in a token."""
 
 Stamp = tuple[int, ...]
 
@@ -43,10 +39,7 @@ class TokenFile:
             return parse(self.path.read_text(encoding="utf-8"))
 
     def add(self, name: str, *, admin: bool) -> str:
-        """Enter a new name and give its token, which is kept nowhere.
-
-        The token holds the name, so that a bearer need not be looked for among all.
-        """
+        """Enter a new name and give its token, which is kept nowhere."""
         with self._changing():
             check_name(name)
             if self.path.exists() and name in self.entries():
@@ -54,9 +47,8 @@ class TokenFile:
                     f"{name} has a token; to give a new one, revoke that first"
                     f" (cartd-cmd token revoke {name})"
                 )
-            token = f"{name}.{secrets.token_urlsafe(SECRET_SIZE)}"
-            kept = SecretHash.of(token.encode(), secrets.token_bytes(SALT_SIZE))
-            line = f"{Entry(User(name, admin), kept)}\n"
+            token = new_token(name)
+            line = f"{Entry(User(name, admin), TokenHash.of(token.encode()))}\n"
             self._rewrite(lambda lines: [*_ended(lines), line])
             return token
 

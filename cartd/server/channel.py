@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -104,16 +103,6 @@ class LimitedChannel(HTTPChannel):
     def requestDone(self, request: Any) -> None:
         self._timers.answered()
         super().requestDone(request)
-
-    def hold_body(self) -> None:
-        """Read no more from the client."""
-        self.transport.pauseProducing()
-
-    def go_on(self, expects: Sequence[bytes]) -> None:
-        """Read on; tell a client that waits for that (RFC 9110, section 10.1.1)."""
-        self.transport.resumeProducing()
-        if expects and expects[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
-            self._send100Continue()
 
     def _head_goes_on(self) -> None:
         if self._timers.between_requests:

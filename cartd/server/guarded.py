@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -27,26 +26,14 @@ class Guarded(Resource):
 
     def render(self, request: Any) -> Any:
         if request.who is None and not _open_to_all(request):
-            request.who = self._guard.known(request)
-            if request.who is None:
-                asking = Deferred.fromCoroutine(self._ask(request))
-                if not asking.called:  # a client that leaves need not be known
-                    request.notifyFinish().addErrback(lambda _: asking.cancel())
+            found = self._guard.find_out(request)
+            if isinstance(found, CartdError):
+                for name, value in self._guard.headers(found):
+                    request.responseHeaders.addRawHeader(name, value)
+                _refuse(request, found)
                 return NOT_DONE_YET
-        return self._routes.render(request)
-
-    async def _ask(self, request: Any) -> None:
-        try:
-            found = await self._guard.find_out(request)
-        except CancelledError:
-            return
-        if isinstance(found, CartdError):
-            for name, value in self._guard.headers(found):
-                request.responseHeaders.addRawHeader(name, value)
-            _refuse(request, found)
-        else:
             request.who = found
-            request.render(self._routes)
+        return self._routes.render(request)
 
 
 def _open_to_all(request: Any) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from cartd.auth import Guard
@@ -27,17 +25,15 @@ class LimitedRequest(Request):
     """Who asks; none where nobody is asked who they are."""
     _received = 0
     _refused = False
-    _asking: Deferred[None] | None = None
-    """While it is found out who asks; the body waits for that."""
-    _whole: tuple[bytes, bytes, bytes] | None = None
-    """What came to its end meanwhile."""
 
     def gotLength(self, length: int | None) -> None:
         guard: Guard | None = self.channel.guard
         if length != 0 and guard is not None:
-            self.who = guard.known(self)
-            if self.who is None:
-                self._ask(guard)
+            found = guard.find_out(self)
+            if isinstance(found, CartdError):
+                self._refuse(found.code, str(found), headers=guard.headers(found))
+            else:
+                self.who = found
         if length is not None and length > self._most() and not self._refused:
             self._refuse_as_too_long()
         with self._disk():
@@ -45,8 +41,6 @@ class LimitedRequest(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
-        if self._asking is not None:
-            self.channel.hold_body()  # a connection that could be written to again reads, too
         if self._received > self._most() and not self._refused:
             self._refuse_as_too_long()
         if not self._refused:
@@ -55,11 +49,7 @@ class LimitedRequest(Request):
                 self.content.flush()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if self._refused:
-            return
-        if self._asking is not None:
-            self._whole = command, path, version
-        else:
+        if not self._refused:
             super().requestReceived(command, path, version)
 
     def _handleStar(self) -> None:
@@ -69,10 +59,6 @@ class LimitedRequest(Request):
         else:
             self.render(self.channel.site.getResourceFor(self))
 
-    def connectionLost(self, reason: Failure) -> None:
-        self._stop_asking()
-        super().connectionLost(reason)
-
     def waits_for_client(self, waits: bool) -> None:
         if self.channel is not None:
             self.channel.wait_for_client(waits, self.sentLength)
@@ -80,34 +66,6 @@ class LimitedRequest(Request):
     def _most(self) -> int:
         most: int = self.channel.limits.max_manifest
         return most
-
-    def _ask(self, guard: Guard) -> None:
-        """Find out who sends a body; until then no more of it is read than has come already."""
-        expects = self.requestHeaders.getRawHeaders(b"expect", [])
-        self.requestHeaders.removeHeader(b"expect")  # else it would be told to go on
-        self.channel.hold_body()
-        asking = Deferred.fromCoroutine(self._admit(guard, expects))
-        if not asking.called:
-            self._asking = asking
-
-    async def _admit(self, guard: Guard, expects: Sequence[bytes]) -> None:
-        try:
-            found = await guard.find_out(self)
-        except CancelledError:
-            return
-        self._asking = None
-        if isinstance(found, CartdError):
-            self._refuse(found.code, str(found), headers=guard.headers(found))
-        else:
-            self.who = found
-        self.channel.go_on(expects if not (self._received or self._refused) else [])
-        if self._whole is not None:
-            self.requestReceived(*self._whole)
-
-    def _stop_asking(self) -> None:
-        if self._asking is not None:
-            asking, self._asking = self._asking, None
-            asking.cancel()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -130,9 +88,6 @@ class LimitedRequest(Request):
     ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
-        if self._asking is not None:
-            self._stop_asking()
-            self.channel.go_on([])
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
         self.channel.refuse(code, message, limit, headers)

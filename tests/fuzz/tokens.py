@@ -9,10 +9,10 @@ import re
 
 from cartd.auth.entries import NAME, name_of_line, parse
 
-KEY = "c2VjcmV0c2VjcmV0c2VjcmV0"
+KEY = "0123456789abcdef" * 4
 WORDS = (
-    f"ada admin $scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYWx0${KEY}\n".encode(),
-    b" user ", b" admin ", b"$scrypt$", b"ln=", b",r=", b",p=", b"$", b"#", b"\n", b"\r",
+    f"ada admin sha256:{KEY}\n".encode(),
+    b" user ", b" admin ", b"sha256:", b":", b"SHA256", b"#", b"\n", b"\r",
     b"ada@h.org", b"\xc2\x85", b"\xe2\x80\xa8", b"\x0c", b"=", b"99", b"a" * 255, KEY.encode(),
 )  # fmt: skip
 
