@@ -39,7 +39,7 @@ run: $(READY)
 	@BIN=$(BIN) demo/demo --keep
 
 test: $(READY)
-	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex
+	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 fuzz: MINUTES := 10

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, func, make_url, select, text
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
-from cartd.store import Store, engines, sync
+from cartd.store import Store, engines, postgresql, sync
+from cartd.store.alchimia_compat import driver_connection
 from cartd.store.batches import BATCH
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
+from cartd.store.owners import take_turn
 from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.running_cartd import wait_for
@@ -319,3 +321,80 @@ class TestConnections:
         with pytest.raises(ConfigError, match=said) as raised:
             Store(url, the_reactor())
         assert "secret" not in str(raised.value)
+
+
+class TestPostgresqlState:
+    @pytest_twisted.ensureDeferred
+    async def test_a_transaction_that_stands_still_keeps_its_locks_from_others_only_so_long(
+        self, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(postgresql, "IDLE_TIMEOUT", 0.2)
+        url = postgres.create(template="synced")
+        frozen, other = Store(url, the_reactor()), Store(url, the_reactor())
+        cart = await posted(frozen)
+        with pytest.raises(Unavailable):
+            async with frozen._database.transaction() as transaction:
+                await take_turn(transaction)
+                assert await other.mark_deleted(cart.id, 20)
+                await transaction.rows(select(1))
+        assert await frozen.active() == []
+        await frozen.close()
+        await other.close()
+        postgres.drop(url)
+
+    @pytest_twisted.ensureDeferred
+    async def test_nothing_is_set_or_prepared_for_as_long_as_a_connection_lasts(
+        self, postgres: Postgres
+    ) -> None:
+        url = postgres.create(template="synced")
+        store = Store(url, the_reactor())
+        cart = await posted(store)
+        for used in range(10):
+            await store.touch({cart.id: used})
+            await store.cart(cart.id)
+        state = select(
+            func.current_setting("lock_timeout"),
+            text("(SELECT count(*) FROM pg_prepared_statements)"),
+        )
+        within = await store._database.rows(state)
+        assert within == [("30s", 0)]
+        for pool in (store._database._readers, store._database._writer):
+            connection = await pool.take()
+            raw = driver_connection(connection._alchimia)
+            assert raw.info.transaction_status == 0  # idle
+            asked = raw.execute("SHOW lock_timeout").fetchone()
+            assert asked == ("0",)
+            pool.give_back(connection)
+        await store.close()
+        postgres.drop(url)
+
+    @pytest.mark.parametrize(
+        ("query", "said"),
+        [
+            ("autocommit=1", "autocommit cannot be chosen"),
+            ("row_factory=x", "row_factory cannot be chosen"),
+            ("prepare_threshold=many", "prepare_threshold is neither a whole number nor none"),
+            ("prepare_threshold=1&prepare_threshold=2", "prepare_threshold is neither"),
+            ("connect_timeout=soon", "connect_timeout is not a whole number"),
+            ("colour=red", 'invalid connection option "colour"'),
+        ],
+    )
+    def test_a_parameter_of_the_url_that_is_of_no_use_is_refused_by_name(
+        self, query: str, said: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=f"^database url: {said}") as raised:
+            Store(f"postgresql+psycopg://u:secret@h/d?{query}", the_reactor())
+        assert "secret" not in str(raised.value)
+
+    @pytest.mark.parametrize("threshold", ["0", "None", "none", "5", "1000000"])
+    @pytest_twisted.ensureDeferred
+    async def test_prepare_threshold_in_the_url_is_understood(
+        self, threshold: str, postgres: Postgres
+    ) -> None:
+        store = Store(f"{postgres.url('synced')}&prepare_threshold={threshold}", the_reactor())
+        for _ in range(8):
+            assert await store.active() == []
+        prepared = text("SELECT count(*) FROM pg_prepared_statements")
+        [(number,)] = await store._database.rows(prepared)
+        assert (number > 0) == (threshold in ("0", "5"))
+        await store.close()

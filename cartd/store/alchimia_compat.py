@@ -24,16 +24,24 @@ from alchimia import wrap_engine
 __all__ = ["all_rows", "driver_connection", "wrap_engine"]
 
 
-def all_rows(alchimia: Any, statement: Executable, parameters: Any) -> Deferred[Sequence[Any]]:
+def all_rows(
+    alchimia: Any, statement: Executable, parameters: Any, *, end: bool = False
+) -> Deferred[Sequence[Any]]:
     """What ``execute`` and then ``fetchall`` give, by one trip to the connection's thread.
 
     By two, the reactor would come round once more within each query, which takes long when it is
-    busy.  alchimia has no name for this, and will not change any more.
+    busy.  alchimia has no name for this, and will not change any more.  ``end`` also ends the
+    transaction that the query has begun by itself.
     """
     connection = alchimia._connection
-    return alchimia._defer_to_cxn(  # type: ignore[no-any-return]
-        lambda: connection.execute(statement, parameters).fetchall()
-    )
+
+    def rows() -> Sequence[Any]:
+        found: Sequence[Any] = connection.execute(statement, parameters).fetchall()
+        if end:
+            connection.commit()
+        return found
+
+    return alchimia._defer_to_cxn(rows)  # type: ignore[no-any-return]
 
 
 def driver_connection(alchimia: Any) -> Any:

@@ -75,8 +75,13 @@ class Connection:
         return self._watched(self._alchimia.execute(statement, parameters))
 
     def rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
-        """All rows of a query."""
+        """All rows of a query within a transaction."""
         return self._watched(all_rows(self._alchimia, statement, parameters))
+
+    def rows_alone(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
+        """All rows of a query outside any transaction; on PostgreSQL it is one of its own."""
+        end = self._socket is not None
+        return self._watched(all_rows(self._alchimia, statement, parameters, end=end))
 
     def begin(self) -> Deferred[Any]:
         """alchimia's transaction, for :meth:`commit` and :meth:`rollback`."""

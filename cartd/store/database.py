@@ -14,7 +14,6 @@ from cartd.store.engines import explained, is_lost, reading_engine, writing_engi
 from cartd.store.unanswered import Unanswered
 
 READERS = 3
-_PING = select(1)
 # 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
 _TURN_OF = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
 Rows = Sequence[Any]
@@ -120,7 +119,7 @@ class Database:
     async def _read(self, statement: Executable, parameters: Parameters) -> Rows:
         connection = await self._taken(self._readers)
         try:
-            rows = await connection.rows(statement, parameters)
+            rows = await connection.rows_alone(statement, parameters)
         except BaseException as error:
             # Cancelled or failed, it may have a cursor open on an old state of the database.
             self._readers.discard(connection)
@@ -132,8 +131,8 @@ class Database:
     async def _begin(self) -> tuple[Connection, Any]:
         connection = await self._taken(self._writer)
         try:
+            # Asks the database, so that it is known to live.
             transaction = await connection.begin()
-            await connection.execute(_PING)
         except BaseException as error:
             self._writer.discard(connection)
             self._raise_if_away(error)

@@ -27,24 +27,17 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from cartd.errors import ConfigError, Unavailable
+from cartd.store import postgresql
 
 BUSY_TIMEOUT = 30.0
 """Seconds that a database waits for another program that has locked what is to be changed."""
-LIBPQ_DEFAULTS = {
-    "connect_timeout": 10,
-    # A host that vanished without a word is noticed within a minute, not after two hours.
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
-}
 _OUR_FAULTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 _ADMINS_FAULTS = frozenset({"42501", "42P01"})
 """SQLSTATEs: insufficient_privilege, undefined_table."""
 
 
 def reading_engine(url: str) -> Engine:
-    """For single queries: each stands for itself, so no transaction is begun or ended."""
+    """For single queries.  On SQLite each stands for itself: no transaction is begun or ended."""
     engine = _engine(url, isolation_level="AUTOCOMMIT")
     _prepare(engine)
     return engine
@@ -52,6 +45,8 @@ def reading_engine(url: str) -> Engine:
 
 def writing_engine(url: str) -> Engine:
     """For transactions; on SQLite each one holds the write lock from its first moment."""
+    if parse(url).get_backend_name() == "postgresql":
+        return reading_engine(url)  # each of whose queries is a transaction
     engine = _engine(url)
     _prepare(engine)
     if engine.dialect.name == "sqlite":
@@ -89,9 +84,8 @@ def is_lost(error: BaseException) -> bool:
 def _engine(url: str, **options: Any) -> Engine:
     parsed = parse(url)
     try:
-        return create_engine(
-            parsed, poolclass=NullPool, connect_args=_connect_args(parsed), **options
-        )
+        parsed, arguments = _connect_arguments(parsed)
+        return create_engine(parsed, poolclass=NullPool, connect_args=arguments, **options)
     except NoSuchModuleError as error:
         raise ConfigError(
             f"database url: databases of the kind {parsed.drivername!r} are not supported"
@@ -111,12 +105,12 @@ def parse(url: str) -> URL:
         raise ConfigError("database url: not a URL as SQLAlchemy reads it") from error
 
 
-def _connect_args(url: URL) -> dict[str, Any]:
+def _connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     if url.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_TIMEOUT}
+        return url, {"timeout": BUSY_TIMEOUT}
     if url.get_backend_name() == "postgresql":
-        return {key: value for key, value in LIBPQ_DEFAULTS.items() if key not in url.query}
-    return {}
+        return postgresql.connect_arguments(url)
+    return url, {}
 
 
 def _prepare(engine: Engine) -> None:
@@ -125,7 +119,7 @@ def _prepare(engine: Engine) -> None:
         event.listen(engine, "do_connect", _make_no_file)
         event.listen(engine, "connect", _prepare_sqlite)
     else:
-        event.listen(engine, "connect", _prepare_postgresql)
+        event.listen(engine, "begin", _begin_postgresql)
 
 
 def _make_no_file(_dialect: object, _record: object, args: list[Any], options: Any) -> None:
@@ -143,10 +137,9 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
     record.info["identity"] = _identity(file)
 
 
-def _prepare_postgresql(connection: Any, _record: object) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT * 1000:.0f}")
-    connection.commit()
+def _begin_postgresql(connection: Any) -> None:
+    # The driver, in autocommit mode, would begin none itself; it ends what has begun.
+    connection.exec_driver_sql(postgresql.begin(BUSY_TIMEOUT))
 
 
 def _begin_on_the_same_file(connection: Any) -> None:
