@@ -26,6 +26,7 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.plans import Plans
+from cartd.rate_limit import FairRateLimiter
 from cartd.removal import Removal
 from cartd.staging.patience import Patience
 from cartd.staging.stager import STOP_WAITS, Stager
@@ -155,6 +156,8 @@ class Parts:
                 self.reactor,
                 random.random,
             ),
+            polls=FairRateLimiter(self.config.archive_tape_polls, self.reactor),
+            reannounce_after=self.config.archive_reannounce_after,
             clock=self.reactor,
             now=self.now,
             parts=self.stager.parts,

@@ -104,6 +104,11 @@ class MemoryStore(Store):
         ]
         return wanted[:limit]
 
+    async def files_at(self, cart_id: int, positions: Sequence[int]) -> list[CartFile]:
+        self._asked()
+        rows = [self.rows[cart_id][position] for position in positions]
+        return [one for one in rows if one.status is not FileStatus.STAGED]
+
     async def members(self, cart_id: int, positions: range) -> Members:
         self._asked()
         rows = self.rows[cart_id][positions.start : positions.stop]

@@ -22,6 +22,7 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.plans import Plans
+from cartd.rate_limit import FairRateLimiter
 from cartd.staging.patience import Patience
 from cartd.staging.tools import Reserves, Tools
 from cartd.threads import RunsInThread
@@ -37,6 +38,11 @@ class ScriptedArchive(Archive):
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
         self.on_tape: set[str] = set()
+        self.comes_at: dict[str, float] = {}
+        """When files come from tape, by ``seconds``."""
+        self.seconds: Callable[[], float] = lambda: 0.0
+        self.asks_to_wait: dict[str, float] = {}
+        """The ``Retry-After`` of answers about files on tape."""
         self.asked: list[tuple[str, str]] = []
         self.holds: dict[tuple[str, str], Deferred[None]] = {}
         self.fails: dict[tuple[str, str], list[Exception]] = {}
@@ -54,10 +60,14 @@ class ScriptedArchive(Archive):
 
     async def status(self, archive_id: str) -> FileState:
         await self._answer("HEAD", archive_id)
-        return FileState(len(self.files[archive_id]), MTIME, archive_id not in self.on_tape)
+        comes_at = self.comes_at.get(archive_id, 0.0)
+        on_disk = archive_id not in self.on_tape and comes_at <= self.seconds()
+        retry_after = None if on_disk else self.asks_to_wait.get(archive_id)
+        return FileState(len(self.files[archive_id]), MTIME, on_disk, retry_after)
 
-    async def stage(self, archive_id: str) -> None:
+    async def stage(self, archive_id: str) -> float | None:
         await self._answer("POST", archive_id)
+        return self.asks_to_wait.get(archive_id)
 
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
         await self._answer("GET", archive_id)
@@ -75,7 +85,7 @@ class ScriptedArchive(Archive):
         finally:
             self.running -= 1
         if failure := self.away or self.bad.get(archive_id):
-            raise failure
+            raise failure.with_traceback(None)  # else what raised it before stays with it
         if failures := self.fails.get((method, archive_id)):
             raise failures.pop(0)
 
@@ -107,6 +117,8 @@ class Bench:
         self.reserve: Reserves = self._reserve
         self.tries = 3
         self.outage_limit = 86_400.0
+        self.tape_polls = 100
+        self.reannounce_after = 21_600.0
         self.holder = "me"
         self.turns_at_once: Callable[[], int] = lambda: 0
 
@@ -144,6 +156,8 @@ class Bench:
             outage=outage,
             tolerance=tolerance,
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
+            polls=FairRateLimiter(self.tape_polls, self.clock),
+            reannounce_after=self.reannounce_after,
             clock=self.clock,
             now=self.now,
             parts=lambda owner: (parts or {}).get(owner or "", 1),

@@ -46,6 +46,25 @@ async def test_a_file_is_on_tape_until_it_was_staged_and_the_delay_is_over(
         assert (await client.ask("GET", "/a")).body == SMALL
 
 
+@pytest_twisted.ensureDeferred
+async def test_with_a_rate_files_come_from_tape_one_after_the_other(tmp_path: Path) -> None:
+    clock = Clock()
+    for name in "abc":
+        (tmp_path / name).write_bytes(SMALL)
+    options = ("--tape-delay", "30", "--tape-rate", "0.5")
+    async with directory_archive(tmp_path, *options, clock=clock) as client:
+        for name in "abca":
+            assert (await client.ask("POST", f"/{name}")).status == 200
+
+        async def seconds_left() -> list[str]:
+            answers = [await client.ask("GET", f"/{name}") for name in "abc"]
+            return [answer.headers.get("retry-after", "") for answer in answers]
+
+        assert await seconds_left() == ["30", "32", "34"]
+        clock.advance(32)
+        assert await seconds_left() == ["", "", "2"]
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body"),
     [

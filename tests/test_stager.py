@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 from collections.abc import Iterator
 from math import inf
@@ -15,7 +16,7 @@ from cartd.errors import Unavailable
 from cartd.holders import Holders
 from cartd.model import CartStatus, FileStatus
 from cartd.staging.stager import LEASE, TAKE_UP_EVERY, Stager
-from tests.staging_parts import Bench
+from tests.staging_parts import Bench, outage
 from tests.volume_parts import InThisThread, begin, result_of
 
 FILES = {"1": b"one", "2": b"two"}
@@ -26,6 +27,7 @@ class Staged(Bench):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, FILES)
+        self.parts: dict[str, int] = {}
         self.holders = Holders(root / "holders")
         self.holder = self.holders.name
         self.stager = Stager(
@@ -34,7 +36,7 @@ class Staged(Bench):
 
     def start(self, *, take_up: bool = True) -> None:
         self.holders.start()
-        self.stager.start(self.tools(), take_up=take_up)
+        self.stager.start(self.tools(parts=self.parts), take_up=take_up)
 
     def status(self, cart_id: int) -> CartStatus:
         return self.store.carts[cart_id].status
@@ -59,21 +61,19 @@ class TestBeginning:
     def test_a_cart_that_is_begun_becomes_ready(self, bench: Staged) -> None:
         bench.start()
         cart = bench.put()
-        ended: list[object] = []
-        bench.stager.begin(cart.id, resumed=False).addBoth(ended.append)
-        assert ended == [None]
+        bench.stager.begin(cart.id, resumed=False)
+        assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.leases == {}
 
-    def test_to_begin_a_cart_again_waits_for_the_same_staging(self, bench: Staged) -> None:
+    def test_to_begin_a_cart_again_changes_nothing_about_its_staging(self, bench: Staged) -> None:
         bench.start()
         cart, held = bench.put(), bench.hold()
-        ended: list[object] = []
         for _ in range(2):
-            bench.stager.begin(cart.id).addBoth(ended.append)
-        assert (bench.stager.count(), ended) == (1, [])
+            bench.stager.begin(cart.id)
+        assert bench.stager.count() == 1
         held.callback(None)
-        assert ended == [None, None]
+        assert bench.status(cart.id) is CartStatus.READY
         assert bench.archive.times("GET") == len(FILES)
 
     def test_nothing_is_begun_before_the_start_or_after_the_stop(self, bench: Staged) -> None:
@@ -314,6 +314,37 @@ class TestLeases:
         assert bench.store.staged(cart.id) == []
         bench.clock.advance(1)
         assert bench.store.staged(cart.id) == ["1"]
+
+
+class TestWaitingForLong:
+    @pytest.mark.parametrize(("what", "carts"), [("archive", 1000), ("tape", 250)])
+    def test_carts_that_wait_for_a_week_take_no_more_memory_in_the_end(
+        self, bench: Staged, what: str, carts: int
+    ) -> None:
+        bench.archive.files = {f"{n}": b"" for n in range(carts)}
+        bench.outage_limit = inf
+        bench.tape_polls = 1_000_000  # however long a step of the clock is
+        bench.parts = {"": carts}
+        if what == "archive":
+            bench.archive.away = outage()
+        else:
+            bench.archive.on_tape = set(bench.archive.files)
+        for name in bench.archive.files:
+            bench.put([name], uid=name)
+        bench.start()
+
+        def wait(days: int) -> tuple[int, int]:
+            """So long; then how many callbacks and objects there are."""
+            bench.clock.pump([86_400.0] * days)
+            assert bench.stager.count() == carts
+            bench.archive.asked.clear()
+            gc.collect()
+            jobs = bench.stager._running.values()
+            return sum(len(job._callbacks) for job in jobs), len(gc.get_objects())
+
+        first, last = wait(1), wait(6)
+        assert last[0] == first[0] <= 2 * carts
+        assert last[1] - first[1] < 500
 
 
 class TestLettingGo:

@@ -154,29 +154,106 @@ class TestTapes:
             ("POST", "1"),
             ("POST", "2"),
         ]
-        looked = bench.times_until(lambda: bench.archive.times("HEAD"), seconds=200)
-        assert looked == [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 63.5, 123.5, 183.5]
+        looked = bench.times_until(lambda: bench.archive.times("HEAD"), seconds=3000)
+        assert looked == [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1623, 2223, 2823]
         assert ended == []
 
-    def test_a_file_that_has_come_makes_the_waits_short_again(self, bench: Bench) -> None:
+    def test_a_file_that_has_come_changes_nothing_about_the_waits_of_others(
+        self, bench: Bench
+    ) -> None:
         bench.archive.on_tape = {"1", "2"}
         _, ended = run(bench, bench.put())
         bench.times_until(lambda: None, seconds=8)
         bench.archive.on_tape = {"2"}
-        looked = bench.times_until(lambda: bench.archive.times("HEAD", "2"), seconds=10)
-        assert looked == [7.5, 8.0, 9.0]
+        looked = bench.times_until(lambda: bench.archive.times("HEAD", "2"), seconds=60)
+        assert looked == [7, 23, 55]
+        assert bench.archive.times("GET", "1") == 1
         bench.archive.on_tape = set()
-        bench.clock.advance(2.0)
+        bench.times_until(lambda: None, seconds=70)
         assert ended == [None]
         assert content(bench) == FILES
 
-    def test_after_long_waits_they_are_announced_again(self, bench: Bench) -> None:
+    def test_a_file_is_announced_again_only_after_as_long_as_is_set(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1"}
+        bench.reannounce_after = 7200
         run(bench, bench.put())
-        bench.times_until(lambda: None, seconds=120)
-        assert bench.archive.times("POST", "1") == 1
-        bench.clock.advance(4)
-        assert bench.archive.times("POST", "1") == 2
+        posted = bench.times_until(lambda: bench.archive.times("POST", "1"), seconds=16_000)
+        assert posted == [7623, 14_823]
+
+    def test_the_archive_may_ask_for_a_longer_wait_of_one_file_within_reason(
+        self, bench: Bench
+    ) -> None:
+        bench.archive.on_tape = {"1", "2"}
+        bench.archive.asks_to_wait = {"1": 20, "2": 86_400}
+        run(bench, bench.put())
+        looked = bench.times_until(lambda: bench.archive.times("HEAD", "1"), seconds=50)
+        assert looked == [20, 40]
+        looked = bench.times_until(lambda: bench.archive.times("HEAD", "2"), seconds=7200)
+        assert looked == [3550, 7150]
+
+    @pytest.mark.parametrize("number", [50, 100, 200])
+    def test_files_that_come_one_by_one_cost_a_few_requests_each_however_many_they_are(
+        self, tmp_path: Path, number: int
+    ) -> None:
+        """One a second, the first after 20 seconds."""
+        bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(number)})
+        bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(number)}
+        bench.archive.seconds = bench.clock.seconds
+        _, ended = run(bench, bench.put())
+        bench.clock.pump([0.25] * 4 * 300)
+        assert ended == [None]
+        heads = [bench.archive.times("HEAD", name) for name in bench.archive.files]
+        assert max(heads) <= 12
+        assert bench.archive.times("POST") == bench.archive.times("GET") == number
+
+    def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
+        """More files are in front of it than are under way at once."""
+        disk = {f"disk{n}": b"" for n in range(300)}
+        tape = {f"tape{n}": b"" for n in range(20)}
+        bench = Bench(tmp_path / "volume", disk | tape)
+        bench.archive.on_tape = set(tape)
+        held: Deferred[None] = Deferred()
+        bench.archive.holds |= {("GET", name): held for name in disk}
+        cart = claimed(bench, bench.put())
+        ended = begin(Staging(bench.tools(connections=500), cart, "me", resumed=False).run())
+        bench.archive.on_tape = set()
+        bench.clock.pump([0.125] * 130)
+        assert [bench.archive.times("GET", name) for name in tape] == [1] * len(tape)
+        assert bench.archive.times("GET", "disk299") == 0
+        held.callback(None)
+        bench.clock.pump([1.0] * 5)
+        assert ended == [None]
+        assert bench.archive.times("GET") == len(disk) + len(tape)
+
+    def test_all_carts_together_ask_no_more_often_than_is_set(self, tmp_path: Path) -> None:
+        files = {f"{n}": b"" for n in range(90)}
+        bench = Bench(tmp_path / "volume", files)
+        bench.tape_polls = 10
+        bench.archive.on_tape = set(files)
+        tools = bench.tools()
+        for first in (0, 30, 60):
+            cart = claimed(bench, bench.put([f"{n}" for n in range(first, first + 30)], f"{first}"))
+            begin(Staging(tools, cart, "me", resumed=False).run())
+        states = len(files)
+        assert bench.archive.times("HEAD") == states
+        bench.clock.advance(1)
+        bench.clock.pump([0.1] * 30)
+        asked = [int(name) // 30 for method, name in bench.archive.asked if method == "HEAD"]
+        assert len(asked) - states <= 32
+        # Each cart gets its share, though the first has more than that due.
+        assert all(asked[states:].count(cart) >= 8 for cart in range(3))
+
+    def test_who_waits_for_tape_can_be_cancelled_while_waiting_for_a_poll(
+        self, tmp_path: Path
+    ) -> None:
+        bench = Bench(tmp_path / "volume", FILES)
+        bench.tape_polls = 1
+        bench.archive.on_tape = set(FILES)
+        running, ended = run(bench, bench.put())
+        bench.clock.advance(1)
+        running.cancel()
+        assert isinstance(failure_of(ended), CancelledError)
+        assert not bench.clock.getDelayedCalls()
 
 
 class TestTakingUp:

@@ -128,6 +128,8 @@ class TestFinding:
         assert await positions(after=3, limit=2) == [4]
         assert await positions(unstaged=True) == [0, 2, 4]
         assert await positions(unstaged=True, after=0, limit=1) == [2]
+        some = await store.files_at(cart.id, [4, 0, 1, 99])
+        assert [file.position for file in some] == [0, 4]
 
     @pytest_twisted.ensureDeferred
     async def test_lists_hold_the_carts_of_their_statuses_in_order(self, store: Store) -> None:

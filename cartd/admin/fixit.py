@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -24,7 +23,7 @@ class Fixit:
         self,
         store: Store,
         repair: Repair,
-        begin: Callable[[int], Deferred[None]],
+        begin: Callable[[int], object],
         clock: IReactorTime,
         out: TextIO,
     ) -> None:

@@ -78,10 +78,14 @@ class FileState:
     size: int
     mtime: int
     on_disk: bool
+    retry_after: float | None = None
+    """Seconds after which the archive wants to be asked again, if it said so."""
 
 
-def read_state(headers: Headers) -> FileState:
+def read_state(headers: Headers, now: float) -> FileState:
     """The headers of ``HEAD /ID``, as Pacifica's Archive Interface writes them.
+
+    ``now`` is a Unix time.
 
     Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.
     """
@@ -90,6 +94,7 @@ def read_state(headers: Headers) -> FileState:
         size=_size(_single(headers, b"X-Content-Length")),
         mtime=_time(_single(headers, b"Last-Modified")),
         on_disk=media[-1].lower() == "disk",
+        retry_after=retry_after(headers, now),
     )
 
 
@@ -126,7 +131,7 @@ def refusal(
     return ArchiveError(
         f"the archive answered {status} to {method}" + (f": {said}" if said else ""),
         retryable=not 300 <= code < 500 or code in _RETRYABLE_4XX,
-        retry_after=_retry_after(headers, now),
+        retry_after=retry_after(headers, now),
         outage=code in _OUTAGES,
         unexplained=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
     )
@@ -192,7 +197,7 @@ def _http_date(value: str) -> float | None:
         return None
 
 
-def _retry_after(headers: Headers, now: float) -> float | None:
+def retry_after(headers: Headers, now: float) -> float | None:
     """Seconds of a ``Retry-After`` header, at most a day (RFC 9110, section 10.2.3)."""
     for value in values(headers, b"Retry-After"):
         if _SECONDS.fullmatch(value):

@@ -24,6 +24,7 @@ from cartd.archive.answers import (
     is_named,
     read_state,
     refusal,
+    retry_after,
     told_file,
     values,
 )
@@ -93,7 +94,7 @@ class Archive:
             again = told_file(headers)
             if again != told and not is_named(again, archive_id):
                 raise ArchiveError("the archive told of another file", retryable=True)
-        return read_state(headers)
+        return read_state(headers, self._now())
 
     async def explained(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
         """Why a HEAD failed that is ``unexplained``: a GET of the same file has room for a trace.
@@ -106,10 +107,14 @@ class Archive:
             return error if error.missing else failed
         return failed
 
-    async def stage(self, archive_id: str) -> None:
-        """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts."""
+    async def stage(self, archive_id: str) -> float | None:
+        """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts.
+
+        Gives the seconds of a ``Retry-After`` in the answer, if it has one.
+        """
         response = await self._ask("POST", archive_id)
         await self._excerpt(response)
+        return retry_after(response.headers, self._now())
 
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
         """``GET /ID``: writes the file's bytes to ``sink``.

@@ -63,6 +63,9 @@ class Config:
     archive_stall_timeout: float
     archive_least_rate: int
     """Bytes a second."""
+    archive_tape_polls: int
+    """Requests a second."""
+    archive_reannounce_after: float
     archive_ca_file: Path | None
     archive_cert_file: Path | None
     archive_key_file: Path | None

@@ -22,6 +22,7 @@ class Options(usage.Options):
         ["port", "p", "8080", "TCP port to listen on; 0 takes any that is free."],
         ["address", "a", "127.0.0.1", "Address to listen on."],
         ["tape-delay", None, None, "Seconds a file takes from tape; without it all are on disk."],
+        ["tape-rate", None, None, "Files a second from tape, one by one; without it all at once."],
         ["fail-rate", None, "0", "Share of requests that go wrong, from 0 to 1."],
         ["fail-seed", None, None, "A whole number; the same one fails in the same order."],
     ]
@@ -43,6 +44,9 @@ class Options(usage.Options):
             raise usage.UsageError(f"--root: {self['root']} is not a directory")
         self._convert("port", int, "0 to 65535", lambda port: 0 <= port <= 65535)
         self._convert("tape-delay", float, "0 or more seconds", lambda delay: 0 <= delay < 1e9)
+        self._convert("tape-rate", float, "more than 0 files a second", lambda rate: 0 < rate < 1e9)
+        if self["tape-rate"] is not None and self["tape-delay"] is None:
+            raise usage.UsageError("--tape-rate is of no use without --tape-delay")
         self._convert("fail-rate", float, "0 to 1", lambda rate: 0 <= rate <= 1)
         self._convert("fail-seed", int, "a whole number", lambda seed: True)
 

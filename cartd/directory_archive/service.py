@@ -35,7 +35,7 @@ class DirectoryArchive(Service):
         self._directory = Directory(Path(options["root"]))
         self._threads = Threads(reactor, THREADS)
         delay = options["tape-delay"]
-        tape = None if delay is None else TapeLibrary(clock, delay)
+        tape = None if delay is None else TapeLibrary(clock, delay, options["tape-rate"])
         misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
         interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
         self._site = ArchiveSite(interface.app.resource(), self._directory)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 from twisted.internet.interfaces import IReactorTime
 
 
 class TapeLibrary:
     """Remembers, for as long as the process lives, which files were recalled and when."""
 
-    def __init__(self, clock: IReactorTime, delay: float) -> None:
-        """``delay``: seconds from a recall until the file is on disk."""
+    def __init__(self, clock: IReactorTime, delay: float, rate: float | None = None) -> None:
+        """``delay``: seconds from a recall until the file is on disk.
+
+        ``rate``: files a second that its one drive reads, one after the other; none: any number.
+        """
         self._clock = clock
         self._delay = delay
+        self._read_seconds = 0.0 if rate is None else 1.0 / rate
+        self._last = -math.inf
+        """When the drive has read what was recalled last."""
         self._ready: dict[str, float] = {}
 
     def on_disk(self, archive_id: str) -> bool:
@@ -20,12 +28,16 @@ class TapeLibrary:
 
     def wait(self, archive_id: str) -> float:
         """Seconds until the file is on disk, if it is recalled now at the latest."""
-        ready = self._ready.get(archive_id)
-        return self._delay if ready is None else max(0.0, ready - self._clock.seconds())
+        ready = self._ready.get(archive_id, self._next())
+        return max(0.0, ready - self._clock.seconds())
 
     def recall(self, archive_id: str) -> None:
         """Begin to bring the file to disk; asking again changes nothing."""
-        self._ready.setdefault(archive_id, self._clock.seconds() + self._delay)
+        if archive_id not in self._ready:
+            self._last = self._ready[archive_id] = self._next()
+
+    def _next(self) -> float:
+        return max(self._clock.seconds() + self._delay, self._last + self._read_seconds)
 
     def forget(self, archive_id: str) -> None:
         """The file was written, moved or deleted: what bears this id now is on tape."""

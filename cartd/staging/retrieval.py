@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TypeVar
 
 from twisted.internet.defer import CancelledError
-from twisted.internet.task import deferLater
 
 from cartd.archive import ArchiveError, FileState
-from cartd.backoff import FIRST_WAIT, LONGEST_WAIT
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
 from cartd.staging.progress import Batches
+from cartd.staging.tape import TapeRecall
 from cartd.staging.tools import Tools
 from cartd.volume.incoming import Incoming
 
@@ -41,11 +40,13 @@ class Retrieval:
         self._cart = cart
         self._holder = holder
         self._add_staged = staged
-        self._on_tape: set[int] = set()
+        self._tape = TapeRecall(
+            tools, cart, announce=self._announce, poll=self._fetch_if_on_disk, window=self._window
+        )
 
     def are_in_place(self, positions: Collection[int]) -> None:
         """The files at ``positions`` need not be recalled: they are on the volume."""
-        self._on_tape.difference_update(positions)
+        self._tape.queue.unmark(positions)
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """The files that are not staged, in the manifest's order."""
@@ -72,7 +73,7 @@ class Retrieval:
             state = await self._patiently(file, self._state)
             total += state.size
             if not state.on_disk:
-                self._on_tape.add(file.position)
+                self._tape.queue.mark(file.position)
             if file.size != state.size or file.mtime is None:
                 await learnt.add((file.position, state.size, state.mtime))
 
@@ -96,41 +97,24 @@ class Retrieval:
 
     async def fetch(self) -> None:
         """Fetch what is on disk, and all else as soon as it has come from tape."""
-        await both(self._fetch_from_disk(), self._recall_from_tape())
+        await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
 
     async def _fetch_from_disk(self) -> None:
         await for_each(
-            self._unstaged(lambda file: file.position not in self._on_tape),
+            self._unstaged(lambda file: file.position not in self._tape.queue),
             self._fetch,
             self._window,
         )
 
-    async def _recall_from_tape(self) -> None:
-        """Announce every file that is not on disk, then fetch each when it has come."""
-        if not self._on_tape:
-            return
-        await for_each(self._on_tape_still(), self._announce, self._window)
-        wait = FIRST_WAIT
-        while self._on_tape:
-            await deferLater(self._tools.clock, wait)
-            before = len(self._on_tape)
-            if wait == LONGEST_WAIT:
-                # Long enough for an archive to have forgotten what it was asked for.
-                await for_each(self._on_tape_still(), self._announce, self._window)
-            await for_each(self._on_tape_still(), self._fetch_if_on_disk, self._window)
-            wait = FIRST_WAIT if len(self._on_tape) < before else min(wait * 2, LONGEST_WAIT)
+    async def _announce(self, file: CartFile) -> float | None:
+        return await self._patiently(file, lambda file: self._tools.archive.stage(file.archive_id))
 
-    def _on_tape_still(self) -> AsyncIterator[CartFile]:
-        return self._unstaged(lambda file: file.position in self._on_tape)
-
-    async def _announce(self, file: CartFile) -> None:
-        await self._patiently(file, lambda file: self._tools.archive.stage(file.archive_id))
-
-    async def _fetch_if_on_disk(self, file: CartFile) -> None:
+    async def _fetch_if_on_disk(self, file: CartFile) -> FileState | None:
         state = await self._patiently(file, self._state)
-        if state.on_disk:
-            await self._fetch(file)
-            self._on_tape.discard(file.position)
+        if not state.on_disk:
+            return state
+        await self._fetch(file)
+        return None
 
     async def _fetch(self, file: CartFile) -> None:
         hash_sum = await self._patiently(file, self._fetch_once)

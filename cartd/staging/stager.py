@@ -115,21 +115,17 @@ class Stager:
         """Into how many parts these carts cut what they share, for one of ``owner``."""
         return self._crowd.parts(owner, coming=self.count() - len(self._crowd))
 
-    def begin(self, cart_id: int, *, resumed: bool = True) -> Deferred[None]:
-        """Stage the cart; fires when it is ready, in error or somebody else's.
+    def begin(self, cart_id: int, *, resumed: bool = True) -> None:
+        """Stage the cart, unless that is under way; the store tells how it ends.
 
-        ``resumed`` says that parts of it may be on the volume already.
+        ``resumed`` says that parts of it may be on the volume already.  Pollers call this again and
+        again: nothing may be kept of a call for as long as the cart is staged.
         """
-        if cart_id not in self._running and self._tools is not None:
-            job = Deferred.fromCoroutine(self._stage(self._tools, cart_id, resumed))
-            self._running[cart_id] = job
-            job.addBoth(self._ended, cart_id)
-        ended: Deferred[None] = Deferred()
-        if cart_id in self._running:
-            self._running[cart_id].addBoth(lambda _: ended.callback(None))
-        else:
-            ended.callback(None)
-        return ended
+        if cart_id in self._running or self._tools is None:
+            return
+        job = Deferred.fromCoroutine(self._stage(self._tools, cart_id, resumed))
+        self._running[cart_id] = job
+        job.addBoth(self._ended, cart_id)
 
     async def drop(self, cart_id: int) -> None:
         """Stop staging the cart, which has been deleted."""

@@ -12,6 +12,7 @@ from cartd.archive import Archive
 from cartd.model import Cart
 from cartd.outage import Outage
 from cartd.plans import Plans
+from cartd.rate_limit import FairRateLimiter
 from cartd.staging.patience import Patience
 from cartd.store import Store
 from cartd.tolerance import Tolerance
@@ -38,6 +39,10 @@ class Tools:
     outage: Outage
     tolerance: Tolerance
     patience: Patience
+    polls: FairRateLimiter
+    """How often files on tape are asked for, all carts together."""
+    reannounce_after: float
+    """Seconds after which a file that is still on tape is announced again."""
     clock: IReactorTime
     now: Callable[[], float]
     """Unix time."""

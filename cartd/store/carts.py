@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -62,6 +62,11 @@ _MEMBERS = gathered(
     ).order_by(file.c.position)
 )
 _UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
+_UNSTAGED_AT = FILES.where(
+    file.c.cart_id == bindparam("cart_id"),
+    file.c.position.in_(bindparam("positions", expanding=True)),
+    file.c.status != FileStatus.STAGED.value,
+).order_by(file.c.position)
 _INSERT_FILES = insert(file)
 _DELETE = (
     update(cart)
@@ -170,6 +175,11 @@ class Carts:
         query = _UNSTAGED_FILES if unstaged else _FILES
         page = {"cart_id": cart_id, "after": after, "count": limit}
         return [file_of(row) for row in await self._database.rows(query, page)]
+
+    async def files_at(self, cart_id: int, positions: Sequence[int]) -> list[CartFile]:
+        """Those of the files at ``positions``, some hundreds, that are not staged, in order."""
+        page = {"cart_id": cart_id, "positions": list(positions)}
+        return [file_of(row) for row in await self._database.rows(_UNSTAGED_AT, page)]
 
     async def members(self, cart_id: int, positions: range) -> Members:
         """What the tar is made of at ``positions``, in order; without files of unknown size."""

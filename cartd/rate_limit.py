@@ -1,0 +1,81 @@
+"""A limit on how often something is done in a second, shared out fairly."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+BURST_SECONDS = 0.1
+"""What was not taken is kept for so long: a limit of 100 a second allows ten in one moment."""
+SHORTEST_PAUSE = 0.01
+"""Seconds between two looks at who waits: a high limit is not to cost a timer each time."""
+
+
+class FairRateLimiter:
+    """A token bucket (``per_second`` tokens) from which owners take in rotation.
+
+    Those of one owner are served in the order in which they came.  Nothing is kept of an owner
+    who does not wait.
+    """
+
+    def __init__(self, per_second: float, clock: IReactorTime) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._most = max(per_second * BURST_SECONDS, 1.0)
+        self._tokens = self._most
+        self._counted_at = clock.seconds()
+        self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
+        self._timer: IDelayedCall | None = None
+        self._granting = False
+
+    def take(self, owner: Hashable = None) -> Deferred[None]:
+        """Fires when it is the owner's turn; may be cancelled until then."""
+        token: Deferred[None] = Deferred(lambda left: self._leave(owner, left))
+        self._waiting.setdefault(owner, deque()).append(token)
+        self._grant()
+        return token
+
+    def _leave(self, owner: Hashable, token: Deferred[None]) -> None:
+        queue = self._waiting[owner]
+        queue.remove(token)
+        if not queue:
+            del self._waiting[owner]
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _grant(self) -> None:
+        if self._granting:
+            return  # by one who was granted a token, within the loop below
+        self._granting = True
+        try:
+            self._count()
+            while self._waiting and self._tokens >= 1.0:
+                self._tokens -= 1.0
+                self._next().callback(None)
+        finally:
+            self._granting = False
+        if self._waiting and self._timer is None:
+            pause = max((1.0 - self._tokens) / self._per_second, SHORTEST_PAUSE)
+            self._timer = self._clock.callLater(pause, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._grant()
+
+    def _count(self) -> None:
+        """Add what has come since the last time; rounding must not cost a whole pause."""
+        now = self._clock.seconds()
+        came = (now - self._counted_at) * self._per_second
+        self._tokens = min(self._tokens + came + 1e-9, self._most)
+        self._counted_at = now
+
+    def _next(self) -> Deferred[None]:
+        owner, queue = self._waiting.popitem(last=False)
+        token = queue.popleft()
+        if queue:
+            self._waiting[owner] = queue
+        return token

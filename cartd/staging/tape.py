@@ -1,0 +1,125 @@
+"""The recall of a cart's files from tape: announce all, poll each with its own waits, fetch once.
+
+Strategy: a library of tapes orders its recalls best when it knows all of them, so every file is
+announced as early as can be, and then only after hours again, in case that the archive has
+forgotten.  How long a file takes, nobody knows: it is polled when it has waited for about as long
+again as before, so the number of its polls grows as the logarithm of its wait.  What other files do
+changes nothing about it.  All carts together poll no more often than a limit, in turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from twisted.internet.defer import Deferred
+
+from cartd.archive import FileState
+from cartd.concurrency import both, for_each
+from cartd.model import Cart, CartFile
+from cartd.staging.recall_queue import RecallQueue
+from cartd.staging.tools import Tools
+
+PAGE = 500
+"""Rows of due files read at once."""
+
+
+class TapeRecall:
+    """``stage`` announces a file and ``poll`` asks whether it has come.
+
+    ``announce`` gives the seconds that the archive wants to be left alone, if it says so; ``poll``
+    gives the state of a file that is still on tape, and none when it has come and was fetched.
+    Both raise what ends the cart.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        cart: Cart,
+        *,
+        announce: Callable[[CartFile], Awaitable[float | None]],
+        poll: Callable[[CartFile], Awaitable[FileState | None]],
+        window: Callable[[], int],
+    ) -> None:
+        self._tools = tools
+        self._cart = cart
+        self._announce_once = announce
+        self._poll_once = poll
+        self._window = window
+        self.queue = RecallQueue(cart.files_total)
+        self._woken: Deferred[None] | None = None
+
+    async def run(self, unstaged: Callable[[], AsyncIterator[CartFile]]) -> None:
+        """Fetch all that is marked in :attr:`queue`; ``unstaged`` gives the rows that there are."""
+        if self.queue.left:
+            await both(self._announce_all(unstaged()), self._poll_all())
+
+    async def _announce_all(self, unstaged: AsyncIterator[CartFile]) -> None:
+        async def on_tape() -> AsyncIterator[CartFile]:
+            async for file in unstaged:
+                if file.position in self.queue:
+                    yield file
+
+        await for_each(on_tape(), self._announce, self._window)
+
+    async def _announce(self, file: CartFile) -> None:
+        self._add(file, await self._announced(file))
+
+    async def _announced(self, file: CartFile) -> float | None:
+        asked = await self._announce_once(file)
+        self.queue.announced(file.position, self._now())
+        return asked
+
+    async def _poll_all(self) -> None:
+        await for_each(self._due_files(), self._poll, self._window)
+
+    async def _due_files(self) -> AsyncIterator[CartFile]:
+        """Each file whenever it is to be polled, until all have come."""
+        while self.queue.left:
+            positions = self.queue.take_due(self._now(), self._tools.share(self._cart, PAGE))
+            if not positions:
+                await self._pause()
+                continue
+            files = await self._tools.store.files_at(self._cart.id, positions)
+            self.queue.came(len(positions) - len(files))  # the others are staged by now
+            for file in files:
+                await self._tools.polls.take(self._cart.owner)
+                yield file
+
+    async def _poll(self, file: CartFile) -> None:
+        waited = self.queue.since_announced(file.position, self._now())
+        if waited >= self._tools.reannounce_after:
+            await self._announced(file)
+        state = await self._poll_once(file)
+        if state is None:
+            self.queue.came()
+            self._wake()
+        else:
+            self._add(file, state.retry_after)
+
+    def _add(self, file: CartFile, asked: float | None) -> None:
+        before = self.queue.next_due()
+        due = self.queue.add(file.position, self._now(), asked)
+        if before is None or due < before:
+            self._wake()
+
+    async def _pause(self) -> None:
+        """Until the next file is due, or something has changed."""
+        woken = self._woken = Deferred()
+        due = self.queue.next_due()
+        timer = None
+        if due is not None:
+            timer = self._tools.clock.callLater(max(due - self._now(), 0.0), self._wake)
+        try:
+            await woken
+        finally:
+            self._woken = None
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def _wake(self) -> None:
+        woken, self._woken = self._woken, None
+        if woken is not None:
+            woken.callback(None)
+
+    def _now(self) -> float:
+        return self._tools.clock.seconds()

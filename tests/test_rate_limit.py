@@ -1,0 +1,83 @@
+"""So many in a second and no more, in rotation over the owners who wait."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from cartd.rate_limit import FairRateLimiter
+
+
+def taken(limiter: FairRateLimiter, owner: str, times: list[str]) -> Deferred[None]:
+    token = limiter.take(owner)
+    token.addCallback(lambda _: times.append(owner))
+    token.addErrback(lambda failure: failure.trap(CancelledError))
+    return token
+
+
+def test_after_a_short_burst_there_are_so_many_a_second() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(20, clock)
+    for _ in range(100):
+        taken(limiter, "a", log)
+    assert len(log) == 2
+    for second in range(1, 5):
+        clock.pump([0.05] * 20)
+        assert len(log) == 2 + 20 * second
+    clock.pump([0.05] * 40)
+    assert len(log) == 100
+    assert not clock.getDelayedCalls()
+
+
+def test_what_was_not_taken_is_not_kept_for_long() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(20, clock)
+    clock.advance(3600)
+    for _ in range(10):
+        taken(limiter, "a", log)
+    assert len(log) == 2
+
+
+def test_less_than_ten_a_second_are_possible() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(1, clock)
+    for _ in range(3):
+        taken(limiter, "a", log)
+    clock.pump([0.125] * 8 * 2)
+    assert len(log) == 3
+
+
+def test_owners_are_served_in_rotation() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(10, clock)
+    for owner in "xaaaabbc":
+        taken(limiter, owner, log)
+    clock.pump([0.1] * 8)
+    assert log == list("xabcabaa")
+
+
+def test_who_leaves_takes_nothing_and_leaves_nothing_behind() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(10, clock)
+    tokens = [taken(limiter, owner, log) for owner in "xaab"]
+    tokens[1].cancel()
+    tokens[3].cancel()
+    clock.advance(0.1)
+    assert log == ["x", "a"]
+    last = taken(limiter, "c", log)
+    last.cancel()
+    assert not clock.getDelayedCalls()
+
+
+def test_ten_thousand_who_wait_for_each_other_do_not_exhaust_the_stack() -> None:
+    clock, log = Clock(), list[str]()
+    limiter = FairRateLimiter(1_000_000, clock)
+
+    async def again() -> None:
+        for _ in range(10_000):
+            await limiter.take("a")
+            log.append("a")
+
+    Deferred.fromCoroutine(again())
+    clock.advance(0)
+    assert len(log) == 10_000
