@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
@@ -36,8 +36,9 @@ class NotReady(CartdError):
 
     code = 202
 
-    def __init__(self) -> None:
+    def __init__(self, cart: Cart) -> None:
         super().__init__("The cart is not ready for download.")
+        self.cart = cart
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Downloads:
                 self._given_back[cart.id] = job
 
         def tell(ended: CartdError | Failure) -> CartdError | Failure:
-            told.callback(NotReady() if isinstance(ended, Failure) else ended)
+            told.callback(_restaged(cart) if isinstance(ended, Failure) else ended)
             return ended
 
         job.addBoth(tell)
@@ -196,7 +197,7 @@ class Downloads:
             log.failure("Cannot give back cart {id}", id=cart.id)
         finally:
             self._given_back.pop(cart.id, None)
-        return NotReady()
+        return _restaged(cart)
 
     async def stop(self) -> None:
         """Cancel what is under way on its own."""
@@ -206,11 +207,16 @@ class Downloads:
         await DeferredList(jobs, consumeErrors=True)
 
 
+def _restaged(cart: Cart) -> NotReady:
+    """What a client is told that has found ``cart`` damaged."""
+    return NotReady(replace(cart, status=CartStatus.STAGING))
+
+
 def _check_ready(cart: Cart | None) -> Cart:
     if cart is None or cart.status == CartStatus.DELETED:
         raise CartNotFound("The cart does not exist or has already been deleted")
     if cart.status in UNFINISHED:
-        raise NotReady
+        raise NotReady(cart)
     if cart.status == CartStatus.ERROR:
         raise CartdError(cart.error)
     return cart

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from klein import Klein
@@ -28,6 +28,7 @@ from cartd.model import Asker, Cart, CartStatus
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import SendStopped
 from cartd.server import short_answers
+from cartd.server.caching import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.request import LimitedRequest
 from cartd.server.short_answers import RETRY_AFTER
 from cartd.uids import check_uid
@@ -67,19 +68,16 @@ class Rest:
 
     @app.route(api_description.PATH, methods=["GET"])
     def description(self, request: Request) -> bytes:
-        return _answer(request, 200, "application/json", DESCRIPTION)
+        body = _answer(request, 200, "application/json", DESCRIPTION)
+        _set(request, "Cache-Control", PUBLIC)
+        return body
 
     # Klein answers a HEAD with the first route that takes it: this one stays above GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
-        try:
+        with _status_told(request):
             await self._recovered()
             cart = await self._carts.find(_asker(request), uid)
-        except Exception as error:
-            _set(request, "X-Pacifica-Status", CartStatus.ERROR)
-            told = str(error) if isinstance(error, CartdError) else INTERNAL
-            _set(request, "X-Pacifica-Message", told)
-            raise
         _set_status_headers(request, cart)
         if cart.status == CartStatus.ERROR:
             return _error(request, 500, cart.error)
@@ -88,15 +86,18 @@ class Rest:
 
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
-        check_uid(uid)
-        await self._recovered()
-        async with self._downloads.open(_asker(request), uid, _filename(request)) as download:
-            _set(request, "ETag", download.etag)
-            if ranges.not_modified(download.etag, _header(request, b"if-none-match")):
-                request.setResponseCode(304)
-                return b""
-            _set_download_headers(request, download)
-            await self._send(request, download, _range(request, download))
+        with _status_told(request):
+            check_uid(uid)
+            await self._recovered()
+            async with self._downloads.open(_asker(request), uid, _filename(request)) as download:
+                _set(request, "ETag", download.etag)
+                _set(request, "Cache-Control", REVALIDATED)
+                if ranges.not_modified(download.etag, _header(request, b"if-none-match")):
+                    request.setResponseCode(304)
+                    return b""
+                _set_status_headers(request, download.cart)
+                _set_download_headers(request, download)
+                await self._send(request, download, _range(request, download))
         return b""
 
     @app.route("/<uid>", methods=["POST"])
@@ -227,6 +228,22 @@ def _set_download_headers(request: Request, download: Download) -> None:
     _set(request, "Last-Modified", ranges.http_date(download.last_modified))
 
 
+@contextmanager
+def _status_told(request: Request) -> Iterator[None]:
+    """Have an error told in the headers as well: some clients, and caches, read only these."""
+    try:
+        yield
+    except NotReady as error:
+        _set_status_headers(request, error.cart)
+        raise
+    except Exception as error:
+        if not request.responseHeaders.hasHeader("X-Pacifica-Status"):
+            _set(request, "X-Pacifica-Status", CartStatus.ERROR)
+            told = str(error) if isinstance(error, CartdError) else INTERNAL
+            _set(request, "X-Pacifica-Message", told)
+        raise
+
+
 def _set_status_headers(request: Request, cart: Cart) -> None:
     _set(request, "X-Pacifica-Status", cart.status)
     _set(request, "X-Pacifica-Message", cart.message)
@@ -265,6 +282,7 @@ def _answer(request: Request, code: int, content_type: str, body: bytes) -> byte
 
 def _forget_download(request: Request, code: int) -> None:
     """Take back the headers of a download that was being prepared."""
+    _set(request, "Cache-Control", NO_STORE)
     for name in ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"):
         request.responseHeaders.removeHeader(name)
     if code != 416:

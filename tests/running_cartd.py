@@ -162,16 +162,7 @@ class RunningCartd:
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         """One request on a connection of its own; ``if_range`` is the header If-Range."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-        try:
-            spelt = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, spelt)
-            answer = connection.getresponse()
-            read = answer.read()
-            names = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, names, read)
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, **headers)
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.request("GET", path, None, **headers)
@@ -217,6 +208,20 @@ class RunningCartd:
         if check:
             done.check_returncode()
         return done
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    """One request on a connection of its own; ``if_range`` is the header If-Range."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        spelt = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, spelt)
+        answer = connection.getresponse()
+        read = answer.read()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, names, read)
+    finally:
+        connection.close()
 
 
 @contextmanager

@@ -82,6 +82,7 @@ async def test_head_tells_size_times_and_media(tmp_path: Path) -> None:
     assert (answer.status, answer.body) == (204, b"")
     told = {k: v for k, v in answer.headers.items() if k not in ("server", "date", "connection")}
     assert told == {
+        "cache-control": "no-store",
         "x-pacifica-messsage": "File was found",
         "x-pacifica-message": "File was found",
         "x-pacifica-file": "a",

@@ -161,7 +161,7 @@ EXCHANGES = [
     "-X DELETE URL5",
 ]
 TRANSPORT = {"server", "date", "transfer-encoding", "connection", "content-length", "allow"}
-MORE = {"x-pacifica-message", "etag", "accept-ranges", "last-modified"}
+MORE = {"cache-control", "x-pacifica-message", "etag", "accept-ranges", "last-modified"}
 """What the directory archive tells beyond Pacifica's."""
 
 

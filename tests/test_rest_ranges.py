@@ -16,7 +16,9 @@ FILES = {"a/one": b"first", "a/two": bytes(range(256)) * 4096}
 NAME = "/ready?filename=my.tar"
 WHOLE_HEADERS = {
     "server", "date", "content-type", "content-length", "content-disposition", "accept-ranges",
-    "etag", "last-modified",
+    "etag", "last-modified", "cache-control", "x-pacifica-status", "x-pacifica-message",
+    "x-pacifica-files-total", "x-pacifica-files-staged", "x-pacifica-bytes-total",
+    "x-pacifica-bytes-staged",
 }  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def test_what_the_client_has_already_is_not_sent(site: CartSite, whole: Answer) 
             connection.get(NAME, f"If-None-Match: {header}", "Range: bytes=0-9")
             answer = connection.answer()
             assert answer.status == 304
-            assert answer.headers.keys() == {"server", "date", "etag"}
+            assert answer.headers.keys() == {"server", "date", "etag", "cache-control"}
             assert answer.headers["etag"] == etag
             connection.get("/")  # the connection is good for more: there was no body
             assert connection.answer().status == 200

@@ -17,6 +17,7 @@ from cartd.ranges import http_date
 from cartd.sending.reader import Reader
 from cartd.sending.sender import Sender, SendStopped
 from cartd.sending.tree_reader import TreeReader
+from cartd.server.caching import REVALIDATED
 from cartd.tar.bundle import Slice
 from cartd.threads import RunsInThread
 
@@ -64,6 +65,7 @@ def _describe(request: Request, opened: Opened, length: int) -> None:
     headers = request.responseHeaders
     headers.setRawHeaders("Content-Type", ["application/octet-stream"])
     headers.setRawHeaders("Content-Length", [str(length)])
+    headers.setRawHeaders("Cache-Control", [REVALIDATED])
     headers.setRawHeaders("Accept-Ranges", ["bytes"])
     headers.setRawHeaders("ETag", [status.etag])
     headers.setRawHeaders("Last-Modified", [http_date(status.mtime)])

@@ -9,6 +9,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.directory_archive.files import Directory
+from cartd.server.caching import UncachedRequest
 from cartd.server.text_paths import TextPaths
 
 IN_MEMORY = 100_000
@@ -19,7 +20,7 @@ class ArchiveSite(Site):
     """Keeps bodies on the archive's own file system, never in ``/tmp``, and logs no request."""
 
     def __init__(self, routes: IResource, directory: Directory) -> None:
-        super().__init__(TextPaths(routes))
+        super().__init__(TextPaths(routes), requestFactory=UncachedRequest)
         self._directory = directory
 
     def getContentFile(self, length: int | None) -> IO[bytes]:

@@ -7,16 +7,15 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
-from twisted.web.server import Request
-
 from cartd.auth import Guard
 from cartd.errors import CartdError
 from cartd.model import User
+from cartd.server.caching import UncachedRequest
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
 
 
-class LimitedRequest(Request):
+class LimitedRequest(UncachedRequest):
     """A request on a :class:`cartd.server.channel.LimitedChannel`."""
 
     channel: Any

@@ -10,6 +10,7 @@ from twisted.web.server import Request
 
 from cartd.errors import error_body
 from cartd.server import refusals
+from cartd.server.caching import NO_STORE
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
@@ -40,9 +41,9 @@ def refusal(
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
     more = b"".join(b"%s: %s\r\n" % header for header in headers)
     return (
-        b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s"
+        b"HTTP/1.1 %d %s\r\nConnection: close\r\nCache-Control: %s\r\n%s"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (code, HTTPStatus(code).phrase.encode(), more, len(body), body)
+        % (code, HTTPStatus(code).phrase.encode(), NO_STORE.encode(), more, len(body), body)
     )
 
 
@@ -52,6 +53,7 @@ def error(request: Request, code: int, message: str, limit: str | None = None) -
     refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
     body = error_body(code, message, limit)
     request.setResponseCode(code)
+    request.setHeader(b"Cache-Control", NO_STORE)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))
     if code in COMES_AGAIN:
