@@ -40,7 +40,7 @@ run: $(READY)
 
 test: $(READY)
 	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
-	@demo/tools nginx squid varnishd
+	@demo/tools nginx squid varnishd haproxy
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 fuzz: MINUTES := 10

@@ -37,6 +37,11 @@ class Unidentified(CartdError):
     code = 401
 
 
+class NoCredentials(Unidentified):
+    """The request names nobody.  The answer asks for a name, as HTTP clients expect before they
+    send one (RFC 9110, section 11.6.1): no attempt has failed."""
+
+
 class CartNotFound(CartdError):
     """No cart of that uid exists, or it has been deleted."""
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 
 from cartd import api_description, disposition, ranges
 from cartd.carts import Carts
@@ -154,9 +154,6 @@ class Rest:
             return _answer(request, 202, "text/plain", str(error).encode())
         if isinstance(error, CartdError):
             return _error(request, error.code, str(error), error.limit)
-        if isinstance(error, MethodNotAllowed):
-            _set(request, "Allow", ", ".join(sorted(error.valid_methods or ())))
-            return _error(request, 405, "This method is not known here")
         if isinstance(error, HTTPException):
             # An unknown path, or one that Klein would redirect.
             return _error(request, 404, "Not Found")

@@ -15,7 +15,7 @@ POST = b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n"
 
 
 def test_a_client_that_says_nothing_is_closed_without_an_answer() -> None:
-    client = Connected(header_timeout=30.0, idle_timeout=1.0)
+    client = Connected(header_timeout=30.0, keepalive_timeout=1.0)
     client.clock.advance(29)
     assert not client.closing
     client.clock.advance(1)
@@ -43,7 +43,7 @@ def test_a_head_that_comes_a_byte_at_a_time_must_be_whole_in_time(head: bytes) -
 
 
 def test_the_head_of_a_later_request_has_its_own_time_from_its_first_byte_on() -> None:
-    client = Connected(header_timeout=30.0, idle_timeout=60.0)
+    client = Connected(header_timeout=30.0, keepalive_timeout=60.0)
     client.ask()
     client.clock.advance(1000)
     client.download.end()
@@ -58,7 +58,7 @@ def test_the_head_of_a_later_request_has_its_own_time_from_its_first_byte_on() -
 
 
 def test_a_head_that_has_begun_behind_another_request_is_timed_from_that_ones_end_on() -> None:
-    client = Connected(header_timeout=30.0, idle_timeout=1000.0)
+    client = Connected(header_timeout=30.0, keepalive_timeout=1000.0)
     client.send(GET + GET[:9])
     client.clock.advance(500)
     client.download.end()
@@ -70,7 +70,7 @@ def test_a_head_that_has_begun_behind_another_request_is_timed_from_that_ones_en
 
 
 def test_between_requests_a_connection_is_not_kept_for_long() -> None:
-    client = Connected(idle_timeout=60.0)
+    client = Connected(idle_timeout=1.0, keepalive_timeout=60.0)
     client.ask()
     client.download.end()
     client.clock.advance(59)
@@ -181,7 +181,7 @@ def test_each_download_of_a_connection_has_all_its_time() -> None:
 
 def test_one_timer_runs_whatever_is_waited_for_and_none_in_the_end() -> None:
     clock, late = Clock(), list[Late]()
-    timers = ClientTimers(limits(idle_timeout=60.0, header_timeout=30.0), clock, late.append)
+    timers = ClientTimers(limits(keepalive_timeout=60.0, header_timeout=30.0), clock, late.append)
     timers.connected()
     for _ in range(3):
         timers.head_begins(first=False)

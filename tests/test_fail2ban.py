@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cartd.auth import TokenFile
 from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry, manifest
+from tests.running_cartd import DEADLINE, entry, manifest, wait_for
 from tests.wire import Wire, wire
 
 FILTER = Path(__file__).parent.parent / "contrib/fail2ban/filter.d/cartd.conf"
@@ -131,3 +132,53 @@ def test_no_line_is_so_long_that_the_journal_would_break_it(site: CartSite) -> N
     log = log_of(site)[begin:]
     assert b'"GET /x HTTP/1.1" 404 ' in log
     assert max(map(len, log.split(b"\n"))) < 48 * 1024
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory = tmp_path_factory.mktemp("guarded")
+    file = TokenFile(directory / "tokens")
+    token = file.add("alice", admin=False)
+    (directory / ".netrc").write_text(f"machine 127.0.0.1 login alice password {token}\n")
+    (directory / ".netrc").chmod(0o600)
+    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as site:
+        bearer = f"Bearer {token}"
+        body = site.manifest({"a": b"data"})
+        assert site.cartd.request("POST", "/mine", body, authorization=bearer).status == 201
+        wait_for(lambda: site.cartd.get("/mine", authorization=bearer).status == 200)
+        yield site
+
+
+DOWNLOADERS = {
+    "wget": ["wget", "-q", "-O", "/dev/null"],
+    "curl": ["curl", "-sf", "--anyauth", "--netrc", "-o", "/dev/null"],
+}
+
+
+@pytest.mark.parametrize("client", DOWNLOADERS.values(), ids=DOWNLOADERS)
+def test_a_client_that_waits_to_be_asked_for_its_name_is_not_banned(
+    guarded: CartSite, tmp_path: Path, client: list[str]
+) -> None:
+    begin = len(log_of(guarded))
+    asked = [*client, f"{guarded.cartd.url}/mine"]
+    subprocess.run(asked, check=True, env={"HOME": str(guarded.root)}, timeout=DEADLINE)
+    log = log_of(guarded)[begin:]
+    assert log.count(b'"GET /mine HTTP/1.1" 401 ') == 1
+    assert banned(log, tmp_path) == {}
+
+
+def test_a_wrong_token_is_found_and_a_missing_one_is_not(guarded: CartSite, tmp_path: Path) -> None:
+    begin = len(log_of(guarded))
+    for given in ({}, {"authorization": "Bearer alice.wrong"}, {"authorization": "nonsense"}):
+        assert guarded.cartd.get("/mine", **given).status == 401
+        assert guarded.cartd.request("POST", "/new", b"{}", **given).status == 401
+    assert banned(log_of(guarded)[begin:], tmp_path) == {"127.0.0.1": 4}
+
+
+def test_what_browsers_ask_for_by_themselves_is_no_guess(site: CartSite, tmp_path: Path) -> None:
+    begin = len(log_of(site))
+    for path in ("/favicon.ico", "/favicon.ico?v=1", "/robots.txt", "/apple-touch-icon.png"):
+        assert site.cartd.get(path).status == 404
+        assert site.cartd.request("HEAD", path).status == 404
+    assert site.cartd.request("OPTIONS", "/guess").status == 204
+    assert banned(log_of(site)[begin:], tmp_path, options='[statuses="404|405"]') == {}

@@ -21,6 +21,7 @@ max_entries = 3
 header_timeout = 1.5
 body_timeout = 2
 idle_timeout = 1
+keepalive_timeout = 1
 stall_timeout = 1
 """
 FILES = {"a/one": b"first"}

@@ -108,5 +108,5 @@ def test_one_that_never_says_goodbye_is_left(connected: Connected) -> None:
     connected.exchange(lambda: answers.append(connected.client.read()))
     assert answers[0].endswith(b"here")
     assert not connected.broken
-    connected.clock.pump([1.0] * int(LIMITS.idle_timeout + CLOSING))
+    connected.clock.pump([1.0] * int(LIMITS.keepalive_timeout + CLOSING))
     assert connected.broken

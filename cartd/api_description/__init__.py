@@ -24,7 +24,8 @@ it, delete it.
 
 Every error is JSON of one form, the schema `Error`; a HEAD has its headers only. So is what can go
 wrong at any path: 400 for what is not HTTP, 404 for a path that is none of these, and 405 for
-another method, with those that there are in `Allow`.
+another method, with those that there are in `Allow`. OPTIONS of any path is answered with 204 and
+the same `Allow`.
 
 Whether a client has to say who it is depends on the service's configuration.
 """
@@ -41,7 +42,7 @@ def document() -> dict[str, Any]:
             "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/", "description": "The service that serves this document"}],
+        "servers": [{"url": "../", "description": "The service that serves this document"}],
         "security": [{}, {"bearer": []}, {"basic": []}],
         "tags": [
             {"name": "carts", "description": "Post, watch, download and delete carts"},

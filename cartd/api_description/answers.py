@@ -49,6 +49,7 @@ HEADERS: dict[str, Any] = {
         "Of how many bytes one may ask.", {"type": "string", "pattern": r"^bytes \*/[0-9]+$"}
     ),
     "RetryAfter": _count("Seconds after which to ask again."),
+    "AcceptEncoding": _header("The content codings that are taken.", {"const": "identity"}),
     "Allow": _header("The methods that there are.", {"type": "string"}),
     "WWWAuthenticate": _header("How to say who one is (RFC 9110, 11.6.1).", {"type": "string"}),
 }
@@ -81,6 +82,11 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
     405: ("MethodNotAllowed", "The method is not known here.", {"Allow": ref("headers", "Allow")}),
     408: ("RequestTimeout", "The request did not come in time.", {}),
     413: ("ContentTooLarge", "The body is over a limit; the connection is closed.", {}),
+    415: (
+        "UnsupportedMediaType",
+        "The body has a Content-Encoding; send it as it is.",
+        {"Accept-Encoding": ref("headers", "AcceptEncoding")},
+    ),
     416: (
         "RangeNotSatisfiable",
         "None of the bytes asked for exists.",
@@ -89,6 +95,7 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
     429: ("TooManyRequests", "The client has as much under way as it may.", _RETRY),
     431: ("HeadTooLarge", "The head of the request is over a limit.", {}),
     500: ("InternalError", "The service failed; its log has the cause.", {}),
+    501: ("NotImplemented", "The body has a transfer coding other than chunked.", {}),
     503: (
         "Unavailable",
         "Not now: the database or the volume is away, or the service stops.",

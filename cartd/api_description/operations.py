@@ -207,7 +207,7 @@ _POST = {
             "Cart Processing has begun",
             links=_links("getCartStatus", "downloadCart", "deleteCart"),
         ),
-        **errors(413, 507),
+        **errors(413, 415, 501, 507),
     },
 }
 

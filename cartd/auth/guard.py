@@ -13,7 +13,7 @@ from cartd.auth.entries import NAME
 from cartd.auth.proxy import Proxies, peer_of
 from cartd.auth.roster import Roster
 from cartd.auth.tokens import UNKNOWN
-from cartd.errors import CartdError, Unidentified
+from cartd.errors import CartdError, NoCredentials, Unidentified
 from cartd.model import User
 
 MOST_OF_A_NAME = 64
@@ -54,13 +54,13 @@ class Guard:
     def identify(self, request: Any) -> User:
         """Who asks, by the head of the request.  Who tries and fails is logged.
 
-        :raises Unidentified: nobody, or nobody who may.
+        :raises Unidentified: nobody (:class:`NoCredentials`), or nobody who may.
         :raises Unavailable: the file of tokens cannot be read.
         """
         named = None if self._proxies is None else self._proxies.name_in(request)
         values = request.requestHeaders.getRawHeaders(b"authorization", []) if self.tokens else []
         if named is None and not values:
-            raise Unidentified(NOBODY if self.tokens else NO_PROXY)
+            raise NoCredentials(NOBODY if self.tokens else NO_PROXY)
         name: str | None = None
         try:
             if named is not None:

@@ -37,6 +37,7 @@ class Config:
     header_timeout: float
     body_timeout: float
     idle_timeout: float
+    keepalive_timeout: float
     stall_timeout: float
     max_connections: int
     max_connections_per_address: int

@@ -71,7 +71,17 @@ LIMITS = (
         "60",
         values.seconds_above_zero,
         "seconds",
-        "How long a connection may stand still, between two requests or within a body.",
+        "How long a client may pause within the body of a request.",
+    ),
+    Setting(
+        "keepalive_timeout",
+        "server",
+        "keepalive_timeout",
+        "75",
+        values.seconds_above_zero,
+        "seconds",
+        "How long a connection is kept open for the next request; longer than a proxy in front"
+        " keeps it, which is 60 s in most.",
     ),
     Setting(
         "stall_timeout",

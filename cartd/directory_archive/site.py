@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import IO
 
@@ -10,8 +11,10 @@ from twisted.web.server import Site
 
 from cartd.directory_archive.files import Directory
 from cartd.server.caching import UncachedRequest
+from cartd.server.heads import Rules
 from cartd.server.text_paths import TextPaths
 
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
 """Bytes; a longer body that comes in is kept in a file until it is whole."""
 
@@ -20,7 +23,9 @@ class ArchiveSite(Site):
     """Keeps bodies on the archive's own file system, never in ``/tmp``, and logs no request."""
 
     def __init__(self, routes: IResource, directory: Directory) -> None:
-        super().__init__(TextPaths(routes), requestFactory=UncachedRequest)
+        super().__init__(
+            TextPaths(routes, Rules(_methods, METHODS)), requestFactory=UncachedRequest
+        )
         self._directory = directory
 
     def getContentFile(self, length: int | None) -> IO[bytes]:
@@ -31,3 +36,7 @@ class ArchiveSite(Site):
 
     def log(self, request: object) -> None:
         """A line for each of thousands of requests a second would cost more than they do."""
+
+
+def _methods(path: Sequence[str]) -> Sequence[str]:
+    return METHODS if path else ("GET", "HEAD")

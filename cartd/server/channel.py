@@ -11,6 +11,7 @@ from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
 from cartd.server.client_timers import ClientTimers, Late
+from cartd.server.heads import Rules
 from cartd.server.limits import Limits, named
 from cartd.server.lingering import end_when_read
 from cartd.server.short_answers import Headers, refusal
@@ -22,12 +23,14 @@ CLOSING = 15.0
 class LimitedChannel(HTTPChannel):
     """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
 
-    The site sets ``site``, ``limits`` and ``left``, which is called when the connection is lost.
+    The site sets ``site``, ``limits``, ``rules`` and ``left``, which is called when the connection
+    is lost.
     """
 
     transport: Any
     site: Any
     limits: Limits
+    rules: Rules
     guard: Guard | None = None
     """Who finds out who asks; none where that does not matter."""
     left: Any
@@ -91,6 +94,17 @@ class LimitedChannel(HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse_head("bytes", "max_header_size", self.totalHeadersSize)
 
+    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+        # Twisted answers 400 to a coding that it does not know, and takes "identity" for none
+        # (RFC 9112, section 7).  The head is refused when it is whole.
+        if header == b"Transfer-Encoding" and data.lower() != b"chunked":
+            return True
+        return bool(super()._maybeChooseTransferDecoder(header, data))
+
+    def first_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request that is being read."""
+        return self._command, self._path, self._version
+
     def allHeadersReceived(self) -> None:
         self._first_request = False
         self._timers.body_begins()
@@ -111,7 +125,13 @@ class LimitedChannel(HTTPChannel):
     # What is refused
 
     def refuse(
-        self, code: int, message: str, limit: str | None = None, headers: Headers = ()
+        self,
+        code: int,
+        message: str,
+        limit: str | None = None,
+        headers: Headers = (),
+        *,
+        offence: bool = True,
     ) -> None:
         """Answer at once what is not read to its end, read past the rest, and end.
 
@@ -120,14 +140,30 @@ class LimitedChannel(HTTPChannel):
         if not self._refused:
             self._refused = True
             self._timers.stop()
-            self.transport.write(self._refusal(code, message, limit, headers))
+            self.transport.write(self._refusal(code, message, limit, headers, offence=offence))
             self._networkProducer.unregisterProducer()
             self._end_by(end_when_read(self.transport, self.callLater))
 
-    def _refusal(self, code: int, message: str, limit: str | None, headers: Headers = ()) -> bytes:
+    def _refusal(
+        self,
+        code: int,
+        message: str,
+        limit: str | None,
+        headers: Headers = (),
+        *,
+        offence: bool = True,
+    ) -> bytes:
         # Twisted keeps method and target from a request's first line to its end.
-        method, target = getattr(self, "_command", b""), getattr(self, "_path", b"")
-        return refusal(self.getPeer(), code, message, limit, headers, method=method, target=target)
+        return refusal(
+            self.getPeer(),
+            code,
+            message,
+            limit,
+            headers,
+            method=getattr(self, "_command", b""),
+            target=getattr(self, "_path", b""),
+            offence=offence,
+        )
 
     def _refuse_head(self, what: str, limit: str, most: int) -> None:
         limit = named(limit)

@@ -88,7 +88,7 @@ class ClientTimers:
 
     def answered(self) -> None:
         """The next request may begin."""
-        self._expect(Late.REQUEST, self._limits.idle_timeout)
+        self._expect(Late.REQUEST, self._limits.keepalive_timeout)
 
     def download_waits(self, waits: bool, sent: int) -> None:
         """The client has yet to take some of the ``sent`` bytes, or has made room for more.

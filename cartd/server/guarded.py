@@ -8,8 +8,8 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from cartd.auth.guard import Guard
-from cartd.errors import CartdError
-from cartd.server import short_answers
+from cartd.errors import CartdError, NoCredentials
+from cartd.server import short_answers, targets
 
 
 class Guarded(Resource):
@@ -37,12 +37,13 @@ class Guarded(Resource):
 
 
 def _open_to_all(request: Any) -> bool:
-    """Whether the service is only asked if it is there."""
-    return request.method in (b"GET", b"HEAD") and request.postpath == [b""]
+    path = b"/".join(request.postpath).decode().split("/")
+    return targets.is_open_to_all(request.method, [name for name in path if name])
 
 
 def _refuse(request: Any, refusal: CartdError) -> None:
-    body = short_answers.error(request, refusal.code, str(refusal))
+    offence = not isinstance(refusal, NoCredentials)
+    body = short_answers.error(request, refusal.code, str(refusal), offence=offence)
     if request.method == b"HEAD":
         # For clients that read only the headers, as from the routes.
         request.setHeader(b"X-Pacifica-Status", b"error")

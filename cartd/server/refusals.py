@@ -16,8 +16,18 @@ from typing import Any
 
 from twisted.logger import Logger
 
-REFUSED = frozenset({400, 401, 403, 404, 405, 408, 413, 429, 431})
+REFUSED = frozenset({400, 401, 404, 405, 408, 413, 429, 431})
 """What the client is to blame for.  A 503 is one too, if a limit has brought it about."""
+BY_BROWSERS = frozenset(
+    b"/" + name
+    for name in (
+        b"favicon.ico",
+        b"robots.txt",
+        b"apple-touch-icon.png",
+        b"apple-touch-icon-precomposed.png",
+    )
+)
+"""What browsers and their kin ask of each site by themselves: that it is not there is no guess."""
 LONGEST = 200
 """Characters that are told of what was asked for, and of the reason: lines must be no flood."""
 
@@ -37,6 +47,8 @@ def note(
 
     ``peer`` is an address of Twisted's; ``method`` and ``target`` are as the client has sent them.
     """
+    if code == 404 and target.partition(b"?")[0] in BY_BROWSERS:
+        return
     if code in REFUSED or (code == 503 and limit is not None):
         asked = b"%s %s" % (method, target) if method else b""
         # All that a client chooses stands behind its address.

@@ -8,9 +8,10 @@ from io import BytesIO
 from typing import Any
 
 from cartd.auth import Guard
-from cartd.errors import CartdError
+from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
 from cartd.server.caching import UncachedRequest
+from cartd.server.heads import Head, judge
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
 
@@ -22,19 +23,16 @@ class LimitedRequest(UncachedRequest):
     content: Any
     who: User | None = None
     """Who asks; none where nobody is asked who they are."""
+    judged = False
+    """Whether its head has been judged already, as that of a request with a body."""
     _received = 0
     _refused = False
 
     def gotLength(self, length: int | None) -> None:
-        guard: Guard | None = self.channel.guard
-        if length != 0 and guard is not None:
-            found = guard.find_out(self)
-            if isinstance(found, CartdError):
-                self._refuse(found.code, str(found), headers=guard.headers(found))
-            else:
-                self.who = found
-        if length is not None and length > self._most() and not self._refused:
-            self._refuse_as_too_long()
+        if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
+            self._judge(length)
+        else:
+            self.requestHeaders.removeHeader(b"expect")  # there is nothing to go on with
         with self._disk():
             super().gotLength(0 if self._refused else length)
 
@@ -52,15 +50,29 @@ class LimitedRequest(UncachedRequest):
             super().requestReceived(command, path, version)
 
     def _handleStar(self) -> None:
-        # Twisted's own answer has no body where it is an error.
-        if self.method == b"OPTIONS":
-            super()._handleStar()
-        else:
-            self.render(self.channel.site.getResourceFor(self))
+        # Twisted's own answer names no methods, and has no body where it is an error.
+        self.render(self.channel.site.getResourceFor(self))
 
     def waits_for_client(self, waits: bool) -> None:
         if self.channel is not None:
             self.channel.wait_for_client(waits, self.sentLength)
+
+    def _judge(self, length: int | None) -> None:
+        """Answer now what needs no body to be answered."""
+        self.judged = True
+        method, target, version = self.channel.first_line()
+        head = Head(method, target, version, self.requestHeaders, length)
+        verdict = judge(head, self.channel.rules)
+        guard: Guard | None = self.channel.guard
+        if verdict is not None:
+            self._refuse(verdict.code, verdict.message, verdict.limit, verdict.headers)
+        elif guard is not None:
+            found = guard.find_out(self)
+            if isinstance(found, CartdError):
+                offence = not isinstance(found, NoCredentials)
+                self._refuse(found.code, str(found), headers=guard.headers(found), offence=offence)
+            else:
+                self.who = found
 
     def _most(self) -> int:
         most: int = self.channel.limits.max_manifest
@@ -83,10 +95,16 @@ class LimitedRequest(UncachedRequest):
         self._refuse(413, f"The body is over {self._most()} bytes ({limit})", limit)
 
     def _refuse(
-        self, code: int, message: str, limit: str | None = None, headers: Headers = ()
+        self,
+        code: int,
+        message: str,
+        limit: str | None = None,
+        headers: Headers = (),
+        *,
+        offence: bool = True,
     ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.refuse(code, message, limit, headers)
+        self.channel.refuse(code, message, limit, headers, offence=offence)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 from twisted.internet.interfaces import IAddress
-from twisted.web.server import Request
+from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body
 from cartd.server import refusals
 from cartd.server.caching import NO_STORE
+from cartd.server.heads import Verdict
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
@@ -29,28 +31,35 @@ def refusal(
     *,
     method: bytes = b"",
     target: bytes = b"",
+    offence: bool = True,
 ) -> bytes:
     """The whole answer to what is no request yet, or never will be one; then comes the end.
 
     It is got here even if the client cannot be answered any more.  ``method`` and ``target`` are as
-    the client has sent them, if it has.
+    the client has sent them, if it has.  What is no ``offence`` is not logged as a refusal.
     """
-    refusals.note(code, message, limit, peer=peer, method=method, target=target)
-    body = error_body(code, message, limit)
+    if offence:
+        refusals.note(code, message, limit, peer=peer, method=method, target=target)
+    body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
     if code in COMES_AGAIN:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
-    more = b"".join(b"%s: %s\r\n" % header for header in headers)
-    return (
-        b"HTTP/1.1 %d %s\r\nConnection: close\r\nCache-Control: %s\r\n%s"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (code, HTTPStatus(code).phrase.encode(), NO_STORE.encode(), more, len(body), body)
-    )
+    headers = [(b"Cache-Control", NO_STORE.encode()), *headers]
+    if body:
+        length = b"%d" % len(body)
+        content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
+        headers = [*headers, *content]
+    fields = b"".join(b"%s: %s\r\n" % header for header in headers)
+    phrase = HTTPStatus(code).phrase.encode()
+    return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, phrase, fields, body)
 
 
-def error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
+def error(
+    request: Request, code: int, message: str, limit: str | None = None, *, offence: bool = True
+) -> bytes:
     """Make the answer to ``request`` an error, and give its body."""
-    peer = request.getClientAddress()
-    refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
+    if offence:
+        peer = request.getClientAddress()
+        refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
     body = error_body(code, message, limit)
     request.setResponseCode(code)
     request.setHeader(b"Cache-Control", NO_STORE)
@@ -59,3 +68,16 @@ def error(request: Request, code: int, message: str, limit: str | None = None) -
     if code in COMES_AGAIN:
         request.setHeader(b"Retry-After", RETRY_AFTER.encode())
     return body
+
+
+def answer(request: Request, verdict: Verdict) -> Any:
+    """Answer ``request`` by ``verdict``; gives what a resource's ``render`` is to give."""
+    for name, value in verdict.headers:
+        request.setHeader(name, value)
+    if verdict.code == HTTPStatus.NO_CONTENT:
+        request.setResponseCode(verdict.code)
+        request.finish()  # Twisted would add a Content-Length, which 204 must not have
+        return NOT_DONE_YET
+    body = error(request, verdict.code, verdict.message, verdict.limit)
+    # Twisted notes in the log that it leaves out the body of an answer to HEAD.
+    return b"" if request.method == b"HEAD" else body

@@ -14,10 +14,12 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.auth import Guard
+from cartd.server import targets
 from cartd.server.access_log import AccessLog
 from cartd.server.channel import LimitedChannel
 from cartd.server.connections import Connections
 from cartd.server.guarded import Guarded
+from cartd.server.heads import Rules
 from cartd.server.limits import Limits, named
 from cartd.server.request import LimitedRequest
 from cartd.server.short_answers import refusal
@@ -39,8 +41,11 @@ class LimitedSite(Site):
     def __init__(
         self, routes: IResource, reactor: Any, limits: Limits, guard: Guard | None = None
     ) -> None:
+        rules = Rules(
+            targets.methods, targets.CART, limits.max_manifest, check_post=targets.check_post
+        )
         super().__init__(
-            TextPaths(routes if guard is None else Guarded(routes, guard)),
+            TextPaths(routes if guard is None else Guarded(routes, guard), rules),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             logFormatter=_dated,
@@ -48,6 +53,7 @@ class LimitedSite(Site):
         )
         self.timeOut = None  # the channels have timers of their own
         self._limits = limits
+        self._rules = rules
         self._guard = guard
         self._counts = Connections(limits.max_connections, limits.max_connections_per_address)
         self._turned_away = TurnedAway(reactor)
@@ -79,6 +85,7 @@ class LimitedSite(Site):
     def _admit(self, addr: IAddress | None) -> LimitedChannel:
         channel: Any = super().buildProtocol(addr)
         channel.limits = self._limits
+        channel.rules = self._rules
         channel.guard = self._guard
         channel.left = partial(self._counts.leave, addr)
         admitted: LimitedChannel = channel

@@ -1,0 +1,144 @@
+"""What the head of a request decides, before any of its body is asked for.
+
+One function, :func:`judge`, for everything that method, target and headers tell by themselves.  A
+server must not send ``100 Continue`` where it can give the final answer already (RFC 9110, section
+10.1.1), and a client should not have to send 100 MB to be told that its method is not known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from twisted.web.http_headers import Headers
+
+from cartd.errors import CartdError, InvalidInput
+from cartd.server.limits import named
+
+OPTIONS = b"OPTIONS"
+_AUTHORITY = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
+"""A target may name the host, too (RFC 9112, section 3.2.2)."""
+_CODINGS = frozenset({b"", b"identity"})
+"""The content codings in which a body is taken (RFC 9110, section 8.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """As the client has sent it."""
+
+    method: bytes
+    target: bytes
+    version: bytes
+    headers: Headers
+    length: int | None = 0
+    """Bytes of the body; None: it comes in chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The final answer: an error, or to OPTIONS 204 without a body."""
+
+    code: int
+    message: str = ""
+    limit: str | None = None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a service takes."""
+
+    methods: Callable[[Sequence[str]], Sequence[str]]
+    """Those of a path, given as its segments; none where there is no such path."""
+    all_methods: Sequence[str]
+    """Those that the service knows at all."""
+    max_body: int | None = None
+    """Bytes; None: any number."""
+    check_post: Callable[[Sequence[str]], object] | None = None
+    """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
+
+
+def segments_of(target: bytes) -> list[bytes]:
+    """The decoded segments of the target's path.
+
+    :raises InvalidInput: it is no path, or not text.
+    """
+    path = target.partition(b"?")[0]
+    if host := _AUTHORITY.match(path):
+        path = path[host.end() :] or b"/"
+    if not path.startswith(b"/"):
+        raise InvalidInput("The path does not begin with /")
+    segments = [unquote_to_bytes(segment) for segment in path[1:].split(b"/")]
+    try:
+        b"/".join(segments).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("The path is not UTF-8") from None
+    return segments
+
+
+def judge(head: Head, rules: Rules) -> Verdict | None:
+    """The answer, if it can be given now; None if the request is to be read and served."""
+    try:
+        return _framing(head) or _request(head, rules) or _body(head, rules)
+    except CartdError as error:
+        return Verdict(error.code, str(error), error.limit)
+
+
+def _framing(head: Head) -> Verdict | None:
+    """Where the body ends, if there is one."""
+    codings = head.headers.getRawHeaders(b"transfer-encoding", [])
+    if codings and head.version == b"HTTP/1.0":
+        # RFC 9112, section 6.1: who sends that may have been misread on the way.
+        raise InvalidInput("HTTP/1.0 has no Transfer-Encoding")
+    if any(coding.lower() != b"chunked" for coding in codings):
+        return Verdict(501, "The only transfer coding that is known here is chunked")
+    return None
+
+
+def _request(head: Head, rules: Rules) -> Verdict | None:
+    """Whether there is such a method at such a place."""
+    if head.method != head.method.upper():
+        # Klein would take it for that method (RFC 9110, section 9.1).
+        raise InvalidInput("The method is not written in capitals")
+    if head.method == OPTIONS and head.target == b"*":
+        return _options(rules.all_methods)
+    # As in the routes, an encoded slash is one, and empty segments count for nothing.
+    path = [name for name in b"/".join(segments_of(head.target)).decode().split("/") if name]
+    methods = rules.methods(path)
+    if head.method == OPTIONS:
+        return _options(methods)
+    if not methods:
+        return Verdict(404, "Not Found")
+    if head.method.decode("latin-1") not in methods:
+        return Verdict(405, "This method is not known here", headers=[_allow(methods)])
+    if head.method == b"POST" and rules.check_post is not None:
+        rules.check_post(path)
+    return None
+
+
+def _options(methods: Sequence[str]) -> Verdict:
+    """RFC 9110, section 9.3.7: balancers and browsers ask so, and before they say who they are."""
+    return Verdict(204, headers=[_allow(methods)])
+
+
+def _allow(methods: Sequence[str]) -> tuple[bytes, bytes]:
+    return b"Allow", ", ".join(sorted({*methods, "OPTIONS"})).encode()
+
+
+def _body(head: Head, rules: Rules) -> Verdict | None:
+    if head.length == 0:
+        return None
+    for codings in head.headers.getRawHeaders(b"content-encoding", []):
+        if any(coding.strip().lower() not in _CODINGS for coding in codings.split(b",")):
+            return Verdict(
+                415,
+                "A body with a Content-Encoding is not decoded here: send it as it is,"
+                " without that header",
+                headers=[(b"Accept-Encoding", b"identity")],
+            )
+    if rules.max_body is not None and head.length is not None and head.length > rules.max_body:
+        limit = named("max_manifest")
+        return Verdict(413, f"The body is over {rules.max_body} bytes ({limit})", limit)
+    return None

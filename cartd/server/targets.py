@@ -1,0 +1,35 @@
+"""What can be asked for at which path, for the head of a request to be judged by.
+
+The routes are in :mod:`cartd.rest`; a test compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cartd import api_description
+from cartd.uids import check_uid
+
+CART = ("DELETE", "GET", "HEAD", "POST")
+_READ = ("GET", "HEAD")
+_DESCRIPTION = api_description.PATH.strip("/").split("/")
+
+
+def methods(path: Sequence[str]) -> Sequence[str]:
+    """The methods of a path, given as its segments without empty ones; none if it is unknown."""
+    if len(path) == 1:
+        return CART
+    return _READ if not path or list(path) == _DESCRIPTION else ()
+
+
+def check_post(path: Sequence[str]) -> None:
+    """See that a cart may be made there.
+
+    :raises InvalidInput: its uid is none.
+    """
+    check_uid(path[0])
+
+
+def is_open_to_all(method: bytes, path: Sequence[str]) -> bool:
+    """Whether nobody needs a name for it: it is asked if the service is there, or for its rules."""
+    return method in (b"GET", b"HEAD") and methods(path) == _READ

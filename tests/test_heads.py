@@ -1,0 +1,147 @@
+"""What the head of a request decides by itself, before a byte of the body is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urljoin
+from urllib.request import urlopen
+
+import pytest
+
+from cartd.auth import TokenFile
+from tests.cart_site import CartSite, cart_site
+from tests.gateways import haproxy_state, running_haproxy, running_nginx
+from tests.running_cartd import wait_for
+from tests.wire import ask, assert_is_error, wire
+
+MOST = 9999
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(
+        tmp_path_factory.mktemp("site"), ini=f"[server]\nmax_manifest = {MOST}\n"
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory = tmp_path_factory.mktemp("guarded")
+    TokenFile(directory / "tokens").add("alice", admin=False)
+    with cart_site(directory, ini=f"[auth]\nfile = {directory / 'tokens'}\n") as running:
+        yield running
+
+
+BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
+GZIP = "A body with a Content-Encoding is not decoded here: send it as it is, without that header"
+DECIDED = {
+    "an unknown method": ("PUT /x", "Content-Length: 9", 405, "This method is not known here"),
+    "nothing to post to": ("POST /", "Content-Length: 9", 405, "This method is not known here"),
+    "an unknown path": ("POST /a/b", "Content-Length: 9", 404, "Not Found"),
+    "a bad uid": ("POST /.bad", "Content-Length: 9", 400, BAD_UID),
+    "a long body": (
+        "POST /x", f"Content-Length: {MOST + 1}", 413,
+        f"The body is over {MOST} bytes (server.max_manifest)"),
+    "gzip": ("POST /x", "Content-Length: 9\r\nContent-Encoding: gzip", 415, GZIP),
+    "two codings": ("POST /x", "Content-Length: 9\r\nContent-Encoding: identity, BR", 415, GZIP),
+    "gzip in chunks": (
+        "POST /x", "Transfer-Encoding: chunked\r\nContent-Encoding: deflate", 415, GZIP),
+    "an unknown transfer coding": (
+        "POST /x", "Transfer-Encoding: gzip, chunked", 501,
+        "The only transfer coding that is known here is chunked"),
+    "a transfer coding of old": (
+        "POST /x", "Content-Length: 9\r\nTransfer-Encoding: identity", 501,
+        "The only transfer coding that is known here is chunked"),
+    "chunks in HTTP/1.0": (
+        "POST /x HTTP/1.0", "Transfer-Encoding: chunked", 400, "HTTP/1.0 has no Transfer-Encoding"),
+    "a small letter": ("post /x", "Content-Length: 9", 400,
+                       "The method is not written in capitals"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "fields", "status", "message"), DECIDED.values(), ids=DECIDED)
+def test_what_the_head_decides_is_answered_before_the_body_is_asked_for(
+    site: CartSite, line: str, fields: str, status: int, message: str
+) -> None:
+    with wire(site.port) as connection:
+        more = "Host: localhost\r\nExpect: 100-continue"
+        version = "" if "HTTP/" in line else " HTTP/1.1"
+        connection.send(f"{line}{version}\r\n{more}\r\n{fields}\r\n\r\n".encode())
+        answer = connection.answer()  # 100 Continue would be the first
+        limit = "server.max_manifest" if status == 413 else None
+        assert_is_error(answer, status, message, limit)
+        assert answer.headers["connection"] == "close"
+        if status == 415:
+            assert answer.headers["accept-encoding"] == "identity"
+        if status == 405:
+            assert "OPTIONS" in answer.headers["allow"]
+        assert connection.rest() == b""
+    assert site.cartd.request("HEAD", "/x").status == 404
+
+
+def test_a_body_that_will_be_read_is_asked_for(site: CartSite) -> None:
+    body = site.manifest({"a": b"data"})
+    head = f"POST /asked HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with wire(site.port) as connection:
+        connection.send(
+            f"{head}Expect: 100-continue\r\nContent-Encoding: identity\r\n\r\n".encode()
+        )
+        assert connection.head().status == 100
+        connection.send(body)
+        assert connection.answer().status == 201
+
+
+def test_a_request_without_a_body_is_not_told_to_send_one(site: CartSite) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n"
+    assert ask(site.port, head).status == 200
+
+
+ALLOWED = {
+    "/": "GET, HEAD, OPTIONS",
+    "*": "DELETE, GET, HEAD, OPTIONS, POST",
+    "/a-cart": "DELETE, GET, HEAD, OPTIONS, POST",
+    "/.bad": "DELETE, GET, HEAD, OPTIONS, POST",
+    "/-/openapi.json": "GET, HEAD, OPTIONS",
+    "/a/b": "OPTIONS",
+}
+
+
+@pytest.mark.parametrize("target", ALLOWED)
+def test_options_is_answered_to_everybody_and_is_no_refusal(guarded: CartSite, target: str) -> None:
+    before = len(guarded.cartd.log)
+    with wire(guarded.port) as connection:
+        for _ in range(2):  # the connection stays of use
+            connection.send(f"OPTIONS {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            answer = connection.answer()
+            assert (answer.status, answer.headers["allow"]) == (204, ALLOWED[target])
+            assert "content-length" not in answer.headers
+    assert ask(guarded.port, f"OPTIONS {target} HTTP/1.0\r\n\r\n".encode()).status == 204
+    assert "Refused" not in guarded.cartd.log[before:]
+
+
+def test_haproxys_health_check_finds_the_service_up(guarded: CartSite, tmp_path: Path) -> None:
+    before = len(guarded.cartd.log)
+    server = f"  option httpchk\n  server s1 127.0.0.1:{guarded.port} check inter 100ms"
+    with running_haproxy(tmp_path, server) as control:
+        wait_for(lambda: haproxy_state(control)["s1"]["check_status"].startswith("L7"))
+        state = haproxy_state(control)["s1"]
+    assert (state["status"], state["check_status"], state["check_code"]) == ("UP", "L7OK", "204")
+    assert "Refused" not in guarded.cartd.log[before:]
+
+
+@pytest.mark.parametrize("prefix", ["/", "/cartd/", "/a/b/"])
+def test_the_server_of_the_description_is_right_below_a_prefix(
+    guarded: CartSite, tmp_path: Path, prefix: str
+) -> None:
+    location = f"location {prefix} {{ proxy_pass http://127.0.0.1:{guarded.port}/; }}"
+    with running_nginx(tmp_path, location) as port:
+        url = f"http://127.0.0.1:{port}{prefix}-/openapi.json"
+        with urlopen(url) as answer:
+            document = json.load(answer)
+        server = urljoin(url, document["servers"][0]["url"])
+        assert server == f"http://127.0.0.1:{port}{prefix}"
+        with urlopen(server) as answer:
+            assert json.load(answer)["message"] == "Pacifica Cartd Interface Up and Running"

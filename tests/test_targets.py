@@ -1,0 +1,43 @@
+"""What the heads of requests are judged by is what the routes take."""
+
+from __future__ import annotations
+
+import pytest
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
+
+from cartd.rest import Rest
+from cartd.server import targets
+
+METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
+PATHS = ["", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w"]
+
+
+def taken_by_routes(path: str) -> set[str]:
+    routes = Rest.app.url_map.bind("localhost")
+    taken = set()
+    for method in METHODS:
+        try:
+            routes.match(f"/{path}", method=method)
+            taken.add(method)
+        except (MethodNotAllowed, NotFound, RequestRedirect):
+            pass
+    return taken
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
+    segments = [name for name in path.split("/") if name]
+    assert set(targets.methods(segments)) == taken_by_routes(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_open"),
+    [("GET", [], True), ("HEAD", [], True), ("GET", ["-", "openapi.json"], True),
+     ("POST", [], False), ("GET", ["u"], False), ("HEAD", ["u"], False),
+     ("GET", ["u", "v"], False), ("GET", ["-"], False)],
+)  # fmt: skip
+def test_only_the_root_and_the_description_are_open_to_all(
+    method: str, path: list[str], is_open: bool
+) -> None:
+    assert targets.is_open_to_all(method.encode(), path) is is_open
