@@ -97,14 +97,22 @@ class Cart:
     """The name of the user who posted it; none if nobody was asked who they are."""
     waits_for: str | None = None
     """What keeps the archive from answering; none while that does not keep the cart waiting."""
+    tape_files: int | None = None
+    """How many of its files were to come from tape, when that was last recorded; none: none."""
     waits_since: float | None = None
+    tape_since: float | None = None
 
     @property
     def message(self) -> str:
         """What a client is told beside the status: why it is in error, or what it waits for."""
-        if self.error or self.waits_for is None or self.waits_since is None:
+        if self.error:
             return self.error
-        return f"Waiting for the archive since {in_words(self.waits_since)}: {self.waits_for}"
+        if self.waits_for is not None and self.waits_since is not None:
+            return f"Waiting for the archive since {in_words(self.waits_since)}: {self.waits_for}"
+        if self.tape_files is not None and self.tape_since is not None:
+            files = "1 file" if self.tape_files == 1 else f"{self.tape_files} files"
+            return f"Waiting for tape since {in_words(self.tape_since)}: {files}"
+        return ""
 
 
 def in_words(time: float) -> str:

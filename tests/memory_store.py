@@ -227,6 +227,11 @@ class MemoryStore(Store):
             if held == holder:
                 self._change(cart_id, waits_since=None, waits_for=None)
 
+    async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
+        self._asked()
+        since = (self.carts[cart_id].tape_since or now) if files else None
+        self._change(cart_id, tape_since=since, tape_files=files or None)
+
     async def staged_of_late(self, other_than: str) -> str | None:
         self._asked()
         for cart_id in reversed(self.rows):
@@ -317,5 +322,6 @@ class MemoryStore(Store):
         return {cart.id for cart in known if cart.status is CartStatus.DELETED}
 
     def _end(self, cart_id: int, **values: Any) -> None:
-        self._change(cart_id, waits_since=None, waits_for=None, **values)
+        nothing = dict.fromkeys(["waits_since", "waits_for", "tape_since", "tape_files"])
+        self._change(cart_id, **nothing, **values)
         self.leases.pop(cart_id, None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
+from twisted.web.http_headers import Headers
 
 from cartd.archive import FileState
+from cartd.archive.answers import read_state
 from tests.archive_asking import Asking, failure_of
 from tests.archive_faults import state
 
@@ -43,9 +45,7 @@ pytest_plugins = ("tests.archive_clients",)
             {"x_pacifica_file_storage_media": "t"}, FileState(10240, 1700000000, False), id="tape"
         ),
         pytest.param(
-            {"x_pacifica_file_storage_media": None},
-            FileState(10240, 1700000000, False),
-            id="media-unsaid",
+            {"x_pacifica_file_storage_media": "0"}, FileState(10240, 1700000000, False), id="0"
         ),
     ],
 )  # fmt: skip
@@ -67,6 +67,10 @@ async def test_the_headers_of_a_state_are_read(
         pytest.param({"x_content_length": "File Not Found"}, "no sense: File", True, id="words"),
         pytest.param({"x_content_length": "9" * 20}, "Length header is", False, id="huge"),
         pytest.param({"x_content_length": "9" * 5000}, "makes no sense", True, id="long"),
+        pytest.param(
+            {"x_pacifica_file_storage_media": None},
+            "has no X-Pacifica-File-Storage-Media header", True, id="no-media",
+        ),
         pytest.param({"last_modified": None}, "has no Last-Modified", True, id="no-time"),
         pytest.param({"last_modified": "soon"}, "Last-Modified header makes", True, id="soon"),
         pytest.param({"last_modified": "nan"}, "Last-Modified header makes", True, id="nan"),
@@ -88,3 +92,18 @@ async def test_a_header_that_cannot_be_read_is_named(
     assert message in str(error)
     assert error.retryable is retryable
     assert len(str(error)) < 200
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("90", 90.0), ("Tue, 14 Nov 2023 22:14:20 GMT", 60.0), ("soon", None)]
+)
+def test_a_state_may_say_when_to_ask_again(value: str, seconds: float | None) -> None:
+    headers = Headers(
+        {
+            "X-Content-Length": ["5"],
+            "Last-Modified": ["7"],
+            "X-Pacifica-File-Storage-Media": ["tape"],
+            "Retry-After": [value],
+        }
+    )
+    assert read_state(headers, 1_700_000_000.0) == FileState(5, 7, False, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,28 @@ class TestTapes:
         heads = [bench.archive.times("HEAD", name) for name in bench.archive.files]
         assert max(heads) <= 12
         assert bench.archive.times("POST") == bench.archive.times("GET") == number
+
+    def test_a_cart_says_that_it_waits_for_tape_and_seldom_writes_it_down(
+        self, tmp_path: Path
+    ) -> None:
+        bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(200)})
+        bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(200)}
+        bench.archive.seconds = bench.clock.seconds
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        told = bench.times_until(lambda: bench.store.carts[cart.id].message, seconds=300)
+        assert bench.store.carts[cart.id].message == ""
+        assert ended == [None]
+        assert len(told) <= 5
+        assert told == sorted(told)
+
+        del bench.archive.comes_at["7"]
+        bench.archive.on_tape = {"7", "8"}
+        waiting = bench.put(["7", "8"], "another")
+        bench.store.carts[cart.id] = replace(cart, status=CartStatus.DELETED)
+        run(bench, waiting)
+        message = bench.store.carts[waiting.id].message
+        assert message == "Waiting for tape since 1970-01-01 00:05:00 UTC: 2 files"
 
     def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
         """More files are in front of it than are under way at once."""

@@ -57,11 +57,34 @@ async def test_who_takes_a_cart_over_learns_since_when_it_waits(store: Store) ->
     assert (await found(store, cart)).waits_since == SINCE
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_waits_for_tape_says_since_when_and_for_how_many_files(
+    store: Store,
+) -> None:
+    cart = await claimed(store)
+    await store.record_tape(cart.id, "me", 40, now=SINCE)
+    assert (await found(store, cart)).message == (
+        "Waiting for tape since 2026-11-24 10:00:00 UTC: 40 files"
+    )
+    await store.record_tape(cart.id, "me", 1, now=SINCE + 60)
+    assert (await found(store, cart)).message == (
+        "Waiting for tape since 2026-11-24 10:00:00 UTC: 1 file"
+    )
+    await store.record_tape(cart.id, "you", 7, now=SINCE + 90)
+    await store.begin_waiting("me", SINCE + 100, "it is away")
+    assert "the archive since 2026-11-24 10:01:40 UTC" in (await found(store, cart)).message
+    await store.end_waiting("me")
+    assert (await found(store, cart)).tape_files == 1
+    await store.record_tape(cart.id, "me", 0, now=SINCE + 120)
+    assert await found(store, cart) == cart
+
+
 @pytest.mark.parametrize("end", ["ready", "error", "deleted"])
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> None:
     cart = await claimed(store, files=0)
     await store.begin_waiting("me", SINCE, "it is away")
+    await store.record_tape(cart.id, "me", 2, now=SINCE)
     if end == "ready":
         await store.record_ready(cart.id, "me", volume_bytes=0, now=20)
     elif end == "error":
@@ -70,6 +93,7 @@ async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> No
         await store.mark_deleted(cart.id, 20)
     ended = await found(store, cart)
     assert (ended.waits_since, ended.waits_for) == (None, None)
+    assert (ended.tape_since, ended.tape_files) == (None, None)
 
 
 @pytest_twisted.ensureDeferred

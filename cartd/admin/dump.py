@@ -113,6 +113,8 @@ def _cart_row(cart: Cart, volume: Volume) -> Row:
         bytes_staged=cart.bytes_staged,
         waits_since=None if cart.waits_since is None else _date(cart.waits_since),
         waits_for=cart.waits_for,
+        tape_since=None if cart.tape_since is None else _date(cart.tape_since),
+        tape_files=cart.tape_files,
         owner=cart.owner,
     )
 

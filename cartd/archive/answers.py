@@ -35,6 +35,7 @@ MAX_QUOTED = 40
 _RETRYABLE_4XX = frozenset({408, 425, 429})
 _OUTAGES = frozenset({502, 503, 504})
 """What a proxy says whose server is away, and a server that is (RFC 9110, section 15.6)."""
+_MEDIA = b"X-Pacifica-File-Storage-Media"
 _UNIX_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]*)?")
 _LENGTH = re.compile(r"[0-9]{1,30}")
 _ID_NUMBER = re.compile(r"[0-9]{1,30}")
@@ -87,9 +88,12 @@ def read_state(headers: Headers, now: float) -> FileState:
 
     ``now`` is a Unix time.
 
-    Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.
+    Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.  Any
+    storage medium but ``disk`` is taken for a tape.
     """
-    media = values(headers, b"X-Pacifica-File-Storage-Media") or [""]
+    media = values(headers, _MEDIA)
+    if not media:
+        raise ArchiveError(f"the archive's answer has no {_MEDIA.decode()} header", retryable=True)
     return FileState(
         size=_size(_single(headers, b"X-Content-Length")),
         mtime=_time(_single(headers, b"Last-Modified")),

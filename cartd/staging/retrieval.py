@@ -41,7 +41,12 @@ class Retrieval:
         self._holder = holder
         self._add_staged = staged
         self._tape = TapeRecall(
-            tools, cart, announce=self._announce, poll=self._fetch_if_on_disk, window=self._window
+            tools,
+            cart,
+            holder,
+            announce=self._announce,
+            poll=self._fetch_if_on_disk,
+            window=self._window,
         )
 
     def are_in_place(self, positions: Collection[int]) -> None:

@@ -12,15 +12,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from cartd.archive import FileState
 from cartd.concurrency import both, for_each
+from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
 from cartd.staging.recall_queue import RecallQueue
 from cartd.staging.tools import Tools
 
 PAGE = 500
 """Rows of due files read at once."""
+TELL_EVERY = 60.0
+"""Seconds between two updates of what the cart's client is told."""
+
+log = Logger()
 
 
 class TapeRecall:
@@ -35,6 +41,7 @@ class TapeRecall:
         self,
         tools: Tools,
         cart: Cart,
+        holder: str,
         *,
         announce: Callable[[CartFile], Awaitable[float | None]],
         poll: Callable[[CartFile], Awaitable[FileState | None]],
@@ -42,16 +49,21 @@ class TapeRecall:
     ) -> None:
         self._tools = tools
         self._cart = cart
+        self._holder = holder
         self._announce_once = announce
         self._poll_once = poll
         self._window = window
         self.queue = RecallQueue(cart.files_total)
         self._woken: Deferred[None] | None = None
+        self._told_at = 0.0
 
     async def run(self, unstaged: Callable[[], AsyncIterator[CartFile]]) -> None:
         """Fetch all that is marked in :attr:`queue`; ``unstaged`` gives the rows that there are."""
-        if self.queue.left:
-            await both(self._announce_all(unstaged()), self._poll_all())
+        if not self.queue.left:
+            return
+        await self._tell()
+        await both(self._announce_all(unstaged()), self._poll_all())
+        await self._tell()
 
     async def _announce_all(self, unstaged: AsyncIterator[CartFile]) -> None:
         async def on_tape() -> AsyncIterator[CartFile]:
@@ -93,8 +105,20 @@ class TapeRecall:
         if state is None:
             self.queue.came()
             self._wake()
+            if self._now() - self._told_at >= TELL_EVERY:
+                await self._tell()
         else:
             self._add(file, state.retry_after)
+
+    async def _tell(self) -> None:
+        """Let the cart's client be told how many files it waits for."""
+        self._told_at = self._now()
+        try:
+            await self._tools.store.record_tape(
+                self._cart.id, self._holder, self.queue.left, now=self._tools.now()
+            )
+        except Unavailable as error:
+            log.debug("Not recorded how many files are on tape: {error}", error=error)
 
     def _add(self, file: CartFile, asked: float | None) -> None:
         before = self.queue.next_due()

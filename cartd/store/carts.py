@@ -79,6 +79,8 @@ _DELETE = (
         lease_until=None,
         waits_since=None,
         waits_for=None,
+        tape_since=None,
+        tape_files=None,
     )
 )
 _LEAVING = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))

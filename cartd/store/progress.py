@@ -219,6 +219,8 @@ def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
         "lease_until": None,
         "waits_since": None,
         "waits_for": None,
+        "tape_since": None,
+        "tape_files": None,
     }
 
 

@@ -39,7 +39,9 @@ CARTS: Select[Any] = select(
     cart.c.bytes_linked,
     cart.c.owner,
     cart.c.waits_for,
+    cart.c.tape_files,
     cart.c.waits_since,
+    cart.c.tape_since,
 )
 FILES: Select[Any] = select(
     file.c.position,
@@ -73,11 +75,17 @@ def time_of(date: datetime) -> float:
 
 def cart_of(row: Any) -> Cart:
     """The cart of a row of ``CARTS``."""
-    id_, uid, status, created, updated, used, *rest, since = row
+    id_, uid, status, created, updated, used, *rest, since, tape_since = row
     found = Cart(
         id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
     )
-    return found if since is None else replace(found, waits_since=time_of(since))
+    if since is None and tape_since is None:
+        return found
+    return replace(
+        found,
+        waits_since=None if since is None else time_of(since),
+        tape_since=None if tape_since is None else time_of(tape_since),
+    )
 
 
 def members_of(row: Any) -> Members:

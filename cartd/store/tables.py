@@ -118,6 +118,8 @@ cart = Table(
     ),
     Column("waits_since", DateTime, comment="Since when it waits for the archive; null if not"),
     Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
+    Column("tape_since", DateTime, comment="Since when files of it are on tape; null if none is"),
+    Column("tape_files", Integer, comment="How many of its files were on tape when last recorded"),
     Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),
     Column("removed_date", DateTime, comment="When a deleted cart had gone from the volume"),
     Column("owner", String(255), comment="Which user posted it; null if nobody was asked who"),

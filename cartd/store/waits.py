@@ -1,6 +1,8 @@
-"""Which carts wait for an archive that is away, and which file is known to be in it."""
+"""Which carts wait for the archive or for its tapes, and which file is known to be in it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
 
@@ -17,6 +19,11 @@ _BEGIN = _HELD.where(cart.c.status == CartStatus.STAGING.value).values(
     waits_since=func.coalesce(cart.c.waits_since, bindparam("since")), waits_for=bindparam("cause")
 )
 _END = _HELD.where(cart.c.waits_since.is_not(None)).values(waits_since=None, waits_for=None)
+_ONE_HELD = _HELD.where(cart.c.id == bindparam("one_cart"))
+_ON_TAPE = _ONE_HELD.values(
+    tape_since=func.coalesce(cart.c.tape_since, bindparam("since")), tape_files=bindparam("files")
+)
+_OFF_TAPE = _ONE_HELD.values(tape_since=None, tape_files=None)
 _NEWEST_WITH_FILES = (
     select(func.max(cart.c.id))
     .where(cart.c.files_staged > 0, cart.c.deleted_date.is_(None))
@@ -50,6 +57,19 @@ class Waits:
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             await transaction.execute(_END, {"holder": holder})
+
+    async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
+        """So many files of the cart are on tape, since ``now`` or since that was first recorded.
+
+        Nothing happens if another holds the cart by now.
+        """
+        values: dict[str, Any] = {"holder": holder, "one_cart": cart_id}
+        statement = _OFF_TAPE
+        if files:
+            statement = _ON_TAPE
+            values |= {"since": date_of(now), "files": files}
+        async with self._database.transaction() as transaction:
+            await transaction.execute(statement, values)
 
     async def staged_of_late(self, other_than: str) -> str | None:
         """The archive's id of a file of the newest cart that has some on the volume.

@@ -90,6 +90,8 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("losses", sa.Integer, nullable=False, server_default=zero))
     op.add_column("cart", sa.Column("waits_since", sa.DateTime))
     op.add_column("cart", sa.Column("waits_for", sa.Text))
+    op.add_column("cart", sa.Column("tape_since", sa.DateTime))
+    op.add_column("cart", sa.Column("tape_files", sa.Integer))
     op.add_column("cart", sa.Column("verified_date", sa.DateTime))
     op.add_column("cart", sa.Column("removed_date", sa.DateTime))
     op.add_column("cart", sa.Column("owner", sa.String(255)))
