@@ -67,14 +67,18 @@ class Parts:
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
-        self.recovery = Recovery(self.store, self.volume, self.plans, reactor, now)
+        file_system = FileSystem(config.volume_path)
+        self.recovery = Recovery(
+            self.store, self.volume, self.plans, reactor, now, lambda: file_system.page_cache
+        )
         self.stager = Stager(self.store, self._holders, self.recovery, self.threads, reactor, now)
         self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
         self._syncing = Syncing(
             self.store,
             self._holders.name,
-            FileSystem(config.volume_path),
+            file_system,
             Apart(reactor),
+            check_volume=self.volume.check,
             doubt=self.recovery.doubt,
             clock=reactor,
         )

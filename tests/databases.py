@@ -113,7 +113,7 @@ class Reused:
 
 def without_carts(connection: psycopg.Connection[Any]) -> None:
     """Empty a database that has cartd's tables."""
-    connection.execute("TRUNCATE cart, file, unsynced RESTART IDENTITY")
+    connection.execute("TRUNCATE cart, file, unsynced, page_cache RESTART IDENTITY")
 
 
 def without_tables(connection: psycopg.Connection[Any]) -> None:

@@ -145,6 +145,12 @@ class MemoryStore(Store):
         self._asked()
         return {}
 
+    async def inherit_unsynced(
+        self, holder: str, cache: str, *, dead: Collection[str], now: float, until: float
+    ) -> int:
+        self._asked()
+        return 0
+
     async def renew(self, holder: str, until: float) -> set[int]:
         self._asked()
         held = {cart_id for cart_id, lease in self.leases.items() if lease[0] == holder}

@@ -1,7 +1,8 @@
 """What the store calls staged is on the disk, or it is found out before anybody is sent it.
 
 No power is lost here: a service is killed, and then its files are cut and emptied that nobody has
-synced.  It runs with changes that make a disk slow, broken or watched; see ``CHANGED``.
+synced; the next one is told that it runs on a machine that has started anew.  It runs with changes
+that make a disk slow, broken or watched; see ``CHANGED``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,7 @@ pytest_plugins = ("tests.archive_fixture",)
 CHANGED = """
 from threading import Event
 from cartd.integrity import syncing
-from cartd.volume import hashes
+from cartd.volume import file_system, hashes
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run
 
@@ -56,22 +58,30 @@ SELDOM = "syncing.SYNC_EVERY = 1e9\n"
 OFTEN = "syncing.SYNC_EVERY = 0.05\n"
 BROKEN = "FileSystem.sync = broken\n"
 HANGS = "FileSystem.sync = lambda self: Event().wait()\nsyncing.LAST_SYNC = 0.2\n"
+SAME_BOOT = "file_system.page_cache_id = lambda _: 'this boot'\n"
 NEVER = 10**9
 MANY = 150
 
 
 @contextmanager
-def changed_cartd(directory: Path, archive: FaultyArchive, changes: str) -> Iterator[RunningCartd]:
+def changed_cartd(
+    directory: Path, archive: FaultyArchive, changes: str, boot: str | None = None
+) -> Iterator[RunningCartd]:
     with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
-        start(cartd, changes)
+        start(cartd, changes, boot)
         yield cartd
         assert_no_surprise(cartd.log)
 
 
-def start(cartd: RunningCartd, changes: str) -> None:
+def another_boot() -> str:
+    """Have it run as if the machine had started anew."""
+    return f"file_system.page_cache_id = lambda _: {str(uuid.uuid4())!r}\n"
+
+
+def start(cartd: RunningCartd, changes: str, boot: str | None = None) -> None:
     """Start it with ``changes``, and forget what has been hashed before."""
     (cartd.directory / "hashed").unlink(missing_ok=True)
-    program = f"{CHANGED}{changes}run()"
+    program = f"{CHANGED}{changes}{another_boot() if boot is None else boot}run()"
     cartd.program = (sys.executable, "-c", program, *cartd.twistd[1:])
     cartd.start()
 
@@ -92,6 +102,12 @@ def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
         for uid, positions in rows:
             found.setdefault(uid, set()).update(json.loads(positions))
     return found
+
+
+def noted_memories(cartd: RunningCartd) -> list[str]:
+    """The processes of which it is known what the system's memory has."""
+    with begin(cartd.database) as connection:
+        return list(connection.execute(text("SELECT holder FROM page_cache")).scalars())
 
 
 def cut(path: Path) -> None:
@@ -229,6 +245,41 @@ def test_nothing_is_verified_after_an_ordinary_stop(archive: FaultyArchive, tmp_
 
 
 @in_a_thread
+def test_nothing_is_verified_after_the_death_of_the_process_alone(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, SELDOM, SAME_BOOT) as cartd:
+        stage(cartd, archive, "mine", 50_000, files=5)
+        archive.put("tape", b"on tape", tape_heads=NEVER)
+        body = manifest([entry("mine-0", "a", content("mine-0", 10_000)), entry("tape", "b", b"")])
+        cartd.post("half", body)
+        wait_for(lambda: cartd.staged("half") == 1)
+        cartd.kill()
+        assert unsynced(cartd) == {"mine": {*range(5)}, "half": {0}}
+        start(cartd, OFTEN, SAME_BOOT)
+        assert cartd.status("mine") == ("ready", "")
+        assert len(cartd.download("mine")) == 5
+        wait_for(lambda: not unsynced(cartd))
+        archive.files["tape"].tape_heads = 0
+        assert not hashed(cartd)
+
+
+@in_a_thread
+def test_who_is_killed_while_the_disk_writes_may_have_been_told_that_it_failed(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with changed_cartd(tmp_path / "cartd", archive, OFTEN + HANGS, SAME_BOOT) as cartd:
+        stage(cartd, archive, "mine", 50_000, files=5)
+        wait_for(lambda: not noted_memories(cartd))
+        cartd.kill()
+        empty(tree(cartd, "mine") / "dir/file-2")
+        start(cartd, OFTEN, SAME_BOOT)
+        cartd.wait_until("mine", "ready")
+        assert len(cartd.download("mine")) == 5
+        assert [len(archive.seen("GET", f"mine-{n}")) for n in range(5)] == [1, 1, 2, 1, 1]
+
+
+@in_a_thread
 def test_a_disk_that_hangs_keeps_no_stop_and_what_it_may_not_have_is_verified(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
@@ -278,6 +329,7 @@ def test_what_a_command_takes_over_is_verified_and_what_it_stages_is_on_the_disk
         cut(tree(cartd, "mine") / "dir/file-2")
         archive.files["tape"].tape_heads = 0
         # One was being staged, with links to the other, which was ready: both lose two files.
+        assert noted_memories(cartd)
         cartd.run("cartd-cmd", "fixit", "--cartid", "half")
         cartd.run("cartd-cmd", "verify", "--cartid", "mine", "--repair")
         assert [len(archive.seen("GET", f"mine-{n}")) for n in range(4)] == [1, 2, 2, 1]

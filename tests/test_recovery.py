@@ -40,7 +40,9 @@ class LeftBehind(MemoryStore):
         self._change(cart_id, files_staged=0)
         return len(rows)
 
-    async def record_synced(self, rows: Sequence[int]) -> None:
+    async def record_synced(
+        self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
+    ) -> None:
         self.done.append(("synced", 0, list(rows)))
 
 

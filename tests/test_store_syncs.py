@@ -19,7 +19,7 @@ from cartd.store.batches import BATCH
 from cartd.store.engines import reading_engine, writing_engine
 from cartd.store.tables import unsynced
 from tests.databases import sqlite_url
-from tests.stored_carts import SHA1, claimed, found, linked, manifest, staged, with_status
+from tests.stored_carts import SHA1, claimed, found, linked, manifest, posted, staged, with_status
 
 pytest_plugins = ("tests.database_fixtures",)
 
@@ -224,6 +224,71 @@ class TestDoubting:
         before = await found(store, cart), await store.files(cart.id)
         assert await store.doubt(cart.id, rows, now=20) == 0
         assert (await found(store, cart), await store.files(cart.id)) == before
+
+
+class TestInheriting:
+    """What is in the system's memory when its process has died."""
+
+    @staticmethod
+    async def note(store: Store, uid: str, holder: str, cache: str | None) -> Cart:
+        """A cart of which ``holder``, who knows the memory by ``cache``, has staged a file."""
+        cart = await posted(store, uid)
+        await store.claim(cart.id, holder, now=10, until=100)
+        await store.record_staged(cart.id, holder, [(0, SHA1)], now=11)
+        await store.record_synced([], holder=holder, cache=cache)
+        return cart
+
+    @pytest.mark.parametrize(
+        ("cache", "dead", "now", "mine"),
+        [
+            ("this boot", {"you"}, 20, True),
+            ("another boot", {"you"}, 20, False),
+            (None, {"you"}, 20, False),
+            ("this boot", set(), 20, False),
+            ("this boot", set(), 1000, True),
+        ],
+        ids=["dead", "another boot", "not known", "alive", "silent"],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_it_is_ones_own_if_it_is_of_the_same_memory(
+        self, store: Store, cache: str | None, dead: set[str], now: float, mine: bool
+    ) -> None:
+        cart = await self.note(store, "mine", "you", cache)
+        inherited = await store.inherit_unsynced(
+            "me", "this boot", dead=dead, now=now, until=now + 100
+        )
+        assert inherited == mine
+        assert bool(await rows_of(store, cart, "me")) == mine
+        left = await store.left_unsynced("me", dead={"you"}, now=20)
+        assert (cart.id in left) != mine
+
+    @pytest_twisted.ensureDeferred
+    async def test_nothing_is_of_one_whose_sync_is_under_way_or_has_failed(
+        self, store: Store
+    ) -> None:
+        await self.note(store, "mine", "you", "this boot")
+        await store.forget_page_cache("you")
+        assert not await store.inherit_unsynced("me", "this boot", dead={"you"}, now=20, until=100)
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_dead_are_forgotten_with_their_memories(self, store: Store) -> None:
+        await self.note(store, "mine", "you", "this boot")
+        assert await store.unsynced_holders() == {"you"}
+        await store.inherit_unsynced("me", "this boot", dead={"you"}, now=20, until=100)
+        assert await store.unsynced_holders() == {"me"}
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_takes_a_cart_over_has_what_others_noted_of_it_and_of_no_other(
+        self, store: Store
+    ) -> None:
+        cart = await self.note(store, "mine", "you", "this boot")
+        other = await self.note(store, "other", "you", "this boot")
+        foreign = await self.note(store, "foreign", "them", "another boot")
+        for one in (cart, foreign):
+            await store.take_unsynced_over(one.id, "me", "this boot", until=100)
+        assert list(await store.unsynced("me")) == [cart.id]
+        assert list(await store.unsynced("you")) == [other.id]
+        assert list(await store.unsynced("them")) == [foreign.id]
 
 
 @pytest.mark.parametrize("engine_for", [reading_engine, writing_engine])

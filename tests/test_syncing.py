@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,11 +15,12 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from cartd.errors import Unavailable
+from cartd.errors import Unavailable, VolumeAway
 from cartd.integrity.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
 from cartd.store import Store
 from cartd.store.syncs import Noted
 from cartd.threads import Apart
+from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
 from tests.databases import the_reactor
 from tests.volume_parts import HeldThreads, begin, in_the_loop, logged
@@ -25,11 +28,42 @@ from tests.volume_parts import HeldThreads, begin, in_the_loop, logged
 ME = "me"
 
 
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def mounted(directory: Path, image: str = "image") -> Iterator[Path]:
+    """A directory on a file system of its own; root alone may do that."""
+    volume, device = directory / "volume", directory / image
+    volume.mkdir(exist_ok=True)
+    if not device.exists():
+        with device.open("wb") as opened:
+            opened.truncate(4 << 20)
+        run("mkfs.ext4", "-q", str(device))
+    run("mount", "-o", "loop", str(device), str(volume))
+    try:
+        yield volume
+    finally:
+        if volume.is_mount():
+            run("umount", str(volume))
+
+
+def opened(volume: Path) -> str | None:
+    """What the memory of the file system is known by."""
+    found = FileSystem(volume)
+    found.open()
+    found.close()
+    return found.page_cache
+
+
 class NotedRows(Store):
     """The rows of what may not be on the disk: ids, and their carts.  ``away`` so many times."""
 
     def __init__(self) -> None:
         self.rows: dict[int, int] = {}
+        self.known: str | None = None
+        """Which memory has what was written, as the store knows it."""
         self.away = 0
         self.asked = 0
 
@@ -50,10 +84,19 @@ class NotedRows(Store):
             noted.setdefault(cart_id, []).append(row)
         return noted
 
-    async def record_synced(self, rows: Sequence[int]) -> None:
+    async def record_synced(
+        self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
+    ) -> None:
         self._asked()
+        assert holder == ME
         for row in rows:
             del self.rows[row]
+        self.known = cache
+
+    async def forget_page_cache(self, holder: str) -> None:
+        self._asked()
+        assert holder == ME
+        self.known = None
 
 
 class Disk(FileSystem):
@@ -87,9 +130,21 @@ class Bench:
         self.threads = HeldThreads()
         self.doubted: list[Noted] = []
         self.doubt_fails = 0
+        self.away = False
+        """Whether the volume is."""
         self.syncing = Syncing(
-            self.store, ME, self.disk, self.threads, doubt=self._doubt, clock=self.clock
+            self.store,
+            ME,
+            self.disk,
+            self.threads,
+            check_volume=self._check_volume,
+            doubt=self._doubt,
+            clock=self.clock,
         )
+
+    async def _check_volume(self) -> None:
+        if self.away:
+            raise VolumeAway("it has lost its mark")
 
     async def _doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
         if self.doubt_fails:
@@ -135,6 +190,48 @@ def test_what_was_noted_before_a_sync_began_is_forgotten_when_it_is_over(bench: 
     bench.write()
     assert bench.store.rows == {}
     assert bench.disk.syncs == 2
+
+
+def test_which_memory_has_what_is_written_is_known_but_while_a_sync_may_fail_or_has_failed() -> (
+    None
+):
+    bench = Bench()
+    bench.disk.page_cache = "this boot"
+    bench.syncing.start()
+    assert bench.store.known == "this boot"
+    bench.store.note(1)
+    bench.clock.advance(SYNC_EVERY)
+    assert bench.store.known is None
+    bench.write()
+    assert bench.store.known == "this boot"
+    bench.store.note(2)
+    bench.disk.fails = 1
+    bench.clock.advance(SYNC_EVERY)
+    with logged():
+        bench.write()
+    assert bench.store.known is None
+    bench.clock.advance(2 * SYNC_EVERY)
+    assert bench.store.known == "this boot"
+    stopped = begin(bench.syncing.stop())
+    assert (stopped, bench.store.known) == ([None], None)
+
+
+def test_where_nobody_can_know_the_memory_the_store_is_not_told(bench: Bench) -> None:
+    bench.store.note(1)
+    bench.clock.advance(SYNC_EVERY)
+    bench.write()
+    assert bench.store.known is None
+
+
+def test_what_is_not_the_volume_is_not_synced(bench: Bench) -> None:
+    bench.store.note(1)
+    bench.away = True
+    bench.clock.pump([SYNC_EVERY] * 3)
+    assert bench.threads.made == 0
+    bench.away = False
+    bench.clock.advance(SYNC_EVERY)
+    bench.write()
+    assert bench.store.rows == {}
 
 
 def test_without_anything_to_sync_the_disk_is_left_alone(bench: Bench) -> None:
@@ -295,6 +392,38 @@ class TestTheFileSystem:
         os.close(lowest)
         with pytest.raises(SyncFailed, match="Bad file descriptor"):
             file_system.sync()
+
+    def test_its_memory_is_another_after_another_boot(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with mounted(tmp_path) as volume:
+            first, again = opened(volume), opened(volume)
+            (tmp_path / "boot_id").write_text("another\n")
+            monkeypatch.setattr(file_system, "BOOT_ID", tmp_path / "boot_id")
+            assert first == again is not None
+            assert opened(volume) not in (first, None)
+
+    def test_its_memory_is_another_after_another_mount(self, tmp_path: Path) -> None:
+        with mounted(tmp_path) as volume:
+            first = opened(volume)
+        with mounted(tmp_path) as volume:
+            assert opened(volume) not in (first, None)
+
+    def test_its_memory_is_not_known_where_nobody_can_tell_its_mounts(self) -> None:
+        assert opened(Path("/proc")) is None
+
+    def test_after_another_mount_nobody_knows_what_the_disk_has(self, tmp_path: Path) -> None:
+        with mounted(tmp_path) as volume:
+            found = FileSystem(volume)
+            found.open()
+            before = found.page_cache
+            run("umount", "--lazy", str(volume))
+            with mounted(tmp_path, image="other"):
+                with pytest.raises(SyncFailed, match="mounted anew"):
+                    found.sync()
+                assert found.page_cache not in (before, None)
+                found.sync()
+                found.close()
 
     def test_what_was_let_go_of_is_not_synced(self, tmp_path: Path) -> None:
         file_system = FileSystem(tmp_path)

@@ -1,4 +1,8 @@
-"""What somebody has staged who died before the disk had it: verified before anybody sees it."""
+"""What somebody has staged who died before the disk had it: verified before anybody sees it.
+
+After the death of a process alone nothing is verified: what it wrote is in the system's memory
+(:func:`cartd.volume.file_system.page_cache_id`), and who looks after it then syncs it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from cartd.volume import Volume
 
 ROWS = 10
 """Rows of a cart that are doubted in one transaction: none of it takes long."""
+INHERITED = 60.0
+"""Seconds for which rows of the dead are ours at first; they are renewed with our own."""
 PATIENCE = 20.0
 """Seconds for which a request waits for the first recovery."""
 
@@ -35,7 +41,10 @@ class Recovery:
         plans: Plans,
         clock: IReactorTime,
         now: Callable[[], float],
+        page_cache: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """``page_cache`` gives what this process knows the system's memory by, if it can."""
+        self._page_cache = page_cache
         self._store = store
         self._volume = volume
         self._plans = plans
@@ -47,7 +56,13 @@ class Recovery:
     async def recover(self, holder: str, dead: Collection[str]) -> None:
         """Doubt what the ``dead`` have left, and those whose leases have run out."""
         now = self._now()
-        await self.doubt(await self._store.left_unsynced(holder, dead=dead, now=now))
+        left = await self._store.left_unsynced(holder, dead=dead, now=now)
+        cache = self._page_cache()
+        if (left or dead) and cache is not None:
+            until = now + INHERITED
+            await self._store.inherit_unsynced(holder, cache, dead=dead, now=now, until=until)
+            left = await self._store.left_unsynced(holder, dead=dead, now=now)
+        await self.doubt(left)
         self._recovered = True
         waiting, self._waiting = self._waiting, []
         for told in waiting:
@@ -71,6 +86,11 @@ class Recovery:
     async def take_over(self, cart: Cart, holder: str) -> Cart:
         """The cart that ``holder`` has just claimed, without what others left unsynced of it."""
         noted = await self._store.unsynced_by_others(cart.id, holder)
+        cache = self._page_cache()
+        if noted and cache is not None:
+            until = self._now() + INHERITED
+            await self._store.take_unsynced_over(cart.id, holder, cache, until=until)
+            noted = await self._store.unsynced_by_others(cart.id, holder)
         if not noted:
             return cart
         await self.doubt(noted)

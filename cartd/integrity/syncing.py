@@ -40,9 +40,12 @@ class Syncing:
         file_system: FileSystem,
         threads: RunsInThread,
         *,
+        check_volume: Callable[[], Awaitable[None]],
         doubt: Doubts,
         clock: IReactorTime,
     ) -> None:
+        """``check_volume`` raises :class:`~cartd.errors.VolumeAway`: then nothing is synced."""
+        self._check_volume = check_volume
         self._store = store
         self._holder = holder
         self._file_system = file_system
@@ -53,6 +56,8 @@ class Syncing:
         self._running: Deferred[None] | None = None
         self._doubtful = False
         """Whether a sync has failed, and the store could not be told of what it was to write."""
+        self._is_known = False
+        """Whether the store knows which memory has what this process writes, or nobody can."""
         self._rests_until = 0.0
         self._rest = SYNC_EVERY
 
@@ -84,6 +89,8 @@ class Syncing:
         if self._running is not None:
             await self._sync()
         await self._sync()
+        if self._is_known and self._file_system.page_cache is not None:
+            await self._store.forget_page_cache(self._holder)  # nothing of it is left
 
     async def _when_rested(self) -> None:
         if self._clock.seconds() >= self._rests_until:
@@ -111,12 +118,20 @@ class Syncing:
             await self._doubt_them()
         noted = await self._store.unsynced(self._holder)
         if not noted:
+            if not self._is_known:
+                await self._tell_memory([])
             return
+        await self._check_volume()
+        # Should this process be killed by the time that the sync has failed, nobody else knows it.
+        self._is_known = self._file_system.page_cache is None
+        if not self._is_known:
+            await self._store.forget_page_cache(self._holder)
         begun = self._clock.seconds()
         try:
             await self._threads.run(self._file_system.sync)
         except SyncFailed as error:
             self._doubtful = True
+            self._is_known = False
             self._failed(error)
             await self._doubt_them()
             return
@@ -124,7 +139,14 @@ class Syncing:
         # Who else uses a slow disk shall have as much of it.
         ended = self._clock.seconds()
         self._rests_until = ended + min(ended - begun, LONGEST_REST)
-        await self._store.record_synced([row for rows in noted.values() for row in rows])
+        await self._tell_memory([row for rows in noted.values() for row in rows])
+
+    async def _tell_memory(self, synced: Sequence[int]) -> None:
+        """Record what is ``synced``, and which memory has whatever is written from now on."""
+        cache = self._file_system.page_cache
+        if synced or cache is not None:
+            await self._store.record_synced(synced, holder=self._holder, cache=cache)
+        self._is_known = True
 
     async def _doubt_them(self) -> None:
         # Of what was noted since that sync began, some was written to the system before it ended.

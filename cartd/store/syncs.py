@@ -5,6 +5,11 @@ also notes them in a row of ``unsynced``, which goes when the file system has be
 So these rows name whatever a power failure can damage.  What a process leaves there that has died
 is to be verified: it waits again, and who stages the cart hashes it in its place.
 
+A process that dies alone takes nothing with it: what it wrote is in the system's memory.  So a
+process says in ``page_cache`` which memory that is, and who has the same one takes such rows over
+as its own.  While a process syncs it takes that back, and after a sync that failed: of what could
+not be written the system tells once, and who is killed then may be the only one who was told.
+
 The rows of an unfinished cart are its holder's: whoever takes one over doubts at first what others
 have noted of it.
 """
@@ -14,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import Text, bindparam, case, delete, insert, null, or_, select, update
+from sqlalchemy import Text, bindparam, case, delete, insert, null, or_, select, union, update
 
 from cartd.model import CartStatus
 from cartd.store.database import Database, Transaction
 from cartd.store.losses import lose, lose_all
 from cartd.store.owners import take_turn
 from cartd.store.rows import FINISHED, date_of
-from cartd.store.tables import cart, unsynced
+from cartd.store.tables import cart, page_cache, unsynced
 
 TOGETHER = 500
 """Rows that are deleted at once."""
@@ -41,7 +46,24 @@ _RENEW = (
     .values(lease_until=bindparam("until"))
 )
 _NOTED = select(unsynced.c.id, unsynced.c.cart_id).order_by(unsynced.c.id)
-_HOLDERS = select(unsynced.c.holder).distinct()
+_HOLDERS = union(select(unsynced.c.holder), select(page_cache.c.holder))
+_SAME_MEMORY = select(page_cache.c.holder).where(page_cache.c.cache == bindparam("cache"))
+_IN_MEMORY = (
+    update(unsynced)
+    .where(unsynced.c.holder != bindparam("by"), unsynced.c.holder.in_(_SAME_MEMORY))
+    .values(holder=bindparam("by"), lease_until=bindparam("until"))
+)
+_TAKE_OVER = _IN_MEMORY.where(unsynced.c.cart_id == bindparam("of_cart"))
+_INHERIT = _IN_MEMORY.where(
+    or_(
+        unsynced.c.holder.in_(bindparam("dead", expanding=True)),
+        unsynced.c.lease_until <= bindparam("now"),
+    )
+)
+_FORGET_MEMORIES = delete(page_cache).where(
+    page_cache.c.holder.in_(bindparam("holders", expanding=True))
+)
+_NOTE_MEMORY = insert(page_cache)
 _BY_HOLDER = _NOTED.where(unsynced.c.holder == bindparam("holder"))
 _BY_OTHERS = _NOTED.where(
     unsynced.c.cart_id == bindparam("cart_id"), unsynced.c.holder != bindparam("holder")
@@ -88,7 +110,7 @@ class Syncs:
         return _by_cart(await self._database.rows(_BY_HOLDER, {"holder": holder}))
 
     async def unsynced_holders(self) -> set[str]:
-        """Everyone who has staged what may not be on the disk."""
+        """Everyone who has staged what may not be on the disk, or could have."""
         return {row.holder for row in await self._database.rows(_HOLDERS)}
 
     async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
@@ -101,11 +123,47 @@ class Syncs:
         who = {"holder": holder, "dead": list(dead), "now": now}
         return _by_cart(await self._database.rows(_LEFT, who))
 
-    async def record_synced(self, rows: Sequence[int]) -> None:
-        """The disk has what these rows name."""
+    async def record_synced(
+        self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
+    ) -> None:
+        """The disk has what these rows name.
+
+        All else that ``holder`` has written is in the memory ``cache`` then, if that is known.
+        """
         async with self._database.transaction() as transaction:
             for first in range(0, len(rows), TOGETHER):
                 await transaction.execute(_DELETE, {"ids": rows[first : first + TOGETHER]})
+            if cache is not None:
+                await transaction.execute(_FORGET_MEMORIES, {"holders": [holder]})
+                await transaction.execute(_NOTE_MEMORY, {"holder": holder, "cache": cache})
+
+    async def forget_page_cache(self, holder: str) -> None:
+        """Nobody knows what the system's memory has of what ``holder`` has written."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_FORGET_MEMORIES, {"holders": [holder]})
+
+    async def inherit_unsynced(
+        self, holder: str, cache: str, *, dead: Collection[str], now: float, until: float
+    ) -> int:
+        """Let ``holder`` have the rows of the ``dead``, and of those whose leases have run out.
+
+        Only what is in the memory ``cache``: the disk will have it.  How many rows that were.
+        """
+        who = {"by": holder, "cache": cache, "until": until, "dead": list(dead), "now": now}
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            inherited = await transaction.execute(_INHERIT, who)
+            await transaction.execute(_FORGET_MEMORIES, {"holders": list(dead)})
+        return inherited
+
+    async def take_unsynced_over(
+        self, cart_id: int, holder: str, cache: str, *, until: float
+    ) -> None:
+        """As :meth:`inherit_unsynced`, of whatever others have noted of the cart, dead or not."""
+        what = {"of_cart": cart_id, "by": holder, "cache": cache, "until": until}
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await transaction.execute(_TAKE_OVER, what)
 
     async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
         """Let the files wait again that these rows of the cart name; how many those are.

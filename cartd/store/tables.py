@@ -172,6 +172,14 @@ Index("file_staged", file.c.file_name, sqlite_where=_STAGED, postgresql_where=_S
 _LINKED = text("linked_to IS NOT NULL")
 Index("file_linked_to", file.c.linked_to, sqlite_where=_LINKED, postgresql_where=_LINKED)
 
+page_cache = Table(
+    "page_cache",
+    metadata,
+    Column("holder", Text, primary_key=True, comment="Which process"),
+    Column("cache", Text, nullable=False, comment="Boot and mount whose memory has what it wrote"),
+    comment="Processes of which no sync of the volume is under way, or has failed",
+)
+
 unsynced = Table(
     "unsynced",
     metadata,

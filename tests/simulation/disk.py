@@ -60,6 +60,8 @@ class Disk:
         self.kill_after: int | None = None
         """System calls until the process dies in the middle of one."""
         self.in_memory = InMemory()
+        self.boots = 0
+        """How often the machine has started anew."""
         self._working = False
         self._killed = False
 
@@ -121,6 +123,7 @@ class Disk:
     def lose_power(self) -> None:
         """Every process on it is dead by then."""
         self.in_memory.power_fails(self.root, self.random)
+        self.boots += 1
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +182,7 @@ class SimulatedFileSystem(FileSystem):
         self._disk = disk
 
     def open(self) -> None:
-        pass
+        self.page_cache = f"boot {self._disk.boots}"
 
     def close(self) -> None:
         pass

@@ -258,6 +258,11 @@ def _create_unsynced() -> None:
         sa.Column("lease_until", sa.Double, nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_table(
+        "page_cache",
+        sa.Column("holder", sa.Text, primary_key=True),
+        sa.Column("cache", sa.Text, nullable=False),
+    )
 
 
 def _create_partial_index(name: str, table: str, columns: Sequence[str], where: str) -> None:
