@@ -5,6 +5,9 @@ locked file of that name on the volume.  The system lets go of the lock when the
 ends, however it ends: so the leases of a killed process can be taken over at once, and
 those of a process on another machine, whose lock cannot be seen, when they expire.
 
+Where the volume has no locks, that is so for all processes: a name whose file was never locked says
+so by what is in the file, for a process that sees locks there later.
+
 A name tells the machine in two ways, either of which will do: a container may have another host
 name at each start, but shares the kernel, and with it the locks, of all containers beside it; and
 a machine has another boot id after a restart, but its host name still.
@@ -12,6 +15,7 @@ a machine has another boot id after a restart, but its host name still.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -20,12 +24,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 from cartd.beneath import LOCK, Beneath, regular
+from cartd.locks import NoLocks, try_lock
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
+TRIES = 10
+"""How often a process tries to lock its file, which another one may just look at."""
+NOT_LOCKED = b"This file is not locked, as the volume had no locks when it was made.\n"
 _NAME = re.compile(r"(?P<host>[^/\\]+)-(?P<boot>[0-9a-f]{8}|0)-[0-9]+-[0-9a-f]{8}")
 
 
@@ -49,6 +55,8 @@ class Holders:
         # The directory may be exchanged for a link; the one above it is the volume's root.
         self._below = Beneath(directory.parent)
         self._held: int | None = None
+        self.no_locks = ""
+        """Why nobody can see whether this process is alive; '' if the file is locked."""
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.lock"
@@ -57,16 +65,40 @@ class Holders:
         """Take the lock of this process, and sweep away those that dead ones left."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._below:
-            new = LOCK | os.O_CREAT | os.O_EXCL
-            self._held = self._below.open(self._path(self.name), new, 0o644)
-            lock_descriptor(self._held, blocking=False)
+            for _ in range(TRIES):
+                if self._held is None:
+                    self._held = self._taken()
+            if self._held is None:
+                reason = "other processes keep locking what this one makes there; start it again"
+                raise OSError(errno.EBUSY, reason, str(self._directory))
             with self._below.directory(self._directory) as opened, os.scandir(opened) as found:
                 names = [entry.name for entry in found]
         for name in names:
             if name.endswith(".lock"):
                 self._is_dead(name.removesuffix(".lock"))
 
+    def _taken(self) -> int | None:
+        """A descriptor of this process's new file, locked if there are locks; or to be tried again.
+
+        Between its creation and its lock another process that starts may take it for a dead one's.
+        """
+        path = self._path(self.name)
+        fd = self._below.open(path, LOCK | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            if try_lock(fd) and os.path.samestat(os.fstat(fd), self._below.lstat(path)):
+                return fd
+        except NoLocks as error:
+            self.no_locks = error.strerror or str(error)
+            os.write(fd, NOT_LOCKED)
+            return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+        self._below.unlink(path)
+        return None
+
     def stop(self) -> None:
+        """Let go of the lock, if it is held; others may then take over what this process had."""
         if self._held is not None:
             held, self._held = self._held, None
             os.close(held)
@@ -97,8 +129,10 @@ class Holders:
             except OSError:
                 return False  # it is no lock of ours, or cannot be seen: its leases will tell
             try:
-                if not lock_descriptor(lock, blocking=False):
+                if not try_lock(lock) or os.fstat(lock).st_size:
                     return False
+            except NoLocks:
+                return False  # its leases will tell
             finally:
                 os.close(lock)  # Windows removes no file that is open
             self._below.unlink(path)

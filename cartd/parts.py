@@ -29,7 +29,7 @@ from cartd.plans import Plans
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import Removal
 from cartd.staging.patience import Patience
-from cartd.staging.stager import STOP_WAITS, Stager
+from cartd.staging.stager import LEASE, STOP_WAITS, Stager
 from cartd.staging.tools import Tools
 from cartd.store import Store
 from cartd.threads import Apart, Threads
@@ -42,6 +42,13 @@ THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
 
 log = Logger()
+
+_WITHOUT_LOCKS = (
+    "The volume {} has no file locks ({}). If a process ends without a stop, the carts that it was"
+    f" staging wait up to {LEASE:.0f} s for another one; and a cart that one process is sending may"
+    " be removed by another. Mount the volume with locks (Lustre: -o flock), or run one process on"
+    " it (docs/reliability.md)"
+)
 
 
 class Parts:
@@ -56,11 +63,17 @@ class Parts:
         reactor: Any,
         volume_number: int | None,
         now: Callable[[], float] = time.time,
+        *,
+        warn: Callable[[str], None] = lambda line: log.warn("{line}", line=line),
     ) -> None:
-        """``volume_number`` is what :func:`cartd.integrity.belonging.belong` gave."""
+        """``volume_number`` is what :func:`cartd.integrity.belonging.belong` gave.
+
+        ``warn`` tells whoever starts this what the volume lacks.
+        """
         self.config = config
         self.reactor = reactor
         self.now = now
+        self._warn = warn
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
         self.volume = Volume(config.volume_path, self.threads, volume_number)
@@ -133,6 +146,8 @@ class Parts:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
         self._holders.start()
+        if self._holders.no_locks:
+            self._warn(_WITHOUT_LOCKS.format(self.config.volume_path, self._holders.no_locks))
         self._syncing.start()
         turns = Turns(self._tolerance.places, self.reactor)
         outage = Outage(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cartd.holders import NO_BOOT_ID, Holders, boot_id
+from tests.without_flock import refuse
 
 HOLD = """
 import sys
@@ -82,6 +85,57 @@ def test_without_boot_ids_it_is_the_host_name_that_tells(tmp_path: Path) -> None
     mine = Holders(tmp_path, host="here", boot=NO_BOOT_ID)
     dead = {f"{host}-{NO_BOOT_ID}-12-0badcafe" for host in ("here", "there")}
     assert mine.dead_among(dead) == {f"here-{NO_BOOT_ID}-12-0badcafe"}
+
+
+def test_without_locks_a_process_is_not_taken_for_dead_by_one_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patching:
+        patching.setattr(fcntl, "flock", refuse)
+        unlocked, other = Holders(tmp_path), Holders(tmp_path)
+        unlocked.start()
+        other.start()
+        assert unlocked.no_locks == "Function not implemented"
+        assert other.dead_among({unlocked.name}) == set()
+        other.stop()
+        assert unlocked.dead_among({other.name}) == {other.name}
+    locked = Holders(tmp_path)
+    locked.start()
+    assert locked.no_locks == ""
+    assert locked.dead_among({unlocked.name}) == set()
+    unlocked.stop()
+    assert locked.dead_among({unlocked.name}) == {unlocked.name}
+    locked.stop()
+
+
+@pytest.mark.parametrize("then", ["holds it still", "has removed it"])
+def test_a_start_is_not_taken_for_dead_before_it_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Another process looks at the new file between its creation and its lock."""
+    lock = fcntl.flock
+    looking: list[int] = []
+
+    def after_a_look(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        [path] = tmp_path.iterdir()
+        looking.append(os.open(path, os.O_RDWR))
+        lock(looking[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if then == "has removed it":
+            path.unlink()
+            os.close(looking.pop())
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_a_look)
+    mine, other = Holders(tmp_path), Holders(tmp_path)
+    mine.start()
+    for fd in looking:
+        os.close(fd)
+    other.start()
+    assert other.dead_among({mine.name}) == set()
+    assert [path.stem for path in tmp_path.iterdir() if path.stem == mine.name] == [mine.name]
+    mine.stop()
+    other.stop()
 
 
 def test_a_kernel_has_one_name_for_all_its_processes() -> None:

@@ -172,8 +172,12 @@ def _wait(config: Config) -> None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
-        tell=lambda line: print(f"cartd-cmd: {line}", file=sys.stderr),
+        tell=_tell,
     )
+
+
+def _tell(line: str) -> None:
+    print(f"cartd-cmd: {line}", file=sys.stderr)
 
 
 def _adopt(config: Config, _given: Namespace) -> int:
@@ -262,12 +266,14 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
 
     async def run(reactor: Any) -> None:
         run_steadily(reactor)
-        parts = Parts(config, reactor, volume_number)
-        parts.start(take_up=False)
+        parts = Parts(config, reactor, volume_number, warn=_tell)
         try:
+            parts.start(take_up=False)
             outcome.append(await work(parts))
         except CartdError as error:
             outcome.append(error)
+        except OSError as error:
+            outcome.append(CartdError(f"{config.volume_path} cannot be used: {error}"))
         finally:
             await parts.stop()
             await parts.close()

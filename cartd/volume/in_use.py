@@ -12,8 +12,8 @@ nothing is kept from being removed by another process.
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cartd.disk_errors import raise_if_passing
 from cartd.errors import VolumeDamaged
+from cartd.locks import NoLocks, try_lock
 from cartd.model import Cart
 from cartd.threads import RunsInThread
 from cartd.volume.paths import VolumePaths
@@ -32,34 +33,30 @@ moment."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
-if sys.platform == "win32":
 
-    def _lock(_directory: Path, *, alone: bool) -> int | None:
+def _lock(directory: Path, *, alone: bool) -> int | None:
+    """A descriptor that holds the lock; none if there is no directory, or no such locks.
+
+    Raises ``BlockingIOError`` if somebody has it in a way that forbids this one.
+    """
+    try:
+        held = os.open(directory, _FLAGS)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # Windows opens no directory
+    except OSError as error:
+        raise_if_passing(error)
+        raise
+    locked = False
+    try:
+        locked = try_lock(held, shared=not alone)
+    except NoLocks:
         return None
-
-else:
-    import fcntl
-
-    def _lock(directory: Path, *, alone: bool) -> int | None:
-        """A descriptor that holds the lock; none if there is no directory, or no such locks.
-
-        Raises ``BlockingIOError`` if somebody has it in a way that forbids this one.
-        """
-        try:
-            held = os.open(directory, _FLAGS)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None
-        except OSError as error:
-            raise_if_passing(error)
-            raise
-        try:
-            fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BaseException as error:
+    finally:
+        if not locked:
             os.close(held)
-            if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-                return None
-            raise
-        return held
+    if not locked:
+        raise BlockingIOError(errno.EWOULDBLOCK, "it is locked by somebody else", str(directory))
+    return held
 
 
 class Kept:
