@@ -22,7 +22,6 @@ setup(
         "alchimia>=0.8.1,<0.9",
         "alembic>=1.16,<2",
         "cryptography>=43",
-        "filelock>=3.30",
         "httptools>=0.6.4",
         "klein>=24.8",
         "msgspec>=0.19,<1",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from cartd.auth import TokenFile
+from cartd.auth import TokenFile, token_file
 from cartd.auth.entries import parse
 from cartd.errors import ConfigError
+from cartd.locks import try_lock
 from tests.running_cartd import RunningCartd, running_cartd
+from tests.without_flock import refuse
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def test_a_change_replaces_the_file_and_leaves_nothing_beside_it(
     with pytest.raises(ConfigError, match="tokens: No space left on device"):
         file.add("carol", admin=False)
     assert set(file.entries()) == {"alice", "bob"}
-    assert {path.name for path in tokens.parent.iterdir()} == {"tokens", ".tokens.lock"}
+    assert {path.name for path in tokens.parent.iterdir()} == {"tokens"}
 
 
 def test_a_link_to_the_file_stays_one_and_so_does_its_owner(tmp_path: Path) -> None:
@@ -147,6 +153,166 @@ def test_a_link_to_the_file_stays_one_and_so_does_its_owner(tmp_path: Path) -> N
     assert link.is_symlink()
     assert set(TokenFile(kept).entries()) == {"alice", "bob"}
     assert (kept.stat().st_uid, kept.stat().st_gid) == owner
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o444])
+def test_a_change_keeps_owner_group_mode_and_attributes(tokens: Path, mode: int) -> None:
+    file = TokenFile(tokens)
+    file.add("alice", admin=False)
+    owner = (12345, 23456) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(tokens, *owner)
+    tokens.chmod(mode)
+    expected = attributes_given(tokens)
+    file.add("bob", admin=False)
+    file.revoke("alice")
+    after = tokens.stat()
+    assert (after.st_uid, after.st_gid) == owner
+    assert stat.S_IMODE(after.st_mode) == mode | (0o040 if ACL in expected else 0)
+    assert {name: os.getxattr(tokens, name) for name in os.listxattr(tokens)} == expected
+
+
+ACL = "system.posix_acl_access"
+NOBODYS = 2**32 - 1
+
+
+def attributes_given(path: Path) -> dict[str, bytes]:
+    """Give the file an ACL and an attribute, as far as the file system has such; those it has."""
+    # As linux/posix_acl_xattr.h has it: owner, user 12345, group, mask, others.
+    mode = stat.S_IMODE(path.stat().st_mode)
+    entries = [
+        *((1, mode >> 6, NOBODYS), (2, 4, 12345), (4, mode >> 3 & 7, NOBODYS)),
+        *((16, 4, NOBODYS), (32, mode & 7, NOBODYS)),
+    ]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    for name, value in {ACL: acl, "user.cartd.test": b"kept"}.items():
+        with suppress(OSError):
+            os.setxattr(path, name, value)
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def test_what_a_default_acl_would_add_is_not_added_to_a_file_that_is_there(tokens: Path) -> None:
+    file = TokenFile(tokens)
+    file.add("alice", admin=False)
+    tokens.chmod(0o640)
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry)
+        for entry in [
+            *((1, 7, NOBODYS), (2, 4, 12345), (4, 5, NOBODYS), (16, 5, NOBODYS), (32, 0, NOBODYS))
+        ]
+    )
+    with suppress(OSError):  # a file system without ACLs adds none
+        os.setxattr(tokens.parent, "system.posix_acl_default", acl)
+    file.add("bob", admin=False)
+    assert stat.S_IMODE(tokens.stat().st_mode) == 0o640
+    assert ACL not in os.listxattr(tokens)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory to any group")
+def test_a_new_file_is_readable_by_the_group_that_root_gave_the_directory_to(tokens: Path) -> None:
+    os.chown(tokens.parent, 0, 23456)
+    TokenFile(tokens).add("alice", admin=False)
+    made = tokens.stat()
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (0, 23456, 0o640)
+
+
+def test_a_directory_that_somebody_has_locked_is_named_and_so_is_who(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_file, "LOCK_WAIT", 0)
+    TokenFile(tokens).add("alice", admin=False)
+    before = tokens.read_text()
+    locked = os.open(tokens.parent, os.O_RDONLY)
+    assert try_lock(locked)
+    by = f"(process {os.getpid()}|another process) has locked {tokens.parent} for 0 s"
+    with pytest.raises(ConfigError, match=rf"{tokens}: {by}.*try again"):
+        TokenFile(tokens).add("bob", admin=False)
+    assert tokens.read_text() == before
+    os.close(locked)
+    TokenFile(tokens).add("bob", admin=False)
+
+
+def test_a_change_by_hand_meanwhile_is_not_written_over(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = TokenFile(tokens)
+    file.add("alice", admin=False)
+
+    def edited_first(lines: list[str]) -> list[str]:
+        tokens.write_text("# by hand\n")
+        return lines
+
+    monkeypatch.setattr(token_file, "_ended", edited_first)
+    with pytest.raises(ConfigError, match="somebody else has changed it just now; try again"):
+        file.add("bob", admin=False)
+    assert tokens.read_text() == "# by hand\n"
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """One that all users may pass."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
+
+
+@contextmanager
+def another_user(path: Path) -> Iterator[None]:
+    """While somebody works who may not read ``path``: root may always."""
+    path.chmod(0o600 if os.geteuid() == 0 else 0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_who_may_not_read_the_file_is_named_and_so_is_its_mode(open_directory: Path) -> None:
+    tokens = open_directory / "tokens"
+    TokenFile(tokens).add("alice", admin=False)
+    with (
+        another_user(tokens),
+        pytest.raises(
+            ConfigError, match=r"tokens: Permission denied for \S+ \(it is \S+:\S+ 0\d00\)"
+        ),
+    ):
+        TokenFile(tokens).entries()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_a_file_that_the_service_cannot_read_is_told_after_each_change(
+    open_directory: Path,
+) -> None:
+    tokens = open_directory / "tokens"
+    ini = f"[auth]\nfile = {tokens}\n"
+    with running_cartd(
+        open_directory / "cartd", archive="http://x/", ini=ini, started=False
+    ) as site:
+        site.volume.mkdir()
+        os.chown(site.volume, 65534, 65534)
+        told = f"nobody, to whom the volume belongs, cannot read {tokens}: {tokens} is root:root"
+        added = site.run("cartd-cmd", "token", "add", "alice")
+        assert told in added.stderr
+        assert re.fullmatch(r"\S+\n", added.stdout)
+        os.chown(tokens, 0, 65534)
+        tokens.chmod(0o640)
+        assert told not in site.run("cartd-cmd", "token", "add", "bob").stderr
+        assert told not in site.run("cartd-cmd", "token", "revoke", "alice").stderr
+        tokens.chmod(0o600)
+        assert told.removesuffix("root") in site.run("cartd-cmd", "token", "revoke", "bob").stderr
+
+
+def test_a_token_is_made_and_revoked_where_nothing_can_be_locked(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    file = TokenFile(tokens)
+    file.add("alice", admin=False)
+    file.add("bob", admin=False)
+    file.revoke("alice")
+    assert set(file.entries()) == {"bob"}
 
 
 def test_two_that_add_at_once_lose_no_token(tokens: Path) -> None:

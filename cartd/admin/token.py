@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 from typing import TextIO
 
 from cartd.auth import TokenFile
 from cartd.auth.entries import check_name
 from cartd.config import Config
 from cartd.errors import ConfigError
+from cartd.permissions import described, unreadable_by, user_name
 
 
 def add_actions(parser: ArgumentParser) -> None:
@@ -32,13 +34,31 @@ def token(config: Config, given: Namespace, out: TextIO, about: TextIO) -> int:
         about.write(f"The token of {given.name}; it is shown only now:\n")
         about.flush()
         out.write(f"{made}\n")
+        _warn_if_unreadable(file.path, config, about)
     elif given.action == "revoke":
         file.revoke(given.name)
         about.write(f"The token of {given.name} is revoked.\n")
+        _warn_if_unreadable(file.path, config, about)
     else:
         for name, entry in sorted(file.entries().items()):
             out.write(f"{name} {'admin' if entry.user.admin else 'user'}\n")
     return 0
+
+
+def _warn_if_unreadable(path: Path, config: Config, about: TextIO) -> None:
+    """Say so if the service cannot read the file; it runs as the owner of the volume, as a rule."""
+    try:
+        uid = config.volume_path.stat().st_uid
+    except OSError:
+        return
+    place = unreadable_by(uid, path)
+    if place is not None:
+        user, mode = user_name(uid), "0750" if place.is_dir() else "0640"
+        about.write(
+            f"cartd-cmd: {user}, to whom the volume belongs, cannot read {path}:"
+            f" {place} is {described(place)}. A service that runs as {user} accepts no token until"
+            f" it can: chgrp its group to {place}, and chmod {mode} {place}\n"
+        )
 
 
 def _name(text: str) -> str:

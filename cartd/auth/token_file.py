@@ -6,17 +6,23 @@ Everything here blocks.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
-from filelock import FileLock
-
+from cartd.atomic_write import replace_file
 from cartd.auth.entries import Entry, check_name, name_of_line, parse
 from cartd.auth.tokens import TokenHash, new_token
 from cartd.errors import ConfigError
+from cartd.locks import NoLocks, holder_of, try_lock
 from cartd.model import User
+from cartd.permissions import described, this_user
+
+LOCK_WAIT = 10.0
+"""Seconds for which a change waits for another one, which takes milliseconds."""
+LOCK_PAUSE = 0.05
+"""Seconds between two tries."""
 
 Stamp = tuple[int, ...]
 
@@ -30,8 +36,15 @@ class TokenFile:
     def stamp(self) -> Stamp:
         """What changes whenever the file does."""
         with self._named_faults():
-            state = self.path.stat()
-            return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+            return _stamp(self.path)
+
+    def read(self) -> tuple[Stamp, Mapping[str, Entry]]:
+        """All who are in it, and the stamp of the very file that says so."""
+        stamp = self.stamp()
+        entries = self.entries()
+        if self.stamp() != stamp:
+            raise ConfigError(f"{self.path}: it is being changed")
+        return stamp, entries
 
     def entries(self) -> Mapping[str, Entry]:
         """All who are in it, by name."""
@@ -61,32 +74,56 @@ class TokenFile:
 
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
         """Put a changed file in its place; who reads sees the old one or the new one."""
-        # Where a link leads is what is to be changed, and its owner is to be able to read it.
+        # Where a link leads is what is to be changed.
         path = self.path.resolve()
-        before = path.stat() if path.exists() else None
+        before = _stamp(path) if path.exists() else None
         lines = [] if before is None else path.read_text("utf-8").splitlines(keepends=True)
-        written = NamedTemporaryFile(  # noqa: SIM115 (it is closed before it is renamed)
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        )  # its mode is 0600
+        data = "".join(change(lines)).encode()
+        # Who edits it by hand, and two commands where there are no locks, cannot be kept away.
+        if before != (_stamp(path) if path.exists() else None):
+            raise ConfigError(f"{self.path}: somebody else has changed it just now; try again")
         try:
-            with written:
-                written.writelines(change(lines))
-                written.flush()
-                if before is not None and before.st_uid != os.geteuid():
-                    os.fchown(written.fileno(), before.st_uid, before.st_gid)
-                os.fsync(written.fileno())
-            Path(written.name).replace(path)
-        except BaseException:
-            Path(written.name).unlink()
-            raise
+            replace_file(path, data)
+        except PermissionError as error:
+            raise ConfigError(
+                f"{self.path}: {this_user()} cannot replace it ({error.strerror}): that takes write"
+                f" access to {path.parent} ({described(path.parent)}), and its owner, group and"
+                f" mode are kept{_now(path)}"
+            ) from None
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One at a time: two that add at once would lose one of their tokens."""
+        """One at a time: two that add at once would lose one of their tokens.
+
+        The directory is locked: the file itself is another one after each change, and a file beside
+        it would belong to whoever comes first, and keep others out.
+        """
         with self._named_faults():
-            path = self.path.resolve()
-            with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
+            directory = self.path.resolve().parent
+            try:
+                fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            except PermissionError:  # Windows opens no directory
                 yield
+                return
+            try:
+                self._wait_for_lock(fd, directory)
+                yield
+            finally:
+                os.close(fd)
+
+    def _wait_for_lock(self, fd: int, directory: Path) -> None:
+        """Where there are no locks, nothing is waited for."""
+        until = time.monotonic() + LOCK_WAIT
+        with suppress(NoLocks):
+            while not try_lock(fd):
+                if time.monotonic() >= until:
+                    holder = holder_of(fd) or "another process"
+                    raise ConfigError(
+                        f"{self.path}: {holder} has locked {directory} for {LOCK_WAIT:g} s, as"
+                        " cartd-cmd token does while it changes the file; wait until it has ended,"
+                        " or end it, and try again"
+                    )
+                time.sleep(LOCK_PAUSE)
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:
@@ -98,9 +135,22 @@ class TokenFile:
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{self.path}: it is not UTF-8") from None
+        except PermissionError as error:
+            raise ConfigError(
+                f"{self.path}: {error.strerror} for {this_user()}{_now(self.path)}"
+            ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"{self.path}: {reason}") from None
+
+
+def _stamp(path: Path) -> Stamp:
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _now(path: Path) -> str:
+    return f" (it is {shown})" if (shown := described(path)) else ""
 
 
 def _ended(lines: list[str]) -> list[str]:

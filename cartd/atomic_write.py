@@ -1,0 +1,108 @@
+"""Files that are replaced as a whole, and stay whose they were.
+
+A file that is replaced by a rename is another file: owner, group, mode and ACL are those of the new
+one, unless they are carried over.  Blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_ACL: Final = "system.posix_acl_access"
+_NO_ATTRIBUTE: Final = frozenset(
+    {getattr(errno, name) for name in ("ENODATA", "ENOTSUP", "EOPNOTSUPP") if hasattr(errno, name)}
+)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to the disk, then give it the name ``path``: readers see the old or the new.
+
+    A file that is there keeps its owner, group and mode and, on Linux, its ACL and its other
+    extended attributes; where that is not permitted it is not replaced.  A new one has mode 0600
+    or, in a directory of another group than the caller's, that group and 0640, for a service that
+    runs in it.  ``path`` is not to be a symbolic link: what it leads to would stay as it is.
+
+    :raises OSError: nothing has changed then.
+    """
+    try:
+        before = path.lstat()
+    except FileNotFoundError:
+        before = None
+    fd, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # its mode is 0600
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if hasattr(os, "fchown"):
+                if before is None:
+                    _join_group(fd, path.parent.stat().st_gid)
+                else:
+                    _become(fd, path, before)
+            os.fsync(fd)
+        Path(written).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(written).unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _join_group(fd: int, group: int) -> None:
+    new = os.fstat(fd)
+    if hasattr(os, "getegid") and (group, group) != (os.getegid(), new.st_gid):
+        with suppress(OSError):  # the caller need not be a member
+            os.chown(fd, -1, group)
+            os.chmod(fd, 0o640)
+
+
+def _become(fd: int, path: Path, before: os.stat_result) -> None:
+    new = os.fstat(fd)
+    if (new.st_uid, new.st_gid) != (before.st_uid, before.st_gid):
+        os.chown(fd, before.st_uid, before.st_gid)
+    os.chmod(fd, before.st_mode & 0o7777)
+    _copy_attributes(path, fd)
+
+
+if sys.platform == "linux":
+
+    def _copy_attributes(path: Path, fd: int) -> None:
+        try:
+            names = os.listxattr(path)
+        except OSError as error:
+            if error.errno in _NO_ATTRIBUTE:
+                return
+            raise
+        if _ACL not in names:
+            # The directory's default ACL has made one, in which the old file had no part.
+            try:
+                os.removexattr(fd, _ACL)
+            except OSError as error:
+                if error.errno not in _NO_ATTRIBUTE:
+                    raise
+        for name in names:
+            try:
+                os.setxattr(fd, name, os.getxattr(path, name))
+            except OSError:
+                if name == _ACL:  # all else, as a label, says nothing of who may read it
+                    raise
+
+else:
+
+    def _copy_attributes(path: Path, fd: int) -> None:
+        """Python knows no such calls of other systems."""
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have the new name outlast a power failure, where a directory can be opened for that."""
+    with suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
