@@ -36,7 +36,7 @@ from cartd.server.site import LimitedSite
 from cartd.shares import UserLimits
 from cartd.signals import StopSignals
 from cartd.store import Condition, schema_state, sync, wait_for_database
-from cartd.threads import RunsInThread
+from cartd.threads import Apart, RunsInThread
 from cartd.tls import RENEWAL_LOOK
 
 __all__ = ["Cartd", "Options", "makeService"]
@@ -196,7 +196,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         config = read_config(options, os.environ)
         os.umask(config.umask)
         parts = Parts(config, reactor, _prepare(config))
-        guard = guard_of(config, parts.threads)
+        guard = guard_of(config, Apart(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {error}") from None
     for note in config.notes:

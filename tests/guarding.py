@@ -1,4 +1,4 @@
-"""A guard over a file of tokens, whose threads a test moves by hand."""
+"""A guard over a file of tokens, whose threads and time a test moves by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
 from cartd.auth import Guard, TokenFile, guard_of
@@ -28,8 +29,9 @@ class Guarding:
             "bob": self.file.add("bob", admin=False),
         }
         self.threads = HeldThreads()
+        self.clock = Clock()
         config = load(options={}, environ={}, ini="[auth]\n" + auth.format(file=self.file.path))
-        guard = guard_of(config, self.threads)
+        guard = guard_of(config, self.threads, self.clock)
         assert guard is not None
         self.guard: Guard = guard
 
@@ -39,20 +41,18 @@ class Guarding:
     def identify(self, asking: Any) -> User | CartdError:
         return self.guard.find_out(asking)
 
-    def look(self) -> Deferred[None]:
-        """Have the file looked at, and read if it has changed."""
-
+    def look(self) -> None:
+        """Have the file looked at, and read if it has changed; that is not told by an error."""
         looking = Deferred.fromCoroutine(self.guard.look())
         self.threads.let_all_go()
-        return looking
+        assert looking.called
+        looking.addErrback(lambda failure: failure.raiseException())
 
-
-def failure(asked: Deferred[Any]) -> CartdError:
-    """Why it ended, which it must have."""
-    failed = asked.result
-    asked.addErrback(lambda _: None)
-    assert isinstance(failed.value, CartdError), failed  # type: ignore[attr-defined]
-    return failed.value  # type: ignore[attr-defined]
+    def look_for(self, seconds: int) -> None:
+        """So long, once a second as the service does."""
+        for _ in range(seconds):
+            self.clock.advance(1)
+            self.look()
 
 
 def request(peer: str, **headers: str | list[str]) -> Any:

@@ -74,7 +74,7 @@ def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
     assert str(refused).startswith("Nobody is asking: requests come here through a proxy")
     assert guarding.guard.headers(refused) == [(b"WWW-Authenticate", b'Bearer realm="cartd"')]
     assert guarding.identify(request("unix", x_user="alice")) == User("alice")
-    assert guarding.look().called
+    guarding.look()
 
 
 @pytest.mark.parametrize(

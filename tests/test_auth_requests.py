@@ -234,13 +234,24 @@ def test_a_failed_attempt_is_one_line_with_the_address_and_without_the_secret(
     assert not guarded.lines("the-secret")
 
 
-def test_a_revoked_token_is_refused_and_a_broken_file_changes_nothing(guarded: Guarded) -> None:
+def test_a_revoked_token_is_refused_and_a_file_that_cannot_be_read_opens_nothing(
+    guarded: Guarded,
+) -> None:
     bob = f"Bearer {guarded.file.add('bob', admin=False)}"
     wait_for(lambda: guarded.head("ready", authorization=bob).status == OTHERS)
     good = guarded.file.path.read_text()
     guarded.file.path.write_text("bob\n")
-    wait_for(lambda: guarded.lines("tokens: line 1: is not NAME ROLE HASH; the tokens read before"))
-    assert guarded.head("ready", authorization=bob).status == OTHERS
+    wait_for(lambda: guarded.head("ready", authorization=bob).status == 503)
+    refused = guarded.head("ready")
+    assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+    assert refused.headers["x-pacifica-status"] == "error"
+    body = guarded.site.manifest(FILES)
+    by = guarded.bearer
+    assert guarded.site.cartd.request("POST", "/new", body, authorization=by).status == 503
+    assert guarded.site.cartd.request("DELETE", "/ready", authorization=by).status == 503
+    assert guarded.site.cartd.get("/").status == 200
+    [line] = guarded.lines("NO TOKEN IS ACCEPTED")
+    assert "tokens: line 1: is not NAME ROLE HASH: who was revoked" in line
     guarded.file.path.write_text(good)
     guarded.file.revoke("bob")
     wait_for(lambda: guarded.head("ready", authorization=bob).status == 401)

@@ -69,7 +69,7 @@ class Guard:
             token = _token_in(values)
             name = token.name
             return self._user_with(token)
-        except CartdError as error:
+        except Unidentified as error:
             shown = "somebody" if name is None else ascii(name[:MOST_OF_A_NAME])
             peer = peer_of(request)
             log.warn("Refused {name} from {peer}: {error}", name=shown, peer=peer, error=error)
