@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
+from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 60.0
 LONGEST_PAUSE_ASKED = 300.0
@@ -32,3 +34,35 @@ def endless_waits(random: Callable[[], float]) -> Iterator[float]:
 def as_asked(wait: float, asked: float | None) -> float:
     """The wait, or a longer one that was asked for, within reason."""
     return max(wait, min(asked or 0.0, LONGEST_PAUSE_ASKED))
+
+
+class Rests(Generic[K]):
+    """Things that failed and are looked at again and again: each rests longer than the time before.
+
+    The first failure costs no rest beyond the next look, the second one ``first`` seconds, and so
+    on, doubling.  Who has not failed for a while begins anew.
+    """
+
+    LONGEST = 300.0
+    FORGOTTEN_AFTER = 2 * LONGEST
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._failed: dict[K, tuple[int, float]] = {}
+        """How often each failed in a row, and when it did last; the latest last."""
+
+    def failed(self, key: K, now: float) -> None:
+        self._forget(now)
+        times, _ = self._failed.pop(key, (0, now))
+        self._failed[key] = times + 1, now
+
+    def is_resting(self, key: K, now: float) -> bool:
+        self._forget(now)
+        times, last = self._failed.get(key, (0, now))
+        return times > 1 and now < last + min(self._first * 2.0 ** min(times - 2, 16), self.LONGEST)
+
+    def _forget(self, now: float) -> None:
+        for key, (_, last) in list(self._failed.items()):
+            if now - last < self.FORGOTTEN_AFTER:
+                return
+            del self._failed[key]

@@ -72,6 +72,28 @@ class Unavailable(CartdError):
     code = 503
 
 
+class DatabaseAway(Unavailable):
+    """The database cannot be used now.  What a client is told names no host, account or table."""
+
+    def __init__(self, reason: str, *, passes: bool = True) -> None:
+        """``passes``: by waiting, and not only when an administrator mends it."""
+        super().__init__("The database cannot be used at the moment; ask again")
+        self.reason = shown(reason)
+        self.passes = passes
+
+    @property
+    def explanation(self) -> str:
+        """For the log, and for whoever runs a command."""
+        return f"The database cannot be used: {self.reason}"
+
+
+class DatabaseRefused(CartdError):
+    """The database takes a statement amiss for what it is given: it would again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Internal error: the database refused what was to be recorded ({reason})")
+
+
 class VolumeAway(Unavailable):
     """The directory of the volume is not the volume now: its disk is not mounted, for example."""
 
@@ -115,6 +137,11 @@ class Unreadable(VolumeDamaged):
 
 class ConfigError(CartdError):
     """The configuration cannot be used; the message names the key and the reason."""
+
+
+def for_administrators(error: CartdError) -> str:
+    """The sentence of an error, with what clients are not told."""
+    return error.explanation if isinstance(error, DatabaseAway) else str(error)
 
 
 def error_body(code: int, message: str, limit: str | None = None) -> bytes:

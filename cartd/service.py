@@ -21,7 +21,7 @@ from cartd.auth.exposure import warnings
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
-from cartd.errors import CartdError, ConfigError
+from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
@@ -198,7 +198,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         parts = Parts(config, reactor, _prepare(config))
         guard = guard_of(config, Apart(reactor), reactor)
     except CartdError as error:
-        raise SystemExit(f"cartd: {error}") from None
+        raise SystemExit(f"cartd: {for_administrators(error)}") from None
     for note in config.notes:
         log.warn("{note}", note=note)
     cartd = Cartd(parts, guard)

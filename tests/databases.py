@@ -43,6 +43,20 @@ class Postgres:
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
             connection.execute(statement.encode())
 
+    def execute_in(self, url: str, statement: str, *, read_write: bool = False) -> None:
+        """Run one statement in the database of that URL."""
+        plain = url.replace("+psycopg", "")
+        options = "-c default_transaction_read_only=off" if read_write else ""
+        with psycopg.connect(plain, autocommit=True, options=options) as connection:
+            connection.execute(statement.encode())
+
+    def throw_out(self, url: str) -> None:
+        """End all connections to the database of that URL, as an administrator does."""
+        self.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            f" WHERE datname = '{make_url(url).database}'"
+        )
+
     def stop(self) -> None:
         """As an administrator would: whoever is connected is thrown out."""
         self._server.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cartd.backoff import LONGEST_WAIT, waits
+from cartd.backoff import LONGEST_WAIT, Rests, waits
 
 
 def test_waits_double_from_half_a_second() -> None:
@@ -22,3 +22,20 @@ def test_jitter_is_a_quarter_either_way(random: float, first: float) -> None:
 
 def test_a_single_try_waits_for_nothing() -> None:
     assert list(waits(1, lambda: 0.5)) == []
+
+
+def test_what_fails_again_and_again_rests_twice_as_long_each_time_up_to_a_limit() -> None:
+    rests: Rests[str] = Rests(5)
+    now = 0.0
+    seen = []
+    for _ in range(12):
+        rests.failed("a", now)
+        begun = now
+        while rests.is_resting("a", now):
+            assert not rests.is_resting("b", now)
+            now += 1
+        seen.append(now - begun)
+    assert seen == [0, 5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
+    now += Rests.FORGOTTEN_AFTER
+    rests.failed("a", now)
+    assert not rests.is_resting("a", now)

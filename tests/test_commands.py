@@ -200,6 +200,14 @@ class TestSchema:
             assert (status, said.count("\n")) == (1, 1)
             assert said.startswith("cartd-cmd: The database cannot be used: ")
 
+    def test_a_check_need_not_wait_for_a_database_that_is_away(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/no/such/directory/db")
+        monkeypatch.setenv("DATABASE_CONNECT_ATTEMPTS", "10")
+        status, said = shell.run("dbchk", "--no-wait")
+        assert (status, said.count("\n")) == (1, 1)
+
 
 def test_a_shell_can_go_by_the_exit_statuses(tmp_path: Path) -> None:
     cartd = RunningCartd(tmp_path, "http://127.0.0.1:9/", f"sqlite:///{tmp_path / 'db'}")

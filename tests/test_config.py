@@ -468,6 +468,12 @@ def test_a_value_that_does_not_parse_is_refused_with_its_place(setting: Any) -> 
             assert refusal(options=options).startswith(f"--{setting.option}: ")
 
 
+def test_the_url_of_another_driver_is_refused_with_what_to_leave_out() -> None:
+    with pytest.raises(ConfigError, match=r"leave out \+psycopg2") as caught:
+        sqlalchemy_url("postgresql+psycopg2://u:secret@h/d")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["mysql", "mysql+pool", "mysql+pymysql", "mariadbconnector"])
 def test_mysql_is_refused_with_a_way_out(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"not supported.*SQLite.*PostgreSQL.*dbsync") as caught:

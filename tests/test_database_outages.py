@@ -16,6 +16,7 @@ from cartd.store.database import READERS
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise
+from tests.database_away import TOLD
 from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, the_reactor
 from tests.faulty_archive import FaultyArchive
@@ -64,7 +65,7 @@ def is_refused(answer: Answer) -> bool:
     if answer.status != 503:
         return False
     assert answer.headers["retry-after"]
-    assert answer.json["message"].startswith("The database cannot be used: ")
+    assert answer.json["message"] == TOLD
     return True
 
 
@@ -144,7 +145,7 @@ def test_lost_connections_cost_neither_threads_nor_files_nor_many_lines(
         assert len(warnings(cartd)) - lines <= 5
         proxy.open()
         wait_for(lambda: not is_refused(cartd.get("/mine")))
-        wait_for(lambda: "It works again" in cartd.log)
+        wait_for(lambda: "The database can be used again" in cartd.log)
 
 
 @in_a_thread

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise
+from tests.database_away import TOLD
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
@@ -64,7 +65,8 @@ def test_a_file_that_another_program_has_locked_keeps_nobody_from_reading(
             assert cartd.status("mine") == ("ready", "")
             assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
             told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-            assert told == "The database cannot be used: database is locked"
+            assert told == TOLD
+            assert "The database cannot be used: database is locked" in cartd.log
             assert cartd.status("slow")[0] == "staging"
         cartd.wait_until("slow", "ready")
         stage(cartd, archive, "refused", 10)
@@ -82,7 +84,8 @@ def test_a_disk_without_room_for_the_file_is_waited_for(
         assert len(cartd.log) < full / 2  # that has room still
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, (full, limits[1]))
         told = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
-        assert told == "The database cannot be used: disk I/O error"
+        assert told == TOLD
+        assert "The database cannot be used: disk I/O error" in cartd.log
         assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, limits)
         stage(cartd, archive, "refused", 1000, files=500)
@@ -97,7 +100,8 @@ def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
         file, away = file_of(cartd), tmp_path / "away"
         file.rename(away)
         told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-        assert told == "The database cannot be used: unable to open database file"
+        assert told == TOLD
+        assert "The database cannot be used: unable to open database file" in cartd.log
         assert cartd.get("/mine").status == 503
         away.rename(file)
         assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}

@@ -119,7 +119,10 @@ def test_whoever_starts_it_is_told_what_it_waits_for(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'nowhere' / 'db'}"
     ini = "[database]\nconnect_attempts = 3\nconnect_wait = 0.1\n"
     (tmp_path / "config.ini").write_text(ini)
-    why = "The database cannot be used: unable to open database file"
+    why = (
+        "The database cannot be used: unable to open database file:"
+        f" {tmp_path / 'nowhere'} is not a directory"
+    )
     for program, name in (
         ((command("twistd"), "-n", "--pidfile=", "cartd"), "cartd"),
         ((command("cartd-cmd"), "dbchk"), "cartd-cmd"),

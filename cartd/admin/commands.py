@@ -28,7 +28,7 @@ from cartd.admin.verify import Verify
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER
-from cartd.errors import CartdError, ConfigError
+from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
 from cartd.parts import Parts
@@ -45,7 +45,7 @@ def main() -> None:
         os.umask(config.umask)
         sys.exit(given.command(config, given))
     except CartdError as error:
-        sys.exit(f"cartd-cmd: {error}")
+        sys.exit(f"cartd-cmd: {for_administrators(error)}")
 
 
 def command_line() -> ArgumentParser:
@@ -73,8 +73,10 @@ def command_line() -> ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("dbchk", _dbchk, "Check that the database's schema is safe to use.").add_argument(
-        "--equal", action="store_true", help="ask for exactly the current schema"
+    check = add("dbchk", _dbchk, "Check that the database's schema is safe to use.")
+    check.add_argument("--equal", action="store_true", help="ask for exactly the current schema")
+    check.add_argument(
+        "--no-wait", action="store_true", help="try a database that does not answer only once"
     )
     add(
         "dbsync",
@@ -151,7 +153,7 @@ def _config(given: Namespace) -> Config:
 
 
 def _dbchk(config: Config, given: Namespace) -> int:
-    _wait(config)
+    _wait(replace(config, database_connect_attempts=1) if given.no_wait else config)
     state = schema_state(config.database_url)
     if state.current if given.equal else state.safe:
         return 0

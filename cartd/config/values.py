@@ -228,6 +228,8 @@ def _unknown_database(kind: str) -> str:
                 f"{name}: databases are not supported; {works}. To move, copy the tables to a"
                 " PostgreSQL database (pgloader does) and run cartd-cmd dbsync, or begin with none"
             )
+    if kind.startswith(("postgres", "sqlite")) and "+" in kind:
+        return f"is of a driver that is not supported: leave out +{kind.partition('+')[2]}"
     # Where a colon is missing, what looks like the kind is a name or a password.
     return f"is not a kind of database that is supported; {works}" if kind else works
 

@@ -10,8 +10,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.backoff import Rests
 from cartd.errors import (
     CartdError,
+    DatabaseAway,
     LeaseLost,
     Unavailable,
     Unreadable,
@@ -73,6 +75,8 @@ class Stager:
         self._crowd = Crowd()
         self._silence = Silence(LEASE)
         self._dead: set[str] = set()
+        self._rests: Rests[int] = Rests(TAKE_UP_EVERY)
+        """Of carts that the database has given trouble again and again."""
         self._loops: list[Periodic] = []
 
     def start(self, tools: Tools, *, take_up: bool = True) -> None:
@@ -168,7 +172,7 @@ class Stager:
             await self._let_go(cart_id)
         except (LeaseLost, Unavailable) as error:
             # The one has another holder now, the other will be taken up again.
-            log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
+            self._tell_left(cart_id, error)
         except (CartdError, OSError) as error:
             await self._blame(tools, cart_id, error)
         except CancelledError:
@@ -176,6 +180,14 @@ class Stager:
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
             await self._fail(cart_id, shown(f"Internal error: {type(error).__name__}: {error}"))
+
+    def _tell_left(self, cart_id: int, error: CartdError) -> None:
+        if isinstance(error, DatabaseAway):
+            # The log has it once, for all.  A statement that fails for this cart alone may fail
+            # each time: what is fetched in between is not to be fetched every few seconds.
+            self._rests.failed(cart_id, self._clock.seconds())
+        else:
+            log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
 
     async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
         staging = Staging(tools, cart, self._holders.name, resumed=resumed)
@@ -294,4 +306,5 @@ class Stager:
             holder = self._holders.name
             await self._recovery.recover(holder, self._dead)
             for cart_id in await self._store.claimable(holder, now=self._now(), dead=self._dead):
-                self.begin(cart_id)
+                if not self._rests.is_resting(cart_id, self._clock.seconds()):
+                    self.begin(cart_id)

@@ -7,13 +7,21 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Executable, Table, bindparam, func, select, text
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, Unavailable
+from cartd.errors import CartdError, DatabaseAway
 from cartd.store.connections import Connection, Pool
-from cartd.store.engines import explained, is_lost, reading_engine, writing_engine
+from cartd.store.engines import parse, reading_engine, writing_engine
+from cartd.store.failures import explained, is_lost, with_the_file
+from cartd.store.outage_log import OutageLog
 from cartd.store.unanswered import Unanswered
 
 READERS = 3
+CONNECTIONS = READERS + 2
+"""Those that read, the one that writes, and one that sees whether the database answers."""
+_KEEPS = f"cartd keeps {READERS + 1} connections and opens one more at times"
+log = Logger()
 # 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
 _TURN_OF = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
 Rows = Sequence[Any]
@@ -57,17 +65,21 @@ class Transaction:
             await self._connection.rows(_TURN_OF, {"name": name})
 
 
-class _Lost(Unavailable):
+class _Lost(DatabaseAway):
     """The connection was lost: it may be only the kept one that is dead, and a new one tells."""
 
 
 class Database:
     """A few connections that read, and one that writes: SQLite allows no more.
 
-    Everything raises ``Unavailable`` while the database is away, and works again when it is back.
+    Everything raises ``DatabaseAway`` while the database is away, and works again when it is back;
+    ``DatabaseRefused`` what would be refused again.  The log says when it is away, and since when
+    it is not.
     """
 
     def __init__(self, url: str, reactor: Any) -> None:
+        self._url = parse(url)
+        self._outage = OutageLog(reactor)
         self._unanswered = Unanswered(reactor, self._answer)
         self._readers = Pool(reactor, reading_engine(url), READERS, self._unanswered)
         engine = writing_engine(url)
@@ -78,14 +90,21 @@ class Database:
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         """All rows of one query outside any transaction."""
-        try:
-            return await self._read(statement, parameters)
-        except _Lost:
-            return await self._read(statement, parameters)
+        with self._outage.told("read"):
+            try:
+                return await self._read(statement, parameters)
+            except _Lost:
+                return await self._read(statement, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Commits at the end; an exception, or cancelling, leaves nothing written."""
+        with self._outage.told("write"):
+            async with self._transaction() as transaction:
+                yield transaction
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Transaction]:
         connection, transaction = await self._begun()
         try:
             yield Transaction(connection, self._dialect)
@@ -147,11 +166,16 @@ class Database:
             raise
 
     def _raise_if_away(self, error: BaseException) -> None:
-        explanation = explained(error)
-        if explanation is not None:
+        told = explained(error, _KEEPS)
+        if told is None:
+            return
+        if isinstance(told, DatabaseAway):
             self._readers.forget_idle()
             self._writer.forget_idle()
-            raise (_Lost(str(explanation)) if is_lost(error) else explanation) from error
+            told = with_the_file(told, self._url)
+            raise (_Lost(told.reason) if is_lost(error) else told) from error
+        log.failure("The database refused a statement", Failure(error))
+        raise told from error
 
     async def _answer(self) -> None:
         """Have the database answer anything; what it answers is of no interest."""

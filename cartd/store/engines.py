@@ -14,26 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    NotSupportedError,
-    OperationalError,
-    ProgrammingError,
-)
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from cartd.errors import ConfigError, Unavailable
+from cartd.errors import ConfigError
 from cartd.store import postgresql
 
 BUSY_TIMEOUT = 30.0
 """Seconds that a database waits for another program that has locked what is to be changed."""
-_OUR_FAULTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-_ADMINS_FAULTS = frozenset({"42501", "42P01"})
-"""SQLSTATEs: insufficient_privilege, undefined_table."""
 
 
 def reading_engine(url: str) -> Engine:
@@ -65,22 +53,6 @@ def schema_engine(url: str) -> Engine:
     return engine
 
 
-def explained(error: BaseException) -> Unavailable | None:
-    """What to tell of an error whose cause is the database: it is away, busy, full or damaged."""
-    if not isinstance(error, DBAPIError):
-        return None
-    ours = isinstance(error, _OUR_FAULTS) and not is_lost(error)
-    if ours and getattr(error.orig, "sqlstate", None) not in _ADMINS_FAULTS:
-        return None
-    lines = str(error.orig).strip().splitlines()
-    return Unavailable(f"The database cannot be used: {lines[0] if lines else 'no answer'}")
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether it tells of a connection that is of no use any more: a new one may be."""
-    return isinstance(error, DBAPIError) and error.connection_invalidated
-
-
 def _engine(url: str, **options: Any) -> Engine:
     parsed = parse(url)
     try:
@@ -92,7 +64,8 @@ def _engine(url: str, **options: Any) -> Engine:
         ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"database url: {parsed.drivername!r} needs the Python package {error.name!r}"
+            f"database url: {parsed.drivername!r} needs the Python package {error.name!r}:"
+            " pip install 'cartd[postgresql]'"
         ) from error
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from cartd.errors import ConfigError, Unavailable
-from cartd.store.engines import explained, parse, schema_engine
+from cartd.errors import ConfigError, DatabaseAway
+from cartd.store.engines import parse, schema_engine
+from cartd.store.failures import explained, with_the_file
 from cartd.store.state import Condition, SchemaState, state_of
 from cartd.store.tables import cartsystem
 
@@ -57,15 +58,18 @@ def wait_for_database(
     sleep: Callable[[float], object],
     tell: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Return once the database answers; after ``attempts`` in vain raise the last ``Unavailable``.
+    """Return once the database answers; after ``attempts`` in vain raise the last ``DatabaseAway``.
 
-    Between two attempts ``tell`` is called with why it waits, and ``sleep(wait)``.
+    Between two attempts ``tell`` is called with why it waits, and ``sleep(wait)``.  What waiting
+    does not mend, as a wrong password, is raised at once.
     """
     for _ in range(attempts - 1):
         try:
             return _answer(url)
-        except Unavailable as error:
-            tell(f"{error}; it is tried again in {wait:g} s")
+        except DatabaseAway as error:
+            if not error.passes:
+                raise
+            tell(f"{error.explanation}; it is tried again in {wait:g} s")
             sleep(wait)
     return _answer(url)
 
@@ -84,10 +88,12 @@ def connected(url: str) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as error:
-        away = explained(error)
-        if away is None:
+        told = explained(error)
+        if told is None:
             raise
-        raise away from error
+        if isinstance(told, DatabaseAway):
+            told = with_the_file(told, engine.url)
+        raise told from error
     finally:
         engine.dispose()
 

@@ -1,0 +1,117 @@
+"""What an error of the database means: that it is away, and whether waiting helps; or our fault.
+
+Strategy: whatever the environment can have caused counts as "away": it is waited for, and no cart
+ends by it.  Only what the data themselves cause (PostgreSQL's classes 22, 23 and 54) would come
+again with the same data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from sqlalchemy import URL
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+    StatementError,
+)
+
+from cartd.errors import DatabaseAway, DatabaseRefused
+
+_FAULTS_OF_DATA = ("22", "23", "54")
+"""Classes of SQLSTATEs: data exceptions, violated constraints, limits of rows and indexes."""
+_SEQUENCE_EXHAUSTED = "2200H"
+"""In class 22, but no fault of the data."""
+_OURS_WITHOUT_CODE = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+_STAYS = ("0A", "28", "3D", "3F", "42")
+"""Classes of SQLSTATEs that only an administrator ends: rights, names, what is not supported."""
+_STAYS_AS_TOLD = re.compile(
+    r"password authentication failed|no password supplied|no pg_hba\.conf entry"
+    r"|(Peer|Ident|GSSAPI|LDAP|PAM|certificate) authentication failed"
+    r'|(role|database|user) "[^"]*" does not exist|is not permitted to log in'
+    r"|permission denied|no such (user|database)|auth failed|wrong password"
+    r"|SASL authentication failed|invalid value|invalid sslmode|invalid integer value"
+    r"|unsupported startup parameter|server does not support SSL|certificate verify failed",
+    re.IGNORECASE,
+)
+"""What libpq says of a connection that is refused, for which it gives no SQLSTATE."""
+_TOO_FEW = re.compile(
+    r"too many (connections|clients)|connection slots are reserved|no more connections allowed"
+    r"|query_wait_timeout",
+    re.IGNORECASE,
+)
+
+
+def explained(error: BaseException, keeps: str = "") -> DatabaseAway | DatabaseRefused | None:
+    """What to raise in place of an error of the database; None if it is another.
+
+    ``keeps`` says how many connections are kept, for when there are too few.
+    """
+    if not isinstance(error, StatementError):
+        return None
+    if not isinstance(error, DBAPIError):
+        return DatabaseRefused(type(error.orig).__name__)
+    code = getattr(error.orig, "sqlstate", None)
+    lines = str(error.orig).strip().splitlines()
+    reason = lines[0].strip() if lines else "no answer"
+    if not is_lost(error) and _is_of_data(error, code):
+        return DatabaseRefused(f"{type(error.orig).__name__}{f' {code}' if code else ''}")
+    if keeps and _TOO_FEW.search(reason):
+        reason = f"{reason}; {keeps}"
+    if code is None:
+        told = str(error.orig)
+        stays = bool(_STAYS_AS_TOLD.search(told)) and not re.search("refused|timeout", told)
+    else:
+        stays = code[:2] in _STAYS
+    return DatabaseAway(reason, passes=not stays)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it tells of a connection that is of no use any more: a new one may be."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _is_of_data(error: DBAPIError, code: str | None) -> bool:
+    if code is None:
+        return isinstance(error, _OURS_WITHOUT_CODE)
+    return code[:2] in _FAULTS_OF_DATA and code != _SEQUENCE_EXHAUSTED
+
+
+def with_the_file(away: DatabaseAway, url: URL) -> DatabaseAway:
+    """``away``, with what keeps SQLite from the file of ``url``, where that can be seen."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return away
+    path = Path(url.database).absolute()
+    if not path.parent.is_dir():
+        return DatabaseAway(f"{away.reason}: {path.parent} is not a directory")
+    for needed in (path.parent, path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))):
+        wanted = os.W_OK | (os.X_OK if needed == path.parent else os.R_OK)
+        effective = os.access in os.supports_effective_ids
+        if needed.exists() and not os.access(needed, wanted, effective_ids=effective):
+            return DatabaseAway(f"{needed}: permission denied ({_whose(needed)})", passes=False)
+    return away
+
+
+def _whose(path: Path) -> str:
+    if sys.platform == "win32":
+        return "look at who may read and write it"
+    found = path.stat()
+    return (
+        f"owner {_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"
+        f" cartd runs as {_name(os.geteuid())}"
+    )
+
+
+def _name(uid: int) -> str:
+    import pwd  # Unix only
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,22 @@
+"""What a client is told of a database that cannot be used, and what only the log has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cartd.errors import DatabaseAway
+
+TOLD = "The database cannot be used at the moment; ask again"
+
+
+@contextmanager
+def database_away(reason: str) -> Iterator[None]:
+    """The block ends in an outage whose reason, for the log, the regular expression finds."""
+    with pytest.raises(DatabaseAway) as raised:
+        yield
+    assert str(raised.value) == TOLD
+    assert re.search(reason, raised.value.reason), raised.value.reason
