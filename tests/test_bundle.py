@@ -1,4 +1,4 @@
-"""The bundle against what tarfile writes, against naive slicing, and against real tars."""
+"""The bundle against what tarfile reads, against naive slicing, and against real tars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
@@ -74,20 +74,6 @@ def merged(pieces: Iterable[Literal | Slice]) -> list[bytes | Slice]:
     return out
 
 
-class Recorder(io.RawIOBase):
-    """What tarfile writes, with a place for data that is too large to exist."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Literal | Slice] = []
-
-    def tell(self) -> int:
-        return 0
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self.pieces.append(Literal(bytes(data)))
-        return len(data)
-
-
 def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member | None]]:
     """Names in the order of the tar: each folder once, before what is in it."""
     seen = {top}
@@ -101,22 +87,143 @@ def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member |
         yield "/".join(parts), each
 
 
-def tarfile_pieces(members: Sequence[Member], top: str, created: int) -> list[Literal | Slice]:
-    recorder = Recorder()
-    with tarfile.open(mode="w", fileobj=recorder, format=tarfile.PAX_FORMAT) as tar:
-        for name, each in folders(members, top):
-            info = tarfile.TarInfo(name)
-            info.mtime = each.mtime if each else created
-            info.mode = 0o644 if each else 0o755
-            info.type = tarfile.REGTYPE if each else tarfile.DIRTYPE
-            info.size = each.size if each else 0
-            tar.addfile(info)
-            if each and each.size:
-                recorder.pieces.append(Slice(each.path, each.size, 0, each.size))
-                padding = -each.size % tarfile.BLOCKSIZE
-                recorder.write(bytes(padding))
-                tar.offset += each.size + padding
-    return recorder.pieces
+def pieces_of(members: Sequence[Member], top: str, created: int) -> list[Literal | Slice]:
+    """The tar, one member behind the other."""
+    pieces: list[Literal | Slice] = []
+    length = 0
+    for name, each in folders(members, top):
+        head = (
+            FILE.header(name, each.size, each.mtime)
+            if each
+            else DIRECTORY.header(f"{name}/", 0, created)
+        )
+        pieces.append(Literal(head))
+        length += len(head)
+        if each and each.size:
+            pieces += [Slice(each.path, each.size, 0, each.size), Literal(bytes(-each.size % 512))]
+            length += each.size + -each.size % 512
+    return [*pieces, Literal(bytes(1024 + -(length + 1024) % 10_240))]
+
+
+class Sparse(io.RawIOBase):
+    """A tar that may be larger than any disk; what is in its files are zeros."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._bundle.length)[whence]
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        data = self.at(self._at, len(into))
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def at(self, start: int, length: int) -> bytes:
+        stop = min(start + length, self._bundle.length)
+        pieces = self._bundle.segments(min(start, stop), stop)
+        return b"".join(p.data if isinstance(p, Literal) else bytes(p.length) for p in pieces)
+
+
+class Ustar(NamedTuple):
+    """What one ustar block says by itself."""
+
+    name: bytes
+    size: int
+    mtime: int
+    type: bytes
+
+
+def read_ustar(sparse: Sparse) -> Iterator[Ustar]:
+    """The members for a reader that skips pax records, and trusts the fields alone."""
+    at = 0
+    while any(block := sparse.at(at, 512)):
+        checksum = sum(block[:148]) + 8 * 32 + sum(block[156:])
+        assert block[148:156] == b"%06o\0 " % checksum
+        assert block[257:265] == b"ustar\x0000"
+        field = block[124:136]
+        size = int.from_bytes(field[1:], "big") if field[0] == 128 else int(field.rstrip(b"\0"), 8)
+        prefix, name = block[345:500].rstrip(b"\0"), block[:100].rstrip(b"\0")
+        if block[156:157] != b"x":
+            whole = b"%b/%b" % (prefix, name) if prefix else name
+            yield Ustar(whole, size, int(block[136:147], 8), block[156:157])
+        at += 512 + size + -size % 512
+
+
+def fits(name: bytes) -> bool:
+    parts = name.split(b"/")
+    cuts = [(b"/".join(parts[:n]), b"/".join(parts[n:])) for n in range(len(parts))]
+    return any(len(prefix) <= 155 and 0 < len(rest) <= 100 for prefix, rest in cuts)
+
+
+LARGE = [
+    member("a/8 GiB less one", OCTAL_LIMIT - 1),
+    member("a/8 GiB", OCTAL_LIMIT),
+    member("a/64 GiB less one", 8**12 - 1),
+    member("a/64 GiB", 8**12),
+    member("behind", 1),
+]
+SPLIT = [member("x" * 80 + "/" + "y" * 40 + str(number), 1) for number in range(2)]
+UNCUT = [member("ä" * 60 + str(number), 1) for number in range(2)]
+layouts_and_tops = {
+    "nothing": ([], "t"),
+    "sizes": (LARGE, "t"),
+    "a prefix": (SPLIT, "t"),
+    "a top in the prefix": ([member("e" * 100)], "t" * 155),
+    "a top beyond the prefix": ([member("e" * 99), member("d/f")], "t" * 156),
+    "two letters": ([member("ä.dat"), member("ö.dat")], "t"),
+    "a name that is cut within a letter": (UNCUT, "t"),
+    "times": ([member("old", 0, -1), member("new", 0, OCTAL_LIMIT), member("d/old", 0, -5)], "t"),
+}
+
+
+def every_layout(test: Any) -> Any:
+    for members, top in layouts_and_tops.values():
+        test = example(members, top)(test)
+    return settings(deadline=None)(given(layouts(sizes), components)(test))
+
+
+@every_layout
+def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
+    members: list[Member], top: str
+) -> None:
+    found = list(read_ustar(Sparse(lay_out(members, top=top, created=CREATED))))
+    wanted = list(folders(members, top))
+    assert len(found) == len(wanted)
+    for block, (name, each) in zip(found, wanted, strict=True):
+        is_file = each is not None
+        raw = name.encode() if is_file else f"{name}/".encode()
+        assert block.type == (b"0" if is_file else b"5")
+        assert block.size == (each.size if each else 0)
+        mtime = each.mtime if each else CREATED
+        assert block.mtime == (mtime if 0 <= mtime < OCTAL_LIMIT else 0)
+        assert block.name.decode()
+        assert not fits(raw) or block.name == raw
+    assert len({block.name for block in found}) == len(found)
+
+
+@every_layout
+def test_tarfile_sees_all_names_sizes_and_times(members: list[Member], top: str) -> None:
+    bundle = lay_out(members, top=top, created=CREATED)
+    with tarfile.open(fileobj=Sparse(bundle), mode="r:") as tar:
+        found = [(info.name, info.size, info.mtime, info.isdir(), info.mode) for info in tar]
+    wanted = [
+        (name, each.size, each.mtime, False, 0o644) if each else (name, 0, CREATED, True, 0o755)
+        for name, each in folders(members, top)
+    ]
+    assert found == wanted
 
 
 @settings(deadline=None)
@@ -127,12 +234,12 @@ def tarfile_pieces(members: Sequence[Member], top: str, created: int) -> list[Li
 @example([member("d" * 97 + "/f"), member("d" * 98 + "/f")], "t", CREATED, 1)
 @example([member("d/f"), member("d/e/f"), member("d/g")], "t", CREATED, 1)
 @example([member("d/f", 1), member("d/g", 0)], "t", CREATED, 2)
-def test_the_bytes_are_those_that_tarfile_writes(
+def test_the_tar_is_one_member_behind_the_other(
     members: list[Member], top: str, created: int, page: int
 ) -> None:
     bundle = lay_out(members, top=top, created=created, page=page)
     pieces = merged(bundle.segments(0, bundle.length))
-    assert pieces == merged(tarfile_pieces(members, top, created))
+    assert pieces == merged(pieces_of(members, top, created))
     lengths = (len(piece) if isinstance(piece, bytes) else piece.length for piece in pieces)
     assert bundle.length == sum(lengths)
 
@@ -140,7 +247,7 @@ def test_the_bytes_are_those_that_tarfile_writes(
 def test_many_members_stand_in_the_tar_as_few_do() -> None:
     members = [member(f"d{number // 99}/f{number}", number) for number in range(1000)]
     bundle = lay_out(members, top="top", created=CREATED, page=600)
-    expected = merged(tarfile_pieces(members, "top", CREATED))
+    expected = merged(pieces_of(members, "top", CREATED))
     assert merged(bundle.segments(0, bundle.length)) == expected
     for start in range(0, bundle.length, bundle.length // 40):
         some = clipped(bundle.segments(0, bundle.length), start, start + 9000)
@@ -149,18 +256,32 @@ def test_many_members_stand_in_the_tar_as_few_do() -> None:
 
 @settings(deadline=None)
 @given(paths, sizes, times)
-def test_a_header_is_what_tobuf_gives_and_as_long_as_planned(
-    name: str, size: int, mtime: int
+def test_a_header_is_as_long_as_planned(name: str, size: int, mtime: int) -> None:
+    assert header_length(name, size, mtime) == len(FILE.header(name, size, mtime))
+    assert header_length(f"{name}/", 0, mtime) == len(DIRECTORY.header(f"{name}/", 0, mtime))
+
+
+plain_names = st.text(st.characters(max_codepoint=127, exclude_characters="\0/"), min_size=1)
+
+
+@settings(deadline=None)
+@given(
+    plain_names.filter(lambda n: len(n) <= 100), st.integers(0, 8**11 - 1), st.integers(0, 2**32)
+)
+def test_a_plain_header_is_what_tarfile_writes(name: str, size: int, mtime: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime = size, mtime
+    assert FILE.plain(name, size, mtime) == info.tobuf(tarfile.PAX_FORMAT)
+    assert FILE.header(name, size, mtime) == info.tobuf(tarfile.PAX_FORMAT)
+
+
+@given(st.integers(1, 155), st.integers(1, 100), st.sampled_from("a\x7f"))
+def test_a_plain_header_has_a_long_top_folder_in_its_prefix(
+    top: int, path: int, letter: str
 ) -> None:
-    for kind, flag, mode in (
-        (FILE, tarfile.REGTYPE, 0o644),
-        (DIRECTORY, tarfile.DIRTYPE, 0o755),
-    ):
-        full = f"{name}/" if kind is DIRECTORY else name
-        info = tarfile.TarInfo(name)
-        info.type, info.mode, info.size, info.mtime = flag, mode, size, mtime
-        assert kind.header(full, size, mtime) == info.tobuf(tarfile.PAX_FORMAT)
-        assert header_length(full, size, mtime) == len(info.tobuf(tarfile.PAX_FORMAT))
+    name = f"{letter * top}/{letter * path}"
+    plain = FILE.plain(name, 8**11 - 1, 8**11 - 1, b"before")
+    assert plain == b"before" + FILE.header(name, 8**11 - 1, 8**11 - 1)
 
 
 @settings(deadline=None)

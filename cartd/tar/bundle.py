@@ -64,8 +64,8 @@ class Columns:
 class Bundle:
     """POSIX pax tar of ``members`` in their order, all of them below the folder ``top``.
 
-    Equal, byte for byte, to what :mod:`tarfile` writes for the same members.  Every directory
-    stands once, before the first member below it, and has the modification time ``created``.
+    Every directory stands once, before the first member below it, and has the modification time
+    ``created``.
     """
 
     top: str

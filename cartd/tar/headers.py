@@ -1,30 +1,68 @@
-"""The header blocks of a tar's members, equal byte for byte to tarfile's (POSIX pax)."""
+"""The header blocks of a tar's members: POSIX pax whose ustar fields say the same by themselves.
+
+Many programs that read tars ignore pax records, so every field of a ustar block holds what is
+true wherever it can, and records stand beside it only for what POSIX wants them for.  All bytes
+are made here: none depends on the version of Python, or on anything else but the arguments.
+"""
 
 from __future__ import annotations
 
-from tarfile import BLOCKSIZE, DIRTYPE, LENGTH_NAME, NUL, PAX_FORMAT, REGTYPE, TarInfo
+from hashlib import sha256
+from typing import Final
 from zlib import adler32
 
-NUMBER_LIMIT = 8**11
-"""What eleven octal digits cannot hold: larger sizes and times go into a pax record."""
+BLOCK: Final = 512
+"""Bytes of a header block; data is padded to as many (POSIX ustar)."""
+NAME_BYTES: Final = 100
+PREFIX_BYTES: Final = 155
+"""The two fields of a name: ``PREFIX/NAME`` if the first is not empty."""
+NUMBER_LIMIT: Final = 8**11
+"""What eleven octal digits cannot hold: larger sizes and times have a pax record."""
+_OCTAL_LIMIT: Final = 8**12
+"""What twelve digits cannot hold, which leave no room for the NUL behind them."""
+_PAX_NAME: Final = "././@PaxHeader"
+_DIGEST: Final = 12
+"""Hex digits at the end of a name that was cut."""
+
+
+def split(name: bytes) -> tuple[bytes, bytes] | None:
+    """The fields prefix and name that hold ``name``; none if no ``/`` parts it into such.
+
+    The prefix is as short as can be.
+    """
+    if len(name) <= NAME_BYTES:
+        return b"", name
+    slash = name.find(b"/", len(name) - NAME_BYTES - 1)
+    if 0 < slash <= PREFIX_BYTES and slash < len(name) - 1:
+        return name[:slash], name[slash + 1 :]
+    return None
 
 
 def header_length(name: str, size: int, mtime: int) -> int:
-    """Bytes of a member's header: one block if it is plain, or three and more with pax records.
+    """Bytes of a member's header: one block, or three and more with pax records."""
+    raw = name.encode()
+    records = number_records_length(size, mtime)
+    if len(raw) > len(name) or split(raw) is None:
+        records += record_length("path", len(raw))
+    return length_with(records)
 
-    Plain is what one ustar block says in full, so that tarfile writes no pax records.
-    """
+
+def length_with(records: int) -> int:
+    """Bytes of a header with ``records`` bytes of pax records."""
+    return 2 * BLOCK + records + -records % BLOCK if records else BLOCK
+
+
+def number_records_length(size: int, mtime: int) -> int:
+    """Bytes of the pax records of a size and a time; none for most."""
     records = 0
-    if not name.isascii() or len(name) > LENGTH_NAME:
-        records += _record_length("path", len(name.encode()))
     if size >= NUMBER_LIMIT:
-        records += _record_length("size", len(str(size)))
+        records += record_length("size", len(str(size)))
     if not 0 <= mtime < NUMBER_LIMIT:
-        records += _record_length("mtime", len(str(mtime)))
-    return 2 * BLOCKSIZE + records + -records % BLOCKSIZE if records else BLOCKSIZE
+        records += record_length("mtime", len(str(mtime)))
+    return records
 
 
-def _record_length(keyword: str, value_length: int) -> int:
+def record_length(keyword: str, value_length: int) -> int:
     """Bytes of ``"LENGTH KEYWORD=VALUE\\n"``, where LENGTH counts its own digits too."""
     rest = len(keyword) + value_length + 3
     length = rest + len(str(rest))
@@ -32,41 +70,106 @@ def _record_length(keyword: str, value_length: int) -> int:
 
 
 class Headers:
-    """Headers of files, or of directories.
+    """Headers of one type of member: of files, of directories, of pax records.
 
-    tarfile takes 20 µs for a header.  For a plain one, all but the name, the size and the time
-    is the same for every member, so it is cut out of a block that tarfile made; the checksum is
-    the sum of the block's bytes, its own field counted as eight spaces (POSIX ustar).
+    All but the name, the size and the time is the same for all of a type.  The checksum is the
+    sum of the block's bytes, its own field counted as eight spaces (POSIX ustar).
     """
 
     def __init__(self, type_flag: bytes, mode: int) -> None:
-        self._type = type_flag
-        self._mode = mode
-        block = self._by_tarfile("", 0, 0)
-        self._owner, self._rest = block[100:124], block[156:]
+        self._owner = b"%07o\0%07o\0%07o\0" % (mode, 0, 0)
+        # What comes before the prefix: the type, no link, the magic and the version, no names of
+        # owner and group, no device.
+        self._rest = type_flag + bytes(100) + b"ustar\x0000" + bytes(80)
+        self._no_prefix = self._rest + bytes(BLOCK - 156 - len(self._rest))
         self._sum = sum(self._owner) + sum(self._rest) + 8 * ord(" ")
 
     def header(self, name: str, size: int, mtime: int) -> bytes:
-        """Build the header blocks, equal to :meth:`tarfile.TarInfo.tobuf`."""
-        if header_length(name, size, mtime) == BLOCKSIZE:
-            return self.plain(name, size, mtime)
-        return self._by_tarfile(name, size, mtime)
+        """Build the header blocks; the name of a directory ends in ``/``."""
+        raw = name.encode()
+        fields = split(raw)
+        records = b""
+        if fields is None or not raw.isascii():
+            records += _record(b"path", raw)
+        if size >= NUMBER_LIMIT:
+            records += _record(b"size", b"%d" % size)
+        if not 0 <= mtime < NUMBER_LIMIT:
+            records += _record(b"mtime", b"%d" % mtime)
+            mtime = 0
+        block = self._block(*(fields or (b"", _cut(raw))), _size_field(size), mtime)
+        if not records:
+            return block
+        records_block = _RECORDS.plain(_PAX_NAME, len(records), 0)
+        return records_block + records + bytes(-len(records) % BLOCK) + block
 
     def plain(self, name: str, size: int, mtime: int, before: bytes = b"") -> bytes:
-        """Build the one block of a member that is known to be plain, with ``before`` before it."""
+        """Build the one block of a member that is known to need no more, ``before`` before it.
+
+        Such a name is ASCII.
+        """
         raw = name.encode()
         numbers = b"%011o\0%011o\0" % (size, mtime)
         # The low half of Adler-32 is one and the sum of the bytes, while that is below 65,521
-        # (RFC 1950): these are at most 124 bytes of ASCII.
-        checksum = self._sum + (adler32(raw + numbers) & 0xFFFF) - 1
-        field = raw.ljust(LENGTH_NAME, NUL)
-        return b"%b%b%b%b%06o\0 %b" % (before, field, self._owner, numbers, checksum, self._rest)
+        # (RFC 1950): these are at most 280 bytes of ASCII.
+        if len(raw) <= NAME_BYTES:
+            checksum = self._sum + (adler32(raw + numbers) & 0xFFFF) - 1
+            field = raw.ljust(NAME_BYTES, b"\0")
+            rest = self._no_prefix
+            return b"%b%b%b%b%06o\0 %b" % (before, field, self._owner, numbers, checksum, rest)
+        slash = raw.find(b"/", len(raw) - NAME_BYTES - 1)  # as split() does
+        checksum = self._sum + (adler32(raw + numbers) & 0xFFFF) - 1 - ord("/")
+        return b"%b%b%b%b%06o\0 %b%b" % (
+            before,
+            raw[slash + 1 :].ljust(NAME_BYTES, b"\0"),
+            self._owner,
+            numbers,
+            checksum,
+            self._rest,
+            raw[:slash].ljust(BLOCK - 156 - len(self._rest), b"\0"),
+        )
 
-    def _by_tarfile(self, name: str, size: int, mtime: int) -> bytes:
-        info = TarInfo(name)
-        info.type, info.mode, info.size, info.mtime = self._type, self._mode, size, mtime
-        return info.tobuf(PAX_FORMAT)
+    def _block(self, prefix: bytes, name: bytes, size: bytes, mtime: int) -> bytes:
+        numbers = b"%b%011o\0" % (size, mtime)
+        # Not by Adler-32: bytes that are not ASCII may add up to more than it holds.
+        checksum = self._sum + sum(name) + sum(numbers) + sum(prefix)
+        rest = self._rest + prefix
+        block = b"%b%b%b%06o\0 %b" % (
+            name.ljust(NAME_BYTES, b"\0"),
+            self._owner,
+            numbers,
+            checksum,
+            rest,
+        )
+        return block.ljust(BLOCK, b"\0")
 
 
-FILE = Headers(REGTYPE, 0o644)
-DIRECTORY = Headers(DIRTYPE, 0o755)
+def _size_field(size: int) -> bytes:
+    """Octal with a NUL, or without one, or else in base 256, as GNU tar and libarchive have it.
+
+    Readers that know no pax take what is too large here for the size itself: with a zero they
+    would read the member's data as further headers.
+    """
+    if size < NUMBER_LIMIT:
+        return b"%011o\0" % size
+    if size < _OCTAL_LIMIT:
+        return b"%012o" % size
+    return b"\x80" + size.to_bytes(11, "big")
+
+
+def _record(keyword: bytes, value: bytes) -> bytes:
+    length = record_length(keyword.decode(), len(value))
+    return b"%d %b=%b\n" % (length, keyword, value)
+
+
+def _cut(name: bytes) -> bytes:
+    """What stands in the field of a name that does not fit, for readers that ignore its record.
+
+    The digest keeps two such names apart, else the second file would replace the first.
+    """
+    whole = name[: NAME_BYTES - _DIGEST - 1].decode(errors="ignore").encode()
+    return b"%b~%b" % (whole, sha256(name).hexdigest()[:_DIGEST].encode())
+
+
+FILE = Headers(b"0", 0o644)
+DIRECTORY = Headers(b"5", 0o755)
+_RECORDS = Headers(b"x", 0)
