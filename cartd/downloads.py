@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -20,6 +20,9 @@ from cartd.plans import Plans
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
+from cartd.tar.bundle import LAYOUT, etag, facts_of
+from cartd.tar.index import TarIndex
+from cartd.tar.lengths import Lengths
 from cartd.uses import Uses
 from cartd.volume import Volume
 
@@ -42,21 +45,33 @@ class NotReady(CartdError):
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
-    """A tar of a known length that can be read from any of its bytes on.
+class Description:
+    """What can be told of a tar before any of it is read.
 
-    Equal ``etag`` means equal bytes.  ``last_modified`` is Unix seconds: a cart's bytes
-    never change after its posting.
+    Equal ``etag`` means equal bytes.
     """
 
-    cart: Cart
     name: str
     """The tar's file name; without its ending, the top folder inside."""
     length: int
     etag: str
     last_modified: float
-    reader: Callable[[int, int], SendingReader]
-    """Gives a reader of the half-open range of bytes; it must be closed."""
+    """Unix time since which the cart's tar has had these bytes.
+
+    It is no earlier than the last time at which it had others, but may be in the same second.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Download(Description):
+    """A tar that can be read from any of its bytes on."""
+
+    cart: Cart
+    reader: Callable[[int, int], Awaitable[SendingReader]]
+    """Gives a reader of the half-open range of bytes; it must be closed.
+
+    Raises :class:`VolumeDamaged` as the reader itself, and :class:`NotReady`.
+    """
 
 
 class Downloads:
@@ -97,12 +112,22 @@ class Downloads:
         with self._uses.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
             cart = _check_ready(await self._store.cart(cart.id))
-            if cart.bytes_total is None:
-                cart = await self._adopted(cart)
+            cart = await self._described(cart)
             await self._note_use(cart)
             try:
-                name = name or default_filename(cart.created)
-                yield await (self._bundled(cart, name) if cart.bundle else self._tree(cart, name))
+                told = await self.describe(cart, name)
+                yield Download(
+                    told.name,
+                    told.length,
+                    told.etag,
+                    told.last_modified,
+                    cart,
+                    lambda start, stop: (
+                        self._bundled(cart, told.length, start, stop)
+                        if cart.bundle
+                        else self._tree(cart, told.name, start, stop)
+                    ),
+                )
             finally:
                 self._uses.note(cart.id, self._now())
 
@@ -116,40 +141,66 @@ class Downloads:
             with suppress(TimeoutError, Unavailable):  # it is told later, with all others
                 await telling
 
-    async def _tree(self, cart: Cart, name: str) -> Download:
-        plan = await self._plans.of_ready(cart, top_folder(name))
-        tree, root = self._volume.tree(cart), self._volume.root
-        return Download(
-            cart,
+    async def describe(self, cart: Cart, name: str | None) -> Description:
+        """The tar of a ready cart under that name, or under its own, and nothing else is done.
+
+        It is answered from the cart alone: no index of the tar is needed, nothing is pinned, and
+        no use is noted.  So HEAD has it, and a GET has it within :meth:`open`, where all that can
+        be answered without bytes (304, 412, 416) is answered before ``reader`` is called.  Only
+        the first time after an upgrade of cartd, or of a cart that Pacifica Cartd has staged, is
+        an index built for it.
+
+        :raises NotReady: it is staged again, as it is a cart of Pacifica's that is not there.
+        :raises CartNotFound: it was deleted meanwhile.
+        :raises VolumeDamaged: the store does not know a size.
+        """
+        cart = await self._described(cart)
+        name = name or default_filename(cart.created)
+        tar = cart.tar
+        if tar is None:
+            # Of a tar that Pacifica wrote nobody knows more.  When it is lost, and written anew,
+            # cartd does that, and records what it is.
+            length = cart.volume_bytes
+            key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
+            return Description(name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated)
+        top = _top_of(cart, name)
+        return Description(
             name,
-            plan.length,
-            plan.etag,
-            cart.created,
-            lambda start, stop: TreeReader(
-                tree, plan.segments(start, stop), self._volume.kept(cart), root=root
-            ),
+            Lengths.loaded(tar.lengths).length(top),
+            etag(tar.layout, tar.digest, top),
+            tar.since,
         )
 
-    async def _bundled(self, cart: Cart, name: str) -> Download:
-        path, root = self._volume.tar(cart), self._volume.root
-        # The tar of a fingerprinted cart is a function of its plan; one that Pacifica
-        # wrote is known only by its row and its size, until it is staged anew.
-        if cart.fingerprint is None:
-            length = cart.volume_bytes
-            etag = f'"{sha256(f"{cart.id}/{cart.updated}/{length}".encode()).hexdigest()}"'
-        else:
-            plan = await self._plans.of_ready(cart, cart.uid)
-            length, etag = plan.length, plan.etag
-        return Download(
-            cart,
-            name,
-            length,
-            etag,
-            cart.created,
-            lambda start, stop: TarReader(
-                path, length, start, stop, self._volume.kept(cart), root=root
-            ),
+    async def _described(self, cart: Cart) -> Cart:
+        """The cart with what is known of its tar, unless Pacifica wrote that."""
+        if cart.bytes_total is None:
+            cart = await self._adopted(cart)
+        if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT):
+            return cart
+        return await self._record_tar(cart, await self._plans.of_ready(cart))
+
+    async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
+        tar = facts_of(index, self._now())
+        await self._store.record_tar(cart.id, tar)
+        cart = _check_ready(await self._store.cart(cart.id))
+        # Unless a service of another layout has recorded its own meanwhile.
+        return (
+            cart if cart.tar is not None and cart.tar.layout == LAYOUT else replace(cart, tar=tar)
         )
+
+    async def _tree(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:
+        """The bytes of the tar of what is in the cart's directory."""
+        bundle = await self._plans.below(cart, top_folder(name))
+        if cart.tar is not None and bundle.index.digest != cart.tar.digest:
+            # What was promised is not what the store has by now.
+            await self._record_tar(cart, bundle.index)
+            raise _restaged(cart)
+        tree, root = self._volume.tree(cart), self._volume.root
+        return TreeReader(tree, bundle.segments(start, stop), self._volume.kept(cart), root=root)
+
+    async def _bundled(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
+        path, root = self._volume.tar(cart), self._volume.root
+        return TarReader(path, length, start, stop, self._volume.kept(cart), root=root)
 
     async def _adopted(self, cart: Cart) -> Cart:
         """A ready cart of Pacifica's, measured; staged again if it is not on the volume.
@@ -208,8 +259,13 @@ class Downloads:
 
 
 def _restaged(cart: Cart) -> NotReady:
-    """What a client is told that has found ``cart`` damaged."""
+    """What a client is told that has found ``cart`` damaged, or other than it was."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
+
+
+def _top_of(cart: Cart, name: str) -> str:
+    """The top folder in the tar; in one on the volume it is always the same."""
+    return cart.uid if cart.bundle else top_folder(name)
 
 
 def _check_ready(cart: Cart | None) -> Cart:

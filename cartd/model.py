@@ -62,6 +62,20 @@ EVERYBODY = Asker(owner=None, sees_all=True)
 
 
 @dataclass(frozen=True, slots=True)
+class TarFacts:
+    """What is known of a cart's tar without a look at its members."""
+
+    layout: int
+    """The number of the layout in which it was, or would be, written."""
+    digest: str
+    """SHA-256 of all that its bytes follow from, beside the layout and the top folder."""
+    lengths: str
+    """Its lengths below all top folders, as :class:`cartd.tar.lengths.Lengths` dumps them."""
+    since: float
+    """Unix time since which the cart's tar has had these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cart:
     """One posted manifest under one uid.
 
@@ -101,6 +115,8 @@ class Cart:
     """How many of its files were to come from tape, when that was last recorded; none: none."""
     waits_since: float | None = None
     tape_since: float | None = None
+    tar: TarFacts | None = None
+    """Of its tar when it was last made ready; none for a cart that Pacifica Cartd made ready."""
 
     @property
     def message(self) -> str:

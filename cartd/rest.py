@@ -116,8 +116,8 @@ class Rest:
 
     async def _send(self, request: Request, download: Download, wanted: ranges.ByteRange) -> None:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
-        reader = download.reader(wanted.start, wanted.stop)
         try:
+            reader = await download.reader(wanted.start, wanted.stop)
             await self._send_to(reader, request)
         except SendStopped:
             log.debug("A client left while {uid} was sent", uid=download.cart.uid)

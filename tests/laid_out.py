@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cartd.tar.bundle import Bundle
+from cartd.tar.index import TarIndex
 from cartd.tar.layout import Layout, Members
 
 
@@ -24,9 +25,15 @@ def columns(members: Sequence[Member]) -> Members:
     return Members(*columns) if columns else Members([], [], [], [], [])
 
 
-def lay_out(members: Sequence[Member], *, top: str, created: int, page: int = 5000) -> Bundle:
-    """The bundle of ``members``, added so many at a time."""
-    layout = Layout(top=top, created=created)
+def index_of(members: Sequence[Member], *, page: int = 5000) -> TarIndex:
+    """The index of ``members``, added so many at a time."""
+    layout = Layout()
     for first in range(0, len(members), page):
         layout.add(columns(members[first : first + page]))
-    return layout.bundle()
+    return layout.index()
+
+
+def lay_out(members: Sequence[Member], *, top: str, page: int = 5000) -> Bundle:
+    """The bundle of ``members`` below ``top``."""
+    index = index_of(members, page=page)
+    return Bundle(top, index, index.shift(top))

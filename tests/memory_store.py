@@ -11,7 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 from cartd.errors import LeaseLost, Unavailable
-from cartd.model import EVERYBODY, UNFINISHED, Asker, Cart, CartFile, CartStatus, FileStatus, Twin
+from cartd.model import (
+    EVERYBODY,
+    UNFINISHED,
+    Asker,
+    Cart,
+    CartFile,
+    CartStatus,
+    FileStatus,
+    TarFacts,
+    Twin,
+)
 from cartd.store import Store
 from cartd.store.syncs import Noted
 from cartd.tar.layout import Members
@@ -246,13 +256,23 @@ class MemoryStore(Store):
                 return names[0]
         return None
 
-    async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
-        self._asked(cart_id, holder)
-
-    async def record_ready(
-        self, cart_id: int, holder: str, *, volume_bytes: int, now: float
+    async def begin_bundling(
+        self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
     ) -> None:
         self._asked(cart_id, holder)
+        self._change(cart_id, tar=tar or self.carts[cart_id].tar)
+
+    async def record_ready(
+        self,
+        cart_id: int,
+        holder: str,
+        *,
+        volume_bytes: int,
+        now: float,
+        tar: TarFacts | None = None,
+    ) -> None:
+        self._asked(cart_id, holder)
+        self._change(cart_id, tar=tar or self.carts[cart_id].tar)
         self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:

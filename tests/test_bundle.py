@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cartd.tar.bundle import Bundle, Literal, Slice
+from cartd.tar.bundle import LAYOUT, Bundle, Literal, Slice
 from cartd.tar.headers import DIRECTORY, FILE, header_length
-from tests.laid_out import Member, lay_out
+from cartd.tar.lengths import Lengths
+from tests.laid_out import Member, index_of, lay_out
 
 CREATED = 1_700_000_000
 OCTAL_LIMIT = 8**11
@@ -74,32 +76,39 @@ def merged(pieces: Iterable[Literal | Slice]) -> list[bytes | Slice]:
     return out
 
 
-def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member | None]]:
-    """Names in the order of the tar: each folder once, before what is in it."""
-    seen = {top}
-    yield top, None
-    for each in members:
-        parts = [top, *each.path.split("/")]
+def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member | int]]:
+    """Names in the order of the tar, each folder once, with its time, before what is in it."""
+    seen: set[str] = set()
+    for parts, each in [([top, ""], None), *(([top, *m.path.split("/")], m) for m in members)]:
         for depth in range(1, len(parts)):
             if (folder := "/".join(parts[:depth])) not in seen:
                 seen.add(folder)
-                yield folder, None
-        yield "/".join(parts), each
+                yield folder, newest(members, folder, top)
+        if each:
+            yield "/".join(parts), each
 
 
-def pieces_of(members: Sequence[Member], top: str, created: int) -> list[Literal | Slice]:
+def newest(members: Sequence[Member], folder: str, top: str) -> int:
+    """The time of the newest file below the folder, from 1970 to what eleven digits hold."""
+    times = [each.mtime for each in members if f"{top}/{each.path}".startswith(f"{folder}/")]
+    return min(max(times, default=0), OCTAL_LIMIT - 1) if max(times, default=0) > 0 else 0
+
+
+def header_of(name: str, each: Member | int) -> bytes:
+    if isinstance(each, int):
+        return DIRECTORY.header(f"{name}/", 0, each)
+    return FILE.header(name, each.size, each.mtime)
+
+
+def pieces_of(members: Sequence[Member], top: str) -> list[Literal | Slice]:
     """The tar, one member behind the other."""
     pieces: list[Literal | Slice] = []
     length = 0
     for name, each in folders(members, top):
-        head = (
-            FILE.header(name, each.size, each.mtime)
-            if each
-            else DIRECTORY.header(f"{name}/", 0, created)
-        )
+        head = header_of(name, each)
         pieces.append(Literal(head))
         length += len(head)
-        if each and each.size:
+        if isinstance(each, Member) and each.size:
             pieces += [Slice(each.path, each.size, 0, each.size), Literal(bytes(-each.size % 512))]
             length += each.size + -each.size % 512
     return [*pieces, Literal(bytes(1024 + -(length + 1024) % 10_240))]
@@ -199,15 +208,15 @@ def every_layout(test: Any) -> Any:
 def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
     members: list[Member], top: str
 ) -> None:
-    found = list(read_ustar(Sparse(lay_out(members, top=top, created=CREATED))))
+    found = list(read_ustar(Sparse(lay_out(members, top=top))))
     wanted = list(folders(members, top))
     assert len(found) == len(wanted)
     for block, (name, each) in zip(found, wanted, strict=True):
-        is_file = each is not None
+        is_file = isinstance(each, Member)
         raw = name.encode() if is_file else f"{name}/".encode()
         assert block.type == (b"0" if is_file else b"5")
-        assert block.size == (each.size if each else 0)
-        mtime = each.mtime if each else CREATED
+        assert block.size == (each.size if isinstance(each, Member) else 0)
+        mtime = each.mtime if isinstance(each, Member) else each
         assert block.mtime == (mtime if 0 <= mtime < OCTAL_LIMIT else 0)
         assert block.name.decode()
         assert not fits(raw) or block.name == raw
@@ -216,38 +225,96 @@ def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
 
 @every_layout
 def test_tarfile_sees_all_names_sizes_and_times(members: list[Member], top: str) -> None:
-    bundle = lay_out(members, top=top, created=CREATED)
-    with tarfile.open(fileobj=Sparse(bundle), mode="r:") as tar:
+    with tarfile.open(fileobj=Sparse(lay_out(members, top=top)), mode="r:") as tar:
         found = [(info.name, info.size, info.mtime, info.isdir(), info.mode) for info in tar]
     wanted = [
-        (name, each.size, each.mtime, False, 0o644) if each else (name, 0, CREATED, True, 0o755)
+        (name, each.size, each.mtime, False, 0o644)
+        if isinstance(each, Member)
+        else (name, 0, each, True, 0o755)
         for name, each in folders(members, top)
     ]
     assert found == wanted
 
 
 @settings(deadline=None)
-@given(layouts(sizes), components, times, st.integers(1, 6))
-@example([], "t", CREATED, 1)
-@example([member("e" * 98)], "t", CREATED, 1)
-@example([member("e" * 99)], "t", CREATED, 1)
-@example([member("d" * 97 + "/f"), member("d" * 98 + "/f")], "t", CREATED, 1)
-@example([member("d/f"), member("d/e/f"), member("d/g")], "t", CREATED, 1)
-@example([member("d/f", 1), member("d/g", 0)], "t", CREATED, 2)
-def test_the_tar_is_one_member_behind_the_other(
-    members: list[Member], top: str, created: int, page: int
-) -> None:
-    bundle = lay_out(members, top=top, created=created, page=page)
+@given(layouts(sizes), components, st.integers(1, 6))
+@example([], "t", 1)
+@example([member("e" * 98)], "t", 1)
+@example([member("e" * 99)], "t", 1)
+@example([member("d" * 97 + "/f"), member("d" * 98 + "/f")], "t", 1)
+@example([member("d/f"), member("d/e/f"), member("d/g")], "t", 1)
+@example([member("d/f", 1), member("d/g", 0)], "t", 2)
+def test_the_tar_is_one_member_behind_the_other(members: list[Member], top: str, page: int) -> None:
+    bundle = lay_out(members, top=top, page=page)
     pieces = merged(bundle.segments(0, bundle.length))
-    assert pieces == merged(pieces_of(members, top, created))
+    assert pieces == merged(pieces_of(members, top))
     lengths = (len(piece) if isinstance(piece, bytes) else piece.length for piece in pieces)
     assert bundle.length == sum(lengths)
 
 
+tops = st.builds(
+    lambda letter, length: letter * length, st.sampled_from("aä"), st.integers(1, 255)
+).filter(lambda top: len(top.encode()) <= 255)
+
+
+@settings(deadline=None)
+@given(layouts(sizes), tops, tops)
+@example([member("x" * 90 + "/" + "y" * 90)], "t" * 64, "t" * 65)
+@example([member("x" * 240 + "/" + "y" * 20)], "t" * 155, "t" * 255)
+def test_one_index_gives_the_tars_below_all_tops_and_their_lengths_without_it(
+    members: list[Member], top: str, other: str
+) -> None:
+    index = index_of(members)
+    bundle = Bundle(top, index, index.shift(top))
+    lengths = Lengths.loaded(index.lengths.dumped())
+    assert lengths.length(top) == bundle.length
+    assert merged(bundle.segments(0, bundle.length)) == merged(pieces_of(members, top))
+    same = lengths.variant(top) == lengths.variant(other)
+    assert not same or index.shift(top) == index.shift(other)
+
+
+def test_a_cart_of_plain_paths_has_one_variant_for_all_usual_names() -> None:
+    lengths = index_of(REAL[:2] + REAL[5:]).lengths
+    assert len({lengths.variant(top) for top in ("a", "b" * 99, "c" * 155)}) == 1
+    assert len({lengths.variant("ä" * n) for n in range(1, 128)}) == 1
+
+
+def test_a_folder_has_the_time_of_the_newest_file_below_it() -> None:
+    members = [member("a/b/f", 1, 5), member("a/c/f", 1, 9), member("g", 1, 7)]
+    found = {block.name: block.mtime for block in read_ustar(Sparse(lay_out(members, top="t")))}
+    assert found == {
+        b"t/": 9, b"t/a/": 9, b"t/a/b/": 5, b"t/a/b/f": 5, b"t/a/c/": 9, b"t/a/c/f": 9, b"t/g": 7,
+    }  # fmt: skip
+    [top] = read_ustar(Sparse(lay_out([], top="t")))
+    assert top.mtime == 0
+
+
+GOLDEN = {1: "6aea24b59ae25a033a66d1ecb5ec4ad24004bb59123f62562bfcec77dd512e07"}
+"""By the number of the layout, the digest of the bytes of these tars, and of their ETags."""
+
+
+def test_whoever_changes_a_byte_of_the_layout_raises_its_number() -> None:
+    seen = sha256()
+    for members, top in ((REAL, "my cart"), (LARGE, "t"), *layouts_and_tops.values()):
+        bundle = lay_out(members, top=top)
+        seen.update(bundle.etag.encode())
+        for piece in bundle.segments(0, bundle.length):
+            seen.update(piece.data if isinstance(piece, Literal) else repr(piece).encode())
+    assert seen.hexdigest() == GOLDEN[LAYOUT]
+
+
+@settings(deadline=None)
+@given(st.lists(st.builds(member, paths, small_sizes, times), max_size=40), st.integers(1, 40))
+def test_the_digest_does_not_depend_on_how_the_members_were_read(
+    members: list[Member], page: int
+) -> None:
+    assert index_of(members, page=page).digest == index_of(members).digest
+
+
 def test_many_members_stand_in_the_tar_as_few_do() -> None:
     members = [member(f"d{number // 99}/f{number}", number) for number in range(1000)]
-    bundle = lay_out(members, top="top", created=CREATED, page=600)
-    expected = merged(pieces_of(members, "top", CREATED))
+    bundle = lay_out(members, top="top", page=600)
+    expected = merged(pieces_of(members, "top"))
     assert merged(bundle.segments(0, bundle.length)) == expected
     for start in range(0, bundle.length, bundle.length // 40):
         some = clipped(bundle.segments(0, bundle.length), start, start + 9000)
@@ -289,7 +356,7 @@ def test_a_plain_header_has_a_long_top_folder_in_its_prefix(
 def test_any_range_of_any_layout_is_the_slice_of_the_whole(
     members: list[Member], page: int, data: st.DataObject
 ) -> None:
-    bundle = lay_out(members, top="top", created=CREATED, page=page)
+    bundle = lay_out(members, top="top", page=page)
     whole = materialised(bundle.segments(0, bundle.length))
     assert len(whole) == bundle.length
     start = data.draw(st.integers(0, bundle.length))
@@ -301,7 +368,7 @@ def test_any_range_of_any_layout_is_the_slice_of_the_whole(
 
 def test_every_range_between_two_edges_is_the_slice_of_the_whole() -> None:
     members = [member("a/b/x", 700), member("a/empty"), member("ü", 512), member("a/c/y", 1)]
-    bundle = lay_out(members, top="top", created=CREATED)
+    bundle = lay_out(members, top="top")
     whole = materialised(bundle.segments(0, bundle.length))
     blocks = range(0, bundle.length + 1, tarfile.BLOCKSIZE)
     edges = sorted({min(max(b + d, 0), bundle.length) for b in blocks for d in (-1, 0, 1, 188)})
@@ -328,7 +395,7 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
 def test_a_range_of_a_huge_layout_is_cut_out_of_its_pieces(
     members: list[Member], data: st.DataObject
 ) -> None:
-    bundle = lay_out(members, top="top", created=CREATED)
+    bundle = lay_out(members, top="top")
     start = data.draw(st.integers(0, bundle.length))
     stop = data.draw(st.integers(start, bundle.length))
     whole = bundle.segments(0, bundle.length)
@@ -347,8 +414,8 @@ class Watched(str):
 
 def watched(count: int) -> tuple[Bundle, list[Watched]]:
     members = [member(f"d{number // 100}/f{number}", 4096) for number in range(count)]
-    bundle = lay_out(members, top="top", created=CREATED)
-    joined = bundle.members.joined
+    bundle = lay_out(members, top="top")
+    joined = bundle.index.members.joined
     joined[:] = places = [Watched(paths) for paths in joined]
     return bundle, places
 
@@ -362,13 +429,14 @@ def test_a_late_range_takes_the_paths_apart_among_which_it_lies_and_no_others() 
 
 def test_the_pieces_come_one_by_one() -> None:
     bundle, places = watched(5000)
-    next(bundle.segments(0, bundle.length))
+    segments = bundle.segments(0, bundle.length)
+    assert [type(next(segments)) for _ in range(3)] == [Literal, Literal, Slice]
     assert [paths.asked for paths in places] == [1, *[0] * (len(places) - 1)]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (6, 5), (0, 10_241)])
 def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> None:
-    bundle = lay_out([], top="top", created=CREATED)
+    bundle = lay_out([], top="top")
     assert bundle.length == 10_240
     with pytest.raises(ValueError, match="no bytes"):
         bundle.segments(start, stop)
@@ -392,18 +460,18 @@ BAD_PATHS = {
 @pytest.mark.parametrize("path", BAD_PATHS.values(), ids=BAD_PATHS.keys())
 def test_only_normalised_relative_paths_get_in(path: str) -> None:
     with pytest.raises(ValueError, match=r"not a (member|normalised)|surrogates"):
-        lay_out([member("good/file"), member(path)], top="top", created=CREATED)
+        lay_out([member("good/file"), member(path)], top="top")
 
 
 @pytest.mark.parametrize("top", ["", ".", "..", "a\0b", "\udc80", "a/b"])
 def test_the_top_folder_is_one_component(top: str) -> None:
     with pytest.raises(ValueError, match=r"not the name|surrogates"):
-        lay_out([member("file")], top=top, created=CREATED)
+        lay_out([member("file")], top=top)
 
 
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(ValueError, match="member"):
-        lay_out([member("file", -1)], top="top", created=CREATED)
+        lay_out([member("file", -1)], top="top")
 
 
 BASE = [Member("a", 1, 2, "md5", "00"), Member("b", 3, 4, "md5", "11")]
@@ -422,16 +490,15 @@ VARIANTS = {
 
 @pytest.mark.parametrize("members", VARIANTS.values(), ids=VARIANTS.keys())
 def test_other_members_have_another_etag(members: list[Member]) -> None:
-    etag = lay_out(BASE, top="top", created=5).etag
-    assert lay_out(members, top="top", created=5).etag != etag
+    etag = lay_out(BASE, top="top").etag
+    assert lay_out(members, top="top").etag != etag
 
 
-def test_the_etag_is_strong_quoted_and_follows_the_top_and_its_time() -> None:
-    etag = lay_out(BASE, top="top", created=5).etag
+def test_the_etag_is_strong_quoted_and_follows_the_top() -> None:
+    etag = lay_out(BASE, top="top").etag
     assert etag.startswith('"') and etag.endswith('"') and len(etag) == 66
-    assert lay_out(list(BASE), top="top", created=5).etag == etag
-    assert lay_out(BASE, top="pot", created=5).etag != etag
-    assert lay_out(BASE, top="top", created=6).etag != etag
+    assert lay_out(list(BASE), top="top").etag == etag
+    assert lay_out(BASE, top="pot").etag != etag
 
 
 REAL = [
@@ -447,7 +514,7 @@ REAL = [
 
 @pytest.fixture
 def real_tar(tmp_path: Path) -> Path:
-    bundle = lay_out(REAL, top="my cart", created=CREATED)
+    bundle = lay_out(REAL, top="my cart")
     path = tmp_path / "real.tar"
     path.write_bytes(materialised(bundle.segments(0, bundle.length)))
     return path
@@ -461,11 +528,13 @@ def assert_unpacked(root: Path) -> None:
         path = root / "my cart" / each.path
         assert path.read_bytes() == content(each.path, each.size)
         assert path.stat().st_mtime == each.mtime
-    assert (root / "my cart").stat().st_mtime == CREATED
+    assert (root / "my cart").stat().st_mtime == 1_600_000_000
+    assert (root / "my cart/über").stat().st_mtime == 1_400_000_000
 
 
 def names() -> list[str]:
-    return [name if each else f"{name}/" for name, each in folders(REAL, "my cart")]
+    every = folders(REAL, "my cart")
+    return [name if isinstance(each, Member) else f"{name}/" for name, each in every]
 
 
 @pytest.mark.parametrize("tar", ["tar", "bsdtar"])

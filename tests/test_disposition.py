@@ -176,7 +176,7 @@ def test_a_name_that_is_allowed_makes_a_tar(name: str) -> None:
         check_filename(name)
     except InvalidInput:
         return
-    assert lay_out([], top=top_folder(name), created=0).length == 10_240
+    assert lay_out([], top=top_folder(name)).length == 10_240
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
 from cartd.plans import PAGE, Plans
 from cartd.store import Store
-from cartd.tar.bundle import Bundle
+from cartd.tar.index import TarIndex
 from cartd.tar.layout import Members
 from cartd.threads import RunsInThread
-from tests.laid_out import Member, columns, lay_out
+from tests.laid_out import Member, columns, index_of
 from tests.volume_parts import (
     HeldThreads,
     InThisThread,
@@ -46,62 +46,64 @@ def plans_of(members: list[Member], threads: RunsInThread) -> tuple[Plans, Membe
 
 def test_a_plan_of_many_pages_is_that_of_all_members() -> None:
     plans, _ = plans_of(MEMBERS, InThisThread())
-    plan = result_of(plans.build(CART, "top"))
-    assert plan == lay_out(MEMBERS, top="top", created=5, page=PAGE)
+    plan = result_of(plans.build(CART))
+    assert plan == index_of(MEMBERS, page=PAGE)
 
 
 def test_a_plan_is_kept_until_it_is_to_be_forgotten() -> None:
     plans, store = plans_of(MEMBERS, InThisThread())
-    plan = result_of(plans.of_ready(CART, "top"))
-    assert result_of(plans.of_ready(CART, "top")) is plan
+    plan = result_of(plans.of_ready(CART))
+    assert result_of(plans.of_ready(CART)) is plan
     assert store.asked == 3
-    assert result_of(plans.of_ready(CART, "pot")) is not plan
+    for top in ("top", "pot", "ä"):
+        assert result_of(plans.below(CART, top)).index is plan
+    assert store.asked == 3
     plans.forget(CART.id)
-    assert result_of(plans.of_ready(CART, "top")) is not plan
+    assert result_of(plans.of_ready(CART)) is not plan
 
 
 def test_there_is_no_plan_of_a_cart_with_a_file_of_unknown_size() -> None:
     plans, _ = plans_of(MEMBERS[:-1], InThisThread())
     with pytest.raises(VolumeDamaged):
-        result_of(plans.build(CART, "top"))
+        result_of(plans.build(CART))
 
 
 def test_who_asks_while_a_plan_is_built_waits_for_the_same_and_may_leave() -> None:
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
-    asking = [Deferred.fromCoroutine(plans.of_ready(CART, "top")) for _ in range(4)]
+    asking = [Deferred.fromCoroutine(plans.of_ready(CART)) for _ in range(4)]
     got = [outcome(one) for one in asking]
     asking[0].cancel()
     asking[2].cancel()
     threads.let_all_go()
     assert store.asked == 3
     assert [type(failure_of(got[number])) for number in (0, 2)] == [CancelledError] * 2
-    plan = lay_out(MEMBERS, top="top", created=5, page=PAGE)
+    plan = index_of(MEMBERS, page=PAGE)
     assert got[1] == got[3] == [plan]
-    assert result_of(plans.of_ready(CART, "top")) is got[1][0]
+    assert result_of(plans.of_ready(CART)) is got[1][0]
 
 
 def test_a_plan_that_nobody_waits_for_is_built_no_further_and_the_next_begins_anew() -> None:
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
-    asking = [Deferred.fromCoroutine(plans.of_ready(CART, "top")) for _ in range(2)]
+    asking = [Deferred.fromCoroutine(plans.of_ready(CART)) for _ in range(2)]
     left = [outcome(one) for one in asking]
     for one in asking:
         one.cancel()
     threads.let_all_go()
     assert (store.asked, len(left[0]), len(left[1])) == (2, 1, 1)
-    again = begin(plans.of_ready(CART, "top"))
+    again = begin(plans.of_ready(CART))
     threads.let_all_go()
-    assert again == [lay_out(MEMBERS, top="top", created=5, page=PAGE)]
+    assert again == [index_of(MEMBERS, page=PAGE)]
 
 
 def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next() -> None:
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS[:-1], threads)
-    failed = [begin(plans.of_ready(CART, "top")) for _ in range(2)]
+    failed = [begin(plans.of_ready(CART)) for _ in range(2)]
     threads.let_all_go()
     assert [type(failure_of(one)) for one in failed] == [VolumeDamaged] * 2
-    again = begin(plans.of_ready(CART, "top"))
+    again = begin(plans.of_ready(CART))
     threads.let_all_go()
     assert isinstance(failure_of(again), VolumeDamaged)
     assert store.asked == 6
@@ -110,13 +112,13 @@ def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next()
 def test_what_is_forgotten_while_it_is_built_is_not_kept() -> None:
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
-    old = begin(plans.of_ready(CART, "top"))
+    old = begin(plans.of_ready(CART))
     plans.forget(CART.id)
-    new = begin(plans.of_ready(CART, "top"))
+    new = begin(plans.of_ready(CART))
     threads.let_all_go()
     assert len(old) == len(new) == 1
     assert store.asked == 6
-    assert result_of(plans.of_ready(CART, "top")) is new[0]
+    assert result_of(plans.of_ready(CART)) is new[0]
 
 
 @pytest.mark.parametrize("place", [0, PAGE, 2 * PAGE])
@@ -125,18 +127,19 @@ def test_a_bad_path_is_told_of_from_any_page(place: int) -> None:
     members[place] = members[place]._replace(path="../outside")
     plans, _ = plans_of(members, InThisThread())
     with pytest.raises(ValueError, match="outside"):
-        result_of(plans.build(CART, "top"))
+        result_of(plans.build(CART))
 
 
 def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> None:
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
-    built: list[Bundle] = []
-    Deferred.fromCoroutine(plans.build(CART, "top")).addCallback(built.append)
+    built: list[TarIndex] = []
+    Deferred.fromCoroutine(plans.build(CART)).addCallback(built.append)
     assert (store.asked, len(threads.held)) == (2, 1)
     threads.let_one_go()
     assert (store.asked, len(threads.held)) == (3, 1)
     threads.let_one_go()
-    assert (len(threads.held), built) == (1, [])
-    threads.let_one_go()
-    assert built == [lay_out(MEMBERS, top="top", created=5, page=PAGE)]
+    for _ in ("the last page", "the index"):
+        assert (len(threads.held), built) == (1, [])
+        threads.let_one_go()
+    assert built == [index_of(MEMBERS, page=PAGE)]

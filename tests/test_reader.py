@@ -24,7 +24,7 @@ from tests.open_files import open_below
 SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
 PART = Slice("ünï", 512, 0, 100)
-BUNDLE = lay_out(MEMBERS, top="top", created=1)
+BUNDLE = lay_out(MEMBERS, top="top")
 
 
 def failing(number: int) -> Any:

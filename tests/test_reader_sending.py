@@ -27,9 +27,7 @@ SIZES = {
     **{f"c/{number}": 5000 for number in range(2 * GATHERED // 5000)},
     "d/last": STEP,
 }
-BUNDLE = lay_out(
-    [Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top", created=1
-)
+BUNDLE = lay_out([Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top")
 ENOUGH = 10**9
 
 
@@ -181,7 +179,7 @@ def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
 def test_a_long_file_that_shrinks_while_it_is_sent_is_damage(tmp_path: Path, ends: Ends) -> None:
     size = 3 * STEP
     (tmp_path / "f").write_bytes(bytes(size))
-    plan = lay_out([Member("f", size, 1, "md5", "")], top="t", created=1)
+    plan = lay_out([Member("f", size, 1, "md5", "")], top="t")
     reader = TreeReader(tmp_path, plan.segments(0, plan.length))
     reader.send(ends.near, ENOUGH)
     os.truncate(tmp_path / "f", len(ends.drain()) - 1024)

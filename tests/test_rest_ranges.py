@@ -51,8 +51,8 @@ def test_a_download_has_a_length_validators_and_a_name(site: CartSite, whole: An
     assert answer.headers["etag"].startswith('"') and answer.headers["etag"].endswith('"')
     modified = time.strptime(answer.headers["last-modified"], "%a, %d %b %Y %H:%M:%S GMT")
     [row] = [row for row in site.rows("cart") if row["cart_uid"] == "ready"]
-    created = time.strptime(row["creation_date"].partition(".")[0], "%Y-%m-%d %H:%M:%S")
-    assert calendar.timegm(modified) == calendar.timegm(created)
+    since = time.strptime(row["tar_date"].partition(".")[0], "%Y-%m-%d %H:%M:%S")
+    assert calendar.timegm(modified) == calendar.timegm(since)
 
 
 def test_another_name_is_another_tar(site: CartSite, whole: Answer) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from cartd.errors import Unavailable
 from cartd.holders import Holders
-from cartd.model import CartStatus, FileStatus
+from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.staging.stager import LEASE, TAKE_UP_EVERY, Stager
 from tests.staging_parts import Bench, outage
 from tests.volume_parts import InThisThread, begin, result_of
@@ -162,12 +162,14 @@ class TestErrors:
         begin_bundling = bench.store.begin_bundling
         times = 0
 
-        async def taken_away(cart_id: int, holder: str, now: float) -> None:
+        async def taken_away(
+            cart_id: int, holder: str, now: float, tar: TarFacts | None = None
+        ) -> None:
             nonlocal times
             times += 1
             if times != 2:
                 (bench.volume.tree(cart) / "dir" / "2").unlink()
-            await begin_bundling(cart_id, holder, now)
+            await begin_bundling(cart_id, holder, now, tar)
 
         bench.store.begin_bundling = taken_away  # type: ignore[method-assign]
         bench.stager.begin(cart.id, resumed=False)

@@ -44,9 +44,7 @@ class Queries:
                 0,
                 0,
                 0,
-                None,
-                None,
-                None,
+                *[None] * 7,
             )
             for uid, cart_id in self.existing.items()
             if uid in uids

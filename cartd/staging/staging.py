@@ -10,14 +10,17 @@ the store page by page: a cart of a million costs no more memory than one of a t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from cartd.integrity.missing import begun, lose_what_is_missing
-from cartd.model import Cart, CartFile
+from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
 from cartd.staging.progress import Batches
 from cartd.staging.retrieval import PAGE, Retrieval
 from cartd.staging.tools import Tools
 from cartd.staging.twins import link_twins
+from cartd.tar.bundle import facts_of
+from cartd.tar.lengths import Lengths
 
 
 class Staging:
@@ -101,10 +104,13 @@ class Staging:
         cart = self._cart
         if not cart.bundle or cart.files_staged < cart.files_total:
             return False
-        plan = await self._tools.plans.build(cart, cart.uid)
-        if await self._tools.volume.tar_size(cart) != plan.length:
+        # What a tar holds that is there was recorded before it was written.
+        if cart.tar is None:
             return False
-        self.tar_bytes = plan.length
+        length = Lengths.loaded(cart.tar.lengths).length(cart.uid)
+        if await self._tools.volume.tar_size(cart) != length:
+            return False
+        self.tar_bytes = length
         return True
 
     async def _link_twins(self) -> None:
@@ -144,8 +150,8 @@ class Staging:
     async def _reserve(self, bytes_total: int) -> None:
         volume_bytes = bytes_total
         if self._cart.bundle:
-            plan = await self._tools.plans.build(self._cart, self._cart.uid)
-            volume_bytes += plan.length
+            index = await self._tools.plans.build(self._cart)
+            volume_bytes += index.lengths.length(self._cart.uid)
         await self._tools.reserve(
             self._cart, self._holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
@@ -158,31 +164,45 @@ class Staging:
     # Finishing
 
     async def _finish(self) -> None:
-        store = self._tools.store
+        store, tar = self._tools.store, None
         if self._cart.bundle:
             volume_bytes = await self._bundle()
         else:
             cart = await store.cart(self._cart.id)
             volume_bytes = cart.bytes_total or 0 if cart else 0
+            tar = await self._lay_out()
         newest = await store.newest(self._cart.uid)
         if newest is not None and newest.id == self._cart.id:
             await self._tools.volume.link(self._cart)
         else:
             await self._tools.volume.clear_incoming(self._cart.id)
         await store.record_ready(
-            self._cart.id, self._holder, volume_bytes=volume_bytes, now=self._tools.now()
+            self._cart.id,
+            self._holder,
+            volume_bytes=volume_bytes,
+            now=self._tools.now(),
+            tar=tar,
         )
+
+    async def _lay_out(self) -> TarFacts:
+        """Lay out its tar, now that all is known; the first download finds the index there."""
+        index = await self._tools.plans.build(self._cart)
+        self._tools.plans.keep(self._cart.id, index)
+        return facts_of(index, self._tools.now())
 
     async def _bundle(self) -> int:
         """Write the tar, unless a start before this one has; give its length."""
-        cart, volume = self._cart, self._tools.volume
-        await self._tools.store.begin_bundling(cart.id, self._holder, self._tools.now())
+        cart, volume, now = self._cart, self._tools.volume, self._tools.now()
         if self.tar_bytes is None:
-            plan = await self._tools.plans.build(cart, cart.uid)
-            reader = TreeReader(volume.tree(cart), plan.segments(0, plan.length), root=volume.root)
-            await volume.write_tar(cart, reader, plan.length)
-            self.tar_bytes = plan.length
+            tar = await self._lay_out()
+            await self._tools.store.begin_bundling(cart.id, self._holder, now, tar)
+            bundle = await self._tools.plans.below(replace(cart, tar=tar), cart.uid)
+            length = bundle.length
+            reader = TreeReader(volume.tree(cart), bundle.segments(0, length), root=volume.root)
+            await volume.write_tar(cart, reader, length)
+            self.tar_bytes = length
         else:
+            await self._tools.store.begin_bundling(cart.id, self._holder, now)
             await volume.drop_tree(cart)
         await self._tools.store.record_bundled(cart.id, self._holder)
         return self.tar_bytes

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, case, select, update
+from sqlalchemy import and_, bindparam, case, select, update
 
-from cartd.model import CartStatus, FileStatus
+from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
@@ -134,10 +134,17 @@ class Progress:
             taken = cart.c.bytes_staged if volume_bytes is None else volume_bytes
             await _change(transaction, cart_id, {**values, "volume_bytes": taken})
 
-    async def begin_bundling(self, cart_id: int, holder: str, now: float) -> None:
-        """Its files are there; say ``bundling`` to a client who asked for a bundle itself."""
+    async def begin_bundling(
+        self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
+    ) -> None:
+        """Its files are there; say ``bundling`` to a client who asked for a bundle itself.
+
+        ``tar`` is what will be written; none if the tar that was recorded is there already.
+        """
         async with self._database.transaction() as transaction:
             await hold(transaction, cart_id, holder)
+            if tar is not None:
+                await _change(transaction, cart_id, _tar(tar))
             await transaction.execute(
                 update(cart)
                 .where(cart.c.id == cart_id, cart.c.bundle_asked)
@@ -156,11 +163,27 @@ class Progress:
             await forget_unsynced(transaction, cart_id)
 
     async def record_ready(
-        self, cart_id: int, holder: str, *, volume_bytes: int, now: float
+        self,
+        cart_id: int,
+        holder: str,
+        *,
+        volume_bytes: int,
+        now: float,
+        tar: TarFacts | None = None,
     ) -> None:
-        """The cart may be downloaded and takes ``volume_bytes`` of the volume; the lease ends."""
-        values = _end(CartStatus.READY, "", now)
-        await self._change_held(cart_id, holder, {**values, "volume_bytes": volume_bytes})
+        """The cart may be downloaded and takes ``volume_bytes`` of the volume; the lease ends.
+
+        ``tar`` is none for one whose tar is on the volume: it was recorded before it was written.
+        """
+        values = _end(CartStatus.READY, "", now) | (_tar(tar) if tar is not None else {})
+        async with self._database.transaction() as transaction:
+            await hold(transaction, cart_id, holder)
+            await _change(transaction, cart_id, {**values, "volume_bytes": volume_bytes})
+
+    async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
+        """What the tar of a ready cart is; its time stays if it is so already."""
+        async with self._database.transaction() as transaction:
+            await _change(transaction, cart_id, _tar(tar))
 
     async def restage(self, cart_id: int, *, lost: Sequence[int] | None, now: float) -> bool:
         """Put a ready cart, or one in error, back to staging; False if it is neither.
@@ -204,11 +227,6 @@ class Progress:
             if await transaction.execute(measured):
                 await _record_states(transaction, cart_id, sizes)
 
-    async def _change_held(self, cart_id: int, holder: str, values: dict[str, Any]) -> None:
-        async with self._database.transaction() as transaction:
-            await hold(transaction, cart_id, holder)
-            await _change(transaction, cart_id, values)
-
 
 def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
     return {
@@ -226,6 +244,17 @@ def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
 
 async def _change(transaction: Transaction, cart_id: int, values: dict[str, Any]) -> None:
     await transaction.execute(update(cart).where(cart.c.id == cart_id).values(**values))
+
+
+def _tar(tar: TarFacts) -> dict[str, Any]:
+    """Its time stays with the same tar, as clients may have it in part."""
+    same = and_(cart.c.tar_layout == tar.layout, cart.c.tar_digest == tar.digest)
+    return {
+        "tar_date": case((same, cart.c.tar_date), else_=date_of(tar.since)),
+        "tar_layout": tar.layout,
+        "tar_digest": tar.digest,
+        "tar_lengths": tar.lengths,
+    }
 
 
 async def _record_states(

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.json import Decoder
 from sqlalchemy import Select, select
 
-from cartd.model import Cart, CartFile, CartStatus, FileStatus
+from cartd.model import Cart, CartFile, CartStatus, FileStatus, TarFacts
 from cartd.store.tables import cart, file
 from cartd.tar.layout import Members
 
@@ -42,6 +42,10 @@ CARTS: Select[Any] = select(
     cart.c.tape_files,
     cart.c.waits_since,
     cart.c.tape_since,
+    cart.c.tar_layout,
+    cart.c.tar_digest,
+    cart.c.tar_lengths,
+    cart.c.tar_date,
 )
 FILES: Select[Any] = select(
     file.c.position,
@@ -75,17 +79,20 @@ def time_of(date: datetime) -> float:
 
 def cart_of(row: Any) -> Cart:
     """The cart of a row of ``CARTS``."""
-    id_, uid, status, created, updated, used, *rest, since, tape_since = row
+    id_, uid, status, created, updated, used, *rest, since, tape_since = row[:-4]
+    layout, digest, lengths, date = row[-4:]
     found = Cart(
         id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
     )
-    if since is None and tape_since is None:
-        return found
-    return replace(
-        found,
-        waits_since=None if since is None else time_of(since),
-        tape_since=None if tape_since is None else time_of(tape_since),
-    )
+    if since is not None or tape_since is not None:
+        found = replace(
+            found,
+            waits_since=None if since is None else time_of(since),
+            tape_since=None if tape_since is None else time_of(tape_since),
+        )
+    if layout is not None:
+        found = replace(found, tar=TarFacts(layout, digest, lengths, time_of(date)))
+    return found
 
 
 def members_of(row: Any) -> Members:

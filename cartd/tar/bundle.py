@@ -8,18 +8,23 @@ headers are built again whenever they are asked for.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from tarfile import BLOCKSIZE, NUL
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, msgpack
 
-from cartd.tar.headers import DIRECTORY, FILE
+from cartd.model import TarFacts
+from cartd.tar.headers import BLOCK, DIRECTORY, FILE
+from cartd.tar.index import Shift, TarIndex
 
-SEPARATOR = "\0"
-"""What no path has in it."""
+LAYOUT: Final = 1
+"""The number of the layout: whoever changes a byte of any tar raises it, wherever the change is.
+
+It is part of every ETag, so that no client joins the bytes of two layouts into one file.
+"""
 
 
 class Literal(Struct, frozen=True, gc=False):
@@ -37,44 +42,46 @@ class Slice(Struct, frozen=True, gc=False):
     length: int
 
 
-@dataclass(slots=True)
-class Columns:
-    """The members of a tar in their order; many paths are one string until one is asked for."""
+def etag(layout: int, digest: str, top: str) -> str:
+    """Strong and quoted: two tars with the same one are the same bytes.
 
-    ends: array[int] = field(default_factory=lambda: array("q"))
-    """Where the data of each ends in the tar."""
-    sizes: array[int] = field(default_factory=lambda: array("q"))
-    mtimes: array[int] = field(default_factory=lambda: array("q"))
-    fresh: array[int] = field(default_factory=lambda: array("i"))
-    """How many of the directories above each occur first with it."""
-    joined: list[str] = field(default_factory=list)
-    """The paths, with separators between them."""
-    firsts: array[int] = field(default_factory=lambda: array("q"))
-    """The number of the first member in each of these strings."""
+    ``digest`` is that of the members (:attr:`TarIndex.digest`).
+    """
+    return f'"{sha256(msgpack.encode((layout, top, digest))).hexdigest()}"'
 
-    def paths(self, first: int) -> Iterator[str]:
-        """Give the paths from that of the member ``first`` on."""
-        place = bisect_right(self.firsts, first) - 1
-        for number in range(max(place, 0), len(self.joined)):
-            paths = self.joined[number].split(SEPARATOR)
-            yield from paths[first - self.firsts[number] :] if number == place else paths
+
+def facts_of(index: TarIndex, now: float) -> TarFacts:
+    """What is recorded with a cart of the tar that it has from ``now`` on, in Unix time."""
+    return TarFacts(LAYOUT, index.digest, index.lengths.dumped(), now)
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """POSIX pax tar of ``members`` in their order, all of them below the folder ``top``.
+    """POSIX pax tar of the members of ``index`` in their order, all of them below ``top``.
 
-    Every directory stands once, before the first member below it, and has the modification time
-    ``created``.
+    Every directory stands once, before the first member below it, with the time of the newest file
+    below it.
     """
 
     top: str
-    created: int
-    members: Columns
-    length: int
-    """Bytes of the whole tar, with its end padded to 10,240 as tarfile does."""
-    etag: str
-    """Strong and quoted: two bundles with the same one are the same bytes."""
+    index: TarIndex
+    shift: Shift
+    """Of that index and that top, or of another top of the same variant."""
+
+    def __post_init__(self) -> None:
+        """Raises :class:`ValueError` if ``top`` is not the name of a folder."""
+        if "/" in self.top or "\0" in self.top or self.top in ("", ".", ".."):
+            raise ValueError(f"not the name of a folder: {self.top!r}")
+
+    @property
+    def length(self) -> int:
+        """Bytes of the whole tar, with its end padded to 10,240 as tarfile does."""
+        return self.index.lengths.length(self.top)
+
+    @property
+    def etag(self) -> str:
+        """As :func:`etag` gives it."""
+        return etag(LAYOUT, self.index.digest, self.top)
 
     def segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
         """Give the bytes from ``start`` up to ``stop``, lazily; none of the pieces is empty.
@@ -86,14 +93,28 @@ class Bundle:
         return self._segments(start, stop)
 
     def _segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
-        ends, sizes = self.members.ends, self.members.sizes
-        first = bisect_right(ends, start)
-        at = ends[first - 1] if first else 0
-        for number, path in enumerate(self.members.paths(first), first):
+        members = self.index.members
+        sizes, mtimes, directories = members.sizes, members.mtimes, members.directories
+        first = bisect_right(range(len(sizes)), start, key=self._end)
+        at = self._end(first - 1)
+        if start < at and (data := self._top_folder()[start:stop]):
+            yield Literal(data)
+        known = directories[first - 1] if first else 0
+        odd = self._next_odd(first)
+        prefix = f"{self.top}/"
+        for number, path in enumerate(members.paths(first), first):
             if at >= stop:
                 return
-            end, size = ends[number], sizes[number]
-            head = self._head(number, path, at, end - size)
+            size = sizes[number]
+            padding = -at % BLOCK
+            if number == odd or directories[number] != known:
+                known = directories[number]
+                head = self._head(number, path, padding)
+                self._check(number, at + len(head) + size)
+                odd = self._next_odd(number + 1)
+            else:
+                head = FILE.plain(prefix + path, size, mtimes[number], _ZEROS[:padding])
+            end = at + len(head) + size
             if start <= at and end <= stop:
                 yield Literal(head)
                 if size:
@@ -101,39 +122,41 @@ class Bundle:
             else:
                 yield from _cut(head, path, size, start - at, stop - at)
             at = end
-        if at < stop and (data := self._tail(at)[max(start - at, 0) : stop - at]):
+        self._check(len(sizes) - 1, at)
+        if at < stop and (data := bytes(min(stop, self.length) - max(start, at))):
             yield Literal(data)
 
-    def _head(self, number: int, path: str, start: int, stop: int) -> bytes:
+    def _end(self, number: int) -> int:
+        return self.index.end(number, self.top, self.shift)
+
+    def _check(self, number: int, end: int) -> None:
+        if end != (planned := self._end(number)):
+            raise RuntimeError(f"member {number} ends at {end}, {planned} planned")
+
+    def _next_odd(self, number: int) -> int | None:
+        """The first member from ``number`` on whose header, or what comes before it, is special."""
+        return self.index.long.next(number) if self.shift.short else number
+
+    def _head(self, number: int, path: str, padding: int) -> bytes:
         """Build what stands before the data of a member: padding, new directories, its header."""
-        size, mtime = self.members.sizes[number], self.members.mtimes[number]
-        name = f"{self.top}/{path}"
-        padding = -start % BLOCKSIZE
-        if stop - start == padding + BLOCKSIZE:  # the one block of a plain header, nothing else
-            return FILE.plain(name, size, mtime, _ZEROS[:padding])
+        members = self.index.members
         parts = [_ZEROS[:padding]]
-        if not number:
-            parts.append(self._directory(""))
-        if fresh := self.members.fresh[number]:
-            components = path.split("/")
-            for depth in range(len(components) - fresh, len(components)):
-                parts.append(self._directory("/".join([*components[:depth], ""])))
-        parts.append(FILE.header(name, size, mtime))
-        head = b"".join(parts)
-        if len(head) != stop - start:
-            raise RuntimeError(f"header of {path!r}: {len(head)} bytes, {stop - start} planned")
-        return head
+        last = members.directories[number]
+        fresh = last - (members.directories[number - 1] if number else 0)
+        components = path.split("/")
+        for place in range(fresh):
+            depth = len(components) - fresh + place
+            folder = "/".join([self.top, *components[:depth], ""])
+            parts.append(DIRECTORY.header(folder, 0, self.index.times[last - fresh + place + 1]))
+        size, mtime = members.sizes[number], members.mtimes[number]
+        parts.append(FILE.header(f"{self.top}/{path}", size, mtime))
+        return b"".join(parts)
 
-    def _directory(self, path: str) -> bytes:
-        return DIRECTORY.header(f"{self.top}/{path}", 0, self.created)
-
-    def _tail(self, start: int) -> bytes:
-        """Build what stands behind the data of the last member."""
-        top = b"" if start else self._directory("")
-        return top + NUL * (self.length - start - len(top))
+    def _top_folder(self) -> bytes:
+        return DIRECTORY.header(f"{self.top}/", 0, self.index.times[0])
 
 
-_ZEROS = NUL * BLOCKSIZE
+_ZEROS: Final = bytes(BLOCK)
 
 
 def _cut(head: bytes, path: str, size: int, start: int, stop: int) -> Iterator[Literal | Slice]:

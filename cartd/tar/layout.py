@@ -1,18 +1,23 @@
-"""From a cart's files, page by page, to the bundle of them all."""
+"""From a cart's files, page by page, to the index of the tar of them all."""
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from tarfile import BLOCKSIZE, LENGTH_NAME, RECORDSIZE
+from typing import Final
 
 from msgspec import Struct, msgpack
 
-from cartd.tar.bundle import SEPARATOR, Bundle, Columns
-from cartd.tar.headers import NUMBER_LIMIT, header_length
+from cartd.tar.headers import BLOCK, NAME_BYTES, NUMBER_LIMIT, number_records_length
+from cartd.tar.index import SEPARATOR, Columns, Long, TarIndex
+from cartd.tar.lengths import Lengths, Shape, steps_of
 
-PATHS_TOGETHER = 250
+PATHS_TOGETHER: Final = 250
 """Paths in one string: whoever reads the tar has so many apart, about 20 KiB."""
+_NEVER: Final = -(2**63)
+"""Earlier than any time."""
 
 
 class Members(Struct, frozen=True, gc=False):
@@ -29,21 +34,22 @@ class Members(Struct, frozen=True, gc=False):
 class Layout:
     """Lays out a tar by one running sum; what was added is kept in a compact form.
 
-    That no two members claim one path is the manifest's matter.
+    Every directory stands once, before the first member below it, with the time of the newest file
+    below it.  That no two members claim one path is the manifest's matter.
     """
 
-    def __init__(self, *, top: str, created: int) -> None:
-        """Raises :class:`ValueError` if ``top`` is not the name of a folder."""
-        if "/" in top or not _normalised([top]):
-            raise ValueError(f"not the name of a folder: {top!r}")
-        self._top = top
-        self._created = created
+    def __init__(self) -> None:
         self._columns = Columns()
-        self._known = {""}
-        """The directories that stand in the tar already."""
-        self._end = header_length(f"{top}/", 0, created)
-        # All that the bytes follow from; msgpack tells where each value ends.
-        self._digest = sha256(msgpack.encode((top, created)))
+        self._long = Long()
+        self._end = 0
+        self._numbers = {"": 0}
+        """Of the directories that stand in the tar already."""
+        self._parents = [0]
+        self._times = [_NEVER]
+        """The newest of the files in each directory itself."""
+        self._shapes: dict[Shape, int] = {}
+        self._digests = [sha256() for _ in Members.__struct_fields__]
+        """Of each column: they do not depend on how the members were paged."""
 
     def add(self, members: Members) -> None:
         """Go on with these members.
@@ -54,45 +60,96 @@ class Layout:
         paths, sizes, mtimes = members.paths, members.sizes, members.mtimes
         if not paths:
             return
-        self._digest.update(msgpack.encode(members))
+        for digest, name in zip(self._digests, Members.__struct_fields__, strict=True):
+            digest.update(_values(getattr(members, name)))
         _check(paths, sizes)
-        columns = self._columns
-        for first in range(0, len(paths), PATHS_TOGETHER):
-            columns.firsts.append(len(columns.ends) + first)
-            columns.joined.append(SEPARATOR.join(paths[first : first + PATHS_TOGETHER]))
+        columns, times = self._columns, self._times
+        first = len(columns.ends)
+        for place in range(0, len(paths), PATHS_TOGETHER):
+            columns.firsts.append(first + place)
+            columns.joined.append(SEPARATOR.join(paths[place : place + PATHS_TOGETHER]))
         columns.sizes.extend(sizes)
         columns.mtimes.extend(mtimes)
-        prefix = f"{self._top}/"
-        plain = _all_plain(prefix, members)
-        known, end = self._known, self._end
-        for path, size, mtime in zip(paths, sizes, mtimes, strict=True):
-            end += -end % BLOCKSIZE
-            fresh = 0
-            directory = path.rpartition("/")[0]
-            if directory not in known:
-                fresh, length = self._enter(directory)
-                end += length
-            end += size + (BLOCKSIZE if plain else header_length(prefix + path, size, mtime))
+        plain = _all_plain(members)
+        end, last, directory = self._end, None, 0
+        directories = len(times)
+        for number, (path, size, mtime) in enumerate(zip(paths, sizes, mtimes, strict=True), first):
+            end += -end % BLOCK
+            parent = path.rpartition("/")[0]
+            if parent != last:
+                last, directory = parent, self._directory(parent, number)
+                end += (len(times) - directories) * BLOCK
+                directories = len(times)
+            if times[directory] < mtime:
+                times[directory] = mtime
+            end += size + BLOCK
+            if not plain:
+                self._note(number, Shape.of(path, number_records_length(size, mtime)))
             columns.ends.append(end)
-            columns.fresh.append(fresh)
+            columns.directories.append(directories - 1)
         self._end = end
 
-    def bundle(self) -> Bundle:
-        """The tar of all members that were added; there must come no more."""
-        unpadded = self._end + -self._end % BLOCKSIZE + 2 * BLOCKSIZE
-        length = unpadded + -unpadded % RECORDSIZE
-        etag = f'"{self._digest.hexdigest()}"'
-        return Bundle(self._top, self._created, self._columns, length, etag)
+    def index(self) -> TarIndex:
+        """The index of all members that were added; there must come no more."""
+        long, columns = self._long, self._columns
+        number = len(columns.ends)
+        times = self._newest()
+        shapes = Counter(long.shapes)
+        counted = {shape: shapes[place] for shape, place in self._shapes.items()}
+        lengths = Lengths(
+            self._end,
+            number + len(times) - 1,
+            len(long.threes),
+            steps_of(counted, short=True),
+            steps_of(counted, short=False),
+        )
+        digest = sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+        return TarIndex(columns, times, long, lengths, digest)
 
-    def _enter(self, directory: str) -> tuple[int, int]:
-        """Note ``directory`` and its parents; give how many are new and their headers' bytes."""
-        fresh = length = 0
-        while directory not in self._known:
-            self._known.add(directory)
-            fresh += 1
-            length += header_length(f"{self._top}/{directory}/", 0, self._created)
-            directory = directory.rpartition("/")[0]
-        return fresh, length
+    def _directory(self, path: str, member: int) -> int:
+        """The number of a directory, which enters the tar with its parents if it is new."""
+        numbers = self._numbers
+        found = numbers.get(path)
+        if found is not None:
+            return found
+        new = []
+        while path not in numbers:
+            new.append(path)
+            path = path.rpartition("/")[0]
+        number = numbers[path]
+        for path in reversed(new):
+            self._parents.append(number)
+            number = numbers[path] = len(self._times)
+            self._times.append(_NEVER)
+            self._note(member, Shape.of(f"{path}/"))
+        return number
+
+    def _note(self, member: int, shape: Shape) -> None:
+        """Remember the header of ``member``, or one that comes with it, unless it is one block."""
+        if shape.always_three:
+            self._long.threes.append(member)
+        elif shape.path > NAME_BYTES or shape.records:
+            number = self._shapes.get(shape)
+            if number is None:
+                number = self._shapes[shape] = len(self._long.known)
+                self._long.known.append(shape)
+            self._long.members.append(member)
+            self._long.shapes.append(number)
+
+    def _newest(self) -> array[int]:
+        """The time of each directory: of the newest file below it, as far as a field holds it."""
+        times = self._times
+        for number in range(len(times) - 1, 0, -1):  # no directory comes before its parent
+            parent = self._parents[number]
+            times[parent] = max(times[parent], times[number])
+        return array("q", [min(max(time, 0), NUMBER_LIMIT - 1) for time in times])
+
+
+def _values(column: list[str] | list[int]) -> memoryview:
+    """One value behind the other as msgpack has them, which tells where each ends."""
+    encoded = msgpack.encode(column)
+    head = 1 if len(column) < 16 else 3 if len(column) < 2**16 else 5
+    return memoryview(encoded)[head:]
 
 
 def _check(paths: Sequence[str], sizes: Sequence[int]) -> None:
@@ -111,12 +168,11 @@ def _normalised(paths: Sequence[str]) -> bool:
     )
 
 
-def _all_plain(prefix: str, members: Members) -> bool:
-    """Whether every header is one block; seldom false, and cheaper than to ask of each."""
+def _all_plain(members: Members) -> bool:
+    """Whether every header is one block below a short top; seldom false, and quickly found out."""
     return (
-        prefix.isascii()
-        and all(map(str.isascii, members.paths))
-        and len(prefix) + max(map(len, members.paths)) <= LENGTH_NAME
+        all(map(str.isascii, members.paths))
+        and max(map(len, members.paths)) <= NAME_BYTES
         and max(members.sizes) < NUMBER_LIMIT
         and 0 <= min(members.mtimes) <= max(members.mtimes) < NUMBER_LIMIT
     )

@@ -295,4 +295,4 @@ def top_of(post: Post, name: str, created: int) -> str:
     """The top folder of the cart's tar, if it is asked for as ``name``."""
     if post.bundle:
         return post.uid
-    return name or time.strftime("data_%Y_%m_%d_%H_%M_%S", time.localtime(created))
+    return name or time.strftime("data_%Y_%m_%d_%H_%M_%S", time.gmtime(created))
