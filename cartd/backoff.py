@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -66,3 +66,40 @@ class Rests(Generic[K]):
             if now - last < self.FORGOTTEN_AFTER:
                 return
             del self._failed[key]
+
+
+class Pauses(Generic[K]):
+    """A pause for each key that failed: a second, and twice as long after each further failure.
+
+    ``seconds`` is a steady clock; no pause is longer than ``longest`` seconds.
+    """
+
+    def __init__(
+        self, seconds: Callable[[], float], *, first: float = 1.0, longest: float = 3600.0
+    ) -> None:
+        self._seconds = seconds
+        self._first = first
+        self._longest = longest
+        self._pauses: dict[K, tuple[float, float]] = {}
+        """The length of each pause, and its end."""
+
+    def __len__(self) -> int:
+        """How many keys failed when they were last tried."""
+        return len(self._pauses)
+
+    def failed(self, key: K) -> None:
+        length, _ = self._pauses.get(key, (self._first / 2, 0.0))
+        length = min(length * 2, self._longest)
+        self._pauses[key] = length, self._seconds() + length
+
+    def succeeded(self, key: K) -> None:
+        self._pauses.pop(key, None)
+
+    def lasts(self, key: K) -> bool:
+        """Whether ``key`` is not to be tried yet."""
+        return key in self._pauses and self._seconds() < self._pauses[key][1]
+
+    def keep(self, keys: Collection[K]) -> None:
+        """Forget all keys but these."""
+        for key in self._pauses.keys() - set(keys):
+            del self._pauses[key]

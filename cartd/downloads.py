@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -30,6 +31,9 @@ USE_TOLD_AFTER = 60.0
 """Seconds since the last use that the store knows, after which a new one is told at once."""
 USE_TOLD_WITHIN = 1.0
 """Seconds that the telling may take; a download is not refused because the store cannot write."""
+EVICTION_LOOK = 0.05
+"""Seconds between two looks whether an eviction has gone through: as a rule it takes less."""
+EVICTION_LOOKS = 100
 
 log = Logger()
 
@@ -111,7 +115,7 @@ class Downloads:
         cart = _check_ready(await self._store.newest_for(asker, uid))
         with self._uses.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
-            cart = _check_ready(await self._store.cart(cart.id))
+            cart = _check_ready(await self._settled(cart.id))
             cart = await self._described(cart)
             await self._note_use(cart)
             try:
@@ -130,6 +134,20 @@ class Downloads:
                 )
             finally:
                 self._uses.note(cart.id, self._now())
+
+    async def _settled(self, cart_id: int) -> Cart | None:
+        """The cart, once an eviction of it that is under way has gone through or was given up.
+
+        One that begins later sees the pin.
+
+        :raises Unavailable: that takes long.
+        """
+        for _ in range(EVICTION_LOOKS):
+            cart = await self._store.cart(cart_id)
+            if cart is None or cart.evicting is None:
+                return cart
+            await deferLater(self._clock, EVICTION_LOOK)
+        raise Unavailable("The cart may be about to be evicted; ask again")
 
     async def _note_use(self, cart: Cart) -> None:
         """Remember the use, and tell the store: the commands see no pins, but that."""

@@ -119,6 +119,16 @@ class NoSpace(CartdError):
         super().__init__("No Space Available")
 
 
+class VolumeStuck(CartdError):
+    """Carts could be evicted to make room, but the file system refuses to remove their files."""
+
+    code = 507
+
+    def __init__(self, reason: str) -> None:
+        """``reason`` is what the system says."""
+        super().__init__(f"The volume cannot be freed: {reason}")
+
+
 class LeaseLost(CartdError):
     """Another process has taken over the cart that this one was staging."""
 

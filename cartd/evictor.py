@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from cartd.errors import NoSpace
+from cartd.backoff import Pauses
+from cartd.errors import NoSpace, VolumeStuck
 from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.uses import Uses
 
@@ -32,8 +35,12 @@ class Evictor:
     """Decides, one decision at a time, who gets room and who must leave.
 
     ``free`` gives the disk's free bytes, and ``arriving`` those of files that are being written.
-    ``in_use`` tells which of some carts are being sent, by other processes too.  ``delete`` gives
-    the bytes that it has freed; ``sweep`` removes what deleted carts have left.
+    ``in_use`` tells which of some carts are being sent, by other processes too.  ``evict`` gives
+    the bytes that it has freed, and is :meth:`cartd.removal.Removal.evict`; ``sweep`` removes what
+    deleted carts have left.  ``now`` gives Unix time, ``seconds`` is a steady clock.
+
+    A cart that cannot be removed stays as it is, and is no candidate for a while.  When a second
+    one cannot be, it is taken for the file system's fault, and the round ends.
     """
 
     def __init__(
@@ -45,9 +52,10 @@ class Evictor:
         free: Callable[[], Awaitable[int]],
         arriving: Callable[[], Awaitable[int]],
         in_use: Callable[[Collection[int]], Awaitable[set[int]]],
-        delete: Callable[[Cart], Awaitable[int]],
+        evict: Callable[[Cart], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
         now: Callable[[], float],
+        seconds: Callable[[], float],
     ) -> None:
         self._store = store
         self._uses = uses
@@ -55,10 +63,16 @@ class Evictor:
         self._free = free
         self._arriving = arriving
         self._in_use = in_use
-        self._delete = delete
+        self._evict = evict
         self._sweep = sweep
         self._now = now
         self._deciding = DeferredLock()
+        self._stuck: Pauses[int] = Pauses(seconds)
+        """Carts that could not be removed when they were tried, by their ids."""
+        self._all_stuck: Pauses[None] = Pauses(seconds)
+        """One key: no cart can be removed, as far as is known."""
+        self._reason = ""
+        """What the system said last of a cart that could not be removed."""
 
     async def reserve(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
@@ -69,6 +83,7 @@ class Evictor:
         was promised before a stop, even if there is too little room by now.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
+        :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
         """
         await self._deciding.acquire()
         try:
@@ -90,7 +105,8 @@ class Evictor:
         try:
             await self.record_uses()
             _, missing = await self._shortfall(0)
-            await self._make_room(missing, all_or_nothing=False)
+            with suppress(VolumeStuck):  # it has been said
+                await self._make_room(missing, all_or_nothing=False)
         finally:
             self._deciding.release()
 
@@ -108,6 +124,7 @@ class Evictor:
         """Make room for so many bytes; give what all carts together take then, with them.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
+        :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
         """
         used, missing = await self._shortfall(wanted)
         left = await self._make_room(missing, all_or_nothing=True)
@@ -148,31 +165,73 @@ class Evictor:
 
         A chosen cart may escape because somebody begins to download it: then others are chosen.
         """
+        refused = 0
         while missing > 0:
             chosen, frees = await self._choose(missing)
             if not chosen or (all_or_nothing and frees < missing):
+                if self._stuck:
+                    _, could_be = await self._choose(missing, stuck_too=True)
+                    if could_be >= missing:
+                        raise VolumeStuck(self._reason)
                 break
+            if self._all_stuck.lasts(None):
+                raise VolumeStuck(self._reason)
             for candidate in chosen:
-                missing -= await self._evict(candidate)
+                try:
+                    missing -= await self._evicted(candidate)
+                except CannotRemove as error:
+                    refused += 1
+                    self._note_stuck(candidate, error, all_are=refused > 1)
+                    break  # another is chosen in its place
         return missing
 
-    async def _evict(self, candidate: Candidate) -> int:
-        """Delete the cart, unless it is in use by now; give the bytes that were freed."""
+    def _note_stuck(self, candidate: Candidate, error: CannotRemove, *, all_are: bool) -> None:
+        """Leave the cart alone for a while, and all others too if no cart can be removed.
+
+        :raises VolumeStuck: none can.
+        """
+        known = self._reason == error.reason and bool(self._stuck)
+        self._reason = error.reason
+        self._stuck.failed(candidate.cart_id)
+        if not all_are and not self._all_stuck:
+            if not known:
+                log.warn("{error}; it stays, and another is evicted if possible", error=error)
+            return
+        if not self._all_stuck:
+            log.error(
+                "The volume cannot be freed: {reason}; carts that are ready stay",
+                reason=error.reason,
+            )
+        self._all_stuck.failed(None)
+        raise VolumeStuck(error.reason)
+
+    async def _evicted(self, candidate: Candidate) -> int:
+        """Evict the cart if it is still as it was when it was chosen; the bytes that were freed.
+
+        :raises CannotRemove: the file system refuses.
+        """
         cart = await self._store.cart(candidate.cart_id)
         if cart is None or cart.status in UNFINISHED or self._uses.is_pinned(cart.id):
             return 0
         if cart.status == CartStatus.DELETED:
             return candidate.size  # by somebody else, meanwhile
-        log.info(
-            "Evicting cart {id} ({uid}), {size} bytes",
-            id=cart.id,
-            uid=cart.uid,
-            size=candidate.size,
-        )
-        return await self._delete(cart)
+        if self._uses.last(cart.id, cart.used) != candidate.used:
+            return 0
+        freed = await self._evict(cart)
+        if freed:
+            self._stuck.succeeded(cart.id)
+            if self._all_stuck:
+                self._all_stuck.succeeded(None)
+                log.info("The volume can be freed again")
+        return freed
 
-    async def _choose(self, missing: int) -> tuple[list[Candidate], int]:
-        """The carts that are to go, and the bytes that all of them free together."""
+    async def _choose(
+        self, missing: int, *, stuck_too: bool = False
+    ) -> tuple[list[Candidate], int]:
+        """The carts that are to go, and the bytes that all of them free together.
+
+        ``stuck_too``: and those among them that could not be removed of late.
+        """
         if not self._rules.evicts:
             return [], 0
         candidates = {
@@ -180,6 +239,9 @@ class Evictor:
             for one in await self._store.evictable()
             if not self._uses.is_pinned(one.cart_id)
         }
+        self._stuck.keep(candidates)
+        for cart_id in [] if stuck_too else [one for one in candidates if self._stuck.lasts(one)]:
+            del candidates[cart_id]
         shares = await self._store.shares()
         while True:
             chosen = choose(

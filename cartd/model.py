@@ -109,6 +109,8 @@ class Cart:
     """How much of that it shares with other carts, and is counted with those."""
     owner: str | None = None
     """The name of the user who posted it; none if nobody was asked who they are."""
+    evicting: str | None = None
+    """Token of the eviction that is under way; none if there is none."""
     waits_for: str | None = None
     """What keeps the archive from answering; none while that does not keep the cart waiting."""
     tape_files: int | None = None

@@ -95,7 +95,9 @@ class Parts:
             doubt=self.recovery.doubt,
             clock=reactor,
         )
-        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
+        self.removal = Removal(
+            self.store, self.volume, self.uses, self.stager.drop, now, reactor.seconds
+        )
         rules = SpaceRules(
             quota=config.volume_quota,
             reserve=config.volume_reserve,
@@ -109,9 +111,10 @@ class Parts:
             free=self.volume.free,
             arriving=self.volume.arriving,
             in_use=self.volume.in_use,
-            delete=self.removal.delete,
+            evict=self.removal.evict,
             sweep=self.removal.sweep,
             now=now,
+            seconds=reactor.seconds,
         )
         self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
         self.verification = Verification(self.store, self.volume)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
-from cartd.errors import NoSpace, Unavailable, VolumeAway
+from cartd.backoff import Pauses
+from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
 from cartd.model import Asker, Cart, CartStatus
 from cartd.store import Store
 from cartd.uses import Uses
@@ -18,12 +20,21 @@ from cartd.volume.removal import RemovalStopped
 log = Logger()
 
 
-class Removal:
-    """Deletes carts for whoever asks: a client, the evictor or an admin.
+class CannotRemove(CartdError):
+    """The file system refuses to remove files of a cart; ``reason`` is what it says."""
 
-    The store is told first: from then on nobody finds the cart, and a removal that is cut
-    short is finished by the next :meth:`sweep`.  The store is told last, too: until then the cart
-    counts for the room.
+    def __init__(self, cart: Cart, reason: str) -> None:
+        super().__init__(f"Cart {cart.id} ({cart.uid}) cannot be removed: {reason}")
+        self.reason = reason
+
+
+class Removal:
+    """Removes carts for whoever asks: a client, the evictor or an admin.
+
+    What a client deletes is marked in the store first: from then on nobody finds it, and a removal
+    that is cut short is finished by the next :meth:`sweep`.  What is evicted is marked when its
+    first file has gone: on a file system that refuses to remove files nothing is lost.  Until all
+    files have gone, a cart counts for the room.
     """
 
     def __init__(
@@ -33,7 +44,9 @@ class Removal:
         uses: Uses,
         stop_staging: Callable[[int], Awaitable[None]],
         now: Callable[[], float],
+        seconds: Callable[[], float],
     ) -> None:
+        """``now`` gives Unix time, for the dates in the store; ``seconds`` is a steady clock."""
         self._store = store
         self._volume = volume
         self._uses = uses
@@ -42,6 +55,11 @@ class Removal:
         self._waiting: set[Deferred[None]] = set()
         self._turns: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
         """By cart id: who comes to remove one that is being removed waits until it has gone."""
+        self._evicting: set[int] = set()
+        self._stuck: Pauses[int] = Pauses(seconds)
+        """Deleted carts whose files the disk will not let go of, by their ids."""
+        self._told: str | None = None
+        """What the log has said of them."""
 
     async def delete(self, cart: Cart) -> int:
         """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
@@ -69,29 +87,94 @@ class Removal:
             await self.delete(cart)
         return len(carts)
 
+    async def evict(self, seen: Cart) -> int:
+        """Evict a finished cart if it is still as it was ``seen``; the bytes that are free now.
+
+        None are if it is being sent, or has been used, staged again or deleted meanwhile.
+
+        :raises CannotRemove: the file system refuses.  If it refuses the first file, the cart
+            stays as it is, ready above all; else it is deleted, and the rest goes with a sweep.
+        """
+        token = secrets.token_hex(16)
+        if self._uses.is_pinned(seen.id) or not await self._store.begin_eviction(seen, token):
+            return 0
+        return await self._evict(seen, token)
+
     async def sweep(self) -> None:
-        """Remove what deleted carts have left on the volume.
+        """Remove what deleted carts have left on the volume, and finish evictions.
 
         That is what a crash or a failing disk kept from being removed, and what this process went
-        on staging when another one deleted the cart.
+        on staging when another one deleted the cart.  A cart that cannot be removed is tried again
+        after growing pauses.
         """
         await self._volume.check()
+        await self._finish_evictions()
         leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
         # One that has no directory may have left its link.
-        for cart_id in sorted({*leaving, *await self._store.deleted_among(there)}):
+        ids = {*leaving, *await self._store.deleted_among(there)}
+        self._stuck.keep(ids)
+        for cart_id in sorted(ids):
             cart = await self._store.cart(cart_id)
-            if cart is None or self._uses.is_pinned(cart_id):
+            if cart is None or self._uses.is_pinned(cart_id) or self._stuck.lasts(cart_id):
                 continue
             if await self._remove(cart) is not None:
                 log.info(
                     "Removed what was left of deleted cart {id} ({uid})", id=cart.id, uid=cart.uid
                 )
+        if self._told is not None and not self._stuck:
+            self._told = None
+            log.info("All that deleted carts had left on the volume has been removed")
 
     def stop(self) -> None:
         """Leave the rest to the next start's sweep."""
         for later in list(self._waiting):
             later.cancel()
+
+    async def _evict(self, cart: Cart, token: str) -> int:
+        """Go on with an eviction that has been noted in the store."""
+        self._evicting.add(cart.id)
+        try:
+            if not await self._remove_first(cart, token):
+                return 0
+            log.info(
+                "Evicting cart {id} ({uid}), {size} bytes",
+                id=cart.id,
+                uid=cart.uid,
+                size=cart.volume_bytes - cart.bytes_linked,
+            )
+            await self._store.mark_deleted(cart.id, self._now())
+            return await self._take_away(cart) or 0
+        finally:
+            self._evicting.discard(cart.id)
+
+    async def _remove_first(self, cart: Cart, token: str) -> bool:
+        """Whether a file of the cart has gone; if not, it is not being evicted any more."""
+        try:
+            # A download that is not seen here sees the note, and waits for what comes of it.
+            if not self._uses.is_pinned(cart.id) and await self._volume.remove_first(cart):
+                return True
+        except (OSError, NoSpace) as error:
+            await self._store.end_eviction(cart.id, token)
+            raise CannotRemove(cart, _said(error)) from error
+        except VolumeAway:
+            await self._store.end_eviction(cart.id, token)
+            raise
+        await self._store.end_eviction(cart.id, token)
+        return False
+
+    async def _finish_evictions(self) -> None:
+        """Go on with evictions that nobody goes on with: their process has died, or lost the store.
+
+        Should it be alive after all, both do the same.
+        """
+        for cart_id, token in (await self._store.evicting()).items():
+            cart = await self._store.cart(cart_id)
+            if cart is not None and cart_id not in self._evicting:
+                try:
+                    await self._evict(cart, token)
+                except CannotRemove as error:
+                    log.error("{error}; it is not evicted", error=error)
 
     async def _remove_when_unpinned(self, cart: Cart) -> None:
         await self._uses.unpinned(cart.id)
@@ -99,6 +182,23 @@ class Removal:
 
     async def _remove(self, cart: Cart) -> int | None:
         """The bytes that are free now; none if the cart is still there."""
+        try:
+            return await self._take_away(cart)
+        except CannotRemove as error:
+            if error.reason != self._told:
+                self._told = error.reason
+                log.error("{error}; it is tried again, and so are others", error=error)
+        except Unavailable as error:
+            log.warn(
+                "Cart {id} ({uid}) is removed later: {error}", id=cart.id, uid=cart.uid, error=error
+            )
+        return None
+
+    async def _take_away(self, cart: Cart) -> int | None:
+        """As :meth:`_remove`.
+
+        :raises CannotRemove: the file system refuses.
+        """
         turn = self._turns.setdefault(cart.id, DeferredLock())
         await turn.acquire()
         try:
@@ -106,16 +206,16 @@ class Removal:
             if not await self._volume.remove(cart):
                 log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
                 return None
-            return await self._store.record_removed(cart.id, self._now())
+            freed = await self._store.record_removed(cart.id, self._now())
         except (RemovalStopped, VolumeAway):
             return None  # the sweep removes it at the next start, or once the volume is back
-        except (OSError, NoSpace, Unavailable) as error:
-            log.error(
-                "Cannot remove cart {id} ({uid}): {error}", id=cart.id, uid=cart.uid, error=error
-            )
-            return None
+        except (OSError, NoSpace) as error:
+            self._stuck.failed(cart.id)
+            raise CannotRemove(cart, _said(error)) from error
         finally:
             turn.release()
+        self._stuck.succeeded(cart.id)
+        return freed
 
     async def _pass_link_on(self, cart: Cart) -> None:
         """Point the link of the uid at the older cart that answers now, if there is one."""
@@ -127,3 +227,9 @@ class Removal:
         if newest is None or newest.id != heir.id:
             # It was deleted meanwhile, perhaps removed before the link was there.
             await self._volume.unlink(heir)
+
+
+def _said(error: OSError | NoSpace) -> str:
+    """What the system says; ``NoSpace`` would be said of a cart that finds no room."""
+    cause = error.__cause__ if isinstance(error, NoSpace) else error
+    return str(getattr(cause, "strerror", None) or cause)

@@ -6,8 +6,11 @@ from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.task import Clock
+
 from cartd.evictor import Evictor, SpaceRules
 from cartd.model import Cart
+from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.uses import Uses
 
@@ -20,17 +23,25 @@ class Disk:
     free: int
     arriving: int = 0
     kept: set[str] = field(default_factory=set)
+    tried: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
     uses: Uses = field(default_factory=Uses)
     in_use: set[str] = field(default_factory=set)
     quota: int | None = None
     meanwhile: list[Coroutine[Any, Any, None]] = field(default_factory=list)
     """What others do, each when the disk is looked at."""
 
-    async def delete(self, cart: Cart) -> int:
+    async def evict(self, cart: Cart) -> int:
+        if not await self.store.begin_eviction(cart, "token"):
+            return 0
+        self.tried.append(cart.uid)
+        if cart.uid in self.kept:
+            await self.store.end_eviction(cart.id, "token")
+            raise CannotRemove(cart, "Read-only file system")
         await self.store.mark_deleted(cart.id, 50)
         self.deleted.append(cart.uid)
-        return 0 if cart.uid in self.kept else await self.store.record_removed(cart.id, 50)
+        return await self.store.record_removed(cart.id, 50)
 
     async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
         return {cart.id for cart in await self.store.active() if cart.uid in self.in_use} & set(
@@ -58,9 +69,10 @@ class Disk:
             free=free,
             arriving=arriving,
             in_use=self.in_use_of,
-            delete=self.delete,
+            evict=self.evict,
             sweep=self.sweep,
             now=lambda: 50.0,
+            seconds=self.clock.seconds,
         )
 
 

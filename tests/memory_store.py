@@ -321,9 +321,27 @@ class MemoryStore(Store):
         self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
         return gone
 
+    async def begin_eviction(self, seen: Cart, token: str) -> bool:
+        self._asked()
+        now = self.carts[seen.id]
+        may = now.status in (CartStatus.READY, CartStatus.ERROR) and now.evicting is None
+        if may and now.used == seen.used:
+            self._change(seen.id, evicting=token)
+            return True
+        return False
+
+    async def end_eviction(self, cart_id: int, token: str) -> None:
+        self._asked()
+        if self.carts[cart_id].evicting == token:
+            self._change(cart_id, evicting=None)
+
+    async def evicting(self) -> dict[int, str]:
+        self._asked()
+        return {cart.id: cart.evicting for cart in self.carts.values() if cart.evicting}
+
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
         self._asked()
-        self._end(cart_id, status=CartStatus.DELETED)
+        self._end(cart_id, status=CartStatus.DELETED, evicting=None)
         self.left.add(cart_id)
         return True
 

@@ -243,11 +243,19 @@ def test_a_purge_beside_the_service_deletes_what_was_not_used_and_nothing_else(
         for uid, days in (("old", 100), ("older", 200), ("read", 300)):
             age(cartd, uid, days)
         with slow_reader(cartd, "read") as reader:
+            done = cartd.run("cartd-cmd", "purge", "--dry-run", "--time-ago", "60 days ago")
+            assert done.stdout.splitlines() == [
+                "would delete older (cart 2, 10,240 bytes)",
+                "would delete old (cart 1, 1,000 bytes)",
+            ]
+            assert cartd.request("HEAD", "/older").status == 204
             done = cartd.run("cartd-cmd", "purge")
             assert done.stdout == "deleting older (cart 2, 10,240 bytes)\n"
             assert cartd.get("/older").status == 404
             done = cartd.run("cartd-cmd", "purge", "--time-ago", "60 days ago")
             assert done.stdout == "deleting old (cart 1, 1,000 bytes)\n"
+            done = cartd.run("cartd-cmd", "purge", "--time-ago", "60 days ago")
+            assert done.stdout == "no cart to delete\n"
             assert unpacked(reader.rest()) == {
                 "dir/file-0": content("read-0", TOO_MUCH_FOR_SOCKETS)
             }

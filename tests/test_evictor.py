@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from cartd.errors import NoSpace
+from cartd.errors import NoSpace, VolumeStuck
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
 from tests.evicting import Disk, reserve
-from tests.stored_carts import claimed, deleted, found, linked, staged, with_status
+from tests.stored_carts import claimed, deleted, found, linked, manifest, staged, with_status
 from tests.volume_parts import InThisThread, result_of
 
 pytest_plugins = ("tests.database_fixtures",)
@@ -39,13 +41,123 @@ async def test_what_a_promised_file_has_written_so_far_is_not_promised_again(sto
     assert disk.deleted == ["old"]
 
 
+def uids(carts: list[Cart]) -> set[str]:
+    return {cart.uid for cart in carts}
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_cart_whose_files_stay_makes_no_room_and_another_goes(store: Store) -> None:
     for uid in ("a", "b", "c"):
         await with_status(store, uid, CartStatus.READY)
     disk = Disk(store, free=0, kept={"a"})
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
-    assert disk.deleted == ["a", "b"]
+    assert disk.deleted == ["b"]
+    assert uids(await store.active()) == {"a", "c", "new"}
+
+
+@pytest.fixture
+def logged() -> Iterator[Callable[[], list[str]]]:
+    """Warnings and errors of the evictor so far."""
+    with capturedLogs() as events:
+        yield lambda: [
+            formatEvent(event)
+            for event in events
+            if event["log_namespace"] == "cartd.evictor" and event["log_level"] >= LogLevel.warn
+        ]
+
+
+STUCK = "The volume cannot be freed: Read-only file system"
+
+
+@pytest.mark.parametrize("whose", ["a post's", "its own"])
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_line(
+    store: Store, whose: str, logged: Callable[[], list[str]]
+) -> None:
+    names = list("abcdefgh")
+    for uid in names:
+        await with_status(store, uid, CartStatus.READY)
+    disk = Disk(store, free=-50, kept=set(names))
+    evictor = disk.evictor()
+    new = await claimed(store, "new")
+    for _ in range(20):
+        if whose == "its own":
+            await evictor.keep_room()
+        else:
+            with pytest.raises(VolumeStuck, match=STUCK):
+                await reserve(evictor, new, 100)
+    assert uids(await store.active()) == {*names, "new"}
+    assert await store.evicting() == {}
+    assert disk.tried == ["a", "b"]  # the second is one too many
+    assert [line.partition(";")[0] for line in logged()] == [
+        "Cart 1 (a) cannot be removed: Read-only file system",
+        STUCK,
+    ]
+    # It is tried again at growing distances: not at the rate of the posts.
+    for _ in range(1000):
+        disk.clock.advance(10)
+        await evictor.keep_room()
+    assert len(disk.tried) < 20
+    assert len(logged()) == 2
+    disk.kept.clear()
+    disk.clock.advance(3600)
+    await evictor.keep_room()
+    assert len(disk.deleted) == 1
+    await reserve(evictor, new, 100)
+    assert len(disk.deleted) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_large_a_cart_finds_no_space_though_others_cannot_be_removed(
+    store: Store,
+) -> None:
+    for uid in "ab":
+        await with_status(store, uid, CartStatus.READY)
+    disk = Disk(store, free=0, kept={"a"})
+    evictor = disk.evictor()
+    large = await claimed(store, "large")
+    await reserve(evictor, await claimed(store, "small"), 100)
+    disk.free = 100
+    with pytest.raises(VolumeStuck):
+        await reserve(evictor, large, 100)
+    with pytest.raises(NoSpace):
+        await reserve(evictor, large, 1000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_is_posted_again_after_it_was_chosen_is_not_evicted(
+    store: Store,
+) -> None:
+    """On the very moment: with the clock that stands still, too."""
+    first, _ = [await with_status(store, uid, CartStatus.READY) for uid in "ab"]
+
+    class PostedMeanwhile(Disk):
+        async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
+            if first.id in cart_ids and not self.tried:
+                again = await store.post("a", manifest(1, bundle=True), bundle=False, now=10)
+                assert again == (await found(store, first), False)
+            return await super().in_use_of(cart_ids)
+
+    disk = PostedMeanwhile(store, free=0)
+    await reserve(disk.evictor(), await claimed(store, "new"), 100)
+    assert disk.deleted == ["b"]
+    assert await store.newest("a") is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cart_that_is_used_in_this_process_after_it_was_chosen_is_not_evicted(
+    store: Store,
+) -> None:
+    first, _, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
+
+    class UsedMeanwhile(Disk):
+        async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
+            self.uses.note(first.id, 49)
+            return await super().in_use_of(cart_ids)
+
+    disk = UsedMeanwhile(store, free=0)
+    await reserve(disk.evictor(), await claimed(store, "new"), 100)
+    assert disk.deleted == ["b"]
 
 
 @pytest_twisted.ensureDeferred
@@ -78,10 +190,10 @@ async def test_a_chosen_cart_that_somebody_else_deletes_meanwhile_is_not_made_up
     first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
 
     class MeanwhileDeleted(Disk):
-        async def delete(self, cart: Cart) -> int:
+        async def evict(self, cart: Cart) -> int:
             if cart.id == first.id:
                 await deleted(store, second)
-            return await super().delete(cart)
+            return await super().evict(cart)
 
     disk = MeanwhileDeleted(store, free=0)
     await reserve(disk.evictor(), await claimed(store, "new"), 200)
@@ -94,12 +206,12 @@ async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store
     first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
 
     class MeanwhileInUse(Disk):
-        async def delete(self, cart: Cart) -> int:
+        async def evict(self, cart: Cart) -> int:
             if cart.id == first.id and how == "downloaded":
                 downloads.enter_context(self.uses.pin(second.id))
             elif cart.id == first.id:
                 await store.restage(second.id, lost=None, now=20)
-            return await super().delete(cart)
+            return await super().evict(cart)
 
     disk = MeanwhileInUse(store, free=0)
     with ExitStack() as downloads:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from cartd.beneath import Beneath
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
-from cartd.removal import Removal
+from cartd.removal import CannotRemove, Removal
 from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
 from cartd.uses import Uses
 from cartd.volume.removal import remove_tree
 from tests.staging_parts import Bench
-from tests.volume_parts import HeldThreads, InThisThread, begin, everything, result_of
+from tests.volume_parts import (
+    HeldThreads,
+    InThisThread,
+    begin,
+    everything,
+    failure_of,
+    outcome,
+    result_of,
+)
 
 FILES = {"1": b"one", "2": b"two"}
 EMPTY = {"cartuids", "incoming"}
@@ -33,7 +46,7 @@ class Removing(Bench):
         now = self.clock.seconds
         self.stager = Stager(self.store, holders, self.recovery(), InThisThread(), self.clock, now)
         self.stager.start(self.tools(), take_up=False)
-        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now)
+        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now, now)
 
     def ready(self, uid: str = "mine") -> Cart:
         cart = self.put(uid=uid)
@@ -186,6 +199,7 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removin
     assert bench.store.left == {cart.id}
     obstacle.unlink()
     obstacle.mkdir()
+    bench.clock.advance(1)
     result_of(bench.removal.sweep())
     assert bench.left() == set()
     assert bench.store.left == set()
@@ -208,6 +222,7 @@ def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
     obstacle.unlink()
     obstacle.mkdir()
     remove_tree(Beneath(bench.root), bench.root / str(cart.id))
+    bench.clock.advance(1)
     result_of(bench.removal.sweep())
     assert bench.store.left == set()
 
@@ -235,3 +250,125 @@ def test_a_sweep_finishes_what_a_crash_has_left(bench: Removing) -> None:
     result_of(bench.store.mark_deleted(cart.id, 0))
     assert begin(bench.removal.sweep()) == [None]
     assert bench.left() == set()
+
+
+def refusing(bench: Removing, monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], None]:
+    """Have the disk refuse to remove a file; until the result is called."""
+    unlink = os.unlink
+
+    def refuse(name: str, **more: int) -> None:
+        if not more or name.endswith(".lock"):
+            unlink(name, **more)
+        else:
+            raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    return lambda: monkeypatch.setattr(os, "unlink", unlink)
+
+
+REFUSALS = (errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES, errno.EDQUOT, errno.ENOSPC)
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=os.strerror)
+def test_a_cart_whose_first_file_cannot_be_removed_is_not_evicted(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    cart = bench.ready()
+    before = bench.left()
+    heal = refusing(bench, monkeypatch, number)
+    error = failure_of(outcome(Deferred.fromCoroutine(bench.removal.evict(cart))))
+    assert isinstance(error, CannotRemove)
+    assert error.reason == os.strerror(number)
+    assert bench.store.carts[cart.id] == cart
+    assert bench.left() == before
+    heal()
+    assert result_of(bench.removal.evict(cart)) == cart.volume_bytes
+    assert bench.left() == set()
+    assert bench.store.left == set()
+
+
+def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: Removing) -> None:
+    seen = bench.ready()
+    bench.store.carts[seen.id] = replace(seen, used=seen.used + 1)
+    before = bench.left()
+    assert result_of(bench.removal.evict(seen)) == 0
+    with bench.uses.pin(seen.id):
+        assert result_of(bench.removal.evict(bench.store.carts[seen.id])) == 0
+    assert bench.store.carts[seen.id].evicting is None
+    assert bench.left() == before
+
+
+def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: Removing) -> None:
+    cart = bench.ready()
+    begin_eviction = bench.store.begin_eviction
+
+    async def noted(seen: Cart, token: str) -> bool:
+        pins.enter_context(bench.uses.pin(cart.id))
+        return await begin_eviction(seen, token)
+
+    bench.store.begin_eviction = noted  # type: ignore[method-assign]
+    with ExitStack() as pins:
+        assert result_of(bench.removal.evict(cart)) == 0
+    assert bench.store.carts[cart.id] == cart
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2], ids=lambda number: f"{number} files removed")
+def test_an_eviction_that_a_crash_cuts_short_is_finished_by_a_sweep(
+    bench: Removing, removed: int
+) -> None:
+    cart = bench.ready()
+    assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    for _ in range(removed):
+        assert result_of(bench.volume.remove_first(cart))
+    result_of(bench.removal.sweep())
+    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.left() == set()
+    assert bench.store.left == set()
+
+
+def test_an_eviction_that_was_cut_short_on_a_disk_that_refuses_leaves_the_cart_ready(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cart = bench.ready()
+    result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    before = bench.left()
+    refusing(bench, monkeypatch, errno.EROFS)
+    result_of(bench.removal.sweep())
+    assert bench.store.carts[cart.id] == cart
+    assert bench.left() == before
+
+
+def test_what_the_disk_will_not_let_go_of_is_tried_ever_less_often_and_told_of_once(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carts = [bench.ready(f"cart-{number}") for number in range(8)]
+    heal = refusing(bench, monkeypatch, errno.EROFS)
+    tries = 0
+    remove = bench.volume.remove
+
+    async def counted(cart: Cart) -> bool:
+        nonlocal tries
+        tries += 1
+        return await remove(cart)
+
+    bench.volume.remove = counted  # type: ignore[method-assign]
+    with capturedLogs() as events:
+
+        def lines() -> list[str]:
+            ours = [one for one in events if one["log_namespace"] == "cartd.removal"]
+            return list(map(formatEvent, ours))
+
+        for cart in carts:
+            result_of(bench.removal.delete(cart))
+        for _ in range(24 * 60):
+            bench.clock.advance(60)
+            result_of(bench.removal.sweep())
+        assert len(lines()) == 1
+        assert "Read-only file system" in lines()[0]
+        assert tries < len(carts) * 50
+        heal()
+        bench.clock.advance(3600)
+        result_of(bench.removal.sweep())
+        assert bench.store.left == set()
+        assert bench.left() == set()
+        assert len(lines()) == 1 + len(carts) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.stored_carts import (
     STATUSES,
     claimed,
     found,
+    gathered,
     manifest,
     posted,
     with_status,
@@ -158,6 +160,74 @@ class TestFinding:
         measured = await found(store, cart)
         assert (measured.bytes_total, measured.bytes_staged, measured.volume_bytes) == (11, 11, 12)
         assert [(file.size, file.mtime) for file in await store.files(cart.id)] == [(5, 1), (6, 2)]
+
+
+class TestEvicting:
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_is_evicted_only_as_it_was_seen(self, store: Store) -> None:
+        seen = await with_status(store, "u", CartStatus.READY)
+        await store.touch({seen.id: seen.used + 1})
+        assert not await store.begin_eviction(seen, "a")
+        assert await store.evicting() == {}
+        now = await found(store, seen)
+        assert await store.begin_eviction(now, "a")
+        assert await store.evicting() == {seen.id: "a"}
+        assert not await store.begin_eviction(now, "b")
+        await store.end_eviction(seen.id, "b")
+        assert await found(store, seen) == replace(now, evicting="a")
+        assert await store.evictable() == []
+        await store.end_eviction(seen.id, "a")
+        assert await found(store, seen) == now
+        assert await store.mark_deleted(seen.id, 20)
+        assert not await store.begin_eviction(now, "a")
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_cart_that_is_posted_again_at_the_time_of_its_last_use_was_used_since(
+        self, store: Store
+    ) -> None:
+        for seen in [
+            await with_status(store, "u", CartStatus.READY),
+            await with_status(store, "v", CartStatus.ERROR),
+        ]:
+            for now in (seen.used, seen.used - 100):  # the clock stands still, or was set back
+                if seen.status is CartStatus.READY:
+                    again, new = await store.post(
+                        seen.uid, manifest(1, bundle=True), bundle=False, now=now
+                    )
+                    assert not new
+                    assert again == await found(store, seen)
+                    assert not await store.begin_eviction(seen, "a")
+                    seen = again
+            assert await store.begin_eviction(seen, "a")
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_being_evicted_is_neither_staged_nor_the_answer_to_a_post(
+        self, store: Store
+    ) -> None:
+        seen = await with_status(store, "u", CartStatus.READY)
+        assert await store.begin_eviction(seen, "a")
+        assert not await store.restage(seen.id, lost=[0], now=20)
+        other, new = await store.post("u", manifest(1, bundle=True), bundle=False, now=20)
+        assert new
+        assert other.id != seen.id
+
+    @pytest.mark.parametrize("number", range(20))
+    @pytest_twisted.ensureDeferred
+    async def test_of_a_post_and_an_eviction_at_once_one_sees_the_other(
+        self, store: Store, number: int
+    ) -> None:
+        seen = await with_status(store, "u", CartStatus.READY)
+        both: list[Coroutine[Any, Any, Any]] = [
+            store.post("u", manifest(1, bundle=True), bundle=False, now=20),
+            store.begin_eviction(seen, "a"),
+        ]
+        if number % 2:
+            both.reverse()
+        results = await gathered(both)
+        if number % 2:
+            results.reverse()
+        (_, new), evicted = results
+        assert new == evicted
 
 
 class TestDeleting:

@@ -23,6 +23,7 @@ from twisted.logger import (
 
 from cartd.admin.dump import dump
 from cartd.admin.fixit import Fixit
+from cartd.admin.purge import Purge
 from cartd.admin.token import add_actions, token
 from cartd.admin.verify import Verify
 from cartd.clocks import run_steadily
@@ -112,7 +113,9 @@ def command_line() -> ArgumentParser:
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
     )
-    add("purge", _purge, "Delete the carts that have not been used for a time.").add_argument(
+    purge = add("purge", _purge, "Delete the carts that have not been used for a time.")
+    purge.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    purge.add_argument(
         "--time-ago",
         type=_ago,
         default=timedelta(days=180),
@@ -245,10 +248,8 @@ def _dump(config: Config, given: Namespace) -> int:
 def _purge(config: Config, given: Namespace) -> int:
     async def work(parts: Parts) -> int:
         before = parts.now() - given.time_ago.total_seconds()
-        for cart in await parts.store.active():
-            if cart.used < before:
-                print(f"deleting {cart.uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
-                await parts.removal.delete(cart)
+        purge = Purge(parts.store, parts.removal, before, sys.stdout, dry_run=given.dry_run)
+        await purge.run()
         return 0
 
     return _with_parts(config, work)

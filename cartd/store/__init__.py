@@ -16,6 +16,7 @@ from cartd.store.known_ids import KnownIds
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
+from cartd.store.removals import Removals
 from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
@@ -38,7 +39,9 @@ __all__ = [
 ]
 
 
-class Store(Askers, Carts, KnownIds, Leases, Progress, Space, Syncs, Twins, Verified, Waits):
+class Store(
+    Askers, Carts, KnownIds, Leases, Progress, Removals, Space, Syncs, Twins, Verified, Waits
+):
     """All that outlives the process.
 
     Every method raises ``Unavailable`` while the database is away.  A cancelled one has written

@@ -1,4 +1,4 @@
-"""Which carts there are: posting, finding, deleting, and the times of their use."""
+"""Which carts there are: posting, finding, and the times of their use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Select, and_, bindparam, insert, or_, update
 
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
@@ -18,7 +18,7 @@ from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
 from cartd.store.lookups import Lookups
-from cartd.store.owners import pass_on, take_turn
+from cartd.store.owners import take_turn
 from cartd.store.rows import (
     CARTS,
     FILES,
@@ -27,8 +27,8 @@ from cartd.store.rows import (
     date_of,
     file_of,
     members_of,
+    time_of,
 )
-from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
 from cartd.tar.layout import Members
 
@@ -68,47 +68,22 @@ _UNSTAGED_AT = FILES.where(
     file.c.status != FileStatus.STAGED.value,
 ).order_by(file.c.position)
 _INSERT_FILES = insert(file)
-_DELETE = (
-    update(cart)
-    .where(cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None))
-    .values(
-        status=CartStatus.DELETED.value,
-        deleted_date=bindparam("date"),
-        updated_date=bindparam("date"),
-        lease_holder=None,
-        lease_until=None,
-        waits_since=None,
-        waits_for=None,
-        tape_since=None,
-        tape_files=None,
-    )
-)
-_LEAVING = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
-_LEAVING_IDS = select(cart.c.id).where(*_LEAVING)
-_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(
-    cart.c.id == bindparam("cart_id"), *_LEAVING
-)
-_REMOVED = (
-    update(cart)
-    .where(cart.c.id == bindparam("cart_id"))
-    .values(
-        removed_date=bindparam("date"),
-        files_staged=0,
-        bytes_staged=0,
-        volume_bytes=0,
-        bytes_linked=0,
-    )
-)
-_DELETE_FILES = (
-    update(file)
-    .where(file.c.cart_id == bindparam("of_cart"))
-    .values(status=FileStatus.DELETED.value, linked_to=None)
-)
 _TOUCH = (
     update(cart)
     .where(cart.c.id == bindparam("cart_id"), cart.c.used_date < bindparam("used"))
     .values(used_date=bindparam("used"))
 )
+_POST_AGAIN = (
+    update(cart)
+    .where(
+        cart.c.id == bindparam("cart_id"),
+        cart.c.deleted_date.is_(None),
+        cart.c.evicting.is_(None),
+    )
+    .values(used_date=bindparam("used"))
+)
+_LATER = 1e-6
+"""Seconds by which two dates of a table differ at least."""
 
 
 class Carts:
@@ -141,8 +116,11 @@ class Carts:
         async with self._database.transaction() as transaction:
             newest = await newest_in(transaction, asker, uid)
             if newest and newest.owner == asker.owner and _answers(newest, manifest):
-                await transaction.execute(_TOUCH, {"cart_id": newest.id, "used": date_of(now)})
-                return replace(newest, used=max(newest.used, now)), False
+                # Always another date: who has seen the last one must not evict it any more.
+                used = date_of(max(now, newest.used + _LATER))
+                again = {"cart_id": newest.id, "used": used}
+                if await transaction.execute(_POST_AGAIN, again):
+                    return replace(newest, used=time_of(used)), False
             if refusal is not None:
                 raise refusal
             if limits and asker.owner is not None:
@@ -189,37 +167,6 @@ class Carts:
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)
 
-    async def mark_deleted(self, cart_id: int, now: float) -> bool:
-        """Whether it was there to be deleted.  Nobody finds or holds it any longer.
-
-        What it takes of the volume counts as before, until it has been removed.
-        """
-        async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await forget_unsynced(transaction, cart_id)
-            return bool(
-                await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
-            )
-
-    async def record_removed(self, cart_id: int, now: float) -> int:
-        """A deleted cart has gone from the volume; how many bytes are free now, the first time.
-
-        What it owned and others share is theirs.
-        """
-        async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
-            if not owned:
-                return 0
-            passed_on = await pass_on(transaction, cart_id)
-            await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
-            await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
-        return int(owned[0][0]) - passed_on
-
-    async def leaving(self) -> set[int]:
-        """The deleted carts that nobody has removed from the volume yet."""
-        return {row.id for row in await self._database.rows(_LEAVING_IDS)}
-
     async def touch(self, uses: Mapping[int, float]) -> None:
         """Note when carts, by id, were last used; an earlier time than is known changes nothing."""
         if not uses:
@@ -235,7 +182,8 @@ class Carts:
 
 def _answers(newest: Cart, manifest: Manifest) -> bool:
     alive = newest.status is CartStatus.READY or newest.status in UNFINISHED_STATUSES
-    return alive and newest.fingerprint == manifest.fingerprint
+    stays = alive and newest.evicting is None
+    return stays and newest.fingerprint == manifest.fingerprint
 
 
 async def _insert_cart(

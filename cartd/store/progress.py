@@ -54,7 +54,7 @@ _RETRY_FILES = (
     .values(status=FileStatus.WAITING.value, error="")
 )
 _FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(FINISHED))
-_RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id")).values(
+_RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is_(None)).values(
     status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
 )
 
@@ -187,6 +187,8 @@ class Progress:
 
     async def restage(self, cart_id: int, *, lost: Sequence[int] | None, now: float) -> bool:
         """Put a ready cart, or one in error, back to staging; False if it is neither.
+
+        Nor may it be on its way out: of a cart that is being evicted, files are missing.
 
         The files at the positions ``lost``, and those that never were staged, wait again.
         """

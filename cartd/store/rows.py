@@ -38,6 +38,7 @@ CARTS: Select[Any] = select(
     cart.c.volume_bytes,
     cart.c.bytes_linked,
     cart.c.owner,
+    cart.c.evicting,
     cart.c.waits_for,
     cart.c.tape_files,
     cart.c.waits_since,

@@ -26,7 +26,7 @@ _THERE = union_all(
 ).subquery()
 _USAGE = select(func.sum(_THERE.c.owned), func.sum(_THERE.c.unwritten))
 _EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
-    _LIVING, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0
+    _LIVING, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0, cart.c.evicting.is_(None)
 )
 _LINKED = select(func.sum(_THERE.c.bytes_linked))
 # One row a file that is shared, then one for all files that the same carts share.

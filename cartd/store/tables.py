@@ -127,6 +127,7 @@ cart = Table(
     Column("tar_digest", String(64), comment="SHA-256 of what its tar's bytes follow from"),
     Column("tar_lengths", Text, comment="The lengths of its tar below all names, as JSON"),
     Column("tar_date", DateTime, comment="Since when its tar has had these bytes"),
+    Column("evicting", String(32), comment="Token of its eviction under way; null if none is"),
     Column("lease_holder", Text, comment="Which process stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time from which another may take it over"),
     comment="One posted manifest under one uid",

@@ -94,6 +94,38 @@ def take_away(
     remove_tree(below, aside, stopped)
 
 
+def remove_first(below: Beneath, tree: Path) -> None:
+    """Remove one file of ``tree``, in its place, or a directory that has none.
+
+    Nothing has changed if this raises: the tree is as whole as it was.  Nothing to do if there is
+    no tree.
+    """
+    if not below.is_directory(tree):
+        below.unlink(tree)
+        return
+    directory = tree
+    while (found := _any_entry(below, directory)) is not None:
+        name, is_directory = found
+        if not is_directory:
+            below.unlink(directory / name)
+            return
+        directory = directory / name
+    with suppress(FileNotFoundError):
+        below.rmdir(directory)
+
+
+def _any_entry(below: Beneath, directory: Path) -> tuple[str, bool] | None:
+    """A name in the directory and whether it is one itself; none if it is empty, or gone."""
+    with (
+        suppress(FileNotFoundError, NotADirectoryError),
+        below.directory(directory) as opened,
+        os.scandir(opened) as found,
+    ):
+        for entry in found:
+            return entry.name, entry.is_dir(follow_symlinks=False)
+    return None
+
+
 def remove_tree(below: Beneath, tree: Path, stopped: Callable[[], bool] = _never) -> None:
     """Remove ``tree``, whatever it is, and whoever else adds to it or removes from it meanwhile.
 

@@ -28,7 +28,7 @@ from cartd.volume.hashes import Hashes
 from cartd.volume.in_use import InUse, alone
 from cartd.volume.incoming import Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume.removal import remove_tree, take_away
+from cartd.volume.removal import remove_first, remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
 from cartd.volume.sharing import share
 from cartd.volume.strays import Strays
@@ -137,6 +137,13 @@ class Volume(Bundles, Hashes, InUse, Strays):
         """Remove the link of the cart's uid, if it points to this cart."""
         await self._change(self._paths.link(cart), remove_link, self._paths, cart)
 
+    async def remove_first(self, cart: Cart) -> bool:
+        """Remove one file of the cart, to see whether its files can be removed.
+
+        False, and nothing is removed, if somebody is sending it; nor is anything if this raises.
+        """
+        return await self._change(self._paths.cart(cart.id), self._remove_first, cart)
+
     async def remove(self, cart: Cart) -> bool:
         """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
 
@@ -178,6 +185,15 @@ class Volume(Bundles, Hashes, InUse, Strays):
                 old = self._paths.temporary(cart_id, "old")
                 take_away(below, self._paths.cart(cart_id), old, stopped)
             remove_tree(below, self._paths.incoming(cart_id), stopped)
+
+    def _remove_first(self, cart: Cart) -> bool:
+        self._identity.check()
+        directory = self._paths.cart(cart.id)
+        with alone(directory) as may_go:
+            if may_go:
+                with Beneath(self._paths.root) as below:
+                    remove_first(below, directory)
+        return may_go
 
     def _remove(self, cart: Cart) -> bool:
         self._identity.check()

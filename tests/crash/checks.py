@@ -116,6 +116,8 @@ class Checks:
         for cart in carts.values():
             if cart.holder or cart.status in UNFINISHED:
                 yield f"cart {cart.id} is {cart.status} and held by {cart.holder}"
+            if cart.evicting:
+                yield f"cart {cart.id} is being evicted"
         for path in volume.glob("[0-9]*"):
             if int(path.name) not in carts:
                 yield f"{path} is of no living cart"

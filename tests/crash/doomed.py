@@ -34,6 +34,7 @@ POINTS = (
     *("after-symlink", "after-replace-link", "before-record_ready", "after-record_ready"),
     *("before-record_error", "after-record_error", "before-restage", "after-restage"),
     *("before-mark_deleted", "after-mark_deleted"),
+    *("after-begin_eviction", "before-unlink-staged", "after-unlink-staged"),
     *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
 )
 """Those that the tests use: each leaves something else behind."""
@@ -44,6 +45,8 @@ _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
 """What a name in ``incoming/`` is for; a number is a file's."""
 _TAKEN_APART = re.compile(r"/incoming/[0-9]+/[^/]+/")
 """What is in a tree that is removed."""
+_STAGED = re.compile(r"/volume/[0-9]+/[^/]+")
+"""What is in its place."""
 
 
 class Fate:
@@ -125,6 +128,8 @@ def _unlinked(names: Sequence[Any], options: Mapping[str, Any]) -> str:
     path = path_of(names, options)
     if "/cartuids/" in path:
         return "-link"
+    if _STAGED.search(path):
+        return "-staged"
     return "-file" if _TAKEN_APART.search(path) else ""
 
 

@@ -34,6 +34,7 @@ class CartRow:
     """In whole Unix seconds."""
     lives: bool
     holder: str | None
+    evicting: str | None
     files_staged: int
     bytes_staged: int
     bytes_linked: int
@@ -94,6 +95,7 @@ def _cart(row: Any, files: tuple[FileRow, ...]) -> CartRow:
         timegm(row.creation_date.timetuple()),
         row.deleted_date is None,
         row.lease_holder,
+        row.evicting,
         row.files_staged,
         row.bytes_staged,
         row.bytes_linked,

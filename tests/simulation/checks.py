@@ -54,6 +54,8 @@ class Checks:
         self._no_cart_is_lost(carts)
         self._look_at_files(quiet=True)
         for cart_id, row in living.items():
+            if row["evicting"] is not None:
+                self._wrong(f"cart {cart_id} is being evicted for ever")
             self._names_hold_their_bytes(cart_id, row)
             self._ended_well_or_truly(cart_id, row)
             self._totals_are_right(cart_id, row)
@@ -99,6 +101,8 @@ class Checks:
             return  # what is left of its tree is of no use
         for position, (name, body) in enumerate(_expected(spec, top)):
             certain = (cart_id, position) in self._certain and not row["bundle"]
+            # Of an eviction that was cut short, the store has a note.
+            certain = certain and row["evicting"] is None
             if not os.path.lexists(name):
                 if certain:
                     self._wrong(f"{name} is staged and not there")
@@ -153,6 +157,8 @@ class Checks:
         """Whether the error names a fault that was made."""
         error: str = row["error"]
         disk = self._place.disk
+        if error.startswith("The volume cannot be freed: "):
+            return self._ledger.evicts and disk.has_said(error)
         if error == "No Space Available":
             return self._ledger.evicts or os.strerror(28) in {os.strerror(n) for n in disk.failed}
         if disk.has_said(error):

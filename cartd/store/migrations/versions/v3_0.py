@@ -99,6 +99,7 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("tar_digest", sa.String(64)))
     op.add_column("cart", sa.Column("tar_lengths", sa.Text))
     op.add_column("cart", sa.Column("tar_date", sa.DateTime))
+    op.add_column("cart", sa.Column("evicting", sa.String(32)))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))

@@ -1,0 +1,61 @@
+"""``cartd-cmd purge``: deletes the carts that have not been used for a time."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from cartd.model import UNFINISHED, Cart
+from cartd.removal import CannotRemove, Removal
+from cartd.store import Store
+
+
+class Purge:
+    """Deletes carts last used before the Unix time ``before``, and says so on ``out``.
+
+    A finished cart is evicted: one that has been used since it was looked at stays, and so does one
+    whose files cannot be removed.
+    """
+
+    def __init__(
+        self, store: Store, removal: Removal, before: float, out: TextIO, *, dry_run: bool
+    ) -> None:
+        """``dry_run``: nothing is deleted."""
+        self._store = store
+        self._removal = removal
+        self._before = before
+        self._out = out
+        self._dry_run = dry_run
+
+    async def run(self) -> None:
+        """Delete what is to be deleted, oldest first.
+
+        :raises CannotRemove: files of a second cart cannot be removed; the others stay.
+        """
+        refused = 0
+        carts = [cart for cart in await self._store.active() if cart.used < self._before]
+        if not carts:
+            self._say("no cart to delete")
+        for cart in carts:
+            verb = "would delete" if self._dry_run else "deleting"
+            self._say(f"{verb} {cart.uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
+            if self._dry_run:
+                continue
+            try:
+                await self._delete(cart)
+            except CannotRemove as error:
+                refused += 1
+                if refused > 1:
+                    raise
+                self._say(f"{error}; it stays")
+
+    async def _delete(self, cart: Cart) -> None:
+        if cart.status not in UNFINISHED and await self._removal.evict(cart):
+            return
+        # It may be unfinished, without files of its own, or being sent: then the client who has
+        # it gets it to its end.
+        now = await self._store.cart(cart.id)
+        if now is not None and now.used < self._before:
+            await self._removal.delete(now)
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out)

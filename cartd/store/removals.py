@@ -1,0 +1,125 @@
+"""Carts that leave the volume: evicted, deleted, and gone at last.
+
+An eviction is noted in the cart's row before its first file goes.  Until that file has gone the
+cart is ready, as before; an eviction that a crash has cut short is found by its note.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, null, select, update
+
+from cartd.model import Cart, CartStatus, FileStatus
+from cartd.store.database import Database
+from cartd.store.owners import pass_on, take_turn
+from cartd.store.rows import FINISHED, date_of
+from cartd.store.syncs import forget_unsynced
+from cartd.store.tables import cart, file
+
+_LIVING = cart.c.deleted_date.is_(None)
+_THIS = cart.c.id == bindparam("cart_id")
+_BEGIN_EVICTION = (
+    update(cart)
+    .where(
+        _THIS,
+        _LIVING,
+        cart.c.status.in_(FINISHED),
+        cart.c.used_date <= bindparam("seen"),
+        cart.c.evicting.is_(None),
+    )
+    .values(evicting=bindparam("token"))
+)
+_END_EVICTION = (
+    update(cart).where(_THIS, cart.c.evicting == bindparam("token")).values(evicting=null())
+)
+_EVICTING = select(cart.c.id, cart.c.evicting).where(_LIVING, cart.c.evicting.is_not(None))
+_DELETE = (
+    update(cart)
+    .where(_THIS, _LIVING)
+    .values(
+        status=CartStatus.DELETED.value,
+        deleted_date=bindparam("date"),
+        updated_date=bindparam("date"),
+        lease_holder=None,
+        lease_until=None,
+        waits_since=None,
+        waits_for=None,
+        tape_since=None,
+        tape_files=None,
+        evicting=None,
+    )
+)
+_LEAVING = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
+_LEAVING_IDS = select(cart.c.id).where(*_LEAVING)
+_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(_THIS, *_LEAVING)
+_REMOVED = (
+    update(cart)
+    .where(_THIS)
+    .values(
+        removed_date=bindparam("date"),
+        files_staged=0,
+        bytes_staged=0,
+        volume_bytes=0,
+        bytes_linked=0,
+    )
+)
+_DELETE_FILES = (
+    update(file)
+    .where(file.c.cart_id == bindparam("of_cart"))
+    .values(status=FileStatus.DELETED.value, linked_to=None)
+)
+
+
+class Removals:
+    """The part of the store that knows which carts leave the volume."""
+
+    _database: Database
+
+    async def begin_eviction(self, seen: Cart, token: str) -> bool:
+        """Note that the cart is being evicted, if it is still as it was ``seen``.
+
+        False, and nothing is written, if it has been used, staged again or deleted meanwhile, or
+        is being evicted already.  A post that comes later makes a new cart.
+        """
+        values = {"cart_id": seen.id, "seen": date_of(seen.used), "token": token}
+        async with self._database.transaction() as transaction:
+            return bool(await transaction.execute(_BEGIN_EVICTION, values))
+
+    async def end_eviction(self, cart_id: int, token: str) -> None:
+        """The cart stays; nothing of it has been removed.  Another's eviction is left alone."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_END_EVICTION, {"cart_id": cart_id, "token": token})
+
+    async def evicting(self) -> dict[int, str]:
+        """The carts whose eviction has begun, and the tokens of these evictions."""
+        return {row.id: row.evicting for row in await self._database.rows(_EVICTING)}
+
+    async def mark_deleted(self, cart_id: int, now: float) -> bool:
+        """Whether it was there to be deleted.  Nobody finds or holds it any longer.
+
+        What it takes of the volume counts as before, until it has been removed.
+        """
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await forget_unsynced(transaction, cart_id)
+            return bool(
+                await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
+            )
+
+    async def record_removed(self, cart_id: int, now: float) -> int:
+        """A deleted cart has gone from the volume; how many bytes are free now, the first time.
+
+        What it owned and others share is theirs.
+        """
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
+            if not owned:
+                return 0
+            passed_on = await pass_on(transaction, cart_id)
+            await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
+            await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
+        return int(owned[0][0]) - passed_on
+
+    async def leaving(self) -> set[int]:
+        """The deleted carts that nobody has removed from the volume yet."""
+        return {row.id for row in await self._database.rows(_LEAVING_IDS)}

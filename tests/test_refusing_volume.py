@@ -1,0 +1,177 @@
+"""A volume on a real file system that refuses to remove files: no cart is lost to its evictor.
+
+The file system is an ext4 of its own, on a loop device; that, and the flags of files, need root.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.cartd_beside import assert_no_surprise
+from tests.faulty_archive import FaultyArchive
+from tests.running_cartd import RunningCartd, running_cartd, wait_for
+
+pytest_plugins = ("tests.archive_fixture",)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ext4 and loop devices")
+
+KB = 1000
+CARTS = [f"cart-{number}" for number in range(8)]
+SIZE = 100 * KB
+
+
+def run(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+class Ext4:
+    """A file system of 16 MiB, mounted at ``mounted``."""
+
+    def __init__(self, mounted: Path) -> None:
+        self.mounted = mounted
+
+    def breaks(self) -> None:
+        """The kernel finds an error in it, and lets nobody write any more."""
+        device = Path(run("findmnt", "--noheadings", "--output", "SOURCE", self.mounted))
+        Path("/sys/fs/ext4", device.name, "trigger_fs_error").write_text("1")
+
+    def flag(self, change: str, *paths: Path) -> None:
+        run("chattr", "-R", change, *paths)
+
+
+@contextmanager
+def ext4(image: Path, mounted: Path) -> Iterator[Ext4]:
+    with image.open("wb") as file:
+        file.truncate(16 * 2**20)
+    run("mkfs.ext4", "-q", image)
+    mounted.mkdir()
+    run("mount", "-o", "loop,errors=remount-ro", image, mounted)
+    try:
+        yield Ext4(mounted)
+    finally:
+        subprocess.run(["chattr", "-R", "-f", "-ia", mounted], check=False)
+        run("umount", mounted)
+
+
+def ini(quota: int, reserve: int = 0) -> str:
+    return f"[cartd]\nvolume_quota = {quota}\nvolume_reserve = {reserve}\nlru_interval = 0.1\n"
+
+
+@contextmanager
+def site_with_carts(archive: FaultyArchive, directory: Path) -> Iterator[tuple[RunningCartd, Ext4]]:
+    """The service, with eight ready carts, which fill their quota."""
+    beside = running_cartd(
+        directory / "cartd", archive=url_of(archive), ini=ini(8 * SIZE), started=False
+    )
+    with beside as cartd, ext4(directory / "image", cartd.volume) as disk:
+        try:
+            cartd.start()
+            for uid in CARTS:
+                stage(cartd, archive, uid, SIZE)
+            yield cartd, disk
+            assert_no_surprise(cartd.log)
+        finally:
+            cartd.terminate()
+
+
+def restart(cartd: RunningCartd, quota: int, reserve: int = 0) -> None:
+    assert cartd.terminate() == 0
+    cartd.configure(ini(quota, reserve))
+    cartd.start()
+
+
+def ready(cartd: RunningCartd) -> list[str]:
+    """The uids of the carts that are sent, right ones."""
+    answer = [uid for uid in CARTS if cartd.request("HEAD", f"/{uid}").status == 204]
+    for uid in answer:
+        assert cartd.download(uid) == {"dir/file-0": content(f"{uid}-0", SIZE)}
+    return answer
+
+
+def lines(cartd: RunningCartd, *having: str) -> int:
+    """How many lines of the log have all of these."""
+    return sum(all(text in line for text in having) for line in cartd.log.splitlines())
+
+
+REFUSED = "The volume cannot be freed: "
+READ_ONLY = REFUSED + "Read-only file system"
+
+
+@in_a_thread
+def test_a_file_system_that_has_become_read_only_costs_no_ready_cart(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        disk.breaks()
+        for number in range(4):
+            uid = f"new-{number}"
+            assert cartd.post(uid, manifest_of(archive, uid, SIZE)).status == 201
+            assert cartd.wait_until(uid, "error") == READ_ONLY
+        assert ready(cartd) == CARTS
+        assert lines(cartd, REFUSED, "ready stay") == 1
+        # What a client deletes is gone for clients, and stays on the volume.
+        assert cartd.delete(CARTS[0]).status == 200
+        assert ready(cartd) == CARTS[1:]
+        assert (cartd.volume / "1").exists()
+        purged = cartd.run("cartd-cmd", "purge", "--time-ago", "0 days ago", check=False)
+        assert purged.returncode == 1
+        assert len(purged.stderr.splitlines()) == 1
+        assert ready(cartd) == CARTS[1:]
+        assert lines(cartd, "cannot be removed") <= 2
+
+
+@in_a_thread
+def test_a_disk_that_others_fill_before_it_breaks_costs_no_ready_cart(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    """Nobody posts: it is the reserve that cannot be kept."""
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        restart(cartd, 8 * SIZE, reserve=8 * 2**20)
+        cartd.send(signal.SIGSTOP)
+        (cartd.volume / "theirs").write_bytes(bytes(6 * 2**20))
+        disk.breaks()
+        cartd.send(signal.SIGCONT)
+        wait_for(lambda: lines(cartd, READ_ONLY) == 1)
+        assert ready(cartd) == CARTS
+
+
+@pytest.mark.parametrize("flag", ["+i", "+a"])
+@in_a_thread
+def test_files_that_nobody_may_remove_cost_no_ready_cart(
+    archive: FaultyArchive, tmp_path: Path, flag: str
+) -> None:
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        carts = [cartd.volume / str(number) / uid for number, uid in enumerate(CARTS, 1)]
+        disk.flag(flag, *carts)
+        restart(cartd, 7 * SIZE)
+        wait_for(lambda: lines(cartd, REFUSED + "Operation not permitted") == 1)
+        assert ready(cartd) == CARTS
+        purged = cartd.run("cartd-cmd", "purge", "--time-ago", "0 days ago", check=False)
+        assert purged.returncode == 1
+        assert "Operation not permitted" in purged.stderr
+        assert len(purged.stdout.splitlines()) == 3
+        assert ready(cartd) == CARTS
+        disk.flag(f"-{flag[1]}", *carts)
+        wait_for(lambda: lines(cartd, "The volume can be freed again") == 1)
+        assert len(ready(cartd)) == 7  # one was too many
+        stage(cartd, archive, "new", SIZE)
+
+
+@in_a_thread
+def test_one_cart_that_nobody_may_remove_stays_and_another_goes(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        disk.flag("+i", cartd.volume / "1" / CARTS[0])
+        for number in range(3):
+            stage(cartd, archive, f"new-{number}", SIZE)
+        assert ready(cartd) == [CARTS[0], *CARTS[4:]]
+        assert lines(cartd, REFUSED) == 0
+        assert lines(cartd, "Cart 1 ", "cannot be removed: Operation not permitted") == 1
