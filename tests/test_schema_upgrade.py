@@ -22,6 +22,7 @@ from cartd.store import (
 from tests.databases import the_reactor
 from tests.pacifica_schema import VERSIONS, add_cart, begin, insert, make_tables
 from tests.schema_content import as_it_is, differences
+from tests.stored_carts import SHA1, claimed, found, posted
 
 pytest_plugins = ("tests.database_fixtures",)
 
@@ -242,6 +243,38 @@ class TestUpgrading:
         assert {cart.files_staged for cart in carts} == {1}
         assert [only.path for only in last] == ["p"]
 
+    @pytest_twisted.ensureDeferred
+    async def test_ids_go_beyond_32_bits(self, empty_database: str, version: str) -> None:
+        with begin(empty_database) as connection:
+            make_tables(connection, version)
+            fill_with_carts(connection, version)
+        sync(empty_database)
+        await assert_ids_go_beyond_32_bits(empty_database)
+
+    @pytest_twisted.ensureDeferred
+    async def test_ids_of_a_new_database_go_beyond_32_bits(self, empty_database: str) -> None:
+        sync(empty_database)
+        await assert_ids_go_beyond_32_bits(empty_database)
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_id_of_a_cart_whose_row_has_gone_is_never_used_again(
+        self, empty_database: str, version: str
+    ) -> None:
+        with begin(empty_database) as connection:
+            make_tables(connection, version)
+            fill_with_carts(connection, version)
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT setval('cart_id_seq', 8)"))
+        sync(empty_database)
+        store = Store(empty_database, the_reactor())
+        for _ in range(2):
+            newest = await posted(store, "new")
+            with begin(empty_database) as connection:
+                connection.execute(text("DELETE FROM file WHERE cart_id >= 8"))
+                connection.execute(text("DELETE FROM cart WHERE id >= 8"))
+        await store.close()
+        assert newest.id == 10
+
     @pytest.mark.parametrize("obstacle", ["file_cart_id_position", "cart_living"])
     def test_an_upgrade_that_fails_half_way_leaves_everything_as_it_was(
         self, empty_database: str, version: str, obstacle: str
@@ -259,6 +292,28 @@ class TestUpgrading:
             connection.execute(text(f"DROP TABLE {obstacle}"))
         assert sync(empty_database).current
         assert differences(empty_database) == []
+
+
+async def assert_ids_go_beyond_32_bits(url: str) -> None:
+    last = 2**31 - 1
+    with begin(url) as connection:
+        if connection.dialect.name == "postgresql":
+            for table in ("cart", "file", "unsynced"):
+                connection.execute(text(f"SELECT setval('{table}_id_seq', {last})"))
+        else:
+            connection.execute(text("DELETE FROM sqlite_sequence"))
+            for table in ("cart", "unsynced"):
+                insert(connection, "sqlite_sequence", name=table, seq=last)
+    store = Store(url, the_reactor())
+    cart = await claimed(store, "far", 2)
+    assert cart.id > last
+    await store.record_states(cart.id, "me", [(0, 1, 1), (1, 1, 1)])
+    await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
+    twin = await claimed(store, "twin", 2)
+    [first, _] = await store.twins(twin.id, range(2))
+    assert not await store.record_linked(twin.id, "me", [first])
+    assert (await found(store, twin)).bytes_linked == 1
+    await store.close()
 
 
 def fill_with_carts(connection: Connection, version: str) -> None:

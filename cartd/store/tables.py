@@ -25,6 +25,10 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+ID = BigInteger().with_variant(Integer, "sqlite")
+"""Rows are numbered for years at thousands a second.  SQLite's integers have 64 bits as they are,
+and only one that is called so is a primary key that it fills in."""
+
 cartsystem = Table(
     "cartsystem",
     metadata,
@@ -41,7 +45,7 @@ cartsystem = Table(
 cart = Table(
     "cart",
     metadata,
-    Column("id", Integer, primary_key=True, comment="Also names its directory on the volume"),
+    Column("id", ID, primary_key=True, comment="Also names its directory on the volume"),
     Column("cart_uid", String(255), nullable=False, comment="The name that its client gave it"),
     Column(
         "bundle",
@@ -131,6 +135,8 @@ cart = Table(
     Column("lease_holder", Text, comment="Which process stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time from which another may take it over"),
     comment="One posted manifest under one uid",
+    # A directory on the volume has the id of its cart: no other cart may ever get it.
+    sqlite_autoincrement=True,
 )
 # The newest cart of a uid is the last entry of a range of this index.
 Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
@@ -151,8 +157,8 @@ Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVIN
 file = Table(
     "file",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("cart_id", Integer, ForeignKey("cart.id"), nullable=False, comment="Its cart"),
+    Column("id", ID, primary_key=True),
+    Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Its cart"),
     Column("file_name", Text, nullable=False, comment="Its id in the archive"),
     Column("bundle_path", Text, nullable=False, comment="Its path within the cart"),
     Column("hash_type", String(255), nullable=False, comment="A name that hashlib knows"),
@@ -164,7 +170,7 @@ file = Table(
     Column("mtime", BigInteger, comment="Unix time of its last change, as the archive told"),
     Column(
         "linked_to",
-        Integer,
+        ID,
         comment="The file whose bytes it shares by a hard link; null if it owns its own",
     ),
     comment="One entry of a cart's manifest",
@@ -188,8 +194,8 @@ page_cache = Table(
 unsynced = Table(
     "unsynced",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("cart_id", Integer, ForeignKey("cart.id"), nullable=False, comment="Whose files"),
+    Column("id", ID, primary_key=True),
+    Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Whose files"),
     Column("positions", Text, nullable=False, comment="Their places, as a JSON array"),
     Column("holder", Text, nullable=False, comment="Which process has staged them"),
     Column(

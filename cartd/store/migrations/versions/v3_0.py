@@ -15,6 +15,7 @@ revision = "3.0"
 down_revision = "2.0"
 
 BATCH = 1000
+ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 MANIFEST_LOST = "The manifest was lost with the old queue; post it again"
 # Paths with an empty or "." component, which name the same file as the path without it.
 UNTIDY = ("%//%", "./%", "%/./%", "%/.", "%/")
@@ -51,6 +52,7 @@ cartsystem = sa.table("cartsystem", sa.column("part", sa.String), sa.column("val
 
 def upgrade() -> None:
     op.drop_table("carttasks")
+    _widen_ids()
     _add_columns()
     _dates_to_utc()
     _fill_files()
@@ -64,6 +66,18 @@ def upgrade() -> None:
     # Pacifica's own programs look here, and refuse a database of a version they do not know.
     op.execute(cartsystem.delete())
     op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
+
+
+def _widen_ids() -> None:
+    """PostgreSQL writes both tables anew, once each; the sequences have a limit of their own."""
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    op.execute("ALTER TABLE cart ALTER COLUMN id TYPE bigint")
+    op.execute("ALTER TABLE file ALTER COLUMN id TYPE bigint, ALTER COLUMN cart_id TYPE bigint")
+    for table in ("cart", "file"):
+        named = sa.text(f"SELECT pg_get_serial_sequence('{table}', 'id')")
+        if sequence := op.get_bind().scalar(named):
+            op.execute(f"ALTER SEQUENCE {sequence} AS bigint")
 
 
 def _add_columns() -> None:
@@ -105,7 +119,7 @@ def _add_columns() -> None:
     op.add_column("file", sa.Column("position", sa.Integer))
     op.add_column("file", sa.Column("size", sa.BigInteger))
     op.add_column("file", sa.Column("mtime", sa.BigInteger))
-    op.add_column("file", sa.Column("linked_to", sa.Integer))
+    op.add_column("file", sa.Column("linked_to", ID))
 
 
 def _dates_to_utc() -> None:
@@ -223,7 +237,9 @@ def _count_files() -> None:
 
 
 def _hold_to_rules() -> None:
-    with op.batch_alter_table("cart") as batch:
+    # No id of a cart is ever used again, on SQLite neither: it names a directory on the volume.
+    kept_ids = {"sqlite_autoincrement": True}
+    with op.batch_alter_table("cart", table_kwargs=kept_ids) as batch:
         batch.drop_column("bundle_path")
         batch.alter_column(
             "bundle",
@@ -256,8 +272,8 @@ def _hold_to_rules() -> None:
 def _create_unsynced() -> None:
     op.create_table(
         "unsynced",
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("cart_id", sa.Integer, sa.ForeignKey("cart.id"), nullable=False),
+        sa.Column("id", ID, primary_key=True),
+        sa.Column("cart_id", ID, sa.ForeignKey("cart.id"), nullable=False),
         sa.Column("positions", sa.Text, nullable=False),
         sa.Column("holder", sa.Text, nullable=False),
         sa.Column("lease_until", sa.Double, nullable=False),
