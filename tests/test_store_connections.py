@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
+from cartd.model import EVERYBODY, Asker
 from cartd.store import Store, engines, postgresql, sync
 from cartd.store.alchimia_compat import driver_connection
 from cartd.store.batches import BATCH
@@ -114,6 +115,24 @@ class TestConnections:
         assert await gathered([live(number) for number in range(40)]) == [20] * 40
         await other.close()
         assert await store.usage() == (800, 0)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_manifest_that_is_posted_to_two_nodes_at_once_is_one_cart(
+        self, store: Store, database: str
+    ) -> None:
+        other = Store(database, the_reactor())
+
+        async def post(node: Store, uid: str, owner: str | None) -> tuple[int, bool]:
+            asker = EVERYBODY if owner is None else Asker(owner, sees_all=False)
+            cart, new = await node.post(uid, manifest(50), bundle=False, now=10, asker=asker)
+            return cart.id, new
+
+        for number in range(20):
+            owner = None if number % 2 else "somebody"
+            both = await gathered([post(node, f"u{number}", owner) for node in (store, other)])
+            assert both[0][0] == both[1][0]
+            assert sorted(new for _, new in both) == [False, True]
+        await other.close()
 
     @pytest_twisted.ensureDeferred
     async def test_closing_ends_all_threads_and_lets_what_runs_finish(self, database: str) -> None:

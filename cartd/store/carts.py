@@ -114,6 +114,8 @@ class Carts:
         :raises TooMany: a new one would go over ``limits``, which are for what ``asker`` owns.
         """
         async with self._database.transaction() as transaction:
+            # Of two nodes that get the same manifest at once, one finds the cart of the other.
+            await transaction.take_turn_of(f"carts of {uid} of {asker.owner or ''}")
             newest = await newest_in(transaction, asker, uid)
             if newest and newest.owner == asker.owner and _answers(newest, manifest):
                 # Always another date: who has seen the last one must not evict it any more.
