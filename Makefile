@@ -39,6 +39,7 @@ run: $(READY)
 	@BIN=$(BIN) demo/demo --keep
 
 test: $(READY)
+	@demo/tools busybox unar php perl pax cpio 7zz
 	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
 	@demo/tools nginx squid varnishd haproxy
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -440,6 +441,43 @@ def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> No
     assert bundle.length == 10_240
     with pytest.raises(ValueError, match="no bytes"):
         bundle.segments(start, stop)
+
+
+def sparse_tar(path: Path, members: list[Member]) -> None:
+    """The whole tar, but for the contents of its files."""
+    bundle = lay_out(members, top="b")
+    with path.open("wb") as file:
+        for piece in bundle.segments(0, bundle.length):
+            if isinstance(piece, Literal):
+                file.write(piece.data)
+            else:
+                file.seek(piece.length, os.SEEK_CUR)
+        file.truncate(bundle.length)
+
+
+LISTING = {
+    "tar": ("tar", "-tvf"),
+    "bsdtar": ("bsdtar", "-tvf"),
+    "busybox": ("busybox", "tar", "-tvf"),
+    "lsar": ("lsar", "-l"),
+    "7zz": ("7zz", "l", "-ba"),
+    "pax": ("pax", "-v", "-f"),
+}
+
+
+@pytest.mark.parametrize("tool", LISTING)
+def test_readers_find_the_member_behind_one_of_more_than_8_gib(tool: str, tmp_path: Path) -> None:
+    # The pax of Debian knows no base 256, as GNU cpio, which reads the whole file in any case.
+    sizes = [9 * 2**30] if tool == "pax" else [9 * 2**30, 65 * 2**30]
+    members = [member(f"large-{number}", size) for number, size in enumerate(sizes)]
+    path = tmp_path / "large.tar"
+    sparse_tar(path, [*members, member("tail", 5)])
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run([*LISTING[tool], path], env=env, capture_output=True, check=True)
+    listed = done.stdout.decode()
+    assert "b/tail" in listed
+    for each in members:
+        assert re.search(rf"\b{each.size}\b.*b/{each.path}", listed)
 
 
 BAD_PATHS = {
