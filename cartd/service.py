@@ -79,7 +79,14 @@ class Cartd(Service):
         rest = Rest(
             self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered
         )
-        self._site = LimitedSite(rest.app.resource(), reactor, _limits(config), guard)
+        self._site = LimitedSite(
+            rest.app.resource(),
+            reactor,
+            _limits(config),
+            guard,
+            hosts=config.hosts,
+            origins=config.origins,
+        )
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
             for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)

@@ -86,7 +86,7 @@ class Client:
         self, method: str, target: str, body: bytes = b"", *, pause: bool = False, **headers: str
     ) -> Exchange:
         """Send a request, ``target`` as it is; ``if_range=`` is ``If-Range:``."""
-        fields = {"Host": "archive", "Connection": "close"}
+        fields = {"Host": "localhost", "Connection": "close"}
         if body and "transfer_encoding" not in headers:
             fields["Content-Length"] = str(len(body))
         fields |= {name.replace("_", "-").title(): value for name, value in headers.items()}

@@ -175,7 +175,8 @@ def test_the_body_of_a_stranger_is_refused_at_the_head(
     headers = [] if authorization is None else [f"Authorization: {authorization}{first[:4]}"]
     with wire(guarded.site.port) as connection:
         if first == "in chunks":
-            lines = ["POST /u HTTP/1.1", "Transfer-Encoding: chunked", *headers, "", "4\r\n"]
+            host = "Host: localhost"
+            lines = ["POST /u HTTP/1.1", host, "Transfer-Encoding: chunked", *headers, "", "4\r\n"]
             connection.send("\r\n".join(lines).encode())
         else:
             more = ["Expect: 100-continue"] if first == "it asks first" else []

@@ -136,7 +136,10 @@ def test_a_body_in_chunks_and_in_single_bytes_is_read(site: CartSite) -> None:
 def test_the_body_of_a_request_that_needs_none_is_read_past(site: CartSite) -> None:
     with wire(site.port) as connection:
         for method in (b"GET", b"DELETE"):
-            connection.send(method + b" /nobody HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET / HTT")
+            connection.send(
+                method
+                + b" /nobody HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nGET / HTT"
+            )
             assert connection.answer().status == 404
 
 

@@ -60,13 +60,13 @@ def refuse(connection: Wire, status: int, request: bytes) -> None:
 
 REFUSED = [
     (400, b"no HTTP\r\n\r\n"),
-    (400, b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"),
-    (400, b"GET x HTTP/1.1\r\n\r\n"),
-    (400, b"GET /%ff HTTP/1.1\r\n\r\n"),
-    (400, b"GET /.hidden HTTP/1.1\r\n\r\n"),
-    (400, b"POST /x HTTP/1.1\r\nContent-Length: 1\r\n\r\n{"),
-    (405, b"PUT /x HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
-    (413, b"POST /x HTTP/1.1\r\nContent-Length: 10000\r\n\r\n"),
+    (400, b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"),
+    (400, b"GET x HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    (400, b"GET /%ff HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    (400, b"GET /.hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    (400, b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n{"),
+    (405, b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"),
+    (413, b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n"),
 ]
 
 
@@ -92,13 +92,17 @@ def test_unknown_carts_are_a_jail_of_their_own(site: CartSite, tmp_path: Path) -
 
 
 FORGING = [
-    b"GET /%0a" + ENCODED + b" HTTP/1.1\r\n\r\n",
-    b"GET /" + ENCODED + b" HTTP/1.1\r\n\r\n",
-    b'GET /"%20' + ENCODED + b" HTTP/1.1\r\n\r\n",
-    b"GET /x?filename=%0a" + ENCODED + b" HTTP/1.1\r\n\r\n",
-    b"GET /.x HTTP/1.1\r\nUser-Agent: " + LINE + b"\r\nReferer: " + LINE + b"\r\n\r\n",
-    b"GET /.x HTTP/1.1\r\nUser-Agent: \x0b\x85" + LINE + b"\r\n\r\n",
-    b"GET /.x HTTP/1.1\r\nX-Forwarded-For: 198.51.100.9\r\n"
+    b"GET /%0a" + ENCODED + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /" + ENCODED + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b'GET /"%20' + ENCODED + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /x?filename=%0a" + ENCODED + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nHost: localhost\r\nUser-Agent: "
+    + LINE
+    + b"\r\nReferer: "
+    + LINE
+    + b"\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nHost: localhost\r\nUser-Agent: \x0b\x85" + LINE + b"\r\n\r\n",
+    b"GET /.x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.9\r\n"
     b"Forwarded: for=198.51.100.9\r\nX-Real-IP: 198.51.100.9\r\n\r\n",
 ]
 
@@ -128,7 +132,11 @@ def test_no_line_is_so_long_that_the_journal_would_break_it(site: CartSite) -> N
     begin = len(log_of(site))
     agent = b"\xff" * 15_000
     with wire(site.port) as connection:
-        refuse(connection, 404, b"GET /x HTTP/1.1\r\nUser-Agent: " + agent + b"\r\n\r\n")
+        refuse(
+            connection,
+            404,
+            b"GET /x HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + agent + b"\r\n\r\n",
+        )
     log = log_of(site)[begin:]
     assert b'"GET /x HTTP/1.1" 404 ' in log
     assert max(map(len, log.split(b"\n"))) < 48 * 1024

@@ -44,7 +44,8 @@ def test_the_root_can_be_neither_posted_nor_deleted(site: CartSite) -> None:
 
 
 ONE_CART = ["/my-cart", "/my-cart/", "//my-cart", "/my%2Dcart", "/%6d%79-cart", "/my-cart?",
-            "/my-cart?unknown=1", "http://example.org/my-cart", "HTTPS://x:99/my-cart"]  # fmt: skip
+            "/my-cart?unknown=1", "http://localhost/my-cart",
+            "HTTPS://[::1]:99/my-cart"]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ONE_CART)
@@ -53,7 +54,7 @@ def test_a_cart_is_found_however_its_url_is_written(site: CartSite, target: str)
     assert (answer.status, answer.headers["x-pacifica-status"]) == (204, "ready")
 
 
-@pytest.mark.parametrize("target", ["http://example.org", "http://example.org/", "//"])
+@pytest.mark.parametrize("target", ["http://127.0.0.1", "http://LOCALHOST./", "//"])
 def test_the_root_is_found_however_its_url_is_written(site: CartSite, target: str) -> None:
     assert ask(site.port, f"GET {target}".encode() + END).json == UP
 
@@ -88,19 +89,7 @@ def test_a_path_that_is_not_utf8_is_refused(site: CartSite, target: str) -> None
     assert (head.status, head.headers["content-type"]) == (400, "application/json")
 
 
-HOSTS = {
-    "none": b"", "empty": b"Host: \r\n", "not UTF-8": b"Host: \xff\xfe\r\n",
-    "an over-long label": b"Host: " + b"a" * 64 + b".org\r\n", "dots": b"Host: a..b\r\n",
-    "a path": b"Host: ../../etc\r\n", "two": b"Host: a\r\nHost: b\r\n",
-    "a port that is none": b"Host: x:port\r\n", "IPv6": b"Host: [::1]:80\r\n",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
-def test_the_host_does_not_matter(site: CartSite, host: bytes) -> None:
-    assert ask(site.port, b"GET / HTTP/1.1\r\n" + host + b"\r\n").json == UP
-
-
+POST = b"POST /u HTTP/1.1\r\nHost: localhost\r\n"
 NOISE = {
     "a word": b"GARBAGE\r\n\r\n",
     "a TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
@@ -114,13 +103,13 @@ NOISE = {
     "a header that is none": b"GET / HTTP/1.1\r\nnonsense\r\n\r\n",
     "a header with a space in its name": b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
     "a header with a NUL": b"GET / HTTP/1.1\r\nX: \0\r\n\r\n",
-    "a length that is none": b"POST /u HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-    "a length below zero": b"POST /u HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-    "a length of 5,000 digits": b"POST /u HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
-    "two lengths": b"POST /u HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
-    "a length and chunks": b"POST /u HTTP/1.1\r\nContent-Length: 5\r\n"
+    "a length that is none": POST + b"Content-Length: x\r\n\r\n",
+    "a length below zero": POST + b"Content-Length: -1\r\n\r\n",
+    "a length of 5,000 digits": POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+    "a length and chunks": POST + b"Content-Length: 5\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a chunk that is none": b"POST /u HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "a chunk that is none": POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
 }
 
 

@@ -45,7 +45,9 @@ def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(behind: TlsSit
 
 def test_a_body_over_the_limit_is_refused_and_the_connection_ended(behind: TlsSite) -> None:
     with behind.wire() as connection:
-        connection.send(b"POST /u HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\n")
+        connection.send(
+            b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
+        )
         message = "The body is over 256000000 bytes (server.max_manifest)"
         assert_is_error(connection.answer(), 413, message, "server.max_manifest")
 

@@ -71,10 +71,11 @@ def tls_site(directory: Path, authority: trustme.CA) -> Iterator[TlsSite]:
         f"ssl:{secure}:interface=127.0.0.1:privateKey={pem}",
     ]
     options = [option for endpoint in endpoints for option in ("--endpoint", endpoint)]
+    ini = f"[server]\nhosts = {NAME}\n"
     with (
         served_directory(directory) as archive,
         running_cartd(
-            directory / "cartd", archive=archive.url, options=options, port=plain
+            directory / "cartd", archive=archive.url, options=options, ini=ini, port=plain
         ) as cartd,
     ):
         yield TlsSite(CartSite(directory, cartd, archive), secure, roots)

@@ -18,7 +18,8 @@ def warnings(
     if exposed and not guarded:
         yield (
             f"Whoever reaches {_spelt(exposed)} may post, download and delete every cart:"
-            " [auth] in the configuration is off (docs/authentication.md)"
+            " [auth] in the configuration is off (docs/authentication.md); who asks by a name that"
+            " is not in [server] hosts is answered with 421"
         )
     plain = [
         (endpoint, address)

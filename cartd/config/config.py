@@ -29,6 +29,8 @@ class Config:
     address: str
     endpoints: tuple[str, ...]
     """In place of port and address, if there are any."""
+    hosts: tuple[str, ...]
+    origins: tuple[str, ...]
     shutdown_grace: float
     max_manifest: int
     max_entries: int

@@ -54,6 +54,27 @@ SETTINGS = (
         several=True,
     ),
     Setting(
+        "hosts",
+        "server",
+        "hosts",
+        "none",
+        values.hosts,
+        "host names",
+        "Names by which clients may ask where [auth] is off, with white space or commas between"
+        " them; * is any.",
+        "CARTD_HOSTS",
+    ),
+    Setting(
+        "origins",
+        "server",
+        "origins",
+        "none",
+        values.origins,
+        "origins",
+        "Other sites whose pages may use the service, as https://portal.example.org, with white"
+        " space or commas between them.",
+    ),
+    Setting(
         "shutdown_grace",
         "server",
         "shutdown_grace",

@@ -162,13 +162,39 @@ def header_name(value: str) -> str:
 
 def networks(value: str) -> tuple[Network, ...]:
     """Addresses and networks (CIDR), with white space or commas between them."""
-    words = [word for word in re.split(r"[\s,]+", value) if word.lower() not in ("", "none")]
     try:
-        return tuple(UNIX if word == UNIX else ip_network(word) for word in words)
+        return tuple(UNIX if word == UNIX else ip_network(word) for word in _words(value))
     except ValueError as error:
         raise ValueError(
             f"{error}; it takes addresses, networks such as 10.0.0.0/8, or {UNIX}"
         ) from None
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    """Names without ports, in small letters, or ``*``."""
+    names = _words(value.lower())
+    for name in names:
+        if not re.fullmatch(r"\*|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?", name):
+            raise ValueError(f"{name!r} is not the name of a host, without a port")
+    return names
+
+
+def origins(value: str) -> tuple[str, ...]:
+    """As browsers send them (RFC 6454, section 6.2): no path, and no port that is the scheme's."""
+    return tuple(_origin(word) for word in _words(value.lower()))
+
+
+def _origin(word: str) -> str:
+    found = re.fullmatch(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", word)
+    if found is None:
+        raise ValueError(f"{word!r} is not an origin, as https://portal.example.org")
+    scheme, host, port = found.groups()
+    usual = port is None or int(port) == {"http": 80, "https": 443}[scheme]
+    return f"{scheme}://{host}" if usual else f"{scheme}://{host}:{int(port)}"
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split(r"[\s,]+", value) if word.lower() not in ("", "none"))
 
 
 def archive_url(value: str) -> str:

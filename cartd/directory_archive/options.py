@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from twisted.python import usage
 
+from cartd.config import values
+
 
 class Options(usage.Options):
     """A bad option ends twistd with one line and exit status 1."""
@@ -26,6 +28,25 @@ class Options(usage.Options):
         ["fail-rate", None, "0", "Share of requests that go wrong, from 0 to 1."],
         ["fail-seed", None, None, "A whole number; the same one fails in the same order."],
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["host"] = ()
+        self["origin"] = ()
+
+    def opt_host(self, names: str) -> None:
+        """A name, beside its addresses and localhost, by which it may be asked; again for more."""
+        self._add("host", values.hosts, names)
+
+    def opt_origin(self, origins: str) -> None:
+        """Another site whose pages may change files, as https://portal.example.org."""
+        self._add("origin", values.origins, origins)
+
+    def _add(self, key: str, parse: Callable[[str], tuple[str, ...]], text: str) -> None:
+        try:
+            self[key] += parse(text)
+        except ValueError as error:
+            raise usage.UsageError(f"--{key}: {error}") from None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         try:

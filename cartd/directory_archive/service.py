@@ -38,7 +38,9 @@ class DirectoryArchive(Service):
         tape = None if delay is None else TapeLibrary(clock, delay, options["tape-rate"])
         misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
         interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
-        self._site = ArchiveSite(interface.app.resource(), self._directory)
+        self._site = ArchiveSite(
+            interface.app.resource(), self._directory, options["host"], options["origin"]
+        )
         self.port: IListeningPort | None = None
         """Where it listens, once it does."""
 

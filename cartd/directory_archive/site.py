@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from typing import IO
 
@@ -22,10 +22,23 @@ IN_MEMORY = 100_000
 class ArchiveSite(Site):
     """Keeps bodies on the archive's own file system, never in ``/tmp``, and logs no request."""
 
-    def __init__(self, routes: IResource, directory: Directory) -> None:
-        super().__init__(
-            TextPaths(routes, Rules(_methods, METHODS)), requestFactory=UncachedRequest
+    def __init__(
+        self,
+        routes: IResource,
+        directory: Directory,
+        hosts: Collection[str],
+        origins: Collection[str],
+    ) -> None:
+        """``hosts`` are names by which it may be asked; pages of ``origins`` may change files."""
+        rules = Rules(
+            _methods,
+            METHODS,
+            hosts=hosts,
+            hosts_setting="its option --host",
+            origins=origins,
+            origins_setting="its option --origin",
         )
+        super().__init__(TextPaths(routes, rules), requestFactory=UncachedRequest)
         self._directory = directory
 
     def getContentFile(self, length: int | None) -> IO[bytes]:

@@ -7,19 +7,17 @@ server must not send ``100 Continue`` where it can give the final answer already
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError, InvalidInput
+from cartd.server import cross_origin, hosts
 from cartd.server.limits import named
 
 OPTIONS = b"OPTIONS"
-_AUTHORITY = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
-"""A target may name the host, too (RFC 9112, section 3.2.2)."""
 _CODINGS = frozenset({b"", b"identity"})
 """The content codings in which a body is taken (RFC 9110, section 8.4)."""
 
@@ -58,6 +56,13 @@ class Rules:
     """Bytes; None: any number."""
     check_post: Callable[[Sequence[str]], object] | None = None
     """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
+    hosts: Collection[str] = ()
+    """The names by which it may be asked, beside its addresses and localhost."""
+    hosts_setting: str = ""
+    """Where they are set."""
+    origins: Collection[str] = ()
+    """Those whose pages may change something."""
+    origins_setting: str = ""
 
 
 def segments_of(target: bytes) -> list[bytes]:
@@ -66,7 +71,7 @@ def segments_of(target: bytes) -> list[bytes]:
     :raises InvalidInput: it is no path, or not text.
     """
     path = target.partition(b"?")[0]
-    if host := _AUTHORITY.match(path):
+    if host := hosts.AUTHORITY.match(path):
         path = path[host.end() :] or b"/"
     if not path.startswith(b"/"):
         raise InvalidInput("The path does not begin with /")
@@ -81,7 +86,7 @@ def segments_of(target: bytes) -> list[bytes]:
 def judge(head: Head, rules: Rules) -> Verdict | None:
     """The answer, if it can be given now; None if the request is to be read and served."""
     try:
-        return _framing(head) or _request(head, rules) or _body(head, rules)
+        return _framing(head) or _site(head, rules) or _request(head, rules) or _body(head, rules)
     except CartdError as error:
         return Verdict(error.code, str(error), error.limit)
 
@@ -94,6 +99,25 @@ def _framing(head: Head) -> Verdict | None:
         raise InvalidInput("HTTP/1.0 has no Transfer-Encoding")
     if any(coding.lower() != b"chunked" for coding in codings):
         return Verdict(501, "The only transfer coding that is known here is chunked")
+    return None
+
+
+def _site(head: Head, rules: Rules) -> Verdict | None:
+    """By which name it is asked, and for a page of which site."""
+    host = hosts.host_of(head.target, head.version, head.headers.getRawHeaders(b"host", []))
+    # Without a name it is no browser, which alone can be led here.
+    if host is not None and not hosts.is_known(host, rules.hosts):
+        return Verdict(
+            421,
+            f"This service does not know itself as {host.decode()}: without authentication it"
+            f" answers to its addresses, to localhost and to the names in {rules.hosts_setting}",
+        )
+    if cross_origin.is_forbidden(head.method, host, head.headers, rules.origins):
+        return Verdict(
+            403,
+            f"A page of another site may not change anything here, unless {rules.origins_setting}"
+            " names it; a proxy in front must pass the header Host on",
+        )
     return None
 
 

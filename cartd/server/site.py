@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -20,6 +21,7 @@ from cartd.server.channel import LimitedChannel
 from cartd.server.connections import Connections
 from cartd.server.guarded import Guarded
 from cartd.server.heads import Rules
+from cartd.server.hosts import ANY_HOST
 from cartd.server.limits import Limits, named
 from cartd.server.request import LimitedRequest
 from cartd.server.short_answers import refusal
@@ -39,10 +41,27 @@ class LimitedSite(Site):
     protocol: Any = LimitedChannel
 
     def __init__(
-        self, routes: IResource, reactor: Any, limits: Limits, guard: Guard | None = None
+        self,
+        routes: IResource,
+        reactor: Any,
+        limits: Limits,
+        guard: Guard | None = None,
+        *,
+        hosts: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
+        """``hosts`` are names by which everybody may ask who reaches the service; where a
+        ``guard`` asks for tokens, any name does.  Pages of ``origins`` may change something.
+        """
         rules = Rules(
-            targets.methods, targets.CART, limits.max_manifest, check_post=targets.check_post
+            targets.methods,
+            targets.CART,
+            limits.max_manifest,
+            targets.check_post,
+            hosts=frozenset(hosts) if guard is None else {ANY_HOST},
+            hosts_setting="[server] hosts",
+            origins=frozenset(origins),
+            origins_setting="[server] origins",
         )
         super().__init__(
             TextPaths(routes if guard is None else Guarded(routes, guard), rules),
