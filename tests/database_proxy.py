@@ -37,6 +37,12 @@ class DatabaseProxy:
         self._ends: set[socket.socket] = set()
         self.url = f"postgresql+psycopg://{user}@127.0.0.1:{self._port}/{name}?connect_timeout=2"
 
+    def behind(self, first: DatabaseProxy) -> str:
+        """The URL that names the way ``first`` before this one, as libpq has it."""
+        both = f"127.0.0.1:{first._port},127.0.0.1:{self._port}"
+        url = self.url.replace("+psycopg", "").replace(f"127.0.0.1:{self._port}", both)
+        return f"{url}&target_session_attrs=read-write"
+
     @classmethod
     @contextmanager
     def to(cls, url: str) -> Iterator[DatabaseProxy]:

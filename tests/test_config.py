@@ -477,6 +477,37 @@ def test_a_value_that_does_not_parse_is_refused_with_its_place(setting: Any) -> 
             assert refusal(options=options).startswith(f"--{setting.option}: ")
 
 
+@pytest.mark.parametrize(
+    ("written", "hosts", "ports"),
+    [
+        ("h1:1,h2:2/d?target_session_attrs=read-write", "h1,h2", "1,2"),
+        ("h1,h2:5433/d", "h1,h2", ",5433"),
+        ("h1,h2,h3/d", "h1,h2,h3", None),
+        ("[::1]:1,[fe80::2]/d?connect_timeout=2", "::1,fe80::2", "1,"),
+        ("%2FRun%2Fpg,h2/d", "/Run/pg,h2", None),
+    ],
+)
+def test_several_hosts_are_written_as_libpq_has_them(
+    written: str, hosts: str, ports: str | None
+) -> None:
+    url = make_url(sqlalchemy_url(f"postgresql://u:p%40ss@{written}"))
+    assert (url.username, url.password, url.host, url.database) == ("u", "p@ss", None, "d")
+    assert (url.query["host"], url.query.get("port")) == (hosts, ports)
+    assert all(f"{key}=" in written for key in set(url.query) - {"host", "port"})
+
+
+@pytest.mark.parametrize("hosts", ["h1:x,h2", "h1:99999,h2", "h1:,h2", "[::1,h2", "h1 ,h2"])
+def test_several_hosts_of_which_one_cannot_be_read_are_refused(hosts: str) -> None:
+    with pytest.raises(ValueError, match=r"not a URL|white space") as caught:
+        sqlalchemy_url(f"postgresql://u:secret@{hosts}/d")
+    assert "secret" not in str(caught.value)
+
+
+def test_hosts_are_named_in_one_place() -> None:
+    with pytest.raises(ValueError, match="both behind the user and in the query"):
+        sqlalchemy_url("postgresql://u@h1,h2/d?host=h3")
+
+
 def test_the_url_of_another_driver_is_refused_with_what_to_leave_out() -> None:
     with pytest.raises(ConfigError, match=r"leave out \+psycopg2") as caught:
         sqlalchemy_url("postgresql+psycopg2://u:secret@h/d")

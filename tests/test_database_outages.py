@@ -28,7 +28,7 @@ pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 
 SOON = {
     "cartd.store.unanswered.PATIENCE": 0.5,
-    "cartd.store.unanswered.ANSWER_WITHIN": 0.5,
+    "cartd.store.unanswered.GRACE": 0.5,
     "cartd.staging.stager.TAKE_UP_EVERY": 0.5,
 }
 INI = "[cartd]\nlru_interval = 0.5\n"
@@ -189,3 +189,28 @@ def test_a_question_that_takes_long_is_left_alone_while_the_database_answers_oth
         assert waiting.result().status == 201
         engine.dispose()
         assert "cannot be used" not in cartd.log
+
+
+@in_a_thread
+def test_of_several_hosts_the_one_that_is_asked_is_watched_whatever_the_others_do(
+    archive: FaultyArchive, proxy: DatabaseProxy, postgres: Postgres, tmp_path: Path
+) -> None:
+    with DatabaseProxy.to(postgres.url("synced")) as dead:
+        dead.close()
+        url = proxy.behind(dead)
+        started = impatient_cartd(tmp_path / "cartd", archive, url)
+        with started as cartd, ThreadPoolExecutor(1) as posting:
+            stage(cartd, archive, "mine", 1000)
+            dead.open()
+            dead.block()
+            engine = create_engine(proxy.url)
+            with engine.begin() as connection:
+                connection.execute(text("LOCK TABLE cart"))
+                opened = proxy.opened
+                waiting = posting.submit(cartd.post, "next", manifest_of(archive, "next", 10))
+                wait_for(lambda: proxy.opened >= opened + 3)
+            assert waiting.result().status == 201
+            engine.dispose()
+            assert dead.opened == 0
+            assert "cannot be used" not in cartd.log
+            cartd.run("cartd-cmd", "dbchk", "--equal")

@@ -9,7 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
-from cartd.store.unanswered import ANSWER_WITHIN, PATIENCE, Unanswered
+from cartd.store.unanswered import GRACE, PATIENCE, Unanswered
+
+TIMEOUT = 20.0
+ANSWER_WITHIN = TIMEOUT + GRACE
 
 
 class Asked:
@@ -19,14 +22,17 @@ class Asked:
         self.clock = Clock()
         self.connecting: list[Deferred[object]] = []
         self.broken: list[str] = []
-        self.unanswered = Unanswered(self.clock, self.connect)
+        self.servers: list[str] = []
+        """That of each of these connections."""
+        self.unanswered = Unanswered(self.clock, self.connect, TIMEOUT)
 
-    async def connect(self) -> object:
+    async def connect(self, server: str) -> object:
+        self.servers.append(server)
         self.connecting.append(Deferred())
         return await self.connecting[-1]
 
-    def question(self, name: str) -> Deferred[None]:
-        return self.unanswered.watch(Deferred(), lambda: self.broken.append(name))
+    def question(self, name: str, server: str = "only") -> Deferred[None]:
+        return self.unanswered.watch(Deferred(), lambda: self.broken.append(name), server)
 
 
 @pytest.fixture
@@ -73,6 +79,34 @@ def test_what_takes_long_is_broken_off_when_a_new_connection_is_not_answered(ask
     asked.clock.advance(PATIENCE)
     asked.clock.advance(ANSWER_WITHIN)
     assert asked.broken == ["first", "first"]
+
+
+def test_a_connection_that_times_out_by_itself_is_no_answer(asked: Asked) -> None:
+    asked.question("first")
+    asked.clock.advance(PATIENCE)
+    asked.clock.advance(TIMEOUT)
+    asked.connecting[0].errback(TimeoutError())
+    assert asked.broken == ["first"]
+
+
+def test_a_connection_may_take_as_long_as_its_own_time_out(asked: Asked) -> None:
+    asked.question("slow")
+    asked.clock.advance(PATIENCE)
+    asked.clock.advance(TIMEOUT)
+    asked.connecting[0].callback(None)
+    asked.clock.advance(GRACE)
+    assert asked.broken == []
+
+
+def test_the_very_server_is_asked_that_owes_the_answer(asked: Asked) -> None:
+    for name, server in (("a", "old"), ("b", "new"), ("c", "new")):
+        asked.question(name, server)
+    asked.clock.advance(PATIENCE)
+    asked.question("d", "idle")
+    assert sorted(asked.servers) == ["new", "old"]
+    asked.connecting[asked.servers.index("new")].callback(None)
+    asked.clock.advance(ANSWER_WITHIN)
+    assert asked.broken == ["a"]
 
 
 def test_the_stop_ends_the_asking_too(asked: Asked) -> None:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from cartd.config.tls_endpoint import parse_tls_endpoint
 
@@ -236,14 +236,29 @@ def sqlalchemy_url(value: str) -> str:
     authority = re.fullmatch(r"//([^/?]*)(.*)", rest, re.DOTALL)
     if authority is None:
         raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
-    _split(value)
     login, at, host = authority[1].rpartition("@")
-    if host.endswith(":"):
-        raise ValueError("is not a URL: there is no port behind the colon")
     if re.search(r"\s", host + authority[2]):
         raise ValueError("holds white space, which a URL writes %20")
+    hosts = [_host_and_port(one) for one in host.split(",")]
     login = re.sub(r"[@\s]", lambda found: quote(found[0]), login)
-    return f"{dialect}://{login}{at}{host}{_without_peewee(authority[2])}"
+    place = _without_peewee(authority[2])
+    if len(hosts) == 1:
+        return f"{dialect}://{login}{at}{host}{place}"
+    # As libpq writes several hosts; SQLAlchemy has them in the query.
+    if re.search(r"[?&](host|port)=", place):
+        raise ValueError("names hosts both behind the user and in the query")
+    names, ports = (",".join(column) for column in zip(*hosts, strict=True))
+    listed = urlencode({"host": names, "port": ports} if ports.strip(",") else {"host": names})
+    return f"{dialect}://{login}{at}{place}{'&' if '?' in place else '?'}{listed}"
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    """One host as it stands in a URL, without an address's brackets, and its port; or nothing."""
+    if text.endswith(":"):
+        raise ValueError("is not a URL: there is no port behind the colon")
+    port = _split(f"//{text}").port
+    name = re.sub(r":[0-9]*$", "", text) if port is not None else text
+    return unquote(name.strip("[]")), "" if port is None else str(port)
 
 
 def _unknown_database(kind: str) -> str:

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
+from cartd.store import postgresql
 from cartd.store.alchimia_compat import all_rows, driver_connection, wrap_engine
 from cartd.store.unanswered import Unanswered
 
@@ -68,7 +69,9 @@ class Connection:
         self._alchimia = alchimia
         self._worker = worker
         self._unanswered = unanswered
-        self._socket = _socket_of(driver_connection(alchimia))
+        driver = driver_connection(alchimia)
+        self._socket = _socket_of(driver)
+        self._server = None if self._socket is None else postgresql.server_of(driver)
 
     def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
         """alchimia's result of a statement that gives no rows: ``rowcount`` and such."""
@@ -106,7 +109,9 @@ class Connection:
         return self._worker.ended
 
     def _watched(self, answer: Deferred[T]) -> Deferred[T]:
-        return answer if self._socket is None else self._unanswered.watch(answer, self._break_off)
+        if self._socket is None:
+            return answer
+        return self._unanswered.watch(answer, self._break_off, self._server)
 
     def _break_off(self) -> None:
         assert self._socket is not None

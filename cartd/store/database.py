@@ -11,11 +11,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.errors import CartdError, DatabaseAway
+from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool
 from cartd.store.engines import parse, reading_engine, writing_engine
 from cartd.store.failures import explained, is_lost, with_the_file
 from cartd.store.outage_log import OutageLog
 from cartd.store.unanswered import Unanswered
+from cartd.threads import Apart
 
 READERS = 3
 CONNECTIONS = READERS + 2
@@ -80,13 +82,15 @@ class Database:
     def __init__(self, url: str, reactor: Any) -> None:
         self._url = parse(url)
         self._outage = OutageLog(reactor)
-        self._unanswered = Unanswered(reactor, self._answer)
-        self._readers = Pool(reactor, reading_engine(url), READERS, self._unanswered)
         engine = writing_engine(url)
         self._dialect = engine.dialect.name
+        self._knocking = Apart(reactor)
+        self._engine = engine
+        is_remote = self._dialect == "postgresql"
+        timeout = postgresql.connect_timeout(engine) if is_remote else 0
+        self._unanswered = Unanswered(reactor, self._knock, timeout)
+        self._readers = Pool(reactor, reading_engine(url), READERS, self._unanswered)
         self._writer = Pool(reactor, engine, 1, self._unanswered)
-        self._newcomers = Pool(reactor, reading_engine(url), 1, self._unanswered)
-        """For connections that are opened only to see whether the database answers."""
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         """All rows of one query outside any transaction."""
@@ -126,7 +130,6 @@ class Database:
         await self._readers.close()
         await self._writer.close()
         self._unanswered.stop()
-        await self._newcomers.close()
 
     async def _begun(self) -> tuple[Connection, Any]:
         """A connection in a transaction, known to live: nobody can begin anew in its middle."""
@@ -177,7 +180,6 @@ class Database:
         log.failure("The database refused a statement", Failure(error))
         raise told from error
 
-    async def _answer(self) -> None:
-        """Have the database answer anything; what it answers is of no interest."""
-        self._newcomers.forget_idle()
-        self._newcomers.discard(await self._newcomers.take())
+    async def _knock(self, server: postgresql.Server) -> None:
+        """See whether a server of which something was asked answers anything."""
+        await self._knocking.run(postgresql.knock, self._engine, server)

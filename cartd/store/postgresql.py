@@ -8,9 +8,9 @@ every limit is set with the statement that begins a transaction, and ends with i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 
 from cartd.errors import ConfigError
 
@@ -61,6 +61,49 @@ def connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     if not (isinstance(timeout, str) and timeout.isascii() and timeout.isdecimal()):
         raise ConfigError("database url: connect_timeout is not a whole number of seconds")
     return plain, {**defaults, "prepare_threshold": threshold}
+
+
+class Server(NamedTuple):
+    """Where a connection leads to: of several hosts, or addresses of one name, the one in use."""
+
+    host: str
+    address: str
+    """Empty for a socket of this machine."""
+    port: int
+
+
+def server_of(driver: Any) -> Server:
+    """Of an open connection of psycopg's."""
+    return Server(driver.info.host, driver.info.hostaddr, driver.info.port)
+
+
+def connect_timeout(engine: Engine) -> float:
+    """Seconds after which an attempt to connect to one host is given up; psycopg takes no less."""
+    return max(2, int(_parameters(engine)["connect_timeout"]))
+
+
+def knock(engine: Engine, server: Server) -> None:
+    """Connect anew to ``server`` alone, and leave; blocking.
+
+    Raises ``TimeoutError`` if it says nothing; that it refuses is an answer, too.  Nothing is asked
+    of it: in a pooler that would wait for what is under way.
+    """
+    import psycopg
+
+    there = {"host": server.host, "port": server.port, "hostaddr": server.address or None}
+    parameters = {**_parameters(engine), **there, "target_session_attrs": None}
+    try:
+        psycopg.connect(**parameters).close()
+    except psycopg.errors.ConnectionTimeout:
+        raise TimeoutError from None
+    except psycopg.Error:
+        pass
+
+
+def _parameters(engine: Engine) -> dict[str, Any]:
+    """The keyword arguments by which ``engine`` connects."""
+    _, parameters = engine.dialect.create_connect_args(engine.url)
+    return {**LIBPQ_DEFAULTS, **parameters}
 
 
 def _threshold(url: URL) -> int | None:

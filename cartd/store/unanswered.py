@@ -2,43 +2,61 @@
 
 Strategy: a server that is stopped, or a network that swallows what it is given, leaves a question
 without an answer, which looks just like one that takes long: a cart of a million files is deleted
-by one statement.  So when a question has taken long, a new connection is opened.  As long as the
-database answers that, well or not, the question is left alone; else its connection is broken, and
-the driver fails as if the server had gone.
+by one statement.  So when a question has taken long, a new connection is opened to the very server
+that it was asked of.  As long as that answers, well or not, the question is left alone; else its
+connection is broken, and the driver fails as if the server had gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as GivenUp
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 PATIENCE = 10.0
 """Seconds after which a question has taken long."""
-ANSWER_WITHIN = 5.0
-"""Seconds that a new connection may take."""
+GRACE = 5.0
+"""Seconds that a new connection may take beyond its own time-out."""
 
 T = TypeVar("T")
 
 
-class Unanswered:
-    """Watches the questions that are under way; ``ask`` opens a new connection."""
+class _Question(NamedTuple):
+    since: float
+    break_off: Callable[[], None]
+    server: Hashable
 
-    def __init__(self, clock: IReactorTime, ask: Callable[[], Awaitable[object]]) -> None:
+
+class Unanswered:
+    """Watches the questions that are under way."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        ask: Callable[[Any], Awaitable[object]],
+        connect_timeout: float,
+    ) -> None:
+        """``ask`` connects anew to a server, and raises ``TimeoutError`` if that says nothing.
+
+        It takes ``connect_timeout`` seconds at most, or has not been answered either.
+        """
         self._clock = clock
         self._ask = ask
-        self._open: dict[object, tuple[float, Callable[[], None]]] = {}
-        """When each was asked, and what breaks its connection."""
+        self._answer_within = connect_timeout + GRACE
+        self._open: dict[object, _Question] = {}
         self._next_look: IDelayedCall | None = None
-        self._asking: Deferred[Any] | None = None
+        self._asking: set[Deferred[Any]] = set()
 
-    def watch(self, answer: Deferred[T], break_off: Callable[[], None]) -> Deferred[T]:
+    def watch(
+        self, answer: Deferred[T], break_off: Callable[[], None], server: Hashable
+    ) -> Deferred[T]:
         """``break_off`` may be called, and more than once, until ``answer`` has fired."""
         question = object()
-        self._open[question] = self._clock.seconds(), break_off
+        self._open[question] = _Question(self._clock.seconds(), break_off, server)
 
         def answered(outcome: T) -> T:
             del self._open[question]
@@ -53,33 +71,39 @@ class Unanswered:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
-        if self._asking is not None:
-            self._asking.cancel()
+        for asking in list(self._asking):
+            asking.cancel()
 
     def _look_after(self, seconds: float) -> None:
-        if self._next_look is None and self._asking is None and self._open:
+        if self._next_look is None and not self._asking and self._open:
             self._next_look = self._clock.callLater(seconds, self._look)
 
     def _look(self) -> None:
         self._next_look = None
-        old = self._old(self._clock.seconds() - PATIENCE)
-        if not old:
+        asked_before = self._clock.seconds() - PATIENCE
+        servers = {question.server for question in self._old(asked_before)}
+        if not servers:
             # Looked for no later than the oldest becomes old.
             self._look_after(PATIENCE / 2)
             return
-        self._asking = asking = Deferred.fromCoroutine(self._asked())
-        asking.addTimeout(ANSWER_WITHIN, self._clock)
-        asking.addBoth(self._heard, self._clock.seconds() - PATIENCE)
+        asked = {server: Deferred.fromCoroutine(self._asked(server)) for server in servers}
+        self._asking.update(asked.values())
+        for server, asking in asked.items():
+            asking.addTimeout(self._answer_within, self._clock)
+            asking.addBoth(self._heard, asking, server, asked_before)
 
-    async def _asked(self) -> None:
-        await self._ask()
+    async def _asked(self, server: Hashable) -> None:
+        await self._ask(server)
 
-    def _heard(self, outcome: object, asked_before: float) -> None:
-        self._asking = None
-        if isinstance(outcome, Failure) and outcome.check(TimeoutError):
-            for break_off in self._old(asked_before):
-                break_off()
+    def _heard(
+        self, outcome: object, asking: Deferred[Any], server: Hashable, asked_before: float
+    ) -> None:
+        self._asking.discard(asking)
+        if isinstance(outcome, Failure) and outcome.check(TimeoutError, GivenUp):
+            for question in self._old(asked_before):
+                if question.server == server:
+                    question.break_off()
         self._look_after(PATIENCE)
 
-    def _old(self, asked_before: float) -> list[Callable[[], None]]:
-        return [break_off for since, break_off in self._open.values() if since <= asked_before]
+    def _old(self, asked_before: float) -> list[_Question]:
+        return [question for question in self._open.values() if question.since <= asked_before]
