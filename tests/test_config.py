@@ -498,13 +498,13 @@ def test_several_hosts_are_written_as_libpq_has_them(
 
 @pytest.mark.parametrize("hosts", ["h1:x,h2", "h1:99999,h2", "h1:,h2", "[::1,h2", "h1 ,h2"])
 def test_several_hosts_of_which_one_cannot_be_read_are_refused(hosts: str) -> None:
-    with pytest.raises(ValueError, match=r"not a URL|white space") as caught:
+    with pytest.raises(ConfigError, match=r"not a URL|white space") as caught:
         sqlalchemy_url(f"postgresql://u:secret@{hosts}/d")
     assert "secret" not in str(caught.value)
 
 
 def test_hosts_are_named_in_one_place() -> None:
-    with pytest.raises(ValueError, match="both behind the user and in the query"):
+    with pytest.raises(ConfigError, match="both behind the user and in the query"):
         sqlalchemy_url("postgresql://u@h1,h2/d?host=h3")
 
 
