@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
@@ -28,6 +28,7 @@ from cartd.outage.witness import Witness
 from cartd.plans import Plans
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import Removal
+from cartd.shield import at_most
 from cartd.staging.patience import Patience
 from cartd.staging.stager import LEASE, STOP_WAITS, Stager
 from cartd.staging.tools import Tools
@@ -190,30 +191,35 @@ class Parts:
         """Stop staging; what is staged is on the disk then, unless that takes too long."""
         await self.stager.stop()
         await self._syncing.stop()
-        self._holders.stop()
+        await self._in_time(self.threads.run(self._holders.stop))
 
-    async def close(self) -> None:
-        """Let go of everything; nothing is staged or sent any more."""
+    async def close(self) -> str:
+        """Let go of everything; nothing is staged or sent any more.
+
+        Gives what does not end, as a disk hangs, '' if nothing; the process need not wait for it.
+        """
         try:
             await self._close()
         finally:
-            # Else they keep the process alive.
-            self.threads.stop()
+            hanging = self.threads.stop()
+        return hanging
 
     async def _close(self) -> None:
-        await self.downloads.stop()
+        await self._in_time(Deferred.fromCoroutine(self.downloads.stop()))
         self.removal.stop()
-        await self._waiting.stop()
-        try:
-            await self._in_time(self.evictor.record_uses())
-        except (Unavailable, TimeoutError) as error:
-            log.warn("The last uses are not recorded: {error}", error=error)
-        try:
-            await self._in_time(self.store.close())
-        except TimeoutError:
-            log.warn("The database does not answer; what it was asked for is given up")
-        closed: Deferred[None] = self._connections.closeCachedConnections()
-        await closed
+        await self._in_time(Deferred.fromCoroutine(self._waiting.stop()))
+        await self._in_time(
+            Deferred.fromCoroutine(self.evictor.record_uses()), "The last uses are not recorded"
+        )
+        await self._in_time(
+            Deferred.fromCoroutine(self.store.close()), "What the database was asked is given up"
+        )
+        await self._in_time(self._connections.closeCachedConnections())
 
-    def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
-        return Deferred.fromCoroutine(work).addTimeout(STOP_WAITS, self.reactor)
+    async def _in_time(self, work: Deferred[Any], lost: str = "") -> None:
+        """Wait for some seconds; ``lost`` tells what is not done if that is not enough."""
+        try:
+            await at_most(STOP_WAITS, work, self.reactor)
+        except (Unavailable, TimeoutError) as error:
+            if lost:
+                log.warn("{lost}: {error}", lost=lost, error=error)

@@ -6,13 +6,21 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    TimeoutError,
+    maybeDeferred,
+)
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.admission import Admission
@@ -34,9 +42,11 @@ from cartd.server.listening import listen
 from cartd.server.open_files import connections_that_fit
 from cartd.server.site import LimitedSite
 from cartd.shares import UserLimits
+from cartd.shield import at_most
 from cartd.signals import StopSignals
+from cartd.staging.stager import STOP_WAITS
 from cartd.store import Condition, schema_state, sync, wait_for_database
-from cartd.threads import Apart, RunsInThread
+from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RENEWAL_LOOK
 
 __all__ = ["Cartd", "Options", "makeService"]
@@ -45,6 +55,10 @@ SCRUB_LOOK = 60.0
 """Seconds between two looks for carts that are to be compared with their hashes."""
 TOKENS_LOOK = 1.0
 """Seconds between two looks whether the file of tokens has changed."""
+
+STOP_LIMIT = 30.0
+"""Seconds beyond ``shutdown_grace`` after which a stop ends, whatever hangs: the last sync may take
+20, and a database that does not answer gets five at each of a few steps."""
 
 log = Logger()
 
@@ -104,6 +118,8 @@ class Cartd(Service):
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
         self._hurried = False
+        self._stopped: Deferred[None] = Deferred()
+        self._limit: IDelayedCall | None = None
 
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
@@ -153,36 +169,64 @@ class Cartd(Service):
             try:
                 self._site.close_connections()
             finally:
-                await self._parts.close()
+                left = await self._parts.close()
+        if left and self._limit is not None and self._limit.active():
+            self._tell_what_hangs(left)
 
     async def _end_work(self) -> None:
         self._carts.close()
         self._parts.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        for work in self._upkeep:
-            await work.stop()
+        ending = [Deferred.fromCoroutine(work.stop()) for work in self._upkeep]
+        with suppress(TimeoutError):  # a disk that hangs
+            await at_most(STOP_WAITS, DeferredList(ending, consumeErrors=True), self._parts.reactor)
         await self._parts.stop()
         await self._drain()
 
     def stopService(self) -> Deferred[None]:
         """Stop taking carts and staging, let downloads end for a while, then close all."""
         super().stopService()
-        stopped = Deferred.fromCoroutine(self._stop())
-        # Nobody else would tell.
-        stopped.addErrback(lambda failure: log.failure("The service stopped badly", failure))
-        return stopped
+        self._stopped = Deferred()
+        self._limit = self._parts.reactor.callLater(
+            self._grace() + STOP_LIMIT, self._give_up_stopping
+        )
+        Deferred.fromCoroutine(self._stop()).addBoth(self._has_stopped)
+        return self._stopped
+
+    def _has_stopped(self, result: Failure | None) -> None:
+        if isinstance(result, Failure):
+            # Nobody else would tell.
+            log.failure("The service stopped badly", result)
+        if self._limit is not None and self._limit.active():
+            self._limit.cancel()
+            self._stopped.callback(None)
+
+    def _give_up_stopping(self) -> None:
+        self._tell_what_hangs(hanging())
+        self._stopped.callback(None)
+
+    def _tell_what_hangs(self, left: str) -> None:
+        log.error(
+            "The service ends without waiting for what hangs, as of a disk that does not answer:"
+            " {hanging}. The next start goes on from there",
+            hanging=left or "no thread for the disk",
+        )
 
     def hurry(self) -> None:
         """Wait no longer for the downloads."""
         self._hurried = True
         if self._draining is not None:
             self._draining.cancel()
+        if self._limit is not None and self._limit.active():
+            self._limit.reset(STOP_LIMIT)
+
+    def _grace(self) -> float:
+        return 0.0 if self._hurried else self._parts.config.shutdown_grace
 
     async def _drain(self) -> None:
-        grace = 0 if self._hurried else self._parts.config.shutdown_grace
         self._draining = Deferred.fromCoroutine(self._parts.uses.idle())
-        self._draining.addTimeout(grace, self._parts.reactor)
+        self._draining.addTimeout(self._grace(), self._parts.reactor)
         try:
             await self._draining
         except (TimeoutError, CancelledError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -38,3 +39,34 @@ async def shielded(job: Deferred[T]) -> T:
     if isinstance(result, Failure):
         result.raiseException()
     return result
+
+
+def at_most(seconds: float, work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
+    """The result of ``work``, or ``TimeoutError`` after so many seconds.
+
+    ``work`` is cancelled then, but not waited for even if that does not end it, as
+    :func:`shielded` work of a disk that hangs: unlike ``Deferred.addTimeout``, this always fires.
+    What becomes of the work then is nobody's concern any more.
+    """
+    waiting: Deferred[T] = Deferred(lambda _: work.cancel())
+
+    def too_long() -> TimeoutError:
+        return TimeoutError(f"it took more than {seconds:g} s")
+
+    def late() -> None:
+        work.cancel()
+        if not waiting.called:
+            waiting.errback(too_long())
+
+    timer = clock.callLater(seconds, late)
+
+    def ended(result: T | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        elif not waiting.called and isinstance(result, Failure) and result.check(CancelledError):
+            result = Failure(too_long())
+        if not waiting.called:
+            waiting.callback(result)
+
+    work.addBoth(ended)
+    return waiting

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
+from twisted.internet.task import Clock
 
-from cartd.shield import shielded
+from cartd.shield import at_most, shielded
 from tests.volume_parts import begin, failure_of, outcome, result_of
 
 
@@ -39,3 +40,44 @@ def test_a_cancellation_is_raised_when_the_work_has_ended(times: int, succeeds: 
     else:
         job.errback(OSError("no"))
     assert isinstance(failure_of(results), CancelledError)
+
+
+# Waiting no longer than so many seconds
+
+
+def test_what_ends_in_time_gives_its_result_or_its_failure() -> None:
+    clock, work = Clock(), Deferred[int]()
+    results = outcome(at_most(5, work, clock))
+    clock.advance(4)
+    work.callback(6)
+    assert results == [6]
+    error = OSError("no")
+    failed: Deferred[int] = fail(error)
+    assert failure_of(outcome(at_most(5, failed, clock))) is error
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("shields", [False, True], ids=["it is cancelled", "it cannot be"])
+def test_nobody_waits_for_longer(shields: bool) -> None:
+    clock, job = Clock(), Deferred[int]()
+    work = Deferred.fromCoroutine(shielded(job)) if shields else job
+    results = outcome(at_most(5, work, clock))
+    clock.advance(4.9)
+    assert results == []
+    clock.advance(0.1)
+    late = failure_of(results)
+    assert isinstance(late, TimeoutError)
+    assert str(late) == "it took more than 5 s"
+    assert job.called is not shields
+    if shields:
+        job.errback(OSError("too late"))  # told to nobody
+
+
+def test_who_gives_up_waiting_cancels_the_work() -> None:
+    clock, work = Clock(), Deferred[int]()
+    waiting = at_most(5, work, clock)
+    results = outcome(waiting)
+    waiting.cancel()
+    assert isinstance(failure_of(results), CancelledError)
+    assert work.called
+    assert clock.getDelayedCalls() == []

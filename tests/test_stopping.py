@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.archive_faults import hang_after
 from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive, on_the_volume
+from tests.hanging_disk import hang, hanging_disk, hangs
 from tests.running_cartd import (
     RunningCartd,
     command,
@@ -24,6 +26,7 @@ from tests.running_cartd import (
     unpacked,
     wait_for,
 )
+from tests.served_directory import served_directory
 
 NOWHERE = "http://127.0.0.1:9/"
 LARGE = bytes(range(256)) * (64 * 1024)
@@ -204,3 +207,27 @@ def test_every_way_to_start_it_starts_the_same_service(tmp_path: Path) -> None:
             assert cartd.status("mine")[0] == "staging"
         assert cartd.terminate() == 0
         assert_no_surprise(cartd.log)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"waits": 0.2}, {"limit": 0.5}], ids=["each step", "all together"]
+)
+def test_a_service_whose_disk_hangs_ends_and_says_what_hangs(
+    tmp_path: Path, limits: dict[str, float]
+) -> None:
+    ini = "[server]\nshutdown_grace = 0\n"
+    with (
+        served_directory(tmp_path / "archive") as archive,
+        running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini, started=False) as cartd,
+    ):
+        archive.put("large", LARGE)
+        cartd.program = hanging_disk(cartd.twistd, **limits)
+        cartd.start()
+        post_large(cartd)
+        with download_of(cartd, "large"):
+            hang(cartd)
+            wait_for(lambda: hangs(cartd))
+            assert cartd.terminate() == 0
+        [line] = [line for line in cartd.log.splitlines() if "what hangs" in line]
+        assert "#error] The service ends without waiting for what hangs" in line
+        assert re.search(r"disk that does not answer: \d+ in cartd\.\w+", line), line

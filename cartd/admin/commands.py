@@ -279,7 +279,8 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
             outcome.append(CartdError(f"{config.volume_path} cannot be used: {error}"))
         finally:
             await parts.stop()
-            await parts.close()
+            if hanging := await parts.close():
+                _tell(f"not waited for, as of a disk that does not answer: {hanging}")
 
     try:
         task.react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

@@ -9,6 +9,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
 
 from cartd.clocks import run_steadily
 from cartd.directory_archive.files import Directory
@@ -22,6 +23,8 @@ from cartd.threads import Threads
 __all__ = ["DirectoryArchive", "Options", "makeService"]
 
 THREADS = 8
+
+log = Logger()
 
 
 class DirectoryArchive(Service):
@@ -64,7 +67,8 @@ class DirectoryArchive(Service):
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
             self.port = None
-        self._threads.stop()
+        if hanging := self._threads.stop():
+            log.error("Not waited for, as of a disk that does not answer: {what}", what=hanging)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

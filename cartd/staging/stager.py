@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
@@ -26,6 +27,7 @@ from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
 from cartd.shares import Crowd
+from cartd.shield import at_most
 from cartd.staging.patience import FileFailed
 from cartd.staging.staging import Staging
 from cartd.staging.tools import Tools
@@ -97,7 +99,8 @@ class Stager:
         """Stop staging and let go of all leases; others, or the next start, take up."""
         self._tools = None
         for loop in self._loops:
-            await loop.stop()
+            with suppress(TimeoutError):  # a disk that hangs
+                await self._in_time(loop.stop())
         busy = bool(self._running)
         try:
             # Who is cancelled writes down what is staged; who is cancelled twice does not.
@@ -106,10 +109,10 @@ class Stager:
                 await self._in_time(self._store.release_all(self._holders.name))
         except (Unavailable, TimeoutError) as error:
             # Others see by the lock file that this process has ended.
-            log.warn("Leases are left: {error}", error=error or "the database does not answer")
+            log.warn("Leases are left: {error}", error=error)
 
     def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
-        return Deferred.fromCoroutine(work).addTimeout(STOP_WAITS, self._clock)
+        return at_most(STOP_WAITS, Deferred.fromCoroutine(work), self._clock)
 
     def count(self) -> int:
         """How many carts this process is staging."""

@@ -1,0 +1,86 @@
+"""Runs ``twistd`` with a service whose volume hangs, as a file server's that went away, when told.
+
+::
+
+    cartd.program = hanging_disk(cartd.twistd, waits=0.2)
+    cartd.start()
+    hang(cartd)
+
+Every call of the system for something on the volume then blocks its thread for ever, in the kernel,
+and in the reactor's thread too.  ``waits`` takes the place of the seconds that each step of a stop
+may take, ``limit`` that of those for all together.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.running_cartd import RunningCartd
+
+FLAG = "hang"
+HUNG = "hung"
+CALLS = ("open", "stat", "lstat", "scandir", "listdir", "unlink", "rmdir", "mkdir", "rename",
+         "replace", "link", "symlink", "readlink", "statvfs", "fsync", "utime")  # fmt: skip
+
+
+def hanging_disk(
+    command: Sequence[str], *, waits: float = 5.0, limit: float = 30.0
+) -> tuple[str, ...]:
+    """The command line of ``command``, a script, whose volume may begin to hang."""
+    return sys.executable, __file__, str(waits), str(limit), *command
+
+
+def hang(cartd: RunningCartd) -> None:
+    """From now on nothing on the volume is answered."""
+    (cartd.directory / FLAG).touch()
+
+
+def hangs(cartd: RunningCartd) -> bool:
+    """Whether a thread is held up by that."""
+    return (cartd.directory / HUNG).exists()
+
+
+def _prepare(volume: str, waits: float, limit: float) -> None:
+    import cartd.integrity.syncing
+    import cartd.parts
+    import cartd.service
+    import cartd.staging.stager
+    import cartd.threads
+
+    for module in (cartd.staging.stager, cartd.parts, cartd.service):
+        vars(module)["STOP_WAITS"] = waits
+    vars(cartd.integrity.syncing)["LAST_SYNC"] = waits
+    vars(cartd.threads)["STOP_WAIT"] = waits
+    vars(cartd.service)["STOP_LIMIT"] = limit
+    opened, exists = os.open, os.path.exists
+    nothing_comes, _ = os.pipe()
+    main = threading.main_thread()
+
+    def held(call: Callable[..., Any]) -> Callable[..., Any]:
+        def may_hang(*args: Any, **kwargs: Any) -> Any:
+            below = any(value is not None for name, value in kwargs.items() if "dir_fd" in name)
+            on_volume = below or (args and str(args[0]).startswith(volume))
+            if on_volume and exists(FLAG):
+                if threading.current_thread() is not main:
+                    os.close(opened(HUNG, os.O_CREAT | os.O_WRONLY))
+                os.read(nothing_comes, 1)
+            return call(*args, **kwargs)
+
+        return may_hang
+
+    for name in CALLS:
+        setattr(os, name, held(getattr(os, name)))
+
+
+if __name__ == "__main__":
+    waits, limit = map(float, sys.argv[1:3])
+    sys.argv = sys.argv[3:]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    _prepare(os.environ["VOLUME_PATH"], waits, limit)
+    runpy.run_path(sys.argv[0], run_name="__main__")
