@@ -210,6 +210,13 @@ class MemoryStore(Store):
             self._change_file(cart_id, position, status=FileStatus.WAITING)
         self._change(cart_id, files_staged=len(self.staged(cart_id)))
 
+    async def record_file_errors(
+        self, cart_id: int, holder: str, failed: Sequence[tuple[int, str]]
+    ) -> None:
+        self._asked(cart_id, holder)
+        for position, message in failed:
+            self._change_file(cart_id, position, status=FileStatus.ERROR, error=message)
+
     async def record_error(
         self,
         cart_id: int,

@@ -213,7 +213,9 @@ def test_a_cart_whose_service_was_killed_is_taken_over_at_once(
             # As if it had been renewed just now, for a day: nobody waits for it to run out.
             connection.execute(text("UPDATE cart SET lease_until = lease_until + 86400"))
         come(archive, "mine-1")
-        assert fixit(cartd, "mine") == (0, ["mine: ready"])
+        code, [*waiting, ready] = fixit(cartd, "mine")
+        assert (code, ready) == (0, "mine: ready")
+        assert all(line.startswith("mine: Waiting for tape since ") for line in waiting)
         assert fetched(archive, "mine", 2) == [1, 1]
         cartd.start()
         assert cartd.download("mine") == {

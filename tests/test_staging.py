@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
+from hashlib import sha1
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveError
 from cartd.errors import LeaseLost, NoSpace
-from cartd.model import Cart, CartStatus
+from cartd.model import Cart, CartStatus, FileStatus
+from cartd.staging.failures import MOST_IN_VAIN, FilesFailed
 from cartd.staging.patience import FileFailed
+from cartd.staging.retrieval import WINDOW
 from cartd.staging.staging import Staging
 from tests.memory_store import MTIME
 from tests.staging_parts import Bench, passing
@@ -37,6 +41,12 @@ def run(
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "volume", FILES)
+
+
+def errors(bench: Bench, cart_id: int) -> dict[str, str]:
+    """What the store says of the files in error, by their ids."""
+    rows = bench.store.rows[cart_id]
+    return {row.archive_id: row.error for row in rows if row.status is FileStatus.ERROR}
 
 
 def content(bench: Bench) -> dict[str, bytes]:
@@ -69,9 +79,9 @@ class TestPatience:
         _, ended = run(bench, bench.put())
         bench.clock.pump([0.5, 1.0])
         error = failure_of(ended)
-        assert isinstance(error, FileFailed)
+        assert isinstance(error, FilesFailed)
         assert str(error) == "Failed to stage dir/2 (archive id 2): third"
-        assert (error.position, error.cause) == (1, "third")
+        assert errors(bench, 1) == {"2": "third"}
         assert not bench.clock.getDelayedCalls()
 
     def test_a_wrong_hash_is_tried_again(self, bench: Bench) -> None:
@@ -105,18 +115,98 @@ class TestPatience:
     def test_what_would_fail_again_is_not_tried_again(self, bench: Bench, error: Exception) -> None:
         bench.archive.fails["GET", "2"] = [error]
         _, ended = run(bench, bench.put())
-        assert isinstance(failure_of(ended), FileFailed)
+        assert isinstance(failure_of(ended), FilesFailed | FileFailed)
         assert str(error) in str(failure_of(ended))
         assert bench.archive.times("GET", "2") == 1
 
-    def test_one_failed_file_ends_the_waiting_of_the_others(self, bench: Bench) -> None:
+    def test_a_volume_that_fails_ends_the_waiting_of_the_other_files(self, bench: Bench) -> None:
         bench.archive.fails["GET", "1"] = [passing()]
-        bench.archive.fails["GET", "2"] = [ArchiveError("gone", retryable=False)]
+        bench.archive.fails["GET", "2"] = [OSError(errno.EROFS, "Read-only file system")]
         cart = bench.put()
         _, ended = run(bench, cart)
         assert isinstance(failure_of(ended), FileFailed)
         assert not bench.clock.getDelayedCalls()
         assert not any("incoming/" in path for path in everything(bench.root))
+
+
+class TestFailedFiles:
+    """One bad file hides no other, and keeps none from being staged."""
+
+    @staticmethod
+    def of(tmp_path: Path, number: int) -> Bench:
+        return Bench(tmp_path / "volume", {f"{n}": b"%d" % n for n in range(number)})
+
+    @pytest.mark.parametrize("bundle", [False, True])
+    def test_all_are_tried_and_told_and_the_good_ones_staged(
+        self, tmp_path: Path, bundle: bool
+    ) -> None:
+        bench = self.of(tmp_path, 39)
+        bench.archive.fails["HEAD", "20"] = [ArchiveError("404", retryable=False)]
+        bench.archive.fails["HEAD", "10"] = [passing("500")] * 3
+        bench.archive.fails["GET", "30"] = [ArchiveError("403", retryable=False)]
+        cart = bench.put(bundle=bundle)
+        bench.archive.files["5"] = b"X"
+        _, ended = run(bench, cart)
+        bench.clock.pump([0.125] * 80)
+        error = failure_of(ended)
+        assert isinstance(error, FilesFailed)
+        assert str(error) == (
+            "Failed to stage dir/5 (archive id 5): its sha1 is"
+            f" {sha1(b'X').hexdigest()} where {sha1(b'5').hexdigest()} was declared;"
+            " 3 other files failed too"
+        )
+        told = errors(bench, cart.id)
+        assert told.pop("5").startswith("its sha1 is")
+        assert told == {"10": "500", "20": "404", "30": "403"}
+        assert len(bench.store.staged(cart.id)) == 35
+        assert not bench.clock.getDelayedCalls()
+
+        # What is mended needs only what has failed.
+        bench.archive.files["5"] = b"5"
+        bench.archive.asked.clear()
+        _, ended = run(bench, cart, resumed=True)
+        assert ended == [None]
+        assert bench.archive.times("GET") == 4
+
+    def test_files_on_tape_fail_for_themselves(self, tmp_path: Path) -> None:
+        bench = self.of(tmp_path, 5)
+        bench.archive.on_tape = set(bench.archive.files)
+        bench.archive.fails["POST", "1"] = [ArchiveError("400", retryable=False)]
+        bench.archive.fails["GET", "3"] = [ArchiveError("403", retryable=False)]
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        bench.archive.on_tape.clear()
+        bench.clock.advance(1)
+        assert "400; 1 other file failed too" in str(failure_of(ended))
+        assert errors(bench, cart.id) == {"1": "400", "3": "403"}
+        assert bench.store.staged(cart.id) == ["0", "2", "4"]
+        assert not bench.clock.getDelayedCalls()
+
+    @pytest.mark.parametrize("method", ["HEAD", "GET"])
+    def test_a_large_cart_of_which_nothing_can_be_had_is_given_up_early(
+        self, tmp_path: Path, method: str
+    ) -> None:
+        bench = self.of(tmp_path, 3000)
+        for name in bench.archive.files:
+            bench.archive.fails[method, name] = [ArchiveError("404", retryable=False)]
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        bench.clock.pump([0.125] * 8)
+        error = str(failure_of(ended))
+        assert error.startswith("Failed to stage dir/0 (archive id 0): 404; ")
+        assert error.endswith(" other files failed too; the rest was not tried")
+        assert MOST_IN_VAIN <= bench.archive.times(method) < MOST_IN_VAIN + WINDOW
+        assert MOST_IN_VAIN <= len(errors(bench, cart.id)) < MOST_IN_VAIN + WINDOW
+
+    def test_a_cart_of_which_most_can_be_had_is_given_up_late(self, tmp_path: Path) -> None:
+        bench = self.of(tmp_path, 1600)
+        for name in list(bench.archive.files)[::5]:
+            bench.archive.fails["HEAD", name] = [ArchiveError("404", retryable=False)]
+        cart = bench.put()
+        _, ended = run(bench, cart)
+        bench.clock.pump([0.125] * 8)
+        assert str(failure_of(ended)).endswith("404; 319 other files failed too")
+        assert len(bench.store.staged(cart.id)) == 1280
 
 
 class TestRoom:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,3 +156,34 @@ async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwi
         assert " was declared; at the last try, the archive answered 500 " in unlucky
         gone = await deferToThread(cartd.wait_until, "gone", "error")
         assert "declared" not in gone
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_files_that_fail_are_told_and_the_good_ones_are_kept(tmp_path: Path) -> None:
+    async with cartd_beside_an_archive(tmp_path, settings(retries=2)) as (cartd, archive):
+        names = [f"f{number}" for number in range(39)]
+        for name in names:
+            archive.put(name, DATA)
+        for name in ("f10", "f20"):
+            archive.fault(name, status(404), times=None)
+        for name in ("f5", "f30"):
+            archive.fault(name, wrong_bytes(), method="GET", times=None)
+        body = manifest(entry(name, f"run/{name}", DATA) for name in names)
+        await deferToThread(cartd.post, "many", body)
+        message = await deferToThread(cartd.wait_until, "many", "error")
+        assert message.startswith("Failed to stage run/f5 (archive id f5): its sha1 is ")
+        assert message.endswith("was declared; 3 other files failed too")
+        assert (await deferToThread(cartd.get, "/many")).json["message"] == message
+        assert len(on_the_volume(cartd)) == 35
+        dumped = await deferToThread(cartd.run, "cartd-cmd", "dump", "--json")
+        rows = json.loads(dumped.stdout)[0]["files"]
+        failed = {row["file_name"]: row["error"] for row in rows if row["status"] == "error"}
+        assert set(failed) == {"f5", "f10", "f20", "f30"}
+        assert "404" in failed["f20"] and "was declared" in failed["f30"]
+
+        # Posted again, it needs only what has failed.
+        archive.heal()
+        before = len(archive.seen("GET"))
+        await deferToThread(cartd.post, "many", body)
+        await deferToThread(cartd.wait_until, "many", "ready")
+        assert len(archive.seen("GET")) == before + 4

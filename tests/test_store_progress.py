@@ -244,6 +244,21 @@ class TestProgress:
         assert set(await store.holders()) == set()
 
     @pytest_twisted.ensureDeferred
+    async def test_files_may_fail_while_the_others_are_staged(self, store: Store) -> None:
+        cart = await claimed(store, files=3)
+        await store.record_file_errors(cart.id, "me", [(0, "gone"), (2, "wrong")])
+        files = await store.files(cart.id)
+        assert [file.error for file in files] == ["gone", "", "wrong"]
+        assert (files[0].status, files[1].status) == (FileStatus.ERROR, FileStatus.WAITING)
+        assert (await found(store, cart)).status is CartStatus.STAGING
+        await store.record_error(cart.id, "me", "x", position=None, file_error="", now=12)
+        assert [file.error for file in await store.files(cart.id)] == ["gone", "", "wrong"]
+        assert await store.restage(cart.id, lost=None, now=13)
+        assert [file.error for file in await store.files(cart.id)] == ["", "", ""]
+        with pytest.raises(LeaseLost):
+            await store.record_file_errors(cart.id, "you", [(0, "gone")])
+
+    @pytest_twisted.ensureDeferred
     async def test_an_error_may_have_no_file(self, store: Store) -> None:
         cart = await claimed(store)
         await store.record_error(

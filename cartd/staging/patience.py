@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -20,6 +21,10 @@ from cartd.tolerance import Tolerance
 from cartd.wording import shown
 
 T = TypeVar("T")
+_OF_A_NAME = frozenset(
+    {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
+)
+"""Errors of the file system that are about one path only."""
 log = Logger()
 
 
@@ -35,6 +40,8 @@ class FileFailed(CartdError):
             f"Failed to stage {file.path} (archive id {file.archive_id}): {self.cause}"
         )
         self.position = file.position
+        self.of_volume = isinstance(cause, OSError) and cause.errno not in _OF_A_NAME
+        """Whether the volume has failed, which would refuse any other file as well."""
 
 
 class Patience:

@@ -11,6 +11,8 @@ from cartd.archive import ArchiveError, FileState
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
+from cartd.staging.failures import Failures
+from cartd.staging.patience import FileFailed
 from cartd.staging.progress import Batches
 from cartd.staging.tape import TapeRecall
 from cartd.staging.tools import Tools
@@ -26,6 +28,7 @@ WINDOW = 128
 class Retrieval:
     """Brings the unstaged files of ``cart`` to the volume; tells ``staged`` of each, and its hash.
 
+    Those that cannot be had come into ``failures``.
     Files are read from the store page by page, so what is not unstaged any more is passed over.
     """
 
@@ -35,17 +38,20 @@ class Retrieval:
         cart: Cart,
         holder: str,
         staged: Callable[[tuple[int, str]], Awaitable[None]],
+        failures: Failures,
     ) -> None:
         self._tools = tools
         self._cart = cart
         self._holder = holder
         self._add_staged = staged
+        self._failures = failures
         self._tape = TapeRecall(
             tools,
             cart,
             holder,
             announce=self._announce,
             poll=self._fetch_if_on_disk,
+            failed=self._failures.add,
             window=self._window,
         )
 
@@ -65,7 +71,7 @@ class Retrieval:
     # Learning what the archive has
 
     async def learn_states(self) -> int:
-        """Ask for the state of every unstaged file; give the bytes of all of them."""
+        """Ask for the state of every unstaged file; give the bytes of all that can be had."""
         cart_id, holder = self._cart.id, self._holder
         learnt: Batches[tuple[int, int, int]] = Batches(
             lambda states: self._tools.store.record_states(cart_id, holder, states),
@@ -75,7 +81,12 @@ class Retrieval:
 
         async def learn(file: CartFile) -> None:
             nonlocal total
-            state = await self._patiently(file, self._state)
+            try:
+                state = await self._patiently(file, self._state)
+            except FileFailed as failed:
+                await self._failures.add(failed)
+                return
+            self._failures.went_well()
             total += state.size
             if not state.on_disk:
                 self._tape.queue.mark(file.position)
@@ -84,6 +95,7 @@ class Retrieval:
 
         await for_each(self._unstaged(), learn, self._window)
         await learnt.flush()
+        await self._failures.flush()
         return total
 
     async def _patiently(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
@@ -102,13 +114,18 @@ class Retrieval:
 
     async def fetch(self) -> None:
         """Fetch what is on disk, and all else as soon as it has come from tape."""
+        self._failures.begin()
         await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
 
     async def _fetch_from_disk(self) -> None:
+        async def fetch(file: CartFile) -> None:
+            try:
+                await self._fetch(file)
+            except FileFailed as failed:
+                await self._failures.add(failed)
+
         await for_each(
-            self._unstaged(lambda file: file.position not in self._tape.queue),
-            self._fetch,
-            self._window,
+            self._unstaged(lambda file: file.position not in self._tape.queue), fetch, self._window
         )
 
     async def _announce(self, file: CartFile) -> float | None:
@@ -123,6 +140,7 @@ class Retrieval:
 
     async def _fetch(self, file: CartFile) -> None:
         hash_sum = await self._patiently(file, self._fetch_once)
+        self._failures.went_well()
         await self._add_staged((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
@@ -151,7 +169,7 @@ class Retrieval:
     ) -> AsyncIterator[CartFile]:
         async for page in self.unstaged_pages():
             for file in page:
-                if wanted(file):
+                if wanted(file) and file.position not in self._failures:
                     yield file
 
     def _window(self) -> int:

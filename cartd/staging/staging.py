@@ -15,6 +15,7 @@ from dataclasses import replace
 from cartd.integrity.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
+from cartd.staging.failures import Failures
 from cartd.staging.progress import Batches
 from cartd.staging.retrieval import PAGE, Retrieval
 from cartd.staging.tools import Tools
@@ -37,12 +38,14 @@ class Staging:
         self.tar_bytes: int | None = None
         """Those of its tar, which is on the volume in place of its files; none until it is."""
         self._staged: Batches[tuple[int, str]] = Batches(self._record_staged, tools.clock.seconds)
-        self._retrieval = Retrieval(tools, cart, holder, self._staged.add)
+        self._failures = Failures(self._record_failed, tools.clock.seconds)
+        self._retrieval = Retrieval(tools, cart, holder, self._staged.add, self._failures)
 
     async def run(self) -> None:
         """Stage all that is not staged yet, and make the cart ready.
 
-        :raises FileFailed: a file could not be had.
+        :raises FilesFailed: some files could not be had; all others are on the volume.
+        :raises FileFailed: a file could not be written, nor could another.
         :raises NoSpace: the volume has no room.
         :raises OutageTooLong: the archive was away for too long.
         :raises LeaseLost: somebody else has the cart now.
@@ -71,11 +74,13 @@ class Staging:
             await self._retrieval.fetch()
         finally:
             await self.flush()
+        await self._failures.check()
         await self._finish()
 
     async def flush(self) -> None:
-        """Write down which files have been staged so far."""
+        """Write down which files have been staged, and which have failed, so far."""
         await self._staged.flush()
+        await self._failures.flush()
 
     async def record_rest(self) -> None:
         """Record what is on the volume and right, and remove the rest: the cart ends in error.
@@ -148,8 +153,9 @@ class Staging:
             yield len(found), recorded
 
     async def _reserve(self, bytes_total: int) -> None:
+        """Have room promised for all that can be had; a cart that lacks some gets no bundle."""
         volume_bytes = bytes_total
-        if self._cart.bundle:
+        if self._cart.bundle and not self._failures:
             index = await self._tools.plans.build(self._cart)
             volume_bytes += index.lengths.length(self._cart.uid)
         await self._tools.reserve(
@@ -160,6 +166,9 @@ class Staging:
         await self._tools.store.record_staged(
             self._cart.id, self._holder, staged, now=self._tools.now()
         )
+
+    async def _record_failed(self, failed: Sequence[tuple[int, str]]) -> None:
+        await self._tools.store.record_file_errors(self._cart.id, self._holder, failed)
 
     # Finishing
 

@@ -18,6 +18,7 @@ from cartd.archive import FileState
 from cartd.concurrency import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
+from cartd.staging.patience import FileFailed
 from cartd.staging.recall_queue import RecallQueue
 from cartd.staging.tools import Tools
 
@@ -34,7 +35,8 @@ class TapeRecall:
 
     ``announce`` gives the seconds that the archive wants to be left alone, if it says so; ``poll``
     gives the state of a file that is still on tape, and none when it has come and was fetched.
-    Both raise what ends the cart.
+    If one raises :class:`FileFailed`, that goes to ``failed`` and the file is given up; all else
+    that they raise ends the cart.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class TapeRecall:
         *,
         announce: Callable[[CartFile], Awaitable[float | None]],
         poll: Callable[[CartFile], Awaitable[FileState | None]],
+        failed: Callable[[FileFailed], Awaitable[None]],
         window: Callable[[], int],
     ) -> None:
         self._tools = tools
@@ -52,6 +55,7 @@ class TapeRecall:
         self._holder = holder
         self._announce_once = announce
         self._poll_once = poll
+        self._failed = failed
         self._window = window
         self.queue = RecallQueue(cart.files_total)
         self._woken: Deferred[None] | None = None
@@ -74,7 +78,17 @@ class TapeRecall:
         await for_each(on_tape(), self._announce, self._window)
 
     async def _announce(self, file: CartFile) -> None:
-        self._add(file, await self._announced(file))
+        try:
+            asked = await self._announced(file)
+        except FileFailed as failed:
+            await self._give_up(failed)
+        else:
+            self._add(file, asked)
+
+    async def _give_up(self, failed: FileFailed) -> None:
+        self.queue.came()
+        self._wake()
+        await self._failed(failed)
 
     async def _announced(self, file: CartFile) -> float | None:
         asked = await self._announce_once(file)
@@ -99,9 +113,13 @@ class TapeRecall:
 
     async def _poll(self, file: CartFile) -> None:
         waited = self.queue.since_announced(file.position, self._now())
-        if waited >= self._tools.reannounce_after:
-            await self._announced(file)
-        state = await self._poll_once(file)
+        try:
+            if waited >= self._tools.reannounce_after:
+                await self._announced(file)
+            state = await self._poll_once(file)
+        except FileFailed as failed:
+            await self._give_up(failed)
+            return
         if state is None:
             self.queue.came()
             self._wake()

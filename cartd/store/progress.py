@@ -110,6 +110,16 @@ class Progress:
             for batch in batches(iter(staged), BATCH):
                 await record_staged_in(transaction, cart_id, dict(batch))
 
+    async def record_file_errors(
+        self, cart_id: int, holder: str, failed: Sequence[tuple[int, str]]
+    ) -> None:
+        """Files that cannot be had, of a cart that is still staged: (position, why)."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            await hold(transaction, cart_id, holder)
+            for position, message in failed:
+                await _record_file_error(transaction, cart_id, position, message)
+
     async def record_error(
         self,
         cart_id: int,
