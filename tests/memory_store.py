@@ -267,7 +267,7 @@ class MemoryStore(Store):
         self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
     ) -> None:
         self._asked(cart_id, holder)
-        self._change(cart_id, tar=tar or self.carts[cart_id].tar)
+        self._record_tar(cart_id, tar)
 
     async def record_ready(
         self,
@@ -279,8 +279,18 @@ class MemoryStore(Store):
         tar: TarFacts | None = None,
     ) -> None:
         self._asked(cart_id, holder)
-        self._change(cart_id, tar=tar or self.carts[cart_id].tar)
+        self._record_tar(cart_id, tar)
         self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
+
+    async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
+        self._asked()
+        self._record_tar(cart_id, tar)
+
+    def _record_tar(self, cart_id: int, tar: TarFacts | None) -> None:
+        before = self.carts[cart_id].tar
+        if before and tar and (before.layout, before.digest) == (tar.layout, tar.digest):
+            tar = replace(tar, since=before.since)
+        self._change(cart_id, tar=tar or before)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
         self._asked(cart_id, holder)

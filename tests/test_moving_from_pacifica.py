@@ -59,6 +59,7 @@ def test_a_site_of_pacifica_cartd_goes_on_with_its_carts_and_its_configuration(
         assert fetched(archive, "tarring") == [0, 0, 0]
         lost_carts_are_staged_when_they_are_asked_for(cartd)
         assert fetched(archive, "lost") == fetched(archive, "torn") == [1, 1, 1]
+        a_tar_that_is_written_anew_has_other_validators(cartd, site)
         assert cartd.status("failed") == ("error", "Failed to pull file(gone)")
         assert cartd.get("/failed").status == 500
         fixed = cartd.run("cartd-cmd", "fixit", "--cartid", "failed")
@@ -126,6 +127,19 @@ def lost_carts_are_staged_when_they_are_asked_for(cartd: RunningCartd) -> None:
         assert cartd.get(f"/{uid}").status == 202
         cartd.wait_until(uid, "ready")
         assert cartd.download(uid) == files_of(uid)
+
+
+def a_tar_that_is_written_anew_has_other_validators(
+    cartd: RunningCartd, site: PacificaSite
+) -> None:
+    before = cartd.get("/bundle").headers
+    (site.volume / "2/bundle.tar").unlink()
+    assert cartd.get("/bundle").status == 202
+    cartd.wait_until("bundle", "ready")
+    after = cartd.get("/bundle")
+    assert unpacked(after.body) == files_of("bundle")
+    for name in ("etag", "last-modified"):
+        assert after.headers[name] != before[name]
 
 
 @contextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
+from cartd import plans as plans_module
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
 from cartd.plans import PAGE, Plans
 from cartd.store import Store
+from cartd.tar.bundle import Bundle, facts_of
 from cartd.tar.index import TarIndex
 from cartd.tar.layout import Members
 from cartd.threads import RunsInThread
@@ -24,17 +28,18 @@ from tests.volume_parts import (
 
 MEMBERS = [Member(f"d{n // 7}/f{n}", n, 2 * n, "md5", f"{n:032x}") for n in range(2 * PAGE + 3)]
 CART = Cart(7, "mine", CartStatus.READY, 5.5, 0, 0, files_total=len(MEMBERS))
+OTHER = replace(CART, id=8)
 
 
 class MembersInMemory(Store):
-    """A store that knows the members of one cart, and counts the pages that were asked for."""
+    """A store that knows the members of two carts, and counts the pages that were asked for."""
 
     def __init__(self, members: list[Member]) -> None:
         self._members = members
         self.asked = 0
 
     async def members(self, cart_id: int, positions: range) -> Members:
-        assert cart_id == CART.id
+        assert cart_id in (CART.id, OTHER.id)
         self.asked += 1
         return columns(self._members[positions.start : positions.stop])
 
@@ -143,3 +148,91 @@ def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> N
         assert (len(threads.held), built) == (1, [])
         threads.let_one_go()
     assert built == [index_of(MEMBERS, page=PAGE)]
+
+
+NAMES = [letter * length for letter in "ax\u00e4" for length in range(1, 120)]
+
+
+def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans_module, "MOST_SHIFTS_KEPT", 3)
+    long = Member("l" * 90 + "/" + "m" * 90, 1, 1, "md5", "00")
+    for members in (MEMBERS, [long, *MEMBERS[1:]]):
+        plans, store = plans_of(members, InThisThread())
+        for name in NAMES + NAMES:
+            bundle = result_of(plans.below(CART, name))
+            assert bundle == Bundle(name, bundle.index, bundle.index.shift(name))
+        assert store.asked == 3
+
+
+def test_the_last_index_is_kept_however_large_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 1000)
+    plans, store = plans_of(MEMBERS, InThisThread())
+    for cart, asked in ((CART, 3), (CART, 3), (OTHER, 6), (OTHER, 6), (CART, 9)):
+        result_of(plans.of_ready(cart))
+        assert store.asked == asked
+
+
+def test_indexes_are_kept_as_long_as_their_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = index_of(MEMBERS).weight
+    assert weight > sum(len(member.path) for member in MEMBERS)
+    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 2 * weight + 10_000)
+    plans, store = plans_of(MEMBERS, InThisThread())
+    for cart in (CART, OTHER, CART, OTHER):
+        result_of(plans.of_ready(cart))
+    assert store.asked == 6
+
+
+def test_an_index_that_a_download_holds_is_not_built_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 1000)
+    plans, store = plans_of(MEMBERS, InThisThread())
+    held = result_of(plans.below(CART, "top"))
+    result_of(plans.of_ready(OTHER))
+    assert result_of(plans.below(CART, "other")).index is held.index
+    assert store.asked == 6
+
+
+def test_a_cart_that_another_process_has_staged_anew_gets_a_new_index() -> None:
+    plans, store = plans_of(MEMBERS, InThisThread())
+    index = result_of(plans.of_ready(CART))
+    same = replace(CART, tar=facts_of(index, 1.0))
+    assert result_of(plans.of_ready(same)) is index
+    other = replace(CART, tar=facts_of(index_of(MEMBERS[1:]), 1.0))
+    assert result_of(plans.of_ready(other)) is not index
+    assert store.asked == 6
+
+
+def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans_module, "LARGE", len(MEMBERS))
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    first, second = begin(plans.of_ready(CART)), begin(plans.of_ready(OTHER))
+    assert store.asked == 2
+    begin(plans.build(replace(OTHER, files_total=1)))
+    assert store.asked == 3
+    threads.let_all_go()
+    assert store.asked == 3 + 1 + 3
+    assert len(first) == len(second) == 1
+
+
+def test_who_leaves_while_another_index_is_built_leaves_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans_module, "LARGE", len(MEMBERS))
+    threads = HeldThreads()
+    plans, store = plans_of(MEMBERS, threads)
+    first = begin(plans.of_ready(CART))
+    waiting = Deferred.fromCoroutine(plans.of_ready(OTHER))
+    left = outcome(waiting)
+    waiting.cancel()
+    assert isinstance(failure_of(left), CancelledError)
+    threads.let_all_go()
+    assert (len(first), store.asked) == (1, 3)
+    again = begin(plans.of_ready(OTHER))
+    threads.let_all_go()
+    assert len(again) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest_twisted
 
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
-from cartd.model import CartStatus, FileStatus
+from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.store import Store
 from cartd.store.batches import BATCH
 from cartd.tar.layout import Members
@@ -294,6 +295,45 @@ class TestProgress:
         now = await found(store, cart)
         assert (now.status, now.updated, now.volume_bytes) == (CartStatus.READY, 15.5, 77)
         assert set(await store.holders()) == set()
+
+
+TAR = TarFacts(1, "d" * 64, "[1,1,0,[],[]]", 20.5)
+
+
+class TestTar:
+    @pytest_twisted.ensureDeferred
+    async def test_the_same_tar_keeps_its_time_and_another_has_its_own(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.record_ready(cart.id, "me", volume_bytes=0, now=20.5, tar=TAR)
+        assert (await found(store, cart)).tar == TAR
+        await store.record_tar(cart.id, replace(TAR, since=30))
+        assert (await found(store, cart)).tar == TAR
+        for other in (
+            replace(TAR, digest="e" * 64, lengths="[2,1,0,[],[]]", since=40),
+            replace(TAR, digest="e" * 64, layout=2, since=50),
+        ):
+            await store.record_tar(cart.id, other)
+            assert (await found(store, cart)).tar == other
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_staged_again_to_the_same_tar_has_the_time_of_the_first(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store)
+        await store.record_ready(cart.id, "me", volume_bytes=0, now=20.5, tar=TAR)
+        assert await store.restage(cart.id, lost=[0], now=30)
+        assert await store.claim(cart.id, "me", now=30, until=100)
+        await store.record_ready(cart.id, "me", volume_bytes=0, now=40, tar=replace(TAR, since=40))
+        assert (await found(store, cart)).tar == TAR
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_tar_is_recorded_before_it_is_written(self, store: Store) -> None:
+        cart = await claimed(store)
+        await store.begin_bundling(cart.id, "me", 20.5, TAR)
+        assert (await found(store, cart)).tar == TAR
+        await store.begin_bundling(cart.id, "me", 30)
+        await store.record_ready(cart.id, "me", volume_bytes=0, now=40)
+        assert (await found(store, cart)).tar == TAR
 
 
 class TestRestaging:

@@ -1,0 +1,191 @@
+"""What is told of a cart's tar before, and without, any of its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from twisted.internet.task import Clock
+
+from cartd.downloads import Description, Downloads, NotReady
+from cartd.errors import CartNotFound
+from cartd.model import EVERYBODY, Asker, Cart, CartStatus, FileStatus, TarFacts
+from cartd.plans import Plans
+from cartd.tar.bundle import LAYOUT, facts_of
+from cartd.tar.layout import Members
+from cartd.uses import Uses
+from cartd.volume import Volume
+from tests.laid_out import Member, index_of, lay_out
+from tests.memory_store import MTIME, MemoryStore
+from tests.volume_parts import InThisThread, begin, failure_of, result_of
+
+FILES = {"1": b"first", "2": b"second" * 200}
+ODD = {"ä" * 60: b"first", "b" * 120: b"second"}
+
+
+class CountingStore(MemoryStore):
+    """How often the members of a cart were read is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    async def members(self, cart_id: int, positions: range) -> Members:
+        self.read += 1
+        return await super().members(cart_id, positions)
+
+    async def newest_for(self, asker: Asker, uid: str) -> Cart | None:
+        return (await self.carts_for(asker, uid))[0]
+
+    async def touch(self, uses: Mapping[int, float]) -> None:
+        pass
+
+
+class Site:
+    """A store with carts that are ready, and their downloads."""
+
+    def __init__(self, root: Path) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.store = CountingStore()
+        self.volume = Volume(root, InThisThread())
+        self.volume.prepare()
+        nobody = cast(Any, None)
+        self.plans = Plans(self.store, InThisThread())
+        self.downloads = Downloads(
+            self.store, self.volume, self.plans, Uses(), nobody, self.clock, self.clock.seconds
+        )
+
+    def ready(self, uid: str, files: dict[str, bytes] = FILES, **more: Any) -> Cart:
+        cart = self.store.put(uid, files)
+        for row in self.store.rows[cart.id]:
+            size = len(files[row.archive_id])
+            self.store.rows[cart.id][row.position] = replace(
+                row, size=size, mtime=MTIME, status=FileStatus.STAGED
+            )
+        total = sum(map(len, files.values()))
+        values = {"bytes_total": total, "volume_bytes": total, "fingerprint": "f", **more}
+        self.store.carts[cart.id] = replace(cart, status=CartStatus.READY, **values)
+        return self.store.carts[cart.id]
+
+    def members(self, cart: Cart) -> list[Member]:
+        rows = self.store.rows[cart.id]
+        return [Member(r.path, r.size or 0, r.mtime or 0, r.hash_type, r.hash_sum) for r in rows]
+
+    def describe(self, cart: Cart, name: str | None) -> Description:
+        return result_of(self.downloads.describe(self.store.carts[cart.id], name))
+
+    def facts(self, cart: Cart) -> TarFacts:
+        tar = self.store.carts[cart.id].tar
+        assert tar is not None
+        return tar
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+NAMES = ["data.tar", "d" * 120, "d" * 200 + ".tar", "ä.tar"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("files", [FILES, ODD], ids=["plain", "odd"])
+def test_a_cart_is_described_without_its_members_under_any_name(
+    site: Site, files: dict[str, bytes], name: str
+) -> None:
+    cart = site.ready("mine", files)
+    members = site.members(cart)
+    result_of(site.store.record_tar(cart.id, facts_of(index_of(members), 77.0)))
+    described = site.describe(cart, name)
+    assert site.store.read == 0
+    bundle = lay_out(members, top=name.removesuffix(".tar"))
+    assert described == Description(name, bundle.length, bundle.etag, 77.0)
+
+
+def test_a_download_reads_the_members_for_its_bytes_and_not_before(site: Site) -> None:
+    cart = site.ready("mine")
+    result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
+
+    async def download() -> None:
+        async with site.downloads.open(EVERYBODY, "mine", "data.tar") as opened:
+            assert site.store.read == 0
+            for start in (0, 512):
+                (await opened.reader(start, opened.length)).close()
+            assert site.store.read == 1
+
+    result_of(download())
+
+
+def test_what_nobody_knows_of_a_tar_is_found_out_once(site: Site) -> None:
+    cart = site.ready("mine")
+    first = site.describe(cart, "data.tar")
+    site.clock.advance(500)
+    assert site.describe(cart, "data.tar") == first
+    assert first.last_modified == 1000
+    assert site.store.read == 1
+    assert site.describe(cart, "other.tar").etag != first.etag
+    assert site.store.read == 1
+
+
+def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
+    cart = site.ready("mine")
+    now = site.describe(cart, "data.tar")
+    old = replace(site.facts(cart), layout=LAYOUT - 1, since=5.0)
+    result_of(site.store.record_tar(cart.id, old))
+    site.clock.advance(500)
+    described = site.describe(cart, "data.tar")
+    assert (described.etag, described.last_modified) == (now.etag, 1500)
+    assert site.facts(cart).layout == LAYOUT
+
+
+def test_a_tar_on_the_volume_keeps_the_layout_in_which_it_was_written(site: Site) -> None:
+    cart = site.ready("mine", bundle=True)
+    facts = facts_of(index_of(site.members(cart)), 77.0)
+    result_of(site.store.record_tar(cart.id, facts))
+    now = site.describe(cart, "data.tar")
+    assert now.etag == lay_out(site.members(cart), top="mine").etag
+    assert site.describe(cart, "other.tar").etag == now.etag
+    result_of(site.store.record_tar(cart.id, replace(facts, layout=LAYOUT - 1, since=5.0)))
+    old = site.describe(cart, "data.tar")
+    assert old.etag != now.etag
+    assert (old.length, old.last_modified) == (now.length, 5.0)
+    assert site.store.read == 0
+
+
+def test_a_tar_that_pacifica_wrote_has_other_validators_than_the_one_that_replaces_it(
+    site: Site,
+) -> None:
+    cart = site.ready("mine", bundle=True, fingerprint=None, volume_bytes=10_240, updated=3.5)
+    pacifica = site.describe(cart, "data.tar")
+    assert (pacifica.length, pacifica.last_modified) == (10_240, 3.5)
+    result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
+    ours = site.describe(cart, "data.tar")
+    assert (ours.length, ours.last_modified) == (10_240, 77.0)
+    assert ours.etag != pacifica.etag
+
+
+def test_bytes_that_are_not_those_that_were_told_are_not_sent(site: Site) -> None:
+    cart = site.ready("mine")
+    before = site.describe(cart, "data.tar")
+    site.store.rows[cart.id][0] = replace(site.store.rows[cart.id][0], mtime=MTIME + 1)
+
+    async def download() -> None:
+        async with site.downloads.open(EVERYBODY, "mine", "data.tar") as opened:
+            site.plans.forget(cart.id)
+            await opened.reader(0, opened.length)
+
+    site.clock.advance(500)
+    assert isinstance(failure_of(begin(download())), NotReady)
+    after = site.describe(cart, "data.tar")
+    assert (after.etag != before.etag, after.last_modified) == (True, 1500)
+
+
+def test_a_cart_that_was_deleted_has_no_description(site: Site) -> None:
+    cart = site.ready("mine")
+    result_of(site.store.mark_deleted(cart.id, 1))
+    described = begin(site.downloads.describe(cart, "data.tar"))
+    assert isinstance(failure_of(described), CartNotFound)
