@@ -63,10 +63,17 @@ class Carts:
     def close(self) -> None:
         self._open = False
 
-    async def post(self, asker: Asker, uid: str, body: IO[bytes]) -> Cart:
+    async def post(
+        self,
+        asker: Asker,
+        uid: str,
+        body: IO[bytes],
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> Cart:
         """Accept the manifest in ``body``, which is read and parsed in a thread.
 
-        The very same manifest posted again while its cart lives changes nothing.
+        The very same manifest posted again while its cart lives changes nothing.  ``check`` is
+        asked when nothing else speaks against the cart; what it raises refuses it.
 
         :raises InvalidInput: the uid or the manifest breaks a rule.
         :raises TooLarge: it has too many entries.
@@ -81,10 +88,15 @@ class Carts:
             return await self._store.newest_for(asker, uid) is not None
 
         async with self._entering(posted) as refusal:
-            return await self._enter(asker, uid, body, refusal)
+            return await self._enter(asker, uid, body, check, refusal)
 
     async def _enter(
-        self, asker: Asker, uid: str, body: IO[bytes], refusal: CartdError | None
+        self,
+        asker: Asker,
+        uid: str,
+        body: IO[bytes],
+        check: Callable[[], Awaitable[None]] | None,
+        refusal: CartdError | None,
     ) -> Cart:
         manifest = await self._threads.run(
             lambda: parse(
@@ -101,6 +113,8 @@ class Carts:
         bundle = manifest.bundle
         if bundle is None:
             bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
+        if check is not None:
+            await check()
         accepting = self._accept(asker, uid, manifest, bundle, refusal)
         return await shielded(Deferred.fromCoroutine(accepting))
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from math import floor
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
 from twisted.internet.interfaces import IReactorTime
@@ -13,6 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
 from cartd.integrity.repair import Repair
@@ -148,6 +150,51 @@ class Downloads:
                 return cart
             await deferLater(self._clock, EVICTION_LOOK)
         raise Unavailable("The cart may be about to be evicted; ask again")
+
+    async def decide(
+        self, method: str, conditions: Conditions, cart: Cart, tar: Description
+    ) -> Decision:
+        """Evaluate the conditions of a request for the tar of ``cart``.
+
+        :raises PreconditionFailed, RangeNotSatisfiable: as :func:`cartd.conditions.evaluate`.
+        """
+        strong = method == "GET" and conditions.need_strong_date
+        return evaluate(
+            method,
+            conditions,
+            Representation(tar.length, tar.etag, tar.last_modified),
+            now=self._now(),
+            date_is_strong=strong and await self._is_strong(cart, tar.last_modified),
+        )
+
+    async def check_change(
+        self, method: str, conditions: Conditions, asker: Asker, uid: str, name: str | None
+    ) -> None:
+        """Evaluate the conditions of a request that would change the carts of ``uid``.
+
+        A cart that is not ready is there, but has no tag and no date.  Where there is no cart at
+        all, only a POST would do anything.
+
+        :raises PreconditionFailed: the change must not be made.
+        """
+        cart = await self._store.newest_for(asker, uid)
+        current = None if cart is None else Representation()
+        if cart is not None and cart.status == CartStatus.READY:
+            with suppress(NotReady, CartNotFound):
+                tar = await self.describe(cart, name)
+                current = Representation(tar.length, tar.etag, tar.last_modified)
+        if current is not None or method == "POST":
+            evaluate(method, conditions, current, now=self._now())
+
+    async def _is_strong(self, cart: Cart, last_modified: float) -> bool:
+        """Whether no other tar under this uid has the same ``Last-Modified``, or ever will.
+
+        (RFC 9110, section 8.8.2.2.)
+        """
+        second = floor(last_modified)
+        if floor(self._now()) <= second:
+            return False
+        return not await self._store.others_made_in(cart, second)
 
     async def _note_use(self, cart: Cart) -> None:
         """Remember the use, and tell the store: the commands see no pins, but that."""

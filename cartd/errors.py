@@ -48,6 +48,12 @@ class CartNotFound(CartdError):
     code = 404
 
 
+class PreconditionFailed(CartdError):
+    """A condition of the client's does not hold; nothing was done (RFC 9110, section 13.1)."""
+
+    code = 412
+
+
 class TooLarge(CartdError):
     """The client sent more than a limit allows."""
 

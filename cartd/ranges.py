@@ -1,4 +1,4 @@
-"""Which bytes a request wants: HTTP Range, If-Range and If-None-Match (RFC 9110)."""
+"""Which bytes a request wants: the HTTP Range header, and dates as headers have them (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ _UNIT = "bytes="
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 _DIGITS = 30
 """More than any length has."""
-_ENTITY_TAG = re.compile(r'"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,55 +27,24 @@ class ByteRange:
 
 
 def http_date(when: float) -> str:
-    """Write Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7).
-
-    What ``Last-Modified`` says must come from here, so that ``If-Range`` knows it again.
-    """
+    """Write Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7)."""
     return formatdate(floor(when), usegmt=True)
 
 
-def select(
-    length: int,
-    etag: str,
-    last_modified: float,
-    *,
-    range_header: str | None,
-    if_range: str | None,
-) -> ByteRange:
+def select(length: int, range_header: str) -> ByteRange:
     """Choose the bytes to send of a representation of ``length`` bytes (RFC 9110, section 14.2).
 
-    A Range that is not understood, that asks for more than one range, or whose If-Range does not
-    hold is ignored: the whole is sent.  Raises :class:`RangeNotSatisfiable` for a range that is
-    understood but holds no byte.
+    A Range that is not understood or asks for more than one range is ignored: the whole is sent.
+    Raises :class:`RangeNotSatisfiable` for a range that is understood but holds no byte.
     """
     whole = ByteRange(0, length, partial=False)
-    if range_header is None or not length:
-        return whole
-    if if_range is not None and not _unchanged(etag, last_modified, if_range.strip(_WHITESPACE)):
-        return whole
-    found = _parse(range_header, length)
+    found = _parse(range_header, length) if length else None
     if found is None:
         return whole
     start, stop = found
     if start >= stop:
         raise RangeNotSatisfiable(f"None of the {length} bytes is in the range {range_header}")
     return ByteRange(start, stop, partial=True)
-
-
-def not_modified(etag: str, if_none_match: str | None) -> bool:
-    """Whether the client holds this very version, by weak comparison (RFC 9110, 13.1.2)."""
-    if if_none_match is None:
-        return False
-    if if_none_match.strip(_WHITESPACE) == "*":
-        return True
-    return etag.removeprefix("W/") in _ENTITY_TAG.findall(if_none_match)
-
-
-def _unchanged(etag: str, last_modified: float, validator: str) -> bool:
-    """Evaluate If-Range (RFC 9110, section 13.1.5): weak tags never hold, dates must be equal."""
-    if validator.startswith('"'):
-        return validator == etag
-    return validator == http_date(last_modified)
 
 
 def _parse(header: str, length: int) -> tuple[int, int] | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from http import HTTPStatus
 from typing import Any
 
 from klein import Klein
@@ -14,27 +17,31 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
-from cartd import api_description, disposition, ranges
+from cartd import api_description, disposition
 from cartd.carts import Carts
-from cartd.downloads import Download, Downloads, NotReady
+from cartd.conditions import Conditions, Decision, Representation, evaluate
+from cartd.downloads import Description, Download, Downloads, NotReady
 from cartd.errors import (
     CartdError,
     DiskUnavailable,
     InvalidInput,
+    RangeNotSatisfiable,
     Unreadable,
     VolumeDamaged,
 )
 from cartd.model import Asker, Cart, CartStatus
+from cartd.ranges import ByteRange, http_date
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import SendStopped
 from cartd.server import short_answers
 from cartd.server.caching import NO_STORE, PUBLIC, REVALIDATED
-from cartd.server.request import LimitedRequest
+from cartd.server.request import LimitedRequest, field
 from cartd.server.short_answers import RETRY_AFTER
 from cartd.uids import check_uid
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
+DESCRIPTION_ETAG = f'"{sha256(DESCRIPTION).hexdigest()}"'
 
 log = Logger()
 
@@ -64,57 +71,100 @@ class Rest:
 
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
-        return _json(request, {"message": "Pacifica Cartd Interface Up and Running"})
+        body = json.dumps({"message": "Pacifica Cartd Interface Up and Running"}).encode()
+        return _fixed(request, body, None)
 
     @app.route(api_description.PATH, methods=["GET"])
     def description(self, request: Request) -> bytes:
-        body = _answer(request, 200, "application/json", DESCRIPTION)
-        _set(request, "Cache-Control", PUBLIC)
-        return body
+        return _fixed(request, DESCRIPTION, DESCRIPTION_ETAG, PUBLIC)
 
     # Klein answers a HEAD with the first route that takes it: this one stays above GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
+        """Tell the status; with a ``filename``, of a ready cart, what a GET would be headed by."""
         with _status_told(request):
+            name = _filename(request)
             await self._recovered()
             cart = await self._carts.find(_asker(request), uid)
-        _set_status_headers(request, cart)
-        if cart.status == CartStatus.ERROR:
-            return _error(request, 500, cart.error)
-        request.setResponseCode(204)
+            _set_status_headers(request, cart)
+            if cart.status == CartStatus.ERROR:
+                return _error(request, 500, cart.error)
+            request.setResponseCode(204)
+            if cart.status != CartStatus.READY or (name is None and cart.bytes_total is None):
+                return b""  # one of Pacifica's is measured before more can be told of it
+            try:
+                tar = await self._downloads.describe(cart, name)
+            except NotReady as error:
+                _set_status_headers(request, error.cart)
+                return b""
+            await self._head_of(request, cart, tar, named=name is not None)
         return b""
+
+    async def _head_of(
+        self, request: Request, cart: Cart, tar: Description, *, named: bool
+    ) -> None:
+        decision = await self._downloads.decide("HEAD", _conditions(request), cart, tar)
+        _set_validators(request, tar)
+        if decision.status == HTTPStatus.NOT_MODIFIED:
+            _not_modified(request)
+        elif named:
+            request.setResponseCode(200)
+            _set_download_headers(request, tar)
+            _set(request, "Content-Length", str(tar.length))
 
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         with _status_told(request):
             check_uid(uid)
+            name = _filename(request)
             await self._recovered()
-            async with self._downloads.open(_asker(request), uid, _filename(request)) as download:
-                _set(request, "ETag", download.etag)
-                _set(request, "Cache-Control", REVALIDATED)
-                if ranges.not_modified(download.etag, _header(request, b"if-none-match")):
-                    request.setResponseCode(304)
-                    return b""
+            async with self._downloads.open(_asker(request), uid, name) as download:
                 _set_status_headers(request, download.cart)
+                decision = await self._decide(request, download)
+                _set_validators(request, download)
+                if decision.status == HTTPStatus.NOT_MODIFIED:
+                    _not_modified(request)
+                    return b""
+                request.setResponseCode(decision.status)
                 _set_download_headers(request, download)
-                await self._send(request, download, _range(request, download))
+                _set_length(request, decision.selected, download.length)
+                await self._send(request, download, decision.selected)
         return b""
+
+    async def _decide(self, request: Request, download: Download) -> Decision:
+        conditions = _conditions(request)
+        try:
+            return await self._downloads.decide("GET", conditions, download.cart, download)
+        except RangeNotSatisfiable:
+            _set(request, "Content-Range", f"bytes */{download.length}")
+            raise
 
     @app.route("/<uid>", methods=["POST"])
     async def post(self, request: Request, uid: str) -> bytes:
         assert request.content is not None
         await self._recovered()
-        await self._carts.post(_asker(request), uid, request.content)
+        await self._carts.post(
+            _asker(request), uid, request.content, lambda: self._check_conditions(request, uid)
+        )
         request.setResponseCode(201)
         return _json(request, {"message": "Cart Processing has begun"})
 
     @app.route("/<uid>", methods=["DELETE"])
     async def delete(self, request: Request, uid: str) -> bytes:
         await self._recovered()
+        await self._check_conditions(request, uid)
         await self._carts.delete(_asker(request), uid)
         return _json(request, {"message": "Cart Deleted Successfully"})
 
-    async def _send(self, request: Request, download: Download, wanted: ranges.ByteRange) -> None:
+    async def _check_conditions(self, request: Request, uid: str) -> None:
+        """Raise PreconditionFailed if a change of the carts of ``uid`` must not be made."""
+        conditions = _conditions(request)
+        if conditions.guard:
+            method = request.method.decode("ascii")
+            asker, name = _asker(request), _filename(request)
+            await self._downloads.check_change(method, conditions, asker, uid, name)
+
+    async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
         try:
             reader = await download.reader(wanted.start, wanted.stop)
@@ -149,6 +199,9 @@ class Rest:
         """The one place where an error becomes an answer."""
         error = failure.value
         if isinstance(error, NotReady):
+            if _conditions(request).present:
+                # To a client that has a part already, a 2xx would be the rest of it, or the whole.
+                return _error(request, 503, str(error))
             # No error: plain text, as in Pacifica Cartd, and when to ask again.
             _set(request, "Retry-After", RETRY_AFTER)
             return _answer(request, 202, "text/plain", str(error).encode())
@@ -178,10 +231,8 @@ def _asker(request: Request) -> Asker:
     return Asker.of(request.who)
 
 
-def _header(request: Request, name: bytes) -> str | None:
-    """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5)."""
-    value = request.getHeader(name)
-    return None if value is None else value.decode("latin-1")
+def _conditions(request: Request) -> Conditions:
+    return Conditions.read(lambda name: field(request, name))
 
 
 def _filename(request: Request) -> str | None:
@@ -194,35 +245,32 @@ def _filename(request: Request) -> str | None:
         raise InvalidInput("filename: it is not UTF-8") from None
 
 
-def _range(request: Request, download: Download) -> ranges.ByteRange:
-    """Select the bytes that the request asks for and set the headers that say so."""
-    try:
-        wanted = ranges.select(
-            download.length,
-            download.etag,
-            download.last_modified,
-            range_header=_header(request, b"range"),
-            if_range=_header(request, b"if-range"),
-        )
-    except CartdError:
-        _set(request, "Content-Range", f"bytes */{download.length}")
-        raise
-    _set(request, "Content-Length", str(wanted.stop - wanted.start))
-    if wanted.partial:
-        request.setResponseCode(206)
-        _set(
-            request,
-            "Content-Range",
-            f"bytes {wanted.start}-{wanted.stop - 1}/{download.length}",
-        )
-    return wanted
-
-
-def _set_download_headers(request: Request, download: Download) -> None:
-    _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", disposition.content_disposition(download.name))
+def _set_validators(request: Request, tar: Description) -> None:
+    """Tell of the tar what changes with it, and that a part of it can be had."""
+    _set(request, "ETag", tar.etag)
+    _set(request, "Last-Modified", http_date(tar.last_modified))
     _set(request, "Accept-Ranges", "bytes")
-    _set(request, "Last-Modified", ranges.http_date(download.last_modified))
+    _set(request, "X-Pacifica-Tar-Length", str(tar.length))
+
+
+def _set_download_headers(request: Request, tar: Description) -> None:
+    _set(request, "Cache-Control", REVALIDATED)
+    _set(request, "Content-Type", "application/octet-stream")
+    _set(request, "Content-Disposition", disposition.content_disposition(tar.name))
+
+
+def _set_length(request: Request, selected: ByteRange, length: int) -> None:
+    _set(request, "Content-Length", str(selected.stop - selected.start))
+    if selected.partial:
+        _set(request, "Content-Range", f"bytes {selected.start}-{selected.stop - 1}/{length}")
+
+
+def _not_modified(request: Request) -> None:
+    """Answer 304, with no more of the representation than caches need (RFC 9110, 15.4.5)."""
+    request.setResponseCode(304)
+    _set(request, "Cache-Control", REVALIDATED)
+    for name in ("Accept-Ranges", "Last-Modified", "X-Pacifica-Tar-Length"):
+        request.responseHeaders.removeHeader(name)
 
 
 @contextmanager
@@ -259,6 +307,24 @@ def _set(request: Request, name: str, value: str) -> None:
     request.setHeader(name, value)
 
 
+def _fixed(request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE) -> bytes:
+    """Answer what is the same for all, under the conditions of the request."""
+    method = request.method.decode("ascii")
+    conditions = replace(_conditions(request), range=None)
+    current = Representation(len(body), etag)
+    # It has no date that one of theirs could be compared with.
+    decision = evaluate(method, conditions, current, now=0.0)
+    if decision.status == HTTPStatus.NOT_MODIFIED:
+        request.setResponseCode(304)
+        body = b""
+    else:
+        _answer(request, 200, "application/json", body)
+    if etag is not None:
+        _set(request, "ETag", etag)
+    _set(request, "Cache-Control", cache_control)
+    return body
+
+
 def _json(request: Request, answer: dict[str, str]) -> bytes:
     return _answer(request, request.code, "application/json", json.dumps(answer).encode())
 
@@ -280,7 +346,10 @@ def _answer(request: Request, code: int, content_type: str, body: bytes) -> byte
 def _forget_download(request: Request, code: int) -> None:
     """Take back the headers of a download that was being prepared."""
     _set(request, "Cache-Control", NO_STORE)
-    for name in ("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"):
+    for name in (
+        *("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"),
+        "X-Pacifica-Tar-Length",
+    ):
         request.responseHeaders.removeHeader(name)
     if code != 416:
         request.responseHeaders.removeHeader("Content-Range")

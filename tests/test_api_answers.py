@@ -88,6 +88,7 @@ def test_a_head_is_answered_as_described(site: CartSite, uid: str, status: int) 
         ("known-ready", {"Range": "bytes=0-9"}, 206),
         ("known-ready", {"Range": "bytes=99999999-"}, 416),
         ("known-ready", {"If-None-Match": "*"}, 304),
+        ("known-ready", {"If-Match": '"other"'}, 412),
         ("known-error", {}, 500),
         ("nobody", {}, 404),
         (".bad", {}, 400),
@@ -99,6 +100,22 @@ def test_a_download_is_answered_as_described(
     ask(site, "GET", "/{uid}", status, path_parameters={"uid": uid}, headers=headers)
 
 
+@pytest.mark.parametrize(
+    ("query", "headers", "status"),
+    [
+        ({"filename": "x.tar"}, {}, 200),
+        ({}, {"If-None-Match": "*"}, 304),
+        ({"filename": "x.tar"}, {"If-Match": '"other"'}, 412),
+        ({"filename": "a/b"}, {}, 400),
+    ],
+)
+def test_a_head_of_a_tar_is_answered_as_described(
+    site: CartSite, query: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    uid = {"uid": "known-ready"}
+    ask(site, "HEAD", "/{uid}", status, path_parameters=uid, query=query, headers=headers)
+
+
 def test_a_cart_that_is_not_ready_is_answered_as_described(tapes: CartSite) -> None:
     posted: Any = {"fileids": [entry("1", "a", b"data")]}
     tapes.archive.put("1", b"data")
@@ -106,6 +123,17 @@ def test_a_cart_that_is_not_ready_is_answered_as_described(tapes: CartSite) -> N
     ask(tapes, "POST", "/{uid}", 201, path_parameters=uid, body=posted)
     ask(tapes, "HEAD", "/{uid}", 204, path_parameters=uid)
     ask(tapes, "GET", "/{uid}", 202, path_parameters=uid)
+    ask(tapes, "GET", "/{uid}", 503, path_parameters=uid, headers={"Range": "bytes=5-"})
+    ask(tapes, "DELETE", "/{uid}", 412, path_parameters=uid, headers={"If-Match": '"other"'})
+    ask(
+        tapes,
+        "POST",
+        "/{uid}",
+        412,
+        path_parameters=uid,
+        headers={"If-None-Match": "*"},
+        body=posted,
+    )
 
 
 def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
 
 from cartd.directory_archive.files import Directory
 from cartd.errors import InvalidInput
@@ -50,14 +51,47 @@ async def test_what_is_put_is_an_ordinary_file_and_is_given_back(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_put_again_is_replaced_and_nothing_is_left_beside_it(
+async def test_a_file_that_is_put_again_is_replaced_if_the_archive_is_told_to(
     tmp_path: Path,
 ) -> None:
-    async with directory_archive(tmp_path) as client:
+    async with directory_archive(tmp_path, "--replace") as client:
         await put(client, "a", b"old")
         await put(client, "a", LARGE)
         assert (await client.ask("GET", "/a")).body == LARGE
     assert [p.name for p in tmp_path.rglob("*")] == [".cartd-archive", "a"]
+
+
+@pytest.mark.parametrize("data", [b"new", LARGE], ids=["small", "large"])
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_replaced_unless_the_archive_is_told_to(
+    tmp_path: Path, data: bytes
+) -> None:
+    async with directory_archive(tmp_path) as client:
+        await put(client, "a", b"old")
+        await put(client, "b", b"other")
+        again = await client.ask("PUT", "/a", data, content_length=str(len(data)))
+        moved = await client.ask("PATCH", "/a", b'{"path": "b"}')
+    assert (again.status, moved.status) == (409, 409)
+    reason = "a is there already, and nothing is replaced here"
+    assert json.loads(again.body)["message"] == json.loads(moved.body)["message"] == reason
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == {
+        "a": b"old",
+        "b": b"other",
+    }
+    assert list((tmp_path / ".cartd-archive").glob("*")) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_many_who_put_one_file_at_once_one_has_put_it(tmp_path: Path) -> None:
+    async with directory_archive(tmp_path) as client:
+        bodies = [str(number).encode() * 200_000 for number in range(8)]
+        answers = await gatherResults(
+            Deferred.fromCoroutine(client.ask("PUT", "/a", body, content_length="200000"))
+            for body in bodies
+        )
+    assert sorted(answer.status or 0 for answer in answers) == [201, *[409] * 7]
+    [number] = [number for number, answer in enumerate(answers) if answer.status == 201]
+    assert (tmp_path / "a").read_bytes() == bodies[number]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +122,7 @@ async def test_head_tells_size_times_and_media(tmp_path: Path) -> None:
         "x-pacifica-file": "a",
         "x-content-length": "5",
         "last-modified": "784111777.25",
+        "etag": answer.headers["etag"],
         "x-pacifica-ctime": str((tmp_path / "a").stat().st_ctime),
         "x-pacifica-bytes-per-level": "(5,)",
         "x-pacifica-file-storage-media": "disk",
@@ -265,7 +300,7 @@ def test_a_body_that_is_not_as_long_as_was_declared_leaves_nothing(
     tmp_path: Path, declared: int
 ) -> None:
     with pytest.raises(InvalidInput):
-        Directory(tmp_path).put("a", BytesIO(b"0123456789"), declared, 0.0)
+        Directory(tmp_path).put("a", BytesIO(b"0123456789"), declared, 0.0, lambda _: None)
     assert [path.name for path in tmp_path.rglob("*")] == [".cartd-archive"]
 
 

@@ -83,6 +83,7 @@ def test_every_command_of_its_page_does_what_the_page_says(tmp_path: Path) -> No
         '{"message": "File Moved Successfully"}',
         "",
         '{"message": "Pacifica Archive Interface Up and Running"}',
+        '{"message": "File added to archive", "total_bytes": 12}',
     ]
     for answer in (said[0], *said[5:7], said[8]):
         assert answer in PAGE.read_text(encoding="utf-8")
@@ -138,6 +139,8 @@ def test_every_option_is_on_its_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, *_ in Options.optParameters:
         assert f"| `--{name} " in page
+    for name, *_ in Options.optFlags:
+        assert f"| `--{name}` " in page
 
 
 def test_what_a_service_that_died_left_is_swept_and_what_is_young_stays(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ async def test_a_file_that_changes_is_on_tape_again(
 ) -> None:
     (tmp_path / "a").write_bytes(SMALL)
     (tmp_path / "b").write_bytes(SMALL)
-    async with directory_archive(tmp_path, "--tape-delay", "0") as client:
+    async with directory_archive(tmp_path, "--tape-delay", "0", "--replace") as client:
         await client.ask("POST", "/a")
         assert await media(client) == "disk"
         assert (await client.ask(method, target, body)).status in (200, 201)

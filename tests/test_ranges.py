@@ -1,4 +1,4 @@
-"""Range, If-Range and If-None-Match, case by case and against a naive reading."""
+"""Range, case by case and against a naive reading."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartd.errors import RangeNotSatisfiable
-from cartd.ranges import ByteRange, http_date, not_modified, select
+from cartd.ranges import ByteRange, http_date, select
 
-ETAG = '"abc"'
 MODIFIED = 784_111_777.75
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 LENGTH = 1000
 
 
-def asked(range_header: str | None, if_range: str | None = None, length: int = LENGTH) -> ByteRange:
-    return select(length, ETAG, MODIFIED, range_header=range_header, if_range=if_range)
+def asked(range_header: str, length: int = LENGTH) -> ByteRange:
+    return select(length, range_header)
 
 
 HELD = {
@@ -93,64 +92,14 @@ def test_any_other_range_is_ignored(header: str) -> None:
     assert asked(header) == ByteRange(0, LENGTH, partial=False)
 
 
-def test_without_a_range_it_is_the_whole() -> None:
-    assert asked(None) == ByteRange(0, LENGTH, partial=False)
-    assert asked(None, if_range=ETAG) == ByteRange(0, LENGTH, partial=False)
-
-
 @pytest.mark.parametrize("header", ["bytes=0-", "bytes=-1", "bytes=-0", "bytes=5-6"])
 def test_of_nothing_it_is_the_whole(header: str) -> None:
     assert asked(header, length=0) == ByteRange(0, 0, partial=False)
 
 
-@pytest.mark.parametrize("if_range", [ETAG, f" {ETAG} ", DATE])
-def test_if_range_holds_for_the_same_tag_or_the_same_date(if_range: str) -> None:
-    assert asked("bytes=5-", if_range) == ByteRange(5, LENGTH, partial=True)
-
-
-CHANGED = [
-    "",
-    '"abd"',
-    "abc",
-    'W/"abc"',
-    '"abc", "abd"',
-    "*",
-    "Sun, 06 Nov 1994 08:49:36 GMT",
-    "Sun, 06 Nov 1994 08:49:38 GMT",
-    "nonsense",
-]
-
-
-@pytest.mark.parametrize("if_range", CHANGED)
-def test_if_range_fails_for_anything_else(if_range: str) -> None:
-    assert asked("bytes=5-", if_range) == ByteRange(0, LENGTH, partial=False)
-
-
-def test_a_weak_tag_of_ours_never_holds() -> None:
-    found = select(9, 'W/"abc"', MODIFIED, range_header="bytes=5-", if_range='W/"abc"')
-    assert found == ByteRange(0, 9, partial=False)
-
-
-def test_a_failed_if_range_goes_before_a_range_without_a_byte() -> None:
-    assert asked("bytes=5000-", '"abd"') == ByteRange(0, LENGTH, partial=False)
-
-
 def test_a_date_is_rounded_down_to_its_second() -> None:
     assert http_date(MODIFIED) == DATE
     assert http_date(-0.5) == "Wed, 31 Dec 1969 23:59:59 GMT"
-
-
-@pytest.mark.parametrize(
-    "header", ["*", " * ", ETAG, 'W/"abc"', '"x", "abc"', '"x,y" ,\tW/"abc" , "z"', ',,"abc",']
-)
-def test_a_client_that_holds_the_version_is_told_so(header: str) -> None:
-    assert not_modified(ETAG, header)
-    assert not_modified(f"W/{ETAG}", header)
-
-
-@pytest.mark.parametrize("header", [None, "", "abc", '"abd"', '"x", W/"y"', '"*"', '"x"abc"y"'])
-def test_a_client_that_holds_another_version_gets_this_one(header: str | None) -> None:
-    assert not not_modified(ETAG, header)
 
 
 @settings(deadline=None)

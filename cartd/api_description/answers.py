@@ -19,6 +19,8 @@ def _count(description: str, *, required: bool = True) -> dict[str, Any]:
     return _header(description, {"type": "integer", "minimum": 0}, required=required)
 
 
+_TAG = {"type": "string", "pattern": '^"[^"]+"$'}
+
 HEADERS: dict[str, Any] = {
     "Status": _header("Where the cart stands.", {"type": "string", "enum": DOWNLOADABLE}),
     "StatusError": _header(
@@ -34,8 +36,14 @@ HEADERS: dict[str, Any] = {
     "FilesStaged": _count("How many of them are on the volume."),
     "BytesTotal": _count("Their bytes; there once the archive has told all.", required=False),
     "BytesStaged": _count("How many of those are on the volume.", required=False),
-    "ETag": _header("Names these very bytes.", {"type": "string", "pattern": '^"[^"]+"$'}),
-    "LastModified": _header("When the cart was posted.", {"type": "string"}),
+    "ETag": _header("Names these very bytes.", _TAG),
+    "ETagOfReady": _header("That of a GET of this URL, once it is ready.", _TAG, required=False),
+    "LastModifiedOfReady": _header(
+        "That of a GET of this URL, once it is ready.", {"type": "string"}, required=False
+    ),
+    "LastModified": _header("Since when the tar has these bytes.", {"type": "string"}),
+    "TarLength": _count("The bytes of the whole tar."),
+    "TarLengthOfReady": _count("The bytes of the whole tar, once it is ready.", required=False),
     "ContentLength": _count("The bytes of this answer."),
     "ContentDisposition": _header(
         "The name of the tar (RFC 6266).", {"type": "string", "pattern": "^attachment; filename"}
@@ -47,6 +55,10 @@ HEADERS: dict[str, Any] = {
     ),
     "UnsatisfiedRange": _header(
         "Of how many bytes one may ask.", {"type": "string", "pattern": r"^bytes \*/[0-9]+$"}
+    ),
+    "CacheControl": _header(
+        "Who may keep the answer: its receiver, who asks again before each use.",
+        {"const": "private, no-cache, no-transform"},
     ),
     "RetryAfter": _count("Seconds after which to ask again."),
     "AcceptEncoding": _header("The content codings that are taken.", {"const": "identity"}),
@@ -60,7 +72,11 @@ DOWNLOAD_HEADERS = {
     "Content-Length": ref("headers", "ContentLength"),
     "Content-Disposition": ref("headers", "ContentDisposition"),
     "Accept-Ranges": ref("headers", "AcceptRanges"),
+    "Cache-Control": ref("headers", "CacheControl"),
+    "X-Pacifica-Tar-Length": ref("headers", "TarLength"),
 }
+
+CACHED = {"ETag": ref("headers", "ETag"), "Cache-Control": ref("headers", "CacheControl")}
 
 COUNTS = {
     "X-Pacifica-Files-Total": ref("headers", "FilesTotal"),
@@ -81,6 +97,7 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
     404: ("NotFound", "There is no such cart, or it is not the client's.", {}),
     405: ("MethodNotAllowed", "The method is not known here.", {"Allow": ref("headers", "Allow")}),
     408: ("RequestTimeout", "The request did not come in time.", {}),
+    412: ("PreconditionFailed", "A condition of the request does not hold; nothing was done.", {}),
     413: ("ContentTooLarge", "The body is over a limit; the connection is closed.", {}),
     415: (
         "UnsupportedMediaType",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cartd.api_description.answers import (
+    CACHED,
     COUNTS,
     DOWNLOAD_HEADERS,
     ERRORS,
@@ -74,10 +75,34 @@ PARAMETERS: dict[str, Any] = {
     ),
     "If-None-Match": _request_header(
         "If-None-Match",
-        "The `ETag` of what the client has; if the tar is still the same, 304 says so.",
+        "The `ETag` of what the client has, or `*`; if the tar is still the same, 304 says so, and "
+        "412 to a request that would change something.",
         '"88e035b47aa44fae656e675378280ce6e953faf82bb5e121ce0236f2bc5a7dcd"',
     ),
+    "If-Match": _request_header(
+        "If-Match",
+        "The `ETag` of the tar that is meant, or `*`; if there is another one now, or none, 412 "
+        "says so and nothing is done.",
+        '"88e035b47aa44fae656e675378280ce6e953faf82bb5e121ce0236f2bc5a7dcd"',
+    ),
+    "If-Modified-Since": _request_header(
+        "If-Modified-Since",
+        "The `Last-Modified` of what the client has; looked at where there is no If-None-Match.",
+        "Tue, 24 Nov 2026 06:30:54 GMT",
+    ),
+    "If-Unmodified-Since": _request_header(
+        "If-Unmodified-Since",
+        "The `Last-Modified` of the tar that is meant; looked at where there is no If-Match.",
+        "Tue, 24 Nov 2026 06:30:54 GMT",
+    ),
 }
+
+_CHANGE = ("If-Match", "If-Unmodified-Since", "If-None-Match")
+_READ = ("filename", *_CHANGE, "If-Modified-Since")
+
+
+def _parameters(*names: str) -> list[dict[str, Any]]:
+    return [ref("parameters", name) for name in names]
 
 
 def _links(*operations: str) -> dict[str, Any]:
@@ -113,20 +138,41 @@ _ROOT = {
     }
 }
 
+_CART_HEADERS = {
+    "X-Pacifica-Status": ref("headers", "Status"),
+    "X-Pacifica-Message": ref("headers", "Message"),
+    **COUNTS,
+}
+
 _HEAD = {
     "operationId": "getCartStatus",
     "tags": ["carts"],
     "summary": "Tell the status of a cart, in headers alone",
+    "description": (
+        "With a `filename`, a ready cart is answered as a GET is, without the tar; the conditions "
+        "are looked at only if the cart is ready."
+    ),
+    "parameters": _parameters(*_READ),
     "responses": {
-        **head_errors(404),
+        **head_errors(404, 412),
+        "200": {
+            "description": "The cart is ready, and a GET of this URL has these headers.",
+            "headers": {**_CART_HEADERS, **DOWNLOAD_HEADERS},
+            "links": _links("downloadCart", "deleteCart"),
+        },
         "204": {
             "description": "The cart is not in error.",
             "headers": {
-                "X-Pacifica-Status": ref("headers", "Status"),
-                "X-Pacifica-Message": ref("headers", "Message"),
-                **COUNTS,
+                **_CART_HEADERS,
+                "ETag": ref("headers", "ETagOfReady"),
+                "Last-Modified": ref("headers", "LastModifiedOfReady"),
+                "X-Pacifica-Tar-Length": ref("headers", "TarLengthOfReady"),
             },
             "links": _links("downloadCart", "deleteCart"),
+        },
+        "304": {
+            "description": "The client has this very tar.",
+            "headers": {**_CART_HEADERS, **CACHED},
         },
         "404": {
             "description": ERRORS[404][1],
@@ -149,19 +195,20 @@ _GET = {
     "operationId": "downloadCart",
     "tags": ["carts"],
     "summary": "Download the tar of a cart, or a part of it",
-    "parameters": [
-        ref("parameters", name) for name in ("filename", "Range", "If-Range", "If-None-Match")
-    ],
+    "parameters": _parameters(*_READ, "Range", "If-Range"),
     "responses": {
         "200": {
             "description": "The tar.",
-            "headers": DOWNLOAD_HEADERS,
+            "headers": {**_CART_HEADERS, **DOWNLOAD_HEADERS},
             "content": _TAR,
             "links": _AGAIN,
         },
         "202": {
-            "description": "The cart is not ready. Wait with HEAD, then ask again.",
-            "headers": {"Retry-After": ref("headers", "RetryAfter")},
+            "description": (
+                "The cart is not ready. Wait with HEAD, then ask again. A request with Range or a "
+                "condition is answered with 503."
+            ),
+            "headers": {**_CART_HEADERS, "Retry-After": ref("headers", "RetryAfter")},
             "content": {
                 "text/plain": {
                     "schema": {"const": "The cart is not ready for download."},
@@ -171,14 +218,18 @@ _GET = {
         },
         "206": {
             "description": "The bytes that were asked for.",
-            "headers": {**DOWNLOAD_HEADERS, "Content-Range": ref("headers", "ContentRange")},
+            "headers": {
+                **_CART_HEADERS,
+                **DOWNLOAD_HEADERS,
+                "Content-Range": ref("headers", "ContentRange"),
+            },
             "content": _TAR,
         },
         "304": {
             "description": "The client has this very tar.",
-            "headers": {"ETag": ref("headers", "ETag")},
+            "headers": {**_CART_HEADERS, **CACHED},
         },
-        **errors(404, 416),
+        **errors(404, 412, 416),
         "500": ref("responses", "CartInError"),
     },
 }
@@ -191,6 +242,7 @@ _POST = {
         "To post the very same manifest again while its cart is staged or ready changes nothing: "
         "a client whose connection broke may simply do so. Any other makes a new cart."
     ),
+    "parameters": _parameters(*_CHANGE),
     "requestBody": {
         "required": True,
         "description": "The manifest, in UTF-8. Any other content type, or none, does as well.",
@@ -207,7 +259,7 @@ _POST = {
             "Cart Processing has begun",
             links=_links("getCartStatus", "downloadCart", "deleteCart"),
         ),
-        **errors(413, 415, 501, 507),
+        **errors(412, 413, 415, 501, 507),
     },
 }
 
@@ -216,13 +268,14 @@ _DELETE = {
     "tags": ["carts"],
     "summary": "Delete all carts of a uid",
     "description": "Running downloads end first; staging stops.",
+    "parameters": _parameters(*_CHANGE),
     "responses": {
         "200": told(
             "They are deleted.",
             "Cart Deleted Successfully",
             links=_links("getCartStatus", "downloadCart"),
         ),
-        **errors(404),
+        **errors(404, 412),
     },
 }
 

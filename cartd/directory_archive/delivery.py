@@ -31,7 +31,8 @@ async def deliver(
     request: Request, opened: Opened, root: Path, threads: RunsInThread, mishap: Mishap | None
 ) -> bytes:
     """Send the head and what ``opened`` selects; return what is left to be written."""
-    length = opened.selection.stop - opened.selection.start
+    selected = opened.decision.selected
+    length = selected.stop - selected.start
     if mishap is not None and length == 0:
         await hang_up(request, abort=True)
     _describe(request, opened, length)
@@ -61,7 +62,7 @@ async def hang_up(request: Request, *, abort: bool) -> NoReturn:
 
 
 def _describe(request: Request, opened: Opened, length: int) -> None:
-    status, selection = opened.status, opened.selection
+    status, selected = opened.status, opened.decision.selected
     headers = request.responseHeaders
     headers.setRawHeaders("Content-Type", ["application/octet-stream"])
     headers.setRawHeaders("Content-Length", [str(length)])
@@ -69,16 +70,16 @@ def _describe(request: Request, opened: Opened, length: int) -> None:
     headers.setRawHeaders("Accept-Ranges", ["bytes"])
     headers.setRawHeaders("ETag", [status.etag])
     headers.setRawHeaders("Last-Modified", [http_date(status.mtime)])
-    if selection.partial:
+    if selected.partial:
         request.setResponseCode(HTTPStatus.PARTIAL_CONTENT)
-        span = f"bytes {selection.start}-{selection.stop - 1}/{status.size}"
+        span = f"bytes {selected.start}-{selected.stop - 1}/{status.size}"
         headers.setRawHeaders("Content-Range", [span])
 
 
 def _reader(opened: Opened, root: Path, length: int) -> Reader:
     if opened.data is not None:
         return BytesIO(opened.data[:length])
-    whole = Slice(opened.path, opened.status.size, opened.selection.start, length)
+    whole = Slice(opened.path, opened.status.size, opened.decision.selected.start, length)
     return TreeReader(root, iter((whole,)))
 
 

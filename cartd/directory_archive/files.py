@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
+from cartd.conditions import Decision, Representation
 from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.directory_archive.refusals import Conflict, Forbidden, NotInArchive
 from cartd.errors import InvalidInput, NoSpace
-from cartd.ranges import ByteRange
 
 SMALL = 1 << 18
 """Bytes; a slice up to this long is read in the trip that opens its file."""
@@ -50,7 +51,16 @@ class Status:
     mtime: float
     ctime: float
     etag: str
-    """As strong as a modification time in nanoseconds and a size can make it (RFC 9110, 8.8.3)."""
+    """Of all by which the file system tells two states of a file apart: who puts a file sets its
+    modification time, but nobody sets the time of its last change (RFC 9110, section 8.8.3)."""
+
+    @property
+    def representation(self) -> Representation:
+        return Representation(self.size, self.etag, self.mtime)
+
+
+Check = Callable[[Status | None], object]
+"""Raises to prevent a change; it is given what has the id now, if anything has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +68,22 @@ class Opened:
     """A slice of a file: read already if it is small, else yet to be read."""
 
     status: Status
-    selection: ByteRange
+    decision: Decision
     data: bytes | None
     path: str
     """Below the root, with '/' and without links."""
 
 
 class Directory:
-    """A directory whose files are addressed by ids: their paths below it."""
+    """A directory whose files are addressed by ids: their paths below it.
 
-    def __init__(self, root: Path) -> None:
+    What is there is not replaced, unless it ``replaces``.
+    """
+
+    def __init__(self, root: Path, *, replaces: bool = False) -> None:
+        self._replaces = replaces
+        self._changing = Lock()
+        """Held from the look at what is there until it is changed."""
         self.root = root.resolve()
         self._prefix = str(self.root / "_")[:-1]
         self._incoming = self.root / INCOMING
@@ -77,40 +93,47 @@ class Directory:
         with _explained(archive_id):
             return _status(archive_id, os.lstat(self._resolve(archive_id)))
 
-    def open(self, archive_id: str, select: Callable[[Status], ByteRange]) -> Opened:
-        """Open a file, and let ``select`` say what of it is wanted; its exceptions pass."""
+    def open(self, archive_id: str, decide: Callable[[Status], Decision]) -> Opened:
+        """Open a file, and let ``decide`` say what of it is wanted; its exceptions pass."""
         with _explained(archive_id):
             path = self._resolve(archive_id)
             fd = os.open(path, _READ)
             try:
                 status = _status(archive_id, os.fstat(fd))
-                selection = select(status)
-                length = selection.stop - selection.start
-                data = _read(fd, selection.start, length) if length <= SMALL else None
+                decision = decide(status)
+                selected = decision.selected
+                length = selected.stop - selected.start
+                data = _read(fd, selected.start, length) if length <= SMALL else None
             finally:
                 os.close(fd)
-        return Opened(status, selection, data, path[len(self._prefix) :].replace(os.sep, "/"))
+        return Opened(status, decision, data, path[len(self._prefix) :].replace(os.sep, "/"))
 
-    def put(self, archive_id: str, content: IO[bytes], length: int, mtime: float) -> None:
-        """Write a file beside, then give it its name; one that was there is replaced.
+    def put(
+        self, archive_id: str, content: IO[bytes], length: int, mtime: float, check: Check
+    ) -> None:
+        """Write a file beside, then give it its name.
 
         ``content`` must hold exactly ``length`` bytes; :class:`InvalidInput` if it does not.
+        :class:`Conflict` if a file is there that may not be replaced.
         """
         with _explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
+            self._check_target(archive_id, check)  # here to spare the writing, below to be sure
             part = self._new_part()
             try:
                 _write(part, content, length)
                 _set_mtime(part, mtime)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target)
+                with self._changing:
+                    self._check_target(archive_id, check)
+                    part.replace(target)
             finally:
                 part.unlink(missing_ok=True)
 
-    def move(self, archive_id: str, old_path: str) -> str:
+    def move(self, archive_id: str, old_path: str, check: Check) -> str:
         """Give the file at ``old_path`` (an id, or an absolute path below the root) this id.
 
-        Returns the id that it had.
+        Returns the id that it had; :class:`Conflict` as in :meth:`put`.
         """
         old_id = old_path.removeprefix(self._prefix)
         with _explained(old_id):
@@ -119,13 +142,15 @@ class Directory:
         with _explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
             target.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(target)
+            with self._changing:
+                self._check_target(archive_id, check)
+                source.replace(target)
         return old_id
 
-    def remove(self, archive_id: str) -> None:
+    def remove(self, archive_id: str, check: Check) -> None:
         """Delete a file; of a link to one, the link."""
-        with _explained(archive_id):
-            _status(archive_id, os.lstat(self._resolve(archive_id)))
+        with _explained(archive_id), self._changing:
+            check(_status(archive_id, os.lstat(self._resolve(archive_id))))
             self._name(archive_id).unlink()
 
     def spool(self) -> IO[bytes]:
@@ -139,6 +164,16 @@ class Directory:
             for part in self._incoming.iterdir():
                 if part.lstat().st_mtime < time.time() - STALE:
                     part.unlink(missing_ok=True)
+
+    def _check_target(self, archive_id: str, check: Check) -> None:
+        """Look at what has the id that a file is about to get."""
+        try:
+            current = _status(archive_id, os.lstat(self._resolve(archive_id)))
+        except (FileNotFoundError, NotInArchive):
+            current = None
+        if current is not None and not self._replaces:
+            raise Conflict(f"{archive_id} is there already, and nothing is replaced here")
+        check(current)
 
     def _resolve(self, archive_id: str) -> str:
         """Where the file is or would be, all links followed; raise if that is not inside."""
@@ -164,7 +199,8 @@ class Directory:
 def _status(archive_id: str, found: os.stat_result) -> Status:
     if not stat.S_ISREG(found.st_mode):
         raise NotInArchive(archive_id)
-    etag = f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+    facts = (found.st_mtime_ns, found.st_size, found.st_ctime_ns, found.st_ino)
+    etag = f'"{"-".join(f"{fact:x}" for fact in facts)}"'
     return Status(found.st_size, found.st_mtime, found.st_ctime, etag)
 
 

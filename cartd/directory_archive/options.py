@@ -29,6 +29,10 @@ class Options(usage.Options):
         ["fail-seed", None, None, "A whole number; the same one fails in the same order."],
     ]
 
+    optFlags: ClassVar[list[list[Any]]] = [
+        ["replace", None, "Let PUT and PATCH replace a file that is there; otherwise: 409."],
+    ]
+
     def __init__(self) -> None:
         super().__init__()
         self["host"] = ()

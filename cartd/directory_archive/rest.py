@@ -4,7 +4,8 @@
 request                  answer
 =======================  =========================================================================
 ``GET /``                200, a JSON message that the service runs
-``PUT /ID``              201; the request's Last-Modified sets the modification time
+``PUT /ID``              201; the request's Last-Modified sets the modification time; 409 if a
+                         file is there, unless the directory replaces
 ``HEAD /ID``             204; size, times, and ``disk`` or ``tape``, in headers
 ``GET /ID``              200, the bytes; 206 for a Range; ``?byte_range=START-END``, END exclusive
 ``POST /ID``             200; a file on tape is recalled
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import IO
 
@@ -30,19 +32,23 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
+from cartd.conditions import Conditions, Decision
 from cartd.directory_archive.delivery import deliver, hang_up
-from cartd.directory_archive.files import Directory
+from cartd.directory_archive.files import Directory, Status
 from cartd.directory_archive.ids import check_id
 from cartd.directory_archive.misfortune import Misfortune, Mishap
 from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape, Refusal
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.directory_archive.wire import (
+    allowed,
     modified_time,
     old_path,
-    selection,
     status_headers,
+    wanted,
 )
 from cartd.errors import CartdError, TooLarge, Unavailable, error_body
+from cartd.server.caching import REVALIDATED
+from cartd.server.request import field
 from cartd.threads import RunsInThread
 
 PATCH_LIMIT = 1 << 16
@@ -87,6 +93,8 @@ class ArchiveInterface:
     async def head(self, request: Request, archive_id: str) -> bytes:
         await self._strike(request)
         status = await self._threads.run(self._directory.status, archive_id)
+        if _allowed(request)(status).status == HTTPStatus.NOT_MODIFIED:
+            return _not_modified(request, status)
         request.setResponseCode(HTTPStatus.NO_CONTENT)
         media = "disk" if self._on_disk(archive_id) else "tape"
         for name, value in status_headers(archive_id, status, media):
@@ -98,8 +106,10 @@ class ArchiveInterface:
         mishap = await self._strike(request, body=True)
         await self._require_disk(archive_id)
         byte_range = request.args.get(b"byte_range", [b""])[0].decode("latin-1")
-        select = selection(byte_range, request.getHeader("range"), request.getHeader("if-range"))
-        opened = await self._threads.run(self._directory.open, archive_id, select)
+        decide = wanted(byte_range, _conditions(request))
+        opened = await self._threads.run(self._directory.open, archive_id, decide)
+        if opened.decision.status == HTTPStatus.NOT_MODIFIED:
+            return _not_modified(request, opened.status)
         return await deliver(request, opened, self._directory.root, self._threads, mishap)
 
     @app.route("/<whole:archive_id>", methods=["PUT"])
@@ -110,7 +120,8 @@ class ArchiveInterface:
             raise LengthRequired
         mtime = modified_time(request.getHeader("last-modified"))
         length = int(declared)
-        await self._threads.run(self._directory.put, archive_id, _content(request), length, mtime)
+        content, check = _content(request), _allowed(request)
+        await self._threads.run(self._directory.put, archive_id, content, length, mtime, check)
         self._forget(archive_id)
         request.setResponseCode(HTTPStatus.CREATED)
         return _message(request, message="File added to archive", total_bytes=length)
@@ -118,7 +129,8 @@ class ArchiveInterface:
     @app.route("/<whole:archive_id>", methods=["POST"])
     async def stage(self, request: Request, archive_id: str) -> bytes:
         await self._strike(request)
-        await self._threads.run(self._directory.status, archive_id)
+        status = await self._threads.run(self._directory.status, archive_id)
+        _allowed(request)(status)
         if self._tape is not None:
             self._tape.recall(archive_id)
         return _message(request, message="File was staged", file=archive_id)
@@ -131,7 +143,7 @@ class ArchiveInterface:
         if len(body) > PATCH_LIMIT:
             raise TooLarge(f"the body of a PATCH has at most {PATCH_LIMIT} bytes")
         path = old_path(body)
-        old_id = await self._threads.run(self._directory.move, archive_id, path)
+        old_id = await self._threads.run(self._directory.move, archive_id, path, _allowed(request))
         self._forget(archive_id)
         self._forget(old_id)
         return _message(request, message="File Moved Successfully")
@@ -139,7 +151,7 @@ class ArchiveInterface:
     @app.route("/<whole:archive_id>", methods=["DELETE"])
     async def delete(self, request: Request, archive_id: str) -> bytes:
         await self._strike(request)
-        await self._threads.run(self._directory.remove, archive_id)
+        await self._threads.run(self._directory.remove, archive_id, _allowed(request))
         self._forget(archive_id)
         return _json(request, b"")
 
@@ -186,6 +198,21 @@ class ArchiveInterface:
     def broken(self, request: IRequest, failure: Failure) -> bytes:
         log.failure("{uri} failed", failure, uri=request.uri)
         return _error(request, 500, "Internal error: the cause is in the service's log")
+
+
+def _conditions(request: Request) -> Conditions:
+    return Conditions.read(lambda name: field(request, name))
+
+
+def _allowed(request: Request) -> Callable[[Status | None], Decision]:
+    return allowed(request.method.decode("ascii"), _conditions(request))
+
+
+def _not_modified(request: Request, status: Status) -> bytes:
+    request.setResponseCode(HTTPStatus.NOT_MODIFIED)
+    request.responseHeaders.setRawHeaders("Cache-Control", [REVALIDATED])
+    request.responseHeaders.setRawHeaders("ETag", [status.etag])
+    return b""
 
 
 def _content(request: Request) -> IO[bytes]:

@@ -35,7 +35,7 @@ class DirectoryArchive(Service):
         self._reactor = reactor
         self._address: str = options["address"]
         self._number: int = options["port"]
-        self._directory = Directory(Path(options["root"]))
+        self._directory = Directory(Path(options["root"]), replaces=bool(options["replace"]))
         self._threads = Threads(reactor, THREADS)
         delay = options["tape-delay"]
         tape = None if delay is None else TapeLibrary(clock, delay, options["tape-rate"])

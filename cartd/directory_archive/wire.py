@@ -7,12 +7,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http import HTTPStatus
 from urllib.parse import quote
 
+from cartd.conditions import Conditions, Decision, evaluate
 from cartd.directory_archive.files import Status
 from cartd.directory_archive.refusals import BeyondEnd
 from cartd.errors import InvalidInput, RangeNotSatisfiable
-from cartd.ranges import ByteRange, select
+from cartd.ranges import ByteRange
 
 
 def modified_time(header: str | None) -> float:
@@ -41,27 +44,42 @@ def _http_date(text: str) -> float:
         raise InvalidInput(f"Last-Modified: {text!r} is not a time") from error
 
 
-def selection(
-    byte_range: str | None, range_header: str | None, if_range: str | None
-) -> Callable[[Status], ByteRange]:
+def wanted(byte_range: str | None, conditions: Conditions) -> Callable[[Status], Decision]:
     """What a GET wants of a file that has yet to be opened.
 
     ``byte_range`` is Pacifica's parameter ``START-END``, END exclusive, and comes before the
     header; what it selects is answered 200, and what lies beyond the file's end is left out.
-    """
-    if byte_range:
-        start, stop = _byte_range(byte_range)
-        return lambda status: ByteRange(min(start, status.size), min(stop, status.size), False)
 
-    def wanted(status: Status) -> ByteRange:
+    A date in If-Range gives no range: it is that which the file was put with, and says nothing of
+    the bytes (RFC 9110, section 8.8.2.2).
+    """
+    span = _byte_range(byte_range) if byte_range else None
+    if span is not None:
+        conditions = replace(conditions, range=None)
+
+    def decide(status: Status) -> Decision:
         try:
-            return select(
-                status.size, status.etag, status.mtime, range_header=range_header, if_range=if_range
-            )
+            decision = evaluate("GET", conditions, status.representation, now=time.time())
         except RangeNotSatisfiable as error:
             raise BeyondEnd(status.size) from error
+        if decision.status == HTTPStatus.NOT_MODIFIED:
+            return Decision(HTTPStatus.NOT_MODIFIED, ByteRange(0, 0, partial=False))
+        if span is None:
+            return decision
+        start, stop = (min(place, status.size) for place in span)
+        return Decision(HTTPStatus.OK, ByteRange(start, stop, partial=False))
 
-    return wanted
+    return decide
+
+
+def allowed(method: str, conditions: Conditions) -> Callable[[Status | None], Decision]:
+    """Whether the conditions allow ``method``, given what is there when it is to be performed."""
+
+    def check(status: Status | None) -> Decision:
+        current = None if status is None else status.representation
+        return evaluate(method, conditions, current, now=time.time())
+
+    return check
 
 
 def _byte_range(text: str) -> tuple[int, int]:
@@ -82,6 +100,7 @@ def status_headers(archive_id: str, status: Status, media: str) -> Iterator[tupl
     yield "X-Pacifica-File", quote(archive_id, safe="/ !$&'()*+,;=:@~")
     yield "X-Content-Length", str(status.size)
     yield "Last-Modified", str(status.mtime)
+    yield "ETag", status.etag
     yield "X-Pacifica-Ctime", str(status.ctime)
     yield "X-Pacifica-Bytes-Per-Level", f"({status.size},)"
     yield "X-Pacifica-File-Storage-Media", media

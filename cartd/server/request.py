@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
+
+from twisted.web.server import Request
 
 from cartd.auth import Guard
 from cartd.errors import CartdError, NoCredentials
@@ -14,6 +16,15 @@ from cartd.server.caching import UncachedRequest
 from cartd.server.heads import Head, judge
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
+
+
+def field(request: Request, name: str) -> str | None:
+    """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5).
+
+    Values of a field that comes repeatedly are joined (section 5.3).
+    """
+    values: Sequence[bytes] | None = request.requestHeaders.getRawHeaders(name.encode("ascii"))
+    return None if values is None else b", ".join(values).decode("latin-1")
 
 
 class LimitedRequest(UncachedRequest):

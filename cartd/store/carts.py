@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, insert, or_, update
+from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
@@ -37,6 +37,20 @@ T = TypeVar("T")
 _LIVING = CARTS.where(cart.c.deleted_date.is_(None))
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
 _ACTIVE = _LIVING.order_by(cart.c.id.desc())
+# By the index of uids; of one uid there are few.  Of a tar that Pacifica Cartd has written nobody
+# knows for sure since when it was there.
+_OTHERS_MADE = (
+    select(cart.c.id)
+    .where(
+        cart.c.cart_uid == bindparam("uid"),
+        cart.c.id != bindparam("cart_id"),
+        or_(
+            and_(cart.c.tar_date >= bindparam("since"), cart.c.tar_date < bindparam("until")),
+            and_(cart.c.tar_date.is_(None), cart.c.fingerprint.is_(None)),
+        ),
+    )
+    .limit(1)
+)
 _UNMEASURED = _LIVING.where(
     cart.c.bytes_total.is_(None),
     or_(
@@ -141,6 +155,19 @@ class Carts:
         """That cart, deleted or not."""
         rows = await self._database.rows(_BY_ID, {"cart_id": cart_id})
         return cart_of(rows[0]) if rows else None
+
+    async def others_made_in(self, one: Cart, second: int) -> bool:
+        """Whether another cart of its uid, deleted or not, may have a tar that came to be then.
+
+        ``second`` is a whole Unix second.
+        """
+        asked = {
+            "uid": one.uid,
+            "cart_id": one.id,
+            "since": date_of(second),
+            "until": date_of(second + 1),
+        }
+        return bool(await self._database.rows(_OTHERS_MADE, asked))
 
     async def active(self) -> list[Cart]:
         """All carts that are not deleted, newest first."""

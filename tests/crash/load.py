@@ -234,6 +234,10 @@ class Client:
             self._check_bytes(known, name, answer, first, length)
         elif answer.status == 500:
             self._check_error(uid, answer.json["message"])
+        elif answer.status == 503:
+            # To a request for a range, in place of 202.
+            if answer.json["message"] != "The cart is not ready for download.":
+                self._fault(f"getting {uid}: {answer}")
         elif answer.status not in (202, 404, 416):
             self._fault(f"getting {uid}: {answer}")
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 NAMES = (
-    "manifest", "ranges", "uid", "filename", "authorization",
+    "manifest", "ranges", "conditions", "uid", "filename", "authorization",
     "config", "tokens", "answer", "stream",
 )  # fmt: skip
 

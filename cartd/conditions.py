@@ -1,0 +1,216 @@
+"""Preconditions and ranges of a request, evaluated in one place (RFC 9110, sections 13 and 14).
+
+Every route that has a representation asks :func:`evaluate`, whatever its method.  It is asked last:
+a request that would be answered with anything but 2xx or 412 without its conditions is answered so
+with them as well (section 13.2.1).
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from math import floor
+
+from cartd.errors import PreconditionFailed
+from cartd.ranges import ByteRange, select
+
+_WHITESPACE = " \t"
+_TAG = re.compile(r'(W/)?("[^"]*")')
+_READS = frozenset({"GET", "HEAD"})
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
+_TIME = "(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_SHORT_DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_LONG_DAY = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+_DATES = (
+    re.compile(rf"{_SHORT_DAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
+    re.compile(rf"{_LONG_DAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"),
+    re.compile(rf"{_SHORT_DAY} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
+)
+"""IMF-fixdate, RFC 850, asctime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What a GET would send now."""
+
+    length: int = 0
+    etag: str | None = None
+    """Strong, with its quotes; none for what has no validator."""
+    last_modified: float | None = None
+    """Unix seconds since which it has had these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The header fields that make a request conditional or partial; none for those not sent."""
+
+    if_match: str | None = None
+    if_unmodified_since: str | None = None
+    if_none_match: str | None = None
+    if_modified_since: str | None = None
+    range: str | None = None
+    if_range: str | None = None
+
+    @classmethod
+    def read(cls, field: Callable[[str], str | None]) -> Conditions:
+        """``field`` gives the value of a header field, joined by commas if it comes repeatedly."""
+        return cls(
+            field("If-Match"),
+            field("If-Unmodified-Since"),
+            field("If-None-Match"),
+            field("If-Modified-Since"),
+            field("Range"),
+            field("If-Range"),
+        )
+
+    @property
+    def guard(self) -> bool:
+        """Whether there is a precondition, on which any method may depend."""
+        found = (
+            self.if_match,
+            self.if_unmodified_since,
+            self.if_none_match,
+            self.if_modified_since,
+        )
+        return any(value is not None for value in found)
+
+    @property
+    def present(self) -> bool:
+        """Whether the client has, or had, something of the representation already."""
+        return self.guard or self.range is not None
+
+    @property
+    def need_strong_date(self) -> bool:
+        """Whether :func:`evaluate` has to know if the date of a GET is a strong validator."""
+        return self.range is not None and self.if_range is not None and not _is_tag(self.if_range)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to answer: OK (the method is to be performed), PARTIAL_CONTENT or NOT_MODIFIED."""
+
+    status: HTTPStatus
+    selected: ByteRange
+    """The bytes to send, but for NOT_MODIFIED."""
+
+
+def evaluate(
+    method: str,
+    conditions: Conditions,
+    current: Representation | None,
+    *,
+    now: float,
+    date_is_strong: bool = False,
+) -> Decision:
+    """Decide on a request for ``current``, or for nothing, in the order of RFC 9110, 13.2.2.
+
+    ``date_is_strong``: the representation is known not to have changed twice in the second of its
+    ``last_modified``, and that is over (section 8.8.2.2); looked at only if
+    ``conditions.need_strong_date``.
+
+    :raises PreconditionFailed: the method must not be performed.
+    :raises RangeNotSatisfiable: there is none of the bytes that a GET wants.
+    """
+    _check_unchanged(conditions, current, now)
+    whole = ByteRange(0, current.length if current is not None else 0, partial=False)
+    if _is_held(method, conditions, current, now):
+        if method in _READS:
+            return Decision(HTTPStatus.NOT_MODIFIED, whole)
+        raise PreconditionFailed("If-None-Match names what is there")
+    if method != "GET" or current is None or conditions.range is None:
+        return Decision(HTTPStatus.OK, whole)
+    if not _range_applies(conditions.if_range, current, now, date_is_strong):
+        return Decision(HTTPStatus.OK, whole)
+    selected = select(current.length, conditions.range)
+    status = HTTPStatus.PARTIAL_CONTENT if selected.partial else HTTPStatus.OK
+    return Decision(status, selected)
+
+
+def _check_unchanged(conditions: Conditions, current: Representation | None, now: float) -> None:
+    """Steps 1 and 2: If-Match, and If-Unmodified-Since where that is not there."""
+    if conditions.if_match is not None:
+        if not _matches(conditions.if_match, current, weakly=False):
+            raise PreconditionFailed("If-Match does not name what is there now")
+    elif conditions.if_unmodified_since is not None:
+        since = parse_date(conditions.if_unmodified_since, now)
+        modified = _modified(current)
+        if since is not None and modified is not None and modified > since:
+            raise PreconditionFailed("It has been modified since the time in If-Unmodified-Since")
+
+
+def _is_held(
+    method: str, conditions: Conditions, current: Representation | None, now: float
+) -> bool:
+    """Steps 3 and 4: If-None-Match, and for reads If-Modified-Since where that is not there."""
+    if conditions.if_none_match is not None:
+        return _matches(conditions.if_none_match, current, weakly=True)
+    if conditions.if_modified_since is None or method not in _READS:
+        return False
+    since = parse_date(conditions.if_modified_since, now)
+    modified = _modified(current)
+    return since is not None and modified is not None and modified <= since
+
+
+def _range_applies(
+    if_range: str | None, current: Representation, now: float, date_is_strong: bool
+) -> bool:
+    """Step 5 (section 13.1.5): weak tags never hold, dates must be strong and equal."""
+    if if_range is None:
+        return True
+    if _is_tag(if_range):
+        return if_range.strip(_WHITESPACE) == current.etag
+    date = parse_date(if_range, now)
+    return date_is_strong and date is not None and date == _modified(current)
+
+
+def _matches(listed: str, current: Representation | None, *, weakly: bool) -> bool:
+    """Whether a list of tags, or ``*``, names what is there (sections 13.1.1 and 13.1.2)."""
+    if current is None:
+        return False
+    if listed.strip(_WHITESPACE) == "*":
+        return True
+    return any(tag == current.etag and (weakly or not weak) for weak, tag in _TAG.findall(listed))
+
+
+def _is_tag(validator: str) -> bool:
+    return validator.strip(_WHITESPACE).startswith(('"', 'W/"'))
+
+
+def _modified(current: Representation | None) -> int | None:
+    """In whole seconds, as ``Last-Modified`` tells it."""
+    if current is None or current.last_modified is None:
+        return None
+    return floor(current.last_modified)
+
+
+def parse_date(text: str, now: float) -> int | None:
+    """The Unix time of an HTTP date in any of its three forms (RFC 9110, section 5.6.7).
+
+    None for anything else.  A year of two digits is of the century of ``now``, or of the one
+    before if that is more than 50 years ahead.
+    """
+    text = text.strip(_WHITESPACE)
+    match = next((found for form in _DATES if (found := form.fullmatch(text))), None)
+    if match is None:
+        return None
+    year, day, hour, minute, second = (
+        int(match[name]) for name in ("year", "day", "hour", "minute", "second")
+    )
+    month = _MONTHS.index(match["month"]) + 1
+    if len(match["year"]) == 2:
+        this_year = datetime.fromtimestamp(now, UTC).year
+        year += this_year - this_year % 100
+        if year > this_year + 50:
+            year -= 100
+    leap = second == 60
+    try:
+        date = datetime(year, month, day, hour, minute, second - leap)
+    except ValueError:
+        return None
+    return timegm(date.timetuple()) + leap
