@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import IO
 
 from twisted.internet.defer import Deferred
 
+from cartd.byte_limit import ByteLimit
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
 from cartd.model import Asker, Cart
@@ -38,6 +40,7 @@ class Carts:
         bundle_task: bool,
         require_hashsum: bool,
         max_entries: int,
+        memory: ByteLimit,
         entering: Callable[[Posted], AbstractAsyncContextManager[Unavailable | None]],
         limits: UserLimits,
         stage: Callable[[int], object],
@@ -47,6 +50,7 @@ class Carts:
 
         It is given what tells whether the cart may have been posted before, and gives the error
         that another one is to be refused with, if any (:meth:`cartd.admission.Admission.entering`).
+        ``memory`` bounds the bytes of manifests that are read and entered at once.
         """
         self._store = store
         self._removal = removal
@@ -54,6 +58,7 @@ class Carts:
         self._bundle_task = bundle_task
         self._require_hashsum = require_hashsum
         self._max_entries = max_entries
+        self._memory = memory
         self._entering = entering
         self._limits = limits
         self._stage = stage
@@ -87,7 +92,7 @@ class Carts:
         async def posted() -> bool:
             return await self._store.newest_for(asker, uid) is not None
 
-        async with self._entering(posted) as refusal:
+        async with self._entering(posted) as refusal, self._memory.hold(_size_of(body)):
             return await self._enter(asker, uid, body, check, refusal)
 
     async def _enter(
@@ -98,11 +103,14 @@ class Carts:
         check: Callable[[], Awaitable[None]] | None,
         refusal: CartdError | None,
     ) -> Cart:
-        manifest = await self._threads.run(
-            lambda: parse(
-                body.read(),
-                require_hashsum=self._require_hashsum,
-                max_entries=self._max_entries,
+        # To its end, whoever leaves: until then it has its memory.
+        manifest = await shielded(
+            self._threads.run(
+                lambda: parse(
+                    body.read(),
+                    require_hashsum=self._require_hashsum,
+                    max_entries=self._max_entries,
+                )
             )
         )
         if manifest.bundle and len(uid) > LONGEST_BUNDLED_UID:
@@ -153,3 +161,9 @@ class Carts:
         deleting = Deferred.fromCoroutine(self._removal.delete_all(asker, check_uid(uid)))
         if not await shielded(deleting):
             raise CartNotFound("Not Found")
+
+
+def _size_of(body: IO[bytes]) -> int:
+    size = body.seek(0, os.SEEK_END)
+    body.seek(0)
+    return size

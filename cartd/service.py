@@ -26,6 +26,7 @@ from cartd import interpreter
 from cartd.admission import Admission
 from cartd.auth import Guard, guard_of
 from cartd.auth.exposure import warnings
+from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
 from cartd.config import Config
@@ -77,6 +78,7 @@ class Cartd(Service):
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
+            memory=ByteLimit(config.manifest_memory),
             entering=Admission(config.max_carts_staging, parts.store.unfinished).entering,
             limits=UserLimits(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
@@ -100,6 +102,7 @@ class Cartd(Service):
             guard,
             hosts=config.hosts,
             origins=config.origins,
+            threads=parts.threads,
         )
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)

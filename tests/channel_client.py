@@ -13,7 +13,9 @@ from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
 from cartd.server.site import LimitedSite
+from cartd.threads import RunsInThread
 from tests.server_limits import limits
+from tests.volume_parts import InThisThread
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -47,11 +49,13 @@ class Download(Resource):
 class Connected:
     """A client's connection to a site, with a clock that the test moves."""
 
-    def __init__(self, **changed: Any) -> None:
-        self.limits = limits(max_manifest=100, **changed)
+    def __init__(self, threads: RunsInThread | None = None, **changed: Any) -> None:
+        self.limits = limits(**{"max_manifest": 100, **changed})
         self.clock = Clock()
         self.download = Download()
-        self.site = LimitedSite(self.download, self.clock, self.limits)
+        self.site = LimitedSite(
+            self.download, self.clock, self.limits, threads=threads or InThisThread()
+        )
         self.transport = StringTransport()
         self.channel = self.site.buildProtocol(None)
         self.channel.makeConnection(self.transport)

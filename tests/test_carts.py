@@ -7,14 +7,16 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import EVERYBODY
 from cartd.shares import NO_LIMITS
 from tests.sending import OneByOne
+from tests.volume_parts import HeldThreads
 
 
 class NoStore:
@@ -24,19 +26,22 @@ class NoStore:
         raise AssertionError(f"{name} was asked for")
 
 
-def desk(threads: OneByOne) -> Carts:
+def desk(
+    threads: OneByOne | HeldThreads, store: Any = None, memory: ByteLimit | None = None
+) -> Carts:
     nobody: Any = NoStore()
     return Carts(
-        nobody,
+        store or nobody,
         nobody,
         threads,
         bundle_task=False,
         require_hashsum=False,
         max_entries=10,
+        memory=memory or ByteLimit(100),
         entering=lambda _: nullcontext(),
         limits=NO_LIMITS,
         stage=nobody,
-        now=nobody,
+        now=lambda: 0.0,
     )
 
 
@@ -72,3 +77,44 @@ def test_a_desk_that_is_closed_asks_to_come_again() -> None:
     Deferred.fromCoroutine(closed.post(EVERYBODY, "uid", BytesIO(b"{}"))).addBoth(outcomes.append)
     assert threads.held == []
     assert outcomes[0].check(Unavailable)
+
+
+class Entering:
+    """A store that enters a cart when it is told to."""
+
+    def __init__(self) -> None:
+        self.entered: list[Deferred[tuple[Any, bool]]] = []
+
+    async def post(self, *_: object, **__: object) -> tuple[Any, bool]:
+        entered: Deferred[tuple[Any, bool]] = Deferred()
+        self.entered.append(entered)
+        return await entered
+
+
+def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
+    """From before one is read until it is in the store, whoever leaves meanwhile."""
+    body = b'{"fileids": []}' + b" " * 25  # 40 bytes
+    threads, store, memory = HeldThreads(), Entering(), ByteLimit(100)
+    posting = desk(threads, store=store, memory=memory)
+    posts = [
+        Deferred.fromCoroutine(posting.post(EVERYBODY, f"u{number}", BytesIO(body)))
+        for number in range(12)
+    ]
+    for post in posts:
+        post.addErrback(lambda failure: failure.trap(CancelledError))
+    assert (len(threads.held), memory.taken) == (2, 80)
+    posts[0].cancel()
+    assert (len(threads.held), memory.taken) == (2, 80)
+    threads.let_one_go()  # for nobody
+    assert (len(threads.held), memory.taken) == (2, 80)
+    posts[3].cancel()  # it waits, and is forgotten
+    done = 0
+    while threads.held or len(store.entered) > done:
+        while threads.held:
+            threads.let_one_go()
+        assert 0 < len(store.entered) - done <= 2
+        assert memory.taken <= 80
+        store.entered[done].callback((None, False))
+        done += 1
+    assert (done, memory.taken) == (10, 0)
+    assert all(post.called for post in posts)

@@ -17,6 +17,7 @@ from cartd.server.connections import Connections
 from cartd.server.lingering import LINGER
 from cartd.server.site import LimitedSite
 from tests.server_limits import limits
+from tests.volume_parts import InThisThread
 
 
 def v4(host: str) -> IPv4Address:
@@ -67,7 +68,7 @@ class Server:
 
     def __init__(self, **changed: Any) -> None:
         self.clock = Clock()
-        self.site = LimitedSite(Resource(), self.clock, limits(**changed))
+        self.site = LimitedSite(Resource(), self.clock, limits(**changed), threads=InThisThread())
 
     def connect(self, host: str = "192.0.2.1") -> tuple[Any, StringTransport]:
         protocol, transport = self.site.buildProtocol(v4(host)), StringTransport()

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cartd.interpreter import SWITCH_INTERVAL
+import pytest
+
+from cartd.interpreter import ARENAS, SWITCH_INTERVAL
 
 # In a process of its own: what is set holds for a whole process.
 BUILD = """
@@ -19,6 +21,25 @@ options.parseOptions(["--config", "empty.ini"])
 makeService(options, reactor)
 print(sys.getswitchinterval(), gc.get_freeze_count(), len(gc.get_objects()))
 """
+ALLOCATE = """
+import ctypes
+from threading import Barrier, Thread
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = Barrier(8)
+
+def allocate():
+    libc.malloc(1000)
+    together.wait()
+
+threads = [Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_stats()
+"""
 
 
 def test_threads_take_short_turns_and_what_was_built_is_no_garbage(tmp_path: Path) -> None:
@@ -29,3 +50,16 @@ def test_threads_take_short_turns_and_what_was_built_is_no_garbage(tmp_path: Pat
     interval, left_alone, looked_through = ran.stdout.split()
     assert float(interval) == SWITCH_INTERVAL
     assert int(left_alone) > 100 * int(looked_through)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
+def test_threads_share_few_heaps(tmp_path: Path) -> None:
+    (tmp_path / "empty.ini").touch()
+    ran = subprocess.run(
+        [sys.executable, "-c", BUILD + ALLOCATE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 1 <= ran.stderr.count("Arena ") <= ARENAS

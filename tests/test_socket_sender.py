@@ -39,6 +39,7 @@ from cartd.threads import Few, P, T
 from tests.sending import AtOnce, Sink
 from tests.server_limits import limits
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
+from tests.volume_parts import InThisThread
 
 SIZES = {"long": 40 * 2**20, "short": 1000, "again long": 5 * 2**20 + 1}
 TURN = 2**20
@@ -116,7 +117,7 @@ class Joined:
         self.threads = CountedThreads(reactor, 2)
         self.threads.start()
         self.server = Download(self.threads, root)
-        site = LimitedSite(self.server, reactor, limits())
+        site = LimitedSite(self.server, reactor, limits(), threads=InThisThread())
         self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
         self.client = Client()
 

@@ -18,6 +18,7 @@ from cartd.server.channel import CLOSING
 from cartd.server.site import LimitedSite
 from cartd.tls import ServerTls
 from tests.server_limits import limits
+from tests.volume_parts import InThisThread
 
 NAME = "cartd.example"
 LIMITS = limits()
@@ -37,7 +38,7 @@ class Connected:
         authority = trustme.CA()
         authority.issue_cert(NAME).private_key_and_cert_chain_pem.write_to_path(str(pem))
         self.clock = Clock()
-        site = LimitedSite(Data(b"here", "text/plain"), self.clock, LIMITS)
+        site = LimitedSite(Data(b"here", "text/plain"), self.clock, LIMITS, threads=InThisThread())
         tls = ServerTls(parse_tls_endpoint(f"ssl:443:privateKey={pem}"))
         factory = TLSMemoryBIOFactory(tls, False, site, self.clock)
         self.transport = Socket()

@@ -34,6 +34,8 @@ class Config:
     shutdown_grace: float
     max_manifest: int
     max_entries: int
+    manifest_memory: int
+    body_space: int
     max_header_size: int
     max_headers: int
     header_timeout: float

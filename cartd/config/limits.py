@@ -28,6 +28,25 @@ LIMITS = (
         "How many entries a manifest may have.",
     ),
     Setting(
+        "manifest_memory",
+        "server",
+        "manifest_memory",
+        "32 MB",
+        values.size_above_zero,
+        "size",
+        "How many bytes of manifests are read and entered at the same time; others wait for them."
+        " Each takes about three times its size of memory.",
+    ),
+    Setting(
+        "body_space",
+        "server",
+        "body_space",
+        "2 GB",
+        values.size_above_zero,
+        "size",
+        "How many bytes of temporary files all requests under way may take.",
+    ),
+    Setting(
         "max_header_size",
         "server",
         "max_header_size",

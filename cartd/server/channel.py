@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
+from cartd.server.bodies import BodySpace
 from cartd.server.client_timers import ClientTimers, Late
 from cartd.server.heads import Rules
 from cartd.server.limits import Limits, named
@@ -23,14 +24,15 @@ CLOSING = 15.0
 class LimitedChannel(HTTPChannel):
     """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
 
-    The site sets ``site``, ``limits``, ``rules`` and ``left``, which is called when the connection
-    is lost.
+    The site sets ``site``, ``limits``, ``rules``, ``bodies`` and ``left``, which is called when the
+    connection is lost.
     """
 
     transport: Any
     site: Any
     limits: Limits
     rules: Rules
+    bodies: BodySpace
     guard: Guard | None = None
     """Who finds out who asks; none where that does not matter."""
     left: Any
@@ -117,6 +119,14 @@ class LimitedChannel(HTTPChannel):
     def requestDone(self, request: Any) -> None:
         self._timers.answered()
         super().requestDone(request)
+
+    def wait_for_disk(self, waits: bool) -> None:
+        """Read no more of a body for the moment, or go on; the client is not late meanwhile."""
+        self._timers.disk_waits(waits)
+        if waits:
+            self.transport.pauseProducing()
+        elif not (self._refused or self._lost):
+            self.transport.resumeProducing()
 
     def _head_goes_on(self) -> None:
         if self._timers.between_requests:

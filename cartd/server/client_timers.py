@@ -49,6 +49,7 @@ class ClientTimers:
         self._awaited = Late.REQUEST
         self._due = inf
         self._body_due = inf
+        self._stands_since = 0.0
         self._left = limits.stall_timeout
         """Seconds that the client still has for the next bytes of its download."""
         self._mark = 0
@@ -80,6 +81,15 @@ class ClientTimers:
             left = self._body_due - self._clock.seconds()
             pause = self._limits.idle_timeout
             self._expect(Late.PAUSE if pause < left else Late.BODY, min(pause, left))
+
+    def disk_waits(self, waits: bool) -> None:
+        """No more of a body is read for the moment, or it is again: the time stands still."""
+        now = self._clock.seconds()
+        if self._awaited in _IN_BODY and waits and self._due != inf:
+            self._stands_since, self._due = now, inf
+        elif self._awaited in _IN_BODY and not waits and self._due == inf:
+            self._body_due += now - self._stands_since
+            self.received()
 
     def request_is_whole(self) -> None:
         """It is the service's turn."""

@@ -15,6 +15,7 @@ class Limits:
     """
 
     max_manifest: int
+    body_space: int
     max_header_size: int
     max_headers: int
     header_timeout: float

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import errno
+from collections.abc import Sequence
 from io import BytesIO
+from tempfile import gettempdir
 from typing import Any
 
+from twisted.logger import Logger
 from twisted.web.server import Request
 
 from cartd.auth import Guard
 from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
+from cartd.server.bodies import Body
 from cartd.server.caching import UncachedRequest
 from cartd.server.heads import Head, judge
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
+
+FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+log = Logger()
 
 
 def field(request: Request, name: str) -> str | None:
@@ -38,26 +45,41 @@ class LimitedRequest(UncachedRequest):
     """Whether its head has been judged already, as that of a request with a body."""
     _received = 0
     _refused = False
+    _body: Body | None = None
 
     def gotLength(self, length: int | None) -> None:
         if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
             self._judge(length)
         else:
             self.requestHeaders.removeHeader(b"expect")  # there is nothing to go on with
-        with self._disk():
-            super().gotLength(0 if self._refused else length)
+        self.content = BytesIO()
+        if not self._refused and length != 0:
+            channel = self.channel
+            self._body = self.content = Body(
+                channel.bodies, channel.wait_for_disk, self._disk_fails
+            )
+            if length is not None and not self._body.reserve(length):
+                self._refuse_for_space()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > self._most() and not self._refused:
             self._refuse_as_too_long()
-        if not self._refused:
-            with self._disk():
-                super().handleContentChunk(data)
-                self.content.flush()
+        if not self._refused and self._body is not None and not self._body.write(data):
+            self._refuse_for_space()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if not self._refused:
+        if self._refused:
+            return
+        written = None if self._body is None else self._body.whole()
+        if written is None and not self._refused:
+            super().requestReceived(command, path, version)
+        elif written is not None:
+            written.addCallback(lambda _: self._serve(command, path, version))
+
+    def _serve(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is on the disk; if the client has not left meanwhile, it is answered now."""
+        if self.channel is not None and not self._refused:
             super().requestReceived(command, path, version)
 
     def _handleStar(self) -> None:
@@ -89,17 +111,20 @@ class LimitedRequest(UncachedRequest):
         most: int = self.channel.limits.max_manifest
         return most
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Around what may meet the disk: a long body is kept in the system's temporary files."""
-        try:
-            yield
-        except OSError as error:
-            if self.content is not None:
-                with suppress(OSError):
-                    self.content.close()
-            self.content = BytesIO()
-            self._refuse(507, f"The body cannot be kept: {error.strerror}")
+    def _disk_fails(self, error: OSError) -> None:
+        """A long body is kept in the system's temporary files, which are full or broken."""
+        message = f"The body cannot be kept in {_directory()}: {error.strerror}"
+        log.warn("{message}", message=message)
+        self._refuse(507 if error.errno in FULL else 503, message)
+
+    def _refuse_for_space(self) -> None:
+        limit = named("body_space")
+        self._refuse(
+            503,
+            f"The bodies of other requests take what may be taken of {_directory()}"
+            f" ({self.channel.bodies.most} bytes, {limit}); send it again later",
+            limit,
+        )
 
     def _refuse_as_too_long(self) -> None:
         limit = named("max_manifest")
@@ -116,6 +141,16 @@ class LimitedRequest(UncachedRequest):
     ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
         self._refused = True
+        if self._body is not None:
+            self._body.close()
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
         self.channel.refuse(code, message, limit, headers, offence=offence)
+
+
+def _directory() -> str:
+    """Where the system keeps temporary files (``TMPDIR``, else /tmp or the like)."""
+    try:
+        return gettempdir()
+    except OSError:
+        return "a temporary file"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import Any
 from weakref import WeakSet
 
 from twisted.internet.interfaces import IAddress
@@ -17,6 +16,7 @@ from twisted.web.server import Site
 from cartd.auth import Guard
 from cartd.server import targets
 from cartd.server.access_log import AccessLog
+from cartd.server.bodies import BodySpace
 from cartd.server.channel import LimitedChannel
 from cartd.server.connections import Connections
 from cartd.server.guarded import Guarded
@@ -27,9 +27,8 @@ from cartd.server.request import LimitedRequest
 from cartd.server.short_answers import refusal
 from cartd.server.text_paths import TextPaths
 from cartd.server.turned_away import Farewell, TurnedAway
+from cartd.threads import RunsInThread
 
-BODY_IN_MEMORY = 16 * 2**10
-"""Bytes of a body that are kept in memory: thousands of clients may be sending one."""
 LONGEST_LINE = 8000
 """Characters of a line of the log.  The journal breaks one of 48 KiB in two, and the second would
 begin with whatever a client had chosen."""
@@ -49,9 +48,11 @@ class LimitedSite(Site):
         *,
         hosts: Collection[str] = (),
         origins: Collection[str] = (),
+        threads: RunsInThread,
     ) -> None:
         """``hosts`` are names by which everybody may ask who reaches the service; where a
         ``guard`` asks for tokens, any name does.  Pages of ``origins`` may change something.
+        Long bodies are written by ``threads``.
         """
         rules = Rules(
             targets.methods,
@@ -74,6 +75,7 @@ class LimitedSite(Site):
         self._limits = limits
         self._rules = rules
         self._guard = guard
+        self._bodies = BodySpace(limits.body_space, threads)
         self._counts = Connections(limits.max_connections, limits.max_connections_per_address)
         self._turned_away = TurnedAway(reactor)
         self._connections: WeakSet[LimitedChannel | Farewell] = WeakSet()
@@ -92,10 +94,6 @@ class LimitedSite(Site):
         self._connections.add(connection)
         return connection
 
-    def getContentFile(self, length: int | None) -> IO[bytes]:
-        """Where the body of a request is kept."""
-        return SpooledTemporaryFile(BODY_IN_MEMORY)
-
     def close_connections(self) -> None:
         """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
@@ -106,6 +104,7 @@ class LimitedSite(Site):
         channel.limits = self._limits
         channel.rules = self._rules
         channel.guard = self._guard
+        channel.bodies = self._bodies
         channel.left = partial(self._counts.leave, addr)
         admitted: LimitedChannel = channel
         return admitted

@@ -1,0 +1,220 @@
+"""The bodies of requests on their way to the system's temporary files, and their bytes there.
+
+Strategy: the reactor collects, a thread writes.  A short body stays in memory.  Of a longer one, a
+lot goes to a thread whenever one is worth the trip, one at a time, so the order needs no queue;
+what comes meanwhile is collected, and when that is a lot too, no more is read from the client.  A
+client that sends slowly keeps no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import IO, Final
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from cartd.threads import RunsInThread
+
+IN_MEMORY: Final = 16 * 2**10
+"""Bytes of a body that are kept in memory, and that are worth a trip to a thread: thousands of
+clients may be sending one."""
+HIGH: Final = 64 * 2**10
+"""Bytes collected beside a busy thread at which no more are read from the client."""
+
+
+class BodySpace:
+    """At most ``most`` bytes of temporary files, those of all requests under way together.
+
+    A body that is larger than that is taken if there is no other.
+    """
+
+    def __init__(self, most: int, threads: RunsInThread) -> None:
+        self.most = most
+        self.threads = threads
+        self.taken = 0
+
+    def take(self, size: int, own: int = 0) -> bool:
+        """Take ``size`` bytes for a body that has ``own`` already; false if there is no room."""
+        if self.taken > own and self.taken + size > self.most:
+            return False
+        self.taken += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self.taken -= size
+
+
+class Body:
+    """One body: written on the reactor's thread, read in a worker's when it is whole.
+
+    ``pause(True)`` is called when no more should be written for the moment, ``pause(False)`` when
+    it may go on, and ``failed`` once, with the reason, if the disk refuses it.
+    """
+
+    def __init__(
+        self,
+        space: BodySpace,
+        pause: Callable[[bool], object],
+        failed: Callable[[OSError], object],
+    ) -> None:
+        self._space = space
+        self._pause = pause
+        self._fail = failed
+        self._lot: list[bytes] = []
+        self._lot_size = 0
+        self._size = 0
+        self._reserved = 0
+        self._on_disk = False
+        self._busy = False
+        self._paused = False
+        self._closed = False
+        self._whole: Deferred[None] | None = None
+        # What threads share with the reactor's.
+        self._lock = threading.Lock()
+        self._file: IO[bytes] = BytesIO()
+        self._in_use = False
+        self._given_up = False
+
+    def reserve(self, length: int) -> bool:
+        """Take room for ``length`` bytes, which the client has declared; false if there is none."""
+        return length <= IN_MEMORY or self._take(length)
+
+    def write(self, data: bytes) -> bool:
+        """Add to it; false, and nothing is added, if there is no room."""
+        size = self._size + len(data)
+        if size > max(self._reserved, IN_MEMORY) and not self._take(size - self._reserved):
+            return False
+        self._size = size
+        self._lot.append(data)
+        self._lot_size += len(data)
+        if self._size > IN_MEMORY and self._lot_size >= IN_MEMORY:
+            self._advance()
+        if self._busy and self._lot_size >= HIGH:
+            # Again and again: a connection that could be written to again reads, too.
+            self._paused = True
+            self._pause(True)
+        return True
+
+    def whole(self) -> Deferred[None] | None:
+        """Nothing more comes; fires when it can be read, or is none if it can already.
+
+        It never fires if the disk refuses it, or if it is closed before.
+        """
+        if self._size <= IN_MEMORY:
+            self._file = BytesIO(b"".join(self._lot))
+            self._file.seek(0, os.SEEK_END)
+            return None
+        self._advance()
+        if self._busy:
+            self._whole = Deferred()
+        return self._whole
+
+    # As a file, for who reads it.
+
+    def read(self) -> bytes:
+        """What follows of it, all of it; blocks.  Raises ``ValueError`` if it is closed."""
+        with self._using() as there:
+            if not there:
+                raise ValueError("the body is closed")
+            return self._file.read()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Let go of what it takes; may be called at any time, and again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._lot.clear()
+        if self._on_disk:
+            self._space.threads.run(self._give_up).addCallback(self._given_back)
+        else:
+            self._give_up()  # of memory alone
+            self._given_back(None)
+
+    def _given_back(self, _: None) -> None:
+        self._space.give_back(self._reserved)
+
+    def _take(self, size: int) -> bool:
+        if not self._space.take(size, own=self._reserved):
+            return False
+        self._reserved += size
+        return True
+
+    def _advance(self) -> None:
+        if self._busy or self._closed or not self._lot:
+            return
+        lot, self._lot, self._lot_size = self._lot, [], 0
+        self._busy = self._on_disk = True
+        job = self._space.threads.run(self._append, lot)
+        job.addCallbacks(self._written, self._refused)
+
+    def _written(self, _: None) -> None:
+        self._busy = False
+        if self._closed:
+            return
+        if self._lot_size >= IN_MEMORY or self._whole is not None:
+            self._advance()
+        if self._paused and self._lot_size < HIGH and self._whole is None:
+            self._paused = False
+            self._pause(False)
+        if self._whole is not None and not self._busy:
+            whole, self._whole = self._whole, None
+            whole.callback(None)
+
+    def _refused(self, failure: Failure) -> None:
+        self._busy = False
+        error = failure.value
+        if self._closed:
+            return
+        self.close()
+        if not isinstance(error, OSError):
+            failure.raiseException()
+        self._fail(error)
+
+    # What follows runs in threads.
+
+    def _append(self, lot: list[bytes]) -> None:
+        with self._using() as there:
+            if not there:
+                return
+            if isinstance(self._file, BytesIO):
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            left = memoryview(b"".join(lot))
+            while left:
+                left = left[self._file.write(left) :]
+
+    @contextmanager
+    def _using(self) -> Iterator[bool]:
+        """Whether the file is there, and stays while the block runs."""
+        with self._lock:
+            there = self._in_use = not self._given_up
+        try:
+            yield there
+        finally:
+            with self._lock:
+                self._in_use = False
+                close = there and self._given_up
+            if close:
+                self._close_file()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._in_use:
+                return  # who uses it closes it
+        self._close_file()
+
+    def _close_file(self) -> None:
+        with suppress(OSError):
+            self._file.close()

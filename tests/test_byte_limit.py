@@ -1,0 +1,102 @@
+"""No more bytes are let in than may be; who came first is first, and who leaves is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from cartd.byte_limit import ByteLimit
+
+MOST = 10
+
+
+class Holder:
+    """Holds ``size`` bytes from when it is let in until it is told to leave."""
+
+    def __init__(self, limit: ByteLimit, size: int) -> None:
+        self._limit = limit
+        self.size = size
+        self.is_in = False
+        self._told: Deferred[None] = Deferred()
+        self.ended: list[object] = []
+        self.job = Deferred.fromCoroutine(self._hold())
+        self.job.addBoth(self.ended.append)
+
+    async def _hold(self) -> None:
+        async with self._limit.hold(self.size):
+            self.is_in = True
+            await self._told
+        self.is_in = False
+
+    def leave(self) -> None:
+        self._told.callback(None)
+
+
+def those_in(holders: Sequence[Holder]) -> list[int]:
+    return [at for at, holder in enumerate(holders) if holder.is_in]
+
+
+def test_who_came_first_is_first_whatever_would_fit_behind() -> None:
+    limit = ByteLimit(MOST)
+    holders = [Holder(limit, size) for size in (6, 5, 1)]
+    assert those_in(holders) == [0]
+    holders[0].leave()
+    assert those_in(holders) == [1, 2]
+
+
+def test_what_is_larger_than_all_of_it_waits_until_it_is_alone() -> None:
+    limit = ByteLimit(MOST)
+    holders = [Holder(limit, size) for size in (1, 99, 1)]
+    assert those_in(holders) == [0]
+    holders[0].leave()
+    assert those_in(holders) == [1]
+    holders[1].leave()
+    assert those_in(holders) == [2]
+    assert limit.taken == 1
+
+
+def test_who_stops_waiting_keeps_nobody_out() -> None:
+    limit = ByteLimit(MOST)
+    holders = [Holder(limit, size) for size in (6, 99, 4)]
+    holders[1].job.cancel()
+    [failure] = holders[1].ended
+    assert isinstance(failure, Failure) and failure.check(CancelledError)
+    assert those_in(holders) == [0, 2]
+
+
+def test_who_is_cancelled_inside_gives_back_what_it_had() -> None:
+    limit = ByteLimit(MOST)
+    holder = Holder(limit, 6)
+    holder.job.cancel()
+    assert limit.taken == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["come", "leave", "cancel"]), st.integers(0, 15)), max_size=40
+    )
+)
+def test_there_are_never_more_than_may_be_but_for_one_alone(
+    steps: list[tuple[str, int]],
+) -> None:
+    limit = ByteLimit(MOST)
+    holders: list[Holder] = []
+    for what, number in steps:
+        if what == "come":
+            holders.append(Holder(limit, number))
+        elif holders:
+            one = holders[number % len(holders)]
+            if what == "cancel" and not one.is_in:
+                one.job.cancel()
+            elif what == "leave" and one.is_in:
+                one.leave()
+        inside = [holder.size for holder in holders if holder.is_in and holder.size]
+        assert limit.taken == sum(inside)
+        assert sum(inside) <= MOST or len(inside) == 1
+    for holder in holders:
+        holder.job.cancel()
+    assert limit.taken == 0
