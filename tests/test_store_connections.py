@@ -6,11 +6,12 @@ import gc
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import pytest_twisted
-from sqlalchemy import create_engine, func, make_url, select, text
+from sqlalchemy import create_engine, func, make_url, select, text, update
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
@@ -24,6 +25,7 @@ from cartd.store.batches import BATCH
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
 from cartd.store.owners import take_turn
+from cartd.store.tables import cart as cart_table
 from tests.database_away import database_away
 from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, sqlite_url, the_reactor
@@ -95,6 +97,68 @@ class TestConnections:
                     await cancelled
         assert await gathered([store.newest("u") for _ in range(20)]) == [cart] * 20
         assert await store.mark_deleted(cart.id, 20)
+
+    @pytest.mark.parametrize("given_up", ["query", "beginning", "statement", "commit"])
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_cancelled_leaves_its_connection_to_the_next(
+        self, given_up: str, postgres: Postgres
+    ) -> None:
+        async def write(store: Store, reached: Deferred[None], date: int) -> None:
+            async with store._database.transaction() as transaction:
+                if given_up == "statement":
+                    the_reactor().callLater(0, reached.callback, None)
+                await transaction.execute(update(cart_table).values(losses=date))
+                if given_up == "commit":
+                    the_reactor().callLater(0, reached.callback, None)
+
+        async def read(store: Store) -> None:
+            await store.active()
+
+        url = postgres.create(template="synced")
+        with DatabaseProxy.to(url) as proxy:
+            store = Store(proxy.url, the_reactor())
+            cart = await posted(store)
+            await gathered([store.newest("u"), store.cart(cart.id), store.active()])
+            opened = proxy.opened
+            for number in range(100):
+                reached: Deferred[None] = Deferred()
+                work = read(store) if given_up == "query" else write(store, reached, number)
+                cut = Deferred.fromCoroutine(work)
+                if given_up in ("statement", "commit"):
+                    await reached
+                cut.cancel()
+                with suppress(CancelledError):
+                    await cut
+                assert await store.active()
+                await store.touch({cart.id: 20 + number})
+            assert proxy.opened == opened
+            assert (await found(store, cart)).used == 119
+            await store.close()
+        postgres.drop(url)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_connection_that_is_lost_after_its_query_was_cancelled_is_not_used_again(
+        self, postgres: Postgres
+    ) -> None:
+        url = postgres.create(template="synced")
+        with DatabaseProxy.to(url) as proxy:
+            store = Store(proxy.url, the_reactor())
+            cart = await posted(store)
+            await store.active()
+            proxy.block()
+            reading = Deferred.fromCoroutine(store.active())
+            writing = Deferred.fromCoroutine(store.touch({cart.id: 30}))
+            for cut in (reading, writing):
+                cut.cancel()
+                with pytest.raises(CancelledError):
+                    await cut
+            proxy.cut()
+            proxy.let_pass()
+            assert await gathered([store.cart(cart.id) for _ in range(5)]) == [cart] * 5
+            await store.touch({cart.id: 40})
+            assert (await found(store, cart)).used == 40
+            await store.close()
+        postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
     async def test_many_at_once_never_find_the_database_locked(

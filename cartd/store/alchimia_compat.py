@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Executable
 from sqlalchemy.engine import strategies
+from sqlalchemy.exc import DisconnectionError
 from twisted.internet.defer import Deferred
 
 if not hasattr(strategies, "DefaultEngineStrategy"):
@@ -21,7 +22,7 @@ if not hasattr(strategies, "DefaultEngineStrategy"):
 
 from alchimia import wrap_engine
 
-__all__ = ["all_rows", "driver_connection", "wrap_engine"]
+__all__ = ["all_rows", "driver_connection", "roll_back", "wrap_engine"]
 
 
 def all_rows(
@@ -42,6 +43,22 @@ def all_rows(
         return found
 
     return alchimia._defer_to_cxn(rows)  # type: ignore[no-any-return]
+
+
+def roll_back(alchimia: Any) -> Deferred[None]:
+    """End whatever transaction is open, after what was asked before.
+
+    Fails if the connection was lost meanwhile.  alchimia's transactions would warn of one that was
+    committed already.
+    """
+    connection = alchimia._connection
+
+    def end() -> None:
+        connection.rollback()
+        if connection.invalidated:
+            raise DisconnectionError("it was lost")
+
+    return alchimia._defer_to_cxn(end)  # type: ignore[no-any-return]
 
 
 def driver_connection(alchimia: Any) -> Any:

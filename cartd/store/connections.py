@@ -1,8 +1,9 @@
 """alchimia connections, kept and lent out one user at a time.
 
 Strategy: a connection belongs to one thread, and what is asked of it runs there in order.  So
-whoever gives up in the middle (an error, a cancelled coroutine) need not wait: closing is queued
-behind what still runs, and the place of the connection is free again only after that.  What a
+whoever gives up in the middle (an error, a cancelled coroutine) need not wait: rolling back, or
+closing, is queued behind what still runs, and the connection, or its place, is free again only
+after that.  What a
 server leaves without an answer is ended from outside, by its socket (see ``unanswered``).
 """
 
@@ -25,7 +26,7 @@ from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
 from cartd.store import postgresql
-from cartd.store.alchimia_compat import all_rows, driver_connection, wrap_engine
+from cartd.store.alchimia_compat import all_rows, driver_connection, roll_back, wrap_engine
 from cartd.store.unanswered import Unanswered
 
 THREAD_NAME = "cartd store"
@@ -93,8 +94,9 @@ class Connection:
     def commit(self, transaction: Any) -> Deferred[Any]:
         return self._watched(transaction.commit())
 
-    def rollback(self, transaction: Any) -> Deferred[Any]:
-        return self._watched(transaction.rollback())
+    def rollback(self) -> Deferred[None]:
+        """Roll back what is open, behind what still runs; fails if the connection was lost."""
+        return self._watched(roll_back(self._alchimia))
 
     def close(self) -> Deferred[None]:
         """Roll back what is open, close and end the thread; fires when it has ended."""
@@ -136,6 +138,22 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def leavable(job: Deferred[T], left: Callable[[T | Failure], object]) -> Deferred[T]:
+    """The outcome of ``job`` for one who may stop waiting for it; then ``left`` is given it."""
+    waiting: Deferred[T] = Deferred()
+
+    def ended(outcome: T | Failure) -> None:
+        if waiting.called:
+            left(outcome)
+        elif isinstance(outcome, Failure):
+            waiting.errback(outcome)
+        else:
+            waiting.callback(outcome)
+
+    job.addBoth(ended)
+    return waiting
 
 
 class Pool:

@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Executable, Table, bindparam, func, select, text
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.errors import CartdError, DatabaseAway
 from cartd.store import postgresql
-from cartd.store.connections import Connection, Pool
+from cartd.store.connections import Connection, Pool, leavable
 from cartd.store.engines import parse, reading_engine, writing_engine
 from cartd.store.failures import explained, is_lost, with_the_file
 from cartd.store.outage_log import OutageLog
@@ -113,11 +114,8 @@ class Database:
         try:
             yield Transaction(connection, self._dialect)
             await connection.commit(transaction)
-        except CartdError:
-            connection.rollback(transaction).addCallbacks(
-                lambda _: self._writer.give_back(connection),
-                lambda _: self._writer.discard(connection),
-            )
+        except (CancelledError, CartdError):
+            self._roll_back(connection)
             raise
         except BaseException as error:
             self._writer.discard(connection)
@@ -140,10 +138,20 @@ class Database:
 
     async def _read(self, statement: Executable, parameters: Parameters) -> Rows:
         connection = await self._taken(self._readers)
+
+        def left(outcome: object) -> None:
+            """The query was cancelled, but has ended as if it were not."""
+            if isinstance(outcome, Failure):
+                self._readers.discard(connection)
+            else:
+                self._readers.give_back(connection)
+
         try:
-            rows = await connection.rows_alone(statement, parameters)
+            rows = await leavable(connection.rows_alone(statement, parameters), left)
+        except CancelledError:
+            raise
         except BaseException as error:
-            # Cancelled or failed, it may have a cursor open on an old state of the database.
+            # It may have a cursor open on an old state of the database.
             self._readers.discard(connection)
             self._raise_if_away(error)
             raise
@@ -154,12 +162,22 @@ class Database:
         connection = await self._taken(self._writer)
         try:
             # Asks the database, so that it is known to live.
-            transaction = await connection.begin()
+            begun = connection.begin()
+            transaction = await leavable(begun, lambda _: self._roll_back(connection))
+        except CancelledError:
+            raise
         except BaseException as error:
             self._writer.discard(connection)
             self._raise_if_away(error)
             raise
         return connection, transaction
+
+    def _roll_back(self, connection: Connection) -> None:
+        """Behind what still runs; then another may have the connection."""
+        connection.rollback().addCallbacks(
+            lambda _: self._writer.give_back(connection),
+            lambda _: self._writer.discard(connection),
+        )
 
     async def _taken(self, pool: Pool) -> Connection:
         try:
