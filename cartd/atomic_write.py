@@ -39,11 +39,10 @@ def replace_file(path: Path, data: bytes) -> None:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            if hasattr(os, "fchown"):
-                if before is None:
-                    _join_group(fd, path.parent.stat().st_gid)
-                else:
-                    _become(fd, path, before)
+            if before is None:
+                _join_group(fd, path.parent)
+            else:
+                _become(fd, path, before)
             os.fsync(fd)
         Path(written).replace(path)
     except BaseException:
@@ -53,20 +52,29 @@ def replace_file(path: Path, data: bytes) -> None:
     _sync_directory(path.parent)
 
 
-def _join_group(fd: int, group: int) -> None:
-    new = os.fstat(fd)
-    if hasattr(os, "getegid") and (group, group) != (os.getegid(), new.st_gid):
-        with suppress(OSError):  # the caller need not be a member
-            os.chown(fd, -1, group)
-            os.chmod(fd, 0o640)
+if sys.platform == "win32":
 
+    def _join_group(_fd: int, _directory: Path) -> None:
+        """A new file inherits who may read it from its directory."""
 
-def _become(fd: int, path: Path, before: os.stat_result) -> None:
-    new = os.fstat(fd)
-    if (new.st_uid, new.st_gid) != (before.st_uid, before.st_gid):
-        os.chown(fd, before.st_uid, before.st_gid)
-    os.chmod(fd, before.st_mode & 0o7777)
-    _copy_attributes(path, fd)
+    def _become(_fd: int, _path: Path, _before: os.stat_result) -> None:
+        """The same: what is set for the file alone is lost."""
+
+else:
+
+    def _join_group(fd: int, directory: Path) -> None:
+        group = directory.stat().st_gid
+        if (group, group) != (os.getegid(), os.fstat(fd).st_gid):
+            with suppress(OSError):  # the caller need not be a member
+                os.chown(fd, -1, group)
+                os.chmod(fd, 0o640)
+
+    def _become(fd: int, path: Path, before: os.stat_result) -> None:
+        new = os.fstat(fd)
+        if (new.st_uid, new.st_gid) != (before.st_uid, before.st_gid):
+            os.chown(fd, before.st_uid, before.st_gid)
+        os.chmod(fd, before.st_mode & 0o7777)
+        _copy_attributes(path, fd)
 
 
 if sys.platform == "linux":
@@ -94,7 +102,7 @@ if sys.platform == "linux":
 
 else:
 
-    def _copy_attributes(path: Path, fd: int) -> None:
+    def _copy_attributes(_path: Path, _fd: int) -> None:
         """Python knows no such calls of other systems."""
 
 

@@ -60,6 +60,8 @@ def holder_of(fd: int) -> str:
 
     For people only: nothing may be decided by it.
     """
+    if sys.platform == "win32":
+        return ""
     try:
         state = os.fstat(fd)
         device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
@@ -67,6 +69,6 @@ def holder_of(fd: int) -> str:
             fields = line.split()
             if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == device:
                 return f"process {fields[4]}"
-    except (OSError, AttributeError, ValueError):
-        pass
+    except OSError:
+        pass  # it is Linux that has this file
     return ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -96,7 +97,7 @@ class TreeReader:
 
     def is_at_hand(self, limit: int) -> bool:
         """Only ever told of a long slice, from its first byte and its last."""
-        if not self._long or _NO_WAIT is None:
+        if sys.platform == "win32" or not self._long or _NO_WAIT is None:
             return False
         last = self._offset + min(limit, self._left) - 1
         try:
@@ -188,6 +189,8 @@ class TreeReader:
         return sent
 
     def _send_file(self, out: socket.socket, limit: int) -> int:
+        if sys.platform == "win32":
+            raise NotImplementedError
         try:
             count = min(limit, self._left, STEP)
             sent = os.sendfile(out.fileno(), self._file, self._offset, count)
@@ -260,7 +263,7 @@ class TreeReader:
 
 
 def _read_at(file: int, count: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
+    if sys.platform != "win32":
         return os.pread(file, count, offset)
     os.lseek(file, offset, os.SEEK_SET)
     return os.read(file, count)

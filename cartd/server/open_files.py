@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -38,14 +38,23 @@ def connections_that_fit(wanted: int, archive_connections: int) -> int:
     return fit
 
 
-def _allow(needed: int) -> int:
-    """Have at least ``needed`` open files allowed, if that can be; gives how many are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+if sys.platform == "win32":
+
+    def _allow(needed: int) -> int:
+        """There is no such limit."""
         return needed
-    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft < most:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            return most
-    return soft
+
+else:
+    import resource
+
+    def _allow(needed: int) -> int:
+        """Have at least ``needed`` open files allowed, if that can be; gives how many are."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return needed
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if soft < most:
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                return most
+        return soft

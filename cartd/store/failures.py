@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 )
 
 from cartd.errors import DatabaseAway, DatabaseRefused
+from cartd.permissions import this_user, user_name
 
 _FAULTS_OF_DATA = ("22", "23", "54")
 """Classes of SQLSTATEs: data exceptions, violated constraints, limits of rows and indexes."""
@@ -103,15 +104,6 @@ def _whose(path: Path) -> str:
         return "look at who may read and write it"
     found = path.stat()
     return (
-        f"owner {_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"
-        f" cartd runs as {_name(os.geteuid())}"
+        f"owner {user_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"
+        f" cartd runs as {this_user()}"
     )
-
-
-def _name(uid: int) -> str:
-    import pwd  # Unix only
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

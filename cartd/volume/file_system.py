@@ -36,7 +36,8 @@ class FileSystem:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._fd: int | None = None
-        self._sync: Callable[[], None] = getattr(os, "sync", _nothing)
+        self._sync: Callable[[], None] = _sync_all
+        self._syncfs: Callable[[int], int] | None = None
         if sys.platform == "linux":
             libc = ctypes.CDLL(None, use_errno=True)
             if hasattr(libc, "syncfs"):
@@ -45,7 +46,7 @@ class FileSystem:
 
     def open(self) -> None:
         """From now on every failure to write is told by the next sync, and by no later one."""
-        if os.name != "nt":
+        if sys.platform != "win32":
             self._fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self.page_cache = page_cache_id(os.fstat(self._fd).st_dev)
 
@@ -65,10 +66,11 @@ class FileSystem:
         if self._fd is None:
             raise SyncFailed("The volume's file system is not synced: it has been let go of")
         self._check_mount(self._fd)
+        assert self._syncfs is not None
         if self._syncfs(self._fd) != 0:
             number = ctypes.get_errno()
             if number in (errno.ENOSYS, errno.EPERM):
-                os.sync()  # a sandbox that knows only the older call
+                _sync_all()  # a sandbox that knows only the older call
                 return
             raise SyncFailed(f"The volume's file system cannot be synced: {_reason(number)}")
 
@@ -97,10 +99,12 @@ def page_cache_id(device: int) -> str | None:
     The kernel never gives the number of a directory in sysfs twice, and makes one for each mount of
     the file systems that have any.
     """
+    if sys.platform == "win32":
+        return None
     try:
         boot = BOOT_ID.read_text().strip()
         name = (_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}").readlink().name
-    except (OSError, AttributeError):
+    except OSError:
         return None
     for mounted in _MOUNTED:
         with suppress(OSError):
@@ -112,5 +116,7 @@ def _reason(number: int) -> str:
     return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
 
 
-def _nothing() -> None:
-    """There is no way to ask."""
+def _sync_all() -> None:
+    """All disks; where there is no way to ask for that, nothing."""
+    if sys.platform != "win32":
+        os.sync()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
@@ -176,7 +177,7 @@ def _file_fault(
     """
     try:
         with os.fdopen(below.open_file(path), "rb", buffering=0) as opened:
-            if reread and hasattr(os, "posix_fadvise"):
+            if sys.platform != "win32" and sys.platform != "darwin" and reread:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if alone and status.st_nlink > 1:
