@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLD := $(VENV)/old-requests/.ready
 MINUTES := 60
 
 # Otherwise every start of the service, of which the tests make hundreds, would compile it anew.
@@ -30,6 +31,11 @@ $(READY): requirements.txt setup.py
 		--config-settings editable_mode=compat --editable .
 	touch $@
 
+$(OLD): tests/old-requests.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) -r tests/old-requests.txt
+	touch $@
+
 demo: $(READY)
 	@demo/tools curl tar
 	@BIN=$(BIN) demo/demo
@@ -38,7 +44,7 @@ run: $(READY)
 	@demo/tools curl tar
 	@BIN=$(BIN) demo/demo --keep
 
-test: $(READY)
+test: $(READY) $(OLD)
 	@demo/tools busybox unar php perl pax cpio 7zz
 	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
 	@demo/tools nginx squid varnishd haproxy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -42,6 +43,8 @@ from cartd.uids import check_uid
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
 DESCRIPTION_ETAG = f'"{sha256(DESCRIPTION).hexdigest()}"'
+
+_OLD_REQUESTS = re.compile(rb"python-requests/2\.([12]?[0-9]|3[01])(\.|$)")
 
 log = Logger()
 
@@ -260,9 +263,25 @@ def _set_download_headers(request: Request, tar: Description) -> None:
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
-    _set(request, "Content-Length", str(selected.stop - selected.start))
+    """Say how long the answer is; but to some clients, in chunks, only when it has ended."""
+    if not _takes_a_part_for_the_whole(request):
+        _set(request, "Content-Length", str(selected.stop - selected.start))
     if selected.partial:
         _set(request, "Content-Range", f"bytes {selected.start}-{selected.stop - 1}/{length}")
+
+
+def _takes_a_part_for_the_whole(request: Request) -> bool:
+    """Whether the client may be one of urllib3 1, and asks for the whole tar.
+
+    With that, a body that is shorter than its Content-Length raises nothing, so Pacifica's
+    downloader takes what it has of a tar for all of it when this process dies.  A chunk that is
+    cut off raises; Pacifica Cartd sent chunks.  From requests 2.32 on, nearly all have urllib3 2.
+    """
+    return (
+        request.clientproto == b"HTTP/1.1"
+        and not request.requestHeaders.hasHeader(b"range")
+        and _OLD_REQUESTS.match(request.getHeader(b"user-agent") or b"") is not None
+    )
 
 
 def _not_modified(request: Request) -> None:

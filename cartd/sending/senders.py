@@ -20,7 +20,7 @@ SMALLEST_CHUNK = 64 * 2**10
 
 
 class Senders:
-    """Sends straight into the socket where there is a plain one, through the connection elsewhere.
+    """Sends straight into the socket where that can be, through the connection elsewhere.
 
     ``transfer_size`` is in bytes; ``downloads`` says how many there are now.
     """
@@ -41,7 +41,10 @@ class Senders:
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
         """As :meth:`cartd.sending.sender.Sending.start`; ``request`` is a ``LimitedRequest``."""
-        own_socket = plain_socket(request.transport, self._reactor)
+        own_socket = None
+        if request.responseHeaders.hasHeader("Content-Length"):
+            own_socket = plain_socket(request.transport, self._reactor)
+        # Without a length the answer goes in chunks, which the connection frames.
         if own_socket is None:
             return Sender(reader, self._threads, request, self._chunk).start()
         return SocketSender(
