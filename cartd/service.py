@@ -131,7 +131,12 @@ class Cartd(Service):
         os.umask(self._parts.config.umask)
         for description in _endpoints(self._parts.config):
             try:
-                port, tls = listen(self._parts.reactor, description, self._site)
+                port, tls = listen(
+                    self._parts.reactor,
+                    description,
+                    self._site,
+                    umask=self._parts.config.umask,
+                )
             except ConfigError as error:
                 _give_up(str(error))
             self._ports.append(port)
@@ -141,7 +146,12 @@ class Cartd(Service):
             log.info("Listening on {endpoint}", endpoint=description)
         guard = self._guard
         tokens = guard is not None and guard.tokens
-        for warning in warnings(listening, guarded=guard is not None, tokens=tokens):
+        for warning in warnings(
+            listening,
+            guarded=guard is not None,
+            tokens=tokens,
+            proxies=self._parts.config.auth_proxy_addresses,
+        ):
             log.warn("{warning}", warning=warning)
 
     def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:

@@ -74,6 +74,16 @@ def test_what_twistd_sets_when_it_has_started_does_not_count(
         assert found["volume/1/mine/dir/file-0"] == 0o640
 
 
+@in_a_thread
+def test_files_of_twistd_obey_it_too(archive: FaultyArchive, tmp_path: Path) -> None:
+    with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
+        named = ("--pidfile=named.pid", "--logfile=named.log")
+        cartd.program = (command("twistd"), "-n", *named, "cartd", "--umask", "027")
+        cartd.start()
+        for name in ("named.pid", "named.log"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o640, name
+
+
 @pytest.mark.parametrize(
     ("line", "mask"),
     [

@@ -2,15 +2,19 @@
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
 from cartd.config.tls_endpoint import TlsEndpoint, parse_tls_endpoint
-from cartd.config.values import UNIX, Network
+from cartd.config.unix_endpoint import UnixEndpoint, parse_unix_endpoint
+from cartd.config.values import UNIX, Network, is_unix
 
 __all__ = [
     "UNIX",
     "Config",
     "Network",
     "TlsEndpoint",
+    "UnixEndpoint",
+    "is_unix",
     "load",
     "parse_size",
     "parse_tls_endpoint",
+    "parse_unix_endpoint",
     "sqlalchemy_url",
 ]

@@ -47,7 +47,7 @@ SETTINGS = (
         values.endpoint,
         "Twisted endpoint",
         "Where to listen in place of port and address, as ssl:443:privateKey=KEY:certKey=CERT"
-        " or unix:/run/cartd.sock; may be given again.",
+        " or unix:/run/cartd/http.sock:mode=660; may be given again.",
         "CARTD_ENDPOINT",
         "endpoint",
         "e",

@@ -8,6 +8,7 @@ as in Twisted too.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class TlsEndpoint:
 
 def parse_tls_endpoint(description: str) -> TlsEndpoint:
     """Read ``ssl:PORT:privateKey=FILE...``; a ValueError says what is wrong with it."""
-    given = _given(description)
+    given = arguments(description, _NAMES)
     if "port" not in given:
         raise ValueError("it has no port")
     key = given.get("privateKey", "server.pem")
@@ -58,7 +59,7 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
     if method != _ONLY_1_2 and method not in _ANY_METHOD:
         raise ValueError(f"sslmethod {method} is not TLS_METHOD or {_ONLY_1_2}")
     return TlsEndpoint(
-        port=_whole("port", given["port"], 65535),
+        port=whole("port", given["port"], 65535),
         private_key=_path("privateKey", key),
         certificate=_path("certKey", given.get("certKey", key)),
         chain=_path("extraCertChain", given["extraCertChain"])
@@ -68,20 +69,20 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
         if "dhParameters" in given
         else None,
         interface=given.get("interface", ""),
-        backlog=_whole("backlog", given.get("backlog", "50"), 2**31 - 1),
+        backlog=whole("backlog", given.get("backlog", "50"), 2**31 - 1),
         only_1_2=method == _ONLY_1_2,
     )
 
 
-def _given(description: str) -> dict[str, str]:
-    """The arguments behind ``ssl:``, by their names."""
+def arguments(description: str, names: Sequence[str]) -> dict[str, str]:
+    """The arguments behind the kind of an endpoint, by their ``names``, which are in order."""
     given: dict[str, str] = {}
-    unnamed = iter(_NAMES)
+    unnamed = iter(names)
     for field in _fields(description)[1:]:
         named = _NAMED.fullmatch(field)
         name = _plain(named[1]) if named else next(unnamed, "")
-        if name not in _NAMES:
-            known = ", ".join(_NAMES)
+        if name not in names:
+            known = ", ".join(names)
             raise ValueError(f"{name or _plain(field)} is none of its arguments ({known})")
         if name in given:
             raise ValueError(f"{name} is given twice")
@@ -110,7 +111,8 @@ def _path(name: str, value: str) -> Path:
     return Path(value)
 
 
-def _whole(name: str, value: str, most: int) -> int:
+def whole(name: str, value: str, most: int) -> int:
+    """A number from 0 to ``most``."""
     if not _NUMBER.fullmatch(value) or int(value) > most:
         raise ValueError(f"{name} {value!r} is not a whole number from 0 to {most}")
     return int(value)

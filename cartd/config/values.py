@@ -16,6 +16,7 @@ from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from cartd.config.tls_endpoint import parse_tls_endpoint
+from cartd.config.unix_endpoint import parse_unix_endpoint
 
 T = TypeVar("T")
 
@@ -141,17 +142,24 @@ def size_above_zero(value: str) -> int:
 
 
 def endpoint(value: str) -> str:
-    """A Twisted endpoint; but for ``ssl:``, its kind alone is looked at before it listens."""
+    """A Twisted endpoint; but for ``ssl:`` and ``unix:``, its kind alone is looked at here."""
     value = text(value)
     kind, colon, _ = value.partition(":")
     if not colon or kind not in ENDPOINTS:
         raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
-    if kind == "ssl":
-        try:
+    try:
+        if kind == "ssl":
             parse_tls_endpoint(value)
-        except ValueError as error:
-            raise ValueError(f"{value!r} is not an endpoint: {error}") from None
+        elif is_unix(value):
+            parse_unix_endpoint(value.removeprefix("haproxy:"))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not an endpoint: {error}") from None
     return value
+
+
+def is_unix(endpoint: str) -> bool:
+    """Whether that endpoint is a Unix socket, be it with HAProxy's line before each connection."""
+    return endpoint.removeprefix("haproxy:").startswith("unix:")
 
 
 def header_name(value: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from cartd.config import values
+from cartd.pidfile import write_no_pidfile
 
 
 class Options(usage.Options):
@@ -57,6 +58,7 @@ class Options(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd-archive: {error}") from None
+        write_no_pidfile(getattr(self, "parent", None))
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:

@@ -6,33 +6,47 @@ from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.protocols.haproxy import proxyEndpoint
 from twisted.python.failure import Failure
 
-from cartd.config import parse_tls_endpoint
+from cartd.config import is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
+from cartd.server.socket_file import SocketEndpoint
 from cartd.tls import ServerTls
 
 
 def listen(
-    reactor: Any, description: str, site: IProtocolFactory
+    reactor: Any, description: str, site: IProtocolFactory, *, umask: int
 ) -> tuple[IListeningPort, ServerTls | None]:
     """Bind one endpoint.  Its certificate, if it has one, is to be looked after.
 
-    Twisted's endpoints bind at once, so that a failure can stop the start.
+    Twisted's endpoints bind at once, so that a failure can stop the start.  ``umask`` takes rights
+    from a Unix socket for which the endpoint names no mode.
 
     :raises ConfigError: it is no endpoint, its certificate cannot be used, or it cannot be bound.
     """
-    endpoint, tls = _endpoint(reactor, description)
+    endpoint, tls = _endpoint(reactor, description, umask)
     outcome: list[IListeningPort | Failure] = []
     endpoint.listen(site).addBoth(outcome.append)
     [port] = outcome
     if isinstance(port, Failure):
-        raise ConfigError(f"cannot listen on {description}: {port.getErrorMessage()}")
+        raise ConfigError(f"cannot listen on {description}: {_why(port)}")
     return port, tls
 
 
-def _endpoint(reactor: Any, description: str) -> tuple[IStreamServerEndpoint, ServerTls | None]:
+def _why(failure: Failure) -> str:
+    error = getattr(failure.value, "socketError", failure.value)
+    return (isinstance(error, OSError) and error.strerror) or failure.getErrorMessage()
+
+
+def _endpoint(
+    reactor: Any, description: str, umask: int
+) -> tuple[IStreamServerEndpoint, ServerTls | None]:
     try:
+        if is_unix(description):
+            unix = parse_unix_endpoint(description.removeprefix("haproxy:"))
+            endpoint = SocketEndpoint(reactor, unix, umask)
+            return (proxyEndpoint(endpoint) if description[0] == "h" else endpoint), None
         if not description.startswith("ssl:"):
             return serverFromString(reactor, description), None
         tls = ServerTls(parse_tls_endpoint(description))

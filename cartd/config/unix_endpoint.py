@@ -1,0 +1,37 @@
+"""Reads what an administrator wrote of a ``unix:`` endpoint; the syntax is Twisted's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cartd.config.tls_endpoint import arguments, whole
+
+_NAMES = ("address", "mode", "backlog", "lockfile")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    """Where to listen, and who may connect."""
+
+    path: Path
+    mode: int | None
+    """Of the socket's file; None: what the umask leaves of 660."""
+    backlog: int
+
+
+def parse_unix_endpoint(description: str) -> UnixEndpoint:
+    """Read ``unix:PATH:mode=660...``; a ValueError says what is wrong with it.
+
+    ``lockfile`` is taken and means nothing: Twisted's names a process by its number.
+    """
+    given = arguments(description, _NAMES)
+    path = given.get("address", "")
+    if not path or "\0" in path:
+        raise ValueError("it names no file")
+    mode = given.get("mode")
+    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
+        raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
+    backlog = whole("backlog", given.get("backlog", "50"), 2**31 - 1)
+    return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)
