@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IAddress
 
 from cartd.auth import TokenFile
 from cartd.auth.exposure import warnings
+from cartd.config import Network, values
 from tests.free_ports import free_port
 from tests.running_cartd import RunningCartd, running_cartd
 from tests.test_start_errors import why_it_ends
@@ -88,6 +89,56 @@ def test_what_is_warned_of(
 ) -> None:
     lines = list(warnings([(endpoint, address)], guarded=guarded, tokens=tokens))
     assert [text in line for text, line in zip(expected, lines, strict=True)] == [True] * len(lines)
+
+
+LOCAL = "Every account of this machine may name any user in proxy_header by "
+PROXIES = values.networks("unix 127.0.0.1 10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("mode", "address", "proxies", "expected"),
+    [
+        (0o660, None, PROXIES, []),
+        (0o606, None, PROXIES, [LOCAL + "{}: "]),
+        (0o606, None, (), []),
+        (0o660, "127.0.0.1", PROXIES, [LOCAL + "a loopback address, "]),
+        (0o660, "0.0.0.0", PROXIES, [LOCAL + "a loopback address, "]),
+        (0o666, "::1", PROXIES, [LOCAL + "{} and by a loopback address, "]),
+        (0o660, "192.0.2.1", PROXIES, []),
+        (0o660, "127.0.0.1", values.networks("unix 10.0.0.0/8"), []),
+        (0o660, "127.0.0.1", values.networks("0.0.0.0/0"), [LOCAL + "a loopback address, "]),
+        (0o660, "::", values.networks("::1"), [LOCAL + "a loopback address, "]),
+    ],
+)
+def test_a_set_up_by_which_every_account_may_name_a_user_is_told(
+    tmp_path: Path,
+    mode: int,
+    address: str | None,
+    proxies: tuple[Network, ...],
+    expected: list[str],
+) -> None:
+    path = tmp_path / "http.sock"
+    path.touch()
+    path.chmod(mode)
+    listening: list[tuple[str, IAddress]] = [(f"unix:{path}", UNIXAddress(bytes(path)))]
+    if address is not None:
+        kind = IPv6Address if ":" in address else IPv4Address
+        listening.append(("tcp:80", kind("TCP", address, 80)))
+    lines = list(warnings(listening, guarded=True, tokens=False, proxies=proxies))
+    assert len(lines) == len(expected)
+    for line, begins in zip(lines, expected, strict=True):
+        assert line.startswith(begins.format(path))
+
+
+def test_a_socket_that_lets_everybody_do_everything_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    path.touch()
+    for mode, told in ((0o660, 0), (0o666, 1)):
+        path.chmod(mode)
+        listening: list[tuple[str, IAddress]] = [(f"unix:{path}", UNIXAddress(bytes(path)))]
+        lines = list(warnings(listening, guarded=False, tokens=False))
+        assert len(lines) == told
+        assert all(str(path) in line for line in lines)
 
 
 def test_a_start_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
