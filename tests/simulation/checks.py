@@ -95,8 +95,7 @@ class Checks:
         top = self._place.volume / str(cart_id)
         tar = top / f"{spec.uid}.tar"
         if tar.exists():
-            created = self._created(cart_id)
-            if tar.read_bytes() != spec.tar(spec.uid, created):
+            if tar.read_bytes() != spec.tar(spec.uid):
                 self._wrong(f"{tar} holds wrong bytes")
             return  # what is left of its tree is of no use
         for position, (name, body) in enumerate(_expected(spec, top)):
@@ -113,14 +112,6 @@ class Checks:
 
     def _has_tar(self, row: sqlite3.Row) -> bool:
         return (self._place.volume / str(row["id"]) / f"{row['cart_uid']}.tar").exists()
-
-    def _created(self, cart_id: int) -> int:
-        [row] = self.rows(
-            "SELECT CAST(strftime('%s', creation_date) AS INTEGER) AS created FROM cart"
-            " WHERE id = ?",
-            cart_id,
-        )
-        return int(row["created"])
 
     def _spec(self, row: sqlite3.Row) -> Spec:
         return self._ledger.specs[row["cart_uid"], row["fingerprint"]]

@@ -50,8 +50,11 @@ class Spec:
     def fingerprint(self) -> str:
         return parse(self.body).fingerprint
 
-    def tar(self, top: str, created: int) -> bytes:
-        """The tar as :mod:`tarfile` writes it, each directory before the first file below it."""
+    def tar(self, top: str) -> bytes:
+        """The tar as :mod:`tarfile` writes it, each directory before the first file below it.
+
+        A directory has the time of the newest file below it.
+        """
         out = io.BytesIO()
         with tarfile.open(mode="w", fileobj=out, format=tarfile.PAX_FORMAT) as tar:
             for name, archive_id in self._members(top):
@@ -59,10 +62,14 @@ class Spec:
                 data = b"" if archive_id is None else content(archive_id)
                 info.type = tarfile.DIRTYPE if archive_id is None else tarfile.REGTYPE
                 info.mode = 0o755 if archive_id is None else 0o644
-                info.mtime = created if archive_id is None else mtime(archive_id)
+                info.mtime = self._newest(name, top) if archive_id is None else mtime(archive_id)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         return out.getvalue()
+
+    def _newest(self, directory: str, top: str) -> int:
+        below = [one for one in self.files if f"{top}/{one.path}".startswith(f"{directory}/")]
+        return max((mtime(one.archive_id) for one in below), default=0)
 
     def _members(self, top: str) -> Iterator[tuple[str, str | None]]:
         seen = {top}
@@ -97,7 +104,7 @@ class Ledger:
         self.read = 0
         """Downloads that were read to their ends."""
         self._tags: dict[str, bytes] = {}
-        self._tars: dict[tuple[Spec, str, int], bytes] = {}
+        self._tars: dict[tuple[Spec, str], bytes] = {}
 
     def post(self, spec: Spec) -> None:
         self.specs[spec.uid, spec.fingerprint] = spec
@@ -105,9 +112,9 @@ class Ledger:
 
     def tar_of(self, cart: Cart, top: str) -> bytes:
         spec = self.specs[cart.uid, cart.fingerprint or ""]
-        key = spec, cart.uid if cart.bundle else top, int(cart.created)
+        key = spec, cart.uid if cart.bundle else top
         if key not in self._tars:
-            self._tars[key] = spec.tar(key[1], key[2])
+            self._tars[key] = spec.tar(key[1])
         return self._tars[key]
 
     def ids_of(self, uid: str) -> set[int]:
