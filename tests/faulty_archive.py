@@ -82,14 +82,16 @@ class FaultyArchive:
         self._connections: set[_Connection] = set()
         self._port: Any = None
 
-    def listen(self, context_factory: Any = None, *, port: int = 0) -> str:
+    def listen(
+        self, context_factory: Any = None, *, port: int = 0, interface: str = "127.0.0.1"
+    ) -> str:
         """Begin to listen, over TLS if there is a context factory; gives the URL."""
         factory = ServerFactory.forProtocol(lambda: _Connection(self))
         if context_factory is None:
-            self._port = self.reactor.listenTCP(port, factory, interface="127.0.0.1")
-            return f"http://127.0.0.1:{self.port}{self.base}/"
-        self._port = self.reactor.listenSSL(port, factory, context_factory, interface="127.0.0.1")
-        return f"https://127.0.0.1:{self.port}{self.base}/"
+            self._port = self.reactor.listenTCP(port, factory, interface=interface)
+            return f"http://{interface}:{self.port}{self.base}/"
+        self._port = self.reactor.listenSSL(port, factory, context_factory, interface=interface)
+        return f"https://{interface}:{self.port}{self.base}/"
 
     @property
     def port(self) -> int:

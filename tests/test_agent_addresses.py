@@ -1,29 +1,37 @@
-"""A name is looked up once for many connections, and again when its address may have changed."""
+"""A name is looked up once for many connections, and all that it stands for is made use of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.interfaces import IHostnameResolver
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
+from twisted.web.client import readBody
 from zope.interface import implementer
 
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from cartd.archive.agent.agent import ADDRESS_SECONDS
+from cartd.archive.agent.addresses import ADDRESS_SECONDS, ATTEMPT_SECONDS
+from tests.faulty_archive import FaultyArchive
+
+reactor: Any = _reactor
+OF_IPV6 = [IPv6Address("TCP", "2001:db8::1", 8080)]
 
 
 @implementer(IHostnameResolver)
 class Names:
-    """Resolves every name to ``address``, and counts how often it is asked."""
+    """Resolves every name to ``address`` and others, and counts how often it is asked."""
 
     def __init__(self) -> None:
         self.address: IPv4Address | IPv6Address = IPv4Address("TCP", "192.0.2.1", 8080)
+        self.others: list[IPv4Address | IPv6Address] = []
         self.asked = 0
 
     def resolveHostName(
@@ -36,7 +44,8 @@ class Names:
     ) -> Any:
         self.asked += 1
         resolutionReceiver.resolutionBegan(None)
-        resolutionReceiver.addressResolved(self.address)
+        for address in (self.address, *self.others):
+            resolutionReceiver.addressResolved(address)
         resolutionReceiver.resolutionComplete()
         return None
 
@@ -108,10 +117,85 @@ def test_an_address_of_ipv6_is_connected_to_as_one() -> None:
     assert network.names.asked == 1
 
 
-def test_a_connection_that_is_given_up_is_no_address() -> None:
+def test_a_connection_that_is_given_up_leaves_nothing_behind() -> None:
     network = Network()
+    network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
     network.ask()
     network.asked.addErrback(lambda _: None)
     network.asked.cancel()
+    assert not network.reactor.getDelayedCalls()
     network.reach()
-    assert network.names.asked == 2
+    assert network.names.asked == 1
+
+
+def tried(network: Network) -> list[str]:
+    """The addresses that were tried since the last time."""
+    hosts = [host for host, *_ in network.reactor.tcpClients]
+    network.reactor.tcpClients.clear()
+    return hosts
+
+
+def test_connections_are_spread_over_all_addresses_of_a_name() -> None:
+    network = Network()
+    network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080), *OF_IPV6]
+    assert [network.reach() for _ in range(7)] == [
+        "192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.1", "192.0.2.2", "2001:db8::1",
+        "192.0.2.1",
+    ]  # fmt: skip
+    assert network.names.asked == 1
+
+
+def test_an_address_that_refuses_is_passed_over_at_once_until_the_next_look_up() -> None:
+    network = Network()
+    network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
+    _, factory = network.ask()
+    factory.clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+    assert tried(network) == ["192.0.2.1", "192.0.2.2"]
+    for _ in range(3):
+        network.reach()
+    assert tried(network) == ["192.0.2.2"] * 3
+    network.reactor.advance(ADDRESS_SECONDS)
+    network.reach()
+    assert tried(network) == ["192.0.2.1"]
+
+
+def test_an_address_that_is_silent_is_raced_and_then_passed_over() -> None:
+    network = Network()
+    network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
+    network.ask()
+    network.reactor.advance(ATTEMPT_SECONDS / 2)
+    assert tried(network) == ["192.0.2.1"]
+    network.reactor.advance(ATTEMPT_SECONDS / 2)
+    [(_, _, factory, _, _)] = network.reactor.tcpClients
+    protocol = factory.buildProtocol(network.names.others[0])
+    protocol.makeConnection(Connected())
+    silent, _ = network.reactor.connectors
+    assert silent.stoppedConnecting
+    network.reach()
+    assert tried(network) == ["192.0.2.2", "192.0.2.2"]
+    assert not network.reactor.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_of_which_one_of_three_addresses_is_dead_answers_every_request() -> None:
+    living = [FaultyArchive(reactor), FaultyArchive(reactor)]
+    living[0].listen(interface="127.0.0.1")
+    living[1].listen(interface="127.0.0.3", port=living[0].port)
+    names = Names()
+    names.address = IPv4Address("TCP", "127.0.0.1", living[0].port)
+    names.others = [IPv4Address("TCP", f"127.0.0.{last}", living[0].port) for last in (2, 3)]
+    before = reactor.installNameResolver(names)
+    pool = Pool(reactor, kept=0, idle_seconds=30.0)
+    agent = Agent(reactor, pool, TlsPolicy(), connect_timeout=10.0)
+    try:
+        for _ in range(12):
+            url = f"http://archive.example:{living[0].port}/7".encode()
+            response = await agent.request(b"HEAD", url)
+            assert response.code == 404
+            await readBody(response)
+        assert [len(archive.requests) for archive in living] == [6, 6]
+    finally:
+        reactor.installNameResolver(before)
+        await pool.closeCachedConnections()
+        for archive in living:
+            await archive.stop()

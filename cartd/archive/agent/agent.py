@@ -8,13 +8,10 @@ if the kept one dies without a byte.  No timers: who waits has one, and cancels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, cast
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import (
-    HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     wrapClientTLS,
@@ -26,13 +23,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
+from cartd.archive.agent.addresses import Addresses, Race
 from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.pool import Pool
 from cartd.archive.agent.request import Origin, Request
 from cartd.archive.agent.response import Response
-
-ADDRESS_SECONDS: Final = 30.0
-"""How long an address is used that a name had: about as long as a connection to it would be."""
 
 
 @implementer(IAgent)
@@ -49,12 +44,7 @@ class Agent:
         self._pool = pool
         self._policy = policy
         self._connect_timeout = connect_timeout
-        self._addresses: dict[Origin, tuple[str, float]] = {}
-        """Which one a name has, and until when that is believed.
-
-        A server that closes each connection after its answer makes for thousands of look-ups, each
-        of which takes more than the rest of a request.
-        """
+        self._addresses = Addresses(reactor)
 
     def request(
         self,
@@ -86,44 +76,38 @@ class Agent:
 
     def connect(self, origin: Origin) -> Deferred[Connection]:
         """A new connection, to be given to the pool by itself when it is free."""
-        endpoint = self._endpoint(origin)
-        if origin.scheme == "https":
-            creator = self._policy.creatorForNetloc(origin.host.encode("ascii"), origin.port)
-            endpoint = wrapClientTLS(creator, endpoint)
-        connected = endpoint.connect(_Connections(origin, self._pool, self._reached))
-        connected.addErrback(self._not_reached, origin)
-        return cast("Deferred[Connection]", connected)
+        return Deferred.fromCoroutine(self._connect(origin))
 
-    def _endpoint(self, origin: Origin) -> IStreamClientEndpoint:
-        timeout = self._connect_timeout
-        address, until = self._addresses.get(origin, ("", 0.0))
-        if self._reactor.seconds() >= until:
-            self._addresses.pop(origin, None)
-            return HostnameEndpoint(self._reactor, origin.host, origin.port, timeout=timeout)
-        kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-        return kind(self._reactor, address, origin.port, timeout=timeout)
+    async def _connect(self, origin: Origin) -> Connection:
+        addresses = await self._addresses.of(origin)
+        factory = _Connections(origin, self._pool)
+        race = Race(
+            self._reactor,
+            addresses,
+            lambda address: self._endpoint(origin, address).connect(factory),
+            lambda address: self._addresses.not_reached(origin, address),
+        )
+        return cast(Connection, await race.won)
 
-    def _reached(self, origin: Origin, address: str) -> None:
-        if origin not in self._addresses:
-            self._addresses[origin] = address, self._reactor.seconds() + ADDRESS_SECONDS
-
-    def _not_reached(self, reason: Failure, origin: Origin) -> Failure:
-        """It may have moved: who tries again asks for its name again."""
-        self._addresses.pop(origin, None)
-        return reason
+    def _endpoint(self, origin: Origin, address: str) -> IStreamClientEndpoint:
+        kind: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
+        endpoint: IStreamClientEndpoint = kind(
+            self._reactor, address, origin.port, timeout=self._connect_timeout
+        )
+        if origin.scheme != "https":
+            return endpoint
+        creator = self._policy.creatorForNetloc(origin.host.encode("ascii"), origin.port)
+        return wrapClientTLS(creator, endpoint)
 
 
 class _Connections(Factory):
     noisy = False
 
-    def __init__(self, origin: Origin, pool: Pool, reached: Callable[[Origin, str], None]) -> None:
+    def __init__(self, origin: Origin, pool: Pool) -> None:
         self._origin = origin
         self._pool = pool
-        self._reached = reached
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
-        if isinstance(addr, IPv4Address | IPv6Address):
-            self._reached(self._origin, addr.host)
         return Connection(self._origin, self._pool)
 
 

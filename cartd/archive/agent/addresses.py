@@ -1,0 +1,160 @@
+"""The addresses of a host name: looked up for a while, used in rotation, raced when one is silent.
+
+Strategy: a name may stand for several servers, or for one over IPv4 and IPv6.  Each new connection
+begins at the next address, so that the load is spread.  If that one refuses, the next is tried at
+once; if it is silent, the next is tried beside it after a moment ("Happy Eyeballs", RFC 8305,
+section 5).  An address that was not reached is left out until the name is looked up again, which
+happens early when there is none left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Final
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import DNSLookupError
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHostResolution, IResolutionReceiver
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from cartd.archive.agent.request import Origin
+
+ADDRESS_SECONDS: Final = 30.0
+"""How long the addresses of a name are used: about as long as a connection to one would be.
+
+A server that closes each connection after its answer makes for thousands of look-ups, each of which
+takes more than the rest of a request.
+"""
+ATTEMPT_SECONDS: Final = 0.25
+"""How long one address may be silent before the next is tried beside it (RFC 8305, section 8)."""
+
+
+class Addresses:
+    """What names stand for, as the reactor resolves them."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._known: dict[Origin, tuple[deque[str], float]] = {}
+        """Addresses that may be reached, the next one first, and until when they are believed."""
+
+    def of(self, origin: Origin) -> Deferred[list[str]]:
+        """Those to try, in this order; fails with ``DNSLookupError`` if there are none."""
+        if _is_address(origin.host):
+            return succeed([origin.host])
+        known, until = self._known.get(origin, (None, 0.0))
+        if known and self._reactor.seconds() < until:
+            known.rotate(-1)
+            return succeed(list(known))
+        found: Deferred[list[str]] = Deferred()
+        found.addCallback(self._keep, origin)
+        self._reactor.nameResolver.resolveHostName(_Receiver(found), origin.host, origin.port)
+        return found
+
+    def not_reached(self, origin: Origin, address: str) -> None:
+        """Leave it out, as long as there are others."""
+        known, _ = self._known.get(origin, (None, 0.0))
+        if known and address in known:
+            known.remove(address)
+            if not known:
+                del self._known[origin]
+
+    def _keep(self, found: list[str], origin: Origin) -> list[str]:
+        if not found:
+            raise DNSLookupError(f"no results for hostname lookup: {origin.host}")
+        self._known[origin] = deque(found), self._reactor.seconds() + ADDRESS_SECONDS
+        return found
+
+
+@implementer(IResolutionReceiver)
+class _Receiver:
+    def __init__(self, found: Deferred[list[str]]) -> None:
+        self._told = found
+        self._found: dict[str, None] = {}
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        pass
+
+    def addressResolved(self, address: IAddress) -> None:
+        if isinstance(address, IPv4Address | IPv6Address):
+            self._found[address.host] = None
+
+    def resolutionComplete(self) -> None:
+        self._told.callback(list(self._found))
+
+
+class Race:
+    """Connects to the first of ``addresses`` that answers; ``connect`` begins one attempt.
+
+    ``not_reached`` is told of those that failed, or were silent while a later one answered.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        addresses: list[str],
+        connect: Callable[[str], Deferred[Any]],
+        not_reached: Callable[[str], None],
+    ) -> None:
+        self.won: Deferred[Any] = Deferred(lambda _: self._stop())
+        """Fires with the protocol, or fails as the last attempt did; cancelling ends all."""
+        self._reactor = reactor
+        self._left = deque(addresses)
+        self._connect = connect
+        self._not_reached = not_reached
+        self._pending: dict[Deferred[Any], str] = {}
+        self._timer: IDelayedCall | None = None
+        self._over = False
+        self._try_next()
+
+    def _try_next(self) -> None:
+        self._stop_timer()
+        address = self._left.popleft()
+        attempt = self._connect(address)
+        self._pending[attempt] = address
+        if self._left:
+            self._timer = self._reactor.callLater(ATTEMPT_SECONDS, self._try_next)
+        attempt.addCallbacks(
+            self._succeeded, self._failed, callbackArgs=(attempt,), errbackArgs=(attempt,)
+        )
+
+    def _succeeded(self, protocol: Protocol, attempt: Deferred[Any]) -> None:
+        del self._pending[attempt]
+        for silent in self._pending.values():
+            self._not_reached(silent)
+        self._stop()
+        self.won.callback(protocol)
+
+    def _failed(self, reason: Failure, attempt: Deferred[Any]) -> None:
+        address = self._pending.pop(attempt, None)
+        if self._over or address is None:
+            return
+        self._not_reached(address)
+        if self._left:
+            self._try_next()
+        elif not self._pending:
+            self._stop()
+            self.won.errback(reason)
+
+    def _stop(self) -> None:
+        self._over = True
+        self._stop_timer()
+        for attempt in list(self._pending):
+            attempt.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
