@@ -37,6 +37,7 @@ from cartd.options import Options, read_config
 from cartd.parts import Parts
 from cartd.periodic import Periodic
 from cartd.rest import Rest
+from cartd.retention import Retention
 from cartd.sending.senders import Senders
 from cartd.server.limits import Limits
 from cartd.server.listening import listen
@@ -54,6 +55,8 @@ __all__ = ["Cartd", "Options", "makeService"]
 
 SCRUB_LOOK = 60.0
 """Seconds between two looks for carts that are to be compared with their hashes."""
+RETENTION_LOOK = 3600.0
+"""Seconds between two looks for rows of carts that are to be forgotten."""
 TOKENS_LOOK = 1.0
 """Seconds between two looks whether the file of tokens has changed."""
 
@@ -113,6 +116,9 @@ class Cartd(Service):
                 parts.store, parts.verification, parts.repair, reactor, parts.now, interval
             )
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
+        if (kept := config.retention) > 0:
+            retention = Retention(parts.store, kept, reactor, parts.now)
+            self._upkeep.append(Periodic(reactor, RETENTION_LOOK, retention.forget))
         if guard is not None:
             self._upkeep.append(Periodic(reactor, TOKENS_LOOK, guard.look))
         if parts.archive_tls.files:

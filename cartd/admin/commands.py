@@ -113,7 +113,12 @@ def command_line() -> ArgumentParser:
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
     )
-    purge = add("purge", _purge, "Delete the carts that have not been used for a time.")
+    purge = add(
+        "purge",
+        _purge,
+        "Delete the carts that have not been used for a time.\n"
+        "Their rows stay as history until the service forgets them ([cartd] retention).",
+    )
     purge.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
     purge.add_argument(
         "--time-ago",

@@ -53,6 +53,8 @@ class Config:
     lru_purge: bool
     lru_interval: float
     scrub_interval: float
+    retention: float
+    """Seconds; 0 is for ever."""
     bundle_task: bool
     require_hashsum: bool
     volume_quota: int | None

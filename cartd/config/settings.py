@@ -157,6 +157,15 @@ SETTINGS = (
         "Within about how long each ready cart is compared once with its hashes; 0 is never.",
     ),
     Setting(
+        "retention",
+        "cartd",
+        "retention",
+        "90",
+        values.days,
+        "days",
+        "How long the database remembers a cart after it has gone from the volume; 0 is for ever.",
+    ),
+    Setting(
         "bundle_task",
         "cartd",
         "bundle_task",

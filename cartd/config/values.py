@@ -109,6 +109,14 @@ def seconds_above_zero(value: str) -> float:
     return number
 
 
+def days(value: str) -> float:
+    """In seconds."""
+    try:
+        return seconds(value) * 86400
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of days") from None
+
+
 def switch(value: str) -> bool:
     """As :mod:`configparser` reads a boolean."""
     try:

@@ -17,6 +17,7 @@ from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
 from cartd.store.removals import Removals
+from cartd.store.retention import Retention
 from cartd.store.schema import schema_state, sync, wait_for_database
 from cartd.store.space import Space
 from cartd.store.state import Condition, SchemaState, UpgradeError
@@ -40,7 +41,18 @@ __all__ = [
 
 
 class Store(
-    Askers, Carts, KnownIds, Leases, Progress, Removals, Space, Syncs, Twins, Verified, Waits
+    Askers,
+    Carts,
+    KnownIds,
+    Leases,
+    Progress,
+    Removals,
+    Retention,
+    Space,
+    Syncs,
+    Twins,
+    Verified,
+    Waits,
 ):
     """All that outlives the process.
 

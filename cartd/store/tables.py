@@ -153,6 +153,9 @@ Index("cart_owner_status", *_UNDER_WAY, sqlite_where=_OWNED, postgresql_where=_O
 
 _LEAVING = text("deleted_date IS NOT NULL AND removed_date IS NULL")
 Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVING)
+# By this, what has been gone for long is found without reading through all that has.
+_REMOVED = text("removed_date IS NOT NULL")
+Index("cart_removed", cart.c.removed_date, sqlite_where=_REMOVED, postgresql_where=_REMOVED)
 
 file = Table(
     "file",
