@@ -18,7 +18,7 @@ from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
-from cartd.uids import check_uid
+from cartd.uids import LONGEST_STORED, check_uid, may_be_stored
 
 LONGEST_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
@@ -148,9 +148,9 @@ class Carts:
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        cart = await self._store.newest_for(asker, check_uid(uid))
+        cart = await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
         if cart is None:
-            raise CartNotFound(f"No cart with uid {uid} found")
+            raise CartNotFound(f"No cart with uid {uid[:LONGEST_STORED]} found")
         return cart
 
     async def delete(self, asker: Asker, uid: str) -> None:
@@ -158,7 +158,9 @@ class Carts:
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        deleting = Deferred.fromCoroutine(self._removal.delete_all(asker, check_uid(uid)))
+        if not may_be_stored(uid):
+            raise CartNotFound("Not Found")
+        deleting = Deferred.fromCoroutine(self._removal.delete_all(asker, uid))
         if not await shielded(deleting):
             raise CartNotFound("Not Found")
 

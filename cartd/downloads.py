@@ -26,6 +26,7 @@ from cartd.store import Store
 from cartd.tar.bundle import LAYOUT, etag, facts_of
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
+from cartd.uids import may_be_stored
 from cartd.uses import Uses
 from cartd.volume import Volume
 
@@ -114,7 +115,7 @@ class Downloads:
         :raises NotReady: it is still being staged.
         :raises CartdError: it is in error; the message is the cause.
         """
-        cart = _check_ready(await self._store.newest_for(asker, uid))
+        cart = _check_ready(await self._newest(asker, uid))
         with self._uses.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
             cart = _check_ready(await self._settled(cart.id))
@@ -177,7 +178,7 @@ class Downloads:
 
         :raises PreconditionFailed: the change must not be made.
         """
-        cart = await self._store.newest_for(asker, uid)
+        cart = await self._newest(asker, uid)
         current = None if cart is None else Representation()
         if cart is not None and cart.status == CartStatus.READY:
             with suppress(NotReady, CartNotFound):
@@ -185,6 +186,9 @@ class Downloads:
                 current = Representation(tar.length, tar.etag, tar.last_modified)
         if current is not None or method == "POST":
             evaluate(method, conditions, current, now=self._now())
+
+    async def _newest(self, asker: Asker, uid: str) -> Cart | None:
+        return await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
 
     async def _is_strong(self, cart: Cart, last_modified: float) -> bool:
         """Whether no other tar under this uid has the same ``Last-Modified``, or ever will.

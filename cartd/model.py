@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from cartd.wording import shown
+
 
 class CartStatus(StrEnum):
     """Where a cart stands.  The values are what Pacifica's clients and database know."""
@@ -119,6 +121,11 @@ class Cart:
     tape_since: float | None = None
     tar: TarFacts | None = None
     """Of its tar when it was last made ready; none for a cart that Pacifica Cartd made ready."""
+
+    @property
+    def shown_uid(self) -> str:
+        """The uid for logs and terminals: Pacifica Cartd took nearly any character in it."""
+        return shown(self.uid)
 
     @property
     def message(self) -> str:

@@ -24,7 +24,7 @@ class CannotRemove(CartdError):
     """The file system refuses to remove files of a cart; ``reason`` is what it says."""
 
     def __init__(self, cart: Cart, reason: str) -> None:
-        super().__init__(f"Cart {cart.id} ({cart.uid}) cannot be removed: {reason}")
+        super().__init__(f"Cart {cart.id} ({cart.shown_uid}) cannot be removed: {reason}")
         self.reason = reason
 
 
@@ -120,7 +120,9 @@ class Removal:
                 continue
             if await self._remove(cart) is not None:
                 log.info(
-                    "Removed what was left of deleted cart {id} ({uid})", id=cart.id, uid=cart.uid
+                    "Removed what was left of deleted cart {id} ({uid})",
+                    id=cart.id,
+                    uid=cart.shown_uid,
                 )
         if self._told is not None and not self._stuck:
             self._told = None
@@ -140,7 +142,7 @@ class Removal:
             log.info(
                 "Evicting cart {id} ({uid}), {size} bytes",
                 id=cart.id,
-                uid=cart.uid,
+                uid=cart.shown_uid,
                 size=cart.volume_bytes - cart.bytes_linked,
             )
             await self._store.mark_deleted(cart.id, self._now())
@@ -190,7 +192,10 @@ class Removal:
                 log.error("{error}; it is tried again, and so are others", error=error)
         except Unavailable as error:
             log.warn(
-                "Cart {id} ({uid}) is removed later: {error}", id=cart.id, uid=cart.uid, error=error
+                "Cart {id} ({uid}) is removed later: {error}",
+                id=cart.id,
+                uid=cart.shown_uid,
+                error=error,
             )
         return None
 
@@ -204,7 +209,9 @@ class Removal:
         try:
             await self._pass_link_on(cart)
             if not await self._volume.remove(cart):
-                log.debug("Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.uid)
+                log.debug(
+                    "Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.shown_uid
+                )
                 return None
             freed = await self._store.record_removed(cart.id, self._now())
         except (RemovalStopped, VolumeAway):

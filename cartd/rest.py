@@ -38,7 +38,6 @@ from cartd.server import short_answers
 from cartd.server.caching import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.request import LimitedRequest, field
 from cartd.server.short_answers import RETRY_AFTER
-from cartd.uids import check_uid
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
@@ -118,7 +117,6 @@ class Rest:
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         with _status_told(request):
-            check_uid(uid)
             name = _filename(request)
             await self._recovered()
             async with self._downloads.open(_asker(request), uid, name) as download:
@@ -173,10 +171,10 @@ class Rest:
             reader = await download.reader(wanted.start, wanted.stop)
             await self._send_to(reader, request)
         except SendStopped:
-            log.debug("A client left while {uid} was sent", uid=download.cart.uid)
+            log.debug("A client left while {uid} was sent", uid=download.cart.shown_uid)
             await _abort(request)
         except VolumeDamaged as error:
-            log.warn("Cart {uid} is not sent: {error}", uid=download.cart.uid, error=error)
+            log.warn("Cart {uid} is not sent: {error}", uid=download.cart.shown_uid, error=error)
             unreadable = error.path if isinstance(error, Unreadable) else None
             to_tell = self._downloads.damaged(download.cart, unreadable)
             if not request.startedWriting:
@@ -188,13 +186,15 @@ class Rest:
             if not request.startedWriting:
                 raise
             log.warn(
-                "Sending cart {uid} is broken off: {error}", uid=download.cart.uid, error=error
+                "Sending cart {uid} is broken off: {error}",
+                uid=download.cart.shown_uid,
+                error=error,
             )
             await _abort(request)
         except Exception:
             if not request.startedWriting:
                 raise
-            log.failure("Sending cart {uid} failed", uid=download.cart.uid)
+            log.failure("Sending cart {uid} failed", uid=download.cart.shown_uid)
             await _abort(request)
 
     @app.handle_errors(Exception)

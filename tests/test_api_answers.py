@@ -75,7 +75,7 @@ def test_the_root_answers_as_described(site: CartSite) -> None:
 
 
 @pytest.mark.parametrize(("uid", "status"), [("known-ready", 204), ("known-error", 500),
-    ("nobody", 404), (".bad", 400)])  # fmt: skip
+    ("nobody", 404), (".old", 404)])  # fmt: skip
 def test_a_head_is_answered_as_described(site: CartSite, uid: str, status: int) -> None:
     ask(site, "HEAD", "/{uid}", status, path_parameters={"uid": uid})
 
@@ -91,7 +91,7 @@ def test_a_head_is_answered_as_described(site: CartSite, uid: str, status: int) 
         ("known-ready", {"If-Match": '"other"'}, 412),
         ("known-error", {}, 500),
         ("nobody", {}, 404),
-        (".bad", {}, 400),
+        (".old", {}, 404),
     ],
 )
 def test_a_download_is_answered_as_described(
@@ -140,6 +140,7 @@ def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None
     uid = {"uid": "mine"}
     ask(site, "POST", "/{uid}", 201, path_parameters=uid, body={"fileids": []})
     ask(site, "POST", "/{uid}", 400, path_parameters=uid, body={"fileids": 1})
+    ask(site, "POST", "/{uid}", 400, path_parameters={"uid": ".bad"}, body={"fileids": []})
     ask(site, "POST", "/{uid}", 413, path_parameters=uid, body={"fileids": [], "a": "b" * LIMIT})
     ask(site, "DELETE", "/{uid}", 200, path_parameters=uid)
     ask(site, "DELETE", "/{uid}", 404, path_parameters=uid)

@@ -146,7 +146,7 @@ def validator(schema: Any) -> jsonschema_rs.Validator:
 
 
 MANIFEST = validator({"$ref": "#/components/schemas/Manifest"})
-UID = validator(DOCUMENT["components"]["parameters"]["uid"]["schema"])
+UID = validator(DOCUMENT["components"]["parameters"]["newUid"]["schema"])
 FILENAME = validator(DOCUMENT["components"]["parameters"]["filename"]["schema"])
 
 PIECES = [

@@ -93,9 +93,9 @@ def test_no_method_finds_a_path_that_is_none_of_the_service(site: CartSite, targ
 
 
 @pytest.mark.parametrize("target", NO_UID, ids=lambda target: ascii(target[:20]))
-def test_no_method_takes_a_uid_that_is_none(site: CartSite, target: str) -> None:
+def test_no_cart_is_made_or_found_under_a_uid_that_is_none(site: CartSite, target: str) -> None:
     for method in ROUTED:
-        assert_refused(site, method, target, 400)
+        assert_refused(site, method, target, 400 if method == "POST" else 404)
     for method in UNKNOWN:
         assert_refused(site, method, target, 405)
 
@@ -107,7 +107,7 @@ def test_a_method_is_written_in_capitals(site: CartSite, method: str) -> None:
     assert site.cartd.status("ready") == ("ready", "")
 
 
-CARTS = {"/nobody": 404, "/failed": 500, "/.bad": 400, "/ready?filename=": 400,
+CARTS = {"/nobody": 404, "/failed": 500, "/.bad": 404, "/ready?filename=": 400,
          "/ready?filename=%ff": 400, "/ready?filename=%00": 400, "/ready?filename=a%2Fb": 400,
          "/ready?filename=..": 400}  # fmt: skip
 

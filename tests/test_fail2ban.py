@@ -63,7 +63,7 @@ REFUSED = [
     (400, b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"),
     (400, b"GET x HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     (400, b"GET /%ff HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-    (400, b"GET /.hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    (400, b"POST /.hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     (400, b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n{"),
     (405, b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"),
     (413, b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n"),
@@ -86,7 +86,7 @@ def test_unknown_carts_are_a_jail_of_their_own(site: CartSite, tmp_path: Path) -
     begin = len(log_of(site))
     assert site.cartd.get("/guess").status == 404
     assert site.cartd.request("HEAD", "/guess").status == 404
-    assert site.cartd.get("/.hidden").status == 400
+    assert site.cartd.get("/guess?filename=/").status == 400
     log = log_of(site)[begin:]
     assert banned(log, tmp_path, options='[statuses="404"]') == {"127.0.0.1": 2}
 

@@ -85,15 +85,15 @@ def test_a_bad_manifest_leaves_the_carts_of_its_uid_alone(site: CartSite) -> Non
 def test_a_bad_uid_is_refused_and_changes_nothing(site: CartSite, uid: str) -> None:
     before = everything(site)
     body = manifest([GOOD])
-    for method, content in (("POST", body), ("GET", b""), ("DELETE", b"")):
-        request = (
-            f"{method} /{uid} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-        )
-        assert_is_error(ask(site.port, request.encode() + content), 400, BAD_UID)
+    end = "HTTP/1.1\r\nHost: localhost\r\n"
+    post = f"POST /{uid} {end}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    assert_is_error(ask(site.port, post), 400, BAD_UID)
+    for method in ("GET", "DELETE"):
+        assert ask(site.port, f"{method} /{uid} {end}\r\n".encode()).status == 404
     head = ask(site.port, f"HEAD /{uid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), to_head=True)
-    assert head.status == 400
+    assert head.status == 404
     assert head.headers["x-pacifica-status"] == "error"
-    assert head.headers["x-pacifica-message"] == BAD_UID
+    assert head.headers["x-pacifica-message"].startswith("No cart with uid ")
     assert everything(site) == before
     assert_answers(site)
 

@@ -11,7 +11,6 @@ from tests.cart_site import CartSite, cart_site
 from tests.wire import ask, assert_is_error, wire
 
 FILES = {"a/one": b"first"}
-BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
 NOT_HTTP = "This is not HTTP"
 UP = {"message": "Pacifica Cartd Interface Up and Running"}
 END = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -134,8 +133,8 @@ def test_a_connection_serves_one_request_after_the_other(site: CartSite) -> None
             assert connection.answer().status == 200
             connection.get("/nobody")
             assert connection.answer().status == 404
-            connection.get("/.bad")
-            assert_is_error(connection.answer(), 400, BAD_UID)
+            connection.get("/ready?filename=/")
+            assert connection.answer().status == 400
 
 
 def test_requests_that_come_at_once_are_answered_in_their_order(site: CartSite) -> None:

@@ -62,17 +62,17 @@ class Verify:
 
     async def cart(self, cart: Cart) -> bool:
         if cart.status != CartStatus.READY:
-            self._say(f"{cart.uid}: is {cart.status}, and not verified")
+            self._say(f"{cart.shown_uid}: is {cart.status}, and not verified")
             return False
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._say(f"{cart.uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
+            self._say(f"{cart.shown_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
-            self._say(f"{cart.uid}: has been deleted or staged again meanwhile")
+            self._say(f"{cart.shown_uid}: has been deleted or staged again meanwhile")
             return True
         self._tell(cart, damages)
         if self._restore is None:
@@ -82,8 +82,8 @@ class Verify:
     def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
-            self._say(f"{cart.uid}: {shown(damage.path)} {damage.fault}")
-        self._say(f"{cart.uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
+            self._say(f"{cart.shown_uid}: {shown(damage.path)} {damage.fault}")
+        self._say(f"{cart.shown_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:
         done = 0
@@ -92,7 +92,7 @@ class Verify:
             nonlocal done
             done += size
             if self._progress.isatty():
-                self._progress.write(f"\r\x1b[K{cart.uid}: {done:,} of {_bytes(cart)} bytes")
+                self._progress.write(f"\r\x1b[K{cart.shown_uid}: {done:,} of {_bytes(cart)} bytes")
                 self._progress.flush()
 
         return read

@@ -39,6 +39,16 @@ PARAMETERS: dict[str, Any] = {
             "The name of the cart, which the client chooses; one that nobody guesses or takes by "
             "accident, such as a UUID. Of several carts of one uid the newest answers."
         ),
+        "schema": {"type": "string", "minLength": 1},
+        "examples": {"one": {"value": "my-cart"}},
+    },
+    "newUid": {
+        "name": "uid",
+        "in": "path",
+        "required": True,
+        "description": (
+            "The name of the new cart. Carts that an older service has left may have others."
+        ),
         "schema": {"type": "string", "pattern": f"^{UID_PATTERN}$"},
         "examples": {"one": {"value": "my-cart"}},
     },
@@ -242,7 +252,7 @@ _POST = {
         "To post the very same manifest again while its cart is staged or ready changes nothing: "
         "a client whose connection broke may simply do so. Any other makes a new cart."
     ),
-    "parameters": _parameters(*_CHANGE),
+    "parameters": _parameters("newUid", *_CHANGE),
     "requestBody": {
         "required": True,
         "description": "The manifest, in UTF-8. Any other content type, or none, does as well.",

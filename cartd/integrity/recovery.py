@@ -111,7 +111,7 @@ class Recovery:
             log.warn(
                 "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",
                 id=cart_id,
-                uid=cart.uid,
+                uid=cart.shown_uid,
                 number=number,
             )
 

@@ -61,7 +61,7 @@ class Repair:
                 rest = _sum(await self._found(cart, await self._all_files(cart)))
                 await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
             elif not await self.adopt(cart):
-                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.uid)
+                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.shown_uid)
 
     async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
         found = await self._volume.measure(cart, files)
@@ -112,7 +112,7 @@ class Repair:
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
             id=cart.id,
-            uid=cart.uid,
+            uid=cart.shown_uid,
             lost=len(lost),
             total=cart.files_total,
         )

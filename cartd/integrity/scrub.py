@@ -80,7 +80,7 @@ def _tell(cart: Cart, damages: Sequence[Damage]) -> None:
     log.warn(
         "Cart {id} ({uid}) is damaged, {number} of its {total} files: {named}",
         id=cart.id,
-        uid=cart.uid,
+        uid=cart.shown_uid,
         number=len(damages),
         total=cart.files_total,
         named=named if len(damages) <= NAMED else f"{named}; ...",

@@ -170,7 +170,7 @@ class Stager:
                 log.warn("Cart {id} is staged on: {error}", id=cart_id, error=error)
                 # What was staged has been taken away meanwhile: that is found out once.
                 await self._run(tools, await self._store.cart(cart_id) or cart, True)
-            log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.uid)
+            log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.shown_uid)
         except VolumeAway:
             await self._let_go(cart_id)
         except (LeaseLost, Unavailable) as error:

@@ -1,0 +1,138 @@
+"""Carts of Pacifica Cartd whose uids no new cart may have: they are reached, and do no harm."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+
+from tests.cartd_beside import assert_no_surprise
+from tests.pacifica_schema import add_cart, begin, make_tables
+from tests.running_cartd import Answer, RunningCartd, manifest, running_cartd, unpacked
+from tests.served_directory import served_directory
+from tests.wire import WireAnswer, ask, assert_is_error
+
+OLD = {
+    "a space": "w w", "an accent": "Übung", "letters": "\u65e5\u672c", "a point": ".hidden",
+    "a dash": "-rf", "only a dash": "-", "a semicolon": "a;b", "a percent sign": "a%2Fb",
+    "a line": "x\ny", "a header": "x\r\nX-Evil: 1", "a control sequence": "\x1b[2J",
+    "a line separator": "x\u2028y", "a quote": 'q"q', "a backslash": "back\\slash", "a star": "*",
+    "a question mark": "a?b", "a hash": "#", "braces": "{id} {}", "255 letters": "u" * 255,
+    "a formatted number": "%s%n", "spaces around": " a ",
+}  # fmt: skip
+NOWHERE = {"the directory above": "..", "the directory itself": "."}
+"""What no tree on the volume can be called, though Pacifica's database may have it."""
+LOST = {"a line": "lost\ny", "a line separator": "lost\u2028y", "a sequence": "lost\x1b[2J"}
+"""Of carts whose files are not on the volume any more, which is logged."""
+DATA = b"what was staged"
+BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
+NOT_THERE = "The cart does not exist or has already been deleted"
+each_old = pytest.mark.parametrize("uid", OLD.values(), ids=OLD.keys())
+
+
+@pytest.fixture(scope="module")
+def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
+    """The service over a database of Pacifica's, of which each uid has one cart that is ready."""
+    directory = tmp_path_factory.mktemp("old")
+    database = f"sqlite:///{directory / 'db.sqlite3'}"
+    with (
+        served_directory(directory) as archive,
+        running_cartd(
+            directory / "cartd", archive=archive.url, database=database, started=False
+        ) as running,
+    ):
+        with begin(database) as connection:
+            make_tables(connection, "2.0")
+            for number, uid in enumerate([*OLD.values(), *NOWHERE.values(), *LOST.values()], 1):
+                tree = running.volume / str(number) / uid
+                add_cart(
+                    connection,
+                    number,
+                    "ready",
+                    uid=uid,
+                    bundle_path=str(tree),
+                    files=[
+                        {
+                            "file_name": "none",
+                            "bundle_path": "a",
+                            "hash_value": hashlib.sha1(DATA).hexdigest(),
+                        }
+                    ],
+                )
+                if uid in OLD.values():
+                    tree.mkdir(parents=True)
+                    (tree / "a").write_bytes(DATA)
+        running.run("cartd-cmd", "dbsync")
+        running.start()
+        yield running
+        assert running.terminate() == 0
+        assert_no_surprise(running.log)
+
+
+def head(cartd: RunningCartd, uid: str) -> WireAnswer:
+    target = quote(uid, safe="")
+    return ask(
+        cartd.port, f"HEAD /{target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), to_head=True
+    )
+
+
+def request(cartd: RunningCartd, method: str, uid: str, body: bytes | None = None) -> Answer:
+    return cartd.request(method, f"/{quote(uid, safe='')}", body)
+
+
+@each_old
+def test_a_cart_with_an_old_uid_is_looked_at_downloaded_and_deleted(
+    cartd: RunningCartd, uid: str
+) -> None:
+    told = head(cartd, uid)
+    assert (told.status, told.headers["x-pacifica-status"]) == (204, "ready")
+    got = request(cartd, "GET", uid)
+    assert (got.status, unpacked(got.body)) == (200, {"a": DATA})
+    deleted = request(cartd, "DELETE", uid)
+    assert (deleted.status, deleted.json) == (200, {"message": "Cart Deleted Successfully"})
+    gone = head(cartd, uid)
+    assert (gone.status, gone.headers["x-pacifica-status"]) == (404, "error")
+    assert gone.headers["x-pacifica-message"].startswith("No cart with uid ")
+    assert "x-evil" not in gone.headers
+    assert_is_error(request(cartd, "DELETE", uid), 404, "Not Found")
+
+
+@each_old
+def test_a_new_cart_must_have_a_uid_of_the_new_rule(cartd: RunningCartd, uid: str) -> None:
+    if uid == "u" * 255:
+        return
+    assert_is_error(request(cartd, "POST", uid, manifest([])), 400, BAD_UID)
+
+
+@pytest.mark.parametrize("uid", NOWHERE.values(), ids=NOWHERE.keys())
+def test_a_cart_that_cannot_be_on_the_volume_is_told_of_without_a_failure(
+    cartd: RunningCartd, uid: str
+) -> None:
+    before = sorted(path for path in cartd.volume.rglob("*"))
+    raw = f" /{uid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    assert ask(cartd.port, b"HEAD" + raw, to_head=True).status in (204, 404, 500)
+    got = ask(cartd.port, b"GET" + raw)
+    assert got.status in (202, 404, 500) and b"Internal error" not in got.body
+    assert ask(cartd.port, b"DELETE" + raw).status == 200
+    assert ask(cartd.port, b"GET" + raw).status == 404
+    assert sorted(path for path in cartd.volume.rglob("*")) == before
+
+
+@pytest.mark.parametrize("uid", ["nobody's", "x\0y", "v" * 256, "w" * 6000, "\ud7ff", "'; DROP--"])
+def test_a_uid_that_no_cart_has_is_not_found(cartd: RunningCartd, uid: str) -> None:
+    told = head(cartd, uid)
+    assert (told.status, told.headers["x-pacifica-status"]) == (404, "error")
+    assert len(told.headers["x-pacifica-message"]) < 2000
+    assert_is_error(request(cartd, "GET", uid), 404, NOT_THERE)
+    assert_is_error(request(cartd, "DELETE", uid), 404, "Not Found")
+
+
+@pytest.mark.parametrize("uid", LOST.values(), ids=LOST.keys())
+def test_an_old_uid_breaks_no_line_of_the_log(cartd: RunningCartd, uid: str) -> None:
+    shown = uid.replace("\n", r"\n").replace("\u2028", r"\u2028").replace("\x1b", r"\x1b")
+    assert request(cartd, "GET", uid).status == 202
+    lines = [line for line in cartd.log.split("\n") if f"({shown}) goes back to staging" in line]
+    assert len(lines) == 1
+    assert uid not in cartd.log
