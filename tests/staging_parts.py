@@ -188,6 +188,12 @@ def passing(message: str = "not now", *, retry_after: float | None = None) -> Ar
     return ArchiveError(message, retryable=True, retry_after=retry_after)
 
 
+def unavailable(message: str = "503", *, retry_after: float | None = None) -> ArchiveError:
+    return ArchiveError(
+        message, retryable=True, retry_after=retry_after, outage=True, answered=True
+    )
+
+
 def outage(
     message: str = "the archive refuses the connection", *, retry_after: float | None = None
 ) -> ArchiveError:

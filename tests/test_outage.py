@@ -18,10 +18,11 @@ from cartd.holders import Holders
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.outage.waiting_carts import TELL_AGAIN
 from cartd.outage.witness import Witness
+from cartd.staging.patience import FileFailed
 from cartd.staging.stager import Stager
 from tests.memory_store import MemoryStore
-from tests.staging_parts import Bench, outage, passing
-from tests.volume_parts import InThisThread, begin, logged, outcome, result_of
+from tests.staging_parts import Bench, outage, passing, unavailable
+from tests.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}
 LINES = ("The archive is away", "The archive is back", "Nothing waits any more")
@@ -281,6 +282,79 @@ class TestBlame:
         assert scene.cart(bad).error == "Failed to stage dir/2 (archive id 2): 503"
         assert scene.heads().count("2") == 3
         assert scene.told == in_log(events) == []
+
+    def test_a_file_that_alone_is_unavailable_keeps_nobody_else_waiting(self, scene: Scene) -> None:
+        """No probe is sent for its sake, and it is asked for when it has asked to be."""
+        scene.archive.bad["2"] = unavailable(retry_after=20)
+        bad = scene.begin("2")
+        good = [scene.begin("1"), *(scene.begin(name) for name in "345")]
+        assert {scene.status(cart) for cart in good} == {CartStatus.READY}
+        assert scene.heads() == ["2", "1", "3", "4", "5"]
+        scene.run(21)
+        assert scene.heads() == ["2", "1", "3", "4", "5", "2"]
+        assert scene.status(bad) is CartStatus.STAGING
+        scene.run(20)
+        assert scene.status(bad) is CartStatus.ERROR
+        assert scene.cart(bad).error == "Failed to stage dir/2 (archive id 2): 503"
+        assert scene.heads().count("2") == 3
+        assert scene.told == []
+
+    def test_many_files_that_are_unavailable_for_themselves_cost_few_probes(
+        self, tmp_path: Path
+    ) -> None:
+        files = Files(tmp_path / "volume", 201, connections=4)
+        scene = files.scene
+        files.ask(files.rows[:1])
+        for row in files.rows[1:]:
+            scene.archive.bad[row.archive_id] = unavailable()
+        outcomes = files.ask(files.rows[1:])
+        scene.run(10)
+        assert all(isinstance(failure_of(one), FileFailed) for one in outcomes)
+        assert scene.heads().count("0") < 8
+        assert len(scene.heads()) - scene.heads().count("0") == 600
+        assert scene.told == []
+
+    def test_two_files_that_are_unavailable_with_no_answer_in_between_are_an_outage(
+        self, scene: Scene
+    ) -> None:
+        scene.begin("1")
+        scene.archive.away = unavailable()
+        carts = [scene.begin("2"), scene.begin("3", "4"), scene.begin("5")]
+        scene.run(20)
+        assert set(scene.told) == {"503"}
+        assert scene.archive.most_running == 1
+        assert len(scene.heads()) < 12
+        scene.archive.away = None
+        scene.run(60)
+        assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
+
+    def test_an_only_file_that_is_unavailable_is_waited_for_like_an_archive_that_is_away(
+        self, scene: Scene
+    ) -> None:
+        scene.archive.away = unavailable()
+        cart = scene.begin("1")
+        scene.run(100)
+        assert scene.status(cart) is CartStatus.STAGING
+        assert scene.told == ["503"]
+        scene.archive.away = None
+        scene.run(60)
+        assert scene.status(cart) is CartStatus.READY
+
+    def test_an_outage_right_after_a_doubt_that_was_wrong_is_noticed_all_the_same(
+        self, scene: Scene
+    ) -> None:
+        scene.begin("1")
+        scene.archive.bad |= {"2": unavailable(), "3": unavailable()}
+        bad = [scene.begin("2"), scene.begin("3")]
+        scene.run(0.25)
+        scene.archive.away = unavailable("503 for all")
+        cart = scene.begin("4", "5")
+        scene.run(20)
+        assert set(scene.told) == {"503 for all"}
+        scene.archive.away = None
+        scene.archive.bad.clear()
+        scene.run(60)
+        assert {scene.status(one) for one in (cart, *bad)} == {CartStatus.READY}
 
     def test_nobody_waits_for_a_file_that_alone_fails_though_nothing_else_is_known(
         self, scene: Scene

@@ -83,7 +83,8 @@ async def test_carts_wait_for_as_long_as_the_archive_is_away(tmp_path: Path) -> 
                 assert await deferToThread(cartd.wait_until, uid, "ready") == ""
         log = cartd.log
         assert log.count("The archive is away") == log.count("The archive is back") == len(AWAY)
-        assert "Trying" not in log
+        # Of what is answered, the first may be the fault of its file alone.
+        assert log.count("Trying") <= len({"502", "503", "504"})
 
 
 @pytest_twisted.ensureDeferred

@@ -2,8 +2,8 @@
 
 Strategy: what may be over soon is ``retryable`` (5xx, 408, 425, 429, and answers that are not in
 the archive's own form, since a proxy may stand in for it for a moment); what the archive would say
-again is not (4xx, values beyond all bounds).  What says more of the archive than of one file is an
-``outage`` (502, 503, 504).  For what is no answer at all, see :mod:`cartd.archive.failures`.
+again is not (4xx, values beyond all bounds).  What may say more of the archive than of one file is
+an ``outage`` (502, 503, 504).  For what is no answer at all, see :mod:`cartd.archive.failures`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class ArchiveError(CartdError):
 
     ``retryable`` says whether the same request may succeed later, ``retry_after`` how many seconds
     the archive asked to wait (none if it did not say), ``outage`` whether the archive as a whole
-    seems to be away.  An archive that fails (500) may say in its trace why: ``missing`` that it has
-    no such file, or that what should hold it is gone; ``unexplained`` that a HEAD left no room for
-    a trace.
+    seems to be away, and ``answered`` whether it has answered all the same: that it is unavailable,
+    which may be for this file alone.  An archive that fails (500) may say in its trace why:
+    ``missing`` that it has no such file, or that what should hold it is gone; ``unexplained`` that
+    a HEAD left no room for a trace.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ArchiveError(CartdError):
         retryable: bool,
         retry_after: float | None = None,
         outage: bool = False,
+        answered: bool = False,
         missing: bool = False,
         unexplained: bool = False,
     ) -> None:
@@ -68,6 +70,7 @@ class ArchiveError(CartdError):
         self.retryable = retryable
         self.retry_after = retry_after
         self.outage = outage
+        self.answered = answered
         self.missing = missing
         self.unexplained = unexplained
 
@@ -137,6 +140,7 @@ def refusal(
         retryable=not 300 <= code < 500 or code in _RETRYABLE_4XX,
         retry_after=retry_after(headers, now),
         outage=code in _OUTAGES,
+        answered=code in _OUTAGES,
         unexplained=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
     )
 

@@ -6,6 +6,10 @@ is answered, the failure was the file's own.  If not, the archive is away; it is
 waits, each time for another of the waiting files, so that one which alone fails keeps nobody
 waiting.  Whatever is answered ends the outage for all, and how long a cart waits has a limit.
 
+An answer that says "unavailable" (502, 503, 504) may be about its file alone: that one is on tape,
+or the disk that holds it is away.  So a doubt is raised only when two files in a row were answered
+so, unless the last such doubt has just been found wrong; or when one has used up its tries.
+
 An archive that answers, but with nothing but errors (500), is away as well.  That shows only in
 comparison: such a doubt is raised when a file has used up its tries (:meth:`Outage.explains`), and
 only a good answer ends it.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -29,6 +34,11 @@ from cartd.model import Cart
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.waiting_files import WaitingFiles
 from cartd.outage.witness import Witness
+
+REFUSALS = 2
+"""Files that must be called unavailable, with no good answer in between, for a doubt."""
+TRUST = 30.0
+"""Seconds for which they raise no other, after one that was found wrong."""
 
 log = Logger()
 
@@ -77,6 +87,10 @@ class Outage:
         """What the probing waits for: the end of a pause, or an answer."""
         self._pausing = False
         """Whether a pause is under way that a new file to ask about may end."""
+        self._refused: set[str] = set()
+        """The files that the archive has called unavailable since its last good answer."""
+        self._trusted_until = -inf
+        """So long such answers are about their files alone."""
 
     @property
     def is_open(self) -> bool:
@@ -88,6 +102,10 @@ class Outage:
         """How many good answers there were so far, for :meth:`explains`."""
         return self._witness.answers
 
+    def answered_since(self, answers: int, *, other_than: str) -> bool:
+        """Whether, after so many answers, there was a good one for another file."""
+        return self._witness.answered_since(answers, other_than=other_than)
+
     def take_up(self, cart: Cart) -> None:
         """A cart begins; it may have waited before, in another process."""
         self._carts.take_up(cart)
@@ -95,8 +113,22 @@ class Outage:
     def answered(self, archive_id: str) -> None:
         """The archive has answered well."""
         self._witness.answered(archive_id)
+        self._refused.clear()
         if self.is_open:
             self._carts.end()
+
+    def refused(self, archive_id: str, failure: ArchiveError) -> None:
+        """The archive has answered for this file that it is unavailable."""
+        if self._doubt is None:
+            if self._clock.seconds() < self._trusted_until:
+                return
+            self._refused.add(archive_id)
+            if len(self._refused) < REFUSALS:
+                return
+            for other in self._refused - {archive_id}:
+                self.suspect(other, failure)
+            self._refused.clear()
+        self.suspect(archive_id, failure)
 
     def suspect(self, archive_id: str, failure: ArchiveError) -> None:
         """Ask for nothing more until it is known whether the archive is away."""
@@ -131,7 +163,7 @@ class Outage:
 
         :raises OutageTooLong: the cart has waited for as long as it may.
         """
-        if self._witness.answered_since(answers, other_than=archive_id):
+        if self.answered_since(answers, other_than=archive_id):
             return False
         if await self._witness.find(other_than=archive_id) is None:
             return False
@@ -251,6 +283,9 @@ class Outage:
 
     def _end(self) -> None:
         was_away = self._doubt is not None and self._doubt.confirmed
+        self._refused.clear()
+        if not was_away:
+            self._trusted_until = self._clock.seconds() + TRUST
         self._log_end("The archive is back after {length:.1f} s")
         self._doubt = None
         self._probing = False

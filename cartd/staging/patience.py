@@ -73,7 +73,7 @@ class Patience:
         :raises OutageTooLong: the archive was away for too long.
         """
         pauses = waits(self._tries, self._random)
-        answers = self._outage.answers
+        answers = paused_at = self._outage.answers
         wrong: list[str] = []
         mismatch: Mismatch | None = None
         while True:
@@ -94,6 +94,10 @@ class Patience:
                 pauses = waits(self._tries, self._random)
                 continue
             pause = next(pauses, None)
+            if pause is None and await self._was_away(cart, file, failure, paused_at):
+                pauses = waits(self._tries, self._random)
+                continue
+            paused_at = self._outage.answers
             if pause is not None and getattr(failure, "retryable", True):
                 log.info("Trying {path} again: {failure}", path=shown(file.path), failure=failure)
                 await self._wait(pause, failure)
@@ -114,7 +118,9 @@ class Patience:
                     return await attempt()
                 except ArchiveError as error:
                     # Before the turn is left, and somebody else asks the same in vain.
-                    if error.outage:
+                    if error.answered:
+                        self._outage.refused(file.archive_id, error)
+                    elif error.outage:
                         self._outage.suspect(file.archive_id, error)
                     raise
 
@@ -125,6 +131,21 @@ class Patience:
         if isinstance(failure, Mismatch) or not failure.outage:
             return False
         return await self._outage.wait(cart.id, file.archive_id, failed=True)
+
+    async def _was_away(
+        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
+    ) -> bool:
+        """The same of one that says "unavailable", and still does at the last try.
+
+        Until then it keeps only its own file waiting.  The file is to blame if others were answered
+        since there were so many ``answers``: when it was tried the last time but one.
+        """
+        if isinstance(failure, Mismatch) or not failure.answered:
+            return False
+        if self._outage.answered_since(answers, other_than=file.archive_id):
+            return False
+        self._outage.suspect(file.archive_id, failure)
+        return await self._was_suspected(cart, file, failure)
 
     async def _is_innocent(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int

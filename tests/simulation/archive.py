@@ -90,7 +90,9 @@ class Library:
         self, archive_id: str, message: str, *, retryable: bool = True, outage: bool = False
     ) -> ArchiveError:
         self.note(archive_id, message)
-        return ArchiveError(message, retryable=retryable, outage=outage)
+        return ArchiveError(
+            message, retryable=retryable, outage=outage, answered=outage and "answered" in message
+        )
 
     def note(self, archive_id: str, message: str) -> None:
         self.met[archive_id] += 1
