@@ -47,7 +47,7 @@ from cartd.shares import UserLimits
 from cartd.shield import at_most
 from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_WAITS
-from cartd.store import Condition, schema_state, sync, wait_for_database
+from cartd.store import Condition, schema_state, sync, too_few_connections, wait_for_database
 from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RENEWAL_LOOK
 
@@ -266,10 +266,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         config = read_config(options, os.environ)
         os.umask(config.umask)
         parts = Parts(config, reactor, _prepare(config))
+        too_few = too_few_connections(config.database_url)
         guard = guard_of(config, Apart(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {for_administrators(error)}") from None
-    for note in config.notes:
+    for note in (*config.notes, *([too_few] if too_few else [])):
         log.warn("{note}", note=note)
     cartd = Cartd(parts, guard)
     service = MultiService()

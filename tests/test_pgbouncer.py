@@ -10,6 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cartd.config.config import sqlalchemy_url
+from cartd.store import too_few_connections
+from cartd.store.database import KEPT
 from tests.archived_carts import in_a_thread, manifest_of, url_of
 from tests.cartd_beside import assert_no_surprise
 from tests.databases import Postgres
@@ -82,3 +85,31 @@ def assert_leaves_no_state(url: str, size: int) -> None:
             assert cursor.fetchone() == ("0", "read committed", 0)
     for connection in plain:
         connection.close()
+
+
+def test_as_many_connections_as_are_kept_are_asked_for_at_once(database: str) -> None:
+    assert too_few_connections(database) is None
+    with pgbouncer(database, pool_mode="transaction", pool_size=2) as url:
+        assert too_few_connections(sqlalchemy_url(url)) is None
+    with pgbouncer(database, pool_mode="session", pool_size=KEPT) as url:
+        assert too_few_connections(sqlalchemy_url(url)) is None
+    with pgbouncer(database, pool_mode="session", pool_size=2) as url:
+        line = too_few_connections(sqlalchemy_url(url), within=0.5) or ""
+        assert f"on 2 of {KEPT} connections" in line
+        assert "default_pool_size" in line
+
+
+@in_a_thread
+def test_a_server_that_gives_fewer_connections_than_are_kept_is_told_of_in_one_line(
+    archive: FaultyArchive, database: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    postgres.execute(
+        "CREATE ROLE few LOGIN CONNECTION LIMIT 2 IN ROLE pg_read_all_data, pg_write_all_data"
+    )
+    few = database.replace("//postgres:@", "//few@")
+    try:
+        with running_cartd(tmp_path, archive=url_of(archive), database=few) as cartd:
+            assert cartd.log.count(f"on 2 of {KEPT} connections") == 1
+            cartd.kill()
+    finally:
+        postgres.execute("DROP ROLE few")

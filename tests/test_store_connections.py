@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
 from cartd.model import EVERYBODY, Asker
-from cartd.store import Store, engines, postgresql, sync
+from cartd.store import Store, engines, postgresql, schema_state, sync
 from cartd.store.alchimia_compat import driver_connection
 from cartd.store.batches import BATCH
 from cartd.store.connections import THREAD_NAME
@@ -390,6 +391,15 @@ class TestConnections:
         engine.dispose()
         await posted(impatient, "next")
         await impatient.close()
+
+    def test_a_sqlite_that_is_too_old_is_told_in_one_line(
+        self, synced_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
+        monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
+        for opened in (schema_state, lambda url: Store(url, the_reactor())):
+            with pytest.raises(ConfigError, match=r"has SQLite 3\.26\.0, and cartd needs 3\.33"):
+                opened(sqlite_url(synced_sqlite))
 
     @pytest.mark.parametrize(
         ("url", "said"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from cartd.store.askers import Askers
 from cartd.store.carts import Carts
-from cartd.store.database import Database
+from cartd.store.database import Database, too_few_connections
 from cartd.store.known_ids import KnownIds
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
@@ -35,6 +35,7 @@ __all__ = [
     "VolumeRecord",
     "schema_state",
     "sync",
+    "too_few_connections",
     "volume_record",
     "wait_for_database",
 ]

@@ -21,9 +21,9 @@ from cartd.store.unanswered import Unanswered
 from cartd.threads import Apart
 
 READERS = 3
-CONNECTIONS = READERS + 2
-"""Those that read, the one that writes, and one that sees whether the database answers."""
-_KEEPS = f"cartd keeps {READERS + 1} connections and opens one more at times"
+KEPT = READERS + 1
+"""Connections: those that read, and the one that writes."""
+_KEEPS = f"cartd keeps {KEPT} connections and opens one more at times"
 log = Logger()
 # 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
 _TURN_OF = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
@@ -66,6 +66,24 @@ class Transaction:
         """
         if self._dialect == "postgresql":
             await self._connection.rows(_TURN_OF, {"name": name})
+
+
+def too_few_connections(url: str, within: float = 5.0) -> str | None:
+    """A line for the administrator of a database that does not give as many as are kept; blocking.
+
+    Seconds are waited ``within`` which all must have answered.
+    """
+    engine = reading_engine(url)
+    if engine.dialect.name != "postgresql":
+        return None
+    given = postgresql.connections_given(engine, KEPT, within)
+    if given == KEPT:
+        return None
+    return (
+        f"The database answers on {given} of {KEPT} connections, and {_KEEPS}: requests and"
+        " staging will wait for each other or fail. Raise the limit of the server or of the role,"
+        " or PgBouncer's default_pool_size, or have that pool by transactions"
+    )
 
 
 class _Lost(DatabaseAway):

@@ -24,6 +24,10 @@ BUSY_TIMEOUT = 30.0
 """Seconds that a database waits for another program that has locked what is to be changed."""
 
 
+OLDEST_SQLITE = (3, 33)
+"""The first that has UPDATE ... FROM; window functions and partial indexes are older."""
+
+
 def reading_engine(url: str) -> Engine:
     """For single queries.  On SQLite each stands for itself: no transaction is begun or ended."""
     engine = _engine(url, isolation_level="AUTOCOMMIT")
@@ -80,6 +84,11 @@ def parse(url: str) -> URL:
 
 def _connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     if url.get_backend_name() == "sqlite":
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise ConfigError(
+                f"database url: this Python has SQLite {sqlite3.sqlite_version}, and cartd needs"
+                f" {'.'.join(map(str, OLDEST_SQLITE))} or later"
+            )
         return url, {"timeout": BUSY_TIMEOUT}
     if url.get_backend_name() == "postgresql":
         return postgresql.connect_arguments(url)

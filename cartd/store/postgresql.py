@@ -8,6 +8,9 @@ every limit is set with the statement that begins a transaction, and ends with i
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Engine
@@ -98,6 +101,31 @@ def knock(engine: Engine, server: Server) -> None:
         raise TimeoutError from None
     except psycopg.Error:
         pass
+
+
+def connections_given(engine: Engine, wanted: int, within: float) -> int:
+    """How many of ``wanted`` connections answer while all of them are open; blocking.
+
+    A server has limits of them, also for one role, and a pooler in session mode lets those wait
+    for which it has none.
+    """
+    import psycopg
+
+    with ExitStack() as opened, DefaultSelector() as waiting:
+        for _ in range(wanted):
+            try:
+                connection = psycopg.connect(**_parameters(engine), autocommit=True)
+            except psycopg.Error:
+                break
+            opened.callback(connection.close)
+            connection.pgconn.send_query(b"SELECT 1")
+            waiting.register(connection.fileno(), EVENT_READ)
+        answered, end = 0, time.monotonic() + within
+        while waiting.get_map() and (left := end - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                waiting.unregister(key.fileobj)
+                answered += 1
+        return answered
 
 
 def _parameters(engine: Engine) -> dict[str, Any]:
