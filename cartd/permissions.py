@@ -12,6 +12,10 @@ if sys.platform == "win32":
     def user_name(uid: int) -> str:
         return str(uid)
 
+    def group_name(uid: int) -> str:
+        """The group of a user."""
+        return str(uid)
+
     def this_user() -> str:
         """Who runs this process."""
         return os.environ.get("USERNAME", "this user")
@@ -31,6 +35,13 @@ else:
     def user_name(uid: int) -> str:
         try:
             return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+
+    def group_name(uid: int) -> str:
+        """The group of a user."""
+        try:
+            return grp.getgrgid(pwd.getpwuid(uid).pw_gid).gr_name
         except KeyError:
             return str(uid)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import grp
 import os
+import pwd
 import re
 import stat
 import struct
@@ -295,6 +297,8 @@ def test_a_file_that_the_service_cannot_read_is_told_after_each_change(
         told = f"nobody, to whom the volume belongs, cannot read {tokens}: {tokens} is root:root"
         added = site.run("cartd-cmd", "token", "add", "alice")
         assert told in added.stderr
+        group = grp.getgrgid(pwd.getpwuid(65534).pw_gid).gr_name
+        assert f"chgrp {group} {tokens} && chmod 0640 {tokens}\n" in added.stderr
         assert re.fullmatch(r"\S+\n", added.stdout)
         os.chown(tokens, 0, 65534)
         tokens.chmod(0o640)
