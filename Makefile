@@ -25,6 +25,8 @@ help:
 	@echo "make clean  remove what the other targets made"
 
 $(READY): requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("cartd needs Python 3.11 or newer: make PYTHON=python3.12" \
+		if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \

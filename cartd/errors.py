@@ -160,15 +160,29 @@ def for_administrators(error: CartdError) -> str:
     return error.explanation if isinstance(error, DatabaseAway) else str(error)
 
 
+_PHRASES = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""Of RFC 9110, section 15.5; Python has them since 3.13, and before it those of RFC 2616."""
+
+
+def phrase(code: int) -> str:
+    """What a status is called, whichever Python this is; '' for one that has no name."""
+    try:
+        return _PHRASES.get(code) or HTTPStatus(code).phrase
+    except ValueError:
+        return ""
+
+
 def error_body(code: int, message: str, limit: str | None = None) -> bytes:
     """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log.
 
     ``limit`` is the setting that was gone over, if one was, and stands there by that name.
     """
-    try:
-        status = f"{code} {HTTPStatus(code).phrase}"
-    except ValueError:
-        status = str(code)
+    status = f"{code} {phrase(code)}".rstrip()
     error = {"status": status, "message": message, "traceback": "", "version": __version__}
     if limit is not None:
         error["limit"] = limit

@@ -121,7 +121,7 @@ def test_curl_sends_chunks_up_to_the_limit(site: CartSite) -> None:
     assert said == '{"message": "Cart Processing has begun"}'
     site.cartd.wait_until("piped", "ready")
     over = curl("-X", "POST", "-T", "-", "-w", WRITTEN, target, stdin=b" " * (LIMIT + 99_999))
-    assert '"413 Request Entity Too Large"' in over
+    assert '"413 Content Too Large"' in over
 
 
 def test_curl_reads_every_error_as_json(site: CartSite) -> None:

@@ -12,6 +12,7 @@ from twisted.internet.testing import StringTransport
 from twisted.web.server import Site
 
 from cartd import __version__
+from cartd.errors import error_body, phrase
 from cartd.rest import INTERNAL, Rest
 from tests.cart_site import CartSite, cart_site
 from tests.running_cartd import entry, manifest
@@ -228,3 +229,15 @@ def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_th
             assert body == ""
         else:
             assert json.loads(body)["message"] == INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        *((413, "Content Too Large"), (414, "URI Too Long"), (416, "Range Not Satisfiable")),
+        *((422, "Unprocessable Content"), (404, "Not Found"), (599, "")),
+    ],
+)
+def test_a_status_is_called_as_in_rfc_9110_whichever_python_it_is(code: int, name: str) -> None:
+    assert phrase(code) == name
+    assert json.loads(error_body(code, "why"))["status"] == f"{code} {name}".strip()

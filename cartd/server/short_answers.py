@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.interfaces import IAddress
 from twisted.web.server import NOT_DONE_YET, Request
 
-from cartd.errors import error_body
+from cartd.errors import error_body, phrase
 from cartd.server import refusals
 from cartd.server.caching import NO_STORE
 from cartd.server.heads import Verdict
@@ -49,8 +49,8 @@ def refusal(
         content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
         headers = [*headers, *content]
     fields = b"".join(b"%s: %s\r\n" % header for header in headers)
-    phrase = HTTPStatus(code).phrase.encode()
-    return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, phrase, fields, body)
+    name = phrase(code).encode()
+    return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
 
 
 def error(
@@ -61,7 +61,7 @@ def error(
         peer = request.getClientAddress()
         refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
     body = error_body(code, message, limit)
-    request.setResponseCode(code)
+    request.setResponseCode(code, phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))
