@@ -37,7 +37,7 @@ from cartd.sending.sender import SendStopped
 from cartd.server import short_answers
 from cartd.server.caching import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.request import LimitedRequest, field
-from cartd.server.short_answers import RETRY_AFTER
+from cartd.server.short_answers import RETRY_AFTER, printable
 
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
@@ -320,10 +320,7 @@ def _set_status_headers(request: Request, cart: Cart) -> None:
 
 def _set(request: Request, name: str, value: str) -> None:
     """Set a header; what is not printable ASCII is escaped, so that nothing is smuggled in."""
-    if not (value.isascii() and value.isprintable()):
-        value = value.encode("ascii", "backslashreplace").decode()
-        value = "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in value)
-    request.setHeader(name, value)
+    request.setHeader(name, printable(value))
 
 
 def _fixed(request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE) -> bytes:

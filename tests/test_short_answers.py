@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import pytest
 from twisted.internet.address import IPv4Address
@@ -23,3 +25,21 @@ def test_it_is_whole_and_says_when_to_come_again_if_that_helps(code: int, comes_
     assert b"Content-Length: %d" % len(body) in lines
     said = json.loads(body)
     assert (said["message"], said["limit"]) == ("Why", "server.some")
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b""], ids=["HEAD", "before the request"])
+def test_a_client_that_reads_headers_alone_finds_the_status_there(method: bytes) -> None:
+    answer = refusal(PEER, 503, "Wh\xe9\r\ny", method=method)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nX-Pacifica-Status: error\r\n" in head
+    assert b"\r\nX-Pacifica-Message: Wh\\xe9\\x0d\\x0ay" in head
+    assert bool(body) == (method == b"")
+    assert b"X-Pacifica" not in refusal(PEER, 503, "Why", method=b"GET")
+
+
+@pytest.mark.parametrize("code", [204, 400, 401, 408, 413, 429, 431, 503])
+def test_every_answer_has_its_date(code: int) -> None:
+    head = refusal(PEER, code, "Why").partition(b"\r\n\r\n")[0].decode()
+    [date] = [line[6:] for line in head.split("\r\n") if line.startswith("Date: ")]
+    told = parsedate_to_datetime(date)
+    assert abs(datetime.now(UTC) - told) < timedelta(hours=1)

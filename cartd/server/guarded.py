@@ -44,10 +44,6 @@ def _open_to_all(request: Any) -> bool:
 def _refuse(request: Any, refusal: CartdError) -> None:
     offence = not isinstance(refusal, NoCredentials)
     body = short_answers.error(request, refusal.code, str(refusal), offence=offence)
-    if request.method == b"HEAD":
-        # For clients that read only the headers, as from the routes.
-        request.setHeader(b"X-Pacifica-Status", b"error")
-        request.setHeader(b"X-Pacifica-Message", str(refusal).encode("ascii"))
-    else:
+    if request.method != b"HEAD":
         request.write(body)
     request.finish()

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.interfaces import IAddress
+from twisted.web.http import datetimeToString
 from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body, phrase
@@ -18,6 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready, or refused for the moment."""
+STATUS = b"X-Pacifica-Status"
 COMES_AGAIN = frozenset({429, 503})
 """The statuses that pass."""
 
@@ -37,17 +39,25 @@ def refusal(
 
     It is got here even if the client cannot be answered any more.  ``method`` and ``target`` are as
     the client has sent them, if it has.  What is no ``offence`` is not logged as a refusal.
+
+    Pacifica's clients read the status of a cart from two fields of any answer to HEAD, and where
+    the method is not known yet it may be one.
     """
     if offence:
         refusals.note(code, message, limit, peer=peer, method=method, target=target)
     body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
     if code in COMES_AGAIN:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
-    headers = [(b"Cache-Control", NO_STORE.encode()), *headers]
+    date = (b"Date", datetimeToString())
+    headers = [date, (b"Cache-Control", NO_STORE.encode()), *headers]
     if body:
         length = b"%d" % len(body)
         content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
         headers = [*headers, *content]
+    if method in (b"HEAD", b"") and code >= HTTPStatus.BAD_REQUEST:
+        headers = [*headers, *_told_by_headers(message)]
+    if method == b"HEAD":
+        body = b""
     fields = b"".join(b"%s: %s\r\n" % header for header in headers)
     name = phrase(code).encode()
     return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
@@ -67,7 +77,22 @@ def error(
     request.setHeader(b"Content-Length", b"%d" % len(body))
     if code in COMES_AGAIN:
         request.setHeader(b"Retry-After", RETRY_AFTER.encode())
+    if request.method == b"HEAD" and not request.responseHeaders.hasHeader(STATUS):
+        for name, value in _told_by_headers(message):
+            request.setHeader(name, value)
     return body
+
+
+def _told_by_headers(message: str) -> Headers:
+    return [(STATUS, b"error"), (b"X-Pacifica-Message", printable(message).encode())]
+
+
+def printable(text: str) -> str:
+    """The text as the value of a header: what is not printable ASCII is escaped."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in text)
 
 
 def answer(request: Request, verdict: Verdict) -> Any:
