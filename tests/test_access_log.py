@@ -1,32 +1,202 @@
-"""The log of requests: which lines make one entry, and that none is lost."""
+"""The log of requests: one line for each, of one form, however its answer ended."""
 
 from __future__ import annotations
 
-from twisted.internet.task import Clock
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from threading import Thread
+
+import pytest
+from twisted.internet.address import IPv4Address
 from twisted.logger import capturedLogs, formatEvent
+from twisted.web.http_headers import Headers
 
-from cartd.server.access_log import AccessLog
+from cartd.auth import TokenFile
+from cartd.server.access_log import LONGEST, AccessLog
+from tests.cart_site import CartSite, cart_site
+from tests.channel_client import GET, Connected
+from tests.running_cartd import wait_for
+from tests.wire import wire
+
+FORM = re.compile(
+    r"(?P<address>\S+) - (?P<user>\S+) \[(?P<date>[^\]]+)\] \"(?P<request>[^\"]*)\""
+    r" (?P<status>\d{3}) (?P<sent>\d+|-) \"(?P<referer>[^\"]*)\" \"(?P<agent>[^\"]*)\""
+    r" (?P<length>\d+|-) (?P<seconds>\d+\.\d{3})"
+)
+PREFIX = r"\S+ \[cartd\.server\.access_log#info\] "
+LARGE = Random(7).randbytes(24 * 2**20)
+"""More than all buffers between the service and a client that does not read take."""
 
 
-def test_the_lines_of_one_turn_are_one_entry_and_those_of_the_next_another() -> None:
-    clock = Clock()
-    log = AccessLog(clock)
+def lines(site: CartSite, text: str) -> list[dict[str, str]]:
+    """Those whose request has ``text``."""
+    found = []
+    for line in site.cartd.log.splitlines():
+        if "access_log" in line and text in line:
+            matched = re.fullmatch(PREFIX + FORM.pattern, line)
+            assert matched, line
+            found.append(matched.groupdict())
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(
+        tmp_path_factory.mktemp("site"), ini="[server]\nheader_timeout = 1\n"
+    ) as running:
+        running.stage("small", {"a": b"data"})
+        running.stage("large", {"a": LARGE})
+        yield running
+
+
+def test_a_whole_answer_has_its_line(site: CartSite) -> None:
+    answer = site.cartd.get("/small?whole", referer="https://a.example/", user_agent='a "b"\\c')
+    wait_for(lambda: lines(site, "/small?whole"))
+    [line] = lines(site, "/small?whole")
+    assert line["request"] == "GET /small?whole HTTP/1.1"
+    assert (line["address"], line["user"], line["status"]) == ("127.0.0.1", "-", "200")
+    assert line["sent"] == line["length"] == str(len(answer.body))
+    assert (line["referer"], line["agent"]) == ("https://a.example/", r"a \x22b\x22\x5cc")
+    logged = datetime.strptime(line["date"], "%d/%b/%Y:%H:%M:%S %z")
+    assert abs(datetime.now(UTC) - logged) < timedelta(hours=1)
+
+
+def test_an_answer_without_a_body_has_its_line(site: CartSite) -> None:
+    site.cartd.request("HEAD", "/small?told")
+    wait_for(lambda: lines(site, "/small?told"))
+    [line] = lines(site, "/small?told")
+    assert (line["status"], line["sent"], line["length"]) == ("204", "-", "-")
+
+
+def test_a_download_that_breaks_off_has_its_line(site: CartSite) -> None:
+    with wire(site.port, receive_buffer=4096) as connection:
+        connection.get("/large?broken")
+        head = connection.head()
+        connection.read(100_000)
+        reset = struct.pack("ii", 1, 0)
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    wait_for(lambda: lines(site, "/large?broken"))
+    [line] = lines(site, "/large?broken")
+    assert (line["status"], line["address"]) == ("200", "127.0.0.1")
+    assert line["length"] == head.headers["content-length"]
+    assert 100_000 <= int(line["sent"]) < int(line["length"])
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_has_a_line(site: CartSite) -> None:
+    with wire(site.port) as connection:
+        head = b"POST /left?early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+        connection.send(head + b"Expect: 100-continue\r\n\r\n")
+        assert connection.head().status == 100
+    wait_for(lambda: lines(site, "/left?early"))
+    [line] = lines(site, "/left?early")
+    assert (line["status"], line["sent"], line["length"]) == ("499", "-", "-")
+
+
+REFUSED = {
+    "PUT /refused?method": 405,
+    "POST /.refused?uid": 400,
+    "POST /refused?coding": 415,
+}
+
+
+@pytest.mark.parametrize(("start", "status"), REFUSED.items(), ids=REFUSED)
+def test_what_is_refused_by_its_head_has_one_line(site: CartSite, start: str, status: int) -> None:
+    with wire(site.port) as connection:
+        fields = "Host: localhost\r\nContent-Length: 9\r\nContent-Encoding: br\r\nUser-Agent: me"
+        connection.send(f"{start} HTTP/1.1\r\n{fields}\r\n\r\n".encode())
+        answer = connection.answer()
+        connection.rest()
+    wait_for(lambda: lines(site, start.partition(" ")[2]))
+    [line] = lines(site, start.partition(" ")[2])
+    assert (line["request"], line["status"]) == (f"{start} HTTP/1.1", str(answer.status))
+    assert answer.status == status and line["agent"] == "me"
+    assert line["sent"] == line["length"] == str(len(answer.body))
+
+
+def test_what_is_no_request_has_a_line_and_a_silent_connection_none(site: CartSite) -> None:
+    before = len(lines(site, ""))
+    with wire(site.port) as connection:
+        connection.send(b"GARBAGE\r\n\r\n")
+        assert connection.answer().status == 400
+    with wire(site.port) as connection:
+        connection.send(b"GET /late?head HTTP/1.1\r\nHost: localhost\r\n")
+        assert connection.answer().status == 408
+    with wire(site.port) as connection:
+        assert connection.rest() == b""  # the service has closed it
+    wait_for(lambda: len(lines(site, "")) >= before + 2)
+    new = lines(site, "")[before:]
+    assert [(line["request"], line["status"]) for line in new] == [
+        ("-", "400"),
+        ("GET /late?head HTTP/1.1", "408"),
+    ]
+
+
+def test_under_load_each_request_has_a_line_with_date_and_prefix(site: CartSite) -> None:
+    def ask() -> None:
+        with wire(site.port) as connection:
+            for _ in range(30):
+                connection.send(b"HEAD /small?load HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                connection.answer(to_head=True)
+
+    threads = [Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: len(lines(site, "/small?load")) == 300)
+    assert not [line for line in site.cartd.log.splitlines() if line.startswith("\t")]
+
+
+def test_the_user_stands_in_the_field_of_the_form(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("guarded")
+    file = TokenFile(directory / "tokens")
+    bearer = f"Bearer {file.add('alice', admin=False)}"
+    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as guarded:
+        for given in ({"authorization": bearer}, {}, {"authorization": "Bearer alice.wrong"}):
+            guarded.cartd.get("/her?cart", **given)
+            guarded.cartd.request("POST", "/her?cart", b"{", **given)
+        wait_for(lambda: len(lines(guarded, "/her?cart")) == 6)
+        found = [(line["user"], line["status"]) for line in lines(guarded, "/her?cart")]
+        assert found == [("alice", "404"), ("alice", "400"), *[("-", "401")] * 4]
+
+
+def test_seconds_are_those_from_the_first_line_to_the_end() -> None:
+    client = Connected()
     with capturedLogs() as entries:
-        log.write("first {}\n")
-        log.write("second\n")
-        clock.advance(0)
-        log.write("third\n")
-        clock.advance(0)
-    assert list(map(formatEvent, entries)) == ["first {}\nsecond", "third"]
-    assert clock.getDelayedCalls() == []
+        client.send(GET[:20])
+        client.clock.advance(1)
+        client.send(GET[20:])
+        client.clock.advance(2.5)
+        client.download.end()
+        client.channel.connectionLost()
+    [line] = [formatEvent(entry) for entry in entries if "line" in entry]
+    matched = FORM.fullmatch(line)
+    assert matched and (matched["seconds"], matched["sent"], matched["length"]) == (
+        "3.500",
+        "4",
+        "4",
+    )
 
 
-def test_what_was_written_before_the_end_is_kept() -> None:
-    clock = Clock()
-    log = AccessLog(clock)
+def test_a_line_is_never_long_and_always_printable() -> None:
+    sent = bytes(range(256)) * 100
     with capturedLogs() as entries:
-        log.write("last\n")
-        log.close()
-        log.close()
-    assert list(map(formatEvent, entries)) == ["last"]
-    assert clock.getDelayedCalls() == []
+        AccessLog().note(
+            IPv4Address("TCP", "192.0.2.7", 1), "alice", sent, 200, sent=1, length=b"2",
+            headers=Headers({b"Referer": [sent[14:]], b"User-Agent": [sent[14:]]}), seconds=0.5,
+        )  # fmt: skip
+    [line] = map(formatEvent, entries)
+    assert line.isascii() and line.isprintable()
+    assert len(line) < 3 * 4 * LONGEST + 200 < 48 * 1024
+    matched = FORM.fullmatch(line)
+    assert matched and (matched["user"], matched["length"], matched["seconds"]) == (
+        "alice",
+        "2",
+        "0.500",
+    )

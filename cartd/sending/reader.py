@@ -24,6 +24,8 @@ class SendingReader(Reader, Protocol):
 
     at_end: bool
     """Whether ``send`` has given the last byte, and has noticed."""
+    given: int
+    """How many bytes ``send`` has given, which grows while it runs."""
 
     def prepare(self) -> None:
         """Find out whether the first bytes are there; raises as ``read`` does."""

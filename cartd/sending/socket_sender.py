@@ -86,6 +86,11 @@ class SocketSender(Sending):
 
     resumeProducing = pauseProducing
 
+    @property
+    def given(self) -> int:
+        """How many bytes the socket has taken, those of a thread that still works included."""
+        return self._reader.given
+
     def fileno(self) -> int:
         return self._socket.fileno()
 

@@ -74,6 +74,7 @@ class TreeReader:
         self._long = False
         """Whether the open file is sent by it."""
         self.at_end = False
+        self.given = 0
 
     def read(self, limit: int) -> bytes:
         """Give the next ``limit`` bytes, put together of as many pieces as it takes."""
@@ -114,12 +115,14 @@ class TreeReader:
             while sent < limit:
                 self._prepare()
                 if self._gathered:
-                    sent += self._send_gathered(out)
+                    part = self._send_gathered(out)
                 elif self._left:
-                    sent += self._send_file(out, limit - sent)
+                    part = self._send_file(out, limit - sent)
                 else:
                     self.at_end = True
                     break
+                sent += part
+                self.given += part
         return sent
 
     def close(self) -> None:

@@ -107,6 +107,11 @@ class LimitedChannel(HTTPChannel):
         """Method, target and version of the request that is being read."""
         return self._command, self._path, self._version
 
+    def request_line(self) -> bytes:
+        """The same as it has come; empty before that."""
+        # Twisted keeps them from a request's first line to its end.
+        return b" ".join(self.first_line()) if hasattr(self, "_version") else b""
+
     def allHeadersReceived(self) -> None:
         self._first_request = False
         self._timers.body_begins()
@@ -150,7 +155,9 @@ class LimitedChannel(HTTPChannel):
         if not self._refused:
             self._refused = True
             self._timers.stop()
-            self.transport.write(self._refusal(code, message, limit, headers, offence=offence))
+            answer = self._refusal(code, message, limit, headers, offence=offence)
+            self.transport.write(answer)
+            self.site.log_refusal(self, code, len(answer.partition(b"\r\n\r\n")[2]))
             self._networkProducer.unregisterProducer()
             self._end_by(end_when_read(self.transport, self.callLater))
 

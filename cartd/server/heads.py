@@ -109,7 +109,7 @@ def _site(head: Head, rules: Rules) -> Verdict | None:
     if host is not None and not hosts.is_known(host, rules.hosts):
         return Verdict(
             421,
-            f"This service does not know itself as {host.decode()}: without authentication it"
+            f"This service does not know itself as {host.decode()[:100]}: without authentication it"
             f" answers to its addresses, to localhost and to the names in {rules.hosts_setting}",
         )
     if cross_origin.is_forbidden(head.method, host, head.headers, rules.origins):

@@ -55,14 +55,14 @@ def note(
         log.info(
             "Refused {code} {address} {asked} {reason}",
             code=code,
-            address=_address(peer),
+            address=address_of(peer),
             asked=_quoted(asked.decode("latin-1")),
             reason=_quoted(message),
         )
 
 
-def _address(peer: Any) -> str:
-    """The IP address; a proxy in front (``haproxy:``) may have told anything for one."""
+def address_of(peer: Any) -> str:
+    """The IP address, or ``-``; a proxy in front (``haproxy:``) may have told anything for one."""
     host, _, _ = getattr(peer, "host", "").partition("%")
     try:
         address = ip_address(host)

@@ -9,6 +9,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from cartd.auth import Guard
@@ -41,13 +42,27 @@ class LimitedRequest(UncachedRequest):
     content: Any
     who: User | None = None
     """Who asks; none where nobody is asked who they are."""
+    logged = False
+    """Whether it has its line in the log of requests."""
     judged = False
     """Whether its head has been judged already, as that of a request with a body."""
     _received = 0
     _refused = False
     _body: Body | None = None
+    _producer: Any = None
+
+    def __init__(self, channel: Any, *arguments: Any, **more: Any) -> None:
+        super().__init__(channel, *arguments, **more)
+        self._began: float = channel.site.reactor.seconds()
+
+    @property
+    def seconds(self) -> float:
+        """How long ago its first line came."""
+        seconds: float = self.channel.site.reactor.seconds() - self._began
+        return seconds
 
     def gotLength(self, length: int | None) -> None:
+        self.method, self.uri, self.clientproto = self.channel.first_line()
         if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
             self._judge(length)
         else:
@@ -86,6 +101,21 @@ class LimitedRequest(UncachedRequest):
         # Twisted's own answer names no methods, and has no body where it is an error.
         self.render(self.channel.site.getResourceFor(self))
 
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self._producer = producer
+        super().registerProducer(producer, streaming)
+
+    @property
+    def bytes_sent(self) -> int:
+        """How much of the body the client's connection has taken."""
+        # What sends into the socket itself tells the request only now and then.
+        return max(self.sentLength, getattr(self._producer, "given", 0))
+
+    def connectionLost(self, reason: Failure) -> None:
+        if not (self.finished or self.logged) and self.uri != Request.uri:
+            self.channel.site.log(self)
+        super().connectionLost(reason)
+
     def waits_for_client(self, waits: bool) -> None:
         if self.channel is not None:
             self.channel.wait_for_client(waits, self.sentLength)
@@ -93,8 +123,7 @@ class LimitedRequest(UncachedRequest):
     def _judge(self, length: int | None) -> None:
         """Answer now what needs no body to be answered."""
         self.judged = True
-        method, target, version = self.channel.first_line()
-        head = Head(method, target, version, self.requestHeaders, length)
+        head = Head(self.method, self.uri, self.clientproto, self.requestHeaders, length)
         verdict = judge(head, self.channel.rules)
         guard: Guard | None = self.channel.guard
         if verdict is not None:

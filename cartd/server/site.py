@@ -8,14 +8,14 @@ from typing import Any
 from weakref import WeakSet
 
 from twisted.internet.interfaces import IAddress
-from twisted.web.http import combinedLogFormatter, datetimeToLogString
-from twisted.web.iweb import IRequest
+from twisted.web.http import NO_BODY_CODES
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.auth import Guard
 from cartd.server import targets
-from cartd.server.access_log import AccessLog
+from cartd.server.access_log import LEFT, AccessLog
 from cartd.server.bodies import BodySpace
 from cartd.server.channel import LimitedChannel
 from cartd.server.connections import Connections
@@ -29,9 +29,7 @@ from cartd.server.text_paths import TextPaths
 from cartd.server.turned_away import Farewell, TurnedAway
 from cartd.threads import RunsInThread
 
-LONGEST_LINE = 8000
-"""Characters of a line of the log.  The journal breaks one of 48 KiB in two, and the second would
-begin with whatever a client had chosen."""
+NO_HEADERS = Headers()
 
 
 class LimitedSite(Site):
@@ -68,10 +66,10 @@ class LimitedSite(Site):
             TextPaths(routes if guard is None else Guarded(routes, guard), rules),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
-            logFormatter=_dated,
             reactor=reactor,
         )
         self.timeOut = None  # the channels have timers of their own
+        self._access_log = AccessLog()
         self._limits = limits
         self._rules = rules
         self._guard = guard
@@ -81,8 +79,37 @@ class LimitedSite(Site):
         self._connections: WeakSet[LimitedChannel | Farewell] = WeakSet()
 
     def startFactory(self) -> None:
-        super().startFactory()
-        self.logFile = AccessLog(self.reactor)
+        """Twisted's opens a log of its own, and sets a timer for its dates."""
+
+    def log(self, request: Any) -> None:
+        """Note a request whose answer has ended, or is broken off."""
+        request.logged = True
+        self._access_log.note(
+            request.getClientAddress(),
+            "-" if request.who is None else request.who.name,
+            b"%s %s %s" % (request.method, request.uri, request.clientproto),
+            request.code if request.startedWriting else LEFT,
+            sent=request.bytes_sent,
+            length=_length(request),
+            headers=request.requestHeaders,
+            seconds=request.seconds,
+        )
+
+    def log_refusal(self, channel: LimitedChannel, code: int, sent: int) -> None:
+        """Note what has been refused before it was a whole request, by ``sent`` bytes of a body."""
+        request = channel.requests[-1] if channel.requests else None
+        if request is not None:
+            request.logged = True
+        self._access_log.note(
+            channel.getPeer(),
+            "-",
+            channel.request_line(),
+            code,
+            sent=sent,
+            length=b"%d" % sent,
+            headers=NO_HEADERS if request is None else request.requestHeaders,
+            seconds=0.0 if request is None else request.seconds,
+        )
 
     def acceptableProtocols(self) -> list[bytes]:
         """What TLS may agree on: not HTTP/2, in which neither limits nor aborts would hold."""
@@ -116,7 +143,13 @@ class LimitedSite(Site):
         return self._turned_away.farewell(refusal(addr, code, message, named(limit)))
 
 
-def _dated(_reactor_time: str, request: IRequest) -> str:
-    """A line of the access log: its date is the machine's, which the reactor's time is not."""
-    line = str(combinedLogFormatter(datetimeToLogString(), request))
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+def _length(request: Any) -> bytes:
+    """How many bytes the body of the answer was to have, as far as that is known."""
+    if request.method == b"HEAD" or request.code in NO_BODY_CODES:
+        return b"-"
+    # The whole tar has its length in the second, where it comes in chunks.
+    for name in (b"content-length", b"x-pacifica-tar-length"):
+        if values := request.responseHeaders.getRawHeaders(name):
+            length: bytes = values[0]
+            return length
+    return b"-"
