@@ -162,6 +162,7 @@ class Parts:
             self.reactor,
             random.random,
             limit=self.config.archive_outage_limit,
+            url=self.config.archive_url,
         )
         tools = Tools(
             store=self.store,
@@ -185,6 +186,8 @@ class Parts:
             now=self.now,
             parts=self.stager.parts,
         )
+        if take_up:
+            log.info("Files come from the archive at {url}", url=self.config.archive_url)
         self.stager.start(tools, take_up=take_up)
 
     async def stop(self) -> None:

@@ -146,6 +146,7 @@ class Bench:
             self.clock,
             lambda: 0.5,
             limit=self.outage_limit,
+            url="http://archive.example:8080/",
         )
         return Tools(
             store=self.store,

@@ -10,6 +10,7 @@ import pytest_twisted
 from cartd.archive import Archive, TlsPolicy, archive_client
 from cartd.errors import ConfigError
 from tests.archive_asking import DATA, Asking, MakesClient, asking, failure_of, reactor
+from tests.archive_faults import status
 
 pytest_plugins = ("tests.archive_clients",)
 
@@ -51,6 +52,29 @@ async def test_an_id_is_one_segment_below_the_archives_own_path(
         assert [request.target for request in asked.faulty.requests] == [f"{base}/{segment}"] * 3
         hosts = {tuple(request.header("Host")) for request in asked.faulty.requests}
         assert hosts == {(f"127.0.0.1:{asked.faulty.port}",)}
+
+
+@pytest.mark.parametrize(
+    ("archive_id", "headers", "hint"),
+    [
+        ("2026/b7", [("Content-Type", "text/html; charset=iso-8859-1")], True),
+        ("2026/b7", [("Content-Type", "application/json")], False),
+        ("b7", [("Content-Type", "text/html")], False),
+        ("x/" * 400, [], True),
+    ],
+    ids=["of a proxy", "of the archive", "without a slash", "long"],
+)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest_twisted.ensureDeferred
+async def test_a_404_that_may_be_a_proxys_tells_how_the_id_is_asked_for(
+    asked: Asking, method: str, archive_id: str, headers: list[tuple[str, str]], hint: bool
+) -> None:
+    asked.faulty.fault(archive_id, status(404, headers))
+    request = asked.archive.status if method == "HEAD" else asked.fetch
+    message = str(await failure_of(request(archive_id)))
+    told = f"asked for as {'x%2F' * 9 if len(archive_id) > 99 else '2026%2Fb7'}"
+    assert (told in message and "a proxy on the way may refuse %2F" in message) is hint
+    assert len(message) < 200
 
 
 @pytest.mark.parametrize("archive_id", ["", "\ud800"], ids=["empty", "lone-surrogate"])

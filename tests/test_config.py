@@ -244,6 +244,13 @@ def test_a_broker_in_the_environment_is_read_past_in_one_line() -> None:
     assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL read past")
 
 
+def test_a_proxy_in_the_environment_is_not_used_and_that_is_said_in_one_line() -> None:
+    environ = {"http_proxy": "http://squid:3128", "HTTPS_PROXY": "http://squid:3128"}
+    (note,) = config(environ=environ).notes
+    assert note == "http_proxy and HTTPS_PROXY not used: cartd asks the archive without a proxy"
+    assert config(environ={"http_proxy": ""}).notes == ()
+
+
 def test_the_database_is_found_in_the_documented_order() -> None:
     # Where it is written: options, environment, file.
     places: list[tuple[dict[str, str], dict[str, str], str]] = [

@@ -266,6 +266,8 @@ class TestWaiting:
             scene.archive.away = None
             scene.run(20)
             assert in_log(events)[1:] == ["The archive is back after"]
+            urls = {event["url"] for event in events if "url" in event}
+            assert urls == {"http://archive.example:8080/"}
             assert [event["length"] for event in events if "length" in event] == [15.625]
 
 

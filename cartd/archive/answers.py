@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from twisted.web.http_headers import Headers
 
@@ -35,6 +35,8 @@ MAX_QUOTED = 40
 _RETRYABLE_4XX = frozenset({408, 425, 429})
 _OUTAGES = frozenset({502, 503, 504})
 """What a proxy says whose server is away, and a server that is (RFC 9110, section 15.6)."""
+_WAYS = frozenset({400, 403, 404})
+"""What web servers say that do not like an encoded slash, as Apache does (AllowEncodedSlashes)."""
 _MEDIA = b"X-Pacifica-File-Storage-Media"
 _UNIX_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]*)?")
 _LENGTH = re.compile(r"[0-9]{1,30}")
@@ -135,6 +137,9 @@ def refusal(
             retryable=False,
             missing=True,
         )
+    if not said and code in _WAYS and "/" in archive_id and not _is_json(headers):
+        asked_for = clean(quote(archive_id, safe=""), MAX_QUOTED)
+        said = f"the id is asked for as {asked_for}, and a proxy on the way may refuse %2F"
     return ArchiveError(
         f"the archive answered {status} to {method}" + (f": {said}" if said else ""),
         retryable=not 300 <= code < 500 or code in _RETRYABLE_4XX,
@@ -143,6 +148,12 @@ def refusal(
         answered=code in _OUTAGES,
         unexplained=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
     )
+
+
+def _is_json(headers: Headers) -> bool:
+    """Whether the archive's own errors look so; a HEAD has no body that would tell."""
+    kinds = values(headers, b"Content-Type")
+    return any(kind.partition(";")[0].strip().lower() == "application/json" for kind in kinds)
 
 
 def values(headers: Headers, name: bytes) -> list[str]:

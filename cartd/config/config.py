@@ -92,6 +92,10 @@ class Config:
     """Lines worth logging once: what is read past."""
 
 
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""Variables by which curl and others are told of a proxy."""
+
+
 def load(
     *,
     options: Mapping[str, Any],
@@ -155,5 +159,8 @@ def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
     places = [f"[celery] of {file.name}"] if file.has_section("celery") else []
     if places or variables:
         yield f"{' and '.join(places + variables)} read past: cartd needs no broker and no workers"
+    proxies = [name for name in _PROXIES if environ.get(name)]
+    if proxies:
+        yield f"{' and '.join(proxies)} not used: cartd asks the archive without a proxy"
     if file.get("database", "debug_logging") is not None:
         yield f"[database] debug_logging of {file.name} read past: queries are not logged"

@@ -60,7 +60,10 @@ class _Doubt:
 
 
 class Outage:
-    """``ask`` is a HEAD of a file; a cart waits at most ``limit`` seconds."""
+    """``ask`` is a HEAD of a file; a cart waits at most ``limit`` seconds.
+
+    ``url`` is the archive's, for the log: clients are told what is wrong, but not where.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Outage:
         random: Callable[[], float],
         *,
         limit: float,
+        url: str,
     ) -> None:
         self._ask = ask
         self._turns = turns
@@ -79,6 +83,7 @@ class Outage:
         self._carts = carts
         self._clock = clock
         self._random = random
+        self._url = url
         self._waiting = WaitingFiles(carts, clock, limit)
         self._doubt: _Doubt | None = None
         self._probing = False
@@ -278,7 +283,11 @@ class Outage:
         if not doubt.confirmed:
             doubt.confirmed = True
             doubt.cause = failure
-            log.warn("The archive is away, and carts wait for it: {cause}", cause=failure)
+            log.warn(
+                "The archive is away, and carts wait for it: {cause} ({url})",
+                cause=failure,
+                url=self._url,
+            )
             self._carts.begin(str(failure), doubt.since)
 
     def _end(self) -> None:
