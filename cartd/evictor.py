@@ -32,7 +32,7 @@ class SpaceRules:
 
 
 class Evictor:
-    """Decides, one decision at a time, who gets room and who must leave.
+    """Decides who gets room and who must leave.
 
     ``free`` gives the disk's free bytes, and ``arriving`` those of files that are being written.
     ``in_use`` tells which of some carts are being sent, by other processes too.  ``evict`` gives
@@ -66,7 +66,14 @@ class Evictor:
         self._evict = evict
         self._sweep = sweep
         self._now = now
+        self._freeing = DeferredLock()
+        """Held by who frees room, as long as carts are removed for it; others wait in their order,
+        but for those who find room without that."""
         self._deciding = DeferredLock()
+        """Held by who finds room without that, for as long as it takes to promise it."""
+        self._kept = 0
+        """Bytes of the room that is there already, for the cart that carts are removed for: it has
+        come first, and needs them beside what these free."""
         self._stuck: Pauses[int] = Pauses(seconds)
         """Carts that could not be removed when they were tried, by their ids."""
         self._all_stuck: Pauses[None] = Pauses(seconds)
@@ -85,30 +92,40 @@ class Evictor:
         :raises NoSpace: there is not enough, even with all evicted that may be.
         :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
         """
-        await self._deciding.acquire()
+
+        async def promised(most: int | None) -> bool:
+            return await self._store.reserve(
+                cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most
+            )
+
+        def lacking() -> int:
+            return volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
+
+        if await self._fits(lacking(), promised):
+            return
+        await self._freeing.acquire()
         try:
             while True:
-                more = volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
-                most = await self._room_for(more) if more > 0 else None
-                if await self._store.reserve(
-                    cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most
-                ):
-                    return
-                # Another process may have got the room meanwhile, or counted more of this cart.
                 cart = await self._store.cart(cart.id) or cart
+                more = lacking()
+                most = await self._room_for(cart, more) if more > 0 else None
+                if await promised(most):
+                    return
+                # Others may have got the room meanwhile, or counted more of this cart.
         finally:
-            self._deciding.release()
+            self._kept = 0
+            self._freeing.release()
 
     async def keep_room(self) -> None:
         """Write down the uses, then evict until quota and reserve hold again."""
-        await self._deciding.acquire()
+        await self.record_uses()
+        await self._freeing.acquire()
         try:
-            await self.record_uses()
             _, missing = await self._shortfall(0)
             with suppress(VolumeStuck):  # it has been said
-                await self._make_room(missing, all_or_nothing=False)
+                await self._make_room(missing)
         finally:
-            self._deciding.release()
+            self._freeing.release()
 
     async def record_uses(self) -> None:
         """Write the uses since the last time to the store; what is being sent is used now."""
@@ -120,15 +137,38 @@ class Evictor:
             self._uses.put_back(uses)
             raise
 
-    async def _room_for(self, wanted: int) -> int:
-        """Make room for so many bytes; give what all carts together take then, with them.
+    async def _fits(self, more: int, promised: Callable[[int | None], Awaitable[bool]]) -> bool:
+        """Promise so many bytes if there is room for them as things are."""
+        if more <= 0:
+            return await promised(None)
+        await self._deciding.acquire()
+        try:
+            used, missing = await self._shortfall_now(more + self._kept)
+            return missing <= 0 and await promised(used + more)
+        finally:
+            self._deciding.release()
+
+    async def _room_for(self, cart: Cart, wanted: int) -> int:
+        """Make room for so many bytes more of the cart.
+
+        Gives what all carts together take then, with them.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
         :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
         """
         used, missing = await self._shortfall(wanted)
-        left = await self._make_room(missing, all_or_nothing=True)
+        left = await self._make_room(missing, wanted=wanted)
         if left > 0:
+            log.warn(
+                "Cart {id} ({uid}) needs {wanted:,} bytes more: {missing:,} are missing, with all"
+                " evicted that may be; all carts have {used:,}, of volume_quota = {quota}",
+                id=cart.id,
+                uid=cart.shown_uid,
+                wanted=wanted,
+                missing=left,
+                used=used,
+                quota=self._rules.quota,
+            )
             raise NoSpace
         return used + wanted - (missing - left)
 
@@ -160,15 +200,17 @@ class Evictor:
             missing = short(free=await self._free(), promised=max(promised - arriving, 0))
         return used, missing
 
-    async def _make_room(self, missing: int, *, all_or_nothing: bool) -> int:
+    async def _make_room(self, missing: int, *, wanted: int | None = None) -> int:
         """Evict carts of ``missing`` bytes together; give how many are missing then.
+
+        These are for a cart that wants so many bytes, if one does: then all is freed, or nothing.
 
         A chosen cart may escape because somebody begins to download it: then others are chosen.
         """
         refused = 0
         while missing > 0:
             chosen, frees = await self._choose(missing)
-            if not chosen or (all_or_nothing and frees < missing):
+            if not chosen or (wanted is not None and frees < missing):
                 if self._stuck:
                     _, could_be = await self._choose(missing, stuck_too=True)
                     if could_be >= missing:
@@ -177,8 +219,11 @@ class Evictor:
             if self._all_stuck.lasts(None):
                 raise VolumeStuck(self._reason)
             for candidate in chosen:
+                self._kept = max((wanted or 0) - frees, 0)
                 try:
-                    missing -= await self._evicted(candidate)
+                    freed = await self._evicted(candidate)
+                    missing -= freed
+                    frees -= freed
                 except CannotRemove as error:
                     refused += 1
                     self._note_stuck(candidate, error, all_are=refused > 1)

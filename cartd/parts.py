@@ -27,7 +27,7 @@ from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.plans import Plans
 from cartd.rate_limit import FairRateLimiter
-from cartd.removal import Removal
+from cartd.removal import AT_ONCE, Removal
 from cartd.shield import at_most
 from cartd.staging.patience import Patience
 from cartd.staging.stager import LEASE, STOP_WAITS, Stager
@@ -41,6 +41,8 @@ from cartd.volume.file_system import FileSystem
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
+REMOVERS = AT_ONCE
+"""Threads of their own for the removal of carts: nothing else waits for it, however large it is."""
 
 log = Logger()
 
@@ -77,7 +79,10 @@ class Parts:
         self._warn = warn
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
-        self.volume = Volume(config.volume_path, self.threads, volume_number)
+        self._removers = Threads(reactor, REMOVERS)
+        self.volume = Volume(
+            config.volume_path, self.threads, volume_number, removers=self._removers
+        )
         self.uses = Uses()
         self.plans = Plans(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
@@ -96,9 +101,7 @@ class Parts:
             doubt=self.recovery.doubt,
             clock=reactor,
         )
-        self.removal = Removal(
-            self.store, self.volume, self.uses, self.stager.drop, now, reactor.seconds
-        )
+        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now, reactor)
         rules = SpaceRules(
             quota=config.volume_quota,
             reserve=config.volume_reserve,
@@ -149,6 +152,7 @@ class Parts:
     def start(self, *, take_up: bool) -> None:
         """Start the threads and the stager; ``take_up``: with what others left unfinished."""
         self.threads.start()
+        self._removers.start()
         self._holders.start()
         if self._holders.no_locks:
             self._warn(_WITHOUT_LOCKS.format(self.config.volume_path, self._holders.no_locks))
@@ -205,11 +209,12 @@ class Parts:
             await self._close()
         finally:
             hanging = self.threads.stop()
+            hanging = self._removers.stop() or hanging
         return hanging
 
     async def _close(self) -> None:
         await self._in_time(Deferred.fromCoroutine(self.downloads.stop()))
-        self.removal.stop()
+        await self._in_time(Deferred.fromCoroutine(self.removal.stop()))
         await self._in_time(Deferred.fromCoroutine(self._waiting.stop()))
         await self._in_time(
             Deferred.fromCoroutine(self.evictor.record_uses()), "The last uses are not recorded"

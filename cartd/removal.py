@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    DeferredLock,
+    FirstError,
+    TimeoutError,
+    gatherResults,
+)
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from cartd.backoff import Pauses
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
@@ -16,6 +28,14 @@ from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
 from cartd.volume.removal import RemovalStopped
+
+T = TypeVar("T")
+AT_ONCE = 4
+"""Carts that are removed at the same time: each has a thread."""
+SMALL = 1000
+"""Files of a cart for whose removal a client waits."""
+PATIENCE = 2.0
+"""Seconds for which it waits at most."""
 
 log = Logger()
 
@@ -35,6 +55,8 @@ class Removal:
     that is cut short is finished by the next :meth:`sweep`.  What is evicted is marked when its
     first file has gone: on a file system that refuses to remove files nothing is lost.  Until all
     files have gone, a cart counts for the room.
+
+    What is to be removed is known to the store alone; here are no more than are being removed.
     """
 
     def __init__(
@@ -44,19 +66,27 @@ class Removal:
         uses: Uses,
         stop_staging: Callable[[int], Awaitable[None]],
         now: Callable[[], float],
-        seconds: Callable[[], float],
+        clock: IReactorTime,
     ) -> None:
-        """``now`` gives Unix time, for the dates in the store; ``seconds`` is a steady clock."""
+        """``now`` gives Unix time, for the dates in the store; ``clock`` is a steady one."""
         self._store = store
         self._volume = volume
         self._uses = uses
         self._stop_staging = stop_staging
         self._now = now
+        self._clock = clock
         self._waiting: set[Deferred[None]] = set()
+        """For the last download of a deleted cart."""
+        self._jobs: set[Deferred[int | None]] = set()
+        """Deleted carts that are being removed, apart from sweeps."""
+        self._draining: Deferred[None] | None = None
+        """The removal of those that had to wait, in the order of their ids."""
+        self._more = False
+        """Whether more has come since it began."""
         self._turns: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
         """By cart id: who comes to remove one that is being removed waits until it has gone."""
         self._evicting: set[int] = set()
-        self._stuck: Pauses[int] = Pauses(seconds)
+        self._stuck: Pauses[int] = Pauses(clock.seconds)
         """Deleted carts whose files the disk will not let go of, by their ids."""
         self._told: str | None = None
         """What the log has said of them."""
@@ -64,13 +94,14 @@ class Removal:
     async def delete(self, cart: Cart) -> int:
         """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
 
+        The files of a large cart go later; so do those of any cart while several are being removed.
         Files that are being downloaded go when the last download of them ends; if that is another
         process's, with the first sweep after it.
         """
         await self._store.mark_deleted(cart.id, self._now())
         await self._stop_staging(cart.id)
         if not self._uses.is_pinned(cart.id):
-            return await self._remove(cart) or 0
+            return await self._begin(cart)
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
         self._waiting.add(later)
         later.addBoth(lambda _: self._waiting.discard(later))
@@ -114,24 +145,101 @@ class Removal:
         # One that has no directory may have left its link.
         ids = {*leaving, *await self._store.deleted_among(there)}
         self._stuck.keep(ids)
-        for cart_id in sorted(ids):
-            cart = await self._store.cart(cart_id)
-            if cart is None or self._uses.is_pinned(cart_id) or self._stuck.lasts(cart_id):
-                continue
-            if await self._remove(cart) is not None:
-                log.info(
-                    "Removed what was left of deleted cart {id} ({uid})",
-                    id=cart.id,
-                    uid=cart.shown_uid,
-                )
+        await self._remove_all(ids, tell=True)
         if self._told is not None and not self._stuck:
             self._told = None
             log.info("All that deleted carts had left on the volume has been removed")
 
-    def stop(self) -> None:
+    async def settled(self) -> None:
+        """Wait until nothing is being removed that :meth:`delete` has begun."""
+        while jobs := self._under_way():
+            ended: Deferred[None] = Deferred()
+            _tell_when_ended(jobs[0], ended)
+            await ended
+
+    async def stop(self) -> None:
         """Leave the rest to the next start's sweep."""
+        self._more = False
         for later in list(self._waiting):
             later.cancel()
+        jobs = self._under_way()
+        for job in jobs:
+            job.cancel()
+        await DeferredList(jobs, consumeErrors=True)
+
+    def _under_way(self) -> list[Deferred[Any]]:
+        return [*self._jobs, *([] if self._draining is None else [self._draining])]
+
+    async def _begin(self, cart: Cart) -> int:
+        """Have the cart removed; the bytes that are free by the time that a client may wait."""
+        if len(self._jobs) >= AT_ONCE:
+            self._drain()
+            return 0
+        job = Deferred.fromCoroutine(self._remove(cart))
+        if not job.called:
+            self._jobs.add(job)
+        freed: list[int | None] = []
+
+        def ended(result: int | Failure | None) -> int | Failure | None:
+            self._jobs.discard(job)
+            if not isinstance(result, Failure):
+                freed.append(result)
+            return result
+
+        job.addBoth(ended)
+        job.addErrback(_told_unless_stopped)
+        if not freed and cart.files_total <= SMALL:
+            waiting: Deferred[None] = Deferred()
+            _tell_when_ended(job, waiting)
+            waiting.addTimeout(PATIENCE, self._clock)
+            with suppress(TimeoutError):
+                await waiting
+        return (freed and freed[0]) or 0
+
+    def _drain(self) -> None:
+        """Have all removed that can be, soon."""
+        self._more = True
+        if self._draining is None:
+            draining = Deferred.fromCoroutine(self._remove_the_rest())
+            if not draining.called:
+                self._draining = draining
+
+            def ended(result: Failure | None) -> Failure | None:
+                self._draining = None
+                return result
+
+            draining.addBoth(ended)
+            draining.addErrback(_told_unless_stopped)
+
+    async def _remove_the_rest(self) -> None:
+        try:
+            while self._more:
+                self._more = False
+                await self._remove_all(await self._store.leaving())
+        except Unavailable as error:
+            log.warn("Deleted carts are removed later: {error}", error=error)
+
+    async def _remove_all(self, ids: Collection[int], *, tell: bool = False) -> None:
+        """Remove those deleted carts that can be, some at once; ``tell``: in the log."""
+        left = iter(sorted(ids))
+
+        async def remove_one_after_the_other() -> None:
+            for cart_id in left:
+                cart = await self._store.cart(cart_id)
+                if cart is None or self._uses.is_pinned(cart_id) or self._stuck.lasts(cart_id):
+                    continue
+                if await self._remove(cart) is not None and tell:
+                    log.info(
+                        "Removed what was left of deleted cart {id} ({uid})",
+                        id=cart.id,
+                        uid=cart.shown_uid,
+                    )
+
+        jobs = [Deferred.fromCoroutine(remove_one_after_the_other()) for _ in range(AT_ONCE)]
+        try:
+            await gatherResults(jobs, consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
 
     async def _evict(self, cart: Cart, token: str) -> int:
         """Go on with an eviction that has been noted in the store."""
@@ -240,3 +348,20 @@ def _said(error: OSError | NoSpace) -> str:
     """What the system says; ``NoSpace`` would be said of a cart that finds no room."""
     cause = error.__cause__ if isinstance(error, NoSpace) else error
     return str(getattr(cause, "strerror", None) or cause)
+
+
+def _tell_when_ended(job: Deferred[Any], ended: Deferred[None]) -> None:
+    """Fire ``ended`` when ``job`` has ended; who gives up waiting does not disturb it."""
+
+    def tell(result: T) -> T:
+        if not ended.called:
+            ended.callback(None)
+        return result
+
+    job.addBoth(tell)
+
+
+def _told_unless_stopped(failure: Failure) -> None:
+    """For what nobody waits for."""
+    if not failure.check(CancelledError):
+        log.failure("A deleted cart is removed later", failure)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from cartd.errors import NoSpace, VolumeStuck
@@ -312,3 +315,51 @@ def test_files_that_are_being_written_arrive_and_so_do_bundles_in_their_trees_pl
 def put(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * size)
+
+
+@pytest_twisted.ensureDeferred
+async def test_while_carts_are_removed_who_finds_room_without_that_gets_it(store: Store) -> None:
+    """What is being freed for one is no other's, and who needs more to go waits."""
+    for uid in "abc":
+        await with_status(store, uid, CartStatus.READY)
+    carts = {uid: await claimed(store, uid, 1) for uid in ("large", "small", "greedy", "next")}
+
+    class Slow(Disk):
+        async def evict(self, cart: Cart) -> int:
+            going.append(cart.uid)
+            await gone
+            return await super().evict(cart)
+
+    going: list[str] = []
+    gone: Deferred[None] = Deferred()
+    disk = Slow(store, free=10_000, quota=350)
+    evictor = disk.evictor()
+    large = Deferred.fromCoroutine(reserve(evictor, carts["large"], 120))
+    while not going:
+        await deferLater(reactor, 0)
+    await reserve(evictor, carts["small"], 20)
+    # Of the 50 that are left, large needs 20 beside the 100 that go.
+    greedy = Deferred.fromCoroutine(reserve(evictor, carts["greedy"], 15))
+    await reserve(evictor, carts["next"], 10)
+    assert not large.called
+    assert not greedy.called
+    assert going == ["a"]
+    gone.callback(None)
+    await large
+    await greedy
+    assert disk.deleted == ["a", "b"]
+    assert (await store.usage())[0] == 100 + 120 + 20 + 15 + 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_a_cart_finds_no_space_is_in_the_log_with_numbers(
+    store: Store, logged: Callable[[], list[str]]
+) -> None:
+    await with_status(store, "a", CartStatus.READY)
+    disk = Disk(store, free=10_000, quota=6_000_000)
+    with pytest.raises(NoSpace, match=r"^No Space Available$"):
+        await reserve(disk.evictor(), await claimed(store, "new"), 64_000_000)
+    assert logged() == [
+        "Cart 2 (new) needs 64,000,000 bytes more: 63,990,000 are missing, with all evicted that"
+        " may be; all carts have 100, of volume_quota = 6000000"
+    ]

@@ -16,7 +16,7 @@ from twisted.logger import capturedLogs, formatEvent
 from cartd.beneath import Beneath
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
-from cartd.removal import CannotRemove, Removal
+from cartd.removal import AT_ONCE, PATIENCE, SMALL, CannotRemove, Removal
 from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
 from cartd.uses import Uses
@@ -46,7 +46,9 @@ class Removing(Bench):
         now = self.clock.seconds
         self.stager = Stager(self.store, holders, self.recovery(), InThisThread(), self.clock, now)
         self.stager.start(self.tools(), take_up=False)
-        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now, now)
+        self.removal = Removal(
+            self.store, self.volume, self.uses, self.stager.drop, now, self.clock
+        )
 
     def ready(self, uid: str = "mine") -> Cart:
         cart = self.put(uid=uid)
@@ -62,17 +64,9 @@ class Removing(Bench):
 def bench(tmp_path: Path) -> Iterator[Removing]:
     bench = Removing(tmp_path / "volume")
     yield bench
-    bench.removal.stop()
+    result_of(bench.removal.stop())
     result_of(bench.stager.stop())
     assert not bench.clock.getDelayedCalls()
-
-
-def in_the_way(bench: Removing) -> Path:
-    """Somebody's file where removals are done: no cart can be taken away."""
-    path = bench.root / "incoming"
-    path.rmdir()
-    path.write_text("in the way")
-    return path
 
 
 def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
@@ -186,19 +180,20 @@ def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> 
     before = bench.left()
     with bench.uses.pin(cart.id):
         result_of(bench.removal.delete(cart))
-        bench.removal.stop()
+        result_of(bench.removal.stop())
     assert bench.left() == before
     result_of(bench.removal.sweep())
     assert bench.left() == set()
 
 
-def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(bench: Removing) -> None:
+def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cart = bench.ready()
-    obstacle = in_the_way(bench)
+    heal = refusing(bench, monkeypatch, errno.EIO)
     assert result_of(bench.removal.delete(cart)) == 0
     assert bench.store.left == {cart.id}
-    obstacle.unlink()
-    obstacle.mkdir()
+    heal()
     bench.clock.advance(1)
     result_of(bench.removal.sweep())
     assert bench.left() == set()
@@ -215,12 +210,13 @@ def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
     assert bench.store.left == {cart.id}
 
 
-def test_what_somebody_else_has_removed_leaves_no_more(bench: Removing) -> None:
+def test_what_somebody_else_has_removed_leaves_no_more(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cart = bench.ready()
-    obstacle = in_the_way(bench)
+    heal = refusing(bench, monkeypatch, errno.EIO)
     result_of(bench.removal.delete(cart))
-    obstacle.unlink()
-    obstacle.mkdir()
+    heal()
     remove_tree(Beneath(bench.root), bench.root / str(cart.id))
     bench.clock.advance(1)
     result_of(bench.removal.sweep())
@@ -372,3 +368,68 @@ def test_what_the_disk_will_not_let_go_of_is_tried_ever_less_often_and_told_of_o
         assert bench.store.left == set()
         assert bench.left() == set()
         assert len(lines()) == 1 + len(carts) + 1
+
+
+def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -> None:
+    threads = HeldThreads()
+    bench = Removing(tmp_path / "volume", threads)
+    cart = bench.store.put("mine", dict.fromkeys(map(str, range(SMALL + 1)), b""))
+    (bench.root / f"{cart.id}/mine").mkdir(parents=True)
+    threads.let_all_go()
+    assert begin(bench.removal.delete_all(EVERYBODY, "mine")) == [1]
+    assert bench.store.left == {cart.id}
+    assert (bench.root / str(cart.id)).exists()
+    threads.let_all_go()
+    assert bench.store.left == set()
+    assert bench.left() == set()
+    result_of(bench.stager.stop())
+
+
+def test_a_client_waits_for_the_removal_of_a_small_cart_only_for_a_while(tmp_path: Path) -> None:
+    threads = HeldThreads()
+    bench = Removing(tmp_path / "volume", threads)
+    cart = bench.store.put("mine", {})
+    threads.let_all_go()
+    deleting = begin(bench.removal.delete(cart))
+    assert deleting == []
+    bench.clock.advance(PATIENCE)
+    assert deleting == [0]
+    assert bench.store.left == {cart.id}
+    threads.let_all_go()
+    assert bench.store.left == set()
+    result_of(bench.stager.stop())
+
+
+def test_of_many_deleted_carts_a_few_are_removed_at_once_and_the_store_knows_the_rest(
+    tmp_path: Path,
+) -> None:
+    threads = HeldThreads()
+    bench = Removing(tmp_path / "volume", threads)
+    carts = [bench.store.put(f"cart-{number}", {}) for number in range(10 * AT_ONCE)]
+    threads.let_all_go()
+    for cart in carts:
+        begin(bench.removal.delete(cart))
+        assert len(threads.held) <= 2 * AT_ONCE
+    assert len(bench.store.left) == len(carts)
+    settled = begin(bench.removal.settled())
+    threads.let_all_go()
+    assert settled == [None]
+    assert bench.store.left == set()
+    result_of(bench.stager.stop())
+
+
+def test_a_stop_ends_removals_that_nobody_waits_for(tmp_path: Path) -> None:
+    threads = HeldThreads()
+    bench = Removing(tmp_path / "volume", threads)
+    carts = [bench.store.put(f"cart-{number}", {}) for number in range(3 * AT_ONCE)]
+    threads.let_all_go()
+    for cart in carts:
+        begin(bench.removal.delete(cart))
+    bench.volume.stop()
+    stopped = begin(bench.removal.stop())
+    assert stopped == []
+    threads.let_all_go()
+    assert stopped == [None]
+    assert bench.store.left
+    result_of(bench.removal.settled())
+    result_of(bench.stager.stop())

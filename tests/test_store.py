@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from cartd.errors import Unavailable
 from cartd.eviction import Candidate
 from cartd.manifest import Entry
 from cartd.model import EVERYBODY, Cart, CartFile, CartStatus, FileStatus
@@ -20,8 +21,10 @@ from tests.stored_carts import (
     claimed,
     found,
     gathered,
+    linked,
     manifest,
     posted,
+    staged,
     with_status,
 )
 
@@ -231,6 +234,44 @@ class TestEvicting:
 
 
 class TestDeleting:
+    @pytest.mark.parametrize("cut_after", [0, 1, 2])
+    @pytest_twisted.ensureDeferred
+    async def test_the_files_of_a_removed_cart_are_recorded_in_short_transactions(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, cut_after: int
+    ) -> None:
+        """Cut short between two of them, each byte counts once, and what is left is done again."""
+        monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", 2)
+        owner = await staged(store, "owner", 5)
+        await store.mark_deleted((gone := await staged(store, "gone", 5)).id, 14)
+        await store.record_removed(gone.id, 14)
+        heir = await linked(store, "heir", 5)
+        await store.record_ready(heir.id, "me", volume_bytes=50, now=12)
+        assert await store.usage() == (50, 0)
+        await store.mark_deleted(owner.id, 20)
+        done = store._record_files_removed
+        batches: list[int] = []
+
+        async def cut(cart_id: int, first: int) -> bool:
+            if len(batches) == cut_after:
+                raise Unavailable("The database is away")
+            batches.append(first)
+            return await done(cart_id, first)
+
+        monkeypatch.setattr(store, "_record_files_removed", cut)
+        with pytest.raises(Unavailable):
+            await store.record_removed(owner.id, 20)
+        assert batches == [0, 2][:cut_after]
+        assert await store.usage() == (50, 0)
+        assert await store.leaving() == {owner.id}
+        monkeypatch.setattr(store, "_record_files_removed", done)
+        assert await store.record_removed(owner.id, 21) == 0
+        assert await store.usage() == (50, 0)
+        assert (await found(store, heir)).bytes_linked == 0
+        assert {one.status for one in await store.files(owner.id)} == {FileStatus.DELETED}
+        await store.mark_deleted(heir.id, 22)
+        assert await store.record_removed(heir.id, 22) == 50
+        assert await store.usage() == (0, 0)
+
     @pytest_twisted.ensureDeferred
     async def test_a_deleted_cart_answers_no_more_and_an_older_one_does(self, store: Store) -> None:
         old, new = await posted(store), await posted(store, mark="new")

@@ -44,7 +44,10 @@ _WAITING = text(
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest_twisted.ensureDeferred
-async def test_whatever_happens_each_byte_counts_once(store: Store, seed: int) -> None:
+async def test_whatever_happens_each_byte_counts_once(
+    store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", (1, 3)[seed])
     sharing = Sharing(store, Random(seed))
     for _ in range(300):
         await sharing.step()

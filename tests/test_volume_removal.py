@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,13 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from cartd.beneath import Beneath
 from cartd.threads import Threads
 from cartd.volume import Volume
-from cartd.volume.removal import RemovalStopped, remove_tree, take_away
+from cartd.volume.removal import (
+    PAGE,
+    RemovalStopped,
+    SliceEnded,
+    remove_tree,
+    take_away,
+)
 from tests.volume_parts import (
     BODY,
     CART,
@@ -21,6 +29,7 @@ from tests.volume_parts import (
     InThisThread,
     a_cart,
     a_file,
+    begin,
     checksum_of,
     everything,
     failure_of,
@@ -165,3 +174,70 @@ def test_a_cancelled_removal_ends_when_the_thread_has(root: Path) -> None:
     threads.let_all_go()
     assert isinstance(failure_of(removed), CancelledError)
     assert everything(root) == EMPTY
+
+
+def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
+    tmp_path: Path,
+) -> None:
+    """Memory above all that there was before it: that of a page, whatever the number."""
+    flat = tmp_path / "flat"
+
+    def needed(number: int) -> int:
+        flat.mkdir()
+        for name in range(number):
+            (flat / f"{name:0100}").touch()
+        tracemalloc.start()
+        try:
+            remove_tree(Beneath(tmp_path), flat)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    page = needed(PAGE)
+    assert needed(8 * PAGE) < 2 * page
+    assert everything(tmp_path) == set()
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_trees_that_are_removed_at_once_take_turns_in_a_thread(
+    root: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr("cartd.volume.access.Slice", lambda stopped: FilesAtATime(3, stopped))
+    threads = HeldThreads()
+    volume = Volume(root, InThisThread(), removers=threads)
+    volume.prepare()
+    for cart_id in (7, 8):
+        for number in range(3 * parts):
+            path = root / str(cart_id) / "mine" / str(number % 2) / str(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    removing = [begin(volume.remove(a_cart(cart_id))) for cart_id in (7, 8)]
+    for _ in range(parts):
+        assert removing == [[], []]
+        for _ in range(2):
+            threads.let_one_go()
+    threads.let_all_go()
+    assert removing == [[True], [True]]
+    assert everything(root) == EMPTY
+
+
+class FilesAtATime:
+    """A slice that ends after so many files."""
+
+    def __init__(self, files: int, stopped: Callable[[], bool]) -> None:
+        self._left = files
+        self._stopped = stopped
+
+    def __call__(self) -> bool:
+        if self._left == 0:
+            raise SliceEnded
+        self._left -= 1
+        return self._stopped()
+
+
+def test_a_directory_that_cannot_be_renamed_is_emptied_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "tree/below").mkdir(parents=True)
+    (tmp_path / "tree/below/file").write_bytes(b"x")
+    (tmp_path / "incoming").write_text("in the way")
+    take_away(Beneath(tmp_path), tmp_path / "tree", tmp_path / "incoming/aside")
+    assert everything(tmp_path) == {"incoming"}

@@ -31,6 +31,12 @@ class Purge:
 
         :raises CannotRemove: files of a second cart cannot be removed; the others stay.
         """
+        try:
+            await self._delete_all()
+        finally:
+            await self._removal.settled()
+
+    async def _delete_all(self) -> None:
         refused = 0
         carts = [cart for cart in await self._store.active() if cart.used < self._before]
         if not carts:

@@ -35,10 +35,16 @@ _NOTHING_LINKED = update(cart).where(cart.c.id == bindparam("of_cart")).values(b
 class _PassOn:
     """The statements that give what the files ``going`` own to the oldest links of others."""
 
-    def __init__(self, going: ColumnElement[bool]) -> None:
+    def __init__(
+        self, going: ColumnElement[bool], nobody: ColumnElement[bool] | None = None
+    ) -> None:
+        """``nobody`` are files that own nothing from now on, if those are more than ``going``."""
         heirs = (
             select(file.c.linked_to.label("owner"), func.min(file.c.id).label("heir"))
-            .where(file.c.linked_to.in_(select(file.c.id).where(going)), ~going)
+            .where(
+                file.c.linked_to.in_(select(file.c.id).where(going)),
+                ~(going if nobody is None else nobody),
+            )
             .group_by(file.c.linked_to)
             .subquery()
         )
@@ -56,6 +62,8 @@ class _PassOn:
 
 _PASS_ON_ALL = _PassOn(_OF_CART)
 _PASS_ON_AT = _PassOn(_OF_CART & _AT)
+_BETWEEN = file.c.position.between(bindparam("first"), bindparam("last"))
+_PASS_ON_FROM = _PassOn(_OF_CART & _BETWEEN, _OF_CART)
 
 
 async def take_turn(transaction: Transaction) -> None:
@@ -76,10 +84,19 @@ async def pass_on(
 
     How many bytes that were.  The caller has taken its turn.
     """
-    statements = _PASS_ON_ALL if positions is None else _PASS_ON_AT
-    which: dict[str, Any] = {"of_cart": cart_id}
-    if positions is not None:
-        which["positions"] = positions
+    if positions is None:
+        return await _pass_on(transaction, _PASS_ON_ALL, {"of_cart": cart_id})
+    which = {"of_cart": cart_id, "positions": positions}
+    return await _pass_on(transaction, _PASS_ON_AT, which)
+
+
+async def pass_on_from(transaction: Transaction, of_cart: int, first: int, last: int) -> int:
+    """As :func:`pass_on`, from the files ``first`` to ``last`` of a cart all of which goes."""
+    which = {"of_cart": of_cart, "first": first, "last": last}
+    return await _pass_on(transaction, _PASS_ON_FROM, which)
+
+
+async def _pass_on(transaction: Transaction, statements: _PassOn, which: dict[str, Any]) -> int:
     gains = [
         {"heir_cart": row.heir_cart, "size": int(row.size)}
         for row in await transaction.rows(statements.gains, which)

@@ -6,14 +6,17 @@ cart is ready, as before; an eviction that a crash has cut short is found by its
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, null, select, update
+from sqlalchemy import bindparam, func, null, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store.database import Database
-from cartd.store.owners import pass_on, take_turn
+from cartd.store.owners import pass_on_from, take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
+
+FILES_AT_ONCE = 5000
+"""Files of a cart that one transaction records: it takes less than a second."""
 
 _LIVING = cart.c.deleted_date.is_(None)
 _THIS = cart.c.id == bindparam("cart_id")
@@ -62,9 +65,14 @@ _REMOVED = (
         bytes_linked=0,
     )
 )
+_PASSED_ON = update(cart).where(_THIS).values(volume_bytes=cart.c.volume_bytes - bindparam("size"))
+_LAST = select(func.max(file.c.position)).where(file.c.cart_id == bindparam("of_cart"))
 _DELETE_FILES = (
     update(file)
-    .where(file.c.cart_id == bindparam("of_cart"))
+    .where(
+        file.c.cart_id == bindparam("of_cart"),
+        file.c.position.between(bindparam("first"), bindparam("last")),
+    )
     .values(status=FileStatus.DELETED.value, linked_to=None)
 )
 
@@ -108,17 +116,34 @@ class Removals:
     async def record_removed(self, cart_id: int, now: float) -> int:
         """A deleted cart has gone from the volume; how many bytes are free now, the first time.
 
-        What it owned and others share is theirs.
+        What it owned and others share is theirs.  Its files are recorded in many transactions,
+        none of which is long; should the process end in between, it is to be said again.
         """
+        [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
+        for first in range(0, -1 if last is None else last + 1, FILES_AT_ONCE):
+            if not await self._record_files_removed(cart_id, first):
+                return 0
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
             if not owned:
                 return 0
-            passed_on = await pass_on(transaction, cart_id)
             await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
-            await transaction.execute(_DELETE_FILES, {"of_cart": cart_id})
-        return int(owned[0][0]) - passed_on
+        return int(owned[0][0])
+
+    async def _record_files_removed(self, cart_id: int, first: int) -> bool:
+        """Some files of a deleted cart have gone; false if all was recorded before."""
+        files = {"of_cart": cart_id, "first": first, "last": first + FILES_AT_ONCE - 1}
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            if not await transaction.rows(_OWNED, {"cart_id": cart_id}):
+                return False
+            passed_on = await pass_on_from(transaction, **files)
+            if passed_on:
+                # So each byte goes on counting once.
+                await transaction.execute(_PASSED_ON, {"cart_id": cart_id, "size": passed_on})
+            await transaction.execute(_DELETE_FILES, files)
+        return True
 
     async def leaving(self) -> set[int]:
         """The deleted carts that nobody has removed from the volume yet."""

@@ -15,7 +15,7 @@ from cartd.volume.directories import Directories
 from cartd.volume.identity import Identity
 from cartd.volume.partial import PartialFile, told_of
 from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import clear_the_way
+from cartd.volume.removal import Slice, SliceEnded, clear_the_way
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,10 +24,19 @@ T = TypeVar("T")
 class Access:
     """The volume at ``root``, known by ``number``; without one it is never away."""
 
-    def __init__(self, root: Path, threads: RunsInThread, number: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        threads: RunsInThread,
+        number: int | None = None,
+        *,
+        removers: RunsInThread | None = None,
+    ) -> None:
+        """``removers`` are the threads that remove what was whole; without them ``threads`` do."""
         self._paths = VolumePaths(root)
         self._identity = Identity(root, number)
         self._threads = threads
+        self._removers = removers or threads
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
         self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
         self._stopping = threading.Event()
@@ -44,6 +53,25 @@ class Access:
                 return work(*args, **kwargs)
 
         return await shielded(self._threads.run(told))
+
+    async def _remove_in_slices(
+        self, threads: RunsInThread, shown: Path, work: Callable[[Callable[[], bool]], T]
+    ) -> T:
+        """What ``work`` gives in the end, which removes until its argument raises.
+
+        So the trees that are removed at the same time take turns, however large they are, and
+        others' work in these threads waits for none of them.
+        """
+
+        def told() -> T:
+            with told_of(shown, self._paths.root):
+                return work(Slice(self._stopping.is_set))
+
+        while True:
+            try:
+                return await shielded(threads.run(told))
+            except SliceEnded:
+                continue
 
     def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
         temporary = self._paths.temporary(cart.id, hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 from twisted.logger import Logger
 
 from cartd.beneath import Beneath
-from cartd.errors import VolumeDamaged
+from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.shield import shielded
 from cartd.volume import files as found_files
@@ -62,6 +62,7 @@ class Bundles(Access):
             partial = self._partial(cart, "tar", self._paths.tar(cart))
             await self._copy(reader, partial, length)
             await shielded(self._threads.run(self._place_tar, cart, partial))
+            await self.drop_tree(cart)
         finally:
             await shielded(self._threads.run(release))
             self._forget(cart.id)
@@ -83,8 +84,15 @@ class Bundles(Access):
         await self._change(tar, self._drop_tar, tar)
 
     async def drop_tree(self, cart: Cart) -> None:
-        """Remove the tree of a cart whose bundle is there: what a crash between the two left."""
-        await shielded(self._threads.run(self._drop_tree, cart))
+        """Remove the tree of a cart whose bundle is there."""
+        tree = self._paths.tree(cart)
+        try:
+            await self._remove_in_slices(
+                self._threads, tree, lambda stopped: self._drop_tree(cart, stopped)
+            )
+        except (OSError, NoSpace) as error:
+            # The bundle is what counts; what is left of the tree goes with the cart.
+            log.error("{tree} is not removed: {error}", tree=tree, error=error)
 
     async def _copy(self, reader: Source, partial: PartialFile, length: int) -> None:
         def copy_a_block() -> int:
@@ -110,21 +118,13 @@ class Bundles(Access):
             with suppress(OSError), Beneath(self._paths.root) as below:
                 below.unlink(self._paths.tar(cart))
             raise
-        self._drop_tree(cart)
-        with suppress(OSError), Beneath(self._paths.root) as below:
-            below.rmdir(self._paths.incoming(cart.id))
 
     def _drop_tar(self, tar: Path) -> None:
         with Beneath(self._paths.root) as below:
             remove_tree(below, tar)
 
-    def _drop_tree(self, cart: Cart) -> None:
-        tree = self._paths.tree(cart)
-        try:
-            with Beneath(self._paths.root) as below:
-                take_away(
-                    below, tree, self._paths.temporary(cart.id, "tree"), self._stopping.is_set
-                )
-        except OSError as error:
-            # The bundle is what counts; what is left of the tree goes with the cart.
-            log.error("{tree} is not removed: {error}", tree=tree, error=error)
+    def _drop_tree(self, cart: Cart, stopped: Callable[[], bool]) -> None:
+        with Beneath(self._paths.root) as below:
+            aside = self._paths.temporary(cart.id, "tree")
+            take_away(below, self._paths.tree(cart), aside, stopped)
+            remove_tree(below, self._paths.incoming(cart.id), stopped)

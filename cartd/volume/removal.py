@@ -11,8 +11,10 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Final
@@ -22,20 +24,46 @@ from twisted.logger import Logger
 from cartd.beneath import AT, DIRECTORY, Beneath
 from cartd.errors import Unavailable
 from cartd.volume.directories import refuse
-from cartd.volume.partial import FULL
 from cartd.volume.paths import VolumePaths
 from cartd.wording import shown
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
-DEEPEST: Final = 50
-"""Directories that are open at once; what is further down is brought up."""
+DEEPEST: Final = 25
+"""Directories that are open at once, each twice; what is further down is brought up."""
+PAGE: Final = 1000
+"""Entries of a directory that are in memory at once."""
+SLICE: Final = 0.5
+"""Seconds for which a thread removes the files of one tree at a time."""
 _CHANGED = frozenset(
     {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
 )
 """Somebody adds to a directory, or has put something else where one was, or the reverse."""
 
 log = Logger()
+
+
+class SliceEnded(Exception):
+    """The thread that removes a tree is to do other work first; the tree is still there."""
+
+
+class Slice:
+    """How long a thread removes files before it does other work.
+
+    To be called before each file: whether the service stops.  Raises :class:`SliceEnded` when the
+    time is over.
+    """
+
+    def __init__(self, stopped: Callable[[], bool], seconds: float = SLICE) -> None:
+        self._stopped = stopped
+        self._end = time.monotonic() + seconds
+
+    def __call__(self) -> bool:
+        if self._stopped():
+            return True
+        if time.monotonic() > self._end:
+            raise SliceEnded
+        return False
 
 
 class RemovalStopped(Unavailable):
@@ -76,7 +104,8 @@ def take_away(
 ) -> None:
     """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
 
-    ``make`` is there to be replaced by a disk that is full: then the tree is removed in its place.
+    If it cannot be renamed, as on a disk that is too full for another name, it is removed in its
+    place.  ``make`` is there to be replaced by such a disk.
     """
     try:
         for _ in range(ATTEMPTS):
@@ -87,9 +116,7 @@ def take_away(
             with suppress(FileNotFoundError):
                 below.rename(tree, aside)
             below.close()  # what was open may be elsewhere, or nowhere
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
+    except OSError:
         remove_tree(below, tree, stopped)
     remove_tree(below, aside, stopped)
 
@@ -183,22 +210,31 @@ def _empty(directory: int, top: int, depth: int, stopped: Callable[[], bool]) ->
     """Remove what is in it; whether something was so far down that it is in ``top`` now."""
     brought_up = False
     with os.scandir(directory) as found:
-        entries = list(found)
-    for entry in entries:
-        with suppress(FileNotFoundError):
-            if not entry.is_dir(follow_symlinks=False):
-                if stopped():
-                    raise RemovalStopped
-                os.unlink(entry.name, dir_fd=directory)
-            elif depth == DEEPEST:
-                new = secrets.token_hex(16)
-                os.rename(entry.name, new, src_dir_fd=directory, dst_dir_fd=top)
-                brought_up = True
-            else:
-                inner = os.open(entry.name, DIRECTORY, dir_fd=directory)
-                try:
-                    brought_up |= _empty(inner, top, depth + 1, stopped)
-                finally:
-                    os.close(inner)
-                os.rmdir(entry.name, dir_fd=directory)
+        # What has been given may be removed while the rest is still to be read (POSIX, readdir).
+        while page := list(islice(found, PAGE)):
+            for entry in page:
+                with suppress(FileNotFoundError):
+                    brought_up |= _remove_entry(entry, directory, top, depth, stopped)
+    return brought_up
+
+
+def _remove_entry(
+    entry: os.DirEntry[str], directory: int, top: int, depth: int, stopped: Callable[[], bool]
+) -> bool:
+    """As :func:`_empty`, of one entry of ``directory``."""
+    if not entry.is_dir(follow_symlinks=False):
+        if stopped():
+            raise RemovalStopped
+        os.unlink(entry.name, dir_fd=directory)
+        return False
+    if depth == DEEPEST:
+        new = secrets.token_hex(16)
+        os.rename(entry.name, new, src_dir_fd=directory, dst_dir_fd=top)
+        return True
+    inner = os.open(entry.name, DIRECTORY, dir_fd=directory)
+    try:
+        brought_up = _empty(inner, top, depth + 1, stopped)
+    finally:
+        os.close(inner)
+    os.rmdir(entry.name, dir_fd=directory)
     return brought_up

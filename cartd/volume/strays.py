@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from cartd.beneath import Beneath
 from cartd.errors import InvalidInput
 from cartd.shield import shielded
-from cartd.threads import RunsInThread
 from cartd.uids import check_uid
+from cartd.volume.access import Access
 from cartd.volume.files import entries
-from cartd.volume.identity import CART_ID, Identity
+from cartd.volume.identity import CART_ID
 from cartd.volume.links import remove_link_of
 from cartd.volume.partial import told_of
-from cartd.volume.paths import VolumePaths
 from cartd.volume.removal import remove_tree
 
 
@@ -31,12 +31,8 @@ class Stray:
     """Bytes of its files; what they share with others, by hard links, among them."""
 
 
-class Strays:
+class Strays(Access):
     """The part of the volume that looks at carts by their ids alone."""
-
-    _paths: VolumePaths
-    _identity: Identity
-    _threads: RunsInThread
 
     async def cart_ids(self) -> list[int]:
         """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
@@ -52,7 +48,8 @@ class Strays:
 
     async def remove_aside(self, aside: Sequence[Path]) -> None:
         """Remove what was set aside; that may take long."""
-        await shielded(self._threads.run(self._remove_aside, aside))
+        for one in aside:
+            await self._remove_in_slices(self._removers, one, partial(self._remove_one_aside, one))
 
     # What follows runs in threads.
 
@@ -93,13 +90,11 @@ class Strays:
                     aside += (incoming / name for name, _ in entries(below, incoming))
         return aside
 
-    def _remove_aside(self, aside: Sequence[Path]) -> None:
+    def _remove_one_aside(self, one: Path, stopped: Callable[[], bool]) -> None:
         with Beneath(self._paths.root) as below:
-            for one in aside:
-                with told_of(one, self._paths.root):
-                    remove_tree(below, one)
-                with suppress(OSError):
-                    below.rmdir(one.parent)  # unless somebody needs it by now
+            remove_tree(below, one, stopped)
+            with suppress(OSError):
+                below.rmdir(one.parent)  # unless somebody needs it by now
 
 
 def _uid_in(below: Beneath, place: Path) -> str | None:

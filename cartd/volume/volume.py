@@ -8,7 +8,7 @@ What changes the disk runs in threads and ends before its coroutine does, cancel
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -49,9 +49,19 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
     _log = Logger()
 
-    def __init__(self, root: Path, threads: RunsInThread, number: int | None = None) -> None:
-        """``number`` is what the volume is known by; without one it is never away."""
-        super().__init__(root, threads, number)
+    def __init__(
+        self,
+        root: Path,
+        threads: RunsInThread,
+        number: int | None = None,
+        *,
+        removers: RunsInThread | None = None,
+    ) -> None:
+        """``number`` is what the volume is known by; without one it is never away.
+
+        ``removers`` are the threads that remove carts; without them ``threads`` do.
+        """
+        super().__init__(root, threads, number, removers=removers)
         self._shared = SharedTrips(threads)
         self._links_allowed = True
 
@@ -106,8 +116,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
         ``all_else``: and whatever is in its place already, which is not its own.
         """
-        incoming = self._paths.incoming(cart_id)
-        await self._change(incoming, self._clear, cart_id, all_else)
+        await self._remove_in_slices(
+            self._threads,
+            self._paths.incoming(cart_id),
+            lambda stopped: self._clear(cart_id, all_else, stopped),
+        )
         self._forget(cart_id)
 
     async def measure(
@@ -142,14 +155,20 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
         False, and nothing is removed, if somebody is sending it; nor is anything if this raises.
         """
-        return await self._change(self._paths.cart(cart.id), self._remove_first, cart)
+        return await self._remove_in_slices(
+            self._removers, self._paths.cart(cart.id), lambda _: self._remove_first(cart)
+        )
 
     async def remove(self, cart: Cart) -> bool:
         """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
 
         False, and nothing is removed, if somebody is sending it.  Raises :class:`RemovalStopped`.
         """
-        removed = await self._change(self._paths.cart(cart.id), self._remove, cart)
+        removed = await self._remove_in_slices(
+            self._removers,
+            self._paths.cart(cart.id),
+            lambda stopped: self._remove(cart, stopped),
+        )
         self._forget(cart.id)
         return removed
 
@@ -177,9 +196,8 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
     # What follows runs in threads.
 
-    def _clear(self, cart_id: int, all_else: bool) -> None:
+    def _clear(self, cart_id: int, all_else: bool, stopped: Callable[[], bool]) -> None:
         self._identity.check()
-        stopped = self._stopping.is_set
         with Beneath(self._paths.root) as below:
             if all_else:
                 old = self._paths.temporary(cart_id, "old")
@@ -195,13 +213,12 @@ class Volume(Bundles, Hashes, InUse, Strays):
                     remove_first(below, directory)
         return may_go
 
-    def _remove(self, cart: Cart) -> bool:
+    def _remove(self, cart: Cart, stopped: Callable[[], bool]) -> bool:
         self._identity.check()
         with alone(self._paths.cart(cart.id)) as may_go:
             if may_go:
                 with suppress(ValueError):  # a uid that cannot be a name has no link
                     remove_link(self._paths, cart)
-                stopped = self._stopping.is_set
                 aside = self._paths.temporary(cart.id, "removed")
                 with Beneath(self._paths.root) as below:
                     take_away(below, self._paths.cart(cart.id), aside, stopped)

@@ -261,7 +261,7 @@ def _command(parts: Parts, config: Config) -> Removal:
         pass
 
     other = Volume(config.volume_path, parts.threads, None)
-    return Removal(parts.store, other, Uses(), stages_nothing, parts.now, parts.reactor.seconds)
+    return Removal(parts.store, other, Uses(), stages_nothing, parts.now, parts.reactor)
 
 
 def _config(place: Place, quota: int | None) -> Config:
