@@ -96,8 +96,6 @@ class Cart:
     """Why it is in error; empty otherwise."""
     bundle: bool = False
     """Whether its tar is written to the volume."""
-    bundle_asked: bool = False
-    """Whether the manifest itself asked for that (and so may be told ``bundling``)."""
     fingerprint: str | None = None
     """Digest of its manifest; none for a cart that was posted to Pacifica Cartd."""
     files_total: int = 0

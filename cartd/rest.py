@@ -309,7 +309,10 @@ def _status_told(request: Request) -> Iterator[None]:
 
 
 def _set_status_headers(request: Request, cart: Cart) -> None:
-    _set(request, "X-Pacifica-Status", cart.status)
+    # Pacifica's clients wait for as long as it says staging, and take any other word for the end.
+    bundling = cart.status == CartStatus.BUNDLING
+    _set(request, "X-Pacifica-Status", CartStatus.STAGING if bundling else cart.status)
+    _set(request, "X-Pacifica-Phase", cart.status)
     _set(request, "X-Pacifica-Message", cart.message)
     _set(request, "X-Pacifica-Files-Total", str(cart.files_total))
     _set(request, "X-Pacifica-Files-Staged", str(cart.files_staged))

@@ -134,7 +134,9 @@ def kinds(error: type[CartdError]) -> list[type[CartdError]]:
 def test_the_statuses_of_a_cart_are_those_that_a_client_meets() -> None:
     headers = DOCUMENT["components"]["headers"]
     told = {*headers["Status"]["schema"]["enum"], headers["StatusError"]["schema"]["const"]}
-    assert told == set(CartStatus) - {CartStatus.DELETED}
+    assert told == set(CartStatus) - {CartStatus.DELETED, CartStatus.BUNDLING}
+    phases = {*headers["Phase"]["schema"]["enum"], CartStatus.ERROR}
+    assert phases == set(CartStatus) - {CartStatus.DELETED}
 
 
 # --- the schemas --------------------------------------------------------------------------------

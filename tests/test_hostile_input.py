@@ -144,7 +144,7 @@ def test_no_name_smuggles_a_header_in_or_breaks_out_of_its_own(site: CartSite, n
         "accept-ranges", "etag", "last-modified", "cache-control",
         "x-pacifica-status", "x-pacifica-message", "x-pacifica-files-total",
         "x-pacifica-files-staged", "x-pacifica-bytes-total", "x-pacifica-bytes-staged",
-        "x-pacifica-tar-length",
+        "x-pacifica-tar-length", "x-pacifica-phase",
     }  # fmt: skip
     disposition = answer.headers["content-disposition"]
     assert disposition.startswith("attachment; filename")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import calendar
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -76,6 +78,7 @@ def test_the_status_of_a_ready_cart_is_told_in_headers_alone(site: CartSite) -> 
     told = {name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")}
     assert told == {
         "x-pacifica-status": "ready",
+        "x-pacifica-phase": "ready",
         "x-pacifica-message": "",
         "x-pacifica-files-total": "3",
         "x-pacifica-files-staged": "3",
@@ -100,6 +103,22 @@ def test_a_cart_is_staging_from_its_first_moment_and_not_ready_for_download(
     assert answer.headers["content-type"] == "text/plain"
     assert int(answer.headers["retry-after"]) > 0
     assert not {"content-range", "etag", "content-disposition"} & answer.headers.keys()
+
+
+def test_a_cart_says_staging_while_its_bundle_is_written_and_more_in_a_header_of_its_own(
+    tapes: CartSite,
+) -> None:
+    assert tapes.cartd.post("bundled", tapes.manifest(FILES, bundle=True)).status == 201
+    assert tapes.cartd.request("HEAD", "/bundled").headers["x-pacifica-phase"] == "staging"
+    file = tapes.cartd.directory / "cartd.sqlite3"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE cart SET status = 'bundling' WHERE cart_uid = 'bundled'")
+    for target in ("/bundled", "/bundled?filename=x"):
+        head = tapes.cartd.request("HEAD", target)
+        told = head.headers["x-pacifica-status"], head.headers["x-pacifica-phase"]
+        assert (head.status, *told) == (204, "staging", "bundling")
+    assert tapes.cartd.get("/bundled").headers["x-pacifica-phase"] == "bundling"
+    assert tapes.cartd.delete("bundled").status == 200
 
 
 def test_a_cart_in_error_says_why_wherever_it_is_asked_for(site: CartSite) -> None:

@@ -18,7 +18,7 @@ WHOLE_HEADERS = {
     "server", "date", "content-type", "content-length", "content-disposition", "accept-ranges",
     "etag", "last-modified", "cache-control", "x-pacifica-status", "x-pacifica-message",
     "x-pacifica-files-total", "x-pacifica-files-staged", "x-pacifica-bytes-total",
-    "x-pacifica-bytes-staged", "x-pacifica-tar-length",
+    "x-pacifica-bytes-staged", "x-pacifica-tar-length", "x-pacifica-phase",
 }  # fmt: skip
 
 

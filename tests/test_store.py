@@ -45,7 +45,6 @@ class TestPosting:
             updated=1.25,
             used=1.25,
             bundle=True,
-            bundle_asked=True,
             fingerprint=manifest(listed, bundle=True).fingerprint,
             files_total=2,
         )
@@ -55,11 +54,6 @@ class TestPosting:
             CartFile(0, "7", "ä/ö", "md5", ""),
             CartFile(1, "x y", "b" * 300, "sha256", "b" * 64),
         ]
-
-    @pytest_twisted.ensureDeferred
-    async def test_a_cart_bundled_by_the_site_did_not_ask_for_it(self, store: Store) -> None:
-        cart, _ = await store.post("u", manifest(), bundle=True, now=1)
-        assert (cart.bundle, cart.bundle_asked) == (True, False)
 
     @pytest_twisted.ensureDeferred
     async def test_a_manifest_of_several_batches_keeps_its_order(self, store: Store) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from cartd.api_description.schemas import ref
 from cartd.model import UNFINISHED, CartStatus
 
-DOWNLOADABLE = sorted([*UNFINISHED, CartStatus.READY])
-"""What the status of a cart that is not in error may be."""
+PHASES = sorted([*UNFINISHED, CartStatus.READY])
+"""Where a cart that is not in error may stand."""
+STATUSES = [phase for phase in PHASES if phase is not CartStatus.BUNDLING]
+"""What clients are told of it: they wait while it is staging, and for nothing else."""
 
 
 def _header(description: str, schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
@@ -22,7 +24,11 @@ def _count(description: str, *, required: bool = True) -> dict[str, Any]:
 _TAG = {"type": "string", "pattern": '^"[^"]+"$'}
 
 HEADERS: dict[str, Any] = {
-    "Status": _header("Where the cart stands.", {"type": "string", "enum": DOWNLOADABLE}),
+    "Status": _header("Where the cart stands.", {"type": "string", "enum": STATUSES}),
+    "Phase": _header(
+        "The status, but bundling while the tar is written to the volume.",
+        {"type": "string", "enum": PHASES},
+    ),
     "StatusError": _header(
         "Not the cart's status unless the answer is 500: ask again.",
         {"const": str(CartStatus.ERROR)},

@@ -150,6 +150,7 @@ _ROOT = {
 
 _CART_HEADERS = {
     "X-Pacifica-Status": ref("headers", "Status"),
+    "X-Pacifica-Phase": ref("headers", "Phase"),
     "X-Pacifica-Message": ref("headers", "Message"),
     **COUNTS,
 }

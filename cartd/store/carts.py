@@ -231,7 +231,6 @@ async def _insert_cart(
         "used_date": date_of(now),
         "error": "",
         "bundle": bundle,
-        "bundle_asked": bool(manifest.bundle),
         "fingerprint": manifest.fingerprint,
         "owner": owner,
         "files_total": len(manifest.entries),

@@ -147,19 +147,16 @@ class Progress:
     async def begin_bundling(
         self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
     ) -> None:
-        """Its files are there; say ``bundling`` to a client who asked for a bundle itself.
+        """Its files are there, and its tar is about to be written.
 
         ``tar`` is what will be written; none if the tar that was recorded is there already.
         """
         async with self._database.transaction() as transaction:
             await hold(transaction, cart_id, holder)
+            values = {"status": CartStatus.BUNDLING.value, "updated_date": date_of(now)}
             if tar is not None:
-                await _change(transaction, cart_id, _tar(tar))
-            await transaction.execute(
-                update(cart)
-                .where(cart.c.id == cart_id, cart.c.bundle_asked)
-                .values(status=CartStatus.BUNDLING.value, updated_date=date_of(now))
-            )
+                values |= _tar(tar)
+            await _change(transaction, cart_id, values)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
         """Its files are in its tar, their tree is gone: no other cart shares bytes with it.

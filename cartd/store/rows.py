@@ -29,7 +29,6 @@ CARTS: Select[Any] = select(
     cart.c.used_date,
     cart.c.error,
     cart.c.bundle,
-    cart.c.bundle_asked,
     cart.c.fingerprint,
     cart.c.files_total,
     cart.c.files_staged,

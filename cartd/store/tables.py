@@ -71,13 +71,6 @@ cart = Table(
         comment="SHA-256 of its manifest; null if it was posted to Pacifica Cartd",
     ),
     Column(
-        "bundle_asked",
-        Boolean,
-        nullable=False,
-        server_default=false(),
-        comment="Whether the manifest itself asked for a bundle",
-    ),
-    Column(
         "files_total",
         Integer,
         nullable=False,

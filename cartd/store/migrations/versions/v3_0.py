@@ -84,9 +84,6 @@ def _add_columns() -> None:
     zero = sa.text("0")
     op.add_column("cart", sa.Column("used_date", sa.DateTime))
     op.add_column("cart", sa.Column("fingerprint", sa.String(64)))
-    op.add_column(
-        "cart", sa.Column("bundle_asked", sa.Boolean, nullable=False, server_default=sa.false())
-    )
     op.add_column("cart", sa.Column("files_total", sa.Integer, nullable=False, server_default=zero))
     op.add_column(
         "cart", sa.Column("files_staged", sa.Integer, nullable=False, server_default=zero)
