@@ -9,10 +9,13 @@ import pytest
 import pytest_twisted
 from twisted.web.http_headers import Headers
 
-from cartd.server.cross_origin import is_forbidden
+from cartd.api_description import document
+from cartd.auth import TokenFile
+from cartd.server.cross_origin import EXPOSED, is_forbidden
 from tests.cart_site import CartSite, cart_site
 from tests.directory_archive_client import directory_archive
-from tests.wire import ask, assert_is_error
+from tests.running_cartd import wait_for
+from tests.wire import ask, assert_is_error, wire
 
 PORTAL = "https://portal.example.org"
 FILES = {"a": b"data"}
@@ -121,6 +124,140 @@ def test_a_cart_is_posted_for_the_pages_that_are_named_and_for_its_own(site: Car
         assert answer.status == 201
 
 
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CartSite, str]]:
+    """A service with tokens that a portal's pages use, and the token of a user."""
+    directory = tmp_path_factory.mktemp("portal")
+    file = TokenFile(directory / "tokens")
+    token = file.add("alice", admin=False)
+    ini = f"[server]\norigins = {PORTAL}\nmax_manifest = 999\n[auth]\nfile = {file.path}\n"
+    with cart_site(directory, ini=ini) as running:
+        yield running, token
+
+
+def from_page(method: str, target: str, *fields: str, origin: str = PORTAL) -> bytes:
+    """As a browser sends it for a script."""
+    lines = [
+        f"{method} {target} HTTP/1.1", "Host: cartd.example.org", f"Origin: {origin}",
+        "Sec-Fetch-Mode: cors", "Sec-Fetch-Site: cross-site", *fields, "", "",
+    ]  # fmt: skip
+    return "\r\n".join(lines).encode()
+
+
+def head_of(port: int, request: bytes) -> tuple[int, list[str]]:
+    """The status and the fields of the answer; a 401 has two of one name."""
+    with wire(port) as connection:
+        connection.send(request)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.socket.recv(1 << 16)
+    line, *fields = received.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    return int(line.split()[1]), fields
+
+
+def names(value: str) -> set[str]:
+    return set(value.split(", "))
+
+
+def test_a_browser_is_told_before_anybody_says_who_it_is_what_a_page_may_send(
+    portal: tuple[CartSite, str],
+) -> None:
+    site, _ = portal
+    before = len(site.cartd.log)
+    for method in ("DELETE", "POST", "GET"):
+        request = from_page(
+            "OPTIONS", "/mine", f"Access-Control-Request-Method: {method}",
+            "Access-Control-Request-Headers: authorization,range",
+        )  # fmt: skip
+        told = ask(site.port, request)
+        assert told.status == 204
+        assert told.headers["access-control-allow-origin"] == PORTAL
+        assert method in names(told.headers["access-control-allow-methods"])
+        assert {"Authorization", "Range"} <= names(told.headers["access-control-allow-headers"])
+        assert told.headers["access-control-max-age"] == "600"
+        assert "access-control-allow-credentials" not in told.headers
+    assert "Refused" not in site.cartd.log[before:]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "*", f"{PORTAL}:444"])
+def test_pages_of_others_are_told_nothing(portal: tuple[CartSite, str], origin: str) -> None:
+    site, _ = portal
+    preflight = "Access-Control-Request-Method: DELETE"
+    for method, more in (("OPTIONS", preflight), ("GET", "Range: bytes=0-0"), ("DELETE", "X: y")):
+        _, fields = head_of(site.port, from_page(method, "/mine", more, origin=origin))
+        assert not [field for field in fields if field.startswith("Access-Control-")]
+        assert "Vary: Origin" in fields
+
+
+def test_a_page_reads_every_answer_and_each_of_its_fields(portal: tuple[CartSite, str]) -> None:
+    site, token = portal
+    bearer = f"Authorization: Bearer {token}"
+    body = site.manifest(FILES).decode()
+    ready = from_page("HEAD", "/mine", bearer)
+
+    def is_ready() -> bool:
+        answer = ask(site.port, ready, to_head=True)
+        return answer.headers["x-pacifica-status"] == "ready"
+
+    asked = [
+        (201, from_page("POST", "/mine", bearer, f"Content-Length: {len(body)}")
+         + body.encode()),
+        (200, from_page("GET", "/mine?filename=a.tar", bearer)),
+        (206, from_page("GET", "/mine?filename=a.tar", bearer, "Range: bytes=0-9")),
+        (416, from_page("GET", "/mine?filename=a.tar", bearer, "Range: bytes=99999999-")),
+        (304, from_page("GET", "/mine?filename=a.tar", bearer, "If-None-Match: *")),
+        (401, from_page("GET", "/mine")),
+        (401, from_page("POST", "/mine", "Content-Length: 9")),
+        (400, from_page("POST", "/.bad", bearer, "Content-Length: 9")),
+        (404, from_page("DELETE", "/nobody", bearer)),
+        (405, from_page("PUT", "/mine", bearer)),
+        (413, from_page("POST", "/mine", bearer, "Content-Length: 1000")),
+        (415, from_page("POST", "/mine", bearer, "Content-Length: 9", "Content-Encoding: br")),
+        (431, from_page("GET", "/mine", *["X: y"] * 600)),
+    ]  # fmt: skip
+    for status, request in asked:
+        answered, fields = head_of(site.port, request)
+        assert answered == status, fields
+        assert f"Access-Control-Allow-Origin: {PORTAL}" in fields
+        assert "Vary: Origin" in fields
+        [exposed] = [field for field in fields if field.startswith("Access-Control-Expose-Headers")]
+        readable = names(exposed.partition(": ")[2].lower()) | ALWAYS_READABLE
+        told = {name.lower() for name, colon, _ in (field.partition(":") for field in fields)}
+        assert {name for name in told if name not in NOT_FOR_PAGES} <= readable
+        if status == 201:
+            wait_for(is_ready)
+
+
+ALWAYS_READABLE = {"cache-control", "content-language", "content-length", "content-type",
+                   "expires", "last-modified", "pragma"}  # fmt: skip
+"""CORS-safelisted (Fetch standard, section 2.2.2)."""
+NOT_FOR_PAGES = {"connection", "server", "transfer-encoding", "vary",
+                 "access-control-allow-origin", "access-control-expose-headers"}  # fmt: skip
+
+
+def test_every_field_of_the_description_can_be_read() -> None:
+    described = {
+        name
+        for path in document()["paths"].values()
+        for operation in path.values()
+        if isinstance(operation, dict)
+        for response in operation["responses"].values()
+        for name in response.get("headers", {})
+    }
+    assert {name.lower() for name in described} <= {
+        *ALWAYS_READABLE,
+        *(name.lower() for name in EXPOSED),
+    }
+
+
+def test_without_named_origins_no_answer_has_such_fields(tmp_path: Path) -> None:
+    with cart_site(tmp_path) as plain:
+        request = from_page("OPTIONS", "/x", "Access-Control-Request-Method: GET")
+        told = ask(plain.port, request.replace(b"cartd.example.org", b"localhost"))
+        assert told.status == 204
+        assert not {"vary", "access-control-allow-origin"} & told.headers.keys()
+
+
 @pytest_twisted.ensureDeferred
 async def test_no_file_of_the_archive_is_changed_for_a_page_of_another_site(
     tmp_path: Path,
@@ -132,5 +269,5 @@ async def test_no_file_of_the_archive_is_changed_for_a_page_of_another_site(
         ):  # fmt: skip
             for given in ({"sec_fetch_site": "cross-site"}, {"origin": "https://evil.example"}):
                 assert (await client.ask(method, "/file", body, **given)).status == 403
-        assert (await client.ask("PUT", "/file", b"new")).status == 201
-    assert (tmp_path / "file").read_bytes() == b"new"
+        assert (await client.ask("PUT", "/new", b"new")).status == 201
+    assert (tmp_path / "file").read_bytes() == b"data"

@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
+from cartd.server import cross_origin
 from cartd.server.bodies import BodySpace
 from cartd.server.client_timers import ClientTimers, Late
 from cartd.server.heads import Rules
@@ -170,6 +171,9 @@ class LimitedChannel(HTTPChannel):
         *,
         offence: bool = True,
     ) -> bytes:
+        if self.requests:
+            sent = self.requests[-1].requestHeaders
+            headers = [*headers, *cross_origin.allowed(sent, self.rules.origins)]
         # Twisted keeps method and target from a request's first line to its end.
         return refusal(
             self.getPeer(),

@@ -127,12 +127,12 @@ def _request(head: Head, rules: Rules) -> Verdict | None:
         # Klein would take it for that method (RFC 9110, section 9.1).
         raise InvalidInput("The method is not written in capitals")
     if head.method == OPTIONS and head.target == b"*":
-        return _options(rules.all_methods)
+        return _options(head, rules, rules.all_methods)
     # As in the routes, an encoded slash is one, and empty segments count for nothing.
     path = [name for name in b"/".join(segments_of(head.target)).decode().split("/") if name]
     methods = rules.methods(path)
     if head.method == OPTIONS:
-        return _options(methods)
+        return _options(head, rules, methods)
     if not methods:
         return Verdict(404, "Not Found")
     if head.method.decode("latin-1") not in methods:
@@ -142,9 +142,10 @@ def _request(head: Head, rules: Rules) -> Verdict | None:
     return None
 
 
-def _options(methods: Sequence[str]) -> Verdict:
+def _options(head: Head, rules: Rules, methods: Sequence[str]) -> Verdict:
     """RFC 9110, section 9.3.7: balancers and browsers ask so, and before they say who they are."""
-    return Verdict(204, headers=[_allow(methods)])
+    told = cross_origin.preflight(head.headers, rules.origins, methods)
+    return Verdict(204, headers=[_allow(methods), *told])
 
 
 def _allow(methods: Sequence[str]) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from twisted.web.server import Request
 from cartd.auth import Guard
 from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
+from cartd.server import cross_origin
 from cartd.server.bodies import Body
 from cartd.server.caching import UncachedRequest
 from cartd.server.heads import Head, judge
@@ -60,6 +61,11 @@ class LimitedRequest(UncachedRequest):
         """How long ago its first line came."""
         seconds: float = self.channel.site.reactor.seconds() - self._began
         return seconds
+
+    def process(self) -> None:
+        for name, value in cross_origin.allowed(self.requestHeaders, self.channel.rules.origins):
+            self.setHeader(name, value)
+        super().process()
 
     def gotLength(self, length: int | None) -> None:
         self.method, self.uri, self.clientproto = self.channel.first_line()
