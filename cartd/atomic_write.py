@@ -106,6 +106,21 @@ else:
         """Python knows no such calls of other systems."""
 
 
+def keep_owner(path: Path, before: Path) -> None:
+    """Give the file at ``path`` the owner, group, mode and ACL of ``before``, if that is there.
+
+    Its owner and group stay those of the caller where that is not permitted.
+    """
+    with suppress(FileNotFoundError):
+        state = before.lstat()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(PermissionError):
+                _become(fd, before, state)
+        finally:
+            os.close(fd)
+
+
 def _sync_directory(directory: Path) -> None:
     """Have the new name outlast a power failure, where a directory can be opened for that."""
     with suppress(OSError):

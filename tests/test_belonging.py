@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ async def test_an_administrator_can_have_it_adopted(
         with_a_cart(replacement)
     assert belong(database, replacement, adopt=True) == number
     assert belong(database, replacement) == number == number_on(replacement)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_what_root_writes_belongs_to_whom_the_volume_does(database: str, root: Path) -> None:
+    """A mark that the service cannot read would be a volume that is away."""
+    root.mkdir()
+    os.chown(root, 12345, 23456)
+    for adopt in (False, True):
+        (root / MARK).unlink(missing_ok=True)
+        belong(database, root, adopt=adopt)
+        mark = (root / MARK).stat()
+        assert (mark.st_uid, mark.st_gid) == (12345, 23456)
 
 
 def test_a_mark_that_cannot_be_read_is_told_and_left_alone(database: str, root: Path) -> None:

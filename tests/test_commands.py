@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -299,3 +300,18 @@ def test_a_dump_beside_the_service_says_the_same_in_both_forms(
             text=True,
         )
         assert piped.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
+def test_root_is_told_to_whom_the_volume_belongs(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setenv("VOLUME_PATH", str(volume))
+    assert shell.run("dbsync") == (0, "The database has the current schema.\n")
+    os.chown(volume, 65534, 65534)
+    status, said = shell.run("dbsync")
+    assert status == 0
+    assert "cartd-cmd: this is run by root, but the volume belongs to nobody: what" in said
+    assert "runuser -u nobody -- cartd-cmd" in said

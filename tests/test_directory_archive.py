@@ -51,6 +51,19 @@ async def test_what_is_put_is_an_ordinary_file_and_is_given_back(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_file_that_is_replaced_keeps_its_owner_group_and_mode(tmp_path: Path) -> None:
+    async with directory_archive(tmp_path, "--replace") as client:
+        await put(client, "a", b"old")
+        owner = (12345, 23456) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        os.chown(tmp_path / "a", *owner)
+        (tmp_path / "a").chmod(0o640)
+        await put(client, "a", b"newer")
+    after = (tmp_path / "a").stat()
+    assert ((after.st_uid, after.st_gid), after.st_mode & 0o7777) == (owner, 0o640)
+    assert (tmp_path / "a").read_bytes() == b"newer"
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_file_that_is_put_again_is_replaced_if_the_archive_is_told_to(
     tmp_path: Path,
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -33,6 +34,7 @@ from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
 from cartd.parts import Parts
+from cartd.permissions import user_name
 from cartd.store import schema_state, sync, wait_for_database
 
 Command = Callable[[Config, Namespace], int]
@@ -44,9 +46,24 @@ def main() -> None:
     try:
         config = _config(given)
         os.umask(config.umask)
+        _warn_of_root(config, given)
         sys.exit(given.command(config, given))
     except CartdError as error:
         sys.exit(f"cartd-cmd: {for_administrators(error)}")
+
+
+def _warn_of_root(config: Config, given: Namespace) -> None:
+    """What root makes on the volume, or as a database file, the service cannot use."""
+    if sys.platform == "win32" or os.geteuid() != 0 or given.command is _token:
+        return
+    with suppress(OSError):
+        owner = config.volume_path.stat().st_uid
+        if owner != 0:
+            _tell(
+                f"this is run by root, but the volume belongs to {user_name(owner)}: what it makes"
+                f" may be of no use to the service. Run it as {user_name(owner)} (runuser -u"
+                f" {user_name(owner)} -- cartd-cmd ...)"
+            )
 
 
 def command_line() -> ArgumentParser:
@@ -130,13 +147,17 @@ def command_line() -> ArgumentParser:
     add_actions(
         add(
             "token",
-            lambda config, given: token(config, given, sys.stdout, sys.stderr),
+            _token,
             "Keep the tokens of those who may use the service.\n"
             "add NAME makes one, with --admin for an administrator, and prints it once;\n"
             "list shows the names; revoke NAME ends one. A running service sees it in seconds.",
         )
     )
     return parser
+
+
+def _token(config: Config, given: Namespace) -> int:
+    return token(config, given, sys.stdout, sys.stderr)
 
 
 def _ago(text: str) -> timedelta:

@@ -23,6 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
+from cartd.atomic_write import keep_owner
 from cartd.conditions import Decision, Representation
 from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.directory_archive.refusals import Conflict, Forbidden, NotInArchive
@@ -126,6 +127,7 @@ class Directory:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._changing:
                     self._check_target(archive_id, check)
+                    keep_owner(part, target)
                     part.replace(target)
             finally:
                 part.unlink(missing_ok=True)

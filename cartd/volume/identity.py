@@ -55,6 +55,7 @@ def write_number(root: Path, number: int) -> None:
         partial = PartialFile(temporary, paths.identity, Directories(root))
         try:
             partial.append(f"{number}\n{_EXPLANATION}\n".encode())
+            partial.give_to_owner_of(root)
             partial.place(durable=True)
         finally:
             partial.discard()

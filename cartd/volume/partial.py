@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,12 @@ class PartialFile:
             left = memoryview(data)
             while left:
                 left = left[os.write(fd, left) :]
+
+    def give_to_owner_of(self, directory: Path) -> None:
+        """What root writes is to be the service's, to which the directory belongs."""
+        if sys.platform != "win32" and os.geteuid() == 0:
+            owner = directory.stat()
+            os.fchown(self._opened(), owner.st_uid, owner.st_gid)
 
     def place(self, *, mtime: int | None = None, durable: bool = False) -> None:
         """Give the file its modification time (Unix seconds) and its name.
