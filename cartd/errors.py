@@ -135,6 +135,15 @@ class VolumeStuck(CartdError):
         super().__init__(f"The volume cannot be freed: {reason}")
 
 
+class NamesCollide(CartdError):
+    """Two paths of a cart are one on the volume."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(
+            f"{first} and {second} are one file on this volume: it cannot hold both of them"
+        )
+
+
 class LeaseLost(CartdError):
     """Another process has taken over the cart that this one was staging."""
 

@@ -50,6 +50,7 @@ from cartd.staging.stager import STOP_WAITS
 from cartd.store import Condition, schema_state, sync, too_few_connections, wait_for_database
 from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RENEWAL_LOOK
+from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
 
@@ -295,7 +296,13 @@ def _prepare(config: Config) -> int | None:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)
-    return belong(config.database_url, config.volume_path)
+    number = belong(config.database_url, config.volume_path, tell=_warn)
+    check_reserve(config.volume_path, config.volume_reserve)
+    return number
+
+
+def _warn(line: str) -> None:
+    log.warn("{line}", line=line)
 
 
 def _endpoints(config: Config) -> tuple[str, ...]:

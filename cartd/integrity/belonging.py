@@ -8,6 +8,7 @@ is made, written or removed.  Everything here blocks: for the start and the comm
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from cartd.errors import ConfigError, NoSpace
@@ -17,26 +18,36 @@ from cartd.volume.identity import holds_carts, read_number, write_number
 from cartd.volume.paths import VolumePaths
 
 
-def belong(url: str, root: Path, *, adopt: bool = False) -> int | None:
+def _nobody(_line: str) -> None:
+    """Is told."""
+
+
+def belong(
+    url: str, root: Path, *, adopt: bool = False, tell: Callable[[str], object] = _nobody
+) -> int | None:
     """Prepare the volume at ``root`` for the database; the number that it is known by.
 
     None if the disk is too full for even that: it is tried again at the next start.  ``adopt``:
-    it is the database's volume from now on, whatever it was.
+    it is the database's volume from now on, whatever it was.  ``tell`` is given what a site should
+    know of the volume, a line each.
 
     :raises ConfigError: it is not the database's volume, or cannot be used; says what to do.
     """
     try:
         with volume_record(url) as record:
-            return _joined(record, root, adopt)
+            return _joined(record, root, adopt, tell)
     except OSError as error:
         raise unusable(root, error.strerror or str(error)) from None
 
 
-def _joined(record: VolumeRecord, root: Path, adopt: bool) -> int | None:
+def _joined(
+    record: VolumeRecord, root: Path, adopt: bool, tell: Callable[[str], object]
+) -> int | None:
     there = read_number(root)
     if not adopt:
         _judge(record, there, root)
-    prepare(VolumePaths(root))
+    for line in prepare(VolumePaths(root)):
+        tell(line)
     known = record.number
     number = secrets.randbits(31) if known is None else known
     if there != number:

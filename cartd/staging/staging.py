@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from cartd.errors import NamesCollide
 from cartd.integrity.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
@@ -45,6 +46,7 @@ class Staging:
         """Stage all that is not staged yet, and make the cart ready.
 
         :raises FilesFailed: some files could not be had; all others are on the volume.
+        :raises NamesCollide: the volume cannot tell two of its paths apart.
         :raises FileFailed: a file could not be written, nor could another.
         :raises NoSpace: the volume has no room.
         :raises OutageTooLong: the archive was away for too long.
@@ -52,6 +54,8 @@ class Staging:
         """
         self._tools.outage.take_up(self._cart)
         await self._clear()
+        if collision := await self._tools.volume.collision(self._all_pages):
+            raise NamesCollide(*collision)
         if await self._tar_is_whole():
             await self._finish()
             return
@@ -76,6 +80,14 @@ class Staging:
             await self.flush()
         await self._failures.check()
         await self._finish()
+
+    async def _all_pages(self) -> AsyncIterator[list[CartFile]]:
+        after = -1
+        while page := await self._tools.store.files(
+            self._cart.id, after=after, limit=self._tools.share(self._cart, PAGE)
+        ):
+            yield page
+            after = page[-1].position
 
     async def flush(self) -> None:
         """Write down which files have been staged, and which have failed, so far."""

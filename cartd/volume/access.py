@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from cartd.model import Cart
+from twisted.logger import Logger
+
+from cartd.model import Cart, CartFile
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume.directories import Directories
+from cartd.volume.folding import FoldedPaths, Folding, collides, try_out
 from cartd.volume.identity import Identity
 from cartd.volume.partial import PartialFile, told_of
 from cartd.volume.paths import VolumePaths
 from cartd.volume.removal import Slice, SliceEnded, clear_the_way
 
+log = Logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -40,10 +44,38 @@ class Access:
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
         self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
         self._stopping = threading.Event()
+        self._folding: Folding | None = None
 
     def stop(self) -> None:
         """End removals in their middle: a great tree takes minutes.  What is left goes later."""
         self._stopping.set()
+
+    async def folding(self) -> Folding:
+        """Which names are one here: tried out once, before a file is put in place."""
+        if self._folding is None:
+            try:
+                self._folding = await self._threads.run(self._tried_out)
+            except OSError as error:
+                log.warn("Whether names are one on the volume is not known: {error}", error=error)
+                return Folding()
+        return self._folding
+
+    async def collision(
+        self, pages: Callable[[], AsyncIterator[Sequence[CartFile]]]
+    ) -> tuple[str, str] | None:
+        """The first two paths of a cart that are one on this volume; ``pages`` gives its files."""
+        folding = await self.folding()
+        if not folding:
+            return None
+        folded = FoldedPaths(folding)
+        for step in (folded.look, folded.claim):
+            async for page in pages():
+                await shielded(self._threads.run(step, [file.path for file in page]))
+        return await self._threads.run(collides, self._paths, folded)
+
+    def _tried_out(self) -> Folding:
+        self._identity.check()
+        return try_out(self._paths)
 
     async def _change(
         self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -84,6 +116,7 @@ class Access:
                 self._paths.root,
                 check=self._identity.check,
                 clear=lambda occupied: clear_the_way(self._paths, cart.id, occupied),
+                folds=bool(self._folding),
             )
         return directories
 

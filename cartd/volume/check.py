@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from cartd.beneath import Beneath
+from cartd.beneath import NEW, Beneath
 from cartd.errors import ConfigError, NoSpace
 from cartd.volume.directories import Directories
+from cartd.volume.folding import trial_directory, try_out
 from cartd.volume.momentary import TRIAL, momentary, sweep
-from cartd.volume.partial import PartialFile
-from cartd.volume.paths import VolumePaths
+from cartd.volume.partial import FULL, PartialFile
+from cartd.volume.paths import LONGEST, VolumePaths
 
 
-def prepare(paths: VolumePaths) -> None:
-    """Make the fixed directories and try what staging does: write, then rename out of incoming.
+def prepare(paths: VolumePaths) -> list[str]:
+    """Make the fixed directories and try what staging does: write, sync, rename over a name.
 
+    What a site should know of the volume that is no reason not to use it, a line each.
     Raises :class:`ConfigError` that names the path and the reason.  The volume's own parent is not
     made: where a disk is not mounted, nothing must be written in its place.
     """
@@ -33,23 +39,86 @@ def prepare(paths: VolumePaths) -> None:
         sweep(paths)
         with momentary(paths, TRIAL) as temporary:
             _try_out(paths, temporary)
+        return [*_peculiarities(paths)]
+    except NoSpace:
+        # A full volume is no reason not to start: eviction will make room on it.
+        return []
     except OSError as error:
+        if error.errno in FULL:
+            return []
         raise unusable(paths.root, error.strerror or str(error)) from None
+
+
+def check_reserve(root: Path, reserve: int) -> None:
+    """Raises :class:`ConfigError` if no cart could ever be staged on this volume."""
+    total = shutil.disk_usage(root).total
+    if reserve >= total:
+        raise ConfigError(
+            f"volume_reserve: {reserve:,} bytes are to stay free on the file system of"
+            f" {str(root)!r}, which has {total:,} in all: no cart could be staged; set it lower"
+        )
 
 
 def _try_out(paths: VolumePaths, temporary: Path) -> None:
     final = paths.root / temporary.name
-    trial = PartialFile(temporary, final, Directories(paths.root))
     try:
-        trial.append(b"cartd")
-        trial.place()
-    except NoSpace:
-        # A full volume is no reason not to start: eviction will make room on it.
-        pass
+        for content in (b"cartd", b"another"):
+            trial = PartialFile(temporary, final, Directories(paths.root))
+            try:
+                trial.append(content)
+                trial.sync()
+                trial.place()
+            finally:
+                trial.discard()
+        with Beneath(paths.root) as below:
+            if below.lstat(final).st_size != len(b"another"):
+                raise OSError(errno.EIO, "a file is not what was renamed over it")
     finally:
-        trial.discard()
         with Beneath(paths.root) as below:
             below.unlink(final)
+
+
+def _peculiarities(paths: VolumePaths) -> Iterator[str]:
+    if folding := try_out(paths):
+        yield (
+            f"The volume does not tell {folding} apart: a cart with two paths that are one there"
+            " ends in error, and of two such uids one has no link in cartuids/"
+        )
+    with trial_directory(paths) as (below, directory):
+        first = directory / "file"
+        os.close(below.open(first, NEW))
+        try:
+            with below.entry(first) as (name, at):
+                os.link(name, "link", src_dir_fd=at, dst_dir_fd=at)
+        except (OSError, NotImplementedError) as error:
+            yield (
+                f"The volume makes no hard links ({error}): a file of several carts is fetched and"
+                " kept for each of them"
+            )
+        if (longest := _longest_name(below, directory)) < LONGEST:
+            yield (
+                f"The volume takes names of up to {longest} bytes: a cart with a longer one"
+                " ends in error"
+            )
+
+
+def _longest_name(below: Beneath, directory: Path) -> int:
+    """Bytes of the longest name that can be had, by halves."""
+    fits, fails = 1, LONGEST + 1
+    length = LONGEST
+    while fails - fits > 1:
+        path = directory / ("n" * length)
+        try:
+            os.close(below.open(path, NEW))
+        except OSError as error:
+            if error.errno in FULL:
+                raise NoSpace from error
+            fails = length
+        else:
+            below.unlink(path)
+            fits = length
+        length = (fits + fails) // 2
+    return fits
 
 
 def unusable(path: Path, reason: str) -> ConfigError:

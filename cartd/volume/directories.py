@@ -11,6 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from cartd.beneath import Beneath
+from cartd.errors import NamesCollide
 
 
 def refuse(occupied: Path) -> None:
@@ -36,11 +37,15 @@ class Directories(Beneath):
         *,
         check: Callable[[int | None], None] = _believe,
         clear: Callable[[Path], None] = refuse,
+        folds: bool = False,
     ) -> None:
+        """``folds``: whether two names may be one here (:mod:`cartd.volume.folding`)."""
         super().__init__(root)
         self._check = check
         self._clear = clear
         self._clearing = threading.RLock()
+        self._placed: dict[int, set[Path]] | None = {} if folds else None
+        """By their numbers (inodes), the files that have been put in place."""
         self._counting = threading.Lock()
         self._needed = 0
 
@@ -63,6 +68,32 @@ class Directories(Beneath):
             yield
         finally:
             self.need_no_more()
+
+    def put(self, temporary: Path, final: Path) -> None:
+        """Rename ``temporary`` to ``final``, as :meth:`replace`.
+
+        :raises NamesCollide: a file that has been put in place under another name is there.
+        """
+        if self._placed is None:
+            self.replace(temporary, final)
+            return
+        with self._clearing:
+            self._check_name(final)
+            self.replace(temporary, final)
+            self._placed.setdefault(self.lstat(final).st_ino, set()).add(final)
+
+    def _check_name(self, path: Path) -> None:
+        try:
+            number = self.lstat(path).st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        there = (self._placed or {}).get(number)
+        if there and path not in there:
+            raise NamesCollide(self._in_cart(min(there)), self._in_cart(path))
+
+    def _in_cart(self, path: Path) -> str:
+        """Behind the directories of the cart and of its uid."""
+        return self.below(path).split("/", 2)[-1]
 
     def clear(self, occupied: Path) -> None:
         """Take away a directory that is where a file belongs."""
@@ -105,5 +136,7 @@ class Directories(Beneath):
             except FileExistsError:
                 if S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
                     return
+                if self._placed is not None:
+                    self._check_name(directory)
                 self._clear(directory)
                 os.mkdir(name, dir_fd=at)

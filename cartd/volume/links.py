@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
+from pathlib import Path
 from stat import S_ISLNK
 
 from cartd.beneath import Beneath
@@ -15,6 +17,7 @@ from cartd.volume.partial import told_of
 from cartd.volume.paths import VolumePaths, check_component
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_OF_A_CART = re.compile(r"\.\./[1-9][0-9]*/(?P<name>[^/]+)")
 _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers
 
 
@@ -23,7 +26,7 @@ class LinksNotAllowedError(Exception):
 
 
 class LinkOccupiedError(Exception):
-    """Somebody has put a real file or directory where the link belongs."""
+    """A real file or directory is where the link belongs, or the link of another uid is."""
 
 
 def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None:
@@ -31,7 +34,7 @@ def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None
     link = paths.link(cart)
     temporary = paths.temporary(cart.id, "link")
     with told_of(link, paths.root), directories.needed():
-        if directories.exists(link) and not S_ISLNK(directories.lstat(link).st_mode):
+        if directories.exists(link) and not _may_be_replaced(directories, link, cart.uid):
             raise LinkOccupiedError(str(link))
         try:
             with directories.entry(temporary) as (name, at):
@@ -46,6 +49,16 @@ def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None
         finally:
             with suppress(OSError):
                 directories.rmdir(temporary.parent)
+
+
+def _may_be_replaced(below: Beneath, link: Path, uid: str) -> bool:
+    """Whether it is a link, and not that of a uid that is another name only to others."""
+    if not S_ISLNK(below.lstat(link).st_mode):
+        return False
+    with below.entry(link) as (name, at):
+        target = os.readlink(name, dir_fd=at).replace(os.sep, "/")
+    carts = _OF_A_CART.fullmatch(target)
+    return carts is None or carts["name"] in (uid, f"{uid}.tar")
 
 
 def remove_link(paths: VolumePaths, cart: Cart) -> None:

@@ -18,9 +18,11 @@ from cartd.errors import VolumeDamaged
 from cartd.volume.files import entries
 from cartd.volume.in_use import Kept, alone
 from cartd.volume.paths import VolumePaths
+from cartd.volume.removal import remove_tree
 
 TRIAL = ".trial"
 _LEFT = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
+"""Files, and directories in which names are tried out."""
 
 
 @contextmanager
@@ -49,4 +51,4 @@ def sweep(paths: VolumePaths) -> None:
                 for directory in (paths.root, paths.all_incoming):
                     for name, _ in entries(below, directory):
                         if _LEFT.fullmatch(name):
-                            below.unlink(directory / name)
+                            remove_tree(below, directory / name)

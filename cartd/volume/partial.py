@@ -75,6 +75,11 @@ class PartialFile:
             owner = directory.stat()
             os.fchown(self._opened(), owner.st_uid, owner.st_gid)
 
+    def sync(self) -> None:
+        """Have the disk take what was appended."""
+        with told_of(self._final, self._directories.root):
+            os.fsync(self._opened())
+
     def place(self, *, mtime: int | None = None, durable: bool = False) -> None:
         """Give the file its modification time (Unix seconds) and its name.
 
@@ -138,12 +143,12 @@ def replace(temporary: Path, final: Path, directories: Directories) -> None:
     """Rename ``temporary`` to ``final``, whatever is there."""
     try:
         try:
-            directories.replace(temporary, final)
+            directories.put(temporary, final)
         except (IsADirectoryError, PermissionError):  # the other one on Windows
             if not directories.is_directory(final):
                 raise
             directories.clear(final)
-            directories.replace(temporary, final)
+            directories.put(temporary, final)
     except FileNotFoundError:
         directories.close()  # somebody has removed one that was open
         raise

@@ -139,7 +139,10 @@ class Volume(Bundles, Hashes, InUse, Strays):
             directories = self._directories_of(cart)
             await self._change(self._paths.link(cart), place_link, self._paths, cart, directories)
         except LinkOccupiedError as error:
-            self._log.warn("{link} is no symbolic link and is left as it is", link=error)
+            self._log.warn(
+                "{link} is no symbolic link, or that of another uid, and is left as it is",
+                link=error,
+            )
         except LinksNotAllowedError as error:
             if self._links_allowed:
                 self._log.warn("No links to carts are made: {reason}", reason=error)
