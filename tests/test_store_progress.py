@@ -11,7 +11,7 @@ import pytest_twisted
 
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
-from cartd.model import CartStatus, FileStatus, TarFacts
+from cartd.model import Cart, CartStatus, FileStatus, TarFacts
 from cartd.store import Store
 from cartd.store.batches import BATCH
 from cartd.tar.layout import Members
@@ -329,6 +329,34 @@ class TestTar:
         await store.begin_bundling(cart.id, "me", 30)
         await store.record_ready(cart.id, "me", volume_bytes=0, now=40)
         assert (await found(store, cart)).tar == TAR
+
+    @pytest_twisted.ensureDeferred
+    async def test_other_tars_of_the_uid_and_the_second_are_known_when_they_are_deleted_too(
+        self, store: Store
+    ) -> None:
+        made: list[Cart] = []
+        for uid, since in (("u", 20.5), ("u", 21.0), ("other", 22.5), ("u", 22.9)):
+            cart = await claimed(store, uid, mark=str(len(made)))
+            tar = replace(TAR, since=since)
+            await store.record_ready(cart.id, "me", volume_bytes=0, now=since, tar=tar)
+            made.append(cart)
+        await store.mark_deleted(made[0].id, 30)
+        newest = made[3]
+        assert await store.others_made_in(newest, 20)
+        assert await store.others_made_in(newest, 21)
+        assert not await store.others_made_in(newest, 19)
+        assert not await store.others_made_in(newest, 22)  # its own, and another uid's
+        assert await store.others_made_in(made[1], 22)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_tar_that_pacifica_wrote_may_be_of_any_second(self, store: Store) -> None:
+        cart = await claimed(store)
+        await posted(store, mark="not ready yet")
+        assert not await store.others_made_in(cart, 20)
+        nothing: Any = None
+        old = replace(manifest(mark="Pacifica's"), fingerprint=nothing)
+        await store.post("u", old, bundle=False, now=10)
+        assert await store.others_made_in(cart, 20)
 
 
 class TestRestaging:

@@ -43,6 +43,7 @@ EXPOSED = (
     "X-Pacifica-Files-Staged",
     "X-Pacifica-Files-Total",
     "X-Pacifica-Message",
+    "X-Pacifica-Phase",
     "X-Pacifica-Status",
     "X-Pacifica-Tar-Length",
 )
