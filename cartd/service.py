@@ -95,6 +95,7 @@ class Cartd(Service):
             reactor,
             transfer_size=config.transfer_size,
             downloads=parts.uses.pinned,
+            longest=config.max_download_time,
         )
         rest = Rest(
             self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered

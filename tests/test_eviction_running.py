@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,20 @@ def ended(cartd: RunningCartd, uid: str) -> bool:
 
 def quota(size: int, more: str = "") -> str:
     return f"[cartd]\nvolume_quota = {size}\n{more}\n"
+
+
+@in_a_thread
+def test_a_download_that_takes_too_long_is_broken_off_and_pins_its_cart_no_longer(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    ini = quota(LARGE, "[server]\nmax_download_time = 0.5")
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+        stage(cartd, archive, "a", LARGE)
+        with slow_reader(cartd, "a") as reader:
+            wait_for(lambda: "is broken off after 0.5 s" in cartd.log)
+            with pytest.raises((ConnectionError, IncompleteRead)):
+                reader.rest()
+        stage(cartd, archive, "b", LARGE)
+        assert answers(cartd, "ab") == {"a": 404, "b": 204}
+        assert cartd.log.count("is broken off") == 1
+        assert_no_surprise(cartd.log)

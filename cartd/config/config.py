@@ -43,6 +43,7 @@ class Config:
     idle_timeout: float
     keepalive_timeout: float
     stall_timeout: float
+    max_download_time: float
     max_connections: int
     max_connections_per_address: int
     # [cartd]

@@ -112,6 +112,16 @@ LIMITS = (
         "How long a client may take for each 64 KiB of a download; until then its cart is pinned.",
     ),
     Setting(
+        "max_download_time",
+        "server",
+        "max_download_time",
+        "86400",
+        values.seconds,
+        "seconds",
+        "How long one download may take, whatever its client takes of it; until then its cart is"
+        " pinned. 0: for ever.",
+    ),
+    Setting(
         "max_connections",
         "server",
         "max_connections",
