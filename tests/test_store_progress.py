@@ -392,3 +392,18 @@ class TestRestaging:
         assert not await store.restage(cart.id, lost=[0], now=20)
         assert await found(store, cart) == cart
         assert await store.files(cart.id) == files
+
+    @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.STAGING, CartStatus.DELETED])
+    @pytest_twisted.ensureDeferred
+    async def test_only_what_is_ready_ends_as_hopeless(
+        self, store: Store, status: CartStatus
+    ) -> None:
+        cart = await with_status(store, "u", status)
+        ready = status is CartStatus.READY
+        assert await store.record_hopeless(cart.id, "no disk", now=20) == ready
+        now = await found(store, cart)
+        if ready:
+            assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "no disk", 20)
+            assert now.volume_bytes == cart.volume_bytes
+        else:
+            assert now == cart

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from cartd.admin.verify import Verify
+from cartd.integrity.verification import Damage, Verification
+from cartd.model import Cart, CartStatus
 from tests.cart_site import CartSite, cart_site
+from tests.volume_parts import result_of
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ def test_what_is_damaged_is_repaired_and_the_service_goes_on(site: CartSite) -> 
     [tree] = site.on_volume("healed")
     spoil(tree / "spoilt")
     status, lines = verify(site, "--cartid", "healed", "--repair")
-    assert (status, lines[-1]) == (0, "healed: 1 of 2 files damaged")
+    assert (status, lines[-1]) == (0, "healed: repaired, and right")
     assert site.cartd.download("healed") == files
     assert verify(site, "--cartid", "healed")[0] == 0
 
@@ -117,6 +123,42 @@ def test_what_is_damaged_in_two_carts_does_not_come_back_from_the_other(site: Ca
     for uid in ("twin-a", "twin-b"):
         assert site.cartd.download(uid) == files
     assert (one / "spoilt").samefile(other / "spoilt")
+
+
+class DamagedAnyway(Verification):
+    """A disk that makes other bytes of whatever is written to it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def damages(self, cart: Cart, read: object) -> list[Damage]:
+        self.looks += 1
+        return [Damage(0, "x/data", "has other bytes than its hash tells")]
+
+
+def test_what_is_wrong_after_its_repair_is_not_said_to_be_right() -> None:
+    cart = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=2)
+
+    class Kept:
+        async def cart(self, _: int) -> Cart:
+            return cart
+
+    async def restore(_: Cart, damaged: Sequence[int]) -> bool:
+        assert damaged == [0]
+        return True
+
+    out, verification = StringIO(), DamagedAnyway()
+    kept, nobody = cast(Any, Kept()), cast(Any, None)
+    command = Verify(kept, verification, nobody, restore, out, StringIO(), lambda: 0.0)
+    assert result_of(command.cart(cart)) is False
+    assert verification.looks == 2
+    assert out.getvalue().splitlines() == [
+        "mine: x/data has other bytes than its hash tells",
+        "mine: 1 of 2 files damaged",
+        "mine: x/data has other bytes than its hash tells",
+        "mine: 1 of 2 files damaged",
+        "mine: is damaged again: look after the volume's disk",
+    ]
 
 
 def test_what_is_not_there_or_not_ready_is_not_verified(site: CartSite) -> None:

@@ -77,7 +77,21 @@ class Verify:
         self._tell(cart, damages)
         if self._restore is None:
             return False
-        return await self._restore(cart, [damage.position for damage in damages])
+        if not await self._restore(cart, [damage.position for damage in damages]):
+            return False
+        # That it was fetched again says nothing of what the volume has made of it.
+        return await self._is_repaired(cart)
+
+    async def _is_repaired(self, cart: Cart) -> bool:
+        begun = self._now()
+        damages = await self._verification.damages(cart, self._counter(cart))
+        if not damages:
+            await self._store.record_verified(cart.id, begun)
+            self._say(f"{cart.uid}: repaired, and right")
+            return True
+        self._tell(cart, damages)
+        self._say(f"{cart.uid}: is damaged again: look after the volume's disk")
+        return False
 
     def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
@@ -10,6 +11,14 @@ from cartd.model import UNFINISHED, Cart, CartFile, CartStatus
 from cartd.plans import Plans
 from cartd.store import Store
 from cartd.volume import Volume
+
+PAGE = 2000
+"""Files that are looked at at once: a cart of a million costs no more memory than a small one."""
+AGAIN = 5
+"""How often a cart may be found damaged within ``AGAIN_WITHIN``: what is fetched again so often and
+does not stay is not damaged by chance."""
+AGAIN_WITHIN = 600.0
+"""Seconds."""
 
 log = Logger()
 
@@ -31,6 +40,9 @@ class Repair:
         self._plans = plans
         self._stage = stage
         self._now = now
+        self._given_back: dict[int, list[float]] = {}
+        """When carts were, by their ids; only what is within ``AGAIN_WITHIN`` matters, so a
+        process that begins anew may well have forgotten it."""
 
     async def adopt(self, cart: Cart) -> bool:
         """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
@@ -58,7 +70,9 @@ class Repair:
         """
         for cart in await self._store.unmeasured():
             if cart.status == CartStatus.ERROR:
-                rest = _sum(await self._found(cart, await self._all_files(cart)))
+                rest = 0
+                async for files in self._pages(cart):
+                    rest += _sum(await self._found(cart, files))
                 await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
             elif not await self.adopt(cart):
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.shown_uid)
@@ -67,17 +81,29 @@ class Repair:
         found = await self._volume.measure(cart, files)
         return [one for one in found if one is not None]
 
-    async def lost(self, cart: Cart) -> list[int]:
-        """The positions of the files that are missing on the volume or have a wrong size."""
-        files = await self._all_files(cart)
+    async def lost(
+        self, cart: Cart, damaged: Container[int] = (), unreadable: str | None = None
+    ) -> Sequence[int]:
+        """The positions of the files that are missing on the volume or have a wrong size.
+
+        And of those that are known to be ``damaged``, or are at the path ``unreadable``.  All of a
+        bundle, if anything is wrong with it: its files are in one tar, which is written anew.
+        """
         if cart.bundle and cart.status == CartStatus.READY:
-            return [] if await self._has_its_tar(cart) else [file.position for file in files]
-        found = await self._volume.measure(cart, files)
-        return [
-            file.position
-            for file, there in zip(files, found, strict=True)
-            if there is None or there[1] != file.size
-        ]
+            known = unreadable is not None or damaged
+            return range(cart.files_total) if known or not await self._has_its_tar(cart) else ()
+        lost = array("q")
+        async for files in self._pages(cart):
+            found = await self._volume.measure(cart, files)
+            lost.extend(
+                file.position
+                for file, there in zip(files, found, strict=True)
+                if there is None
+                or there[1] != file.size
+                or file.position in damaged
+                or file.path == unreadable
+            )
+        return range(cart.files_total) if cart.bundle and damaged else lost
 
     async def is_whole(self, cart: Cart) -> bool:
         """Whether a ready cart has on the volume what was recorded, by names and sizes."""
@@ -99,16 +125,15 @@ class Repair:
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
             return  # another download found it out, or it is its deletion that was found out
-        if unreadable is not None:
-            damaged = [*damaged, *await self._positions(current, unreadable)]
-        lost = sorted({*damaged, *await self.lost(current)})
-        if damaged and current.bundle:
-            lost = list(range(current.files_total))  # they are in one tar, which is written anew
+        lost = await self.lost(current, frozenset(damaged), unreadable)
         self._plans.forget(cart.id)
         # A bundle of no files has none to lose, and yet may be damaged.
         whole = not lost and (not current.bundle or await self._has_its_tar(current))
         if current.status == CartStatus.READY and whole:
             return  # it has been healed meanwhile
+        if current.status == CartStatus.READY and self._was_often(cart.id):
+            await self._end(current)
+            return
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
             id=cart.id,
@@ -119,15 +144,42 @@ class Repair:
         if await self._store.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
 
-    async def _positions(self, cart: Cart, path: str) -> list[int]:
-        files = await self._all_files(cart)
-        return [file.position for file in files if cart.bundle or file.path == path]
+    def _was_often(self, cart_id: int) -> bool:
+        """Whether the cart has been given back too often of late; if not, it is once more now."""
+        now = self._now()
+        self._given_back = {
+            one: times for one, times in self._given_back.items() if now - times[-1] < AGAIN_WITHIN
+        }
+        times = self._given_back.setdefault(cart_id, [])
+        times[:] = [time for time in times if now - time < AGAIN_WITHIN]
+        if len(times) >= AGAIN:
+            del self._given_back[cart_id]
+            return True
+        times.append(now)
+        return False
+
+    async def _end(self, cart: Cart) -> None:
+        message = (
+            f"Its files were found damaged on the volume {AGAIN + 1} times within"
+            f" {AGAIN_WITHIN / 60:.0f} minutes, though they were fetched again each time:"
+            " look after the volume's disk, then stage it again with cartd-cmd fixit"
+        )
+        if await self._store.record_hopeless(cart.id, message, now=self._now()):
+            log.error(
+                "Cart {id} ({uid}) is in error: {message}",
+                id=cart.id,
+                uid=cart.shown_uid,
+                message=message,
+            )
+
+    async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
+        after = -1
+        while files := await self._store.files(cart.id, after=after, limit=PAGE):
+            yield files
+            after = files[-1].position
 
     async def _all_files(self, cart: Cart) -> list[CartFile]:
-        files: list[CartFile] = []
-        while rows := await self._store.files(cart.id, after=len(files) - 1, limit=5000):
-            files.extend(rows)
-        return files
+        return [file async for files in self._pages(cart) for file in files]
 
 
 def _sum(sizes: list[tuple[int, int, int]]) -> int:

@@ -58,6 +58,12 @@ _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is
     status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
 )
 
+_HOPELESS = _FINISHED.where(
+    cart.c.id == bindparam("cart_id"),
+    cart.c.status == CartStatus.READY.value,
+    cart.c.evicting.is_(None),
+).values(status=CartStatus.ERROR.value, error=bindparam("message"), updated_date=bindparam("date"))
+
 
 class Progress:
     """The part of the store that follows a cart while it is staged."""
@@ -208,6 +214,13 @@ class Progress:
                 await lose(transaction, cart_id, batch)
             await transaction.execute(_RETRY_FILES, {"in_cart": cart_id})
         return True
+
+    async def record_hopeless(self, cart_id: int, message: str, *, now: float) -> bool:
+        """A ready cart that does not stay whole is in error; false if it is not ready any more."""
+        async with self._database.transaction() as transaction:
+            await take_turn(transaction)
+            values = {"cart_id": cart_id, "date": date_of(now), "message": message}
+            return bool(await transaction.execute(_HOPELESS, values))
 
     async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
         """Files of a cart in staging that are not on the volume, whatever was recorded of them."""

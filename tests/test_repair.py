@@ -1,0 +1,141 @@
+"""Damaged carts go back to staging, whatever their size, and not for ever."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from cartd.integrity.repair import AGAIN, AGAIN_WITHIN, PAGE, Repair
+from cartd.model import Cart, CartFile, CartStatus
+from tests.volume_parts import logged, result_of
+
+MANY = 200_000
+CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=MANY, bytes_total=MANY)
+
+
+class Rows:
+    """A store with a cart of so many files, each of one byte, and no memory of its own."""
+
+    def __init__(self, number: int = MANY, cart: Cart = CART) -> None:
+        self.current = cart
+        self._number = number
+        self.pages = 0
+        self.lost: list[int] = []
+        """How many files were lost, each time."""
+        self.ended: list[str] = []
+
+    async def cart(self, _: int) -> Cart:
+        return self.current
+
+    async def files(self, _: int, *, after: int, limit: int) -> list[CartFile]:
+        self.pages += 1
+        assert limit == PAGE
+        return [
+            CartFile(at, f"id-{at}", f"directory/file-{at}", "sha1", "0" * 40, size=1)
+            for at in range(after + 1, min(after + 1 + limit, self._number))
+        ]
+
+    async def restage(self, _: int, *, lost: Iterable[int], now: float) -> bool:
+        self.lost.append(sum(1 for _ in lost))
+        return True
+
+    async def record_hopeless(self, _: int, message: str, *, now: float) -> bool:
+        self.ended.append(message)
+        return True
+
+
+class Lacking:
+    """A volume on which every file is missing from the position ``first`` on."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
+
+    async def measure(
+        self, _: Cart, files: Sequence[CartFile]
+    ) -> list[tuple[int, int, int] | None]:
+        return [None if file.position >= self._first else (file.position, 1, 0) for file in files]
+
+    async def tar_size(self, _: Cart) -> int | None:
+        return None
+
+
+class Plans:
+    def forget(self, _: int) -> None:
+        pass
+
+
+class Bench:
+    def __init__(self, rows: Rows, volume: Lacking) -> None:
+        self.now = 0.0
+        self.staged: list[int] = []
+        self.rows = rows
+        self.repair = Repair(
+            cast(Any, rows),
+            cast(Any, volume),
+            cast(Any, Plans()),
+            stage=self.staged.append,
+            now=lambda: self.now,
+        )
+
+    def give_back(self, damaged: Sequence[int] = (), unreadable: str | None = None) -> None:
+        result_of(self.repair.give_back(CART, damaged, unreadable=unreadable))
+
+
+@pytest.mark.parametrize("first", [0, MANY // 2])
+def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
+    """The positions of what is lost are all that is kept: eight bytes a file."""
+    bench = Bench(Rows(), Lacking(first))
+    tracemalloc.start()
+    bench.give_back([7])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert bench.rows.lost == [MANY - first + (first > 7)]
+    assert bench.rows.pages == MANY // PAGE + 1
+    assert peak < 12 * MANY + 4 * 2**20
+
+
+def test_what_is_wrong_with_a_bundle_concerns_all_of_it_and_no_file_is_looked_at() -> None:
+    bench = Bench(Rows(cart=replace(CART, bundle=True)), Lacking())
+    bench.give_back(unreadable="directory/file-3")
+    assert (bench.rows.lost, bench.rows.pages) == ([MANY], 0)
+
+
+def test_the_file_that_cannot_be_read_is_lost_and_no_other() -> None:
+    bench = Bench(Rows(3), Lacking(3))
+    bench.give_back(unreadable="directory/file-1")
+    assert bench.rows.lost == [1]
+
+
+def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
+    bench = Bench(Rows(3), Lacking())
+    for _ in range(AGAIN):
+        bench.give_back()
+    assert (len(bench.staged), bench.rows.ended) == (AGAIN, [])
+    with logged() as events:
+        bench.give_back()
+    assert len(bench.staged) == AGAIN
+    [message] = bench.rows.ended
+    assert message.startswith(f"Its files were found damaged on the volume {AGAIN + 1} times")
+    assert [event["log_level"].name for event in events] == ["error"]
+    # Whoever has looked after the disk stages it again, and it may begin anew.
+    bench.give_back()
+    assert len(bench.staged) == AGAIN + 1
+
+
+def test_what_was_long_ago_is_forgiven() -> None:
+    bench = Bench(Rows(3), Lacking())
+    for _ in range(3 * AGAIN):
+        bench.give_back()
+        bench.now += AGAIN_WITHIN / (AGAIN - 1)
+    assert (len(bench.staged), bench.rows.ended) == (3 * AGAIN, [])
+
+
+def test_what_is_staged_again_by_an_administrator_does_not_count() -> None:
+    bench = Bench(Rows(3, replace(CART, status=CartStatus.ERROR)), Lacking())
+    for _ in range(3 * AGAIN):
+        bench.give_back()
+    assert (len(bench.staged), bench.rows.ended) == (3 * AGAIN, [])
