@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from collections.abc import Coroutine
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,3 +353,18 @@ class TestSpace:
         await store.record_error(failed.id, "me", "x", position=1, file_error="x", now=12)
         await store.touch({failed.id: 99})
         assert Candidate(failed.id, 40, 99) in await store.evictable()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_all_dates_have_one_form_on_sqlite(store: Store, tmp_path: Path) -> None:
+    """Python's own form of them, deprecated since 3.12, has no fraction at whole seconds."""
+    waiting, _ = await store.post("waiting", manifest(1), bundle=False, now=10)
+    assert await store.claim(waiting.id, "me", now=11, until=100)
+    cart = await with_status(store, "ready", CartStatus.READY)
+    await store.doubt(cart.id, (await store.unsynced("me"))[cart.id], now=20)
+    with closing(sqlite3.connect(tmp_path / "cartd.sqlite3")) as database:
+        dates = database.execute("SELECT updated_date, creation_date FROM cart").fetchall()
+    form = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}")
+    assert len(dates) == 2
+    assert all(form.fullmatch(date) for row in dates for date in row), dates

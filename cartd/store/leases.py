@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import bindparam, case, func, or_, select, update
+from sqlalchemy import DateTime, bindparam, case, func, or_, select, update
 
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
@@ -32,7 +32,7 @@ _CLAIM = (
     .values(
         lease_holder=bindparam("holder"),
         lease_until=bindparam("until"),
-        updated_date=case((_WAITING, bindparam("date")), else_=cart.c.updated_date),
+        updated_date=case((_WAITING, bindparam("date", type_=DateTime)), else_=cart.c.updated_date),
         status=case((_WAITING, CartStatus.STAGING.value), else_=cart.c.status),
     )
 )

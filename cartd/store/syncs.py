@@ -19,7 +19,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import Text, bindparam, case, delete, insert, null, or_, select, union, update
+from sqlalchemy import (
+    DateTime,
+    Text,
+    bindparam,
+    case,
+    delete,
+    insert,
+    null,
+    or_,
+    select,
+    union,
+    update,
+)
 
 from cartd.model import CartStatus
 from cartd.store.database import Database, Transaction
@@ -91,7 +103,7 @@ _PUT_BACK = (
             else_=CartStatus.STAGING.value,
         ),
         error="",
-        updated_date=case((_IS_OVER, bindparam("date")), else_=cart.c.updated_date),
+        updated_date=case((_IS_OVER, bindparam("date", type_=DateTime)), else_=cart.c.updated_date),
         # They may be alive after all, and in the middle of it.
         lease_holder=case((_IS_THEIRS, null()), else_=cart.c.lease_holder),
         lease_until=case((_IS_THEIRS, null()), else_=cart.c.lease_until),
