@@ -109,8 +109,8 @@ def test_where_clients_authenticate_any_name_does(tmp_path: Path) -> None:
 
 
 def test_all_names_can_be_allowed() -> None:
-    assert is_known(b"any.example:80", {"*"})
-    assert not is_known(b"any.example:80", {"other.example"})
+    assert is_known(b"any.example:80", frozenset({"*"}))
+    assert not is_known(b"any.example:80", frozenset({"other.example"}))
 
 
 def test_the_target_counts_before_the_header() -> None:

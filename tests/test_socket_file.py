@@ -41,11 +41,11 @@ def on_a_socket(directory: Path, more: str = "", ini: str = "") -> Iterator[Runn
         yield cartd
 
 
-def ask(path: Path) -> bytes:
+def ask(path: Path, before: bytes = b"") -> bytes:
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(DEADLINE)
         asking.connect(str(path))
-        asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        asking.sendall(before + b"GET / HTTP/1.0\r\n\r\n")
         return b"".join(iter(lambda: asking.recv(1 << 16), b"")).partition(b"\r\n\r\n")[2]
 
 
@@ -78,6 +78,20 @@ def test_a_service_that_was_killed_starts_again_on_its_socket(tmp_path: Path) ->
         assert (tmp_path / "twistd.pid").read_text() == "1"
         assert cartd.terminate() == 0
         assert not path.exists()
+
+
+def test_a_balancer_may_name_the_client_there_too(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9/"
+    with running_cartd(tmp_path, archive=nowhere, started=False) as cartd:
+        path = tmp_path / "http.sock"
+        cartd.options = (
+            *("--endpoint", f"tcp:{cartd.port}:interface=127.0.0.1"),
+            *("--endpoint", f"haproxy:unix:{path}"),
+        )
+        cartd.start()
+        assert mode_of(path) == 0o600
+        assert ask(path, b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n") == UP
+        wait_for(lambda: "] 192.0.2.7 - - [" in cartd.log)
 
 
 def test_a_socket_on_which_a_service_answers_is_left_to_it(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class ArchiveSite(Site):
         rules = Rules(
             _methods,
             METHODS,
-            hosts=hosts,
+            hosts=frozenset(hosts),
             hosts_setting="its option --host",
             origins=origins,
             origins_setting="its option --origin",

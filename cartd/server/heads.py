@@ -56,7 +56,7 @@ class Rules:
     """Bytes; None: any number."""
     check_post: Callable[[Sequence[str]], object] | None = None
     """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
-    hosts: Collection[str] = ()
+    hosts: frozenset[str] = frozenset()
     """The names by which it may be asked, beside its addresses and localhost."""
     hosts_setting: str = ""
     """Where they are set."""
@@ -75,7 +75,9 @@ def segments_of(target: bytes) -> list[bytes]:
         path = path[host.end() :] or b"/"
     if not path.startswith(b"/"):
         raise InvalidInput("The path does not begin with /")
-    segments = [unquote_to_bytes(segment) for segment in path[1:].split(b"/")]
+    segments = path[1:].split(b"/")
+    if b"%" in path:
+        segments = [unquote_to_bytes(segment) for segment in segments]
     try:
         b"/".join(segments).decode()
     except UnicodeDecodeError:

@@ -9,7 +9,8 @@ that nobody else can have: IP addresses, localhost, and those that its administr
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 
 from cartd.errors import InvalidInput
@@ -43,7 +44,8 @@ def host_of(target: bytes, version: bytes, values: Sequence[bytes]) -> bytes | N
     return values[0] if values else None
 
 
-def is_known(host: bytes, names: Collection[str]) -> bool:
+@lru_cache(maxsize=1024)
+def is_known(host: bytes, names: frozenset[str]) -> bool:
     """Whether ``host``, with a port or without, is safe to be asked by, or one of ``names``."""
     matched = _HOST.fullmatch(host)
     name = matched[1].decode("ascii").lower() if matched else ""

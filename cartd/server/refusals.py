@@ -11,6 +11,7 @@ asked for, and why it was refused.  Programs that shut out addresses read it (``
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -63,7 +64,12 @@ def note(
 
 def address_of(peer: Any) -> str:
     """The IP address, or ``-``; a proxy in front (``haproxy:``) may have told anything for one."""
-    host, _, _ = getattr(peer, "host", "").partition("%")
+    return _spelt(getattr(peer, "host", ""))
+
+
+@lru_cache(maxsize=1024)
+def _spelt(host: str) -> str:
+    host, _, _ = host.partition("%")
     try:
         address = ip_address(host)
     except ValueError:

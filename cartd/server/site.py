@@ -57,7 +57,7 @@ class LimitedSite(Site):
             targets.CART,
             limits.max_manifest,
             targets.check_post,
-            hosts=frozenset(hosts) if guard is None else {ANY_HOST},
+            hosts=frozenset(hosts) if guard is None else frozenset({ANY_HOST}),
             hosts_setting="[server] hosts",
             origins=frozenset(origins),
             origins_setting="[server] origins",
