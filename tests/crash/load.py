@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
@@ -244,8 +243,7 @@ class Client:
     def _check_bytes(
         self, known: list[Known], name: str, answer: Answer, start: int, length: int
     ) -> None:
-        created = int(parsedate_to_datetime(answer.headers["last-modified"]).timestamp())
-        tars = self._model.recognised(known, name, created, start, answer.body, length)
+        tars = self._model.recognised(known, name, start, answer.body, length)
         if not tars:
             candidates = [one.post.number for one in known]
             self._fault(

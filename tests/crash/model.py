@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 import tarfile
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -123,18 +122,24 @@ def number_in(path: str) -> int | None:
 
 
 @lru_cache(maxsize=24)
-def tar_of(post: Post, top: str, created: int) -> bytes:
-    """The cart's tar, as Python's own tarfile writes it."""
+def tar_of(post: Post, top: str) -> bytes:
+    """The cart's tar, as Python's own tarfile writes it; a folder is as old as its newest file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, archived in _members(post, top):
             info = tarfile.TarInfo(name)
-            info.mtime = archived.mtime if archived else created
+            info.mtime = archived.mtime if archived else _newest(post, name[len(top) + 1 :])
             info.mode = 0o644 if archived else 0o755
             info.type = tarfile.REGTYPE if archived else tarfile.DIRTYPE
             info.size = len(archived.data) if archived else 0
             tar.addfile(info, io.BytesIO(archived.data) if archived else None)
     return out.getvalue()
+
+
+def _newest(post: Post, folder: str) -> int:
+    below = f"{folder}/" if folder else ""
+    times = [one.mtime for path, one in post.contents.items() if path.startswith(below)]
+    return max(times, default=0)
 
 
 def _members(post: Post, top: str) -> Iterator[tuple[str, Archived | None]]:
@@ -218,17 +223,10 @@ class Model:
 
     @staticmethod
     def recognised(
-        known: list[Known], name: str, created: int, start: int, body: bytes, length: int
+        known: list[Known], name: str, start: int, body: bytes, length: int
     ) -> list[bytes]:
-        """The tars of these carts that have ``body`` from the byte ``start`` on, and that length.
-
-        ``created``: when the cart was posted, in whole Unix seconds.
-        """
-        tars = [
-            tar_of(one.post, top_of(one.post, name, created), created)
-            for one in known
-            if one.post.whole
-        ]
+        """The tars of these carts that have ``body`` from ``start`` on, and that length."""
+        tars = [tar_of(one.post, top_of(one.post, name)) for one in known if one.post.whole]
         return [
             tar for tar in tars if len(tar) == length and tar[start : start + len(body)] == body
         ]
@@ -291,8 +289,6 @@ class Model:
         self.gone.clear()
 
 
-def top_of(post: Post, name: str, created: int) -> str:
+def top_of(post: Post, name: str) -> str:
     """The top folder of the cart's tar, if it is asked for as ``name``."""
-    if post.bundle:
-        return post.uid
-    return name or time.strftime("data_%Y_%m_%d_%H_%M_%S", time.gmtime(created))
+    return post.uid if post.bundle else name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from calendar import timegm
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ class CartRow:
     status: str
     error: str
     bundle: bool
-    created: int
-    """In whole Unix seconds."""
     lives: bool
     holder: str | None
     evicting: str | None
@@ -92,7 +89,6 @@ def _cart(row: Any, files: tuple[FileRow, ...]) -> CartRow:
         row.status,
         row.error,
         row.bundle,
-        timegm(row.creation_date.timetuple()),
         row.deleted_date is None,
         row.lease_holder,
         row.evicting,

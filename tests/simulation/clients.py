@@ -96,7 +96,7 @@ async def download(
 async def _read(
     world: World, ledger: Ledger, opened: Download, tar: bytes, start: int, stop: int, pace: float
 ) -> str:
-    reader: Any = opened.reader(start, stop)
+    reader: Any = await opened.reader(start, stop)
     client = _Client(world.reactor, pace, lambda: reader._kept._held is not None)
     sender = Sender(reader, world.parts.threads, client, CHUNK)
     try:
