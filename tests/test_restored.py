@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from twisted.internet.defer import Deferred
 
 from cartd.integrity.orphans import Orphans
 from cartd.model import CartStatus
@@ -17,7 +16,6 @@ from cartd.store import Store
 from cartd.volume import Volume
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
-from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.stored_carts import posted, with_status
@@ -194,12 +192,11 @@ class TestOrphans:
         assert everything(root) == {"1", "1/mine", "1/mine/a", "cartuids", "incoming"}
 
     @in_the_loop
-    async def test_nobody_posts_while_it_is_looked_up(self, store: Store, database: str) -> None:
-        service = Store(database, the_reactor())
-        async with store.unposted([1]) as unknown:
-            posting = Deferred.fromCoroutine(posted(service))
-            for _ in range(50):
-                assert await store.unknown_among([1]) == unknown == {1}
-            assert not posting.called
-        assert (await posting).id == 1
-        await service.close()
+    async def test_no_cart_ever_gets_the_id_of_what_is_removed(
+        self, store: Store, database: str
+    ) -> None:
+        assert await store.unposted([7, 4]) == {4, 7}
+        cart = await posted(store)
+        assert cart.id == 8
+        assert await store.unposted([3, 8]) == {3}
+        assert (await posted(store, "next")).id == 9

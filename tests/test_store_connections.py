@@ -437,6 +437,28 @@ class TestPostgresqlState:
         postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
+    async def test_leases_are_renewed_whoever_keeps_the_turn_or_a_row(
+        self, postgres: Postgres
+    ) -> None:
+        url = postgres.create(template="synced")
+        busy, other = Store(url, the_reactor()), Store(url, the_reactor())
+        first, second = await claimed(other, "first"), await claimed(other, "second")
+        await other.record_staged(second.id, "me", [(0, SHA1)], now=11)
+        async with busy._database.transaction() as transaction:
+            await take_turn(transaction)
+            await transaction.execute(
+                update(cart_table).where(cart_table.c.id == first.id).values(losses=1)
+            )
+            assert await other.renew("me", 900) == {first.id, second.id}
+        claimable = [await other.claimable("you", now=now) for now in (200, 1000)]
+        assert claimable == [[first.id], [first.id, second.id]]
+        assert await other.renew("me", 900) == {first.id, second.id}
+        assert await other.claimable("you", now=200) == []
+        await busy.close()
+        await other.close()
+        postgres.drop(url)
+
+    @pytest_twisted.ensureDeferred
     async def test_nothing_is_set_or_prepared_for_as_long_as_a_connection_lasts(
         self, postgres: Postgres
     ) -> None:

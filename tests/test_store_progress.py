@@ -12,8 +12,9 @@ import pytest_twisted
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus, TarFacts
-from cartd.store import Store
+from cartd.store import Store, losses, progress
 from cartd.store.batches import BATCH
+from cartd.store.database import Transaction
 from cartd.tar.layout import Members
 from tests.databases import the_reactor
 from tests.stored_carts import (
@@ -371,6 +372,37 @@ class TestRestaging:
         assert (now.status, now.updated) == (CartStatus.STAGING, 20)
         assert (now.files_staged, now.bytes_staged) == (1, 10)
         assert [file.position for file in await store.files(cart.id, unstaged=True)] == [0, 2]
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_lost_files_are_recorded_in_transactions_of_a_batch_each(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lost: dict[int, list[int]] = {}
+
+        async def lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
+            kept.append(transaction)
+            lost.setdefault(id(transaction), []).append(len(positions))
+            await losses.lose(transaction, cart_id, positions)
+
+        kept: list[Transaction] = []
+        monkeypatch.setattr(progress, "lose", lose)
+        monkeypatch.setattr(progress, "BATCH", 2)
+        cart = await claimed(store, files=9)
+        await store.record_states(cart.id, "me", [(n, 10, 0) for n in range(9)])
+        await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(7)], now=11)
+        await store.record_file_errors(cart.id, "me", [(7, "gone"), (8, "wrong")])
+        lost.clear()
+        await store.record_lost(cart.id, "me", [0, 1, 2])
+        assert list(lost.values()) == [[2], [1]]
+        await store.record_error(cart.id, "me", "x", position=None, file_error="", now=12)
+        lost.clear()
+        assert await store.restage(cart.id, lost=[3, 4, 5], now=20)
+        assert list(lost.values()) == [[2], [1]]
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged) == (1, 10)
+        unstaged = await store.files(cart.id, unstaged=True)
+        assert [file.position for file in unstaged] == [0, 1, 2, 3, 4, 5, 7, 8]
+        assert {(file.status, file.error) for file in unstaged} == {(FileStatus.WAITING, "")}
 
     @pytest_twisted.ensureDeferred
     async def test_a_cart_in_error_forgets_its_errors(self, store: Store) -> None:

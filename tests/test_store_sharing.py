@@ -238,18 +238,22 @@ async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Stor
     assert [one.mtime for one in await store.files(first.id)] == [7, 7]
 
 
+async def restaged(store: Store, cart: Cart) -> None:
+    await store.record_ready(cart.id, "me", volume_bytes=0, now=12)
+    assert await store.restage(cart.id, lost=[0], now=20)
+
+
 TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
     "link": lambda store, cart: store.record_linked(cart.id, "me", []),
     "bundle": lambda store, cart: store.record_bundled(cart.id, "me"),
     "error": lambda store, cart: store.record_error(
         cart.id, "me", "no", position=0, file_error="no", now=20
     ),
-    "restage": lambda store, cart: store.restage(cart.id, lost=[0], now=20),
+    "restage": lambda store, cart: restaged(store, cart),
     "delete": lambda store, cart: store.mark_deleted(cart.id, 20),
     "remove": lambda store, cart: store.record_removed(cart.id, 20),
     "use": lambda store, cart: store.touch({cart.id: 20}),
     "release": lambda store, cart: store.release_all("me"),
-    "renew": lambda store, cart: store.renew("me", 200),
 }
 
 

@@ -14,7 +14,7 @@ from cartd.volume import Volume
 from cartd.volume.strays import Stray
 
 AT_ONCE = 100
-"""Directories that are put aside while no cart can be posted."""
+"""Directories that are put aside before they are removed."""
 
 log = Logger()
 
@@ -34,12 +34,12 @@ class Orphans:
     async def remove(self, strays: Sequence[Stray]) -> None:
         """Remove what is still an orphan of them.
 
-        An id is looked up while nobody can post, so that no new cart loses its files.
+        No new cart can get their ids by then, so that none loses its files.
         """
         for first in range(0, len(strays), AT_ONCE):
             ids = [stray.cart_id for stray in strays[first : first + AT_ONCE]]
-            async with self._store.unposted(ids) as unknown:
-                aside = await self._volume.set_aside(sorted(unknown))
+            unknown = await self._store.unposted(ids)
+            aside = await self._volume.set_aside(sorted(unknown))
             await self._volume.remove_aside(aside)
 
     async def warn(self) -> None:

@@ -27,6 +27,17 @@ _KEEPS = f"cartd keeps {KEPT} connections and opens one more at times"
 log = Logger()
 # 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
 _TURN_OF = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
+_USE_UP_POSTGRESQL = text(
+    "SELECT setval(s, greatest(coalesce(pg_sequence_last_value(s), 0), :last))"
+    " FROM (SELECT pg_get_serial_sequence(:name, 'id')::regclass AS s) AS named"
+)
+_USE_UP_SQLITE = (
+    text(
+        "INSERT INTO sqlite_sequence (name, seq) SELECT :name, :last"
+        " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = :name)"
+    ),
+    text("UPDATE sqlite_sequence SET seq = max(seq, :last) WHERE name = :name"),
+)
 Rows = Sequence[Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -58,6 +69,15 @@ class Transaction:
         """
         if self._dialect == "postgresql":
             await self._connection.execute(text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
+
+    async def use_up_ids(self, table: Table, last: int) -> None:
+        """New rows of the table, which is locked, get ids beyond ``last``."""
+        what = {"name": table.name, "last": last}
+        if self._dialect == "postgresql":
+            await self._connection.rows(_USE_UP_POSTGRESQL, what)
+        else:
+            for statement in _USE_UP_SQLITE:
+                await self._connection.execute(statement, what)
 
     async def take_turn_of(self, name: str) -> None:
         """Let nobody else who asks for the turn of this name go on until the end.

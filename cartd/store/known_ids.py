@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from sqlalchemy import bindparam, select
 
@@ -38,10 +37,12 @@ class KnownIds:
             unknown.difference_update(row.id for row in rows)
         return unknown
 
-    @asynccontextmanager
-    async def unposted(self, cart_ids: Sequence[int]) -> AsyncIterator[set[int]]:
-        """As :meth:`unknown_among`, and so it stays for as long as the block runs: be quick."""
+    async def unposted(self, cart_ids: Sequence[int]) -> set[int]:
+        """As :meth:`unknown_among`; and no cart ever gets one of these ids from now on."""
         async with self._database.transaction() as transaction:
             await transaction.lock(cart)
             rows = await transaction.rows(_KNOWN, {"cart_ids": cart_ids})
-            yield set(cart_ids).difference(row.id for row in rows)
+            unknown = set(cart_ids).difference(row.id for row in rows)
+            if unknown:
+                await transaction.use_up_ids(cart, max(unknown))
+        return unknown

@@ -43,7 +43,9 @@ _HOLDERS = (
     .where(cart.c.lease_holder.is_not(None), cart.c.deleted_date.is_(None))
     .group_by(cart.c.lease_holder)
 )
-_RENEW = update(cart).where(*_HELD).values(lease_until=bindparam("until"))
+# Without waiting for anybody: a row that another transaction has just now is renewed the next time.
+_FREE = select(cart.c.id).where(*_HELD).with_for_update(skip_locked=True)
+_RENEW = update(cart).where(cart.c.id.in_(_FREE)).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
 _RELEASE_ALL = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
 _RELEASE = _RELEASE_ALL.where(cart.c.id == bindparam("cart_id"))
@@ -89,10 +91,10 @@ class Leases:
     async def renew(self, holder: str, until: float) -> set[int]:
         """Prolong all leases of ``holder``; the ids of the carts that it still holds.
 
-        What it has staged, and nobody knows to be on the disk, is its own for as long.
+        What it has staged, and nobody knows to be on the disk, is its own for as long.  It does not
+        take its turn: whoever keeps that long must not cost others their leases.
         """
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
             await transaction.execute(_RENEW, {"holder": holder, "until": until})
             await renew_unsynced(transaction, holder, until)
             rows = await transaction.rows(_RENEWED, {"holder": holder})

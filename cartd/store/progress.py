@@ -48,14 +48,30 @@ _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_i
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
 )
+_TO_RETRY = (
+    select(file.c.id)
+    .where(
+        file.c.cart_id == bindparam("in_cart"),
+        file.c.status.not_in([FileStatus.STAGED.value, FileStatus.WAITING.value]),
+    )
+    .limit(bindparam("count"))
+)
 _RETRY_FILES = (
-    update(file)
-    .where(file.c.cart_id == bindparam("in_cart"), ~_STAGED)
-    .values(status=FileStatus.WAITING.value, error="")
+    update(file).where(file.c.id.in_(_TO_RETRY)).values(status=FileStatus.WAITING.value, error="")
 )
 _FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(FINISHED))
 _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is_(None)).values(
     status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
+)
+_LOCK_FINISHED = (
+    select(cart.c.id)
+    .where(
+        cart.c.id == bindparam("cart_id"),
+        cart.c.deleted_date.is_(None),
+        cart.c.status.in_(FINISHED),
+        cart.c.evicting.is_(None),
+    )
+    .with_for_update()
 )
 
 _HOPELESS = _FINISHED.where(
@@ -203,16 +219,26 @@ class Progress:
 
         Nor may it be on its way out: of a cart that is being evicted, files are missing.
 
-        The files at the positions ``lost``, and those that never were staged, wait again.
+        The files at the positions ``lost``, and those that never were staged, wait again.  All but
+        the last of many do so in transactions before that one, each as short as the others.
         """
+        gone = list(lost or ())
+        first = max(0, (len(gone) - 1) // BATCH * BATCH)
+        for batch in batches(iter(gone[:first]), BATCH):
+            async with self._database.transaction() as transaction:
+                await take_turn(transaction)
+                if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
+                    return False
+                await lose(transaction, cart_id, batch)
+        if not await self._retry_files(cart_id):
+            return False
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             values = {"cart_id": cart_id, "date": date_of(now)}
             if not await transaction.execute(_RESTAGE, values):
                 return False
-            for batch in batches(iter(lost or ()), BATCH):
-                await lose(transaction, cart_id, batch)
-            await transaction.execute(_RETRY_FILES, {"in_cart": cart_id})
+            if gone:
+                await lose(transaction, cart_id, gone[first:])
         return True
 
     async def record_hopeless(self, cart_id: int, message: str, *, now: float) -> bool:
@@ -222,12 +248,25 @@ class Progress:
             values = {"cart_id": cart_id, "date": date_of(now), "message": message}
             return bool(await transaction.execute(_HOPELESS, values))
 
+    async def _retry_files(self, cart_id: int) -> bool:
+        """Let files wait again that never were staged; False if the cart is not finished."""
+        while True:
+            async with self._database.transaction() as transaction:
+                if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
+                    return False
+                retried = {"in_cart": cart_id, "count": BATCH}
+                if await transaction.execute(_RETRY_FILES, retried) < BATCH:
+                    return True
+
     async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
-        """Files of a cart in staging that are not on the volume, whatever was recorded of them."""
-        async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
-            for batch in batches(iter(positions), BATCH):
+        """Files of a cart in staging that are not on the volume, whatever was recorded of them.
+
+        A transaction for each batch: whoever changes several carts need not wait for all.
+        """
+        for batch in batches(iter(positions), BATCH):
+            async with self._database.transaction() as transaction:
+                await take_turn(transaction)
+                await hold(transaction, cart_id, holder)
                 await lose(transaction, cart_id, batch)
 
     async def record_measured(

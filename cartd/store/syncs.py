@@ -52,11 +52,12 @@ _NOTE = insert(unsynced).from_select(
     ),
 )
 _FORGET = delete(unsynced).where(unsynced.c.cart_id == bindparam("of_cart"))
-_RENEW = (
-    update(unsynced)
+_FREE = (
+    select(unsynced.c.id)
     .where(unsynced.c.holder == bindparam("by"))
-    .values(lease_until=bindparam("until"))
+    .with_for_update(skip_locked=True)
 )
+_RENEW = update(unsynced).where(unsynced.c.id.in_(_FREE)).values(lease_until=bindparam("until"))
 _NOTED = select(unsynced.c.id, unsynced.c.cart_id).order_by(unsynced.c.id)
 _HOLDERS = union(select(unsynced.c.holder), select(page_cache.c.holder))
 _SAME_MEMORY = select(page_cache.c.holder).where(page_cache.c.cache == bindparam("cache"))
