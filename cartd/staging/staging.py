@@ -45,6 +45,7 @@ class Staging:
     async def run(self) -> None:
         """Stage all that is not staged yet, and make the cart ready.
 
+        :raises InvalidInput: the cart's uid cannot be on the volume.
         :raises FilesFailed: some files could not be had; all others are on the volume.
         :raises NamesCollide: the volume cannot tell two of its paths apart.
         :raises FileFailed: a file could not be written, nor could another.
@@ -52,6 +53,7 @@ class Staging:
         :raises OutageTooLong: the archive was away for too long.
         :raises LeaseLost: somebody else has the cart now.
         """
+        self._tools.volume.check_uid(self._cart)
         self._tools.outage.take_up(self._cart)
         await self._clear()
         if collision := await self._tools.volume.collision(self._all_pages):

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from cartd.beneath import Beneath
 from cartd.checksum import Checksum
+from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, Twin
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
@@ -133,6 +134,16 @@ class Volume(Bundles, Hashes, InUse, Strays):
             found += await self._threads.run(self._measured, cart, batch)
         return found
 
+    def check_uid(self, cart: Cart) -> None:
+        """Raises :class:`InvalidInput` if no directory can be called by the cart's uid.
+
+        Pacifica Cartd took such uids, but could have staged none of these carts either.
+        """
+        try:
+            self._paths.tree(cart)
+        except ValueError:
+            raise InvalidInput("uid: cannot be the name of a directory") from None
+
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
         try:
@@ -177,7 +188,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
     async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
         """Remove those files of the cart's tree that are there."""
-        await self._change(self._paths.tree(cart), self._drop, cart, files)
+        try:
+            tree = self._paths.tree(cart)
+        except ValueError:
+            return  # of a cart that cannot be on the volume nothing is there
+        await self._change(tree, self._drop, cart, files)
 
     async def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
