@@ -52,6 +52,8 @@ class Library:
         self.chance = 0.0
         """That any request meets one."""
         self.away_until = 0.0
+        self.asked = 0
+        """How many requests there were."""
         self.met: Counter[str] = Counter()
         """How many faults the requests for each file have met."""
         self.said: dict[str, set[str]] = {name: set() for name in SIZES}
@@ -77,6 +79,7 @@ class Library:
 
     def fault(self, archive_id: str, now: float, *, body: bool) -> str | None:
         """What the request that is made now meets; what is wrong with a body waits for one."""
+        self.asked += 1
         if now < self.away_until:
             return "refused"
         coming = self.coming[archive_id]
