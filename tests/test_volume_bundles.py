@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tarfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.errors import VolumeDamaged
-from cartd.volume import Volume
+from cartd.model import CartFile
+from cartd.volume import Volume, hashes
 from tests.volume_parts import (
     BODY,
     CART,
@@ -139,6 +143,86 @@ def test_a_bundle_that_lacks_a_file_or_cannot_be_read_is_not_measured(volume: Vo
     tar.unlink()
     tar.mkdir()
     assert result_of(volume.measure_tar(CART, [one])) is None
+
+
+async def no_rest(_size: int) -> None:
+    """As the command verify does."""
+
+
+async def verified(volume: Volume, pages: list[list[CartFile]]) -> list[tuple[str, str]]:
+    """What is found of each path, as the service looks at a bundled cart: page by page."""
+
+    async def given() -> AsyncIterator[list[CartFile]]:
+        for page in pages:
+            yield page
+
+    cart = replace(CART, bundle=True)
+    return [
+        (file.path, fault)
+        async for files, faults in volume.bundle_faults(cart, given(), no_rest)
+        for file, fault in zip(files, faults, strict=True)
+    ]
+
+
+def written_bundle(volume: Volume, bodies: Mapping[str, bytes]) -> Path:
+    tar = volume.tar(CART)
+    tar.parent.mkdir(exist_ok=True)
+    with tarfile.open(tar, "w") as opened:
+        for path, body in bodies.items():
+            member = tarfile.TarInfo(f"{CART.uid}/{path}")
+            member.size = len(body)
+            opened.addfile(member, io.BytesIO(body))
+    return tar
+
+
+PATHS = [f"dir/{number}" for number in range(7)]
+BODIES = {path: DATA[: 100 + at] for at, path in enumerate(PATHS)}
+PAGES = [
+    [a_file(BODIES[path], path, position=at) for at, path in enumerate(PATHS)][first : first + 3]
+    for first in (0, 3, 6)
+]
+
+
+@pytest.mark.parametrize("order", [PATHS, PATHS[::-1], [*PATHS[3:], *PATHS[:3]]], ids=str)
+@pytest.mark.parametrize("bad", [None, "dir/0", "dir/4", "dir/6"])
+def test_a_bundle_is_verified_page_by_page_whatever_its_order(
+    volume: Volume, order: list[str], bad: str | None
+) -> None:
+    written_bundle(volume, {path: BODIES[path] for path in order} | ({bad: b"x"} if bad else {}))
+    expected = [(path, "" if path != bad else FAULT) for path in PATHS]
+    found = result_of(verified(volume, PAGES))
+    assert [path for path, _ in found] == PATHS
+    assert [(path, fault and FAULT) for path, fault in found] == expected
+
+
+FAULT = "is wrong"
+
+
+def test_a_bundle_in_order_is_never_kept_whole(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(*_: object) -> None:
+        raise AssertionError("all files were asked for at once")
+
+    monkeypatch.setattr(hashes, "_tar_faults", whole)
+    tar = written_bundle(volume, BODIES)
+    assert {fault for _, fault in result_of(verified(volume, PAGES))} == {""}
+    data = tar.read_bytes()
+    tar.write_bytes(data[: data.index(BODIES["dir/5"] + bytes(1)) + 50])
+    found = dict(result_of(verified(volume, PAGES)))
+    assert [found[path] for path in PATHS[:5]] == [""] * 5
+    assert {found["dir/5"], found["dir/6"]} == {"cannot be read in the bundle"}
+    tar.unlink()
+    assert {fault for _, fault in result_of(verified(volume, PAGES))} == {"is lost with the bundle"}
+
+
+def test_a_member_of_no_file_and_a_file_of_no_member_are_told_apart(volume: Volume) -> None:
+    bodies = {"extra": b"x", **BODIES}
+    del bodies["dir/4"]
+    written_bundle(volume, bodies)
+    found = dict(result_of(verified(volume, PAGES)))
+    assert {path for path, fault in found.items() if fault} == {"dir/4"}
+    assert found["dir/4"] == "is missing in the bundle"
 
 
 def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:

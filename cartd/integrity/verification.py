@@ -36,18 +36,21 @@ class Verification:
         while it is read: what is deleted meanwhile is missing.
         """
         damages = []
-        async for files in self._together(cart):
-            found = zip(files, await self._volume.faults(cart, files, read), strict=True)
+        async for files, faults in self._looked_at(cart, read):
+            found = zip(files, faults, strict=True)
             damages += [Damage(it.position, it.path, fault) for it, fault in found if fault]
         return damages
 
-    async def _together(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
-        """The files page by page; those of a bundle all at once: it is read from its beginning."""
+    async def _looked_at(
+        self, cart: Cart, read: Callable[[int], Awaitable[None]]
+    ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
+        """The files page by page, each with what is wrong with it; nothing is empty."""
         if cart.bundle:
-            yield [file async for page in self._pages(cart) for file in page]
+            async for page in self._volume.bundle_faults(cart, self._pages(cart), read):
+                yield page
             return
-        async for page in self._pages(cart):
-            yield page
+        async for files in self._pages(cart):
+            yield files, await self._volume.faults(cart, files, read)
 
     async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
         after = -1

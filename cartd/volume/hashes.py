@@ -82,6 +82,23 @@ class Hashes:
             return await self._looked(_tar_faults(self._paths, cart, files), read)
         return await self._looked(_tree_faults(self._paths, cart, files), read)
 
+    async def bundle_faults(
+        self, cart: Cart, pages: AsyncIterator[list[CartFile]], read: Read
+    ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
+        """As :meth:`faults`, of the bundle of a ready cart: each page of its files, and its faults.
+
+        A tar that cartd has written is in the manifest's order, and read along with the pages.  Of
+        another one (Pacifica Cartd's), all files that are left are kept in memory.
+        """
+        walk = _TarWalk(self._paths, cart)
+        async for files in pages:
+            faults = await self._looked(walk.faults(files), read)
+            if not walk.in_order:
+                rest = [*files, *[file async for page in pages for file in page]]
+                yield rest, await self.faults(cart, rest, read)
+                return
+            yield files, faults
+
     async def right(self, twins: Sequence[Twin]) -> list[Twin]:
         """Those of the staged files whose bytes still have their hash."""
         faults = await self._looked(_twin_faults(self._paths, twins), _at_once)
@@ -222,6 +239,43 @@ def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Lo
         raise_if_passing(error)
         missing = "cannot be read in the bundle"
     return [found.get(name, missing) for name in wanted]
+
+
+class _TarWalk:
+    """The members of a bundle, compared with one page of the cart's files after the other."""
+
+    def __init__(self, paths: VolumePaths, cart: Cart) -> None:
+        self._uid = cart.uid
+        self._members = _members_of(paths, cart)
+        self._missing = "is missing in the bundle"
+        self.in_order = True
+        """Whether no member has come yet that is not of the page that was looked at."""
+
+    def faults(self, files: Sequence[CartFile]) -> Look[list[str]]:
+        wanted = {f"{self._uid}/{file.path}": file for file in files}
+        found: dict[str, str] = {}
+        try:
+            while len(found) < len(wanted):
+                member, content = next(self._members, (None, None))
+                if member is None:
+                    break
+                file = wanted.get(member.name)
+                if file is None or member.name in found:
+                    self.in_order = False
+                    break
+                size = member.size if file.size is None else file.size
+                found[member.name] = yield from _content_fault(content, member.size, size, file)
+        except FileNotFoundError:
+            self._missing = "is lost with the bundle"
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise_if_passing(error)
+            self._missing = "cannot be read in the bundle"
+        return [found.get(name, self._missing) for name in wanted]
+
+
+def _members_of(paths: VolumePaths, cart: Cart) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+    """Those of the cart's bundle; that it cannot have one is found out with the first."""
+    yield from _members(paths.root, paths.tar(cart))
 
 
 def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
