@@ -243,7 +243,8 @@ class Client:
     def _check_bytes(
         self, known: list[Known], name: str, answer: Answer, start: int, length: int
     ) -> None:
-        tars = self._model.recognised(known, name, start, answer.body, length)
+        top = name or _default_top(answer)
+        tars = self._model.recognised(known, top, start, answer.body, length)
         if not tars:
             candidates = [one.post.number for one in known]
             self._fault(
@@ -274,6 +275,13 @@ def take_away(cartd: RunningCartd, tree: str, path: str) -> None:
         aside = lost(cartd) / staged.relative_to(cartd.volume.resolve())
         aside.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(aside)
+
+
+def _default_top(answer: Answer) -> str:
+    """The top folder of a tar that was asked for without a name."""
+    named = re.search(r'"(data_\d{4}(?:_\d\d){5})\.tar"', answer.headers["content-disposition"])
+    assert named, answer.headers
+    return named[1]
 
 
 def _target(uid: str, name: str) -> str:

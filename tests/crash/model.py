@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from random import Random
+from typing import Any
 
 from tests.running_cartd import entry, manifest
 
@@ -121,13 +122,24 @@ def number_in(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
+class Utf8Info(tarfile.TarInfo):
+    """Has the name in its ustar block in UTF-8 as well, where tarfile puts question marks."""
+
+    def create_pax_header(self, info: Any, encoding: str) -> bytes:
+        blocks = super().create_pax_header(info, encoding)
+        block = info["name"].encode().ljust(100, b"\0") + blocks[-412:]
+        assert len(block) == 512
+        checksum = sum(block[:148]) + 8 * 32 + sum(block[156:])
+        return b"%b%b%06o\0%b" % (blocks[:-512], block[:148], checksum, block[155:])
+
+
 @lru_cache(maxsize=24)
 def tar_of(post: Post, top: str) -> bytes:
-    """The cart's tar, as Python's own tarfile writes it; a folder is as old as its newest file."""
+    """The cart's tar, by Python's own tarfile; a folder is as old as its newest file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, archived in _members(post, top):
-            info = tarfile.TarInfo(name)
+            info = Utf8Info(name)
             info.mtime = archived.mtime if archived else _newest(post, name[len(top) + 1 :])
             info.mode = 0o644 if archived else 0o755
             info.type = tarfile.REGTYPE if archived else tarfile.DIRTYPE
