@@ -76,6 +76,9 @@ class Turns:
                 del queues[key]
             if not queues:
                 del self._waiting[owner]
+            if not self._waiting and self._opening is not None:
+                self._opening.cancel()
+                self._opening = None
 
         place: Deferred[None] = Deferred(leave)
         queues = self._waiting.setdefault(owner, OrderedDict())

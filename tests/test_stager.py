@@ -8,16 +8,17 @@ import socket
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 
 from cartd.errors import Unavailable
 from cartd.holders import Holders
-from cartd.model import CartStatus, FileStatus, TarFacts
-from cartd.staging.stager import LEASE, TAKE_UP_EVERY, Stager
-from tests.staging_parts import Bench, outage
-from tests.volume_parts import InThisThread, begin, result_of
+from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
+from cartd.staging.stager import LEASE, STALLED, TAKE_UP_EVERY, Stager
+from tests.staging_parts import Bench, outage, passing
+from tests.volume_parts import InThisThread, begin, logged, result_of
 
 FILES = {"1": b"one", "2": b"two"}
 
@@ -316,6 +317,62 @@ class TestLeases:
         assert bench.store.staged(cart.id) == []
         bench.clock.advance(1)
         assert bench.store.staged(cart.id) == ["1"]
+
+
+class TestStandingStill:
+    def test_a_cart_that_stands_still_is_staged_anew_with_a_line_in_the_log(
+        self, bench: Staged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if a fault of ours had lost what its staging waits for."""
+        lost: list[Deferred[list[CartFile]]] = [Deferred()]
+        files = bench.store.files
+
+        async def forgotten(*args: Any, **kwargs: Any) -> list[CartFile]:
+            return await (lost.pop() if lost else ensureDeferred(files(*args, **kwargs)))
+
+        monkeypatch.setattr(bench.store, "files", forgotten)
+        bench.start()
+        cart = bench.put()
+        bench.stager.begin(cart.id, resumed=False)
+        with logged() as events:
+            bench.clock.pump([60.0] * int(STALLED / 60 - 1))
+            assert bench.status(cart.id) is CartStatus.STAGING
+            bench.clock.pump([60.0] * 2)
+        assert bench.status(cart.id) is CartStatus.READY
+        assert sum("has stood still" in str(event.get("log_format")) for event in events) == 1
+
+    @pytest.mark.parametrize("what", ["tape", "archive", "transfer", "pause"])
+    def test_a_cart_that_waits_for_something_does_not_stand_still(
+        self, bench: Staged, what: str
+    ) -> None:
+        bench.outage_limit = inf
+        if what == "tape":
+            bench.archive.on_tape = {"1"}
+        elif what == "archive":
+            bench.archive.away = outage()
+        elif what == "pause":
+            bench.archive.fails["HEAD", "1"] = [passing(retry_after=1e6)] * 2
+        else:
+            bench.hold("GET", "1")
+        bench.start()
+        cart = bench.put(["1"])
+        bench.stager.begin(cart.id, resumed=False)
+        with logged() as events:
+            bench.clock.pump([60.0] * (8 if what == "pause" else 60))
+        assert bench.status(cart.id) is CartStatus.STAGING
+        assert not any("has stood still" in str(event.get("log_format")) for event in events)
+
+    def test_a_cart_that_waits_for_its_turn_does_not_stand_still(self, bench: Staged) -> None:
+        bench.archive.files = {f"{n}": b"x" for n in range(5)}
+        bench.start()
+        for name in bench.archive.files:
+            if name != "4":
+                bench.hold("GET", name)
+            bench.stager.begin(bench.put([name], uid=name).id, resumed=False)
+        with logged() as events:
+            bench.clock.pump([60.0] * 60)
+        assert bench.archive.times("HEAD", "4") == 0
+        assert not any("has stood still" in str(event.get("log_format")) for event in events)
 
 
 class TestWaitingForLong:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -65,6 +67,24 @@ class Patience:
         self._tolerance = tolerance
         self._clock = clock
         self._random = random
+        self._in_line: Counter[int] = Counter()
+        """How many requests of a cart, by its id, wait for their turns."""
+        self._ended_at: dict[int, float] = {}
+        """When the last request of a cart ended, well or not."""
+
+    def begin(self, cart_id: int) -> None:
+        """From now on the cart has something to ask for."""
+        self._ended_at[cart_id] = self._clock.seconds()
+
+    def end(self, cart_id: int) -> None:
+        self._ended_at.pop(cart_id, None)
+
+    def idle(self, cart_id: int) -> float:
+        """For how many seconds nothing was asked for the cart, though nothing was in its way."""
+        ended_at = self._ended_at.get(cart_id)
+        if ended_at is None or self._in_line[cart_id] or not self._outage.is_open:
+            return 0.0
+        return self._clock.seconds() - ended_at
 
     async def with_file(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
         """What ``attempt`` gives, once it works.
@@ -111,7 +131,7 @@ class Patience:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
         while True:
             await self._outage.wait(cart.id, file.archive_id)
-            async with self._turns.turn(cart.id, cart.owner):
+            async with self._turn(cart):
                 if not self._outage.is_open:
                     continue
                 try:
@@ -123,6 +143,22 @@ class Patience:
                     elif error.outage:
                         self._outage.suspect(file.archive_id, error)
                     raise
+
+    @asynccontextmanager
+    async def _turn(self, cart: Cart) -> AsyncIterator[None]:
+        self._in_line[cart.id] += 1
+        try:
+            await self._turns.take(cart.id, cart.owner)
+        finally:
+            self._in_line[cart.id] -= 1
+            if not self._in_line[cart.id]:
+                del self._in_line[cart.id]
+        try:
+            yield
+        finally:
+            if cart.id in self._ended_at:
+                self._ended_at[cart.id] = self._clock.seconds()
+            self._turns.leave()
 
     async def _was_suspected(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch

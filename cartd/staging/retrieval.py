@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from twisted.internet.defer import CancelledError
@@ -45,6 +46,8 @@ class Retrieval:
         self._holder = holder
         self._add_staged = staged
         self._failures = failures
+        self._transfers = 0
+        """How many files are on their way.  Whether one is too slow, the archive's client tells."""
         self._tape = TapeRecall(
             tools,
             cart,
@@ -58,6 +61,12 @@ class Retrieval:
     def are_in_place(self, positions: Collection[int]) -> None:
         """The files at ``positions`` need not be recalled: they are on the volume."""
         self._tape.queue.unmark(positions)
+
+    def idle(self) -> float:
+        """For how many seconds nothing was done, though there was something to do."""
+        if self._transfers or self._tape.queue.left:
+            return 0.0
+        return self._tools.patience.idle(self._cart.id)
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """The files that are not staged, in the manifest's order."""
@@ -93,10 +102,21 @@ class Retrieval:
             if file.size != state.size or file.mtime is None:
                 await learnt.add((file.position, state.size, state.mtime))
 
-        await for_each(self._unstaged(), learn, self._window)
-        await learnt.flush()
+        with self._watched():
+            await for_each(self._unstaged(), learn, self._window)
+            await learnt.flush()
         await self._failures.flush()
         return total
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Within the block there is always something to ask for."""
+        patience = self._tools.patience
+        patience.begin(self._cart.id)
+        try:
+            yield
+        finally:
+            patience.end(self._cart.id)
 
     async def _patiently(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
         return await self._tools.patience.with_file(self._cart, file, lambda: attempt(file))
@@ -115,7 +135,8 @@ class Retrieval:
     async def fetch(self) -> None:
         """Fetch what is on disk, and all else as soon as it has come from tape."""
         self._failures.begin()
-        await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
+        with self._watched():
+            await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
 
     async def _fetch_from_disk(self) -> None:
         async def fetch(file: CartFile) -> None:
@@ -147,10 +168,12 @@ class Retrieval:
         assert file.size is not None
         checksum = Checksum(file.hash_type, file.hash_sum, file.size)
         incoming = self._tools.volume.incoming(self._cart, file, checksum)
+        self._transfers += 1
         try:
             await self._transfer(file, incoming)
             hash_sum = await incoming.finish()
         finally:
+            self._transfers -= 1
             await incoming.abort()
         self._tools.tolerance.was_right()
         return hash_sum

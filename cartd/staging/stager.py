@@ -41,6 +41,9 @@ TAKE_UP_EVERY = 5.0
 """Seconds between two looks for carts that nobody stages; leases are renewed as often."""
 STOP_WAITS = 5.0
 """Seconds for which a stop waits for the database, at each of a few steps."""
+WATCH_EVERY = 60.0
+STALLED = 900.0
+"""Seconds without any progress after which a cart is begun anew: three times the longest pause."""
 FLUSH_EVERY = 1.0
 """Seconds after which the store knows at the latest what has been staged."""
 
@@ -91,6 +94,7 @@ class Stager:
         self._loops = [
             Periodic(self._clock, FLUSH_EVERY, self._flush),
             Periodic(self._clock, TAKE_UP_EVERY, self._look_around),
+            Periodic(self._clock, WATCH_EVERY, self._watch),
         ]
         for loop in self._loops:
             loop.start()
@@ -275,6 +279,18 @@ class Stager:
                 await staging.flush()
             except LeaseLost:
                 await self._give_up([cart_id])
+
+    async def _watch(self) -> None:
+        """Begin carts anew that stand still: no fault of ours is to keep one from its end."""
+        for cart_id, staging in list(self._stagings.items()):
+            if staging.idle() >= STALLED and cart_id in self._running:
+                log.error(
+                    "Cart {id} has stood still for {seconds:.0f} s and is staged anew;"
+                    " please report this line",
+                    id=cart_id,
+                    seconds=staging.idle(),
+                )
+                self._running[cart_id].cancel()
 
     async def _renew(self) -> None:
         """Keep the leases; drop the carts whose lease somebody else has taken."""

@@ -96,6 +96,10 @@ class Staging:
         await self._staged.flush()
         await self._failures.flush()
 
+    def idle(self) -> float:
+        """For how many seconds nothing was done to fetch its files, though nothing hindered it."""
+        return self._retrieval.idle()
+
     async def record_rest(self) -> None:
         """Record what is on the volume and right, and remove the rest: the cart ends in error.
 
