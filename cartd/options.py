@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.python import usage
 
-from cartd import __version__
+from cartd import __version__, log_file
 from cartd.config import Config, load
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
@@ -66,6 +66,7 @@ class Options(usage.Options):
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
         write_no_pidfile(getattr(self, "parent", None))
+        log_file.set_up(getattr(self, "parent", None))
         # twistd has such an option too: given there it is meant for what cartd makes.
         given = (getattr(self, "parent", None) or {}).get("umask")
         if given is not None and self["umask"] is None:

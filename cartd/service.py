@@ -191,6 +191,7 @@ class Cartd(Service):
                 self._site.close_connections()
             finally:
                 left = await self._parts.close()
+                self._site.close_log()
         if left and self._limit is not None and self._limit.active():
             self._tell_what_hangs(left)
 

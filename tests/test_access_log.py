@@ -12,6 +12,7 @@ from threading import Thread
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.web.http_headers import Headers
 
@@ -187,7 +188,7 @@ def test_seconds_are_those_from_the_first_line_to_the_end() -> None:
 def test_a_line_is_never_long_and_always_printable() -> None:
     sent = bytes(range(256)) * 100
     with capturedLogs() as entries:
-        AccessLog().note(
+        AccessLog(Clock()).note(
             IPv4Address("TCP", "192.0.2.7", 1), "alice", sent, 200, sent=1, length=b"2",
             headers=Headers({b"Referer": [sent[14:]], b"User-Agent": [sent[14:]]}), seconds=0.5,
         )  # fmt: skip

@@ -16,10 +16,12 @@ import re
 import time
 from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
+from cartd import log_file
 from cartd.server.refusals import address_of
 
 LEFT = 499
@@ -34,11 +36,18 @@ log = Logger()
 
 
 class AccessLog:
-    """Writes the lines; their date, which is the machine's, is made once a second."""
+    """Writes the lines; those of one turn of the reactor together, where the log takes that.
 
-    def __init__(self) -> None:
+    Their date, which is the machine's, is made once a second.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
         self._second = 0
         self._date = ""
+        self._lines: list[str] = []
+        self._turn_end: IDelayedCall | None = None
+        self._closed = False
 
     def note(
         self,
@@ -58,7 +67,24 @@ class AccessLog:
             f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
             f" {length.decode('ascii')} {seconds:.3f}"
         )
-        log.info("{line}", line=line)
+        if self._closed or not log_file.takes_many():
+            log.info("{line}", line=line)
+            return
+        self._lines.append(line)
+        if self._turn_end is None:
+            self._turn_end = self._clock.callLater(0, self._pass_on)
+
+    def close(self) -> None:
+        """Write what is left, and from now on each line at once; again does nothing."""
+        self._closed = True
+        if self._turn_end is not None:
+            self._turn_end.cancel()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._turn_end = None
+        lines, self._lines = self._lines, []
+        log.info("{lines}", lines=lines)
 
     def _now(self) -> str:
         second = int(time.time())

@@ -69,7 +69,7 @@ class LimitedSite(Site):
             reactor=reactor,
         )
         self.timeOut = None  # the channels have timers of their own
-        self._access_log = AccessLog()
+        self._access_log = AccessLog(reactor)
         self._limits = limits
         self._rules = rules
         self._guard = guard
@@ -125,6 +125,10 @@ class LimitedSite(Site):
         """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
             connection.end()
+
+    def close_log(self) -> None:
+        """Nothing is served any more: write the log to its end."""
+        self._access_log.close()
 
     def _admit(self, addr: IAddress | None) -> LimitedChannel:
         channel: Any = super().buildProtocol(addr)
