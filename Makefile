@@ -48,7 +48,7 @@ run: $(READY)
 
 test: $(READY) $(OLD)
 	@demo/tools busybox unar php perl pax cpio 7zz
-	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex mkntfs pgbouncer
+	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex mkfs.ext4 mkntfs mount pgbouncer
 	@demo/tools nginx squid varnishd haproxy
 	@demo/tools lftp wget2
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
