@@ -57,7 +57,8 @@ def test_the_installation_makes_what_the_unit_names(unit: dict[str, list[str]]) 
     options.parseOptions(of_cartd)
     steps = "".join(blocks(INSTALLATION, "sh"))
     assert f"python3 -m venv {Path(program).parent.parent}\n" in steps
-    assert f"mkdir -p {Path(options['config']).parent}\n" in steps
+    directory = Path(options["config"]).parent
+    assert re.search(rf"^install -d .* {directory}$", steps, flags=re.MULTILINE)
     assert f"--config {options['config']} " in steps
     [user] = unit["User"]
     assert re.search(rf"^useradd .* {user}$", steps, flags=re.MULTILINE)
