@@ -26,8 +26,8 @@ _SPACES: Final = b"\xff\xff"
 """In place of two backslashes: whatever is no part of an escape."""
 _ESCAPE: Final = 6
 """Bytes of ``\\udce9``."""
-LONGEST_KEY: Final = 100
-"""Characters of a key that is told of."""
+_KEY: Final = re.compile(r"\w{1,100}", re.ASCII)
+"""A key that a message may name as it is."""
 
 _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -122,5 +122,5 @@ def _key_in(entry: msgspec.Raw, marker: bytes) -> str:
 
 
 def _named(key: str) -> str:
-    """The key, unless it is too long to be told."""
-    return key if len(key) <= LONGEST_KEY else ""
+    """The key, unless a message must not hold it."""
+    return key if _KEY.fullmatch(key) else ""

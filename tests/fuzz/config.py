@@ -69,6 +69,8 @@ def _written(config: Config) -> str:
         value = getattr(config, setting.field)
         if setting.unit == "octal":
             value = f"{value:03o}"
+        if setting.unit == "days":
+            value = value / (24 * 60 * 60)
         text = _text(value).replace("%", "%%")
         lines += [f"[{setting.section}]"] if f"[{setting.section}]" not in lines else []
         lines.append(f"{setting.key} = {text}")

@@ -30,7 +30,7 @@ WORDS = (
     b'{"id":1,"path":"a","hashtype":"md5","hashsum":""},',
 )  # fmt: skip
 
-_SAID = re.compile(r"(manifest|bundle|fileids(\[[0-9]+\](\.(id|path|hashtype|hashsum))?)?): [^\n]+")
+_SAID = re.compile(r"(\w{1,100}|fileids\[[0-9]+\](\.\w{1,100})?): [^\n]+", re.ASCII)
 _LONGEST = 300
 
 
