@@ -47,6 +47,8 @@ class SimulatedReactor(Clock):
     def die(self) -> None:
         """Nothing happens any more."""
         self.dead = True
+        for call in self.calls:
+            call.canceller = self.keep  # what will not happen may be cancelled still
         self._never += self.calls
         self.calls.clear()
 
