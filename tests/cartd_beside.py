@@ -12,6 +12,7 @@ Whatever asks the service blocks, and so goes through ``deferToThread``.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,6 +53,14 @@ def assert_no_surprise(log: str) -> None:
 
 
 def on_the_volume(cartd: RunningCartd) -> set[str]:
-    """What is being written, and the trees and bundles of carts; no directories in between."""
-    found = {path for part in ("incoming", "[0-9]*") for path in cartd.volume.glob(f"{part}/**/*")}
-    return {str(path.relative_to(cartd.volume)) for path in found if path.is_file()}
+    """What is being written, and the trees and bundles of carts; no directories in between.
+
+    What goes meanwhile does not matter.
+    """
+    tops = [top for part in ("incoming", "[0-9]*") for top in cartd.volume.glob(part)]
+    return {
+        str((Path(found) / name).relative_to(cartd.volume))
+        for top in tops
+        for found, _, names in os.walk(top)
+        for name in names
+    }

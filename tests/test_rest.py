@@ -93,7 +93,7 @@ def test_a_cart_is_staging_from_its_first_moment_and_not_ready_for_download(
     tapes: CartSite,
 ) -> None:
     assert tapes.cartd.post("taped", tapes.manifest(FILES)).status == 201
-    assert tapes.cartd.status("taped") == ("staging", "")
+    assert tapes.cartd.status("taped")[0] == "staging"
     wait_for(lambda: "x-pacifica-bytes-total" in tapes.cartd.request("HEAD", "/taped").headers)
     told = tapes.cartd.request("HEAD", "/taped").headers
     assert (told["x-pacifica-bytes-total"], told["x-pacifica-bytes-staged"]) == ("6005", "0")
