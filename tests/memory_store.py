@@ -227,12 +227,15 @@ class MemoryStore(Store):
         file_error: str,
         now: float,
         volume_bytes: int | None = None,
+        rest_unknown: bool = False,
     ) -> None:
         self._asked(cart_id, holder)
         if position is not None:
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
         if volume_bytes is None:
             volume_bytes = self.carts[cart_id].bytes_staged
+        if rest_unknown:
+            volume_bytes = max(volume_bytes, self.carts[cart_id].volume_bytes)
         self._end(cart_id, status=CartStatus.ERROR, error=message, volume_bytes=volume_bytes)
 
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:

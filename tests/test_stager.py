@@ -141,6 +141,29 @@ class TestErrors:
         bench.clock.advance(TAKE_UP_EVERY)
         assert bench.status(cart.id) is CartStatus.ERROR
 
+    def test_a_cart_in_error_takes_what_was_promised_if_the_disk_hides_what_it_has_left(
+        self, bench: Staged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a failed disk lets nobody look: else that would take room that nobody counts."""
+
+        async def hidden(_: int, *, all_else: bool = False) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        bench.start()
+        cart, held = bench.put(), bench.hold("GET", "2")
+        bench.stager.begin(cart.id)
+        monkeypatch.setattr(bench.volume, "clear_incoming", hidden)
+        bench.archive.fails["GET", "2"] = [OSError(errno.EIO, "broken disk")]
+        held.callback(None)
+        assert bench.status(cart.id) is CartStatus.ERROR
+        promised = sum(map(len, FILES.values()))
+        assert bench.store.carts[cart.id].volume_bytes == promised
+
+        again = bench.put(uid="again")  # fails before anything of it is known
+        bench.stager.begin(again.id)
+        assert bench.status(again.id) is CartStatus.ERROR
+        assert bench.store.carts[again.id].volume_bytes == 0
+
     def test_a_cart_that_fails_when_its_bundle_is_written_takes_what_that_takes(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:

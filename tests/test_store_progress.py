@@ -278,6 +278,27 @@ class TestProgress:
         assert await store.usage() == (10_240, 0)
 
     @pytest_twisted.ensureDeferred
+    async def test_a_cart_in_error_takes_what_was_promised_if_nobody_knows_what_it_has_left(
+        self, store: Store
+    ) -> None:
+        cart = await claimed(store)
+        await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
+        for volume_bytes, taken in ((None, 100), (70, 100), (130, 130)):
+            await store.claim(cart.id, "me", now=10, until=100)
+            await store.record_error(
+                cart.id,
+                "me",
+                "no",
+                position=None,
+                file_error="",
+                now=12,
+                volume_bytes=volume_bytes,
+                rest_unknown=True,
+            )
+            assert await store.usage() == (taken, 0)
+            assert await store.restage(cart.id, lost=None, now=13)
+
+    @pytest_twisted.ensureDeferred
     async def test_a_cart_is_in_bundling_whoever_asked_for_that(self, store: Store) -> None:
         cart = await claimed(store, bundle=None)
         await store.begin_bundling(cart.id, "me", 15)

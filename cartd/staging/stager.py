@@ -236,7 +236,7 @@ class Stager:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
         staging = self._stagings.get(cart_id)
         try:
-            await self._record_rest(cart_id)
+            known = await self._record_rest(cart_id)
             await self._store.record_error(
                 cart_id,
                 self._holders.name,
@@ -245,18 +245,21 @@ class Stager:
                 file_error=file_error,
                 now=self._now(),
                 volume_bytes=None if staging is None else staging.tar_bytes,
+                rest_unknown=not known,
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
 
-    async def _record_rest(self, cart_id: int) -> None:
+    async def _record_rest(self, cart_id: int) -> bool:
+        """Whether all that is on the volume of the cart is recorded now."""
         staging = self._stagings.get(cart_id)
         if staging is None:
-            return
+            return False
         try:
             # Who has taken the cart over has files there that are not recorded yet.
             if cart_id in await self._store.renew(self._holders.name, self._now() + LEASE):
                 await staging.record_rest()
+                return True
         except Unavailable:
             raise  # it is staged again: what is on the volume must not go uncounted
         except (CartdError, OSError) as error:
@@ -270,6 +273,7 @@ class Stager:
         except Exception:
             # Whatever it is, the cart is to be told to be in error.
             log.failure("What cart {id} has left is neither recorded nor removed", id=cart_id)
+        return False
 
     # What is done again and again
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, literal, select, update
 
 from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.store.batches import BATCH, batches
@@ -152,10 +152,12 @@ class Progress:
         file_error: str,
         now: float,
         volume_bytes: int | None = None,
+        rest_unknown: bool = False,
     ) -> None:
         """The cart is in error, and the file at ``position``, if one, is why; the lease ends.
 
-        Of the volume it takes from now on ``volume_bytes``, or else what was staged.
+        Of the volume it takes from now on ``volume_bytes``, or else what was staged.  If nobody
+        knows what else of it is there, ``rest_unknown``, it takes what it was promised at least.
         """
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
@@ -163,7 +165,11 @@ class Progress:
             if position is not None:
                 await _record_file_error(transaction, cart_id, position, file_error)
             values = _end(CartStatus.ERROR, message, now)
-            taken = cart.c.bytes_staged if volume_bytes is None else volume_bytes
+            taken: ColumnElement[int] = cart.c.bytes_staged
+            if volume_bytes is not None:
+                taken = literal(volume_bytes)
+            if rest_unknown:
+                taken = case((cart.c.volume_bytes > taken, cart.c.volume_bytes), else_=taken)
             await _change(transaction, cart_id, {**values, "volume_bytes": taken})
 
     async def begin_bundling(

@@ -110,8 +110,10 @@ class Checks:
             ):
                 self._wrong(f"{name} holds wrong bytes")
 
-    def _has_tar(self, row: sqlite3.Row) -> bool:
-        return (self._place.volume / str(row["id"]) / f"{row['cart_uid']}.tar").exists()
+    def _tar_size(self, row: sqlite3.Row) -> int:
+        """Zero if it has none."""
+        tar = self._place.volume / str(row["id"]) / f"{row['cart_uid']}.tar"
+        return tar.stat().st_size if tar.exists() else 0
 
     def _spec(self, row: sqlite3.Row) -> Spec:
         return self._ledger.specs[row["cart_uid"], row["fingerprint"]]
@@ -220,11 +222,12 @@ class Checks:
             for cart_id in living
             for status in map(Path.lstat, files_below(self._place.volume / str(cart_id)))
         }
-        # Of a cart in error, what waits to be verified when it is staged again counts as before.
+        # Of a cart in error, what waits to be verified when it is staged again counts as before, as
+        # does what a failing disk has let nobody look at.
         waiting = sum(
-            row["volume_bytes"] - row["bytes_staged"]
+            row["volume_bytes"] - (self._tar_size(row) or row["bytes_staged"])
             for row in living.values()
-            if row["status"] == "error" and not self._has_tar(row)
+            if row["status"] == "error"
         )
         if not counted - waiting <= sum(found.values()) <= counted:
             self._wrong(f"{counted} bytes are counted where {sum(found.values())} are")
