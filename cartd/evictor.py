@@ -17,6 +17,7 @@ from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.uses import Uses
+from cartd.volume.removal import RemovalStopped
 
 log = Logger()
 
@@ -122,7 +123,7 @@ class Evictor:
         await self._freeing.acquire()
         try:
             _, missing = await self._shortfall(0)
-            with suppress(VolumeStuck):  # it has been said
+            with suppress(VolumeStuck, RemovalStopped):  # it has been said, or need not be
                 await self._make_room(missing)
         finally:
             self._freeing.release()

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from cartd.backoff import Pauses
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
 from cartd.model import Asker, Cart, CartStatus
+from cartd.shield import shielded
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
@@ -125,11 +126,22 @@ class Removal:
 
         :raises CannotRemove: the file system refuses.  If it refuses the first file, the cart
             stays as it is, ready above all; else it is deleted, and the rest goes with a sweep.
+        :raises RemovalStopped, VolumeAway: so it is with these; no other cart makes room either.
         """
-        token = secrets.token_hex(16)
-        if self._uses.is_pinned(seen.id) or not await self._store.begin_eviction(seen, token):
+        if self._uses.is_pinned(seen.id):
             return 0
-        return await self._evict(seen, token)
+        # To its end, whoever gives up: a note that is left keeps clients from the cart until a
+        # sweep has finished what it says.
+        if not await shielded(Deferred.fromCoroutine(self._begin_eviction(seen))):
+            return 0
+        return await self._take_away(seen) or 0
+
+    async def _begin_eviction(self, seen: Cart) -> bool:
+        """Whether its first file has gone, and it is marked as deleted."""
+        token = secrets.token_hex(16)
+        if not await self._store.begin_eviction(seen, token):
+            return False
+        return await self._go_on_evicting(seen, token)
 
     async def sweep(self) -> None:
         """Remove what deleted carts have left on the volume, and finish evictions.
@@ -139,7 +151,8 @@ class Removal:
         after growing pauses.
         """
         await self._volume.check()
-        await self._finish_evictions()
+        with suppress(RemovalStopped):
+            await self._finish_evictions()
         leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
         # One that has no directory may have left its link.
@@ -241,12 +254,12 @@ class Removal:
         except FirstError as error:
             error.subFailure.raiseException()
 
-    async def _evict(self, cart: Cart, token: str) -> int:
-        """Go on with an eviction that has been noted in the store."""
+    async def _go_on_evicting(self, cart: Cart, token: str, *, finish: bool = False) -> bool:
+        """As :meth:`_begin_eviction`, of one that has been noted in the store."""
         self._evicting.add(cart.id)
         try:
-            if not await self._remove_first(cart, token):
-                return 0
+            if not await self._remove_first(cart, token, finish):
+                return False
             log.info(
                 "Evicting cart {id} ({uid}), {size} bytes",
                 id=cart.id,
@@ -254,20 +267,25 @@ class Removal:
                 size=cart.volume_bytes - cart.bytes_linked,
             )
             await self._store.mark_deleted(cart.id, self._now())
-            return await self._take_away(cart) or 0
+            return True
         finally:
             self._evicting.discard(cart.id)
 
-    async def _remove_first(self, cart: Cart, token: str) -> bool:
-        """Whether a file of the cart has gone; if not, it is not being evicted any more."""
+    async def _remove_first(self, cart: Cart, token: str, finish: bool) -> bool:
+        """Whether a file of the cart has gone; if not, it is not being evicted any more.
+
+        A download that is not seen here sees the note, and waits for what comes of it.  So who
+        comes to ``finish`` what others have begun sees only such downloads, as files of the cart
+        may be missing; one that reads has a lock.
+        """
         try:
-            # A download that is not seen here sees the note, and waits for what comes of it.
-            if not self._uses.is_pinned(cart.id) and await self._volume.remove_first(cart):
+            may_go = finish or not self._uses.is_pinned(cart.id)
+            if may_go and await self._volume.remove_first(cart):
                 return True
         except (OSError, NoSpace) as error:
             await self._store.end_eviction(cart.id, token)
             raise CannotRemove(cart, _said(error)) from error
-        except VolumeAway:
+        except (RemovalStopped, VolumeAway):
             await self._store.end_eviction(cart.id, token)
             raise
         await self._store.end_eviction(cart.id, token)
@@ -280,11 +298,16 @@ class Removal:
         """
         for cart_id, token in (await self._store.evicting()).items():
             cart = await self._store.cart(cart_id)
-            if cart is not None and cart_id not in self._evicting:
-                try:
-                    await self._evict(cart, token)
-                except CannotRemove as error:
-                    log.error("{error}; it is not evicted", error=error)
+            # It may have been given up while another one was finished.
+            if cart is None or cart.evicting != token or cart_id in self._evicting:
+                continue
+            try:
+                if await shielded(
+                    Deferred.fromCoroutine(self._go_on_evicting(cart, token, finish=True))
+                ):
+                    await self._take_away(cart)
+            except CannotRemove as error:
+                log.error("{error}; it is not evicted", error=error)
 
     async def _remove_when_unpinned(self, cart: Cart) -> None:
         await self._uses.unpinned(cart.id)
@@ -294,6 +317,8 @@ class Removal:
         """The bytes that are free now; none if the cart is still there."""
         try:
             return await self._take_away(cart)
+        except (RemovalStopped, VolumeAway):
+            pass  # the sweep removes it at the next start, or once the volume is back
         except CannotRemove as error:
             if error.reason != self._told:
                 self._told = error.reason
@@ -311,6 +336,7 @@ class Removal:
         """As :meth:`_remove`.
 
         :raises CannotRemove: the file system refuses.
+        :raises RemovalStopped, VolumeAway: the rest goes another time.
         """
         turn = self._turns.setdefault(cart.id, DeferredLock())
         await turn.acquire()
@@ -322,8 +348,6 @@ class Removal:
                 )
                 return None
             freed = await self._store.record_removed(cart.id, self._now())
-        except (RemovalStopped, VolumeAway):
-            return None  # the sweep removes it at the next start, or once the volume is back
         except (OSError, NoSpace) as error:
             self._stuck.failed(cart.id)
             raise CannotRemove(cart, _said(error)) from error

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from cartd.beneath import Beneath
@@ -20,7 +20,7 @@ from cartd.removal import AT_ONCE, PATIENCE, SMALL, CannotRemove, Removal
 from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
 from cartd.uses import Uses
-from cartd.volume.removal import remove_tree
+from cartd.volume.removal import RemovalStopped, remove_tree
 from tests.staging_parts import Bench
 from tests.volume_parts import (
     HeldThreads,
@@ -306,6 +306,83 @@ def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: Removing) -
     with ExitStack() as pins:
         assert result_of(bench.removal.evict(cart)) == 0
     assert bench.store.carts[cart.id] == cart
+
+
+def test_nothing_is_evicted_while_the_service_stops(bench: Removing) -> None:
+    """Whoever needs room would take the next cart, and the next, as none makes any."""
+    carts = [bench.ready(uid) for uid in ("a", "b")]
+    before = bench.left()
+    bench.volume.stop()
+    for cart in carts:
+        evicting = outcome(Deferred.fromCoroutine(bench.removal.evict(cart)))
+        assert isinstance(failure_of(evicting), RemovalStopped)
+        assert bench.store.carts[cart.id] == cart
+    assert bench.left() == before
+
+
+def test_a_stop_in_the_middle_of_an_eviction_ends_it_for_who_needs_the_room(
+    bench: Removing,
+) -> None:
+    cart = bench.ready()
+    mark_deleted = bench.store.mark_deleted
+
+    async def stopped_then(cart_id: int, now: float) -> bool:
+        bench.volume.stop()
+        return await mark_deleted(cart_id, now)
+
+    bench.store.mark_deleted = stopped_then  # type: ignore[method-assign]
+    evicting = outcome(Deferred.fromCoroutine(bench.removal.evict(cart)))
+    assert isinstance(failure_of(evicting), RemovalStopped)
+    assert bench.store.left == {cart.id}
+
+
+def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: Removing) -> None:
+    """Clients would be kept from the cart until the next sweep."""
+    cart = bench.ready()
+    looked: Deferred[None] = Deferred()
+    remove_first = bench.volume.remove_first
+
+    async def held(cart: Cart) -> bool:
+        await looked
+        return await remove_first(cart)
+
+    bench.volume.remove_first = held  # type: ignore[method-assign]
+    evicting = Deferred.fromCoroutine(bench.removal.evict(cart))
+    evicting.cancel()
+    ended = outcome(evicting)
+    looked.callback(None)
+    assert isinstance(failure_of(ended), CancelledError)
+    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+
+
+def test_an_eviction_that_was_given_up_meanwhile_is_not_finished_by_a_sweep(
+    bench: Removing,
+) -> None:
+    first, second = (bench.ready(uid) for uid in ("a", "b"))
+    for cart in (first, second):
+        assert result_of(bench.store.begin_eviction(cart, f"of {cart.uid}"))
+    remove_first = bench.volume.remove_first
+
+    async def given_up_meanwhile(cart: Cart) -> bool:
+        await bench.store.end_eviction(second.id, f"of {second.uid}")
+        return await remove_first(cart)
+
+    bench.volume.remove_first = given_up_meanwhile  # type: ignore[method-assign]
+    result_of(bench.removal.sweep())
+    assert bench.store.carts[first.id].status is CartStatus.DELETED
+    assert bench.store.carts[second.id] == second
+
+
+def test_a_download_that_waits_for_an_eviction_that_a_crash_cut_short_does_not_undo_it(
+    bench: Removing,
+) -> None:
+    """The cart would be served without the file that has gone."""
+    cart = bench.ready()
+    assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    assert result_of(bench.volume.remove_first(cart))
+    with bench.uses.pin(cart.id):
+        result_of(bench.removal.sweep())
+    assert bench.store.carts[cart.id].status is CartStatus.DELETED
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2], ids=lambda number: f"{number} files removed")

@@ -29,7 +29,7 @@ from cartd.volume.hashes import Hashes
 from cartd.volume.in_use import InUse, alone
 from cartd.volume.incoming import Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume.removal import remove_first, remove_tree, take_away
+from cartd.volume.removal import RemovalStopped, remove_first, remove_tree, take_away
 from cartd.volume.shared_trips import SharedTrips
 from cartd.volume.sharing import share
 from cartd.volume.strays import Strays
@@ -168,9 +168,12 @@ class Volume(Bundles, Hashes, InUse, Strays):
         """Remove one file of the cart, to see whether its files can be removed.
 
         False, and nothing is removed, if somebody is sending it; nor is anything if this raises.
+        Raises :class:`RemovalStopped`, as the rest could not be removed.
         """
         return await self._remove_in_slices(
-            self._removers, self._paths.cart(cart.id), lambda _: self._remove_first(cart)
+            self._removers,
+            self._paths.cart(cart.id),
+            lambda stopped: self._remove_first(cart, stopped),
         )
 
     async def remove(self, cart: Cart) -> bool:
@@ -222,7 +225,9 @@ class Volume(Bundles, Hashes, InUse, Strays):
                 take_away(below, self._paths.cart(cart_id), old, stopped)
             remove_tree(below, self._paths.incoming(cart_id), stopped)
 
-    def _remove_first(self, cart: Cart) -> bool:
+    def _remove_first(self, cart: Cart, stopped: Callable[[], bool]) -> bool:
+        if stopped():
+            raise RemovalStopped
         self._identity.check()
         directory = self._paths.cart(cart.id)
         with alone(directory) as may_go:
