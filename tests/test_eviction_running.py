@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http.client import IncompleteRead
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 from sqlalchemy import text
@@ -123,7 +124,7 @@ def test_a_cart_without_room_is_in_error_and_nothing_was_fetched_or_evicted_for_
 def test_room_that_is_to_be_left_on_the_disk_is_left(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    ini = "[cartd]\nvolume_reserve = 1000000 TB\n"
+    ini = f"[cartd]\nvolume_reserve = {disk_usage(tmp_path).total - 1}\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         refused(cartd, archive, "a", 1)
 
