@@ -9,6 +9,7 @@ date that is no strong validator.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
@@ -90,11 +91,16 @@ def _holds(field: str | None, *, strong: bool) -> bool:
     return strong and _seconds(field, otherwise=0) == 7
 
 
+_YEAR_1000 = datetime(1000, 1, 1, tzinfo=UTC).timestamp()
+
+
 def _seconds(field: str, *, otherwise: int) -> float:
     """The date as Python's email package reads it, where ours takes it for one at all."""
     found = parse_date(field, NOW)
     if found is None:
         return otherwise
+    if found < _YEAR_1000:
+        return found  # of such years the email package makes others
     if not field.strip(" \t").endswith("GMT"):
         field = f"{field} +0000"  # the form of asctime has no zone
     assert found == parsedate_to_datetime(field.replace(":60", ":59")).timestamp() + (
