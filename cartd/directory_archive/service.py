@@ -42,7 +42,11 @@ class DirectoryArchive(Service):
         misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
         interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
         self._site = ArchiveSite(
-            interface.app.resource(), self._directory, options["host"], options["origin"]
+            reactor,
+            interface.app.resource(),
+            self._directory,
+            options["host"],
+            options["origin"],
         )
         self.port: IListeningPort | None = None
         """Where it listens, once it does."""

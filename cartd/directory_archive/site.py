@@ -4,33 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from io import BytesIO
-from typing import IO
+from math import inf
+from typing import IO, Any
 
+from twisted.internet.interfaces import IAddress
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.directory_archive.files import Directory
-from cartd.server.caching import UncachedRequest
+from cartd.server.channel import LimitedChannel
 from cartd.server.heads import Rules
+from cartd.server.limits import Limits
+from cartd.server.request import JudgedRequest
 from cartd.server.text_paths import TextPaths
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
 """Bytes; a longer body that comes in is kept in a file until it is whole."""
+LIMITS = Limits(
+    max_manifest=0,  # there are none
+    body_space=0,
+    max_header_size=16384,
+    max_headers=100,
+    header_timeout=60.0,
+    body_timeout=inf,
+    idle_timeout=60.0,
+    keepalive_timeout=75.0,
+    stall_timeout=3600.0,
+    max_connections=0,  # as many as come
+    max_connections_per_address=0,
+)
+"""A file may be of any size and take any time, as long as some of it comes every minute."""
+
+
+class ArchiveChannel(LimitedChannel):
+    """Has limits that are no settings."""
+
+    limits = LIMITS
+    name_of = staticmethod(lambda limit: None)
+
+    def left(self) -> None:
+        """Connections are not counted."""
 
 
 class ArchiveSite(Site):
     """Keeps bodies on the archive's own file system, never in ``/tmp``, and logs no request."""
 
+    protocol: Any = ArchiveChannel
+
     def __init__(
         self,
+        reactor: Any,
         routes: IResource,
         directory: Directory,
         hosts: Collection[str],
         origins: Collection[str],
     ) -> None:
         """``hosts`` are names by which it may be asked; pages of ``origins`` may change files."""
-        rules = Rules(
+        self._rules = Rules(
             _methods,
             METHODS,
             hosts=frozenset(hosts),
@@ -38,8 +69,19 @@ class ArchiveSite(Site):
             origins=origins,
             origins_setting="its option --origin",
         )
-        super().__init__(TextPaths(routes, rules), requestFactory=UncachedRequest)
+        super().__init__(
+            TextPaths(routes, self._rules),
+            requestFactory=JudgedRequest,
+            parsePOSTFormSubmission=False,  # no body of a POST is of use
+            reactor=reactor,
+        )
+        self.timeOut = None  # the channels have timers of their own
         self._directory = directory
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        channel: Any = super().buildProtocol(addr)
+        channel.rules = self._rules
+        return channel
 
     def getContentFile(self, length: int | None) -> IO[bytes]:
         """What :meth:`twisted.web.server.Request.gotLength` asks for; None: unknown."""
@@ -49,6 +91,9 @@ class ArchiveSite(Site):
 
     def log(self, request: object) -> None:
         """A line for each of thousands of requests a second would cost more than they do."""
+
+    def log_refusal(self, channel: LimitedChannel, code: int, sent: int) -> None:
+        """What was refused has its line already, as a refusal."""
 
 
 def _methods(path: Sequence[str]) -> Sequence[str]:

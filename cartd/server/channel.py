@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -25,8 +26,8 @@ CLOSING = 15.0
 class LimitedChannel(HTTPChannel):
     """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
 
-    The site sets ``site``, ``limits``, ``rules``, ``bodies`` and ``left``, which is called when the
-    connection is lost.
+    The site sets ``site``, ``limits``, ``rules`` and ``left``, which is called when the connection
+    is lost, and ``bodies`` if its requests are of :class:`cartd.server.request.LimitedRequest`.
     """
 
     transport: Any
@@ -36,6 +37,8 @@ class LimitedChannel(HTTPChannel):
     bodies: BodySpace
     guard: Guard | None = None
     """Who finds out who asks; none where that does not matter."""
+    name_of: Callable[[str], str | None] = staticmethod(named)
+    """The setting of a limit; none where limits are no settings."""
     left: Any
     _networkProducer: Any
     _timers: ClientTimers
@@ -187,8 +190,8 @@ class LimitedChannel(HTTPChannel):
         )
 
     def _refuse_head(self, what: str, limit: str, most: int) -> None:
-        limit = named(limit)
-        self.refuse(431, f"The head of the request is over {most} {what} ({limit})", limit)
+        name = self.name_of(limit)
+        self.refuse(431, f"The head of the request is over {most} {what}{_set_by(name)}", name)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither a length nor a body.
@@ -209,8 +212,9 @@ class LimitedChannel(HTTPChannel):
         else:
             self.refuse(408, *self._too_late("Nothing has come of the body", "idle_timeout"))
 
-    def _too_late(self, what: str, limit: str) -> tuple[str, str]:
-        return f"{what} in {getattr(self.limits, limit):g} s ({named(limit)})", named(limit)
+    def _too_late(self, what: str, limit: str) -> tuple[str, str | None]:
+        name = self.name_of(limit)
+        return f"{what} in {getattr(self.limits, limit):g} s{_set_by(name)}", name
 
     # How it ends
 
@@ -261,3 +265,7 @@ class LimitedChannel(HTTPChannel):
 
     def _sent(self) -> int:
         return self.requests[0].sentLength if self.requests else 0
+
+
+def _set_by(setting: str | None) -> str:
+    return "" if setting is None else f" ({setting})"

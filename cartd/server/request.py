@@ -36,8 +36,11 @@ def field(request: Request, name: str) -> str | None:
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
-class LimitedRequest(UncachedRequest):
-    """A request on a :class:`cartd.server.channel.LimitedChannel`."""
+class JudgedRequest(UncachedRequest):
+    """A request on a :class:`cartd.server.channel.LimitedChannel`.
+
+    What its head decides is answered before its body is asked for.  The site keeps the body.
+    """
 
     channel: Any
     content: Any
@@ -47,9 +50,7 @@ class LimitedRequest(UncachedRequest):
     """Whether it has its line in the log of requests."""
     judged = False
     """Whether its head has been judged already, as that of a request with a body."""
-    _received = 0
     _refused = False
-    _body: Body | None = None
     _producer: Any = None
 
     def __init__(self, channel: Any, *arguments: Any, **more: Any) -> None:
@@ -73,35 +74,21 @@ class LimitedRequest(UncachedRequest):
             self._judge(length)
         else:
             self.requestHeaders.removeHeader(b"expect")  # there is nothing to go on with
-        self.content = BytesIO()
-        if not self._refused and length != 0:
-            channel = self.channel
-            self._body = self.content = Body(
-                channel.bodies, channel.wait_for_disk, self._disk_fails
-            )
-            if length is not None and not self._body.reserve(length):
-                self._refuse_for_space()
+        if self._refused:
+            self.content = BytesIO()
+        else:
+            self._keep_body(length)
 
     def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > self._most() and not self._refused:
-            self._refuse_as_too_long()
-        if not self._refused and self._body is not None and not self._body.write(data):
-            self._refuse_for_space()
+        if not self._refused:
+            super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if self._refused:
-            return
-        written = None if self._body is None else self._body.whole()
-        if written is None and not self._refused:
+        if not self._refused:
             super().requestReceived(command, path, version)
-        elif written is not None:
-            written.addCallback(lambda _: self._serve(command, path, version))
 
-    def _serve(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The body is on the disk; if the client has not left meanwhile, it is answered now."""
-        if self.channel is not None and not self._refused:
-            super().requestReceived(command, path, version)
+    def _keep_body(self, length: int | None) -> None:
+        super().gotLength(length)
 
     def _handleStar(self) -> None:
         # Twisted's own answer names no methods, and has no body where it is an error.
@@ -142,6 +129,56 @@ class LimitedRequest(UncachedRequest):
             else:
                 self.who = found
 
+    def _refuse(
+        self,
+        code: int,
+        message: str,
+        limit: str | None = None,
+        headers: Headers = (),
+        *,
+        offence: bool = True,
+    ) -> None:
+        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
+        self._refused = True
+        # No "100 Continue" to a client that asks first.
+        self.requestHeaders.removeHeader(b"expect")
+        self.channel.refuse(code, message, limit, headers, offence=offence)
+
+
+class LimitedRequest(JudgedRequest):
+    """One whose body is kept up to a limit, and off the reactor's thread if it is long."""
+
+    _received = 0
+    _body: Body | None = None
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > self._most() and not self._refused:
+            self._refuse_as_too_long()
+        if not self._refused and self._body is not None and not self._body.write(data):
+            self._refuse_for_space()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        written = None if self._refused or self._body is None else self._body.whole()
+        if written is None:
+            super().requestReceived(command, path, version)
+        else:
+            written.addCallback(lambda _: self._serve(command, path, version))
+
+    def _serve(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is on the disk; if the client has not left meanwhile, it is answered now."""
+        if self.channel is not None:
+            super().requestReceived(command, path, version)
+
+    def _keep_body(self, length: int | None) -> None:
+        self.content = BytesIO()
+        if length == 0:
+            return
+        channel = self.channel
+        self._body = self.content = Body(channel.bodies, channel.wait_for_disk, self._disk_fails)
+        if length is not None and not self._body.reserve(length):
+            self._refuse_for_space()
+
     def _most(self) -> int:
         most: int = self.channel.limits.max_manifest
         return most
@@ -174,13 +211,9 @@ class LimitedRequest(UncachedRequest):
         *,
         offence: bool = True,
     ) -> None:
-        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
-        self._refused = True
+        super()._refuse(code, message, limit, headers, offence=offence)
         if self._body is not None:
             self._body.close()
-        # No "100 Continue" to a client that asks first.
-        self.requestHeaders.removeHeader(b"expect")
-        self.channel.refuse(code, message, limit, headers, offence=offence)
 
 
 def _directory() -> str:
