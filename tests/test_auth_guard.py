@@ -44,7 +44,7 @@ def test_a_wrong_token_is_refused_and_an_unknown_name_like_it(guarding: Guarding
     for token in wrong_tokens(guarding):
         refused = guarding.ask(token)
         assert isinstance(refused, Unidentified)
-        assert str(refused) == "The name or the token is wrong"
+        assert str(refused).startswith("The name or the token is wrong: '")
 
 
 def test_each_token_costs_one_comparison_in_constant_time_of_known_names_and_others(

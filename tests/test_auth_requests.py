@@ -222,17 +222,42 @@ def test_a_body_over_the_limit_is_refused_to_those_who_are_known(guarded: Guarde
         assert connection.answer().status == 413
 
 
-def test_a_failed_attempt_is_one_line_with_the_address_and_without_the_secret(
+def test_a_failed_attempt_is_one_refusal_with_the_name_and_without_the_secret(
     guarded: Guarded,
 ) -> None:
     name = "mallory\r\nforged\u2028 [x#info] \x1b[2J {name}"
-    assert guarded.head("ready", authorization=basic(name, "the-secret")).status == 401
-    [line] = guarded.lines("mallory")
+    before = len(guarded.site.cartd.log)
+    refused = guarded.head("ready", authorization=basic(name, "the-secret"))
+    assert refused.status == 401
     spelt = r"'mallory\r\nforged\u2028 [x#info] \x1b[2J {name}'"
-    assert line.endswith(f"[cartd.auth.guard#warn] Refused {spelt} from 127.0.0.1: {WRONG}")
+    assert refused.headers["x-pacifica-message"] == f"{WRONG}: {spelt}"
     assert guarded.head("ready", authorization="Digest the-secret").status == 401
-    assert guarded.lines("Refused somebody from 127.0.0.1: The Authorization header is neither")
+    refusals: list[str] = []
+    requests: list[str] = []
+    for line in guarded.site.cartd.log[before:].splitlines():
+        (requests if "access_log#info]" in line else refusals).append(line)
+    assert len(requests) == 2
+    reasons = [
+        f"{WRONG}: {spelt}",
+        "The Authorization header is neither a bearer token nor HTTP Basic",
+    ]
+    for line, reason in zip(refusals, reasons, strict=True):
+        asked = f'Refused 401 127.0.0.1 "HEAD /ready" {json.dumps(reason)}'
+        assert line.endswith(f"[cartd.server.refusals#info] {asked}")
     assert not guarded.lines("the-secret")
+
+
+@pytest.mark.parametrize("sent", ["as a name", "with a point"])
+def test_a_token_in_the_place_of_a_name_is_in_no_log(guarded: Guarded, sent: str) -> None:
+    secret = guarded.token.rpartition(".")[2]
+    given = {
+        "as a name": basic(guarded.token, ""),
+        "with a point": f"Bearer {guarded.token}.",
+    }[sent]
+    refused = guarded.head("ready", authorization=given)
+    assert refused.status == 401
+    assert secret not in refused.headers["x-pacifica-message"]
+    assert not guarded.lines(secret)
 
 
 def test_a_revoked_token_is_refused_and_a_file_that_cannot_be_read_opens_nothing(

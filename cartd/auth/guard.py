@@ -10,14 +10,14 @@ from twisted.logger import Logger
 
 from cartd.auth.claims import SCHEMES, Token, read_token
 from cartd.auth.entries import NAME
-from cartd.auth.proxy import Proxies, peer_of
+from cartd.auth.proxy import Proxies
 from cartd.auth.roster import Roster
-from cartd.auth.tokens import UNKNOWN
+from cartd.auth.tokens import UNKNOWN, without_secret
 from cartd.errors import CartdError, NoCredentials, Unidentified
 from cartd.model import User
 
 MOST_OF_A_NAME = 64
-"""Characters of it in the log."""
+"""Characters of it in the message, and so in the log of refusals."""
 
 NOBODY = "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
 UNREADABLE = "The Authorization header is neither a bearer token nor HTTP Basic"
@@ -52,28 +52,18 @@ class Guard:
             return CartdError("Internal error; the service's log has the cause")
 
     def identify(self, request: Any) -> User:
-        """Who asks, by the head of the request.  Who tries and fails is logged.
+        """Who asks, by the head of the request.
 
         :raises Unidentified: nobody (:class:`NoCredentials`), or nobody who may.
         :raises Unavailable: the file of tokens cannot be read.
         """
         named = None if self._proxies is None else self._proxies.name_in(request)
+        if named is not None:
+            return self._user_named(named.decode("utf-8", "backslashreplace"))
         values = request.requestHeaders.getRawHeaders(b"authorization", []) if self.tokens else []
-        if named is None and not values:
+        if not values:
             raise NoCredentials(NOBODY if self.tokens else NO_PROXY)
-        name: str | None = None
-        try:
-            if named is not None:
-                name = named.decode("utf-8", "backslashreplace")
-                return self._user_named(name)
-            token = _token_in(values)
-            name = token.name
-            return self._user_with(token)
-        except Unidentified as error:
-            shown = "somebody" if name is None else ascii(name[:MOST_OF_A_NAME])
-            peer = peer_of(request)
-            log.warn("Refused {name} from {peer}: {error}", name=shown, peer=peer, error=error)
-            raise
+        return self._user_with(_token_in(values))
 
     def headers(self, error: CartdError) -> list[tuple[bytes, bytes]]:
         """What an answer to that error has beside its body."""
@@ -88,12 +78,12 @@ class Guard:
         entry = self._roster.entry(token.name)
         # Names are no secrets, but who has a token is nobody's business: always one comparison.
         if not (UNKNOWN if entry is None else entry.hash).matches(token.secret) or entry is None:
-            raise Unidentified(WRONG)
+            raise Unidentified(_about(WRONG, token.name))
         return entry.user
 
     def _user_named(self, name: str) -> User:
         if not NAME.fullmatch(name):
-            raise Unidentified(NO_NAME)
+            raise Unidentified(_about(NO_NAME, name))
         return self._roster.user(name)
 
 
@@ -102,3 +92,8 @@ def _token_in(values: Sequence[bytes]) -> Token:
         return read_token(b", ".join(values))
     except LoginFailed:
         raise Unidentified(UNREADABLE) from None
+
+
+def _about(message: str, name: str) -> str:
+    """The message, and whom the client has named: that tells whose token failed."""
+    return f"{message}: {without_secret(name)[:MOST_OF_A_NAME]!a}"

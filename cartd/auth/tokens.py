@@ -18,6 +18,8 @@ SECRET_SIZE = 32
 """Random bytes in a token."""
 
 _TOKEN = re.compile(rb"cartd_[\x21-\x7e]+\.[A-Za-z0-9_-]{43}")
+_SECRET = re.compile(r"(?<=\.)[A-Za-z0-9_-]{32,}")
+"""Of a token that was cut or has grown where it was copied, too."""
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -30,6 +32,14 @@ def name_in(token: bytes) -> bytes | None:
     """The name that a token holds; none if it holds none."""
     name, dot, _ = token.removeprefix(PREFIX.encode()).rpartition(b".")
     return name if dot else None
+
+
+def without_secret(name: str) -> str:
+    """What a client gives for a name, without the secret of a token that it may hold.
+
+    Some send their token as the name, with an empty password, or with something behind it.
+    """
+    return _SECRET.sub("...", name)
 
 
 @dataclass(frozen=True, slots=True)
