@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.disposition import default_filename, top_folder
-from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway
+from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus
 from cartd.plans import Plans
@@ -309,8 +309,8 @@ class Downloads:
             await self._repair.give_back(cart, unreadable=unreadable)
         except CancelledError:
             raise
-        except VolumeAway as error:
-            return error  # it is not the cart that is damaged
+        except (VolumeAway, VolumeRefuses) as error:
+            return error  # the cart is as it was
         except CartdError as error:
             log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)
         except Exception:

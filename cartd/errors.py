@@ -116,6 +116,18 @@ class DiskUnavailable(Unavailable):
         super().__init__(f"The volume cannot be used now ({reason}); ask again in a moment")
 
 
+class VolumeRefuses(Unavailable):
+    """A cart is damaged, but no file of it can be fetched again: the volume cannot be written."""
+
+    def __init__(self, reason: str) -> None:
+        """``reason`` is what the system says."""
+        super().__init__(
+            f"The cart is damaged, and the volume cannot be written ({reason}): it is staged again"
+            " when somebody asks for it once the disk is well"
+        )
+        self.reason = reason
+
+
 class NoSpace(CartdError):
     """The volume has no room for a cart and nothing on it may be evicted."""
 

@@ -29,6 +29,7 @@ from cartd.errors import (
     RangeNotSatisfiable,
     Unreadable,
     VolumeDamaged,
+    VolumeRefuses,
 )
 from cartd.model import Asker, Cart, CartStatus
 from cartd.ranges import ByteRange, http_date
@@ -174,9 +175,9 @@ class Rest:
             log.debug("A client left while {uid} was sent", uid=download.cart.shown_uid)
             await _abort(request)
         except VolumeDamaged as error:
-            log.warn("Cart {uid} is not sent: {error}", uid=download.cart.shown_uid, error=error)
             unreadable = error.path if isinstance(error, Unreadable) else None
             to_tell = self._downloads.damaged(download.cart, unreadable)
+            to_tell.addCallback(_logged, download.cart, error)
             if not request.startedWriting:
                 told = await to_tell
                 await self._downloads.check(download.cart)
@@ -215,6 +216,16 @@ class Rest:
             return _error(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
         return _error(request, 500, INTERNAL)
+
+
+def _logged(told: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
+    """Say in the log what was found, unless it is the volume's fault, of which the log has a line.
+
+    Whoever asks for a cart that cannot be mended would have a line each time.
+    """
+    if not isinstance(told, VolumeRefuses):
+        log.warn("Cart {uid} is not sent: {error}", uid=cart.shown_uid, error=damage)
+    return told
 
 
 async def _abort(request: Request) -> None:

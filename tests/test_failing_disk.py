@@ -179,6 +179,31 @@ def test_a_file_that_the_disk_does_not_give_breaks_the_download_and_is_staged_ag
         assert "cannot be read on the volume: Input/output error" in site.cartd.log
 
 
+@in_a_thread
+def test_carts_that_are_damaged_on_a_broken_disk_stay_ready_and_the_log_has_one_line(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    uids = [f"mine-{number}" for number in range(4)]
+    with site_beside(tmp_path, archive) as site:
+        for number, uid in enumerate(uids, 1):
+            site.stage(uid)
+            os.truncate(site.cartd.volume / str(number) / uid / "dir/file-0", 1)
+        site.disk.fail(errno.EIO, *CHANGES)
+        for uid in uids:
+            answer = site.cartd.get(f"/{uid}?filename=data.tar")
+            assert answer.status == 503
+            assert b"cannot be written (Input/output error)" in answer.body
+            assert site.cartd.status(uid) == ("ready", "")
+        assert site.cartd.log.count("The volume cannot be written: Input/output error") == 1
+        assert "goes back to staging" not in site.cartd.log
+        site.disk.heal()
+        for uid in uids:
+            assert site.cartd.get(f"/{uid}?filename=data.tar").status == 202
+            site.cartd.wait_until(uid, "ready")
+        site.is_right(*uids)
+        assert site.cartd.log.count("The volume can be written again") == 1
+
+
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
 @in_a_thread
 def test_a_process_out_of_descriptors_sends_nothing_and_fetches_nothing(

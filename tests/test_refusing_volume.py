@@ -1,10 +1,11 @@
-"""A volume on a real file system that refuses to remove files: no cart is lost to its evictor.
+"""A volume on a real file system that refuses to write or remove files: no ready cart is lost.
 
 The file system is an ext4 of its own, on a loop device; that, and the flags of files, need root.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_o
 from tests.cartd_beside import assert_no_surprise
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.wire import wire
 
 pytest_plugins = ("tests.archive_fixture",)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ext4 and loop devices")
@@ -34,13 +36,27 @@ def run(*command: str | Path) -> str:
 class Ext4:
     """A file system of 16 MiB, mounted at ``mounted``."""
 
-    def __init__(self, mounted: Path) -> None:
+    def __init__(self, image: Path, mounted: Path) -> None:
+        self._image = image
         self.mounted = mounted
+
+    def mount(self) -> None:
+        run("mount", "-o", "loop,errors=remount-ro", self._image, self.mounted)
+
+    def unmount(self) -> None:
+        subprocess.run(["chattr", "-R", "-f", "-ia", self.mounted], check=False)
+        run("umount", self.mounted)
 
     def breaks(self) -> None:
         """The kernel finds an error in it, and lets nobody write any more."""
         device = Path(run("findmnt", "--noheadings", "--output", "SOURCE", self.mounted))
         Path("/sys/fs/ext4", device.name, "trigger_fs_error").write_text("1")
+
+    def repair(self) -> None:
+        """As an administrator does, while nobody uses it."""
+        self.unmount()
+        subprocess.run(["e2fsck", "-fy", self._image], check=False, stdout=subprocess.DEVNULL)
+        self.mount()
 
     def flag(self, change: str, *paths: Path) -> None:
         run("chattr", "-R", change, *paths)
@@ -52,12 +68,12 @@ def ext4(image: Path, mounted: Path) -> Iterator[Ext4]:
         file.truncate(16 * 2**20)
     run("mkfs.ext4", "-q", image)
     mounted.mkdir()
-    run("mount", "-o", "loop,errors=remount-ro", image, mounted)
+    disk = Ext4(image, mounted)
+    disk.mount()
     try:
-        yield Ext4(mounted)
+        yield disk
     finally:
-        subprocess.run(["chattr", "-R", "-f", "-ia", mounted], check=False)
-        run("umount", mounted)
+        disk.unmount()
 
 
 def ini(quota: int, reserve: int = 0) -> str:
@@ -175,3 +191,47 @@ def test_one_cart_that_nobody_may_remove_stays_and_another_goes(
         assert ready(cartd) == [CARTS[0], *CARTS[4:]]
         assert lines(cartd, REFUSED) == 0
         assert lines(cartd, "Cart 1 ", "cannot be removed: Operation not permitted") == 1
+
+
+@pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
+@in_a_thread
+def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
+    archive: FaultyArchive, tmp_path: Path, bundle: bool
+) -> None:
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        restart(cartd, 2**30)
+        stage(cartd, archive, "hurt", SIZE, bundle=bundle)
+        stage(cartd, archive, "long", 60 * SIZE)
+        long = cartd.get("/long?filename=data.tar").body
+        with wire(cartd.port, receive_buffer=64 * 1024) as connection:
+            connection.get("/long?filename=data.tar")
+            connection.head()
+            came = connection.read(1000)
+            os.truncate(cartd.volume / "9" / ("hurt.tar" if bundle else "hurt/dir/file-0"), 10)
+            os.truncate(cartd.volume / "10/long/dir/file-0", 59 * SIZE)
+            disk.breaks()
+            came += connection.rest()
+        assert len(came) < len(long)
+        for _ in range(3):
+            answer = cartd.get("/hurt?filename=data.tar")
+            assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+            assert b"the volume cannot be written (Read-only file system)" in answer.body
+            assert cartd.status("hurt") == ("ready", "")
+        fixed = cartd.run("cartd-cmd", "fixit", "--cartid", "hurt", check=False)
+        repaired = cartd.run("cartd-cmd", "verify", "--repair", "--cartid", "hurt", check=False)
+        assert (fixed.returncode, repaired.returncode) == (1, 1)
+        assert "cannot be used: Read-only file system" in repaired.stderr
+        assert cartd.status("hurt") == cartd.status("long") == ("ready", "")
+        assert ready(cartd) == CARTS
+        assert lines(cartd, "The volume cannot be written: Read-only file system") == 1
+        assert lines(cartd, "is not sent") == lines(cartd, "goes back to staging") == 0
+
+        assert cartd.terminate() == 0
+        disk.repair()
+        cartd.start()
+        for uid in ("hurt", "long"):
+            cartd.get(f"/{uid}?filename=data.tar")
+            cartd.wait_until(uid, "ready")
+            wait_for(lambda uid=uid: len(archive.seen("GET", f"{uid}-0")) == 2)
+            cartd.wait_until(uid, "ready")
+        assert cartd.get("/long?filename=data.tar").body == long

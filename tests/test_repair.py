@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from cartd.errors import VolumeRefuses
 from cartd.integrity.repair import AGAIN, AGAIN_WITHIN, PAGE, Repair
 from cartd.model import Cart, CartFile, CartStatus
 from tests.volume_parts import logged, result_of
@@ -53,6 +54,8 @@ class Lacking:
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
+        self.refuses = ""
+        """Why nothing can be written."""
 
     async def measure(
         self, _: Cart, files: Sequence[CartFile]
@@ -61,6 +64,10 @@ class Lacking:
 
     async def tar_size(self, _: Cart) -> int | None:
         return None
+
+    async def check_writable(self) -> None:
+        if self.refuses:
+            raise VolumeRefuses(self.refuses)
 
 
 class Plans:
@@ -124,6 +131,21 @@ def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
     # Whoever has looked after the disk stages it again, and it may begin anew.
     bench.give_back()
     assert len(bench.staged) == AGAIN + 1
+
+
+def test_a_cart_whose_volume_cannot_be_written_stays_ready_however_often_it_is_found_out() -> None:
+    volume = Lacking()
+    bench = Bench(Rows(3), volume)
+    volume.refuses = "Read-only file system"
+    with logged() as events:
+        for _ in range(2 * AGAIN):
+            with pytest.raises(VolumeRefuses, match="Read-only file system"):
+                bench.give_back()
+    assert (bench.staged, bench.rows.ended, bench.rows.lost) == ([], [], [])
+    assert [event["log_level"].name for event in events] == ["error"]
+    volume.refuses = ""
+    bench.give_back()
+    assert bench.staged == [1]
 
 
 def test_what_was_long_ago_is_forgiven() -> None:

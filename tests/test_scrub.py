@@ -11,8 +11,9 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.errors import VolumeRefuses
 from cartd.integrity.repair import Repair
-from cartd.integrity.scrub import Scrub
+from cartd.integrity.scrub import FIRST_PAUSE, IN_A_ROW, LONGEST_PAUSE, Scrub
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.periodic import Periodic
@@ -71,8 +72,13 @@ class ScriptedVerification(Verification):
 class GivesBack(Repair):
     def __init__(self) -> None:
         self.given_back: list[tuple[int, list[int]]] = []
+        self.refused = 0
+        self.refuses = False
 
     async def give_back(self, cart: Cart, damaged: object = (), **_: object) -> None:
+        if self.refuses:
+            self.refused += 1
+            raise VolumeRefuses("Read-only file system")
         assert isinstance(damaged, list)
         self.given_back.append((cart.id, damaged))
 
@@ -162,6 +168,64 @@ class TestDamage:
         assert "'f1' is missing; 'f2' is missing; 'f4' is missing; ..." in str(event["named"])
         scrubbing.addErrback(lambda failure: failure.trap(CancelledError) and None)
         scrubbing.cancel()
+
+    @staticmethod
+    def scrub_minute_by_minute(bench: Bench, seconds: float) -> None:
+        end = bench.clock.seconds() + seconds
+        while bench.clock.seconds() < end:
+            ended = begin(bench.scrub.scrub())
+            while not ended:
+                bench.clock.advance(9)
+            assert ended == [None]
+            bench.clock.advance(60)
+
+    def test_a_disk_on_which_everything_is_damaged_does_not_cost_all_carts_at_once(self) -> None:
+        bench = Bench(1000)
+        for cart in bench.carts:
+            bench.verification.found[cart.id] = [Damage(0, "f", "cannot be read")]
+        restaged = bench.repair.given_back
+        real = bench.repair.give_back
+
+        async def give_back(cart: Cart, damaged: object = (), **_: object) -> None:
+            await real(cart, damaged)
+            bench.store.change(cart, status=CartStatus.STAGING)
+
+        bench.repair.give_back = give_back  # type: ignore[method-assign]
+        with logged() as events:
+            self.scrub_minute_by_minute(bench, FIRST_PAUSE - 120)
+            assert len(restaged) == IN_A_ROW
+            self.scrub_minute_by_minute(bench, 7 * LONGEST_PAUSE)
+        assert len(restaged) < 20 * IN_A_ROW
+        assert sum(event["log_level"].name == "error" for event in events) < 20
+
+    def test_what_is_right_in_between_goes_on(self) -> None:
+        bench = Bench(20)
+        for cart in bench.carts[::2]:
+            bench.verification.found[cart.id] = [Damage(0, "f", "is missing")]
+            bench.store.change(cart, updated=100.0)
+
+        async def give_back(cart: Cart, damaged: object = (), **_: object) -> None:
+            bench.store.change(cart, status=CartStatus.STAGING)
+
+        bench.repair.give_back = give_back  # type: ignore[method-assign]
+        for number, cart in enumerate(bench.carts):
+            bench.store.change(cart, updated=float(number))
+        self.scrub_minute_by_minute(bench, 300)
+        assert sorted(bench.store.verified) == [cart.id for cart in bench.carts[1::2]]
+        assert sorted(bench.read()) == [cart.id for cart in bench.carts]
+
+    def test_a_volume_that_cannot_be_written_is_not_asked_every_minute(self) -> None:
+        bench = Bench(5)
+        bench.verification.found[1] = [Damage(0, "f", "is missing")]
+        bench.repair.refuses = True
+        with logged() as events:
+            self.scrub_minute_by_minute(bench, LONGEST_PAUSE)
+        assert 1 < bench.repair.refused < 12
+        assert (bench.repair.given_back, events) == ([], [])
+        bench.repair.refuses = False
+        bench.verification.found.clear()
+        self.scrub_minute_by_minute(bench, LONGEST_PAUSE)
+        assert set(bench.read()) == {1, 2, 3, 4, 5}
 
     @pytest.mark.parametrize(
         "change",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
+from cartd.errors import VolumeRefuses
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus
 from cartd.plans import Plans
 from cartd.store import Store
@@ -43,6 +44,8 @@ class Repair:
         self._given_back: dict[int, list[float]] = {}
         """When carts were, by their ids; only what is within ``AGAIN_WITHIN`` matters, so a
         process that begins anew may well have forgotten it."""
+        self._refused: str | None = None
+        """What the log has said why the volume cannot be written."""
 
     async def adopt(self, cart: Cart) -> bool:
         """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
@@ -121,6 +124,9 @@ class Repair:
 
         Lost is what is missing or has a wrong size, what is ``damaged``, positions of files, and
         the one file at the path ``unreadable``, or the bundle that has it.
+
+        :raises VolumeRefuses: nothing could be written, so a ready cart stays as it is; the log has
+            one line for all of them.
         """
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
@@ -131,6 +137,8 @@ class Repair:
         whole = not lost and (not current.bundle or await self._has_its_tar(current))
         if current.status == CartStatus.READY and whole:
             return  # it has been healed meanwhile
+        if current.status == CartStatus.READY:
+            await self._check_writable(current)
         if current.status == CartStatus.READY and self._was_often(cart.id):
             await self._end(current)
             return
@@ -143,6 +151,25 @@ class Repair:
         )
         if await self._store.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
+
+    async def _check_writable(self, cart: Cart) -> None:
+        try:
+            await self._volume.check_writable()
+        except VolumeRefuses as error:
+            if self._refused != error.reason:
+                self._refused = error.reason
+                log.error(
+                    "The volume cannot be written: {reason}. Carts that are damaged stay ready and"
+                    " are not sent until it can be; cart {id} ({uid}) is one. Please look after"
+                    " the disk",
+                    reason=error.reason,
+                    id=cart.id,
+                    uid=cart.shown_uid,
+                )
+            raise
+        if self._refused is not None:
+            self._refused = None
+            log.info("The volume can be written again")
 
     def _was_often(self, cart_id: int) -> bool:
         """Whether the cart has been given back too often of late; if not, it is once more now."""

@@ -3,6 +3,9 @@
 Strategy: the cart whose last comparison is longest ago is next, and the dates are in the store, so
 a restart goes on where the last one was.  A cart is not pinned: it may be evicted or deleted while
 it is read, and is then given up.  After each trip the disk has nine times as long for others.
+
+When a few carts in a row are damaged it is the disk that is broken, and to have all others fetched
+again would not mend it: the rest waits for an administrator, or for a long while.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from cartd.backoff import Pauses
+from cartd.errors import VolumeRefuses
 from cartd.integrity.repair import Repair
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
@@ -20,6 +25,11 @@ from cartd.store import Store
 
 REST = 9
 """Times as long as it has read it rests."""
+IN_A_ROW = 3
+"""Carts that are found damaged one after the other before it pauses."""
+FIRST_PAUSE = 600.0
+LONGEST_PAUSE = 86_400.0
+"""Seconds; each pause in a row is twice as long as the one before."""
 NAMED = 3
 """Damaged files that the log names."""
 
@@ -46,28 +56,46 @@ class Scrub:
         self._now = now
         self._interval = interval
         self._since = 0.0
+        self._pauses: Pauses[None] = Pauses(clock.seconds, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        """One key: after damage to a few carts in a row, or while the volume cannot be written."""
 
     async def scrub(self) -> None:
-        """Compare, one after the other, all carts whose time has come."""
-        while True:
+        """Compare, one after the other, all carts whose time has come, unless it pauses."""
+        in_a_row = 0
+        while not self._pauses.lasts(None):
             before = self._now() - self._interval
             cart = await self._store.least_verified(before)
             if cart is None:
                 return
-            await self._compare(cart)
+            try:
+                in_a_row = 0 if await self._is_right(cart) else in_a_row + 1
+            except VolumeRefuses:
+                # That has been said.  The cart is the next one again.
+                self._pauses.failed(None)
+                return
+            if in_a_row >= IN_A_ROW:
+                log.error(
+                    "{number} carts in a row were found damaged, and are staged again: please look"
+                    " after the volume's disk. The others are compared later",
+                    number=in_a_row,
+                )
+                self._pauses.failed(None)
 
-    async def _compare(self, cart: Cart) -> None:
+    async def _is_right(self, cart: Cart) -> bool:
+        """Compare the cart and give it back if it is damaged; whether it was not."""
         begun = self._now()
         self._since = self._clock.seconds()
         damages = await self._verification.damages(cart, self._rest)
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            return
+            self._pauses.succeeded(None)
+            return True
         now = await self._store.cart(cart.id)
         if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:
-            return  # what was missing had been taken away, or replaced
-        _tell(cart, damages)
+            return True  # what was missing had been taken away, or replaced
         await self._repair.give_back(cart, [damage.position for damage in damages])
+        _tell(cart, damages)
+        return False
 
     async def _rest(self, _size: int) -> None:
         busy = self._clock.seconds() - self._since

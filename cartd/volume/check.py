@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cartd.beneath import NEW, Beneath
-from cartd.errors import ConfigError, NoSpace
+from cartd.errors import ConfigError, NoSpace, VolumeRefuses
 from cartd.volume.directories import Directories
 from cartd.volume.folding import trial_directory, try_out
 from cartd.volume.momentary import TRIAL, momentary, sweep
 from cartd.volume.partial import FULL, PartialFile
 from cartd.volume.paths import LONGEST, VolumePaths
+
+_REFUSALS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
+"""Read-only, as after errors of the disk; broken; not ours any more, or immutable."""
 
 
 def prepare(paths: VolumePaths) -> list[str]:
@@ -37,8 +40,7 @@ def prepare(paths: VolumePaths) -> list[str]:
             raise unusable(directory, error.strerror or str(error)) from None
     try:
         sweep(paths)
-        with momentary(paths, TRIAL) as temporary:
-            _try_out(paths, temporary)
+        _try_out(paths)
         return [*_peculiarities(paths)]
     except NoSpace:
         # A full volume is no reason not to start: eviction will make room on it.
@@ -59,7 +61,26 @@ def check_reserve(root: Path, reserve: int) -> None:
         )
 
 
-def _try_out(paths: VolumePaths, temporary: Path) -> None:
+def check_writable(paths: VolumePaths) -> None:
+    """Raises :class:`VolumeRefuses` if the file system or its disk lets nobody write.
+
+    That it is full, or that this process cannot try now, does not say so.
+    """
+    try:
+        _try_out(paths)
+    except NoSpace:
+        pass
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            raise VolumeRefuses(error.strerror or str(error)) from error
+
+
+def _try_out(paths: VolumePaths) -> None:
+    with momentary(paths, TRIAL) as temporary:
+        _replace_a_file(paths, temporary)
+
+
+def _replace_a_file(paths: VolumePaths, temporary: Path) -> None:
     final = paths.root / temporary.name
     try:
         for content in (b"cartd", b"another"):

@@ -24,7 +24,7 @@ from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
-from cartd.volume.check import prepare
+from cartd.volume.check import check_writable, prepare
 from cartd.volume.hashes import Hashes
 from cartd.volume.in_use import InUse, alone
 from cartd.volume.incoming import Incoming
@@ -73,6 +73,15 @@ class Volume(Bundles, Hashes, InUse, Strays):
     async def check(self) -> None:
         """Raises :class:`VolumeAway` if the directory is not the volume now."""
         await self._threads.run(self._identity.check)
+
+    async def check_writable(self) -> None:
+        """Raises :class:`VolumeRefuses` if no file can be written, tried with one, and synced."""
+
+        def look() -> None:
+            self._identity.check()
+            check_writable(self._paths)
+
+        await shielded(self._threads.run(look))
 
     @property
     def root(self) -> Path:
