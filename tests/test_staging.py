@@ -319,6 +319,20 @@ class TestTapes:
         message = bench.store.carts[waiting.id].message
         assert message == "Waiting for tape since 1970-01-01 00:05:00 UTC: 2 files"
 
+    def test_a_cart_that_is_taken_up_when_its_files_have_come_waits_for_no_tape(
+        self, bench: Bench
+    ) -> None:
+        bench.archive.on_tape = {"1"}
+        cart = bench.put()
+        running, _ = run(bench, cart)
+        running.cancel()
+        assert bench.store.carts[cart.id].message != ""
+        bench.archive.on_tape = set()
+        bench.archive.holds["GET", "1"] = Deferred()
+        running, ended = run(bench, cart, resumed=True)
+        assert (bench.store.carts[cart.id].message, ended) == ("", [])
+        running.cancel()
+
     def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
         """More files are in front of it than are under way at once."""
         disk = {f"disk{n}": b"" for n in range(300)}

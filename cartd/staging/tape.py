@@ -64,6 +64,8 @@ class TapeRecall:
     async def run(self, unstaged: Callable[[], AsyncIterator[CartFile]]) -> None:
         """Fetch all that is marked in :attr:`queue`; ``unstaged`` gives the rows that there are."""
         if not self.queue.left:
+            if self._cart.tape_files:  # as it was when another process, or start, had the cart
+                await self._tell()
             return
         await self._tell()
         await both(self._announce_all(unstaged()), self._poll_all())
