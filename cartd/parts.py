@@ -30,7 +30,7 @@ from cartd.rate_limit import FairRateLimiter
 from cartd.removal import AT_ONCE, Removal
 from cartd.shield import at_most
 from cartd.staging.patience import Patience
-from cartd.staging.stager import LEASE, STOP_WAITS, Stager
+from cartd.staging.stager import LEASE, STALLED, STOP_WAITS, Stager
 from cartd.staging.tools import Tools
 from cartd.store import Store
 from cartd.threads import Apart, Threads
@@ -90,7 +90,15 @@ class Parts:
         self.recovery = Recovery(
             self.store, self.volume, self.plans, reactor, now, lambda: file_system.page_cache
         )
-        self.stager = Stager(self.store, self._holders, self.recovery, self.threads, reactor, now)
+        self.stager = Stager(
+            self.store,
+            self._holders,
+            self.recovery,
+            self.threads,
+            reactor,
+            now,
+            stalled=STALLED + config.archive_stall_timeout,
+        )
         self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
         self._syncing = Syncing(
             self.store,

@@ -26,13 +26,19 @@ FILES = {"1": b"one", "2": b"two"}
 class Staged(Bench):
     """A bench with a stager on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, stalled: float = STALLED) -> None:
         super().__init__(root, FILES)
         self.parts: dict[str, int] = {}
         self.holders = Holders(root / "holders")
         self.holder = self.holders.name
         self.stager = Stager(
-            self.store, self.holders, self.recovery(), InThisThread(), self.clock, self.now
+            self.store,
+            self.holders,
+            self.recovery(),
+            InThisThread(),
+            self.clock,
+            self.now,
+            stalled=stalled,
         )
 
     def start(self, *, take_up: bool = True) -> None:
@@ -384,6 +390,18 @@ class TestStandingStill:
             bench.clock.pump([60.0] * (8 if what == "pause" else 60))
         assert bench.status(cart.id) is CartStatus.STAGING
         assert not any("has stood still" in str(event.get("log_format")) for event in events)
+
+    def test_an_archive_that_may_be_silent_for_long_is_waited_for(self, tmp_path: Path) -> None:
+        bench = Staged(tmp_path / "volume", stalled=2 * STALLED)
+        bench.start()
+        cart = bench.put(["1"])
+        held = bench.hold("HEAD", "1")
+        bench.stager.begin(cart.id, resumed=False)
+        bench.clock.pump([60.0] * int(2 * STALLED / 60 - 1))
+        assert (bench.archive.times("HEAD"), held.called) == (1, False)
+        bench.clock.pump([60.0] * 2)
+        assert held.called
+        result_of(bench.stager.stop())
 
     def test_a_cart_that_waits_for_its_turn_does_not_stand_still(self, bench: Staged) -> None:
         bench.archive.files = {f"{n}": b"x" for n in range(5)}

@@ -43,7 +43,8 @@ STOP_WAITS = 5.0
 """Seconds for which a stop waits for the database, at each of a few steps."""
 WATCH_EVERY = 60.0
 STALLED = 900.0
-"""Seconds without any progress after which a cart is begun anew: three times the longest pause."""
+"""Seconds without any progress after which a cart is begun anew: three times the longest pause.  To
+be added is for how long the archive may be silent."""
 FLUSH_EVERY = 1.0
 """Seconds after which the store knows at the latest what has been staged."""
 
@@ -65,14 +66,20 @@ class Stager:
         threads: RunsInThread,
         clock: IReactorTime,
         now: Callable[[], float],
+        *,
+        stalled: float = STALLED,
     ) -> None:
-        """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store."""
+        """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store.
+
+        A cart of which nothing was done for ``stalled`` seconds is begun anew.
+        """
         self._store = store
         self._holders = holders
         self._recovery = recovery
         self._threads = threads
         self._clock = clock
         self._now = now
+        self._stalled = stalled
         self._tools: Tools | None = None
         self._takes_up = False
         self._running: dict[int, Deferred[None]] = {}
@@ -287,7 +294,7 @@ class Stager:
     async def _watch(self) -> None:
         """Begin carts anew that stand still: no fault of ours is to keep one from its end."""
         for cart_id, staging in list(self._stagings.items()):
-            if staging.idle() >= STALLED and cart_id in self._running:
+            if staging.idle() >= self._stalled and cart_id in self._running:
                 log.error(
                     "Cart {id} has stood still for {seconds:.0f} s and is staged anew;"
                     " please report this line",
