@@ -47,6 +47,7 @@ class LimitedChannel(HTTPChannel):
     _sending = False
     _lost = False
     _ending: IDelayedCall | None = None
+    _host: Any = None
 
     def connectionMade(self) -> None:
         self.MAX_LENGTH = self.totalHeadersSize = self.limits.max_header_size
@@ -216,6 +217,12 @@ class LimitedChannel(HTTPChannel):
         name = self.name_of(limit)
         return f"{what} in {getattr(self.limits, limit):g} s{_set_by(name)}", name
 
+    def getHost(self) -> Any:
+        # Each request asks for it, and the system would be asked each time.
+        if self._host is None:
+            self._host = super().getHost()
+        return self._host
+
     # How it ends
 
     def _end_by(self, call: IDelayedCall | None) -> None:
@@ -237,6 +244,14 @@ class LimitedChannel(HTTPChannel):
             self.loseConnection()
 
     # What goes out: who does not read holds a cart in its place, so not for ever
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+        # Twisted's writes four pieces for each field, and the transport looks at every one.
+        head = [b"%s %s %s\r\n" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            head += [b"%s: %s\r\n" % (name, value) for value in values]
+        head.append(b"\r\n")
+        self.transport.write(b"".join(head))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         self._sending = True
