@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -79,20 +79,23 @@ def time_of(date: datetime) -> float:
 
 def cart_of(row: Any) -> Cart:
     """The cart of a row of ``CARTS``."""
-    id_, uid, status, created, updated, used, *rest, since, tape_since = row[:-4]
+    id_, uid, status, created, updated, used, *rest, waits_since, tape_since = row[:-4]
     layout, digest, lengths, date = row[-4:]
-    found = Cart(
-        id_, uid, CartStatus(status), time_of(created), time_of(updated), time_of(used), *rest
+    last: Sequence[Any] = (
+        None if waits_since is None else time_of(waits_since),
+        None if tape_since is None else time_of(tape_since),
+        None if layout is None else TarFacts(layout, digest, lengths, time_of(date)),
     )
-    if since is not None or tape_since is not None:
-        found = replace(
-            found,
-            waits_since=None if since is None else time_of(since),
-            tape_since=None if tape_since is None else time_of(tape_since),
-        )
-    if layout is not None:
-        found = replace(found, tar=TarFacts(layout, digest, lengths, time_of(date)))
-    return found
+    return Cart(
+        id_,
+        uid,
+        CartStatus(status),
+        time_of(created),
+        time_of(updated),
+        time_of(used),
+        *rest,
+        *last,
+    )
 
 
 def members_of(row: Any) -> Members:
