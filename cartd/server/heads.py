@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.http_headers import Headers
@@ -22,7 +23,7 @@ _CODINGS = frozenset({b"", b"identity"})
 """The content codings in which a body is taken (RFC 9110, section 8.4)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Head:
     """As the client has sent it."""
 
@@ -32,6 +33,11 @@ class Head:
     headers: Headers
     length: int | None = 0
     """Bytes of the body; None: it comes in chunks."""
+
+    @cached_property
+    def segments(self) -> list[bytes]:
+        """As :func:`segments_of`."""
+        return segments_of(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ def _request(head: Head, rules: Rules) -> Verdict | None:
     if head.method == OPTIONS and head.target == b"*":
         return _options(head, rules, rules.all_methods)
     # As in the routes, an encoded slash is one, and empty segments count for nothing.
-    path = [name for name in b"/".join(segments_of(head.target)).decode().split("/") if name]
+    path = [name for name in b"/".join(head.segments).decode().split("/") if name]
     methods = rules.methods(path)
     if head.method == OPTIONS:
         return _options(head, rules, methods)

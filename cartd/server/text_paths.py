@@ -8,7 +8,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
 from cartd.server import short_answers
-from cartd.server.heads import Head, Rules, judge, segments_of
+from cartd.server.heads import Head, Rules, judge
 
 
 class TextPaths(Resource):
@@ -24,12 +24,12 @@ class TextPaths(Resource):
         self._rules = rules
 
     def render(self, request: Request) -> Any:
+        head = Head(request.method, request.uri, request.clientproto, request.requestHeaders)
         if not getattr(request, "judged", False):  # else that was before its body was read
-            head = Head(request.method, request.uri, request.clientproto, request.requestHeaders)
             verdict = judge(head, self._rules)
             if verdict is not None:
                 return short_answers.answer(request, verdict)
-        request.postpath = segments_of(request.uri)
+        request.postpath = head.segments
         # Klein takes the host apart, and fails over what is no name; no route asks for it.
         request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
         return self._routes.render(request)
