@@ -18,6 +18,18 @@ from math import floor
 from cartd.errors import PreconditionFailed
 from cartd.ranges import ByteRange, select
 
+CONDITIONAL = frozenset(
+    {
+        b"If-Match",
+        b"If-Unmodified-Since",
+        b"If-None-Match",
+        b"If-Modified-Since",
+        b"Range",
+        b"If-Range",
+    }
+)
+"""The header fields of :class:`Conditions`, spelt as in the RFC."""
+
 _WHITESPACE = " \t"
 _TAG = re.compile(r'(W/)?("[^"]*")')
 _READS = frozenset({"GET", "HEAD"})
@@ -89,6 +101,10 @@ class Conditions:
     def need_strong_date(self) -> bool:
         """Whether :func:`evaluate` has to know if the date of a GET is a strong validator."""
         return self.range is not None and self.if_range is not None and not _is_tag(self.if_range)
+
+
+UNCONDITIONAL = Conditions()
+"""Those of a request that has none of these fields."""
 
 
 @dataclass(frozen=True, slots=True)

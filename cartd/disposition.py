@@ -6,6 +6,7 @@ import re
 import string
 import time
 import unicodedata
+from functools import lru_cache
 from urllib.parse import quote
 
 from cartd.errors import InvalidInput
@@ -56,6 +57,7 @@ def top_folder(name: str) -> str:
     return name.removesuffix(SUFFIX)
 
 
+@lru_cache(maxsize=1024)
 def default_filename(now: float) -> str:
     """Name a tar after its time in UTC: the same one wherever the service runs."""
     return time.strftime(f"data_%Y_%m_%d_%H_%M_%S{SUFFIX}", time.gmtime(now))

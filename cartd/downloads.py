@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from math import floor
 
@@ -18,7 +19,7 @@ from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
 from cartd.integrity.repair import Repair
-from cartd.model import UNFINISHED, Asker, Cart, CartStatus
+from cartd.model import UNFINISHED, Asker, Cart, CartStatus, TarFacts
 from cartd.plans import Plans
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
@@ -232,13 +233,7 @@ class Downloads:
             length = cart.volume_bytes
             key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
             return Description(name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated)
-        top = _top_of(cart, name)
-        return Description(
-            name,
-            Lengths.loaded(tar.lengths).length(top),
-            etag(tar.layout, tar.digest, top),
-            tar.since,
-        )
+        return _described_as(tar, name, _top_of(cart, name))
 
     async def _described(self, cart: Cart) -> Cart:
         """The cart with what is known of its tar, unless Pacifica wrote that."""
@@ -330,6 +325,17 @@ class Downloads:
 def _restaged(cart: Cart) -> NotReady:
     """What a client is told that has found ``cart`` damaged, or other than it was."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
+
+
+@lru_cache(maxsize=1024)
+def _described_as(tar: TarFacts, name: str, top: str) -> Description:
+    """Remembered, as a client that waits, or compares, asks for it again and again."""
+    return Description(
+        name,
+        Lengths.loaded(tar.lengths).length(top),
+        etag(tar.layout, tar.digest, top),
+        tar.since,
+    )
 
 
 def _top_of(cart: Cart, name: str) -> str:

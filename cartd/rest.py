@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,14 @@ from werkzeug.exceptions import HTTPException
 
 from cartd import api_description, disposition
 from cartd.carts import Carts
-from cartd.conditions import Conditions, Decision, Representation, evaluate
+from cartd.conditions import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Conditions,
+    Decision,
+    Representation,
+    evaluate,
+)
 from cartd.downloads import Description, Download, Downloads, NotReady
 from cartd.errors import (
     CartdError,
@@ -43,6 +51,11 @@ from cartd.server.short_answers import RETRY_AFTER, printable
 INTERNAL = "Internal error; the service's log has the cause"
 DESCRIPTION = api_description.text().encode()
 DESCRIPTION_ETAG = f'"{sha256(DESCRIPTION).hexdigest()}"'
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Names and values of headers, in printable ASCII."""
+REMEMBERED = 1024
+"""Of how many carts the headers are remembered."""
 
 _OLD_REQUESTS = re.compile(rb"python-requests/2\.([12]?[0-9]|3[01])(\.|$)")
 
@@ -246,6 +259,9 @@ def _asker(request: Request) -> Asker:
 
 
 def _conditions(request: Request) -> Conditions:
+    sent = (name for name, _ in request.requestHeaders.getAllRawHeaders())
+    if CONDITIONAL.isdisjoint(sent):
+        return UNCONDITIONAL
     return Conditions.read(lambda name: field(request, name))
 
 
@@ -261,10 +277,19 @@ def _filename(request: Request) -> str | None:
 
 def _set_validators(request: Request, tar: Description) -> None:
     """Tell of the tar what changes with it, and that a part of it can be had."""
-    _set(request, "ETag", tar.etag)
-    _set(request, "Last-Modified", http_date(tar.last_modified))
-    _set(request, "Accept-Ranges", "bytes")
-    _set(request, "X-Pacifica-Tar-Length", str(tar.length))
+    _set_fields(request, _validators(tar.etag, tar.last_modified, tar.length))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _validators(etag: str, last_modified: float, length: int) -> Fields:
+    return _fields(
+        {
+            "ETag": etag,
+            "Last-Modified": http_date(last_modified),
+            "Accept-Ranges": "bytes",
+            "X-Pacifica-Tar-Length": str(length),
+        }
+    )
 
 
 def _set_download_headers(request: Request, tar: Description) -> None:
@@ -320,16 +345,42 @@ def _status_told(request: Request) -> Iterator[None]:
 
 
 def _set_status_headers(request: Request, cart: Cart) -> None:
+    told = _status_fields(
+        cart.status,
+        cart.message,
+        (cart.files_staged, cart.files_total),
+        None if cart.bytes_total is None else (cart.bytes_staged, cart.bytes_total),
+    )
+    _set_fields(request, told)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _status_fields(
+    status: CartStatus, message: str, files: tuple[int, int], sizes: tuple[int, int] | None
+) -> Fields:
     # Pacifica's clients wait for as long as it says staging, and take any other word for the end.
-    bundling = cart.status == CartStatus.BUNDLING
-    _set(request, "X-Pacifica-Status", CartStatus.STAGING if bundling else cart.status)
-    _set(request, "X-Pacifica-Phase", cart.status)
-    _set(request, "X-Pacifica-Message", cart.message)
-    _set(request, "X-Pacifica-Files-Total", str(cart.files_total))
-    _set(request, "X-Pacifica-Files-Staged", str(cart.files_staged))
-    if cart.bytes_total is not None:
-        _set(request, "X-Pacifica-Bytes-Total", str(cart.bytes_total))
-        _set(request, "X-Pacifica-Bytes-Staged", str(cart.bytes_staged))
+    bundling = status == CartStatus.BUNDLING
+    told = {
+        "X-Pacifica-Status": CartStatus.STAGING if bundling else status,
+        "X-Pacifica-Phase": status,
+        "X-Pacifica-Message": message,
+        "X-Pacifica-Files-Total": str(files[1]),
+        "X-Pacifica-Files-Staged": str(files[0]),
+    }
+    if sizes is not None:
+        told["X-Pacifica-Bytes-Total"] = str(sizes[1])
+        told["X-Pacifica-Bytes-Staged"] = str(sizes[0])
+    return _fields(told)
+
+
+def _fields(values: Mapping[str, str]) -> Fields:
+    return tuple((name.encode(), printable(value).encode()) for name, value in values.items())
+
+
+def _set_fields(request: Request, fields: Fields) -> None:
+    """Set headers whose values are spelt already: carts are asked for again and again."""
+    for name, value in fields:
+        request.responseHeaders.setRawHeaders(name, [value])
 
 
 def _set(request: Request, name: str, value: str) -> None:
