@@ -221,8 +221,11 @@ def test_a_process_out_of_descriptors_sends_nothing_and_fetches_nothing(
         assert len(archive.seen("GET", "mine-0")) == 1
 
 
+@pytest.mark.parametrize("half", [slice(3), slice(3, 6)], ids=["in place of a file", "above it"])
 @in_a_thread
-def test_whatever_is_planted_in_a_tree_gives_way(archive: FaultyArchive, tmp_path: Path) -> None:
+def test_whatever_is_planted_in_a_tree_gives_way(
+    half: slice, archive: FaultyArchive, tmp_path: Path
+) -> None:
     """The link is not followed, and what others keep on the volume stays."""
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -268,8 +271,8 @@ def test_whatever_is_planted_in_a_tree_gives_way(archive: FaultyArchive, tmp_pat
             file.parent.parent.rmdir()
             file.parent.parent.write_text("not a tree")
 
-        plants = (directory, pipe, link, file_for_directory, link_for_directory, file_for_tree)
-        for number, plant in enumerate(plants):
+        plants = [directory, pipe, link, file_for_directory, link_for_directory, file_for_tree]
+        for number, plant in enumerate(plants[half]):
             plant()
             assert site.cartd.get("/mine").status == 202, plant
             wait_for(lambda times=number + 2: len(archive.seen("GET", "mine-0")) == times)

@@ -53,7 +53,7 @@ def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: 
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         found = look(cartd, archive)
         assert found.pop("volume/incoming") == 0o700
-        assert set(found.values()) == {0o755, 0o644}
+        assert {path for path, mode in found.items() if mode not in (0o755, 0o644)} == set()
         assert (
             cartd.volume / "cartuids" / "tree" / "dir" / "file-0"
         ).stat().st_mode & 0o044 == 0o044
