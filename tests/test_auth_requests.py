@@ -109,9 +109,11 @@ def test_strangers_are_refused_whatever_they_ask(guarded: Guarded, method: str, 
 @pytest.mark.parametrize(
     "target", ["/", "/?x", "//", "/-/openapi.json", "http://any.example/", "http://any.example"]
 )
-def test_whether_it_is_there_all_may_ask(guarded: Guarded, target: str) -> None:
+@pytest.mark.parametrize("body", ["", "x"])
+def test_whether_it_is_there_all_may_ask(guarded: Guarded, target: str, body: str) -> None:
     with wire(guarded.site.port) as connection:
-        connection.get(target)
+        connection.get(target, *([f"Content-Length: {len(body)}"] if body else []))
+        connection.send(body.encode())
         assert connection.answer().status == 200
         connection.get("/")
         assert connection.answer().status == 200

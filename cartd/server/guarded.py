@@ -9,13 +9,15 @@ from twisted.web.server import NOT_DONE_YET
 
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError, NoCredentials
-from cartd.server import short_answers, targets
+from cartd.server import short_answers
+from cartd.server.heads import path_of
+from cartd.server.targets import is_open_to_all
 
 
 class Guarded(Resource):
     """Passes on to ``routes``, with ``request.who`` set, or answers in their place.
 
-    A request with a body was asked at its head (:class:`cartd.server.request.LimitedRequest`).
+    A request with a body was asked at its head (:class:`cartd.server.request.JudgedRequest`).
     """
 
     def __init__(self, routes: IResource, guard: Guard) -> None:
@@ -25,7 +27,7 @@ class Guarded(Resource):
         self._guard = guard
 
     def render(self, request: Any) -> Any:
-        if request.who is None and not _open_to_all(request):
+        if request.who is None and not is_open_to_all(request.method, path_of(request.postpath)):
             found = self._guard.find_out(request)
             if isinstance(found, CartdError):
                 for name, value in self._guard.headers(found):
@@ -34,11 +36,6 @@ class Guarded(Resource):
                 return NOT_DONE_YET
             request.who = found
         return self._routes.render(request)
-
-
-def _open_to_all(request: Any) -> bool:
-    path = b"/".join(request.postpath).decode().split("/")
-    return targets.is_open_to_all(request.method, [name for name in path if name])
 
 
 def _refuse(request: Any, refusal: CartdError) -> None:

@@ -91,6 +91,11 @@ def segments_of(target: bytes) -> list[bytes]:
     return segments
 
 
+def path_of(segments: Sequence[bytes]) -> list[str]:
+    """A path as the routes take it: an encoded slash is one, empty segments count for nothing."""
+    return [name for name in b"/".join(segments).decode().split("/") if name]
+
+
 def judge(head: Head, rules: Rules) -> Verdict | None:
     """The answer, if it can be given now; None if the request is to be read and served."""
     try:
@@ -136,8 +141,7 @@ def _request(head: Head, rules: Rules) -> Verdict | None:
         raise InvalidInput("The method is not written in capitals")
     if head.method == OPTIONS and head.target == b"*":
         return _options(head, rules, rules.all_methods)
-    # As in the routes, an encoded slash is one, and empty segments count for nothing.
-    path = [name for name in b"/".join(head.segments).decode().split("/") if name]
+    path = path_of(head.segments)
     methods = rules.methods(path)
     if head.method == OPTIONS:
         return _options(head, rules, methods)

@@ -18,9 +18,10 @@ from cartd.model import User
 from cartd.server import cross_origin
 from cartd.server.bodies import Body
 from cartd.server.caching import UncachedRequest
-from cartd.server.heads import Head, judge
+from cartd.server.heads import Head, judge, path_of
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
+from cartd.server.targets import is_open_to_all
 
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -121,7 +122,7 @@ class JudgedRequest(UncachedRequest):
         guard: Guard | None = self.channel.guard
         if verdict is not None:
             self._refuse(verdict.code, verdict.message, verdict.limit, verdict.headers)
-        elif guard is not None:
+        elif guard is not None and not is_open_to_all(self.method, path_of(head.segments)):
             found = guard.find_out(self)
             if isinstance(found, CartdError):
                 offence = not isinstance(found, NoCredentials)
