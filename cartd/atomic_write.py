@@ -109,14 +109,18 @@ else:
 def keep_owner(path: Path, before: Path) -> None:
     """Give the file at ``path`` the owner, group, mode and ACL of ``before``, if that is there.
 
-    Its owner and group stay those of the caller where that is not permitted.
+    Where that is not permitted its owner and group stay those of the caller, and its mode is that
+    of ``before`` without what the other group must not have from it.
     """
     with suppress(FileNotFoundError):
         state = before.lstat()
         fd = os.open(path, os.O_RDONLY)
         try:
-            with suppress(PermissionError):
+            try:
                 _become(fd, before, state)
+            except PermissionError:
+                others = state.st_mode & 0o007
+                path.chmod(state.st_mode & 0o700 | others << 3 | others)
         finally:
             os.close(fd)
 

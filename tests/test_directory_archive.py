@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -60,6 +61,26 @@ async def test_a_file_that_is_replaced_keeps_its_owner_group_and_mode(tmp_path: 
         await put(client, "a", b"newer")
     after = (tmp_path / "a").stat()
     assert ((after.st_uid, after.st_gid), after.st_mode & 0o7777) == (owner, 0o640)
+    assert (tmp_path / "a").read_bytes() == b"newer"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another user's")
+@pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o640, 0o600), (0o664, 0o644)])
+@pytest_twisted.ensureDeferred
+async def test_a_file_whose_owner_cannot_be_kept_is_read_by_nobody_who_could_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    async with directory_archive(tmp_path, "--replace") as client:
+        await put(client, "a", b"old")
+        os.chown(tmp_path / "a", 12345, 23456)
+        (tmp_path / "a").chmod(before)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "chown", refuse)
+            await put(client, "a", b"newer")
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == after
     assert (tmp_path / "a").read_bytes() == b"newer"
 
 
