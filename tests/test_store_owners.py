@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from sqlalchemy import Select, create_engine, event
+from sqlalchemy import Executable, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
 from cartd.shares import UserLimits
-from cartd.store import Store, askers, lookups
+from cartd.store import Store, askers, leases, lookups, removals
 from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest
 
@@ -222,16 +222,35 @@ class TestShares:
     ids=["of many", "of one", "outstanding"],
 )
 def test_what_is_asked_of_one_user_reads_nothing_of_others(
-    statement: Select[Any], by: str, synced_sqlite: Path
+    statement: Executable, by: str, synced_sqlite: Path
 ) -> None:
     """So it takes as long, however many carts others have of the same uid."""
+    asked = {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
+    assert f"SEARCH cart USING INDEX {by}" in plan_of(statement, asked, synced_sqlite)
+
+
+@pytest.mark.parametrize(
+    ("statement", "by"),
+    [
+        (leases._HOLDERS, "SEARCH cart USING INDEX cart_leased (lease_holder>?)"),
+        (leases._RENEW, "SEARCH cart USING INDEX cart_leased (lease_holder=?)"),
+        (leases._RENEWED, "SEARCH cart USING INDEX cart_leased (lease_holder=?)"),
+        (removals._EVICTING, "SCAN cart USING INDEX cart_evicting"),
+    ],
+    ids=["holders", "renew", "renewed", "evicting"],
+)
+def test_what_is_asked_every_few_seconds_reads_no_ready_carts(
+    statement: Executable, by: str, synced_sqlite: Path
+) -> None:
+    assert by in plan_of(statement, {"holder": "a", "until": 0.0}, synced_sqlite)
+
+
+def plan_of(statement: Executable, parameters: dict[str, Any], database: Path) -> list[str]:
     asked: list[Any] = []
-    engine = create_engine(sqlite_url(synced_sqlite), poolclass=NullPool)
+    engine = create_engine(sqlite_url(database), poolclass=NullPool)
     event.listen(engine, "before_cursor_execute", lambda *given: asked.extend(given[2:4]))
     with engine.connect() as connection:
-        connection.execute(
-            statement, {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
-        )
+        connection.execute(statement, parameters)
         text, values = asked
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
-        assert f"SEARCH cart USING INDEX {by}" in [row[-1] for row in plan]
+        return [row[-1] for row in plan]

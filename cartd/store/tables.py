@@ -146,6 +146,11 @@ Index("cart_owner_status", *_UNDER_WAY, sqlite_where=_OWNED, postgresql_where=_O
 
 _LEAVING = text("deleted_date IS NOT NULL AND removed_date IS NULL")
 Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVING)
+# Every few seconds it is asked which carts are staged, or on their way out: few among all.
+_LEASED = text("lease_holder IS NOT NULL")
+Index("cart_leased", cart.c.lease_holder, sqlite_where=_LEASED, postgresql_where=_LEASED)
+_EVICTING = text("evicting IS NOT NULL")
+Index("cart_evicting", cart.c.id, sqlite_where=_EVICTING, postgresql_where=_EVICTING)
 # By this, what has been gone for long is found without reading through all that has.
 _REMOVED = text("removed_date IS NOT NULL")
 Index("cart_removed", cart.c.removed_date, sqlite_where=_REMOVED, postgresql_where=_REMOVED)

@@ -261,6 +261,8 @@ def _hold_to_rules() -> None:
     _create_partial_index("cart_owner_status", "cart", ["owner", "status"], owned)
     leaving = "deleted_date IS NOT NULL AND removed_date IS NULL"
     _create_partial_index("cart_leaving", "cart", ["id"], leaving)
+    _create_partial_index("cart_leased", "cart", ["lease_holder"], "lease_holder IS NOT NULL")
+    _create_partial_index("cart_evicting", "cart", ["id"], "evicting IS NOT NULL")
     _create_partial_index("cart_removed", "cart", ["removed_date"], "removed_date IS NOT NULL")
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
     _create_partial_index("file_staged", "file", ["file_name"], "status = 'staged'")
