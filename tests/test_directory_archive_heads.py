@@ -22,6 +22,9 @@ REFUSED = {
                              + b"Host: localhost\r\n\r\n", 421),
     "an unknown transfer coding": (
         b"PUT /new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    "a file of unknown length": (
+        b"PUT /new HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n", 411),
     "a coded body": (PUT + b"Host: localhost\r\nContent-Encoding: gzip\r\n\r\n", 415),
     "no HTTP": (b"\x16\x03\x01\x02\r\n\r\n", 400),
     "a bad header": (b"GET / HTTP/1.1\r\nHost localhost\r\n\r\n", 400),

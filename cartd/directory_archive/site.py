@@ -64,6 +64,7 @@ class ArchiveSite(Site):
         self._rules = Rules(
             _methods,
             METHODS,
+            declared=(b"PUT",),
             hosts=frozenset(hosts),
             hosts_setting="its option --host",
             origins=origins,

@@ -60,6 +60,8 @@ class Rules:
     """Those that the service knows at all."""
     max_body: int | None = None
     """Bytes; None: any number."""
+    declared: Collection[bytes] = ()
+    """The methods whose body must have a Content-Length (RFC 9110, section 15.5.12)."""
     check_post: Callable[[Sequence[str]], object] | None = None
     """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
     hosts: frozenset[str] = frozenset()
@@ -175,6 +177,8 @@ def _body(head: Head, rules: Rules) -> Verdict | None:
                 " without that header",
                 headers=[(b"Accept-Encoding", b"identity")],
             )
+    if head.length is None and head.method in rules.declared:
+        return Verdict(411, "This method needs a Content-Length")
     if rules.max_body is not None and head.length is not None and head.length > rules.max_body:
         limit = named("max_manifest")
         return Verdict(413, f"The body is over {rules.max_body} bytes ({limit})", limit)

@@ -55,8 +55,8 @@ class LimitedSite(Site):
         rules = Rules(
             targets.methods,
             targets.CART,
-            limits.max_manifest,
-            targets.check_post,
+            max_body=limits.max_manifest,
+            check_post=targets.check_post,
             hosts=frozenset(hosts) if guard is None else frozenset({ANY_HOST}),
             hosts_setting="[server] hosts",
             origins=frozenset(origins),
