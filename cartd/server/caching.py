@@ -7,8 +7,6 @@ another's.
 
 from __future__ import annotations
 
-from twisted.web.server import Request
-
 NO_STORE = "no-store"
 """For what is true at this moment only: statuses, errors, and what came of a change."""
 REVALIDATED = "private, no-cache, no-transform"
@@ -16,11 +14,3 @@ REVALIDATED = "private, no-cache, no-transform"
 are still there for it; nobody on the way keeps or changes them."""
 PUBLIC = "public, max-age=3600"
 """For what is the same for everybody, and changes with a release."""
-
-
-class UncachedRequest(Request):
-    """A request whose answer nobody keeps, unless its route says otherwise."""
-
-    def process(self) -> None:
-        self.setHeader(b"Cache-Control", NO_STORE)
-        super().process()

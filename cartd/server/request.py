@@ -17,7 +17,7 @@ from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
 from cartd.server import cross_origin
 from cartd.server.bodies import Body
-from cartd.server.caching import UncachedRequest
+from cartd.server.caching import NO_STORE
 from cartd.server.heads import Head, judge, path_of
 from cartd.server.limits import named
 from cartd.server.short_answers import Headers
@@ -37,10 +37,11 @@ def field(request: Request, name: str) -> str | None:
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
-class JudgedRequest(UncachedRequest):
+class JudgedRequest(Request):
     """A request on a :class:`cartd.server.channel.LimitedChannel`.
 
     What its head decides is answered before its body is asked for.  The site keeps the body.
+    Nobody keeps the answer, unless its route says otherwise.
     """
 
     channel: Any
@@ -65,6 +66,7 @@ class JudgedRequest(UncachedRequest):
         return seconds
 
     def process(self) -> None:
+        self.setHeader(b"Cache-Control", NO_STORE)
         for name, value in cross_origin.allowed(self.requestHeaders, self.channel.rules.origins):
             self.setHeader(name, value)
         super().process()
