@@ -105,7 +105,13 @@ class Removal:
             return await self._begin(cart)
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
         self._waiting.add(later)
-        later.addBoth(lambda _: self._waiting.discard(later))
+
+        def ended(result: T) -> T:
+            self._waiting.discard(later)
+            return result
+
+        later.addBoth(ended)
+        later.addErrback(_told_unless_stopped)
         return 0
 
     async def delete_all(self, asker: Asker, uid: str) -> int:

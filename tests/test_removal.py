@@ -175,6 +175,18 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None
     assert bench.store.left == set()
 
 
+def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: Removing) -> None:
+    async def broken(cart: Cart) -> bool:
+        raise RuntimeError("a fault of ours")
+
+    cart = bench.ready()
+    bench.volume.remove = broken  # type: ignore[method-assign]
+    with capturedLogs() as events, bench.uses.pin(cart.id):
+        result_of(bench.removal.delete(cart))
+    told = [event["log_failure"].value for event in events if "log_failure" in event]
+    assert [str(error) for error in told] == ["a fault of ours"]
+
+
 def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> None:
     cart = bench.ready()
     before = bench.left()
