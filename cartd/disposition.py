@@ -39,7 +39,7 @@ def check_filename(name: str) -> str:
     """
     if not _SEPARATORS.isdisjoint(name):
         raise InvalidInput("filename: must not hold '/' or '\\'")
-    if any(map(_controls, name)):
+    if not (name.isascii() and name.isprintable()) and any(map(_controls, name)):
         raise InvalidInput("filename: must not hold control characters")
     if top_folder(name) in _NO_FOLDER:
         raise InvalidInput("filename: must be the name of a file")
@@ -63,6 +63,7 @@ def default_filename(now: float) -> str:
     return time.strftime(f"data_%Y_%m_%d_%H_%M_%S{SUFFIX}", time.gmtime(now))
 
 
+@lru_cache(maxsize=1024)
 def content_disposition(name: str) -> str:
     """Return the header's value (RFC 6266) in printable ASCII, for a name that was checked.
 

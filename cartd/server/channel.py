@@ -48,6 +48,7 @@ class LimitedChannel(HTTPChannel):
     _lost = False
     _ending: IDelayedCall | None = None
     _host: Any = None
+    _secure: bool | None = None
 
     def connectionMade(self) -> None:
         self.MAX_LENGTH = self.totalHeadersSize = self.limits.max_header_size
@@ -218,10 +219,15 @@ class LimitedChannel(HTTPChannel):
         return f"{what} in {getattr(self.limits, limit):g} s{_set_by(name)}", name
 
     def getHost(self) -> Any:
-        # Each request asks for it, and the system would be asked each time.
+        # Each request asks for this and the next, and they stay the same.
         if self._host is None:
             self._host = super().getHost()
         return self._host
+
+    def isSecure(self) -> bool:
+        if self._secure is None:
+            self._secure = bool(super().isSecure())
+        return self._secure
 
     # How it ends
 
