@@ -207,7 +207,7 @@ class Client:
 
     def _asked(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         answer = self._cartd.request(method, path, body, **headers)
-        if answer.status == 503:
+        if answer.status == 503 and not _is_not_ready(answer):
             raise ConnectionAbortedError(f"it says that it is stopping: {answer}")
         return answer
 
@@ -233,11 +233,7 @@ class Client:
             self._check_bytes(known, name, answer, first, length)
         elif answer.status == 500:
             self._check_error(uid, answer.json["message"])
-        elif answer.status == 503:
-            # To a request for a range, in place of 202.
-            if answer.json["message"] != "The cart is not ready for download.":
-                self._fault(f"getting {uid}: {answer}")
-        elif answer.status not in (202, 404, 416):
+        elif answer.status not in (202, 404, 416) and not _is_not_ready(answer):
             self._fault(f"getting {uid}: {answer}")
 
     def _check_bytes(
@@ -286,3 +282,10 @@ def _default_top(answer: Answer) -> str:
 
 def _target(uid: str, name: str) -> str:
     return f"/{uid}?filename={quote(name)}" if name else f"/{uid}"
+
+
+def _is_not_ready(answer: Answer) -> bool:
+    """Whether it stands in place of a 202, as a request for a range gets it."""
+    return answer.status == 503 and (
+        answer.json["message"] == "The cart is not ready for download."
+    )
