@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+import pytest
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
+from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
+from cartd.store.database import Transaction
+from cartd.store.owners import take_turn
 
 T = TypeVar("T")
 SHA1 = "a" * 40
@@ -21,6 +25,24 @@ STATUSES = (
     CartStatus.ERROR,
     CartStatus.DELETED,
 )
+
+
+class Ended(CartdError):
+    """The process ends between two transactions."""
+
+
+def end_after(monkeypatch: pytest.MonkeyPatch, where: str, transactions: int) -> None:
+    """The process ends when it takes its turn after so many transactions with one."""
+    taken = 0
+
+    async def take(transaction: Transaction) -> None:
+        nonlocal taken
+        taken += 1
+        if taken > transactions:
+            raise Ended
+        await take_turn(transaction)
+
+    monkeypatch.setattr(where, take)
 
 
 def entries(number: int, hash_sum: str = SHA1) -> list[Entry]:

@@ -22,8 +22,10 @@ from tests.databases import the_reactor
 from tests.shared_files import Sharing
 from tests.stored_carts import (
     SHA1,
+    Ended,
     claimed,
     deleted,
+    end_after,
     entries,
     found,
     gathered,
@@ -48,6 +50,8 @@ async def test_whatever_happens_each_byte_counts_once(
     store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", (1, 3)[seed])
+    monkeypatch.setattr("cartd.store.progress.BATCH", (2, 1)[seed])
+    monkeypatch.setattr("cartd.store.syncs.BATCH", (1, 2)[seed])
     sharing = Sharing(store, Random(seed))
     for _ in range(300):
         await sharing.step()
@@ -225,6 +229,35 @@ async def measured(store: Store, files: Sequence[Entry]) -> Cart:
     cart = await claimed(store, "measured", files)
     await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(len(files))])
     return await found(store, cart)
+
+
+@pytest.mark.parametrize("ends_after", range(1, 4))
+@pytest_twisted.ensureDeferred
+async def test_a_bundle_that_is_killed_between_two_batches_is_said_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int
+) -> None:
+    monkeypatch.setattr("cartd.store.progress.BATCH", 2)
+    first = await staged(store, "first", 6)
+    cart, _ = await store.post("bundle", manifest(6, bundle=True), bundle=True, now=10)
+    await store.claim(cart.id, "me", now=10, until=100)
+    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(6)))
+    last = await linked(store, "last", 6)
+    await deleted(store, first)  # now the bundle owns the bytes
+    assert (await found(store, last)).bytes_linked == 60
+    end_after(monkeypatch, "cartd.store.progress.take_turn", ends_after)
+    with pytest.raises(Ended):
+        await store.record_bundled(cart.id, "me")
+    monkeypatch.undo()
+    assert (await found(store, last)).bytes_linked == 60 - 20 * ends_after
+    assert list(await store.unsynced("me"))[:1] == [cart.id]
+    # Who takes it over finds its tar, whole: its files count as staged.
+    assert (await found(store, cart)).files_staged == 6
+    assert await store.claim(cart.id, "you", now=200, until=300)
+    with pytest.raises(LeaseLost):
+        await store.record_bundled(cart.id, "me")
+    await store.record_bundled(cart.id, "you")
+    assert (await found(store, last)).bytes_linked == 0
+    assert cart.id not in await store.unsynced("me")
 
 
 @pytest_twisted.ensureDeferred

@@ -11,15 +11,28 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
-from cartd.store import Store
+from cartd.store import Store, tables
 from cartd.store.batches import BATCH
+from cartd.store.database import Transaction
 from cartd.store.engines import reading_engine, writing_engine
+from cartd.store.owners import take_turn
 from cartd.store.tables import unsynced
 from tests.databases import sqlite_url
-from tests.stored_carts import SHA1, claimed, found, linked, manifest, posted, staged, with_status
+from tests.stored_carts import (
+    SHA1,
+    Ended,
+    claimed,
+    end_after,
+    found,
+    linked,
+    manifest,
+    posted,
+    staged,
+    with_status,
+)
 
 pytest_plugins = ("tests.database_fixtures",)
 
@@ -211,6 +224,66 @@ class TestDoubting:
         assert (await found(store, last)).bytes_linked == 20
         assert await doubt_all(store, cart) == 2
         assert (await found(store, last)).bytes_linked == 0
+
+    @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
+    @pytest.mark.parametrize("ends_after", range(1, 4))
+    @pytest_twisted.ensureDeferred
+    async def test_who_is_killed_between_two_batches_of_a_doubt_leaves_the_rest_to_be_found(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int, bundle: bool
+    ) -> None:
+        """Until all is doubted, whoever takes the cart over learns of it; nobody sends it."""
+        monkeypatch.setattr("cartd.store.syncs.BATCH", 2)
+        cart, _ = await store.post("u", manifest(8, bundle=bundle), bundle=bundle, now=10)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_states(cart.id, "me", [(n, 10, 5) for n in range(8)])
+        for n in range(0, 8, 2):
+            await store.record_staged(cart.id, "me", [(n, SHA1), (n + 1, SHA1)], now=11)
+        await store.record_ready(cart.id, "me", volume_bytes=80, now=12)
+        rows = await rows_of(store, cart)
+        assert len(rows) == 4
+        end_after(monkeypatch, "cartd.store.syncs.take_turn", ends_after)
+        with pytest.raises(Ended):
+            await store.doubt(cart.id, rows, now=20)
+        monkeypatch.undo()
+        now = await found(store, cart)
+        lost = 2 * ends_after
+        assert (now.status, now.files_staged) == (CartStatus.STAGING, 8 - lost)
+        assert now.bytes_staged == 10 * now.files_staged
+        assert await staged_ones(store, cart) == [*range(lost, 8)]
+        assert await rows_of(store, cart) == (rows if bundle else rows[ends_after:])
+        left = (await store.unsynced_by_others(cart.id, "you")).get(cart.id, [])
+        await store.doubt(cart.id, left, now=21)
+        now = await found(store, cart)
+        assert (now.files_staged, now.bytes_staged) == (0, 0)
+        assert await store.unsynced("me") == {}
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_staged_between_two_batches_of_a_bundles_doubt_does_not_stay_unseen(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each batch ends the lease of who noted the rows, and so what that does meanwhile."""
+        cart, _ = await store.post("u", manifest(4, bundle=True), bundle=True, now=10)
+        await store.claim(cart.id, "me", now=10, until=100)
+        await store.record_states(cart.id, "me", [(n, 10, 5) for n in range(4)])
+        await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(4)], now=11)
+        rows = await rows_of(store, cart)
+        monkeypatch.setattr("cartd.store.syncs.BATCH", 2)
+        turns = 0
+
+        async def claim_in_between(transaction: Transaction) -> None:
+            nonlocal turns
+            turns += 1
+            if turns == 2:
+                await transaction.execute(
+                    update(tables.cart).values(lease_holder="me", lease_until=100.0)
+                )
+            await take_turn(transaction)
+
+        monkeypatch.setattr("cartd.store.syncs.take_turn", claim_in_between)
+        assert await store.doubt(cart.id, rows, now=20) == 4
+        assert turns == 3
+        assert await store.holders() == {}
+        assert await staged_ones(store, cart) == []
 
     @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.DELETED])
     @pytest_twisted.ensureDeferred

@@ -18,8 +18,6 @@ from cartd.plans import Plans
 from cartd.store import Store
 from cartd.volume import Volume
 
-ROWS = 10
-"""Rows of a cart that are doubted in one transaction: none of it takes long."""
 INHERITED = 60.0
 """Seconds for which rows of the dead are ours at first; they are renewed with our own."""
 PATIENCE = 20.0
@@ -103,10 +101,7 @@ class Recovery:
             if cart is None or await self._is_bundled(cart):
                 await self._store.record_synced(rows)
                 continue
-            number = 0
-            for first in range(0, len(rows), ROWS):
-                some = rows[first : first + ROWS]
-                number += await self._store.doubt(cart_id, some, now=self._now())
+            number = await self._store.doubt(cart_id, rows, now=self._now())
             self._plans.forget(cart_id)
             log.warn(
                 "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select, update
 
 from cartd.model import FileStatus
 from cartd.store.database import Transaction
-from cartd.store.owners import end_sharing, pass_on
+from cartd.store.owners import pass_on
 from cartd.store.tables import cart, file
 
 AMONG = (
@@ -33,15 +33,15 @@ _COUNT = (
 _LOSES = update(cart).where(cart.c.id == bindparam("of_cart")).values(losses=cart.c.losses + 1)
 _LOST = {"status": FileStatus.WAITING.value, "error": "", "linked_to": None}
 _LOSE = update(file).where(*AMONG).values(_LOST)
-_LOSE_ALL = (
-    update(file)
-    .where(file.c.cart_id == bindparam("in_cart"), file.c.status == FileStatus.STAGED.value)
-    .values(_LOST)
-)
-_NOTHING_STAGED = (
-    update(cart)
-    .where(cart.c.id == bindparam("of_cart"))
-    .values(files_staged=0, bytes_staged=0, bytes_linked=0, losses=cart.c.losses + 1)
+_STAGED_AFTER = (
+    select(file.c.position)
+    .where(
+        file.c.cart_id == bindparam("in_cart"),
+        file.c.position > bindparam("after"),
+        file.c.status == FileStatus.STAGED.value,
+    )
+    .order_by(file.c.position)
+    .limit(bindparam("count"))
 )
 
 
@@ -71,8 +71,13 @@ async def lose(transaction: Transaction, cart_id: int, positions: Sequence[int])
     )
 
 
-async def lose_all(transaction: Transaction, cart_id: int) -> None:
-    """All of the cart's files wait again that were staged."""
-    await end_sharing(transaction, cart_id)
-    await transaction.execute(_LOSE_ALL, {"in_cart": cart_id})
-    await transaction.execute(_NOTHING_STAGED, {"of_cart": cart_id})
+async def lose_some(transaction: Transaction, cart_id: int, *, after: int, most: int) -> int | None:
+    """The first files beyond the position ``after`` that are staged wait again, ``most`` of them.
+
+    Gives the last one's position, from which to go on; none when that were all.
+    """
+    which = {"in_cart": cart_id, "after": after, "count": most}
+    positions = [row.position for row in await transaction.rows(_STAGED_AFTER, which)]
+    if positions:
+        await lose(transaction, cart_id, positions)
+    return positions[-1] if len(positions) == most else None

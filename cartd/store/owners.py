@@ -23,13 +23,16 @@ from cartd.store.tables import cart, cartsystem, file
 _TURN = select(cartsystem.c.value).where(cartsystem.c.part == "major").with_for_update()
 _OF_CART = file.c.cart_id == bindparam("of_cart")
 _AT = file.c.position.in_(bindparam("positions", expanding=True))
-_UNLINK = update(file).where(_OF_CART, file.c.linked_to.is_not(None)).values(linked_to=None)
 _INHERIT = (
     update(cart)
     .where(cart.c.id == bindparam("heir_cart"))
     .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
 )
-_NOTHING_LINKED = update(cart).where(cart.c.id == bindparam("of_cart")).values(bytes_linked=0)
+_LINKS_LESS = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"))
+    .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
+)
 
 
 class _PassOn:
@@ -60,10 +63,12 @@ class _PassOn:
         )
 
 
-_PASS_ON_ALL = _PassOn(_OF_CART)
 _PASS_ON_AT = _PassOn(_OF_CART & _AT)
 _BETWEEN = file.c.position.between(bindparam("first"), bindparam("last"))
 _PASS_ON_FROM = _PassOn(_OF_CART & _BETWEEN, _OF_CART)
+_LINKED = _OF_CART & _BETWEEN & file.c.linked_to.is_not(None)
+_LINKED_BYTES = select(func.coalesce(func.sum(file.c.size), 0)).where(_LINKED)
+_UNLINK = update(file).where(_LINKED).values(linked_to=None)
 
 
 async def take_turn(transaction: Transaction) -> None:
@@ -75,17 +80,13 @@ async def take_turn(transaction: Transaction) -> None:
     await transaction.rows(_TURN)
 
 
-async def pass_on(
-    transaction: Transaction, cart_id: int, positions: Sequence[int] | None = None
-) -> int:
-    """Give away what files of the cart (those at ``positions``, or all) own and others share.
+async def pass_on(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> int:
+    """Give away what files of the cart, those at ``positions``, own and others share.
 
     Links among these themselves stay behind, for the caller to end.
 
     How many bytes that were.  The caller has taken its turn.
     """
-    if positions is None:
-        return await _pass_on(transaction, _PASS_ON_ALL, {"of_cart": cart_id})
     which = {"of_cart": cart_id, "positions": positions}
     return await _pass_on(transaction, _PASS_ON_AT, which)
 
@@ -107,8 +108,14 @@ async def _pass_on(transaction: Transaction, statements: _PassOn, which: dict[st
     return sum(gain["size"] for gain in gains)
 
 
-async def end_sharing(transaction: Transaction, cart_id: int) -> None:
-    """No file of the cart is on the volume by a link any more, or under others' links."""
-    await pass_on(transaction, cart_id)
-    await transaction.execute(_UNLINK, {"of_cart": cart_id})
-    await transaction.execute(_NOTHING_LINKED, {"of_cart": cart_id})
+async def end_sharing_from(transaction: Transaction, cart_id: int, first: int, last: int) -> None:
+    """No file of the cart is on the volume any more: of the files ``first`` to ``last``, say so.
+
+    They are no links, and own nothing that others share.
+    """
+    await pass_on_from(transaction, cart_id, first, last)
+    which = {"of_cart": cart_id, "first": first, "last": last}
+    [(size,)] = await transaction.rows(_LINKED_BYTES, which)
+    await transaction.execute(_UNLINK, which)
+    if size:
+        await transaction.execute(_LINKS_LESS, {"of_cart": cart_id, "size": int(size)})

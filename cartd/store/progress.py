@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, literal, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
 
 from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
 from cartd.store.losses import AMONG, STAGED_AMONG, count, lose
-from cartd.store.owners import end_sharing, take_turn
+from cartd.store.owners import end_sharing_from, take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.space import usage_in
 from cartd.store.syncs import forget_unsynced, note_unsynced
@@ -44,6 +44,7 @@ _RECORD_STAGED = (
         hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
     )
 )
+_LAST = select(func.max(file.c.position)).where(file.c.cart_id == bindparam("of_cart"))
 _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
@@ -189,12 +190,18 @@ class Progress:
     async def record_bundled(self, cart_id: int, holder: str) -> None:
         """Its files are in its tar, their tree is gone: no other cart shares bytes with it.
 
-        The tar has been synced when it was written.
+        The tar has been synced when it was written.  Its files are recorded in many transactions,
+        none of which is long; should the process end in between, it is to be said again.
         """
+        [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
+        for first in range(0, -1 if last is None else last + 1, BATCH):
+            async with self._database.transaction() as transaction:
+                await take_turn(transaction)
+                await hold(transaction, cart_id, holder)
+                await end_sharing_from(transaction, cart_id, first, first + BATCH - 1)
         async with self._database.transaction() as transaction:
             await take_turn(transaction)
             await hold(transaction, cart_id, holder)
-            await end_sharing(transaction, cart_id)
             await forget_unsynced(transaction, cart_id)
 
     async def record_ready(

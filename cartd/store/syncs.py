@@ -34,8 +34,9 @@ from sqlalchemy import (
 )
 
 from cartd.model import CartStatus
+from cartd.store.batches import BATCH
 from cartd.store.database import Database, Transaction
-from cartd.store.losses import lose, lose_all
+from cartd.store.losses import lose, lose_some
 from cartd.store.owners import take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, page_cache, unsynced
@@ -184,24 +185,52 @@ class Syncs:
         A cart that was ready, or in error, is in staging then; who noted the rows holds it no
         longer.  Of a bundled cart all files wait: some may be in the tar that was to be written.
         Rows that have gone meanwhile name nothing.
+
+        Each row, and each batch of a bundled cart's files, has a transaction of its own, which puts
+        the cart back: in between, nobody makes it ready, or others' claims of it end with the next.
+        What a process that dies has not come to is found by its rows; those of a bundled cart go
+        last, so that all of it is done again.
         """
         number = 0
-        async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            noted = await transaction.rows(_DOUBTED, {"cart_id": cart_id, "ids": list(rows)})
-            holders = {"holders": list({row.holder for row in noted})}
-            back = {"of_cart": cart_id, "date": date_of(now), **holders}
-            if noted and await transaction.execute(_PUT_BACK, back):
-                [(bundled,)] = await transaction.rows(_IS_BUNDLED, {"of_cart": cart_id})
-                for row in noted:
-                    positions = msgspec.json.decode(row.positions, type=list[int])
+        bundled = await self._database.rows(_IS_BUNDLED, {"of_cart": cart_id})
+        if bundled and bundled[0][0]:
+            return await self._doubt_bundled(cart_id, rows, now)
+        for row in rows:
+            async with self._database.transaction() as transaction:
+                await take_turn(transaction)
+                for positions in await _put_back(transaction, cart_id, [row], now):
                     number += len(positions)
-                    if not bundled:
-                        await lose(transaction, cart_id, positions)
-                if bundled:
-                    await lose_all(transaction, cart_id)
-            await transaction.execute(_DELETE, {"ids": list(rows)})
+                    await lose(transaction, cart_id, positions)
+                await transaction.execute(_DELETE, {"ids": [row]})
         return number
+
+    async def _doubt_bundled(self, cart_id: int, rows: Sequence[int], now: float) -> int:
+        after: int | None = -1
+        while True:
+            async with self._database.transaction() as transaction:
+                await take_turn(transaction)
+                noted = await _put_back(transaction, cart_id, rows, now)
+                if noted and after is not None:
+                    after = await lose_some(transaction, cart_id, after=after, most=BATCH)
+                if not noted or after is None:
+                    # Without rows, somebody else has done it all.
+                    await transaction.execute(_DELETE, {"ids": list(rows)})
+                    return sum(map(len, noted))
+
+
+async def _put_back(
+    transaction: Transaction, cart_id: int, rows: Sequence[int], now: float
+) -> list[list[int]]:
+    """Put the cart back to staging for what these rows of it name, which is given.
+
+    Nothing is if they have gone, or the cart has.
+    """
+    noted = await transaction.rows(_DOUBTED, {"cart_id": cart_id, "ids": list(rows)})
+    holders = list({row.holder for row in noted})
+    back = {"of_cart": cart_id, "date": date_of(now), "holders": holders}
+    if not noted or not await transaction.execute(_PUT_BACK, back):
+        return []
+    return [msgspec.json.decode(row.positions, type=list[int]) for row in noted]
 
 
 async def note_unsynced(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
