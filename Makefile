@@ -48,7 +48,8 @@ run: $(READY)
 
 test: $(READY) $(OLD)
 	@demo/tools busybox unar php perl pax cpio 7zz
-	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex mkfs.ext4 mkntfs mount pgbouncer
+	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
+	@demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
 	@demo/tools nginx squid varnishd haproxy
 	@demo/tools lftp wget2
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
