@@ -1,13 +1,14 @@
 """A disk that fails to order, below a service that runs: a program around ``twistd``.
 
-``python failing_disk.py ORDERS ROOT ARGUMENTS...`` runs ``twistd ARGUMENTS...``.  What the file
-ORDERS says, in JSON, is done from then on to system calls on files below ROOT, until it says
-otherwise::
+``python failing_disk.py ORDERS ROOT CONSTANTS ARGUMENTS...`` runs ``twistd ARGUMENTS...``.  What
+the file ORDERS says, in JSON, is done from then on to system calls on files below ROOT, until it
+says otherwise::
 
     {"errno": 28, "calls": ["write"], "path": "/incoming/2/"}
 
-``path`` is a part of the paths that are meant.  So a test can switch faults on and off while the
-service runs, by a :class:`FailingDisk`.
+``path`` is a part of the paths that are meant.  With an ``errno`` of none the calls do not fail but
+wait, each in its thread, until the file says otherwise; ORDERS.waiting tells which did.  So a test
+can switch faults on and off while the service runs, by a :class:`FailingDisk`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,22 @@ class FailingDisk:
         self._root = root
         self.heal()
 
-    def program(self, twistd: tuple[str, ...]) -> tuple[str, ...]:
-        """What to start in place of ``twistd``."""
-        return (sys.executable, __file__, str(self._orders), str(self._root), *twistd[1:])
+    def program(self, twistd: tuple[str, ...], **removal: int) -> tuple[str, ...]:
+        """What to start in place of ``twistd``; ``removal``: constants of :mod:`cartd.removal`."""
+        places = str(self._orders), str(self._root)
+        return (sys.executable, __file__, *places, json.dumps(removal), *twistd[1:])
 
     def fail(self, number: int, *calls: str, path: str = "") -> None:
         self._write({"errno": number, "calls": calls, "path": path})
+
+    def hold(self, *calls: str, path: str = "") -> None:
+        """Let these calls wait, until it is healed."""
+        self._write({"errno": None, "calls": calls, "path": path})
+
+    def waiting(self) -> set[str]:
+        """The paths of calls that wait, or have waited."""
+        noted = self._orders.with_suffix(".waiting")
+        return set(noted.read_text().splitlines()) if noted.exists() else set()
 
     def heal(self) -> None:
         self._write({"errno": 0, "calls": [], "path": ""})
@@ -69,9 +81,18 @@ class _Calls:
         name = str(Path(os.fsdecode(path)).absolute()) if path else ""
         if not name.startswith(self._root):
             return
-        orders = json.loads(Path(self._orders).read_text())
-        if call in orders["calls"] and orders["path"] in name:
-            raise OSError(orders["errno"], os.strerror(orders["errno"]), name)
+        waits = False
+        while True:
+            orders = json.loads(Path(self._orders).read_text())
+            if call not in orders["calls"] or orders["path"] not in name:
+                return
+            if orders["errno"] is not None:
+                raise OSError(orders["errno"], os.strerror(orders["errno"]), name)
+            if not waits:
+                waits = True
+                with Path(self._orders).with_suffix(".waiting").open("a") as noted:
+                    noted.write(f"{name}\n")
+            time.sleep(0.01)
 
     def open(self, path: Any, flags: int, *more: Any, **options: Any) -> int:
         whole = path_of([path], options)
@@ -93,7 +114,10 @@ class _Calls:
 
 def _main() -> None:
     del sys.path[0]
-    orders, root, *arguments = sys.argv[1:]
+    orders, root, removal, *arguments = sys.argv[1:]
+    import cartd.removal
+
+    vars(cartd.removal).update(json.loads(removal))
     calls = _Calls(orders, root)
     os.open = calls.open
     os.read = calls.around("read", os.read)

@@ -6,18 +6,20 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cartd.removal import AT_ONCE
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.databases import sqlite_url
 from tests.failing_disk import CHANGES, FULL, FailingDisk
 from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 from tests.wire import wire
 
 pytest_plugins = ("tests.archive_fixture",)
@@ -58,13 +60,13 @@ class Site:
 
 
 @contextmanager
-def site_beside(directory: Path, archive: FaultyArchive) -> Iterator[Site]:
+def site_beside(directory: Path, archive: FaultyArchive, **removal: int) -> Iterator[Site]:
     with running_cartd(
         directory / "cartd", archive=url_of(archive), ini=OFTEN, started=False
     ) as cartd:
         cartd.database = sqlite_url(cartd.directory / "cartd.sqlite3")
         disk = FailingDisk(directory / "orders", cartd.volume)
-        cartd.program = disk.program(cartd.twistd)
+        cartd.program = disk.program(cartd.twistd, **removal)
         cartd.start()
         yield Site(cartd, archive, disk)
         assert cartd.terminate() == 0
@@ -281,3 +283,44 @@ def test_whatever_is_planted_in_a_tree_gives_way(
         assert [path.name for path in precious.iterdir()] == ["file-0"]
         assert [path.read_text() for path in theirs] == ["theirs"] * len(theirs)
         assert on_the_volume(site.cartd) == {"1/mine/dir/file-0", "7/mine/x", "incoming/theirs"}
+
+
+MANY = 12
+LARGE_CARTS = [f"large-{number}" for number in range(16)]
+
+
+@in_a_thread
+def test_deletions_of_many_large_carts_hold_up_nobody(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    """Their removal stands still in its first files, all the while."""
+    archive.put("one", b"1")
+    entries = [entry("one", f"{number // 10}/{number}", b"1") for number in range(MANY)]
+    with site_beside(tmp_path, archive, SMALL=MANY - 1) as site:
+        cartd = site.cartd
+        site.stage("kept", LARGE // 3)
+        for uid in LARGE_CARTS:
+            assert cartd.post(uid, manifest(entries)).status == 201
+        for uid in LARGE_CARTS:
+            cartd.wait_until(uid, "ready")
+        whole = cartd.get("/kept?filename=data.tar").body
+        site.disk.hold("unlink", path="/removed-")
+        with wire(cartd.port, receive_buffer=64 * 1024) as connection:
+            connection.get("/kept?filename=data.tar", "Connection: close")
+            connection.head()
+            came = connection.read(MIB)
+            with ThreadPoolExecutor(len(LARGE_CARTS)) as clients:
+                answers = list(clients.map(cartd.delete, LARGE_CARTS))
+            assert {answer.status for answer in answers} == {200}
+            wait_for(lambda: len(site.disk.waiting()) == AT_ONCE)
+            assert {cartd.get(f"/{uid}").status for uid in LARGE_CARTS} == {404}
+            assert cartd.request("HEAD", "/kept").status == 204
+            site.stage("new")
+            site.is_right("new")
+            assert came + connection.rest() == whole
+        left = [path for path in on_the_volume(cartd) if not path.startswith("1/kept/")]
+        assert len(left) == len(LARGE_CARTS) * MANY + 1
+        assert len(site.disk.waiting()) == AT_ONCE
+        site.disk.heal()
+        wait_for(lambda: len(on_the_volume(cartd)) == 2)
+        site.is_right("new")
