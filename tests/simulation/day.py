@@ -320,7 +320,6 @@ class SimulatedDay(RuleBasedStateMachine):
             self.world.kill()
             for world in self.unseen:
                 world.let_go()
-            self.place.bury_some()
 
     def _evening(self) -> None:
         """Heal everything, wait until all carts have ended, and look at what there is."""

@@ -94,6 +94,7 @@ class Place:
 
     def clean(self, random: Random) -> None:
         """Empty everything, for a new day."""
+        self._bury_some()  # not before: whoever played the last day has held its last world
         self.days += 1
         shutil.rmtree(self.volume, ignore_errors=True)
         for left in self.root.glob(f"{self.database_file.name}*"):
@@ -109,7 +110,8 @@ class Place:
         try:
             self._dead.clear()
             logged = list(self.logged)
-            gc.collect()
+            while gc.collect():
+                pass  # who is waked by another's end has one of its own
             self.logged[:] = logged
         finally:
             sys.unraisablehook = hook
@@ -123,7 +125,7 @@ class Place:
         self.disk.died()
         self.database.died()
 
-    def bury_some(self) -> None:
+    def _bury_some(self) -> None:
         if len(self._dead) > BURIED_TOGETHER:
             self.bury()
 
