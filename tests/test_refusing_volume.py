@@ -236,3 +236,18 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
             wait_for(lambda uid=uid: len(archive.seen("GET", f"{uid}-0")) == 2)
             cartd.wait_until(uid, "ready")
         assert cartd.get("/long?filename=data.tar").body == long
+
+
+@in_a_thread
+def test_a_cart_that_was_not_synced_when_its_disk_broke_is_ready_once_it_is_verified(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
+    with site_with_carts(archive, tmp_path) as (cartd, disk):
+        restart(cartd, 2**30)
+        stage(cartd, archive, "fresh", SIZE)
+        disk.breaks()
+        wait_for(lambda: lines(cartd, "(fresh): 1 files are verified") == 1)
+        cartd.wait_until("fresh", "ready")
+        assert cartd.download("fresh") == {"dir/file-0": content("fresh-0", SIZE)}
+        assert len(archive.seen("GET", "fresh-0")) == 1
+        assert ready(cartd) == CARTS

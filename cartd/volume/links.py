@@ -30,13 +30,19 @@ class LinkOccupiedError(Exception):
 
 
 def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None:
-    """Point the link of the cart's uid at this cart, in one step for whoever reads it."""
+    """Point the link of the cart's uid at this cart, in one step for whoever reads it.
+
+    Nothing is written if it does so already: a cart that is verified on a disk that has become
+    read-only is ready again.
+    """
     link = paths.link(cart)
     temporary = paths.temporary(cart.id, "link")
     with told_of(link, paths.root), directories.needed():
         if directories.exists(link) and not _may_be_replaced(directories, link, cart.uid):
             raise LinkOccupiedError(str(link))
         try:
+            if _target(directories, link) == paths.link_target(cart).replace(os.sep, "/"):
+                return
             with directories.entry(temporary) as (name, at):
                 os.symlink(paths.link_target(cart), name, dir_fd=at)
             directories.replace(temporary, link)
@@ -53,12 +59,17 @@ def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None
 
 def _may_be_replaced(below: Beneath, link: Path, uid: str) -> bool:
     """Whether it is a link, and not that of a uid that is another name only to others."""
-    if not S_ISLNK(below.lstat(link).st_mode):
-        return False
+    target = _target(below, link)
+    carts = None if target is None else _OF_A_CART.fullmatch(target)
+    return target is not None and (carts is None or carts["name"] in (uid, f"{uid}.tar"))
+
+
+def _target(below: Beneath, link: Path) -> str | None:
+    """Where it points to; none if it is no link, or not there."""
+    if not below.exists(link) or not S_ISLNK(below.lstat(link).st_mode):
+        return None
     with below.entry(link) as (name, at):
-        target = os.readlink(name, dir_fd=at).replace(os.sep, "/")
-    carts = _OF_A_CART.fullmatch(target)
-    return carts is None or carts["name"] in (uid, f"{uid}.tar")
+        return os.readlink(name, dir_fd=at).replace(os.sep, "/")
 
 
 def remove_link(paths: VolumePaths, cart: Cart) -> None:
