@@ -119,9 +119,12 @@ class Rest:
     async def _head_of(
         self, request: Request, cart: Cart, tar: Description, *, named: bool
     ) -> None:
-        decision = await self._downloads.decide("HEAD", _conditions(request), cart, tar)
+        conditions, held = _conditions(request), False
+        if conditions is not UNCONDITIONAL:
+            decision = await self._downloads.decide("HEAD", conditions, cart, tar)
+            held = decision.status == HTTPStatus.NOT_MODIFIED
         _set_validators(request, tar)
-        if decision.status == HTTPStatus.NOT_MODIFIED:
+        if held:
             _not_modified(request)
         elif named:
             request.setResponseCode(200)
