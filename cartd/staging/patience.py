@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -131,21 +130,21 @@ class Patience:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
         while True:
             await self._outage.wait(cart.id, file.archive_id)
-            async with self._turn(cart):
-                if not self._outage.is_open:
-                    continue
-                try:
+            await self._take_turn(cart)
+            try:
+                if self._outage.is_open:
                     return await attempt()
-                except ArchiveError as error:
-                    # Before the turn is left, and somebody else asks the same in vain.
-                    if error.answered:
-                        self._outage.refused(file.archive_id, error)
-                    elif error.outage:
-                        self._outage.suspect(file.archive_id, error)
-                    raise
+            except ArchiveError as error:
+                # Before the turn is left, and somebody else asks the same in vain.
+                if error.answered:
+                    self._outage.refused(file.archive_id, error)
+                elif error.outage:
+                    self._outage.suspect(file.archive_id, error)
+                raise
+            finally:
+                self._leave_turn(cart)
 
-    @asynccontextmanager
-    async def _turn(self, cart: Cart) -> AsyncIterator[None]:
+    async def _take_turn(self, cart: Cart) -> None:
         self._in_line[cart.id] += 1
         try:
             await self._turns.take(cart.id, cart.owner)
@@ -153,12 +152,11 @@ class Patience:
             self._in_line[cart.id] -= 1
             if not self._in_line[cart.id]:
                 del self._in_line[cart.id]
-        try:
-            yield
-        finally:
-            if cart.id in self._ended_at:
-                self._ended_at[cart.id] = self._clock.seconds()
-            self._turns.leave()
+
+    def _leave_turn(self, cart: Cart) -> None:
+        if cart.id in self._ended_at:
+            self._ended_at[cart.id] = self._clock.seconds()
+        self._turns.leave()
 
     async def _was_suspected(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
