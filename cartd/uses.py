@@ -31,8 +31,7 @@ class Uses:
             self._pins[cart_id] -= 1
             if not self._pins[cart_id]:
                 del self._pins[cart_id]
-                for waiting in self._unpinned.pop(cart_id, []):
-                    waiting.callback(None)
+                self._tell_unpinned(cart_id)
 
     def is_pinned(self, cart_id: int) -> bool:
         return cart_id in self._pins
@@ -49,6 +48,14 @@ class Uses:
         else:
             done.callback(None)
         return done
+
+    def _tell_unpinned(self, cart_id: int) -> None:
+        """Fire for those who wait; each may cancel others, or pin the cart again."""
+        waiting = self._unpinned.get(cart_id, [])
+        while waiting and not self.is_pinned(cart_id):
+            waiting.pop(0).callback(None)
+        if not waiting:
+            self._unpinned.pop(cart_id, None)
 
     async def idle(self) -> None:
         """Wait until nothing is pinned."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from cartd.uses import Uses
 
 
@@ -34,6 +36,30 @@ def test_who_no_longer_waits_is_not_told() -> None:
         waiting.addBoth(lambda result: told.append(type(result.value).__name__))
         waiting.cancel()
     assert told == ["CancelledError"]
+
+
+def test_who_is_told_may_end_the_waiting_of_others() -> None:
+    """As a stop does, which waits for the last download and then gives up what waits for it."""
+    uses = Uses()
+    told: list[object] = []
+    with uses.pin(7):
+        first, second = uses.unpinned(7), uses.unpinned(7)
+        first.addCallback(lambda _: second.cancel())
+        second.addBoth(lambda result: told.append(type(result.value).__name__))
+    assert told == ["CancelledError"]
+    assert first.result is None
+
+
+def test_who_waits_goes_on_waiting_if_the_cart_is_pinned_again_meanwhile() -> None:
+    uses = Uses()
+    told: list[object] = []
+    pins = ExitStack()
+    with uses.pin(7):
+        uses.unpinned(7).addCallback(lambda _: pins.enter_context(uses.pin(7)) and None)
+        uses.unpinned(7).addCallback(told.append)
+    assert told == []
+    pins.close()
+    assert told == [None]
 
 
 def test_the_later_of_remembered_and_recorded_use_counts() -> None:
