@@ -38,7 +38,10 @@ POINTS = (
     *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
 )
 """Those that the tests use: each leaves something else behind."""
-RARE = ("before-restage", "after-restage")
+RARE = (
+    *("before-restage", "after-restage"),
+    *("after-begin_eviction", "before-unlink-staged", "after-unlink-staged"),
+)
 """Those that a load may pass only once in many seconds."""
 
 _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")

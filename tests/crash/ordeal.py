@@ -41,7 +41,7 @@ lru_interval = 0.5
 [archiveinterface]
 retries = {{tries}}
 """
-LONGEST_WAIT_FOR_A_POINT = 8.0
+LONGEST_WAIT_FOR_A_POINT = 20.0
 """Seconds of load in which a point must be passed."""
 
 
