@@ -113,8 +113,7 @@ def test_what_one_deletes_while_the_other_sends_it_goes_when_that_is_done(
             if how == "a client":
                 assert first.delete("large").status == 200
             else:
-                purged = first.run("cartd-cmd", "purge", "--time-ago", "0 seconds ago")
-                assert purged.stdout.startswith("deleting large ")
+                wait_for(lambda: is_purged(first, "large"))
             assert first.get("/large").status == second.get("/large").status == 404
             second.send(signal.SIGSTOP)
             wait_for_a_sweep(first)
@@ -164,6 +163,13 @@ def ended(cartd: RunningCartd, uid: str) -> bool:
     status, message = head.headers["x-pacifica-status"], head.headers["x-pacifica-message"]
     assert status != "error" or message == NO_SPACE or head.status == 404, message
     return status != "staging"
+
+
+def is_purged(cartd: RunningCartd, uid: str) -> bool:
+    """Whether a purge has deleted the cart: one that is noted as used meanwhile stays."""
+    purged = cartd.run("cartd-cmd", "purge", "--time-ago", "0 seconds ago")
+    assert purged.stdout.startswith(f"deleting {uid} ")
+    return cartd.request("HEAD", f"/{uid}").status == 404
 
 
 def wait_for_a_sweep(cartd: RunningCartd) -> None:

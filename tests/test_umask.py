@@ -50,7 +50,9 @@ def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path
 @in_a_thread
 def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = "[cartd]\numask = 022\n"
-    with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
+    # The service itself makes the database.
+    with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:
+        cartd.start()
         found = look(cartd, archive)
         assert found.pop("volume/incoming") == 0o700
         assert {path for path, mode in found.items() if mode not in (0o755, 0o644)} == set()
