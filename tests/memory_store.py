@@ -376,6 +376,10 @@ class MemoryStore(Store):
         self._asked()
         return set(self.left)
 
+    async def active(self) -> list[Cart]:
+        living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
+        return living[::-1]
+
     async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
         seen = [one for one in living if asker.sees_all or one.owner == asker.owner]

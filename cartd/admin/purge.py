@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from cartd.model import UNFINISHED, Cart
+from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.removal import CannotRemove, Removal
 from cartd.store import Store
 
@@ -27,7 +27,7 @@ class Purge:
         self._dry_run = dry_run
 
     async def run(self) -> None:
-        """Delete what is to be deleted, oldest first.
+        """Delete what is to be deleted, least recently used first.
 
         :raises CannotRemove: files of a second cart cannot be removed; the others stay.
         """
@@ -39,6 +39,7 @@ class Purge:
     async def _delete_all(self) -> None:
         refused = 0
         carts = [cart for cart in await self._store.active() if cart.used < self._before]
+        carts.sort(key=lambda cart: (cart.used, cart.id))
         if not carts:
             self._say("no cart to delete")
         for cart in carts:
@@ -55,13 +56,20 @@ class Purge:
                 self._say(f"{error}; it stays")
 
     async def _delete(self, cart: Cart) -> None:
-        if cart.status not in UNFINISHED and await self._removal.evict(cart):
-            return
-        # It may be unfinished, without files of its own, or being sent: then the client who has
-        # it gets it to its end.
-        now = await self._store.cart(cart.id)
-        if now is not None and now.used < self._before:
-            await self._removal.delete(now)
+        while cart.status not in UNFINISHED:
+            if await self._removal.evict(cart):
+                return
+            now = await self._store.cart(cart.id)
+            if now is None or now.status == CartStatus.DELETED or now.used >= self._before:
+                return
+            if now.evicting is not None:
+                return  # by the service, which keeps it if it cannot be removed
+            if now.used == cart.used:
+                break
+            cart = now  # The service notes a use some time after it.
+        # It is unfinished, without files of its own, or being sent: then the client who has it
+        # gets it to its end.
+        await self._removal.delete(cart)
 
     def _say(self, line: str) -> None:
         print(line, file=self._out)

@@ -1,0 +1,78 @@
+"""``cartd-cmd purge`` beside a service that notes uses late, and evicts carts itself."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from cartd.admin.purge import Purge
+from cartd.model import Cart, CartStatus
+from cartd.removal import CannotRemove
+from tests.test_removal import Removing, refusing
+from tests.volume_parts import failure_of, outcome, result_of
+
+BEFORE = 100
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Removing:
+    return Removing(tmp_path)
+
+
+def purge_while(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
+) -> Purge:
+    """A purge of what was last used before ``BEFORE``; ``happens`` to a cart once it has begun."""
+    begin_eviction = bench.store.begin_eviction
+    left = [happens]
+
+    async def later(seen: Cart, token: str) -> bool:
+        if left:
+            bench.store.carts[seen.id] = left.pop()(bench.store.carts[seen.id])
+        return await begin_eviction(seen, token)
+
+    monkeypatch.setattr(bench.store, "begin_eviction", later)
+    return Purge(bench.store, bench.removal, BEFORE, io.StringIO(), dry_run=False)
+
+
+def test_a_use_that_is_noted_late_makes_no_difference(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cart = bench.ready()
+    purge = purge_while(bench, monkeypatch, lambda cart: replace(cart, used=BEFORE - 1))
+    result_of(purge.run())
+    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.left() == set()
+
+
+def test_a_use_that_is_noted_late_costs_no_cart_on_a_disk_that_refuses(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carts = [bench.ready("one"), bench.ready("two")]
+    refusing(bench, monkeypatch, errno.EPERM)
+    purge = purge_while(bench, monkeypatch, lambda cart: replace(cart, used=BEFORE - 1))
+    assert isinstance(failure_of(outcome(Deferred.fromCoroutine(purge.run()))), CannotRemove)
+    assert {bench.store.carts[cart.id].status for cart in carts} == {CartStatus.READY}
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda cart: replace(cart, used=BEFORE),
+        lambda cart: replace(cart, evicting="the service's"),
+    ],
+    ids=["used", "evicted"],
+)
+def test_what_is_used_again_or_evicted_by_the_service_stays(
+    bench: Removing, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
+) -> None:
+    cart = bench.ready()
+    purge = purge_while(bench, monkeypatch, happens)
+    result_of(purge.run())
+    assert bench.store.carts[cart.id].status is CartStatus.READY
