@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.conditions import Conditions, Decision, Representation, evaluate
-from cartd.disposition import default_filename, top_folder
+from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus, TarFacts

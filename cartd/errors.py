@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import ClassVar
 
 from cartd import __version__
-from cartd.wording import shown
+from cartd.text import shown
 
 
 class CartdError(Exception):

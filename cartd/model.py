@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.wording import shown
+from cartd.text import shown
 
 
 class CartStatus(StrEnum):

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
-from cartd import api_description, disposition
+from cartd import content_disposition, openapi
 from cartd.carts import Carts
 from cartd.conditions import (
     CONDITIONAL,
@@ -43,13 +43,13 @@ from cartd.model import Asker, Cart, CartStatus
 from cartd.ranges import ByteRange, http_date
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import SendStopped
-from cartd.server import short_answers
-from cartd.server.caching import NO_STORE, PUBLIC, REVALIDATED
+from cartd.server import error_responses
+from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
+from cartd.server.error_responses import RETRY_AFTER, printable
 from cartd.server.request import LimitedRequest, field
-from cartd.server.short_answers import RETRY_AFTER, printable
 
 INTERNAL = "Internal error; the service's log has the cause"
-DESCRIPTION = api_description.text().encode()
+DESCRIPTION = openapi.text().encode()
 DESCRIPTION_ETAG = f'"{sha256(DESCRIPTION).hexdigest()}"'
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -90,7 +90,7 @@ class Rest:
         body = json.dumps({"message": "Pacifica Cartd Interface Up and Running"}).encode()
         return _fixed(request, body, None)
 
-    @app.route(api_description.PATH, methods=["GET"])
+    @app.route(openapi.PATH, methods=["GET"])
     def description(self, request: Request) -> bytes:
         return _fixed(request, DESCRIPTION, DESCRIPTION_ETAG, PUBLIC)
 
@@ -273,7 +273,7 @@ def _filename(request: Request) -> str | None:
     if not values:
         return None
     try:
-        return disposition.check_filename(values[0].decode())
+        return content_disposition.check_filename(values[0].decode())
     except UnicodeDecodeError:
         raise InvalidInput("filename: it is not UTF-8") from None
 
@@ -298,7 +298,7 @@ def _validators(etag: str, last_modified: float, length: int) -> Fields:
 def _set_download_headers(request: Request, tar: Description) -> None:
     _set(request, "Cache-Control", REVALIDATED)
     _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", disposition.content_disposition(tar.name))
+    _set(request, "Content-Disposition", content_disposition.content_disposition(tar.name))
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
@@ -415,7 +415,7 @@ def _json(request: Request, answer: dict[str, str]) -> bytes:
 
 def _error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
     _forget_download(request, code)
-    return short_answers.error(request, code, message, limit)
+    return error_responses.error(request, code, message, limit)
 
 
 def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:

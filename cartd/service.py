@@ -39,9 +39,9 @@ from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.retention import Retention
 from cartd.sending.senders import Senders
+from cartd.server.endpoints import listen
 from cartd.server.limits import Limits
-from cartd.server.listening import listen
-from cartd.server.open_files import connections_that_fit
+from cartd.server.rlimits import connections_that_fit
 from cartd.server.site import LimitedSite
 from cartd.shares import UserLimits
 from cartd.shield import at_most

@@ -245,7 +245,7 @@ def test_a_failed_attempt_is_one_refusal_with_the_name_and_without_the_secret(
     ]
     for line, reason in zip(refusals, reasons, strict=True):
         asked = f'Refused 401 127.0.0.1 "HEAD /ready" {json.dumps(reason)}'
-        assert line.endswith(f"[cartd.server.refusals#info] {asked}")
+        assert line.endswith(f"[cartd.server.rejection_log#info] {asked}")
     assert not guarded.lines("the-secret")
 
 

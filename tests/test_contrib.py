@@ -12,7 +12,7 @@ from twisted.scripts._twistd_unix import ServerOptions
 
 from cartd.config import load
 from cartd.options import Options
-from cartd.server.refusals import REFUSED
+from cartd.server.rejection_log import REFUSED
 from tests.test_documentation import ROOT, blocks, rows, section
 
 UNIT = ROOT / "contrib/systemd/cartd.service"

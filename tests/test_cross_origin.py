@@ -9,8 +9,8 @@ import pytest
 import pytest_twisted
 from twisted.web.http_headers import Headers
 
-from cartd.api_description import document
 from cartd.auth import TokenFile
+from cartd.openapi import document
 from cartd.server.cross_origin import EXPOSED, is_forbidden
 from tests.cart_site import CartSite, cart_site
 from tests.directory_archive_client import directory_archive

@@ -9,7 +9,7 @@ from cartd.integrity.orphans import Orphans
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.wording import shown
+from cartd.text import shown
 
 
 class Verify:

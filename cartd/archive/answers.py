@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError
-from cartd.wording import clean
+from cartd.text import clean
 
 MAX_SIZE = 1 << 50
 """Bytes; a file that claims more (1 PiB) is taken for nonsense, not for a file."""

@@ -31,7 +31,7 @@ from cartd.archive.answers import (
 from cartd.archive.body import excerpt, receive
 from cartd.archive.failures import failure, silence
 from cartd.errors import ConfigError
-from cartd.wording import clean
+from cartd.text import clean
 
 MAX_REDIRECTS = 5
 

@@ -20,7 +20,7 @@ from service_identity.hazmat import (
     verify_service_identity,
 )
 
-from cartd.wording import clean
+from cartd.text import clean
 
 _SETTING = "archiveinterface.ca_file"
 

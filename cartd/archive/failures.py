@@ -20,7 +20,7 @@ from twisted.web.client import (
 
 from cartd.archive.answers import ArchiveError
 from cartd.archive.certificates import CertificateRefused
-from cartd.wording import clean
+from cartd.text import clean
 
 
 def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> ArchiveError | None:

@@ -17,7 +17,7 @@ from cartd.ranges import http_date
 from cartd.sending.reader import Reader
 from cartd.sending.sender import Sender, SendStopped
 from cartd.sending.tree_reader import TreeReader
-from cartd.server.caching import REVALIDATED
+from cartd.server.cache_control import REVALIDATED
 from cartd.tar.bundle import Slice
 from cartd.threads import RunsInThread
 

@@ -47,7 +47,7 @@ from cartd.directory_archive.wire import (
     wanted,
 )
 from cartd.errors import CartdError, TooLarge, Unavailable, error_body
-from cartd.server.caching import REVALIDATED
+from cartd.server.cache_control import REVALIDATED
 from cartd.server.request import field
 from cartd.threads import RunsInThread
 

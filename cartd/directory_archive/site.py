@@ -13,10 +13,10 @@ from twisted.web.server import Site
 
 from cartd.directory_archive.files import Directory
 from cartd.server.channel import LimitedChannel
-from cartd.server.heads import Rules
 from cartd.server.limits import Limits
 from cartd.server.request import JudgedRequest
-from cartd.server.text_paths import TextPaths
+from cartd.server.request_head import Rules
+from cartd.server.request_normalizer import TextPaths
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000

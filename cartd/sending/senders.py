@@ -11,8 +11,8 @@ from twisted.logger import Logger
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import Sender
 from cartd.sending.socket_sender import SocketSender, plain_socket
+from cartd.text import shown
 from cartd.threads import Few, RunsInThread
-from cartd.wording import shown
 
 T = TypeVar("T")
 QUICK_THREADS = 2

@@ -22,7 +22,7 @@ from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
 from cartd import log_file
-from cartd.server.refusals import address_of
+from cartd.server.rejection_log import address_of
 
 LEFT = 499
 """The status where the client has gone before there was an answer."""

@@ -12,12 +12,12 @@ from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
 from cartd.server import cross_origin
-from cartd.server.bodies import BodySpace
-from cartd.server.client_timers import ClientTimers, Late
-from cartd.server.heads import Rules
+from cartd.server.error_responses import Headers, refusal
 from cartd.server.limits import Limits, named
-from cartd.server.lingering import end_when_read
-from cartd.server.short_answers import Headers, refusal
+from cartd.server.lingering_close import end_when_read
+from cartd.server.request_body import BodySpace
+from cartd.server.request_head import Rules
+from cartd.server.timeouts import ClientTimers, Late
 
 CLOSING = 15.0
 """Seconds that a connection may take to close: what was answered is still on its way."""

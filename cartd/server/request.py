@@ -16,12 +16,12 @@ from cartd.auth import Guard
 from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
 from cartd.server import cross_origin
-from cartd.server.bodies import Body
-from cartd.server.caching import NO_STORE
-from cartd.server.heads import Head, judge, path_of
+from cartd.server.cache_control import NO_STORE
+from cartd.server.error_responses import Headers
 from cartd.server.limits import named
-from cartd.server.short_answers import Headers
-from cartd.server.targets import is_open_to_all
+from cartd.server.request_body import Body
+from cartd.server.request_head import Head, judge, path_of
+from cartd.server.route_table import is_open_to_all
 
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 

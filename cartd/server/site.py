@@ -14,19 +14,19 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.auth import Guard
-from cartd.server import targets
+from cartd.server import route_table
 from cartd.server.access_log import LEFT, AccessLog
-from cartd.server.bodies import BodySpace
+from cartd.server.auth_resource import Guarded
 from cartd.server.channel import LimitedChannel
-from cartd.server.connections import Connections
-from cartd.server.guarded import Guarded
-from cartd.server.heads import Rules
-from cartd.server.hosts import ANY_HOST
+from cartd.server.connection_limits import Connections
+from cartd.server.error_responses import refusal
+from cartd.server.host_header import ANY_HOST
 from cartd.server.limits import Limits, named
+from cartd.server.overflow import Farewell, TurnedAway
 from cartd.server.request import LimitedRequest
-from cartd.server.short_answers import refusal
-from cartd.server.text_paths import TextPaths
-from cartd.server.turned_away import Farewell, TurnedAway
+from cartd.server.request_body import BodySpace
+from cartd.server.request_head import Rules
+from cartd.server.request_normalizer import TextPaths
 from cartd.threads import RunsInThread
 
 NO_HEADERS = Headers()
@@ -53,10 +53,10 @@ class LimitedSite(Site):
         Long bodies are written by ``threads``.
         """
         rules = Rules(
-            targets.methods,
-            targets.CART,
+            route_table.methods,
+            route_table.CART,
             max_body=limits.max_manifest,
-            check_post=targets.check_post,
+            check_post=route_table.check_post,
             hosts=frozenset(hosts) if guard is None else frozenset({ANY_HOST}),
             hosts_setting="[server] hosts",
             origins=frozenset(origins),

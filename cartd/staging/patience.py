@@ -18,8 +18,8 @@ from cartd.concurrency import Turns
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.outage import Outage
+from cartd.text import shown
 from cartd.tolerance import Tolerance
-from cartd.wording import shown
 
 T = TypeVar("T")
 _OF_A_NAME = frozenset(

@@ -32,8 +32,8 @@ from cartd.staging.patience import FileFailed
 from cartd.staging.staging import Staging
 from cartd.staging.tools import Tools
 from cartd.store import Store
+from cartd.text import shown
 from cartd.threads import RunsInThread
-from cartd.wording import shown
 
 LEASE = 60.0
 """Seconds for which a lease holds unless it is renewed."""

@@ -20,7 +20,7 @@ from cartd.config.tls_endpoint import TlsEndpoint
 from cartd.errors import ConfigError
 from cartd.threads import RunsInThread
 from cartd.tls.pem import PemFile, read_identity
-from cartd.tls.renewed import Renewed
+from cartd.tls.reloading import Renewed
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL"

@@ -23,9 +23,9 @@ from twisted.logger import Logger
 
 from cartd.beneath import AT, DIRECTORY, Beneath
 from cartd.errors import Unavailable
+from cartd.text import shown
 from cartd.volume.directories import refuse
 from cartd.volume.paths import VolumePaths
-from cartd.wording import shown
 
 ATTEMPTS = 20
 """How often a directory into which others still write is tried."""

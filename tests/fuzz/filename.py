@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from werkzeug.http import parse_options_header
 
-from cartd.disposition import MAX_BYTES, check_filename, content_disposition, top_folder
+from cartd.content_disposition import MAX_BYTES, check_filename, content_disposition, top_folder
 from cartd.errors import InvalidInput
 
 WORDS = (

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPus
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from cartd.disposition import top_folder
+from cartd.content_disposition import top_folder
 from cartd.downloads import Download
 from cartd.errors import CartdError, Unreadable, VolumeDamaged
 from cartd.model import EVERYBODY

@@ -6,8 +6,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from cartd.server.channel import CLOSING
-from cartd.server.client_timers import PROGRESS, ClientTimers, Late
-from cartd.server.lingering import LINGER
+from cartd.server.lingering_close import LINGER
+from cartd.server.timeouts import PROGRESS, ClientTimers, Late
 from tests.channel_client import GET, Connected
 from tests.server_limits import limits
 

@@ -7,7 +7,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from cartd.rest import Rest
-from cartd.server import targets
+from cartd.server import route_table
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = ["", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w"]
@@ -28,7 +28,7 @@ def taken_by_routes(path: str) -> set[str]:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
     segments = [name for name in path.split("/") if name]
-    assert set(targets.methods(segments)) == taken_by_routes(path)
+    assert set(route_table.methods(segments)) == taken_by_routes(path)
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
 def test_only_the_root_and_the_description_are_open_to_all(
     method: str, path: list[str], is_open: bool
 ) -> None:
-    assert targets.is_open_to_all(method.encode(), path) is is_open
+    assert route_table.is_open_to_all(method.encode(), path) is is_open

@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from cartd.server.bodies import HIGH, IN_MEMORY
+from cartd.server.request_body import HIGH, IN_MEMORY
 from cartd.server.site import LimitedSite
 from tests.channel_client import Connected
 from tests.volume_parts import HeldThreads, InThisThread, logged

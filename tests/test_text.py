@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import CartdError, InvalidInput
-from cartd.wording import clean, shown
+from cartd.text import clean, shown
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest_twisted
 
 from cartd.auth import TokenFile
 from cartd.errors import InvalidInput
-from cartd.server.hosts import host_of, is_known
+from cartd.server.host_header import host_of, is_known
 from tests.cart_site import CartSite, cart_site
 from tests.directory_archive_client import directory_archive
 from tests.wire import ask, assert_is_error

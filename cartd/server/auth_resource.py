@@ -9,9 +9,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError, NoCredentials
-from cartd.server import short_answers
-from cartd.server.heads import path_of
-from cartd.server.targets import is_open_to_all
+from cartd.server import error_responses
+from cartd.server.request_head import path_of
+from cartd.server.route_table import is_open_to_all
 
 
 class Guarded(Resource):
@@ -40,7 +40,7 @@ class Guarded(Resource):
 
 def _refuse(request: Any, refusal: CartdError) -> None:
     offence = not isinstance(refusal, NoCredentials)
-    body = short_answers.error(request, refusal.code, str(refusal), offence=offence)
+    body = error_responses.error(request, refusal.code, str(refusal), offence=offence)
     if request.method != b"HEAD":
         request.write(body)
     request.finish()

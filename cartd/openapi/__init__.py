@@ -1,6 +1,6 @@
 """The description of the REST interface: one OpenAPI 3.1 document, made of the rules themselves.
 
-``docs/openapi.json`` is what ``python -m cartd.api_description`` prints, and what the service
+``docs/openapi.json`` is what ``python -m cartd.openapi`` prints, and what the service
 serves at :data:`PATH`.
 """
 
@@ -10,9 +10,9 @@ import json
 from typing import Any
 
 from cartd import __version__
-from cartd.api_description.answers import HEADERS, RESPONSES
-from cartd.api_description.operations import PARAMETERS, PATHS
-from cartd.api_description.schemas import SCHEMAS
+from cartd.openapi.operations import PARAMETERS, PATHS
+from cartd.openapi.responses import HEADERS, RESPONSES
+from cartd.openapi.schemas import SCHEMAS
 
 PATH = "/-/openapi.json"
 """No uid begins with ``-``, so no cart is in its way."""

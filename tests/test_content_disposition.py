@@ -18,7 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
-from cartd.disposition import check_filename, content_disposition, default_filename, top_folder
+from cartd.content_disposition import (
+    check_filename,
+    content_disposition,
+    default_filename,
+    top_folder,
+)
 from cartd.errors import InvalidInput
 from tests.laid_out import lay_out
 

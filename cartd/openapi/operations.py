@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.api_description.answers import (
+from cartd.content_disposition import MAX_BYTES
+from cartd.openapi.responses import (
     CACHED,
     COUNTS,
     DOWNLOAD_HEADERS,
@@ -13,8 +14,7 @@ from cartd.api_description.answers import (
     head_errors,
     told,
 )
-from cartd.api_description.schemas import CONTROLS, EXAMPLE_MANIFEST, ref
-from cartd.disposition import MAX_BYTES
+from cartd.openapi.schemas import CONTROLS, EXAMPLE_MANIFEST, ref
 from cartd.uids import UID_PATTERN
 
 _TAR = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}

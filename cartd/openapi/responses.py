@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.api_description.schemas import ref
 from cartd.model import UNFINISHED, CartStatus
+from cartd.openapi.schemas import ref
 
 PHASES = sorted([*UNFINISHED, CartStatus.READY])
 """Where a cart that is not in error may stand."""

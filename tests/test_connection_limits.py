@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
-from cartd.server import open_files, turned_away
-from cartd.server.connections import Connections
-from cartd.server.lingering import LINGER
+from cartd.server import overflow, rlimits
+from cartd.server.connection_limits import Connections
+from cartd.server.lingering_close import LINGER
 from cartd.server.site import LimitedSite
 from tests.server_limits import limits
 from tests.volume_parts import InThisThread
@@ -107,10 +107,8 @@ def test_one_address_is_told_that_it_has_enough_while_others_are_let_in() -> Non
 def test_only_so_many_are_told_at_the_same_time() -> None:
     server = Server(max_connections=1)
     server.connect()
-    refused = [server.connect() for _ in range(turned_away.MOST + 1)]
-    assert [bool(transport.value()) for _, transport in refused] == [True] * turned_away.MOST + [
-        False
-    ]
+    refused = [server.connect() for _ in range(overflow.MOST + 1)]
+    assert [bool(transport.value()) for _, transport in refused] == [True] * overflow.MOST + [False]
     assert refused[-1][1].disconnected and not refused[0][1].disconnected
     for protocol, _ in refused:
         protocol.connectionLost()
@@ -144,7 +142,7 @@ def test_the_systems_limit_is_raised_as_far_as_is_needed(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
-    assert open_files.connections_that_fit(1000, 10) == fit
+    assert rlimits.connections_that_fit(1000, 10) == fit
     assert asked == ([] if raised is None else [(raised, hard)])
 
 
@@ -156,4 +154,4 @@ def test_what_the_system_does_not_let_be_raised_is_made_do_with(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (820, 10**6))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert open_files.connections_that_fit(1000, 10) == 100
+    assert rlimits.connections_that_fit(1000, 10) == 100

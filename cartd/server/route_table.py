@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cartd import api_description
+from cartd import openapi
 from cartd.uids import check_uid
 
 CART = ("DELETE", "GET", "HEAD", "POST")
 _READ = ("GET", "HEAD")
-_DESCRIPTION = api_description.PATH.strip("/").split("/")
+_DESCRIPTION = openapi.PATH.strip("/").split("/")
 
 
 def methods(path: Sequence[str]) -> Sequence[str]:

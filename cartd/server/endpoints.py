@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from cartd.config import is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
-from cartd.server.socket_file import SocketEndpoint
+from cartd.server.unix_socket import SocketEndpoint
 from cartd.tls import ServerTls
 
 

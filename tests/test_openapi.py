@@ -14,17 +14,17 @@ import schemathesis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cartd import __version__, api_description
-from cartd.api_description.schemas import EXAMPLE_MANIFEST, HASH_TYPES
+from cartd import __version__, openapi
 from cartd.checksum import digest_size
-from cartd.disposition import check_filename
+from cartd.content_disposition import check_filename
 from cartd.errors import CartdError, InvalidInput
 from cartd.manifest import parse
 from cartd.model import CartStatus
+from cartd.openapi.schemas import EXAMPLE_MANIFEST, HASH_TYPES
 from cartd.rest import Rest
 from cartd.uids import check_uid
 
-DOCUMENT = api_description.document()
+DOCUMENT = openapi.document()
 KEPT = Path(__file__).parent.parent / "docs/openapi.json"
 METHODS = ("get", "head", "post", "delete")
 OPERATIONS = [
@@ -71,8 +71,8 @@ def test_the_validation_finds_faults() -> None:
 
 
 def test_what_is_kept_is_what_python_m_cartd_api_description_prints() -> None:
-    assert KEPT.read_text("utf-8") == api_description.text()
-    assert json.loads(api_description.text())["info"]["version"] == __version__
+    assert KEPT.read_text("utf-8") == openapi.text()
+    assert json.loads(openapi.text())["info"]["version"] == __version__
 
 
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:

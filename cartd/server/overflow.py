@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from cartd.server.lingering import end_when_read
+from cartd.server.lingering_close import end_when_read
 
 MOST = 100
 """How many are told at the same time: each is an open file.  The others are closed at once."""

@@ -11,9 +11,9 @@ from twisted.web.http import datetimeToString
 from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body, phrase
-from cartd.server import refusals
-from cartd.server.caching import NO_STORE
-from cartd.server.heads import Verdict
+from cartd.server import rejection_log
+from cartd.server.cache_control import NO_STORE
+from cartd.server.request_head import Verdict
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
@@ -44,7 +44,7 @@ def refusal(
     the method is not known yet it may be one.
     """
     if offence:
-        refusals.note(code, message, limit, peer=peer, method=method, target=target)
+        rejection_log.note(code, message, limit, peer=peer, method=method, target=target)
     body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
     if code in COMES_AGAIN:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
@@ -69,7 +69,9 @@ def error(
     """Make the answer to ``request`` an error, and give its body."""
     if offence:
         peer = request.getClientAddress()
-        refusals.note(code, message, limit, peer=peer, method=request.method, target=request.uri)
+        rejection_log.note(
+            code, message, limit, peer=peer, method=request.method, target=request.uri
+        )
     body = error_body(code, message, limit)
     request.setResponseCode(code, phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)

@@ -20,8 +20,8 @@ from twisted.internet.protocol import Factory
 from cartd.config import UnixEndpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
 from cartd.locks import try_lock
-from cartd.server import socket_file
-from cartd.server.socket_file import SocketEndpoint
+from cartd.server import unix_socket
+from cartd.server.unix_socket import SocketEndpoint
 from tests.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
 from tests.test_start_errors import why_it_ends
 
@@ -182,7 +182,7 @@ def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_why_it_cannot_be_seen_is_told(left_over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_file, "_connect", lambda path: errno.EACCES)
+    monkeypatch.setattr(unix_socket, "_connect", lambda path: errno.EACCES)
     refused = pytest.raises(ConfigError, match="cannot be seen: Permission denied")
     with refused, listening(at(left_over)):
         pass
@@ -195,7 +195,7 @@ STARTING = textwrap.dedent("""
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
     from cartd.config import UnixEndpoint
-    from cartd.server.socket_file import SocketEndpoint
+    from cartd.server.unix_socket import SocketEndpoint
 
     print("ready", flush=True)
     sys.stdin.readline()
@@ -231,7 +231,7 @@ def test_of_starts_at_the_same_time_one_listens(left_over: Path) -> None:
 def test_a_directory_that_stays_locked_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_file, "TURN", 0.0)
+    monkeypatch.setattr(unix_socket, "TURN", 0.0)
     held = os.open(tmp_path, os.O_RDONLY)
     try:
         assert try_lock(held)

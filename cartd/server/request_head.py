@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError, InvalidInput
-from cartd.server import cross_origin, hosts
+from cartd.server import cross_origin, host_header
 from cartd.server.limits import named
 
 OPTIONS = b"OPTIONS"
@@ -79,7 +79,7 @@ def segments_of(target: bytes) -> list[bytes]:
     :raises InvalidInput: it is no path, or not text.
     """
     path = target.partition(b"?")[0]
-    if host := hosts.AUTHORITY.match(path):
+    if host := host_header.AUTHORITY.match(path):
         path = path[host.end() :] or b"/"
     if not path.startswith(b"/"):
         raise InvalidInput("The path does not begin with /")
@@ -119,9 +119,9 @@ def _framing(head: Head) -> Verdict | None:
 
 def _site(head: Head, rules: Rules) -> Verdict | None:
     """By which name it is asked, and for a page of which site."""
-    host = hosts.host_of(head.target, head.version, head.headers.getRawHeaders(b"host", []))
+    host = host_header.host_of(head.target, head.version, head.headers.getRawHeaders(b"host", []))
     # Without a name it is no browser, which alone can be led here.
-    if host is not None and not hosts.is_known(host, rules.hosts):
+    if host is not None and not host_header.is_known(host, rules.hosts):
         return Verdict(
             421,
             f"This service does not know itself as {host.decode()[:100]}: without authentication it"

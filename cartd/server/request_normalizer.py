@@ -7,8 +7,8 @@ from typing import Any
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
-from cartd.server import short_answers
-from cartd.server.heads import Head, Rules, judge
+from cartd.server import error_responses
+from cartd.server.request_head import Head, Rules, judge
 
 
 class TextPaths(Resource):
@@ -28,7 +28,7 @@ class TextPaths(Resource):
         if not getattr(request, "judged", False):  # else that was before its body was read
             verdict = judge(head, self._rules)
             if verdict is not None:
-                return short_answers.answer(request, verdict)
+                return error_responses.answer(request, verdict)
         request.postpath = head.segments
         # Klein takes the host apart, and fails over what is no name; no route asks for it.
         request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])

@@ -9,15 +9,17 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 
-from cartd.server import refusals
+from cartd.server import rejection_log
 
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
-FORGED = '2026-11-24T06:30:56+0000 [cartd.server.refusals#info] Refused 401 198.51.100.9 "GET /" ""'
+FORGED = (
+    '2026-11-24T06:30:56+0000 [cartd.server.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
+)
 
 
 def noted(code: int, message: str = "Why", limit: str | None = None, **request: Any) -> list[str]:
     with capturedLogs() as entries:
-        refusals.note(code, message, limit, **{"peer": PEER, **request})
+        rejection_log.note(code, message, limit, **{"peer": PEER, **request})
     return [formatEvent(entry) for entry in entries]
 
 
@@ -71,7 +73,7 @@ def test_the_address_is_an_ip_address_or_none(peer: Any, told: str) -> None:
 def test_whatever_a_client_sends_stays_in_its_quotes(text: str) -> None:
     target = text.encode("utf-8", "surrogatepass")
     with capturedLogs() as entries:
-        refusals.note(401, text, None, peer=PEER, method=b"GET", target=target)
+        rejection_log.note(401, text, None, peer=PEER, method=b"GET", target=target)
     [line] = map(formatEventAsClassicLogText, entries)
     assert line is not None and line.endswith("\n")
     assert line[:-1].isascii() and line[:-1].isprintable()
@@ -83,6 +85,6 @@ def test_whatever_a_client_sends_stays_in_its_quotes(text: str) -> None:
 
 def test_a_line_is_never_long() -> None:
     [line] = noted(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
-    assert line.count("\\u00e9") == line.count("GET ") * refusals.LONGEST
+    assert line.count("\\u00e9") == line.count("GET ") * rejection_log.LONGEST
     assert line.count('..."') == 2
     assert len(line) < 3000

@@ -1,0 +1,7 @@
+"""Print the description, for ``docs/openapi.json``."""
+
+import sys
+
+from cartd import openapi
+
+sys.stdout.write(openapi.text())
