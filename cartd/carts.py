@@ -18,7 +18,7 @@ from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
-from cartd.uids import LONGEST_STORED, check_uid, may_be_stored
+from cartd.uids import MAX_STORED_LENGTH, check_uid, may_be_stored
 
 LONGEST_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
@@ -150,7 +150,7 @@ class Carts:
         """
         cart = await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
         if cart is None:
-            raise CartNotFound(f"No cart with uid {uid[:LONGEST_STORED]} found")
+            raise CartNotFound(f"No cart with uid {uid[:MAX_STORED_LENGTH]} found")
         return cart
 
     async def delete(self, asker: Asker, uid: str) -> None:

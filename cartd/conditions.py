@@ -32,7 +32,7 @@ CONDITIONAL = frozenset(
 
 _WHITESPACE = " \t"
 _TAG = re.compile(r'(W/)?("[^"]*")')
-_READS = frozenset({"GET", "HEAD"})
+_READ_METHODS = frozenset({"GET", "HEAD"})
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
@@ -82,7 +82,7 @@ class Conditions:
         )
 
     @property
-    def guard(self) -> bool:
+    def has_precondition(self) -> bool:
         """Whether there is a precondition, on which any method may depend."""
         found = (
             self.if_match,
@@ -93,12 +93,12 @@ class Conditions:
         return any(value is not None for value in found)
 
     @property
-    def present(self) -> bool:
+    def is_conditional(self) -> bool:
         """Whether the client has, or had, something of the representation already."""
-        return self.guard or self.range is not None
+        return self.has_precondition or self.range is not None
 
     @property
-    def need_strong_date(self) -> bool:
+    def needs_strong_date(self) -> bool:
         """Whether :func:`evaluate` has to know if the date of a GET is a strong validator."""
         return self.range is not None and self.if_range is not None and not _is_tag(self.if_range)
 
@@ -128,15 +128,15 @@ def evaluate(
 
     ``date_is_strong``: the representation is known not to have changed twice in the second of its
     ``last_modified``, and that is over (section 8.8.2.2); looked at only if
-    ``conditions.need_strong_date``.
+    ``conditions.needs_strong_date``.
 
     :raises PreconditionFailed: the method must not be performed.
     :raises RangeNotSatisfiable: there is none of the bytes that a GET wants.
     """
     _check_unchanged(conditions, current, now)
     whole = ByteRange(0, current.length if current is not None else 0, partial=False)
-    if _is_held(method, conditions, current, now):
-        if method in _READS:
+    if _is_not_modified(method, conditions, current, now):
+        if method in _READ_METHODS:
             return Decision(HTTPStatus.NOT_MODIFIED, whole)
         raise PreconditionFailed("If-None-Match names what is there")
     if method != "GET" or current is None or conditions.range is None:
@@ -160,13 +160,13 @@ def _check_unchanged(conditions: Conditions, current: Representation | None, now
             raise PreconditionFailed("It has been modified since the time in If-Unmodified-Since")
 
 
-def _is_held(
+def _is_not_modified(
     method: str, conditions: Conditions, current: Representation | None, now: float
 ) -> bool:
     """Steps 3 and 4: If-None-Match, and for reads If-Modified-Since where that is not there."""
     if conditions.if_none_match is not None:
         return _matches(conditions.if_none_match, current, weakly=True)
-    if conditions.if_modified_since is None or method not in _READS:
+    if conditions.if_modified_since is None or method not in _READ_METHODS:
         return False
     since = parse_date(conditions.if_modified_since, now)
     modified = _modified(current)

@@ -20,12 +20,12 @@ _CONTROL_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
 """C0, DEL and C1; the separators of lines and of paragraphs."""
 _CONTROL_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 """What makes ``gpj.tar`` look like ``rat.jpg`` (UAX 9, section 2)."""
-_NO_FOLDER = frozenset({"", ".", ".."})
+_RESERVED_NAMES = frozenset({"", ".", ".."})
 
-_NOT_QUOTED = frozenset('"/\\')
-_ENCODED = re.compile("%(?=[0-9A-Fa-f]{2})")
+_UNQUOTABLE = frozenset('"/\\')
+_PERCENT_ENCODED = re.compile("%(?=[0-9A-Fa-f]{2})")
 """Some clients decode this in ``filename=`` (RFC 6266, appendix D)."""
-_INSTEAD = "_"
+_REPLACEMENT = "_"
 
 _ATTR_CHAR = "!#$&+-.^_`|~"
 """Beside letters and digits, what needs no percent-encoding (RFC 8187, section 3.2.1)."""
@@ -39,9 +39,9 @@ def check_filename(name: str) -> str:
     """
     if not _SEPARATORS.isdisjoint(name):
         raise InvalidInput("filename: must not hold '/' or '\\'")
-    if not (name.isascii() and name.isprintable()) and any(map(_controls, name)):
+    if not (name.isascii() and name.isprintable()) and any(map(_is_control, name)):
         raise InvalidInput("filename: must not hold control characters")
-    if top_folder(name) in _NO_FOLDER:
+    if top_folder(name) in _RESERVED_NAMES:
         raise InvalidInput("filename: must be the name of a file")
     try:
         size = len(name.encode())
@@ -64,47 +64,47 @@ def default_filename(now: float) -> str:
 
 
 @lru_cache(maxsize=1024)
-def content_disposition(name: str) -> str:
+def header_value(name: str) -> str:
     """Return the header's value (RFC 6266) in printable ASCII, for a name that was checked.
 
     Printable ASCII is given as it is, but for ``"``, ``\\``, ``/`` and a ``%`` that some clients
     would decode.  Any other name is given twice: first simplified, for clients that know only
     ``filename``, then exactly, in the encoding of RFC 8187 (RFC 6266, appendix D).
     """
-    plain = _plain(name)
+    plain = _ascii_name(name)
     if plain == name:
         return f'attachment; filename="{name}"'
     exact = quote(name, safe=_ATTR_CHAR)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
-def _controls(character: str) -> bool:
+def _is_control(character: str) -> bool:
     return (
         unicodedata.category(character) in _CONTROL_CATEGORIES
         or unicodedata.bidirectional(character) in _CONTROL_DIRECTIONS
     )
 
 
-def _plain(name: str) -> str:
+def _ascii_name(name: str) -> str:
     """The nearest name in ASCII: letters without their marks, ``_`` for what has no letter."""
     # Composed first: a mark that is left alone belongs to the letter before it.
-    plain = "".join(map(_ascii, unicodedata.normalize("NFC", name)))
-    plain = "".join(_INSTEAD if c in _NOT_QUOTED or not c.isprintable() else c for c in plain)
-    plain = _ENCODED.sub(_INSTEAD, plain)
-    if top_folder(plain) in _NO_FOLDER:
-        plain = _INSTEAD + plain
+    plain = "".join(map(_to_ascii, unicodedata.normalize("NFC", name)))
+    plain = "".join(_REPLACEMENT if c in _UNQUOTABLE or not c.isprintable() else c for c in plain)
+    plain = _PERCENT_ENCODED.sub(_REPLACEMENT, plain)
+    if top_folder(plain) in _RESERVED_NAMES:
+        plain = _REPLACEMENT + plain
     if len(plain) > MAX_BYTES:  # a sign may stand for many letters
         suffix = SUFFIX if plain.endswith(SUFFIX) else ""
         plain = plain[: MAX_BYTES - len(suffix)] + suffix
     return plain
 
 
-def _ascii(character: str) -> str:
+def _to_ascii(character: str) -> str:
     """What of the character's decomposition is ASCII; a mark of its own has nothing."""
     left = "".join(c for c in unicodedata.normalize("NFKD", character) if c in _PRINTABLE)
     if left.strip() or character.isascii():
         return left
-    return "" if unicodedata.combining(character) else _INSTEAD
+    return "" if unicodedata.combining(character) else _REPLACEMENT
 
 
 _PRINTABLE = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")

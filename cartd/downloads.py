@@ -160,7 +160,7 @@ class Downloads:
 
         :raises PreconditionFailed, RangeNotSatisfiable: as :func:`cartd.conditions.evaluate`.
         """
-        strong = method == "GET" and conditions.need_strong_date
+        strong = method == "GET" and conditions.needs_strong_date
         return evaluate(
             method,
             conditions,

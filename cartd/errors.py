@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import ClassVar
 
 from cartd import __version__
-from cartd.text import shown
+from cartd.text import escape
 
 
 class CartdError(Exception):
@@ -21,7 +21,7 @@ class CartdError(Exception):
 
     def __init__(self, message: str = "", *, limit: str | None = None) -> None:
         """``limit`` is the setting that was gone over, as ``server.max_manifest``, if one was."""
-        super().__init__(shown(message))
+        super().__init__(escape(message))
         self.limit = limit
 
 
@@ -84,7 +84,7 @@ class DatabaseAway(Unavailable):
     def __init__(self, reason: str, *, passes: bool = True) -> None:
         """``passes``: by waiting, and not only when an administrator mends it."""
         super().__init__("The database cannot be used at the moment; ask again")
-        self.reason = shown(reason)
+        self.reason = escape(reason)
         self.passes = passes
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.text import shown
+from cartd.text import escape
 
 
 class CartStatus(StrEnum):
@@ -123,7 +123,7 @@ class Cart:
     @property
     def shown_uid(self) -> str:
         """The uid for logs and terminals: Pacifica Cartd took nearly any character in it."""
-        return shown(self.uid)
+        return escape(self.uid)
 
     @property
     def message(self) -> str:

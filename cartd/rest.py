@@ -45,16 +45,16 @@ from cartd.sending.reader import SendingReader
 from cartd.sending.sender import SendStopped
 from cartd.server import error_responses
 from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
-from cartd.server.error_responses import RETRY_AFTER, printable
-from cartd.server.request import LimitedRequest, field
+from cartd.server.error_responses import RETRY_AFTER, escape_header
+from cartd.server.request import LimitedRequest, header_field
 
-INTERNAL = "Internal error; the service's log has the cause"
-DESCRIPTION = openapi.text().encode()
-DESCRIPTION_ETAG = f'"{sha256(DESCRIPTION).hexdigest()}"'
+INTERNAL_ERROR = "Internal error; the service's log has the cause"
+OPENAPI = openapi.to_json().encode()
+OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Names and values of headers, in printable ASCII."""
-REMEMBERED = 1024
+HEADER_CACHE_SIZE = 1024
 """Of how many carts the headers are remembered."""
 
 _OLD_REQUESTS = re.compile(rb"python-requests/2\.([12]?[0-9]|3[01])(\.|$)")
@@ -82,29 +82,29 @@ class Rest:
         """
         self._carts = carts
         self._downloads = downloads
-        self._send_to = send
+        self._sender = send
         self._recovered = recovered
 
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
         body = json.dumps({"message": "Pacifica Cartd Interface Up and Running"}).encode()
-        return _fixed(request, body, None)
+        return _static_response(request, body, None)
 
     @app.route(openapi.PATH, methods=["GET"])
-    def description(self, request: Request) -> bytes:
-        return _fixed(request, DESCRIPTION, DESCRIPTION_ETAG, PUBLIC)
+    def openapi_document(self, request: Request) -> bytes:
+        return _static_response(request, OPENAPI, OPENAPI_ETAG, PUBLIC)
 
     # Klein answers a HEAD with the first route that takes it: this one stays above GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
         """Tell the status; with a ``filename``, of a ready cart, what a GET would be headed by."""
-        with _status_told(request):
+        with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            cart = await self._carts.find(_asker(request), uid)
+            cart = await self._carts.find(_viewer(request), uid)
             _set_status_headers(request, cart)
             if cart.status == CartStatus.ERROR:
-                return _error(request, 500, cart.error)
+                return _error_response(request, 500, cart.error)
             request.setResponseCode(204)
             if cart.status != CartStatus.READY or (name is None and cart.bytes_total is None):
                 return b""  # one of Pacifica's is measured before more can be told of it
@@ -113,10 +113,10 @@ class Rest:
             except NotReady as error:
                 _set_status_headers(request, error.cart)
                 return b""
-            await self._head_of(request, cart, tar, named=name is not None)
+            await self._set_head_headers(request, cart, tar, named=name is not None)
         return b""
 
-    async def _head_of(
+    async def _set_head_headers(
         self, request: Request, cart: Cart, tar: Description, *, named: bool
     ) -> None:
         conditions, held = _conditions(request), False
@@ -133,10 +133,10 @@ class Rest:
 
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
-        with _status_told(request):
+        with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            async with self._downloads.open(_asker(request), uid, name) as download:
+            async with self._downloads.open(_viewer(request), uid, name) as download:
                 _set_status_headers(request, download.cart)
                 decision = await self._decide(request, download)
                 _set_validators(request, download)
@@ -162,40 +162,40 @@ class Rest:
         assert request.content is not None
         await self._recovered()
         await self._carts.post(
-            _asker(request), uid, request.content, lambda: self._check_conditions(request, uid)
+            _viewer(request), uid, request.content, lambda: self._check_conditions(request, uid)
         )
         request.setResponseCode(201)
-        return _json(request, {"message": "Cart Processing has begun"})
+        return _json_response(request, {"message": "Cart Processing has begun"})
 
     @app.route("/<uid>", methods=["DELETE"])
     async def delete(self, request: Request, uid: str) -> bytes:
         await self._recovered()
         await self._check_conditions(request, uid)
-        await self._carts.delete(_asker(request), uid)
-        return _json(request, {"message": "Cart Deleted Successfully"})
+        await self._carts.delete(_viewer(request), uid)
+        return _json_response(request, {"message": "Cart Deleted Successfully"})
 
     async def _check_conditions(self, request: Request, uid: str) -> None:
         """Raise PreconditionFailed if a change of the carts of ``uid`` must not be made."""
         conditions = _conditions(request)
-        if conditions.guard:
+        if conditions.has_precondition:
             method = request.method.decode("ascii")
-            asker, name = _asker(request), _filename(request)
+            asker, name = _viewer(request), _filename(request)
             await self._downloads.check_change(method, conditions, asker, uid, name)
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
         try:
             reader = await download.reader(wanted.start, wanted.stop)
-            await self._send_to(reader, request)
+            await self._sender(reader, request)
         except SendStopped:
             log.debug("A client left while {uid} was sent", uid=download.cart.shown_uid)
             await _abort(request)
         except VolumeDamaged as error:
             unreadable = error.path if isinstance(error, Unreadable) else None
-            to_tell = self._downloads.damaged(download.cart, unreadable)
-            to_tell.addCallback(_logged, download.cart, error)
+            reported = self._downloads.damaged(download.cart, unreadable)
+            reported.addCallback(_log_damage, download.cart, error)
             if not request.startedWriting:
-                told = await to_tell
+                told = await reported
                 await self._downloads.check(download.cart)
                 raise told from error
             await _abort(request)
@@ -219,22 +219,22 @@ class Rest:
         """The one place where an error becomes an answer."""
         error = failure.value
         if isinstance(error, NotReady):
-            if _conditions(request).present:
+            if _conditions(request).is_conditional:
                 # To a client that has a part already, a 2xx would be the rest of it, or the whole.
-                return _error(request, 503, str(error))
+                return _error_response(request, 503, str(error))
             # No error: plain text, as in Pacifica Cartd, and when to ask again.
             _set(request, "Retry-After", RETRY_AFTER)
-            return _answer(request, 202, "text/plain", str(error).encode())
+            return _response(request, 202, "text/plain", str(error).encode())
         if isinstance(error, CartdError):
-            return _error(request, error.code, str(error), error.limit)
+            return _error_response(request, error.code, str(error), error.limit)
         if isinstance(error, HTTPException):
             # An unknown path, or one that Klein would redirect.
-            return _error(request, 404, "Not Found")
+            return _error_response(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-        return _error(request, 500, INTERNAL)
+        return _error_response(request, 500, INTERNAL_ERROR)
 
 
-def _logged(told: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
+def _log_damage(told: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
     """Say in the log what was found, unless it is the volume's fault, of which the log has a line.
 
     Whoever asks for a cart that cannot be mended would have a line each time.
@@ -255,17 +255,17 @@ async def _abort(request: Request) -> None:
         await broken
 
 
-def _asker(request: Request) -> Asker:
+def _viewer(request: Request) -> Asker:
     """For whom the carts are looked up, and whose they become."""
     assert isinstance(request, LimitedRequest)
-    return Asker.of(request.who)
+    return Asker.of(request.authenticated_user)
 
 
 def _conditions(request: Request) -> Conditions:
     sent = (name for name, _ in request.requestHeaders.getAllRawHeaders())
     if CONDITIONAL.isdisjoint(sent):
         return UNCONDITIONAL
-    return Conditions.read(lambda name: field(request, name))
+    return Conditions.read(lambda name: header_field(request, name))
 
 
 def _filename(request: Request) -> str | None:
@@ -283,7 +283,7 @@ def _set_validators(request: Request, tar: Description) -> None:
     _set_fields(request, _validators(tar.etag, tar.last_modified, tar.length))
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=HEADER_CACHE_SIZE)
 def _validators(etag: str, last_modified: float, length: int) -> Fields:
     return _fields(
         {
@@ -298,18 +298,18 @@ def _validators(etag: str, last_modified: float, length: int) -> Fields:
 def _set_download_headers(request: Request, tar: Description) -> None:
     _set(request, "Cache-Control", REVALIDATED)
     _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", content_disposition.content_disposition(tar.name))
+    _set(request, "Content-Disposition", content_disposition.header_value(tar.name))
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
     """Say how long the answer is; but to some clients, in chunks, only when it has ended."""
-    if not _takes_a_part_for_the_whole(request):
+    if not _accepts_truncated_bodies(request):
         _set(request, "Content-Length", str(selected.stop - selected.start))
     if selected.partial:
         _set(request, "Content-Range", f"bytes {selected.start}-{selected.stop - 1}/{length}")
 
 
-def _takes_a_part_for_the_whole(request: Request) -> bool:
+def _accepts_truncated_bodies(request: Request) -> bool:
     """Whether the client may be one of urllib3 1, and asks for the whole tar.
 
     With that, a body that is shorter than its Content-Length raises nothing, so Pacifica's
@@ -332,7 +332,7 @@ def _not_modified(request: Request) -> None:
 
 
 @contextmanager
-def _status_told(request: Request) -> Iterator[None]:
+def _errors_in_headers(request: Request) -> Iterator[None]:
     """Have an error told in the headers as well: some clients, and caches, read only these."""
     try:
         yield
@@ -342,7 +342,7 @@ def _status_told(request: Request) -> Iterator[None]:
     except Exception as error:
         if not request.responseHeaders.hasHeader("X-Pacifica-Status"):
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
-            told = str(error) if isinstance(error, CartdError) else INTERNAL
+            told = str(error) if isinstance(error, CartdError) else INTERNAL_ERROR
             _set(request, "X-Pacifica-Message", told)
         raise
 
@@ -357,7 +357,7 @@ def _set_status_headers(request: Request, cart: Cart) -> None:
     _set_fields(request, told)
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=HEADER_CACHE_SIZE)
 def _status_fields(
     status: CartStatus, message: str, files: tuple[int, int], sizes: tuple[int, int] | None
 ) -> Fields:
@@ -377,7 +377,7 @@ def _status_fields(
 
 
 def _fields(values: Mapping[str, str]) -> Fields:
-    return tuple((name.encode(), printable(value).encode()) for name, value in values.items())
+    return tuple((name.encode(), escape_header(value).encode()) for name, value in values.items())
 
 
 def _set_fields(request: Request, fields: Fields) -> None:
@@ -388,10 +388,12 @@ def _set_fields(request: Request, fields: Fields) -> None:
 
 def _set(request: Request, name: str, value: str) -> None:
     """Set a header; what is not printable ASCII is escaped, so that nothing is smuggled in."""
-    request.setHeader(name, printable(value))
+    request.setHeader(name, escape_header(value))
 
 
-def _fixed(request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE) -> bytes:
+def _static_response(
+    request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE
+) -> bytes:
     """Answer what is the same for all, under the conditions of the request."""
     method = request.method.decode("ascii")
     conditions = replace(_conditions(request), range=None)
@@ -402,32 +404,32 @@ def _fixed(request: Request, body: bytes, etag: str | None, cache_control: str =
         request.setResponseCode(304)
         body = b""
     else:
-        _answer(request, 200, "application/json", body)
+        _response(request, 200, "application/json", body)
     if etag is not None:
         _set(request, "ETag", etag)
     _set(request, "Cache-Control", cache_control)
     return body
 
 
-def _json(request: Request, answer: dict[str, str]) -> bytes:
-    return _answer(request, request.code, "application/json", json.dumps(answer).encode())
+def _json_response(request: Request, answer: dict[str, str]) -> bytes:
+    return _response(request, request.code, "application/json", json.dumps(answer).encode())
 
 
-def _error(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
-    _forget_download(request, code)
-    return error_responses.error(request, code, message, limit)
+def _error_response(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
+    _remove_download_headers(request, code)
+    return error_responses.prepare_error(request, code, message, limit)
 
 
-def _answer(request: Request, code: int, content_type: str, body: bytes) -> bytes:
+def _response(request: Request, code: int, content_type: str, body: bytes) -> bytes:
     """A short answer."""
-    _forget_download(request, code)
+    _remove_download_headers(request, code)
     request.setResponseCode(code)
     _set(request, "Content-Type", content_type)
     _set(request, "Content-Length", str(len(body)))
     return body
 
 
-def _forget_download(request: Request, code: int) -> None:
+def _remove_download_headers(request: Request, code: int) -> None:
     """Take back the headers of a download that was being prepared."""
     _set(request, "Cache-Control", NO_STORE)
     for name in (

@@ -41,7 +41,7 @@ from cartd.retention import Retention
 from cartd.sending.senders import Senders
 from cartd.server.endpoints import listen
 from cartd.server.limits import Limits
-from cartd.server.rlimits import connections_that_fit
+from cartd.server.rlimits import raise_nofile_limit
 from cartd.server.site import LimitedSite
 from cartd.shares import UserLimits
 from cartd.shield import at_most
@@ -49,7 +49,7 @@ from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_WAITS
 from cartd.store import Condition, schema_state, sync, too_few_connections, wait_for_database
 from cartd.threads import Apart, RunsInThread, hanging
-from cartd.tls import RENEWAL_LOOK
+from cartd.tls import RELOAD_INTERVAL
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
@@ -150,7 +150,7 @@ class Cartd(Service):
             self._ports.append(port)
             listening.append((description, port.getHost()))
             if tls is not None:
-                self._renew(tls.look)
+                self._renew(tls.poll)
             log.info("Listening on {endpoint}", endpoint=description)
         guard = self._guard
         tokens = guard is not None and guard.tokens
@@ -165,7 +165,7 @@ class Cartd(Service):
     def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
         """Look after certificates that are in files."""
         threads = self._parts.threads
-        self._upkeep.append(Periodic(self._parts.reactor, RENEWAL_LOOK, lambda: look(threads)))
+        self._upkeep.append(Periodic(self._parts.reactor, RELOAD_INTERVAL, lambda: look(threads)))
 
     def startService(self) -> None:
         super().startService()
@@ -316,7 +316,7 @@ def _endpoints(config: Config) -> tuple[str, ...]:
 
 def _limits(config: Config) -> Limits:
     """As they are set, but for what the system does not allow."""
-    fit = connections_that_fit(config.max_connections, config.archive_connections)
+    fit = raise_nofile_limit(config.max_connections, config.archive_connections)
     return replace(Limits.of(config), max_connections=fit)
 
 

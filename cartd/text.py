@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-MAX_PROSE = 200
+MAX_LINE = 200
 
 
-def clean(text: str, limit: int = MAX_PROSE) -> str:
+def one_line(text: str, limit: int = MAX_LINE) -> str:
     """Prose: ``text`` on one line, without control or formatting characters, cut to ``limit``."""
     printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
     return " ".join(printable.split())[:limit].rstrip()
 
 
-def shown(name: str) -> str:
+def escape(name: str) -> str:
     """A name as it is, but for characters that cannot be seen: these are escaped as Python does."""
     if name.isprintable():
         return name

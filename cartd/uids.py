@@ -11,7 +11,7 @@ UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
 _UID = re.compile(UID_PATTERN)
 
 
-LONGEST_STORED = 255
+MAX_STORED_LENGTH = 255
 """Characters of the database's column, in Pacifica Cartd as well."""
 
 
@@ -20,7 +20,7 @@ def may_be_stored(uid: str) -> bool:
 
     A look-up of what may not is spared: it would find nothing, or be refused for a NUL.
     """
-    return "\0" not in uid and len(uid) <= LONGEST_STORED
+    return "\0" not in uid and len(uid) <= MAX_STORED_LENGTH
 
 
 def check_uid(uid: str) -> str:

@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
-from cartd.server.access_log import LONGEST, AccessLog
+from cartd.server.access_log import MAX_FIELD, AccessLog
 from tests.cart_site import CartSite, cart_site
 from tests.channel_client import GET, Connected
 from tests.running_cartd import wait_for
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
         yield running
 
 
-def test_a_whole_answer_has_its_line(site: CartSite) -> None:
+def test_complete_response_is_logged(site: CartSite) -> None:
     answer = site.cartd.get("/small?whole", referer="https://a.example/", user_agent='a "b"\\c')
     wait_for(lambda: lines(site, "/small?whole"))
     [line] = lines(site, "/small?whole")
@@ -66,14 +66,14 @@ def test_a_whole_answer_has_its_line(site: CartSite) -> None:
     assert abs(datetime.now(UTC) - logged) < timedelta(hours=1)
 
 
-def test_an_answer_without_a_body_has_its_line(site: CartSite) -> None:
+def test_response_without_body_is_logged(site: CartSite) -> None:
     site.cartd.request("HEAD", "/small?told")
     wait_for(lambda: lines(site, "/small?told"))
     [line] = lines(site, "/small?told")
     assert (line["status"], line["sent"], line["length"]) == ("204", "-", "-")
 
 
-def test_a_download_that_breaks_off_has_its_line(site: CartSite) -> None:
+def test_aborted_download_is_logged(site: CartSite) -> None:
     with wire(site.port, receive_buffer=4096) as connection:
         connection.get("/large?broken")
         head = connection.head()
@@ -87,7 +87,7 @@ def test_a_download_that_breaks_off_has_its_line(site: CartSite) -> None:
     assert 100_000 <= int(line["sent"]) < int(line["length"])
 
 
-def test_a_client_that_leaves_before_its_body_is_whole_has_a_line(site: CartSite) -> None:
+def test_disconnect_during_request_body_is_logged_as_499(site: CartSite) -> None:
     with wire(site.port) as connection:
         head = b"POST /left?early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
         connection.send(head + b"Expect: 100-continue\r\n\r\n")
@@ -105,7 +105,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("start", "status"), REFUSED.items(), ids=REFUSED)
-def test_what_is_refused_by_its_head_has_one_line(site: CartSite, start: str, status: int) -> None:
+def test_request_rejected_by_its_head_is_logged_once(
+    site: CartSite, start: str, status: int
+) -> None:
     with wire(site.port) as connection:
         fields = "Host: localhost\r\nContent-Length: 9\r\nContent-Encoding: br\r\nUser-Agent: me"
         connection.send(f"{start} HTTP/1.1\r\n{fields}\r\n\r\n".encode())
@@ -118,7 +120,7 @@ def test_what_is_refused_by_its_head_has_one_line(site: CartSite, start: str, st
     assert line["sent"] == line["length"] == str(len(answer.body))
 
 
-def test_what_is_no_request_has_a_line_and_a_silent_connection_none(site: CartSite) -> None:
+def test_malformed_request_is_logged_silent_connection_is_not(site: CartSite) -> None:
     before = len(lines(site, ""))
     with wire(site.port) as connection:
         connection.send(b"GARBAGE\r\n\r\n")
@@ -152,7 +154,7 @@ def test_under_load_each_request_has_a_line_with_date_and_prefix(site: CartSite)
     assert not [line for line in site.cartd.log.splitlines() if line.startswith("\t")]
 
 
-def test_the_user_stands_in_the_field_of_the_form(
+def test_authenticated_user_is_logged(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     directory = tmp_path_factory.mktemp("guarded")
@@ -167,7 +169,7 @@ def test_the_user_stands_in_the_field_of_the_form(
         assert found == [("alice", "404"), ("alice", "400"), *[("-", "401")] * 4]
 
 
-def test_seconds_are_those_from_the_first_line_to_the_end() -> None:
+def test_duration_runs_from_request_line_to_response_end() -> None:
     client = Connected()
     with capturedLogs() as entries:
         client.send(GET[:20])
@@ -185,16 +187,16 @@ def test_seconds_are_those_from_the_first_line_to_the_end() -> None:
     )
 
 
-def test_a_line_is_never_long_and_always_printable() -> None:
+def test_log_line_is_short_and_printable() -> None:
     sent = bytes(range(256)) * 100
     with capturedLogs() as entries:
-        AccessLog(Clock()).note(
+        AccessLog(Clock()).log_request(
             IPv4Address("TCP", "192.0.2.7", 1), "alice", sent, 200, sent=1, length=b"2",
             headers=Headers({b"Referer": [sent[14:]], b"User-Agent": [sent[14:]]}), seconds=0.5,
         )  # fmt: skip
     [line] = map(formatEvent, entries)
     assert line.isascii() and line.isprintable()
-    assert len(line) < 3 * 4 * LONGEST + 200 < 48 * 1024
+    assert len(line) < 3 * 4 * MAX_FIELD + 200 < 48 * 1024
     matched = FORM.fullmatch(line)
     assert matched and (matched["user"], matched["length"], matched["seconds"]) == (
         "alice",

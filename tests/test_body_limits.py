@@ -62,7 +62,7 @@ def posted(site: CartSite, uid: str) -> int:
     return len(carts)
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_sent(site: CartSite) -> None:
+def test_body_over_the_limit_is_rejected_before_it_is_sent(site: CartSite) -> None:
     for length in (LIMIT + 1, 10**30):
         with wire(site.port) as connection:
             declare(connection, "too-long", length)
@@ -72,7 +72,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(site: CartSite) -> N
     assert posted(site, "too-long") == 0
 
 
-def test_a_client_that_asks_first_is_told_not_to_send_it(site: CartSite) -> None:
+def test_expect_100_continue_is_rejected_with_the_final_status(site: CartSite) -> None:
     with wire(site.port) as connection:
         declare(connection, "too-long", LIMIT + 1, "Expect: 100-continue")
         assert connection.answer().status == 413
@@ -85,12 +85,12 @@ def test_a_client_that_asks_first_is_told_not_to_send_it(site: CartSite) -> None
         assert connection.answer().status == 201
 
 
-def test_a_client_that_sends_it_all_the_same_gets_to_read_the_answer(site: CartSite) -> None:
+def test_client_that_sends_a_rejected_body_can_read_the_response(site: CartSite) -> None:
     assert_is_error(site.cartd.post("too-long", b" " * (LIMIT + 1)), 413, TOO_LONG, MAX_MANIFEST)
     assert site.cartd.request("HEAD", "/too-long").status == 404
 
 
-def test_a_client_that_never_stops_sending_is_cut_off(site: CartSite) -> None:
+def test_client_that_never_stops_sending_is_disconnected(site: CartSite) -> None:
     with wire(site.port) as connection:
         declare(connection, "too-long", 10**15)
         assert connection.answer().status == 413
@@ -100,7 +100,7 @@ def test_a_client_that_never_stops_sending_is_cut_off(site: CartSite) -> None:
     assert site.cartd.get("/").status == 200
 
 
-def test_chunks_are_refused_as_soon_as_they_are_over_the_limit(site: CartSite) -> None:
+def test_chunked_body_is_rejected_once_over_the_limit(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.send(
             b"POST /too-long HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -114,7 +114,7 @@ def test_chunks_are_refused_as_soon_as_they_are_over_the_limit(site: CartSite) -
     assert posted(site, "too-long") == 0
 
 
-def test_a_body_of_exactly_the_limit_is_read(site: CartSite) -> None:
+def test_body_of_exactly_the_limit_is_accepted(site: CartSite) -> None:
     body = site.manifest(FILES)
     assert site.cartd.post("just-right", body + b" " * (LIMIT - len(body))).status == 201
     site.cartd.wait_until("just-right", "ready")
@@ -133,7 +133,7 @@ def test_a_body_in_chunks_and_in_single_bytes_is_read(site: CartSite) -> None:
     site.cartd.wait_until("bytes", "ready")
 
 
-def test_the_body_of_a_request_that_needs_none_is_read_past(site: CartSite) -> None:
+def test_unneeded_request_body_is_ignored(site: CartSite) -> None:
     with wire(site.port) as connection:
         for method in (b"GET", b"DELETE"):
             connection.send(
@@ -144,9 +144,7 @@ def test_the_body_of_a_request_that_needs_none_is_read_past(site: CartSite) -> N
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["it closes", "it breaks off"])
-def test_a_client_that_stops_in_the_middle_of_its_body_leaves_nothing(
-    site: CartSite, reset: bool
-) -> None:
+def test_truncated_body_leaves_nothing_behind(site: CartSite, reset: bool) -> None:
     body = unknown("stopped", 5000)
     files = site.process().num_fds()
     with wire(site.port) as connection:
@@ -162,7 +160,7 @@ def test_a_client_that_stops_in_the_middle_of_its_body_leaves_nothing(
     assert posted(site, "stopped") == 0
 
 
-def test_a_body_longer_than_declared_is_read_no_further(site: CartSite) -> None:
+def test_body_is_not_read_beyond_content_length(site: CartSite) -> None:
     body = site.manifest(FILES)
     with wire(site.port) as connection:
         declare(connection, "lied", len(body))
@@ -178,7 +176,7 @@ def test_a_body_longer_than_declared_is_read_no_further(site: CartSite) -> None:
     assert (posted(site, "lied"), posted(site, "cut")) == (1, 0)
 
 
-def test_a_client_that_does_not_wait_for_the_answer_leaves_a_whole_cart_or_none(
+def test_early_disconnect_leaves_a_complete_cart_or_none(
     site: CartSite,
 ) -> None:
     uids = [f"hasty-{number}" for number in range(8)]
@@ -194,7 +192,7 @@ def test_a_client_that_does_not_wait_for_the_answer_leaves_a_whole_cart_or_none(
         site.cartd.wait_until(uid, "error")
 
 
-def test_a_large_manifest_is_taken_while_other_requests_are_answered(site: CartSite) -> None:
+def test_large_manifest_does_not_block_other_requests(site: CartSite) -> None:
     known = {"id": "none", "hashtype": "md5", "hashsum": ""}
     entries = [{**known, "path": f"d{n % 99}/{n}"} for n in range(100_000)]
     body = json.dumps({"fileids": entries}, separators=(",", ":")).encode()

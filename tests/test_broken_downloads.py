@@ -81,7 +81,7 @@ def assert_breaks_and_heals(site: CartSite, uid: str, damage: Callable[[], objec
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_what_was_damaged_before_it_was_asked_for_is_staged_again(
+def test_damage_found_before_a_download_is_restaged(
     site: CartSite, damage: Callable[[Path], object]
 ) -> None:
     uid = f"before-{damage.__name__}"
@@ -96,7 +96,7 @@ def test_what_was_damaged_before_it_was_asked_for_is_staged_again(
     assert_heals(site, uid, whole)
 
 
-def test_ranges_that_need_nothing_damaged_are_sent(site: CartSite) -> None:
+def test_undamaged_ranges_are_sent(site: CartSite) -> None:
     site.stage("half", {"good": LARGE[:MIB], "bad": LARGE[:MIB]})
     whole = site.cartd.get("/half?filename=data.tar").body
     [tree] = site.on_volume("half")
@@ -106,19 +106,19 @@ def test_ranges_that_need_nothing_damaged_are_sent(site: CartSite) -> None:
     assert site.cartd.status("half") == ("ready", "")
 
 
-def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(site: CartSite) -> None:
+def test_file_truncated_during_download_aborts_it(site: CartSite) -> None:
     site.stage("cut", {"large": LARGE})
     [tree] = site.on_volume("cut")
     assert_breaks_and_heals(site, "cut", lambda: os.truncate(tree / "large", 12 * MIB))
 
 
-def test_a_file_that_goes_before_its_turn_breaks_the_connection(site: CartSite) -> None:
+def test_file_removed_before_it_is_sent_aborts_the_download(site: CartSite) -> None:
     site.stage("gone", {"large": LARGE, "later": b"later"})
     [tree] = site.on_volume("gone")
     assert_breaks_and_heals(site, "gone", (tree / "later").unlink)
 
 
-def test_a_file_that_goes_while_it_is_sent_is_sent_to_its_end(site: CartSite) -> None:
+def test_file_removed_while_it_is_sent_is_completed(site: CartSite) -> None:
     site.stage("unlinked", {"large": LARGE})
     whole = site.cartd.get("/unlinked?filename=data.tar").body
     [tree] = site.on_volume("unlinked")
@@ -140,7 +140,7 @@ def test_a_bundle_that_was_damaged_is_written_again(site: CartSite) -> None:
     assert_heals(site, "bundle", whole)
 
 
-def test_a_bundle_of_no_files_that_is_lost_is_written_again(site: CartSite) -> None:
+def test_lost_bundle_of_an_empty_cart_is_written_again(site: CartSite) -> None:
     site.stage("empty", {}, bundle=True)
     whole = site.cartd.get("/empty?filename=data.tar").body
     [tar] = site.on_volume("empty")
@@ -150,9 +150,7 @@ def test_a_bundle_of_no_files_that_is_lost_is_written_again(site: CartSite) -> N
 
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
-def test_many_parts_asked_for_at_once_find_the_damage_and_heal_it_once(
-    site: CartSite, bundle: bool
-) -> None:
+def test_concurrent_ranges_restage_a_damaged_cart_once(site: CartSite, bundle: bool) -> None:
     uid = f"split-{bundle}".lower()
     site.stage(uid, {"one": LARGE[:MIB], "two": LARGE[MIB : 2 * MIB]}, bundle=bundle)
     whole = site.cartd.get(f"/{uid}?filename=data.tar").body
@@ -173,7 +171,7 @@ def test_many_parts_asked_for_at_once_find_the_damage_and_heal_it_once(
     assert site.cartd.log.count(f" ({uid}) goes back to staging") == 1
 
 
-def test_a_download_that_breaks_after_its_cart_has_healed_leaves_it_alone(site: CartSite) -> None:
+def test_late_abort_leaves_a_restaged_cart_alone(site: CartSite) -> None:
     site.stage("late", {"large": LARGE})
     whole = site.cartd.get("/late?filename=data.tar").body
     [tree] = site.on_volume("late")
@@ -190,7 +188,7 @@ def test_a_download_that_breaks_after_its_cart_has_healed_leaves_it_alone(site: 
     assert site.cartd.log.count(" (late) goes back to staging") == 1
 
 
-def test_a_cart_that_cannot_heal_is_in_error_and_says_why(site: CartSite) -> None:
+def test_cart_that_cannot_be_restaged_is_in_error(site: CartSite) -> None:
     site.stage("lost", FILES)
     [tree] = site.on_volume("lost")
     [row] = [row for row in site.rows("file") if row["cart_id"] == int(tree.parent.name)

@@ -70,20 +70,20 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("request_", "status", "control"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_every_answer_says_who_may_keep_it(
+def test_every_response_has_cache_control(
     site: CartSite, request_: bytes, status: int, control: str
 ) -> None:
     answer = answer_to(site, request_)
     assert (answer.status, answer.headers.get("cache-control")) == (status, control)
 
 
-def test_a_deletion_is_kept_by_nobody(site: CartSite) -> None:
+def test_delete_response_is_no_store(site: CartSite) -> None:
     assert site.cartd.post("short-lived", manifest([])).headers["cache-control"] == NO_STORE
     answer = site.cartd.delete("short-lived")
     assert (answer.status, answer.headers["cache-control"]) == (200, NO_STORE)
 
 
-def test_a_refused_connection_is_kept_by_nobody(site: CartSite) -> None:
+def test_rejected_connection_is_no_store(site: CartSite) -> None:
     connections = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(20)]
     try:
         answer = answer_to(site, b"GET /ready" + END)
@@ -111,7 +111,7 @@ def test_a_refused_connection_is_kept_by_nobody(site: CartSite) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_every_answer_of_the_directory_archive_says_who_may_keep_it(
+async def test_every_response_of_directory_archive_has_cache_control(
     tmp_path: Path, method: str, target: str, status: int | None, control: str
 ) -> None:
     (tmp_path / "a").write_bytes(b"data")

@@ -86,9 +86,7 @@ def test_no_user_gets_the_tar_of_another(users: Users, cache: str, way: str) -> 
 
 
 @each_cache
-def test_a_cart_that_is_deleted_or_posted_anew_is_not_served_from_a_cache(
-    users: Users, cache: str
-) -> None:
+def test_deleted_or_reposted_cart_is_not_served_from_a_cache(users: Users, cache: str) -> None:
     uid, port, alice = f"gone-{cache}", users.ports[cache], users.by_proxy("alice")
     stage(users, uid, {"which": b"first" * 100}, **alice)
     for _ in range(2):
@@ -100,9 +98,7 @@ def test_a_cart_that_is_deleted_or_posted_anew_is_not_served_from_a_cache(
 
 
 @each_cache
-def test_a_client_that_looks_posts_and_polls_sees_its_cart_become_ready(
-    users: Users, cache: str
-) -> None:
+def test_polling_through_a_cache_sees_the_cart_become_ready(users: Users, cache: str) -> None:
     uid, port, alice = f"polled-{cache}", users.ports[cache], users.by_proxy("alice")
     for _ in range(2):
         head = ask(port, "HEAD", f"/{uid}", None, **alice)
@@ -122,7 +118,7 @@ CURED = {
 
 
 @pytest.mark.parametrize(("cache", "setting"), CURED.values(), ids=CURED.keys())
-def test_a_cache_that_is_told_to_passes_head_on(
+def test_cache_configured_to_pass_head_forwards_it(
     users: Users, tmp_path: Path, cache: object, setting: str
 ) -> None:
     alice = users.by_proxy("alice")

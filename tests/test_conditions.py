@@ -110,7 +110,7 @@ def test_a_head_is_decided_as_a_get_without_a_range(fields: dict[str, Any], expe
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_a_change_is_refused_where_a_read_would_be_not_modified(method: str) -> None:
+def test_change_is_rejected_where_a_read_is_not_modified(method: str) -> None:
     assert status(method, if_none_match="*") == 412
     assert status(method, if_none_match=ETAG) == 412
     assert status(method, if_none_match='"x"') == 200
@@ -120,7 +120,7 @@ def test_a_change_is_refused_where_a_read_would_be_not_modified(method: str) -> 
     assert decide(method, range_="bytes=5-") == WHOLE
 
 
-def test_of_nothing_only_its_absence_can_be_demanded() -> None:
+def test_missing_representation_matches_only_its_absence() -> None:
     assert status("PUT", None, if_none_match="*") == 200
     assert status("PUT", None, if_none_match=ETAG) == 200
     assert status("PUT", None, if_match="*") == 412
@@ -128,7 +128,7 @@ def test_of_nothing_only_its_absence_can_be_demanded() -> None:
     assert status("PUT", None, if_unmodified_since=BEFORE) == 200
 
 
-def test_what_has_no_validators_is_there_and_no_more() -> None:
+def test_representation_without_validators() -> None:
     bare = Representation()
     assert status("DELETE", bare, if_match="*") == 200
     assert status("DELETE", bare, if_match=ETAG) == 412
@@ -137,23 +137,23 @@ def test_what_has_no_validators_is_there_and_no_more() -> None:
     assert status("DELETE", bare, if_unmodified_since=BEFORE) == 200
 
 
-def test_a_date_that_is_no_strong_validator_gives_no_range() -> None:
+def test_weak_date_gives_no_range() -> None:
     assert decide(range_="bytes=5-", if_range=DATE, strong=False) == WHOLE
     assert decide(range_="bytes=5-", if_range=ETAG, strong=False).selected.partial
 
 
-def test_the_bytes_of_a_range_are_told() -> None:
+def test_selected_range_is_returned() -> None:
     found = decide(range_="bytes=5-9", if_range=ETAG)
     assert found == Decision(HTTPStatus.PARTIAL_CONTENT, ByteRange(5, 10, partial=True))
     assert decide() == WHOLE
 
 
 def test_only_a_date_in_if_range_needs_to_be_strong() -> None:
-    assert Conditions(range="bytes=5-", if_range=DATE).need_strong_date
-    assert not Conditions(range="bytes=5-", if_range=ETAG).need_strong_date
-    assert not Conditions(range="bytes=5-", if_range=f"W/{ETAG}").need_strong_date
-    assert not Conditions(range="bytes=5-").need_strong_date
-    assert not Conditions(if_range=DATE).need_strong_date
+    assert Conditions(range="bytes=5-", if_range=DATE).needs_strong_date
+    assert not Conditions(range="bytes=5-", if_range=ETAG).needs_strong_date
+    assert not Conditions(range="bytes=5-", if_range=f"W/{ETAG}").needs_strong_date
+    assert not Conditions(range="bytes=5-").needs_strong_date
+    assert not Conditions(if_range=DATE).needs_strong_date
 
 
 def test_fields_are_read_by_their_names() -> None:
@@ -165,9 +165,12 @@ def test_fields_are_read_by_their_names() -> None:
         if_modified_since="If-Modified-Since",
         range="Range",
     )
-    assert conditions.guard and conditions.present
-    assert not Conditions().present
-    assert Conditions(range="bytes=5-").present and not Conditions(range="bytes=5-").guard
+    assert conditions.has_precondition and conditions.is_conditional
+    assert not Conditions().is_conditional
+    assert (
+        Conditions(range="bytes=5-").is_conditional
+        and not Conditions(range="bytes=5-").has_precondition
+    )
 
 
 DATES = {
@@ -198,7 +201,7 @@ def test_a_date_in_any_form_of_the_rfc_is_read(text: str, seconds: int) -> None:
      "Sun, 06 Nov 0000 08:49:37 GMT", "Sun, 30 Feb 1994 08:49:37 GMT", DATE + "\n",
      "Sun, 06 Nov 1994 08:49:37 GMT\u0661"],
 )  # fmt: skip
-def test_what_is_no_date_of_the_rfc_is_none(text: str) -> None:
+def test_invalid_http_date_is_none(text: str) -> None:
     assert parse_date(text, NOW) is None
 
 

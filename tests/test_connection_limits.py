@@ -13,8 +13,8 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
 from cartd.server import overflow, rlimits
-from cartd.server.connection_limits import Connections
-from cartd.server.lingering_close import LINGER
+from cartd.server.connection_limits import ConnectionLimits
+from cartd.server.lingering_close import LINGER_TIMEOUT
 from cartd.server.site import LimitedSite
 from tests.server_limits import limits
 from tests.volume_parts import InThisThread
@@ -28,14 +28,14 @@ def v6(host: str) -> IPv6Address:
     return IPv6Address("TCP", host, 1)
 
 
-def test_no_more_are_let_in_than_may_be_and_who_leaves_makes_room() -> None:
-    connections = Connections(2, 9)
-    assert connections.enter(v4("192.0.2.1")) is None
-    assert connections.enter(UNIXAddress("/a")) is None
-    assert connections.enter(v4("192.0.2.2")) == "max_connections"
-    connections.leave(UNIXAddress("/a"))
-    assert connections.enter(v4("192.0.2.2")) is None
-    assert connections.enter(None) == "max_connections"
+def test_max_connections_and_release() -> None:
+    counted = ConnectionLimits(2, 9)
+    assert counted.acquire(v4("192.0.2.1")) is None
+    assert counted.acquire(UNIXAddress("/a")) is None
+    assert counted.acquire(v4("192.0.2.2")) == "max_connections"
+    counted.release(UNIXAddress("/a"))
+    assert counted.acquire(v4("192.0.2.2")) is None
+    assert counted.acquire(None) == "max_connections"
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_no_more_are_let_in_than_may_be_and_who_leaves_makes_room() -> None:
     ],
     ids=["IPv4", "IPv6", "IPv6 of a link", "IPv4 in IPv6"],
 )
-def test_one_address_has_its_own_share(one: Any, same: Any, other: Any) -> None:
-    connections = Connections(9, 2)
-    assert connections.enter(one) is None
-    assert connections.enter(same) is None
-    assert connections.enter(one) == "max_connections_per_address"
-    assert connections.enter(other) is None
-    connections.leave(same)
-    assert connections.enter(same) is None
+def test_max_connections_per_address(one: Any, same: Any, other: Any) -> None:
+    counted = ConnectionLimits(9, 2)
+    assert counted.acquire(one) is None
+    assert counted.acquire(same) is None
+    assert counted.acquire(one) == "max_connections_per_address"
+    assert counted.acquire(other) is None
+    counted.release(same)
+    assert counted.acquire(same) is None
 
 
-def test_who_has_no_address_has_no_share() -> None:
-    connections = Connections(9, 1)
-    assert [connections.enter(UNIXAddress("/a")) for _ in range(5)] == [None] * 5
+def test_unix_sockets_have_no_limit_per_address() -> None:
+    counted = ConnectionLimits(9, 1)
+    assert [counted.acquire(UNIXAddress("/a")) for _ in range(5)] == [None] * 5
 
 
 class Server:
@@ -76,53 +76,55 @@ class Server:
         return protocol, transport
 
 
-def told(transport: StringTransport) -> tuple[int, str]:
+def rejection_of(transport: StringTransport) -> tuple[int, str]:
     head, _, body = transport.value().partition(b"\r\n\r\n")
     assert b"\r\nRetry-After: 2\r\n" in head and b"\r\nConnection: close\r\n" in head
     return int(head.split()[1]), json.loads(body)["limit"]
 
 
-def test_who_is_one_too_many_is_told_so_and_closed_whatever_it_sends() -> None:
+def test_connection_over_the_limit_gets_503_and_is_closed() -> None:
     server = Server(max_connections=1)
     first, _ = server.connect()
     refused, transport = server.connect()
-    assert told(transport) == (503, "server.max_connections")
+    assert rejection_of(transport) == (503, "server.max_connections")
     assert transport.disconnecting
     refused.dataReceived(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
-    server.clock.advance(LINGER)
+    server.clock.advance(LINGER_TIMEOUT)
     assert transport.disconnected
     refused.connectionLost()
-    assert told(server.connect()[1])[0] == 503
+    assert rejection_of(server.connect()[1])[0] == 503
     first.connectionLost()
     assert server.connect()[1].value() == b""
 
 
-def test_one_address_is_told_that_it_has_enough_while_others_are_let_in() -> None:
+def test_connection_over_the_limit_per_address_gets_429() -> None:
     server = Server(max_connections_per_address=1)
     server.connect()
-    assert told(server.connect()[1]) == (429, "server.max_connections_per_address")
+    assert rejection_of(server.connect()[1]) == (429, "server.max_connections_per_address")
     assert server.connect("192.0.2.2")[1].value() == b""
 
 
-def test_only_so_many_are_told_at_the_same_time() -> None:
+def test_number_of_open_overflow_connections_is_limited() -> None:
     server = Server(max_connections=1)
     server.connect()
-    refused = [server.connect() for _ in range(overflow.MOST + 1)]
-    assert [bool(transport.value()) for _, transport in refused] == [True] * overflow.MOST + [False]
+    refused = [server.connect() for _ in range(overflow.MAX_OPEN + 1)]
+    assert [bool(transport.value()) for _, transport in refused] == [True] * overflow.MAX_OPEN + [
+        False
+    ]
     assert refused[-1][1].disconnected and not refused[0][1].disconnected
     for protocol, _ in refused:
         protocol.connectionLost()
-    assert told(server.connect()[1])[0] == 503
+    assert rejection_of(server.connect()[1])[0] == 503
 
 
-def test_those_who_are_turned_away_are_ended_with_all_others() -> None:
+def test_close_connections_aborts_overflow_connections() -> None:
     server = Server(max_connections=1)
     server.connect()
     refused, transport = server.connect()
     server.site.close_connections()
     assert transport.disconnected
     refused.connectionLost()
-    assert all(call.getTime() > LINGER for call in server.clock.getDelayedCalls())
+    assert all(call.getTime() > LINGER_TIMEOUT for call in server.clock.getDelayedCalls())
 
 
 @pytest.mark.parametrize(
@@ -136,17 +138,17 @@ def test_those_who_are_turned_away_are_ended_with_all_others() -> None:
         (100, 100, None, 1),
     ],
 )
-def test_the_systems_limit_is_raised_as_far_as_is_needed(
+def test_rlimit_nofile_is_raised_as_needed(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None, fit: int
 ) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
-    assert rlimits.connections_that_fit(1000, 10) == fit
+    assert rlimits.raise_nofile_limit(1000, 10) == fit
     assert asked == ([] if raised is None else [(raised, hard)])
 
 
-def test_what_the_system_does_not_let_be_raised_is_made_do_with(
+def test_rlimit_that_cannot_be_raised_limits_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_limit: int, _wanted: tuple[int, int]) -> None:
@@ -154,4 +156,4 @@ def test_what_the_system_does_not_let_be_raised_is_made_do_with(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (820, 10**6))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert rlimits.connections_that_fit(1000, 10) == 100
+    assert rlimits.raise_nofile_limit(1000, 10) == 100

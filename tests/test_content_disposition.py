@@ -20,8 +20,8 @@ from werkzeug.http import parse_options_header
 
 from cartd.content_disposition import (
     check_filename,
-    content_disposition,
     default_filename,
+    header_value,
     top_folder,
 )
 from cartd.errors import InvalidInput
@@ -55,7 +55,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_name_a_file_or_its_folder_is_refused(name: str) -> None:
+def test_invalid_filename_is_rejected(name: str) -> None:
     with pytest.raises(InvalidInput, match=r"^filename: "):
         check_filename(name)
 
@@ -94,27 +94,27 @@ CASES = pytest.mark.parametrize(("name", "plain"), NAMES.items(), ids=[ascii(n) 
 
 
 @CASES
-def test_such_names_are_allowed(name: str, plain: str) -> None:
+def test_valid_filename_is_accepted(name: str, plain: str) -> None:
     assert check_filename(name) == name
     assert check_filename(plain) == plain
 
 
 @CASES
-def test_who_knows_both_parameters_reads_the_exact_name(name: str, plain: str) -> None:
-    disposition, parameters = parse_options_header(content_disposition(name))
+def test_parser_of_filename_star_reads_the_exact_name(name: str, plain: str) -> None:
+    disposition, parameters = parse_options_header(header_value(name))
     assert (disposition, parameters) == ("attachment", {"filename": name})
 
 
 @CASES
-def test_the_plain_name_stands_before_the_exact_one(name: str, plain: str) -> None:
-    value = content_disposition(name)
+def test_plain_filename_precedes_filename_star(name: str, plain: str) -> None:
+    value = header_value(name)
     assert value.startswith(f'attachment; filename="{plain}"')
     assert ("; filename*=UTF-8''" in value) is (name != plain)
 
 
 @CASES
 def test_a_simple_parser_reads_the_plain_name(name: str, plain: str) -> None:
-    header = f"Content-Disposition: {content_disposition(name)}\r\n\r\n"
+    header = f"Content-Disposition: {header_value(name)}\r\n\r\n"
     assert message_from_string(header).get_filename() == plain
 
 
@@ -142,7 +142,7 @@ def server_that_says(disposition: str) -> Iterator[str]:
 
 @CASES
 def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Path) -> None:
-    with server_that_says(content_disposition(name)) as url:
+    with server_that_says(header_value(name)) as url:
         subprocess.run(["curl", "-sS", "--noproxy", "*", "-OJ", url], cwd=tmp_path, check=True)
     assert [path.name for path in tmp_path.iterdir()] == [plain]
     assert (tmp_path / plain).read_bytes() == b"body"
@@ -150,7 +150,7 @@ def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "%2F" not in name])
 def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
-    with server_that_says(content_disposition(name)) as url:
+    with server_that_says(header_value(name)) as url:
         subprocess.run(
             ["wget", "-q", "--content-disposition", "--restrict-file-names=nocontrol", url],
             cwd=tmp_path,
@@ -163,8 +163,8 @@ def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("\ufdfa" * 85)
-def test_no_name_gets_out_of_its_header(name: str) -> None:
-    value = content_disposition(name)
+def test_no_name_breaks_out_of_its_header(name: str) -> None:
+    value = header_value(name)
     matched = re.fullmatch(
         r"""attachment; filename="([^"\\/]+)"(; filename\*=UTF-8''[\w!#$&+.^`|~%-]*)?""", value
     )
@@ -193,9 +193,7 @@ def test_the_folder_is_the_name_without_its_suffix(name: str, folder: str) -> No
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
-def test_the_default_name_is_the_time_in_utc_wherever_the_service_runs(
-    zone: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_filename_is_the_time_in_utc(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:

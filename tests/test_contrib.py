@@ -12,7 +12,7 @@ from twisted.scripts._twistd_unix import ServerOptions
 
 from cartd.config import load
 from cartd.options import Options
-from cartd.server.rejection_log import REFUSED
+from cartd.server.rejection_log import REJECTED_STATUSES
 from tests.test_documentation import ROOT, blocks, rows, section
 
 UNIT = ROOT / "contrib/systemd/cartd.service"
@@ -115,11 +115,11 @@ def test_the_jails_take_refusals_and_leave_out_what_busy_clients_get() -> None:
     in_first = statuses(filters["Definition"]["statuses"])
     in_second = statuses(jails["cartd-guessing"]["filter"])
     assert jails["cartd"]["filter"] == "cartd"
-    assert in_first == REFUSED - {404, 429}
+    assert in_first == REJECTED_STATUSES - {404, 429}
     assert in_second == {404}
     assert filters["Definition"]["journalmatch"] == f"_SYSTEMD_UNIT={UNIT.name}"
 
 
 def test_every_refusal_is_explained() -> None:
     table = rows(section(ROOT / "docs/security.md", "Refused requests in the log"))
-    assert set().union(*(statuses(row[0]) for row in table)) == REFUSED | {503}
+    assert set().union(*(statuses(row[0]) for row in table)) == REJECTED_STATUSES | {503}

@@ -11,7 +11,7 @@ from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
 from cartd.openapi import document
-from cartd.server.cross_origin import EXPOSED, is_forbidden
+from cartd.server.cross_origin import EXPOSED_HEADERS, is_forbidden
 from tests.cart_site import CartSite, cart_site
 from tests.directory_archive_client import directory_archive
 from tests.running_cartd import wait_for
@@ -68,27 +68,27 @@ def headers(given: dict[str, str]) -> Headers:
 
 @pytest.mark.parametrize("method", [b"POST", b"DELETE", b"PUT", b"PATCH", b"UNKNOWN"])
 @pytest.mark.parametrize("given", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_pages_of_others_change_nothing(given: dict[str, str], method: bytes) -> None:
+def test_cross_origin_change_is_forbidden(given: dict[str, str], method: bytes) -> None:
     assert is_forbidden(method, b"localhost:8081", headers(given), {PORTAL})
 
 
 @pytest.mark.parametrize("given", ALLOWED.values(), ids=ALLOWED)
-def test_its_own_pages_and_named_ones_may(given: dict[str, str]) -> None:
+def test_same_origin_and_allowed_origins_may_change(given: dict[str, str]) -> None:
     assert not is_forbidden(b"POST", b"localhost:8081", headers(given), {PORTAL})
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
 @pytest.mark.parametrize("given", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_what_changes_nothing_may_be_asked_by_all(given: dict[str, str], method: bytes) -> None:
+def test_safe_methods_are_allowed_from_any_origin(given: dict[str, str], method: bytes) -> None:
     assert not is_forbidden(method, b"localhost:8081", headers(given), ())
 
 
-def test_an_origin_is_not_that_of_a_host_that_is_not_named() -> None:
+def test_origin_without_host_is_cross_origin() -> None:
     for origin in ("null", "", "http://", "http://localhost"):
         assert is_forbidden(b"POST", None, headers({"Origin": origin}), ())
 
 
-def test_of_two_headers_both_count() -> None:
+def test_all_repeated_origin_headers_count() -> None:
     two = Headers({b"Origin": [b"http://localhost", b"https://evil.example"]})
     assert is_forbidden(b"POST", b"localhost", two, ())
     two = Headers({b"Sec-Fetch-Site": [b"same-origin", b"cross-site"]})
@@ -100,9 +100,7 @@ NO_CORS = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nOrigin: http
 
 
 @pytest.mark.parametrize("sent", [FORM, NO_CORS, "Origin: null"])
-def test_a_cart_is_neither_posted_nor_deleted_for_a_page_of_another_site(
-    site: CartSite, sent: str
-) -> None:
+def test_cross_origin_post_and_delete_are_rejected(site: CartSite, sent: str) -> None:
     before = len(site.cartd.log)
     body = site.manifest(FILES)
     more = f"Host: localhost:{site.port}\r\n{sent}\r\n"
@@ -116,7 +114,7 @@ def test_a_cart_is_neither_posted_nor_deleted_for_a_page_of_another_site(
     assert "Refused 403" not in site.cartd.log[before:]  # or a page could have its reader banned
 
 
-def test_a_cart_is_posted_for_the_pages_that_are_named_and_for_its_own(site: CartSite) -> None:
+def test_post_from_same_and_allowed_origins_is_accepted(site: CartSite) -> None:
     for origin in (PORTAL, f"http://localhost:{site.port}"):
         body = site.manifest(FILES)
         more = f"Host: localhost:{site.port}\r\nOrigin: {origin}\r\nContent-Length: {len(body)}"
@@ -159,7 +157,7 @@ def names(value: str) -> set[str]:
     return set(value.split(", "))
 
 
-def test_a_browser_is_told_before_anybody_says_who_it_is_what_a_page_may_send(
+def test_preflight_is_answered_without_authentication(
     portal: tuple[CartSite, str],
 ) -> None:
     site, _ = portal
@@ -180,7 +178,7 @@ def test_a_browser_is_told_before_anybody_says_who_it_is_what_a_page_may_send(
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "*", f"{PORTAL}:444"])
-def test_pages_of_others_are_told_nothing(portal: tuple[CartSite, str], origin: str) -> None:
+def test_other_origins_get_no_cors_headers(portal: tuple[CartSite, str], origin: str) -> None:
     site, _ = portal
     preflight = "Access-Control-Request-Method: DELETE"
     for method, more in (("OPTIONS", preflight), ("GET", "Range: bytes=0-0"), ("DELETE", "X: y")):
@@ -189,7 +187,7 @@ def test_pages_of_others_are_told_nothing(portal: tuple[CartSite, str], origin: 
         assert "Vary: Origin" in fields
 
 
-def test_a_page_reads_every_answer_and_each_of_its_fields(portal: tuple[CartSite, str]) -> None:
+def test_allowed_origin_can_read_every_response_header(portal: tuple[CartSite, str]) -> None:
     site, token = portal
     bearer = f"Authorization: Bearer {token}"
     body = site.manifest(FILES).decode()
@@ -235,7 +233,7 @@ NOT_FOR_PAGES = {"connection", "server", "transfer-encoding", "vary",
                  "access-control-allow-origin", "access-control-expose-headers"}  # fmt: skip
 
 
-def test_every_field_of_the_description_can_be_read() -> None:
+def test_every_header_of_openapi_is_exposed() -> None:
     described = {
         name
         for path in document()["paths"].values()
@@ -246,11 +244,11 @@ def test_every_field_of_the_description_can_be_read() -> None:
     }
     assert {name.lower() for name in described} <= {
         *ALWAYS_READABLE,
-        *(name.lower() for name in EXPOSED),
+        *(name.lower() for name in EXPOSED_HEADERS),
     }
 
 
-def test_without_named_origins_no_answer_has_such_fields(tmp_path: Path) -> None:
+def test_without_allowed_origins_no_cors_headers_are_sent(tmp_path: Path) -> None:
     with cart_site(tmp_path) as plain:
         request = from_page("OPTIONS", "/x", "Access-Control-Request-Method: GET")
         told = ask(plain.port, request.replace(b"cartd.example.org", b"localhost"))
@@ -259,7 +257,7 @@ def test_without_named_origins_no_answer_has_such_fields(tmp_path: Path) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_file_of_the_archive_is_changed_for_a_page_of_another_site(
+async def test_directory_archive_rejects_cross_origin_changes(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_bytes(b"data")

@@ -53,9 +53,7 @@ def answers_to(start: str) -> list[str]:
     return found[1].splitlines()
 
 
-def test_the_documented_commands_lead_from_a_manifest_to_the_files(
-    site: CartSite, tmp_path: Path
-) -> None:
+def test_documented_commands_download_a_cart(site: CartSite, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(site.manifest(FILES))
     post, head, delete = "curl -X POST --upload-file", "curl -I -X HEAD", "curl -X DELETE"
     assert [shell(site, documented(post), tmp_path)] == answers_to(post)
@@ -106,7 +104,7 @@ def test_curl_does_not_send_a_body_that_is_over_the_limit(
     assert json.loads(answer)["message"] == f"The body is over {LIMIT} bytes (server.max_manifest)"
 
 
-def test_curl_sends_a_large_body_when_it_is_told_to_go_on(site: CartSite, tmp_path: Path) -> None:
+def test_curl_sends_a_large_body_after_100_continue(site: CartSite, tmp_path: Path) -> None:
     body = site.manifest(FILES)
     file = tmp_path / "body"
     file.write_bytes(body + b" " * (LIMIT - len(body)))

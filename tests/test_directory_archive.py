@@ -350,7 +350,7 @@ async def test_a_put_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(tmp_path: Path) -> None:
+async def test_file_truncated_during_download_aborts_it(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         file.truncate(200_000_000)
     async with directory_archive(tmp_path, failures=1) as client:

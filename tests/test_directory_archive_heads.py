@@ -41,7 +41,7 @@ async def exchange(port: int, request: bytes) -> Answer:
 
 @pytest.mark.parametrize(("request_", "status"), REFUSED.values(), ids=REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_what_the_head_decides_is_answered_before_the_body_is_asked_for(
+async def test_early_response_is_sent_before_100_continue(
     tmp_path: Path, request_: bytes, status: int
 ) -> None:
     async with directory_archive(tmp_path) as client:

@@ -13,7 +13,7 @@ from twisted.web.server import Site
 
 from cartd import __version__
 from cartd.errors import error_body, phrase
-from cartd.rest import INTERNAL, Rest
+from cartd.rest import INTERNAL_ERROR, Rest
 from tests.cart_site import CartSite, cart_site
 from tests.running_cartd import entry, manifest
 from tests.wire import WireAnswer, wire
@@ -74,12 +74,14 @@ def assert_refused(site: CartSite, method: str, target: str, status: int) -> Non
 
 
 @pytest.mark.parametrize("target", NO_PATH, ids=ascii)
-def test_no_method_takes_a_target_that_is_no_path(site: CartSite, target: str) -> None:
+def test_target_that_is_not_a_path_is_rejected_for_every_method(
+    site: CartSite, target: str
+) -> None:
     for method in ROUTED + UNKNOWN:
         assert_refused(site, method, target, 400)
 
 
-def test_only_options_can_be_asked_for_of_the_whole_service(site: CartSite) -> None:
+def test_only_options_accepts_the_asterisk_target(site: CartSite) -> None:
     for method in ROUTED + UNKNOWN:
         assert_refused(site, method, "*", 400)
     answer = answer_to(site, b"OPTIONS *" + END + b"\r\n")
@@ -88,13 +90,13 @@ def test_only_options_can_be_asked_for_of_the_whole_service(site: CartSite) -> N
 
 
 @pytest.mark.parametrize("target", NO_ROUTE)
-def test_no_method_finds_a_path_that_is_none_of_the_service(site: CartSite, target: str) -> None:
+def test_unknown_path_is_404_for_every_method(site: CartSite, target: str) -> None:
     for method in ROUTED + UNKNOWN:
         assert_refused(site, method, target, 404)
 
 
 @pytest.mark.parametrize("target", NO_UID, ids=lambda target: ascii(target[:20]))
-def test_no_cart_is_made_or_found_under_a_uid_that_is_none(site: CartSite, target: str) -> None:
+def test_invalid_uid_is_rejected(site: CartSite, target: str) -> None:
     for method in ROUTED:
         assert_refused(site, method, target, 400 if method == "POST" else 404)
     for method in UNKNOWN:
@@ -102,7 +104,7 @@ def test_no_cart_is_made_or_found_under_a_uid_that_is_none(site: CartSite, targe
 
 
 @pytest.mark.parametrize("method", ["get", "Delete", "head", "posT"])
-def test_a_method_is_written_in_capitals(site: CartSite, method: str) -> None:
+def test_lower_case_method_is_rejected(site: CartSite, method: str) -> None:
     for target in ("/", "/ready", "/nobody"):
         assert_refused(site, method, target, 400)
     assert site.cartd.status("ready") == ("ready", "")
@@ -114,13 +116,13 @@ CARTS = {"/nobody": 404, "/failed": 500, "/.bad": 404, "/ready?filename=": 400,
 
 
 @pytest.mark.parametrize("target", CARTS)
-def test_what_the_routes_refuse_has_the_one_form(site: CartSite, target: str) -> None:
+def test_errors_of_the_routes_are_json(site: CartSite, target: str) -> None:
     answer = answer_to(site, f"GET {target}".encode() + END + b"\r\n")
     assert answer.status == CARTS[target]
     assert_one_form(answer)
 
 
-def test_a_range_of_no_byte_has_the_one_form(site: CartSite) -> None:
+def test_unsatisfiable_range_is_json(site: CartSite) -> None:
     answer = answer_to(site, b"GET /ready" + END + b"Range: bytes=999999-\r\n\r\n")
     assert answer.status == 416
     assert_one_form(answer)
@@ -130,9 +132,7 @@ def test_a_range_of_no_byte_has_the_one_form(site: CartSite) -> None:
 @pytest.mark.parametrize("name", ["Range", "If-Range", "If-None-Match", "Cookie",
     "Content-Type", "Accept", "Accept-Encoding", "Authorization", "Connection", "Expect",
     "X-Forwarded-Host", "X-HTTP-Method-Override"])  # fmt: skip
-def test_no_value_of_a_header_makes_the_service_fail(
-    site: CartSite, method: str, name: str
-) -> None:
+def test_no_header_value_causes_a_500(site: CartSite, method: str, name: str) -> None:
     for value in (
         b"",
         b"\xff",
@@ -177,7 +177,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("status", "request_"), BODIES.values(), ids=BODIES.keys())
-def test_a_bad_body_is_refused_once_and_in_the_one_form(
+def test_invalid_body_is_rejected_once_with_json(
     site: CartSite, status: int, request_: bytes
 ) -> None:
     answer = answer_to(site, request_)
@@ -204,13 +204,13 @@ HEADS = {
 
 
 @pytest.mark.parametrize("request_", HEADS.values(), ids=HEADS.keys())
-def test_a_bad_head_is_refused_in_the_one_form(site: CartSite, request_: bytes) -> None:
+def test_invalid_head_is_rejected_with_json(site: CartSite, request_: bytes) -> None:
     answer = answer_to(site, request_)
     assert answer.status == 400
     assert_one_form(answer)
 
 
-def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_the_form() -> None:
+def test_internal_error_is_in_head_headers_and_get_json() -> None:
     async def fails() -> None:
         raise ZeroDivisionError("a bug")
 
@@ -225,10 +225,10 @@ def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_th
         assert head.startswith("HTTP/1.1 500 ")
         if method == b"HEAD":
             assert "\r\nX-Pacifica-Status: error" in head
-            assert f"\r\nX-Pacifica-Message: {INTERNAL}" in head
+            assert f"\r\nX-Pacifica-Message: {INTERNAL_ERROR}" in head
             assert body == ""
         else:
-            assert json.loads(body)["message"] == INTERNAL
+            assert json.loads(body)["message"] == INTERNAL_ERROR
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,6 @@ def test_a_head_tells_of_a_failure_of_the_service_in_its_headers_and_a_get_in_th
         *((422, "Unprocessable Content"), (404, "Not Found"), (599, "")),
     ],
 )
-def test_a_status_is_called_as_in_rfc_9110_whichever_python_it_is(code: int, name: str) -> None:
+def test_status_phrases_are_those_of_rfc_9110(code: int, name: str) -> None:
     assert phrase(code) == name
     assert json.loads(error_body(code, "why"))["status"] == f"{code} {name}".strip()

@@ -74,7 +74,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["file", "journal"])
-def test_each_refusal_is_found_once(site: CartSite, tmp_path: Path, journal: bool) -> None:
+def test_each_rejection_matches_once(site: CartSite, tmp_path: Path, journal: bool) -> None:
     begin = len(log_of(site))
     for status, request in REFUSED:
         with wire(site.port) as connection:
@@ -85,7 +85,7 @@ def test_each_refusal_is_found_once(site: CartSite, tmp_path: Path, journal: boo
     assert banned(log, tmp_path, journal=journal) == {"127.0.0.1": len(REFUSED)}
 
 
-def test_unknown_carts_are_a_jail_of_their_own(site: CartSite, tmp_path: Path) -> None:
+def test_unknown_carts_have_a_separate_jail(site: CartSite, tmp_path: Path) -> None:
     begin = len(log_of(site))
     assert site.cartd.get("/guess").status == 404
     assert site.cartd.request("HEAD", "/guess").status == 404
@@ -111,7 +111,7 @@ FORGING = [
 
 
 @pytest.mark.parametrize("journal", [False, True], ids=["file", "journal"])
-def test_nobody_puts_the_blame_on_another_address(
+def test_log_injection_cannot_ban_another_address(
     site: CartSite, tmp_path: Path, journal: bool
 ) -> None:
     begin = len(log_of(site))
@@ -131,7 +131,7 @@ def test_nobody_puts_the_blame_on_another_address(
     assert found == {"127.0.0.1": len(FORGING)}
 
 
-def test_no_line_is_so_long_that_the_journal_would_break_it(site: CartSite) -> None:
+def test_log_line_fits_into_one_journal_entry(site: CartSite) -> None:
     begin = len(log_of(site))
     agent = b"\xff" * 15_000
     with wire(site.port) as connection:
@@ -167,7 +167,7 @@ DOWNLOADERS = {
 
 
 @pytest.mark.parametrize("client", DOWNLOADERS.values(), ids=DOWNLOADERS)
-def test_a_client_that_waits_to_be_asked_for_its_name_is_not_banned(
+def test_client_that_waits_for_a_401_challenge_is_not_banned(
     guarded: CartSite, tmp_path: Path, client: list[str]
 ) -> None:
     begin = len(log_of(guarded))
@@ -178,7 +178,7 @@ def test_a_client_that_waits_to_be_asked_for_its_name_is_not_banned(
     assert banned(log, tmp_path) == {}
 
 
-def test_a_wrong_token_is_found_and_a_missing_one_is_not(guarded: CartSite, tmp_path: Path) -> None:
+def test_wrong_token_matches_and_missing_token_does_not(guarded: CartSite, tmp_path: Path) -> None:
     begin = len(log_of(guarded))
     for given in ({}, {"authorization": "Bearer alice.wrong"}, {"authorization": "nonsense"}):
         assert guarded.cartd.get("/mine", **given).status == 401
@@ -186,7 +186,7 @@ def test_a_wrong_token_is_found_and_a_missing_one_is_not(guarded: CartSite, tmp_
     assert banned(log_of(guarded)[begin:], tmp_path) == {"127.0.0.1": 4}
 
 
-def test_what_browsers_ask_for_by_themselves_is_no_guess(site: CartSite, tmp_path: Path) -> None:
+def test_browser_probes_are_not_counted_as_guesses(site: CartSite, tmp_path: Path) -> None:
     begin = len(log_of(site))
     for path in ("/favicon.ico", "/favicon.ico?v=1", "/robots.txt", "/apple-touch-icon.png"):
         assert site.cartd.get(path).status == 404

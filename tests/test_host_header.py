@@ -10,7 +10,7 @@ import pytest_twisted
 
 from cartd.auth import TokenFile
 from cartd.errors import InvalidInput
-from cartd.server.host_header import host_of, is_known
+from cartd.server.host_header import is_allowed_host, request_host
 from tests.cart_site import CartSite, cart_site
 from tests.directory_archive_client import directory_archive
 from tests.wire import ask, assert_is_error
@@ -46,13 +46,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("fields", "message"), WRONG.values(), ids=WRONG)
-def test_a_request_without_one_host_is_refused(
+def test_request_without_exactly_one_host_is_rejected(
     site: CartSite, fields: list[bytes], message: str
 ) -> None:
     assert_is_error(ask(site.port, get(site.port, *fields)), 400, message)
 
 
-def test_a_host_must_be_right_though_the_target_names_one(site: CartSite) -> None:
+def test_host_header_must_be_valid_even_with_absolute_target(site: CartSite) -> None:
     target = b"http://localhost/"
     for fields in ([], [b"Host: x y"], [b"Host: a", b"Host: b"]):
         assert ask(site.port, get(site.port, *fields, target=target)).status == 400
@@ -68,7 +68,7 @@ UNKNOWN = [b"rebound.example", b"rebound.example:8081", b"x.cartd.example.org",
 
 
 @pytest.mark.parametrize("host", KNOWN, ids=bytes.decode)
-def test_names_that_nobody_else_can_have_are_answered(site: CartSite, host: bytes) -> None:
+def test_addresses_and_localhost_are_allowed_hosts(site: CartSite, host: bytes) -> None:
     assert ask(site.port, get(site.port, b"Host: " + host)).json == UP
     target = b"http://%s/" % host
     rebound = get(site.port, b"Host: rebound.example", target=target)
@@ -77,7 +77,7 @@ def test_names_that_nobody_else_can_have_are_answered(site: CartSite, host: byte
 
 @pytest.mark.parametrize("method", [b"GET", b"DELETE", b"OPTIONS"])
 @pytest.mark.parametrize("host", UNKNOWN, ids=bytes.decode)
-def test_other_names_are_told_which_setting_to_change(
+def test_other_host_is_rejected_and_names_the_setting(
     site: CartSite, host: bytes, method: bytes
 ) -> None:
     answer = ask(site.port, method + b" /x HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
@@ -90,18 +90,18 @@ def test_other_names_are_told_which_setting_to_change(
     assert ask(site.port, target).status == 421
 
 
-def test_a_client_of_http_1_0_need_not_name_a_host(site: CartSite) -> None:
+def test_http_1_0_needs_no_host(site: CartSite) -> None:
     assert ask(site.port, get(site.port, version=b"1.0")).json == UP
     rebound = get(site.port, b"Host: rebound.example", version=b"1.0")
     assert ask(site.port, rebound).status == 421
 
 
-def test_the_body_for_another_name_is_not_asked_for(site: CartSite) -> None:
+def test_wrong_host_gets_no_100_continue(site: CartSite) -> None:
     fields = b"Host: rebound.example\r\nExpect: 100-continue\r\nContent-Length: 9"
     assert ask(site.port, b"POST /x HTTP/1.1\r\n%s\r\n\r\n" % fields).status == 421
 
 
-def test_where_clients_authenticate_any_name_does(tmp_path: Path) -> None:
+def test_any_host_is_allowed_with_authentication(tmp_path: Path) -> None:
     TokenFile(tmp_path / "tokens").add("alice", admin=False)
     with cart_site(tmp_path, ini=f"[auth]\nfile = {tmp_path / 'tokens'}\n") as site:
         assert ask(site.port, get(site.port, b"Host: any.example")).json == UP
@@ -109,20 +109,20 @@ def test_where_clients_authenticate_any_name_does(tmp_path: Path) -> None:
 
 
 def test_all_names_can_be_allowed() -> None:
-    assert is_known(b"any.example:80", frozenset({"*"}))
-    assert not is_known(b"any.example:80", frozenset({"other.example"}))
+    assert is_allowed_host(b"any.example:80", frozenset({"*"}))
+    assert not is_allowed_host(b"any.example:80", frozenset({"other.example"}))
 
 
-def test_the_target_counts_before_the_header() -> None:
-    assert host_of(b"http://a:80/x?http://c", b"HTTP/1.1", [b"b"]) == b"a:80"
-    assert host_of(b"/http://a/", b"HTTP/1.1", [b"b"]) == b"b"
-    assert host_of(b"*", b"HTTP/1.0", []) is None
+def test_absolute_target_takes_precedence_over_host_header() -> None:
+    assert request_host(b"http://a:80/x?http://c", b"HTTP/1.1", [b"b"]) == b"a:80"
+    assert request_host(b"/http://a/", b"HTTP/1.1", [b"b"]) == b"b"
+    assert request_host(b"*", b"HTTP/1.0", []) is None
     with pytest.raises(InvalidInput):
-        host_of(b"http://a/", b"HTTP/1.1", [])
+        request_host(b"http://a/", b"HTTP/1.1", [])
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_archive_looks_at_the_host_as_well(tmp_path: Path) -> None:
+async def test_directory_archive_checks_the_host(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"data")
     async with directory_archive(tmp_path) as client:
         assert (await client.ask("GET", "/file", host="localhost")).status == 200

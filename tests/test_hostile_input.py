@@ -62,7 +62,7 @@ def assert_answers(site: CartSite) -> None:
 
 
 @pytest.mark.parametrize(("body", "message"), MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_bad_manifest_is_refused_with_the_reason_and_changes_nothing(
+def test_invalid_manifest_is_rejected_and_changes_nothing(
     site: CartSite, body: bytes, message: str
 ) -> None:
     before = everything(site)
@@ -74,7 +74,7 @@ def test_a_bad_manifest_is_refused_with_the_reason_and_changes_nothing(
     assert_answers(site)
 
 
-def test_a_bad_manifest_leaves_the_carts_of_its_uid_alone(site: CartSite) -> None:
+def test_invalid_manifest_keeps_existing_carts(site: CartSite) -> None:
     site.stage("older", {"file": b"of before"})
     assert site.cartd.post("older", b"{}").status == 400
     assert site.cartd.status("older") == ("ready", "")
@@ -82,7 +82,7 @@ def test_a_bad_manifest_leaves_the_carts_of_its_uid_alone(site: CartSite) -> Non
 
 
 @pytest.mark.parametrize("uid", UIDS.values(), ids=UIDS.keys())
-def test_a_bad_uid_is_refused_and_changes_nothing(site: CartSite, uid: str) -> None:
+def test_invalid_uid_is_rejected_and_changes_nothing(site: CartSite, uid: str) -> None:
     before = everything(site)
     body = manifest([GOOD])
     end = "HTTP/1.1\r\nHost: localhost\r\n"
@@ -110,7 +110,7 @@ def test_an_odd_uid_that_is_right_has_a_cart_like_any_other(site: CartSite, uid:
     assert_answers(site)
 
 
-def test_a_uid_too_long_for_the_name_of_a_bundle_is_refused(site: CartSite) -> None:
+def test_uid_too_long_for_a_bundle_is_rejected(site: CartSite) -> None:
     before = everything(site)
     answer = site.cartd.post("u" * 252, manifest([GOOD], bundle=True))
     message = "bundle: a cart whose uid is over 251 characters cannot be bundled"
@@ -119,7 +119,7 @@ def test_a_uid_too_long_for_the_name_of_a_bundle_is_refused(site: CartSite) -> N
 
 
 @pytest.mark.parametrize("name", FILENAMES.values(), ids=FILENAMES.keys())
-def test_a_name_that_no_file_may_have_is_refused(site: CartSite, name: str) -> None:
+def test_invalid_download_filename_is_rejected(site: CartSite, name: str) -> None:
     before = everything(site)
     answer = ask(
         site.port, f"GET /ready?filename={name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -131,7 +131,7 @@ def test_a_name_that_no_file_may_have_is_refused(site: CartSite, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ODD_FILENAMES.values(), ids=ODD_FILENAMES.keys())
-def test_no_name_smuggles_a_header_in_or_breaks_out_of_its_own(site: CartSite, name: str) -> None:
+def test_filename_cannot_inject_headers(site: CartSite, name: str) -> None:
     before = everything(site)
     with wire(site.port) as connection:
         connection.get(f"/ready?filename={quote(name, safe='')}")

@@ -43,7 +43,7 @@ def break_off(connection: Wire) -> None:
     connection.socket.close()
 
 
-def test_a_client_that_stops_reading_gets_the_right_bytes_when_it_reads_on(site: CartSite) -> None:
+def test_paused_reader_gets_the_right_bytes(site: CartSite) -> None:
     with download(site, "large") as (connection, length):
         assert site.open_files("large")
         assert site.cartd.download("large") == {"a/large": LARGE}
@@ -52,7 +52,7 @@ def test_a_client_that_stops_reading_gets_the_right_bytes_when_it_reads_on(site:
     wait_for(lambda: not site.open_files("large"))
 
 
-def test_many_clients_that_do_not_read_take_little_memory(site: CartSite) -> None:
+def test_stalled_readers_use_little_memory(site: CartSite) -> None:
     site.cartd.download("large")
     before = site.process().memory_info().rss
     with ExitStack() as clients:
@@ -66,9 +66,7 @@ def test_many_clients_that_do_not_read_take_little_memory(site: CartSite) -> Non
 
 
 @pytest.mark.parametrize("breaks_off", [False, True], ids=["it closes", "it breaks off"])
-def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(
-    site: CartSite, breaks_off: bool
-) -> None:
+def test_client_disconnect_releases_everything(site: CartSite, breaks_off: bool) -> None:
     idle = site.process().num_fds()
     with download(site, "large") as (connection, _):
         wait_for(lambda: len(site.open_files("large")) == 1)
@@ -78,7 +76,7 @@ def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(
     wait_for(lambda: site.process().num_fds() <= idle)
 
 
-def test_a_deleted_cart_stays_until_its_last_download_has_ended(site: CartSite) -> None:
+def test_deleted_cart_is_kept_until_its_last_download_ends(site: CartSite) -> None:
     site.stage("doomed", {"large": LARGE, "other": b"not opened yet"})
     [tree] = site.on_volume("doomed")
     with download(site, "doomed") as (first, length), download(site, "doomed") as (second, _):
@@ -92,7 +90,7 @@ def test_a_deleted_cart_stays_until_its_last_download_has_ended(site: CartSite) 
     assert site.open_files("doomed") == []
 
 
-def test_a_bundle_is_let_go_of_as_well(site: CartSite) -> None:
+def test_client_disconnect_closes_the_bundle(site: CartSite) -> None:
     site.stage("bundled", {"large": LARGE}, bundle=True)
     [tar] = site.on_volume("bundled")
     with download(site, "bundled"):
@@ -102,7 +100,7 @@ def test_a_bundle_is_let_go_of_as_well(site: CartSite) -> None:
     wait_for(lambda: not tar.parent.exists())
 
 
-def test_clients_that_leave_before_the_answer_pin_nothing(site: CartSite) -> None:
+def test_disconnect_before_the_response_pins_nothing(site: CartSite) -> None:
     site.stage("planned", {f"{number}/file": b"x" for number in range(300)})
     [tree] = site.on_volume("planned")
     for number in range(40):
@@ -123,7 +121,7 @@ def test_answers_without_a_byte_of_the_cart_pin_nothing(site: CartSite) -> None:
     assert site.on_volume("unread") == []
 
 
-def test_carts_are_deleted_though_the_client_does_not_wait_for_it(site: CartSite) -> None:
+def test_delete_completes_after_client_disconnect(site: CartSite) -> None:
     for version in range(12):
         site.stage("unwanted", {"file": b"%d" % version})
     with wire(site.port) as connection:
@@ -132,7 +130,7 @@ def test_carts_are_deleted_though_the_client_does_not_wait_for_it(site: CartSite
     wait_for(lambda: not site.on_volume("unwanted"))
 
 
-def test_requests_behind_a_download_wait_for_their_turn(site: CartSite) -> None:
+def test_pipelined_requests_wait_for_the_download(site: CartSite) -> None:
     with wire(site.port, receive_buffer=SMALL_BUFFER) as connection:
         connection.get("/large?filename=data.tar")
         connection.send(b"HEAD /large HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)

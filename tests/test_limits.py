@@ -61,7 +61,7 @@ TOO_BIG = {
 
 
 @pytest.mark.parametrize("request_", TOO_BIG.values(), ids=TOO_BIG.keys())
-def test_a_head_over_its_size_is_refused(site: CartSite, request_: bytes) -> None:
+def test_head_over_max_header_size_is_rejected(site: CartSite, request_: bytes) -> None:
     with wire(site.port) as connection:
         connection.send(request_)
         if request_.startswith(HEAD + b"\r\n"):
@@ -71,7 +71,7 @@ def test_a_head_over_its_size_is_refused(site: CartSite, request_: bytes) -> Non
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"X: y\r\n" * 5 + b"\r\n"], ids=["at the end", "before"])
-def test_more_headers_than_may_be_are_refused(site: CartSite, end: bytes) -> None:
+def test_more_than_max_headers_is_rejected(site: CartSite, end: bytes) -> None:
     with wire(site.port) as connection:
         connection.send(HEAD + b"X: y\r\n" * 20 + end)
         message = "The head of the request is over 20 headers"
@@ -98,14 +98,14 @@ def send_slowly(connection: Wire, data: bytes) -> None:
     connection.socket.settimeout(60)
 
 
-def test_a_head_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
+def test_slow_head_is_rejected_after_header_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         send_slowly(connection, HEAD + b"X: y\r\n" * 18)
         message = "The head has not come in 1.5 s"
         assert_refused(connection, 408, message, "server.header_timeout")
 
 
-def test_a_body_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
+def test_slow_body_is_rejected_after_body_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.send(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         send_slowly(connection, b" " * 1000)
@@ -113,7 +113,7 @@ def test_a_body_that_comes_a_byte_at_a_time_is_refused(site: CartSite) -> None:
     assert site.cartd.request("HEAD", "/slow").status == 404
 
 
-def test_a_body_that_stands_still_is_refused(site: CartSite) -> None:
+def test_stalled_body_is_rejected_after_idle_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.send(b"POST /still HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         message = "Nothing has come of the body in 1 s"
@@ -121,9 +121,7 @@ def test_a_body_that_stands_still_is_refused(site: CartSite) -> None:
 
 
 @pytest.mark.parametrize("asked", [b"", HEAD + b"\r\n"], ids=["new", "used before"])
-def test_a_connection_that_asks_nothing_is_closed_without_a_word(
-    site: CartSite, asked: bytes
-) -> None:
+def test_idle_connection_is_closed_without_a_response(site: CartSite, asked: bytes) -> None:
     with wire(site.port) as connection:
         connection.send(asked)
         if asked:
@@ -131,7 +129,7 @@ def test_a_connection_that_asks_nothing_is_closed_without_a_word(
         assert connection.rest() == b""
 
 
-def test_a_manifest_of_more_entries_than_may_be_is_refused(site: CartSite) -> None:
+def test_manifest_with_too_many_entries_is_rejected(site: CartSite) -> None:
     body = manifest(entry(f"none-{n}", f"d/{n}", b"") for n in range(4))
     message = "fileids: has more than 3 entries (server.max_entries)"
     assert_is_error(site.cartd.post("many", body), 413, message, "server.max_entries")
@@ -139,14 +137,14 @@ def test_a_manifest_of_more_entries_than_may_be_is_refused(site: CartSite) -> No
     site.stage("few", {"a": b"1", "b": b"2", "c": b"3"})
 
 
-def test_more_than_one_range_is_answered_with_the_whole(site: CartSite) -> None:
+def test_multiple_ranges_get_the_complete_tar(site: CartSite) -> None:
     whole = site.cartd.get("/ready?filename=x").body
     for number in (2, 100):
         answer = site.cartd.get("/ready?filename=x", Range="bytes=" + "0-0," * number)
         assert (answer.status, answer.body) == (200, whole)
 
 
-def test_a_download_that_is_not_taken_is_broken_and_its_cart_let_go(site: CartSite) -> None:
+def test_stalled_download_is_aborted_and_its_cart_unpinned(site: CartSite) -> None:
     site.stage("big", {"big": b"x" * 20_000_000})
     with wire(site.port, receive_buffer=4096) as connection:
         connection.get("/big?filename=x")
@@ -159,7 +157,7 @@ def test_a_download_that_is_not_taken_is_broken_and_its_cart_let_go(site: CartSi
 # What takes a service of its own
 
 
-def test_no_more_are_connected_than_may_be(tmp_path: Path) -> None:
+def test_connections_over_max_connections_are_rejected(tmp_path: Path) -> None:
     with (
         cart_site(tmp_path, ini="[server]\nmax_connections = 3\n") as site,
         wire(site.port) as one,
@@ -182,7 +180,7 @@ def test_no_more_are_connected_than_may_be(tmp_path: Path) -> None:
         wait_for(lambda: site.cartd.get("/").status == 200)
 
 
-def test_one_address_does_not_take_the_places_of_others(tmp_path: Path) -> None:
+def test_one_address_cannot_use_all_connections(tmp_path: Path) -> None:
     ini = "[server]\nmax_connections_per_address = 2\n"
     with (
         cart_site(tmp_path, ini=ini) as site,
@@ -204,7 +202,7 @@ def test_one_address_does_not_take_the_places_of_others(tmp_path: Path) -> None:
         wait_for(lambda: site.cartd.get("/").status == 200)
 
 
-def test_no_more_carts_are_staged_than_may_be(tmp_path: Path) -> None:
+def test_no_more_than_max_carts_staging_are_staged(tmp_path: Path) -> None:
     ini = "[cartd]\nmax_carts_staging = 2\n"
     with cart_site(tmp_path, "--tape-delay", "3600", ini=ini) as site:
         bodies = {uid: site.manifest({uid: uid.encode()}) for uid in ("one", "two", "three")}
@@ -223,7 +221,7 @@ def test_no_more_carts_are_staged_than_may_be(tmp_path: Path) -> None:
         assert site.cartd.post("three", bodies["three"]).status == 201
 
 
-def test_the_systems_limit_of_open_files_is_kept_to(tmp_path: Path) -> None:
+def test_rlimit_nofile_limits_connections(tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive="http://127.0.0.1:1/", started=False) as cartd:
         cartd.program = ("/bin/sh", "-c", f"ulimit -n 472; exec {' '.join(cartd.twistd)}")
         cartd.fresh = True

@@ -42,7 +42,7 @@ def test_a_logger_that_twistd_was_told_is_kept(own: bool) -> None:
 
 
 def note(log: AccessLog, request: bytes) -> None:
-    log.note(None, "-", request, 200, sent=1, length=b"2", headers=Headers(), seconds=0.0)
+    log.log_request(None, "-", request, 200, sent=1, length=b"2", headers=Headers(), seconds=0.0)
 
 
 def test_requests_of_one_turn_are_one_event_if_the_log_takes_that(

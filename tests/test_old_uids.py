@@ -84,9 +84,7 @@ def request(cartd: RunningCartd, method: str, uid: str, body: bytes | None = Non
 
 
 @each_old
-def test_a_cart_with_an_old_uid_is_looked_at_downloaded_and_deleted(
-    cartd: RunningCartd, uid: str
-) -> None:
+def test_cart_with_an_old_uid_can_be_used_and_deleted(cartd: RunningCartd, uid: str) -> None:
     told = head(cartd, uid)
     assert (told.status, told.headers["x-pacifica-status"]) == (204, "ready")
     got = request(cartd, "GET", uid)
@@ -108,9 +106,7 @@ def test_a_new_cart_must_have_a_uid_of_the_new_rule(cartd: RunningCartd, uid: st
 
 
 @pytest.mark.parametrize("uid", NOWHERE.values(), ids=NOWHERE.keys())
-def test_a_cart_that_cannot_be_on_the_volume_is_told_of_without_a_failure(
-    cartd: RunningCartd, uid: str
-) -> None:
+def test_old_uid_that_is_no_file_name_causes_no_error(cartd: RunningCartd, uid: str) -> None:
     before = sorted(path for path in cartd.volume.rglob("*"))
     raw = f" /{uid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     assert ask(cartd.port, b"HEAD" + raw, to_head=True).status == 204
@@ -132,7 +128,7 @@ def test_a_uid_that_no_cart_has_is_not_found(cartd: RunningCartd, uid: str) -> N
 
 
 @pytest.mark.parametrize("uid", LOST.values(), ids=LOST.keys())
-def test_an_old_uid_breaks_no_line_of_the_log(cartd: RunningCartd, uid: str) -> None:
+def test_old_uid_is_escaped_in_the_log(cartd: RunningCartd, uid: str) -> None:
     shown = uid.replace("\n", r"\n").replace("\u2028", r"\u2028").replace("\x1b", r"\x1b")
     assert request(cartd, "GET", uid).status == 202
     lines = [line for line in cartd.log.split("\n") if f"({shown}) goes back to staging" in line]

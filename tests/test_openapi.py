@@ -61,7 +61,7 @@ def references(value: Any) -> Iterator[str]:
 # --- the document -------------------------------------------------------------------------------
 
 
-def test_it_is_a_valid_document() -> None:
+def test_document_is_valid_openapi() -> None:
     schemathesis.openapi.from_dict(DOCUMENT).validate()
 
 
@@ -70,12 +70,12 @@ def test_the_validation_finds_faults() -> None:
         schemathesis.openapi.from_dict({**DOCUMENT, "info": {}}).validate()
 
 
-def test_what_is_kept_is_what_python_m_cartd_api_description_prints() -> None:
-    assert KEPT.read_text("utf-8") == openapi.text()
-    assert json.loads(openapi.text())["info"]["version"] == __version__
+def test_docs_openapi_json_is_up_to_date() -> None:
+    assert KEPT.read_text("utf-8") == openapi.to_json()
+    assert json.loads(openapi.to_json())["info"]["version"] == __version__
 
 
-def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+def test_every_reference_resolves_and_every_component_is_used() -> None:
     used = set(references(DOCUMENT))
     assert all(resolved({"$ref": each}) for each in used)
     there = {
@@ -113,7 +113,7 @@ def test_an_operation_has_a_name_a_summary_and_an_example(operation: Any) -> Non
 
 
 @each_operation
-def test_an_operation_says_what_any_request_may_be_answered_with(operation: Any) -> None:
+def test_every_operation_lists_the_common_errors(operation: Any) -> None:
     open_to_all = operation.get("security") == []
     assert {"400", "408", "429", "431", "500", "503"} <= operation["responses"].keys()
     assert ("401" in operation["responses"]) is not open_to_all
@@ -131,7 +131,7 @@ def kinds(error: type[CartdError]) -> list[type[CartdError]]:
     return [error, *(each for kind in error.__subclasses__() for each in kinds(kind))]
 
 
-def test_the_statuses_of_a_cart_are_those_that_a_client_meets() -> None:
+def test_cart_statuses_are_complete() -> None:
     headers = DOCUMENT["components"]["headers"]
     told = {*headers["Status"]["schema"]["enum"], headers["StatusError"]["schema"]["const"]}
     assert told == set(CartStatus) - {CartStatus.DELETED, CartStatus.BUNDLING}
@@ -207,7 +207,7 @@ def is_taken(manifest: object) -> bool:
 
 
 @pytest.mark.parametrize("key", ["id", "path"])
-def test_the_schema_of_ids_and_paths_allows_what_the_service_takes(key: str) -> None:
+def test_schema_of_ids_and_paths_matches_the_parser(key: str) -> None:
     for count in range(4):
         for pieces in product(PIECES, repeat=count):
             manifest = {"fileids": [{**good, key: "".join(pieces)}]}
@@ -218,12 +218,12 @@ def test_the_schema_of_ids_and_paths_allows_what_the_service_takes(key: str) -> 
 @example({"fileids": [{**good, "hashsum": "a" * 39 + "\n"}]})
 @example({"fileids": [{**good, "hashsum": "a" * 40 + "\n"}]})
 @example({"fileids": [{**good, "hashtype": "shake_128"}]})
-def test_the_schema_of_a_manifest_allows_what_the_service_takes(manifest: object) -> None:
+def test_schema_of_manifest_matches_the_parser(manifest: object) -> None:
     assert MANIFEST.is_valid(manifest) is is_taken(manifest)
 
 
 @pytest.mark.parametrize("hash_type", HASH_TYPES)
-def test_the_schema_knows_how_long_a_hash_is(hash_type: str) -> None:
+def test_schema_checks_hash_length(hash_type: str) -> None:
     for digits in range(140):
         entry = {
             **good,
@@ -235,7 +235,7 @@ def test_the_schema_knows_how_long_a_hash_is(hash_type: str) -> None:
         )
 
 
-def test_the_manifest_that_is_shown_is_taken() -> None:
+def test_example_manifest_is_accepted() -> None:
     assert MANIFEST.is_valid(EXAMPLE_MANIFEST) and is_taken(EXAMPLE_MANIFEST)
 
 
@@ -243,12 +243,12 @@ def test_the_manifest_that_is_shown_is_taken() -> None:
 @example("a\n")
 @example("-a")
 @example("~" * 255)
-def test_the_pattern_of_a_uid_allows_what_the_service_takes(uid: str) -> None:
+def test_uid_pattern_matches_check_uid(uid: str) -> None:
     assert UID.is_valid(uid) is _passes(check_uid, uid)
 
 
 @given(texts | st.sampled_from([".tar", "..tar", "...tar", "....tar", "a.tar"]))
-def test_the_schema_of_a_file_name_allows_what_the_service_takes(name: str) -> None:
+def test_schema_of_filename_matches_check_filename(name: str) -> None:
     assert FILENAME.is_valid(name) is _passes(check_filename, name)
 
 

@@ -59,7 +59,7 @@ def ask(site: CartSite, method: str, path: str, status: int, **request: Any) -> 
     return response
 
 
-def test_the_description_is_served_as_it_is_kept(site: CartSite) -> None:
+def test_served_document_is_docs_openapi_json(site: CartSite) -> None:
     answer = site.cartd.get("/-/openapi.json")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert answer.body == KEPT.read_bytes()
@@ -146,7 +146,7 @@ def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None
     ask(site, "DELETE", "/{uid}", 404, path_parameters=uid)
 
 
-def test_schemathesis_finds_nothing(site: CartSite) -> None:
+def test_schemathesis_finds_no_failures(site: CartSite) -> None:
     outcome = check(site, "--max-examples=6", "--generation-deterministic")
     assert outcome.status == 0, outcome.report
     known = {(method, status) for method, path, status in outcome.seen if path == "/{uid}"}

@@ -42,7 +42,7 @@ HELD = {
 @pytest.mark.parametrize(
     ("header", "expected"), HELD.items(), ids=lambda case: str(case)[:30].strip()
 )
-def test_one_range_is_understood(header: str, expected: tuple[int, int]) -> None:
+def test_single_range_is_parsed(header: str, expected: tuple[int, int]) -> None:
     assert asked(header) == ByteRange(*expected, partial=True)
 
 
@@ -93,7 +93,7 @@ def test_any_other_range_is_ignored(header: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["bytes=0-", "bytes=-1", "bytes=-0", "bytes=5-6"])
-def test_of_nothing_it_is_the_whole(header: str) -> None:
+def test_empty_representation_ignores_the_range(header: str) -> None:
     assert asked(header, length=0) == ByteRange(0, 0, partial=False)
 
 
@@ -128,7 +128,7 @@ def test_a_range_holds_the_bytes_that_slicing_gives(
 @given(
     st.one_of(st.text(), st.text("0123456789-, =").map("bytes={}".format)), st.integers(0, 10**13)
 )
-def test_no_text_breaks_it(header: str, length: int) -> None:
+def test_any_text_is_parsed_without_an_exception(header: str, length: int) -> None:
     try:
         found = asked(header, length=length)
     except RangeNotSatisfiable:

@@ -19,30 +19,30 @@ FORGED = (
 
 def noted(code: int, message: str = "Why", limit: str | None = None, **request: Any) -> list[str]:
     with capturedLogs() as entries:
-        rejection_log.note(code, message, limit, **{"peer": PEER, **request})
+        rejection_log.log_rejection(code, message, limit, **{"peer": PEER, **request})
     return [formatEvent(entry) for entry in entries]
 
 
-def test_a_refusal_tells_status_address_request_and_reason() -> None:
+def test_rejection_logs_status_address_request_and_reason() -> None:
     [line] = noted(404, "No cart", method=b"GET", target=b"/a?filename=b")
     assert line == 'Refused 404 192.0.2.7 "GET /a?filename=b" "No cart"'
 
 
-def test_what_came_before_there_was_a_request_is_told_as_well() -> None:
+def test_rejection_before_a_request_is_logged() -> None:
     assert noted(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP"']
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 405, 408, 413, 429, 431])
-def test_what_a_client_is_to_blame_for_is_a_refusal(code: int) -> None:
+def test_client_errors_are_logged_as_rejections(code: int) -> None:
     assert len(noted(code)) == 1
 
 
 @pytest.mark.parametrize("code", [200, 202, 204, 206, 304, 403, 415, 416, 421, 500, 501, 503, 507])
-def test_what_a_client_is_not_to_blame_for_is_none(code: int) -> None:
+def test_other_statuses_are_not_logged_as_rejections(code: int) -> None:
     assert noted(code) == []
 
 
-def test_a_limit_makes_a_refusal_of_a_service_that_cannot_answer() -> None:
+def test_503_with_a_limit_is_logged_as_rejection() -> None:
     assert len(noted(503, limit="server.max_connections")) == 1
 
 
@@ -70,10 +70,10 @@ def test_the_address_is_an_ip_address_or_none(peer: Any, told: str) -> None:
      "\x1b[2J\x7f\x08", "{code} {0}", "\u2028x", "\udcff"],
     ids=ascii,
 )  # fmt: skip
-def test_whatever_a_client_sends_stays_in_its_quotes(text: str) -> None:
+def test_client_text_cannot_break_out_of_its_quotes(text: str) -> None:
     target = text.encode("utf-8", "surrogatepass")
     with capturedLogs() as entries:
-        rejection_log.note(401, text, None, peer=PEER, method=b"GET", target=target)
+        rejection_log.log_rejection(401, text, None, peer=PEER, method=b"GET", target=target)
     [line] = map(formatEventAsClassicLogText, entries)
     assert line is not None and line.endswith("\n")
     assert line[:-1].isascii() and line[:-1].isprintable()
@@ -83,8 +83,8 @@ def test_whatever_a_client_sends_stays_in_its_quotes(text: str) -> None:
     assert json.loads(told[end + 1 :]) == text
 
 
-def test_a_line_is_never_long() -> None:
+def test_log_line_length_is_limited() -> None:
     [line] = noted(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
-    assert line.count("\\u00e9") == line.count("GET ") * rejection_log.LONGEST
+    assert line.count("\\u00e9") == line.count("GET ") * rejection_log.MAX_TEXT
     assert line.count('..."') == 2
     assert len(line) < 3000

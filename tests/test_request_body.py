@@ -14,13 +14,13 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from cartd.server.request_body import HIGH, IN_MEMORY
+from cartd.server.request_body import HIGH_WATER, MAX_IN_MEMORY
 from cartd.server.site import LimitedSite
 from tests.channel_client import Connected
 from tests.volume_parts import HeldThreads, InThisThread, logged
 
-LOT = b"x" * IN_MEMORY
-MOST = 10 * IN_MEMORY
+CHUNK = b"x" * MAX_IN_MEMORY
+LIMIT = 10 * MAX_IN_MEMORY
 
 
 class Reads(Resource):
@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self, threads: HeldThreads | None = None, **changed: Any) -> None:
         self.threads = threads or HeldThreads()
-        self.connected = Connected(self.threads, max_manifest=MOST, **changed)
+        self.connected = Connected(self.threads, max_manifest=LIMIT, **changed)
         self.reads = Reads()
         self.site: LimitedSite = self.connected.site
         self.site.resource = self.reads
@@ -76,8 +76,8 @@ class Client:
         return self.transport.producerState == "paused"
 
     @property
-    def taken(self) -> int:
-        return int(self.channel.bodies.taken)
+    def used(self) -> int:
+        return int(self.channel.bodies.used)
 
     def answer(self) -> tuple[int, Any]:
         head, _, body = self.transport.value().partition(b"\r\n\r\n")
@@ -95,9 +95,9 @@ def test_a_short_body_is_read_from_memory() -> None:
     assert client.threads.made == 0
 
 
-def test_a_long_body_is_written_by_threads_in_its_order_before_it_is_read() -> None:
+def test_long_body_is_spooled_in_order() -> None:
     client = Client()
-    data = os.urandom(5 * IN_MEMORY)
+    data = os.urandom(5 * MAX_IN_MEMORY)
     client.declare(len(data))
     for start in range(0, len(data), 1000):
         client.send(data[start : start + 1000])
@@ -108,10 +108,10 @@ def test_a_long_body_is_written_by_threads_in_its_order_before_it_is_read() -> N
     assert client.reads.bodies == [data]
 
 
-def test_a_client_that_sends_slowly_keeps_no_thread() -> None:
+def test_slow_client_occupies_no_thread() -> None:
     client = Client()
-    client.declare(2 * IN_MEMORY)
-    client.send(LOT)
+    client.declare(2 * MAX_IN_MEMORY)
+    client.send(CHUNK)
     for _ in range(100):
         client.send(b"x")
     assert client.threads.made == 1  # with what was in memory
@@ -119,12 +119,12 @@ def test_a_client_that_sends_slowly_keeps_no_thread() -> None:
     assert not client.threads.held
 
 
-def test_no_more_is_read_than_the_disk_takes() -> None:
+def test_reading_pauses_while_the_disk_is_slow() -> None:
     client = Client()
-    client.declare(MOST)
-    client.send(LOT + b"x")
+    client.declare(LIMIT)
+    client.send(CHUNK + b"x")
     assert not client.paused
-    client.send(b"x" * HIGH)
+    client.send(b"x" * HIGH_WATER)
     assert client.paused
     client.channel.resumeProducing()  # as for a connection that can be written to again
     client.send(b"x")
@@ -135,12 +135,12 @@ def test_no_more_is_read_than_the_disk_takes() -> None:
     client.threads.let_all_go()
 
 
-def test_who_waits_for_the_disk_is_not_late() -> None:
+def test_disk_pause_does_not_count_as_client_timeout() -> None:
     client = Client(idle_timeout=10.0, body_timeout=20.0)
     clock = client.connected.clock
-    client.declare(MOST)
-    client.send(LOT + b"x")
-    client.send(b"x" * HIGH)
+    client.declare(LIMIT)
+    client.send(CHUNK + b"x")
+    client.send(b"x" * HIGH_WATER)
     clock.advance(100)
     assert not client.transport.disconnecting
     client.threads.let_all_go()
@@ -152,73 +152,73 @@ def test_who_waits_for_the_disk_is_not_late() -> None:
 
 
 @pytest.mark.parametrize("under_way", [True, False])
-def test_a_client_that_leaves_gives_back_what_it_has_taken(under_way: bool) -> None:
+def test_disconnect_releases_reserved_space(under_way: bool) -> None:
     client = Client()
-    client.declare(3 * IN_MEMORY)
-    client.send(LOT + b"x")
+    client.declare(3 * MAX_IN_MEMORY)
+    client.send(CHUNK + b"x")
     if not under_way:
         client.threads.let_all_go()
-    assert client.taken == 3 * IN_MEMORY
+    assert client.used == 3 * MAX_IN_MEMORY
     client.leave()
     client.threads.let_all_go()
-    assert client.taken == 0
+    assert client.used == 0
     assert client.reads.bodies == []
 
 
-def test_a_client_that_leaves_when_all_is_sent_is_not_answered() -> None:
+def test_client_that_disconnects_after_its_body_gets_no_response() -> None:
     client = Client()
-    client.declare(IN_MEMORY + 1)
-    client.send(LOT + b"x")
+    client.declare(MAX_IN_MEMORY + 1)
+    client.send(CHUNK + b"x")
     client.leave()
     client.threads.let_all_go()
-    assert (client.reads.bodies, client.taken) == ([], 0)
+    assert (client.reads.bodies, client.used) == ([], 0)
 
 
-def test_what_the_disk_takes_is_given_back_with_the_answer() -> None:
+def test_space_is_released_with_the_response() -> None:
     client = Client()
-    client.declare(IN_MEMORY + 1)
-    client.send(LOT + b"x")
+    client.declare(MAX_IN_MEMORY + 1)
+    client.send(CHUNK + b"x")
     client.threads.let_all_go()
-    assert client.reads.bodies == [LOT + b"x"]
-    assert client.taken == 0
+    assert client.reads.bodies == [CHUNK + b"x"]
+    assert client.used == 0
 
 
-def test_a_declared_body_that_finds_no_room_is_refused_before_it_is_asked_for() -> None:
-    client = Client(body_space=4 * IN_MEMORY)
+def test_declared_body_without_space_is_rejected_early() -> None:
+    client = Client(body_space=4 * MAX_IN_MEMORY)
     first = client.channel
-    client.declare(3 * IN_MEMORY)
+    client.declare(3 * MAX_IN_MEMORY)
     client.channel, client.transport = client.connect()
-    client.declare(2 * IN_MEMORY, expects=True)
+    client.declare(2 * MAX_IN_MEMORY, expects=True)
     status, body = client.answer()
     assert (status, body["limit"]) == (503, "server.body_space")
     assert tempfile.gettempdir() in body["message"]
     assert b"Retry-After: " in client.transport.value()
     assert b"100 Continue" not in client.transport.value()
     client.leave()
-    assert client.taken == 3 * IN_MEMORY
+    assert client.used == 3 * MAX_IN_MEMORY
     client.channel = first
     client.leave()
-    assert client.taken == 0
+    assert client.used == 0
     client.channel, client.transport = client.connect()
-    client.declare(2 * IN_MEMORY, expects=True)
+    client.declare(2 * MAX_IN_MEMORY, expects=True)
     assert b"100 Continue" in client.transport.value()
     client.leave()
 
 
-def test_chunks_are_refused_when_they_find_no_room_and_short_bodies_never_are() -> None:
-    client = Client(body_space=4 * IN_MEMORY)
+def test_chunked_body_without_space_is_rejected() -> None:
+    client = Client(body_space=4 * MAX_IN_MEMORY)
     first = client.channel
-    client.declare(3 * IN_MEMORY)
+    client.declare(3 * MAX_IN_MEMORY)
     client.channel, client.transport = client.connect()
     client.chunked()
-    client.chunk(LOT[:-1])
+    client.chunk(CHUNK[:-1])
     assert client.transport.value() == b""
-    client.chunk(b"xy" * IN_MEMORY)
+    client.chunk(b"xy" * MAX_IN_MEMORY)
     status, body = client.answer()
     assert (status, body["limit"]) == (503, "server.body_space")
     client.leave()
     client.threads.let_all_go()
-    assert client.taken == 3 * IN_MEMORY
+    assert client.used == 3 * MAX_IN_MEMORY
     client.channel, client.transport = client.connect()
     client.declare(5)
     client.send(b"short")
@@ -229,25 +229,25 @@ def test_chunks_are_refused_when_they_find_no_room_and_short_bodies_never_are() 
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_larger_than_all_the_room_is_taken_if_it_is_alone(declared: bool) -> None:
-    client = Client(body_space=IN_MEMORY + 1)
-    data = LOT * 5
+def test_single_body_over_the_space_limit_is_accepted(declared: bool) -> None:
+    client = Client(body_space=MAX_IN_MEMORY + 1)
+    data = CHUNK * 5
     if declared:
         client.declare(len(data))
         client.send(data)
     else:
         client.chunked()
         for _ in range(5):
-            client.chunk(LOT)
+            client.chunk(CHUNK)
         client.send(b"0\r\n\r\n")
     client.threads.let_all_go()
-    assert (client.reads.bodies, client.taken) == ([data], 0)
+    assert (client.reads.bodies, client.used) == ([data], 0)
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EMFILE, 503)]
 )
-def test_a_disk_that_refuses_a_body_is_named(
+def test_disk_error_names_the_directory(
     number: int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(**_: object) -> Any:
@@ -255,8 +255,8 @@ def test_a_disk_that_refuses_a_body_is_named(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)
     client = Client()
-    client.declare(3 * IN_MEMORY)
-    client.send(LOT + b"x")
+    client.declare(3 * MAX_IN_MEMORY)
+    client.send(CHUNK + b"x")
     with logged() as events:
         client.threads.let_all_go()
     code, body = client.answer()
@@ -264,22 +264,22 @@ def test_a_disk_that_refuses_a_body_is_named(
     assert (code, body["message"]) == (status, message)
     assert message in [event.get("message") for event in events]
     assert client.transport.disconnecting
-    client.send(LOT)
+    client.send(CHUNK)
     client.leave()
     client.threads.let_all_go()
-    assert client.taken == 0
+    assert client.used == 0
     client.connected.channel.connectionLost()
     assert client.connected.clock.getDelayedCalls() == []
 
 
-def test_a_body_is_closed_behind_the_thread_that_reads_it() -> None:
+def test_body_in_use_is_closed_after_its_reader() -> None:
     client = Client()
-    client.declare(3 * IN_MEMORY)
-    client.send(LOT + b"x")
+    client.declare(3 * MAX_IN_MEMORY)
+    client.send(CHUNK + b"x")
     client.threads.let_all_go()
     body = client.channel.requests[0].content
-    with body._using() as there:
-        assert there
+    with body._file_in_use() as is_open:
+        assert is_open
         client.leave()
         client.threads.let_all_go()
         assert body.seek(0) == 0  # it is open still
@@ -289,8 +289,8 @@ def test_a_body_is_closed_behind_the_thread_that_reads_it() -> None:
         body.tell()
 
 
-def test_threads_that_answer_at_once_do_as_well() -> None:
+def test_synchronous_threads_work() -> None:
     client = Client(InThisThread())  # type: ignore[arg-type]
-    client.declare(3 * IN_MEMORY)
-    client.send(LOT * 3)
-    assert client.reads.bodies == [LOT * 3]
+    client.declare(3 * MAX_IN_MEMORY)
+    client.send(CHUNK * 3)
+    assert client.reads.bodies == [CHUNK * 3]

@@ -63,7 +63,7 @@ DECIDED = {
 
 
 @pytest.mark.parametrize(("line", "fields", "status", "message"), DECIDED.values(), ids=DECIDED)
-def test_what_the_head_decides_is_answered_before_the_body_is_asked_for(
+def test_early_response_is_sent_before_100_continue(
     site: CartSite, line: str, fields: str, status: int, message: str
 ) -> None:
     with wire(site.port) as connection:
@@ -82,7 +82,7 @@ def test_what_the_head_decides_is_answered_before_the_body_is_asked_for(
     assert site.cartd.request("HEAD", "/x").status == 404
 
 
-def test_a_body_that_will_be_read_is_asked_for(site: CartSite) -> None:
+def test_accepted_body_gets_100_continue(site: CartSite) -> None:
     body = site.manifest({"a": b"data"})
     head = f"POST /asked HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     with wire(site.port) as connection:
@@ -94,7 +94,7 @@ def test_a_body_that_will_be_read_is_asked_for(site: CartSite) -> None:
         assert connection.answer().status == 201
 
 
-def test_a_request_without_a_body_is_not_told_to_send_one(site: CartSite) -> None:
+def test_request_without_body_gets_no_100_continue(site: CartSite) -> None:
     head = b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n"
     assert ask(site.port, head).status == 200
 
@@ -110,7 +110,9 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("target", ALLOWED)
-def test_options_is_answered_to_everybody_and_is_no_refusal(guarded: CartSite, target: str) -> None:
+def test_options_needs_no_authentication_and_is_not_a_rejection(
+    guarded: CartSite, target: str
+) -> None:
     before = len(guarded.cartd.log)
     with wire(guarded.port) as connection:
         for _ in range(2):  # the connection stays of use
@@ -122,7 +124,7 @@ def test_options_is_answered_to_everybody_and_is_no_refusal(guarded: CartSite, t
     assert "Refused" not in guarded.cartd.log[before:]
 
 
-def test_haproxys_health_check_finds_the_service_up(guarded: CartSite, tmp_path: Path) -> None:
+def test_haproxy_health_check_succeeds(guarded: CartSite, tmp_path: Path) -> None:
     before = len(guarded.cartd.log)
     server = f"  option httpchk\n  server s1 127.0.0.1:{guarded.port} check inter 100ms"
     with running_haproxy(tmp_path, server) as control:
@@ -133,7 +135,7 @@ def test_haproxys_health_check_finds_the_service_up(guarded: CartSite, tmp_path:
 
 
 @pytest.mark.parametrize("prefix", ["/", "/cartd/", "/a/b/"])
-def test_the_server_of_the_description_is_right_below_a_prefix(
+def test_openapi_server_url_works_below_a_prefix(
     guarded: CartSite, tmp_path: Path, prefix: str
 ) -> None:
     location = f"location {prefix} {{ proxy_pass http://127.0.0.1:{guarded.port}/; }}"

@@ -61,7 +61,7 @@ def test_a_head_of_the_root_has_the_same_headers_and_no_body(site: CartSite) -> 
 @pytest.mark.parametrize("content_type", [None, "application/json", "text/plain",
     "application/x-www-form-urlencoded", "multipart/form-data", "multipart/form-data; boundary=x",
     "nonsense"])  # fmt: skip
-def test_a_manifest_of_any_content_type_is_taken(site: CartSite, content_type: str | None) -> None:
+def test_manifest_of_any_content_type_is_accepted(site: CartSite, content_type: str | None) -> None:
     body = site.manifest(FILES)
     headers = {} if content_type is None else {"content_type": content_type}
     uid = re.sub("[^a-z]", "", f"type{content_type}")
@@ -72,7 +72,7 @@ def test_a_manifest_of_any_content_type_is_taken(site: CartSite, content_type: s
     assert site.cartd.download(uid) == FILES
 
 
-def test_the_status_of_a_ready_cart_is_told_in_headers_alone(site: CartSite) -> None:
+def test_status_of_ready_cart_is_in_headers_only(site: CartSite) -> None:
     answer = ask(site.port, b"HEAD /ready HTTP/1.1\r\nHost: localhost\r\n\r\n", to_head=True)
     assert answer.status == 204
     told = {name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")}
@@ -89,7 +89,7 @@ def test_the_status_of_a_ready_cart_is_told_in_headers_alone(site: CartSite) -> 
     assert not {"content-length", "content-type", "transfer-encoding"} & answer.headers.keys()
 
 
-def test_a_cart_is_staging_from_its_first_moment_and_not_ready_for_download(
+def test_new_cart_is_staging_and_not_ready_for_download(
     tapes: CartSite,
 ) -> None:
     assert tapes.cartd.post("taped", tapes.manifest(FILES)).status == 201
@@ -105,7 +105,7 @@ def test_a_cart_is_staging_from_its_first_moment_and_not_ready_for_download(
     assert not {"content-range", "etag", "content-disposition"} & answer.headers.keys()
 
 
-def test_a_cart_says_staging_while_its_bundle_is_written_and_more_in_a_header_of_its_own(
+def test_bundling_cart_is_staging_with_phase_header(
     tapes: CartSite,
 ) -> None:
     assert tapes.cartd.post("bundled", tapes.manifest(FILES, bundle=True)).status == 201
@@ -121,7 +121,7 @@ def test_a_cart_says_staging_while_its_bundle_is_written_and_more_in_a_header_of
     assert tapes.cartd.delete("bundled").status == 200
 
 
-def test_a_cart_in_error_says_why_wherever_it_is_asked_for(site: CartSite) -> None:
+def test_cart_in_error_gives_its_reason_to_head_and_get(site: CartSite) -> None:
     reason = fail(site, "failed")
     assert reason.startswith("Failed to stage gone (archive id no-such-id): ")
     with wire(site.port) as connection:
@@ -135,7 +135,7 @@ def test_a_cart_in_error_says_why_wherever_it_is_asked_for(site: CartSite) -> No
     assert head.headers["x-pacifica-files-staged"] == "0"
 
 
-def test_a_reason_that_is_not_ascii_is_escaped_in_the_header_and_on_one_line_in_the_body(
+def test_non_ascii_reason_is_escaped(
     site: CartSite,
 ) -> None:
     reason = fail(site, "foreign", "é\r\nX-Evil: 1/€")
@@ -155,7 +155,7 @@ def test_a_cart_that_is_not_there_is_not_found(site: CartSite) -> None:
     assert_is_error(site.cartd.delete("nobody"), 404, "Not Found")
 
 
-def test_a_deleted_cart_is_gone_from_the_answers_and_from_the_volume(site: CartSite) -> None:
+def test_deleted_cart_is_gone_from_rest_and_volume(site: CartSite) -> None:
     site.stage("short-lived", FILES)
     answer = site.cartd.delete("short-lived")
     assert (answer.status, answer.json) == (200, {"message": "Cart Deleted Successfully"})
@@ -180,7 +180,7 @@ def test_a_cart_of_no_files_is_ready_and_an_empty_folder(site: CartSite) -> None
     assert answer.body.startswith(b"nothing/\0")
 
 
-def test_without_a_name_a_download_is_called_after_the_time_of_its_posting(site: CartSite) -> None:
+def test_default_filename_is_the_time_of_posting(site: CartSite) -> None:
     before = int(time.time())
     site.stage("unnamed", FILES)
     first, second = site.cartd.get("/unnamed"), site.cartd.get("/unnamed")
@@ -209,7 +209,7 @@ def test_the_same_manifest_posted_again_changes_nothing(site: CartSite) -> None:
     assert len(site.on_volume("twice")) == 1
 
 
-def test_the_same_manifest_posted_by_many_at_once_makes_one_cart(site: CartSite) -> None:
+def test_concurrent_posts_of_one_manifest_create_one_cart(site: CartSite) -> None:
     body = site.manifest(FILES)
     with ThreadPoolExecutor(12) as clients:
         answers = list(clients.map(lambda _: site.cartd.post("crowd", body), range(12)))
@@ -218,14 +218,14 @@ def test_the_same_manifest_posted_by_many_at_once_makes_one_cart(site: CartSite)
     site.cartd.wait_until("crowd", "ready")
 
 
-def test_the_same_manifest_posted_again_while_it_is_staged_changes_nothing(tapes: CartSite) -> None:
+def test_repost_during_staging_changes_nothing(tapes: CartSite) -> None:
     body = tapes.manifest(FILES)
     for _ in range(3):
         assert tapes.cartd.post("impatient", body).status == 201
     assert [row["cart_uid"] for row in tapes.rows("cart")].count("impatient") == 1
 
 
-def test_the_same_manifest_posted_again_after_an_error_is_tried_again(site: CartSite) -> None:
+def test_repost_after_an_error_stages_again(site: CartSite) -> None:
     data = b"late"
     body = manifest([entry("late-id", "file", data)])
     site.cartd.post("hopeful", body)
@@ -236,7 +236,7 @@ def test_the_same_manifest_posted_again_after_an_error_is_tried_again(site: Cart
     assert site.cartd.download("hopeful") == {"file": data}
 
 
-def test_of_several_manifests_the_newest_answers_and_a_delete_deletes_all(site: CartSite) -> None:
+def test_newest_cart_of_a_uid_is_served_and_delete_removes_all(site: CartSite) -> None:
     for version in (b"old", b"newer", b"newest"):
         site.stage("many", {"file": version})
         assert site.cartd.download("many") == {"file": version}

@@ -72,7 +72,7 @@ FALSE = {
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("condition", FALSE.values(), ids=FALSE.keys())
 @pytest.mark.parametrize("more", [{}, {"range": "bytes=5-"}, {"range": "bytes=99999999-"}])
-def test_nothing_of_another_tar_is_sent(
+def test_if_match_of_another_tar_is_412(
     site: CartSite,
     target: str,
     whole: Answer,
@@ -164,7 +164,7 @@ def test_a_condition_does_not_hide_that_there_is_no_cart(site: CartSite, path: s
 
 
 @pytest.mark.parametrize("path", ["/", "/-/openapi.json"])
-def test_what_is_the_same_for_all_is_sent_under_conditions_too(site: CartSite, path: str) -> None:
+def test_conditions_apply_to_static_responses(site: CartSite, path: str) -> None:
     etag = site.cartd.get(path).headers.get("etag")
     assert site.cartd.get(path, if_match=OTHER_TAG).status == 412
     assert site.cartd.get(path, if_none_match=etag or "*").status == 304
@@ -176,7 +176,7 @@ def test_what_is_the_same_for_all_is_sent_under_conditions_too(site: CartSite, p
 # What would change something
 
 
-def test_a_cart_is_deleted_only_if_it_is_the_one_that_the_client_means(site: CartSite) -> None:
+def test_conditional_delete(site: CartSite) -> None:
     site.stage("mine", FILES)
     named = "/mine?filename=my.tar"
     etag = site.cartd.get(named).headers["etag"]
@@ -189,7 +189,7 @@ def test_a_cart_is_deleted_only_if_it_is_the_one_that_the_client_means(site: Car
     assert site.cartd.request("HEAD", "/mine").status == 404
 
 
-def test_without_a_name_the_tag_is_that_of_the_tar_without_a_name(site: CartSite) -> None:
+def test_etag_without_filename_is_that_of_the_default_name(site: CartSite) -> None:
     site.stage("unnamed", FILES)
     etag = site.cartd.get("/unnamed").headers["etag"]
     assert site.cartd.request("HEAD", "/unnamed").headers["etag"] == etag
@@ -197,7 +197,7 @@ def test_without_a_name_the_tag_is_that_of_the_tar_without_a_name(site: CartSite
     assert site.cartd.request("DELETE", "/unnamed", None, if_match=etag).status == 200
 
 
-def test_a_cart_is_posted_only_where_none_is_if_the_client_wants_that(site: CartSite) -> None:
+def test_conditional_post(site: CartSite) -> None:
     body = site.manifest({"a": b"mine"})
     assert site.cartd.request("POST", "/fresh", body, if_match="*").status == 412
     assert site.cartd.request("HEAD", "/fresh").status == 404
@@ -226,9 +226,7 @@ def test_a_cart_that_is_not_ready_is_there_but_has_no_tag(tapes: CartSite) -> No
      {"range": "bytes=5-", "if_range": OTHER_TAG}],
     ids=str,
 )  # fmt: skip
-def test_who_has_a_part_already_is_told_to_wait_and_not_that_this_is_the_rest(
-    tapes: CartSite, headers: dict[str, str]
-) -> None:
+def test_resume_of_a_cart_not_ready_is_503(tapes: CartSite, headers: dict[str, str]) -> None:
     answer = tapes.cartd.get("/taped?filename=x", **headers)
     assert_is_error(answer, 503, NOT_READY)
     assert int(answer.headers["retry-after"]) > 0
@@ -238,7 +236,7 @@ def test_who_has_a_part_already_is_told_to_wait_and_not_that_this_is_the_rest(
     assert plain.headers["x-pacifica-status"] == "staging"
 
 
-def test_the_status_of_a_cart_that_is_not_ready_is_told_under_any_condition(
+def test_conditions_are_ignored_for_status_of_cart_not_ready(
     tapes: CartSite,
 ) -> None:
     for headers in ({"if_match": OTHER_TAG}, {"if_none_match": "*"}, {"range": "bytes=5-"}):
@@ -265,9 +263,7 @@ def test_a_head_with_a_name_has_what_a_get_has(site: CartSite, target: str, whol
 
 
 @pytest.mark.parametrize("uid", ["ready", "bundled"])
-def test_a_head_without_a_name_is_a_status_with_the_validators_of_a_get(
-    site: CartSite, uid: str
-) -> None:
+def test_head_without_filename_has_the_validators_of_a_get(site: CartSite, uid: str) -> None:
     head, get = site.cartd.request("HEAD", f"/{uid}"), site.cartd.get(f"/{uid}")
     assert (head.status, head.headers["x-pacifica-status"]) == (204, "ready")
     for name in ("etag", "last-modified", "accept-ranges", "x-pacifica-tar-length"):
@@ -277,7 +273,7 @@ def test_a_head_without_a_name_is_a_status_with_the_validators_of_a_get(
     assert not {"content-length", "content-type", "content-disposition"} & head.headers.keys()
 
 
-def test_a_head_with_a_name_that_none_may_have_is_refused(site: CartSite) -> None:
+def test_head_with_invalid_filename_is_rejected(site: CartSite) -> None:
     head = site.cartd.request("HEAD", "/ready?filename=a%2Fb")
     assert (head.status, head.headers["x-pacifica-status"]) == (400, "error")
     assert head.headers["x-pacifica-message"].startswith("filename: ")
@@ -298,7 +294,7 @@ def test_a_date_gives_a_range_once_its_second_is_over(site: CartSite) -> None:
         assert (answer.status, answer.body) == (200, first.body)
 
 
-def test_a_date_gives_no_range_if_another_cart_of_the_uid_has_it_too(site: CartSite) -> None:
+def test_shared_date_of_two_carts_gives_no_range(site: CartSite) -> None:
     bodies = [site.manifest({"a": letter * 5000}) for letter in (b"a", b"b")]
     for attempt in range(20):
         uid, answers = f"twice-{attempt}", []

@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     ("path", "allowed"),
     [("/", "GET, HEAD, OPTIONS"), ("/my-cart", "DELETE, GET, HEAD, OPTIONS, POST")],
 )
-def test_a_method_that_is_not_known_is_refused_and_told_the_known_ones(
+def test_unknown_method_is_405_with_allow(
     site: CartSite, method: str, path: str, allowed: str
 ) -> None:
     answer = ask(site.port, f"{method} {path}".encode() + END)
@@ -36,7 +36,7 @@ def test_a_method_that_is_not_known_is_refused_and_told_the_known_ones(
     assert answer.headers["allow"] == allowed
 
 
-def test_the_root_can_be_neither_posted_nor_deleted(site: CartSite) -> None:
+def test_post_and_delete_of_root_are_rejected(site: CartSite) -> None:
     for method in (b"POST", b"DELETE"):
         assert ask(site.port, method + b" /" + END).headers["allow"] == "GET, HEAD, OPTIONS"
     assert site.cartd.status("my-cart") == ("ready", "")
@@ -71,7 +71,7 @@ NO_TARGET = ["my-cart", "xmy-cart", "ftp://x/my-cart", "http:///my-cart", "?file
 
 
 @pytest.mark.parametrize("target", NO_TARGET)
-def test_a_target_that_is_no_path_is_refused(site: CartSite, target: str) -> None:
+def test_target_that_is_not_a_path_is_rejected(site: CartSite, target: str) -> None:
     answer = ask(site.port, f"DELETE {target}".encode() + END)
     assert_is_error(answer, 400, "The path does not begin with /")
     assert site.cartd.status("my-cart") == ("ready", "")
@@ -81,7 +81,7 @@ NOT_TEXT = ["/%ff", "/my-cart%c3", "/%ed%a0%80", "/\x80"]
 
 
 @pytest.mark.parametrize("target", NOT_TEXT)
-def test_a_path_that_is_not_utf8_is_refused(site: CartSite, target: str) -> None:
+def test_path_that_is_not_utf8_is_rejected(site: CartSite, target: str) -> None:
     raw = target.encode("latin-1")
     assert_is_error(ask(site.port, b"GET " + raw + END), 400, "The path is not UTF-8")
     head = ask(site.port, b"HEAD " + raw + END, to_head=True)
@@ -113,9 +113,7 @@ NOISE = {
 
 
 @pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE.keys())
-def test_what_is_not_http_is_refused_in_json_and_ends_the_connection(
-    site: CartSite, noise: bytes
-) -> None:
+def test_non_http_is_rejected_with_json_and_closed(site: CartSite, noise: bytes) -> None:
     with wire(site.port) as connection:
         connection.send(noise)
         answer = connection.answer()
@@ -126,7 +124,7 @@ def test_what_is_not_http_is_refused_in_json_and_ends_the_connection(
     assert site.cartd.get("/").status == 200
 
 
-def test_a_connection_serves_one_request_after_the_other(site: CartSite) -> None:
+def test_keepalive_connection_serves_several_requests(site: CartSite) -> None:
     with wire(site.port) as connection:
         for _ in range(3):
             connection.get("/my-cart?filename=x")
@@ -137,7 +135,7 @@ def test_a_connection_serves_one_request_after_the_other(site: CartSite) -> None
             assert connection.answer().status == 400
 
 
-def test_requests_that_come_at_once_are_answered_in_their_order(site: CartSite) -> None:
+def test_pipelined_requests_are_answered_in_order(site: CartSite) -> None:
     body = site.manifest(FILES)
     with wire(site.port) as connection:
         connection.send(
@@ -156,7 +154,7 @@ def test_requests_that_come_at_once_are_answered_in_their_order(site: CartSite) 
     assert answers[0].body.startswith(b"x/\0") and answers[5].json == UP
 
 
-def test_an_older_client_gets_an_answer_and_the_end_of_the_connection(site: CartSite) -> None:
+def test_http_1_0_connection_is_closed_after_the_response(site: CartSite) -> None:
     for header in (b"", b"Connection: keep-alive\r\n"):
         with wire(site.port) as connection:
             connection.send(b"GET /my-cart?filename=x HTTP/1.0\r\n" + header + b"\r\n")
@@ -174,7 +172,7 @@ def test_a_connection_is_closed_when_the_client_asks_for_it(site: CartSite) -> N
         assert connection.rest() == b""
 
 
-def test_an_upgrade_to_another_protocol_is_not_taken_up(site: CartSite) -> None:
+def test_upgrade_header_is_ignored(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.get("/", "Upgrade: websocket", "Connection: Upgrade")
         assert connection.answer().json == UP

@@ -28,7 +28,7 @@ def taken_by_routes(path: str) -> set[str]:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
     segments = [name for name in path.split("/") if name]
-    assert set(route_table.methods(segments)) == taken_by_routes(path)
+    assert set(route_table.allowed_methods(segments)) == taken_by_routes(path)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,5 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
      ("POST", [], False), ("GET", ["u"], False), ("HEAD", ["u"], False),
      ("GET", ["u", "v"], False), ("GET", ["-"], False)],
 )  # fmt: skip
-def test_only_the_root_and_the_description_are_open_to_all(
-    method: str, path: list[str], is_open: bool
-) -> None:
-    assert route_table.is_open_to_all(method.encode(), path) is is_open
+def test_only_root_and_openapi_are_public(method: str, path: list[str], is_open: bool) -> None:
+    assert route_table.is_public(method.encode(), path) is is_open

@@ -7,7 +7,7 @@ from twisted.internet.testing import StringTransport
 from tests.channel_client import Connected
 
 
-def test_all_connections_can_be_ended_and_those_that_are_sending_break() -> None:
+def test_close_connections_aborts_downloads() -> None:
     client = Connected()
     idle = StringTransport()
     client.site.buildProtocol(None).makeConnection(idle)
@@ -17,5 +17,5 @@ def test_all_connections_can_be_ended_and_those_that_are_sending_break() -> None
     assert idle.disconnecting and not idle.disconnected
 
 
-def test_over_tls_no_other_protocol_is_offered() -> None:
+def test_alpn_offers_http_1_1_only() -> None:
     assert Connected().site.acceptableProtocols() == [b"http/1.1"]

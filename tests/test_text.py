@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import CartdError, InvalidInput
-from cartd.text import clean, shown
+from cartd.text import escape, one_line
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ from cartd.text import clean, shown
         ("'\n\"", "'\\n\""),
     ],
 )
-def test_a_name_is_shown_as_it_is_but_for_what_cannot_be_seen(name: str, as_shown: str) -> None:
-    assert shown(name) == as_shown
+def test_escape_replaces_only_unprintable_characters(name: str, as_shown: str) -> None:
+    assert escape(name) == as_shown
 
 
 @pytest.mark.parametrize(
@@ -36,16 +36,16 @@ def test_a_name_is_shown_as_it_is_but_for_what_cannot_be_seen(name: str, as_show
         ("y" * 500, "y" * 200),
     ],
 )
-def test_prose_is_one_line_of_what_can_be_seen(text: str, cleaned: str) -> None:
-    assert clean(text) == cleaned
+def test_one_line_drops_unprintable_characters(text: str, cleaned: str) -> None:
+    assert one_line(text) == cleaned
 
 
 @given(st.text(), st.integers(1, 50))
-def test_neither_holds_what_cannot_be_seen(text: str, limit: int) -> None:
-    assert shown(text).isprintable() and clean(text, limit).isprintable()
-    assert len(clean(text, limit)) <= limit
+def test_results_are_printable(text: str, limit: int) -> None:
+    assert escape(text).isprintable() and one_line(text, limit).isprintable()
+    assert len(one_line(text, limit)) <= limit
 
 
-def test_no_error_says_what_cannot_be_seen() -> None:
+def test_error_messages_are_printable() -> None:
     assert str(InvalidInput("no \x1b[2J\n")) == "no \\x1b[2J\\n"
     assert str(CartdError()) == ""

@@ -20,7 +20,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsSite]:
         yield running
 
 
-def test_no_newer_protocol_is_agreed_on(behind: TlsSite) -> None:
+def test_alpn_does_not_negotiate_http2(behind: TlsSite) -> None:
     with behind.wire() as connection:
         assert isinstance(connection.socket, ssl.SSLSocket)
         assert connection.socket.selected_alpn_protocol() in (None, "http/1.1")
@@ -35,7 +35,7 @@ def test_a_slow_client_gets_all_of_a_download_and_the_next_answer(behind: TlsSit
         assert connection.answer().status == 404
 
 
-def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(behind: TlsSite) -> None:
+def test_client_disconnect_releases_everything(behind: TlsSite) -> None:
     with behind.wire() as connection:
         connection.get("/large?filename=data.tar")
         assert connection.head().status == 200
@@ -43,7 +43,7 @@ def test_a_client_that_leaves_in_the_middle_lets_go_of_everything(behind: TlsSit
     wait_for(lambda: not behind.site.open_files("large"))
 
 
-def test_a_body_over_the_limit_is_refused_and_the_connection_ended(behind: TlsSite) -> None:
+def test_body_over_the_limit_is_rejected_and_closed(behind: TlsSite) -> None:
     with behind.wire() as connection:
         connection.send(
             b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"

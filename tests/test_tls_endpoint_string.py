@@ -43,7 +43,7 @@ KEY = {"private_key": Path("/k.pem"), "certificate": Path("/k.pem")}
         ("ssl:443:sslmethod=SSLv23_METHOD", {}),
     ],
 )  # fmt: skip
-def test_what_twisted_reads_is_read(description: str, more: dict[str, Any]) -> None:
+def test_endpoint_options_of_twisted_are_parsed(description: str, more: dict[str, Any]) -> None:
     assert parse_tls_endpoint(description) == TlsEndpoint(**{**PLAIN, **more})
     assert endpoint(description) == description
 
@@ -65,7 +65,7 @@ def test_what_twisted_reads_is_read(description: str, more: dict[str, Any]) -> N
         ("ssl:1:k:c:TLS_METHOD::5:ch:dh:more", "more is none of its arguments"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(description: str, reason: str) -> None:
+def test_invalid_endpoint_string_is_rejected_with_a_reason(description: str, reason: str) -> None:
     with pytest.raises(ValueError, match="is not an endpoint") as caught:
         endpoint(description)
     assert reason in str(caught.value)

@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from cartd.archive import TlsPolicy
 from cartd.errors import ConfigError
-from cartd.tls import Identity, PemFile, Renewed, read_identity
+from cartd.tls import Identity, PemFile, ReloadingCertificate, read_identity
 
 AUTHORITY = trustme.CA()
 BELOW = AUTHORITY.create_child_ca()
@@ -70,7 +70,7 @@ def encoded(form: PrivateFormat, passphrase: bytes | None = None) -> bytes:
     ],
     ids=["own", "chain-behind-it", "chain-beside-it", "one-file", "other-forms"],
 )
-def test_a_pair_is_read_with_what_is_sent_with_it(
+def test_certificate_key_and_chain_are_read(
     tmp_path: Path, certificate: bytes, key: bytes, chain: bytes | None, sent: list[bytes]
 ) -> None:
     assert pems(read(tmp_path, certificate, key, chain)) == sent
@@ -130,7 +130,7 @@ def too_weak() -> tuple[bytes, bytes]:
         *("passphrase", "old-passphrase", "wrong-order", "weak"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_a_reason(
+def test_unusable_file_is_rejected_with_a_reason(
     tmp_path: Path, certificate: bytes, key: bytes, reason: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_refused_with_a_reason(
         ),
     ],
 )
-def test_a_pair_for_the_archive_is_refused_under_the_names_of_its_settings(
+def test_unusable_client_certificate_names_its_setting(
     tmp_path: Path, files: dict[str, bytes], reason: str
 ) -> None:
     paths = {name: written(tmp_path / name, content) for name, content in files.items()}
@@ -178,11 +178,11 @@ class Watched:
         self.path.write_text("first")
         self.made = 0
         self.threads = Directly()
-        self.renewed = Renewed("The thing", [path], self._make)
+        self.reloading = ReloadingCertificate("The thing", [path], self._make)
 
     async def look(self) -> str:
-        await self.renewed.look(self.threads)
-        return self.renewed.current
+        await self.reloading.poll(self.threads)
+        return self.reloading.current
 
     def _make(self) -> str:
         self.made += 1
@@ -201,7 +201,7 @@ def watched(tmp_path: Path) -> Watched:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_is_made_again_when_the_file_has_changed_and_not_else(watched: Watched) -> None:
+async def test_reload_only_after_a_change(watched: Watched) -> None:
     assert await watched.look() == "first"
     assert watched.made == 1
     watched.path.write_text("next one")
@@ -212,7 +212,7 @@ async def test_it_is_made_again_when_the_file_has_changed_and_not_else(watched: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_replaced_by_one_of_the_same_size_and_date_is_another(
+async def test_replaced_file_of_same_size_and_date_is_reloaded(
     watched: Watched,
 ) -> None:
     beside = watched.path.with_name("beside")
@@ -224,7 +224,7 @@ async def test_a_file_that_is_replaced_by_one_of_the_same_size_and_date_is_anoth
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_cannot_be_used_keeps_the_old_until_it_can(watched: Watched) -> None:
+async def test_failed_reload_keeps_the_old_certificate(watched: Watched) -> None:
     for spoil, reason in (
         (lambda: watched.path.write_text("bad"), "makes no sense"),
         (watched.path.unlink, "cannot be read: No such file or directory"),
@@ -236,6 +236,6 @@ async def test_what_cannot_be_used_keeps_the_old_until_it_can(watched: Watched) 
             assert str(caught.value) == (
                 f"The thing is not renewed, and the old one kept: {reason}"
             )
-            assert watched.renewed.current == "first"
+            assert watched.reloading.current == "first"
     watched.path.write_text("good again")
     assert await watched.look() == "good again"

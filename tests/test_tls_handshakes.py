@@ -33,7 +33,7 @@ def at_any_price(behind: TlsSite) -> ssl.SSLContext:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-def test_versions_of_old_are_refused(behind: TlsSite, version: ssl.TLSVersion) -> None:
+def test_old_tls_versions_are_rejected(behind: TlsSite, version: ssl.TLSVersion) -> None:
     context = at_any_price(behind)
     context.maximum_version = version
     with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"), behind.wire(context):
@@ -44,7 +44,9 @@ def test_versions_of_old_are_refused(behind: TlsSite, version: ssl.TLSVersion) -
     ("version", "agreed"),
     [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")],
 )
-def test_newer_ones_are_agreed_on(behind: TlsSite, version: ssl.TLSVersion, agreed: str) -> None:
+def test_new_tls_versions_are_accepted(
+    behind: TlsSite, version: ssl.TLSVersion, agreed: str
+) -> None:
     context = at_any_price(behind)
     context.maximum_version = version
     with behind.wire(context) as connection:
@@ -63,9 +65,7 @@ def test_newer_ones_are_agreed_on(behind: TlsSite, version: ssl.TLSVersion, agre
         ("ECDHE-ECDSA-AES128-SHA", False),
     ],
 )
-def test_ciphers_are_such_as_authenticate_what_they_encrypt(
-    behind: TlsSite, cipher: str, welcome: bool
-) -> None:
+def test_ciphers_are_aead_only(behind: TlsSite, cipher: str, welcome: bool) -> None:
     context = at_any_price(behind)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"{cipher}:@SECLEVEL=0")
@@ -82,7 +82,7 @@ def test_ciphers_are_such_as_authenticate_what_they_encrypt(
             pass
 
 
-def test_a_client_may_not_shake_hands_again(behind: TlsSite) -> None:
+def test_renegotiation_is_rejected(behind: TlsSite) -> None:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_max_proto_version(SSL.TLS1_2_VERSION)
     with behind.plainly() as plain:
@@ -95,7 +95,7 @@ def test_a_client_may_not_shake_hands_again(behind: TlsSite) -> None:
             connection.do_handshake()
 
 
-def test_curl_believes_it_and_downloads(behind: TlsSite) -> None:
+def test_curl_verifies_the_certificate_and_downloads(behind: TlsSite) -> None:
     done = subprocess.run(
         [
             *("curl", "--silent", "--show-error", "--fail", "--cacert", str(behind.roots)),

@@ -28,7 +28,7 @@ def believes(behind: TlsSite, authority: trustme.CA) -> bool:
         return False
 
 
-def test_new_connections_get_the_new_certificate_and_downloads_go_on(tmp_path: Path) -> None:
+def test_new_connections_get_the_reloaded_certificate(tmp_path: Path) -> None:
     first, second, third = trustme.CA(), trustme.CA(), trustme.CA()
     pem = tmp_path / "server.pem"
 
@@ -82,7 +82,7 @@ def says(cartd: RunningCartd, uid: str, reason: str) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_carts_wait_until_the_archive_is_shown_a_certificate_that_it_takes(
+async def test_carts_wait_for_a_valid_client_certificate(
     tmp_path: Path,
 ) -> None:
     authority, clients, strangers = trustme.CA(), trustme.CA(), trustme.CA()

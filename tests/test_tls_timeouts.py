@@ -14,7 +14,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.static import Data
 
 from cartd.config import parse_tls_endpoint
-from cartd.server.channel import CLOSING
+from cartd.server.channel import CLOSE_TIMEOUT
 from cartd.server.site import LimitedSite
 from cartd.tls import ServerTls
 from tests.server_limits import limits
@@ -85,29 +85,29 @@ def connected(tmp_path: Path) -> Connected:
     return Connected(tmp_path)
 
 
-def test_a_client_that_never_begins_is_left(connected: Connected) -> None:
+def test_tls_client_that_never_sends_is_disconnected(connected: Connected) -> None:
     connected.clock.pump([1.0] * (BEGINS - 1))
     assert not connected.broken
-    connected.clock.pump([1.0] * int(1 + CLOSING))
+    connected.clock.pump([1.0] * int(1 + CLOSE_TIMEOUT))
     assert connected.broken
 
 
-def test_one_that_drips_its_handshake_wins_no_time(connected: Connected) -> None:
+def test_slow_tls_handshake_does_not_extend_the_timeout(connected: Connected) -> None:
     assert connected.server is not None
     for byte in connected.hello()[: BEGINS - 1]:
         connected.clock.advance(1)
         assert not connected.broken
         connected.server.dataReceived(bytes([byte]))
-    connected.clock.pump([1.0] * int(1 + CLOSING))
+    connected.clock.pump([1.0] * int(1 + CLOSE_TIMEOUT))
     assert connected.broken
 
 
-def test_one_that_never_says_goodbye_is_left(connected: Connected) -> None:
+def test_tls_client_without_close_notify_is_disconnected(connected: Connected) -> None:
     connected.exchange(connected.client.do_handshake)
     connected.exchange(lambda: connected.client.write(b"GET / HTTP/1.0\r\n\r\n"))
     answers: list[bytes] = []
     connected.exchange(lambda: answers.append(connected.client.read()))
     assert answers[0].endswith(b"here")
     assert not connected.broken
-    connected.clock.pump([1.0] * int(LIMITS.keepalive_timeout + CLOSING))
+    connected.clock.pump([1.0] * int(LIMITS.keepalive_timeout + CLOSE_TIMEOUT))
     assert connected.broken

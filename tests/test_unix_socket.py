@@ -21,7 +21,7 @@ from cartd.config import UnixEndpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
 from cartd.locks import try_lock
 from cartd.server import unix_socket
-from cartd.server.unix_socket import SocketEndpoint
+from cartd.server.unix_socket import UnixSocketEndpoint
 from tests.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
 from tests.test_start_errors import why_it_ends
 
@@ -80,7 +80,7 @@ def test_a_service_that_was_killed_starts_again_on_its_socket(tmp_path: Path) ->
         assert not path.exists()
 
 
-def test_a_balancer_may_name_the_client_there_too(tmp_path: Path) -> None:
+def test_proxy_protocol_works_on_unix_socket(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9/"
     with running_cartd(tmp_path, archive=nowhere, started=False) as cartd:
         path = tmp_path / "http.sock"
@@ -94,7 +94,7 @@ def test_a_balancer_may_name_the_client_there_too(tmp_path: Path) -> None:
         wait_for(lambda: "] 192.0.2.7 - - [" in cartd.log)
 
 
-def test_a_socket_on_which_a_service_answers_is_left_to_it(tmp_path: Path) -> None:
+def test_socket_of_a_running_service_is_not_replaced(tmp_path: Path) -> None:
     with on_a_socket(tmp_path / "first"):
         path = tmp_path / "first" / "http.sock"
         line = why_it_ends(tmp_path, "--endpoint", f"unix:{path}")
@@ -102,7 +102,7 @@ def test_a_socket_on_which_a_service_answers_is_left_to_it(tmp_path: Path) -> No
         assert ask(path) == UP
 
 
-def test_a_service_stops_though_its_socket_was_taken_away(tmp_path: Path) -> None:
+def test_service_stops_after_its_socket_was_removed(tmp_path: Path) -> None:
     with on_a_socket(tmp_path) as cartd:
         path = tmp_path / "http.sock"
         path.unlink()
@@ -116,7 +116,7 @@ def test_a_service_stops_though_its_socket_was_taken_away(tmp_path: Path) -> Non
     [("", "077", 0o600), ("", "007", 0o660), ("", "000", 0o660), (":mode=600", "000", 0o600),
      (":mode=660", "077", 0o660), (":mode=0666:backlog=9:lockfile=1", "077", 0o666)],
 )  # fmt: skip
-def test_others_may_connect_only_if_that_was_said(
+def test_socket_mode_follows_endpoint_and_umask(
     tmp_path: Path, more: str, umask: str, mode: int
 ) -> None:
     endpoint = parse_unix_endpoint(f"unix:{tmp_path}/http.sock{more}")
@@ -128,7 +128,7 @@ def test_others_may_connect_only_if_that_was_said(
 def listening(endpoint: UnixEndpoint, umask: int = 0o077) -> Iterator[None]:
     """Within the test's own reactor."""
     outcome: list[object] = []
-    SocketEndpoint(reactor, endpoint, umask).listen(Factory()).addBoth(outcome.append)
+    UnixSocketEndpoint(reactor, endpoint, umask).listen(Factory()).addBoth(outcome.append)
     [port] = outcome
     if failure := getattr(port, "value", None):
         raise failure
@@ -142,14 +142,14 @@ def at(path: Path) -> UnixEndpoint:
     return UnixEndpoint(path, None, 50)
 
 
-def test_a_socket_on_which_nobody_answers_is_replaced(left_over: Path) -> None:
+def test_stale_socket_is_replaced(left_over: Path) -> None:
     before = left_over.stat().st_ino
     with listening(at(left_over)):
         assert left_over.stat().st_ino != before or mode_of(left_over) == 0o600
     assert not left_over.exists()
 
 
-def test_one_whose_queue_is_full_answers(tmp_path: Path) -> None:
+def test_socket_with_full_backlog_counts_as_in_use(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
         busy.bind(str(path))
@@ -160,7 +160,7 @@ def test_one_whose_queue_is_full_answers(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_not_a_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"kept")
     link = tmp_path / "link"
@@ -171,7 +171,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == b"kept" and link.is_symlink()
 
 
-def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+def test_datagram_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "datagrams"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
         bound.bind(str(path))
@@ -181,7 +181,7 @@ def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_why_it_cannot_be_seen_is_told(left_over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_probe_is_reported(left_over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unix_socket, "_connect", lambda path: errno.EACCES)
     refused = pytest.raises(ConfigError, match="cannot be seen: Permission denied")
     with refused, listening(at(left_over)):
@@ -195,19 +195,19 @@ STARTING = textwrap.dedent("""
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
     from cartd.config import UnixEndpoint
-    from cartd.server.unix_socket import SocketEndpoint
+    from cartd.server.unix_socket import UnixSocketEndpoint
 
     print("ready", flush=True)
     sys.stdin.readline()
     outcome = []
-    endpoint = SocketEndpoint(reactor, UnixEndpoint(Path(sys.argv[1]), None, 50), 0o077)
+    endpoint = UnixSocketEndpoint(reactor, UnixEndpoint(Path(sys.argv[1]), None, 50), 0o077)
     endpoint.listen(Factory()).addBoth(outcome.append)
     print(getattr(outcome[0], "value", "listening"), flush=True)
     sys.stdin.readline()
 """)
 
 
-def test_of_starts_at_the_same_time_one_listens(left_over: Path) -> None:
+def test_of_concurrent_starts_one_listens(left_over: Path) -> None:
     starts = [
         subprocess.Popen(
             [sys.executable, "-c", STARTING, str(left_over)],
@@ -231,20 +231,20 @@ def test_of_starts_at_the_same_time_one_listens(left_over: Path) -> None:
 def test_a_directory_that_stays_locked_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unix_socket, "TURN", 0.0)
-    held = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr(unix_socket, "LOCK_TIMEOUT", 0.0)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert try_lock(held)
+        assert try_lock(descriptor)
         refused = pytest.raises(ConfigError, match="another process keeps the directory")
         with refused, listening(at(tmp_path / "http.sock")):
             pass
     finally:
-        os.close(held)
+        os.close(descriptor)
     with listening(at(tmp_path / "http.sock")):
         pass
 
 
-def test_where_it_cannot_be_the_system_says_why(tmp_path: Path) -> None:
+def test_bind_failure_is_reported(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, "--endpoint", f"unix:{tmp_path}/none/http.sock")
     path = f"unix:{tmp_path}/none/http.sock"
     assert line == f"cartd: cannot listen on {path}: No such file or directory"
@@ -255,12 +255,12 @@ def test_where_it_cannot_be_the_system_says_why(tmp_path: Path) -> None:
     ["unix:", "unix:/a:mode=rw", "unix:/a:mode=999", "unix:/a:mode=1777", "unix:/a:x=y",
      "unix:/a:backlog=many", "haproxy:unix:/a:mode=8"],
 )  # fmt: skip
-def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+def test_invalid_endpoint_is_rejected(endpoint: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_unix_endpoint(endpoint.removeprefix("haproxy:"))
 
 
-def test_the_service_warns_of_a_socket_that_lets_everybody_name_a_user(tmp_path: Path) -> None:
+def test_world_writable_socket_with_proxy_header_is_warned_about(tmp_path: Path) -> None:
     ini = "[auth]\nproxy_header = X-Remote-User\nproxy_addresses = unix\n"
     with on_a_socket(tmp_path, ":mode=666", ini=ini) as cartd:
         wait_for(lambda: "may name any user in proxy_header" in cartd.log)

@@ -63,7 +63,9 @@ def _believe() -> None:
     def asked(request: LimitedRequest) -> None:
         name = request.getHeader("x-test-user")
         if name:
-            request.who = User(name, admin=request.getHeader("x-test-admin") == "yes")
+            request.authenticated_user = User(
+                name, admin=request.getHeader("x-test-admin") == "yes"
+            )
         process(request)
 
     setattr(LimitedRequest, "process", asked)  # noqa: B010

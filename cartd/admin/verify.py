@@ -9,7 +9,7 @@ from cartd.integrity.orphans import Orphans
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.text import shown
+from cartd.text import escape
 
 
 class Verify:
@@ -96,7 +96,7 @@ class Verify:
     def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
-            self._say(f"{cart.shown_uid}: {shown(damage.path)} {damage.fault}")
+            self._say(f"{cart.shown_uid}: {escape(damage.path)} {damage.fault}")
         self._say(f"{cart.shown_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:

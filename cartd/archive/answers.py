@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError
-from cartd.text import clean
+from cartd.text import one_line
 
 MAX_SIZE = 1 << 50
 """Bytes; a file that claims more (1 PiB) is taken for nonsense, not for a file."""
@@ -138,7 +138,7 @@ def refusal(
             missing=True,
         )
     if not said and code in _WAYS and "/" in archive_id and not _is_json(headers):
-        asked_for = clean(quote(archive_id, safe=""), MAX_QUOTED)
+        asked_for = one_line(quote(archive_id, safe=""), MAX_QUOTED)
         said = f"the id is asked for as {asked_for}, and a proxy on the way may refuse %2F"
     return ArchiveError(
         f"the archive answered {status} to {method}" + (f": {said}" if said else ""),
@@ -175,7 +175,7 @@ def _single(headers: Headers, name: bytes) -> str:
 
 def _garbled(name: str, value: str) -> ArchiveError:
     return ArchiveError(
-        f"the archive's {name} header makes no sense: {clean(value, MAX_QUOTED)}", retryable=True
+        f"the archive's {name} header makes no sense: {one_line(value, MAX_QUOTED)}", retryable=True
     )
 
 
@@ -201,7 +201,8 @@ def _time(value: str) -> int:
         seconds = date
     if seconds > MAX_TIME:
         raise ArchiveError(
-            f"the archive's Last-Modified header is beyond all bounds: {clean(value, MAX_QUOTED)}",
+            "the archive's Last-Modified header is beyond all bounds: "
+            f"{one_line(value, MAX_QUOTED)}",
             retryable=False,
         )
     return max(0, math.floor(seconds))
@@ -239,7 +240,7 @@ def _explanation(body: bytes) -> tuple[str, str]:
     fields = document if isinstance(document, dict) else {}
     message, trace = fields.get("message"), fields.get("traceback")
     return (
-        clean(message) if isinstance(message, str) else "",
+        one_line(message) if isinstance(message, str) else "",
         trace if isinstance(trace, str) else "",
     )
 

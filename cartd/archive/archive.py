@@ -31,7 +31,7 @@ from cartd.archive.answers import (
 from cartd.archive.body import excerpt, receive
 from cartd.archive.failures import failure, silence
 from cartd.errors import ConfigError
-from cartd.text import clean
+from cartd.text import one_line
 
 MAX_REDIRECTS = 5
 
@@ -249,11 +249,11 @@ def _redirected(text: str, headers: Headers) -> str:
     except (URLParseError, ValueError, NotImplementedError) as error:
         # The last one for "http:x", which RFC 3986 (section 5.2.2) leaves open.
         raise ArchiveError(
-            f"the archive redirects to what is no URL: {clean(location)}", retryable=False
+            f"the archive redirects to what is no URL: {one_line(location)}", retryable=False
         ) from error
     if _origin(target) != _origin(url):
         raise ArchiveError(
-            f"the archive redirects to another server, which is not followed: {clean(location)}",
+            f"the archive redirects to another server, which is not followed: {one_line(location)}",
             retryable=False,
         )
     return target.replace(fragment="").to_uri().to_text()
@@ -271,7 +271,7 @@ def _unusable(response: IResponse) -> ArchiveError | None:
     encodings = ",".join(values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
         message = (
-            f"the archive sent the file encoded, unasked: {clean(encodings.lower(), MAX_QUOTED)}"
+            f"the archive sent the file encoded, unasked: {one_line(encodings.lower(), MAX_QUOTED)}"
         )
         return ArchiveError(message, retryable=False)
     return None

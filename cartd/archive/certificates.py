@@ -20,7 +20,7 @@ from service_identity.hazmat import (
     verify_service_identity,
 )
 
-from cartd.text import clean
+from cartd.text import one_line
 
 _SETTING = "archiveinterface.ca_file"
 
@@ -80,7 +80,7 @@ def _fault(host: str, certificate: x509.Certificate, depth: int, error: int) -> 
             f" {_SETTING} must name it"
         )
     if error in _UNKNOWN:
-        issuer = clean(certificate.issuer.rfc4514_string(), 80)
+        issuer = one_line(certificate.issuer.rfc4514_string(), 80)
         return (
             f"the archive's certificate is of an unknown authority ({host}, issued by {issuer}):"
             f" {_SETTING} does not have it, or the archive does not send what is in between"
@@ -112,5 +112,5 @@ def _names(certificate: x509.Certificate) -> Sequence[str]:
         for pattern in patterns
         if isinstance(pattern, DNSPattern | IPAddressPattern)
     ]
-    shown = [clean(name, 80) for name in names[:_MAX_NAMES]]
+    shown = [one_line(name, 80) for name in names[:_MAX_NAMES]]
     return [*shown, "..."] if len(names) > _MAX_NAMES else shown

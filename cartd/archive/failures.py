@@ -20,7 +20,7 @@ from twisted.web.client import (
 
 from cartd.archive.answers import ArchiveError
 from cartd.archive.certificates import CertificateRefused
-from cartd.text import clean
+from cartd.text import one_line
 
 
 def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> ArchiveError | None:
@@ -38,7 +38,7 @@ def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> Arc
         if isinstance(leaf, CertificateRefused):
             return ArchiveError(str(leaf), retryable=False, outage=True)
         if isinstance(leaf, error.ConnectError):
-            message = f"the archive cannot be reached: {clean(str(leaf))}"
+            message = f"the archive cannot be reached: {one_line(str(leaf))}"
             return ArchiveError(message, retryable=True, outage=True)
     if any(isinstance(leaf, _LOST) for leaf in leaves):
         when = "in the middle of its answer" if begun else "before it answered"
@@ -85,9 +85,9 @@ def _tls_failure(raised: SSL.Error, url: str) -> ArchiveError:
     [*_, (_, _, word)] = (raised.args[0] if raised.args else ()) or [("", "", "no reason given")]
     for words, sentence, retryable in _HANDSHAKES:
         if any(known in word for known in words):
-            message = sentence.format(who=who, word=clean(word.rpartition("alert ")[2]))
+            message = sentence.format(who=who, word=one_line(word.rpartition("alert ")[2]))
             return ArchiveError(message, retryable=retryable, outage=True)
-    message = f"{who} and cartd cannot agree on TLS: {clean(word)}"
+    message = f"{who} and cartd cannot agree on TLS: {one_line(word)}"
     return ArchiveError(message, retryable=True, outage=True)
 
 

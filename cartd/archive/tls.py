@@ -22,7 +22,7 @@ from zope.interface import implementer
 from cartd.archive.certificates import CertificateRefused, is_address, reason_to_refuse
 from cartd.errors import ConfigError
 from cartd.threads import RunsInThread
-from cartd.tls import PemFile, Renewed, certificates, read_identity
+from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
 
 
 @implementer(IPolicyForHTTPS)
@@ -49,11 +49,13 @@ class TlsPolicy:
         given = (self._ca_file, self._cert_file, self._key_file)
         self.files = tuple({file.path for file in given if file is not None})
         """What there is to :meth:`look` at."""
-        self._options = Renewed("What TLS to the archive works with", self.files, self._make)
+        self._options = ReloadingCertificate(
+            "What TLS to the archive works with", self.files, self._make
+        )
 
     async def look(self, threads: RunsInThread) -> None:
-        """As :meth:`Renewed.look`: connections that there are go on as they are."""
-        await self._options.look(threads)
+        """As :meth:`ReloadingCertificate.poll`: connections that there are go on as they are."""
+        await self._options.poll(threads)
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         return _Beginning(lambda: self._options.current, hostname.decode("ascii"))

@@ -48,7 +48,7 @@ from cartd.directory_archive.wire import (
 )
 from cartd.errors import CartdError, TooLarge, Unavailable, error_body
 from cartd.server.cache_control import REVALIDATED
-from cartd.server.request import field
+from cartd.server.request import header_field
 from cartd.threads import RunsInThread
 
 PATCH_LIMIT = 1 << 16
@@ -201,7 +201,7 @@ class ArchiveInterface:
 
 
 def _conditions(request: Request) -> Conditions:
-    return Conditions.read(lambda name: field(request, name))
+    return Conditions.read(lambda name: header_field(request, name))
 
 
 def _allowed(request: Request) -> Callable[[Status | None], Decision]:

@@ -14,9 +14,9 @@ from twisted.web.server import Site
 from cartd.directory_archive.files import Directory
 from cartd.server.channel import LimitedChannel
 from cartd.server.limits import Limits
-from cartd.server.request import JudgedRequest
-from cartd.server.request_head import Rules
-from cartd.server.request_normalizer import TextPaths
+from cartd.server.request import ValidatedRequest
+from cartd.server.request_head import RequestRules
+from cartd.server.request_normalizer import RequestNormalizer
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
@@ -41,9 +41,9 @@ class ArchiveChannel(LimitedChannel):
     """Has limits that are no settings."""
 
     limits = LIMITS
-    name_of = staticmethod(lambda limit: None)
+    limit_name = staticmethod(lambda limit: None)
 
-    def left(self) -> None:
+    def on_disconnect(self) -> None:
         """Connections are not counted."""
 
 
@@ -61,18 +61,18 @@ class ArchiveSite(Site):
         origins: Collection[str],
     ) -> None:
         """``hosts`` are names by which it may be asked; pages of ``origins`` may change files."""
-        self._rules = Rules(
+        self._rules = RequestRules(
             _methods,
             METHODS,
-            declared=(b"PUT",),
+            length_required=(b"PUT",),
             hosts=frozenset(hosts),
             hosts_setting="its option --host",
             origins=origins,
             origins_setting="its option --origin",
         )
         super().__init__(
-            TextPaths(routes, self._rules),
-            requestFactory=JudgedRequest,
+            RequestNormalizer(routes, self._rules),
+            requestFactory=ValidatedRequest,
             parsePOSTFormSubmission=False,  # no body of a POST is of use
             reactor=reactor,
         )
@@ -93,7 +93,7 @@ class ArchiveSite(Site):
     def log(self, request: object) -> None:
         """A line for each of thousands of requests a second would cost more than they do."""
 
-    def log_refusal(self, channel: LimitedChannel, code: int, sent: int) -> None:
+    def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
         """What was refused has its line already, as a refusal."""
 
 

@@ -17,7 +17,7 @@ from cartd.openapi.schemas import SCHEMAS
 PATH = "/-/openapi.json"
 """No uid begins with ``-``, so no cart is in its way."""
 
-_ABOUT = """\
+_DESCRIPTION = """\
 cartd stages files out of an archive, verifies them and hands them out as one tar. Post a
 manifest under a uid of your choice, ask for its status with HEAD until it is `ready`, download
 it, delete it.
@@ -39,7 +39,7 @@ def document() -> dict[str, Any]:
             "title": "cartd",
             "version": __version__,
             "summary": "Carts of files out of an archive, each as one tar",
-            "description": _ABOUT,
+            "description": _DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "../", "description": "The service that serves this document"}],
@@ -62,6 +62,6 @@ def document() -> dict[str, Any]:
     }
 
 
-def text() -> str:
+def to_json() -> str:
     """The document as it is served and kept."""
     return json.dumps(document(), indent=2) + "\n"

@@ -4,4 +4,4 @@ import sys
 
 from cartd import openapi
 
-sys.stdout.write(openapi.text())
+sys.stdout.write(openapi.to_json())

@@ -6,13 +6,13 @@ from typing import Any
 
 from cartd.content_disposition import MAX_BYTES
 from cartd.openapi.responses import (
-    CACHED,
-    COUNTS,
+    CACHE_HEADERS,
+    COUNT_HEADERS,
     DOWNLOAD_HEADERS,
     ERRORS,
     errors,
     head_errors,
-    told,
+    message_response,
 )
 from cartd.openapi.schemas import CONTROLS, EXAMPLE_MANIFEST, ref
 from cartd.uids import UID_PATTERN
@@ -107,8 +107,8 @@ PARAMETERS: dict[str, Any] = {
     ),
 }
 
-_CHANGE = ("If-Match", "If-Unmodified-Since", "If-None-Match")
-_READ = ("filename", *_CHANGE, "If-Modified-Since")
+_CHANGE_CONDITIONS = ("If-Match", "If-Unmodified-Since", "If-None-Match")
+_READ = ("filename", *_CHANGE_CONDITIONS, "If-Modified-Since")
 
 
 def _parameters(*names: str) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _links(*operations: str) -> dict[str, Any]:
 
 _SAME_UID = {"path.uid": "$request.path.uid"}
 
-_AGAIN = {
+_RESUME_LINKS = {
     "ifChanged": {
         "operationId": "downloadCart",
         "description": "Ask, with the same filename, whether it is still the same tar.",
@@ -142,7 +142,7 @@ _ROOT = {
         "summary": "Say that the service runs",
         "security": [],
         "responses": {
-            "200": told("It runs.", "Pacifica Cartd Interface Up and Running"),
+            "200": message_response("It runs.", "Pacifica Cartd Interface Up and Running"),
             **{code: error for code, error in errors().items() if code != "401"},
         },
     }
@@ -152,7 +152,7 @@ _CART_HEADERS = {
     "X-Pacifica-Status": ref("headers", "Status"),
     "X-Pacifica-Phase": ref("headers", "Phase"),
     "X-Pacifica-Message": ref("headers", "Message"),
-    **COUNTS,
+    **COUNT_HEADERS,
 }
 
 _HEAD = {
@@ -183,7 +183,7 @@ _HEAD = {
         },
         "304": {
             "description": "The client has this very tar.",
-            "headers": {**_CART_HEADERS, **CACHED},
+            "headers": {**_CART_HEADERS, **CACHE_HEADERS},
         },
         "404": {
             "description": ERRORS[404][1],
@@ -212,7 +212,7 @@ _GET = {
             "description": "The tar.",
             "headers": {**_CART_HEADERS, **DOWNLOAD_HEADERS},
             "content": _TAR,
-            "links": _AGAIN,
+            "links": _RESUME_LINKS,
         },
         "202": {
             "description": (
@@ -238,7 +238,7 @@ _GET = {
         },
         "304": {
             "description": "The client has this very tar.",
-            "headers": {**_CART_HEADERS, **CACHED},
+            "headers": {**_CART_HEADERS, **CACHE_HEADERS},
         },
         **errors(404, 412, 416),
         "500": ref("responses", "CartInError"),
@@ -253,7 +253,7 @@ _POST = {
         "To post the very same manifest again while its cart is staged or ready changes nothing: "
         "a client whose connection broke may simply do so. Any other makes a new cart."
     ),
-    "parameters": _parameters("newUid", *_CHANGE),
+    "parameters": _parameters("newUid", *_CHANGE_CONDITIONS),
     "requestBody": {
         "required": True,
         "description": "The manifest, in UTF-8. Any other content type, or none, does as well.",
@@ -265,7 +265,7 @@ _POST = {
         },
     },
     "responses": {
-        "201": told(
+        "201": message_response(
             "The whole manifest was checked and recorded; the cart is staged from here on.",
             "Cart Processing has begun",
             links=_links("getCartStatus", "downloadCart", "deleteCart"),
@@ -279,9 +279,9 @@ _DELETE = {
     "tags": ["carts"],
     "summary": "Delete all carts of a uid",
     "description": "Running downloads end first; staging stops.",
-    "parameters": _parameters(*_CHANGE),
+    "parameters": _parameters(*_CHANGE_CONDITIONS),
     "responses": {
-        "200": told(
+        "200": message_response(
             "They are deleted.",
             "Cart Deleted Successfully",
             links=_links("getCartStatus", "downloadCart"),

@@ -21,7 +21,7 @@ def _count(description: str, *, required: bool = True) -> dict[str, Any]:
     return _header(description, {"type": "integer", "minimum": 0}, required=required)
 
 
-_TAG = {"type": "string", "pattern": '^"[^"]+"$'}
+_ETAG = {"type": "string", "pattern": '^"[^"]+"$'}
 
 HEADERS: dict[str, Any] = {
     "Status": _header("Where the cart stands.", {"type": "string", "enum": STATUSES}),
@@ -42,8 +42,8 @@ HEADERS: dict[str, Any] = {
     "FilesStaged": _count("How many of them are on the volume."),
     "BytesTotal": _count("Their bytes; there once the archive has told all.", required=False),
     "BytesStaged": _count("How many of those are on the volume.", required=False),
-    "ETag": _header("Names these very bytes.", _TAG),
-    "ETagOfReady": _header("That of a GET of this URL, once it is ready.", _TAG, required=False),
+    "ETag": _header("Names these very bytes.", _ETAG),
+    "ETagOfReady": _header("That of a GET of this URL, once it is ready.", _ETAG, required=False),
     "LastModifiedOfReady": _header(
         "That of a GET of this URL, once it is ready.", {"type": "string"}, required=False
     ),
@@ -82,9 +82,9 @@ DOWNLOAD_HEADERS = {
     "X-Pacifica-Tar-Length": ref("headers", "TarLength"),
 }
 
-CACHED = {"ETag": ref("headers", "ETag"), "Cache-Control": ref("headers", "CacheControl")}
+CACHE_HEADERS = {"ETag": ref("headers", "ETag"), "Cache-Control": ref("headers", "CacheControl")}
 
-COUNTS = {
+COUNT_HEADERS = {
     "X-Pacifica-Files-Total": ref("headers", "FilesTotal"),
     "X-Pacifica-Files-Staged": ref("headers", "FilesStaged"),
     "X-Pacifica-Bytes-Total": ref("headers", "BytesTotal"),
@@ -128,7 +128,7 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
 }
 """By status: the name of the response, when it comes, and its headers."""
 
-ANYWHERE = (400, 401, 408, 429, 431, 500, 503)
+COMMON_ERRORS = (400, 401, 408, 429, 431, 500, 503)
 """What any request may be answered with."""
 
 _JSON_ERROR = {"application/json": {"schema": ref("schemas", "Error")}}
@@ -145,18 +145,20 @@ RESPONSES["CartInError"] = {
 
 def errors(*more: int) -> dict[str, Any]:
     """References for the errors that any request may meet, and these."""
-    return {str(code): ref("responses", ERRORS[code][0]) for code in sorted({*ANYWHERE, *more})}
+    return {
+        str(code): ref("responses", ERRORS[code][0]) for code in sorted({*COMMON_ERRORS, *more})
+    }
 
 
 def head_errors(*more: int) -> dict[str, Any]:
     """The same for a HEAD, whose answer has no body."""
     return {
         str(code): {"description": ERRORS[code][1], "headers": ERRORS[code][2]}
-        for code in sorted({*ANYWHERE, *more})
+        for code in sorted({*COMMON_ERRORS, *more})
     }
 
 
-def told(description: str, message: str, **more: Any) -> dict[str, Any]:
+def message_response(description: str, message: str, **more: Any) -> dict[str, Any]:
     """A success that says ``message``."""
     content = {"schema": ref("schemas", "Message"), "example": {"message": message}}
     return {"description": description, "content": {"application/json": content}, **more}

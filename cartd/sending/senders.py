@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import Sender
 from cartd.sending.socket_sender import SocketSender, plain_socket
-from cartd.text import shown
+from cartd.text import escape
 from cartd.threads import Few, RunsInThread
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Senders:
     def _break_off(self, request: Any) -> None:
         log.warn(
             "The download of {uri} is broken off after {seconds} s (server.max_download_time)",
-            uri=shown(request.uri.decode("latin-1")),
+            uri=escape(request.uri.decode("latin-1")),
             seconds=self._longest,
         )
         if request.channel is not None:

@@ -22,11 +22,11 @@ from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
 from cartd import log_file
-from cartd.server.rejection_log import address_of
+from cartd.server.rejection_log import client_address
 
-LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """The status where the client has gone before there was an answer."""
-LONGEST = 2000
+MAX_FIELD = 2000
 """Characters of what a client has sent, each.  The journal breaks a line of 48 KiB in two, and the
 second would begin with whatever a client had chosen."""
 
@@ -46,10 +46,10 @@ class AccessLog:
         self._second = 0
         self._date = ""
         self._lines: list[str] = []
-        self._turn_end: IDelayedCall | None = None
+        self._flush_call: IDelayedCall | None = None
         self._closed = False
 
-    def note(
+    def log_request(
         self,
         peer: Any,
         user: str,
@@ -63,7 +63,8 @@ class AccessLog:
     ) -> None:
         """Write a line.  ``request`` is the first one of what a client has sent."""
         line = (
-            f'{address_of(peer)} - {user} {self._now()} "{_shown(request)}" {status} {sent or "-"}'
+            f'{client_address(peer)} - {user} {self._now()} "{_escape(request)}"'
+            f" {status} {sent or '-'}"
             f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
             f" {length.decode('ascii')} {seconds:.3f}"
         )
@@ -71,18 +72,18 @@ class AccessLog:
             log.info("{line}", line=line)
             return
         self._lines.append(line)
-        if self._turn_end is None:
-            self._turn_end = self._clock.callLater(0, self._pass_on)
+        if self._flush_call is None:
+            self._flush_call = self._clock.callLater(0, self._flush)
 
     def close(self) -> None:
         """Write what is left, and from now on each line at once; again does nothing."""
         self._closed = True
-        if self._turn_end is not None:
-            self._turn_end.cancel()
-            self._pass_on()
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush()
 
-    def _pass_on(self) -> None:
-        self._turn_end = None
+    def _flush(self) -> None:
+        self._flush_call = None
         lines, self._lines = self._lines, []
         log.info("{lines}", lines=lines)
 
@@ -95,12 +96,12 @@ class AccessLog:
 
 def _field(headers: Headers, name: bytes) -> str:
     values = headers.getRawHeaders(name)
-    return _shown(values[0]) if values else "-"
+    return _escape(values[0]) if values else "-"
 
 
-def _shown(sent: bytes) -> str:
+def _escape(sent: bytes) -> str:
     """Printable ASCII without quotes, on one line."""
     text = sent.decode("latin-1")
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}..."
+    if len(text) > MAX_FIELD:
+        text = f"{text[:MAX_FIELD]}..."
     return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text) or "-"

@@ -10,14 +10,14 @@ from twisted.web.server import NOT_DONE_YET
 from cartd.auth.guard import Guard
 from cartd.errors import CartdError, NoCredentials
 from cartd.server import error_responses
-from cartd.server.request_head import path_of
-from cartd.server.route_table import is_open_to_all
+from cartd.server.request_head import route_path
+from cartd.server.route_table import is_public
 
 
-class Guarded(Resource):
-    """Passes on to ``routes``, with ``request.who`` set, or answers in their place.
+class AuthResource(Resource):
+    """Passes on to ``routes``, with ``request.authenticated_user`` set, or answers in their place.
 
-    A request with a body was asked at its head (:class:`cartd.server.request.JudgedRequest`).
+    A request with a body was asked at its head (:class:`cartd.server.request.ValidatedRequest`).
     """
 
     def __init__(self, routes: IResource, guard: Guard) -> None:
@@ -27,20 +27,22 @@ class Guarded(Resource):
         self._guard = guard
 
     def render(self, request: Any) -> Any:
-        if request.who is None and not is_open_to_all(request.method, path_of(request.postpath)):
+        if request.authenticated_user is None and not is_public(
+            request.method, route_path(request.postpath)
+        ):
             found = self._guard.find_out(request)
             if isinstance(found, CartdError):
                 for name, value in self._guard.headers(found):
                     request.responseHeaders.addRawHeader(name, value)
-                _refuse(request, found)
+                _reject(request, found)
                 return NOT_DONE_YET
-            request.who = found
+            request.authenticated_user = found
         return self._routes.render(request)
 
 
-def _refuse(request: Any, refusal: CartdError) -> None:
-    offence = not isinstance(refusal, NoCredentials)
-    body = error_responses.error(request, refusal.code, str(refusal), offence=offence)
+def _reject(request: Any, error: CartdError) -> None:
+    logged = not isinstance(error, NoCredentials)
+    body = error_responses.prepare_error(request, error.code, str(error), logged=logged)
     if request.method != b"HEAD":
         request.write(body)
     request.finish()

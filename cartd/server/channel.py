@@ -12,85 +12,86 @@ from twisted.web.http import HTTPChannel
 
 from cartd.auth import Guard
 from cartd.server import cross_origin
-from cartd.server.error_responses import Headers, refusal
-from cartd.server.limits import Limits, named
-from cartd.server.lingering_close import end_when_read
+from cartd.server.error_responses import Headers, serialize_error
+from cartd.server.limits import Limits, setting_name
+from cartd.server.lingering_close import lingering_close
 from cartd.server.request_body import BodySpace
-from cartd.server.request_head import Rules
-from cartd.server.timeouts import ClientTimers, Late
+from cartd.server.request_head import RequestRules
+from cartd.server.timeouts import Timeout, Timeouts
 
-CLOSING = 15.0
+CLOSE_TIMEOUT = 15.0
 """Seconds that a connection may take to close: what was answered is still on its way."""
 
 
 class LimitedChannel(HTTPChannel):
     """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
 
-    The site sets ``site``, ``limits``, ``rules`` and ``left``, which is called when the connection
-    is lost, and ``bodies`` if its requests are of :class:`cartd.server.request.LimitedRequest`.
+    The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
+    connection is lost, and ``bodies`` if its requests are of
+    :class:`cartd.server.request.LimitedRequest`.
     """
 
     transport: Any
     site: Any
     limits: Limits
-    rules: Rules
+    rules: RequestRules
     bodies: BodySpace
     guard: Guard | None = None
     """Who finds out who asks; none where that does not matter."""
-    name_of: Callable[[str], str | None] = staticmethod(named)
+    limit_name: Callable[[str], str | None] = staticmethod(setting_name)
     """The setting of a limit; none where limits are no settings."""
-    left: Any
+    on_disconnect: Any
     _networkProducer: Any
-    _timers: ClientTimers
+    _timeouts: Timeouts
     _first_request = True
-    _refused = False
+    _rejected = False
     _sending = False
     _lost = False
-    _ending: IDelayedCall | None = None
+    _abort_call: IDelayedCall | None = None
     _host: Any = None
     _secure: bool | None = None
 
     def connectionMade(self) -> None:
         self.MAX_LENGTH = self.totalHeadersSize = self.limits.max_header_size
         self.maxHeaders = self.limits.max_headers
-        self._timers = ClientTimers(self.limits, self.site.reactor, self._give_up)
-        self._timers.connected()
+        self._timeouts = Timeouts(self.limits, self.site.reactor, self._on_timeout)
+        self._timeouts.on_connect()
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
-        self._timers.stop()
-        self._end_by(None)
+        self._timeouts.stop()
+        self._schedule_abort(None)
         super().connectionLost(reason)
-        self.left()
+        self.on_disconnect()
 
     # What comes in
 
     def dataReceived(self, data: bytes) -> None:
-        if self._refused:
+        if self._rejected:
             return
-        self._timers.received()
+        self._timeouts.on_data()
         super().dataReceived(data)
         if self._buffer:
-            self._head_goes_on()
+            self._on_head_data()
 
     def lineReceived(self, line: bytes) -> bool | None:
         """True if nothing more is to be read."""
-        if self._refused:
+        if self._rejected:
             return True
         if line:
-            self._head_goes_on()
+            self._on_head_data()
         if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
             self.lineLengthExceeded(line)
         else:
             super().lineReceived(line)
-        return self._refused
+        return self._rejected
 
     def headerReceived(self, line: bytes) -> bool:
-        if self._refused:
+        if self._rejected:
             return False
         if self._receivedHeaderCount >= self.maxHeaders:
-            self._refuse_head("headers", "max_headers", self.maxHeaders)
+            self._reject_head("headers", "max_headers", self.maxHeaders)
             return False
         try:
             return bool(super().headerReceived(line))
@@ -100,7 +101,7 @@ class LimitedChannel(HTTPChannel):
             return False
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._refuse_head("bytes", "max_header_size", self.totalHeadersSize)
+        self._reject_head("bytes", "max_header_size", self.totalHeadersSize)
 
     def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
         # Twisted answers 400 to a coding that it does not know, and takes "identity" for none
@@ -120,67 +121,67 @@ class LimitedChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         self._first_request = False
-        self._timers.body_begins()
+        self._timeouts.on_body_start()
         super().allHeadersReceived()
 
     def allContentReceived(self) -> None:
-        self._timers.request_is_whole()
+        self._timeouts.on_request_complete()
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        self._timers.answered()
+        self._timeouts.on_response_end()
         super().requestDone(request)
 
-    def wait_for_disk(self, waits: bool) -> None:
+    def pause_for_disk(self, paused: bool) -> None:
         """Read no more of a body for the moment, or go on; the client is not late meanwhile."""
-        self._timers.disk_waits(waits)
-        if waits:
+        self._timeouts.on_disk_pause(paused)
+        if paused:
             self.transport.pauseProducing()
-        elif not (self._refused or self._lost):
+        elif not (self._rejected or self._lost):
             self.transport.resumeProducing()
 
-    def _head_goes_on(self) -> None:
-        if self._timers.between_requests:
-            self._timers.head_begins(first=self._first_request)
+    def _on_head_data(self) -> None:
+        if self._timeouts.between_requests:
+            self._timeouts.on_header_start(first=self._first_request)
 
     # What is refused
 
-    def refuse(
+    def reject(
         self,
         code: int,
         message: str,
         limit: str | None = None,
         headers: Headers = (),
         *,
-        offence: bool = True,
+        logged: bool = True,
     ) -> None:
         """Answer at once what is not read to its end, read past the rest, and end.
 
         Only once: what comes after it is no answer to anything.
         """
-        if not self._refused:
-            self._refused = True
-            self._timers.stop()
-            answer = self._refusal(code, message, limit, headers, offence=offence)
+        if not self._rejected:
+            self._rejected = True
+            self._timeouts.stop()
+            answer = self._rejection(code, message, limit, headers, logged=logged)
             self.transport.write(answer)
-            self.site.log_refusal(self, code, len(answer.partition(b"\r\n\r\n")[2]))
+            self.site.log_rejection(self, code, len(answer.partition(b"\r\n\r\n")[2]))
             self._networkProducer.unregisterProducer()
-            self._end_by(end_when_read(self.transport, self.callLater))
+            self._schedule_abort(lingering_close(self.transport, self.callLater))
 
-    def _refusal(
+    def _rejection(
         self,
         code: int,
         message: str,
         limit: str | None,
         headers: Headers = (),
         *,
-        offence: bool = True,
+        logged: bool = True,
     ) -> bytes:
         if self.requests:
             sent = self.requests[-1].requestHeaders
-            headers = [*headers, *cross_origin.allowed(sent, self.rules.origins)]
+            headers = [*headers, *cross_origin.cors_headers(sent, self.rules.origins)]
         # Twisted keeps method and target from a request's first line to its end.
-        return refusal(
+        return serialize_error(
             self.getPeer(),
             code,
             message,
@@ -188,35 +189,37 @@ class LimitedChannel(HTTPChannel):
             headers,
             method=getattr(self, "_command", b""),
             target=getattr(self, "_path", b""),
-            offence=offence,
+            logged=logged,
         )
 
-    def _refuse_head(self, what: str, limit: str, most: int) -> None:
-        name = self.name_of(limit)
-        self.refuse(431, f"The head of the request is over {most} {what}{_set_by(name)}", name)
+    def _reject_head(self, what: str, limit: str, maximum: int) -> None:
+        name = self.limit_name(limit)
+        self.reject(
+            431, f"The head of the request is over {maximum} {what}{_named_setting(name)}", name
+        )
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Twisted's own answer has neither a length nor a body.
-        self.refuse(400, "This is not HTTP")
+        self.reject(400, "This is not HTTP")
 
-    def _give_up(self, late: Late) -> None:
-        if late is Late.REQUEST:
-            self._end_by(self.callLater(CLOSING, self.transport.abortConnection))
+    def _on_timeout(self, timeout: Timeout) -> None:
+        if timeout is Timeout.KEEPALIVE:
+            self._schedule_abort(self.callLater(CLOSE_TIMEOUT, self.transport.abortConnection))
             self.loseConnection()
-        elif late is Late.DOWNLOAD:
-            message, limit = self._too_late("The download is not taken", "stall_timeout")
-            self._refusal(408, message, limit)  # nobody would read it
+        elif timeout is Timeout.STALL:
+            message, limit = self._timeout_message("The download is not taken", "stall_timeout")
+            self._rejection(408, message, limit)  # nobody would read it
             self.transport.abortConnection()
-        elif late is Late.HEAD:
-            self.refuse(408, *self._too_late("The head has not come", "header_timeout"))
-        elif late is Late.BODY:
-            self.refuse(408, *self._too_late("The body has not come", "body_timeout"))
+        elif timeout is Timeout.HEADER:
+            self.reject(408, *self._timeout_message("The head has not come", "header_timeout"))
+        elif timeout is Timeout.BODY:
+            self.reject(408, *self._timeout_message("The body has not come", "body_timeout"))
         else:
-            self.refuse(408, *self._too_late("Nothing has come of the body", "idle_timeout"))
+            self.reject(408, *self._timeout_message("Nothing has come of the body", "idle_timeout"))
 
-    def _too_late(self, what: str, limit: str) -> tuple[str, str | None]:
-        name = self.name_of(limit)
-        return f"{what} in {getattr(self.limits, limit):g} s{_set_by(name)}", name
+    def _timeout_message(self, what: str, limit: str) -> tuple[str, str | None]:
+        name = self.limit_name(limit)
+        return f"{what} in {getattr(self.limits, limit):g} s{_named_setting(name)}", name
 
     def getHost(self) -> Any:
         # Each request asks for this and the next, and they stay the same.
@@ -231,13 +234,13 @@ class LimitedChannel(HTTPChannel):
 
     # How it ends
 
-    def _end_by(self, call: IDelayedCall | None) -> None:
+    def _schedule_abort(self, call: IDelayedCall | None) -> None:
         """Have ``call`` break the connection, if it does not close before; and no other one."""
-        if self._ending is not None and self._ending.active():
-            self._ending.cancel()
-        self._ending = call
+        if self._abort_call is not None and self._abort_call.active():
+            self._abort_call.cancel()
+        self._abort_call = call
 
-    def end(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection, after what was answered; break it in the middle of a cart.
 
         To break it throws away what the client has not taken yet, of a finished download too.
@@ -265,28 +268,28 @@ class LimitedChannel(HTTPChannel):
 
     def unregisterProducer(self) -> None:
         super().unregisterProducer()
-        self.wait_for_client(False, 0)
+        self.on_send_pause(False, 0)
         self._sending = False
 
     def pauseProducing(self) -> None:
-        self.wait_for_client(True, self._sent())
+        self.on_send_pause(True, self._bytes_sent())
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        self.wait_for_client(False, self._sent())
+        self.on_send_pause(False, self._bytes_sent())
         super().resumeProducing()
 
-    def wait_for_client(self, waits: bool, sent: int) -> None:
+    def on_send_pause(self, paused: bool, sent: int) -> None:
         """While a cart is sent: the client has yet to take some of it, or has done so.
 
         ``sent`` is how many bytes of it the client was given so far.
         """
         if self._sending:
-            self._timers.download_waits(waits, sent)
+            self._timeouts.on_send_pause(paused, sent)
 
-    def _sent(self) -> int:
+    def _bytes_sent(self) -> int:
         return self.requests[0].sentLength if self.requests else 0
 
 
-def _set_by(setting: str | None) -> str:
+def _named_setting(setting: str | None) -> str:
     return "" if setting is None else f" ({setting})"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from twisted.web.http_headers import Headers
 
-SENT = (
+ALLOWED_HEADERS = (
     "Authorization",
     "Content-Type",
     "If-Match",
@@ -28,7 +28,7 @@ SENT = (
     "Range",
 )
 """The fields that a page may send."""
-EXPOSED = (
+EXPOSED_HEADERS = (
     "Accept-Encoding",
     "Accept-Ranges",
     "Allow",
@@ -53,7 +53,7 @@ MAX_AGE = 600
 
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 """They change nothing (RFC 9110, section 9.2.1)."""
-_OWN = frozenset({b"same-origin", b"none"})
+_SAME_ORIGIN = frozenset({b"same-origin", b"none"})
 """Of a page of this very origin, or of the user, who has typed the address."""
 
 
@@ -71,45 +71,45 @@ def is_forbidden(
         return False
     sites = headers.getRawHeaders(b"sec-fetch-site", [])
     if sites:
-        return any(site not in _OWN for site in sites)
-    return any(not _is_of(origin, host) for origin in sent)
+        return any(site not in _SAME_ORIGIN for site in sites)
+    return any(not _is_same_origin(origin, host) for origin in sent)
 
 
-def allowed(headers: Headers, origins: Collection[str]) -> list[tuple[bytes, bytes]]:
+def cors_headers(headers: Headers, origins: Collection[str]) -> list[tuple[bytes, bytes]]:
     """What an answer has for the pages of ``origins``; it goes with every answer, or with none."""
     if not origins:
         return []
-    origin = _named(headers, origins)
+    origin = _allowed_origin(headers, origins)
     if origin is None:
         return [(b"Vary", b"Origin")]
     return [
         (b"Vary", b"Origin"),
         (b"Access-Control-Allow-Origin", origin),
-        (b"Access-Control-Expose-Headers", ", ".join(EXPOSED).encode()),
+        (b"Access-Control-Expose-Headers", ", ".join(EXPOSED_HEADERS).encode()),
     ]
 
 
-def preflight(
+def preflight_headers(
     headers: Headers, origins: Collection[str], methods: Sequence[str]
 ) -> list[tuple[bytes, bytes]]:
     """What the answer to OPTIONS has beside that, if a browser asks by it what a page may send."""
     asks = headers.hasHeader(b"access-control-request-method")
-    if not asks or _named(headers, origins) is None:
+    if not asks or _allowed_origin(headers, origins) is None:
         return []
     return [
         (b"Access-Control-Allow-Methods", ", ".join(methods).encode()),
-        (b"Access-Control-Allow-Headers", ", ".join(SENT).encode()),
+        (b"Access-Control-Allow-Headers", ", ".join(ALLOWED_HEADERS).encode()),
         (b"Access-Control-Max-Age", b"%d" % MAX_AGE),
     ]
 
 
-def _named(headers: Headers, origins: Collection[str]) -> bytes | None:
+def _allowed_origin(headers: Headers, origins: Collection[str]) -> bytes | None:
     """The origin of the page, if it is one of ``origins``."""
     sent = headers.getRawHeaders(b"origin", [])
     return sent[0] if len(sent) == 1 and sent[0].decode("latin-1") in origins else None
 
 
-def _is_of(origin: bytes, host: bytes | None) -> bool:
+def _is_same_origin(origin: bytes, host: bytes | None) -> bool:
     """Whether an ``Origin`` is that of the host; ``null`` is of none (RFC 6454, section 7.3)."""
     try:
         netloc = urlsplit(origin.decode("ascii")).netloc

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from cartd.config import is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
-from cartd.server.unix_socket import SocketEndpoint
+from cartd.server.unix_socket import UnixSocketEndpoint
 from cartd.tls import ServerTls
 
 
@@ -30,11 +30,11 @@ def listen(
     endpoint.listen(site).addBoth(outcome.append)
     [port] = outcome
     if isinstance(port, Failure):
-        raise ConfigError(f"cannot listen on {description}: {_why(port)}")
+        raise ConfigError(f"cannot listen on {description}: {_reason(port)}")
     return port, tls
 
 
-def _why(failure: Failure) -> str:
+def _reason(failure: Failure) -> str:
     error = getattr(failure.value, "socketError", failure.value)
     return (isinstance(error, OSError) and error.strerror) or failure.getErrorMessage()
 
@@ -45,7 +45,7 @@ def _endpoint(
     try:
         if is_unix(description):
             unix = parse_unix_endpoint(description.removeprefix("haproxy:"))
-            endpoint = SocketEndpoint(reactor, unix, umask)
+            endpoint = UnixSocketEndpoint(reactor, unix, umask)
             return (proxyEndpoint(endpoint) if description[0] == "h" else endpoint), None
         if not description.startswith("ssl:"):
             return serverFromString(reactor, description), None
@@ -54,4 +54,4 @@ def _endpoint(
         raise ConfigError(f"cannot listen on {description}: {error}") from None
     except Exception as error:
         raise ConfigError(f"{description} is not an endpoint: {error}") from error
-    return tls.listening(reactor), tls
+    return tls.endpoint(reactor), tls

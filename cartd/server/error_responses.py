@@ -13,18 +13,18 @@ from twisted.web.server import NOT_DONE_YET, Request
 from cartd.errors import error_body, phrase
 from cartd.server import rejection_log
 from cartd.server.cache_control import NO_STORE
-from cartd.server.request_head import Verdict
+from cartd.server.request_head import EarlyResponse
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
 RETRY_AFTER = "2"
 """Seconds after which a client may ask again for what is not ready, or refused for the moment."""
-STATUS = b"X-Pacifica-Status"
-COMES_AGAIN = frozenset({429, 503})
+STATUS_HEADER = b"X-Pacifica-Status"
+RETRYABLE = frozenset({429, 503})
 """The statuses that pass."""
 
 
-def refusal(
+def serialize_error(
     peer: IAddress | None,
     code: int,
     message: str,
@@ -33,20 +33,20 @@ def refusal(
     *,
     method: bytes = b"",
     target: bytes = b"",
-    offence: bool = True,
+    logged: bool = True,
 ) -> bytes:
     """The whole answer to what is no request yet, or never will be one; then comes the end.
 
     It is got here even if the client cannot be answered any more.  ``method`` and ``target`` are as
-    the client has sent them, if it has.  What is no ``offence`` is not logged as a refusal.
+    the client has sent them, if it has.  Unless ``logged``, the refusal gets no line in the log.
 
     Pacifica's clients read the status of a cart from two fields of any answer to HEAD, and where
     the method is not known yet it may be one.
     """
-    if offence:
-        rejection_log.note(code, message, limit, peer=peer, method=method, target=target)
+    if logged:
+        rejection_log.log_rejection(code, message, limit, peer=peer, method=method, target=target)
     body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
-    if code in COMES_AGAIN:
+    if code in RETRYABLE:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
     date = (b"Date", datetimeToString())
     headers = [date, (b"Cache-Control", NO_STORE.encode()), *headers]
@@ -55,7 +55,7 @@ def refusal(
         content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
         headers = [*headers, *content]
     if method in (b"HEAD", b"") and code >= HTTPStatus.BAD_REQUEST:
-        headers = [*headers, *_told_by_headers(message)]
+        headers = [*headers, *_status_headers(message)]
     if method == b"HEAD":
         body = b""
     fields = b"".join(b"%s: %s\r\n" % header for header in headers)
@@ -63,13 +63,13 @@ def refusal(
     return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
 
 
-def error(
-    request: Request, code: int, message: str, limit: str | None = None, *, offence: bool = True
+def prepare_error(
+    request: Request, code: int, message: str, limit: str | None = None, *, logged: bool = True
 ) -> bytes:
     """Make the answer to ``request`` an error, and give its body."""
-    if offence:
+    if logged:
         peer = request.getClientAddress()
-        rejection_log.note(
+        rejection_log.log_rejection(
             code, message, limit, peer=peer, method=request.method, target=request.uri
         )
     body = error_body(code, message, limit)
@@ -77,19 +77,19 @@ def error(
     request.setHeader(b"Cache-Control", NO_STORE)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))
-    if code in COMES_AGAIN:
+    if code in RETRYABLE:
         request.setHeader(b"Retry-After", RETRY_AFTER.encode())
-    if request.method == b"HEAD" and not request.responseHeaders.hasHeader(STATUS):
-        for name, value in _told_by_headers(message):
+    if request.method == b"HEAD" and not request.responseHeaders.hasHeader(STATUS_HEADER):
+        for name, value in _status_headers(message):
             request.setHeader(name, value)
     return body
 
 
-def _told_by_headers(message: str) -> Headers:
-    return [(STATUS, b"error"), (b"X-Pacifica-Message", printable(message).encode())]
+def _status_headers(message: str) -> Headers:
+    return [(STATUS_HEADER, b"error"), (b"X-Pacifica-Message", escape_header(message).encode())]
 
 
-def printable(text: str) -> str:
+def escape_header(text: str) -> str:
     """The text as the value of a header: what is not printable ASCII is escaped."""
     if text.isascii() and text.isprintable():
         return text
@@ -97,14 +97,14 @@ def printable(text: str) -> str:
     return "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in text)
 
 
-def answer(request: Request, verdict: Verdict) -> Any:
-    """Answer ``request`` by ``verdict``; gives what a resource's ``render`` is to give."""
-    for name, value in verdict.headers:
+def respond(request: Request, early: EarlyResponse) -> Any:
+    """Answer ``request`` by ``early``; gives what a resource's ``render`` is to give."""
+    for name, value in early.headers:
         request.setHeader(name, value)
-    if verdict.code == HTTPStatus.NO_CONTENT:
-        request.setResponseCode(verdict.code)
+    if early.code == HTTPStatus.NO_CONTENT:
+        request.setResponseCode(early.code)
         request.finish()  # Twisted would add a Content-Length, which 204 must not have
         return NOT_DONE_YET
-    body = error(request, verdict.code, verdict.message, verdict.limit)
+    body = prepare_error(request, early.code, early.message, early.limit)
     # Twisted notes in the log that it leaves out the body of an answer to HEAD.
     return b"" if request.method == b"HEAD" else body

@@ -23,7 +23,7 @@ AUTHORITY = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 """Of a target that names the host, too (RFC 9112, section 3.2.2)."""
 
 
-def host_of(target: bytes, version: bytes, values: Sequence[bytes]) -> bytes | None:
+def request_host(target: bytes, version: bytes, values: Sequence[bytes]) -> bytes | None:
     """Host and port that the request is for; None if a client of HTTP/1.0 does not say.
 
     A target that names them counts before the header, whose ``values`` must be right all the same
@@ -35,17 +35,17 @@ def host_of(target: bytes, version: bytes, values: Sequence[bytes]) -> bytes | N
         raise InvalidInput("There is more than one header Host")
     if not values and version != b"HTTP/1.0":
         raise InvalidInput("There is no header Host")
-    named = AUTHORITY.match(target)
-    for host in [*values, *([named[1]] if named else [])]:
+    authority = AUTHORITY.match(target)
+    for host in [*values, *([authority[1]] if authority else [])]:
         if not _HOST.fullmatch(host):
             raise InvalidInput("The header Host, or the target's, is no host")
-    if named:
-        return named[1]
+    if authority:
+        return authority[1]
     return values[0] if values else None
 
 
 @lru_cache(maxsize=1024)
-def is_known(host: bytes, names: frozenset[str]) -> bool:
+def is_allowed_host(host: bytes, names: frozenset[str]) -> bool:
     """Whether ``host``, with a port or without, is safe to be asked by, or one of ``names``."""
     matched = _HOST.fullmatch(host)
     name = matched[1].decode("ascii").lower() if matched else ""

@@ -31,6 +31,6 @@ class Limits:
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
-def named(limit: str) -> str:
+def setting_name(limit: str) -> str:
     """The name by which a client is told of a limit of the server."""
     return f"server.{limit}"

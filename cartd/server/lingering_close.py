@@ -11,11 +11,11 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, ISSLTransport, ITCPTransport
 
-LINGER = 2.0
+LINGER_TIMEOUT = 2.0
 """Seconds for which what a refused client sends is read past, so that it sees the answer."""
 
 
-def end_when_read(transport: Any, call_later: Callable[..., IDelayedCall]) -> IDelayedCall:
+def lingering_close(transport: Any, call_later: Callable[..., IDelayedCall]) -> IDelayedCall:
     """Tell the client that nothing more comes, and break the connection if it does not close it.
 
     What is received meanwhile is for the caller to drop.  The call that is given breaks it; it is
@@ -25,4 +25,4 @@ def end_when_read(transport: Any, call_later: Callable[..., IDelayedCall]) -> ID
         transport.loseWriteConnection()
     else:
         transport.loseConnection()
-    return call_later(LINGER, transport.abortConnection)
+    return call_later(LINGER_TIMEOUT, transport.abortConnection)

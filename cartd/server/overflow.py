@@ -8,47 +8,49 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from cartd.server.lingering_close import end_when_read
+from cartd.server.lingering_close import lingering_close
 
-MOST = 100
+MAX_OPEN = 100
 """How many are told at the same time: each is an open file.  The others are closed at once."""
 
 
-class TurnedAway:
+class OverflowFactory:
     """Makes the connections of those who are turned away."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._told: set[Farewell] = set()
+        self._open: set[OverflowProtocol] = set()
 
-    def farewell(self, answer: bytes) -> Farewell:
-        return Farewell(answer, self._clock, self._told)
+    def build_protocol(self, answer: bytes) -> OverflowProtocol:
+        return OverflowProtocol(answer, self._clock, self._open)
 
 
-class Farewell(Protocol):
+class OverflowProtocol(Protocol):
     """Says ``answer``, reads past what comes, and ends."""
 
     transport: Any
 
-    def __init__(self, answer: bytes, clock: IReactorTime, told: set[Farewell]) -> None:
+    def __init__(
+        self, answer: bytes, clock: IReactorTime, open_protocols: set[OverflowProtocol]
+    ) -> None:
         self._answer = answer
         self._clock = clock
-        self._told = told
-        self._linger: IDelayedCall | None = None
+        self._open = open_protocols
+        self._abort_call: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        if len(self._told) >= MOST:
+        if len(self._open) >= MAX_OPEN:
             self.transport.abortConnection()
             return
-        self._told.add(self)
+        self._open.add(self)
         self.transport.write(self._answer)
-        self._linger = end_when_read(self.transport, self._clock.callLater)
+        self._abort_call = lingering_close(self.transport, self._clock.callLater)
 
-    def end(self) -> None:
+    def disconnect(self) -> None:
         """Break it; for those who end all connections."""
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._told.discard(self)
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
+        self._open.discard(self)
+        if self._abort_call is not None and self._abort_call.active():
+            self._abort_call.cancel()

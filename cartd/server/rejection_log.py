@@ -17,9 +17,9 @@ from typing import Any
 
 from twisted.logger import Logger
 
-REFUSED = frozenset({400, 401, 404, 405, 408, 413, 429, 431})
+REJECTED_STATUSES = frozenset({400, 401, 404, 405, 408, 413, 429, 431})
 """What the client is to blame for.  A 503 is one too, if a limit has brought it about."""
-BY_BROWSERS = frozenset(
+BROWSER_PROBES = frozenset(
     b"/" + name
     for name in (
         b"favicon.ico",
@@ -29,13 +29,13 @@ BY_BROWSERS = frozenset(
     )
 )
 """What browsers and their kin ask of each site by themselves: that it is not there is no guess."""
-LONGEST = 200
+MAX_TEXT = 200
 """Characters that are told of what was asked for, and of the reason: lines must be no flood."""
 
 log = Logger()
 
 
-def note(
+def log_rejection(
     code: int,
     message: str,
     limit: str | None,
@@ -48,27 +48,27 @@ def note(
 
     ``peer`` is an address of Twisted's; ``method`` and ``target`` are as the client has sent them.
     """
-    if code == 404 and target.partition(b"?")[0] in BY_BROWSERS:
+    if code == 404 and target.partition(b"?")[0] in BROWSER_PROBES:
         return
-    if code in REFUSED or (code == 503 and limit is not None):
-        asked = b"%s %s" % (method, target) if method else b""
+    if code in REJECTED_STATUSES or (code == 503 and limit is not None):
+        request_line = b"%s %s" % (method, target) if method else b""
         # All that a client chooses stands behind its address.
         log.info(
-            "Refused {code} {address} {asked} {reason}",
+            "Refused {code} {address} {request_line} {reason}",
             code=code,
-            address=address_of(peer),
-            asked=_quoted(asked.decode("latin-1")),
+            address=client_address(peer),
+            request_line=_quoted(request_line.decode("latin-1")),
             reason=_quoted(message),
         )
 
 
-def address_of(peer: Any) -> str:
+def client_address(peer: Any) -> str:
     """The IP address, or ``-``; a proxy in front (``haproxy:``) may have told anything for one."""
-    return _spelt(getattr(peer, "host", ""))
+    return _canonical_address(getattr(peer, "host", ""))
 
 
 @lru_cache(maxsize=1024)
-def _spelt(host: str) -> str:
+def _canonical_address(host: str) -> str:
     host, _, _ = host.partition("%")
     try:
         address = ip_address(host)
@@ -81,6 +81,6 @@ def _spelt(host: str) -> str:
 
 def _quoted(text: str) -> str:
     """A JSON string in printable ASCII."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}..."
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}..."
     return json.dumps(text)

@@ -18,17 +18,17 @@ from cartd.model import User
 from cartd.server import cross_origin
 from cartd.server.cache_control import NO_STORE
 from cartd.server.error_responses import Headers
-from cartd.server.limits import named
-from cartd.server.request_body import Body
-from cartd.server.request_head import Head, judge, path_of
-from cartd.server.route_table import is_open_to_all
+from cartd.server.limits import setting_name
+from cartd.server.request_body import SpooledBody
+from cartd.server.request_head import RequestHead, route_path, validate_head
+from cartd.server.route_table import is_public
 
-FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 log = Logger()
 
 
-def field(request: Request, name: str) -> str | None:
+def header_field(request: Request, name: str) -> str | None:
     """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5).
 
     Values of a field that comes repeatedly are joined (section 5.3).
@@ -37,7 +37,7 @@ def field(request: Request, name: str) -> str | None:
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
-class JudgedRequest(Request):
+class ValidatedRequest(Request):
     """A request on a :class:`cartd.server.channel.LimitedChannel`.
 
     What its head decides is answered before its body is asked for.  The site keeps the body.
@@ -46,48 +46,50 @@ class JudgedRequest(Request):
 
     channel: Any
     content: Any
-    who: User | None = None
+    authenticated_user: User | None = None
     """Who asks; none where nobody is asked who they are."""
     logged = False
     """Whether it has its line in the log of requests."""
-    judged = False
+    head_validated = False
     """Whether its head has been judged already, as that of a request with a body."""
-    _refused = False
+    _rejected = False
     _producer: Any = None
 
     def __init__(self, channel: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(channel, *arguments, **more)
-        self._began: float = channel.site.reactor.seconds()
+        self._started_at: float = channel.site.reactor.seconds()
 
     @property
     def seconds(self) -> float:
         """How long ago its first line came."""
-        seconds: float = self.channel.site.reactor.seconds() - self._began
+        seconds: float = self.channel.site.reactor.seconds() - self._started_at
         return seconds
 
     def process(self) -> None:
         self.setHeader(b"Cache-Control", NO_STORE)
-        for name, value in cross_origin.allowed(self.requestHeaders, self.channel.rules.origins):
+        for name, value in cross_origin.cors_headers(
+            self.requestHeaders, self.channel.rules.origins
+        ):
             self.setHeader(name, value)
         super().process()
 
     def gotLength(self, length: int | None) -> None:
         self.method, self.uri, self.clientproto = self.channel.first_line()
         if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
-            self._judge(length)
+            self._validate_head(length)
         else:
             self.requestHeaders.removeHeader(b"expect")  # there is nothing to go on with
-        if self._refused:
+        if self._rejected:
             self.content = BytesIO()
         else:
             self._keep_body(length)
 
     def handleContentChunk(self, data: bytes) -> None:
-        if not self._refused:
+        if not self._rejected:
             super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if not self._refused:
+        if not self._rejected:
             super().requestReceived(command, path, version)
 
     def _keep_body(self, length: int | None) -> None:
@@ -114,55 +116,55 @@ class JudgedRequest(Request):
 
     def waits_for_client(self, waits: bool) -> None:
         if self.channel is not None:
-            self.channel.wait_for_client(waits, self.sentLength)
+            self.channel.on_send_pause(waits, self.sentLength)
 
-    def _judge(self, length: int | None) -> None:
+    def _validate_head(self, length: int | None) -> None:
         """Answer now what needs no body to be answered."""
-        self.judged = True
-        head = Head(self.method, self.uri, self.clientproto, self.requestHeaders, length)
-        verdict = judge(head, self.channel.rules)
+        self.head_validated = True
+        head = RequestHead(self.method, self.uri, self.clientproto, self.requestHeaders, length)
+        early = validate_head(head, self.channel.rules)
         guard: Guard | None = self.channel.guard
-        if verdict is not None:
-            self._refuse(verdict.code, verdict.message, verdict.limit, verdict.headers)
-        elif guard is not None and not is_open_to_all(self.method, path_of(head.segments)):
+        if early is not None:
+            self._reject(early.code, early.message, early.limit, early.headers)
+        elif guard is not None and not is_public(self.method, route_path(head.segments)):
             found = guard.find_out(self)
             if isinstance(found, CartdError):
-                offence = not isinstance(found, NoCredentials)
-                self._refuse(found.code, str(found), headers=guard.headers(found), offence=offence)
+                logged = not isinstance(found, NoCredentials)
+                self._reject(found.code, str(found), headers=guard.headers(found), logged=logged)
             else:
-                self.who = found
+                self.authenticated_user = found
 
-    def _refuse(
+    def _reject(
         self,
         code: int,
         message: str,
         limit: str | None = None,
         headers: Headers = (),
         *,
-        offence: bool = True,
+        logged: bool = True,
     ) -> None:
         """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
-        self._refused = True
+        self._rejected = True
         # No "100 Continue" to a client that asks first.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.refuse(code, message, limit, headers, offence=offence)
+        self.channel.reject(code, message, limit, headers, logged=logged)
 
 
-class LimitedRequest(JudgedRequest):
+class LimitedRequest(ValidatedRequest):
     """One whose body is kept up to a limit, and off the reactor's thread if it is long."""
 
     _received = 0
-    _body: Body | None = None
+    _body: SpooledBody | None = None
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
-        if self._received > self._most() and not self._refused:
-            self._refuse_as_too_long()
-        if not self._refused and self._body is not None and not self._body.write(data):
-            self._refuse_for_space()
+        if self._received > self._max_body() and not self._rejected:
+            self._reject_too_large()
+        if not self._rejected and self._body is not None and not self._body.write(data):
+            self._reject_no_space()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        written = None if self._refused or self._body is None else self._body.whole()
+        written = None if self._rejected or self._body is None else self._body.finish()
         if written is None:
             super().requestReceived(command, path, version)
         else:
@@ -178,43 +180,45 @@ class LimitedRequest(JudgedRequest):
         if length == 0:
             return
         channel = self.channel
-        self._body = self.content = Body(channel.bodies, channel.wait_for_disk, self._disk_fails)
+        self._body = self.content = SpooledBody(
+            channel.bodies, channel.pause_for_disk, self._on_disk_error
+        )
         if length is not None and not self._body.reserve(length):
-            self._refuse_for_space()
+            self._reject_no_space()
 
-    def _most(self) -> int:
-        most: int = self.channel.limits.max_manifest
-        return most
+    def _max_body(self) -> int:
+        maximum: int = self.channel.limits.max_manifest
+        return maximum
 
-    def _disk_fails(self, error: OSError) -> None:
+    def _on_disk_error(self, error: OSError) -> None:
         """A long body is kept in the system's temporary files, which are full or broken."""
         message = f"The body cannot be kept in {_directory()}: {error.strerror}"
         log.warn("{message}", message=message)
-        self._refuse(507 if error.errno in FULL else 503, message)
+        self._reject(507 if error.errno in DISK_FULL_ERRNOS else 503, message)
 
-    def _refuse_for_space(self) -> None:
-        limit = named("body_space")
-        self._refuse(
+    def _reject_no_space(self) -> None:
+        limit = setting_name("body_space")
+        self._reject(
             503,
             f"The bodies of other requests take what may be taken of {_directory()}"
-            f" ({self.channel.bodies.most} bytes, {limit}); send it again later",
+            f" ({self.channel.bodies.limit} bytes, {limit}); send it again later",
             limit,
         )
 
-    def _refuse_as_too_long(self) -> None:
-        limit = named("max_manifest")
-        self._refuse(413, f"The body is over {self._most()} bytes ({limit})", limit)
+    def _reject_too_large(self) -> None:
+        limit = setting_name("max_manifest")
+        self._reject(413, f"The body is over {self._max_body()} bytes ({limit})", limit)
 
-    def _refuse(
+    def _reject(
         self,
         code: int,
         message: str,
         limit: str | None = None,
         headers: Headers = (),
         *,
-        offence: bool = True,
+        logged: bool = True,
     ) -> None:
-        super()._refuse(code, message, limit, headers, offence=offence)
+        super()._reject(code, message, limit, headers, logged=logged)
         if self._body is not None:
             self._body.close()
 

@@ -21,36 +21,36 @@ from twisted.python.failure import Failure
 
 from cartd.threads import RunsInThread
 
-IN_MEMORY: Final = 16 * 2**10
+MAX_IN_MEMORY: Final = 16 * 2**10
 """Bytes of a body that are kept in memory, and that are worth a trip to a thread: thousands of
 clients may be sending one."""
-HIGH: Final = 64 * 2**10
+HIGH_WATER: Final = 64 * 2**10
 """Bytes collected beside a busy thread at which no more are read from the client."""
 
 
 class BodySpace:
-    """At most ``most`` bytes of temporary files, those of all requests under way together.
+    """At most ``limit`` bytes of temporary files, those of all requests under way together.
 
     A body that is larger than that is taken if there is no other.
     """
 
-    def __init__(self, most: int, threads: RunsInThread) -> None:
-        self.most = most
+    def __init__(self, limit: int, threads: RunsInThread) -> None:
+        self.limit = limit
         self.threads = threads
-        self.taken = 0
+        self.used = 0
 
-    def take(self, size: int, own: int = 0) -> bool:
+    def reserve(self, size: int, own: int = 0) -> bool:
         """Take ``size`` bytes for a body that has ``own`` already; false if there is no room."""
-        if self.taken > own and self.taken + size > self.most:
+        if self.used > own and self.used + size > self.limit:
             return False
-        self.taken += size
+        self.used += size
         return True
 
-    def give_back(self, size: int) -> None:
-        self.taken -= size
+    def release(self, size: int) -> None:
+        self.used -= size
 
 
-class Body:
+class SpooledBody:
     """One body: written on the reactor's thread, read in a worker's when it is whole.
 
     ``pause(True)`` is called when no more should be written for the moment, ``pause(False)`` when
@@ -65,62 +65,62 @@ class Body:
     ) -> None:
         self._space = space
         self._pause = pause
-        self._fail = failed
-        self._lot: list[bytes] = []
-        self._lot_size = 0
+        self._on_error = failed
+        self._pending: list[bytes] = []
+        self._pending_size = 0
         self._size = 0
         self._reserved = 0
         self._on_disk = False
         self._busy = False
         self._paused = False
         self._closed = False
-        self._whole: Deferred[None] | None = None
+        self._finished: Deferred[None] | None = None
         # What threads share with the reactor's.
         self._lock = threading.Lock()
         self._file: IO[bytes] = BytesIO()
         self._in_use = False
-        self._given_up = False
+        self._discarded = False
 
     def reserve(self, length: int) -> bool:
         """Take room for ``length`` bytes, which the client has declared; false if there is none."""
-        return length <= IN_MEMORY or self._take(length)
+        return length <= MAX_IN_MEMORY or self._reserve(length)
 
     def write(self, data: bytes) -> bool:
         """Add to it; false, and nothing is added, if there is no room."""
         size = self._size + len(data)
-        if size > max(self._reserved, IN_MEMORY) and not self._take(size - self._reserved):
+        if size > max(self._reserved, MAX_IN_MEMORY) and not self._reserve(size - self._reserved):
             return False
         self._size = size
-        self._lot.append(data)
-        self._lot_size += len(data)
-        if self._size > IN_MEMORY and self._lot_size >= IN_MEMORY:
-            self._advance()
-        if self._busy and self._lot_size >= HIGH:
+        self._pending.append(data)
+        self._pending_size += len(data)
+        if self._size > MAX_IN_MEMORY and self._pending_size >= MAX_IN_MEMORY:
+            self._flush()
+        if self._busy and self._pending_size >= HIGH_WATER:
             # Again and again: a connection that could be written to again reads, too.
             self._paused = True
             self._pause(True)
         return True
 
-    def whole(self) -> Deferred[None] | None:
+    def finish(self) -> Deferred[None] | None:
         """Nothing more comes; fires when it can be read, or is none if it can already.
 
         It never fires if the disk refuses it, or if it is closed before.
         """
-        if self._size <= IN_MEMORY:
-            self._file = BytesIO(b"".join(self._lot))
+        if self._size <= MAX_IN_MEMORY:
+            self._file = BytesIO(b"".join(self._pending))
             self._file.seek(0, os.SEEK_END)
             return None
-        self._advance()
+        self._flush()
         if self._busy:
-            self._whole = Deferred()
-        return self._whole
+            self._finished = Deferred()
+        return self._finished
 
     # As a file, for who reads it.
 
     def read(self) -> bytes:
         """What follows of it, all of it; blocks.  Raises ``ValueError`` if it is closed."""
-        with self._using() as there:
-            if not there:
+        with self._file_in_use() as is_open:
+            if not is_open:
                 raise ValueError("the body is closed")
             return self._file.read()
 
@@ -135,44 +135,44 @@ class Body:
         if self._closed:
             return
         self._closed = True
-        self._lot.clear()
+        self._pending.clear()
         if self._on_disk:
-            self._space.threads.run(self._give_up).addCallback(self._given_back)
+            self._space.threads.run(self._discard).addCallback(self._release_space)
         else:
-            self._give_up()  # of memory alone
-            self._given_back(None)
+            self._discard()  # of memory alone
+            self._release_space(None)
 
-    def _given_back(self, _: None) -> None:
-        self._space.give_back(self._reserved)
+    def _release_space(self, _: None) -> None:
+        self._space.release(self._reserved)
 
-    def _take(self, size: int) -> bool:
-        if not self._space.take(size, own=self._reserved):
+    def _reserve(self, size: int) -> bool:
+        if not self._space.reserve(size, own=self._reserved):
             return False
         self._reserved += size
         return True
 
-    def _advance(self) -> None:
-        if self._busy or self._closed or not self._lot:
+    def _flush(self) -> None:
+        if self._busy or self._closed or not self._pending:
             return
-        lot, self._lot, self._lot_size = self._lot, [], 0
+        chunks, self._pending, self._pending_size = self._pending, [], 0
         self._busy = self._on_disk = True
-        job = self._space.threads.run(self._append, lot)
-        job.addCallbacks(self._written, self._refused)
+        job = self._space.threads.run(self._append, chunks)
+        job.addCallbacks(self._on_flushed, self._on_flush_error)
 
-    def _written(self, _: None) -> None:
+    def _on_flushed(self, _: None) -> None:
         self._busy = False
         if self._closed:
             return
-        if self._lot_size >= IN_MEMORY or self._whole is not None:
-            self._advance()
-        if self._paused and self._lot_size < HIGH and self._whole is None:
+        if self._pending_size >= MAX_IN_MEMORY or self._finished is not None:
+            self._flush()
+        if self._paused and self._pending_size < HIGH_WATER and self._finished is None:
             self._paused = False
             self._pause(False)
-        if self._whole is not None and not self._busy:
-            whole, self._whole = self._whole, None
-            whole.callback(None)
+        if self._finished is not None and not self._busy:
+            finished, self._finished = self._finished, None
+            finished.callback(None)
 
-    def _refused(self, failure: Failure) -> None:
+    def _on_flush_error(self, failure: Failure) -> None:
         self._busy = False
         error = failure.value
         if self._closed:
@@ -180,37 +180,37 @@ class Body:
         self.close()
         if not isinstance(error, OSError):
             failure.raiseException()
-        self._fail(error)
+        self._on_error(error)
 
     # What follows runs in threads.
 
-    def _append(self, lot: list[bytes]) -> None:
-        with self._using() as there:
-            if not there:
+    def _append(self, chunks: list[bytes]) -> None:
+        with self._file_in_use() as is_open:
+            if not is_open:
                 return
             if isinstance(self._file, BytesIO):
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-            left = memoryview(b"".join(lot))
+            left = memoryview(b"".join(chunks))
             while left:
                 left = left[self._file.write(left) :]
 
     @contextmanager
-    def _using(self) -> Iterator[bool]:
+    def _file_in_use(self) -> Iterator[bool]:
         """Whether the file is there, and stays while the block runs."""
         with self._lock:
-            there = self._in_use = not self._given_up
+            is_open = self._in_use = not self._discarded
         try:
-            yield there
+            yield is_open
         finally:
             with self._lock:
                 self._in_use = False
-                close = there and self._given_up
+                close = is_open and self._discarded
             if close:
                 self._close_file()
 
-    def _give_up(self) -> None:
+    def _discard(self) -> None:
         with self._lock:
-            self._given_up = True
+            self._discarded = True
             if self._in_use:
                 return  # who uses it closes it
         self._close_file()

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from cartd import openapi
 from cartd.uids import check_uid
 
-CART = ("DELETE", "GET", "HEAD", "POST")
-_READ = ("GET", "HEAD")
-_DESCRIPTION = openapi.PATH.strip("/").split("/")
+CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
+_READ_METHODS = ("GET", "HEAD")
+_OPENAPI_PATH = openapi.PATH.strip("/").split("/")
 
 
-def methods(path: Sequence[str]) -> Sequence[str]:
+def allowed_methods(path: Sequence[str]) -> Sequence[str]:
     """The methods of a path, given as its segments without empty ones; none if it is unknown."""
     if len(path) == 1:
-        return CART
-    return _READ if not path or list(path) == _DESCRIPTION else ()
+        return CART_METHODS
+    return _READ_METHODS if not path or list(path) == _OPENAPI_PATH else ()
 
 
 def check_post(path: Sequence[str]) -> None:
@@ -30,6 +30,6 @@ def check_post(path: Sequence[str]) -> None:
     check_uid(path[0])
 
 
-def is_open_to_all(method: bytes, path: Sequence[str]) -> bool:
+def is_public(method: bytes, path: Sequence[str]) -> bool:
     """Whether nobody needs a name for it: it is asked if the service is there, or for its rules."""
-    return method in (b"GET", b"HEAD") and methods(path) == _READ
+    return method in (b"GET", b"HEAD") and allowed_methods(path) == _READ_METHODS

@@ -15,18 +15,18 @@ from twisted.web.server import Site
 
 from cartd.auth import Guard
 from cartd.server import route_table
-from cartd.server.access_log import LEFT, AccessLog
-from cartd.server.auth_resource import Guarded
+from cartd.server.access_log import CLIENT_CLOSED_REQUEST, AccessLog
+from cartd.server.auth_resource import AuthResource
 from cartd.server.channel import LimitedChannel
-from cartd.server.connection_limits import Connections
-from cartd.server.error_responses import refusal
+from cartd.server.connection_limits import ConnectionLimits
+from cartd.server.error_responses import serialize_error
 from cartd.server.host_header import ANY_HOST
-from cartd.server.limits import Limits, named
-from cartd.server.overflow import Farewell, TurnedAway
+from cartd.server.limits import Limits, setting_name
+from cartd.server.overflow import OverflowFactory, OverflowProtocol
 from cartd.server.request import LimitedRequest
 from cartd.server.request_body import BodySpace
-from cartd.server.request_head import Rules
-from cartd.server.request_normalizer import TextPaths
+from cartd.server.request_head import RequestRules
+from cartd.server.request_normalizer import RequestNormalizer
 from cartd.threads import RunsInThread
 
 NO_HEADERS = Headers()
@@ -52,9 +52,9 @@ class LimitedSite(Site):
         ``guard`` asks for tokens, any name does.  Pages of ``origins`` may change something.
         Long bodies are written by ``threads``.
         """
-        rules = Rules(
-            route_table.methods,
-            route_table.CART,
+        rules = RequestRules(
+            route_table.allowed_methods,
+            route_table.CART_METHODS,
             max_body=limits.max_manifest,
             check_post=route_table.check_post,
             hosts=frozenset(hosts) if guard is None else frozenset({ANY_HOST}),
@@ -63,7 +63,7 @@ class LimitedSite(Site):
             origins_setting="[server] origins",
         )
         super().__init__(
-            TextPaths(routes if guard is None else Guarded(routes, guard), rules),
+            RequestNormalizer(routes if guard is None else AuthResource(routes, guard), rules),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             reactor=reactor,
@@ -74,9 +74,11 @@ class LimitedSite(Site):
         self._rules = rules
         self._guard = guard
         self._bodies = BodySpace(limits.body_space, threads)
-        self._counts = Connections(limits.max_connections, limits.max_connections_per_address)
-        self._turned_away = TurnedAway(reactor)
-        self._connections: WeakSet[LimitedChannel | Farewell] = WeakSet()
+        self._connection_limits = ConnectionLimits(
+            limits.max_connections, limits.max_connections_per_address
+        )
+        self._overflow = OverflowFactory(reactor)
+        self._connections: WeakSet[LimitedChannel | OverflowProtocol] = WeakSet()
 
     def startFactory(self) -> None:
         """Twisted's opens a log of its own, and sets a timer for its dates."""
@@ -84,23 +86,23 @@ class LimitedSite(Site):
     def log(self, request: Any) -> None:
         """Note a request whose answer has ended, or is broken off."""
         request.logged = True
-        self._access_log.note(
+        self._access_log.log_request(
             request.getClientAddress(),
-            "-" if request.who is None else request.who.name,
+            "-" if request.authenticated_user is None else request.authenticated_user.name,
             b"%s %s %s" % (request.method, request.uri, request.clientproto),
-            request.code if request.startedWriting else LEFT,
+            request.code if request.startedWriting else CLIENT_CLOSED_REQUEST,
             sent=request.bytes_sent,
             length=_length(request),
             headers=request.requestHeaders,
             seconds=request.seconds,
         )
 
-    def log_refusal(self, channel: LimitedChannel, code: int, sent: int) -> None:
+    def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
         """Note what has been refused before it was a whole request, by ``sent`` bytes of a body."""
         request = channel.requests[-1] if channel.requests else None
         if request is not None:
             request.logged = True
-        self._access_log.note(
+        self._access_log.log_request(
             channel.getPeer(),
             "-",
             channel.request_line(),
@@ -116,35 +118,39 @@ class LimitedSite(Site):
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        limit = self._counts.enter(addr)
-        connection = self._admit(addr) if limit is None else self._turn_away(addr, limit)
+        limit = self._connection_limits.acquire(addr)
+        connection = self._accept(addr) if limit is None else self._reject_connection(addr, limit)
         self._connections.add(connection)
         return connection
 
     def close_connections(self) -> None:
         """End all connections: those break on which a cart is being sent."""
         for connection in list(self._connections):
-            connection.end()
+            connection.disconnect()
 
     def close_log(self) -> None:
         """Nothing is served any more: write the log to its end."""
         self._access_log.close()
 
-    def _admit(self, addr: IAddress | None) -> LimitedChannel:
+    def _accept(self, addr: IAddress | None) -> LimitedChannel:
         channel: Any = super().buildProtocol(addr)
         channel.limits = self._limits
         channel.rules = self._rules
         channel.guard = self._guard
         channel.bodies = self._bodies
-        channel.left = partial(self._counts.leave, addr)
+        channel.on_disconnect = partial(self._connection_limits.release, addr)
         admitted: LimitedChannel = channel
         return admitted
 
-    def _turn_away(self, addr: IAddress | None, limit: str) -> Farewell:
+    def _reject_connection(self, addr: IAddress | None, limit: str) -> OverflowProtocol:
         code, whose = (503, "") if limit == "max_connections" else (429, " from your address")
         most = getattr(self._limits, limit)
-        message = f"There are {most} connections{whose} already ({named(limit)}); come again later"
-        return self._turned_away.farewell(refusal(addr, code, message, named(limit)))
+        message = (
+            f"There are {most} connections{whose} already ({setting_name(limit)}); come again later"
+        )
+        return self._overflow.build_protocol(
+            serialize_error(addr, code, message, setting_name(limit))
+        )
 
 
 def _length(request: Any) -> bytes:

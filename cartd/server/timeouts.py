@@ -14,131 +14,133 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from cartd.server.limits import Limits
 
-PROGRESS = 64 * 2**10
+MIN_PROGRESS = 64 * 2**10
 """Bytes of a download that a client must take within ``stall_timeout``: who takes fewer, one at a
 time for example, holds its cart in its place as one does who takes none."""
 
 
-class Late(Enum):
+class Timeout(Enum):
     """What a client is late with."""
 
-    REQUEST = auto()
+    KEEPALIVE = auto()
     """It has not begun with its first request, or with the next one."""
-    HEAD = auto()
+    HEADER = auto()
     """It has begun a request, but its head is not whole."""
     BODY = auto()
     """The whole body has not come in time."""
-    PAUSE = auto()
+    IDLE = auto()
     """Nothing of the body has come for some time."""
-    DOWNLOAD = auto()
+    STALL = auto()
     """It has not taken enough of what it is sent."""
 
 
-_IN_BODY = (Late.BODY, Late.PAUSE)
+_IN_BODY = (Timeout.BODY, Timeout.IDLE)
 
 
-class ClientTimers:
-    """The timers of one connection; ``late`` is called once, and then nothing is timed any more."""
+class Timeouts:
+    """The timers of one connection; ``on_timeout`` is called once, and then all are stopped."""
 
-    def __init__(self, limits: Limits, clock: IReactorTime, late: Callable[[Late], object]) -> None:
+    def __init__(
+        self, limits: Limits, clock: IReactorTime, on_timeout: Callable[[Timeout], object]
+    ) -> None:
         self._limits = limits
         self._clock = clock
-        self._late = late
+        self._on_timeout = on_timeout
         self._call: IDelayedCall | None = None
-        self._calls_at = inf
-        self._awaited = Late.REQUEST
-        self._due = inf
-        self._body_due = inf
-        self._stands_since = 0.0
-        self._left = limits.stall_timeout
+        self._fires_at = inf
+        self._running = Timeout.KEEPALIVE
+        self._deadline = inf
+        self._body_deadline = inf
+        self._paused_at = 0.0
+        self._stall_left = limits.stall_timeout
         """Seconds that the client still has for the next bytes of its download."""
-        self._mark = 0
+        self._sent_at_start = 0
         """How many bytes it had been sent when they began."""
 
     @property
     def between_requests(self) -> bool:
-        return self._awaited is Late.REQUEST
+        return self._running is Timeout.KEEPALIVE
 
-    def connected(self) -> None:
+    def on_connect(self) -> None:
         """The first request may begin."""
-        self._expect(Late.REQUEST, self._limits.header_timeout)
+        self._start(Timeout.KEEPALIVE, self._limits.header_timeout)
 
-    def head_begins(self, *, first: bool) -> None:
+    def on_header_start(self, *, first: bool) -> None:
         """The first bytes of a request have come; of the ``first`` one the time runs already."""
         if first:
-            self._awaited = Late.HEAD
+            self._running = Timeout.HEADER
         else:
-            self._expect(Late.HEAD, self._limits.header_timeout)
+            self._start(Timeout.HEADER, self._limits.header_timeout)
 
-    def body_begins(self) -> None:
-        self._body_due = self._clock.seconds() + self._limits.body_timeout
-        self._awaited = Late.BODY
-        self.received()
+    def on_body_start(self) -> None:
+        self._body_deadline = self._clock.seconds() + self._limits.body_timeout
+        self._running = Timeout.BODY
+        self.on_data()
 
-    def received(self) -> None:
+    def on_data(self) -> None:
         """Bytes have come; they count only in a body."""
-        if self._awaited in _IN_BODY:
-            left = self._body_due - self._clock.seconds()
-            pause = self._limits.idle_timeout
-            self._expect(Late.PAUSE if pause < left else Late.BODY, min(pause, left))
+        if self._running in _IN_BODY:
+            left = self._body_deadline - self._clock.seconds()
+            idle = self._limits.idle_timeout
+            self._start(Timeout.IDLE if idle < left else Timeout.BODY, min(idle, left))
 
-    def disk_waits(self, waits: bool) -> None:
+    def on_disk_pause(self, paused: bool) -> None:
         """No more of a body is read for the moment, or it is again: the time stands still."""
         now = self._clock.seconds()
-        if self._awaited in _IN_BODY and waits and self._due != inf:
-            self._stands_since, self._due = now, inf
-        elif self._awaited in _IN_BODY and not waits and self._due == inf:
-            self._body_due += now - self._stands_since
-            self.received()
+        if self._running in _IN_BODY and paused and self._deadline != inf:
+            self._paused_at, self._deadline = now, inf
+        elif self._running in _IN_BODY and not paused and self._deadline == inf:
+            self._body_deadline += now - self._paused_at
+            self.on_data()
 
-    def request_is_whole(self) -> None:
+    def on_request_complete(self) -> None:
         """It is the service's turn."""
-        self._awaited, self._due = Late.DOWNLOAD, inf
-        self._left, self._mark = self._limits.stall_timeout, 0
+        self._running, self._deadline = Timeout.STALL, inf
+        self._stall_left, self._sent_at_start = self._limits.stall_timeout, 0
 
-    def answered(self) -> None:
+    def on_response_end(self) -> None:
         """The next request may begin."""
-        self._expect(Late.REQUEST, self._limits.keepalive_timeout)
+        self._start(Timeout.KEEPALIVE, self._limits.keepalive_timeout)
 
-    def download_waits(self, waits: bool, sent: int) -> None:
+    def on_send_pause(self, paused: bool, sent: int) -> None:
         """The client has yet to take some of the ``sent`` bytes, or has made room for more.
 
         The time stands still while it is not the client who is waited for.
         """
-        if waits:
-            if sent - self._mark >= PROGRESS:
-                self._left, self._mark = self._limits.stall_timeout, sent
-            self._expect(Late.DOWNLOAD, self._left)
-        elif self._due != inf:
-            self._left = max(self._due - self._clock.seconds(), 0.0)
-            self._due = inf
+        if paused:
+            if sent - self._sent_at_start >= MIN_PROGRESS:
+                self._stall_left, self._sent_at_start = self._limits.stall_timeout, sent
+            self._start(Timeout.STALL, self._stall_left)
+        elif self._deadline != inf:
+            self._stall_left = max(self._deadline - self._clock.seconds(), 0.0)
+            self._deadline = inf
 
     def stop(self) -> None:
-        self._due = inf
+        self._deadline = inf
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
-    def _expect(self, awaited: Late, seconds: float) -> None:
-        self._awaited = awaited
-        self._due = self._clock.seconds() + seconds
-        if self._call is None or self._due < self._calls_at:
-            self._set(seconds)
+    def _start(self, timeout: Timeout, seconds: float) -> None:
+        self._running = timeout
+        self._deadline = self._clock.seconds() + seconds
+        if self._call is None or self._deadline < self._fires_at:
+            self._schedule(seconds)
 
-    def _set(self, seconds: float) -> None:
-        self._calls_at = self._clock.seconds() + seconds
+    def _schedule(self, seconds: float) -> None:
+        self._fires_at = self._clock.seconds() + seconds
         if self._call is None:
-            self._call = self._clock.callLater(seconds, self._look)
+            self._call = self._clock.callLater(seconds, self._check)
         else:
             self._call.reset(seconds)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._call = None
-        left = self._due - self._clock.seconds()
-        if self._due == inf:
+        left = self._deadline - self._clock.seconds()
+        if self._deadline == inf:
             return
         if left > 0:
-            self._set(left)
+            self._schedule(left)
         else:
-            self._due = inf
-            self._late(self._awaited)
+            self._deadline = inf
+            self._on_timeout(self._running)

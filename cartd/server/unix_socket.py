@@ -28,25 +28,25 @@ from cartd.config import UnixEndpoint
 from cartd.errors import ConfigError
 from cartd.locks import NoLocks, try_lock
 
-AT_MOST = 0o660
+DEFAULT_MODE = 0o660
 """The mode of the file, if the endpoint names none."""
-TURN = 5.0
+LOCK_TIMEOUT = 5.0
 """Seconds for which a start waits until another one, which takes milliseconds, has its socket."""
-LOOK_EVERY = 0.02
+POLL_INTERVAL = 0.02
 
-_ANSWERS = frozenset({0, errno.EAGAIN, errno.EINPROGRESS})
+_LISTENING = frozenset({0, errno.EAGAIN, errno.EINPROGRESS})
 """What connecting gives where somebody listens, be it with a full queue."""
 
 
 @implementer(IStreamServerEndpoint)
-class SocketEndpoint:
+class UnixSocketEndpoint:
     """Listens on a Unix socket, as Twisted's endpoint does but for the file."""
 
     def __init__(self, reactor: Any, endpoint: UnixEndpoint, umask: int) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         mode = endpoint.mode
-        self._mode = AT_MOST & ~umask if mode is None else mode
+        self._mode = DEFAULT_MODE & ~umask if mode is None else mode
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Bind at once.
@@ -58,9 +58,9 @@ class SocketEndpoint:
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         path = self._endpoint.path
         # Between bind and listen nobody answers, and another start would take it for left over.
-        with _turn(path.parent):
-            _free(path)
-            return _bound(path, factory, self._endpoint.backlog, self._mode, self._reactor)
+        with _locked(path.parent):
+            _remove_stale_socket(path)
+            return _bind(path, factory, self._endpoint.backlog, self._mode, self._reactor)
 
 
 if sys.platform == "win32":
@@ -68,7 +68,7 @@ if sys.platform == "win32":
     def _connect(path: Path) -> int:
         return errno.ENOSYS
 
-    def _bound(
+    def _bind(
         path: Path, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any
     ) -> IListeningPort:
         raise ConfigError("there are no Unix sockets here")
@@ -79,25 +79,25 @@ else:
     class _Port(unix.Port):
         """Removes its file in the end only if that is still its own."""
 
-        _own: tuple[int, int] | None = None
+        _own_inode: tuple[int, int] | None = None
 
         def startListening(self) -> None:
             super().startListening()
-            self._own = _identity(self._bindPath)
+            self._own_inode = _inode(self._bindPath)
 
         def connectionLost(self, reason: Failure) -> None:
-            if self._own is not None and _identity(self._bindPath) == self._own:
+            if self._own_inode is not None and _inode(self._bindPath) == self._own_inode:
                 super().connectionLost(reason)
             else:  # Twisted would fail, and never say that the port is closed
                 tcp.Port.connectionLost(self, reason)
 
     def _connect(path: Path) -> int:
         """The errno of connecting; 0 if that works."""
-        with socket.socket(socket.AF_UNIX) as asking:
-            asking.setblocking(False)  # a service whose queue is full would have it wait
-            return asking.connect_ex(os.fsencode(path))
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # a service whose queue is full would have it wait
+            return probe.connect_ex(os.fsencode(path))
 
-    def _bound(
+    def _bind(
         path: Path, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any
     ) -> IListeningPort:
         """Twisted sets the mode before it listens, so that nobody connects in between."""
@@ -106,7 +106,7 @@ else:
         return port
 
 
-def _identity(path: bytes) -> tuple[int, int] | None:
+def _inode(path: bytes) -> tuple[int, int] | None:
     try:
         found = os.lstat(path)
     except OSError:
@@ -115,35 +115,35 @@ def _identity(path: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _turn(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Iterator[None]:
     """Let no other start look at the sockets of ``directory`` meanwhile, if it can be locked.
 
     :raises ConfigError: another process keeps it locked.
     """
     try:
-        held = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY)
     except OSError:
         yield  # it may not be read, or is not there, which binding will say
         return
     try:
-        end = time.monotonic() + TURN
-        while not _has(held):
+        end = time.monotonic() + LOCK_TIMEOUT
+        while not _try_lock(descriptor):
             if time.monotonic() >= end:
                 raise ConfigError(f"another process keeps the directory {directory} locked")
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
-def _has(held: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        return try_lock(held)
+        return try_lock(descriptor)
     except NoLocks:
         return True
 
 
-def _free(path: Path) -> None:
+def _remove_stale_socket(path: Path) -> None:
     """Remove a socket on which nobody answers.
 
     :raises ConfigError: somebody does, or that cannot be found out; or it is something else.
@@ -155,7 +155,7 @@ def _free(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise ConfigError("the file is there already, and is no socket")
     outcome = _connect(path)
-    if outcome in _ANSWERS:
+    if outcome in _LISTENING:
         raise ConfigError("another service answers there")
     if outcome not in (errno.ECONNREFUSED, errno.ENOENT):
         raise ConfigError(f"whether a service answers there cannot be seen: {os.strerror(outcome)}")

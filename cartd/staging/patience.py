@@ -18,7 +18,7 @@ from cartd.concurrency import Turns
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.outage import Outage
-from cartd.text import shown
+from cartd.text import escape
 from cartd.tolerance import Tolerance
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Patience:
                 continue
             paused_at = self._outage.answers
             if pause is not None and getattr(failure, "retryable", True):
-                log.info("Trying {path} again: {failure}", path=shown(file.path), failure=failure)
+                log.info("Trying {path} again: {failure}", path=escape(file.path), failure=failure)
                 await self._wait(pause, failure)
             elif await self._is_innocent(cart, file, failure, answers):
                 pauses = waits(self._tries, self._random)

@@ -32,7 +32,7 @@ from cartd.staging.patience import FileFailed
 from cartd.staging.staging import Staging
 from cartd.staging.tools import Tools
 from cartd.store import Store
-from cartd.text import shown
+from cartd.text import escape
 from cartd.threads import RunsInThread
 
 LEASE = 60.0
@@ -193,7 +193,7 @@ class Stager:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
-            await self._fail(cart_id, shown(f"Internal error: {type(error).__name__}: {error}"))
+            await self._fail(cart_id, escape(f"Internal error: {type(error).__name__}: {error}"))
 
     def _tell_left(self, cart_id: int, error: CartdError) -> None:
         if isinstance(error, DatabaseAway):

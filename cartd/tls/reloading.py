@@ -13,13 +13,13 @@ from cartd.threads import RunsInThread
 
 T = TypeVar("T")
 
-RENEWAL_LOOK = 2.0
+RELOAD_INTERVAL = 2.0
 """Seconds between two looks at the files; nothing but their dates and sizes is read then."""
 
 log = Logger()
 
 
-class Renewed(Generic[T]):
+class ReloadingCertificate(Generic[T]):
     """Holds what ``make`` made of ``files``: as ``current``, for whoever begins to use it.
 
     ``make`` runs away from the reactor, and raises :class:`ConfigError` if a file cannot be used;
@@ -31,35 +31,35 @@ class Renewed(Generic[T]):
         self._files = tuple(files)
         self._name = name
         self._make = make
-        self._seen = self._look_at_files()
+        self._loaded_state = self._file_states()
         self.current = make()
 
-    async def look(self, threads: RunsInThread) -> None:
+    async def poll(self, threads: RunsInThread) -> None:
         """Make it again if a file is another one than it was made of.
 
         Raises :class:`ConfigError`, and keeps what there is, if the files cannot be used as they
         are now: half of them may be written.  The next look tries again.
         """
         try:
-            found = await threads.run(self._made_again)
+            found = await threads.run(self._reload_if_changed)
         except ConfigError as error:
             raise ConfigError(
                 f"{self._name} is not renewed, and the old one kept: {error}"
             ) from error
         if found is not None:
-            self._seen, self.current = found
+            self._loaded_state, self.current = found
             log.info("{name} is renewed", name=self._name)
 
-    def _made_again(self) -> tuple[object, T] | None:
+    def _reload_if_changed(self) -> tuple[object, T] | None:
         # The look comes first: what is written meanwhile is seen by the next one.
-        seen = self._look_at_files()
-        return None if seen == self._seen else (seen, self._make())
+        state = self._file_states()
+        return None if state == self._loaded_state else (state, self._make())
 
-    def _look_at_files(self) -> object:
-        return [_look_at(file) for file in self._files]
+    def _file_states(self) -> object:
+        return [_file_state(file) for file in self._files]
 
 
-def _look_at(file: Path) -> object:
+def _file_state(file: Path) -> object:
     try:
         found = file.stat()
     except OSError as error:

@@ -20,7 +20,7 @@ from cartd.config.tls_endpoint import TlsEndpoint
 from cartd.errors import ConfigError
 from cartd.threads import RunsInThread
 from cartd.tls.pem import PemFile, read_identity
-from cartd.tls.reloading import Renewed
+from cartd.tls.reloading import ReloadingCertificate
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL"
@@ -41,9 +41,9 @@ class ServerTls:
     def __init__(self, endpoint: TlsEndpoint) -> None:
         self._endpoint = endpoint
         name = f"The certificate of ssl:{endpoint.port}"
-        self._options = Renewed(name, endpoint.files, self._make)
+        self._options = ReloadingCertificate(name, endpoint.files, self._make)
 
-    def listening(self, reactor: Any) -> IStreamServerEndpoint:
+    def endpoint(self, reactor: Any) -> IStreamServerEndpoint:
         """Where to listen with it."""
         return SSL4ServerEndpoint(
             reactor,
@@ -53,9 +53,9 @@ class ServerTls:
             interface=self._endpoint.interface,
         )
 
-    async def look(self, threads: RunsInThread) -> None:
-        """As :meth:`Renewed.look`: connections that there are keep theirs."""
-        await self._options.look(threads)
+    async def poll(self, threads: RunsInThread) -> None:
+        """As :meth:`ReloadingCertificate.poll`: connections that there are keep theirs."""
+        await self._options.poll(threads)
 
     def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
         return self._options.current.serverConnectionForTLS(protocol)

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 
 from cartd.beneath import AT, DIRECTORY, Beneath
 from cartd.errors import Unavailable
-from cartd.text import shown
+from cartd.text import escape
 from cartd.volume.directories import refuse
 from cartd.volume.paths import VolumePaths
 
@@ -83,7 +83,7 @@ def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
         refuse(occupied)
     log.warn(
         "{path} is in the way of a file of cart {id} and goes",
-        path=shown(str(occupied)),
+        path=escape(str(occupied)),
         id=cart_id,
     )
     with Beneath(paths.root) as below:

@@ -39,7 +39,7 @@ def check(data: bytes) -> None:
     method = "GET" if method == "-" else method
     given = [field or None for field in fields]
     conditions = Conditions(*given)
-    assert conditions.present == any(value is not None for value in given[:5])
+    assert conditions.is_conditional == any(value is not None for value in given[:5])
     try:
         decision = evaluate(method, conditions, current, now=NOW, date_is_strong=not weak)
         got = (int(decision.status), decision.selected.start, decision.selected.stop)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from werkzeug.http import parse_options_header
 
-from cartd.content_disposition import MAX_BYTES, check_filename, content_disposition, top_folder
+from cartd.content_disposition import MAX_BYTES, check_filename, header_value, top_folder
 from cartd.errors import InvalidInput
 
 WORDS = (
@@ -37,7 +37,7 @@ def check(data: bytes) -> None:
     for path in (name, top_folder(name)):
         assert PurePosixPath("/root", path).parent == PurePosixPath("/root"), name
         assert path not in ("", ".", "..")
-    value = content_disposition(name)
+    value = header_value(name)
     assert value.isascii() and value.isprintable(), value
     parts = _HEADER.fullmatch(value)
     assert parts, value
