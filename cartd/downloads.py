@@ -24,9 +24,9 @@ from cartd.plans import Plans
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
-from cartd.tar.bundle import LAYOUT, etag, facts_of
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
+from cartd.tar.virtual_tar import LAYOUT, etag, facts_of
 from cartd.uids import may_be_stored
 from cartd.uses import Uses
 from cartd.volume import Volume

@@ -17,7 +17,7 @@ from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.uses import Uses
-from cartd.volume.removal import RemovalStopped
+from cartd.volume.remove import RemovalStopped
 
 log = Logger()
 

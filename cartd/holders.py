@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.beneath import LOCK, Beneath, regular
 from cartd.locks import NoLocks, try_lock
+from cartd.rooted_fs import LOCK, Beneath, regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"

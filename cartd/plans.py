@@ -15,9 +15,9 @@ from cartd.errors import VolumeDamaged
 from cartd.model import Cart
 from cartd.shared_job import SharedJob
 from cartd.store import Store
-from cartd.tar.bundle import Bundle
 from cartd.tar.index import Shift, TarIndex
-from cartd.tar.layout import Layout
+from cartd.tar.index_builder import Layout
+from cartd.tar.virtual_tar import Bundle
 from cartd.threads import RunsInThread
 
 T = TypeVar("T")

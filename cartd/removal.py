@@ -28,7 +28,7 @@ from cartd.shield import shielded
 from cartd.store import Store
 from cartd.uses import Uses
 from cartd.volume import Volume
-from cartd.volume.removal import RemovalStopped
+from cartd.volume.remove import RemovalStopped
 
 T = TypeVar("T")
 AT_ONCE = 4

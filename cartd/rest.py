@@ -41,8 +41,8 @@ from cartd.errors import (
 )
 from cartd.model import Asker, Cart, CartStatus
 from cartd.ranges import ByteRange, http_date
+from cartd.sending.push import SendStopped
 from cartd.sending.reader import SendingReader
-from cartd.sending.sender import SendStopped
 from cartd.server import error_responses
 from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.error_responses import RETRY_AFTER, escape_header
@@ -76,7 +76,7 @@ class Rest:
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` gives what is read to the client, as :meth:`cartd.sending.sender.Sending.start`.
+        """``send`` gives what is read to the client, as :meth:`cartd.sending.push.Sending.start`.
 
         Nothing is told of carts, and none is taken, before ``recovered()``.
         """

@@ -38,7 +38,7 @@ from cartd.parts import Parts
 from cartd.periodic import Periodic
 from cartd.rest import Rest
 from cartd.retention import Retention
-from cartd.sending.senders import Senders
+from cartd.sending.download_sender import Senders
 from cartd.server.endpoints import listen
 from cartd.server.limits import Limits
 from cartd.server.rlimits import raise_nofile_limit

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cartd.checksum import Checksum
 from cartd.threads import RunsInThread
-from cartd.volume.directories import Directories
 from cartd.volume.incoming import BLOCK, Incoming
+from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import PartialFile
 
 OLD = 1_234_567_890

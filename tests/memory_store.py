@@ -24,8 +24,8 @@ from cartd.model import (
 )
 from cartd.store import Store
 from cartd.store.syncs import Noted
-from cartd.tar.layout import Members
-from tests.laid_out import Member, columns
+from cartd.tar.index_builder import Members
+from tests.built_tars import Member, columns
 
 MTIME = 1_234_567_890
 """Of every file."""

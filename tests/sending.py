@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.sender import Sender
+from cartd.sending.push import Sender
 from cartd.threads import P, T
 
 

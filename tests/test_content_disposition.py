@@ -25,7 +25,7 @@ from cartd.content_disposition import (
     top_folder,
 )
 from cartd.errors import InvalidInput
-from tests.laid_out import lay_out
+from tests.built_tars import lay_out
 
 REFUSED = {
     "nothing": "",

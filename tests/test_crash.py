@@ -1,6 +1,6 @@
 """A service that is killed in the middle of its work goes on where it was, by itself.
 
-For one that is killed while it bundles, see :mod:`tests.test_bundles`.
+For one that is killed while it bundles, see :mod:`tests.test_bundled_carts`.
 """
 
 from __future__ import annotations

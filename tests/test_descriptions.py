@@ -14,11 +14,11 @@ from cartd.downloads import Description, Downloads, NotReady
 from cartd.errors import CartNotFound
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, FileStatus, TarFacts
 from cartd.plans import Plans
-from cartd.tar.bundle import LAYOUT, facts_of
-from cartd.tar.layout import Members
+from cartd.tar.index_builder import Members
+from cartd.tar.virtual_tar import LAYOUT, facts_of
 from cartd.uses import Uses
 from cartd.volume import Volume
-from tests.laid_out import Member, index_of, lay_out
+from tests.built_tars import Member, index_of, lay_out
 from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread, begin, failure_of, result_of
 

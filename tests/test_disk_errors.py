@@ -16,7 +16,7 @@ from cartd.errors import DiskUnavailable, Unavailable
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
 from cartd.volume.identity import Identity, write_number
-from cartd.volume.in_use import Kept
+from cartd.volume.locks import Kept
 from cartd.volume.partial import told_of
 from tests.volume_parts import a_cart, a_file, logged, result_of
 

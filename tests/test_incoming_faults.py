@@ -12,7 +12,7 @@ import pytest
 
 from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
-from cartd.volume.directories import Directories
+from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import PartialFile
 from tests.incoming_place import LARGE, SMALL, FailingWrites, Place
 from tests.open_files import open_below

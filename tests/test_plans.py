@@ -12,11 +12,11 @@ from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
 from cartd.plans import PAGE, Plans
 from cartd.store import Store
-from cartd.tar.bundle import Bundle, facts_of
 from cartd.tar.index import TarIndex
-from cartd.tar.layout import Members
+from cartd.tar.index_builder import Members
+from cartd.tar.virtual_tar import Bundle, facts_of
 from cartd.threads import RunsInThread
-from tests.laid_out import Member, columns, index_of
+from tests.built_tars import Member, columns, index_of
 from tests.volume_parts import (
     HeldThreads,
     InThisThread,

@@ -38,11 +38,11 @@ pytest_plugins = ("tests.archive_fixture",)
 CHANGED = """
 from threading import Event
 from cartd.integrity import syncing
-from cartd.volume import file_system, hashes
+from cartd.volume import file_system, verify
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run
 
-look = hashes._file_fault
+look = verify._file_fault
 
 def told(below, path, *args, **more):
     if below.exists(path):
@@ -53,7 +53,7 @@ def told(below, path, *args, **more):
 def broken(self):
     raise SyncFailed("broken")
 
-hashes._file_fault = told
+verify._file_fault = told
 """
 SELDOM = "syncing.SYNC_EVERY = 1e9\n"
 OFTEN = "syncing.SYNC_EVERY = 0.05\n"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cartd.errors import DiskUnavailable, Unreadable, VolumeDamaged
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import LONG, TarReader, TreeReader
-from cartd.tar.bundle import Literal, Slice
-from tests.laid_out import Member, lay_out
+from cartd.tar.virtual_tar import Literal, Slice
+from tests.built_tars import Member, lay_out
 from tests.open_files import open_below
 
 SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from cartd.errors import Unreadable, VolumeDamaged
 from cartd.sending.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
-from cartd.tar.bundle import Slice
-from tests.laid_out import Member, lay_out
+from cartd.tar.virtual_tar import Slice
+from tests.built_tars import Member, lay_out
 
 SIZES = {
     "a/long": 3 * STEP + 17,

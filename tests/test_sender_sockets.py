@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.sender import Sender, SendStopped
+from cartd.sending.push import Sender, SendStopped
 from cartd.threads import Threads
 from tests.sending import Bytes
 from tests.two_ends import BUFFER, Client, CountedThreads, reactor, until

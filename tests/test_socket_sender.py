@@ -29,12 +29,12 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.sender import SendStopped
+from cartd.sending.push import SendStopped
 from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.sending.tree_reader import LONG, TreeReader
 from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
-from cartd.tar.bundle import Slice
+from cartd.tar.virtual_tar import Slice
 from cartd.threads import Few, P, T
 from tests.sending import AtOnce, Sink
 from tests.server_limits import limits

@@ -15,7 +15,7 @@ from cartd.model import Cart, CartStatus, FileStatus, TarFacts
 from cartd.store import Store, losses, progress
 from cartd.store.batches import BATCH
 from cartd.store.database import Transaction
-from cartd.tar.layout import Members
+from cartd.tar.index_builder import Members
 from tests.databases import the_reactor
 from tests.stored_carts import (
     SHA1,

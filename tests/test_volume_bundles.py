@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.errors import VolumeDamaged
 from cartd.model import CartFile
-from cartd.volume import Volume, hashes
+from cartd.volume import Volume, verify
 from tests.volume_parts import (
     BODY,
     CART,
@@ -204,7 +204,7 @@ def test_a_bundle_in_order_is_never_kept_whole(
     def whole(*_: object) -> None:
         raise AssertionError("all files were asked for at once")
 
-    monkeypatch.setattr(hashes, "_tar_faults", whole)
+    monkeypatch.setattr(verify, "_tar_faults", whole)
     tar = written_bundle(volume, BODIES)
     assert {fault for _, fault in result_of(verified(volume, PAGES))} == {""}
     data = tar.read_bytes()

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from cartd.beneath import Beneath
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.holders import Holders
 from cartd.model import Twin
+from cartd.rooted_fs import Beneath
 from cartd.sending.tree_reader import TarReader, TreeReader
-from cartd.tar.bundle import Slice
+from cartd.tar.virtual_tar import Slice
 from cartd.volume import Volume
 from cartd.volume.identity import read_number
-from cartd.volume.removal import DEEPEST, remove_tree
+from cartd.volume.remove import DEEPEST, remove_tree
 from tests.open_files import open_below
 from tests.volume_parts import (
     BODY,
@@ -275,7 +275,7 @@ def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) 
 def test_where_there_are_no_descriptors_of_directories_paths_will_do(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("beneath", "volume.removal", "volume.partial", "volume.sharing"):
+    for module in ("rooted_fs", "volume.remove", "volume.partial", "volume.hard_links"):
         monkeypatch.setattr(f"cartd.{module}.AT", False)
     assert result_of(volume.remove(CART))
     result_of(stage_again(volume))

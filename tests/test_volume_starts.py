@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from cartd.errors import ConfigError
-from cartd.volume import in_use
+from cartd.volume import locks
 from cartd.volume.check import prepare
 from cartd.volume.identity import read_number, write_number
-from cartd.volume.momentary import momentary, sweep
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
+from cartd.volume.trial_files import momentary, sweep
 
 KILLED = """
 import os, signal, sys
@@ -102,9 +102,9 @@ def test_a_directory_that_somebody_keeps_to_himself_is_named(
     paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(paths)
-    monkeypatch.setattr(in_use, "TRIES", 1)
+    monkeypatch.setattr(locks, "TRIES", 1)
     with (
-        in_use.alone(paths.all_incoming),
+        locks.alone(paths.all_incoming),
         pytest.raises(ConfigError, match=r"volume_path: .* another process"),
     ):
         prepare(paths)

@@ -14,11 +14,11 @@ from twisted.web.server import Request
 from cartd.directory_archive.files import Opened
 from cartd.directory_archive.misfortune import Garbled, Mishap
 from cartd.ranges import http_date
+from cartd.sending.push import Sender, SendStopped
 from cartd.sending.reader import Reader
-from cartd.sending.sender import Sender, SendStopped
 from cartd.sending.tree_reader import TreeReader
 from cartd.server.cache_control import REVALIDATED
-from cartd.tar.bundle import Slice
+from cartd.tar.virtual_tar import Slice
 from cartd.threads import RunsInThread
 
 CHUNK = 1 << 20

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from cartd.store import Store
 from cartd.volume import Volume
-from cartd.volume.strays import Stray
+from cartd.volume.orphans import Stray
 
 AT_ONCE = 100
 """Directories that are put aside before they are removed."""

@@ -17,8 +17,8 @@ from twisted.internet.interfaces import IReactorFDSet, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from cartd.sending.push import Sending, SendStopped
 from cartd.sending.reader import SendingReader
-from cartd.sending.sender import Sending, SendStopped
 from cartd.threads import RunsInThread
 
 _NO_WAY_THERE = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})

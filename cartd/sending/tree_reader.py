@@ -20,9 +20,9 @@ from typing import Final
 
 from cartd.disk_errors import is_missing, raise_if_passing
 from cartd.errors import Unreadable, VolumeDamaged
-from cartd.sending.file_by_file import FileByFile
+from cartd.sending.dir_fd_cache import FileByFile
 from cartd.sending.reader import Keeps
-from cartd.tar.bundle import Literal, Slice
+from cartd.tar.virtual_tar import Literal, Slice
 
 LONG: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""

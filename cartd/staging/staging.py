@@ -21,8 +21,8 @@ from cartd.staging.progress import Batches
 from cartd.staging.retrieval import PAGE, Retrieval
 from cartd.staging.tools import Tools
 from cartd.staging.twins import link_twins
-from cartd.tar.bundle import facts_of
 from cartd.tar.lengths import Lengths
+from cartd.tar.virtual_tar import facts_of
 
 
 class Staging:

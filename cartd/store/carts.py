@@ -30,7 +30,7 @@ from cartd.store.rows import (
     time_of,
 )
 from cartd.store.tables import cart, file
-from cartd.tar.layout import Members
+from cartd.tar.index_builder import Members
 
 T = TypeVar("T")
 

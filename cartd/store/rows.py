@@ -11,7 +11,7 @@ from sqlalchemy import Select, select
 
 from cartd.model import Cart, CartFile, CartStatus, FileStatus, TarFacts
 from cartd.store.tables import cart, file
-from cartd.tar.layout import Members
+from cartd.tar.index_builder import Members
 
 # A naive UTC date plus seconds: right for any time, where fromtimestamp() is not on Windows.
 _EPOCH = datetime(1970, 1, 1)

@@ -9,15 +9,15 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from cartd.beneath import Beneath
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
+from cartd.rooted_fs import Beneath
 from cartd.shield import shielded
 from cartd.volume import files as found_files
-from cartd.volume.access import Access
+from cartd.volume.base import Access
 from cartd.volume.incoming import BLOCK
 from cartd.volume.partial import PartialFile
-from cartd.volume.removal import remove_tree, take_away
+from cartd.volume.remove import remove_tree, take_away
 
 log = Logger()
 

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cartd.beneath import NEW, Beneath
 from cartd.errors import ConfigError, NoSpace, VolumeRefuses
-from cartd.volume.directories import Directories
-from cartd.volume.folding import trial_directory, try_out
-from cartd.volume.momentary import TRIAL, momentary, sweep
+from cartd.rooted_fs import NEW, Beneath
+from cartd.volume.mkdir_fs import Directories
+from cartd.volume.name_collisions import trial_directory, try_out
 from cartd.volume.partial import FULL, PartialFile
 from cartd.volume.paths import LONGEST, VolumePaths
+from cartd.volume.trial_files import TRIAL, momentary, sweep
 
 _REFUSALS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
 """Read-only, as after errors of the disk; broken; not ours any more, or immutable."""

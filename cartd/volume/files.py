@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.beneath import Beneath
 from cartd.disk_errors import passing_raised, raise_if_passing
+from cartd.rooted_fs import Beneath
 
 
 def measure(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:

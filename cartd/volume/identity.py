@@ -13,13 +13,13 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from cartd.beneath import READ, regular
 from cartd.disk_errors import is_exhausted, raise_if_passing
 from cartd.errors import VolumeAway
-from cartd.volume.directories import Directories
-from cartd.volume.momentary import momentary
+from cartd.rooted_fs import READ, regular
+from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
+from cartd.volume.trial_files import momentary
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")
 _NUMBER = re.compile(rb"[0-9]{1,10}\b")

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_ISLNK
 
-from cartd.beneath import Beneath
 from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart
-from cartd.volume.directories import Directories
+from cartd.rooted_fs import Beneath
+from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import told_of
 from cartd.volume.paths import VolumePaths, check_component
 

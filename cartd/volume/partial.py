@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cartd.beneath import AT, NEW, Beneath
 from cartd.disk_errors import raise_if_passing
 from cartd.errors import NoSpace
-from cartd.volume.directories import Directories
+from cartd.rooted_fs import AT, NEW, Beneath
+from cartd.volume.mkdir_fs import Directories
 
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 FILE_MODE = 0o644  # less the umask; until it is whole, the directory above keeps others out

@@ -16,23 +16,23 @@ from typing import ParamSpec, TypeVar
 
 from twisted.logger import Logger
 
-from cartd.beneath import Beneath
 from cartd.checksum import Checksum
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, Twin
+from cartd.rooted_fs import Beneath
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare
-from cartd.volume.hashes import Hashes
-from cartd.volume.in_use import InUse, alone
+from cartd.volume.hard_links import share
 from cartd.volume.incoming import Incoming
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume.removal import RemovalStopped, remove_first, remove_tree, take_away
-from cartd.volume.shared_trips import SharedTrips
-from cartd.volume.sharing import share
-from cartd.volume.strays import Strays
+from cartd.volume.locks import InUse, alone
+from cartd.volume.orphans import Strays
+from cartd.volume.remove import RemovalStopped, remove_first, remove_tree, take_away
+from cartd.volume.thread_batching import SharedTrips
+from cartd.volume.verify import Hashes
 
 P = ParamSpec("P")
 T = TypeVar("T")

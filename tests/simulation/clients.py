@@ -16,7 +16,7 @@ from cartd.content_disposition import top_folder
 from cartd.downloads import Download
 from cartd.errors import CartdError, Unreadable, VolumeDamaged
 from cartd.model import EVERYBODY
-from cartd.sending.sender import Sender, SendStopped
+from cartd.sending.push import Sender, SendStopped
 from tests.simulation.ledger import Ledger, Spec
 from tests.simulation.reactor import SimulatedReactor
 

@@ -11,10 +11,10 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
-from cartd.beneath import Beneath
+from cartd.rooted_fs import Beneath
 from cartd.threads import Threads
 from cartd.volume import Volume
-from cartd.volume.removal import (
+from cartd.volume.remove import (
     PAGE,
     RemovalStopped,
     SliceEnded,
@@ -202,7 +202,7 @@ def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
 def test_trees_that_are_removed_at_once_take_turns_in_a_thread(
     root: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr("cartd.volume.access.Slice", lambda stopped: FilesAtATime(3, stopped))
+    monkeypatch.setattr("cartd.volume.base.Slice", lambda stopped: FilesAtATime(3, stopped))
     threads = HeldThreads()
     volume = Volume(root, InThisThread(), removers=threads)
     volume.prepare()

@@ -15,15 +15,15 @@ import pytest
 
 from cartd.errors import VolumeDamaged
 from cartd.sending.tree_reader import TreeReader
-from cartd.tar.bundle import Literal, Slice
-from cartd.volume import Volume, in_use
-from cartd.volume.in_use import Kept, alone
+from cartd.tar.virtual_tar import Literal, Slice
+from cartd.volume import Volume, locks
+from cartd.volume.locks import Kept, alone
 from tests.volume_parts import CART, InThisThread, everything, result_of
 
 SEND = """
 import sys
 from pathlib import Path
-from cartd.volume.in_use import Kept
+from cartd.volume.locks import Kept
 kept = Kept(Path(sys.argv[1]))
 kept.take()
 print("taken", flush=True)
@@ -90,7 +90,7 @@ def test_any_number_may_send_at_once_and_the_last_counts(root: Path) -> None:
 def test_what_is_being_removed_is_not_sent_any_more(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_use, "PAUSE", 0)
+    monkeypatch.setattr(locks, "PAUSE", 0)
     directory = root / str(CART.id)
     kept = Kept(directory)
     with alone(directory) as may_go:

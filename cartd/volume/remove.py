@@ -21,10 +21,10 @@ from typing import Final
 
 from twisted.logger import Logger
 
-from cartd.beneath import AT, DIRECTORY, Beneath
 from cartd.errors import Unavailable
+from cartd.rooted_fs import AT, DIRECTORY, Beneath
 from cartd.text import escape
-from cartd.volume.directories import refuse
+from cartd.volume.mkdir_fs import refuse
 from cartd.volume.paths import VolumePaths
 
 ATTEMPTS = 20

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR
 
-from cartd.beneath import Beneath
 from cartd.errors import NamesCollide
+from cartd.rooted_fs import Beneath
 
 
 def refuse(occupied: Path) -> None:
@@ -39,7 +39,7 @@ class Directories(Beneath):
         clear: Callable[[Path], None] = refuse,
         folds: bool = False,
     ) -> None:
-        """``folds``: whether two names may be one here (:mod:`cartd.volume.folding`)."""
+        """``folds``: whether two names may be one here (:mod:`cartd.volume.name_collisions`)."""
         super().__init__(root)
         self._check = check
         self._clear = clear

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from twisted.internet.defer import CancelledError
 
-from cartd.volume.shared_trips import FEWEST_TRIPS, MOST_TOGETHER, MOST_TRIPS, SharedTrips
+from cartd.volume.thread_batching import FEWEST_TRIPS, MOST_TOGETHER, MOST_TRIPS, SharedTrips
 from tests.volume_parts import HeldThreads, InThisThread, failure_of, outcome
 
 

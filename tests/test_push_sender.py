@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.sender import Sender, SendStopped
+from cartd.sending.push import Sender, SendStopped
 from tests.sending import AtOnce, Bytes, Sending, Sink
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cartd.beneath import KEPT, NEW, Beneath
-from cartd.sending.file_by_file import FileByFile
+from cartd.rooted_fs import KEPT, NEW, Beneath
+from cartd.sending.dir_fd_cache import FileByFile
 from tests.open_files import open_below
 
 SECRET = b"not of this volume"

@@ -20,11 +20,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from cartd.beneath import NEW, Beneath
-from cartd.volume.momentary import TRIAL, momentary
+from cartd.rooted_fs import NEW, Beneath
 from cartd.volume.partial import FULL
 from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import remove_tree
+from cartd.volume.remove import remove_tree
+from cartd.volume.trial_files import TRIAL, momentary
 
 MOST_CLAIMS: Final = 20
 """Paths that are looked at of those that may be one name."""

@@ -17,10 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cartd.tar.bundle import LAYOUT, Bundle, Literal, Slice
 from cartd.tar.headers import DIRECTORY, FILE, header_length
 from cartd.tar.lengths import Lengths
-from tests.laid_out import Member, index_of, lay_out
+from cartd.tar.virtual_tar import LAYOUT, Bundle, Literal, Slice
+from tests.built_tars import Member, index_of, lay_out
 
 CREATED = 1_700_000_000
 OCTAL_LIMIT = 8**11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cartd.beneath import AT, READ, check_name, open_directory, open_root
+from cartd.rooted_fs import AT, READ, check_name, open_directory, open_root
 
 
 class FileByFile:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cartd.tar.bundle import Bundle
 from cartd.tar.index import TarIndex
-from cartd.tar.layout import Layout, Members
+from cartd.tar.index_builder import Layout, Members
+from cartd.tar.virtual_tar import Bundle
 
 
 class Member(NamedTuple):

@@ -13,12 +13,12 @@ from twisted.logger import Logger
 from cartd.model import Cart, CartFile
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
-from cartd.volume.directories import Directories
-from cartd.volume.folding import FoldedPaths, Folding, collides, try_out
 from cartd.volume.identity import Identity
+from cartd.volume.mkdir_fs import Directories
+from cartd.volume.name_collisions import FoldedPaths, Folding, collides, try_out
 from cartd.volume.partial import PartialFile, told_of
 from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import Slice, SliceEnded, clear_the_way
+from cartd.volume.remove import Slice, SliceEnded, clear_the_way
 
 log = Logger()
 P = ParamSpec("P")

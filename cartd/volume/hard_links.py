@@ -8,10 +8,10 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from cartd.beneath import AT, Beneath, Name
 from cartd.errors import DiskUnavailable, NoSpace
 from cartd.model import Cart, Twin
-from cartd.volume.directories import Directories
+from cartd.rooted_fs import AT, Beneath, Name
+from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import replace, told_of
 from cartd.volume.paths import VolumePaths
 

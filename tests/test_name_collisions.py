@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cartd.errors import NamesCollide
 from cartd.volume.check import prepare
-from cartd.volume.directories import Directories
-from cartd.volume.folding import FoldedPaths, Folding, collides, first_collision, try_out
+from cartd.volume.mkdir_fs import Directories
+from cartd.volume.name_collisions import FoldedPaths, Folding, collides, first_collision, try_out
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 from tests.archived_carts import in_a_thread, url_of

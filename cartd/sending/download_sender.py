@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from cartd.sending.push import Sender
 from cartd.sending.reader import SendingReader
-from cartd.sending.sender import Sender
 from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.text import escape
 from cartd.threads import Few, RunsInThread
@@ -48,7 +48,7 @@ class Senders:
         self._longest = longest
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
-        """As :meth:`cartd.sending.sender.Sending.start`; ``request`` is a ``LimitedRequest``."""
+        """As :meth:`cartd.sending.push.Sending.start`; ``request`` is a ``LimitedRequest``."""
         sending = self._begun(reader, request)
         if self._longest > 0 and not sending.called:
             too_long = self._reactor.callLater(self._longest, self._break_off, request)

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cartd.beneath import Beneath
 from cartd.errors import VolumeDamaged
+from cartd.rooted_fs import Beneath
 from cartd.volume.files import entries
-from cartd.volume.in_use import Kept, alone
+from cartd.volume.locks import Kept, alone
 from cartd.volume.paths import VolumePaths
-from cartd.volume.removal import remove_tree
+from cartd.volume.remove import remove_tree
 
 TRIAL = ".trial"
 _LEFT = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")

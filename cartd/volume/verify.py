@@ -18,10 +18,10 @@ from typing import IO, Any, Protocol
 
 from twisted.internet.defer import CancelledError
 
-from cartd.beneath import Beneath
 from cartd.checksum import Checksum, Mismatch
 from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart, CartFile, Twin
+from cartd.rooted_fs import Beneath
 from cartd.threads import RunsInThread, T
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths

@@ -2,8 +2,8 @@
 
 Strategy: member ``n`` covers the bytes from the end of the data of member ``n - 1`` to the end of
 its own: the padding that it finds, the directories that first occur with it, its header, its data.
-:mod:`cartd.tar.layout` makes the columns that are kept, 28 bytes and the path of each member;
-headers are built again whenever they are asked for.
+:mod:`cartd.tar.index_builder` makes the columns that are kept, 28 bytes and the path of each
+member; headers are built again whenever they are asked for.
 """
 
 from __future__ import annotations

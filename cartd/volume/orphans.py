@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from cartd.beneath import Beneath
 from cartd.errors import InvalidInput
+from cartd.rooted_fs import Beneath
 from cartd.shield import shielded
 from cartd.uids import check_uid
-from cartd.volume.access import Access
+from cartd.volume.base import Access
 from cartd.volume.files import entries
 from cartd.volume.identity import CART_ID
 from cartd.volume.links import remove_link_of
 from cartd.volume.partial import told_of
-from cartd.volume.removal import remove_tree
+from cartd.volume.remove import remove_tree
 
 
 @dataclass(frozen=True, slots=True)
