@@ -58,8 +58,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "cartd-cmd = cartd.admin:main",
-            "pacifica-cartd-cmd = cartd.admin:main",
+            "cartd-cmd = cartd.cli:main",
+            "pacifica-cartd-cmd = cartd.cli:main",
             "pacifica-cartd = cartd.launcher:main",
         ]
     },

@@ -2,7 +2,7 @@
 
 The modules stand on four floors, and import only downwards (``make check`` holds it):
 
-* edge: :mod:`~cartd.service`, :mod:`~cartd.admin`, :mod:`~cartd.rest`, :mod:`~cartd.options`
+* edge: :mod:`~cartd.service`, :mod:`~cartd.cli`, :mod:`~cartd.rest`, :mod:`~cartd.options`
 * flows: what happens to a cart, in order (:mod:`~cartd.staging`, :mod:`~cartd.downloads`, ...)
 * adapters: the volume, the store, the archive and the sender
 * pure: values and decisions, without I/O and without Deferreds

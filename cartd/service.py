@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from cartd import interpreter
 from cartd.admission import Admission
 from cartd.auth import Guard, guard_of
-from cartd.auth.exposure import warnings
+from cartd.auth.startup_warnings import warnings
 from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import run_steadily

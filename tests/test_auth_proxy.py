@@ -10,7 +10,7 @@ from cartd.auth.proxy import Proxies
 from cartd.config import load
 from cartd.errors import ConfigError, Unidentified
 from cartd.model import User
-from tests.guarding import Guarding, request
+from tests.authenticating import Guarding, request
 
 PROXY = "proxy_header = X-User\nproxy_addresses = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 

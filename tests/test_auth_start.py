@@ -10,8 +10,8 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from cartd.auth import TokenFile
-from cartd.auth.exposure import warnings
-from cartd.config import Network, values
+from cartd.auth.startup_warnings import warnings
+from cartd.config import Network, parsers
 from tests.free_ports import free_port
 from tests.running_cartd import RunningCartd, running_cartd
 from tests.test_start_errors import why_it_ends
@@ -92,7 +92,7 @@ def test_what_is_warned_of(
 
 
 LOCAL = "Every account of this machine may name any user in proxy_header by "
-PROXIES = values.networks("unix 127.0.0.1 10.0.0.0/8")
+PROXIES = parsers.networks("unix 127.0.0.1 10.0.0.0/8")
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ PROXIES = values.networks("unix 127.0.0.1 10.0.0.0/8")
         (0o660, "0.0.0.0", PROXIES, [LOCAL + "a loopback address, "]),
         (0o666, "::1", PROXIES, [LOCAL + "{} and by a loopback address, "]),
         (0o660, "192.0.2.1", PROXIES, []),
-        (0o660, "127.0.0.1", values.networks("unix 10.0.0.0/8"), []),
-        (0o660, "127.0.0.1", values.networks("0.0.0.0/0"), [LOCAL + "a loopback address, "]),
-        (0o660, "::", values.networks("::1"), [LOCAL + "a loopback address, "]),
+        (0o660, "127.0.0.1", parsers.networks("unix 10.0.0.0/8"), []),
+        (0o660, "127.0.0.1", parsers.networks("0.0.0.0/0"), [LOCAL + "a loopback address, "]),
+        (0o660, "::", parsers.networks("::1"), [LOCAL + "a loopback address, "]),
     ],
 )
 def test_a_set_up_by_which_every_account_may_name_a_user_is_told(

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from sqlalchemy import text
 
-from cartd.admin import main
-from cartd.admin.commands import command_line
+from cartd.cli import main
+from cartd.cli.commands import command_line
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.faulty_archive import FaultyArchive

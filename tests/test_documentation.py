@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cartd import launcher
-from cartd.admin import main as cartd_cmd
+from cartd.cli import main as cartd_cmd
 from cartd.config import load
 from cartd.errors import InvalidInput
 from cartd.manifest import parse

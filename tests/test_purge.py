@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from cartd.admin.purge import Purge
+from cartd.cli.purge import Purge
 from cartd.model import Cart, CartStatus
 from cartd.removal import CannotRemove
 from tests.test_removal import Removing, refusing

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cartd.config import TlsEndpoint, parse_tls_endpoint
-from cartd.config.values import endpoint
+from cartd.config.parsers import endpoint
 
 PLAIN: dict[str, Any] = {
     "port": 443,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from cartd.admin.verify import Verify
+from cartd.cli.verify import Verify
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from tests.cart_site import CartSite, cart_site

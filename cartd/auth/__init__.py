@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from cartd.auth.guard import Guard
+from cartd.auth.authenticator import Guard
 from cartd.auth.proxy import Proxies
-from cartd.auth.roster import Roster
 from cartd.auth.token_file import TokenFile
+from cartd.auth.token_registry import Roster
 from cartd.config import Config
 from cartd.threads import RunsInThread
 

@@ -1,9 +1,9 @@
 """What the site has chosen: options, environment and file made into one value."""
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
+from cartd.config.parsers import UNIX, Network, is_unix
 from cartd.config.tls_endpoint import TlsEndpoint, parse_tls_endpoint
 from cartd.config.unix_endpoint import UnixEndpoint, parse_unix_endpoint
-from cartd.config.values import UNIX, Network, is_unix
 
 __all__ = [
     "UNIX",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cartd.config import values
+from cartd.config import parsers
 from cartd.config.setting import Setting
 
 ARCHIVE = (
@@ -11,7 +11,7 @@ ARCHIVE = (
         "archiveinterface",
         "url",
         "http://127.0.0.1:8080/",
-        values.archive_url,
+        parsers.archive_url,
         "URL",
         "The archive; http: or https:, with a path if it has one.",
         "ARCHIVE_INTERFACE_URL",
@@ -22,7 +22,7 @@ ARCHIVE = (
         "archiveinterface",
         "connections",
         "32",
-        values.whole(1, 1000),
+        parsers.whole(1, 1000),
         "connections",
         "How many requests the archive is asked at the same time, at most; it is asked for fewer"
         " while it closes connections or mixes up files.",
@@ -32,7 +32,7 @@ ARCHIVE = (
         "archiveinterface",
         "retries",
         "5",
-        values.whole(1, 1000),
+        parsers.whole(1, 1000),
         "tries",
         "How often a failing request is tried, the first time included, with growing waits.",
     ),
@@ -41,7 +41,7 @@ ARCHIVE = (
         "archiveinterface",
         "outage_limit",
         "86400",
-        values.seconds,
+        parsers.seconds,
         "seconds",
         "How long a cart waits for an archive that is away before it is in error.",
     ),
@@ -50,7 +50,7 @@ ARCHIVE = (
         "archiveinterface",
         "connect_timeout",
         "10",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long connecting to the archive may take.",
     ),
@@ -59,7 +59,7 @@ ARCHIVE = (
         "archiveinterface",
         "stall_timeout",
         "60",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long the archive may be silent, before its answer or within it.",
     ),
@@ -68,7 +68,7 @@ ARCHIVE = (
         "archiveinterface",
         "least_rate",
         "1 KB",
-        values.parse_size,
+        parsers.parse_size,
         "size a second",
         "How slowly a file may come, on the average of five minutes, before its transfer is given"
         " up and tried again; 0 is no limit.",
@@ -78,7 +78,7 @@ ARCHIVE = (
         "archiveinterface",
         "tape_polls",
         "100",
-        values.whole(1, 1_000_000),
+        parsers.whole(1, 1_000_000),
         "requests a second",
         "How often the archive is asked in a second, at most, whether files have come from tape.",
     ),
@@ -87,7 +87,7 @@ ARCHIVE = (
         "archiveinterface",
         "reannounce_after",
         "21600",
-        values.seconds,
+        parsers.seconds,
         "seconds",
         "How long after a file was asked from tape it is asked for again, if it has not come.",
     ),
@@ -96,7 +96,7 @@ ARCHIVE = (
         "archiveinterface",
         "ca_file",
         "none",
-        values.optional(values.path),
+        parsers.optional(parsers.path),
         "file (PEM), or none",
         "The authorities that may vouch for an https: archive; none means the system's.",
     ),
@@ -105,7 +105,7 @@ ARCHIVE = (
         "archiveinterface",
         "cert_file",
         "none",
-        values.optional(values.path),
+        parsers.optional(parsers.path),
         "file (PEM), or none",
         "The certificate that is shown to an https: archive which asks for one.",
     ),
@@ -114,7 +114,7 @@ ARCHIVE = (
         "archiveinterface",
         "key_file",
         "none",
-        values.optional(values.path),
+        parsers.optional(parsers.path),
         "file (PEM), or none",
         "The key of cert_file; none means that it is in the same file.",
     ),

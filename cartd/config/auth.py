@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cartd.config import values
+from cartd.config import parsers
 from cartd.config.setting import Setting
 
 AUTH = (
@@ -11,7 +11,7 @@ AUTH = (
         "auth",
         "file",
         "none",
-        values.optional(values.path),
+        parsers.optional(parsers.path),
         "file, or none",
         "The names and hashed tokens of those who may use the service; cartd-cmd token keeps it.",
     ),
@@ -20,7 +20,7 @@ AUTH = (
         "auth",
         "proxy_header",
         "none",
-        values.optional(values.header_name),
+        parsers.optional(parsers.header_name),
         "header's name, or none",
         "The header in which a trusted proxy says who asks, as X-Remote-User.",
     ),
@@ -29,7 +29,7 @@ AUTH = (
         "auth",
         "proxy_addresses",
         "none",
-        values.networks,
+        parsers.networks,
         "IP addresses, networks, unix",
         "The peers from which that header is believed, with white space or commas between them;"
         " unix is whoever connects to a unix: endpoint.",
@@ -39,7 +39,7 @@ AUTH = (
         "auth",
         "max_carts_staging",
         "none",
-        values.limit(values.whole(0, 1_000_000_000)),
+        parsers.limit(parsers.whole(0, 1_000_000_000)),
         "carts, or none",
         "How many carts of one user may be on their way to ready at the same time.",
     ),
@@ -48,7 +48,7 @@ AUTH = (
         "auth",
         "max_files",
         "none",
-        values.limit(values.whole(0, 1_000_000_000)),
+        parsers.limit(parsers.whole(0, 1_000_000_000)),
         "files, or none",
         "How many files of one user's carts may be still to be staged, a new cart's included.",
     ),
@@ -57,7 +57,7 @@ AUTH = (
         "auth",
         "max_bytes",
         "none",
-        values.limit(values.parse_size),
+        parsers.limit(parsers.parse_size),
         "size, or none",
         "A user of whose carts so many bytes are still to be staged may post no more.",
     ),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cartd.config import values
-from cartd.config.file import ConfigFile, percent
+from cartd.config import parsers
+from cartd.config.inifile import ConfigFile, percent
+from cartd.config.parsers import Network, parse_size
 from cartd.config.setting import Setting
 from cartd.config.settings import SETTINGS
-from cartd.config.values import Network, parse_size
 from cartd.errors import ConfigError
 
 __all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
@@ -119,9 +119,9 @@ def load(
 
 
 def sqlalchemy_url(url: str) -> str:
-    """As :func:`cartd.config.values.sqlalchemy_url`, but raises ConfigError."""
+    """As :func:`cartd.config.parsers.sqlalchemy_url`, but raises ConfigError."""
     try:
-        return values.sqlalchemy_url(url)
+        return parsers.sqlalchemy_url(url)
     except ValueError as error:
         raise ConfigError(f"database URL: {error}") from None
 

@@ -5,7 +5,7 @@ Who goes over one is told its name, ``server.max_entries`` for example.
 
 from __future__ import annotations
 
-from cartd.config import values
+from cartd.config import parsers
 from cartd.config.setting import Setting
 
 LIMITS = (
@@ -14,7 +14,7 @@ LIMITS = (
         "server",
         "max_manifest",
         "256 MB",
-        values.size_above_zero,
+        parsers.size_above_zero,
         "size",
         "The largest manifest that is taken.",
     ),
@@ -23,7 +23,7 @@ LIMITS = (
         "server",
         "max_entries",
         "5000000",
-        values.whole(1, 1_000_000_000),
+        parsers.whole(1, 1_000_000_000),
         "entries",
         "How many entries a manifest may have.",
     ),
@@ -32,7 +32,7 @@ LIMITS = (
         "server",
         "manifest_memory",
         "32 MB",
-        values.size_above_zero,
+        parsers.size_above_zero,
         "size",
         "How many bytes of manifests are read and entered at the same time; others wait for them."
         " Each takes about three times its size of memory.",
@@ -42,7 +42,7 @@ LIMITS = (
         "server",
         "body_space",
         "2 GB",
-        values.size_above_zero,
+        parsers.size_above_zero,
         "size",
         "How many bytes of temporary files all requests under way may take.",
     ),
@@ -51,7 +51,7 @@ LIMITS = (
         "server",
         "max_header_size",
         "16 Kb",
-        values.size_above_zero,
+        parsers.size_above_zero,
         "size",
         "How long the head of a request may be, its first line and all headers.",
     ),
@@ -60,7 +60,7 @@ LIMITS = (
         "server",
         "max_headers",
         "500",
-        values.whole(1, 1_000_000),
+        parsers.whole(1, 1_000_000),
         "headers",
         "How many headers a request may have.",
     ),
@@ -69,7 +69,7 @@ LIMITS = (
         "server",
         "header_timeout",
         "60",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long a client may take from connecting, or from the first byte of a later"
         " request, to the end of the request's head.",
@@ -79,7 +79,7 @@ LIMITS = (
         "server",
         "body_timeout",
         "3600",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long a client may take for the whole body of a request.",
     ),
@@ -88,7 +88,7 @@ LIMITS = (
         "server",
         "idle_timeout",
         "60",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long a client may pause within the body of a request.",
     ),
@@ -97,7 +97,7 @@ LIMITS = (
         "server",
         "keepalive_timeout",
         "75",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long a connection is kept open for the next request; longer than a proxy in front"
         " keeps it, which is 60 s in most.",
@@ -107,7 +107,7 @@ LIMITS = (
         "server",
         "stall_timeout",
         "600",
-        values.seconds_above_zero,
+        parsers.seconds_above_zero,
         "seconds",
         "How long a client may take for each 64 KiB of a download; until then its cart is pinned.",
     ),
@@ -116,7 +116,7 @@ LIMITS = (
         "server",
         "max_download_time",
         "86400",
-        values.seconds,
+        parsers.seconds,
         "seconds",
         "How long one download may take, whatever its client takes of it; until then its cart is"
         " pinned. 0: for ever.",
@@ -126,7 +126,7 @@ LIMITS = (
         "server",
         "max_connections",
         "4000",
-        values.whole(1, 1_000_000),
+        parsers.whole(1, 1_000_000),
         "connections",
         "How many clients may be connected.",
     ),
@@ -135,7 +135,7 @@ LIMITS = (
         "server",
         "max_connections_per_address",
         "2000",
-        values.whole(1, 1_000_000),
+        parsers.whole(1, 1_000_000),
         "connections",
         "How many clients may be connected from one address; of IPv6, from one network (/64).",
     ),

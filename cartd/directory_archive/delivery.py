@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from cartd.directory_archive.faults import Garbled, Mishap
 from cartd.directory_archive.files import Opened
-from cartd.directory_archive.misfortune import Garbled, Mishap
 from cartd.ranges import http_date
 from cartd.sending.push import Sender, SendStopped
 from cartd.sending.reader import Reader

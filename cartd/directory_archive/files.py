@@ -25,8 +25,8 @@ from typing import IO
 
 from cartd.atomic_write import keep_owner
 from cartd.conditions import Decision, Representation
+from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
 from cartd.directory_archive.ids import INCOMING, check_id
-from cartd.directory_archive.refusals import Conflict, Forbidden, NotInArchive
 from cartd.errors import InvalidInput, NoSpace
 
 SMALL = 1 << 18

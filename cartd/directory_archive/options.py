@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from twisted.python import usage
 
-from cartd.config import values
+from cartd.config import parsers
 from cartd.pidfile import write_no_pidfile
 
 
@@ -41,11 +41,11 @@ class Options(usage.Options):
 
     def opt_host(self, names: str) -> None:
         """A name, beside its addresses and localhost, by which it may be asked; again for more."""
-        self._add("host", values.hosts, names)
+        self._add("host", parsers.hosts, names)
 
     def opt_origin(self, origins: str) -> None:
         """Another site whose pages may change files, as https://portal.example.org."""
-        self._add("origin", values.origins, origins)
+        self._add("origin", parsers.origins, origins)
 
     def _add(self, key: str, parse: Callable[[str], tuple[str, ...]], text: str) -> None:
         try:

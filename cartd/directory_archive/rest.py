@@ -34,10 +34,10 @@ from werkzeug.routing import BaseConverter
 
 from cartd.conditions import Conditions, Decision
 from cartd.directory_archive.delivery import deliver, hang_up
+from cartd.directory_archive.errors import LengthRequired, Misfired, OnTape, Refusal
+from cartd.directory_archive.faults import Misfortune, Mishap
 from cartd.directory_archive.files import Directory, Status
 from cartd.directory_archive.ids import check_id
-from cartd.directory_archive.misfortune import Misfortune, Mishap
-from cartd.directory_archive.refusals import LengthRequired, Misfired, OnTape, Refusal
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.directory_archive.wire import (
     allowed,

@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 
 from cartd.clocks import run_steadily
+from cartd.directory_archive.faults import Misfortune
 from cartd.directory_archive.files import Directory
-from cartd.directory_archive.misfortune import Misfortune
 from cartd.directory_archive.options import Options
 from cartd.directory_archive.rest import ArchiveInterface
 from cartd.directory_archive.site import ArchiveSite

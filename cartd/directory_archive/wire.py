@@ -12,8 +12,8 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from cartd.conditions import Conditions, Decision, evaluate
+from cartd.directory_archive.errors import BeyondEnd
 from cartd.directory_archive.files import Status
-from cartd.directory_archive.refusals import BeyondEnd
 from cartd.errors import InvalidInput, RangeNotSatisfiable
 from cartd.ranges import ByteRange
 

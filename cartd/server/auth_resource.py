@@ -7,7 +7,7 @@ from typing import Any
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from cartd.auth.guard import Guard
+from cartd.auth.authenticator import Guard
 from cartd.errors import CartdError, NoCredentials
 from cartd.server import error_responses
 from cartd.server.request_head import route_path

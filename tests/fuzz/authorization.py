@@ -9,7 +9,7 @@ from base64 import b64encode
 
 from twisted.cred.error import LoginFailed
 
-from cartd.auth.claims import Token, read_token
+from cartd.auth.credentials import Token, read_token
 from cartd.auth.entries import NAME
 
 WORDS = (

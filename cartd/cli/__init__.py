@@ -1,5 +1,5 @@
 """``cartd-cmd``: the commands for who runs the service."""
 
-from cartd.admin.commands import main
+from cartd.cli.commands import main
 
 __all__ = ["main"]

@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
 
-from cartd.directory_archive.misfortune import WITHOUT_BODY, Misfortune, Mishap
+from cartd.directory_archive.faults import WITHOUT_BODY, Misfortune, Mishap
 from tests.directory_archive_client import Answer, Client, directory_archive
 
 SMALL = bytes(range(10))

@@ -22,11 +22,11 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from cartd.admin.dump import dump
-from cartd.admin.fixit import Fixit
-from cartd.admin.purge import Purge
-from cartd.admin.token import add_actions, token
-from cartd.admin.verify import Verify
+from cartd.cli.dump import dump
+from cartd.cli.fixit import Fixit
+from cartd.cli.purge import Purge
+from cartd.cli.token import add_actions, token
+from cartd.cli.verify import Verify
 from cartd.clocks import run_steadily
 from cartd.config import Config
 from cartd.downloads import USE_TOLD_AFTER

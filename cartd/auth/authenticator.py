@@ -8,10 +8,10 @@ from typing import Any
 from twisted.cred.error import LoginFailed
 from twisted.logger import Logger
 
-from cartd.auth.claims import SCHEMES, Token, read_token
+from cartd.auth.credentials import SCHEMES, Token, read_token
 from cartd.auth.entries import NAME
 from cartd.auth.proxy import Proxies
-from cartd.auth.roster import Roster
+from cartd.auth.token_registry import Roster
 from cartd.auth.tokens import UNKNOWN, without_secret
 from cartd.errors import CartdError, NoCredentials, Unidentified
 from cartd.model import User

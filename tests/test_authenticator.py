@@ -12,11 +12,11 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from cartd.auth import TokenFile
 from cartd.auth.entries import Entry
-from cartd.auth.roster import GRACE, TOLD_EVERY, Roster
+from cartd.auth.token_registry import GRACE, TOLD_EVERY, Roster
 from cartd.auth.tokens import UNKNOWN, new_token
 from cartd.errors import ConfigError, Unavailable, Unidentified
 from cartd.model import User
-from tests.guarding import Guarding, request
+from tests.authenticating import Guarding, request
 
 ALICE = User("alice", admin=True)
 
