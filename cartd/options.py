@@ -38,9 +38,9 @@ class Options(usage.Options):
             " there)",
         ],
         *(
-            [setting.option, setting.short, None, f"{setting.about} ({setting.default})"]
+            [setting.option, setting.short, None, f"{setting.description} ({setting.default})"]
             for setting in SETTINGS
-            if setting.option and not setting.several
+            if setting.option and not setting.repeatable
         ),
     ]
 
@@ -48,7 +48,7 @@ class Options(usage.Options):
         self.setdefault("endpoint", []).append(description)
 
     opt_endpoint.__doc__ = next(
-        f"{setting.about} ({setting.default})"
+        f"{setting.description} ({setting.default})"
         for setting in SETTINGS
         if setting.option == "endpoint"
     )
@@ -100,10 +100,10 @@ def _read(path: Path, *, required: bool) -> str | None:
             return None
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {_why(error)}") from None
+        raise ConfigError(f"{path}: cannot be read: {_reason(error)}") from None
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

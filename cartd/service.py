@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 
 from cartd import interpreter
 from cartd.admission import Admission
-from cartd.auth import Guard, guard_of
-from cartd.auth.startup_warnings import warnings
+from cartd.auth import Authenticator, create_authenticator
+from cartd.auth.startup_warnings import startup_warnings
 from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import run_steadily
@@ -71,9 +71,9 @@ log = Logger()
 class Cartd(Service):
     """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
 
-    def __init__(self, parts: Parts, guard: Guard | None) -> None:
+    def __init__(self, parts: Parts, authenticator: Authenticator | None) -> None:
         self._parts = parts
-        self._guard = guard
+        self._authenticator = authenticator
         config, reactor = parts.config, parts.reactor
         self._carts = Carts(
             parts.store,
@@ -104,7 +104,7 @@ class Cartd(Service):
             rest.app.resource(),
             reactor,
             _limits(config),
-            guard,
+            authenticator,
             hosts=config.hosts,
             origins=config.origins,
             threads=parts.threads,
@@ -121,8 +121,8 @@ class Cartd(Service):
         if (kept := config.retention) > 0:
             retention = Retention(parts.store, kept, reactor, parts.now)
             self._upkeep.append(Periodic(reactor, RETENTION_LOOK, retention.forget))
-        if guard is not None:
-            self._upkeep.append(Periodic(reactor, TOKENS_LOOK, guard.look))
+        if authenticator is not None:
+            self._upkeep.append(Periodic(reactor, TOKENS_LOOK, authenticator.poll))
         if parts.archive_tls.files:
             self._renew(parts.archive_tls.look)
         self._looked_over = False
@@ -152,11 +152,11 @@ class Cartd(Service):
             if tls is not None:
                 self._renew(tls.poll)
             log.info("Listening on {endpoint}", endpoint=description)
-        guard = self._guard
-        tokens = guard is not None and guard.tokens
-        for warning in warnings(
+        authenticator = self._authenticator
+        tokens = authenticator is not None and authenticator.tokens
+        for warning in startup_warnings(
             listening,
-            guarded=guard is not None,
+            auth_enabled=authenticator is not None,
             tokens=tokens,
             proxies=self._parts.config.auth_proxy_addresses,
         ):
@@ -270,12 +270,12 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         os.umask(config.umask)
         parts = Parts(config, reactor, _prepare(config))
         too_few = too_few_connections(config.database_url)
-        guard = guard_of(config, Apart(reactor), reactor)
+        authenticator = create_authenticator(config, Apart(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {for_administrators(error)}") from None
-    for note in (*config.notes, *([too_few] if too_few else [])):
+    for note in (*config.warnings, *([too_few] if too_few else [])):
         log.warn("{note}", note=note)
-    cartd = Cartd(parts, guard)
+    cartd = Cartd(parts, authenticator)
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cartd.auth.entries import Entry, check_name, parse
-from cartd.auth.tokens import UNKNOWN, TokenHash, name_in, new_token
+from cartd.auth.tokens import DUMMY_HASH, TokenHash, new_token, token_name
 from cartd.model import User
 
 TOKEN = b"cartd_alice." + b"x" * 43  # not a new one: it stands in the names of tests
@@ -29,7 +29,7 @@ def test_a_token_has_256_random_bits_and_a_prefix_that_scanners_find() -> None:
     assert len(tokens) == 100
     for token in tokens:
         assert re.fullmatch(r"cartd_alice@example\.org\.[A-Za-z0-9_-]{43}", token)
-        assert name_in(token.encode()) == b"alice@example.org"
+        assert token_name(token.encode()) == b"alice@example.org"
 
 
 def test_the_hash_is_the_one_that_others_compute() -> None:
@@ -48,8 +48,8 @@ def test_nothing_of_a_hash_is_shown() -> None:
 
 
 def test_the_hash_of_an_unknown_name_matches_nothing() -> None:
-    assert not UNKNOWN.matches(TOKEN)
-    assert not UNKNOWN.matches(b"")
+    assert not DUMMY_HASH.matches(TOKEN)
+    assert not DUMMY_HASH.matches(b"")
 
 
 def test_comments_and_empty_lines_are_nobodys() -> None:

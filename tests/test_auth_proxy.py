@@ -6,75 +6,77 @@ from pathlib import Path
 
 import pytest
 
-from cartd.auth.proxy import Proxies
+from cartd.auth.proxy import TrustedProxies
 from cartd.config import load
 from cartd.errors import ConfigError, Unidentified
 from cartd.model import User
-from tests.authenticating import Guarding, request
+from tests.auth_harness import AuthHarness, request
 
 PROXY = "proxy_header = X-User\nproxy_addresses = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 
 
 @pytest.fixture
-def guarding(tmp_path: Path) -> Guarding:
-    return Guarding(tmp_path, PROXY + "file = {file}")
+def harness(tmp_path: Path) -> AuthHarness:
+    return AuthHarness(tmp_path, PROXY + "file = {file}")
 
 
 @pytest.mark.parametrize(
     "peer", ["10.1.0.0", "10.1.255.255", "192.0.2.7", "2001:db8::9", "::ffff:10.1.2.3", "unix"]
 )
-def test_a_trusted_peer_names_the_user(guarding: Guarding, peer: str) -> None:
+def test_a_trusted_peer_names_the_user(harness: AuthHarness, peer: str) -> None:
     named = request(peer, x_user="dora@example.org")
-    assert guarding.identify(named) == User("dora@example.org")
+    assert harness.authenticate(named) == User("dora@example.org")
 
 
 @pytest.mark.parametrize(
     "peer", ["10.2.0.0", "192.0.2.6", "2001:db9::", "127.0.0.1", "::ffff:10.2.0.0", "fe80::1%eth0"]
 )
-def test_from_anybody_else_the_header_is_ignored(guarding: Guarding, peer: str) -> None:
+def test_from_anybody_else_the_header_is_ignored(harness: AuthHarness, peer: str) -> None:
     trusted = request("10.1.0.0", x_user="alice")
-    assert guarding.identify(trusted) == User("alice", admin=True)
+    assert harness.authenticate(trusted) == User("alice", admin=True)
     forged = request(peer, x_user="alice")
-    assert isinstance(guarding.identify(forged), Unidentified)
-    both = request(peer, x_user="alice", authorization=f"Bearer {guarding.tokens['bob']}")
-    assert guarding.identify(both) == User("bob")
+    assert isinstance(harness.authenticate(forged), Unidentified)
+    both = request(peer, x_user="alice", authorization=f"Bearer {harness.tokens['bob']}")
+    assert harness.authenticate(both) == User("bob")
 
 
 @pytest.mark.parametrize("peer", ["unix", "10.1.0.0"])
 def test_a_socket_of_this_machine_is_trusted_only_if_it_is_named(tmp_path: Path, peer: str) -> None:
     other = "127.0.0.1" if peer == "unix" else "unix"
-    guarding = Guarding(tmp_path, f"proxy_header = X-User\nproxy_addresses = {other}")
-    assert isinstance(guarding.identify(request(peer, x_user="alice")), Unidentified)
+    harness = AuthHarness(tmp_path, f"proxy_header = X-User\nproxy_addresses = {other}")
+    assert isinstance(harness.authenticate(request(peer, x_user="alice")), Unidentified)
 
 
 @pytest.mark.parametrize(
     "values", ["", "dora smith", "a,b", ".a", ["mallory", "dora"], "d\u00f6ra", "x" * 256]
 )
-def test_what_is_not_one_name_is_refused(guarding: Guarding, values: str | list[str]) -> None:
-    refused = guarding.identify(request("unix", x_user=values))
+def test_what_is_not_one_name_is_refused(harness: AuthHarness, values: str | list[str]) -> None:
+    refused = harness.authenticate(request("unix", x_user=values))
     assert isinstance(refused, Unidentified)
     assert str(refused).startswith("The proxy names nobody whose name can be a user's: '")
 
 
-def test_a_token_that_spells_a_known_name_is_not_taken_for_it(guarding: Guarding) -> None:
-    guarding.identify(request("unix", x_user="alice"))
-    assert isinstance(guarding.identify(request("unix", authorization="alice")), Unidentified)
+def test_a_token_that_spells_a_known_name_is_not_taken_for_it(harness: AuthHarness) -> None:
+    harness.authenticate(request("unix", x_user="alice"))
+    assert isinstance(harness.authenticate(request("unix", authorization="alice")), Unidentified)
 
 
-def test_who_is_not_named_may_have_a_token(guarding: Guarding) -> None:
-    bearer = f"Bearer {guarding.tokens['bob']}"
-    assert guarding.identify(request("unix", authorization=bearer)) == User("bob")
+def test_who_is_not_named_may_have_a_token(harness: AuthHarness) -> None:
+    bearer = f"Bearer {harness.tokens['bob']}"
+    assert harness.authenticate(request("unix", authorization=bearer)) == User("bob")
 
 
 def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
-    guarding = Guarding(tmp_path, PROXY)
-    token = f"Bearer {guarding.tokens['alice']}"
-    refused = guarding.identify(request("unix", authorization=token))
+    harness = AuthHarness(tmp_path, PROXY)
+    token = f"Bearer {harness.tokens['alice']}"
+    refused = harness.authenticate(request("unix", authorization=token))
     assert isinstance(refused, Unidentified)
     assert str(refused).startswith("Nobody is asking: requests come here through a proxy")
-    assert guarding.guard.headers(refused) == [(b"WWW-Authenticate", b'Bearer realm="cartd"')]
-    assert guarding.identify(request("unix", x_user="alice")) == User("alice")
-    guarding.look()
+    assert harness.authenticator.headers(refused) == [
+        (b"WWW-Authenticate", b'Bearer realm="cartd"')
+    ]
+    assert harness.authenticate(request("unix", x_user="alice")) == User("alice")
+    harness.poll()
 
 
 @pytest.mark.parametrize(
@@ -87,4 +89,4 @@ def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
 )
 def test_a_header_that_nobody_or_anybody_could_set_is_a_mistake(ini: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
-        Proxies.of(load(options={}, environ={}, ini=ini))
+        TrustedProxies.from_config(load(options={}, environ={}, ini=ini))

@@ -19,7 +19,9 @@ from tests.running_cartd import DEADLINE, Answer, unpacked, wait_for
 from tests.wire import Wire, wire
 
 FILES = {"a/one": b"first"}
-NOBODY = "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
+CREDENTIALS_REQUIRED = (
+    "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
+)
 WRONG = "The name or the token is wrong"
 CHALLENGES = ['Bearer realm="cartd"', 'Basic realm="cartd", charset="UTF-8"']
 LARGE = 256_000_000
@@ -99,10 +101,10 @@ def test_strangers_are_refused_whatever_they_ask(guarded: Guarded, method: str, 
         assert answer.headers["Content-Type"] == "application/json"
         if method == "HEAD":
             assert answer.headers["X-Pacifica-Status"] == "error"
-            assert answer.headers["X-Pacifica-Message"] == NOBODY
+            assert answer.headers["X-Pacifica-Message"] == CREDENTIALS_REQUIRED
         else:
             said = json.loads(body)
-            assert (said["status"], said["message"]) == ("401 Unauthorized", NOBODY)
+            assert (said["status"], said["message"]) == ("401 Unauthorized", CREDENTIALS_REQUIRED)
     connection.close()
 
 

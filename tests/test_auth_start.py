@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from cartd.auth import TokenFile
-from cartd.auth.startup_warnings import warnings
+from cartd.auth.startup_warnings import startup_warnings
 from cartd.config import Network, parsers
 from tests.free_ports import free_port
 from tests.running_cartd import RunningCartd, running_cartd
@@ -70,7 +70,7 @@ def test_the_plain_address_is_looked_at_too(tmp_path: Path, address: str, warned
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "address", "guarded", "tokens", "expected"),
+    ("endpoint", "address", "auth_enabled", "tokens", "expected"),
     [
         ("tcp:80", IPv4Address("TCP", "127.9.9.9", 80), False, False, []),
         ("tcp:80", IPv6Address("TCP", "::1", 80), False, False, []),
@@ -85,9 +85,9 @@ def test_the_plain_address_is_looked_at_too(tmp_path: Path, address: str, warned
     ],
 )
 def test_what_is_warned_of(
-    endpoint: str, address: IAddress, guarded: bool, tokens: bool, expected: list[str]
+    endpoint: str, address: IAddress, auth_enabled: bool, tokens: bool, expected: list[str]
 ) -> None:
-    lines = list(warnings([(endpoint, address)], guarded=guarded, tokens=tokens))
+    lines = list(startup_warnings([(endpoint, address)], auth_enabled=auth_enabled, tokens=tokens))
     assert [text in line for text, line in zip(expected, lines, strict=True)] == [True] * len(lines)
 
 
@@ -124,7 +124,7 @@ def test_a_set_up_by_which_every_account_may_name_a_user_is_told(
     if address is not None:
         kind = IPv6Address if ":" in address else IPv4Address
         listening.append(("tcp:80", kind("TCP", address, 80)))
-    lines = list(warnings(listening, guarded=True, tokens=False, proxies=proxies))
+    lines = list(startup_warnings(listening, auth_enabled=True, tokens=False, proxies=proxies))
     assert len(lines) == len(expected)
     for line, begins in zip(lines, expected, strict=True):
         assert line.startswith(begins.format(path))
@@ -136,7 +136,7 @@ def test_a_socket_that_lets_everybody_do_everything_is_told(tmp_path: Path) -> N
     for mode, told in ((0o660, 0), (0o666, 1)):
         path.chmod(mode)
         listening: list[tuple[str, IAddress]] = [(f"unix:{path}", UNIXAddress(bytes(path)))]
-        lines = list(warnings(listening, guarded=False, tokens=False))
+        lines = list(startup_warnings(listening, auth_enabled=False, tokens=False))
         assert len(lines) == told
         assert all(str(path) in line for line in lines)
 

@@ -1,4 +1,4 @@
-"""The guard: whom it lets in, however many others fail, and the file that it goes by."""
+"""The authenticator: whom it lets in, however many others fail, and the file that it goes by."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from cartd.auth import TokenFile
 from cartd.auth.entries import Entry
-from cartd.auth.token_registry import GRACE, TOLD_EVERY, Roster
-from cartd.auth.tokens import UNKNOWN, new_token
+from cartd.auth.token_registry import GRACE, LOG_INTERVAL, TokenRegistry
+from cartd.auth.tokens import DUMMY_HASH, new_token
 from cartd.errors import ConfigError, Unavailable, Unidentified
 from cartd.model import User
-from tests.authenticating import Guarding, request
+from tests.auth_harness import AuthHarness, request
 
 ALICE = User("alice", admin=True)
 
 
 @pytest.fixture
-def guarding(tmp_path: Path) -> Guarding:
-    return Guarding(tmp_path)
+def harness(tmp_path: Path) -> AuthHarness:
+    return AuthHarness(tmp_path)
 
 
-def test_a_token_is_compared_at_once_without_a_thread(guarding: Guarding) -> None:
-    assert guarding.ask(guarding.tokens["alice"]) == ALICE
-    assert guarding.ask(guarding.tokens["bob"]) == User("bob")
-    assert guarding.threads.made == 0
+def test_a_token_is_compared_at_once_without_a_thread(harness: AuthHarness) -> None:
+    assert harness.ask(harness.tokens["alice"]) == ALICE
+    assert harness.ask(harness.tokens["bob"]) == User("bob")
+    assert harness.threads.made == 0
 
 
-def wrong_tokens(guarding: Guarding) -> list[str]:
-    alice = guarding.tokens["alice"]
+def wrong_tokens(harness: AuthHarness) -> list[str]:
+    alice = harness.tokens["alice"]
     return [
         *("alice.x", "nobody.x", "cartd_alice.x", new_token("alice"), new_token("nobody")),
         *(alice.replace("alice", "bob"), alice + "x", alice[:-1], alice.removeprefix("cartd_")),
     ]
 
 
-def test_a_wrong_token_is_refused_and_an_unknown_name_like_it(guarding: Guarding) -> None:
-    for token in wrong_tokens(guarding):
-        refused = guarding.ask(token)
+def test_a_wrong_token_is_refused_and_an_unknown_name_like_it(harness: AuthHarness) -> None:
+    for token in wrong_tokens(harness):
+        refused = harness.ask(token)
         assert isinstance(refused, Unidentified)
         assert str(refused).startswith("The name or the token is wrong: '")
 
 
 def test_each_token_costs_one_comparison_in_constant_time_of_known_names_and_others(
-    guarding: Guarding, monkeypatch: pytest.MonkeyPatch
+    harness: AuthHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[bytes] = []
 
@@ -57,34 +57,34 @@ def test_each_token_costs_one_comparison_in_constant_time_of_known_names_and_oth
         return False
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    entry = guarding.file.entries()["alice"]
-    guarding.ask(new_token("alice"))
-    guarding.ask(new_token("nobody"))
-    assert compared == [entry.hash.digest, UNKNOWN.digest]
+    entry = harness.file.entries()["alice"]
+    harness.ask(new_token("alice"))
+    harness.ask(new_token("nobody"))
+    assert compared == [entry.hash.digest, DUMMY_HASH.digest]
 
 
-def test_however_many_fail_from_one_address_a_good_token_counts(guarding: Guarding) -> None:
+def test_however_many_fail_from_one_address_a_good_token_counts(harness: AuthHarness) -> None:
     for number in range(1000):
-        assert isinstance(guarding.ask(f"cartd_alice.{number}"), Unidentified)
-    assert guarding.ask(guarding.tokens["alice"]) == ALICE
+        assert isinstance(harness.ask(f"cartd_alice.{number}"), Unidentified)
+    assert harness.ask(harness.tokens["alice"]) == ALICE
 
 
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer nodot", "Basic !", "Basic YWxpY2U=", "Digest a=b", "\0"]
 )
-def test_what_names_nobody_is_refused(guarding: Guarding, header: str) -> None:
-    asked = guarding.identify(request("192.0.2.1", authorization=header))
+def test_what_names_nobody_is_refused(harness: AuthHarness, header: str) -> None:
+    asked = harness.authenticate(request("192.0.2.1", authorization=header))
     assert isinstance(asked, Unidentified)
 
 
-def test_a_change_of_the_file_counts_at_the_next_look(guarding: Guarding) -> None:
-    guarding.file.revoke("bob")
-    carol = guarding.file.add("carol", admin=False)
-    assert isinstance(guarding.ask(carol), Unidentified)
-    guarding.look()
-    assert isinstance(guarding.ask(guarding.tokens["bob"]), Unidentified)
-    assert guarding.ask(guarding.tokens["alice"]) == ALICE
-    assert guarding.ask(carol) == User("carol")
+def test_a_change_of_the_file_counts_at_the_next_look(harness: AuthHarness) -> None:
+    harness.file.revoke("bob")
+    carol = harness.file.add("carol", admin=False)
+    assert isinstance(harness.ask(carol), Unidentified)
+    harness.poll()
+    assert isinstance(harness.ask(harness.tokens["bob"]), Unidentified)
+    assert harness.ask(harness.tokens["alice"]) == ALICE
+    assert harness.ask(carol) == User("carol")
 
 
 SPOILT = {
@@ -97,32 +97,32 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
 def test_when_the_file_cannot_be_read_no_token_counts_after_seconds(
-    guarding: Guarding, spoil: Callable[[Path], object]
+    harness: AuthHarness, spoil: Callable[[Path], object]
 ) -> None:
-    alice, path = guarding.tokens["alice"], guarding.file.path
+    alice, path = harness.tokens["alice"], harness.file.path
     good = path.read_text()
     spoil(path)
     with capturedLogs() as logged:
-        guarding.look()
-        assert guarding.ask(alice) == ALICE
-        guarding.look_for(int(GRACE))
-        refused = guarding.ask(alice)
+        harness.poll()
+        assert harness.ask(alice) == ALICE
+        harness.poll_for(int(GRACE))
+        refused = harness.ask(alice)
         assert isinstance(refused, Unavailable)
         assert refused.code == 503
-        assert guarding.guard.headers(refused) == []
-        assert guarding.ask("cartd_nobody.x") is not None
+        assert harness.authenticator.headers(refused) == []
+        assert harness.ask("cartd_nobody.x") is not None
         [said] = [event for event in logged if event["log_level"] is LogLevel.error]
         assert formatEvent(said).startswith(f"{path}: ")
         assert "NO TOKEN IS ACCEPTED" in formatEvent(said)
-        guarding.look_for(int(TOLD_EVERY) - 1)
+        harness.poll_for(int(LOG_INTERVAL) - 1)
         assert len(errors(logged)) == 1
-        guarding.look_for(1)
+        harness.poll_for(1)
         assert len(errors(logged)) == 2
         if path.is_dir():
             path.rmdir()
         path.write_text(good.replace("alice admin", "alice user"))
-        guarding.look_for(1)
-        assert guarding.ask(alice) == User("alice")
+        harness.poll_for(1)
+        assert harness.ask(alice) == User("alice")
         assert formatEvent(logged[-1]) == f"{path} can be read again, and tokens are accepted"
     assert alice not in repr(logged)
 
@@ -131,40 +131,40 @@ def errors(logged: Sequence[LogEvent]) -> list[str]:
     return [formatEvent(event) for event in logged if event["log_level"] is LogLevel.error]
 
 
-def test_a_look_that_does_not_come_back_lets_nobody_in_after_seconds(guarding: Guarding) -> None:
-    alice = guarding.tokens["alice"]
+def test_a_look_that_does_not_come_back_lets_nobody_in_after_seconds(harness: AuthHarness) -> None:
+    alice = harness.tokens["alice"]
     with capturedLogs() as logged:
-        looking = Deferred.fromCoroutine(guarding.guard.look())
-        guarding.clock.advance(GRACE - 1)
-        assert guarding.ask(alice) == ALICE
-        guarding.clock.advance(1)
-        assert isinstance(guarding.ask(alice), Unavailable)
+        looking = Deferred.fromCoroutine(harness.authenticator.poll())
+        harness.clock.advance(GRACE - 1)
+        assert harness.ask(alice) == ALICE
+        harness.clock.advance(1)
+        assert isinstance(harness.ask(alice), Unavailable)
         [said] = errors(logged)
-        assert f"{guarding.file.path}: the disk does not answer" in said
-        guarding.threads.let_all_go()
+        assert f"{harness.file.path}: the disk does not answer" in said
+        harness.threads.let_all_go()
         assert looking.called
-        assert guarding.ask(alice) == ALICE
+        assert harness.ask(alice) == ALICE
 
 
-def test_a_file_that_is_replaced_again_and_again_keeps_nobody_out(guarding: Guarding) -> None:
+def test_a_file_that_is_replaced_again_and_again_keeps_nobody_out(harness: AuthHarness) -> None:
     """Also when each second look meets it in the middle."""
-    alice, path = guarding.tokens["alice"], guarding.file.path
+    alice, path = harness.tokens["alice"], harness.file.path
     good = path.read_text()
     with capturedLogs() as logged:
         for number in range(100):
             path.write_text("ali")
-            guarding.look_for(int(GRACE) - 1)
-            assert guarding.ask(alice) == ALICE
+            harness.poll_for(int(GRACE) - 1)
+            assert harness.ask(alice) == ALICE
             path.write_text(f"{good}# {number}\n")
-            guarding.look_for(1)
-            assert guarding.ask(alice) == ALICE
+            harness.poll_for(1)
+            assert harness.ask(alice) == ALICE
     assert errors(logged) == []
 
 
 def test_what_is_read_while_it_is_changed_does_not_count(
-    guarding: Guarding, monkeypatch: pytest.MonkeyPatch
+    harness: AuthHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, entries = guarding.file.path, TokenFile.entries
+    path, entries = harness.file.path, TokenFile.entries
     path.write_text("")
 
     def changed_meanwhile(file: TokenFile) -> Mapping[str, Entry]:
@@ -173,34 +173,34 @@ def test_what_is_read_while_it_is_changed_does_not_count(
         return found
 
     monkeypatch.setattr(TokenFile, "entries", changed_meanwhile)
-    guarding.look()
-    assert guarding.ask(guarding.tokens["alice"]) == ALICE
+    harness.poll()
+    assert harness.ask(harness.tokens["alice"]) == ALICE
     monkeypatch.undo()
-    guarding.look()
-    assert isinstance(guarding.ask(guarding.tokens["alice"]), Unidentified)
+    harness.poll()
+    assert isinstance(harness.ask(harness.tokens["alice"]), Unidentified)
 
 
 def test_of_those_whom_a_proxy_names_only_admins_are_kept_out_by_a_broken_file(
     tmp_path: Path,
 ) -> None:
-    guarding = Guarding(tmp_path, "proxy_header = X-User\nproxy_addresses = unix\nfile = {file}")
-    guarding.file.path.write_text("x\n")
-    guarding.look_for(int(GRACE) + 1)
-    assert isinstance(guarding.identify(request("unix", x_user="alice")), Unavailable)
-    assert guarding.identify(request("unix", x_user="bob")) == User("bob")
-    assert guarding.identify(request("unix", x_user="dora")) == User("dora")
+    harness = AuthHarness(tmp_path, "proxy_header = X-User\nproxy_addresses = unix\nfile = {file}")
+    harness.file.path.write_text("x\n")
+    harness.poll_for(int(GRACE) + 1)
+    assert isinstance(harness.authenticate(request("unix", x_user="alice")), Unavailable)
+    assert harness.authenticate(request("unix", x_user="bob")) == User("bob")
+    assert harness.authenticate(request("unix", x_user="dora")) == User("dora")
 
 
 def test_a_broken_file_stops_the_start(tmp_path: Path) -> None:
-    guarding = Guarding(tmp_path)
-    guarding.file.path.write_text("x\n")
+    harness = AuthHarness(tmp_path)
+    harness.file.path.write_text("x\n")
     with pytest.raises(ConfigError, match="tokens: line 1: is not NAME ROLE HASH"):
-        Roster(guarding.file, guarding.threads, guarding.clock)
+        TokenRegistry(harness.file, harness.threads, harness.clock)
 
 
-def test_of_a_secret_nothing_is_kept(guarding: Guarding) -> None:
-    token = guarding.tokens["alice"]
-    guarding.ask(token)
-    kept = repr(vars(guarding.guard)) + repr(vars(guarding.guard._roster))
+def test_of_a_secret_nothing_is_kept(harness: AuthHarness) -> None:
+    token = harness.tokens["alice"]
+    harness.ask(token)
+    kept = repr(vars(harness.authenticator)) + repr(vars(harness.authenticator._registry))
     assert "alice" in kept
     assert token.rpartition(".")[2] not in kept

@@ -14,7 +14,7 @@ import yaml
 from sqlalchemy import text
 
 from cartd.cli import main
-from cartd.cli.commands import command_line
+from cartd.cli.commands import create_parser
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.faulty_archive import FaultyArchive
@@ -106,11 +106,11 @@ class TestCommandLine:
         ],
     )
     def test_a_time_is_spelt_as_for_pacifica(self, spelt: str, seconds: float) -> None:
-        given = command_line().parse_args(["purge", "--time-ago", spelt])
+        given = create_parser().parse_args(["purge", "--time-ago", spelt])
         assert given.time_ago == timedelta(seconds=seconds)
 
     def test_a_purge_spares_half_a_year_unless_told(self) -> None:
-        assert command_line().parse_args(["purge"]).time_ago == timedelta(days=180)
+        assert create_parser().parse_args(["purge"]).time_ago == timedelta(days=180)
 
     @pytest.mark.parametrize(
         "spelt",

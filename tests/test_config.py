@@ -117,13 +117,13 @@ def test_without_any_configuration_there_are_defaults() -> None:
         database_url="sqlite:///db.sqlite3",
         database_connect_attempts=10,
         database_connect_wait=20.0,
-        notes=(),
+        warnings=(),
     )
 
 
 def test_every_field_has_one_setting_and_no_place_is_used_twice() -> None:
     fields = [field.name for field in dataclasses.fields(Config)]
-    assert fields == [*(setting.field for setting in SETTINGS), "notes"]
+    assert fields == [*(setting.field for setting in SETTINGS), "warnings"]
     for attribute in ("environment", "option", "short"):
         names = [name for setting in SETTINGS if (name := getattr(setting, attribute))]
         assert len(names) == len(set(names))
@@ -209,10 +209,10 @@ def test_option_goes_before_environment_before_file_before_default(setting: Any)
         assert getattr(config(ini, environ=environ), setting.field) == two
         assert getattr(config(ini, environ={setting.environment: ""}), setting.field) == one
     if setting.option:
-        options = {setting.option: [one_text] if setting.several else one_text}
+        options = {setting.option: [one_text] if setting.repeatable else one_text}
         assert getattr(config(options=options), setting.field) == one
         assert getattr(config(other, environ=environ, options=options), setting.field) == one
-        nothing: dict[str, Any] = {setting.option: [] if setting.several else None}
+        nothing: dict[str, Any] = {setting.option: [] if setting.repeatable else None}
         assert getattr(config(other, options=nothing), setting.field) == two
 
 
@@ -232,25 +232,25 @@ def test_endpoints_are_one_a_line_or_between_white_space_or_given_again() -> Non
 
 def test_a_file_of_pacifica_works_unchanged() -> None:
     pacifica = config(PACIFICA)
-    assert dataclasses.replace(pacifica, notes=()) == dataclasses.replace(
+    assert dataclasses.replace(pacifica, warnings=()) == dataclasses.replace(
         config(), volume_path=Path("/tmp/")
     )
-    celery, logging = pacifica.notes
+    celery, logging = pacifica.warnings
     assert celery == "[celery] of site.ini read past: cartd needs no broker and no workers"
     assert "debug_logging of site.ini read past" in logging
 
 
 def test_a_broker_in_the_environment_is_read_past_in_one_line() -> None:
     environ = {"BROKER_URL": "pyamqp://", "BACKEND_URL": "rpc://"}
-    (note,) = config("[celery]\n", environ=environ).notes
+    (note,) = config("[celery]\n", environ=environ).warnings
     assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL read past")
 
 
 def test_a_proxy_in_the_environment_is_not_used_and_that_is_said_in_one_line() -> None:
     environ = {"http_proxy": "http://squid:3128", "HTTPS_PROXY": "http://squid:3128"}
-    (note,) = config(environ=environ).notes
+    (note,) = config(environ=environ).warnings
     assert note == "http_proxy and HTTPS_PROXY not used: cartd asks the archive without a proxy"
-    assert config(environ={"http_proxy": ""}).notes == ()
+    assert config(environ={"http_proxy": ""}).warnings == ()
 
 
 def test_the_database_is_found_in_the_documented_order() -> None:
@@ -492,7 +492,7 @@ def test_a_value_that_does_not_parse_is_refused_with_its_place(setting: Any) -> 
             message = refusal(environ={setting.environment: text})
             assert message.startswith(f"environment variable {setting.environment}: ")
         if setting.option and text:
-            options = {setting.option: [text] if setting.several else text}
+            options = {setting.option: [text] if setting.repeatable else text}
             assert refusal(options=options).startswith(f"--{setting.option}: ")
 
 
@@ -598,7 +598,7 @@ def test_the_documentation_has_every_setting_as_it_is() -> None:
             code(setting.environment),
             code(setting.default),
             setting.unit,
-            setting.about,
+            setting.description,
         ]
         for setting in SETTINGS
     }

@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
 
-from cartd.directory_archive.faults import WITHOUT_BODY, Misfortune, Mishap
+from cartd.directory_archive.faults import WITHOUT_BODY, Fault, FaultInjector
 from tests.directory_archive_client import Answer, Client, directory_archive
 
 SMALL = bytes(range(10))
@@ -115,9 +115,9 @@ def happened(answer: Answer, data: bytes) -> str:
 
 
 def expected(rate: float, seed: int, count: int, *, body: bool) -> list[str]:
-    misfortune = Misfortune(rate, seed)
-    drawn = [misfortune.draw(body=body) for _ in range(count)]
-    return ["right" if mishap is None else mishap.name for mishap in drawn]
+    fault_injector = FaultInjector(rate, seed)
+    drawn = [fault_injector.draw(body=body) for _ in range(count)]
+    return ["right" if fault is None else fault.name for fault in drawn]
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
@@ -130,7 +130,7 @@ async def test_the_share_of_gets_that_was_asked_for_fails_in_every_way(
         seen = [happened(await client.ask("GET", "/a"), data) for _ in range(40)]
         assert [(await client.ask("GET", "/")).status for _ in range(20)] == [200] * 20
     assert seen == expected(0.5, 7, 40, body=True)
-    assert set(seen) == {"right", *(mishap.name for mishap in Mishap)}
+    assert set(seen) == {"right", *(fault.name for fault in Fault)}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_a_request_that_fails_has_done_nothing(
     (tmp_path / "b").write_bytes(LARGE)
     async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
         seen = [happened(await client.ask(method, "/a", body), b"") for _ in range(12)]
-    assert set(seen) == {mishap.name for mishap in WITHOUT_BODY}
+    assert set(seen) == {fault.name for fault in WITHOUT_BODY}
     assert (tmp_path / "a").read_bytes() == SMALL
     assert (tmp_path / "b").read_bytes() == LARGE
 
@@ -170,7 +170,7 @@ def test_the_same_seed_gives_the_same_failures_and_the_rate_is_kept() -> None:
     assert first != expected(0.1, 6, 10_000, body=True)
     counts = Counter(first)
     assert 8_700 < counts["right"] < 9_300
-    assert all(150 < counts[mishap.name] < 250 for mishap in Mishap)
+    assert all(150 < counts[fault.name] < 250 for fault in Fault)
 
 
 def test_no_failure_is_drawn_when_none_is_wanted() -> None:

@@ -79,7 +79,7 @@ def test_the_help_explains_every_option(monkeypatch: pytest.MonkeyPatch) -> None
     for setting in SETTINGS:
         if setting.option:
             assert f"--{setting.option}=" in text
-            assert f"{setting.about} ({setting.default})" in text
+            assert f"{setting.description} ({setting.default})" in text
     assert "~/.pacifica-cartd/config.ini" in text
     assert "DATABASE_URL" in text
 

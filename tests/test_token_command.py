@@ -243,7 +243,7 @@ def test_a_change_by_hand_meanwhile_is_not_written_over(
         tokens.write_text("# by hand\n")
         return lines
 
-    monkeypatch.setattr(token_file, "_ended", edited_first)
+    monkeypatch.setattr(token_file, "_with_final_newline", edited_first)
     with pytest.raises(ConfigError, match="somebody else has changed it just now; try again"):
         file.add("bob", admin=False)
     assert tokens.read_text() == "# by hand\n"

@@ -8,55 +8,55 @@ from typing import Any
 from twisted.cred.error import LoginFailed
 from twisted.web.guard import BasicCredentialFactory
 
-from cartd.auth.tokens import name_in
+from cartd.auth.tokens import token_name
 
 REALM = b"cartd"
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class Credentials:
     """A token, and the name that it is said to belong to."""
 
     name: str
     secret: bytes = field(repr=False)
 
 
-class BearerTokens:
+class BearerScheme:
     """Tokens as RFC 6750, section 2.1, has them sent."""
 
     scheme = b"bearer"
     challenge = b'Bearer realm="%s"' % REALM
 
-    def read(self, value: bytes) -> Token:
+    def parse(self, value: bytes) -> Credentials:
         """Raises LoginFailed for what cannot be anybody's."""
-        name = name_in(value)
+        name = token_name(value)
         if name is None:
             raise LoginFailed
-        return Token(_text(name), value)
+        return Credentials(_text(name), value)
 
 
-class BasicTokens:
+class BasicScheme:
     """Tokens as passwords (RFC 7617)."""
 
     scheme = b"basic"
     challenge = b'Basic realm="%s", charset="UTF-8"' % REALM
     _factory = BasicCredentialFactory(REALM)
 
-    def read(self, value: bytes) -> Token:
+    def parse(self, value: bytes) -> Credentials:
         """Raises LoginFailed for what cannot be anybody's."""
         given: Any = self._factory.decode(value, None)
-        return Token(_text(given.username), given.password)
+        return Credentials(_text(given.username), given.password)
 
 
-SCHEMES = (BearerTokens(), BasicTokens())
+SCHEMES = (BearerScheme(), BasicScheme())
 
 
-def read_token(value: bytes) -> Token:
+def parse_authorization(value: bytes) -> Credentials:
     """What the value of an ``Authorization`` holds.  Raises LoginFailed if that is unknown."""
     scheme, _, rest = value.strip().partition(b" ")
     for known in SCHEMES:
         if scheme.lower() == known.scheme:
-            return known.read(rest.strip())
+            return known.parse(rest.strip())
     raise LoginFailed
 
 

@@ -55,7 +55,7 @@ def parse(text: str) -> Mapping[str, Entry]:
     return entries
 
 
-def name_of_line(line: str) -> str | None:
+def line_name(line: str) -> str | None:
     """Whose line it is; nobody's, if it is a comment or empty."""
     stripped = line.strip()
     return None if not stripped or stripped.startswith("#") else stripped.split()[0]
@@ -63,7 +63,7 @@ def name_of_line(line: str) -> str | None:
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
-        if name_of_line(line) is not None:
+        if line_name(line) is not None:
             yield number, line
 
 

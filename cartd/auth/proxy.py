@@ -15,11 +15,11 @@ UNIX_PEER = "unix"
 """In place of an address: who is on this machine, and may open the socket's file."""
 
 
-class Proxies:
+class TrustedProxies:
     """Reads one header, of requests from some networks only."""
 
     @classmethod
-    def of(cls, config: Config) -> Proxies | None:
+    def from_config(cls, config: Config) -> TrustedProxies | None:
         """Those of the configuration, if it has any.
 
         :raises ConfigError: the header would be believed from nobody, or from anybody.
@@ -44,7 +44,7 @@ class Proxies:
         self._networks = [network for network in networks if network != UNIX]
         self._unix = UNIX in networks
 
-    def name_in(self, request: Any) -> bytes | None:
+    def user_name(self, request: Any) -> bytes | None:
         """Whom a trusted proxy names; of several names, all, which then is nobody's."""
         values = request.requestHeaders.getRawHeaders(self._header)
         if not values or not self._trusts(peer_of(request)):

@@ -17,10 +17,10 @@ LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 ENCRYPTED = ("ssl:", "tls:")
 
 
-def warnings(
+def startup_warnings(
     listening: Sequence[tuple[str, IAddress]],
     *,
-    guarded: bool,
+    auth_enabled: bool,
     tokens: bool,
     proxies: Sequence[Network] = (),
 ) -> Iterator[str]:
@@ -29,11 +29,11 @@ def warnings(
     ``listening`` are endpoints, and the addresses that they bound; from ``proxies`` it is believed
     who asks.
     """
-    yield from _local_accounts([address for _, address in listening], guarded, proxies)
+    yield from _local_account_warnings([address for _, address in listening], auth_enabled, proxies)
     exposed = [(endpoint, address) for endpoint, address in listening if _is_exposed(address)]
-    if exposed and not guarded:
+    if exposed and not auth_enabled:
         yield (
-            f"Whoever reaches {_spelt(exposed)} may post, download and delete every cart:"
+            f"Whoever reaches {_shown(exposed)} may post, download and delete every cart:"
             " [auth] in the configuration is off (docs/authentication.md); who asks by a name that"
             " is not in [server] hosts is answered with 421"
         )
@@ -44,24 +44,24 @@ def warnings(
     ]
     if plain and tokens:
         yield (
-            f"Tokens that are sent to {_spelt(plain)} can be read on their way: listen there"
+            f"Tokens that are sent to {_shown(plain)} can be read on their way: listen there"
             " with TLS (an ssl: endpoint), or on a loopback address behind a gateway with TLS"
         )
 
 
-def _local_accounts(
-    addresses: Sequence[IAddress], guarded: bool, proxies: Sequence[Network]
+def _local_account_warnings(
+    addresses: Sequence[IAddress], auth_enabled: bool, proxies: Sequence[Network]
 ) -> Iterator[str]:
     """What every account of this machine may do."""
-    open_sockets = ", ".join(_open_sockets(addresses))
-    if open_sockets and not guarded:
+    open_sockets = ", ".join(_world_writable_sockets(addresses))
+    if open_sockets and not auth_enabled:
         yield (
             f"Every account of this machine may post, download and delete every cart by"
             f" {open_sockets}, whose mode lets all connect: write mode=660 into the endpoint, or"
             " set [auth]"
         )
     ways = [open_sockets] if open_sockets and UNIX in proxies else []
-    if any(map(_is_loopback, proxies)) and any(map(_takes_loopback, addresses)):
+    if any(map(_is_loopback, proxies)) and any(map(_accepts_loopback, addresses)):
         ways.append("a loopback address, which proxy_addresses trusts")
     if ways:
         yield (
@@ -71,7 +71,7 @@ def _local_accounts(
         )
 
 
-def _open_sockets(addresses: Iterable[IAddress]) -> Iterator[str]:
+def _world_writable_sockets(addresses: Iterable[IAddress]) -> Iterator[str]:
     for address in addresses:
         if isinstance(address, UNIXAddress) and address.name:
             path = os.fsdecode(address.name)
@@ -90,7 +90,7 @@ def _is_loopback(network: Network) -> bool:
     return False
 
 
-def _takes_loopback(address: IAddress) -> bool:
+def _accepts_loopback(address: IAddress) -> bool:
     """Whether it is, or includes, an address that only this machine can use."""
     host = getattr(address, "host", None)
     if host is None:
@@ -105,7 +105,7 @@ def _is_exposed(address: IAddress) -> bool:
     return host is not None and not ip_address(host).is_loopback
 
 
-def _spelt(listening: Iterable[tuple[str, IAddress]]) -> str:
+def _shown(listening: Iterable[tuple[str, IAddress]]) -> str:
     return ", ".join(
         f"{getattr(address, 'host', '')} port {getattr(address, 'port', '')}"
         for _, address in listening

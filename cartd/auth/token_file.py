@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cartd.atomic_write import replace_file
-from cartd.auth.entries import Entry, check_name, name_of_line, parse
+from cartd.auth.entries import Entry, check_name, line_name, parse
 from cartd.auth.tokens import TokenHash, new_token
 from cartd.errors import ConfigError
 from cartd.locks import NoLocks, holder_of, try_lock
@@ -35,7 +35,7 @@ class TokenFile:
 
     def stamp(self) -> Stamp:
         """What changes whenever the file does."""
-        with self._named_faults():
+        with self._errors_with_path():
             return _stamp(self.path)
 
     def read(self) -> tuple[Stamp, Mapping[str, Entry]]:
@@ -48,12 +48,12 @@ class TokenFile:
 
     def entries(self) -> Mapping[str, Entry]:
         """All who are in it, by name."""
-        with self._named_faults():
+        with self._errors_with_path():
             return parse(self.path.read_text(encoding="utf-8"))
 
     def add(self, name: str, *, admin: bool) -> str:
         """Enter a new name and give its token, which is kept nowhere."""
-        with self._changing():
+        with self._exclusive():
             check_name(name)
             if self.path.exists() and name in self.entries():
                 raise ConfigError(
@@ -62,15 +62,15 @@ class TokenFile:
                 )
             token = new_token(name)
             line = f"{Entry(User(name, admin), TokenHash.of(token.encode()))}\n"
-            self._rewrite(lambda lines: [*_ended(lines), line])
+            self._rewrite(lambda lines: [*_with_final_newline(lines), line])
             return token
 
     def revoke(self, name: str) -> None:
         """Take a name out."""
-        with self._changing():
+        with self._exclusive():
             if name not in self.entries():
                 raise ConfigError(f"{self.path}: there is no {name!a}")
-            self._rewrite(lambda lines: [line for line in lines if name_of_line(line) != name])
+            self._rewrite(lambda lines: [line for line in lines if line_name(line) != name])
 
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
         """Put a changed file in its place; who reads sees the old one or the new one."""
@@ -88,17 +88,17 @@ class TokenFile:
             raise ConfigError(
                 f"{self.path}: {this_user()} cannot replace it ({error.strerror}): that takes write"
                 f" access to {path.parent} ({described(path.parent)}), and its owner, group and"
-                f" mode are kept{_now(path)}"
+                f" mode are kept{_current_mode(path)}"
             ) from None
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """One at a time: two that add at once would lose one of their tokens.
 
         The directory is locked: the file itself is another one after each change, and a file beside
         it would belong to whoever comes first, and keep others out.
         """
-        with self._named_faults():
+        with self._errors_with_path():
             directory = self.path.resolve().parent
             try:
                 fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -126,7 +126,7 @@ class TokenFile:
                 time.sleep(LOCK_PAUSE)
 
     @contextmanager
-    def _named_faults(self) -> Iterator[None]:
+    def _errors_with_path(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -137,7 +137,7 @@ class TokenFile:
             raise ConfigError(f"{self.path}: it is not UTF-8") from None
         except PermissionError as error:
             raise ConfigError(
-                f"{self.path}: {error.strerror} for {this_user()}{_now(self.path)}"
+                f"{self.path}: {error.strerror} for {this_user()}{_current_mode(self.path)}"
             ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -149,11 +149,11 @@ def _stamp(path: Path) -> Stamp:
     return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def _now(path: Path) -> str:
+def _current_mode(path: Path) -> str:
     return f" (it is {shown})" if (shown := described(path)) else ""
 
 
-def _ended(lines: list[str]) -> list[str]:
+def _with_final_newline(lines: list[str]) -> list[str]:
     """The last line of a file that was edited by hand may lack its end."""
     if lines and not lines[-1].endswith("\n"):
         return [*lines[:-1], lines[-1] + "\n"]

@@ -18,13 +18,13 @@ GRACE = 5.0
 
 Long enough for a file that is edited in its place or copied to a slow disk, so that a change is
 never an outage; short enough that a token whose revocation cannot be read ends in seconds."""
-TOLD_EVERY = 60.0
+LOG_INTERVAL = 60.0
 """Seconds between two lines in the log that say that no token is accepted."""
 
 log = Logger()
 
 
-class Roster:
+class TokenRegistry:
     """The entries of the file, read again when it changes.
 
     It fails closed: when the file cannot be read for :data:`GRACE`, or a look at it does not come
@@ -41,16 +41,16 @@ class Roster:
         self._clock = clock
         self._entries: Mapping[str, Entry] = {}
         self._stamp: Stamp = ()
-        self._unsure_since: float | None = None
+        self._failing_since: float | None = None
         """When the first look began of those that have not ended well; none after one that has."""
-        self._fault = ""
-        self._told: float | None = None
+        self._reason = ""
+        self._logged_at: float | None = None
         if file is not None:
             self._stamp, self._entries = file.read()
 
     def entry(self, name: str) -> Entry | None:
         """Raises Unavailable if that is not known now."""
-        self._check()
+        self._require_open()
         return self._entries.get(name)
 
     def user(self, name: str) -> User:
@@ -62,26 +62,26 @@ class Roster:
         if entry is None:
             return User(name)
         if entry.user.admin:
-            self._check()
+            self._require_open()
         return entry.user
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Read the file again if it has changed; that it cannot be read is for the log."""
         if self._file is None:
             return
-        if self._unsure_since is None:
-            self._unsure_since = self._clock.seconds()
+        if self._failing_since is None:
+            self._failing_since = self._clock.seconds()
         try:
             await self._read(self._file)
         except ConfigError as error:
-            self._fault = str(error)
+            self._reason = str(error)
             if self._closed():
-                self._tell()
+                self._log_closed()
             return
-        self._unsure_since = None
-        self._fault = ""
-        if self._told is not None:
-            self._told = None
+        self._failing_since = None
+        self._reason = ""
+        if self._logged_at is not None:
+            self._logged_at = None
             log.info("{file} can be read again, and tokens are accepted", file=self._file.path)
 
     async def _read(self, file: TokenFile) -> None:
@@ -94,22 +94,22 @@ class Roster:
         )
 
     def _closed(self) -> bool:
-        since = self._unsure_since
+        since = self._failing_since
         return since is not None and self._clock.seconds() - since >= GRACE
 
-    def _check(self) -> None:
+    def _require_open(self) -> None:
         if self._closed():
-            self._tell()
+            self._log_closed()
             raise Unavailable("The file of tokens cannot be read, so no token is accepted now")
 
-    def _tell(self) -> None:
+    def _log_closed(self) -> None:
         now = self._clock.seconds()
-        if self._told is not None and now - self._told < TOLD_EVERY:
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL:
             return
-        self._told = now
+        self._logged_at = now
         assert self._file is not None
         log.error(
             "{fault}: who was revoked cannot be known, so NO TOKEN IS ACCEPTED, and requests get"
             " 503, until it can be read; it is tried every second",
-            fault=self._fault or f"{self._file.path}: the disk does not answer",
+            fault=self._reason or f"{self._file.path}: the disk does not answer",
         )

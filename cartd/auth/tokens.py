@@ -28,13 +28,13 @@ def new_token(name: str) -> str:
     return f"{PREFIX}{name}.{secrets.token_urlsafe(SECRET_SIZE)}"
 
 
-def name_in(token: bytes) -> bytes | None:
+def token_name(token: bytes) -> bytes | None:
     """The name that a token holds; none if it holds none."""
     name, dot, _ = token.removeprefix(PREFIX.encode()).rpartition(b".")
     return name if dot else None
 
 
-def without_secret(name: str) -> str:
+def redact_secret(name: str) -> str:
     """What a client gives for a name, without the secret of a token that it may hold.
 
     Some send their token as the name, with an empty password, or with something behind it.
@@ -73,5 +73,5 @@ class TokenHash:
         return hmac.compare_digest(digest, self.digest) and _TOKEN.fullmatch(token) is not None
 
 
-UNKNOWN = TokenHash(bytes(32))
+DUMMY_HASH = TokenHash(bytes(32))
 """What the token of an unknown name is compared with: the time does not tell who is known."""

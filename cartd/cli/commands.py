@@ -42,31 +42,31 @@ Command = Callable[[Config, Namespace], int]
 
 def main() -> None:
     """Run one command; the process's exit status says how it went."""
-    given = command_line().parse_args()
+    given = create_parser().parse_args()
     try:
         config = _config(given)
         os.umask(config.umask)
-        _warn_of_root(config, given)
+        _warn_if_root(config, given)
         sys.exit(given.command(config, given))
     except CartdError as error:
         sys.exit(f"cartd-cmd: {for_administrators(error)}")
 
 
-def _warn_of_root(config: Config, given: Namespace) -> None:
+def _warn_if_root(config: Config, given: Namespace) -> None:
     """What root makes on the volume, or as a database file, the service cannot use."""
     if sys.platform == "win32" or os.geteuid() != 0 or given.command is _token:
         return
     with suppress(OSError):
         owner = config.volume_path.stat().st_uid
         if owner != 0:
-            _tell(
+            _warn(
                 f"this is run by root, but the volume belongs to {user_name(owner)}: what it makes"
                 f" may be of no use to the service. Run it as {user_name(owner)} (runuser -u"
                 f" {user_name(owner)} -- cartd-cmd ...)"
             )
 
 
-def command_line() -> ArgumentParser:
+def create_parser() -> ArgumentParser:
     """What may be typed behind ``cartd-cmd``; ``command`` is the function to call with it."""
     parser = ArgumentParser(
         prog="cartd-cmd",
@@ -104,7 +104,7 @@ def command_line() -> ArgumentParser:
     )
     add(
         "adopt",
-        _adopt,
+        _import,
         "Make the configured directory the volume of this database.\n"
         "For a volume that was replaced, or a database that was: carts that are not on it are\n"
         "staged again when they are asked for.",
@@ -139,7 +139,7 @@ def command_line() -> ArgumentParser:
     purge.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
     purge.add_argument(
         "--time-ago",
-        type=_ago,
+        type=_parse_age,
         default=timedelta(days=180),
         metavar="TEXT",
         help='such as "60 days ago" or "12 hours ago" (default: 180 days ago)',
@@ -160,7 +160,7 @@ def _token(config: Config, given: Namespace) -> int:
     return token(config, given, sys.stdout, sys.stderr)
 
 
-def _ago(text: str) -> timedelta:
+def _parse_age(text: str) -> timedelta:
     """Read ``NUMBER UNIT ago``, as Pacifica's command does."""
     try:
         number, unit, ago = text.split()
@@ -203,15 +203,15 @@ def _wait(config: Config) -> None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
-        tell=_tell,
+        tell=_warn,
     )
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     print(f"cartd-cmd: {line}", file=sys.stderr)
 
 
-def _adopt(config: Config, _given: Namespace) -> int:
+def _import(config: Config, _given: Namespace) -> int:
     _wait(config)
     _check_schema(config)
     belong(config.database_url, config.volume_path, adopt=True)
@@ -295,7 +295,7 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
 
     async def run(reactor: Any) -> None:
         run_steadily(reactor)
-        parts = Parts(config, reactor, volume_number, warn=_tell)
+        parts = Parts(config, reactor, volume_number, warn=_warn)
         try:
             parts.start(take_up=False)
             outcome.append(await work(parts))
@@ -306,7 +306,7 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
         finally:
             await parts.stop()
             if hanging := await parts.close():
-                _tell(f"not waited for, as of a disk that does not answer: {hanging}")
+                _warn(f"not waited for, as of a disk that does not answer: {hanging}")
 
     try:
         task.react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

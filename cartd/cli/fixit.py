@@ -12,7 +12,7 @@ from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store
 
-LOOK_EVERY = 0.5
+POLL_INTERVAL = 0.5
 """Seconds between two looks at a cart that is being staged."""
 
 
@@ -73,7 +73,7 @@ class Fixit:
                 said = cart.message
                 self._say(f"{cart.shown_uid}: {said}")
             self._begin(cart_id)
-            await deferLater(self._clock, LOOK_EVERY)
+            await deferLater(self._clock, POLL_INTERVAL)
 
     def _show(self, cart: Cart) -> None:
         if self._out.isatty():

@@ -74,7 +74,7 @@ class Verify:
         if now is None or now.status != CartStatus.READY:
             self._say(f"{cart.shown_uid}: has been deleted or staged again meanwhile")
             return True
-        self._tell(cart, damages)
+        self._report(cart, damages)
         if self._restore is None:
             return False
         if not await self._restore(cart, [damage.position for damage in damages]):
@@ -89,11 +89,11 @@ class Verify:
             await self._store.record_verified(cart.id, begun)
             self._say(f"{cart.uid}: repaired, and right")
             return True
-        self._tell(cart, damages)
+        self._report(cart, damages)
         self._say(f"{cart.uid}: is damaged again: look after the volume's disk")
         return False
 
-    def _tell(self, cart: Cart, damages: Sequence[Damage]) -> None:
+    def _report(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
             self._say(f"{cart.shown_uid}: {escape(damage.path)} {damage.fault}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cartd.config import parsers
-from cartd.config.inifile import ConfigFile, percent
+from cartd.config.inifile import ConfigFile, unescape_percent
 from cartd.config.parsers import Network, parse_size
 from cartd.config.setting import Setting
 from cartd.config.settings import SETTINGS
@@ -89,11 +89,18 @@ class Config:
     """As SQLAlchemy takes it."""
     database_connect_attempts: int
     database_connect_wait: float
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     """Lines worth logging once: what is read past."""
 
 
-_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_PROXY_VARIABLES = (
+    "http_proxy",
+    "HTTP_PROXY",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+)
 """Variables by which curl and others are told of a proxy."""
 
 
@@ -112,10 +119,10 @@ def load(
     """
     file = ConfigFile(ini or "", ini_name or "configuration file")
     chosen = {
-        setting.field: _value(setting, *next(_given(setting, options, environ, file)))
+        setting.field: _value(setting, *next(_sources(setting, options, environ, file)))
         for setting in SETTINGS
     }
-    return Config(**chosen, notes=tuple(_notes(environ, file)))
+    return Config(**chosen, warnings=tuple(_warnings(environ, file)))
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -126,27 +133,31 @@ def sqlalchemy_url(url: str) -> str:
         raise ConfigError(f"database URL: {error}") from None
 
 
-def _given(
+def _sources(
     setting: Setting, options: Mapping[str, Any], environ: Mapping[str, str], file: ConfigFile
 ) -> Iterator[tuple[str, Sequence[str]]]:
     """Where it is written and what is written there, the weightiest place first."""
     if setting.option and (given := options.get(setting.option)) not in (None, []):
-        yield f"--{setting.option}", given if setting.several else [str(given)]
-    names = [(setting.environment, setting.key), (setting.old_environment, setting.old_key)]
+        yield f"--{setting.option}", given if setting.repeatable else [str(given)]
+    names = [(setting.environment, setting.key), (setting.pacifica_variable, setting.pacifica_key)]
     for variable, key in names:
         if variable and (text := environ.get(variable)):
             # Pacifica put the values of its variables through the parser of its file.
-            text = percent(text, setting.old_key) if key == setting.old_key else text
-            yield f"environment variable {variable}", text.split() if setting.several else [text]
+            text = (
+                unescape_percent(text, setting.pacifica_key)
+                if key == setting.pacifica_key
+                else text
+            )
+            yield f"environment variable {variable}", text.split() if setting.repeatable else [text]
         if key and (written := file.get(setting.section, key)) is not None:
-            lines = written.splitlines() if setting.several else [written]
+            lines = written.splitlines() if setting.repeatable else [written]
             yield f"{file.name}: [{setting.section}] {key}", lines
     yield "default", [setting.default]
 
 
 def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
     try:
-        if setting.several:
+        if setting.repeatable:
             stripped = [text.strip() for text in texts]
             return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
         return setting.parse(texts[0].strip())
@@ -155,12 +166,12 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
         raise ConfigError(f"{place}: {_LIKE_A_PASSWORD.sub(':***@', str(error))}") from None
 
 
-def _notes(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
+def _warnings(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
     variables = [name for name in ("BROKER_URL", "BACKEND_URL") if environ.get(name)]
     places = [f"[celery] of {file.name}"] if file.has_section("celery") else []
     if places or variables:
         yield f"{' and '.join(places + variables)} read past: cartd needs no broker and no workers"
-    proxies = [name for name in _PROXIES if environ.get(name)]
+    proxies = [name for name in _PROXY_VARIABLES if environ.get(name)]
     if proxies:
         yield f"{' and '.join(proxies)} not used: cartd asks the archive without a proxy"
     if file.get("database", "debug_logging") is not None:

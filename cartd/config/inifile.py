@@ -17,15 +17,15 @@ from difflib import get_close_matches
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
 
-READ_PAST = {"celery"}
+IGNORED_SECTIONS = {"celery"}
 """Sections of Pacifica's whose keys mean nothing here."""
 
 _KEYS: dict[str, set[str]] = {"database": {"debug_logging"}}
 for _setting in SETTINGS:
     _keys = _KEYS.setdefault(_setting.section, set())
-    _keys.update(key for key in (_setting.key, _setting.old_key) if key)
+    _keys.update(key for key in (_setting.key, _setting.pacifica_key) if key)
 
-_MARK = re.compile(r"%(?:%|\(([^)]+)\)s)")
+_REFERENCE = re.compile(r"%(?:%|\(([^)]+)\)s)")
 _MAX_DEPTH = 10
 
 
@@ -38,7 +38,7 @@ class ConfigFile:
         try:
             self._parser.read_string(text)
         except IniError as error:
-            raise ConfigError(f"{name}: {_fault(error)}") from None
+            raise ConfigError(f"{name}: {_reason(error)}") from None
         for section in self._parser.sections():
             self._refuse_unknown(section)
 
@@ -50,41 +50,41 @@ class ConfigFile:
         if not self._parser.has_option(section, key):
             return None
         try:
-            return _put_in(self._parser[section][key], key, self._parser[section], 0)
+            return _interpolate(self._parser[section][key], key, self._parser[section], 0)
         except LookupError as error:
             raise ConfigError(f"{self.name}: [{section}] {key}: {error.args[0]}") from None
 
     def _refuse_unknown(self, section: str) -> None:
-        if section in READ_PAST:
+        if section in IGNORED_SECTIONS:
             return
         if section not in _KEYS:
-            hint = _nearest(section, [*_KEYS, *READ_PAST], "[{}]")
+            hint = _suggestion(section, [*_KEYS, *IGNORED_SECTIONS], "[{}]")
             raise ConfigError(f"{self.name}: section [{section}] is unknown{hint}")
         for key in self._parser[section]:
             # [DEFAULT] may hold anything, for use in other values.
             if key not in _KEYS[section] and key not in self._parser.defaults():
-                hint = _nearest(key, _KEYS[section], "{}") or _elsewhere(key)
+                hint = _suggestion(key, _KEYS[section], "{}") or _other_section(key)
                 raise ConfigError(f"{self.name}: [{section}] {key} is unknown{hint}")
 
 
-def percent(text: str, key: str | None) -> str:
+def unescape_percent(text: str, key: str | None) -> str:
     """Read Pacifica's ``%%``, a percent sign.
 
     In the URL of its database (``peewee_url``) it stays one: peewee does not decode a password,
     SQLAlchemy does, so it is encoded for it.
     """
-    return text.replace("%%", _sign(text, key))
+    return text.replace("%%", _percent_sign(text, key))
 
 
-def _sign(text: str, key: str | None) -> str:
+def _percent_sign(text: str, key: str | None) -> str:
     return "%25" if key == "peewee_url" and "@" in text else "%"
 
 
-def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
+def _interpolate(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
     """Read ``%%`` and ``%(key)s`` as configparser does; any other ``%`` stands for itself."""
     if depth > _MAX_DEPTH:
         raise LookupError("refers to itself")
-    sign = _sign(text, key)
+    sign = _percent_sign(text, key)
 
     def replace(mark: re.Match[str]) -> str:
         if mark[1] is None:
@@ -93,22 +93,22 @@ def _put_in(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
             # In a URL, what looks like a reference may be of a password.
             name = "..." if "@" in text else mark[1]
             raise LookupError(f"refers to %({name})s, which is not there; a % is written %%")
-        return _put_in(other, key, others, depth + 1)
+        return _interpolate(other, key, others, depth + 1)
 
-    return _MARK.sub(replace, text)
+    return _REFERENCE.sub(replace, text)
 
 
-def _nearest(word: str, known: Iterable[str], form: str) -> str:
+def _suggestion(word: str, known: Iterable[str], form: str) -> str:
     near = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {form.format(near[0])}?" if near else ""
 
 
-def _elsewhere(key: str) -> str:
+def _other_section(key: str) -> str:
     sections = sorted(section for section, keys in _KEYS.items() if key in keys)
     return f"; it belongs in [{sections[0]}]" if sections else ""
 
 
-def _fault(error: IniError) -> str:
+def _reason(error: IniError) -> str:
     """One line, and never the text of the file's, which may hold a password."""
     if isinstance(error, DuplicateOptionError):
         return f"line {error.lineno}: [{error.section}] {error.option} is there twice"

@@ -29,7 +29,7 @@ SIZE_UNITS = {
 """Pacifica's: of the same letters, a final ``B`` counts in thousands, a final ``b`` in 1,024s."""
 SIZE_LIMIT = 2**63 - 1
 
-ENDPOINTS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
+ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
 """The kinds of Twisted's server endpoints on which HTTP makes sense."""
 
 UNIX = "unix"
@@ -66,7 +66,7 @@ def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
     return parse_optional
 
 
-def limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+def limit_or_none(parse: Callable[[str], int]) -> Callable[[str], int | None]:
     """Let nothing, ``none`` or 0 mean that there is none."""
 
     def parse_limit(value: str) -> int | None:
@@ -75,13 +75,13 @@ def limit(parse: Callable[[str], int]) -> Callable[[str], int | None]:
     return parse_limit
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    def parse_whole(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", value) or not least <= int(value) <= most:
-            raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
+def integer(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse_integer(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", value) or not minimum <= int(value) <= maximum:
+            raise ValueError(f"{value!r} is not a whole number from {minimum} to {maximum}")
         return int(value)
 
-    return parse_whole
+    return parse_integer
 
 
 def umask(value: str) -> int:
@@ -103,7 +103,7 @@ def seconds(value: str) -> float:
     return number
 
 
-def seconds_above_zero(value: str) -> float:
+def positive_seconds(value: str) -> float:
     if not (number := seconds(value)):
         raise ValueError("must be more than 0 seconds")
     return number
@@ -117,7 +117,7 @@ def days(value: str) -> float:
         raise ValueError(f"{value!r} is not a number of days") from None
 
 
-def switch(value: str) -> bool:
+def boolean(value: str) -> bool:
     """As :mod:`configparser` reads a boolean."""
     try:
         return ConfigParser.BOOLEAN_STATES[value.lower()]
@@ -143,7 +143,7 @@ def parse_size(value: str) -> int:
     return size
 
 
-def size_above_zero(value: str) -> int:
+def positive_size(value: str) -> int:
     if not (size := parse_size(value)):
         raise ValueError("must be more than 0 bytes")
     return size
@@ -153,8 +153,10 @@ def endpoint(value: str) -> str:
     """A Twisted endpoint; but for ``ssl:`` and ``unix:``, its kind alone is looked at here."""
     value = text(value)
     kind, colon, _ = value.partition(":")
-    if not colon or kind not in ENDPOINTS:
-        raise ValueError(f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINTS)}")
+    if not colon or kind not in ENDPOINT_KINDS:
+        raise ValueError(
+            f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINT_KINDS)}"
+        )
     try:
         if kind == "ssl":
             parse_tls_endpoint(value)
@@ -245,7 +247,7 @@ def sqlalchemy_url(value: str) -> str:
     if dialect == "sqlite":
         if re.fullmatch(r"///[^?]*[^?\s]", rest.partition("?")[0]) is None or ":memory:" in rest:
             raise ValueError("an SQLite database is written sqlite:///FILE or sqlite:////DIR/FILE")
-        return f"{dialect}:{_without_peewee(rest)}"
+        return f"{dialect}:{_without_peewee_parameters(rest)}"
     if "#" in rest:
         # Else one reader's fragment is another's part of a host or a password.
         raise ValueError("holds a #, which a URL writes %23")
@@ -257,7 +259,7 @@ def sqlalchemy_url(value: str) -> str:
         raise ValueError("holds white space, which a URL writes %20")
     hosts = [_host_and_port(one) for one in host.split(",")]
     login = re.sub(r"[@\s]", lambda found: quote(found[0]), login)
-    place = _without_peewee(authority[2])
+    place = _without_peewee_parameters(authority[2])
     if len(hosts) == 1:
         return f"{dialect}://{login}{at}{host}{place}"
     # As libpq writes several hosts; SQLAlchemy has them in the query.
@@ -291,7 +293,7 @@ def _unknown_database(kind: str) -> str:
     return f"is not a kind of database that is supported; {works}" if kind else works
 
 
-def _without_peewee(rest: str) -> str:
+def _without_peewee_parameters(rest: str) -> str:
     place, mark, query = rest.partition("?")
     if not mark:
         return rest

@@ -19,13 +19,13 @@ class Setting:
     """As an administrator would write it."""
     parse: Callable[[str], Any]
     unit: str
-    about: str
+    description: str
     """One sentence, for ``--help`` and the documentation."""
     environment: str | None = None
     option: str | None = None
     short: str | None = None
-    several: bool = False
+    repeatable: bool = False
     """Given again for more; one a line in the file, between white space in the environment."""
-    old_key: str | None = None
-    """Pacifica's key, and ``old_environment`` its variable, where this one has another name."""
-    old_environment: str | None = None
+    pacifica_key: str | None = None
+    """Pacifica's key, and ``pacifica_variable`` its variable, where this one has another name."""
+    pacifica_variable: str | None = None

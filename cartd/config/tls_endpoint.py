@@ -59,7 +59,7 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
     if method != _ONLY_1_2 and method not in _ANY_METHOD:
         raise ValueError(f"sslmethod {method} is not TLS_METHOD or {_ONLY_1_2}")
     return TlsEndpoint(
-        port=whole("port", given["port"], 65535),
+        port=integer("port", given["port"], 65535),
         private_key=_path("privateKey", key),
         certificate=_path("certKey", given.get("certKey", key)),
         chain=_path("extraCertChain", given["extraCertChain"])
@@ -69,7 +69,7 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
         if "dhParameters" in given
         else None,
         interface=given.get("interface", ""),
-        backlog=whole("backlog", given.get("backlog", "50"), 2**31 - 1),
+        backlog=integer("backlog", given.get("backlog", "50"), 2**31 - 1),
         only_1_2=method == _ONLY_1_2,
     )
 
@@ -111,8 +111,8 @@ def _path(name: str, value: str) -> Path:
     return Path(value)
 
 
-def whole(name: str, value: str, most: int) -> int:
-    """A number from 0 to ``most``."""
-    if not _NUMBER.fullmatch(value) or int(value) > most:
-        raise ValueError(f"{name} {value!r} is not a whole number from 0 to {most}")
+def integer(name: str, value: str, maximum: int) -> int:
+    """A number from 0 to ``maximum``."""
+    if not _NUMBER.fullmatch(value) or int(value) > maximum:
+        raise ValueError(f"{name} {value!r} is not a whole number from 0 to {maximum}")
     return int(value)

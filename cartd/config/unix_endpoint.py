@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cartd.config.tls_endpoint import arguments, whole
+from cartd.config.tls_endpoint import arguments, integer
 
 _NAMES = ("address", "mode", "backlog", "lockfile")
 
@@ -33,5 +33,5 @@ def parse_unix_endpoint(description: str) -> UnixEndpoint:
     mode = given.get("mode")
     if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
         raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
-    backlog = whole("backlog", given.get("backlog", "50"), 2**31 - 1)
+    backlog = integer("backlog", given.get("backlog", "50"), 2**31 - 1)
     return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)

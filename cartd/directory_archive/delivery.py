@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.server import Request
 
-from cartd.directory_archive.faults import Garbled, Mishap
-from cartd.directory_archive.files import Opened
+from cartd.directory_archive.faults import CorruptingReader, Fault
+from cartd.directory_archive.files import OpenedFile
 from cartd.ranges import http_date
 from cartd.sending.push import Sender, SendStopped
 from cartd.sending.reader import Reader
@@ -28,26 +28,26 @@ log = Logger()
 
 
 async def deliver(
-    request: Request, opened: Opened, root: Path, threads: RunsInThread, mishap: Mishap | None
+    request: Request, opened: OpenedFile, root: Path, threads: RunsInThread, fault: Fault | None
 ) -> bytes:
     """Send the head and what ``opened`` selects; return what is left to be written."""
     selected = opened.decision.selected
     length = selected.stop - selected.start
-    if mishap is not None and length == 0:
-        await hang_up(request, abort=True)
+    if fault is not None and length == 0:
+        await disconnect(request, abort=True)
     _describe(request, opened, length)
-    if mishap is None and opened.data is not None:
+    if fault is None and opened.data is not None:
         return opened.data
-    reader = _reader(opened, root, length // 2 if mishap is Mishap.TRUNCATED else length)
-    if mishap is Mishap.WRONG_BYTES:
-        reader = Garbled(reader)
+    reader = _reader(opened, root, length // 2 if fault is Fault.TRUNCATED else length)
+    if fault is Fault.WRONG_BYTES:
+        reader = CorruptingReader(reader)
     await _send(request, reader, threads)
-    if mishap is Mishap.TRUNCATED:
-        await hang_up(request, abort=False)
+    if fault is Fault.TRUNCATED:
+        await disconnect(request, abort=False)
     return b""
 
 
-async def hang_up(request: Request, *, abort: bool) -> NoReturn:
+async def disconnect(request: Request, *, abort: bool) -> NoReturn:
     """End the connection: at once (a reset), or when what was written has gone out.
 
     Never returns: the route that awaits it is cancelled when the connection is gone.
@@ -61,7 +61,7 @@ async def hang_up(request: Request, *, abort: bool) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def _describe(request: Request, opened: Opened, length: int) -> None:
+def _describe(request: Request, opened: OpenedFile, length: int) -> None:
     status, selected = opened.status, opened.decision.selected
     headers = request.responseHeaders
     headers.setRawHeaders("Content-Type", ["application/octet-stream"])
@@ -76,7 +76,7 @@ def _describe(request: Request, opened: Opened, length: int) -> None:
         headers.setRawHeaders("Content-Range", [span])
 
 
-def _reader(opened: Opened, root: Path, length: int) -> Reader:
+def _reader(opened: OpenedFile, root: Path, length: int) -> Reader:
     if opened.data is not None:
         return BytesIO(opened.data[:length])
     whole = Slice(opened.path, opened.status.size, opened.decision.selected.start, length)
@@ -89,7 +89,7 @@ async def _send(request: Request, reader: Reader, threads: RunsInThread) -> None
         await Sender(reader, threads, request, CHUNK).start()
     except SendStopped:
         if request.channel is not None:  # the cancellation of the route is still to come
-            await hang_up(request, abort=True)
+            await disconnect(request, abort=True)
     except Exception:
         log.failure("{uri} broke off", uri=request.uri)
-        await hang_up(request, abort=True)
+        await disconnect(request, abort=True)

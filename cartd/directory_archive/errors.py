@@ -9,7 +9,7 @@ from typing import ClassVar
 from cartd.errors import CartdError, RangeNotSatisfiable, Unavailable
 
 
-class Refusal(CartdError):
+class ErrorWithHeaders(CartdError):
     """A refusal with header fields of its own."""
 
     headers: Mapping[str, str] = MappingProxyType({})
@@ -45,7 +45,7 @@ class LengthRequired(CartdError):
         super().__init__("a file needs a Content-Length")
 
 
-class OnTape(Refusal, Unavailable):
+class OnTape(ErrorWithHeaders, Unavailable):
     """The file must be staged before it can be read (RFC 9110, section 10.2.3)."""
 
     def __init__(self, archive_id: str, wait: int) -> None:
@@ -54,7 +54,7 @@ class OnTape(Refusal, Unavailable):
         self.headers = {"Retry-After": str(wait)}
 
 
-class BeyondEnd(Refusal, RangeNotSatisfiable):
+class BeyondEnd(ErrorWithHeaders, RangeNotSatisfiable):
     """A range begins behind the file's last byte (RFC 9110, section 15.5.17)."""
 
     def __init__(self, size: int) -> None:
@@ -62,7 +62,7 @@ class BeyondEnd(Refusal, RangeNotSatisfiable):
         self.headers = {"Content-Range": f"bytes */{size}"}
 
 
-class Misfired(CartdError):
+class InjectedError(CartdError):
     """The request was made to fail, as the service was asked to let some do."""
 
     def __init__(self) -> None:

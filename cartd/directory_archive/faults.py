@@ -8,7 +8,7 @@ from enum import Enum
 from cartd.sending.reader import Reader
 
 
-class Mishap(Enum):
+class Fault(Enum):
     """One way in which a request goes wrong."""
 
     SERVER_ERROR = "500 without having done anything"
@@ -18,10 +18,10 @@ class Mishap(Enum):
     WRONG_BYTES = "a body of the right length whose first byte is wrong"
 
 
-WITHOUT_BODY = (Mishap.SERVER_ERROR, Mishap.UNAVAILABLE, Mishap.RESET)
+WITHOUT_BODY = (Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.RESET)
 
 
-class Misfortune:
+class FaultInjector:
     """Lets a share of the requests go wrong; the same seed gives the same sequence."""
 
     def __init__(self, rate: float, seed: int | None = None) -> None:
@@ -29,14 +29,14 @@ class Misfortune:
         self._rate = rate
         self._random = random.Random(seed)  # noqa: S311  no secret  # nosec B311
 
-    def draw(self, *, body: bool) -> Mishap | None:
+    def draw(self, *, body: bool) -> Fault | None:
         """What befalls the next request; ``body``: whether its answer is a file's bytes."""
         if self._rate == 0 or self._random.random() >= self._rate:
             return None
-        return self._random.choice(tuple(Mishap) if body else WITHOUT_BODY)
+        return self._random.choice(tuple(Fault) if body else WITHOUT_BODY)
 
 
-class Garbled:
+class CorruptingReader:
     """A reader whose first byte is not what it should be."""
 
     def __init__(self, reader: Reader) -> None:

@@ -29,10 +29,10 @@ from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
 from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.errors import InvalidInput, NoSpace
 
-SMALL = 1 << 18
+INLINE_LIMIT = 1 << 18
 """Bytes; a slice up to this long is read in the trip that opens its file."""
 
-STALE = 3600.0
+STALE_AFTER = 3600.0
 """Seconds without a write after which a file in ``INCOMING`` belongs to nobody."""
 
 _COPY = 1 << 20
@@ -45,7 +45,7 @@ _MODE = 0o444 if os.name == "posix" else 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class FileStatus:
     """What the file system tells of one file: bytes, and Unix seconds."""
 
     size: int
@@ -60,15 +60,15 @@ class Status:
         return Representation(self.size, self.etag, self.mtime)
 
 
-Check = Callable[[Status | None], object]
+Check = Callable[[FileStatus | None], object]
 """Raises to prevent a change; it is given what has the id now, if anything has."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedFile:
     """A slice of a file: read already if it is small, else yet to be read."""
 
-    status: Status
+    status: FileStatus
     decision: Decision
     data: bytes | None
     path: str
@@ -83,20 +83,20 @@ class Directory:
 
     def __init__(self, root: Path, *, replaces: bool = False) -> None:
         self._replaces = replaces
-        self._changing = Lock()
+        self._lock = Lock()
         """Held from the look at what is there until it is changed."""
         self.root = root.resolve()
         self._prefix = str(self.root / "_")[:-1]
         self._incoming = self.root / INCOMING
 
-    def status(self, archive_id: str) -> Status:
+    def status(self, archive_id: str) -> FileStatus:
         """Raise :class:`NotInArchive` for what is missing or is not an ordinary file."""
-        with _explained(archive_id):
+        with _os_errors_explained(archive_id):
             return _status(archive_id, os.lstat(self._resolve(archive_id)))
 
-    def open(self, archive_id: str, decide: Callable[[Status], Decision]) -> Opened:
+    def open(self, archive_id: str, decide: Callable[[FileStatus], Decision]) -> OpenedFile:
         """Open a file, and let ``decide`` say what of it is wanted; its exceptions pass."""
-        with _explained(archive_id):
+        with _os_errors_explained(archive_id):
             path = self._resolve(archive_id)
             fd = os.open(path, _READ)
             try:
@@ -104,10 +104,10 @@ class Directory:
                 decision = decide(status)
                 selected = decision.selected
                 length = selected.stop - selected.start
-                data = _read(fd, selected.start, length) if length <= SMALL else None
+                data = _read(fd, selected.start, length) if length <= INLINE_LIMIT else None
             finally:
                 os.close(fd)
-        return Opened(status, decision, data, path[len(self._prefix) :].replace(os.sep, "/"))
+        return OpenedFile(status, decision, data, path[len(self._prefix) :].replace(os.sep, "/"))
 
     def put(
         self, archive_id: str, content: IO[bytes], length: int, mtime: float, check: Check
@@ -117,7 +117,7 @@ class Directory:
         ``content`` must hold exactly ``length`` bytes; :class:`InvalidInput` if it does not.
         :class:`Conflict` if a file is there that may not be replaced.
         """
-        with _explained(archive_id, writing=True):
+        with _os_errors_explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
             self._check_target(archive_id, check)  # here to spare the writing, below to be sure
             part = self._new_part()
@@ -125,7 +125,7 @@ class Directory:
                 _write(part, content, length)
                 _set_mtime(part, mtime)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with self._changing:
+                with self._lock:
                     self._check_target(archive_id, check)
                     keep_owner(part, target)
                     part.replace(target)
@@ -138,20 +138,20 @@ class Directory:
         Returns the id that it had; :class:`Conflict` as in :meth:`put`.
         """
         old_id = old_path.removeprefix(self._prefix)
-        with _explained(old_id):
+        with _os_errors_explained(old_id):
             _status(old_id, os.lstat(self._resolve(old_id)))
             source = self._name(old_id)
-        with _explained(archive_id, writing=True):
+        with _os_errors_explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._changing:
+            with self._lock:
                 self._check_target(archive_id, check)
                 source.replace(target)
         return old_id
 
     def remove(self, archive_id: str, check: Check) -> None:
         """Delete a file; of a link to one, the link."""
-        with _explained(archive_id), self._changing:
+        with _os_errors_explained(archive_id), self._lock:
             check(_status(archive_id, os.lstat(self._resolve(archive_id))))
             self._name(archive_id).unlink()
 
@@ -164,7 +164,7 @@ class Directory:
         """Remove what a service that died left behind; what is still being written is young."""
         if self._incoming.is_dir():
             for part in self._incoming.iterdir():
-                if part.lstat().st_mtime < time.time() - STALE:
+                if part.lstat().st_mtime < time.time() - STALE_AFTER:
                     part.unlink(missing_ok=True)
 
     def _check_target(self, archive_id: str, check: Check) -> None:
@@ -198,12 +198,12 @@ class Directory:
         return self._incoming / secrets.token_hex(16)
 
 
-def _status(archive_id: str, found: os.stat_result) -> Status:
+def _status(archive_id: str, found: os.stat_result) -> FileStatus:
     if not stat.S_ISREG(found.st_mode):
         raise NotInArchive(archive_id)
     facts = (found.st_mtime_ns, found.st_size, found.st_ctime_ns, found.st_ino)
     etag = f'"{"-".join(f"{fact:x}" for fact in facts)}"'
-    return Status(found.st_size, found.st_mtime, found.st_ctime, etag)
+    return FileStatus(found.st_size, found.st_mtime, found.st_ctime, etag)
 
 
 def _read(fd: int, start: int, length: int) -> bytes:
@@ -235,7 +235,7 @@ def _set_mtime(part: Path, mtime: float) -> None:
 
 
 @contextmanager
-def _explained(archive_id: str, *, writing: bool = False) -> Iterator[None]:
+def _os_errors_explained(archive_id: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what the operating system says about an id into the answer to the client."""
     try:
         yield

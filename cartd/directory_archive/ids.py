@@ -10,7 +10,7 @@ from cartd.errors import InvalidInput
 INCOMING = ".cartd-archive"
 """The directory below the root where files are written before they get their names."""
 
-LONGEST_COMPONENT = 255
+MAX_COMPONENT = 255
 """Bytes; what POSIX file systems allow for one name."""
 
 _WINDOWS_FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f]')
@@ -39,8 +39,8 @@ def check_id(archive_id: str, *, windows: bool = os.name == "nt") -> str:
 def _check_component(component: str, windows: bool) -> None:
     if component in ("", ".", ".."):
         raise InvalidInput(f"an id cannot have the component {component!r}")
-    if len(component.encode("utf-8", "surrogatepass")) > LONGEST_COMPONENT:
-        raise InvalidInput(f"a component of an id cannot be over {LONGEST_COMPONENT} bytes")
+    if len(component.encode("utf-8", "surrogatepass")) > MAX_COMPONENT:
+        raise InvalidInput(f"a component of an id cannot be over {MAX_COMPONENT} bytes")
     if windows and (
         _WINDOWS_FORBIDDEN.search(component)
         or _WINDOWS_DEVICES.match(component)

@@ -33,18 +33,18 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from cartd.conditions import Conditions, Decision
-from cartd.directory_archive.delivery import deliver, hang_up
-from cartd.directory_archive.errors import LengthRequired, Misfired, OnTape, Refusal
-from cartd.directory_archive.faults import Misfortune, Mishap
-from cartd.directory_archive.files import Directory, Status
+from cartd.directory_archive.delivery import deliver, disconnect
+from cartd.directory_archive.errors import ErrorWithHeaders, InjectedError, LengthRequired, OnTape
+from cartd.directory_archive.faults import Fault, FaultInjector
+from cartd.directory_archive.files import Directory, FileStatus
 from cartd.directory_archive.ids import check_id
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.directory_archive.wire import (
-    allowed,
     modified_time,
     old_path,
+    precondition_check,
+    range_selector,
     status_headers,
-    wanted,
 )
 from cartd.errors import CartdError, TooLarge, Unavailable, error_body
 from cartd.server.cache_control import REVALIDATED
@@ -77,12 +77,12 @@ class ArchiveInterface:
         directory: Directory,
         threads: RunsInThread,
         tape: TapeLibrary | None,
-        misfortune: Misfortune,
+        fault_injector: FaultInjector,
     ) -> None:
         self._directory = directory
         self._threads = threads
         self._tape = tape
-        self._misfortune = misfortune
+        self._fault_injector = fault_injector
 
     @app.route("/", methods=["GET"])
     def running(self, request: Request) -> bytes:
@@ -91,7 +91,7 @@ class ArchiveInterface:
     # Before GET: a rule for GET takes HEAD as well.
     @app.route("/<whole:archive_id>", methods=["HEAD"])
     async def head(self, request: Request, archive_id: str) -> bytes:
-        await self._strike(request)
+        await self._inject_fault(request)
         status = await self._threads.run(self._directory.status, archive_id)
         if _allowed(request)(status).status == HTTPStatus.NOT_MODIFIED:
             return _not_modified(request, status)
@@ -103,18 +103,18 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["GET"])
     async def get(self, request: Request, archive_id: str) -> bytes:
-        mishap = await self._strike(request, body=True)
+        fault = await self._inject_fault(request, body=True)
         await self._require_disk(archive_id)
         byte_range = request.args.get(b"byte_range", [b""])[0].decode("latin-1")
-        decide = wanted(byte_range, _conditions(request))
+        decide = range_selector(byte_range, _conditions(request))
         opened = await self._threads.run(self._directory.open, archive_id, decide)
         if opened.decision.status == HTTPStatus.NOT_MODIFIED:
             return _not_modified(request, opened.status)
-        return await deliver(request, opened, self._directory.root, self._threads, mishap)
+        return await deliver(request, opened, self._directory.root, self._threads, fault)
 
     @app.route("/<whole:archive_id>", methods=["PUT"])
     async def put(self, request: Request, archive_id: str) -> bytes:
-        await self._strike(request)
+        await self._inject_fault(request)
         declared = request.getHeader("content-length")
         if declared is None:
             raise LengthRequired
@@ -128,7 +128,7 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["POST"])
     async def stage(self, request: Request, archive_id: str) -> bytes:
-        await self._strike(request)
+        await self._inject_fault(request)
         status = await self._threads.run(self._directory.status, archive_id)
         _allowed(request)(status)
         if self._tape is not None:
@@ -137,7 +137,7 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["PATCH"])
     async def move(self, request: Request, archive_id: str) -> bytes:
-        await self._strike(request)
+        await self._inject_fault(request)
         check_id(archive_id)
         body = _content(request).read(PATCH_LIMIT + 1)
         if len(body) > PATCH_LIMIT:
@@ -150,21 +150,21 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["DELETE"])
     async def delete(self, request: Request, archive_id: str) -> bytes:
-        await self._strike(request)
+        await self._inject_fault(request)
         await self._threads.run(self._directory.remove, archive_id, _allowed(request))
         self._forget(archive_id)
         return _json(request, b"")
 
-    async def _strike(self, request: Request, *, body: bool = False) -> Mishap | None:
+    async def _inject_fault(self, request: Request, *, body: bool = False) -> Fault | None:
         """Let the request go wrong if its turn has come; give back what befalls its body."""
-        mishap = self._misfortune.draw(body=body)
-        if mishap is Mishap.SERVER_ERROR:
-            raise Misfired
-        if mishap is Mishap.UNAVAILABLE:
+        fault = self._fault_injector.draw(body=body)
+        if fault is Fault.SERVER_ERROR:
+            raise InjectedError
+        if fault is Fault.UNAVAILABLE:
             raise Unavailable("pretended: try again")
-        if mishap is Mishap.RESET:
-            await hang_up(request, abort=True)
-        return mishap
+        if fault is Fault.RESET:
+            await disconnect(request, abort=True)
+        return fault
 
     def _on_disk(self, archive_id: str) -> bool:
         return self._tape is None or self._tape.on_disk(archive_id)
@@ -172,7 +172,9 @@ class ArchiveInterface:
     async def _require_disk(self, archive_id: str) -> None:
         if self._tape is not None and not self._tape.on_disk(archive_id):
             await self._threads.run(self._directory.status, archive_id)  # 404 comes first
-            raise OnTape(archive_id, max(1, math.ceil(self._tape.wait(archive_id))))
+            raise OnTape(
+                archive_id, max(1, math.ceil(self._tape.seconds_until_on_disk(archive_id)))
+            )
 
     def _forget(self, archive_id: str) -> None:
         if self._tape is not None:
@@ -181,7 +183,7 @@ class ArchiveInterface:
     @app.handle_errors(CartdError)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         error: CartdError = failure.value  # type: ignore[assignment]
-        if isinstance(error, Refusal):
+        if isinstance(error, ErrorWithHeaders):
             for name, value in error.headers.items():
                 request.responseHeaders.setRawHeaders(name, [value])
         return _error(request, error.code, str(error))
@@ -204,11 +206,11 @@ def _conditions(request: Request) -> Conditions:
     return Conditions.read(lambda name: header_field(request, name))
 
 
-def _allowed(request: Request) -> Callable[[Status | None], Decision]:
-    return allowed(request.method.decode("ascii"), _conditions(request))
+def _allowed(request: Request) -> Callable[[FileStatus | None], Decision]:
+    return precondition_check(request.method.decode("ascii"), _conditions(request))
 
 
-def _not_modified(request: Request, status: Status) -> bytes:
+def _not_modified(request: Request, status: FileStatus) -> bytes:
     request.setResponseCode(HTTPStatus.NOT_MODIFIED)
     request.responseHeaders.setRawHeaders("Cache-Control", [REVALIDATED])
     request.responseHeaders.setRawHeaders("ETag", [status.etag])

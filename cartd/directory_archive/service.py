@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 
 from cartd.clocks import run_steadily
-from cartd.directory_archive.faults import Misfortune
+from cartd.directory_archive.faults import FaultInjector
 from cartd.directory_archive.files import Directory
 from cartd.directory_archive.options import Options
 from cartd.directory_archive.rest import ArchiveInterface
@@ -39,8 +39,8 @@ class DirectoryArchive(Service):
         self._threads = Threads(reactor, THREADS)
         delay = options["tape-delay"]
         tape = None if delay is None else TapeLibrary(clock, delay, options["tape-rate"])
-        misfortune = Misfortune(options["fail-rate"], options["fail-seed"])
-        interface = ArchiveInterface(self._directory, self._threads, tape, misfortune)
+        fault_injector = FaultInjector(options["fail-rate"], options["fail-seed"])
+        interface = ArchiveInterface(self._directory, self._threads, tape, fault_injector)
         self._site = ArchiveSite(
             reactor,
             interface.app.resource(),

@@ -26,7 +26,7 @@ class TapeLibrary:
         ready = self._ready.get(archive_id)
         return ready is not None and ready <= self._clock.seconds()
 
-    def wait(self, archive_id: str) -> float:
+    def seconds_until_on_disk(self, archive_id: str) -> float:
         """Seconds until the file is on disk, if it is recalled now at the latest."""
         ready = self._ready.get(archive_id, self._next())
         return max(0.0, ready - self._clock.seconds())

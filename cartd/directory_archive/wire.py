@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from cartd.conditions import Conditions, Decision, evaluate
 from cartd.directory_archive.errors import BeyondEnd
-from cartd.directory_archive.files import Status
+from cartd.directory_archive.files import FileStatus
 from cartd.errors import InvalidInput, RangeNotSatisfiable
 from cartd.ranges import ByteRange
 
@@ -44,7 +44,9 @@ def _http_date(text: str) -> float:
         raise InvalidInput(f"Last-Modified: {text!r} is not a time") from error
 
 
-def wanted(byte_range: str | None, conditions: Conditions) -> Callable[[Status], Decision]:
+def range_selector(
+    byte_range: str | None, conditions: Conditions
+) -> Callable[[FileStatus], Decision]:
     """What a GET wants of a file that has yet to be opened.
 
     ``byte_range`` is Pacifica's parameter ``START-END``, END exclusive, and comes before the
@@ -57,7 +59,7 @@ def wanted(byte_range: str | None, conditions: Conditions) -> Callable[[Status],
     if span is not None:
         conditions = replace(conditions, range=None)
 
-    def decide(status: Status) -> Decision:
+    def decide(status: FileStatus) -> Decision:
         try:
             decision = evaluate("GET", conditions, status.representation, now=time.time())
         except RangeNotSatisfiable as error:
@@ -72,10 +74,12 @@ def wanted(byte_range: str | None, conditions: Conditions) -> Callable[[Status],
     return decide
 
 
-def allowed(method: str, conditions: Conditions) -> Callable[[Status | None], Decision]:
+def precondition_check(
+    method: str, conditions: Conditions
+) -> Callable[[FileStatus | None], Decision]:
     """Whether the conditions allow ``method``, given what is there when it is to be performed."""
 
-    def check(status: Status | None) -> Decision:
+    def check(status: FileStatus | None) -> Decision:
         current = None if status is None else status.representation
         return evaluate(method, conditions, current, now=time.time())
 
@@ -93,7 +97,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
-def status_headers(archive_id: str, status: Status, media: str) -> Iterator[tuple[str, str]]:
+def status_headers(archive_id: str, status: FileStatus, media: str) -> Iterator[tuple[str, str]]:
     """The headers of HEAD; the first is misspelt in Pacifica's service, and clients know it so."""
     yield "X-Pacifica-Messsage", "File was found"
     yield "X-Pacifica-Message", "File was found"

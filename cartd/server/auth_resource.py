@@ -7,7 +7,7 @@ from typing import Any
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
-from cartd.auth.authenticator import Guard
+from cartd.auth.authenticator import Authenticator
 from cartd.errors import CartdError, NoCredentials
 from cartd.server import error_responses
 from cartd.server.request_head import route_path
@@ -20,19 +20,19 @@ class AuthResource(Resource):
     A request with a body was asked at its head (:class:`cartd.server.request.ValidatedRequest`).
     """
 
-    def __init__(self, routes: IResource, guard: Guard) -> None:
+    def __init__(self, routes: IResource, authenticator: Authenticator) -> None:
         super().__init__()
         self.isLeaf = True
         self._routes = routes
-        self._guard = guard
+        self._authenticator = authenticator
 
     def render(self, request: Any) -> Any:
         if request.authenticated_user is None and not is_public(
             request.method, route_path(request.postpath)
         ):
-            found = self._guard.find_out(request)
+            found = self._authenticator.try_authenticate(request)
             if isinstance(found, CartdError):
-                for name, value in self._guard.headers(found):
+                for name, value in self._authenticator.headers(found):
                     request.responseHeaders.addRawHeader(name, value)
                 _reject(request, found)
                 return NOT_DONE_YET

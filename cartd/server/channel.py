@@ -10,7 +10,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from cartd.auth import Guard
+from cartd.auth import Authenticator
 from cartd.server import cross_origin
 from cartd.server.error_responses import Headers, serialize_error
 from cartd.server.limits import Limits, setting_name
@@ -36,7 +36,7 @@ class LimitedChannel(HTTPChannel):
     limits: Limits
     rules: RequestRules
     bodies: BodySpace
-    guard: Guard | None = None
+    authenticator: Authenticator | None = None
     """Who finds out who asks; none where that does not matter."""
     limit_name: Callable[[str], str | None] = staticmethod(setting_name)
     """The setting of a limit; none where limits are no settings."""

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from cartd.auth import Guard
+from cartd.auth import Authenticator
 from cartd.errors import CartdError, NoCredentials
 from cartd.model import User
 from cartd.server import cross_origin
@@ -123,14 +123,16 @@ class ValidatedRequest(Request):
         self.head_validated = True
         head = RequestHead(self.method, self.uri, self.clientproto, self.requestHeaders, length)
         early = validate_head(head, self.channel.rules)
-        guard: Guard | None = self.channel.guard
+        authenticator: Authenticator | None = self.channel.authenticator
         if early is not None:
             self._reject(early.code, early.message, early.limit, early.headers)
-        elif guard is not None and not is_public(self.method, route_path(head.segments)):
-            found = guard.find_out(self)
+        elif authenticator is not None and not is_public(self.method, route_path(head.segments)):
+            found = authenticator.try_authenticate(self)
             if isinstance(found, CartdError):
                 logged = not isinstance(found, NoCredentials)
-                self._reject(found.code, str(found), headers=guard.headers(found), logged=logged)
+                self._reject(
+                    found.code, str(found), headers=authenticator.headers(found), logged=logged
+                )
             else:
                 self.authenticated_user = found
 

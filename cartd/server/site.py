@@ -13,7 +13,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from cartd.auth import Guard
+from cartd.auth import Authenticator
 from cartd.server import route_table
 from cartd.server.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.server.auth_resource import AuthResource
@@ -42,28 +42,30 @@ class LimitedSite(Site):
         routes: IResource,
         reactor: Any,
         limits: Limits,
-        guard: Guard | None = None,
+        authenticator: Authenticator | None = None,
         *,
         hosts: Collection[str] = (),
         origins: Collection[str] = (),
         threads: RunsInThread,
     ) -> None:
-        """``hosts`` are names by which everybody may ask who reaches the service; where a
-        ``guard`` asks for tokens, any name does.  Pages of ``origins`` may change something.
-        Long bodies are written by ``threads``.
+        """``hosts`` are names by which everybody may ask who reaches the service; where an
+        ``authenticator`` asks for tokens, any name does.  Pages of ``origins`` may change
+        something.  Long bodies are written by ``threads``.
         """
         rules = RequestRules(
             route_table.allowed_methods,
             route_table.CART_METHODS,
             max_body=limits.max_manifest,
             check_post=route_table.check_post,
-            hosts=frozenset(hosts) if guard is None else frozenset({ANY_HOST}),
+            hosts=frozenset(hosts) if authenticator is None else frozenset({ANY_HOST}),
             hosts_setting="[server] hosts",
             origins=frozenset(origins),
             origins_setting="[server] origins",
         )
         super().__init__(
-            RequestNormalizer(routes if guard is None else AuthResource(routes, guard), rules),
+            RequestNormalizer(
+                routes if authenticator is None else AuthResource(routes, authenticator), rules
+            ),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest
             reactor=reactor,
@@ -72,7 +74,7 @@ class LimitedSite(Site):
         self._access_log = AccessLog(reactor)
         self._limits = limits
         self._rules = rules
-        self._guard = guard
+        self._authenticator = authenticator
         self._bodies = BodySpace(limits.body_space, threads)
         self._connection_limits = ConnectionLimits(
             limits.max_connections, limits.max_connections_per_address
@@ -136,7 +138,7 @@ class LimitedSite(Site):
         channel: Any = super().buildProtocol(addr)
         channel.limits = self._limits
         channel.rules = self._rules
-        channel.guard = self._guard
+        channel.authenticator = self._authenticator
         channel.bodies = self._bodies
         channel.on_disconnect = partial(self._connection_limits.release, addr)
         admitted: LimitedChannel = channel

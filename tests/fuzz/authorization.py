@@ -9,7 +9,7 @@ from base64 import b64encode
 
 from twisted.cred.error import LoginFailed
 
-from cartd.auth.credentials import Token, read_token
+from cartd.auth.credentials import Credentials, parse_authorization
 from cartd.auth.entries import NAME
 
 WORDS = (
@@ -22,11 +22,11 @@ WORDS = (
 def check(data: bytes) -> None:
     scheme, _, rest = data.strip().partition(b" ")
     try:
-        token = read_token(data)
+        token = parse_authorization(data)
     except LoginFailed:
         assert scheme.lower() != b"bearer" or b"." not in rest.removeprefix(b"cartd_"), data
         return
-    assert repr(token) == f"Token(name={token.name!r})"
+    assert repr(token) == f"Credentials(name={token.name!r})"
     if scheme.lower() == b"bearer":
         assert token.secret == rest.strip()
         _check_name(token, token.secret.removeprefix(b"cartd_").rpartition(b".")[0])
@@ -34,9 +34,9 @@ def check(data: bytes) -> None:
         assert scheme.lower() == b"basic", data
         name = token.name.encode()
         _check_name(token, name)
-        assert read_token(b"Basic " + b64encode(name + b":" + token.secret)) == token
+        assert parse_authorization(b"Basic " + b64encode(name + b":" + token.secret)) == token
 
 
-def _check_name(token: Token, sent: bytes) -> None:
+def _check_name(token: Credentials, sent: bytes) -> None:
     """What was not sent as anybody's name is not read as one."""
     assert token.name.encode() == sent or not NAME.fullmatch(token.name), token

@@ -44,7 +44,7 @@ def check(data: bytes) -> None:
         return
     _check_values(config)
     again = load(options={}, environ={}, ini=_written(config), ini_name="again.ini")
-    assert dataclasses.replace(again, notes=config.notes) == config
+    assert dataclasses.replace(again, warnings=config.warnings) == config
 
 
 def _check_values(config: Config) -> None:
@@ -54,7 +54,7 @@ def _check_values(config: Config) -> None:
     assert config.max_manifest > 0 and config.transfer_size > 0 and config.volume_reserve >= 0
     assert 1 <= config.archive_connections <= 1000 and config.archive_retries >= 1
     assert make_url(config.database_url).get_backend_name() in ("sqlite", "postgresql")
-    assert all(note.isprintable() for note in config.notes)
+    assert all(note.isprintable() for note in config.warnings)
     for setting in SETTINGS:
         value = getattr(config, setting.field)
         if isinstance(value, float):

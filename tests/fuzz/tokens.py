@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from cartd.auth.entries import NAME, name_of_line, parse
+from cartd.auth.entries import NAME, line_name, parse
 
 KEY = "0123456789abcdef" * 4
 WORDS = (
@@ -26,7 +26,7 @@ def check(data: bytes) -> None:
         assert re.match(r"line [0-9]+: ", said) and said.isprintable(), said
         assert KEY not in said, said
         return
-    names = [name for line in text.splitlines() if (name := name_of_line(line)) is not None]
+    names = [name for line in text.splitlines() if (name := line_name(line)) is not None]
     assert list(entries) == names
     assert all(NAME.fullmatch(name) for name in names), names
     assert all(entry.user.name == name for name, entry in entries.items())

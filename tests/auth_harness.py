@@ -1,4 +1,4 @@
-"""A guard over a file of tokens, whose threads and time a test moves by hand."""
+"""An authenticator over a file of tokens, whose threads and time a test moves by hand."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
-from cartd.auth import Guard, TokenFile, guard_of
+from cartd.auth import Authenticator, TokenFile, create_authenticator
 from cartd.config import load
 from cartd.errors import CartdError
 from cartd.model import User
 from tests.volume_parts import HeldThreads
 
 
-class Guarding:
+class AuthHarness:
     """``ask`` is a request, ``threads`` has what it waits for, ``file`` is what it goes by."""
 
     def __init__(self, directory: Path, auth: str = "file = {file}") -> None:
@@ -31,28 +31,28 @@ class Guarding:
         self.threads = HeldThreads()
         self.clock = Clock()
         config = load(options={}, environ={}, ini="[auth]\n" + auth.format(file=self.file.path))
-        guard = guard_of(config, self.threads, self.clock)
-        assert guard is not None
-        self.guard: Guard = guard
+        authenticator = create_authenticator(config, self.threads, self.clock)
+        assert authenticator is not None
+        self.authenticator: Authenticator = authenticator
 
     def ask(self, token: str, peer: str = "192.0.2.1") -> User | CartdError:
-        return self.identify(request(peer, authorization=f"Bearer {token}"))
+        return self.authenticate(request(peer, authorization=f"Bearer {token}"))
 
-    def identify(self, asking: Any) -> User | CartdError:
-        return self.guard.find_out(asking)
+    def authenticate(self, asking: Any) -> User | CartdError:
+        return self.authenticator.try_authenticate(asking)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Have the file looked at, and read if it has changed; that is not told by an error."""
-        looking = Deferred.fromCoroutine(self.guard.look())
+        looking = Deferred.fromCoroutine(self.authenticator.poll())
         self.threads.let_all_go()
         assert looking.called
         looking.addErrback(lambda failure: failure.raiseException())
 
-    def look_for(self, seconds: int) -> None:
+    def poll_for(self, seconds: int) -> None:
         """So long, once a second as the service does."""
         for _ in range(seconds):
             self.clock.advance(1)
-            self.look()
+            self.poll()
 
 
 def request(peer: str, **headers: str | list[str]) -> Any:
