@@ -20,7 +20,7 @@ class CartdError(Exception):
     code: ClassVar[int] = 500
 
     def __init__(self, message: str = "", *, limit: str | None = None) -> None:
-        """``limit`` is the setting that was gone over, as ``server.max_manifest``, if one was."""
+        """``limit``: the setting that was exceeded, as ``server.max_manifest_size``, if any."""
         super().__init__(escape(message))
         self.limit = limit
 

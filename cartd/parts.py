@@ -134,7 +134,7 @@ class Parts:
         self.downloads = Downloads(
             self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
         )
-        self._tolerance = Tolerance(config.archive_connections, reactor.seconds)
+        self._tolerance = Tolerance(config.archive_max_connections, reactor.seconds)
         self.archive_tls = TlsPolicy(
             ca_file=config.archive_ca_file,
             cert_file=config.archive_cert_file,
@@ -142,7 +142,7 @@ class Parts:
         )
         client, self._connections = archive_client(
             reactor,
-            connections=config.archive_connections,
+            connections=config.archive_max_connections,
             connect_timeout=config.archive_connect_timeout,
             policy=self.archive_tls,
             answered=self._tolerance.answered,
@@ -154,7 +154,7 @@ class Parts:
             now=now,
             head_timeout=config.archive_stall_timeout,
             stall_timeout=config.archive_stall_timeout,
-            least_rate=config.archive_least_rate,
+            min_rate=config.archive_min_rate,
         )
 
     def start(self, *, take_up: bool) -> None:
@@ -185,15 +185,15 @@ class Parts:
             outage=outage,
             tolerance=self._tolerance,
             patience=Patience(
-                self.config.archive_retries,
+                self.config.archive_max_attempts,
                 turns,
                 outage,
                 self._tolerance,
                 self.reactor,
                 random.random,
             ),
-            polls=FairRateLimiter(self.config.archive_tape_polls, self.reactor),
-            reannounce_after=self.config.archive_reannounce_after,
+            polls=FairRateLimiter(self.config.archive_tape_poll_rate, self.reactor),
+            recall_retry_interval=self.config.archive_recall_retry_interval,
             clock=self.reactor,
             now=self.now,
             parts=self.stager.parts,

@@ -105,8 +105,8 @@ class Cartd(Service):
             reactor,
             _limits(config),
             authenticator,
-            hosts=config.hosts,
-            origins=config.origins,
+            hosts=config.allowed_hosts,
+            origins=config.allowed_origins,
             threads=parts.threads,
         )
         self._upkeep = [
@@ -158,7 +158,7 @@ class Cartd(Service):
             listening,
             auth_enabled=authenticator is not None,
             tokens=tokens,
-            proxies=self._parts.config.auth_proxy_addresses,
+            proxies=self._parts.config.auth_trusted_proxies,
         ):
             log.warn("{warning}", warning=warning)
 
@@ -316,7 +316,7 @@ def _endpoints(config: Config) -> tuple[str, ...]:
 
 def _limits(config: Config) -> Limits:
     """As they are set, but for what the system does not allow."""
-    fit = raise_nofile_limit(config.max_connections, config.archive_connections)
+    fit = raise_nofile_limit(config.max_connections, config.archive_max_connections)
     return replace(Limits.of(config), max_connections=fit)
 
 

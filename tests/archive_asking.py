@@ -30,7 +30,7 @@ reactor: Any = _reactor
 
 HEAD_TIMEOUT = 60.0
 STALL_TIMEOUT = 30.0
-LEAST_RATE = 10.0
+MIN_RATE = 10.0
 PATIENCE = 20.0
 """Real seconds after which something that must happen is said to have failed."""
 
@@ -54,7 +54,7 @@ class Asking:
         url: str,
         faulty: FaultyArchive,
         *,
-        least_rate: float = LEAST_RATE,
+        min_rate: float = MIN_RATE,
         policy: IPolicyForHTTPS | None = None,
     ) -> None:
         self.faulty = faulty
@@ -69,7 +69,7 @@ class Asking:
             now=self.clock.seconds,
             head_timeout=HEAD_TIMEOUT,
             stall_timeout=STALL_TIMEOUT,
-            least_rate=least_rate,
+            min_rate=min_rate,
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -173,7 +173,7 @@ async def asking(
     ca_file: Path | None = None,
     cert_file: Path | None = None,
     claimed: str = "",
-    least_rate: float = LEAST_RATE,
+    min_rate: float = MIN_RATE,
 ) -> AsyncIterator[Asking]:
     """Ends by closing the pool, and fails if a connection or a logged error is left.
 
@@ -185,7 +185,7 @@ async def asking(
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
         policy = TlsPolicy(ca_file=ca_file, cert_file=cert_file)
-        asked = Asking(make_client, url, faulty, least_rate=least_rate, policy=policy)
+        asked = Asking(make_client, url, faulty, min_rate=min_rate, policy=policy)
         try:
             yield asked
             await asked.pool.closeCachedConnections()

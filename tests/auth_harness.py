@@ -22,7 +22,7 @@ from tests.volume_parts import HeldThreads
 class AuthHarness:
     """``ask`` is a request, ``threads`` has what it waits for, ``file`` is what it goes by."""
 
-    def __init__(self, directory: Path, auth: str = "file = {file}") -> None:
+    def __init__(self, directory: Path, auth: str = "token_file = {file}") -> None:
         self.file = TokenFile(directory / "tokens")
         self.tokens = {
             "alice": self.file.add("alice", admin=True),

@@ -50,7 +50,7 @@ class Connected:
     """A client's connection to a site, with a clock that the test moves."""
 
     def __init__(self, threads: RunsInThread | None = None, **changed: Any) -> None:
-        self.limits = limits(**{"max_manifest": 100, **changed})
+        self.limits = limits(**{"max_manifest_size": 100, **changed})
         self.clock = Clock()
         self.download = Download()
         self.site = LimitedSite(

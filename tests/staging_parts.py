@@ -117,8 +117,8 @@ class Bench:
         self.reserve: Reserves = self._reserve
         self.tries = 3
         self.outage_limit = 86_400.0
-        self.tape_polls = 100
-        self.reannounce_after = 21_600.0
+        self.tape_poll_rate = 100
+        self.recall_retry_interval = 21_600.0
         self.holder = "me"
         self.turns_at_once: Callable[[], int] = lambda: 0
 
@@ -157,8 +157,8 @@ class Bench:
             outage=outage,
             tolerance=tolerance,
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
-            polls=FairRateLimiter(self.tape_polls, self.clock),
-            reannounce_after=self.reannounce_after,
+            polls=FairRateLimiter(self.tape_poll_rate, self.clock),
+            recall_retry_interval=self.recall_retry_interval,
             clock=self.clock,
             now=self.now,
             parts=lambda owner: (parts or {}).get(owner or "", 1),

@@ -160,7 +160,7 @@ def test_authenticated_user_is_logged(
     directory = tmp_path_factory.mktemp("guarded")
     file = TokenFile(directory / "tokens")
     bearer = f"Bearer {file.add('alice', admin=False)}"
-    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as guarded:
+    with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as guarded:
         for given in ({"authorization": bearer}, {}, {"authorization": "Bearer alice.wrong"}):
             guarded.cartd.get("/her?cart", **given)
             guarded.cartd.request("POST", "/her?cart", b"{", **given)

@@ -6,14 +6,14 @@ import re
 
 import pytest_twisted
 
-from tests.archive_asking import DATA, LEAST_RATE, Asking, MakesClient, Sink, asking, failure_of
+from tests.archive_asking import DATA, MIN_RATE, Asking, MakesClient, Sink, asking, failure_of
 from tests.archive_faults import Drip, Send, drip, head, steps
 
 pytest_plugins = ("tests.archive_clients",)
 
 STEP = 25.0
 """Seconds from one piece to the next: less than the archive may be silent."""
-ENOUGH = round(STEP * LEAST_RATE) + 1
+ENOUGH = round(STEP * MIN_RATE) + 1
 """Bytes of a piece that keep the pace."""
 
 
@@ -28,7 +28,7 @@ async def test_a_drip_of_single_bytes_is_given_up_and_told(asked: Asking) -> Non
     error = await failure_of(asked.archive.fetch("7", sink))
     told = re.fullmatch("the archive sent only ([0-9]+) bytes in 300 seconds", str(error))
     assert told is not None
-    assert len(sink.data) <= int(told[1]) < 300 * LEAST_RATE
+    assert len(sink.data) <= int(told[1]) < 300 * MIN_RATE
     assert error.retryable and not error.outage
     assert sink.producer is None
     await asked.until(lambda: asked.faulty.open_connections == 0)
@@ -68,7 +68,7 @@ async def test_the_time_in_which_the_sink_pauses_does_not_count(asked: Asking) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_site_may_let_files_come_as_slowly_as_they_like(make_client: MakesClient) -> None:
-    async with asking(make_client, least_rate=0) as asked:
+    async with asking(make_client, min_rate=0) as asked:
         asked.faulty.put("7", b"x" * 30)
         asked.faulty.fault("7", drip(1, 0.001))
         sink = passing(asked)

@@ -12,12 +12,12 @@ from cartd.errors import ConfigError, Unidentified
 from cartd.model import User
 from tests.auth_harness import AuthHarness, request
 
-PROXY = "proxy_header = X-User\nproxy_addresses = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
+PROXY = "proxy_header = X-User\ntrusted_proxies = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> AuthHarness:
-    return AuthHarness(tmp_path, PROXY + "file = {file}")
+    return AuthHarness(tmp_path, PROXY + "token_file = {file}")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_from_anybody_else_the_header_is_ignored(harness: AuthHarness, peer: str
 @pytest.mark.parametrize("peer", ["unix", "10.1.0.0"])
 def test_a_socket_of_this_machine_is_trusted_only_if_it_is_named(tmp_path: Path, peer: str) -> None:
     other = "127.0.0.1" if peer == "unix" else "unix"
-    harness = AuthHarness(tmp_path, f"proxy_header = X-User\nproxy_addresses = {other}")
+    harness = AuthHarness(tmp_path, f"proxy_header = X-User\ntrusted_proxies = {other}")
     assert isinstance(harness.authenticate(request(peer, x_user="alice")), Unidentified)
 
 
@@ -82,8 +82,8 @@ def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ini", "fault"),
     [
-        ("[auth]\nproxy_header = X-User", "proxy_addresses must say from whom"),
-        ("[auth]\nproxy_addresses = 10.0.0.1", "there is no proxy_header"),
+        ("[auth]\nproxy_header = X-User", "trusted_proxies must say from whom"),
+        ("[auth]\ntrusted_proxies = 10.0.0.1", "there is no proxy_header"),
         (f"[server]\nendpoint = haproxy:tcp:80\n[auth]\n{PROXY}", "on a haproxy: endpoint"),
     ],
 )

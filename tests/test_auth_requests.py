@@ -56,7 +56,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("guarded")
     file = TokenFile(directory / "tokens")
     token = file.add("alice", admin=False)
-    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as site:
+    with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as site:
         guarded = Guarded(site, file, token)
         guarded.stage("ready")
         yield guarded

@@ -41,7 +41,7 @@ def test_one_line_warns_of_what_others_reach(tmp_path: Path, tokens: bool) -> No
     port = free_port()
     options = endpoints(tmp_path, port)
     TokenFile(tmp_path / "tokens").add("alice", admin=False)
-    ini = f"[auth]\nfile = {tmp_path / 'tokens'}\n" if tokens else ""
+    ini = f"[auth]\ntoken_file = {tmp_path / 'tokens'}\n" if tokens else ""
     with running_cartd(
         tmp_path / "cartd", archive="http://127.0.0.1:9/", options=options, port=port, ini=ini
     ) as cartd:
@@ -142,10 +142,10 @@ def test_a_socket_that_lets_everybody_do_everything_is_told(tmp_path: Path) -> N
 
 
 def test_a_start_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
-    line = why_it_ends(tmp_path, ini="[auth]\nfile = tokens\n")
+    line = why_it_ends(tmp_path, ini="[auth]\ntoken_file = tokens\n")
     assert line == "cartd: tokens: there is no such file; cartd-cmd token add NAME makes it"
 
 
 def test_a_start_with_half_of_the_proxys_settings_says_what_lacks(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, ini="[auth]\nproxy_header = X-User\n")
-    assert line == "cartd: [auth] proxy_header: proxy_addresses must say from whom it is believed"
+    assert line == "cartd: [auth] proxy_header: trusted_proxies must say from whom it is believed"

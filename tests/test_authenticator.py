@@ -183,7 +183,9 @@ def test_what_is_read_while_it_is_changed_does_not_count(
 def test_of_those_whom_a_proxy_names_only_admins_are_kept_out_by_a_broken_file(
     tmp_path: Path,
 ) -> None:
-    harness = AuthHarness(tmp_path, "proxy_header = X-User\nproxy_addresses = unix\nfile = {file}")
+    harness = AuthHarness(
+        tmp_path, "proxy_header = X-User\ntrusted_proxies = unix\ntoken_file = {file}"
+    )
     harness.file.path.write_text("x\n")
     harness.poll_for(int(GRACE) + 1)
     assert isinstance(harness.authenticate(request("unix", x_user="alice")), Unavailable)

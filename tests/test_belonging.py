@@ -90,7 +90,7 @@ async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
     root.mkdir()
     assert "is it mounted?" in refusal(database, root)
     root.rmdir()
-    assert "cartd-cmd adopt" in refusal(database, root)
+    assert "cartd-cmd import" in refusal(database, root)
     assert not root.exists()
     root.with_name("away").rename(root)
     assert belong(database, root) == number_on(root)

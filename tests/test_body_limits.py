@@ -15,7 +15,7 @@ from tests.running_cartd import entry, manifest, wait_for
 from tests.wire import Wire, assert_is_error, wire
 
 LIMIT = 8_000_000
-MAX_MANIFEST = "server.max_manifest"
+MAX_MANIFEST = "server.max_manifest_size"
 TOO_LONG = f"The body is over {LIMIT} bytes ({MAX_MANIFEST})"
 NOT_HTTP = "This is not HTTP"
 FILES = {"a/one": b"first"}
@@ -24,7 +24,7 @@ FILES = {"a/one": b"first"}
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("site")
-    with cart_site(directory, ini=f"[server]\nmax_manifest = {LIMIT}\n") as running:
+    with cart_site(directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n") as running:
         running.stage("ready", FILES)
         yield running
 

@@ -223,7 +223,9 @@ def answers_at_once(cartd: RunningCartd, path: str, clients: int) -> list[int]:
 def test_a_bundle_of_a_cart_in_error_is_finished_from_what_is_there(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    with running_cartd(tmp_path, archive=url_of(archive), ini="[archiveinterface]\nretries=1") as c:
+    with running_cartd(
+        tmp_path, archive=url_of(archive), ini="[archiveinterface]\nmax_attempts=1"
+    ) as c:
         body = manifest_of(archive, "mine", 30, files=3, bundle=True)
         archive.files["mine-2"].data = b"xxxxxxxxxx"
         gate = Gate()

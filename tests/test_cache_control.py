@@ -24,7 +24,7 @@ END = HOST + b"\r\n"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    ini = f"[server]\nmax_manifest = {LIMIT}\nmax_connections_per_address = 20\n"
+    ini = f"[server]\nmax_manifest_size = {LIMIT}\nmax_connections_per_address = 20\n"
     with cart_site(tmp_path_factory.mktemp("site"), "--tape-delay=1e8", ini=ini) as running:
         running.cartd.post("ready", manifest([]))
         running.cartd.post("taped", running.manifest({"a": b"never"}))

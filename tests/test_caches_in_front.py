@@ -40,7 +40,7 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
     directory = tmp_path_factory.mktemp("users")
     file = TokenFile(directory / "tokens")
     tokens = {name: file.add(name, admin=False) for name in ("alice", "bob", "carol")}
-    ini = f"[auth]\nfile = {file.path}\nproxy_header = X-User\nproxy_addresses = 127.0.0.1\n"
+    ini = f"[auth]\ntoken_file = {file.path}\nproxy_header = X-User\ntrusted_proxies = 127.0.0.1\n"
     with ExitStack() as stack:
         site = stack.enter_context(cart_site(directory, ini=ini))
         ports = {

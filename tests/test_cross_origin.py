@@ -20,14 +20,14 @@ from tests.wire import ask, assert_is_error, wire
 PORTAL = "https://portal.example.org"
 FILES = {"a": b"data"}
 REASON = (
-    "A page of another site may not change anything here, unless [server] origins names it; a"
-    " proxy in front must pass the header Host on"
+    "A page of another site may not change anything here, unless [server] allowed_origins names it;"
+    " a proxy in front must pass the header Host on"
 )
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    ini = f"[server]\norigins = {PORTAL}\n"
+    ini = f"[server]\nallowed_origins = {PORTAL}\n"
     with cart_site(tmp_path_factory.mktemp("site"), ini=ini) as running:
         running.stage("kept", FILES)
         yield running
@@ -128,7 +128,10 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CartSite,
     directory = tmp_path_factory.mktemp("portal")
     file = TokenFile(directory / "tokens")
     token = file.add("alice", admin=False)
-    ini = f"[server]\norigins = {PORTAL}\nmax_manifest = 999\n[auth]\nfile = {file.path}\n"
+    ini = (
+        f"[server]\nallowed_origins = {PORTAL}\nmax_manifest_size = 999\n"
+        f"[auth]\ntoken_file = {file.path}\n"
+    )
     with cart_site(directory, ini=ini) as running:
         yield running, token
 

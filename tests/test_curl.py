@@ -23,7 +23,7 @@ LIMIT = 3_000_000
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("site")
-    with cart_site(directory, ini=f"[server]\nmax_manifest = {LIMIT}\n") as running:
+    with cart_site(directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n") as running:
         yield running
 
 
@@ -101,7 +101,10 @@ def test_curl_does_not_send_a_body_that_is_over_the_limit(
     )
     answer, _, written = said.rpartition("\n")
     assert written == "413 0"
-    assert json.loads(answer)["message"] == f"The body is over {LIMIT} bytes (server.max_manifest)"
+    assert (
+        json.loads(answer)["message"]
+        == f"The body is over {LIMIT} bytes (server.max_manifest_size)"
+    )
 
 
 def test_curl_sends_a_large_body_after_100_continue(site: CartSite, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 DRAWING = DOCS / "architecture.svg"
-COMMANDS = ("adopt", "dbchk", "dbsync", "dump", "fixit", "purge", "token", "verify")
+COMMANDS = ("dbchk", "dbsync", "dump", "fixit", "import", "purge", "token", "verify")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -26,7 +26,7 @@ CHUNKED = b"POST /u" + END + b"Transfer-Encoding: chunked\r\n\r\n"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("site")
-    with cart_site(directory, ini=f"[server]\nmax_manifest = {LIMIT}\n") as running:
+    with cart_site(directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n") as running:
         running.stage("ready", {"a": b"first"})
         running.cartd.post("failed", manifest([entry("no-such-id", "gone", b"")]))
         running.cartd.wait_until("failed", "error")
@@ -39,7 +39,7 @@ def assert_one_form(answer: WireAnswer, *, to_head: bool = False) -> None:
         assert answer.body == b""
         return
     said = json.loads(answer.body)
-    limit = {"limit": "server.max_manifest"} if answer.status == 413 else {}
+    limit = {"limit": "server.max_manifest_size"} if answer.status == 413 else {}
     assert said.pop("status").startswith(f"{answer.status} ")
     message = said.pop("message")
     assert message and "Traceback" not in message

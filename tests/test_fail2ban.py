@@ -27,7 +27,7 @@ ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     with cart_site(
         tmp_path_factory.mktemp("site"),
-        ini="[server]\nmax_manifest = 9999\n[archiveinterface]\nretries = 1\n",
+        ini="[server]\nmax_manifest_size = 9999\n[archiveinterface]\nmax_attempts = 1\n",
     ) as running:
         yield running
 
@@ -152,7 +152,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     token = file.add("alice", admin=False)
     (directory / ".netrc").write_text(f"machine 127.0.0.1 login alice password {token}\n")
     (directory / ".netrc").chmod(0o600)
-    with cart_site(directory, ini=f"[auth]\nfile = {file.path}\n") as site:
+    with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as site:
         bearer = f"Bearer {token}"
         body = site.manifest({"a": b"data"})
         assert site.cartd.request("POST", "/mine", body, authorization=bearer).status == 201

@@ -24,7 +24,7 @@ from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
 pytest_plugins = ("tests.archive_fixture",)
 
-ONE_TRY = "[archiveinterface]\nretries = 1\n"
+ONE_TRY = "[archiveinterface]\nmax_attempts = 1\n"
 NEVER = 10**9
 """So many HEADs does a tape take that nobody waits for."""
 

@@ -12,7 +12,7 @@ from tests.gateways import running_nginx
 from tests.running_cartd import DEADLINE, RunningCartd, manifest, running_cartd
 from tests.test_documentation import DOCS, blocks
 
-INI = "[auth]\nproxy_header = X-Remote-User\nproxy_addresses = unix\n"
+INI = "[auth]\nproxy_header = X-Remote-User\ntrusted_proxies = unix\n"
 PASSWORDS = "alice:{PLAIN}secret\nbob:{PLAIN}other\n"
 MANY = manifest(
     {"id": n, "path": f"d/{n}", "hashtype": "sha1", "hashsum": ""} for n in range(40_000)

@@ -21,7 +21,7 @@ NAMES = ("cartd.example.org", "cartd")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    ini = f"[server]\nhosts = {' '.join(NAMES)}\n"
+    ini = f"[server]\nallowed_hosts = {' '.join(NAMES)}\n"
     with cart_site(tmp_path_factory.mktemp("site"), ini=ini) as running:
         yield running
 
@@ -83,7 +83,7 @@ def test_other_host_is_rejected_and_names_the_setting(
     answer = ask(site.port, method + b" /x HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
     message = (
         f"This service does not know itself as {host.decode()}: without authentication it answers"
-        " to its addresses, to localhost and to the names in [server] hosts"
+        " to its addresses, to localhost and to the names in [server] allowed_hosts"
     )
     assert_is_error(answer, 421, message)
     target = get(site.port, b"Host: localhost", target=b"http://%s/" % host)
@@ -103,7 +103,7 @@ def test_wrong_host_gets_no_100_continue(site: CartSite) -> None:
 
 def test_any_host_is_allowed_with_authentication(tmp_path: Path) -> None:
     TokenFile(tmp_path / "tokens").add("alice", admin=False)
-    with cart_site(tmp_path, ini=f"[auth]\nfile = {tmp_path / 'tokens'}\n") as site:
+    with cart_site(tmp_path, ini=f"[auth]\ntoken_file = {tmp_path / 'tokens'}\n") as site:
         assert ask(site.port, get(site.port, b"Host: any.example")).json == UP
         assert ask(site.port, get(site.port)).status == 400
 

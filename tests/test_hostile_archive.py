@@ -15,7 +15,7 @@ from tests.faulty_archive import FaultyArchive
 from tests.hostile_answers import ANSWERS, DATA, STALL
 from tests.running_cartd import RunningCartd, entry, manifest
 
-INI = f"[archiveinterface]\nretries = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
+INI = f"[archiveinterface]\nmax_attempts = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
 MOST_MEMORY = 48 << 20
 """Bytes that the service may take more at its worst: a bomb alone would be 20 MB."""
 LONGEST = 500
@@ -116,7 +116,7 @@ async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path:
 async def test_what_comes_beyond_an_answer_is_never_taken_for_the_next_one(tmp_path: Path) -> None:
     """Not even of files whose hashes nobody knows, so that nothing else would find it out."""
     evil = b"!" * len(DATA)
-    async with cartd_beside_an_archive(tmp_path, f"{INI}connections = 1\n") as (cartd, archive):
+    async with cartd_beside_an_archive(tmp_path, f"{INI}max_connections = 1\n") as (cartd, archive):
         files = []
         for number in range(20):
             archive_id = str(number)

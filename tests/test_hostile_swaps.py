@@ -22,7 +22,7 @@ UIDS = [f"cart-{number}" for number in range(4)]
 FILES = 40
 SIZE = FILES * 512
 CANARY = b"canary! "
-INI = "[cartd]\nlru_interval = 0.2\nvolume_reserve = 0\n[archiveinterface]\nretries = 2\n"
+INI = "[cartd]\nlru_interval = 0.2\nvolume_reserve = 0\n[archiveinterface]\nmax_attempts = 2\n"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tests.running_cartd import running_cartd, wait_for
 pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 
 NEVER = 10**9
-INI = "[archiveinterface]\nretries = 1\n[cartd]\nvolume_quota = 1000000\nlru_interval = 0.5\n"
+INI = "[archiveinterface]\nmax_attempts = 1\n[cartd]\nvolume_quota = 1000000\nlru_interval = 0.5\n"
 
 
 @in_a_thread

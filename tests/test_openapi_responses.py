@@ -34,7 +34,7 @@ LIMIT = 1_000_000
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("site")
-    with cart_site(directory, ini=f"[server]\nmax_manifest = {LIMIT}\n") as running:
+    with cart_site(directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n") as running:
         prepare(running)
         yield running
 

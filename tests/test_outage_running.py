@@ -22,7 +22,7 @@ from tests.faulty_archive import FaultyArchive
 from tests.real_archive import real_archive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
-INI = "[archiveinterface]\nretries = 2\nstall_timeout = 1\nconnect_timeout = 5\n"
+INI = "[archiveinterface]\nmax_attempts = 2\nstall_timeout = 1\nconnect_timeout = 5\n"
 FILES = 40
 SINCE = r"Waiting for the archive since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC): "
 

@@ -21,7 +21,7 @@ from tests.cartd_beside import assert_no_surprise
 from tests.real_archive import RealArchive, real_archive
 from tests.running_cartd import RunningCartd, manifest, running_cartd
 
-TWO_TRIES = "[archiveinterface]\nretries = 2\n"
+TWO_TRIES = "[archiveinterface]\nmax_attempts = 2\n"
 
 PECULIAR = {
     "an empty file": ArchivedFile(1, "empty", b""),

@@ -23,7 +23,7 @@ def archive(tmp_path: Path) -> Iterator[RealArchive]:
 
 @pytest.fixture
 def cartd(archive: RealArchive, tmp_path: Path) -> Iterator[RunningCartd]:
-    ini = "[archiveinterface]\nretries = 4\n"
+    ini = "[archiveinterface]\nmax_attempts = 4\n"
     with running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini) as running:
         yield running
         assert "again" in running.log, "no requests have met"

@@ -39,7 +39,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealArchive]:
 @pytest.fixture(scope="module")
 def cartd(archive: RealArchive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
     directory = tmp_path_factory.mktemp("downloader") / "cartd"
-    ini = "[archiveinterface]\nretries = 2\n"
+    ini = "[archiveinterface]\nmax_attempts = 2\n"
     with running_cartd(directory, archive=archive.url, ini=ini) as running:
         yield running
         assert running.terminate() == 0
@@ -128,7 +128,7 @@ def test_the_downloader_sends_a_token_and_without_it_gets_nothing(
 ) -> None:
     tokens, into = tmp_path / "tokens", tmp_path / "into"
     token = TokenFile(tokens).add("alice", admin=False)
-    ini = f"[auth]\nfile = {tokens}\n"
+    ini = f"[auth]\ntoken_file = {tokens}\n"
     with running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini) as cartd:
         for auth in ({}, {"auth": ("alice", "wrong")}):
             with pytest.raises(AssertionError):

@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self, threads: HeldThreads | None = None, **changed: Any) -> None:
         self.threads = threads or HeldThreads()
-        self.connected = Connected(self.threads, max_manifest=LIMIT, **changed)
+        self.connected = Connected(self.threads, max_manifest_size=LIMIT, **changed)
         self.reads = Reads()
         self.site: LimitedSite = self.connected.site
         self.site.resource = self.reads
@@ -184,13 +184,13 @@ def test_space_is_released_with_the_response() -> None:
 
 
 def test_declared_body_without_space_is_rejected_early() -> None:
-    client = Client(body_space=4 * MAX_IN_MEMORY)
+    client = Client(temp_file_limit=4 * MAX_IN_MEMORY)
     first = client.channel
     client.declare(3 * MAX_IN_MEMORY)
     client.channel, client.transport = client.connect()
     client.declare(2 * MAX_IN_MEMORY, expects=True)
     status, body = client.answer()
-    assert (status, body["limit"]) == (503, "server.body_space")
+    assert (status, body["limit"]) == (503, "server.temp_file_limit")
     assert tempfile.gettempdir() in body["message"]
     assert b"Retry-After: " in client.transport.value()
     assert b"100 Continue" not in client.transport.value()
@@ -206,7 +206,7 @@ def test_declared_body_without_space_is_rejected_early() -> None:
 
 
 def test_chunked_body_without_space_is_rejected() -> None:
-    client = Client(body_space=4 * MAX_IN_MEMORY)
+    client = Client(temp_file_limit=4 * MAX_IN_MEMORY)
     first = client.channel
     client.declare(3 * MAX_IN_MEMORY)
     client.channel, client.transport = client.connect()
@@ -215,7 +215,7 @@ def test_chunked_body_without_space_is_rejected() -> None:
     assert client.transport.value() == b""
     client.chunk(b"xy" * MAX_IN_MEMORY)
     status, body = client.answer()
-    assert (status, body["limit"]) == (503, "server.body_space")
+    assert (status, body["limit"]) == (503, "server.temp_file_limit")
     client.leave()
     client.threads.let_all_go()
     assert client.used == 3 * MAX_IN_MEMORY
@@ -230,7 +230,7 @@ def test_chunked_body_without_space_is_rejected() -> None:
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_single_body_over_the_space_limit_is_accepted(declared: bool) -> None:
-    client = Client(body_space=MAX_IN_MEMORY + 1)
+    client = Client(temp_file_limit=MAX_IN_MEMORY + 1)
     data = CHUNK * 5
     if declared:
         client.declare(len(data))

@@ -22,7 +22,7 @@ MOST = 9999
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     with cart_site(
-        tmp_path_factory.mktemp("site"), ini=f"[server]\nmax_manifest = {MOST}\n"
+        tmp_path_factory.mktemp("site"), ini=f"[server]\nmax_manifest_size = {MOST}\n"
     ) as running:
         yield running
 
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("guarded")
     TokenFile(directory / "tokens").add("alice", admin=False)
-    with cart_site(directory, ini=f"[auth]\nfile = {directory / 'tokens'}\n") as running:
+    with cart_site(directory, ini=f"[auth]\ntoken_file = {directory / 'tokens'}\n") as running:
         yield running
 
 
@@ -44,7 +44,7 @@ DECIDED = {
     "a bad uid": ("POST /.bad", "Content-Length: 9", 400, BAD_UID),
     "a long body": (
         "POST /x", f"Content-Length: {MOST + 1}", 413,
-        f"The body is over {MOST} bytes (server.max_manifest)"),
+        f"The body is over {MOST} bytes (server.max_manifest_size)"),
     "gzip": ("POST /x", "Content-Length: 9\r\nContent-Encoding: gzip", 415, GZIP),
     "two codings": ("POST /x", "Content-Length: 9\r\nContent-Encoding: identity, BR", 415, GZIP),
     "gzip in chunks": (
@@ -71,7 +71,7 @@ def test_early_response_is_sent_before_100_continue(
         version = "" if "HTTP/" in line else " HTTP/1.1"
         connection.send(f"{line}{version}\r\n{more}\r\n{fields}\r\n\r\n".encode())
         answer = connection.answer()  # 100 Continue would be the first
-        limit = "server.max_manifest" if status == 413 else None
+        limit = "server.max_manifest_size" if status == 413 else None
         assert_is_error(answer, status, message, limit)
         assert answer.headers["connection"] == "close"
         if status == 415:

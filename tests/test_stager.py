@@ -425,7 +425,7 @@ class TestWaitingForLong:
     ) -> None:
         bench.archive.files = {f"{n}": b"" for n in range(carts)}
         bench.outage_limit = inf
-        bench.tape_polls = 1_000_000  # however long a step of the clock is
+        bench.tape_poll_rate = 1_000_000  # however long a step of the clock is
         bench.parts = {"": carts}
         if what == "archive":
             bench.archive.away = outage()

@@ -266,7 +266,7 @@ class TestTapes:
 
     def test_a_file_is_announced_again_only_after_as_long_as_is_set(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1"}
-        bench.reannounce_after = 7200
+        bench.recall_retry_interval = 7200
         run(bench, bench.put())
         posted = bench.times_until(lambda: bench.archive.times("POST", "1"), seconds=16_000)
         assert posted == [7623, 14_823]
@@ -355,7 +355,7 @@ class TestTapes:
     def test_all_carts_together_ask_no_more_often_than_is_set(self, tmp_path: Path) -> None:
         files = {f"{n}": b"" for n in range(90)}
         bench = Bench(tmp_path / "volume", files)
-        bench.tape_polls = 10
+        bench.tape_poll_rate = 10
         bench.archive.on_tape = set(files)
         tools = bench.tools()
         for first in (0, 30, 60):
@@ -374,7 +374,7 @@ class TestTapes:
         self, tmp_path: Path
     ) -> None:
         bench = Bench(tmp_path / "volume", FILES)
-        bench.tape_polls = 1
+        bench.tape_poll_rate = 1
         bench.archive.on_tape = set(FILES)
         running, ended = run(bench, bench.put())
         bench.clock.advance(1)

@@ -81,9 +81,9 @@ SLOW = {"drips": Row("GET", drip(1000, 0.07), "")}
 """What takes longer than the archive may be silent, but is never silent for long: no fault."""
 
 
-def settings(retries: int) -> str:
+def settings(max_attempts: int) -> str:
     return (
-        f"[archiveinterface]\nconnections = {CONNECTIONS}\nretries = {retries}\n"
+        f"[archiveinterface]\nmax_connections = {CONNECTIONS}\nmax_attempts = {max_attempts}\n"
         "stall_timeout = 0.4\nconnect_timeout = 5\n"
     )
 
@@ -109,7 +109,7 @@ def post_all(
 
 @pytest_twisted.ensureDeferred
 async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(retries=6)) as (cartd, archive):
+    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=6)) as (cartd, archive):
         await deferToThread(post_all, cartd, archive, PASSING, times=2)
         await deferToThread(post_all, cartd, archive, SLOW, times=None)
         for name, row in (PASSING | SLOW).items():
@@ -122,7 +122,7 @@ async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(retries=3)) as (cartd, archive):
+    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
         await deferToThread(post_all, cartd, archive, PASSING | FINAL, times=None)
         archive.put("honest", DATA)
         await deferToThread(cartd.post, "honest", manifest([entry("honest", "honest", DATA)]))
@@ -145,7 +145,7 @@ async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: 
 async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwise(
     tmp_path: Path,
 ) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(retries=3)) as (cartd, archive):
+    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
         for name, last in {"unlucky": status(500), "gone": status(404)}.items():
             archive.put(name, DATA)
             archive.fault(name, wrong_bytes(), method="GET", times=2)
@@ -160,7 +160,7 @@ async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwi
 
 @pytest_twisted.ensureDeferred
 async def test_all_files_that_fail_are_told_and_the_good_ones_are_kept(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(retries=2)) as (cartd, archive):
+    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=2)) as (cartd, archive):
         names = [f"f{number}" for number in range(39)]
         for name in names:
             archive.put(name, DATA)

@@ -43,7 +43,7 @@ def asked(archive: FaultyArchive, method: str, prefix: str) -> Sequence[str]:
 
 @pytest_twisted.ensureDeferred
 async def test_what_waits_for_tape_is_announced_at_once_and_holds_up_nobody(tmp_path: Path) -> None:
-    ini = "[archiveinterface]\nconnections = 2\n"
+    ini = "[archiveinterface]\nmax_connections = 2\n"
     async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
         tape = put(archive, "tape", 30, tape_heads=NEVER)
         disk = put(archive, "disk", 3)
@@ -77,7 +77,7 @@ async def test_what_waits_for_tape_is_announced_at_once_and_holds_up_nobody(tmp_
 async def test_a_small_cart_is_ready_long_before_the_large_one_in_front_of_it(
     tmp_path: Path,
 ) -> None:
-    ini = "[archiveinterface]\nconnections = 5\n"
+    ini = "[archiveinterface]\nmax_connections = 5\n"
     async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
         large = put(archive, "large", 2000)
         small = put(archive, "small", 3)

@@ -164,5 +164,5 @@ def test_a_schema_of_another_version_is_left_alone(
     ids=["cartd.tac", "pacifica-cartd"],
 )
 def test_the_other_ways_to_start_say_it_alike(tmp_path: Path, program: tuple[str, ...]) -> None:
-    line = why_it_ends(tmp_path, ini="[archiveinterface]\nretries = -1\n", program=program)
-    assert "retries" in line
+    line = why_it_ends(tmp_path, ini="[archiveinterface]\nmax_attempts = -1\n", program=program)
+    assert "max_attempts" in line

@@ -48,8 +48,8 @@ def test_body_over_the_limit_is_rejected_and_closed(behind: TlsSite) -> None:
         connection.send(
             b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
         )
-        message = "The body is over 256000000 bytes (server.max_manifest)"
-        assert_is_error(connection.answer(), 413, message, "server.max_manifest")
+        message = "The body is over 256000000 bytes (server.max_manifest_size)"
+        assert_is_error(connection.answer(), 413, message, "server.max_manifest_size")
 
 
 def test_a_file_that_is_cut_breaks_the_connection(behind: TlsSite) -> None:

@@ -33,7 +33,7 @@ def tokens(tmp_path: Path) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, tokens: Path) -> RunningCartd:
     """A configuration; the service does not run, and there is no database."""
-    ini = f"[auth]\nfile = {tokens}\n"
+    ini = f"[auth]\ntoken_file = {tokens}\n"
     with running_cartd(tmp_path / "cartd", archive="http://x/", ini=ini, started=False) as cartd:
         return cartd
 
@@ -86,7 +86,7 @@ def test_without_a_file_in_the_configuration_that_is_said(site: RunningCartd) ->
     site.configure("")
     done = site.run("cartd-cmd", "token", "list", check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("cartd-cmd: [auth] file is not set")
+    assert done.stderr.startswith("cartd-cmd: [auth] token_file is not set")
 
 
 def test_a_file_that_is_not_there_and_one_in_the_way_are_named(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_file_that_the_service_cannot_read_is_told_after_each_change(
     open_directory: Path,
 ) -> None:
     tokens = open_directory / "tokens"
-    ini = f"[auth]\nfile = {tokens}\n"
+    ini = f"[auth]\ntoken_file = {tokens}\n"
     with running_cartd(
         open_directory / "cartd", archive="http://x/", ini=ini, started=False
     ) as site:

@@ -261,7 +261,7 @@ def test_invalid_endpoint_is_rejected(endpoint: str) -> None:
 
 
 def test_world_writable_socket_with_proxy_header_is_warned_about(tmp_path: Path) -> None:
-    ini = "[auth]\nproxy_header = X-Remote-User\nproxy_addresses = unix\n"
+    ini = "[auth]\nproxy_header = X-Remote-User\ntrusted_proxies = unix\n"
     with on_a_socket(tmp_path, ":mode=666", ini=ini) as cartd:
         wait_for(lambda: "may name any user in proxy_header" in cartd.log)
         assert mode_of(tmp_path / "http.sock") == 0o666

@@ -152,7 +152,7 @@ def test_a_user_has_no_more_under_way_than_the_limits_until_some_of_it_is_ready(
 def test_the_one_cart_of_a_user_does_not_wait_behind_the_many_of_another(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    ini, url = "[archiveinterface]\nconnections = 4\n", url_of(archive)
+    ini, url = "[archiveinterface]\nmax_connections = 4\n", url_of(archive)
     with running_cartd(tmp_path / "cartd", archive=url, ini=ini, started=False) as cartd:
         ada, bob, *_ = start(cartd)
         gate = closed_gate(archive)

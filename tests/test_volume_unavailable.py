@@ -127,7 +127,7 @@ def test_a_command_does_nothing_without_its_volume_until_another_is_adopted(
         assert done.returncode == 1
         assert "is it mounted?" in done.stderr and done.stderr.count("\n") == 1
         assert everything(cartd.volume) == set()
-        adopted = cartd.run("cartd-cmd", "adopt")
+        adopted = cartd.run("cartd-cmd", "import")
         assert adopted.stdout == f"{cartd.volume} is the volume of this database.\n"
         cartd.start()
         assert cartd.get("/mine").status == 202

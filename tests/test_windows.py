@@ -23,7 +23,7 @@ def test_all_modules_can_be_imported() -> None:
 
 def test_the_service_starts_with_tokens_and_serves(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
-    ini = f"[auth]\nfile = {tokens}\n"
+    ini = f"[auth]\ntoken_file = {tokens}\n"
     with (
         served_directory(tmp_path / "archive") as archive,
         running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini, started=False) as cartd,

@@ -71,7 +71,7 @@ def tls_site(directory: Path, authority: trustme.CA) -> Iterator[TlsSite]:
         f"ssl:{secure}:interface=127.0.0.1:privateKey={pem}",
     ]
     options = [option for endpoint in endpoints for option in ("--endpoint", endpoint)]
-    ini = f"[server]\nhosts = {NAME}\n"
+    ini = f"[server]\nallowed_hosts = {NAME}\n"
     with (
         served_directory(directory) as archive,
         running_cartd(

@@ -57,7 +57,7 @@ class Archive:
     ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
     time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
     an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
-    its body, and ``least_rate`` how many bytes a second of a file must come on the average of some
+    its body, and ``min_rate`` how many bytes a second of a file must come on the average of some
     minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which
     closes its connection at once.  A request keeps its connection until its body has ended.
     """
@@ -71,7 +71,7 @@ class Archive:
         now: Callable[[], float],
         head_timeout: float,
         stall_timeout: float,
-        least_rate: float = 0.0,
+        min_rate: float = 0.0,
     ) -> None:
         self._client = client
         self._base = _base(base_url)
@@ -79,7 +79,7 @@ class Archive:
         self._now = now
         self._head_timeout = head_timeout
         self._stall_timeout = stall_timeout
-        self._least_rate = least_rate
+        self._least_rate = min_rate
 
     async def status(self, archive_id: str) -> FileState:
         """``HEAD /ID``: the file's size and time, and whether it must be staged first.

@@ -36,18 +36,18 @@ def receive(
     sink: IConsumer,
     clock: IReactorTime,
     stall_timeout: float,
-    least_rate: float = 0.0,
+    min_rate: float = 0.0,
 ) -> Deferred[None]:
     """Write the body of ``response`` to ``sink``; fires when all of it is written.
 
     Fails with a retryable :class:`ArchiveError` if the body is cut short (by its own framing: the
     declared length or the last chunk), or if not a byte comes for ``stall_timeout`` seconds while
-    the sink did not pause, or in some minutes on the average fewer than ``least_rate`` a second,
+    the sink did not pause, or in some minutes on the average fewer than ``min_rate`` a second,
     which ends a drip of single bytes; and with whatever ``sink.write`` raises.  A body that only
     the end of the connection delimits is taken as whole: the sink must know how long it should be.
     Except after a whole body the connection is dropped at once; so it is when cancelled.
     """
-    body = _Body(sink, clock, stall_timeout, least_rate)
+    body = _Body(sink, clock, stall_timeout, min_rate)
     response.deliverBody(body)
     body.wait()
     return body.done
@@ -71,13 +71,13 @@ class _Body(Protocol):
     transport: Any
 
     def __init__(
-        self, sink: IConsumer, clock: IReactorTime, stall_timeout: float, least_rate: float
+        self, sink: IConsumer, clock: IReactorTime, stall_timeout: float, min_rate: float
     ) -> None:
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._sink = sink
         self._clock = clock
         self._stall_timeout = stall_timeout
-        self._least_rate = least_rate
+        self._least_rate = min_rate
         self._since = 0.0
         """When it was looked at last, and ``_came``: the bytes that have come from then on."""
         self._came = 0

@@ -22,9 +22,9 @@ def create_authenticator(
     :raises ConfigError: that cannot be read, or the settings do not fit each other.
     """
     proxies = TrustedProxies.from_config(config)
-    if config.auth_file is None and proxies is None:
+    if config.auth_token_file is None and proxies is None:
         return None
     registry = TokenRegistry(
-        TokenFile(config.auth_file) if config.auth_file else None, threads, clock
+        TokenFile(config.auth_token_file) if config.auth_token_file else None, threads, clock
     )
-    return Authenticator(registry, proxies, tokens=config.auth_file is not None)
+    return Authenticator(registry, proxies, tokens=config.auth_token_file is not None)

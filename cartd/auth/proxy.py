@@ -25,19 +25,19 @@ class TrustedProxies:
         :raises ConfigError: the header would be believed from nobody, or from anybody.
         """
         if config.auth_proxy_header is None:
-            if config.auth_proxy_addresses:
-                raise ConfigError("[auth] proxy_addresses: there is no proxy_header to believe")
+            if config.auth_trusted_proxies:
+                raise ConfigError("[auth] trusted_proxies: there is no proxy_header to believe")
             return None
-        if not config.auth_proxy_addresses:
+        if not config.auth_trusted_proxies:
             raise ConfigError(
-                "[auth] proxy_header: proxy_addresses must say from whom it is believed"
+                "[auth] proxy_header: trusted_proxies must say from whom it is believed"
             )
         if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
             raise ConfigError(
                 "[auth] proxy_header: on a haproxy: endpoint a client may name its own address,"
                 " so the header cannot be believed; listen on another kind"
             )
-        return cls(config.auth_proxy_header, config.auth_proxy_addresses)
+        return cls(config.auth_proxy_header, config.auth_trusted_proxies)
 
     def __init__(self, header: str, networks: Sequence[Network]) -> None:
         self._header = header.encode("ascii")

@@ -35,7 +35,7 @@ def startup_warnings(
         yield (
             f"Whoever reaches {_shown(exposed)} may post, download and delete every cart:"
             " [auth] in the configuration is off (docs/authentication.md); who asks by a name that"
-            " is not in [server] hosts is answered with 421"
+            " is not in [server] allowed_hosts is answered with 421"
         )
     plain = [
         (endpoint, address)
@@ -62,7 +62,7 @@ def _local_account_warnings(
         )
     ways = [open_sockets] if open_sockets and UNIX in proxies else []
     if any(map(_is_loopback, proxies)) and any(map(_accepts_loopback, addresses)):
-        ways.append("a loopback address, which proxy_addresses trusts")
+        ways.append("a loopback address, which trusted_proxies trusts")
     if ways:
         yield (
             f"Every account of this machine may name any user in proxy_header by"

@@ -103,7 +103,7 @@ def create_parser() -> ArgumentParser:
         "A database of Pacifica Cartd is upgraded in place, with its carts.",
     )
     add(
-        "adopt",
+        "import",
         _import,
         "Make the configured directory the volume of this database.\n"
         "For a volume that was replaced, or a database that was: carts that are not on it are\n"

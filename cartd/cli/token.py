@@ -26,9 +26,11 @@ def add_actions(parser: ArgumentParser) -> None:
 
 def token(config: Config, given: Namespace, out: TextIO, about: TextIO) -> int:
     """Do it; ``out`` gets what a script may want to have, ``about`` what people read."""
-    if config.auth_file is None:
-        raise ConfigError("[auth] file is not set: the configuration says where the tokens are")
-    file = TokenFile(config.auth_file)
+    if config.auth_token_file is None:
+        raise ConfigError(
+            "[auth] token_file is not set: the configuration says where the tokens are"
+        )
+    file = TokenFile(config.auth_token_file)
     if given.action == "add":
         made = file.add(given.name, admin=given.admin)
         about.write(f"The token of {given.name}; it is shown only now:\n")

@@ -7,9 +7,9 @@ from cartd.config.setting import Setting
 
 AUTH = (
     Setting(
-        "auth_file",
+        "auth_token_file",
         "auth",
-        "file",
+        "token_file",
         "none",
         parsers.optional(parsers.path),
         "file, or none",
@@ -25,9 +25,9 @@ AUTH = (
         "The header in which a trusted proxy says who asks, as X-Remote-User.",
     ),
     Setting(
-        "auth_proxy_addresses",
+        "auth_trusted_proxies",
         "auth",
-        "proxy_addresses",
+        "trusted_proxies",
         "none",
         parsers.networks,
         "IP addresses, networks, unix",

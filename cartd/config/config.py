@@ -29,13 +29,13 @@ class Config:
     address: str
     endpoints: tuple[str, ...]
     """In place of port and address, if there are any."""
-    hosts: tuple[str, ...]
-    origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
     shutdown_grace: float
-    max_manifest: int
+    max_manifest_size: int
     max_entries: int
     manifest_memory: int
-    body_space: int
+    temp_file_limit: int
     max_header_size: int
     max_headers: int
     header_timeout: float
@@ -64,23 +64,23 @@ class Config:
     # [archiveinterface]
     archive_url: str
     """Ends in ``/``."""
-    archive_connections: int
-    archive_retries: int
+    archive_max_connections: int
+    archive_max_attempts: int
     archive_outage_limit: float
     archive_connect_timeout: float
     archive_stall_timeout: float
-    archive_least_rate: int
+    archive_min_rate: int
     """Bytes a second."""
-    archive_tape_polls: int
+    archive_tape_poll_rate: int
     """Requests a second."""
-    archive_reannounce_after: float
+    archive_recall_retry_interval: float
     archive_ca_file: Path | None
     archive_cert_file: Path | None
     archive_key_file: Path | None
     # [auth]: off if there is neither of the first two
-    auth_file: Path | None
+    auth_token_file: Path | None
     auth_proxy_header: str | None
-    auth_proxy_addresses: tuple[Network, ...]
+    auth_trusted_proxies: tuple[Network, ...]
     auth_max_carts_staging: int | None
     auth_max_files: int | None
     auth_max_bytes: int | None

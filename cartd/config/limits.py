@@ -10,9 +10,9 @@ from cartd.config.setting import Setting
 
 LIMITS = (
     Setting(
-        "max_manifest",
+        "max_manifest_size",
         "server",
-        "max_manifest",
+        "max_manifest_size",
         "256 MB",
         parsers.positive_size,
         "size",
@@ -38,9 +38,9 @@ LIMITS = (
         " Each takes about three times its size of memory.",
     ),
     Setting(
-        "body_space",
+        "temp_file_limit",
         "server",
-        "body_space",
+        "temp_file_limit",
         "2 GB",
         parsers.positive_size,
         "size",

@@ -36,16 +36,16 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()
-        self["host"] = ()
-        self["origin"] = ()
+        self["allowed-host"] = ()
+        self["allowed-origin"] = ()
 
-    def opt_host(self, names: str) -> None:
+    def opt_allowed_host(self, names: str) -> None:
         """A name, beside its addresses and localhost, by which it may be asked; again for more."""
-        self._add("host", parsers.hosts, names)
+        self._add("allowed-host", parsers.hosts, names)
 
-    def opt_origin(self, origins: str) -> None:
+    def opt_allowed_origin(self, origins: str) -> None:
         """Another site whose pages may change files, as https://portal.example.org."""
-        self._add("origin", parsers.origins, origins)
+        self._add("allowed-origin", parsers.origins, origins)
 
     def _add(self, key: str, parse: Callable[[str], tuple[str, ...]], text: str) -> None:
         try:

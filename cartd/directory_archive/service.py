@@ -45,8 +45,8 @@ class DirectoryArchive(Service):
             reactor,
             interface.app.resource(),
             self._directory,
-            options["host"],
-            options["origin"],
+            options["allowed-host"],
+            options["allowed-origin"],
         )
         self.port: IListeningPort | None = None
         """Where it listens, once it does."""

@@ -22,8 +22,8 @@ METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
 """Bytes; a longer body that comes in is kept in a file until it is whole."""
 LIMITS = Limits(
-    max_manifest=0,  # there are none
-    body_space=0,
+    max_manifest_size=0,  # there are none
+    temp_file_limit=0,
     max_header_size=16384,
     max_headers=100,
     header_timeout=60.0,
@@ -66,9 +66,9 @@ class ArchiveSite(Site):
             METHODS,
             length_required=(b"PUT",),
             hosts=frozenset(hosts),
-            hosts_setting="its option --host",
+            hosts_setting="its option --allowed-host",
             origins=origins,
-            origins_setting="its option --origin",
+            origins_setting="its option --allowed-origin",
         )
         super().__init__(
             RequestNormalizer(routes, self._rules),

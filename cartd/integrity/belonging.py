@@ -67,10 +67,10 @@ def _judge(record: VolumeRecord, there: int | None, root: Path) -> None:
     if known is not None and record.has_carts:
         raise ConfigError(
             f"volume_path: {str(root)!r} is not the volume that this database's carts are on"
-            " (is it mounted?); cartd-cmd adopt makes it that, if it shall be"
+            " (is it mounted?); cartd-cmd import makes it that, if it shall be"
         )
     if there is not None and holds_carts(root):
         raise ConfigError(
             f"volume_path: {str(root)!r} has carts of another database (is the database the right"
-            " one?); cartd-cmd adopt makes it this database's volume, if it shall be"
+            " one?); cartd-cmd import makes it this database's volume, if it shall be"
         )

@@ -147,7 +147,7 @@ _ERROR = {
         "limit": {
             "type": "string",
             "description": "The setting that was gone over, if one was.",
-            "examples": ["server.max_manifest"],
+            "examples": ["server.max_manifest_size"],
         },
     },
     "additionalProperties": False,

@@ -14,8 +14,8 @@ class Limits:
     Sizes are bytes, times are seconds.
     """
 
-    max_manifest: int
-    body_space: int
+    max_manifest_size: int
+    temp_file_limit: int
     max_header_size: int
     max_headers: int
     header_timeout: float

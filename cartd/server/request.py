@@ -189,7 +189,7 @@ class LimitedRequest(ValidatedRequest):
             self._reject_no_space()
 
     def _max_body(self) -> int:
-        maximum: int = self.channel.limits.max_manifest
+        maximum: int = self.channel.limits.max_manifest_size
         return maximum
 
     def _on_disk_error(self, error: OSError) -> None:
@@ -199,7 +199,7 @@ class LimitedRequest(ValidatedRequest):
         self._reject(507 if error.errno in DISK_FULL_ERRNOS else 503, message)
 
     def _reject_no_space(self) -> None:
-        limit = setting_name("body_space")
+        limit = setting_name("temp_file_limit")
         self._reject(
             503,
             f"The bodies of other requests take what may be taken of {_directory()}"
@@ -208,7 +208,7 @@ class LimitedRequest(ValidatedRequest):
         )
 
     def _reject_too_large(self) -> None:
-        limit = setting_name("max_manifest")
+        limit = setting_name("max_manifest_size")
         self._reject(413, f"The body is over {self._max_body()} bytes ({limit})", limit)
 
     def _reject(

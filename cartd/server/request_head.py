@@ -190,6 +190,6 @@ def _check_body(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
     if head.length is None and head.method in rules.length_required:
         return EarlyResponse(411, "This method needs a Content-Length")
     if rules.max_body is not None and head.length is not None and head.length > rules.max_body:
-        limit = setting_name("max_manifest")
+        limit = setting_name("max_manifest_size")
         return EarlyResponse(413, f"The body is over {rules.max_body} bytes ({limit})", limit)
     return None

@@ -16,13 +16,13 @@ OTHER_FILES = 400
 log = Logger()
 
 
-def raise_nofile_limit(wanted: int, archive_connections: int) -> int:
+def raise_nofile_limit(wanted: int, archive_max_connections: int) -> int:
     """Raise the process's limit as far as is needed, and give how many connections it allows.
 
     That is ``wanted``, or fewer, with a line in the log, if the system does not give as many.
-    Each of ``archive_connections`` has a socket, and a file that it writes.
+    Each of ``archive_max_connections`` has a socket, and a file that it writes.
     """
-    others = OTHER_FILES + 2 * archive_connections
+    others = OTHER_FILES + 2 * archive_max_connections
     allowed = _raise_nofile(wanted * FILES_PER_CONNECTION + others)
     fit = max((allowed - others) // FILES_PER_CONNECTION, 1)
     if fit >= wanted:

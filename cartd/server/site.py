@@ -55,12 +55,12 @@ class LimitedSite(Site):
         rules = RequestRules(
             route_table.allowed_methods,
             route_table.CART_METHODS,
-            max_body=limits.max_manifest,
+            max_body=limits.max_manifest_size,
             check_post=route_table.check_post,
             hosts=frozenset(hosts) if authenticator is None else frozenset({ANY_HOST}),
-            hosts_setting="[server] hosts",
+            hosts_setting="[server] allowed_hosts",
             origins=frozenset(origins),
-            origins_setting="[server] origins",
+            origins_setting="[server] allowed_origins",
         )
         super().__init__(
             RequestNormalizer(
@@ -75,7 +75,7 @@ class LimitedSite(Site):
         self._limits = limits
         self._rules = rules
         self._authenticator = authenticator
-        self._bodies = BodySpace(limits.body_space, threads)
+        self._bodies = BodySpace(limits.temp_file_limit, threads)
         self._connection_limits = ConnectionLimits(
             limits.max_connections, limits.max_connections_per_address
         )

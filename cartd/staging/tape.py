@@ -116,7 +116,7 @@ class TapeRecall:
     async def _poll(self, file: CartFile) -> None:
         waited = self.queue.since_announced(file.position, self._now())
         try:
-            if waited >= self._tools.reannounce_after:
+            if waited >= self._tools.recall_retry_interval:
                 await self._announced(file)
             state = await self._poll_once(file)
         except FileFailed as failed:

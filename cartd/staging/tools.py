@@ -41,7 +41,7 @@ class Tools:
     patience: Patience
     polls: FairRateLimiter
     """How often files on tape are asked for, all carts together."""
-    reannounce_after: float
+    recall_retry_interval: float
     """Seconds after which a file that is still on tape is announced again."""
     clock: IReactorTime
     now: Callable[[], float]

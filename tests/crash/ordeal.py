@@ -39,7 +39,7 @@ volume_quota = {QUOTA}
 volume_reserve = 0
 lru_interval = 0.5
 [archiveinterface]
-retries = {{tries}}
+max_attempts = {{tries}}
 """
 LONGEST_WAIT_FOR_A_POINT = 20.0
 """Seconds of load in which a point must be passed."""

@@ -51,8 +51,8 @@ def _check_values(config: Config) -> None:
     assert 0 <= config.port <= 65_535
     assert config.archive_url.startswith(("http://", "https://")) and config.archive_url[-1] == "/"
     assert config.archive_url.isprintable()
-    assert config.max_manifest > 0 and config.transfer_size > 0 and config.volume_reserve >= 0
-    assert 1 <= config.archive_connections <= 1000 and config.archive_retries >= 1
+    assert config.max_manifest_size > 0 and config.transfer_size > 0 and config.volume_reserve >= 0
+    assert 1 <= config.archive_max_connections <= 1000 and config.archive_max_attempts >= 1
     assert make_url(config.database_url).get_backend_name() in ("sqlite", "postgresql")
     assert all(note.isprintable() for note in config.warnings)
     for setting in SETTINGS:

@@ -114,12 +114,12 @@ class SimulatedArchive(Archive):
         now: Callable[[], float],
         head_timeout: float,
         stall_timeout: float,
-        least_rate: float,
+        min_rate: float,
     ) -> None:
         self._reactor = clock
         self._library = clock.library
         self._timeout = stall_timeout
-        self._least_rate = least_rate
+        self._min_rate = min_rate
 
     async def status(self, archive_id: str) -> FileState:
         await self._answer(archive_id)
@@ -133,7 +133,7 @@ class SimulatedArchive(Archive):
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
         fault = await self._answer(archive_id, body=True)
         response: Any = _Response(self._reactor, archive_id, fault)
-        await receive(response, sink, self._reactor, self._timeout, self._least_rate)
+        await receive(response, sink, self._reactor, self._timeout, self._min_rate)
 
     async def _answer(self, archive_id: str, *, body: bool = False) -> str | None:
         """The fault of the body that is to come, if one is."""

@@ -275,7 +275,7 @@ def _config(place: Place, quota: int | None) -> Config:
     lru_interval = 30
     [archiveinterface]
     url = http://archive.example/
-    retries = 3
+    max_attempts = 3
     [database]
     url = {place.database.url}
     """
