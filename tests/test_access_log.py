@@ -157,15 +157,15 @@ def test_under_load_each_request_has_a_line_with_date_and_prefix(site: CartSite)
 def test_authenticated_user_is_logged(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    directory = tmp_path_factory.mktemp("guarded")
+    directory = tmp_path_factory.mktemp("auth_site")
     file = TokenFile(directory / "tokens")
     bearer = f"Bearer {file.add('alice', admin=False)}"
-    with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as guarded:
+    with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as auth_site:
         for given in ({"authorization": bearer}, {}, {"authorization": "Bearer alice.wrong"}):
-            guarded.cartd.get("/her?cart", **given)
-            guarded.cartd.request("POST", "/her?cart", b"{", **given)
-        wait_for(lambda: len(lines(guarded, "/her?cart")) == 6)
-        found = [(line["user"], line["status"]) for line in lines(guarded, "/her?cart")]
+            auth_site.cartd.get("/her?cart", **given)
+            auth_site.cartd.request("POST", "/her?cart", b"{", **given)
+        wait_for(lambda: len(lines(auth_site, "/her?cart")) == 6)
+        found = [(line["user"], line["status"]) for line in lines(auth_site, "/her?cart")]
         assert found == [("alice", "404"), ("alice", "400"), *[("-", "401")] * 4]
 
 

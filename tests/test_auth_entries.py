@@ -15,7 +15,7 @@ KEPT = TokenHash.of(TOKEN)
 LINE = f"alice user {KEPT}"
 
 
-def test_a_line_holds_a_name_a_role_and_a_hash_with_which_the_token_can_be_compared() -> None:
+def test_a_line_holds_name_role_and_token_hash() -> None:
     entry = Entry(User("alice", admin=True), KEPT)
     assert re.fullmatch("alice admin sha256:[0-9a-f]{64}", str(entry))
     [read] = parse(str(entry)).values()
@@ -32,18 +32,18 @@ def test_a_token_has_256_random_bits_and_a_prefix_that_scanners_find() -> None:
         assert token_name(token.encode()) == b"alice@example.org"
 
 
-def test_the_hash_is_the_one_that_others_compute() -> None:
+def test_the_hash_is_a_plain_sha256() -> None:
     """NIST's example for SHA-256 (FIPS 180-4) of one block, "abc"."""
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert str(TokenHash.of(b"abc")) == f"sha256:{expected}"
 
 
 @pytest.mark.parametrize("chosen", [b"hunter2", b"alice.hunter2", b"cartd_alice.hunter2", b""])
-def test_a_password_whose_hash_somebody_wrote_into_the_file_opens_nothing(chosen: bytes) -> None:
+def test_a_password_hashed_by_hand_never_matches(chosen: bytes) -> None:
     assert not TokenHash.of(chosen).matches(chosen)
 
 
-def test_nothing_of_a_hash_is_shown() -> None:
+def test_a_hash_is_not_in_its_repr() -> None:
     assert repr(KEPT) == "TokenHash()"
 
 
@@ -52,7 +52,7 @@ def test_the_hash_of_an_unknown_name_matches_nothing() -> None:
     assert not DUMMY_HASH.matches(b"")
 
 
-def test_comments_and_empty_lines_are_nobodys() -> None:
+def test_comments_and_empty_lines_have_no_name() -> None:
     text = f"# who\n\n  \n\t# more\n{LINE}\n  bob   admin\t{KEPT}  \n"
     assert {name: entry.user for name, entry in parse(text).items()} == {
         "alice": User("alice"),
@@ -78,7 +78,7 @@ def test_comments_and_empty_lines_are_nobodys() -> None:
     ],
     ids=lambda value: re.sub("[0-9a-f]{63,}", "HEX", value),  # the same in every process
 )
-def test_a_fault_is_told_with_its_line_and_shows_no_hash(text: str, fault: str) -> None:
+def test_an_error_names_its_line_and_shows_no_hash(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=re.escape(fault)) as told:
         parse(text)
     assert KEPT.digest.hex()[:-1] not in str(told.value)

@@ -31,7 +31,7 @@ def test_a_trusted_peer_names_the_user(harness: AuthHarness, peer: str) -> None:
 @pytest.mark.parametrize(
     "peer", ["10.2.0.0", "192.0.2.6", "2001:db9::", "127.0.0.1", "::ffff:10.2.0.0", "fe80::1%eth0"]
 )
-def test_from_anybody_else_the_header_is_ignored(harness: AuthHarness, peer: str) -> None:
+def test_the_header_of_an_untrusted_peer_is_ignored(harness: AuthHarness, peer: str) -> None:
     trusted = request("10.1.0.0", x_user="alice")
     assert harness.authenticate(trusted) == User("alice", admin=True)
     forged = request(peer, x_user="alice")
@@ -41,7 +41,7 @@ def test_from_anybody_else_the_header_is_ignored(harness: AuthHarness, peer: str
 
 
 @pytest.mark.parametrize("peer", ["unix", "10.1.0.0"])
-def test_a_socket_of_this_machine_is_trusted_only_if_it_is_named(tmp_path: Path, peer: str) -> None:
+def test_a_unix_socket_is_trusted_only_if_configured(tmp_path: Path, peer: str) -> None:
     other = "127.0.0.1" if peer == "unix" else "unix"
     harness = AuthHarness(tmp_path, f"proxy_header = X-User\ntrusted_proxies = {other}")
     assert isinstance(harness.authenticate(request(peer, x_user="alice")), Unidentified)
@@ -50,23 +50,25 @@ def test_a_socket_of_this_machine_is_trusted_only_if_it_is_named(tmp_path: Path,
 @pytest.mark.parametrize(
     "values", ["", "dora smith", "a,b", ".a", ["mallory", "dora"], "d\u00f6ra", "x" * 256]
 )
-def test_what_is_not_one_name_is_refused(harness: AuthHarness, values: str | list[str]) -> None:
+def test_a_header_without_exactly_one_name_is_refused(
+    harness: AuthHarness, values: str | list[str]
+) -> None:
     refused = harness.authenticate(request("unix", x_user=values))
     assert isinstance(refused, Unidentified)
     assert str(refused).startswith("The proxy names nobody whose name can be a user's: '")
 
 
-def test_a_token_that_spells_a_known_name_is_not_taken_for_it(harness: AuthHarness) -> None:
+def test_a_token_spelling_a_known_name_does_not_authenticate(harness: AuthHarness) -> None:
     harness.authenticate(request("unix", x_user="alice"))
     assert isinstance(harness.authenticate(request("unix", authorization="alice")), Unidentified)
 
 
-def test_who_is_not_named_may_have_a_token(harness: AuthHarness) -> None:
+def test_a_client_without_the_header_may_use_a_token(harness: AuthHarness) -> None:
     bearer = f"Bearer {harness.tokens['bob']}"
     assert harness.authenticate(request("unix", authorization=bearer)) == User("bob")
 
 
-def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
+def test_without_a_token_file_tokens_are_ignored(tmp_path: Path) -> None:
     harness = AuthHarness(tmp_path, PROXY)
     token = f"Bearer {harness.tokens['alice']}"
     refused = harness.authenticate(request("unix", authorization=token))
@@ -87,6 +89,6 @@ def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
         (f"[server]\nendpoint = haproxy:tcp:80\n[auth]\n{PROXY}", "on a haproxy: endpoint"),
     ],
 )
-def test_a_header_that_nobody_or_anybody_could_set_is_a_mistake(ini: str, fault: str) -> None:
+def test_a_useless_or_untrusted_proxy_header_is_an_error(ini: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         TrustedProxies.from_config(load(options={}, environ={}, ini=ini))

@@ -28,7 +28,7 @@ LARGE = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
+class AuthSite:
     site: CartSite
     file: TokenFile
     token: str
@@ -52,14 +52,14 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    directory = tmp_path_factory.mktemp("guarded")
+def auth_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthSite]:
+    directory = tmp_path_factory.mktemp("auth_site")
     file = TokenFile(directory / "tokens")
     token = file.add("alice", admin=False)
     with cart_site(directory, ini=f"[auth]\ntoken_file = {file.path}\n") as site:
-        guarded = Guarded(site, file, token)
-        guarded.stage("ready")
-        yield guarded
+        auth_site = AuthSite(site, file, token)
+        auth_site.stage("ready")
+        yield auth_site
     assert token.rpartition(".")[2] not in site.cartd.log
     assert base64.b64encode(f"alice:{token}".encode()).decode() not in site.cartd.log
 
@@ -90,8 +90,10 @@ def refusal(connection: Wire) -> dict[str, object]:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "POST"])
 @pytest.mark.parametrize("path", ["/ready", "/nobody"])
-def test_strangers_are_refused_whatever_they_ask(guarded: Guarded, method: str, path: str) -> None:
-    connection = HTTPConnection("127.0.0.1", guarded.site.port, timeout=DEADLINE)
+def test_requests_without_credentials_are_refused(
+    auth_site: AuthSite, method: str, path: str
+) -> None:
+    connection = HTTPConnection("127.0.0.1", auth_site.site.port, timeout=DEADLINE)
     for _ in range(2):  # the connection stays of use
         connection.request(method, path)
         answer = connection.getresponse()
@@ -112,35 +114,35 @@ def test_strangers_are_refused_whatever_they_ask(guarded: Guarded, method: str, 
     "target", ["/", "/?x", "//", "/-/openapi.json", "http://any.example/", "http://any.example"]
 )
 @pytest.mark.parametrize("body", ["", "x"])
-def test_whether_it_is_there_all_may_ask(guarded: Guarded, target: str, body: str) -> None:
-    with wire(guarded.site.port) as connection:
+def test_the_greeting_needs_no_credentials(auth_site: AuthSite, target: str, body: str) -> None:
+    with wire(auth_site.site.port) as connection:
         connection.get(target, *([f"Content-Length: {len(body)}"] if body else []))
         connection.send(body.encode())
         assert connection.answer().status == 200
         connection.get("/")
         assert connection.answer().status == 200
-    assert guarded.site.cartd.request("POST", "/").status == 405
+    assert auth_site.site.cartd.request("POST", "/").status == 405
 
 
 @pytest.mark.parametrize("way", ["Bearer", "bEARER ", "Basic", "basic"])
-def test_a_token_opens_everything_in_both_ways(guarded: Guarded, way: str) -> None:
+def test_a_token_is_accepted_as_bearer_and_basic(auth_site: AuthSite, way: str) -> None:
     value = (
-        basic("alice", guarded.token).replace("Basic", way)
+        basic("alice", auth_site.token).replace("Basic", way)
         if way.lower() == "basic"
-        else f"{way} {guarded.token}"
+        else f"{way} {auth_site.token}"
     )
-    cartd = guarded.site.cartd
-    body = guarded.site.manifest(FILES)
+    cartd = auth_site.site.cartd
+    body = auth_site.site.manifest(FILES)
     assert cartd.request("POST", "/opened", body, authorization=value).status == 201
-    wait_for(lambda: guarded.head("opened").headers["x-pacifica-status"] == "ready")
-    assert guarded.head("opened", authorization=value).status == 204
+    wait_for(lambda: auth_site.head("opened").headers["x-pacifica-status"] == "ready")
+    assert auth_site.head("opened", authorization=value).status == 204
     assert unpacked(cartd.get("/opened", authorization=value).body) == FILES
     assert cartd.request("DELETE", "/opened", authorization=value).status == 200
 
 
-def test_curl_sends_a_token_in_both_ways(guarded: Guarded) -> None:
-    url = f"{guarded.site.cartd.url}/ready"
-    for given in (["-u", f"alice:{guarded.token}"], ["-H", f"Authorization: {guarded.bearer}"]):
+def test_curl_sends_a_token_as_bearer_and_basic(auth_site: AuthSite) -> None:
+    url = f"{auth_site.site.cartd.url}/ready"
+    for given in (["-u", f"alice:{auth_site.token}"], ["-H", f"Authorization: {auth_site.bearer}"]):
         done = subprocess.run(
             ["curl", "-sS", "-o", "-", "-w", "%{stderr}%{http_code}", *given, url],
             capture_output=True,
@@ -151,33 +153,33 @@ def test_curl_sends_a_token_in_both_ways(guarded: Guarded) -> None:
 
 
 def test_curl_sends_a_large_manifest_with_a_token_that_is_new(
-    guarded: Guarded, tmp_path: Path
+    auth_site: AuthSite, tmp_path: Path
 ) -> None:
     """It waits to be told to go on, and is told only when it is known who it is."""
-    before = len(guarded.lines("was read again"))
-    token = guarded.file.add("large", admin=False)
-    wait_for(lambda: len(guarded.lines("was read again")) > before)
-    (tmp_path / "manifest").write_bytes(guarded.site.manifest(FILES) + b" " * 2_000_000)
+    before = len(auth_site.lines("was read again"))
+    token = auth_site.file.add("large", admin=False)
+    wait_for(lambda: len(auth_site.lines("was read again")) > before)
+    (tmp_path / "manifest").write_bytes(auth_site.site.manifest(FILES) + b" " * 2_000_000)
     done = subprocess.run(
         ["curl", "-sSv", "-u", f"large:{token}", "-X", "POST", "-T", str(tmp_path / "manifest"),
-         f"{guarded.site.cartd.url}/large"],
+         f"{auth_site.site.cartd.url}/large"],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
     )  # fmt: skip
     assert "< HTTP/1.1 100 Continue" in done.stderr
     assert json.loads(done.stdout) == {"message": "Cart Processing has begun"}
-    guarded.file.revoke("large")
-    wait_for(lambda: guarded.head("x", authorization=basic("large", token)).status == 401)
+    auth_site.file.revoke("large")
+    wait_for(lambda: auth_site.head("x", authorization=basic("large", token)).status == 401)
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer alice.x", "Bearer x", "Basic !"])
 @pytest.mark.parametrize("first", ["nothing", "it asks first", "some of it", "in chunks"])
-def test_the_body_of_a_stranger_is_refused_at_the_head(
-    guarded: Guarded, authorization: str | None, first: str
+def test_an_unauthenticated_body_is_refused_at_the_head(
+    auth_site: AuthSite, authorization: str | None, first: str
 ) -> None:
     headers = [] if authorization is None else [f"Authorization: {authorization}{first[:4]}"]
-    with wire(guarded.site.port) as connection:
+    with wire(auth_site.site.port) as connection:
         if first == "in chunks":
             host = "Host: localhost"
             lines = ["POST /u HTTP/1.1", host, "Transfer-Encoding: chunked", *headers, "", "4\r\n"]
@@ -189,56 +191,56 @@ def test_the_body_of_a_stranger_is_refused_at_the_head(
                 connection.send(b" " * 1_000_000)
         said = refusal(connection)
         assert said["status"] == "401 Unauthorized"
-        assert guarded.site.cartd.get("/").status == 200
+        assert auth_site.site.cartd.get("/").status == 200
 
 
-def test_a_whole_body_of_a_stranger_is_not_entered(guarded: Guarded) -> None:
-    body = guarded.site.manifest(FILES)
+def test_an_unauthenticated_manifest_is_not_stored(auth_site: AuthSite) -> None:
+    body = auth_site.site.manifest(FILES)
     for header in ("Authorization: Bearer alice.wrong", "X: y"):
-        with wire(guarded.site.port) as connection:
+        with wire(auth_site.site.port) as connection:
             declare(connection, len(body), header)
             connection.send(body)
             refusal(connection)
-    assert not guarded.site.query("SELECT * FROM cart WHERE cart_uid = 'u'")
+    assert not auth_site.site.query("SELECT * FROM cart WHERE cart_uid = 'u'")
 
 
 GUESSES = 40
 """Of one address, at the same time."""
 
 
-def test_good_tokens_are_let_in_while_others_fail_behind_the_same_gateway(guarded: Guarded) -> None:
+def test_failed_tokens_lock_out_no_one_behind_a_gateway(auth_site: AuthSite) -> None:
     head = (
         "HEAD /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n"
     )
     with ExitStack() as stack:
-        guessing = [stack.enter_context(wire(guarded.site.port)) for _ in range(GUESSES)]
+        guessing = [stack.enter_context(wire(auth_site.site.port)) for _ in range(GUESSES)]
         for number, connection in enumerate(guessing):
             connection.send(head.format(f"cartd_alice.{number}").encode())
         # A way of sending it that the service has not seen before.
-        assert guarded.head("ready", f"bEARER   {guarded.token}").status == 204
+        assert auth_site.head("ready", f"bEARER   {auth_site.token}").status == 204
         assert all(refused.rest().startswith(b"HTTP/1.1 401 ") for refused in guessing)
 
 
-def test_a_body_over_the_limit_is_refused_to_those_who_are_known(guarded: Guarded) -> None:
-    assert guarded.head("ready").status == 204
-    with wire(guarded.site.port) as connection:
-        declare(connection, LARGE + 1, f"Authorization: {guarded.bearer}")
+def test_an_authenticated_body_over_the_limit_is_refused(auth_site: AuthSite) -> None:
+    assert auth_site.head("ready").status == 204
+    with wire(auth_site.site.port) as connection:
+        declare(connection, LARGE + 1, f"Authorization: {auth_site.bearer}")
         assert connection.answer().status == 413
 
 
-def test_a_failed_attempt_is_one_refusal_with_the_name_and_without_the_secret(
-    guarded: Guarded,
+def test_a_failed_attempt_is_logged_once_without_the_secret(
+    auth_site: AuthSite,
 ) -> None:
     name = "mallory\r\nforged\u2028 [x#info] \x1b[2J {name}"
-    before = len(guarded.site.cartd.log)
-    refused = guarded.head("ready", authorization=basic(name, "the-secret"))
+    before = len(auth_site.site.cartd.log)
+    refused = auth_site.head("ready", authorization=basic(name, "the-secret"))
     assert refused.status == 401
     spelt = r"'mallory\r\nforged\u2028 [x#info] \x1b[2J {name}'"
     assert refused.headers["x-pacifica-message"] == f"{WRONG}: {spelt}"
-    assert guarded.head("ready", authorization="Digest the-secret").status == 401
+    assert auth_site.head("ready", authorization="Digest the-secret").status == 401
     refusals: list[str] = []
     requests: list[str] = []
-    for line in guarded.site.cartd.log[before:].splitlines():
+    for line in auth_site.site.cartd.log[before:].splitlines():
         (requests if "access_log#info]" in line else refusals).append(line)
     assert len(requests) == 2
     reasons = [
@@ -248,41 +250,41 @@ def test_a_failed_attempt_is_one_refusal_with_the_name_and_without_the_secret(
     for line, reason in zip(refusals, reasons, strict=True):
         asked = f'Refused 401 127.0.0.1 "HEAD /ready" {json.dumps(reason)}'
         assert line.endswith(f"[cartd.server.rejection_log#info] {asked}")
-    assert not guarded.lines("the-secret")
+    assert not auth_site.lines("the-secret")
 
 
 @pytest.mark.parametrize("sent", ["as a name", "with a point"])
-def test_a_token_in_the_place_of_a_name_is_in_no_log(guarded: Guarded, sent: str) -> None:
-    secret = guarded.token.rpartition(".")[2]
+def test_a_token_sent_as_a_name_is_not_logged(auth_site: AuthSite, sent: str) -> None:
+    secret = auth_site.token.rpartition(".")[2]
     given = {
-        "as a name": basic(guarded.token, ""),
-        "with a point": f"Bearer {guarded.token}.",
+        "as a name": basic(auth_site.token, ""),
+        "with a point": f"Bearer {auth_site.token}.",
     }[sent]
-    refused = guarded.head("ready", authorization=given)
+    refused = auth_site.head("ready", authorization=given)
     assert refused.status == 401
     assert secret not in refused.headers["x-pacifica-message"]
-    assert not guarded.lines(secret)
+    assert not auth_site.lines(secret)
 
 
-def test_a_revoked_token_is_refused_and_a_file_that_cannot_be_read_opens_nothing(
-    guarded: Guarded,
+def test_revoked_tokens_and_an_unreadable_file_are_refused(
+    auth_site: AuthSite,
 ) -> None:
-    bob = f"Bearer {guarded.file.add('bob', admin=False)}"
-    wait_for(lambda: guarded.head("ready", authorization=bob).status == OTHERS)
-    good = guarded.file.path.read_text()
-    guarded.file.path.write_text("bob\n")
-    wait_for(lambda: guarded.head("ready", authorization=bob).status == 503)
-    refused = guarded.head("ready")
+    bob = f"Bearer {auth_site.file.add('bob', admin=False)}"
+    wait_for(lambda: auth_site.head("ready", authorization=bob).status == OTHERS)
+    good = auth_site.file.path.read_text()
+    auth_site.file.path.write_text("bob\n")
+    wait_for(lambda: auth_site.head("ready", authorization=bob).status == 503)
+    refused = auth_site.head("ready")
     assert (refused.status, refused.headers["retry-after"]) == (503, "2")
     assert refused.headers["x-pacifica-status"] == "error"
-    body = guarded.site.manifest(FILES)
-    by = guarded.bearer
-    assert guarded.site.cartd.request("POST", "/new", body, authorization=by).status == 503
-    assert guarded.site.cartd.request("DELETE", "/ready", authorization=by).status == 503
-    assert guarded.site.cartd.get("/").status == 200
-    [line] = guarded.lines("NO TOKEN IS ACCEPTED")
+    body = auth_site.site.manifest(FILES)
+    by = auth_site.bearer
+    assert auth_site.site.cartd.request("POST", "/new", body, authorization=by).status == 503
+    assert auth_site.site.cartd.request("DELETE", "/ready", authorization=by).status == 503
+    assert auth_site.site.cartd.get("/").status == 200
+    [line] = auth_site.lines("NO TOKEN IS ACCEPTED")
     assert "tokens: line 1: is not NAME ROLE HASH: who was revoked" in line
-    guarded.file.path.write_text(good)
-    guarded.file.revoke("bob")
-    wait_for(lambda: guarded.head("ready", authorization=bob).status == 401)
-    assert guarded.head("ready").status == 204
+    auth_site.file.path.write_text(good)
+    auth_site.file.revoke("bob")
+    wait_for(lambda: auth_site.head("ready", authorization=bob).status == 401)
+    assert auth_site.head("ready").status == 204

@@ -37,7 +37,7 @@ def endpoints(directory: Path, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["off", "tokens"])
-def test_one_line_warns_of_what_others_reach(tmp_path: Path, tokens: bool) -> None:
+def test_an_exposed_address_logs_one_warning(tmp_path: Path, tokens: bool) -> None:
     port = free_port()
     options = endpoints(tmp_path, port)
     TokenFile(tmp_path / "tokens").add("alice", admin=False)
@@ -55,7 +55,7 @@ def test_one_line_warns_of_what_others_reach(tmp_path: Path, tokens: bool) -> No
 
 
 @pytest.mark.parametrize(("address", "warned"), [("127.0.0.1", 0), ("::1", 0), ("0.0.0.0", 1)])
-def test_the_plain_address_is_looked_at_too(tmp_path: Path, address: str, warned: int) -> None:
+def test_plain_endpoints_are_checked_too(tmp_path: Path, address: str, warned: int) -> None:
     options = ["--address", address]
     cartd = running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/", started=False)
     with cartd as started:
@@ -84,7 +84,7 @@ def test_the_plain_address_is_looked_at_too(tmp_path: Path, address: str, warned
         ("tcp6:80", IPv6Address("TCP", "fe80::1%eth0", 80), True, True, [PLAIN]),
     ],
 )
-def test_what_is_warned_of(
+def test_which_addresses_are_warned_of(
     endpoint: str, address: IAddress, auth_enabled: bool, tokens: bool, expected: list[str]
 ) -> None:
     lines = list(startup_warnings([(endpoint, address)], auth_enabled=auth_enabled, tokens=tokens))
@@ -110,7 +110,7 @@ PROXIES = parsers.networks("unix 127.0.0.1 10.0.0.0/8")
         (0o660, "::", parsers.networks("::1"), [LOCAL + "a loopback address, "]),
     ],
 )
-def test_a_set_up_by_which_every_account_may_name_a_user_is_told(
+def test_a_setup_open_to_impersonation_is_warned_of(
     tmp_path: Path,
     mode: int,
     address: str | None,
@@ -130,7 +130,7 @@ def test_a_set_up_by_which_every_account_may_name_a_user_is_told(
         assert line.startswith(begins.format(path))
 
 
-def test_a_socket_that_lets_everybody_do_everything_is_told(tmp_path: Path) -> None:
+def test_a_world_writable_socket_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     path.touch()
     for mode, told in ((0o660, 0), (0o666, 1)):
@@ -146,6 +146,6 @@ def test_a_start_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
     assert line == "cartd: tokens: there is no such file; cartd-cmd token add NAME makes it"
 
 
-def test_a_start_with_half_of_the_proxys_settings_says_what_lacks(tmp_path: Path) -> None:
+def test_incomplete_proxy_settings_stop_the_start(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, ini="[auth]\nproxy_header = X-User\n")
     assert line == "cartd: [auth] proxy_header: trusted_proxies must say from whom it is believed"

@@ -40,14 +40,14 @@ def wrong_tokens(harness: AuthHarness) -> list[str]:
     ]
 
 
-def test_a_wrong_token_is_refused_and_an_unknown_name_like_it(harness: AuthHarness) -> None:
+def test_a_wrong_token_is_refused_like_an_unknown_name(harness: AuthHarness) -> None:
     for token in wrong_tokens(harness):
         refused = harness.ask(token)
         assert isinstance(refused, Unidentified)
         assert str(refused).startswith("The name or the token is wrong: '")
 
 
-def test_each_token_costs_one_comparison_in_constant_time_of_known_names_and_others(
+def test_every_token_costs_one_constant_time_comparison(
     harness: AuthHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[bytes] = []
@@ -63,7 +63,7 @@ def test_each_token_costs_one_comparison_in_constant_time_of_known_names_and_oth
     assert compared == [entry.hash.digest, DUMMY_HASH.digest]
 
 
-def test_however_many_fail_from_one_address_a_good_token_counts(harness: AuthHarness) -> None:
+def test_failed_tokens_do_not_lock_out_a_good_token(harness: AuthHarness) -> None:
     for number in range(1000):
         assert isinstance(harness.ask(f"cartd_alice.{number}"), Unidentified)
     assert harness.ask(harness.tokens["alice"]) == ALICE
@@ -72,12 +72,12 @@ def test_however_many_fail_from_one_address_a_good_token_counts(harness: AuthHar
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer nodot", "Basic !", "Basic YWxpY2U=", "Digest a=b", "\0"]
 )
-def test_what_names_nobody_is_refused(harness: AuthHarness, header: str) -> None:
+def test_a_malformed_authorization_header_is_refused(harness: AuthHarness, header: str) -> None:
     asked = harness.authenticate(request("192.0.2.1", authorization=header))
     assert isinstance(asked, Unidentified)
 
 
-def test_a_change_of_the_file_counts_at_the_next_look(harness: AuthHarness) -> None:
+def test_a_changed_token_file_is_reloaded_at_the_next_poll(harness: AuthHarness) -> None:
     harness.file.revoke("bob")
     carol = harness.file.add("carol", admin=False)
     assert isinstance(harness.ask(carol), Unidentified)
@@ -96,7 +96,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_when_the_file_cannot_be_read_no_token_counts_after_seconds(
+def test_an_unreadable_token_file_fails_closed_after_the_grace(
     harness: AuthHarness, spoil: Callable[[Path], object]
 ) -> None:
     alice, path = harness.tokens["alice"], harness.file.path
@@ -131,7 +131,7 @@ def errors(logged: Sequence[LogEvent]) -> list[str]:
     return [formatEvent(event) for event in logged if event["log_level"] is LogLevel.error]
 
 
-def test_a_look_that_does_not_come_back_lets_nobody_in_after_seconds(harness: AuthHarness) -> None:
+def test_a_poll_that_hangs_fails_closed_after_the_grace(harness: AuthHarness) -> None:
     alice = harness.tokens["alice"]
     with capturedLogs() as logged:
         looking = Deferred.fromCoroutine(harness.authenticator.poll())
@@ -146,7 +146,7 @@ def test_a_look_that_does_not_come_back_lets_nobody_in_after_seconds(harness: Au
         assert harness.ask(alice) == ALICE
 
 
-def test_a_file_that_is_replaced_again_and_again_keeps_nobody_out(harness: AuthHarness) -> None:
+def test_a_token_file_replaced_repeatedly_stays_valid(harness: AuthHarness) -> None:
     """Also when each second look meets it in the middle."""
     alice, path = harness.tokens["alice"], harness.file.path
     good = path.read_text()
@@ -161,7 +161,7 @@ def test_a_file_that_is_replaced_again_and_again_keeps_nobody_out(harness: AuthH
     assert errors(logged) == []
 
 
-def test_what_is_read_while_it_is_changed_does_not_count(
+def test_a_token_file_read_while_it_changes_is_not_used(
     harness: AuthHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, entries = harness.file.path, TokenFile.entries
@@ -180,7 +180,7 @@ def test_what_is_read_while_it_is_changed_does_not_count(
     assert isinstance(harness.ask(harness.tokens["alice"]), Unidentified)
 
 
-def test_of_those_whom_a_proxy_names_only_admins_are_kept_out_by_a_broken_file(
+def test_a_broken_token_file_rejects_only_admins_of_the_proxy(
     tmp_path: Path,
 ) -> None:
     harness = AuthHarness(
@@ -193,14 +193,14 @@ def test_of_those_whom_a_proxy_names_only_admins_are_kept_out_by_a_broken_file(
     assert harness.authenticate(request("unix", x_user="dora")) == User("dora")
 
 
-def test_a_broken_file_stops_the_start(tmp_path: Path) -> None:
+def test_a_broken_token_file_stops_the_start(tmp_path: Path) -> None:
     harness = AuthHarness(tmp_path)
     harness.file.path.write_text("x\n")
     with pytest.raises(ConfigError, match="tokens: line 1: is not NAME ROLE HASH"):
         TokenRegistry(harness.file, harness.threads, harness.clock)
 
 
-def test_of_a_secret_nothing_is_kept(harness: AuthHarness) -> None:
+def test_no_secret_is_kept_in_memory(harness: AuthHarness) -> None:
     token = harness.tokens["alice"]
     harness.ask(token)
     kept = repr(vars(harness.authenticator)) + repr(vars(harness.authenticator._registry))

@@ -65,7 +65,7 @@ def set_version(url: str, version: str) -> None:
 
 
 class TestCommandLine:
-    def test_help_tells_of_every_command_and_every_command_of_itself(self, shell: Shell) -> None:
+    def test_help_lists_every_command_and_each_has_its_own(self, shell: Shell) -> None:
         status, said = shell.run("--help")
         assert status == 0
         assert "Exit status" in said
@@ -109,7 +109,7 @@ class TestCommandLine:
         given = create_parser().parse_args(["purge", "--time-ago", spelt])
         assert given.time_ago == timedelta(seconds=seconds)
 
-    def test_a_purge_spares_half_a_year_unless_told(self) -> None:
+    def test_purge_keeps_half_a_year_by_default(self) -> None:
         assert create_parser().parse_args(["purge"]).time_ago == timedelta(days=180)
 
     @pytest.mark.parametrize(
@@ -130,14 +130,12 @@ class TestCommandLine:
             "60 days ago now",
         ],
     )
-    def test_a_time_that_is_none_is_refused(self, shell: Shell, spelt: str) -> None:
+    def test_a_malformed_time_is_refused(self, shell: Shell, spelt: str) -> None:
         status, said = shell.run("purge", f"--time-ago={spelt}")
         assert status == 2
         assert f'"{spelt}" is not like "60 days ago"' in said
 
-    def test_a_configuration_that_cannot_be_read_is_told_in_one_line(
-        self, shell: Shell, tmp_path: Path
-    ) -> None:
+    def test_an_unreadable_configuration_is_one_line(self, shell: Shell, tmp_path: Path) -> None:
         (tmp_path / "wrong.ini").write_text("[cartd]\nvolume_quota = much\n")
         for name in ("missing.ini", "wrong.ini"):
             status, said = shell.run("--config", str(tmp_path / name), "dbchk")
@@ -192,7 +190,7 @@ class TestSchema:
             assert (status, said.count("\n")) == (1, 1)
             assert "version 4.0" in said
 
-    def test_a_database_that_is_away_is_told_in_one_line(
+    def test_an_unreachable_database_is_one_line(
         self, shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/no/such/directory/db")
@@ -201,7 +199,7 @@ class TestSchema:
             assert (status, said.count("\n")) == (1, 1)
             assert said.startswith("cartd-cmd: The database cannot be used: ")
 
-    def test_a_check_need_not_wait_for_a_database_that_is_away(
+    def test_dbchk_no_wait_tries_an_unreachable_database_once(
         self, shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/no/such/directory/db")
@@ -233,7 +231,7 @@ def age(cartd: RunningCartd, uid: str, days: int) -> None:
 
 
 @in_a_thread
-def test_a_purge_beside_the_service_deletes_what_was_not_used_and_nothing_else(
+def test_purge_beside_the_service_deletes_only_unused_carts(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -268,7 +266,7 @@ def test_a_purge_beside_the_service_deletes_what_was_not_used_and_nothing_else(
 
 
 @in_a_thread
-def test_a_dump_beside_the_service_says_the_same_in_both_forms(
+def test_dump_beside_the_service_is_equal_in_yaml_and_json(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -303,7 +301,7 @@ def test_a_dump_beside_the_service_says_the_same_in_both_forms(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
-def test_root_is_told_to_whom_the_volume_belongs(
+def test_root_is_warned_of_another_owner_of_the_volume(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     volume = tmp_path / "volume"

@@ -240,13 +240,13 @@ def test_a_file_of_pacifica_works_unchanged() -> None:
     assert "debug_logging of site.ini read past" in logging
 
 
-def test_a_broker_in_the_environment_is_read_past_in_one_line() -> None:
+def test_a_broker_in_the_environment_is_ignored_with_a_line() -> None:
     environ = {"BROKER_URL": "pyamqp://", "BACKEND_URL": "rpc://"}
     (note,) = config("[celery]\n", environ=environ).warnings
     assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL read past")
 
 
-def test_a_proxy_in_the_environment_is_not_used_and_that_is_said_in_one_line() -> None:
+def test_a_proxy_in_the_environment_is_ignored_with_a_line() -> None:
     environ = {"http_proxy": "http://squid:3128", "HTTPS_PROXY": "http://squid:3128"}
     (note,) = config(environ=environ).warnings
     assert note == "http_proxy and HTTPS_PROXY not used: cartd asks the archive without a proxy"
@@ -322,7 +322,7 @@ def test_pacificas_variable_doubles_its_percent_signs_too() -> None:
     assert make_url(config(environ=environ).database_url).password == "100%"
 
 
-def test_values_put_in_other_values() -> None:
+def test_values_are_interpolated_in_others() -> None:
     ini = """
         [DEFAULT]
         top = /srv
@@ -364,7 +364,7 @@ def test_sizes_have_pacificas_units(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Mb", "4 mb", "4 M", "4 MiB", "-1 B", "1e3 B", "4 4 Mb", "1,5 Kb", "9" * 19 + " B"]
 )
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_a_malformed_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"size|too large"):
         parse_size(text)
 
@@ -410,7 +410,7 @@ UNKNOWN: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("ini", "message"), UNKNOWN.values(), ids=list(UNKNOWN))
-def test_what_is_unknown_is_refused_with_the_nearest_known(ini: str, message: str) -> None:
+def test_an_unknown_key_is_refused_with_a_suggestion(ini: str, message: str) -> None:
     assert refusal(ini) == message
 
 
@@ -490,7 +490,7 @@ BAD: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
-def test_a_value_that_does_not_parse_is_refused_with_its_place(setting: Any) -> None:
+def test_a_malformed_value_is_refused_with_its_place(setting: Any) -> None:
     place = f"[{setting.section}] {setting.key}"
     for text in BAD[setting.field]:
         assert refusal(f"[{setting.section}]\n{setting.key} = {text}").startswith(
@@ -524,7 +524,7 @@ def test_several_hosts_are_written_as_libpq_has_them(
 
 
 @pytest.mark.parametrize("hosts", ["h1:x,h2", "h1:99999,h2", "h1:,h2", "[::1,h2", "h1 ,h2"])
-def test_several_hosts_of_which_one_cannot_be_read_are_refused(hosts: str) -> None:
+def test_a_malformed_host_among_several_is_refused(hosts: str) -> None:
     with pytest.raises(ConfigError, match=r"not a URL|white space") as caught:
         sqlalchemy_url(f"postgresql://u:secret@{hosts}/d")
     assert "secret" not in str(caught.value)
@@ -535,14 +535,14 @@ def test_hosts_are_named_in_one_place() -> None:
         sqlalchemy_url("postgresql://u@h1,h2/d?host=h3")
 
 
-def test_the_url_of_another_driver_is_refused_with_what_to_leave_out() -> None:
+def test_the_url_of_another_driver_is_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError, match=r"leave out \+psycopg2") as caught:
         sqlalchemy_url("postgresql+psycopg2://u:secret@h/d")
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["mysql", "mysql+pool", "mysql+pymysql", "mariadbconnector"])
-def test_mysql_is_refused_with_a_way_out(kind: str) -> None:
+def test_mysql_is_refused_with_a_migration_hint(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"not supported.*SQLite.*PostgreSQL.*dbsync") as caught:
         sqlalchemy_url(f"{kind}://u:secret@h/d")
     assert "secret" not in str(caught.value)
@@ -612,14 +612,14 @@ def test_the_documentation_has_every_setting_as_it_is() -> None:
     }
 
 
-def test_the_documentation_names_the_variables_that_are_not_in_a_table() -> None:
+def test_the_documentation_names_the_other_variables() -> None:
     page = PAGE.read_text(encoding="utf-8")
     names = ["--config", "-c", "CARTD_CONFIG", "PEEWEE_URL", "peewee_url", "BROKER_URL"]
     for name in [*names, "BACKEND_URL", "[celery]", "debug_logging"]:
         assert name in page
 
 
-def test_the_example_of_the_documentation_is_taken() -> None:
+def test_the_example_of_the_documentation_is_accepted() -> None:
     (example,) = re.findall(r"```ini\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     taken = config(example)
     assert taken.volume_quota == 20 * 10**12

@@ -37,9 +37,7 @@ async def test_it_says_that_it_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"x", LARGE], ids=["empty", "one byte", "large"])
 @pytest_twisted.ensureDeferred
-async def test_what_is_put_is_an_ordinary_file_and_is_given_back(
-    tmp_path: Path, data: bytes
-) -> None:
+async def test_a_put_file_is_an_ordinary_file_and_can_be_read(tmp_path: Path, data: bytes) -> None:
     async with directory_archive(tmp_path) as client:
         answer = await client.ask("PUT", "/a/b%2Fc%20%C3%A9", data, content_length=str(len(data)))
         assert answer.status == 201
@@ -67,7 +65,7 @@ async def test_a_file_that_is_replaced_keeps_its_owner_group_and_mode(tmp_path: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another user's")
 @pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o640, 0o600), (0o664, 0o644)])
 @pytest_twisted.ensureDeferred
-async def test_a_file_whose_owner_cannot_be_kept_is_read_by_nobody_who_could_not_before(
+async def test_a_replaced_file_gains_no_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
 ) -> None:
     def refuse(*_: object) -> None:
@@ -85,7 +83,7 @@ async def test_a_file_whose_owner_cannot_be_kept_is_read_by_nobody_who_could_not
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_put_again_is_replaced_if_the_archive_is_told_to(
+async def test_put_replaces_a_file_with_the_replace_option(
     tmp_path: Path,
 ) -> None:
     async with directory_archive(tmp_path, "--replace") as client:
@@ -97,9 +95,7 @@ async def test_a_file_that_is_put_again_is_replaced_if_the_archive_is_told_to(
 
 @pytest.mark.parametrize("data", [b"new", LARGE], ids=["small", "large"])
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_replaced_unless_the_archive_is_told_to(
-    tmp_path: Path, data: bytes
-) -> None:
+async def test_put_and_patch_replace_nothing_by_default(tmp_path: Path, data: bytes) -> None:
     async with directory_archive(tmp_path) as client:
         await put(client, "a", b"old")
         await put(client, "b", b"other")
@@ -116,7 +112,7 @@ async def test_nothing_is_replaced_unless_the_archive_is_told_to(
 
 
 @pytest_twisted.ensureDeferred
-async def test_of_many_who_put_one_file_at_once_one_has_put_it(tmp_path: Path) -> None:
+async def test_of_concurrent_puts_exactly_one_succeeds(tmp_path: Path) -> None:
     async with directory_archive(tmp_path) as client:
         bodies = [str(number).encode() * 200_000 for number in range(8)]
         answers = await gatherResults(
@@ -142,7 +138,7 @@ async def test_last_modified_sets_the_time_of_the_file(
 
 
 @pytest_twisted.ensureDeferred
-async def test_head_tells_size_times_and_media(tmp_path: Path) -> None:
+async def test_head_returns_size_times_and_media(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     os.utime(tmp_path / "a", (1, 784111777.25))
     async with directory_archive(tmp_path) as client:
@@ -339,7 +335,7 @@ def test_a_body_that_is_not_as_long_as_was_declared_leaves_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_put_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+async def test_an_aborted_put_leaves_nothing(tmp_path: Path) -> None:
     async with directory_archive(tmp_path) as client:
         exchange = await client.begin("PUT", "/a", LARGE, content_length="5000000")
         exchange.transport.loseConnection()
@@ -363,7 +359,7 @@ async def test_file_truncated_during_download_aborts_it(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_leaves_is_no_failure(tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_is_not_an_error(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         file.truncate(200_000_000)
     async with directory_archive(tmp_path) as client:

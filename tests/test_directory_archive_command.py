@@ -144,7 +144,7 @@ def test_every_option_is_on_its_page() -> None:
         assert f"| `--{name}` " in page
 
 
-def test_what_a_service_that_died_left_is_swept_and_what_is_young_stays(tmp_path: Path) -> None:
+def test_stale_incoming_files_are_swept(tmp_path: Path) -> None:
     incoming = tmp_path / "archive/.cartd-archive"
     incoming.mkdir(parents=True)
     (incoming / "old").touch()

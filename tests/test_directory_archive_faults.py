@@ -24,7 +24,7 @@ async def media(client: Client) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_is_on_tape_until_it_was_staged_and_the_delay_is_over(
+async def test_a_file_is_on_tape_until_recalled_and_the_delay_over(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a").write_bytes(SMALL)
@@ -122,9 +122,7 @@ def expected(rate: float, seed: int, count: int, *, body: bool) -> list[str]:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
 @pytest_twisted.ensureDeferred
-async def test_the_share_of_gets_that_was_asked_for_fails_in_every_way(
-    tmp_path: Path, data: bytes
-) -> None:
+async def test_the_fail_rate_of_gets_covers_every_fault(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
     async with directory_archive(tmp_path, "--fail-rate", "0.5", "--fail-seed", "7") as client:
         seen = [happened(await client.ask("GET", "/a"), data) for _ in range(40)]
@@ -157,7 +155,7 @@ async def test_a_request_that_fails_has_done_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_empty_file_that_fails_is_never_given_whole(tmp_path: Path) -> None:
+async def test_a_faulty_empty_file_is_never_complete(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
         seen = {(await client.ask("GET", "/a")).status for _ in range(20)}
@@ -173,5 +171,5 @@ def test_the_same_seed_gives_the_same_failures_and_the_rate_is_kept() -> None:
     assert all(150 < counts[fault.name] < 250 for fault in Fault)
 
 
-def test_no_failure_is_drawn_when_none_is_wanted() -> None:
+def test_no_fault_is_injected_at_rate_zero() -> None:
     assert set(expected(0, 1, 1000, body=True)) == {"right"}

@@ -70,7 +70,7 @@ async def test_a_store_without_carts_is_an_empty_list(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_carts_that_live_are_told_newest_first_with_pacificas_keys_first(
+async def test_active_carts_are_dumped_newest_first(
     store: Store,
 ) -> None:
     await with_status(store, "gone", CartStatus.DELETED)
@@ -107,7 +107,7 @@ async def test_the_carts_that_live_are_told_newest_first_with_pacificas_keys_fir
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_bundled_cart_names_its_tar_and_one_without_files_has_no_list(
+async def test_dump_names_the_tar_and_omits_an_empty_file_list(
     store: Store,
 ) -> None:
     cart, _ = await store.post("mine", manifest(0), bundle=True, now=10)
@@ -119,7 +119,7 @@ async def test_a_bundled_cart_names_its_tar_and_one_without_files_has_no_list(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_cannot_be_on_the_volume_is_told_all_the_same(store: Store) -> None:
+async def test_a_cart_that_cannot_be_on_the_volume_is_dumped_too(store: Store) -> None:
     # Pacifica let its users do this, and failed later.
     await store.post("u" * 255, manifest(1), bundle=True, now=10)
     [only] = await dumped(store)
@@ -127,7 +127,7 @@ async def test_a_cart_that_cannot_be_on_the_volume_is_told_all_the_same(store: S
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_that_looks_like_something_else_stays_text(store: Store) -> None:
+async def test_values_that_look_like_numbers_stay_text(store: Store) -> None:
     awkward = ["yes", "null", "1e3", "0x10", "2020-01-01", "- a", "a: b", "#x", " x ", "'", '"']
     awkward += [
         "a\nb",
@@ -149,7 +149,7 @@ async def test_text_that_looks_like_something_else_stays_text(store: Store) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_of_many_files_is_whole(store: Store) -> None:
+async def test_a_cart_of_many_files_is_dumped_completely(store: Store) -> None:
     await posted(store, "many", 2001)
     await posted(store, "few", 1)
     few, many = await dumped(store)

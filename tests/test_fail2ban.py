@@ -146,8 +146,8 @@ def test_log_line_fits_into_one_journal_entry(site: CartSite) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    directory = tmp_path_factory.mktemp("guarded")
+def auth_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory = tmp_path_factory.mktemp("auth_site")
     file = TokenFile(directory / "tokens")
     token = file.add("alice", admin=False)
     (directory / ".netrc").write_text(f"machine 127.0.0.1 login alice password {token}\n")
@@ -168,22 +168,24 @@ DOWNLOADERS = {
 
 @pytest.mark.parametrize("client", DOWNLOADERS.values(), ids=DOWNLOADERS)
 def test_client_that_waits_for_a_401_challenge_is_not_banned(
-    guarded: CartSite, tmp_path: Path, client: list[str]
+    auth_site: CartSite, tmp_path: Path, client: list[str]
 ) -> None:
-    begin = len(log_of(guarded))
-    asked = [*client, f"{guarded.cartd.url}/mine"]
-    subprocess.run(asked, check=True, env={"HOME": str(guarded.root)}, timeout=DEADLINE)
-    log = log_of(guarded)[begin:]
+    begin = len(log_of(auth_site))
+    asked = [*client, f"{auth_site.cartd.url}/mine"]
+    subprocess.run(asked, check=True, env={"HOME": str(auth_site.root)}, timeout=DEADLINE)
+    log = log_of(auth_site)[begin:]
     assert log.count(b'"GET /mine HTTP/1.1" 401 ') == 1
     assert banned(log, tmp_path) == {}
 
 
-def test_wrong_token_matches_and_missing_token_does_not(guarded: CartSite, tmp_path: Path) -> None:
-    begin = len(log_of(guarded))
+def test_wrong_token_matches_and_missing_token_does_not(
+    auth_site: CartSite, tmp_path: Path
+) -> None:
+    begin = len(log_of(auth_site))
     for given in ({}, {"authorization": "Bearer alice.wrong"}, {"authorization": "nonsense"}):
-        assert guarded.cartd.get("/mine", **given).status == 401
-        assert guarded.cartd.request("POST", "/new", b"{}", **given).status == 401
-    assert banned(log_of(guarded)[begin:], tmp_path) == {"127.0.0.1": 4}
+        assert auth_site.cartd.get("/mine", **given).status == 401
+        assert auth_site.cartd.request("POST", "/new", b"{}", **given).status == 401
+    assert banned(log_of(auth_site)[begin:], tmp_path) == {"127.0.0.1": 4}
 
 
 def test_browser_probes_are_not_counted_as_guesses(site: CartSite, tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def fetched(archive: FaultyArchive, uid: str, files: int) -> list[int]:
 
 
 @in_a_thread
-def test_what_is_whole_is_left_alone_and_what_is_lost_is_fetched_again(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_fixit_fetches_only_missing_files(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         stage(cartd, archive, "tree", 30, files=3)
         stage(cartd, archive, "bundle", 30, files=3, bundle=True)
@@ -77,9 +75,7 @@ def test_what_is_whole_is_left_alone_and_what_is_lost_is_fetched_again(
 
 
 @in_a_thread
-def test_a_cart_in_error_is_fixed_when_the_archive_has_come_right(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_fixit_restages_a_cart_in_error(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), ini=ONE_TRY) as cartd:
         body = manifest_of(archive, "mine", 30, files=3)
         archive.files["mine-1"].data = b"wrong data"
@@ -181,9 +177,7 @@ def test_a_cart_that_the_service_is_staging_is_watched_on_a_terminal(
 
 
 @in_a_thread
-def test_that_the_archive_is_away_is_said_once_and_waited_for(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_fixit_reports_an_outage_once_and_waits(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         archive.fault("*", status(503), times=None)
         cartd.post("mine", manifest_of(archive, "mine", 20, files=2))
@@ -200,7 +194,7 @@ def test_that_the_archive_is_away_is_said_once_and_waited_for(
 
 
 @in_a_thread
-def test_a_cart_whose_service_was_killed_is_taken_over_at_once(
+def test_fixit_takes_over_a_cart_of_a_killed_service(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -224,7 +218,7 @@ def test_a_cart_whose_service_was_killed_is_taken_over_at_once(
 
 
 @in_a_thread
-def test_what_the_service_is_sending_is_not_evicted_by_the_command(
+def test_fixit_does_not_evict_a_cart_being_downloaded(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     large = TOO_MUCH_FOR_SOCKETS

@@ -50,7 +50,7 @@ def refusal(home: Path, *arguments: str, **environ: str) -> str:
 # --- options ------------------------------------------------------------------------------------
 
 
-def test_every_option_of_the_table_is_taken(tmp_path: Path) -> None:
+def test_every_option_of_the_table_is_accepted(tmp_path: Path) -> None:
     config = read(
         tmp_path,
         *["--port", "8082", "--address=::1", "--endpoint", "tcp:1", "--endpoint=unix:/a"],
@@ -61,13 +61,13 @@ def test_every_option_of_the_table_is_taken(tmp_path: Path) -> None:
     assert (config.archive_url, config.database_url) == ("https://a/", "sqlite:///d")
 
 
-def test_the_short_options_are_taken(tmp_path: Path, named: Path) -> None:
+def test_the_short_options_are_accepted(tmp_path: Path, named: Path) -> None:
     config = read(tmp_path, "-p", "8082", "-a", "::1", "-e", "tcp:1", "-etcp:2", "-c", str(named))
     assert (config.port, config.address, config.endpoints) == (8082, "::1", ("tcp:1", "tcp:2"))
     assert config.volume_path == Path("/ü")
 
 
-def test_without_a_command_line_everything_is_left_to_environment_and_file(home: Path) -> None:
+def test_without_options_environment_and_file_decide(home: Path) -> None:
     assert read(home).port == 1
     assert read(home, CARTD_PORT="3").port == 3
     assert read(home, "-p", "4", CARTD_PORT="3").port == 4
@@ -134,7 +134,7 @@ def test_a_named_file_may_not_be_missing(tmp_path: Path) -> None:
     assert refusal(tmp_path, CARTD_CONFIG=missing) == expected
 
 
-def test_what_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_with_its_name(tmp_path: Path) -> None:
     assert refusal(tmp_path, "-c", str(tmp_path)).startswith(f"{tmp_path}: cannot be read: ")
     latin = tmp_path / "latin.ini"
     latin.write_bytes("[cartd]\nvolume_path = /ü\n".encode("latin-1"))
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path, CARTD_CONFIG="a\0b")
 
 
-def test_a_fault_in_the_file_is_told_with_its_name(tmp_path: Path) -> None:
+def test_an_error_in_the_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "cartd.ini"
     file.write_text("[server]\nprot = 1\n", encoding="utf-8")
     assert refusal(tmp_path, "-c", str(file)).startswith(f"{file}: [server] prot is unknown")

@@ -41,7 +41,7 @@ def purge_while(
     return Purge(bench.store, bench.removal, BEFORE, io.StringIO(), dry_run=False)
 
 
-def test_a_use_that_is_noted_late_makes_no_difference(
+def test_purge_ignores_an_access_time_that_is_written_late(
     bench: Removing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
@@ -51,7 +51,7 @@ def test_a_use_that_is_noted_late_makes_no_difference(
     assert bench.left() == set()
 
 
-def test_a_use_that_is_noted_late_costs_no_cart_on_a_disk_that_refuses(
+def test_a_late_access_time_deletes_no_cart_on_a_failing_disk(
     bench: Removing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carts = [bench.ready("one"), bench.ready("two")]
@@ -69,7 +69,7 @@ def test_a_use_that_is_noted_late_costs_no_cart_on_a_disk_that_refuses(
     ],
     ids=["used", "evicted"],
 )
-def test_what_is_used_again_or_evicted_by_the_service_stays(
+def test_purge_keeps_carts_used_or_evicted_meanwhile(
     bench: Removing, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
 ) -> None:
     cart = bench.ready()

@@ -70,7 +70,7 @@ def test_names_are_listed_and_revoked(site: RunningCartd, tokens: Path) -> None:
         (["revoke", "nobody"], 1, "tokens: there is no 'nobody'"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(
+def test_a_failing_command_says_why_and_changes_nothing(
     site: RunningCartd, tokens: Path, arguments: list[str], status: int, said: str
 ) -> None:
     TokenFile(tokens).add("alice", admin=False)
@@ -82,7 +82,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(
     assert tokens.read_text() == before
 
 
-def test_without_a_file_in_the_configuration_that_is_said(site: RunningCartd) -> None:
+def test_a_missing_token_file_setting_is_an_error(site: RunningCartd) -> None:
     site.configure("")
     done = site.run("cartd-cmd", "token", "list", check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_there_and_one_in_the_way_are_named(tmp_path: Path) -
         TokenFile(tmp_path / "latin").entries()
 
 
-def test_what_others_wrote_into_the_file_stays(tokens: Path) -> None:
+def test_comments_in_the_token_file_stay(tokens: Path) -> None:
     file = TokenFile(tokens)
     file.add("alice", admin=False)
     alice = tokens.read_text().rstrip("\n")
@@ -111,7 +111,7 @@ def test_what_others_wrote_into_the_file_stays(tokens: Path) -> None:
     assert re.fullmatch(r"# The imaging group\n\nbob user \S+\n", tokens.read_text())
 
 
-def test_a_broken_file_is_not_written_over(tokens: Path) -> None:
+def test_a_broken_token_file_is_not_overwritten(tokens: Path) -> None:
     tokens.write_text("alice\n")
     for change in (lambda: TokenFile(tokens).add("bob", admin=False), _revoke(tokens)):
         with pytest.raises(ConfigError, match="tokens: line 1: is not NAME ROLE HASH"):
@@ -123,7 +123,7 @@ def _revoke(tokens: Path) -> Callable[[], object]:
     return lambda: TokenFile(tokens).revoke("alice")
 
 
-def test_a_change_replaces_the_file_and_leaves_nothing_beside_it(
+def test_a_change_replaces_the_file_atomically(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TokenFile(tokens)
@@ -192,7 +192,7 @@ def attributes_given(path: Path) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in os.listxattr(path)}
 
 
-def test_what_a_default_acl_would_add_is_not_added_to_a_file_that_is_there(tokens: Path) -> None:
+def test_a_default_acl_does_not_change_an_existing_file(tokens: Path) -> None:
     file = TokenFile(tokens)
     file.add("alice", admin=False)
     tokens.chmod(0o640)
@@ -210,14 +210,14 @@ def test_what_a_default_acl_would_add_is_not_added_to_a_file_that_is_there(token
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory to any group")
-def test_a_new_file_is_readable_by_the_group_that_root_gave_the_directory_to(tokens: Path) -> None:
+def test_a_new_file_is_readable_by_the_directorys_group(tokens: Path) -> None:
     os.chown(tokens.parent, 0, 23456)
     TokenFile(tokens).add("alice", admin=False)
     made = tokens.stat()
     assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (0, 23456, 0o640)
 
 
-def test_a_directory_that_somebody_has_locked_is_named_and_so_is_who(
+def test_a_lock_timeout_names_the_directory_and_the_holder(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_file, "LOCK_WAIT", 0)
@@ -233,7 +233,7 @@ def test_a_directory_that_somebody_has_locked_is_named_and_so_is_who(
     TokenFile(tokens).add("bob", admin=False)
 
 
-def test_a_change_by_hand_meanwhile_is_not_written_over(
+def test_a_concurrent_edit_is_not_overwritten(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TokenFile(tokens)
@@ -271,7 +271,7 @@ def another_user(path: Path) -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_who_may_not_read_the_file_is_named_and_so_is_its_mode(open_directory: Path) -> None:
+def test_a_permission_error_names_the_account_and_the_mode(open_directory: Path) -> None:
     tokens = open_directory / "tokens"
     TokenFile(tokens).add("alice", admin=False)
     with (
@@ -284,7 +284,7 @@ def test_who_may_not_read_the_file_is_named_and_so_is_its_mode(open_directory: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
-def test_a_file_that_the_service_cannot_read_is_told_after_each_change(
+def test_a_file_unreadable_to_the_service_is_warned_of(
     open_directory: Path,
 ) -> None:
     tokens = open_directory / "tokens"
@@ -308,7 +308,7 @@ def test_a_file_that_the_service_cannot_read_is_told_after_each_change(
         assert told.removesuffix("root") in site.run("cartd-cmd", "token", "revoke", "bob").stderr
 
 
-def test_a_token_is_made_and_revoked_where_nothing_can_be_locked(
+def test_tokens_are_added_and_revoked_without_locks(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
@@ -319,7 +319,7 @@ def test_a_token_is_made_and_revoked_where_nothing_can_be_locked(
     assert set(file.entries()) == {"bob"}
 
 
-def test_two_that_add_at_once_lose_no_token(tokens: Path) -> None:
+def test_concurrent_adds_lose_no_token(tokens: Path) -> None:
     names = {f"user{number}" for number in range(12)}
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda name: TokenFile(tokens).add(name, admin=False), names))

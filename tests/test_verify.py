@@ -37,7 +37,7 @@ def spoil(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_what_is_right_is_said_to_be_so(site: CartSite) -> None:
+def test_verify_reports_an_intact_cart(site: CartSite) -> None:
     site.stage("right", {"a": b"aaa", "b/c": bytes(2_000_000)})
     site.stage("right-bundle", {"a": b"right", "b/c": bytes(1000)}, bundle=True)
     assert verify(site, "--cartid", "right", "right-bundle", "right") == (
@@ -46,7 +46,7 @@ def test_what_is_right_is_said_to_be_so(site: CartSite) -> None:
     )
 
 
-def test_each_damage_is_named_and_nothing_is_changed(site: CartSite) -> None:
+def test_verify_names_each_damage_and_changes_nothing(site: CartSite) -> None:
     files = {name: name.encode() * 100 for name in ("spoilt", "cut", "lost", "folder", "fine")}
     site.stage("damaged", files)
     [tree] = site.on_volume("damaged")
@@ -82,7 +82,7 @@ def test_a_bundle_is_read_member_by_member(site: CartSite) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "lost"])
-def test_a_bundle_that_cannot_be_read_has_lost_what_is_behind(site: CartSite, how: str) -> None:
+def test_a_broken_bundle_loses_the_members_behind(site: CartSite, how: str) -> None:
     uid = f"tar-{how}"
     site.stage(uid, {"a": b"first" * 1000, "b": b"second" * 1000}, bundle=True)
     [tar] = site.on_volume(uid)
@@ -94,7 +94,7 @@ def test_a_bundle_that_cannot_be_read_has_lost_what_is_behind(site: CartSite, ho
     assert status == 1 and lines[-1] == f"{uid}: 2 of 2 files damaged"
 
 
-def test_what_is_damaged_is_repaired_and_the_service_goes_on(site: CartSite) -> None:
+def test_verify_repairs_damage_beside_the_service(site: CartSite) -> None:
     files = {"spoilt": b"spoilt" * 100, "fine": b"fine" * 100}
     site.stage("healed", files)
     [tree] = site.on_volume("healed")
@@ -105,7 +105,7 @@ def test_what_is_damaged_is_repaired_and_the_service_goes_on(site: CartSite) -> 
     assert verify(site, "--cartid", "healed")[0] == 0
 
 
-def test_what_is_damaged_in_two_carts_does_not_come_back_from_the_other(site: CartSite) -> None:
+def test_damage_in_a_shared_file_is_not_copied_back(site: CartSite) -> None:
     """They share the file, so its damage too; each is repaired from the archive."""
     files = {"spoilt": os.urandom(5000), "fine": os.urandom(5000)}
     manifest = site.manifest(files)
@@ -125,7 +125,7 @@ def test_what_is_damaged_in_two_carts_does_not_come_back_from_the_other(site: Ca
     assert (one / "spoilt").samefile(other / "spoilt")
 
 
-class DamagedAnyway(Verification):
+class StillDamaged(Verification):
     """A disk that makes other bytes of whatever is written to it."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class DamagedAnyway(Verification):
         return [Damage(0, "x/data", "has other bytes than its hash tells")]
 
 
-def test_what_is_wrong_after_its_repair_is_not_said_to_be_right() -> None:
+def test_verify_checks_again_after_a_repair() -> None:
     cart = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=2)
 
     class Kept:
@@ -147,7 +147,7 @@ def test_what_is_wrong_after_its_repair_is_not_said_to_be_right() -> None:
         assert damaged == [0]
         return True
 
-    out, verification = StringIO(), DamagedAnyway()
+    out, verification = StringIO(), StillDamaged()
     kept, nobody = cast(Any, Kept()), cast(Any, None)
     command = Verify(kept, verification, nobody, restore, out, StringIO(), lambda: 0.0)
     assert result_of(command.cart(cart)) is False
@@ -161,7 +161,7 @@ def test_what_is_wrong_after_its_repair_is_not_said_to_be_right() -> None:
     ]
 
 
-def test_what_is_not_there_or_not_ready_is_not_verified(site: CartSite) -> None:
+def test_missing_and_unready_carts_are_not_verified(site: CartSite) -> None:
     missing = site.manifest({"a": b"never"})
     for path in site.archive.root.iterdir():
         if path.read_bytes() == b"never":
