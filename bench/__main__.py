@@ -15,9 +15,9 @@ from bench import results
 from bench.bench import Bench
 from bench.comparisons import COMPARISONS
 from bench.contest import FAILURES
-from bench.leftovers import Leftovers
 from bench.publishing import publish
 from bench.results import Outcome
+from bench.trash import Leftovers
 
 PLACE = Path(__file__).parent.parent / ".bench"
 

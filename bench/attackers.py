@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.beside import beside
+from bench.helper_process import beside
 from bench.server import Server
 
 ADDRESS = "127.0.0.1"

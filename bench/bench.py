@@ -11,10 +11,10 @@ from typing import TypeVar
 from bench import peers
 from bench.cartd import cartd
 from bench.data import Data
-from bench.leftovers import Leftovers
 from bench.nginx import nginx
 from bench.pacifica import pacifica_archive
 from bench.server import Server
+from bench.trash import Leftovers
 
 T = TypeVar("T")
 

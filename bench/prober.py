@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 
-from bench.beside import beside
+from bench.helper_process import beside
 from bench.processes import Broken
 from bench.server import Server
 

@@ -13,8 +13,8 @@ from cartd.byte_limit import ByteLimit
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
 from cartd.model import Asker, Cart
+from cartd.quotas import UserLimits
 from cartd.removal import Removal
-from cartd.shares import UserLimits
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread

@@ -20,15 +20,15 @@ from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus, TarFacts
-from cartd.plans import Plans
+from cartd.pins import Uses
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import LAYOUT, etag, facts_of
+from cartd.tar_index_cache import TarIndexCache
 from cartd.uids import may_be_stored
-from cartd.uses import Uses
 from cartd.volume import Volume
 
 USE_TOLD_AFTER = 60.0
@@ -89,7 +89,7 @@ class Downloads:
         self,
         store: Store,
         volume: Volume,
-        plans: Plans,
+        plans: TarIndexCache,
         uses: Uses,
         repair: Repair,
         clock: IReactorTime,

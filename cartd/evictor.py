@@ -14,9 +14,9 @@ from cartd.backoff import Pauses
 from cartd.errors import NoSpace, VolumeStuck
 from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.pins import Uses
 from cartd.removal import CannotRemove
 from cartd.store import Store
-from cartd.uses import Uses
 from cartd.volume.remove import RemovalStopped
 
 log = Logger()

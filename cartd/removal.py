@@ -24,9 +24,9 @@ from twisted.python.failure import Failure
 from cartd.backoff import Pauses
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
 from cartd.model import Asker, Cart, CartStatus
+from cartd.pins import Uses
 from cartd.shield import shielded
 from cartd.store import Store
-from cartd.uses import Uses
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 

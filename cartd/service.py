@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd import interpreter
+from cartd import runtime
 from cartd.admission import Admission
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
@@ -34,8 +34,8 @@ from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
-from cartd.parts import Parts
 from cartd.periodic import Periodic
+from cartd.quotas import UserLimits
 from cartd.rest import Rest
 from cartd.retention import Retention
 from cartd.sending.download_sender import Senders
@@ -43,7 +43,7 @@ from cartd.server.endpoints import listen
 from cartd.server.limits import Limits
 from cartd.server.rlimits import raise_nofile_limit
 from cartd.server.site import LimitedSite
-from cartd.shares import UserLimits
+from cartd.services import Services
 from cartd.shield import at_most
 from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_WAITS
@@ -71,34 +71,37 @@ log = Logger()
 class Cartd(Service):
     """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
 
-    def __init__(self, parts: Parts, authenticator: Authenticator | None) -> None:
-        self._parts = parts
+    def __init__(self, services: Services, authenticator: Authenticator | None) -> None:
+        self._services = services
         self._authenticator = authenticator
-        config, reactor = parts.config, parts.reactor
+        config, reactor = services.config, services.reactor
         self._carts = Carts(
-            parts.store,
-            parts.removal,
-            parts.threads,
+            services.store,
+            services.removal,
+            services.threads,
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
             memory=ByteLimit(config.manifest_memory),
-            entering=Admission(config.max_carts_staging, parts.store.unfinished).entering,
+            entering=Admission(config.max_carts_staging, services.store.unfinished).entering,
             limits=UserLimits(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
             ),
-            stage=lambda cart_id: parts.stager.begin(cart_id, resumed=False),
-            now=parts.now,
+            stage=lambda cart_id: services.stager.begin(cart_id, resumed=False),
+            now=services.now,
         )
         senders = Senders(
-            parts.threads,
+            services.threads,
             reactor,
             transfer_size=config.transfer_size,
-            downloads=parts.uses.pinned,
+            downloads=services.uses.pinned,
             longest=config.max_download_time,
         )
         rest = Rest(
-            self._carts, parts.downloads, send=senders.send, recovered=parts.recovery.recovered
+            self._carts,
+            services.downloads,
+            send=senders.send,
+            recovered=services.recovery.recovered,
         )
         self._site = LimitedSite(
             rest.app.resource(),
@@ -107,24 +110,29 @@ class Cartd(Service):
             authenticator,
             hosts=config.allowed_hosts,
             origins=config.allowed_origins,
-            threads=parts.threads,
+            threads=services.threads,
         )
         self._upkeep = [
             Periodic(reactor, config.lru_interval, work)
-            for work in (parts.evictor.keep_room, parts.removal.sweep, self._look_volume_over)
+            for work in (services.evictor.keep_room, services.removal.sweep, self._look_volume_over)
         ]
         if (interval := config.scrub_interval) > 0:
             scrub = Scrub(
-                parts.store, parts.verification, parts.repair, reactor, parts.now, interval
+                services.store,
+                services.verification,
+                services.repair,
+                reactor,
+                services.now,
+                interval,
             )
             self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
         if (kept := config.retention) > 0:
-            retention = Retention(parts.store, kept, reactor, parts.now)
+            retention = Retention(services.store, kept, reactor, services.now)
             self._upkeep.append(Periodic(reactor, RETENTION_LOOK, retention.forget))
         if authenticator is not None:
             self._upkeep.append(Periodic(reactor, TOKENS_LOOK, authenticator.poll))
-        if parts.archive_tls.files:
-            self._renew(parts.archive_tls.look)
+        if services.archive_tls.files:
+            self._renew(services.archive_tls.look)
         self._looked_over = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -136,14 +144,14 @@ class Cartd(Service):
         """Bind the endpoints, before privileges are shed."""
         listening = []
         # Again: when twistd goes to the background it has set its own.
-        os.umask(self._parts.config.umask)
-        for description in _endpoints(self._parts.config):
+        os.umask(self._services.config.umask)
+        for description in _endpoints(self._services.config):
             try:
                 port, tls = listen(
-                    self._parts.reactor,
+                    self._services.reactor,
                     description,
                     self._site,
-                    umask=self._parts.config.umask,
+                    umask=self._services.config.umask,
                 )
             except ConfigError as error:
                 _give_up(str(error))
@@ -158,19 +166,19 @@ class Cartd(Service):
             listening,
             auth_enabled=authenticator is not None,
             tokens=tokens,
-            proxies=self._parts.config.auth_trusted_proxies,
+            proxies=self._services.config.auth_trusted_proxies,
         ):
             log.warn("{warning}", warning=warning)
 
     def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
         """Look after certificates that are in files."""
-        threads = self._parts.threads
-        self._upkeep.append(Periodic(self._parts.reactor, RELOAD_INTERVAL, lambda: look(threads)))
+        threads = self._services.threads
+        self._upkeep.append(Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: look(threads)))
 
     def startService(self) -> None:
         super().startService()
         try:
-            self._parts.start(take_up=True)
+            self._services.start(take_up=True)
         except OSError as error:
             _give_up(f"volume_path: it cannot be used: {error}")
         for work in self._upkeep:
@@ -179,8 +187,8 @@ class Cartd(Service):
     async def _look_volume_over(self) -> None:
         """Once, as soon as both the volume and the database are there for all of it."""
         if not self._looked_over:
-            await self._parts.repair.adopt_all()
-            await self._parts.orphans.warn()
+            await self._services.repair.adopt_all()
+            await self._services.orphans.warn()
             self._looked_over = True
 
     async def _stop(self) -> None:
@@ -190,27 +198,29 @@ class Cartd(Service):
             try:
                 self._site.close_connections()
             finally:
-                left = await self._parts.close()
+                left = await self._services.close()
                 self._site.close_log()
         if left and self._limit is not None and self._limit.active():
             self._tell_what_hangs(left)
 
     async def _end_work(self) -> None:
         self._carts.close()
-        self._parts.volume.stop()
+        self._services.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         ending = [Deferred.fromCoroutine(work.stop()) for work in self._upkeep]
         with suppress(TimeoutError):  # a disk that hangs
-            await at_most(STOP_WAITS, DeferredList(ending, consumeErrors=True), self._parts.reactor)
-        await self._parts.stop()
+            await at_most(
+                STOP_WAITS, DeferredList(ending, consumeErrors=True), self._services.reactor
+            )
+        await self._services.stop()
         await self._drain()
 
     def stopService(self) -> Deferred[None]:
         """Stop taking carts and staging, let downloads end for a while, then close all."""
         super().stopService()
         self._stopped = Deferred()
-        self._limit = self._parts.reactor.callLater(
+        self._limit = self._services.reactor.callLater(
             self._grace() + STOP_LIMIT, self._give_up_stopping
         )
         Deferred.fromCoroutine(self._stop()).addBoth(self._has_stopped)
@@ -244,15 +254,15 @@ class Cartd(Service):
             self._limit.reset(STOP_LIMIT)
 
     def _grace(self) -> float:
-        return 0.0 if self._hurried else self._parts.config.shutdown_grace
+        return 0.0 if self._hurried else self._services.config.shutdown_grace
 
     async def _drain(self) -> None:
-        self._draining = Deferred.fromCoroutine(self._parts.uses.idle())
-        self._draining.addTimeout(self._grace(), self._parts.reactor)
+        self._draining = Deferred.fromCoroutine(self._services.uses.idle())
+        self._draining.addTimeout(self._grace(), self._services.reactor)
         try:
             await self._draining
         except (TimeoutError, CancelledError):
-            log.warn("Breaking {number} downloads", number=self._parts.uses.pinned())
+            log.warn("Breaking {number} downloads", number=self._services.uses.pinned())
         finally:
             self._draining = None
 
@@ -268,19 +278,19 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     try:
         config = read_config(options, os.environ)
         os.umask(config.umask)
-        parts = Parts(config, reactor, _prepare(config))
+        services = Services(config, reactor, _prepare(config))
         too_few = too_few_connections(config.database_url)
         authenticator = create_authenticator(config, Apart(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {for_administrators(error)}") from None
     for note in (*config.warnings, *([too_few] if too_few else [])):
         log.warn("{note}", note=note)
-    cartd = Cartd(parts, authenticator)
+    cartd = Cartd(services, authenticator)
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
     StopSignals(reactor, cartd.hurry).setServiceParent(service)
     cartd.setServiceParent(service)
-    interpreter.prepare()
+    runtime.prepare()
     return service
 
 

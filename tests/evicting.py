@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 
 from cartd.evictor import Evictor, SpaceRules
 from cartd.model import Cart
+from cartd.pins import Uses
 from cartd.removal import CannotRemove
 from cartd.store import Store
-from cartd.uses import Uses
 
 
 @dataclass

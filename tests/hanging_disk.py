@@ -48,12 +48,12 @@ def hangs(cartd: RunningCartd) -> bool:
 
 def _prepare(volume: str, waits: float, limit: float) -> None:
     import cartd.integrity.syncing
-    import cartd.parts
     import cartd.service
+    import cartd.services
     import cartd.staging.stager
     import cartd.threads
 
-    for module in (cartd.staging.stager, cartd.parts, cartd.service):
+    for module in (cartd.staging.stager, cartd.services, cartd.service):
         vars(module)["STOP_WAITS"] = waits
     vars(cartd.integrity.syncing)["LAST_SYNC"] = waits
     vars(cartd.threads)["STOP_WAIT"] = waits

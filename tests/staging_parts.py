@@ -21,10 +21,10 @@ from cartd.model import Cart
 from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
-from cartd.plans import Plans
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.patience import Patience
 from cartd.staging.tools import Reserves, Tools
+from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
@@ -153,7 +153,7 @@ class Bench:
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
-            plans=Plans(self.store, InThisThread()),
+            plans=TarIndexCache(self.store, InThisThread()),
             outage=outage,
             tolerance=tolerance,
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
@@ -165,7 +165,7 @@ class Bench:
         )
 
     def recovery(self) -> Recovery:
-        plans = Plans(self.store, InThisThread())
+        plans = TarIndexCache(self.store, InThisThread())
         return Recovery(self.store, self.volume, plans, self.clock, self.now)
 
     def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:

@@ -14,7 +14,7 @@ from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import EVERYBODY
-from cartd.shares import NO_LIMITS
+from cartd.quotas import NO_LIMITS
 from tests.sending import OneByOne
 from tests.volume_parts import HeldThreads
 

@@ -13,10 +13,10 @@ from twisted.internet.task import Clock
 from cartd.downloads import Description, Downloads, NotReady
 from cartd.errors import CartNotFound
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, FileStatus, TarFacts
-from cartd.plans import Plans
+from cartd.pins import Uses
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import LAYOUT, facts_of
-from cartd.uses import Uses
+from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 from tests.built_tars import Member, index_of, lay_out
 from tests.memory_store import MTIME, MemoryStore
@@ -54,7 +54,7 @@ class Site:
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
         nobody = cast(Any, None)
-        self.plans = Plans(self.store, InThisThread())
+        self.plans = TarIndexCache(self.store, InThisThread())
         self.downloads = Downloads(
             self.store, self.volume, self.plans, Uses(), nobody, self.clock, self.clock.seconds
         )

@@ -15,11 +15,11 @@ from twisted.logger import capturedLogs, formatEvent
 
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
+from cartd.pins import Uses
 from cartd.removal import AT_ONCE, PATIENCE, SMALL, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
 from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
-from cartd.uses import Uses
 from cartd.volume.remove import RemovalStopped, remove_tree
 from tests.staging_parts import Bench
 from tests.volume_parts import (

@@ -70,7 +70,7 @@ class Lacking:
             raise VolumeRefuses(self.refuses)
 
 
-class Plans:
+class TarIndexCache:
     def forget(self, _: int) -> None:
         pass
 
@@ -83,7 +83,7 @@ class Bench:
         self.repair = Repair(
             cast(Any, rows),
             cast(Any, volume),
-            cast(Any, Plans()),
+            cast(Any, TarIndexCache()),
             stage=self.staged.append,
             now=lambda: self.now,
         )

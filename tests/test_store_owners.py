@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
-from cartd.shares import UserLimits
+from cartd.quotas import UserLimits
 from cartd.store import Store, askers, leases, lookups, removals
 from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock, deferLater
 from cartd.concurrency import FEW, Turns, for_each
 from cartd.holders import Holders
 from cartd.model import Cart
-from cartd.shares import Crowd
+from cartd.quotas import Crowd
 from cartd.staging.retrieval import WINDOW
 from cartd.staging.stager import Stager
 from tests.staging_parts import Bench

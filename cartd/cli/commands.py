@@ -33,8 +33,8 @@ from cartd.downloads import USE_TOLD_AFTER
 from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
-from cartd.parts import Parts
 from cartd.permissions import user_name
+from cartd.services import Services
 from cartd.store import schema_state, sync, wait_for_database
 
 Command = Callable[[Config, Namespace], int]
@@ -225,42 +225,46 @@ def _check_schema(config: Config) -> None:
         raise ConfigError(state.explanation)
 
 
-# The commands that work with the service's parts
+# The commands that work with the service's components
 
 
 def _fixit(config: Config, given: Namespace) -> int:
-    async def work(parts: Parts) -> int:
-        fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
+    async def work(services: Services) -> int:
+        fixit = Fixit(
+            services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
+        )
         fixed = [await fixit.fix(uid) for uid in dict.fromkeys(given.cartid)]
         return 0 if all(fixed) else 1
 
-    return _with_parts(config, work)
+    return _with_services(config, work)
 
 
 def _verify(config: Config, given: Namespace) -> int:
-    async def work(parts: Parts) -> int:
-        fixit = Fixit(parts.store, parts.repair, parts.stager.begin, parts.reactor, sys.stderr)
+    async def work(services: Services) -> int:
+        fixit = Fixit(
+            services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
+        )
         verify = Verify(
-            parts.store,
-            parts.verification,
-            parts.orphans,
+            services.store,
+            services.verification,
+            services.orphans,
             fixit.restore if given.repair else None,
             sys.stdout,
             sys.stderr,
-            parts.now,
+            services.now,
         )
         if given.cartid is None:
             return 0 if await verify.all() else 1
         right = [await verify.named(uid) for uid in dict.fromkeys(given.cartid)]
         return 0 if all(right) else 1
 
-    return _with_parts(config, work)
+    return _with_services(config, work)
 
 
 def _dump(config: Config, given: Namespace) -> int:
-    async def work(parts: Parts) -> int:
+    async def work(services: Services) -> int:
         try:
-            await dump(parts.store, parts.volume, sys.stdout, as_json=given.json)
+            await dump(services.store, services.volume, sys.stdout, as_json=given.json)
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever reads has seen enough; nor shall the interpreter tell of it at its end.
@@ -268,20 +272,20 @@ def _dump(config: Config, given: Namespace) -> int:
             return 1
         return 0
 
-    return _with_parts(config, work)
+    return _with_services(config, work)
 
 
 def _purge(config: Config, given: Namespace) -> int:
-    async def work(parts: Parts) -> int:
-        before = parts.now() - given.time_ago.total_seconds()
-        purge = Purge(parts.store, parts.removal, before, sys.stdout, dry_run=given.dry_run)
+    async def work(services: Services) -> int:
+        before = services.now() - given.time_ago.total_seconds()
+        purge = Purge(services.store, services.removal, before, sys.stdout, dry_run=given.dry_run)
         await purge.run()
         return 0
 
-    return _with_parts(config, work)
+    return _with_services(config, work)
 
 
-def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
+def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -> int:
     """Run ``work`` in a reactor and give its exit status."""
     _wait(config)
     # What the service has sent lately is known here only when it writes that down.  What it is
@@ -295,17 +299,17 @@ def _with_parts(config: Config, work: Callable[[Parts], Awaitable[int]]) -> int:
 
     async def run(reactor: Any) -> None:
         run_steadily(reactor)
-        parts = Parts(config, reactor, volume_number, warn=_warn)
+        services = Services(config, reactor, volume_number, warn=_warn)
         try:
-            parts.start(take_up=False)
-            outcome.append(await work(parts))
+            services.start(take_up=False)
+            outcome.append(await work(services))
         except CartdError as error:
             outcome.append(error)
         except OSError as error:
             outcome.append(CartdError(f"{config.volume_path} cannot be used: {error}"))
         finally:
-            await parts.stop()
-            if hanging := await parts.close():
+            await services.stop()
+            if hanging := await services.close():
                 _warn(f"not waited for, as of a disk that does not answer: {hanging}")
 
     try:

@@ -14,8 +14,8 @@ from twisted.logger import Logger
 
 from cartd.errors import Unavailable
 from cartd.model import Cart
-from cartd.plans import Plans
 from cartd.store import Store
+from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 INHERITED = 60.0
@@ -36,7 +36,7 @@ class Recovery:
         self,
         store: Store,
         volume: Volume,
-        plans: Plans,
+        plans: TarIndexCache,
         clock: IReactorTime,
         now: Callable[[], float],
         page_cache: Callable[[], str | None] = lambda: None,

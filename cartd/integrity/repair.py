@@ -9,8 +9,8 @@ from twisted.logger import Logger
 
 from cartd.errors import VolumeRefuses
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus
-from cartd.plans import Plans
 from cartd.store import Store
+from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 PAGE = 2000
@@ -31,7 +31,7 @@ class Repair:
         self,
         store: Store,
         volume: Volume,
-        plans: Plans,
+        plans: TarIndexCache,
         *,
         stage: Callable[[int], object],
         now: Callable[[], float],

@@ -26,7 +26,7 @@ from cartd.integrity.missing import lose_unreadable
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
-from cartd.shares import Crowd
+from cartd.quotas import Crowd
 from cartd.shield import at_most
 from cartd.staging.patience import FileFailed
 from cartd.staging.staging import Staging

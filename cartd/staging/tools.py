@@ -11,10 +11,10 @@ from twisted.internet.interfaces import IReactorTime
 from cartd.archive import Archive
 from cartd.model import Cart
 from cartd.outage import Outage
-from cartd.plans import Plans
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.patience import Patience
 from cartd.store import Store
+from cartd.tar_index_cache import TarIndexCache
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 
@@ -35,7 +35,7 @@ class Tools:
     volume: Volume
     archive: Archive
     reserve: Reserves
-    plans: Plans
+    plans: TarIndexCache
     outage: Outage
     tolerance: Tolerance
     patience: Patience

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import bindparam, case, func, select
 
 from cartd.model import Asker, Cart
-from cartd.shares import Outstanding, UserLimits
+from cartd.quotas import Outstanding, UserLimits
 from cartd.store.database import Database, Transaction
 from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, UNFINISHED, cart_of

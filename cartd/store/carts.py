@@ -12,7 +12,7 @@ from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.shares import NO_LIMITS, UserLimits
+from cartd.quotas import NO_LIMITS, UserLimits
 from cartd.store.askers import check_share, newest_in
 from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction

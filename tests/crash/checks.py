@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash.accounts import accounts, files_of, links, owners
+from tests.crash.consistency import accounts, files_of, links, owners
 from tests.crash.load import BROKEN, lost
 from tests.crash.model import Living, Model, Post, number_in, tar_of, top_of
 from tests.crash.rows import CartRow, read_carts

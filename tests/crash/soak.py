@@ -18,8 +18,8 @@ from random import Random
 from threading import Event, Thread
 
 from bench.usage import resident
-from tests.crash.doomed import POINTS
-from tests.crash.ordeal import Ordeal, ordeal
+from tests.crash.harness import Ordeal, ordeal
+from tests.crash.kill_points import POINTS
 from tests.crash.report import Sample, draw, report
 
 PLACE = Path(__file__).parent.parent.parent / ".soak"

@@ -1,7 +1,7 @@
 """Nothing is lost, wrong or left over, wherever the service is killed.
 
-Each point at which it may be killed is named in :mod:`tests.crash.doomed`, and met here once; other
-kills come at any moment, and while the service takes up what the last one has left.
+Each point at which it may be killed is named in :mod:`tests.crash.kill_points` and reached here
+once; other kills come at any moment, and while the service recovers from the last one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from tests.crash.doomed import POINTS, RARE
-from tests.crash.ordeal import Ordeal, ordeal
+from tests.crash.harness import Ordeal, ordeal
+from tests.crash.kill_points import POINTS, RARE
 from tests.databases import Postgres
 
 pytest_plugins = ("tests.database_fixtures",)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 NAMES = (
     "manifest", "ranges", "conditions", "uid", "filename", "authorization",
-    "config", "tokens", "answer", "stream",
+    "config", "tokens", "response", "stream",
 )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from cartd.model import FileStatus
 from tests.simulation.archive import FINAL, Library, content
-from tests.simulation.ledger import Ledger, Spec
-from tests.simulation.world import Place, files_below
+from tests.simulation.oracle import Ledger, Spec
+from tests.simulation.process import Place, files_below
 
 _LIVING = "deleted_date IS NULL"
 _LOST = ("is missing on the volume", "were recorded", "while it was read")

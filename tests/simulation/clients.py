@@ -17,11 +17,11 @@ from cartd.downloads import Download
 from cartd.errors import CartdError, Unreadable, VolumeDamaged
 from cartd.model import EVERYBODY
 from cartd.sending.push import Sender, SendStopped
-from tests.simulation.ledger import Ledger, Spec
+from tests.simulation.oracle import Ledger, Spec
 from tests.simulation.reactor import SimulatedReactor
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.process import World
 
 CHUNK = 1500
 
@@ -29,7 +29,7 @@ CHUNK = 1500
 async def post(world: World, ledger: Ledger, spec: Spec) -> None:
     ledger.post(spec)
     try:
-        await world.parts.recovery.recovered()
+        await world.services.recovery.recovered()
         cart = await world.carts.post(EVERYBODY, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # nobody knows whether it is there
@@ -43,7 +43,7 @@ async def delete(world: World, ledger: Ledger, uid: str) -> None:
     ledger.may_be_deleted |= before
     world.deleting[uid] += 1
     try:
-        await world.parts.recovery.recovered()
+        await world.services.recovery.recovered()
         await world.carts.delete(EVERYBODY, uid)
     except CartdError:
         return
@@ -77,8 +77,8 @@ async def download(
 ) -> str:
     """Read a part of a cart's tar, from one share of its length to another; how it ended."""
     try:
-        await world.parts.recovery.recovered()
-        async with world.parts.downloads.open(EVERYBODY, uid, name) as opened:
+        await world.services.recovery.recovered()
+        async with world.services.downloads.open(EVERYBODY, uid, name) as opened:
             tar = ledger.tar_of(opened.cart, top_folder(name))
             ledger.tagged(opened.etag, tar)
             if opened.length != len(tar):
@@ -98,7 +98,7 @@ async def _read(
 ) -> str:
     reader: Any = await opened.reader(start, stop)
     client = _Client(world.reactor, pace, lambda: reader._kept._held is not None)
-    sender = Sender(reader, world.parts.threads, client, CHUNK)
+    sender = Sender(reader, world.services.threads, client, CHUNK)
     try:
         await sender.start()
     except SendStopped:
@@ -106,14 +106,14 @@ async def _read(
     except Unreadable as error:
         if not world.place.disk.has_said(str(error)):
             ledger.wrong.append(f"cart {opened.cart.id} cannot be read: {error}")
-        await world.parts.downloads.damaged(opened.cart, error.path)
+        await world.services.downloads.damaged(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
         # Another process sees that a cart is used when its first bytes are read, if it is there.
         purged = opened.cart.id in ledger.purged and not client.was_kept
         if opened.cart.id not in ledger.damaged and not purged:
             ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
-        await world.parts.downloads.damaged(opened.cart)
+        await world.services.downloads.damaged(opened.cart)
         return "damaged"
     except OSError as error:
         if error.errno not in world.place.disk.failed:

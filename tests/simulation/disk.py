@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from cartd.volume.file_system import FileSystem, SyncFailed
-from tests.simulation.power import InMemory
+from tests.simulation.power_failure import InMemory
 
 CHANGES = (
     "open",

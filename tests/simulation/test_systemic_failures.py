@@ -1,6 +1,6 @@
 """Many carts and one failure that meets them all; one cart that waits for long.
 
-What :mod:`tests.simulation.test_simulated_day` does by chance, to few carts, is done here on
+What :mod:`tests.simulation.test_random_scenarios` does by chance, to few carts, is done here on
 purpose to many: one cause fails for everybody, for long, and then is healed.
 """
 
@@ -19,10 +19,10 @@ from cartd.staging.stager import Stager
 from tests.simulation.archive import SIZES, Library
 from tests.simulation.checks import Checks, settled
 from tests.simulation.clients import download, post
-from tests.simulation.day import LONG_ENOUGH, MORNING
 from tests.simulation.disk import BROKEN, FULL
-from tests.simulation.ledger import Ledger, Spec, Wanted
-from tests.simulation.world import Place, World
+from tests.simulation.oracle import Ledger, Spec, Wanted
+from tests.simulation.process import Place, World
+from tests.simulation.scenario import LONG_ENOUGH, MORNING
 
 CARTS = 8
 OUTAGE = 150.0
@@ -144,7 +144,7 @@ def test_a_cart_that_waits_for_tape_costs_few_requests_and_no_more_memory_with_t
         scene.library.to_tape(name)
         scene.library.recalled[name] = float("inf")
     scene.post("slow")
-    stager: Stager = scene.world.parts.stager
+    stager: Stager = scene.world.services.stager
 
     def some_time() -> tuple[int, int, int]:
         """Twenty minutes; then the requests in them, and how many callbacks and objects there are.

@@ -22,8 +22,8 @@ from tests.simulation.archive import FAULTS, SIZES, UNKNOWN, Library
 from tests.simulation.checks import Checks, settled
 from tests.simulation.clients import delete, download, post, purge
 from tests.simulation.disk import BROKEN, FULL
-from tests.simulation.ledger import Ledger, Spec, Wanted
-from tests.simulation.world import Place, World, files_below
+from tests.simulation.oracle import Ledger, Spec, Wanted
+from tests.simulation.process import Place, World, files_below
 
 MORNING = 1_700_000_000.0
 LONG_ENOUGH = 3600.0
@@ -187,7 +187,7 @@ class SimulatedDay(RuleBasedStateMachine):
             if ending in OF_CARTS:
                 self.world.begin(OF_CARTS[ending](self.world, self.ledger, uid))
             else:
-                self.world.begin(self.world.parts.evictor.keep_room())
+                self.world.begin(self.world.services.evictor.keep_room())
             self.world.run_until(self.world.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))

@@ -24,8 +24,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.simulation.day import SimulatedDay
-from tests.simulation.world import Place
+from tests.simulation.process import Place
+from tests.simulation.scenario import SimulatedDay
 
 DAYS = int(os.environ.get("CARTD_DAYS") or 0)
 FIRST = int(os.environ.get("CARTD_SEED") or (secrets.randbits(32) if DAYS else 0))

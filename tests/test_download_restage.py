@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from cartd.downloads import Downloads, NotReady
 from cartd.model import Cart, CartStatus
-from cartd.uses import Uses
+from cartd.pins import Uses
 from tests.volume_parts import logged, result_of
 
 CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)

@@ -18,16 +18,16 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from cartd import parts, plans
+from cartd import services, tar_index_cache
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.integrity.belonging import belong
-from cartd.parts import Parts
+from cartd.pins import Uses
 from cartd.removal import Removal
 from cartd.service import Cartd
+from cartd.services import Services
 from cartd.staging import retrieval, staging
 from cartd.store import connections, database, sync
-from cartd.uses import Uses
 from cartd.volume import Volume, bundles, incoming, volume
 from tests.databases import sqlite_url
 from tests.simulation.archive import Library, SimulatedArchive
@@ -38,7 +38,7 @@ from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, S
 SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
 PAGES = (
     (volume, "BATCH", 2),
-    (plans, "PAGE", 3),
+    (tar_index_cache, "PAGE", 3),
     (staging, "PAGE", 6),
     (retrieval, "PAGE", 6),
     (retrieval, "WINDOW", 6),
@@ -75,11 +75,11 @@ class Place:
             for module, name, value in (
                 *SMALL,
                 *PAGES,
-                (parts, "Threads", SimulatedThreads),
-                (parts, "Apart", SimulatedThreads),
-                (parts, "Archive", SimulatedArchive),
-                (parts, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
-                (parts, "archive_client", lambda *_, **__: (None, _Connections())),
+                (services, "Threads", SimulatedThreads),
+                (services, "Apart", SimulatedThreads),
+                (services, "Archive", SimulatedArchive),
+                (services, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
+                (services, "archive_client", lambda *_, **__: (None, _Connections())),
                 (connections, "WorkerThread", SimulatedWorker),
                 (database, "reading_engine", lambda _: self.database.reading),
                 (database, "writing_engine", lambda _: self.database.writing),
@@ -170,12 +170,12 @@ class World:
         )
         self.config = _config(place, quota)
         number = belong(self.config.database_url, self.config.volume_path)
-        self.parts = Parts(self.config, self.reactor, number, self.reactor.seconds)
+        self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
         # How long a trip takes is no matter of real time here.
-        self.parts.volume._shared._timer = self.reactor.seconds
-        self.service = Cartd(self.parts, None)
+        self.services.volume._shared._timer = self.reactor.seconds
+        self.service = Cartd(self.services, None)
         self.carts = self.service._carts
-        self.command = _command(self.parts, self.config)
+        self.command = _command(self.services, self.config)
         # There are no connections to be closed, but clients that would see it.
         self.service._site.close_connections = self._break_all  # type: ignore[method-assign]
         self.service.startService()
@@ -237,7 +237,7 @@ class World:
 
     def let_go(self) -> None:
         """The lock of a process that has died on another machine is never seen: this one ends."""
-        holders = self.parts.stager._holders
+        holders = self.services.stager._holders
         if holders._held is not None:
             os.close(holders._held)
             holders._held = None
@@ -256,14 +256,14 @@ class World:
         return [str(call) for call in self.reactor.calls]
 
 
-def _command(parts: Parts, config: Config) -> Removal:
+def _command(services: Services, config: Config) -> Removal:
     """What another process removes carts with, on the same store and volume."""
 
     async def stages_nothing(_cart_id: int) -> None:
         pass
 
-    other = Volume(config.volume_path, parts.threads, None)
-    return Removal(parts.store, other, Uses(), stages_nothing, parts.now, parts.reactor)
+    other = Volume(config.volume_path, services.threads, None)
+    return Removal(services.store, other, Uses(), stages_nothing, services.now, services.reactor)
 
 
 def _config(place: Place, quota: int | None) -> Config:

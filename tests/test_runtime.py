@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.interpreter import ARENAS, SWITCH_INTERVAL
+from cartd.runtime import ARENAS, SWITCH_INTERVAL
 
 # In a process of its own: what is set holds for a whole process.
 BUILD = """

@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from subprocess import TimeoutExpired
 
-from tests.crash import doomed
+from tests.crash import kill_points
 from tests.crash.checks import Checks
 from tests.crash.load import Load
 from tests.crash.model import GIANT, LARGE_BYTES, SPOILT, Archived, Model, archived_files
@@ -186,7 +186,7 @@ def _ordeal(cartd: RunningCartd, seed: str, files: dict[str, Archived]) -> Ordea
     model = Model()
     it = Ordeal(cartd, seed, files, model, Checks(cartd, model))
     cartd.program = (
-        *(sys.executable, doomed.__file__, str(it.order)),
+        *(sys.executable, kill_points.__file__, str(it.order)),
         *("-n", "--pidfile=", "cartd", "--port", str(cartd.port)),
     )
     return it

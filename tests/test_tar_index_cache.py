@@ -1,4 +1,4 @@
-"""Plans of a store's carts, and those that are kept."""
+"""TarIndexCache of a store's carts, and those that are kept."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd import plans as plans_module
+from cartd import tar_index_cache
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
-from cartd.plans import PAGE, Plans
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import Bundle, facts_of
+from cartd.tar_index_cache import PAGE, TarIndexCache
 from cartd.threads import RunsInThread
 from tests.built_tars import Member, columns, index_of
 from tests.volume_parts import (
@@ -44,9 +44,9 @@ class MembersInMemory(Store):
         return columns(self._members[positions.start : positions.stop])
 
 
-def plans_of(members: list[Member], threads: RunsInThread) -> tuple[Plans, MembersInMemory]:
+def plans_of(members: list[Member], threads: RunsInThread) -> tuple[TarIndexCache, MembersInMemory]:
     store = MembersInMemory(members)
-    return Plans(store, threads), store
+    return TarIndexCache(store, threads), store
 
 
 def test_a_plan_of_many_pages_is_that_of_all_members() -> None:
@@ -154,7 +154,7 @@ NAMES = [letter * length for letter in "ax\u00e4" for length in range(1, 120)]
 
 
 def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans_module, "MOST_SHIFTS_KEPT", 3)
+    monkeypatch.setattr(tar_index_cache, "MOST_SHIFTS_KEPT", 3)
     long = Member("l" * 90 + "/" + "m" * 90, 1, 1, "md5", "00")
     for members in (MEMBERS, [long, *MEMBERS[1:]]):
         plans, store = plans_of(members, InThisThread())
@@ -167,7 +167,7 @@ def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_index_is_kept_however_large_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 1000)
+    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 1000)
     plans, store = plans_of(MEMBERS, InThisThread())
     for cart, asked in ((CART, 3), (CART, 3), (OTHER, 6), (OTHER, 6), (CART, 9)):
         result_of(plans.of_ready(cart))
@@ -177,7 +177,7 @@ def test_the_last_index_is_kept_however_large_and_no_others(
 def test_indexes_are_kept_as_long_as_their_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = index_of(MEMBERS).weight
     assert weight > sum(len(member.path) for member in MEMBERS)
-    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 2 * weight + 10_000)
+    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 2 * weight + 10_000)
     plans, store = plans_of(MEMBERS, InThisThread())
     for cart in (CART, OTHER, CART, OTHER):
         result_of(plans.of_ready(cart))
@@ -187,7 +187,7 @@ def test_indexes_are_kept_as_long_as_their_bytes_allow(monkeypatch: pytest.Monke
 def test_an_index_that_a_download_holds_is_not_built_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plans_module, "MOST_BYTES_KEPT", 1000)
+    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 1000)
     plans, store = plans_of(MEMBERS, InThisThread())
     held = result_of(plans.below(CART, "top"))
     result_of(plans.of_ready(OTHER))
@@ -208,7 +208,7 @@ def test_a_cart_that_another_process_has_staged_anew_gets_a_new_index() -> None:
 def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plans_module, "LARGE", len(MEMBERS))
+    monkeypatch.setattr(tar_index_cache, "LARGE", len(MEMBERS))
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
     first, second = begin(plans.of_ready(CART)), begin(plans.of_ready(OTHER))
@@ -223,7 +223,7 @@ def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_th
 def test_who_leaves_while_another_index_is_built_leaves_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plans_module, "LARGE", len(MEMBERS))
+    monkeypatch.setattr(tar_index_cache, "LARGE", len(MEMBERS))
     threads = HeldThreads()
     plans, store = plans_of(MEMBERS, threads)
     first = begin(plans.of_ready(CART))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, User
-from cartd.shares import NO_LIMITS, Crowd, Outstanding, UserLimits
+from cartd.quotas import NO_LIMITS, Crowd, Outstanding, UserLimits
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)

@@ -52,7 +52,7 @@ class _Kept:
         return self.weight - before
 
 
-class Plans:
+class TarIndexCache:
     """Builds the tars' indexes, and keeps the last ones: many ranges are asked of one tar.
 
     One index serves all names under which a cart is downloaded.  The last one is kept in any case,

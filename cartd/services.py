@@ -25,7 +25,7 @@ from cartd.integrity.verification import Verification
 from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
-from cartd.plans import Plans
+from cartd.pins import Uses
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import AT_ONCE, Removal
 from cartd.shield import at_most
@@ -33,9 +33,9 @@ from cartd.staging.patience import Patience
 from cartd.staging.stager import LEASE, STALLED, STOP_WAITS, Stager
 from cartd.staging.tools import Tools
 from cartd.store import Store
+from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import Apart, Threads
 from cartd.tolerance import Tolerance
-from cartd.uses import Uses
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 
@@ -54,7 +54,7 @@ _WITHOUT_LOCKS = (
 )
 
 
-class Parts:
+class Services:
     """Joined, but not started: the service and the admin commands are made of the same parts.
 
     Timers run on the clock of ``reactor``; ``now``, Unix time, is for what is a date.
@@ -84,7 +84,7 @@ class Parts:
             config.volume_path, self.threads, volume_number, removers=self._removers
         )
         self.uses = Uses()
-        self.plans = Plans(self.store, self.threads)
+        self.plans = TarIndexCache(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
         file_system = FileSystem(config.volume_path)
         self.recovery = Recovery(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from cartd.uses import Uses
+from cartd.pins import Uses
 
 
 def test_a_cart_is_pinned_until_its_last_pin_is_released() -> None:

@@ -1,4 +1,4 @@
-"""``doomed.py ORDER ARGUMENTS``: ``twistd ARGUMENTS``, killed at a named point when it is told to.
+"""``kill_points.py ORDER ARGUMENTS``: run ``twistd ARGUMENTS``, killed at the point in ORDER.
 
 The order is a file: as long as it is there and holds ``POINT:N``, the N-th passage of that point
 from then on is the process's last.  So a running process can be told, and a starting one.
