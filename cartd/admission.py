@@ -7,43 +7,43 @@ from contextlib import asynccontextmanager
 
 from cartd.errors import Unavailable
 
-LIMIT = "cartd.max_carts_staging"
+LIMIT_SETTING = "cartd.max_carts_staging"
 
 
-class Admission:
+class AdmissionControl:
     """Lets a cart in, or not, before anything is done for it.
 
     ``unfinished`` tells how many carts are neither ready nor in error; those that are let in count
     from then on, so that no more come in by being posted at once.
     """
 
-    def __init__(self, most: int, unfinished: Callable[[], Awaitable[int]]) -> None:
-        self._most = most
+    def __init__(self, limit: int, unfinished: Callable[[], Awaitable[int]]) -> None:
+        self._limit = limit
         self._unfinished = unfinished
-        self._entering = 0
+        self._slots = 0
 
     @asynccontextmanager
-    async def entering(
-        self, again: Callable[[], Awaitable[bool]]
+    async def slot(
+        self, is_repost: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[Unavailable | None]:
         """Around a post, from before its manifest is read until its cart is in the store.
 
-        Who posts ``again``, to see that it has come, is let in nevertheless, with the error that
+        A cart that was posted before, by ``is_repost``, is let in nevertheless, with the error that
         is to be raised if the cart is another one after all.
 
         :raises Unavailable: there are enough carts.
         """
-        self._entering += 1
+        self._slots += 1
         try:
             full: Unavailable | None = None
-            if await self._unfinished() + self._entering > self._most:
+            if await self._unfinished() + self._slots > self._limit:
                 full = Unavailable(
-                    f"There are {self._most} carts being staged already ({LIMIT});"
+                    f"There are {self._limit} carts being staged already ({LIMIT_SETTING});"
                     " post the cart again later",
-                    limit=LIMIT,
+                    limit=LIMIT_SETTING,
                 )
-                if not await again():
+                if not await is_repost():
                     raise full
             yield full
         finally:
-            self._entering -= 1
+            self._slots -= 1

@@ -13,16 +13,16 @@ from cartd.byte_limit import ByteLimit
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
 from cartd.model import Asker, Cart
-from cartd.quotas import UserLimits
+from cartd.quotas import UserQuota
 from cartd.removal import Removal
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
 from cartd.uids import MAX_STORED_LENGTH, check_uid, may_be_stored
 
-LONGEST_BUNDLED_UID = 255 - len(".tar")
+MAX_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
-Posted = Callable[[], Awaitable[bool]]
+IsRepost = Callable[[], Awaitable[bool]]
 
 
 class Carts:
@@ -41,15 +41,16 @@ class Carts:
         require_hashsum: bool,
         max_entries: int,
         memory: ByteLimit,
-        entering: Callable[[Posted], AbstractAsyncContextManager[Unavailable | None]],
-        limits: UserLimits,
+        admission_slot: Callable[[IsRepost], AbstractAsyncContextManager[Unavailable | None]],
+        limits: UserQuota,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
-        """``entering`` is asked before anything is done for a post, and held until it is done.
+        """``admission_slot`` is :meth:`cartd.admission.AdmissionControl.slot`.
 
-        It is given what tells whether the cart may have been posted before, and gives the error
-        that another one is to be refused with, if any (:meth:`cartd.admission.Admission.entering`).
+        It is entered before anything is done for a post, and left when the post is done.  It is
+        given whether the cart may have been posted before, and yields the error to reject another
+        cart with, if any.
         ``memory`` bounds the bytes of manifests that are read and entered at once.
         """
         self._store = store
@@ -59,7 +60,7 @@ class Carts:
         self._require_hashsum = require_hashsum
         self._max_entries = max_entries
         self._memory = memory
-        self._entering = entering
+        self._admission_slot = admission_slot
         self._limits = limits
         self._stage = stage
         self._now = now
@@ -92,10 +93,10 @@ class Carts:
         async def posted() -> bool:
             return await self._store.newest_for(asker, uid) is not None
 
-        async with self._entering(posted) as refusal, self._memory.hold(_size_of(body)):
-            return await self._enter(asker, uid, body, check, refusal)
+        async with self._admission_slot(posted) as refusal, self._memory.hold(_body_size(body)):
+            return await self._parse_and_store(asker, uid, body, check, refusal)
 
-    async def _enter(
+    async def _parse_and_store(
         self,
         asker: Asker,
         uid: str,
@@ -113,20 +114,19 @@ class Carts:
                 )
             )
         )
-        if manifest.bundle and len(uid) > LONGEST_BUNDLED_UID:
+        if manifest.bundle and len(uid) > MAX_BUNDLED_UID:
             raise InvalidInput(
-                f"bundle: a cart whose uid is over {LONGEST_BUNDLED_UID} characters "
-                "cannot be bundled"
+                f"bundle: a cart whose uid is over {MAX_BUNDLED_UID} characters cannot be bundled"
             )
         bundle = manifest.bundle
         if bundle is None:
-            bundle = self._bundle_task and len(uid) <= LONGEST_BUNDLED_UID
+            bundle = self._bundle_task and len(uid) <= MAX_BUNDLED_UID
         if check is not None:
             await check()
-        accepting = self._accept(asker, uid, manifest, bundle, refusal)
+        accepting = self._store_and_stage(asker, uid, manifest, bundle, refusal)
         return await shielded(Deferred.fromCoroutine(accepting))
 
-    async def _accept(
+    async def _store_and_stage(
         self, asker: Asker, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
     ) -> Cart:
         """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
@@ -136,7 +136,7 @@ class Carts:
             bundle=bundle,
             now=self._now(),
             asker=asker,
-            limits=self._limits.applying_to(asker),
+            limits=self._limits.applicable_to(asker),
             refusal=refusal,
         )
         if new:
@@ -165,7 +165,7 @@ class Carts:
             raise CartNotFound("Not Found")
 
 
-def _size_of(body: IO[bytes]) -> int:
+def _body_size(body: IO[bytes]) -> int:
     size = body.seek(0, os.SEEK_END)
     body.seek(0)
     return size

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 
-def steady(wall: Callable[[], float], monotonic: Callable[[], float]) -> Callable[[], float]:
+def monotonic_clock_from(
+    wall: Callable[[], float], monotonic: Callable[[], float]
+) -> Callable[[], float]:
     """A clock that agrees with ``wall`` now, and goes on from there as ``monotonic`` does."""
     offset = wall() - monotonic()
     return lambda: offset + monotonic()
 
 
-def run_steadily(reactor: Any) -> None:
+def use_monotonic_clock(reactor: Any) -> None:
     """Have the timers of ``reactor`` go by a steady clock.
 
     It begins at the present time, so what was scheduled before stays right.  After a while
     ``reactor.seconds()`` is no date.
     """
-    reactor.seconds = steady(time.time, time.monotonic)
+    reactor.seconds = monotonic_clock_from(time.time, time.monotonic)

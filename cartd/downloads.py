@@ -20,7 +20,7 @@ from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Asker, Cart, CartStatus, TarFacts
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
@@ -31,13 +31,13 @@ from cartd.tar_index_cache import TarIndexCache
 from cartd.uids import may_be_stored
 from cartd.volume import Volume
 
-USE_TOLD_AFTER = 60.0
+TOUCH_INTERVAL = 60.0
 """Seconds since the last use that the store knows, after which a new one is told at once."""
-USE_TOLD_WITHIN = 1.0
-"""Seconds that the telling may take; a download is not refused because the store cannot write."""
-EVICTION_LOOK = 0.05
+TOUCH_TIMEOUT = 1.0
+"""Seconds that the touching may take; a download is not refused because the store cannot write."""
+EVICTION_POLL_INTERVAL = 0.05
 """Seconds between two looks whether an eviction has gone through: as a rule it takes less."""
-EVICTION_LOOKS = 100
+EVICTION_POLLS = 100
 
 log = Logger()
 
@@ -53,7 +53,7 @@ class NotReady(CartdError):
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class TarDescription:
     """What can be told of a tar before any of it is read.
 
     Equal ``etag`` means equal bytes.
@@ -71,7 +71,7 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Download(Description):
+class Download(TarDescription):
     """A tar that can be read from any of its bytes on."""
 
     cart: Cart
@@ -89,20 +89,22 @@ class Downloads:
         self,
         store: Store,
         volume: Volume,
-        plans: TarIndexCache,
-        uses: Uses,
+        tar_indexes: TarIndexCache,
+        pins: Pins,
+        access_times: AccessTimes,
         repair: Repair,
         clock: IReactorTime,
         now: Callable[[], float],
     ) -> None:
         self._store = store
         self._volume = volume
-        self._plans = plans
-        self._uses = uses
+        self._tar_indexes = tar_indexes
+        self._pins = pins
+        self._access_times = access_times
         self._repair = repair
         self._clock = clock
         self._now = now
-        self._given_back: dict[int, Deferred[CartdError]] = {}
+        self._restaging: dict[int, Deferred[CartdError]] = {}
         """By cart id, what is under way."""
 
     @asynccontextmanager
@@ -117,44 +119,44 @@ class Downloads:
         :raises CartdError: it is in error; the message is the cause.
         """
         cart = _check_ready(await self._newest(asker, uid))
-        with self._uses.pin(cart.id):
+        with self._pins.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
-            cart = _check_ready(await self._settled(cart.id))
-            cart = await self._described(cart)
-            await self._note_use(cart)
+            cart = _check_ready(await self._after_eviction(cart.id))
+            cart = await self._with_tar_facts(cart)
+            await self._touch(cart)
             try:
-                told = await self.describe(cart, name)
+                tar = await self.describe(cart, name)
                 yield Download(
-                    told.name,
-                    told.length,
-                    told.etag,
-                    told.last_modified,
+                    tar.name,
+                    tar.length,
+                    tar.etag,
+                    tar.last_modified,
                     cart,
                     lambda start, stop: (
-                        self._bundled(cart, told.length, start, stop)
+                        self._bundle_reader(cart, tar.length, start, stop)
                         if cart.bundle
-                        else self._tree(cart, told.name, start, stop)
+                        else self._tree_reader(cart, tar.name, start, stop)
                     ),
                 )
             finally:
-                self._uses.note(cart.id, self._now())
+                self._access_times.record(cart.id, self._now())
 
-    async def _settled(self, cart_id: int) -> Cart | None:
+    async def _after_eviction(self, cart_id: int) -> Cart | None:
         """The cart, once an eviction of it that is under way has gone through or was given up.
 
         One that begins later sees the pin.
 
         :raises Unavailable: that takes long.
         """
-        for _ in range(EVICTION_LOOKS):
+        for _ in range(EVICTION_POLLS):
             cart = await self._store.cart(cart_id)
             if cart is None or cart.evicting is None:
                 return cart
-            await deferLater(self._clock, EVICTION_LOOK)
+            await deferLater(self._clock, EVICTION_POLL_INTERVAL)
         raise Unavailable("The cart may be about to be evicted; ask again")
 
-    async def decide(
-        self, method: str, conditions: Conditions, cart: Cart, tar: Description
+    async def evaluate_conditions(
+        self, method: str, conditions: Conditions, cart: Cart, tar: TarDescription
     ) -> Decision:
         """Evaluate the conditions of a request for the tar of ``cart``.
 
@@ -166,10 +168,10 @@ class Downloads:
             conditions,
             Representation(tar.length, tar.etag, tar.last_modified),
             now=self._now(),
-            date_is_strong=strong and await self._is_strong(cart, tar.last_modified),
+            date_is_strong=strong and await self._is_strong_validator(cart, tar.last_modified),
         )
 
-    async def check_change(
+    async def check_write_conditions(
         self, method: str, conditions: Conditions, asker: Asker, uid: str, name: str | None
     ) -> None:
         """Evaluate the conditions of a request that would change the carts of ``uid``.
@@ -191,7 +193,7 @@ class Downloads:
     async def _newest(self, asker: Asker, uid: str) -> Cart | None:
         return await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
 
-    async def _is_strong(self, cart: Cart, last_modified: float) -> bool:
+    async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
         """Whether no other tar under this uid has the same ``Last-Modified``, or ever will.
 
         (RFC 9110, section 8.8.2.2.)
@@ -201,17 +203,17 @@ class Downloads:
             return False
         return not await self._store.others_made_in(cart, second)
 
-    async def _note_use(self, cart: Cart) -> None:
+    async def _touch(self, cart: Cart) -> None:
         """Remember the use, and tell the store: the commands see no pins, but that."""
         now = self._now()
-        self._uses.note(cart.id, now)
-        if now - cart.used > USE_TOLD_AFTER:
-            telling = Deferred.fromCoroutine(self._store.touch({cart.id: now}))
-            telling.addTimeout(USE_TOLD_WITHIN, self._clock)
+        self._access_times.record(cart.id, now)
+        if now - cart.used > TOUCH_INTERVAL:
+            touching = Deferred.fromCoroutine(self._store.touch({cart.id: now}))
+            touching.addTimeout(TOUCH_TIMEOUT, self._clock)
             with suppress(TimeoutError, Unavailable):  # it is told later, with all others
-                await telling
+                await touching
 
-    async def describe(self, cart: Cart, name: str | None) -> Description:
+    async def describe(self, cart: Cart, name: str | None) -> TarDescription:
         """The tar of a ready cart under that name, or under its own, and nothing else is done.
 
         It is answered from the cart alone: no index of the tar is needed, nothing is pinned, and
@@ -224,7 +226,7 @@ class Downloads:
         :raises CartNotFound: it was deleted meanwhile.
         :raises VolumeDamaged: the store does not know a size.
         """
-        cart = await self._described(cart)
+        cart = await self._with_tar_facts(cart)
         name = name or default_filename(cart.created)
         tar = cart.tar
         if tar is None:
@@ -232,16 +234,18 @@ class Downloads:
             # cartd does that, and records what it is.
             length = cart.volume_bytes
             key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
-            return Description(name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated)
-        return _described_as(tar, name, _top_of(cart, name))
+            return TarDescription(
+                name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated
+            )
+        return _tar_description(tar, name, _top_of(cart, name))
 
-    async def _described(self, cart: Cart) -> Cart:
+    async def _with_tar_facts(self, cart: Cart) -> Cart:
         """The cart with what is known of its tar, unless Pacifica wrote that."""
         if cart.bytes_total is None:
-            cart = await self._adopted(cart)
+            cart = await self._imported(cart)
         if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT):
             return cart
-        return await self._record_tar(cart, await self._plans.of_ready(cart))
+        return await self._record_tar(cart, await self._tar_indexes.get(cart))
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
         tar = facts_of(index, self._now())
@@ -252,54 +256,54 @@ class Downloads:
             cart if cart.tar is not None and cart.tar.layout == LAYOUT else replace(cart, tar=tar)
         )
 
-    async def _tree(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:
+    async def _tree_reader(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:
         """The bytes of the tar of what is in the cart's directory."""
-        bundle = await self._plans.below(cart, top_folder(name))
+        bundle = await self._tar_indexes.tar_below(cart, top_folder(name))
         if cart.tar is not None and bundle.index.digest != cart.tar.digest:
             # What was promised is not what the store has by now.
             await self._record_tar(cart, bundle.index)
-            raise _restaged(cart)
+            raise _restaging_error(cart)
         tree, root = self._volume.tree(cart), self._volume.root
         return TreeReader(tree, bundle.segments(start, stop), self._volume.kept(cart), root=root)
 
-    async def _bundled(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
+    async def _bundle_reader(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
         path, root = self._volume.tar(cart), self._volume.root
         return TarReader(path, length, start, stop, self._volume.kept(cart), root=root)
 
-    async def _adopted(self, cart: Cart) -> Cart:
+    async def _imported(self, cart: Cart) -> Cart:
         """A ready cart of Pacifica's, measured; staged again if it is not on the volume.
 
         :raises NotReady: so it is.
         """
         if not await self._repair.adopt(cart):
-            raise await self.damaged(cart)
+            raise await self.restage(cart)
         return _check_ready(await self._store.cart(cart.id))
 
-    def damaged(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
+    def restage(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
         """Have the cart given back, once, whether or not the clients that found out stay.
 
         ``unreadable`` is the path of a file whose bytes the disk does not give, if there is one.
         Fires when that is done, well or not, with what a client is to be told.
         """
-        told: Deferred[CartdError] = Deferred()
-        job = self._given_back.get(cart.id)
+        outcome: Deferred[CartdError] = Deferred()
+        job = self._restaging.get(cart.id)
         if job is None:
-            job = Deferred.fromCoroutine(self._give_back(cart, unreadable))
+            job = Deferred.fromCoroutine(self._restage(cart, unreadable))
             if not job.called:
-                self._given_back[cart.id] = job
+                self._restaging[cart.id] = job
 
-        def tell(ended: CartdError | Failure) -> CartdError | Failure:
-            told.callback(_restaged(cart) if isinstance(ended, Failure) else ended)
+        def notify(ended: CartdError | Failure) -> CartdError | Failure:
+            outcome.callback(_restaging_error(cart) if isinstance(ended, Failure) else ended)
             return ended
 
-        job.addBoth(tell)
-        return told
+        job.addBoth(notify)
+        return outcome
 
-    async def check(self, cart: Cart) -> None:
+    async def check_ready(self, cart: Cart) -> None:
         """Raises what :meth:`open` raises, as things are now, if the cart is not ready any more."""
         _check_ready(await self._store.cart(cart.id))
 
-    async def _give_back(self, cart: Cart, unreadable: str | None) -> CartdError:
+    async def _restage(self, cart: Cart, unreadable: str | None) -> CartdError:
         try:
             await self._repair.give_back(cart, unreadable=unreadable)
         except CancelledError:
@@ -311,26 +315,26 @@ class Downloads:
         except Exception:
             log.failure("Cannot give back cart {id}", id=cart.id)
         finally:
-            self._given_back.pop(cart.id, None)
-        return _restaged(cart)
+            self._restaging.pop(cart.id, None)
+        return _restaging_error(cart)
 
     async def stop(self) -> None:
         """Cancel what is under way on its own."""
-        jobs = list(self._given_back.values())
+        jobs = list(self._restaging.values())
         for job in jobs:
             job.cancel()
         await DeferredList(jobs, consumeErrors=True)
 
 
-def _restaged(cart: Cart) -> NotReady:
+def _restaging_error(cart: Cart) -> NotReady:
     """What a client is told that has found ``cart`` damaged, or other than it was."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
 
 
 @lru_cache(maxsize=1024)
-def _described_as(tar: TarFacts, name: str, top: str) -> Description:
+def _tar_description(tar: TarFacts, name: str, top: str) -> TarDescription:
     """Remembered, as a client that waits, or compares, asks for it again and again."""
-    return Description(
+    return TarDescription(
         name,
         Lengths.loaded(tar.lengths).length(top),
         etag(tar.layout, tar.digest, top),

@@ -18,7 +18,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class SharedBytes:
     """Bytes that several carts hold together: they become free when the last of these goes."""
 
     owner: int
@@ -38,55 +38,55 @@ def choose(
     needed: int,
     now: float,
     buffer_time: float,
-    shares: Collection[Share] = (),
+    shares: Collection[SharedBytes] = (),
 ) -> list[Candidate]:
     """The carts to evict, in that order, so that at least ``needed`` bytes become free.
 
     Least recently used first, equal times by id.  A cart goes only when its last use is at least
     ``buffer_time`` seconds past; a time in the future (a clock was set back) counts as now.
-    A cart whose going frees nothing stays, and so does every cart that comes after enough is found.
+    A cart whose eviction frees nothing stays, and so does every cart after enough is found.
     If all that may go is not enough, all of it is chosen: the caller compares (:func:`freed`).
     """
     may_go = (one for one in candidates if max(now - one.used, 0) >= buffer_time)
     order = sorted(may_go, key=lambda one: (one.used, one.cart_id))
-    beginning: list[Candidate] = []
+    chosen: list[Candidate] = []
     missing = needed
     for candidate, gain in zip(order, _gains(order, shares), strict=True):
         if missing <= 0:
             break
-        beginning.append(candidate)
+        chosen.append(candidate)
         missing -= gain
-    return _without_those_in_vain(beginning, shares)
+    return _without_useless(chosen, shares)
 
 
-def freed(chosen: Iterable[Candidate], shares: Collection[Share] = ()) -> int:
+def freed(chosen: Iterable[Candidate], shares: Collection[SharedBytes] = ()) -> int:
     """Bytes that become free when all of ``chosen`` go."""
     return sum(_gains(list(chosen), shares))
 
 
-def _gains(order: list[Candidate], shares: Collection[Share]) -> list[int]:
-    """What the going of each cart frees when those before it in ``order`` have gone."""
-    place = {one.cart_id: number for number, one in enumerate(order)}
+def _gains(order: list[Candidate], shares: Collection[SharedBytes]) -> list[int]:
+    """What the eviction of each cart frees when those before it in ``order`` have gone."""
+    order_of = {one.cart_id: number for number, one in enumerate(order)}
     gains = [one.size for one in order]
     for share in shares:
-        if share.owner in place:
-            gains[place[share.owner]] -= share.size
-            if share.links <= place.keys():
-                gains[max(place[cart_id] for cart_id in share.holders)] += share.size
+        if share.owner in order_of:
+            gains[order_of[share.owner]] -= share.size
+            if share.links <= order_of.keys():
+                gains[max(order_of[cart_id] for cart_id in share.holders)] += share.size
     return gains
 
 
-def _without_those_in_vain(chosen: list[Candidate], shares: Collection[Share]) -> list[Candidate]:
-    """Those of ``chosen`` that own something alone, or share it with none but others of them."""
-    going = {one.cart_id for one in chosen}
-    alone = {one.cart_id: one.size for one in chosen}
+def _without_useless(chosen: list[Candidate], shares: Collection[SharedBytes]) -> list[Candidate]:
+    """Those of ``chosen`` that own something alone, or share it only with others of them."""
+    evicted = {one.cart_id for one in chosen}
+    sole_bytes = {one.cart_id: one.size for one in chosen}
     useful: set[int] = set()
     for share in shares:
-        if share.owner in going:
-            alone[share.owner] -= share.size
-        if share.size and share.holders <= going:
+        if share.owner in evicted:
+            sole_bytes[share.owner] -= share.size
+        if share.size and share.holders <= evicted:
             useful |= share.holders
-    return [one for one in chosen if alone[one.cart_id] > 0 or one.cart_id in useful]
+    return [one for one in chosen if sole_bytes[one.cart_id] > 0 or one.cart_id in useful]
 
 
 def shortfall(

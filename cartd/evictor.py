@@ -14,7 +14,7 @@ from cartd.backoff import Pauses
 from cartd.errors import NoSpace, VolumeStuck
 from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.volume.remove import RemovalStopped
@@ -28,17 +28,17 @@ class SpaceRules:
 
     quota: int | None
     reserve: int
-    evicts: bool
+    eviction_enabled: bool
     buffer_time: float
 
 
 class Evictor:
     """Decides who gets room and who must leave.
 
-    ``free`` gives the disk's free bytes, and ``arriving`` those of files that are being written.
+    ``free_bytes`` returns the disk's free bytes, ``incoming_bytes`` those of files being written.
     ``in_use`` tells which of some carts are being sent, by other processes too.  ``evict`` gives
     the bytes that it has freed, and is :meth:`cartd.removal.Removal.evict`; ``sweep`` removes what
-    deleted carts have left.  ``now`` gives Unix time, ``seconds`` is a steady clock.
+    deleted carts have left.  ``now`` gives Unix time, ``monotonic`` is a steady clock.
 
     A cart that cannot be removed stays as it is, and is no candidate for a while.  When a second
     one cannot be, it is taken for the file system's fault, and the round ends.
@@ -47,37 +47,39 @@ class Evictor:
     def __init__(
         self,
         store: Store,
-        uses: Uses,
+        pins: Pins,
+        access_times: AccessTimes,
         rules: SpaceRules,
         *,
-        free: Callable[[], Awaitable[int]],
-        arriving: Callable[[], Awaitable[int]],
+        free_bytes: Callable[[], Awaitable[int]],
+        incoming_bytes: Callable[[], Awaitable[int]],
         in_use: Callable[[Collection[int]], Awaitable[set[int]]],
         evict: Callable[[Cart], Awaitable[int]],
         sweep: Callable[[], Awaitable[None]],
         now: Callable[[], float],
-        seconds: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
-        self._uses = uses
+        self._pins = pins
+        self._access_times = access_times
         self._rules = rules
-        self._free = free
-        self._arriving = arriving
+        self._free_bytes = free_bytes
+        self._incoming_bytes = incoming_bytes
         self._in_use = in_use
         self._evict = evict
         self._sweep = sweep
         self._now = now
-        self._freeing = DeferredLock()
+        self._eviction_lock = DeferredLock()
         """Held by who frees room, as long as carts are removed for it; others wait in their order,
         but for those who find room without that."""
-        self._deciding = DeferredLock()
+        self._reservation_lock = DeferredLock()
         """Held by who finds room without that, for as long as it takes to promise it."""
-        self._kept = 0
+        self._earmarked = 0
         """Bytes of the room that is there already, for the cart that carts are removed for: it has
         come first, and needs them beside what these free."""
-        self._stuck: Pauses[int] = Pauses(seconds)
+        self._unremovable: Pauses[int] = Pauses(monotonic)
         """Carts that could not be removed when they were tried, by their ids."""
-        self._all_stuck: Pauses[None] = Pauses(seconds)
+        self._removal_blocked: Pauses[None] = Pauses(monotonic)
         """One key: no cart can be removed, as far as is known."""
         self._reason = ""
         """What the system said last of a cart that could not be removed."""
@@ -102,54 +104,58 @@ class Evictor:
         def lacking() -> int:
             return volume_bytes - cart.volume_bytes if volume_bytes > cart.bytes_staged else 0
 
-        if await self._fits(lacking(), promised):
+        if await self._reserve_without_eviction(lacking(), promised):
             return
-        await self._freeing.acquire()
+        await self._eviction_lock.acquire()
         try:
             while True:
                 cart = await self._store.cart(cart.id) or cart
                 more = lacking()
-                most = await self._room_for(cart, more) if more > 0 else None
+                most = await self._free_space_for(cart, more) if more > 0 else None
                 if await promised(most):
                     return
                 # Others may have got the room meanwhile, or counted more of this cart.
         finally:
-            self._kept = 0
-            self._freeing.release()
+            self._earmarked = 0
+            self._eviction_lock.release()
 
-    async def keep_room(self) -> None:
+    async def enforce_limits(self) -> None:
         """Write down the uses, then evict until quota and reserve hold again."""
-        await self.record_uses()
-        await self._freeing.acquire()
+        await self.write_access_times()
+        await self._eviction_lock.acquire()
         try:
             _, missing = await self._shortfall(0)
             with suppress(VolumeStuck, RemovalStopped):  # it has been said, or need not be
-                await self._make_room(missing)
+                await self._evict_bytes(missing)
         finally:
-            self._freeing.release()
+            self._eviction_lock.release()
 
-    async def record_uses(self) -> None:
+    async def write_access_times(self) -> None:
         """Write the uses since the last time to the store; what is being sent is used now."""
-        self._uses.note_pinned(self._now())
-        uses = self._uses.take()
+        now = self._now()
+        for cart_id in self._pins.cart_ids():
+            self._access_times.record(cart_id, now)
+        times = self._access_times.drain()
         try:
-            await self._store.touch(uses)
+            await self._store.touch(times)
         except BaseException:
-            self._uses.put_back(uses)
+            self._access_times.restore(times)
             raise
 
-    async def _fits(self, more: int, promised: Callable[[int | None], Awaitable[bool]]) -> bool:
+    async def _reserve_without_eviction(
+        self, more: int, promised: Callable[[int | None], Awaitable[bool]]
+    ) -> bool:
         """Promise so many bytes if there is room for them as things are."""
         if more <= 0:
             return await promised(None)
-        await self._deciding.acquire()
+        await self._reservation_lock.acquire()
         try:
-            used, missing = await self._shortfall_now(more + self._kept)
+            used, missing = await self._shortfall_now(more + self._earmarked)
             return missing <= 0 and await promised(used + more)
         finally:
-            self._deciding.release()
+            self._reservation_lock.release()
 
-    async def _room_for(self, cart: Cart, wanted: int) -> int:
+    async def _free_space_for(self, cart: Cart, wanted: int) -> int:
         """Make room for so many bytes more of the cart.
 
         Gives what all carts together take then, with them.
@@ -158,7 +164,7 @@ class Evictor:
         :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
         """
         used, missing = await self._shortfall(wanted)
-        left = await self._make_room(missing, wanted=wanted)
+        left = await self._evict_bytes(missing, wanted=wanted)
         if left > 0:
             log.warn(
                 "Cart {id} ({uid}) needs {wanted:,} bytes more: {missing:,} are missing, with all"
@@ -193,15 +199,17 @@ class Evictor:
             quota=self._rules.quota,
             reserve=self._rules.reserve,
         )
-        missing = short(free=await self._free(), promised=promised)
+        missing = short(free=await self._free_bytes(), promised=promised)
         if missing > 0:
             # The disk has less free for what arrives, though it still counts as promised.  It
             # takes a look into every cart's directory, so only when it matters.
-            arriving = await self._arriving()
-            missing = short(free=await self._free(), promised=max(promised - arriving, 0))
+            incoming_bytes = await self._incoming_bytes()
+            missing = short(
+                free=await self._free_bytes(), promised=max(promised - incoming_bytes, 0)
+            )
         return used, missing
 
-    async def _make_room(self, missing: int, *, wanted: int | None = None) -> int:
+    async def _evict_bytes(self, missing: int, *, wanted: int | None = None) -> int:
         """Evict carts of ``missing`` bytes together; give how many are missing then.
 
         These are for a cart that wants so many bytes, if one does: then all is freed, or nothing.
@@ -210,83 +218,91 @@ class Evictor:
         """
         refused = 0
         while missing > 0:
-            chosen, frees = await self._choose(missing)
+            chosen, frees = await self._choose_candidates(missing)
             if not chosen or (wanted is not None and frees < missing):
-                if self._stuck:
-                    _, could_be = await self._choose(missing, stuck_too=True)
+                if self._unremovable:
+                    _, could_be = await self._choose_candidates(missing, include_unremovable=True)
                     if could_be >= missing:
                         raise VolumeStuck(self._reason)
                 break
-            if self._all_stuck.lasts(None):
+            if self._removal_blocked.lasts(None):
                 raise VolumeStuck(self._reason)
             for candidate in chosen:
-                self._kept = max((wanted or 0) - frees, 0)
+                self._earmarked = max((wanted or 0) - frees, 0)
                 try:
-                    freed = await self._evicted(candidate)
+                    freed = await self._evict_candidate(candidate)
                     missing -= freed
                     frees -= freed
                 except CannotRemove as error:
                     refused += 1
-                    self._note_stuck(candidate, error, all_are=refused > 1)
+                    self._note_unremovable(candidate, error, blocked=refused > 1)
                     break  # another is chosen in its place
         return missing
 
-    def _note_stuck(self, candidate: Candidate, error: CannotRemove, *, all_are: bool) -> None:
+    def _note_unremovable(
+        self, candidate: Candidate, error: CannotRemove, *, blocked: bool
+    ) -> None:
         """Leave the cart alone for a while, and all others too if no cart can be removed.
 
         :raises VolumeStuck: none can.
         """
-        known = self._reason == error.reason and bool(self._stuck)
+        known = self._reason == error.reason and bool(self._unremovable)
         self._reason = error.reason
-        self._stuck.failed(candidate.cart_id)
-        if not all_are and not self._all_stuck:
+        self._unremovable.failed(candidate.cart_id)
+        if not blocked and not self._removal_blocked:
             if not known:
                 log.warn("{error}; it stays, and another is evicted if possible", error=error)
             return
-        if not self._all_stuck:
+        if not self._removal_blocked:
             log.error(
                 "The volume cannot be freed: {reason}; carts that are ready stay",
                 reason=error.reason,
             )
-        self._all_stuck.failed(None)
+        self._removal_blocked.failed(None)
         raise VolumeStuck(error.reason)
 
-    async def _evicted(self, candidate: Candidate) -> int:
+    async def _evict_candidate(self, candidate: Candidate) -> int:
         """Evict the cart if it is still as it was when it was chosen; the bytes that were freed.
 
         :raises CannotRemove: the file system refuses.
         """
         cart = await self._store.cart(candidate.cart_id)
-        if cart is None or cart.status in UNFINISHED or self._uses.is_pinned(cart.id):
+        if cart is None or cart.status in UNFINISHED or self._pins.is_pinned(cart.id):
             return 0
         if cart.status == CartStatus.DELETED:
             return candidate.size  # by somebody else, meanwhile
-        if self._uses.last(cart.id, cart.used) != candidate.used:
+        if self._access_times.last(cart.id, cart.used) != candidate.used:
             return 0
         freed = await self._evict(cart)
         if freed:
-            self._stuck.succeeded(cart.id)
-            if self._all_stuck:
-                self._all_stuck.succeeded(None)
+            self._unremovable.succeeded(cart.id)
+            if self._removal_blocked:
+                self._removal_blocked.succeeded(None)
                 log.info("The volume can be freed again")
         return freed
 
-    async def _choose(
-        self, missing: int, *, stuck_too: bool = False
+    async def _choose_candidates(
+        self, missing: int, *, include_unremovable: bool = False
     ) -> tuple[list[Candidate], int]:
         """The carts that are to go, and the bytes that all of them free together.
 
-        ``stuck_too``: and those among them that could not be removed of late.
+        ``include_unremovable``: and those among them that could not be removed of late.
         """
-        if not self._rules.evicts:
+        if not self._rules.eviction_enabled:
             return [], 0
         candidates = {
-            one.cart_id: Candidate(one.cart_id, one.size, self._uses.last(one.cart_id, one.used))
+            one.cart_id: Candidate(
+                one.cart_id, one.size, self._access_times.last(one.cart_id, one.used)
+            )
             for one in await self._store.evictable()
-            if not self._uses.is_pinned(one.cart_id)
+            if not self._pins.is_pinned(one.cart_id)
         }
-        self._stuck.keep(candidates)
-        for cart_id in [] if stuck_too else [one for one in candidates if self._stuck.lasts(one)]:
+        self._unremovable.keep(candidates)
+        for cart_id in (
+            []
+            if include_unremovable
+            else [one for one in candidates if self._unremovable.lasts(one)]
+        ):
             del candidates[cart_id]
         shares = await self._store.shares()
         while True:

@@ -18,22 +18,22 @@ from twisted.logger import (
 )
 from twisted.python import usage
 
-MANY = "lines"
+LINES_KEY = "lines"
 """The key of an event whose lines each become one of the log."""
 
-_takes_many = False
+_supports_multiline = False
 _options: dict[str, Any] = {}
 """Those of ``twistd``, which hands none of them to a logger."""
 
 
-def takes_many() -> bool:
+def supports_multiline() -> bool:
     """Whether the log of this process writes an event of many lines as such."""
-    return _takes_many
+    return _supports_multiline
 
 
-def as_text(event: LogEvent) -> str | None:
-    """Twisted's form of an event; one with :data:`MANY` is that many lines of that form."""
-    lines = event.get(MANY)
+def format_event(event: LogEvent) -> str | None:
+    """Twisted's form of an event; one with :data:`LINES_KEY` is that many lines of that form."""
+    lines = event.get(LINES_KEY)
     if lines is None:
         return formatEventAsClassicLogText(event)
     level = event["log_level"].name
@@ -41,7 +41,7 @@ def as_text(event: LogEvent) -> str | None:
     return "".join(f"{prefix}{line}\n" for line in lines)
 
 
-def set_up(twistd: usage.Options | None) -> None:
+def install(twistd: usage.Options | None) -> None:
     """Have ``twistd`` write its log in this way, unless it was told another one."""
     if twistd is not None and not twistd.get("logger"):
         _options.update(twistd)
@@ -50,11 +50,11 @@ def set_up(twistd: usage.Options | None) -> None:
 
 def observer() -> ILogObserver:
     """What ``twistd`` itself makes of its options: a file, standard output, or syslog."""
-    global _takes_many
+    global _supports_multiline
     made: ILogObserver = _logger()({**_options, "logger": None})._getLogObserver()
     if isinstance(made, FileLogObserver):
-        made.formatEvent = as_text
-        _takes_many = True
+        made.formatEvent = format_event
+        _supports_multiline = True
     return made
 
 

@@ -13,7 +13,7 @@ from cartd import __version__, log_file
 from cartd.config import Config, load
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.pidfile import write_no_pidfile
+from cartd.pidfile import disable_pidfile
 
 DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
 """Below the home directory: where Pacifica Cartd looks as well."""
@@ -65,8 +65,8 @@ class Options(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
-        write_no_pidfile(getattr(self, "parent", None))
-        log_file.set_up(getattr(self, "parent", None))
+        disable_pidfile(getattr(self, "parent", None))
+        log_file.install(getattr(self, "parent", None))
         # twistd has such an option too: given there it is meant for what cartd makes.
         given = (getattr(self, "parent", None) or {}).get("umask")
         if given is not None and self["umask"] is None:

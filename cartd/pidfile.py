@@ -7,7 +7,7 @@ from twisted.python import usage
 DEFAULT = "twistd.pid"
 
 
-def write_no_pidfile(twistd: usage.Options | None) -> None:
+def disable_pidfile(twistd: usage.Options | None) -> None:
     """Have ``twistd -n`` write no ``twistd.pid``; a file that was named is written.
 
     Whoever starts it knows the process already, and after a SIGKILL the file only keeps it from

@@ -26,7 +26,7 @@ class Outstanding:
 
 
 @dataclass(frozen=True, slots=True)
-class UserLimits:
+class UserQuota:
     """The most that may be outstanding for one user; none is no limit."""
 
     carts: int | None = None
@@ -36,9 +36,9 @@ class UserLimits:
     def __bool__(self) -> bool:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
-    def applying_to(self, asker: Asker) -> UserLimits:
+    def applicable_to(self, asker: Asker) -> UserQuota:
         """Those are for users, and not for admins."""
-        return NO_LIMITS if asker.sees_all else self
+        return NO_QUOTA if asker.sees_all else self
 
     def check(self, outstanding: Outstanding, files: int) -> None:
         """Whether one more cart, of so many files, may come.
@@ -65,10 +65,10 @@ class UserLimits:
             )
 
 
-NO_LIMITS = UserLimits()
+NO_QUOTA = UserQuota()
 
 
-class Crowd:
+class FairShare:
     """The carts that are being staged, by their owners: users share evenly, then their carts."""
 
     def __init__(self) -> None:
@@ -78,13 +78,13 @@ class Crowd:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def join(self, cart_id: int, owner: str | None) -> None:
+    def add(self, cart_id: int, owner: str | None) -> None:
         """The cart is staged from now on, unless it was already."""
         if cart_id not in self._owners:
             self._owners[cart_id] = owner
             self._carts[owner] += 1
 
-    def leave(self, cart_id: int) -> None:
+    def remove(self, cart_id: int) -> None:
         """The cart is not staged any more, if it was."""
         if cart_id in self._owners:
             owner = self._owners.pop(cart_id)
@@ -92,10 +92,10 @@ class Crowd:
             if not self._carts[owner]:
                 del self._carts[owner]
 
-    def parts(self, owner: str | None, *, coming: int = 0) -> int:
+    def divisor(self, owner: str | None, *, unknown_owners: int = 0) -> int:
         """Into how many parts that is cut of which a cart of ``owner`` gets one.
 
-        ``coming`` are carts that nobody knows the owners of yet: they count as this one's.
+        ``unknown_owners`` are carts that nobody knows the owners of yet: they count as this one's.
         """
         others = len(self._carts) - (owner in self._carts)
-        return (others + 1) * max(self._carts[owner] + coming, 1)
+        return (others + 1) * max(self._carts[owner] + unknown_owners, 1)

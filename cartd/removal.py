@@ -24,18 +24,18 @@ from twisted.python.failure import Failure
 from cartd.backoff import Pauses
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
 from cartd.model import Asker, Cart, CartStatus
-from cartd.pins import Uses
+from cartd.pins import Pins
 from cartd.shield import shielded
 from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 
 T = TypeVar("T")
-AT_ONCE = 4
+CONCURRENCY = 4
 """Carts that are removed at the same time: each has a thread."""
-SMALL = 1000
+SMALL_CART_FILES = 1000
 """Files of a cart for whose removal a client waits."""
-PATIENCE = 2.0
+CLIENT_WAIT = 2.0
 """Seconds for which it waits at most."""
 
 log = Logger()
@@ -64,7 +64,7 @@ class Removal:
         self,
         store: Store,
         volume: Volume,
-        uses: Uses,
+        pins: Pins,
         stop_staging: Callable[[int], Awaitable[None]],
         now: Callable[[], float],
         clock: IReactorTime,
@@ -72,24 +72,24 @@ class Removal:
         """``now`` gives Unix time, for the dates in the store; ``clock`` is a steady one."""
         self._store = store
         self._volume = volume
-        self._uses = uses
+        self._pins = pins
         self._stop_staging = stop_staging
         self._now = now
         self._clock = clock
-        self._waiting: set[Deferred[None]] = set()
+        self._unpin_waits: set[Deferred[None]] = set()
         """For the last download of a deleted cart."""
         self._jobs: set[Deferred[int | None]] = set()
         """Deleted carts that are being removed, apart from sweeps."""
-        self._draining: Deferred[None] | None = None
+        self._backlog: Deferred[None] | None = None
         """The removal of those that had to wait, in the order of their ids."""
-        self._more = False
+        self._backlog_grew = False
         """Whether more has come since it began."""
-        self._turns: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
+        self._cart_locks: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
         """By cart id: who comes to remove one that is being removed waits until it has gone."""
         self._evicting: set[int] = set()
-        self._stuck: Pauses[int] = Pauses(clock.seconds)
+        self._retry_pauses: Pauses[int] = Pauses(clock.seconds)
         """Deleted carts whose files the disk will not let go of, by their ids."""
-        self._told: str | None = None
+        self._logged_reason: str | None = None
         """What the log has said of them."""
 
     async def delete(self, cart: Cart) -> int:
@@ -101,17 +101,17 @@ class Removal:
         """
         await self._store.mark_deleted(cart.id, self._now())
         await self._stop_staging(cart.id)
-        if not self._uses.is_pinned(cart.id):
+        if not self._pins.is_pinned(cart.id):
             return await self._begin(cart)
         later = Deferred.fromCoroutine(self._remove_when_unpinned(cart))
-        self._waiting.add(later)
+        self._unpin_waits.add(later)
 
         def ended(result: T) -> T:
-            self._waiting.discard(later)
+            self._unpin_waits.discard(later)
             return result
 
         later.addBoth(ended)
-        later.addErrback(_told_unless_stopped)
+        later.addErrback(_log_unless_cancelled)
         return 0
 
     async def delete_all(self, asker: Asker, uid: str) -> int:
@@ -134,20 +134,20 @@ class Removal:
             stays as it is, ready above all; else it is deleted, and the rest goes with a sweep.
         :raises RemovalStopped, VolumeAway: so it is with these; no other cart makes room either.
         """
-        if self._uses.is_pinned(seen.id):
+        if self._pins.is_pinned(seen.id):
             return 0
         # To its end, whoever gives up: a note that is left keeps clients from the cart until a
         # sweep has finished what it says.
         if not await shielded(Deferred.fromCoroutine(self._begin_eviction(seen))):
             return 0
-        return await self._take_away(seen) or 0
+        return await self._remove_files(seen) or 0
 
     async def _begin_eviction(self, seen: Cart) -> bool:
         """Whether its first file has gone, and it is marked as deleted."""
         token = secrets.token_hex(16)
         if not await self._store.begin_eviction(seen, token):
             return False
-        return await self._go_on_evicting(seen, token)
+        return await self._continue_eviction(seen, token)
 
     async def sweep(self) -> None:
         """Remove what deleted carts have left on the volume, and finish evictions.
@@ -158,41 +158,41 @@ class Removal:
         """
         await self._volume.check()
         with suppress(RemovalStopped):
-            await self._finish_evictions()
+            await self._finish_interrupted_evictions()
         leaving = await self._store.leaving()
         there = await self._volume.cart_ids()
         # One that has no directory may have left its link.
         ids = {*leaving, *await self._store.deleted_among(there)}
-        self._stuck.keep(ids)
-        await self._remove_all(ids, tell=True)
-        if self._told is not None and not self._stuck:
-            self._told = None
+        self._retry_pauses.keep(ids)
+        await self._remove_all(ids, log_each=True)
+        if self._logged_reason is not None and not self._retry_pauses:
+            self._logged_reason = None
             log.info("All that deleted carts had left on the volume has been removed")
 
-    async def settled(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until nothing is being removed that :meth:`delete` has begun."""
-        while jobs := self._under_way():
+        while jobs := self._active_jobs():
             ended: Deferred[None] = Deferred()
-            _tell_when_ended(jobs[0], ended)
+            _notify_when_done(jobs[0], ended)
             await ended
 
     async def stop(self) -> None:
         """Leave the rest to the next start's sweep."""
-        self._more = False
-        for later in list(self._waiting):
+        self._backlog_grew = False
+        for later in list(self._unpin_waits):
             later.cancel()
-        jobs = self._under_way()
+        jobs = self._active_jobs()
         for job in jobs:
             job.cancel()
         await DeferredList(jobs, consumeErrors=True)
 
-    def _under_way(self) -> list[Deferred[Any]]:
-        return [*self._jobs, *([] if self._draining is None else [self._draining])]
+    def _active_jobs(self) -> list[Deferred[Any]]:
+        return [*self._jobs, *([] if self._backlog is None else [self._backlog])]
 
     async def _begin(self, cart: Cart) -> int:
         """Have the cart removed; the bytes that are free by the time that a client may wait."""
-        if len(self._jobs) >= AT_ONCE:
-            self._drain()
+        if len(self._jobs) >= CONCURRENCY:
+            self._start_backlog()
             return 0
         job = Deferred.fromCoroutine(self._remove(cart))
         if not job.called:
@@ -206,65 +206,69 @@ class Removal:
             return result
 
         job.addBoth(ended)
-        job.addErrback(_told_unless_stopped)
-        if not freed and cart.files_total <= SMALL:
+        job.addErrback(_log_unless_cancelled)
+        if not freed and cart.files_total <= SMALL_CART_FILES:
             waiting: Deferred[None] = Deferred()
-            _tell_when_ended(job, waiting)
-            waiting.addTimeout(PATIENCE, self._clock)
+            _notify_when_done(job, waiting)
+            waiting.addTimeout(CLIENT_WAIT, self._clock)
             with suppress(TimeoutError):
                 await waiting
         return (freed and freed[0]) or 0
 
-    def _drain(self) -> None:
+    def _start_backlog(self) -> None:
         """Have all removed that can be, soon."""
-        self._more = True
-        if self._draining is None:
-            draining = Deferred.fromCoroutine(self._remove_the_rest())
-            if not draining.called:
-                self._draining = draining
+        self._backlog_grew = True
+        if self._backlog is None:
+            backlog = Deferred.fromCoroutine(self._remove_backlog())
+            if not backlog.called:
+                self._backlog = backlog
 
             def ended(result: Failure | None) -> Failure | None:
-                self._draining = None
+                self._backlog = None
                 return result
 
-            draining.addBoth(ended)
-            draining.addErrback(_told_unless_stopped)
+            backlog.addBoth(ended)
+            backlog.addErrback(_log_unless_cancelled)
 
-    async def _remove_the_rest(self) -> None:
+    async def _remove_backlog(self) -> None:
         try:
-            while self._more:
-                self._more = False
+            while self._backlog_grew:
+                self._backlog_grew = False
                 await self._remove_all(await self._store.leaving())
         except Unavailable as error:
             log.warn("Deleted carts are removed later: {error}", error=error)
 
-    async def _remove_all(self, ids: Collection[int], *, tell: bool = False) -> None:
-        """Remove those deleted carts that can be, some at once; ``tell``: in the log."""
+    async def _remove_all(self, ids: Collection[int], *, log_each: bool = False) -> None:
+        """Remove those deleted carts that can be, some at once; ``log_each``: in the log."""
         left = iter(sorted(ids))
 
-        async def remove_one_after_the_other() -> None:
+        async def remove_sequentially() -> None:
             for cart_id in left:
                 cart = await self._store.cart(cart_id)
-                if cart is None or self._uses.is_pinned(cart_id) or self._stuck.lasts(cart_id):
+                if (
+                    cart is None
+                    or self._pins.is_pinned(cart_id)
+                    or self._retry_pauses.lasts(cart_id)
+                ):
                     continue
-                if await self._remove(cart) is not None and tell:
+                if await self._remove(cart) is not None and log_each:
                     log.info(
                         "Removed what was left of deleted cart {id} ({uid})",
                         id=cart.id,
                         uid=cart.shown_uid,
                     )
 
-        jobs = [Deferred.fromCoroutine(remove_one_after_the_other()) for _ in range(AT_ONCE)]
+        jobs = [Deferred.fromCoroutine(remove_sequentially()) for _ in range(CONCURRENCY)]
         try:
             await gatherResults(jobs, consumeErrors=True)
         except FirstError as error:
             error.subFailure.raiseException()
 
-    async def _go_on_evicting(self, cart: Cart, token: str, *, finish: bool = False) -> bool:
+    async def _continue_eviction(self, cart: Cart, token: str, *, finish: bool = False) -> bool:
         """As :meth:`_begin_eviction`, of one that has been noted in the store."""
         self._evicting.add(cart.id)
         try:
-            if not await self._remove_first(cart, token, finish):
+            if not await self._remove_first_file(cart, token, finish):
                 return False
             log.info(
                 "Evicting cart {id} ({uid}), {size} bytes",
@@ -277,7 +281,7 @@ class Removal:
         finally:
             self._evicting.discard(cart.id)
 
-    async def _remove_first(self, cart: Cart, token: str, finish: bool) -> bool:
+    async def _remove_first_file(self, cart: Cart, token: str, finish: bool) -> bool:
         """Whether a file of the cart has gone; if not, it is not being evicted any more.
 
         A download that is not seen here sees the note, and waits for what comes of it.  So who
@@ -285,19 +289,19 @@ class Removal:
         may be missing; one that reads has a lock.
         """
         try:
-            may_go = finish or not self._uses.is_pinned(cart.id)
+            may_go = finish or not self._pins.is_pinned(cart.id)
             if may_go and await self._volume.remove_first(cart):
                 return True
         except (OSError, NoSpace) as error:
             await self._store.end_eviction(cart.id, token)
-            raise CannotRemove(cart, _said(error)) from error
+            raise CannotRemove(cart, _reason_of(error)) from error
         except (RemovalStopped, VolumeAway):
             await self._store.end_eviction(cart.id, token)
             raise
         await self._store.end_eviction(cart.id, token)
         return False
 
-    async def _finish_evictions(self) -> None:
+    async def _finish_interrupted_evictions(self) -> None:
         """Go on with evictions that nobody goes on with: their process has died, or lost the store.
 
         Should it be alive after all, both do the same.
@@ -309,25 +313,25 @@ class Removal:
                 continue
             try:
                 if await shielded(
-                    Deferred.fromCoroutine(self._go_on_evicting(cart, token, finish=True))
+                    Deferred.fromCoroutine(self._continue_eviction(cart, token, finish=True))
                 ):
-                    await self._take_away(cart)
+                    await self._remove_files(cart)
             except CannotRemove as error:
                 log.error("{error}; it is not evicted", error=error)
 
     async def _remove_when_unpinned(self, cart: Cart) -> None:
-        await self._uses.unpinned(cart.id)
+        await self._pins.when_unpinned(cart.id)
         await self._remove(cart)
 
     async def _remove(self, cart: Cart) -> int | None:
         """The bytes that are free now; none if the cart is still there."""
         try:
-            return await self._take_away(cart)
+            return await self._remove_files(cart)
         except (RemovalStopped, VolumeAway):
             pass  # the sweep removes it at the next start, or once the volume is back
         except CannotRemove as error:
-            if error.reason != self._told:
-                self._told = error.reason
+            if error.reason != self._logged_reason:
+                self._logged_reason = error.reason
                 log.error("{error}; it is tried again, and so are others", error=error)
         except Unavailable as error:
             log.warn(
@@ -338,16 +342,16 @@ class Removal:
             )
         return None
 
-    async def _take_away(self, cart: Cart) -> int | None:
+    async def _remove_files(self, cart: Cart) -> int | None:
         """As :meth:`_remove`.
 
         :raises CannotRemove: the file system refuses.
         :raises RemovalStopped, VolumeAway: the rest goes another time.
         """
-        turn = self._turns.setdefault(cart.id, DeferredLock())
-        await turn.acquire()
+        lock = self._cart_locks.setdefault(cart.id, DeferredLock())
+        await lock.acquire()
         try:
-            await self._pass_link_on(cart)
+            await self._repoint_link(cart)
             if not await self._volume.remove(cart):
                 log.debug(
                     "Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.shown_uid
@@ -355,32 +359,32 @@ class Removal:
                 return None
             freed = await self._store.record_removed(cart.id, self._now())
         except (OSError, NoSpace) as error:
-            self._stuck.failed(cart.id)
-            raise CannotRemove(cart, _said(error)) from error
+            self._retry_pauses.failed(cart.id)
+            raise CannotRemove(cart, _reason_of(error)) from error
         finally:
-            turn.release()
-        self._stuck.succeeded(cart.id)
+            lock.release()
+        self._retry_pauses.succeeded(cart.id)
         return freed
 
-    async def _pass_link_on(self, cart: Cart) -> None:
+    async def _repoint_link(self, cart: Cart) -> None:
         """Point the link of the uid at the older cart that answers now, if there is one."""
-        heir = await self._store.newest(cart.uid)
-        if heir is None or heir.id > cart.id or heir.status != CartStatus.READY:
+        older = await self._store.newest(cart.uid)
+        if older is None or older.id > cart.id or older.status != CartStatus.READY:
             return
-        await self._volume.link(heir)
+        await self._volume.link(older)
         newest = await self._store.newest(cart.uid)
-        if newest is None or newest.id != heir.id:
+        if newest is None or newest.id != older.id:
             # It was deleted meanwhile, perhaps removed before the link was there.
-            await self._volume.unlink(heir)
+            await self._volume.unlink(older)
 
 
-def _said(error: OSError | NoSpace) -> str:
+def _reason_of(error: OSError | NoSpace) -> str:
     """What the system says; ``NoSpace`` would be said of a cart that finds no room."""
     cause = error.__cause__ if isinstance(error, NoSpace) else error
     return str(getattr(cause, "strerror", None) or cause)
 
 
-def _tell_when_ended(job: Deferred[Any], ended: Deferred[None]) -> None:
+def _notify_when_done(job: Deferred[Any], ended: Deferred[None]) -> None:
     """Fire ``ended`` when ``job`` has ended; who gives up waiting does not disturb it."""
 
     def tell(result: T) -> T:
@@ -391,7 +395,7 @@ def _tell_when_ended(job: Deferred[Any], ended: Deferred[None]) -> None:
     job.addBoth(tell)
 
 
-def _told_unless_stopped(failure: Failure) -> None:
+def _log_unless_cancelled(failure: Failure) -> None:
     """For what nobody waits for."""
     if not failure.check(CancelledError):
         log.failure("A deleted cart is removed later", failure)

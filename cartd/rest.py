@@ -29,7 +29,7 @@ from cartd.conditions import (
     Representation,
     evaluate,
 )
-from cartd.downloads import Description, Download, Downloads, NotReady
+from cartd.downloads import Download, Downloads, NotReady, TarDescription
 from cartd.errors import (
     CartdError,
     DiskUnavailable,
@@ -117,11 +117,11 @@ class Rest:
         return b""
 
     async def _set_head_headers(
-        self, request: Request, cart: Cart, tar: Description, *, named: bool
+        self, request: Request, cart: Cart, tar: TarDescription, *, named: bool
     ) -> None:
         conditions, held = _conditions(request), False
         if conditions is not UNCONDITIONAL:
-            decision = await self._downloads.decide("HEAD", conditions, cart, tar)
+            decision = await self._downloads.evaluate_conditions("HEAD", conditions, cart, tar)
             held = decision.status == HTTPStatus.NOT_MODIFIED
         _set_validators(request, tar)
         if held:
@@ -152,7 +152,9 @@ class Rest:
     async def _decide(self, request: Request, download: Download) -> Decision:
         conditions = _conditions(request)
         try:
-            return await self._downloads.decide("GET", conditions, download.cart, download)
+            return await self._downloads.evaluate_conditions(
+                "GET", conditions, download.cart, download
+            )
         except RangeNotSatisfiable:
             _set(request, "Content-Range", f"bytes */{download.length}")
             raise
@@ -180,7 +182,7 @@ class Rest:
         if conditions.has_precondition:
             method = request.method.decode("ascii")
             asker, name = _viewer(request), _filename(request)
-            await self._downloads.check_change(method, conditions, asker, uid, name)
+            await self._downloads.check_write_conditions(method, conditions, asker, uid, name)
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
@@ -192,11 +194,11 @@ class Rest:
             await _abort(request)
         except VolumeDamaged as error:
             unreadable = error.path if isinstance(error, Unreadable) else None
-            reported = self._downloads.damaged(download.cart, unreadable)
+            reported = self._downloads.restage(download.cart, unreadable)
             reported.addCallback(_log_damage, download.cart, error)
             if not request.startedWriting:
                 told = await reported
-                await self._downloads.check(download.cart)
+                await self._downloads.check_ready(download.cart)
                 raise told from error
             await _abort(request)
         except DiskUnavailable as error:
@@ -278,7 +280,7 @@ def _filename(request: Request) -> str | None:
         raise InvalidInput("filename: it is not UTF-8") from None
 
 
-def _set_validators(request: Request, tar: Description) -> None:
+def _set_validators(request: Request, tar: TarDescription) -> None:
     """Tell of the tar what changes with it, and that a part of it can be had."""
     _set_fields(request, _validators(tar.etag, tar.last_modified, tar.length))
 
@@ -295,7 +297,7 @@ def _validators(etag: str, last_modified: float, length: int) -> Fields:
     )
 
 
-def _set_download_headers(request: Request, tar: Description) -> None:
+def _set_download_headers(request: Request, tar: TarDescription) -> None:
     _set(request, "Cache-Control", REVALIDATED)
     _set(request, "Content-Type", "application/octet-stream")
     _set(request, "Content-Disposition", content_disposition.header_value(tar.name))

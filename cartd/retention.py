@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 
 from cartd.store import Store
 
-PAUSE = 0.2
+BATCH_PAUSE = 0.2
 """Seconds between two transactions, in which others write."""
 
 
@@ -17,16 +17,16 @@ class Retention:
     """Forgets deleted carts, a batch of rows at a time, for as long as there are any."""
 
     def __init__(
-        self, store: Store, kept: float, clock: IReactorTime, now: Callable[[], float]
+        self, store: Store, max_age: float, clock: IReactorTime, now: Callable[[], float]
     ) -> None:
-        """``kept`` is for how many seconds a cart is remembered after it has gone."""
+        """``max_age`` is for how many seconds a cart is remembered after it has gone."""
         self._store = store
-        self._kept = kept
+        self._max_age = max_age
         self._clock = clock
         self._now = now
 
-    async def forget(self) -> None:
+    async def delete_expired(self) -> None:
         """Cut short, it has forgotten whole batches; the next call goes on."""
-        before = self._now() - self._kept
+        before = self._now() - self._max_age
         while await self._store.forget_removed(before):
-            await deferLater(self._clock, PAUSE)
+            await deferLater(self._clock, BATCH_PAUSE)

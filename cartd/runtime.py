@@ -16,7 +16,7 @@ back from ``epoll``, and by the store's thread after every step of a query.
 """
 
 
-ARENAS: Final = 2
+MAX_ARENAS: Final = 2
 """Heaps that threads allocate from.
 
 By itself the C library of Linux gives each thread its own, up to eight a core, and each keeps what
@@ -25,7 +25,7 @@ the largest manifest that its thread has read took: with 24 clients twice the me
 _M_ARENA_MAX: Final = -8  # malloc.h of glibc
 
 
-def prepare() -> None:
+def tune() -> None:
     """Set it, for the whole process, when everything is loaded and built.
 
     What is there by then stays for good.  To look through it for garbage takes about 50 ms, in
@@ -34,6 +34,6 @@ def prepare() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, MAX_ARENAS)
     gc.collect()
     gc.freeze()

@@ -23,19 +23,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd import runtime
-from cartd.admission import Admission
+from cartd.admission import AdmissionControl
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
 from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
-from cartd.clocks import run_steadily
+from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.periodic import Periodic
-from cartd.quotas import UserLimits
+from cartd.quotas import UserQuota
 from cartd.rest import Rest
 from cartd.retention import Retention
 from cartd.sending.download_sender import Senders
@@ -54,14 +54,14 @@ from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
 
-SCRUB_LOOK = 60.0
+SCRUB_POLL_INTERVAL = 60.0
 """Seconds between two looks for carts that are to be compared with their hashes."""
-RETENTION_LOOK = 3600.0
+RETENTION_INTERVAL = 3600.0
 """Seconds between two looks for rows of carts that are to be forgotten."""
-TOKENS_LOOK = 1.0
+TOKENS_POLL_INTERVAL = 1.0
 """Seconds between two looks whether the file of tokens has changed."""
 
-STOP_LIMIT = 30.0
+STOP_TIMEOUT = 30.0
 """Seconds beyond ``shutdown_grace`` after which a stop ends, whatever hangs: the last sync may take
 20, and a database that does not answer gets five at each of a few steps."""
 
@@ -83,8 +83,10 @@ class Cartd(Service):
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
             memory=ByteLimit(config.manifest_memory),
-            entering=Admission(config.max_carts_staging, services.store.unfinished).entering,
-            limits=UserLimits(
+            admission_slot=AdmissionControl(
+                config.max_carts_staging, services.store.unfinished
+            ).slot,
+            limits=UserQuota(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
             ),
             stage=lambda cart_id: services.stager.begin(cart_id, resumed=False),
@@ -94,7 +96,7 @@ class Cartd(Service):
             services.threads,
             reactor,
             transfer_size=config.transfer_size,
-            downloads=services.uses.pinned,
+            downloads=services.pins.count,
             longest=config.max_download_time,
         )
         rest = Rest(
@@ -112,9 +114,13 @@ class Cartd(Service):
             origins=config.allowed_origins,
             threads=services.threads,
         )
-        self._upkeep = [
+        self._periodic_jobs = [
             Periodic(reactor, config.lru_interval, work)
-            for work in (services.evictor.keep_room, services.removal.sweep, self._look_volume_over)
+            for work in (
+                services.evictor.enforce_limits,
+                services.removal.sweep,
+                self._check_volume_once,
+            )
         ]
         if (interval := config.scrub_interval) > 0:
             scrub = Scrub(
@@ -125,20 +131,24 @@ class Cartd(Service):
                 services.now,
                 interval,
             )
-            self._upkeep.append(Periodic(reactor, min(interval, SCRUB_LOOK), scrub.scrub))
+            self._periodic_jobs.append(
+                Periodic(reactor, min(interval, SCRUB_POLL_INTERVAL), scrub.scrub)
+            )
         if (kept := config.retention) > 0:
             retention = Retention(services.store, kept, reactor, services.now)
-            self._upkeep.append(Periodic(reactor, RETENTION_LOOK, retention.forget))
+            self._periodic_jobs.append(
+                Periodic(reactor, RETENTION_INTERVAL, retention.delete_expired)
+            )
         if authenticator is not None:
-            self._upkeep.append(Periodic(reactor, TOKENS_LOOK, authenticator.poll))
+            self._periodic_jobs.append(Periodic(reactor, TOKENS_POLL_INTERVAL, authenticator.poll))
         if services.archive_tls.files:
-            self._renew(services.archive_tls.look)
-        self._looked_over = False
+            self._reload_periodically(services.archive_tls.look)
+        self._volume_checked = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
-        self._hurried = False
+        self._force_stopped = False
         self._stopped: Deferred[None] = Deferred()
-        self._limit: IDelayedCall | None = None
+        self._stop_timer: IDelayedCall | None = None
 
     def privilegedStartService(self) -> None:
         """Bind the endpoints, before privileges are shed."""
@@ -154,11 +164,11 @@ class Cartd(Service):
                     umask=self._services.config.umask,
                 )
             except ConfigError as error:
-                _give_up(str(error))
+                _exit_with(str(error))
             self._ports.append(port)
             listening.append((description, port.getHost()))
             if tls is not None:
-                self._renew(tls.poll)
+                self._reload_periodically(tls.poll)
             log.info("Listening on {endpoint}", endpoint=description)
         authenticator = self._authenticator
         tokens = authenticator is not None and authenticator.tokens
@@ -170,26 +180,28 @@ class Cartd(Service):
         ):
             log.warn("{warning}", warning=warning)
 
-    def _renew(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
+    def _reload_periodically(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
         """Look after certificates that are in files."""
         threads = self._services.threads
-        self._upkeep.append(Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: look(threads)))
+        self._periodic_jobs.append(
+            Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: look(threads))
+        )
 
     def startService(self) -> None:
         super().startService()
         try:
-            self._services.start(take_up=True)
+            self._services.start(resume=True)
         except OSError as error:
-            _give_up(f"volume_path: it cannot be used: {error}")
-        for work in self._upkeep:
+            _exit_with(f"volume_path: it cannot be used: {error}")
+        for work in self._periodic_jobs:
             work.start()
 
-    async def _look_volume_over(self) -> None:
+    async def _check_volume_once(self) -> None:
         """Once, as soon as both the volume and the database are there for all of it."""
-        if not self._looked_over:
+        if not self._volume_checked:
             await self._services.repair.adopt_all()
             await self._services.orphans.warn()
-            self._looked_over = True
+            self._volume_checked = True
 
     async def _stop(self) -> None:
         try:
@@ -200,15 +212,15 @@ class Cartd(Service):
             finally:
                 left = await self._services.close()
                 self._site.close_log()
-        if left and self._limit is not None and self._limit.active():
-            self._tell_what_hangs(left)
+        if left and self._stop_timer is not None and self._stop_timer.active():
+            self._log_hanging(left)
 
     async def _end_work(self) -> None:
         self._carts.close()
         self._services.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        ending = [Deferred.fromCoroutine(work.stop()) for work in self._upkeep]
+        ending = [Deferred.fromCoroutine(work.stop()) for work in self._periodic_jobs]
         with suppress(TimeoutError):  # a disk that hangs
             await at_most(
                 STOP_WAITS, DeferredList(ending, consumeErrors=True), self._services.reactor
@@ -220,49 +232,49 @@ class Cartd(Service):
         """Stop taking carts and staging, let downloads end for a while, then close all."""
         super().stopService()
         self._stopped = Deferred()
-        self._limit = self._services.reactor.callLater(
-            self._grace() + STOP_LIMIT, self._give_up_stopping
+        self._stop_timer = self._services.reactor.callLater(
+            self._grace() + STOP_TIMEOUT, self._abandon_stop
         )
-        Deferred.fromCoroutine(self._stop()).addBoth(self._has_stopped)
+        Deferred.fromCoroutine(self._stop()).addBoth(self._on_stopped)
         return self._stopped
 
-    def _has_stopped(self, result: Failure | None) -> None:
+    def _on_stopped(self, result: Failure | None) -> None:
         if isinstance(result, Failure):
             # Nobody else would tell.
             log.failure("The service stopped badly", result)
-        if self._limit is not None and self._limit.active():
-            self._limit.cancel()
+        if self._stop_timer is not None and self._stop_timer.active():
+            self._stop_timer.cancel()
             self._stopped.callback(None)
 
-    def _give_up_stopping(self) -> None:
-        self._tell_what_hangs(hanging())
+    def _abandon_stop(self) -> None:
+        self._log_hanging(hanging())
         self._stopped.callback(None)
 
-    def _tell_what_hangs(self, left: str) -> None:
+    def _log_hanging(self, left: str) -> None:
         log.error(
             "The service ends without waiting for what hangs, as of a disk that does not answer:"
             " {hanging}. The next start goes on from there",
             hanging=left or "no thread for the disk",
         )
 
-    def hurry(self) -> None:
+    def force_stop(self) -> None:
         """Wait no longer for the downloads."""
-        self._hurried = True
+        self._force_stopped = True
         if self._draining is not None:
             self._draining.cancel()
-        if self._limit is not None and self._limit.active():
-            self._limit.reset(STOP_LIMIT)
+        if self._stop_timer is not None and self._stop_timer.active():
+            self._stop_timer.reset(STOP_TIMEOUT)
 
     def _grace(self) -> float:
-        return 0.0 if self._hurried else self._services.config.shutdown_grace
+        return 0.0 if self._force_stopped else self._services.config.shutdown_grace
 
     async def _drain(self) -> None:
-        self._draining = Deferred.fromCoroutine(self._services.uses.idle())
+        self._draining = Deferred.fromCoroutine(self._services.pins.wait_until_idle())
         self._draining.addTimeout(self._grace(), self._services.reactor)
         try:
             await self._draining
         except (TimeoutError, CancelledError):
-            log.warn("Breaking {number} downloads", number=self._services.uses.pinned())
+            log.warn("Breaking {number} downloads", number=self._services.pins.count())
         finally:
             self._draining = None
 
@@ -274,7 +286,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     if reactor is None:
         from twisted.internet import reactor
-    run_steadily(reactor)
+    use_monotonic_clock(reactor)
     try:
         config = read_config(options, os.environ)
         os.umask(config.umask)
@@ -288,9 +300,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     cartd = Cartd(services, authenticator)
     service = MultiService()
     # In this order: what has begun to listen can be stopped.
-    StopSignals(reactor, cartd.hurry).setServiceParent(service)
+    StopSignals(reactor, cartd.force_stop).setServiceParent(service)
     cartd.setServiceParent(service)
-    runtime.prepare()
+    runtime.tune()
     return service
 
 
@@ -301,7 +313,7 @@ def _prepare(config: Config) -> int | None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
-        tell=_say,
+        tell=_print_error,
     )
     state = schema_state(config.database_url)
     if state.condition is Condition.MISSING:
@@ -330,13 +342,13 @@ def _limits(config: Config) -> Limits:
     return replace(Limits.of(config), max_connections=fit)
 
 
-def _give_up(reason: str) -> NoReturn:
+def _exit_with(reason: str) -> NoReturn:
     """End a start that ``twistd`` logs already: what is raised only comes to the log."""
-    _say(reason)
+    _print_error(reason)
     raise SystemExit(f"cartd: {reason}")
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     """Tell whoever has started it: the log has not begun, or is elsewhere."""
     if sys.__stderr__ is not None:
         sys.__stderr__.write(f"cartd: {line}\n")

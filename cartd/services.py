@@ -25,9 +25,9 @@ from cartd.integrity.verification import Verification
 from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from cartd.rate_limit import FairRateLimiter
-from cartd.removal import AT_ONCE, Removal
+from cartd.removal import CONCURRENCY, Removal
 from cartd.shield import at_most
 from cartd.staging.patience import Patience
 from cartd.staging.stager import LEASE, STALLED, STOP_WAITS, Stager
@@ -41,7 +41,7 @@ from cartd.volume.file_system import FileSystem
 
 THREADS = 16
 """For the disk: enough that slow reads do not wait for each other."""
-REMOVERS = AT_ONCE
+REMOVAL_THREADS = CONCURRENCY
 """Threads of their own for the removal of carts: nothing else waits for it, however large it is."""
 
 log = Logger()
@@ -79,16 +79,17 @@ class Services:
         self._warn = warn
         self.threads = Threads(reactor, THREADS)
         self.store = Store(config.database_url, reactor)
-        self._removers = Threads(reactor, REMOVERS)
+        self._removal_threads = Threads(reactor, REMOVAL_THREADS)
         self.volume = Volume(
-            config.volume_path, self.threads, volume_number, removers=self._removers
+            config.volume_path, self.threads, volume_number, removers=self._removal_threads
         )
-        self.uses = Uses()
-        self.plans = TarIndexCache(self.store, self.threads)
+        self.pins = Pins()
+        self.access_times = AccessTimes()
+        self.tar_indexes = TarIndexCache(self.store, self.threads)
         self._holders = Holders(config.volume_path / "holders")
         file_system = FileSystem(config.volume_path)
         self.recovery = Recovery(
-            self.store, self.volume, self.plans, reactor, now, lambda: file_system.page_cache
+            self.store, self.volume, self.tar_indexes, reactor, now, lambda: file_system.page_cache
         )
         self.stager = Stager(
             self.store,
@@ -109,30 +110,40 @@ class Services:
             doubt=self.recovery.doubt,
             clock=reactor,
         )
-        self.removal = Removal(self.store, self.volume, self.uses, self.stager.drop, now, reactor)
+        self.removal = Removal(self.store, self.volume, self.pins, self.stager.drop, now, reactor)
         rules = SpaceRules(
             quota=config.volume_quota,
             reserve=config.volume_reserve,
-            evicts=config.lru_purge,
+            eviction_enabled=config.lru_purge,
             buffer_time=config.lru_buffer_time,
         )
         self.evictor = Evictor(
             self.store,
-            self.uses,
+            self.pins,
+            self.access_times,
             rules,
-            free=self.volume.free,
-            arriving=self.volume.arriving,
+            free_bytes=self.volume.free,
+            incoming_bytes=self.volume.arriving,
             in_use=self.volume.in_use,
             evict=self.removal.evict,
             sweep=self.removal.sweep,
             now=now,
-            seconds=reactor.seconds,
+            monotonic=reactor.seconds,
         )
-        self.repair = Repair(self.store, self.volume, self.plans, stage=self.stager.begin, now=now)
+        self.repair = Repair(
+            self.store, self.volume, self.tar_indexes, stage=self.stager.begin, now=now
+        )
         self.verification = Verification(self.store, self.volume)
         self.orphans = Orphans(self.store, self.volume)
         self.downloads = Downloads(
-            self.store, self.volume, self.plans, self.uses, self.repair, reactor, now
+            self.store,
+            self.volume,
+            self.tar_indexes,
+            self.pins,
+            self.access_times,
+            self.repair,
+            reactor,
+            now,
         )
         self._tolerance = Tolerance(config.archive_max_connections, reactor.seconds)
         self.archive_tls = TlsPolicy(
@@ -157,10 +168,10 @@ class Services:
             min_rate=config.archive_min_rate,
         )
 
-    def start(self, *, take_up: bool) -> None:
-        """Start the threads and the stager; ``take_up``: with what others left unfinished."""
+    def start(self, *, resume: bool) -> None:
+        """Start the threads and the stager; ``resume``: with what others left unfinished."""
         self.threads.start()
-        self._removers.start()
+        self._removal_threads.start()
         self._holders.start()
         if self._holders.no_locks:
             self._warn(_WITHOUT_LOCKS.format(self.config.volume_path, self._holders.no_locks))
@@ -181,7 +192,7 @@ class Services:
             volume=self.volume,
             archive=self._archive,
             reserve=self.evictor.reserve,
-            plans=self.plans,
+            tar_indexes=self.tar_indexes,
             outage=outage,
             tolerance=self._tolerance,
             patience=Patience(
@@ -198,15 +209,15 @@ class Services:
             now=self.now,
             parts=self.stager.parts,
         )
-        if take_up:
+        if resume:
             log.info("Files come from the archive at {url}", url=self.config.archive_url)
-        self.stager.start(tools, take_up=take_up)
+        self.stager.start(tools, take_up=resume)
 
     async def stop(self) -> None:
         """Stop staging; what is staged is on the disk then, unless that takes too long."""
         await self.stager.stop()
         await self._syncing.stop()
-        await self._in_time(self.threads.run(self._holders.stop))
+        await self._with_timeout(self.threads.run(self._holders.stop))
 
     async def close(self) -> str:
         """Let go of everything; nothing is staged or sent any more.
@@ -217,25 +228,26 @@ class Services:
             await self._close()
         finally:
             hanging = self.threads.stop()
-            hanging = self._removers.stop() or hanging
+            hanging = self._removal_threads.stop() or hanging
         return hanging
 
     async def _close(self) -> None:
-        await self._in_time(Deferred.fromCoroutine(self.downloads.stop()))
-        await self._in_time(Deferred.fromCoroutine(self.removal.stop()))
-        await self._in_time(Deferred.fromCoroutine(self._waiting.stop()))
-        await self._in_time(
-            Deferred.fromCoroutine(self.evictor.record_uses()), "The last uses are not recorded"
+        await self._with_timeout(Deferred.fromCoroutine(self.downloads.stop()))
+        await self._with_timeout(Deferred.fromCoroutine(self.removal.stop()))
+        await self._with_timeout(Deferred.fromCoroutine(self._waiting.stop()))
+        await self._with_timeout(
+            Deferred.fromCoroutine(self.evictor.write_access_times()),
+            "The last uses are not recorded",
         )
-        await self._in_time(
+        await self._with_timeout(
             Deferred.fromCoroutine(self.store.close()), "What the database was asked is given up"
         )
-        await self._in_time(self._connections.closeCachedConnections())
+        await self._with_timeout(self._connections.closeCachedConnections())
 
-    async def _in_time(self, work: Deferred[Any], lost: str = "") -> None:
-        """Wait for some seconds; ``lost`` tells what is not done if that is not enough."""
+    async def _with_timeout(self, work: Deferred[Any], warning: str = "") -> None:
+        """Wait for some seconds; ``warning`` tells what is not done if that is not enough."""
         try:
             await at_most(STOP_WAITS, work, self.reactor)
         except (Unavailable, TimeoutError) as error:
-            if lost:
-                log.warn("{lost}: {error}", lost=lost, error=error)
+            if warning:
+                log.warn("{warning}: {error}", warning=warning, error=error)

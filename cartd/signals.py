@@ -18,9 +18,9 @@ log = Logger()
 class StopSignals(Service):
     """Takes the signals over from the reactor, which would end with the signal's status, not 0."""
 
-    def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, force_stop: Callable[[], None]) -> None:
         self._reactor = reactor
-        self._hurry = hurry
+        self._force_stop = force_stop
         self._stopping = False
 
     def privilegedStartService(self) -> None:
@@ -40,7 +40,7 @@ class StopSignals(Service):
     def _stop(self) -> None:
         if self._stopping:
             log.info("Stopping at once")
-            self._hurry()
+            self._force_stop()
         else:
             self._stopping = True
             log.info("Stopping; a second signal ends running downloads at once")

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from cartd.evictor import Evictor, SpaceRules
 from cartd.model import Cart
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from cartd.removal import CannotRemove
 from cartd.store import Store
 
@@ -21,12 +21,13 @@ class Disk:
 
     store: Store
     free: int
-    arriving: int = 0
+    incoming_bytes: int = 0
     kept: set[str] = field(default_factory=set)
     tried: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
-    uses: Uses = field(default_factory=Uses)
+    pins: Pins = field(default_factory=Pins)
+    access_times: AccessTimes = field(default_factory=AccessTimes)
     in_use: set[str] = field(default_factory=set)
     quota: int | None = None
     meanwhile: list[Coroutine[Any, Any, None]] = field(default_factory=list)
@@ -59,20 +60,21 @@ class Disk:
                 await self.meanwhile.pop(0)
             return self.free
 
-        async def arriving() -> int:
-            return self.arriving
+        async def incoming_bytes() -> int:
+            return self.incoming_bytes
 
         return Evictor(
             self.store,
-            self.uses,
-            SpaceRules(quota=self.quota, reserve=0, evicts=True, buffer_time=0),
-            free=free,
-            arriving=arriving,
+            self.pins,
+            self.access_times,
+            SpaceRules(quota=self.quota, reserve=0, eviction_enabled=True, buffer_time=0),
+            free_bytes=free,
+            incoming_bytes=incoming_bytes,
             in_use=self.in_use_of,
             evict=self.evict,
             sweep=self.sweep,
             now=lambda: 50.0,
-            seconds=self.clock.seconds,
+            monotonic=self.clock.seconds,
         )
 
 

@@ -57,7 +57,7 @@ def _prepare(volume: str, waits: float, limit: float) -> None:
         vars(module)["STOP_WAITS"] = waits
     vars(cartd.integrity.syncing)["LAST_SYNC"] = waits
     vars(cartd.threads)["STOP_WAIT"] = waits
-    vars(cartd.service)["STOP_LIMIT"] = limit
+    vars(cartd.service)["STOP_TIMEOUT"] = limit
     opened, exists = os.open, os.path.exists
     nothing_comes, _ = os.pipe()
     main = threading.main_thread()

@@ -153,7 +153,7 @@ class Bench:
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
-            plans=TarIndexCache(self.store, InThisThread()),
+            tar_indexes=TarIndexCache(self.store, InThisThread()),
             outage=outage,
             tolerance=tolerance,
             patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
@@ -165,8 +165,8 @@ class Bench:
         )
 
     def recovery(self) -> Recovery:
-        plans = TarIndexCache(self.store, InThisThread())
-        return Recovery(self.store, self.volume, plans, self.clock, self.now)
+        tar_indexes = TarIndexCache(self.store, InThisThread())
+        return Recovery(self.store, self.volume, tar_indexes, self.clock, self.now)
 
     def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:
         """A posted cart of the archive's files, or of some."""

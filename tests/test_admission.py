@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
-from cartd.admission import Admission
+from cartd.admission import AdmissionControl
 from cartd.errors import Unavailable
 
 
@@ -17,14 +17,14 @@ class Posts:
     def __init__(self, most: int) -> None:
         self.stored = 0
         self.refusals: list[Unavailable | None] = []
-        self.admission = Admission(most, lambda: succeed(self.stored))
+        self.admission = AdmissionControl(most, lambda: succeed(self.stored))
 
     def post(self, *, again: bool = False) -> tuple[Deferred[None], Deferred[None]]:
         """Its end, and what ends it."""
         end: Deferred[None] = Deferred()
 
         async def enter() -> None:
-            async with self.admission.entering(lambda: succeed(again)) as refusal:
+            async with self.admission.slot(lambda: succeed(again)) as refusal:
                 self.refusals.append(refusal)
                 await end
 

@@ -1,4 +1,4 @@
-"""What the desk does with a post before the store hears of it."""
+"""What Carts does with a post before the store hears of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import EVERYBODY
-from cartd.quotas import NO_LIMITS
+from cartd.quotas import NO_QUOTA
 from tests.sending import OneByOne
 from tests.volume_parts import HeldThreads
 
@@ -26,7 +26,7 @@ class NoStore:
         raise AssertionError(f"{name} was asked for")
 
 
-def desk(
+def carts_with(
     threads: OneByOne | HeldThreads, store: Any = None, memory: ByteLimit | None = None
 ) -> Carts:
     nobody: Any = NoStore()
@@ -38,8 +38,8 @@ def desk(
         require_hashsum=False,
         max_entries=10,
         memory=memory or ByteLimit(100),
-        entering=lambda _: nullcontext(),
-        limits=NO_LIMITS,
+        admission_slot=lambda _: nullcontext(),
+        limits=NO_QUOTA,
         stage=nobody,
         now=lambda: 0.0,
     )
@@ -48,7 +48,7 @@ def desk(
 def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
     threads = OneByOne()
     body = BytesIO(b"{}")
-    posting = Deferred.fromCoroutine(desk(threads).post(EVERYBODY, "uid", body))
+    posting = Deferred.fromCoroutine(carts_with(threads).post(EVERYBODY, "uid", body))
     assert body.tell() == 0 and not posting.called
     threads.finish()
     outcomes: list[Any] = []
@@ -62,7 +62,7 @@ def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
 def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
     threads = OneByOne()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(desk(threads).post(EVERYBODY, uid, BytesIO(b"{}"))).addBoth(
+    Deferred.fromCoroutine(carts_with(threads).post(EVERYBODY, uid, BytesIO(b"{}"))).addBoth(
         outcomes.append
     )
     assert threads.held == []
@@ -71,7 +71,7 @@ def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
 
 def test_a_desk_that_is_closed_asks_to_come_again() -> None:
     threads = OneByOne()
-    closed = desk(threads)
+    closed = carts_with(threads)
     closed.close()
     outcomes: list[Any] = []
     Deferred.fromCoroutine(closed.post(EVERYBODY, "uid", BytesIO(b"{}"))).addBoth(outcomes.append)
@@ -95,7 +95,7 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     """From before one is read until it is in the store, whoever leaves meanwhile."""
     body = b'{"fileids": []}' + b" " * 25  # 40 bytes
     threads, store, memory = HeldThreads(), Entering(), ByteLimit(100)
-    posting = desk(threads, store=store, memory=memory)
+    posting = carts_with(threads, store=store, memory=memory)
     posts = [
         Deferred.fromCoroutine(posting.post(EVERYBODY, f"u{number}", BytesIO(body)))
         for number in range(12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from cartd.clocks import steady
+from cartd.clocks import monotonic_clock_from
 from cartd.holders import Silence
 
 
@@ -18,7 +18,7 @@ class Machine:
 
 def test_a_steady_clock_goes_on_from_the_present_whatever_happens_to_the_date() -> None:
     machine = Machine()
-    seconds = steady(lambda: machine.wall, lambda: machine.up)
+    seconds = monotonic_clock_from(lambda: machine.wall, lambda: machine.up)
     assert seconds() == 1_800_000_000.0
     machine.wall -= 3600
     machine.up += 2
@@ -33,10 +33,10 @@ date = time.time
 ahead = 0.0
 time.time = lambda: date() + ahead
 from twisted.internet import reactor, task
-from cartd.clocks import run_steadily
+from cartd.clocks import use_monotonic_clock
 fired = []
 reactor.callLater(0.01, fired.append, "scheduled before")
-run_steadily(reactor)
+use_monotonic_clock(reactor)
 reactor.callLater(0.02, fired.append, "scheduled after")
 reactor.callLater(3000, fired.append, "an hour too early")
 loop = task.LoopingCall(fired.append, "loop")

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.downloads import Description, Downloads, NotReady
+from cartd.downloads import Downloads, NotReady, TarDescription
 from cartd.errors import CartNotFound
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, FileStatus, TarFacts
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import LAYOUT, facts_of
 from cartd.tar_index_cache import TarIndexCache
@@ -54,9 +54,16 @@ class Site:
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
         nobody = cast(Any, None)
-        self.plans = TarIndexCache(self.store, InThisThread())
+        self.tar_indexes = TarIndexCache(self.store, InThisThread())
         self.downloads = Downloads(
-            self.store, self.volume, self.plans, Uses(), nobody, self.clock, self.clock.seconds
+            self.store,
+            self.volume,
+            self.tar_indexes,
+            Pins(),
+            AccessTimes(),
+            nobody,
+            self.clock,
+            self.clock.seconds,
         )
 
     def ready(self, uid: str, files: dict[str, bytes] = FILES, **more: Any) -> Cart:
@@ -75,7 +82,7 @@ class Site:
         rows = self.store.rows[cart.id]
         return [Member(r.path, r.size or 0, r.mtime or 0, r.hash_type, r.hash_sum) for r in rows]
 
-    def describe(self, cart: Cart, name: str | None) -> Description:
+    def describe(self, cart: Cart, name: str | None) -> TarDescription:
         return result_of(self.downloads.describe(self.store.carts[cart.id], name))
 
     def facts(self, cart: Cart) -> TarFacts:
@@ -103,7 +110,7 @@ def test_a_cart_is_described_without_its_members_under_any_name(
     described = site.describe(cart, name)
     assert site.store.read == 0
     bundle = lay_out(members, top=name.removesuffix(".tar"))
-    assert described == Description(name, bundle.length, bundle.etag, 77.0)
+    assert described == TarDescription(name, bundle.length, bundle.etag, 77.0)
 
 
 def test_a_download_reads_the_members_for_its_bytes_and_not_before(site: Site) -> None:
@@ -175,7 +182,7 @@ def test_bytes_that_are_not_those_that_were_told_are_not_sent(site: Site) -> Non
 
     async def download() -> None:
         async with site.downloads.open(EVERYBODY, "mine", "data.tar") as opened:
-            site.plans.forget(cart.id)
+            site.tar_indexes.invalidate(cart.id)
             await opened.reader(0, opened.length)
 
     site.clock.advance(500)

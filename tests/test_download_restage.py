@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from cartd.downloads import Downloads, NotReady
 from cartd.model import Cart, CartStatus
-from cartd.pins import Uses
+from cartd.pins import AccessTimes, Pins
 from tests.volume_parts import logged, result_of
 
 CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)
@@ -30,10 +30,12 @@ class Slow:
 def test_a_stop_ends_what_is_given_back_without_a_word() -> None:
     repair, nobody = Slow(), cast(Any, None)
     clock = Clock()
-    downloads = Downloads(nobody, nobody, nobody, Uses(), cast(Any, repair), clock, clock.seconds)
+    downloads = Downloads(
+        nobody, nobody, nobody, Pins(), AccessTimes(), cast(Any, repair), clock, clock.seconds
+    )
     told: list[object] = []
     for _ in range(2):
-        downloads.damaged(CART).addCallback(told.append)
+        downloads.restage(CART).addCallback(told.append)
     with logged() as events:
         result_of(downloads.stop())
         gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.eviction import Candidate, Share, choose, freed
+from cartd.eviction import Candidate, SharedBytes, choose, freed
 
 NOW = 1_000.0
 IDS = range(1, 8)
@@ -32,7 +32,8 @@ class Volume:
         self.shared = shared
         # The second of a file's carts owns it: it need not be the oldest.
         self.shares = [
-            Share(sorted(carts)[1], carts - {sorted(carts)[1]}, size) for carts, size in shared
+            SharedBytes(sorted(carts)[1], carts - {sorted(carts)[1]}, size)
+            for carts, size in shared
         ]
         owned = {
             cart_id: self.alone[cart_id]
@@ -90,7 +91,7 @@ def test_none_is_chosen_that_was_used_later_than_need_be(volume: Volume, needed:
 
 def test_a_link_and_its_owner_go_together() -> None:
     link, owner, other = Candidate(1, 0, 1.0), Candidate(2, 100, 2.0), Candidate(3, 100, 3.0)
-    shares = [Share(2, frozenset({1}), 100)]
+    shares = [SharedBytes(2, frozenset({1}), 100)]
 
     def chosen(*candidates: Candidate) -> list[Candidate]:
         return choose(candidates, needed=100, now=NOW, buffer_time=0, shares=shares)

@@ -36,11 +36,11 @@ async def test_what_a_promised_file_has_written_so_far_is_not_promised_again(sto
     await with_status(store, "old", CartStatus.READY)
     disk = Disk(store, free=100)
     await reserve(disk.evictor(), await claimed(store, "large"), 100)
-    disk.free, disk.arriving = 20, 80
-    await disk.evictor().keep_room()
+    disk.free, disk.incoming_bytes = 20, 80
+    await disk.evictor().enforce_limits()
     assert disk.deleted == []
-    disk.arriving = 70
-    await disk.evictor().keep_room()
+    disk.incoming_bytes = 70
+    await disk.evictor().enforce_limits()
     assert disk.deleted == ["old"]
 
 
@@ -85,7 +85,7 @@ async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_l
     new = await claimed(store, "new")
     for _ in range(20):
         if whose == "its own":
-            await evictor.keep_room()
+            await evictor.enforce_limits()
         else:
             with pytest.raises(VolumeStuck, match=STUCK):
                 await reserve(evictor, new, 100)
@@ -99,12 +99,12 @@ async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_l
     # It is tried again at growing distances: not at the rate of the posts.
     for _ in range(1000):
         disk.clock.advance(10)
-        await evictor.keep_room()
+        await evictor.enforce_limits()
     assert len(disk.tried) < 20
     assert len(logged()) == 2
     disk.kept.clear()
     disk.clock.advance(3600)
-    await evictor.keep_room()
+    await evictor.enforce_limits()
     assert len(disk.deleted) == 1
     await reserve(evictor, new, 100)
     assert len(disk.deleted) == 3
@@ -155,7 +155,7 @@ async def test_a_cart_that_is_used_in_this_process_after_it_was_chosen_is_not_ev
 
     class UsedMeanwhile(Disk):
         async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
-            self.uses.note(first.id, 49)
+            self.access_times.record(first.id, 49)
             return await super().in_use_of(cart_ids)
 
     disk = UsedMeanwhile(store, free=0)
@@ -211,7 +211,7 @@ async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store
     class MeanwhileInUse(Disk):
         async def evict(self, cart: Cart) -> int:
             if cart.id == first.id and how == "downloaded":
-                downloads.enter_context(self.uses.pin(second.id))
+                downloads.enter_context(self.pins.pin(second.id))
             elif cart.id == first.id:
                 await store.restage(second.id, lost=None, now=20)
             return await super().evict(cart)
@@ -245,7 +245,7 @@ async def test_a_cart_that_shares_its_files_with_one_in_use_stays(store: Store) 
     await ready(store, again := await linked(store, "b"))
     await with_status(store, "c", CartStatus.READY)
     disk = Disk(store, free=0)
-    with disk.uses.pin(again.id):
+    with disk.pins.pin(again.id):
         with pytest.raises(NoSpace):
             await reserve(disk.evictor(), await claimed(store, "large"), 101)
         assert disk.deleted == []
@@ -290,8 +290,8 @@ async def test_a_cart_that_is_all_there_needs_no_room(store: Store) -> None:
 async def test_what_is_being_sent_is_written_down_as_used(store: Store) -> None:
     sent, other = [await with_status(store, uid, CartStatus.READY) for uid in "ab"]
     disk = Disk(store, free=1000)
-    with disk.uses.pin(sent.id):
-        await disk.evictor().keep_room()
+    with disk.pins.pin(sent.id):
+        await disk.evictor().enforce_limits()
     used = {cart.id: cart.used for cart in await store.active()}
     assert used == {sent.id: 50.0, other.id: other.used}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.removal import AT_ONCE
+from cartd.removal import CONCURRENCY
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise, on_the_volume
 from tests.databases import sqlite_url
@@ -296,7 +296,7 @@ def test_deletions_of_many_large_carts_hold_up_nobody(
     """Their removal stands still in its first files, all the while."""
     archive.put("one", b"1")
     entries = [entry("one", f"{number // 10}/{number}", b"1") for number in range(MANY)]
-    with site_beside(tmp_path, archive, SMALL=MANY - 1) as site:
+    with site_beside(tmp_path, archive, SMALL_CART_FILES=MANY - 1) as site:
         cartd = site.cartd
         site.stage("kept", LARGE // 3)
         for uid in LARGE_CARTS:
@@ -312,7 +312,7 @@ def test_deletions_of_many_large_carts_hold_up_nobody(
             with ThreadPoolExecutor(len(LARGE_CARTS)) as clients:
                 answers = list(clients.map(cartd.delete, LARGE_CARTS))
             assert {answer.status for answer in answers} == {200}
-            wait_for(lambda: len(site.disk.waiting()) == AT_ONCE)
+            wait_for(lambda: len(site.disk.waiting()) == CONCURRENCY)
             assert {cartd.get(f"/{uid}").status for uid in LARGE_CARTS} == {404}
             assert cartd.request("HEAD", "/kept").status == 204
             site.stage("new")
@@ -320,7 +320,7 @@ def test_deletions_of_many_large_carts_hold_up_nobody(
             assert came + connection.rest() == whole
         left = [path for path in on_the_volume(cartd) if not path.startswith("1/kept/")]
         assert len(left) == len(LARGE_CARTS) * MANY + 1
-        assert len(site.disk.waiting()) == AT_ONCE
+        assert len(site.disk.waiting()) == CONCURRENCY
         site.disk.heal()
         wait_for(lambda: len(on_the_volume(cartd)) == 2)
         site.is_right("new")

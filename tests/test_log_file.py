@@ -19,7 +19,7 @@ EVENT = {"log_time": 1.5, "log_level": LogLevel.info, "log_namespace": "a.b"}
 
 
 def test_each_line_of_many_has_the_form_of_an_event() -> None:
-    text = log_file.as_text({**EVENT, "log_format": "{lines}", "lines": ["one {}", "two"]})
+    text = log_file.format_event({**EVENT, "log_format": "{lines}", "lines": ["one {}", "two"]})
     alone = formatEventAsClassicLogText({**EVENT, "log_format": "{x}", "x": "one {}"})
     assert text is not None and alone is not None
     first, second = text.splitlines(keepends=True)
@@ -29,8 +29,8 @@ def test_each_line_of_many_has_the_form_of_an_event() -> None:
 
 def test_every_other_event_is_as_twisted_writes_it() -> None:
     event = {**EVENT, "log_format": "one\ntwo {x}", "x": 3}
-    assert log_file.as_text(event) == formatEventAsClassicLogText(event)
-    assert log_file.as_text({**EVENT}) is None
+    assert log_file.format_event(event) == formatEventAsClassicLogText(event)
+    assert log_file.format_event({**EVENT}) is None
 
 
 @pytest.mark.parametrize("own", [False, True])

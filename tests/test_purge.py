@@ -14,19 +14,19 @@ from twisted.internet.defer import Deferred
 from cartd.cli.purge import Purge
 from cartd.model import Cart, CartStatus
 from cartd.removal import CannotRemove
-from tests.test_removal import Removing, refusing
+from tests.test_removal import RemovalBench, refusing
 from tests.volume_parts import failure_of, outcome, result_of
 
 BEFORE = 100
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Removing:
-    return Removing(tmp_path)
+def bench(tmp_path: Path) -> RemovalBench:
+    return RemovalBench(tmp_path)
 
 
 def purge_while(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
 ) -> Purge:
     """A purge of what was last used before ``BEFORE``; ``happens`` to a cart once it has begun."""
     begin_eviction = bench.store.begin_eviction
@@ -42,7 +42,7 @@ def purge_while(
 
 
 def test_purge_ignores_an_access_time_that_is_written_late(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
     purge = purge_while(bench, monkeypatch, lambda cart: replace(cart, used=BEFORE - 1))
@@ -52,7 +52,7 @@ def test_purge_ignores_an_access_time_that_is_written_late(
 
 
 def test_a_late_access_time_deletes_no_cart_on_a_failing_disk(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carts = [bench.ready("one"), bench.ready("two")]
     refusing(bench, monkeypatch, errno.EPERM)
@@ -70,7 +70,7 @@ def test_a_late_access_time_deletes_no_cart_on_a_failing_disk(
     ids=["used", "evicted"],
 )
 def test_purge_keeps_carts_used_or_evicted_meanwhile(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
 ) -> None:
     cart = bench.ready()
     purge = purge_while(bench, monkeypatch, happens)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, User
-from cartd.quotas import NO_LIMITS, Crowd, Outstanding, UserLimits
+from cartd.quotas import NO_QUOTA, FairShare, Outstanding, UserQuota
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)
 ADA = Asker.of(User("ada"))
 
 
-def refusal(limits: UserLimits, outstanding: Outstanding, files: int) -> str | None:
+def refusal(limits: UserQuota, outstanding: Outstanding, files: int) -> str | None:
     """The name of the limit that refuses one more cart, if one does."""
     try:
         limits.check(outstanding, files)
@@ -28,14 +28,14 @@ def refusal(limits: UserLimits, outstanding: Outstanding, files: int) -> str | N
     return None
 
 
-@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
-@example(UserLimits(carts=1), 1, 0, 0, 0)
-@example(UserLimits(files=4), 1, 2, 0, 2)
-@example(UserLimits(files=4), 1, 2, 0, 3)
-@example(UserLimits(bytes=8), 1, 1, 8, 1)
-@example(UserLimits(bytes=8), 1, 1, 7, 1)
+@given(st.builds(UserQuota, MAYBE, MAYBE, MAYBE), NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+@example(UserQuota(carts=1), 1, 0, 0, 0)
+@example(UserQuota(files=4), 1, 2, 0, 2)
+@example(UserQuota(files=4), 1, 2, 0, 3)
+@example(UserQuota(bytes=8), 1, 1, 8, 1)
+@example(UserQuota(bytes=8), 1, 1, 7, 1)
 def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
-    limits: UserLimits, carts: int, files: int, size: int, more: int
+    limits: UserQuota, carts: int, files: int, size: int, more: int
 ) -> None:
     over = {
         "auth.max_carts_staging": limits.carts is not None and carts + 1 > limits.carts,
@@ -48,9 +48,9 @@ def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
     assert named is None or over[named]
 
 
-@given(st.builds(UserLimits, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
+@given(st.builds(UserQuota, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
 def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
-    limits: UserLimits, posts: list[int]
+    limits: UserQuota, posts: list[int]
 ) -> None:
     carts = files = 0
     for more in posts:
@@ -62,36 +62,36 @@ def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
 
 def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
     with pytest.raises(TooMany, match=r"^This cart has 5 files and 7 of your others .* than 11 "):
-        UserLimits(files=11).check(Outstanding(2, 7, 0), 5)
+        UserQuota(files=11).check(Outstanding(2, 7, 0), 5)
 
 
 def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
-    limits = UserLimits(carts=1)
-    assert limits.applying_to(ADA) == limits
-    assert limits.applying_to(Asker.of(User("root", admin=True))) == NO_LIMITS
-    assert limits.applying_to(EVERYBODY) == NO_LIMITS
-    assert (bool(limits), bool(NO_LIMITS)) == (True, False)
+    limits = UserQuota(carts=1)
+    assert limits.applicable_to(ADA) == limits
+    assert limits.applicable_to(Asker.of(User("root", admin=True))) == NO_QUOTA
+    assert limits.applicable_to(EVERYBODY) == NO_QUOTA
+    assert (bool(limits), bool(NO_QUOTA)) == (True, False)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["claimed", "coming"])
 def test_without_users_carts_share_evenly(known: bool) -> None:
-    crowd = Crowd()
-    assert crowd.parts(None) == 1
+    fair_share = FairShare()
+    assert fair_share.divisor(None) == 1
     for cart_id in range(1, 6):
         if known:
-            crowd.join(cart_id, None)
-        assert crowd.parts(None, coming=0 if known else cart_id) == cart_id
+            fair_share.add(cart_id, None)
+        assert fair_share.divisor(None, unknown_owners=0 if known else cart_id) == cart_id
 
 
 def test_users_share_evenly_and_then_the_carts_of_each() -> None:
-    crowd = Crowd()
+    fair_share = FairShare()
     numbers = count()
     for owner, carts in {"ada": 100, "bob": 1, "eve": 4}.items():
         for _ in range(carts):
-            crowd.join(next(numbers), owner)
-    assert [crowd.parts(owner) for owner in ("ada", "bob", "eve")] == [300, 3, 12]
+            fair_share.add(next(numbers), owner)
+    assert [fair_share.divisor(owner) for owner in ("ada", "bob", "eve")] == [300, 3, 12]
     # One who comes makes room for themselves, before anybody knows whose the cart is.
-    assert crowd.parts("new", coming=1) == 4
+    assert fair_share.divisor("new", unknown_owners=1) == 4
 
 
 @given(
@@ -103,16 +103,16 @@ def test_users_share_evenly_and_then_the_carts_of_each() -> None:
 def test_what_all_carts_get_is_never_more_than_the_whole(
     steps: list[tuple[bool, int, str | None]],
 ) -> None:
-    crowd, there = Crowd(), dict[int, str | None]()
+    fair_share, there = FairShare(), dict[int, str | None]()
     for joins, cart_id, owner in steps:
         if joins:
-            crowd.join(cart_id, owner)
+            fair_share.add(cart_id, owner)
             there.setdefault(cart_id, owner)
         else:
-            crowd.leave(cart_id)
+            fair_share.remove(cart_id)
             there.pop(cart_id, None)
         carts = Counter(there.values())
-        assert len(crowd) == len(there)
-        assert {owner: crowd.parts(owner) for owner in carts} == {
+        assert len(fair_share) == len(there)
+        assert {owner: fair_share.divisor(owner) for owner in carts} == {
             owner: number * len(carts) for owner, number in carts.items()
         }

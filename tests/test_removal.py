@@ -15,8 +15,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from cartd.holders import Holders
 from cartd.model import EVERYBODY, Cart, CartStatus
-from cartd.pins import Uses
-from cartd.removal import AT_ONCE, PATIENCE, SMALL, CannotRemove, Removal
+from cartd.pins import Pins
+from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
 from cartd.staging.stager import Stager
 from cartd.threads import RunsInThread
@@ -36,18 +36,18 @@ FILES = {"1": b"one", "2": b"two"}
 EMPTY = {"cartuids", "incoming"}
 
 
-class Removing(Bench):
+class RemovalBench(Bench):
     """A bench with a stager and a removal on it."""
 
     def __init__(self, root: Path, threads: RunsInThread | None = None) -> None:
         super().__init__(root, FILES, threads)
-        self.uses = Uses()
+        self.pins = Pins()
         holders = Holders(root / "holders")
         now = self.clock.seconds
         self.stager = Stager(self.store, holders, self.recovery(), InThisThread(), self.clock, now)
         self.stager.start(self.tools(), take_up=False)
         self.removal = Removal(
-            self.store, self.volume, self.uses, self.stager.drop, now, self.clock
+            self.store, self.volume, self.pins, self.stager.drop, now, self.clock
         )
 
     def ready(self, uid: str = "mine") -> Cart:
@@ -61,15 +61,15 @@ class Removing(Bench):
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Removing]:
-    bench = Removing(tmp_path / "volume")
+def bench(tmp_path: Path) -> Iterator[RemovalBench]:
+    bench = RemovalBench(tmp_path / "volume")
     yield bench
     result_of(bench.removal.stop())
     result_of(bench.stager.stop())
     assert not bench.clock.getDelayedCalls()
 
 
-def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
+def test_a_deleted_cart_leaves_nothing_behind(bench: RemovalBench) -> None:
     cart = bench.ready()
     assert result_of(bench.removal.delete(cart)) == cart.volume_bytes
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
@@ -77,7 +77,7 @@ def test_a_deleted_cart_leaves_nothing_behind(bench: Removing) -> None:
     assert bench.store.left == set()
 
 
-def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Removing) -> None:
+def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: RemovalBench) -> None:
     held: Deferred[None] = Deferred()
     bench.archive.holds["GET", "2"] = held
     cart = bench.put()
@@ -89,7 +89,7 @@ def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Remov
     assert bench.left() == set()
 
 
-def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: Removing) -> None:
+def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: RemovalBench) -> None:
     for uid in ("mine", "another", "mine"):
         bench.ready(uid)
     assert result_of(bench.removal.delete_all(EVERYBODY, "mine")) == 2
@@ -99,7 +99,7 @@ def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: Removing) -> None:
 
 def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Path) -> None:
     threads = HeldThreads()
-    bench = Removing(tmp_path / "volume", threads)
+    bench = RemovalBench(tmp_path / "volume", threads)
     threads.let_all_go()
     cart = bench.store.put("mine", {})
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Pat
     result_of(bench.stager.stop())
 
 
-def test_the_newest_of_a_uid_goes_last(bench: Removing) -> None:
+def test_the_newest_of_a_uid_goes_last(bench: RemovalBench) -> None:
     """If the process ends in between, no older cart answers for one that was deleted."""
     carts = [bench.ready() for _ in range(3)]
     order: list[int] = []
@@ -132,7 +132,7 @@ def test_the_newest_of_a_uid_goes_last(bench: Removing) -> None:
 
 
 def test_the_link_of_a_newest_cart_that_goes_leads_to_the_one_that_answers_now(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     first, second, third = (bench.ready() for _ in range(3))
     link = bench.root / "cartuids" / "mine"
@@ -146,7 +146,7 @@ def test_the_link_of_a_newest_cart_that_goes_leads_to_the_one_that_answers_now(
 
 
 def test_a_link_that_was_passed_on_to_a_cart_that_goes_meanwhile_is_taken_back(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     first, second = bench.ready(), bench.ready()
     link = bench.volume.link
@@ -161,11 +161,11 @@ def test_a_link_that_was_passed_on_to_a_cart_that_goes_meanwhile_is_taken_back(
     assert bench.left() == set()
 
 
-def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None:
+def test_what_is_being_sent_stays_until_the_last_has_it(bench: RemovalBench) -> None:
     cart = bench.ready()
     before = bench.left()
-    with bench.uses.pin(cart.id):
-        with bench.uses.pin(cart.id):
+    with bench.pins.pin(cart.id):
+        with bench.pins.pin(cart.id):
             assert result_of(bench.removal.delete(cart)) == 0
             assert bench.store.carts[cart.id].status is CartStatus.DELETED
         result_of(bench.removal.sweep())
@@ -175,22 +175,22 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: Removing) -> None
     assert bench.store.left == set()
 
 
-def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: Removing) -> None:
+def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: RemovalBench) -> None:
     async def broken(cart: Cart) -> bool:
         raise RuntimeError("a fault of ours")
 
     cart = bench.ready()
     bench.volume.remove = broken  # type: ignore[method-assign]
-    with capturedLogs() as events, bench.uses.pin(cart.id):
+    with capturedLogs() as events, bench.pins.pin(cart.id):
         result_of(bench.removal.delete(cart))
     told = [event["log_failure"].value for event in events if "log_failure" in event]
     assert [str(error) for error in told] == ["a fault of ours"]
 
 
-def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> None:
+def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: RemovalBench) -> None:
     cart = bench.ready()
     before = bench.left()
-    with bench.uses.pin(cart.id):
+    with bench.pins.pin(cart.id):
         result_of(bench.removal.delete(cart))
         result_of(bench.removal.stop())
     assert bench.left() == before
@@ -199,7 +199,7 @@ def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: Removing) -> 
 
 
 def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
     heal = refusing(bench, monkeypatch, errno.EIO)
@@ -213,7 +213,7 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(
 
 
 def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     cart = bench.ready()
     bench.volume.stop()
@@ -223,7 +223,7 @@ def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
 
 
 def test_what_somebody_else_has_removed_leaves_no_more(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
     heal = refusing(bench, monkeypatch, errno.EIO)
@@ -235,7 +235,7 @@ def test_what_somebody_else_has_removed_leaves_no_more(
     assert bench.store.left == set()
 
 
-def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: Removing) -> None:
+def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: RemovalBench) -> None:
     cart = bench.ready()
     remove_tree(Beneath(bench.root), bench.root / str(cart.id))
     result_of(bench.store.mark_deleted(cart.id, 0))
@@ -245,7 +245,7 @@ def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: Removing) -
     assert bench.store.left == set()
 
 
-def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: Removing) -> None:
+def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: RemovalBench) -> None:
     bench.ready()
     (bench.root / "99" / "of another database").mkdir(parents=True)
     before = bench.left()
@@ -253,14 +253,16 @@ def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: Removing) -> No
     assert bench.left() == before
 
 
-def test_a_sweep_finishes_what_a_crash_has_left(bench: Removing) -> None:
+def test_a_sweep_finishes_what_a_crash_has_left(bench: RemovalBench) -> None:
     cart = bench.ready()
     result_of(bench.store.mark_deleted(cart.id, 0))
     assert begin(bench.removal.sweep()) == [None]
     assert bench.left() == set()
 
 
-def refusing(bench: Removing, monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], None]:
+def refusing(
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, number: int
+) -> Callable[[], None]:
     """Have the disk refuse to remove a file; until the result is called."""
     unlink = os.unlink
 
@@ -279,7 +281,7 @@ REFUSALS = (errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES, errno.EDQUOT, err
 
 @pytest.mark.parametrize("number", REFUSALS, ids=os.strerror)
 def test_a_cart_whose_first_file_cannot_be_removed_is_not_evicted(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch, number: int
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     cart = bench.ready()
     before = bench.left()
@@ -295,23 +297,23 @@ def test_a_cart_whose_first_file_cannot_be_removed_is_not_evicted(
     assert bench.store.left == set()
 
 
-def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: Removing) -> None:
+def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: RemovalBench) -> None:
     seen = bench.ready()
     bench.store.carts[seen.id] = replace(seen, used=seen.used + 1)
     before = bench.left()
     assert result_of(bench.removal.evict(seen)) == 0
-    with bench.uses.pin(seen.id):
+    with bench.pins.pin(seen.id):
         assert result_of(bench.removal.evict(bench.store.carts[seen.id])) == 0
     assert bench.store.carts[seen.id].evicting is None
     assert bench.left() == before
 
 
-def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: Removing) -> None:
+def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: RemovalBench) -> None:
     cart = bench.ready()
     begin_eviction = bench.store.begin_eviction
 
     async def noted(seen: Cart, token: str) -> bool:
-        pins.enter_context(bench.uses.pin(cart.id))
+        pins.enter_context(bench.pins.pin(cart.id))
         return await begin_eviction(seen, token)
 
     bench.store.begin_eviction = noted  # type: ignore[method-assign]
@@ -320,7 +322,7 @@ def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: Removing) -
     assert bench.store.carts[cart.id] == cart
 
 
-def test_nothing_is_evicted_while_the_service_stops(bench: Removing) -> None:
+def test_nothing_is_evicted_while_the_service_stops(bench: RemovalBench) -> None:
     """Whoever needs room would take the next cart, and the next, as none makes any."""
     carts = [bench.ready(uid) for uid in ("a", "b")]
     before = bench.left()
@@ -333,7 +335,7 @@ def test_nothing_is_evicted_while_the_service_stops(bench: Removing) -> None:
 
 
 def test_a_stop_in_the_middle_of_an_eviction_ends_it_for_who_needs_the_room(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     cart = bench.ready()
     mark_deleted = bench.store.mark_deleted
@@ -348,7 +350,7 @@ def test_a_stop_in_the_middle_of_an_eviction_ends_it_for_who_needs_the_room(
     assert bench.store.left == {cart.id}
 
 
-def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: Removing) -> None:
+def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: RemovalBench) -> None:
     """Clients would be kept from the cart until the next sweep."""
     cart = bench.ready()
     looked: Deferred[None] = Deferred()
@@ -368,7 +370,7 @@ def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: Removing)
 
 
 def test_an_eviction_that_was_given_up_meanwhile_is_not_finished_by_a_sweep(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     first, second = (bench.ready(uid) for uid in ("a", "b"))
     for cart in (first, second):
@@ -386,20 +388,20 @@ def test_an_eviction_that_was_given_up_meanwhile_is_not_finished_by_a_sweep(
 
 
 def test_a_download_that_waits_for_an_eviction_that_a_crash_cut_short_does_not_undo_it(
-    bench: Removing,
+    bench: RemovalBench,
 ) -> None:
     """The cart would be served without the file that has gone."""
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
     assert result_of(bench.volume.remove_first(cart))
-    with bench.uses.pin(cart.id):
+    with bench.pins.pin(cart.id):
         result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2], ids=lambda number: f"{number} files removed")
 def test_an_eviction_that_a_crash_cuts_short_is_finished_by_a_sweep(
-    bench: Removing, removed: int
+    bench: RemovalBench, removed: int
 ) -> None:
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
@@ -412,7 +414,7 @@ def test_an_eviction_that_a_crash_cuts_short_is_finished_by_a_sweep(
 
 
 def test_an_eviction_that_was_cut_short_on_a_disk_that_refuses_leaves_the_cart_ready(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
     result_of(bench.store.begin_eviction(cart, "of a process that died"))
@@ -424,7 +426,7 @@ def test_an_eviction_that_was_cut_short_on_a_disk_that_refuses_leaves_the_cart_r
 
 
 def test_what_the_disk_will_not_let_go_of_is_tried_ever_less_often_and_told_of_once(
-    bench: Removing, monkeypatch: pytest.MonkeyPatch
+    bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carts = [bench.ready(f"cart-{number}") for number in range(8)]
     heal = refusing(bench, monkeypatch, errno.EROFS)
@@ -461,8 +463,8 @@ def test_what_the_disk_will_not_let_go_of_is_tried_ever_less_often_and_told_of_o
 
 def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -> None:
     threads = HeldThreads()
-    bench = Removing(tmp_path / "volume", threads)
-    cart = bench.store.put("mine", dict.fromkeys(map(str, range(SMALL + 1)), b""))
+    bench = RemovalBench(tmp_path / "volume", threads)
+    cart = bench.store.put("mine", dict.fromkeys(map(str, range(SMALL_CART_FILES + 1)), b""))
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
     threads.let_all_go()
     assert begin(bench.removal.delete_all(EVERYBODY, "mine")) == [1]
@@ -476,12 +478,12 @@ def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -
 
 def test_a_client_waits_for_the_removal_of_a_small_cart_only_for_a_while(tmp_path: Path) -> None:
     threads = HeldThreads()
-    bench = Removing(tmp_path / "volume", threads)
+    bench = RemovalBench(tmp_path / "volume", threads)
     cart = bench.store.put("mine", {})
     threads.let_all_go()
     deleting = begin(bench.removal.delete(cart))
     assert deleting == []
-    bench.clock.advance(PATIENCE)
+    bench.clock.advance(CLIENT_WAIT)
     assert deleting == [0]
     assert bench.store.left == {cart.id}
     threads.let_all_go()
@@ -493,14 +495,14 @@ def test_of_many_deleted_carts_a_few_are_removed_at_once_and_the_store_knows_the
     tmp_path: Path,
 ) -> None:
     threads = HeldThreads()
-    bench = Removing(tmp_path / "volume", threads)
-    carts = [bench.store.put(f"cart-{number}", {}) for number in range(10 * AT_ONCE)]
+    bench = RemovalBench(tmp_path / "volume", threads)
+    carts = [bench.store.put(f"cart-{number}", {}) for number in range(10 * CONCURRENCY)]
     threads.let_all_go()
     for cart in carts:
         begin(bench.removal.delete(cart))
-        assert len(threads.held) <= 2 * AT_ONCE
+        assert len(threads.held) <= 2 * CONCURRENCY
     assert len(bench.store.left) == len(carts)
-    settled = begin(bench.removal.settled())
+    settled = begin(bench.removal.wait_until_idle())
     threads.let_all_go()
     assert settled == [None]
     assert bench.store.left == set()
@@ -509,8 +511,8 @@ def test_of_many_deleted_carts_a_few_are_removed_at_once_and_the_store_knows_the
 
 def test_a_stop_ends_removals_that_nobody_waits_for(tmp_path: Path) -> None:
     threads = HeldThreads()
-    bench = Removing(tmp_path / "volume", threads)
-    carts = [bench.store.put(f"cart-{number}", {}) for number in range(3 * AT_ONCE)]
+    bench = RemovalBench(tmp_path / "volume", threads)
+    carts = [bench.store.put(f"cart-{number}", {}) for number in range(3 * CONCURRENCY)]
     threads.let_all_go()
     for cart in carts:
         begin(bench.removal.delete(cart))
@@ -520,5 +522,5 @@ def test_a_stop_ends_removals_that_nobody_waits_for(tmp_path: Path) -> None:
     threads.let_all_go()
     assert stopped == [None]
     assert bench.store.left
-    result_of(bench.removal.settled())
+    result_of(bench.removal.wait_until_idle())
     result_of(bench.stager.stop())

@@ -71,7 +71,7 @@ class Lacking:
 
 
 class TarIndexCache:
-    def forget(self, _: int) -> None:
+    def invalidate(self, _: int) -> None:
         pass
 
 

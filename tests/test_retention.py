@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from cartd.model import Cart, CartStatus
-from cartd.retention import PAUSE, Retention
+from cartd.retention import BATCH_PAUSE, Retention
 from cartd.store import Store, retention
 from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
 from tests.cartd_beside import assert_no_surprise
@@ -90,7 +90,7 @@ async def test_rows_go_in_batches_between_which_others_write(
         assert seen[-1] - left <= 10
         seen.append(left)
         batches += 1
-        clock.advance(PAUSE)
+        clock.advance(BATCH_PAUSE)
     await forgetting
     assert seen[-1] == 0
     assert batches >= 8
@@ -146,8 +146,8 @@ def test_the_service_forgets_and_goes_on_with_it_after_a_kill(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     soon = {
-        "cartd.service.RETENTION_LOOK": 0.1,
-        "cartd.retention.PAUSE": 0.05,
+        "cartd.service.RETENTION_INTERVAL": 0.1,
+        "cartd.retention.BATCH_PAUSE": 0.05,
         "cartd.store.retention.FILES_AT_ONCE": 10,
     }
     ini = "[cartd]\nretention = 0.00001\nlru_interval = 0.1\n"

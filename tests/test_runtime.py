@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.runtime import ARENAS, SWITCH_INTERVAL
+from cartd.runtime import MAX_ARENAS, SWITCH_INTERVAL
 
 # In a process of its own: what is set holds for a whole process.
 BUILD = """
@@ -62,4 +62,4 @@ def test_threads_share_few_heaps(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert 1 <= ran.stderr.count("Arena ") <= ARENAS
+    assert 1 <= ran.stderr.count("Arena ") <= MAX_ARENAS

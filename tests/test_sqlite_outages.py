@@ -23,7 +23,7 @@ SOON = {
     "cartd.store.engines.BUSY_TIMEOUT": 0.3,
     "cartd.staging.stager.TAKE_UP_EVERY": 0.5,
     # Every download has a use to tell.
-    "cartd.downloads.USE_TOLD_AFTER": -1.0,
+    "cartd.downloads.TOUCH_INTERVAL": -1.0,
 }
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from cartd.errors import TooMany
 from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
-from cartd.quotas import UserLimits
+from cartd.quotas import UserQuota
 from cartd.store import Store, askers, leases, lookups, removals
 from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest
@@ -144,7 +144,7 @@ class TestShares:
     async def test_what_counts_are_a_users_own_carts_that_are_unfinished(
         self, store: Store
     ) -> None:
-        limits = UserLimits(carts=2)
+        limits = UserQuota(carts=2)
         for asker in (BOB, BOB, ROOT, EVERYBODY):
             await posted(store, asker, mark=str(await store.active()))
         ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
@@ -162,7 +162,7 @@ class TestShares:
 
     @pytest_twisted.ensureDeferred
     async def test_files_count_until_they_are_staged(self, store: Store) -> None:
-        limits = UserLimits(files=5)
+        limits = UserQuota(files=5)
         cart = await posted(store, ADA, files=3, limits=limits)
         assert await refused(store, ADA, files=3, limits=limits) == "auth.max_files"
         await store.claim(cart.id, "me", now=10, until=100)
@@ -174,7 +174,7 @@ class TestShares:
     async def test_bytes_count_from_when_the_archive_has_told_them_until_they_are_staged(
         self, store: Store
     ) -> None:
-        limits = UserLimits(bytes=100)
+        limits = UserQuota(bytes=100)
         cart = await posted(store, ADA, limits=limits)
         await posted(store, ADA, "unknown", limits=limits)
         await store.claim(cart.id, "me", now=10, until=100)
@@ -188,7 +188,7 @@ class TestShares:
     @pytest_twisted.ensureDeferred
     async def test_the_same_cart_again_is_never_too_many(self, store: Store) -> None:
         cart = await posted(store, ADA)
-        assert await is_posted_again(cart, post(store, ADA, limits=UserLimits(carts=1, files=1)))
+        assert await is_posted_again(cart, post(store, ADA, limits=UserQuota(carts=1, files=1)))
 
     @pytest_twisted.ensureDeferred
     async def test_of_many_posts_at_once_to_two_services_no_more_get_in_than_may(
@@ -198,9 +198,7 @@ class TestShares:
 
         async def attempt(number: int) -> bool:
             try:
-                await post(
-                    (store, other)[number % 2], ADA, f"u{number}", limits=UserLimits(carts=3)
-                )
+                await post((store, other)[number % 2], ADA, f"u{number}", limits=UserQuota(carts=3))
             except TooMany:
                 return False
             return True

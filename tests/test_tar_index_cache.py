@@ -14,7 +14,7 @@ from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import Bundle, facts_of
-from cartd.tar_index_cache import PAGE, TarIndexCache
+from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.threads import RunsInThread
 from tests.built_tars import Member, columns, index_of
 from tests.volume_parts import (
@@ -26,7 +26,9 @@ from tests.volume_parts import (
     result_of,
 )
 
-MEMBERS = [Member(f"d{n // 7}/f{n}", n, 2 * n, "md5", f"{n:032x}") for n in range(2 * PAGE + 3)]
+MEMBERS = [
+    Member(f"d{n // 7}/f{n}", n, 2 * n, "md5", f"{n:032x}") for n in range(2 * PAGE_SIZE + 3)
+]
 CART = Cart(7, "mine", CartStatus.READY, 5.5, 0, 0, files_total=len(MEMBERS))
 OTHER = replace(CART, id=8)
 
@@ -44,71 +46,71 @@ class MembersInMemory(Store):
         return columns(self._members[positions.start : positions.stop])
 
 
-def plans_of(members: list[Member], threads: RunsInThread) -> tuple[TarIndexCache, MembersInMemory]:
+def cache_of(members: list[Member], threads: RunsInThread) -> tuple[TarIndexCache, MembersInMemory]:
     store = MembersInMemory(members)
     return TarIndexCache(store, threads), store
 
 
 def test_a_plan_of_many_pages_is_that_of_all_members() -> None:
-    plans, _ = plans_of(MEMBERS, InThisThread())
-    plan = result_of(plans.build(CART))
-    assert plan == index_of(MEMBERS, page=PAGE)
+    tar_indexes, _ = cache_of(MEMBERS, InThisThread())
+    index = result_of(tar_indexes.build(CART))
+    assert index == index_of(MEMBERS, page=PAGE_SIZE)
 
 
 def test_a_plan_is_kept_until_it_is_to_be_forgotten() -> None:
-    plans, store = plans_of(MEMBERS, InThisThread())
-    plan = result_of(plans.of_ready(CART))
-    assert result_of(plans.of_ready(CART)) is plan
+    tar_indexes, store = cache_of(MEMBERS, InThisThread())
+    index = result_of(tar_indexes.get(CART))
+    assert result_of(tar_indexes.get(CART)) is index
     assert store.asked == 3
     for top in ("top", "pot", "ä"):
-        assert result_of(plans.below(CART, top)).index is plan
+        assert result_of(tar_indexes.tar_below(CART, top)).index is index
     assert store.asked == 3
-    plans.forget(CART.id)
-    assert result_of(plans.of_ready(CART)) is not plan
+    tar_indexes.invalidate(CART.id)
+    assert result_of(tar_indexes.get(CART)) is not index
 
 
 def test_there_is_no_plan_of_a_cart_with_a_file_of_unknown_size() -> None:
-    plans, _ = plans_of(MEMBERS[:-1], InThisThread())
+    tar_indexes, _ = cache_of(MEMBERS[:-1], InThisThread())
     with pytest.raises(VolumeDamaged):
-        result_of(plans.build(CART))
+        result_of(tar_indexes.build(CART))
 
 
 def test_who_asks_while_a_plan_is_built_waits_for_the_same_and_may_leave() -> None:
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
-    asking = [Deferred.fromCoroutine(plans.of_ready(CART)) for _ in range(4)]
+    tar_indexes, store = cache_of(MEMBERS, threads)
+    asking = [Deferred.fromCoroutine(tar_indexes.get(CART)) for _ in range(4)]
     got = [outcome(one) for one in asking]
     asking[0].cancel()
     asking[2].cancel()
     threads.let_all_go()
     assert store.asked == 3
     assert [type(failure_of(got[number])) for number in (0, 2)] == [CancelledError] * 2
-    plan = index_of(MEMBERS, page=PAGE)
-    assert got[1] == got[3] == [plan]
-    assert result_of(plans.of_ready(CART)) is got[1][0]
+    index = index_of(MEMBERS, page=PAGE_SIZE)
+    assert got[1] == got[3] == [index]
+    assert result_of(tar_indexes.get(CART)) is got[1][0]
 
 
 def test_a_plan_that_nobody_waits_for_is_built_no_further_and_the_next_begins_anew() -> None:
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
-    asking = [Deferred.fromCoroutine(plans.of_ready(CART)) for _ in range(2)]
+    tar_indexes, store = cache_of(MEMBERS, threads)
+    asking = [Deferred.fromCoroutine(tar_indexes.get(CART)) for _ in range(2)]
     left = [outcome(one) for one in asking]
     for one in asking:
         one.cancel()
     threads.let_all_go()
     assert (store.asked, len(left[0]), len(left[1])) == (2, 1, 1)
-    again = begin(plans.of_ready(CART))
+    again = begin(tar_indexes.get(CART))
     threads.let_all_go()
-    assert again == [index_of(MEMBERS, page=PAGE)]
+    assert again == [index_of(MEMBERS, page=PAGE_SIZE)]
 
 
 def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next() -> None:
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS[:-1], threads)
-    failed = [begin(plans.of_ready(CART)) for _ in range(2)]
+    tar_indexes, store = cache_of(MEMBERS[:-1], threads)
+    failed = [begin(tar_indexes.get(CART)) for _ in range(2)]
     threads.let_all_go()
     assert [type(failure_of(one)) for one in failed] == [VolumeDamaged] * 2
-    again = begin(plans.of_ready(CART))
+    again = begin(tar_indexes.get(CART))
     threads.let_all_go()
     assert isinstance(failure_of(again), VolumeDamaged)
     assert store.asked == 6
@@ -116,30 +118,30 @@ def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next()
 
 def test_what_is_forgotten_while_it_is_built_is_not_kept() -> None:
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
-    old = begin(plans.of_ready(CART))
-    plans.forget(CART.id)
-    new = begin(plans.of_ready(CART))
+    tar_indexes, store = cache_of(MEMBERS, threads)
+    old = begin(tar_indexes.get(CART))
+    tar_indexes.invalidate(CART.id)
+    new = begin(tar_indexes.get(CART))
     threads.let_all_go()
     assert len(old) == len(new) == 1
     assert store.asked == 6
-    assert result_of(plans.of_ready(CART)) is new[0]
+    assert result_of(tar_indexes.get(CART)) is new[0]
 
 
-@pytest.mark.parametrize("place", [0, PAGE, 2 * PAGE])
+@pytest.mark.parametrize("place", [0, PAGE_SIZE, 2 * PAGE_SIZE])
 def test_a_bad_path_is_told_of_from_any_page(place: int) -> None:
     members = list(MEMBERS)
     members[place] = members[place]._replace(path="../outside")
-    plans, _ = plans_of(members, InThisThread())
+    tar_indexes, _ = cache_of(members, InThisThread())
     with pytest.raises(ValueError, match="outside"):
-        result_of(plans.build(CART))
+        result_of(tar_indexes.build(CART))
 
 
 def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> None:
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
+    tar_indexes, store = cache_of(MEMBERS, threads)
     built: list[TarIndex] = []
-    Deferred.fromCoroutine(plans.build(CART)).addCallback(built.append)
+    Deferred.fromCoroutine(tar_indexes.build(CART)).addCallback(built.append)
     assert (store.asked, len(threads.held)) == (2, 1)
     threads.let_one_go()
     assert (store.asked, len(threads.held)) == (3, 1)
@@ -147,19 +149,19 @@ def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> N
     for _ in ("the last page", "the index"):
         assert (len(threads.held), built) == (1, [])
         threads.let_one_go()
-    assert built == [index_of(MEMBERS, page=PAGE)]
+    assert built == [index_of(MEMBERS, page=PAGE_SIZE)]
 
 
 NAMES = [letter * length for letter in "ax\u00e4" for length in range(1, 120)]
 
 
 def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_index_cache, "MOST_SHIFTS_KEPT", 3)
+    monkeypatch.setattr(tar_index_cache, "MAX_SHIFTS_PER_INDEX", 3)
     long = Member("l" * 90 + "/" + "m" * 90, 1, 1, "md5", "00")
     for members in (MEMBERS, [long, *MEMBERS[1:]]):
-        plans, store = plans_of(members, InThisThread())
+        tar_indexes, store = cache_of(members, InThisThread())
         for name in NAMES + NAMES:
-            bundle = result_of(plans.below(CART, name))
+            bundle = result_of(tar_indexes.tar_below(CART, name))
             assert bundle == Bundle(name, bundle.index, bundle.index.shift(name))
         assert store.asked == 3
 
@@ -167,53 +169,53 @@ def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_index_is_kept_however_large_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 1000)
-    plans, store = plans_of(MEMBERS, InThisThread())
+    monkeypatch.setattr(tar_index_cache, "MAX_BYTES", 1000)
+    tar_indexes, store = cache_of(MEMBERS, InThisThread())
     for cart, asked in ((CART, 3), (CART, 3), (OTHER, 6), (OTHER, 6), (CART, 9)):
-        result_of(plans.of_ready(cart))
+        result_of(tar_indexes.get(cart))
         assert store.asked == asked
 
 
 def test_indexes_are_kept_as_long_as_their_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = index_of(MEMBERS).weight
     assert weight > sum(len(member.path) for member in MEMBERS)
-    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 2 * weight + 10_000)
-    plans, store = plans_of(MEMBERS, InThisThread())
+    monkeypatch.setattr(tar_index_cache, "MAX_BYTES", 2 * weight + 10_000)
+    tar_indexes, store = cache_of(MEMBERS, InThisThread())
     for cart in (CART, OTHER, CART, OTHER):
-        result_of(plans.of_ready(cart))
+        result_of(tar_indexes.get(cart))
     assert store.asked == 6
 
 
 def test_an_index_that_a_download_holds_is_not_built_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tar_index_cache, "MOST_BYTES_KEPT", 1000)
-    plans, store = plans_of(MEMBERS, InThisThread())
-    held = result_of(plans.below(CART, "top"))
-    result_of(plans.of_ready(OTHER))
-    assert result_of(plans.below(CART, "other")).index is held.index
+    monkeypatch.setattr(tar_index_cache, "MAX_BYTES", 1000)
+    tar_indexes, store = cache_of(MEMBERS, InThisThread())
+    held = result_of(tar_indexes.tar_below(CART, "top"))
+    result_of(tar_indexes.get(OTHER))
+    assert result_of(tar_indexes.tar_below(CART, "other")).index is held.index
     assert store.asked == 6
 
 
 def test_a_cart_that_another_process_has_staged_anew_gets_a_new_index() -> None:
-    plans, store = plans_of(MEMBERS, InThisThread())
-    index = result_of(plans.of_ready(CART))
+    tar_indexes, store = cache_of(MEMBERS, InThisThread())
+    index = result_of(tar_indexes.get(CART))
     same = replace(CART, tar=facts_of(index, 1.0))
-    assert result_of(plans.of_ready(same)) is index
+    assert result_of(tar_indexes.get(same)) is index
     other = replace(CART, tar=facts_of(index_of(MEMBERS[1:]), 1.0))
-    assert result_of(plans.of_ready(other)) is not index
+    assert result_of(tar_indexes.get(other)) is not index
     assert store.asked == 6
 
 
 def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tar_index_cache, "LARGE", len(MEMBERS))
+    monkeypatch.setattr(tar_index_cache, "LARGE_CART_FILES", len(MEMBERS))
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
-    first, second = begin(plans.of_ready(CART)), begin(plans.of_ready(OTHER))
+    tar_indexes, store = cache_of(MEMBERS, threads)
+    first, second = begin(tar_indexes.get(CART)), begin(tar_indexes.get(OTHER))
     assert store.asked == 2
-    begin(plans.build(replace(OTHER, files_total=1)))
+    begin(tar_indexes.build(replace(OTHER, files_total=1)))
     assert store.asked == 3
     threads.let_all_go()
     assert store.asked == 3 + 1 + 3
@@ -223,16 +225,16 @@ def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_th
 def test_who_leaves_while_another_index_is_built_leaves_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tar_index_cache, "LARGE", len(MEMBERS))
+    monkeypatch.setattr(tar_index_cache, "LARGE_CART_FILES", len(MEMBERS))
     threads = HeldThreads()
-    plans, store = plans_of(MEMBERS, threads)
-    first = begin(plans.of_ready(CART))
-    waiting = Deferred.fromCoroutine(plans.of_ready(OTHER))
+    tar_indexes, store = cache_of(MEMBERS, threads)
+    first = begin(tar_indexes.get(CART))
+    waiting = Deferred.fromCoroutine(tar_indexes.get(OTHER))
     left = outcome(waiting)
     waiting.cancel()
     assert isinstance(failure_of(left), CancelledError)
     threads.let_all_go()
     assert (len(first), store.asked) == (1, 3)
-    again = begin(plans.of_ready(OTHER))
+    again = begin(tar_indexes.get(OTHER))
     threads.let_all_go()
     assert len(again) == 1

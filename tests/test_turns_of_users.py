@@ -13,7 +13,7 @@ from twisted.internet.task import Clock, deferLater
 from cartd.concurrency import FEW, Turns, for_each
 from cartd.holders import Holders
 from cartd.model import Cart
-from cartd.quotas import Crowd
+from cartd.quotas import FairShare
 from cartd.staging.retrieval import WINDOW
 from cartd.staging.stager import Stager
 from tests.staging_parts import Bench
@@ -28,7 +28,7 @@ class Day:
     def __init__(self) -> None:
         self.clock = Clock()
         self.turns = Turns(lambda: PLACES, self.clock)
-        self.crowd = Crowd()
+        self.fair_share = FairShare()
         self.fetched: list[str] = []
         """By whom each file was posted, in the order in which they came."""
         self.staged: list[tuple[int, str]] = []
@@ -49,9 +49,9 @@ class Day:
                 await deferLater(self.clock, 1.0)
             self.fetched.append(owner)
 
-        self.crowd.join(cart_id, owner)
-        await for_each(numbers(), fetch, lambda: max(WINDOW // self.crowd.parts(owner), 2))
-        self.crowd.leave(cart_id)
+        self.fair_share.add(cart_id, owner)
+        await for_each(numbers(), fetch, lambda: max(WINDOW // self.fair_share.divisor(owner), 2))
+        self.fair_share.remove(cart_id)
         self.staged.append((cart_id, owner))
 
     def until(self, files: int) -> None:

@@ -27,9 +27,9 @@ from cartd.cli.fixit import Fixit
 from cartd.cli.purge import Purge
 from cartd.cli.token import add_actions, token
 from cartd.cli.verify import Verify
-from cartd.clocks import run_steadily
+from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
-from cartd.downloads import USE_TOLD_AFTER
+from cartd.downloads import TOUCH_INTERVAL
 from cartd.errors import CartdError, ConfigError, for_administrators
 from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
@@ -290,7 +290,7 @@ def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -
     _wait(config)
     # What the service has sent lately is known here only when it writes that down.  What it is
     # sending now is locked; where there are no locks, nothing but this keeps it from being evicted.
-    unseen = USE_TOLD_AFTER + 2 * config.lru_interval
+    unseen = TOUCH_INTERVAL + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
     _check_schema(config)
     volume_number = belong(config.database_url, config.volume_path)
@@ -298,10 +298,10 @@ def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -
     outcome: list[int | CartdError] = []
 
     async def run(reactor: Any) -> None:
-        run_steadily(reactor)
+        use_monotonic_clock(reactor)
         services = Services(config, reactor, volume_number, warn=_warn)
         try:
-            services.start(take_up=False)
+            services.start(resume=False)
             outcome.append(await work(services))
         except CartdError as error:
             outcome.append(error)

@@ -34,7 +34,7 @@ class Purge:
         try:
             await self._delete_all()
         finally:
-            await self._removal.settled()
+            await self._removal.wait_until_idle()
 
     async def _delete_all(self) -> None:
         refused = 0

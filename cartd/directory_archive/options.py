@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from cartd.config import parsers
-from cartd.pidfile import write_no_pidfile
+from cartd.pidfile import disable_pidfile
 
 
 class Options(usage.Options):
@@ -58,7 +58,7 @@ class Options(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd-archive: {error}") from None
-        write_no_pidfile(getattr(self, "parent", None))
+        disable_pidfile(getattr(self, "parent", None))
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:

@@ -11,7 +11,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 
-from cartd.clocks import run_steadily
+from cartd.clocks import use_monotonic_clock
 from cartd.directory_archive.faults import FaultInjector
 from cartd.directory_archive.files import Directory
 from cartd.directory_archive.options import Options
@@ -85,5 +85,5 @@ def makeService(
     """What twistd calls; a test passes its own reactor and clock."""
     if reactor is None:
         from twisted.internet import reactor  # twistd has installed its choice by now
-    run_steadily(reactor)
+    use_monotonic_clock(reactor)
     return DirectoryArchive(options, reactor, reactor if clock is None else clock)

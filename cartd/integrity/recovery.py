@@ -36,7 +36,7 @@ class Recovery:
         self,
         store: Store,
         volume: Volume,
-        plans: TarIndexCache,
+        tar_indexes: TarIndexCache,
         clock: IReactorTime,
         now: Callable[[], float],
         page_cache: Callable[[], str | None] = lambda: None,
@@ -45,7 +45,7 @@ class Recovery:
         self._page_cache = page_cache
         self._store = store
         self._volume = volume
-        self._plans = plans
+        self._tar_indexes = tar_indexes
         self._clock = clock
         self._now = now
         self._recovered = False
@@ -102,7 +102,7 @@ class Recovery:
                 await self._store.record_synced(rows)
                 continue
             number = await self._store.doubt(cart_id, rows, now=self._now())
-            self._plans.forget(cart_id)
+            self._tar_indexes.invalidate(cart_id)
             log.warn(
                 "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",
                 id=cart_id,

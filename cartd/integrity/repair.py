@@ -31,14 +31,14 @@ class Repair:
         self,
         store: Store,
         volume: Volume,
-        plans: TarIndexCache,
+        tar_indexes: TarIndexCache,
         *,
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
         self._store = store
         self._volume = volume
-        self._plans = plans
+        self._tar_indexes = tar_indexes
         self._stage = stage
         self._now = now
         self._given_back: dict[int, list[float]] = {}
@@ -132,7 +132,7 @@ class Repair:
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
             return  # another download found it out, or it is its deletion that was found out
         lost = await self.lost(current, frozenset(damaged), unreadable)
-        self._plans.forget(cart.id)
+        self._tar_indexes.invalidate(cart.id)
         # A bundle of no files has none to lose, and yet may be damaged.
         whole = not lost and (not current.bundle or await self._has_its_tar(current))
         if current.status == CartStatus.READY and whole:

@@ -68,7 +68,7 @@ class AccessLog:
             f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
             f" {length.decode('ascii')} {seconds:.3f}"
         )
-        if self._closed or not log_file.takes_many():
+        if self._closed or not log_file.supports_multiline():
             log.info("{line}", line=line)
             return
         self._lines.append(line)

@@ -26,7 +26,7 @@ from cartd.integrity.missing import lose_unreadable
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
-from cartd.quotas import Crowd
+from cartd.quotas import FairShare
 from cartd.shield import at_most
 from cartd.staging.patience import FileFailed
 from cartd.staging.staging import Staging
@@ -84,7 +84,7 @@ class Stager:
         self._takes_up = False
         self._running: dict[int, Deferred[None]] = {}
         self._stagings: dict[int, Staging] = {}
-        self._crowd = Crowd()
+        self._fair_share = FairShare()
         self._silence = Silence(LEASE)
         self._dead: set[str] = set()
         self._rests: Rests[int] = Rests(TAKE_UP_EVERY)
@@ -131,7 +131,7 @@ class Stager:
 
     def parts(self, owner: str | None) -> int:
         """Into how many parts these carts cut what they share, for one of ``owner``."""
-        return self._crowd.parts(owner, coming=self.count() - len(self._crowd))
+        return self._fair_share.divisor(owner, unknown_owners=self.count() - len(self._fair_share))
 
     def begin(self, cart_id: int, *, resumed: bool = True) -> None:
         """Stage the cart, unless that is under way; the store tells how it ends.
@@ -158,7 +158,7 @@ class Stager:
     def _ended(self, result: Any, cart_id: int) -> None:
         self._running.pop(cart_id, None)
         self._stagings.pop(cart_id, None)
-        self._crowd.leave(cart_id)
+        self._fair_share.remove(cart_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
             log.failure("Staging cart {id} ended unexpectedly", result, id=cart_id)
 
@@ -206,7 +206,7 @@ class Stager:
     async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
         staging = Staging(tools, cart, self._holders.name, resumed=resumed)
         self._stagings[cart.id] = staging
-        self._crowd.join(cart.id, cart.owner)
+        self._fair_share.add(cart.id, cart.owner)
         await staging.run()
 
     async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:

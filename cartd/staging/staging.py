@@ -174,7 +174,7 @@ class Staging:
         """Have room promised for all that can be had; a cart that lacks some gets no bundle."""
         volume_bytes = bytes_total
         if self._cart.bundle and not self._failures:
-            index = await self._tools.plans.build(self._cart)
+            index = await self._tools.tar_indexes.build(self._cart)
             volume_bytes += index.lengths.length(self._cart.uid)
         await self._tools.reserve(
             self._cart, self._holder, bytes_total=bytes_total, volume_bytes=volume_bytes
@@ -213,8 +213,8 @@ class Staging:
 
     async def _lay_out(self) -> TarFacts:
         """Lay out its tar, now that all is known; the first download finds the index there."""
-        index = await self._tools.plans.build(self._cart)
-        self._tools.plans.keep(self._cart.id, index)
+        index = await self._tools.tar_indexes.build(self._cart)
+        self._tools.tar_indexes.put(self._cart.id, index)
         return facts_of(index, self._tools.now())
 
     async def _bundle(self) -> int:
@@ -223,7 +223,7 @@ class Staging:
         if self.tar_bytes is None:
             tar = await self._lay_out()
             await self._tools.store.begin_bundling(cart.id, self._holder, now, tar)
-            bundle = await self._tools.plans.below(replace(cart, tar=tar), cart.uid)
+            bundle = await self._tools.tar_indexes.tar_below(replace(cart, tar=tar), cart.uid)
             length = bundle.length
             reader = TreeReader(volume.tree(cart), bundle.segments(0, length), root=volume.root)
             await volume.write_tar(cart, reader, length)

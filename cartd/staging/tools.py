@@ -35,7 +35,7 @@ class Tools:
     volume: Volume
     archive: Archive
     reserve: Reserves
-    plans: TarIndexCache
+    tar_indexes: TarIndexCache
     outage: Outage
     tolerance: Tolerance
     patience: Patience

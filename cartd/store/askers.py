@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import bindparam, case, func, select
 
 from cartd.model import Asker, Cart
-from cartd.quotas import Outstanding, UserLimits
+from cartd.quotas import Outstanding, UserQuota
 from cartd.store.database import Database, Transaction
 from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, UNFINISHED, cart_of
@@ -72,7 +72,7 @@ async def newest_in(transaction: Transaction, asker: Asker, uid: str) -> Cart | 
     return cart_of(rows[0]) if rows else None
 
 
-async def check_share(transaction: Transaction, owner: str, limits: UserLimits, files: int) -> None:
+async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, files: int) -> None:
     """Make sure that one more cart, of so many files, is within what ``owner`` may have.
 
     So it is until the transaction ends: of several posts of one user, in whatever process, each

@@ -12,8 +12,8 @@ from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.quotas import NO_LIMITS, UserLimits
-from cartd.store.askers import check_share, newest_in
+from cartd.quotas import NO_QUOTA, UserQuota
+from cartd.store.askers import check_quota, newest_in
 from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.gathering import gathered
@@ -114,7 +114,7 @@ class Carts:
         bundle: bool,
         now: float,
         asker: Asker = EVERYBODY,
-        limits: UserLimits = NO_LIMITS,
+        limits: UserQuota = NO_QUOTA,
         refusal: CartdError | None = None,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
@@ -140,7 +140,7 @@ class Carts:
             if refusal is not None:
                 raise refusal
             if limits and asker.owner is not None:
-                await check_share(transaction, asker.owner, limits, len(manifest.entries))
+                await check_quota(transaction, asker.owner, limits, len(manifest.entries))
             posted = await _insert_cart(transaction, uid, manifest, bundle, now, asker.owner)
             rows = _file_rows(posted.id, manifest.entries)
             for batch in batches(rows, BATCH):

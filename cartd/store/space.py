@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import String, case, cast, func, select, union_all
 
-from cartd.eviction import Candidate, Share
+from cartd.eviction import Candidate, SharedBytes
 from cartd.store.database import Database, Transaction
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
 from cartd.store.tables import cart, file
@@ -70,12 +70,12 @@ class Space:
         rows = await self._database.rows(_EVICTABLE)
         return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
 
-    async def shares(self) -> list[Share]:
+    async def shares(self) -> list[SharedBytes]:
         """What carts share; to find none costs hardly anything."""
         [(linked,)] = await self._database.rows(_LINKED)
         if not linked:
             return []
         return [
-            Share(owner, frozenset(map(int, carts.split(","))), int(size))
+            SharedBytes(owner, frozenset(map(int, carts.split(","))), int(size))
             for owner, carts, size in await self._database.rows(_SHARES)
         ]

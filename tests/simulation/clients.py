@@ -106,14 +106,14 @@ async def _read(
     except Unreadable as error:
         if not world.place.disk.has_said(str(error)):
             ledger.wrong.append(f"cart {opened.cart.id} cannot be read: {error}")
-        await world.services.downloads.damaged(opened.cart, error.path)
+        await world.services.downloads.restage(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
         # Another process sees that a cart is used when its first bytes are read, if it is there.
         purged = opened.cart.id in ledger.purged and not client.was_kept
         if opened.cart.id not in ledger.damaged and not purged:
             ledger.wrong.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
-        await world.services.downloads.damaged(opened.cart)
+        await world.services.downloads.restage(opened.cart)
         return "damaged"
     except OSError as error:
         if error.errno not in world.place.disk.failed:

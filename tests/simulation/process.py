@@ -22,7 +22,7 @@ from cartd import services, tar_index_cache
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.integrity.belonging import belong
-from cartd.pins import Uses
+from cartd.pins import Pins
 from cartd.removal import Removal
 from cartd.service import Cartd
 from cartd.services import Services
@@ -38,7 +38,7 @@ from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, S
 SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
 PAGES = (
     (volume, "BATCH", 2),
-    (tar_index_cache, "PAGE", 3),
+    (tar_index_cache, "PAGE_SIZE", 3),
     (staging, "PAGE", 6),
     (retrieval, "PAGE", 6),
     (retrieval, "WINDOW", 6),
@@ -263,7 +263,7 @@ def _command(services: Services, config: Config) -> Removal:
         pass
 
     other = Volume(config.volume_path, services.threads, None)
-    return Removal(services.store, other, Uses(), stages_nothing, services.now, services.reactor)
+    return Removal(services.store, other, Pins(), stages_nothing, services.now, services.reactor)
 
 
 def _config(place: Place, quota: int | None) -> Config:

@@ -187,7 +187,7 @@ class SimulatedDay(RuleBasedStateMachine):
             if ending in OF_CARTS:
                 self.world.begin(OF_CARTS[ending](self.world, self.ledger, uid))
             else:
-                self.world.begin(self.world.services.evictor.keep_room())
+                self.world.begin(self.world.services.evictor.enforce_limits())
             self.world.run_until(self.world.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))
