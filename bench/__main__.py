@@ -17,7 +17,7 @@ from bench.comparisons import COMPARISONS
 from bench.contest import FAILURES
 from bench.publishing import publish
 from bench.results import Outcome
-from bench.trash import Leftovers
+from bench.trash import Trash
 
 PLACE = Path(__file__).parent.parent / ".bench"
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such comparison: {', '.join(unknown)}", file=sys.stderr)
         return 2
-    with alone():
+    with exclusive_lock():
         failed = _compare_all(names, options)
     kept = results.read(file)
     print(results.report({name: kept[name] for name in names}))
@@ -54,12 +54,12 @@ def _compare_all(names: list[str], options: argparse.Namespace) -> list[str]:
         if outcome.failure:
             failed.append(f"{name}: {outcome.failure}")
         results.keep(options.results, name, outcome)
-    Leftovers(PLACE / "leftovers").remove()
+    Trash(PLACE / "trash").empty()
     return failed
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def exclusive_lock() -> Iterator[None]:
     """Two benchmarks at once would measure each other, and share one directory."""
     PLACE.mkdir(exist_ok=True)
     with (PLACE / "lock").open("w") as lock:

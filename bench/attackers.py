@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.helper_process import beside
+from bench.helper_process import helper_process
 from bench.server import Server
 
 ADDRESS = "127.0.0.1"
@@ -67,7 +67,7 @@ def attacking(server: Server, path: str, attack: Attack) -> Iterator[Attack]:
             setattr(attack, name, value)
 
     order = json.dumps(asdict(attack))
-    with beside("bench.attackers", str(server.port), path, order, tell=complete):
+    with helper_process("bench.attackers", str(server.port), path, order, on_result=complete):
         yield attack
 
 

@@ -14,7 +14,7 @@ from bench.data import Data
 from bench.nginx import nginx
 from bench.pacifica import pacifica_archive
 from bench.server import Server
-from bench.trash import Leftovers
+from bench.trash import Trash
 
 T = TypeVar("T")
 
@@ -32,11 +32,11 @@ class Bench:
         """What nginx serves as static files."""
         self.scratch = place / "scratch"
         self._work = place / "work"
-        self._leftovers = Leftovers(place / "leftovers")
+        self._trash = Trash(place / "trash")
         self._started = ExitStack()
 
     def __enter__(self) -> Bench:
-        self._leftovers.take(self._work)
+        self._trash.move(self._work)
         self._work.mkdir()
         for path in (self.files, self.scratch):
             shutil.rmtree(path, ignore_errors=True)
@@ -51,7 +51,7 @@ class Bench:
     ) -> None:
         self._started.close()
         if error is None:
-            self._leftovers.take(self._work)
+            self._trash.move(self._work)
             for path in (self.files, self.scratch):
                 shutil.rmtree(path)
 
@@ -62,11 +62,11 @@ class Bench:
     def fresh(self, name: str) -> Path:
         """The path of a directory that is not there any more."""
         path = self._work / name
-        self._leftovers.take(path)
+        self._trash.move(path)
         return path
 
     def peers(self) -> Path:
-        """The commands of the peers from PyPI; raises ``Absent``."""
+        """The commands of the peers from PyPI; raises ``PeerUnavailable``."""
         return peers.environment(self.place)
 
     def nginx(self) -> Server:
@@ -76,7 +76,7 @@ class Bench:
         )
 
     def pacifica_archive(self) -> Server:
-        """The real archive interface; raises ``Absent``."""
+        """The real archive interface; raises ``PeerUnavailable``."""
         directory = self._work / "archive-interface"
         return self.started(pacifica_archive(directory, self.peers(), self.data.archive))
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import processes
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 TWISTD = Path(sys.executable).with_name("twistd")
@@ -42,14 +42,14 @@ def timed_cartd(
     with processes.running(
         command, directory=directory, log=log.name, environment=environment
     ) as process:
-        processes.wait_until_it_answers(process, port, log, every=every)
+        processes.wait_until_responding(process, port, log, every=every)
         yield Server(port, (process.pid,)), time.monotonic() - began
         if process.poll() is not None:
-            raise Broken(f"cartd ended by itself: {log.read_text()[-2000:]}")
+            raise MeasurementFailed(f"cartd ended by itself: {log.read_text()[-2000:]}")
     _assert_no_trace(log)
 
 
 def _assert_no_trace(log: Path) -> None:
     text = log.read_text(errors="replace")
     if "Traceback" in text or "Unhandled" in text:
-        raise Broken(f"cartd logged a trace: see {log}")
+        raise MeasurementFailed(f"cartd logged a trace: see {log}")

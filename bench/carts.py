@@ -6,11 +6,11 @@ import time
 from http.client import HTTPConnection, HTTPResponse
 
 from bench.data import CartData
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 ANSWER_SECONDS = 600.0
-SLOWEST = 10.0
+MIN_RATE = 10.0
 """Files a second, after two minutes: who is slower stands still."""
 
 
@@ -18,17 +18,17 @@ def post(server: Server, uid: str, manifest: bytes) -> None:
     """Post a manifest and wait for the answer."""
     answer = _asked(server, "POST", uid, manifest)
     if answer.status != 201:
-        raise Broken(f"the manifest of {uid} was answered with {answer.status}")
+        raise MeasurementFailed(f"the manifest of {uid} was answered with {answer.status}")
 
 
 def delete(server: Server, uid: str) -> None:
     answer = _asked(server, "DELETE", uid)
     if answer.status != 200:
-        raise Broken(f"deleting {uid} was answered with {answer.status}")
+        raise MeasurementFailed(f"deleting {uid} was answered with {answer.status}")
 
 
 def wait_until_ready(server: Server, uid: str, files: int, began: float) -> None:
-    """Ask for the status until it is ``ready``; ``Broken`` if that never comes.
+    """Ask for the status until it is ``ready``; ``MeasurementFailed`` if that never comes.
 
     It is asked so seldom that the asking costs nothing to speak of, and so often that the wait is
     told to a few parts in a hundred: every hundredth of a second, or fiftieth of the wait so far.
@@ -39,9 +39,9 @@ def wait_until_ready(server: Server, uid: str, files: int, began: float) -> None
         waited = time.monotonic() - began
         if status == "ready":
             return
-        if status != "staging" or waited > 120 + files / SLOWEST:
+        if status != "staging" or waited > 120 + files / MIN_RATE:
             message = answer.headers["X-Pacifica-Message"]
-            raise Broken(f"after {waited:.1f} s the cart {uid} is {status}: {message}")
+            raise MeasurementFailed(f"after {waited:.1f} s the cart {uid} is {status}: {message}")
         time.sleep(max(0.01, waited / 50))
 
 

@@ -8,14 +8,14 @@ from http.client import HTTPException
 
 from bench.data import MIB
 from bench.figures import Figures, Row, Target
-from bench.peers import Absent
-from bench.processes import Broken
+from bench.peers import PeerUnavailable
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 Sample = Mapping[str, float]
 """What one run gave, by the name of the measure; ``cpu`` is its CPU seconds."""
 Side = Callable[[], Sample]
-FAILURES = (Absent, Broken, OSError, HTTPException)
+FAILURES = (PeerUnavailable, MeasurementFailed, OSError, HTTPException)
 """What may befall a peer."""
 PEAK = "MiB at peak"
 
@@ -66,7 +66,7 @@ class Contest:
                     continue
                 self._samples.setdefault(name, []).append(sample)
                 told = ", ".join(f"{key} {value:.4g}" for key, value in sample.items())
-                _tell(f"round {number}, {name}: {told}")
+                _print(f"round {number}, {name}: {told}")
 
     def row(
         self,
@@ -97,8 +97,8 @@ class Contest:
     def _leave_out(self, name: str, error: Exception) -> None:
         self._sides.pop(name, None)
         self._absent[name] = str(error)
-        _tell(f"{name} COULD NOT BE HAD: {error}")
+        _print(f"{name} COULD NOT BE HAD: {error}")
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 
 
 @contextmanager
-def beside(module: str, *arguments: str, tell: Callable[[Any], None]) -> Iterator[None]:
+def helper_process(
+    module: str, *arguments: str, on_result: Callable[[Any], None]
+) -> Iterator[None]:
     """Run a module from its first line of output until the block has ended.
 
-    Then its input ends, and ``tell`` gets what it prints, which is JSON.  ``Broken`` if it fails.
+    Then its input ends, and ``on_result`` gets what it prints, which is JSON.
+
+    :raises MeasurementFailed: it has failed.
     """
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -30,5 +34,5 @@ def beside(module: str, *arguments: str, tell: Callable[[Any], None]) -> Iterato
         finally:
             told, _ = process.communicate()
     if process.returncode != 0:
-        raise Broken(f"{module} failed")
-    tell(json.loads(told))
+        raise MeasurementFailed(f"{module} failed")
+    on_result(json.loads(told))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from bench.carts import delete, stage
 from bench.data import CartData
 from bench.peers import tool
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 
@@ -24,7 +24,7 @@ class Repeated(threading.Thread):
         self.failure = ""
 
     def once(self) -> None:
-        """Do it once; ``Broken`` if it fails."""
+        """Do it once; ``MeasurementFailed`` if it fails."""
         raise NotImplementedError
 
     def run(self) -> None:
@@ -32,7 +32,7 @@ class Repeated(threading.Thread):
             while not self.stopped.is_set():
                 self.once()
                 self.times += 1
-        except Broken as error:
+        except MeasurementFailed as error:
             self.failure = str(error)
 
     def stop(self) -> None:
@@ -65,7 +65,7 @@ class Download(Repeated):
     def once(self) -> None:
         self._process = subprocess.Popen(self._command)
         if self._process.wait() != 0 and not self.stopped.is_set():
-            raise Broken(f"curl ended with {self._process.returncode}")
+            raise MeasurementFailed(f"curl ended with {self._process.returncode}")
 
     def stop(self) -> None:
         self.stopped.set()
@@ -87,4 +87,4 @@ def loaded(server: Server, *, staged: CartData, uid: str, downloads: int) -> Ite
         yield
     for work in works:
         if work.failure:
-            raise Broken(f"under load: {work.failure}")
+            raise MeasurementFailed(f"under load: {work.failure}")

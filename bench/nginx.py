@@ -68,5 +68,5 @@ def nginx(directory: Path, *, archive: Path, files: Path) -> Iterator[Server]:
     )
     command = [tool("nginx"), "-p", str(directory), "-c", "nginx.conf", "-e", "error.log"]
     with processes.running(command, directory=directory, log="nginx.log") as process:
-        processes.wait_until_it_answers(process, port, directory / "nginx.log")
+        processes.wait_until_responding(process, port, directory / "nginx.log")
         yield Server(port, (process.pid,))

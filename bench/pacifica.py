@@ -116,7 +116,7 @@ def _uwsgi(
     with processes.running(
         command, directory=directory, log="uwsgi.log", environment=environment
     ) as process:
-        processes.wait_until_it_answers(process, port, directory / "uwsgi.log")
+        processes.wait_until_responding(process, port, directory / "uwsgi.log")
         yield port, process.pid
 
 

@@ -11,7 +11,7 @@ _TOOLS = Path(__file__).parent.parent / "demo" / "tools"
 _REQUIREMENTS = Path(__file__).parent / "peers.txt"
 
 
-class Absent(Exception):
+class PeerUnavailable(Exception):
     """A peer cannot be had here; the message says why."""
 
 
@@ -20,10 +20,10 @@ def tool(command: str) -> str:
     if shutil.which(command) is None:
         done = subprocess.run([_TOOLS, command], capture_output=True, text=True)
         if done.returncode != 0:
-            raise Absent(f"{command}: {_last_line(done.stderr)}")
+            raise PeerUnavailable(f"{command}: {_last_line(done.stderr)}")
     path = shutil.which(command)
     if path is None:
-        raise Absent(f"{command} is not there though its package was installed")
+        raise PeerUnavailable(f"{command} is not there though its package was installed")
     return path
 
 
@@ -54,7 +54,7 @@ def _environment(venv: Path, wanted: str) -> Path:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Absent(f"{Path(command[0]).name}: {_last_line(done.stderr)}")
+        raise PeerUnavailable(f"{Path(command[0]).name}: {_last_line(done.stderr)}")
 
 
 def _last_line(text: str) -> str:

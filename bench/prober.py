@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 
-from bench.helper_process import beside
-from bench.processes import Broken
+from bench.helper_process import helper_process
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 CLIENTS = 10
@@ -35,9 +35,9 @@ class Waits:
 
     @property
     def milliseconds(self) -> list[float]:
-        """Of all requests; ``Broken`` if none was made."""
+        """Of all requests; ``MeasurementFailed`` if none was made."""
         if not self.seconds:
-            raise Broken("no HEAD request was made")
+            raise MeasurementFailed("no HEAD request was made")
         return [wait * 1000 for wait in self.seconds]
 
 
@@ -49,7 +49,7 @@ def probing(server: Server, uid: str, *, address: str = "127.0.0.1") -> Iterator
     def complete(seconds: list[float]) -> None:
         waits.seconds = seconds
 
-    with beside("bench.prober", str(server.port), uid, address, tell=complete):
+    with helper_process("bench.prober", str(server.port), uid, address, on_result=complete):
         yield waits
 
 
@@ -87,9 +87,9 @@ class _Clients:
                 answer.read()
                 self.seconds.append(time.monotonic() - due)
                 if answer.status != 204:
-                    raise Broken(f"answered with {answer.status}")
+                    raise MeasurementFailed(f"answered with {answer.status}")
                 due += 1 / EACH
-        except (OSError, HTTPException, Broken) as error:
+        except (OSError, HTTPException, MeasurementFailed) as error:
             self.failure = f"a HEAD request failed: {error}"
         finally:
             connection.close()

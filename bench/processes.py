@@ -16,7 +16,7 @@ from pathlib import Path
 STOP_SECONDS = 30.0
 
 
-class Broken(Exception):
+class MeasurementFailed(Exception):
     """Something that is measured did not do its work: its figures would mean nothing."""
 
 
@@ -61,7 +61,7 @@ def running(
 
 
 def finished(command: Sequence[str | Path], *, directory: Path | None = None) -> Run:
-    """Run a command to its end; ``Broken`` if it fails."""
+    """Run a command to its end; ``MeasurementFailed`` if it fails."""
     began = time.monotonic()
     process = subprocess.Popen(
         command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -73,11 +73,13 @@ def finished(command: Sequence[str | Path], *, directory: Path | None = None) ->
     seconds = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise Broken(f"{Path(command[0]).name} ended with {process.returncode}: {output.strip()}")
+        raise MeasurementFailed(
+            f"{Path(command[0]).name} ended with {process.returncode}: {output.strip()}"
+        )
     return Run(seconds, usage.ru_utime + usage.ru_stime, output)
 
 
-def settle() -> None:
+def sync_disks() -> None:
     """Have the system write out all that is left to be written, before a measurement begins."""
     os.sync()
 
@@ -85,22 +87,24 @@ def settle() -> None:
 def wait_for(
     condition: Callable[[], bool], what: str, *, seconds: float = 60, every: float = 0.01
 ) -> None:
-    """Look until ``condition()`` holds; ``Broken`` if it does not within ``seconds``."""
+    """Look until ``condition()`` holds; ``MeasurementFailed`` if it does not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise Broken(f"{what} did not happen within {seconds:g} s")
+            raise MeasurementFailed(f"{what} did not happen within {seconds:g} s")
         time.sleep(every)
 
 
-def wait_until_it_answers(
+def wait_until_responding(
     process: subprocess.Popen[bytes], port: int, log: Path, *, every: float = 0.01
 ) -> None:
     """Wait until the server answers any request at all on ``port``."""
 
     def answers() -> bool:
         if process.poll() is not None:
-            raise Broken(f"{process.args!r} ended at its start:\n{log.read_text()[-2000:]}")
+            raise MeasurementFailed(
+                f"{process.args!r} ended at its start:\n{log.read_text()[-2000:]}"
+            )
         connection = HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request("GET", "/")

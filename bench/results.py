@@ -18,7 +18,7 @@ from bench.usage import busy_cores
 
 BUSY = 0.2
 """Cores that a quiet machine does not have at work while nothing is measured yet."""
-LOOK_SECONDS = 2.0
+SAMPLE_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ def circumstances(*, quick: bool, rounds: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
-        "busy": busy_cores(LOOK_SECONDS),
+        "busy": busy_cores(SAMPLE_SECONDS),
         "load": os.getloadavg()[0],
         "quick": quick,
         "rounds": rounds,

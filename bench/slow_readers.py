@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 _PIECE = 64 * 2**10
@@ -61,13 +61,15 @@ async def _read(
     )
     head = await stream.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 206"):
-        raise Broken(f"a slow download was answered with {head[:100]!r}")
+        raise MeasurementFailed(f"a slow download was answered with {head[:100]!r}")
     began = time.monotonic()
     position = start
     while position < len(right) and time.monotonic() - began < seconds:
         piece = await stream.read(_PIECE)
         if not piece:
-            raise Broken(f"a slow download ended {len(right) - position} bytes before its end")
+            raise MeasurementFailed(
+                f"a slow download ended {len(right) - position} bytes before its end"
+            )
         if piece == right[position : position + len(piece)]:
             reading.right += len(piece)
         else:

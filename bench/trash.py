@@ -13,27 +13,27 @@ import shutil
 import time
 from pathlib import Path
 
-GREAT = 2**20
+LARGE = 2**20
 
 
-class Leftovers:
+class Trash:
     """A directory to which trees are moved that nobody needs any more."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def take(self, tree: Path) -> None:
+    def move(self, tree: Path) -> None:
         """Move ``tree`` out of the way, if it is there, without its great files."""
         if not tree.exists():
             return
         for folder, _, names in os.walk(tree):
             for name in names:
                 file = Path(folder, name)
-                if not file.is_symlink() and file.stat().st_size >= GREAT:
+                if not file.is_symlink() and file.stat().st_size >= LARGE:
                     file.unlink()
         self._directory.mkdir(parents=True, exist_ok=True)
         tree.rename(self._directory / f"{time.time_ns()}")
 
-    def remove(self) -> None:
+    def empty(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self._directory, ignore_errors=True)

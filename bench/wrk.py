@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import processes
 from bench.peers import tool
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 CONNECTIONS = 16
@@ -41,7 +41,9 @@ def heads_at_full_rate(
     cpu = server.cpu() - before
     told = json.loads(run.output.splitlines()[-1])
     if told["errors"]:
-        raise Broken(f"{told['errors']:.0f} of {told['requests']:.0f} HEAD requests failed")
+        raise MeasurementFailed(
+            f"{told['errors']:.0f} of {told['requests']:.0f} HEAD requests failed"
+        )
     return {
         "requests/s": told["requests"] / told["seconds"],
         "ms, p50 of 16 at full rate": told["p50"],

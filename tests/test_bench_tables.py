@@ -8,8 +8,8 @@ import pytest
 
 from bench.contest import Contest, Side
 from bench.figures import Figures, Row, Target, percentile
-from bench.peers import Absent
-from bench.processes import Broken
+from bench.peers import PeerUnavailable
+from bench.processes import MeasurementFailed
 from bench.publishing import with_figures
 from bench.tables import from_plain, markdown, number, plain
 
@@ -172,10 +172,10 @@ def test_sides_take_turns() -> None:
 
 def test_a_peer_that_is_absent_or_breaks_is_told_in_its_row_and_the_others_go_on() -> None:
     def absent() -> Side:
-        raise Absent("not for this machine")
+        raise PeerUnavailable("not for this machine")
 
     def broken() -> dict[str, float]:
-        raise Broken("it fell over")
+        raise MeasurementFailed("it fell over")
 
     contest = Contest(2)
     contest.side("cartd", lambda: {"s": 1.0})
@@ -189,11 +189,11 @@ def test_a_peer_that_is_absent_or_breaks_is_told_in_its_row_and_the_others_go_on
 
 def test_cartd_that_breaks_breaks_the_comparison() -> None:
     def broken() -> dict[str, float]:
-        raise Broken("it fell over")
+        raise MeasurementFailed("it fell over")
 
     contest = Contest(1)
     contest.side("cartd", broken)
-    with pytest.raises(Broken):
+    with pytest.raises(MeasurementFailed):
         contest.run()
 
 

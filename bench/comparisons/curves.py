@@ -50,7 +50,7 @@ def _sample(bench: Bench, archive_url: str, count: int) -> Sample:
     with cartd(bench.fresh("cartd"), archive_url) as server:
         stage(server, "warm", bench.data.warm())
         server.forget_peak()
-        processes.settle()
+        processes.sync_disks()
         staging = stage(server, "cart", bench.data.small(count))
         staging_peak = server.peak()
         server.forget_peak()

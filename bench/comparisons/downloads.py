@@ -16,7 +16,7 @@ from bench.data import MIB, CartData
 from bench.figures import Row, Target
 from bench.pacifica import pacifica_cartd
 from bench.peers import tool
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 PACIFICA = "pacifica-cartd 0.7.0"
@@ -85,7 +85,7 @@ def fetch_checked(url: str, tar: Path, data: CartData) -> None:
             if (content := opened.extractfile(member)) is not None
         }
     if found != wanted:
-        raise Broken(f"the tar of {url} does not hold what its manifest says")
+        raise MeasurementFailed(f"the tar of {url} does not hold what its manifest says")
 
 
 def _sha1(content: IO[bytes]) -> str:
@@ -108,13 +108,13 @@ def _pacifica(bench: Bench, archive: Server, data: CartData) -> Side:
 
 def _downloaded(server: Server, url: str, size: int) -> Sample:
     """One download to nowhere; ``cpu`` is the server's and curl's."""
-    processes.settle()
+    processes.sync_disks()
     before = server.cpu()
     run = processes.finished([tool("curl"), "-sSf", "-o", "/dev/null", "-w", _FORMAT, url])
     cpu = server.cpu() - before
     received, seconds = run.output.split()
     if int(received) != size:
-        raise Broken(f"{url} gave {received} bytes, not {size}")
+        raise MeasurementFailed(f"{url} gave {received} bytes, not {size}")
     return {
         "s": run.seconds,
         "MB/s": size / 1e6 / float(seconds),
@@ -125,7 +125,7 @@ def _downloaded(server: Server, url: str, size: int) -> Sample:
 
 def _tarred(tree: Path) -> Side:
     def run() -> Sample:
-        processes.settle()
+        processes.sync_disks()
         command = f"tar cf - {tree.name} | cat >/dev/null"
         done = processes.finished(["/bin/sh", "-c", command], directory=tree.parent)
         return {"s": done.seconds, "cpu": done.cpu}

@@ -11,7 +11,7 @@ from bench.cartd import cartd
 from bench.carts import stage
 from bench.contest import Contest, Sample, Side
 from bench.figures import Row, Target
-from bench.processes import Broken
+from bench.processes import MeasurementFailed
 from bench.server import Server
 
 _AS_QUICK = Target(1.25, ratio=True)
@@ -69,9 +69,11 @@ def wait_for_first_byte(server: Server, uid: str, headers: str = "") -> float:
         while not answer.partition(b"\r\n\r\n")[2]:
             received = connection.recv(65536)
             if not received:
-                raise Broken(f"the download of {uid} ended before its first byte: {answer!r}")
+                raise MeasurementFailed(
+                    f"the download of {uid} ended before its first byte: {answer!r}"
+                )
             answer += received
         waited = time.monotonic() - began
     if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 206")):
-        raise Broken(f"the download of {uid} was answered with {answer[:200]!r}")
+        raise MeasurementFailed(f"the download of {uid} was answered with {answer[:200]!r}")
     return waited

@@ -12,7 +12,7 @@ from bench.contest import PEAK, Contest, Sample
 from bench.data import MIB
 from bench.figures import Row, Target, percentile
 from bench.prober import RATE, probing
-from bench.processes import settle
+from bench.processes import sync_disks
 
 STAGING_SECONDS = 20.0
 """How long the staging that follows is watched."""
@@ -35,7 +35,7 @@ def _of_entries(bench: Bench, count: int, seconds: float, memory: float) -> list
         with cartd(bench.fresh("cartd"), archive.url) as server:
             stage(server, "other", bench.data.warm())
             server.forget_peak()
-            settle()
+            sync_disks()
             before = server.cpu()
             with probing(server, "other") as posting:
                 began = time.monotonic()

@@ -13,7 +13,7 @@ from bench.contest import PEAK, Contest, Sample, Side, with_peak
 from bench.data import MIB, CartData
 from bench.figures import Row, Target
 from bench.pacifica import pacifica_cartd
-from bench.peers import Absent, tool
+from bench.peers import PeerUnavailable, tool
 from bench.server import Server
 
 PACIFICA = "pacifica-cartd 0.7.0, 4 workers"
@@ -80,7 +80,7 @@ def _from(
     """The rows of ``compare``, or one that says that the archive could not be had."""
     try:
         archive = start()
-    except Absent as error:
+    except PeerUnavailable as error:
         return [Row(work, "s", None, absent=str(error))]
     return compare(archive, work)
 
@@ -120,7 +120,7 @@ def _small_from(
 
 
 def _staged(server: Server, data: CartData) -> Sample:
-    processes.settle()
+    processes.sync_disks()
     before = server.cpu()
     seconds = stage(server, "cart", data)
     return {
@@ -164,7 +164,7 @@ def _fetched_by_aria2c(
         command = f"{aria2c} -q -j{at_once} --file-allocation=none --auto-save-interval=0 -i urls"
         if checked:
             command += " && sha1sum --quiet -c sums"
-        processes.settle()
+        processes.sync_disks()
         done = processes.finished(["/bin/sh", "-c", command], directory=directory)
         return {"s": done.seconds, "files/s": len(entries) / done.seconds, "cpu": done.cpu}
 

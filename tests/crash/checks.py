@@ -1,7 +1,7 @@
 """The volume and the store against what clients know, and against each other.
 
-What :meth:`Checks.names` says holds at any moment, also of a service that has just been killed; the
-rest holds once it has been started again and is quiet.
+What :meth:`Checks.check_contents` compares holds at any moment, even right after a kill; the rest
+holds once the service has been started again and is idle.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash.consistency import accounts, files_of, links, owners
-from tests.crash.load import BROKEN, lost
-from tests.crash.model import Living, Model, Post, number_in, tar_of, top_of
+from tests.crash.consistency import counter_errors, files_of, link_errors, ownership_errors
+from tests.crash.load import BROKEN, removed_files
+from tests.crash.model import LiveCart, Model, Post, number_in, tar_of, top_of
 from tests.crash.rows import CartRow, read_carts
 from tests.running_cartd import DEADLINE, LOOK_EVERY, Answer, RunningCartd
 
 UNFINISHED = ("waiting", "staging", "bundling")
-_SURPRISE = re.compile("Traceback|Unhandled|never awaited")
+_UNEXPECTED = re.compile("Traceback|Unhandled|never awaited")
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Checks:
     _settled: int = 0
     """The last cart that the model knows to be deleted or alive."""
 
-    def names(self) -> None:
+    def check_contents(self) -> None:
         """Whatever has a cart's name on the volume has the right bytes, recorded or not."""
         found = list(files_of(self.cartd.volume))
         carts = read_carts(self.cartd.database, and_of={cart_id for cart_id, _ in found})
@@ -45,71 +45,75 @@ class Checks:
                 faults.append(f"{path} is in no manifest")
             elif path.read_bytes() != expected:
                 faults.append(f"{path} has wrong bytes")
-        tell(faults)
+        fail_if_any(faults)
 
-    def settle(self) -> None:
+    def check_idle(self) -> None:
         """Wait until all is quiet; then compare everything."""
-        self._until_quiet()
+        self._wait_until_idle()
         self._download_all()
-        self._until_quiet()
+        self._wait_until_idle()
         self._put_back()
         self._read_log()
         carts = read_carts(self.cartd.database, after=self._settled, and_of=self._evicted)
-        living = [
-            Living(cart.id, number_of(cart), cart.status, cart.error)
+        live = [
+            LiveCart(cart.id, number_of(cart), cart.status, cart.error)
             for cart in carts.values()
             if cart.lives
         ]
         newest = {number_of(cart): cart.id for cart in sorted(carts.values(), key=lambda c: c.id)}
-        tell(self.model.settle(living, self._evicted, newest))
+        fail_if_any(self.model.reconcile(live, self._evicted, newest))
         self._settled = max(carts, default=self._settled)
         self._evicted.clear()
-        self.names()
-        self.volume_and_store()
+        self.check_contents()
+        self.check_volume_and_store()
 
-    def volume_and_store(self) -> None:
+    def check_volume_and_store(self) -> None:
         """Each is what the other says, to the byte."""
         volume = self.cartd.volume
-        living = [cart for cart in read_carts(self.cartd.database).values() if cart.lives]
+        live = [cart for cart in read_carts(self.cartd.database).values() if cart.lives]
         there: dict[int, set[Path]] = defaultdict(set)
         for cart_id, path in files_of(volume):
             there[cart_id].add(path)
         faults: list[str] = []
         inodes: dict[int, int] = {}
-        for cart in living:
+        for cart in live:
             expected = {volume / str(cart.id) / name for name in cart.names}
             found = there.pop(cart.id, set())
             faults += [f"{path} is recorded and not there" for path in expected - found]
             faults += [f"{path} is there and not recorded" for path in found - expected]
             inodes |= {path.stat().st_ino: path.stat().st_size for path in found}
         faults += [f"{path} is of no living cart" for found in there.values() for path in found]
-        faults += [*links(living, volume), *accounts(living), *owners(living, volume)]
-        taken = sum(cart.volume_bytes - cart.bytes_linked for cart in living)
+        faults += [
+            *link_errors(live, volume),
+            *counter_errors(live),
+            *ownership_errors(live, volume),
+        ]
+        taken = sum(cart.volume_bytes - cart.bytes_linked for cart in live)
         if taken != sum(inodes.values()):
             faults.append(f"{taken} bytes are counted where {sum(inodes.values())} are taken")
-        tell(faults)
+        fail_if_any(faults)
 
-    def stopped(self) -> None:
+    def check_stopped(self) -> None:
         """A clean stop leaves no lease and no lock."""
         carts = read_carts(self.cartd.database).values()
         faults = [f"cart {cart.id} is held by {cart.holder}" for cart in carts if cart.holder]
         faults += [f"{path} is left" for path in (self.cartd.volume / "holders").iterdir()]
-        tell(faults)
+        fail_if_any(faults)
 
     # Quiet
 
-    def _until_quiet(self) -> None:
+    def _wait_until_idle(self) -> None:
         end = time.monotonic() + DEADLINE
         # Answered once the service knows what the last kill may have left unwritten: not before
         # that are the carts concerned in staging again.
         while self.cartd.request("HEAD", "/any").status == 503:
             assert time.monotonic() < end, "the service does not get over the last kill"
-        while noise := list(self._noise()):
+        while activity := list(self._activity()):
             if time.monotonic() > end:
-                tell(noise)
+                fail_if_any(activity)
             time.sleep(LOOK_EVERY)
 
-    def _noise(self) -> Iterator[str]:
+    def _activity(self) -> Iterator[str]:
         volume = self.cartd.volume
         carts = read_carts(self.cartd.database, with_files=False)
         for cart in carts.values():
@@ -132,17 +136,17 @@ class Checks:
         """Every uid answers what the store says of its newest cart; what was damaged heals."""
         carts = read_carts(self.cartd.database, with_files=False).values()
         uids = {cart.uid for cart in carts} | set(self.model.uids)
-        tell(fault for uid in sorted(uids) if (fault := self._answers(uid)))
+        fail_if_any(fault for uid in sorted(uids) if (fault := self._answer_error(uid)))
 
-    def _answers(self, uid: str) -> str:
+    def _answer_error(self, uid: str) -> str:
         end = time.monotonic() + DEADLINE
         while True:
-            fault = self._answers_now(uid)
+            fault = self._answer_error_now(uid)
             if not fault or not self.model.is_damaged(uid) or time.monotonic() > end:
                 return fault
             time.sleep(LOOK_EVERY)
 
-    def _answers_now(self, uid: str) -> str:
+    def _answer_error_now(self, uid: str) -> str:
         try:
             answer = self.cartd.get(f"/{uid}?filename=data")
         except BROKEN as error:
@@ -165,14 +169,14 @@ class Checks:
         tar = tar_of(post, top_of(post, "data"))
         if answer.body != tar:
             return f"the tar of c{post.number} is not what it should be"
-        if not self.model.same_as_before(answer.headers["etag"], [tar]):
+        if not self.model.etag_is_consistent(answer.headers["etag"], [tar]):
             return f"another tar has had the ETag of c{post.number}'s"
         return ""
 
     def _put_back(self) -> None:
         """What was taken from a cart that is not the newest of its uid is missed by nobody."""
         carts = read_carts(self.cartd.database)
-        aside = lost(self.cartd)
+        aside = removed_files(self.cartd)
         for cart_id, path in list(files_of(aside)):
             staged = self.cartd.volume / path.relative_to(aside)
             cart = carts.get(cart_id)
@@ -195,15 +199,15 @@ class Checks:
         return archived.data if archived and top == cart.uid else None
 
     def _read_log(self) -> None:
-        """What has been evicted since the last time; the log must tell of no surprise."""
+        """Read which carts were evicted since the last time; fail on an unexpected error."""
         with (self.cartd.directory / "cartd.log").open("rb") as log:
             log.seek(self._log_seen)
             text = log.read().decode(errors="replace")
             self._log_seen = log.tell()
         self._evicted |= {int(cart_id) for cart_id in re.findall(r"Evicting cart (\d+) ", text)}
         # A damaged file on the volume is logged with its trace, and nothing else is.
-        if len(_SURPRISE.findall(text)) != text.count("VolumeDamaged: "):
-            tell([text])
+        if len(_UNEXPECTED.findall(text)) != text.count("VolumeDamaged: "):
+            fail_if_any([text])
 
 
 def number_of(cart: CartRow) -> int:
@@ -213,6 +217,6 @@ def number_of(cart: CartRow) -> int:
     return number
 
 
-def tell(faults: Iterable[str]) -> None:
+def fail_if_any(faults: Iterable[str]) -> None:
     found = list(faults)
     assert not found, "\n".join(found)

@@ -17,9 +17,9 @@ def files_of(volume: Path) -> Iterator[tuple[int, Path]]:
             yield from ((int(of_cart.name), Path(directory, name)) for name in names)
 
 
-def links(living: Sequence[CartRow], volume: Path) -> Iterator[str]:
+def link_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
     """The link of a uid leads to its newest cart, if that is ready."""
-    newest = {cart.uid: cart for cart in sorted(living, key=lambda cart: cart.id)}
+    newest = {cart.uid: cart for cart in sorted(live, key=lambda cart: cart.id)}
     there = {path.name: str(path.readlink()) for path in volume.glob("cartuids/*")}
     for uid, cart in newest.items():
         target = f"../{cart.id}/{uid}.tar" if cart.bundle else f"../{cart.id}/{uid}"
@@ -27,9 +27,9 @@ def links(living: Sequence[CartRow], volume: Path) -> Iterator[str]:
             yield f"cartuids/{uid} is {there.get(uid)}, not {target}"
 
 
-def accounts(living: Sequence[CartRow]) -> Iterator[str]:
+def counter_errors(live: Sequence[CartRow]) -> Iterator[str]:
     """What a cart's row counts is what the rows of its files say."""
-    for cart in living:
+    for cart in live:
         size = sum(file.size or 0 for file in cart.staged)
         linked = sum(file.size or 0 for file in cart.staged if file.linked_to is not None)
         counted = cart.files_staged, cart.bytes_staged, cart.bytes_linked
@@ -37,12 +37,12 @@ def accounts(living: Sequence[CartRow]) -> Iterator[str]:
             yield f"cart {cart.id} counts {counted}, not {(len(cart.staged), size, linked)}"
 
 
-def owners(living: Sequence[CartRow], volume: Path) -> Iterator[str]:
+def ownership_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
     """Of the files that are one on the disk, one owns the bytes, and the others say so."""
     inodes: dict[int, int] = {}
     owning: dict[int, list[int]] = defaultdict(list)
     linked: dict[int, int] = {}
-    for cart in living:
+    for cart in live:
         for file in [] if cart.in_tar else cart.staged:
             path = volume / str(cart.id) / cart.uid / file.path
             if path.exists():  # what is not there is told of elsewhere

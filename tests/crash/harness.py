@@ -2,7 +2,7 @@
 
 ::
 
-    with ordeal(tmp_path, seed="7") as it:
+    with crash_harness(tmp_path, seed="7") as it:
         it.kill_at("after-replace-file", 3)
         it.kill_within(0.5)
         it.stop_cleanly()
@@ -28,7 +28,7 @@ from subprocess import TimeoutExpired
 from tests.crash import kill_points
 from tests.crash.checks import Checks
 from tests.crash.load import Load
-from tests.crash.model import GIANT, LARGE_BYTES, SPOILT, Archived, Model, archived_files
+from tests.crash.model import CORRUPT, GIANT, LARGE_BYTES, Archived, Model, archived_files
 from tests.running_cartd import RunningCartd, running_cartd
 from tests.served_directory import ServedDirectory, served_directory
 
@@ -41,12 +41,12 @@ lru_interval = 0.5
 [archiveinterface]
 max_attempts = {{tries}}
 """
-LONGEST_WAIT_FOR_A_POINT = 20.0
+POINT_TIMEOUT = 20.0
 """Seconds of load in which a point must be passed."""
 
 
 @dataclass(slots=True)
-class Ordeal:
+class Harness:
     """What is done to one service; what it should have done otherwise raises."""
 
     cartd: RunningCartd
@@ -56,7 +56,7 @@ class Ordeal:
     checks: Checks
     done: Counter[str] = field(default_factory=Counter)
     numbers: count[int] = field(default_factory=count)
-    stretches: count[int] = field(default_factory=count)
+    load_runs: count[int] = field(default_factory=count)
 
     @property
     def kills(self) -> int:
@@ -69,9 +69,9 @@ class Ordeal:
 
     def kill_at(self, point: str, passage: int) -> bool:
         """Load, until the process ends at that passage of the point; whether it came there."""
-        load = self._loaded()
+        load = self._start_load()
         self.order.write_text(f"{point}:{passage}")
-        fired = self._ends(LONGEST_WAIT_FOR_A_POINT)
+        fired = self._exits_within(POINT_TIMEOUT)
         if not fired:
             self.cartd.kill()
         self.order.unlink()
@@ -81,52 +81,52 @@ class Ordeal:
 
     def kill_within(self, seconds: float) -> None:
         """Load for so long, then kill."""
-        load = self._loaded()
-        if not self._ends(seconds):
+        load = self._start_load()
+        if not self._exits_within(seconds):
             self.cartd.kill()
         self._recover(load)
         self.done["killed at a moment"] += 1
 
     def kill_at_start(self, point: str) -> None:
         """Load and kill, and then kill the next start where it first passes the point."""
-        load = self._loaded()
-        self._ends(0.3)
+        load = self._start_load()
+        self._exits_within(0.3)
         self.cartd.kill()
         self._stop(load)
         self.order.write_text(f"{point}:1")
-        self._start_doomed()
-        if self._ends(0.3):
+        self._start_expecting_kill()
+        if self._exits_within(0.3):
             self.done["killed at a start"] += 1
         else:
             self.cartd.kill()
         self.order.unlink()
-        self.checks.names()
-        self._settle()
+        self.checks.check_contents()
+        self._restart_and_check()
 
     def work(self, seconds: float) -> None:
         """Load for so long, and no kill."""
-        load = self._loaded()
-        if self._ends(seconds):
+        load = self._start_load()
+        if self._exits_within(seconds):
             load.faults.append("the service has ended by itself")
         self._stop(load)
-        self.checks.settle()
+        self.checks.check_idle()
 
     def stop_cleanly(self) -> None:
         """Stop the service in the middle of its work; it must leave nothing to be cleared up."""
-        load = self._loaded()
-        self._ends(0.5)
+        load = self._start_load()
+        self._exits_within(0.5)
         assert self.cartd.terminate() == 0
         self._stop(load)
-        self.checks.names()
-        self.checks.stopped()
-        self._settle()
+        self.checks.check_contents()
+        self.checks.check_stopped()
+        self._restart_and_check()
 
-    def _loaded(self) -> Load:
+    def _start_load(self) -> Load:
         load = Load(self.cartd, self.model, self.files, self.numbers)
-        load.start(f"{self.seed}/{next(self.stretches)}")
+        load.start(f"{self.seed}/{next(self.load_runs)}")
         return load
 
-    def _ends(self, seconds: float) -> bool:
+    def _exits_within(self, seconds: float) -> bool:
         """Whether the process ends within that time."""
         assert self.cartd.process is not None
         try:
@@ -139,19 +139,19 @@ class Ordeal:
         self._stop(load)
         assert self.cartd.process is not None
         assert self.cartd.process.returncode == -signal.SIGKILL, self.cartd.log
-        self.checks.names()
-        self._settle()
+        self.checks.check_contents()
+        self._restart_and_check()
 
     def _stop(self, load: Load) -> None:
         load.stop()
         self.done += load.done
         assert not load.faults, "\n".join(load.faults)
 
-    def _settle(self) -> None:
+    def _restart_and_check(self) -> None:
         self.cartd.start()
-        self.checks.settle()
+        self.checks.check_idle()
 
-    def _start_doomed(self) -> None:
+    def _start_expecting_kill(self) -> None:
         try:
             self.cartd.start()
         except AssertionError:
@@ -161,9 +161,9 @@ class Ordeal:
 
 
 @contextmanager
-def ordeal(
+def crash_harness(
     directory: Path, *, seed: str, database: str = "", fail_rate: float = 0.0
-) -> Iterator[Ordeal]:
+) -> Iterator[Harness]:
     """Start an archive and the service; what fails says how it is run again."""
     files = archived_files(seed)
     ini = INI.format(tries=4 if fail_rate else 2)
@@ -173,7 +173,7 @@ def ordeal(
         with running_cartd(
             directory / "cartd", archive=archive.url, database=database, ini=ini, started=False
         ) as cartd:
-            it = _ordeal(cartd, seed, files)
+            it = _new_harness(cartd, seed, files)
             cartd.start()
             try:
                 yield it
@@ -182,9 +182,9 @@ def ordeal(
                 raise
 
 
-def _ordeal(cartd: RunningCartd, seed: str, files: dict[str, Archived]) -> Ordeal:
+def _new_harness(cartd: RunningCartd, seed: str, files: dict[str, Archived]) -> Harness:
     model = Model()
-    it = Ordeal(cartd, seed, files, model, Checks(cartd, model))
+    it = Harness(cartd, seed, files, model, Checks(cartd, model))
     cartd.program = (
         *(sys.executable, kill_points.__file__, str(it.order)),
         *("-n", "--pidfile=", "cartd", "--port", str(cartd.port)),
@@ -196,6 +196,6 @@ def _fill(archive: ServedDirectory, files: dict[str, Archived]) -> None:
     for name, archived in files.items():
         archive.put(name, archived.data)
         os.utime(archive.root / name, (archived.mtime, archived.mtime))
-    archive.put(SPOILT, bytes(3000))
+    archive.put(CORRUPT, bytes(3000))
     with (archive.root / GIANT).open("wb") as giant:
         giant.truncate(2**40)

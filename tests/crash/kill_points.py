@@ -38,7 +38,7 @@ POINTS = (
     *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
 )
 """Those that the tests use: each leaves something else behind."""
-RARE = (
+RARE_POINTS = (
     *("before-restage", "after-restage"),
     *("after-begin_eviction", "before-unlink-staged", "after-unlink-staged"),
 )
@@ -46,13 +46,13 @@ RARE = (
 
 _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
 """What a name in ``incoming/`` is for; a number is a file's."""
-_TAKEN_APART = re.compile(r"/incoming/[0-9]+/[^/]+/")
+_BEING_REMOVED = re.compile(r"/incoming/[0-9]+/[^/]+/")
 """What is in a tree that is removed."""
 _STAGED = re.compile(r"/volume/[0-9]+/[^/]+")
 """What is in its place."""
 
 
-class Fate:
+class KillPoint:
     """Counts passages."""
 
     def __init__(self, order: Path) -> None:
@@ -60,7 +60,7 @@ class Fate:
         self._passages = 0
         self._lock = threading.Lock()
 
-    def pass_by(self, point: str) -> bool:
+    def reached(self, point: str) -> bool:
         """Whether this is where it ends."""
         try:
             wanted, _, number = self._order.read_text().partition(":")
@@ -72,17 +72,17 @@ class Fate:
             self._passages += 1
             return self._passages == int(number)
 
-    def meet(self, point: str) -> None:
-        if self.pass_by(point):
-            end()
+    def kill_if_reached(self, point: str) -> None:
+        if self.reached(point):
+            kill_self()
 
 
-def end() -> None:
+def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
 
-def watch_volume(fate: Fate) -> None:
+def watch_volume(kill_point: KillPoint) -> None:
     """Have the calls of :mod:`os` that change names pass by, and ``os.write``."""
 
     def watched(name: str, kind: Callable[[Sequence[Any], Mapping[str, Any]], str]) -> None:
@@ -90,9 +90,9 @@ def watch_volume(fate: Fate) -> None:
 
         def passing(*arguments: Any, **more: Any) -> Any:
             point = f"{name}{kind(arguments, more)}"
-            fate.meet(f"before-{point}")
+            kill_point.kill_if_reached(f"before-{point}")
             result = call(*arguments, **more)
-            fate.meet(f"after-{point}")
+            kill_point.kill_if_reached(f"after-{point}")
             return result
 
         setattr(os, name, passing)
@@ -101,20 +101,20 @@ def watch_volume(fate: Fate) -> None:
     watched("rename", lambda names, _: _kind(names[1]))
     watched("link", lambda names, _: _kind(names[1]))
     watched("symlink", lambda *_: "")
-    watched("unlink", _unlinked)
-    watch_writes(fate)
+    watched("unlink", _kind_of_unlinked)
+    watch_writes(kill_point)
 
 
-def watch_writes(fate: Fate) -> None:
+def watch_writes(kill_point: KillPoint) -> None:
     write = os.write
 
     def passing(fd: int, data: Any) -> int:
         # The reactor wakes itself with single bytes, of another type.
         if isinstance(data, memoryview) and len(data) > 1:
             tar = _kind(Path(f"/proc/self/fd/{fd}").readlink()) == "-tar"
-            if fate.pass_by("during-write-tar" if tar else "during-write"):
+            if kill_point.reached("during-write-tar" if tar else "during-write"):
                 write(fd, data[: len(data) // 2])
-                end()
+                kill_self()
         return write(fd, data)
 
     os.write = passing
@@ -127,16 +127,16 @@ def _kind(path: object) -> str:
     return "-file" if found[1].isdigit() else f"-{found[1]}"
 
 
-def _unlinked(names: Sequence[Any], options: Mapping[str, Any]) -> str:
+def _kind_of_unlinked(names: Sequence[Any], options: Mapping[str, Any]) -> str:
     path = path_of(names, options)
     if "/cartuids/" in path:
         return "-link"
     if _STAGED.search(path):
         return "-staged"
-    return "-file" if _TAKEN_APART.search(path) else ""
+    return "-file" if _BEING_REMOVED.search(path) else ""
 
 
-def watch_store(fate: Fate) -> None:
+def watch_store(kill_point: KillPoint) -> None:
     """Have transactions pass by when all is written, and when it is committed."""
     from cartd.store.database import Database, Transaction
 
@@ -146,8 +146,8 @@ def watch_store(fate: Fate) -> None:
     async def passing(database: Database, name: str) -> AsyncIterator[Transaction]:
         async with begun(database) as transaction:
             yield transaction
-            fate.meet(f"before-{name}")
-        fate.meet(f"after-{name}")
+            kill_point.kill_if_reached(f"before-{name}")
+        kill_point.kill_if_reached(f"after-{name}")
 
     def transaction(database: Database) -> Any:
         return passing(database, _method(sys._getframe(1)))
@@ -164,9 +164,9 @@ def _method(frame: FrameType | None) -> str:
 def main() -> None:
     order, *arguments = sys.argv[1:]
     assert shutil.rmtree.avoids_symlink_attacks  # it looks at os's functions before we come
-    fate = Fate(Path(order))
-    watch_volume(fate)
-    watch_store(fate)
+    kill_point = KillPoint(Path(order))
+    watch_volume(kill_point)
+    watch_store(kill_point)
     from twisted.scripts.twistd import run
 
     sys.argv = ["twistd", *arguments]

@@ -22,9 +22,9 @@ from tests.slow_reader import SlowReader
 CLIENTS = 4
 UIDS = 3
 """Of each client."""
-PATIENCE = 2.0
+CART_WAIT = 2.0
 """Seconds that a client waits for a cart before it does something else."""
-DEATH = DEADLINE
+EXIT_TIMEOUT = DEADLINE
 """Seconds within which a process whose connections broke must be seen to have ended."""
 BROKEN = (OSError, HTTPException)
 
@@ -71,7 +71,7 @@ class Client:
         self._uids = [f"u{number}-{n}" for n in range(UIDS)]
 
     def _run(self) -> None:
-        ways: dict[Callable[[str], None], int] = {
+        actions: dict[Callable[[str], None], int] = {
             self._post: 4,
             self._post_again: 1,
             self._download: 4,
@@ -79,33 +79,33 @@ class Client:
             self._delete: 1,
             self._delete_while_reading: 1,
             self._evict_while_reading: 1,
-            self._lose_a_file: 1,
+            self._remove_a_file: 1,
         }
         while not self._load.stopped.is_set():
-            [way] = self._random.choices(list(ways), list(ways.values()))
+            [action] = self._random.choices(list(actions), list(actions.values()))
             known = [uid for uid in self._uids if self._model.uids.get(uid)]
-            if way == self._post or not known:
-                way, known = self._post, self._uids
+            if action == self._post or not known:
+                action, known = self._post, self._uids
             try:
-                way(self._random.choice(known))
+                action(self._random.choice(known))
             except BROKEN as error:
                 if not self._has_died():
-                    self._fault(f"{way.__name__}: broken without a kill: {error!r}")
+                    self._fault(f"{action.__name__}: broken without a kill: {error!r}")
                 return
             except Exception as error:
-                self._fault(f"{way.__name__}: {error!r}")
+                self._fault(f"{action.__name__}: {error!r}")
                 return
-            self._note(way.__name__.lstrip("_"))
+            self._count(action.__name__.lstrip("_"))
 
     def _has_died(self) -> bool:
         assert self._cartd.process is not None
         try:
-            self._cartd.process.wait(DEATH)
+            self._cartd.process.wait(EXIT_TIMEOUT)
         except TimeoutExpired:
             return False
         return True
 
-    def _note(self, what: str, number: int = 1) -> None:
+    def _count(self, what: str, number: int = 1) -> None:
         with self._load.lock:
             self._load.done[what] += number
 
@@ -123,26 +123,26 @@ class Client:
 
     def _send(self, post: Post) -> None:
         self._model.posting(post)
-        answer = self._asked("POST", f"/{post.uid}", post.body)
+        answer = self._request("POST", f"/{post.uid}", post.body)
         if answer.status == 201:
             self._model.posted(post)
         else:
             self._fault(f"posting c{post.number}: {answer}")
 
     def _await_end(self, uid: str) -> str:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + CART_WAIT
         while True:
-            answer = self._asked("HEAD", f"/{uid}")
+            answer = self._request("HEAD", f"/{uid}")
             status = answer.headers["x-pacifica-status"]
             if status == "error" and answer.status == 500:
-                self._check_error(uid, answer.headers["x-pacifica-message"])
+                self._check_cause(uid, answer.headers["x-pacifica-message"])
             if status in ("ready", "error") or time.monotonic() > end:
                 return status
             time.sleep(LOOK_EVERY)
 
     def _delete(self, uid: str) -> None:
         self._model.deleting(uid)
-        answer = self._asked("DELETE", f"/{uid}")
+        answer = self._request("DELETE", f"/{uid}")
         if answer.status in (200, 404):
             self._model.deleted(uid)
         else:
@@ -152,7 +152,7 @@ class Client:
         name = self._random.choice(["", "data", "ä ö"])
         known = self._known(uid)
         self._await_end(uid)
-        answer = self._got(uid, name)
+        answer = self._get(uid, name)
         if answer is not None:
             self._check(uid, known, name, answer)
 
@@ -163,7 +163,7 @@ class Client:
         for _ in range(3):
             start = self._random.choice([0, 511, self._random.randrange(60_000)])
             wanted = {"range": f"bytes={start}-{start + self._random.randrange(200_000)}"}
-            answer = self._got(uid, name, **wanted, **({"if_range": etag} if etag else {}))
+            answer = self._get(uid, name, **wanted, **({"if_range": etag} if etag else {}))
             if answer is None:
                 return
             self._check(uid, known, name, answer)
@@ -191,13 +191,13 @@ class Client:
         finally:
             reader.close()
 
-    def _lose_a_file(self, uid: str) -> None:
+    def _remove_a_file(self, uid: str) -> None:
         """Take a staged file away behind the service's back: a download finds that out."""
         post = self._known(uid)[-1].post
         if self._await_end(uid) == "ready" and post.contents:
             self._model.damaged(post)
             path = self._random.choice(list(post.contents))
-            take_away(self._cartd, f"cartuids/{uid}", path)
+            move_away(self._cartd, f"cartuids/{uid}", path)
         self._download(uid)
 
     # What they compare
@@ -205,19 +205,19 @@ class Client:
     def _known(self, uid: str) -> list[Known]:
         return list(self._model.uids.get(uid, []))
 
-    def _asked(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    def _request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         answer = self._cartd.request(method, path, body, **headers)
         if answer.status == 503 and not _is_not_ready(answer):
             raise ConnectionAbortedError(f"it says that it is stopping: {answer}")
         return answer
 
-    def _got(self, uid: str, name: str, **headers: str) -> Answer | None:
+    def _get(self, uid: str, name: str, **headers: str) -> Answer | None:
         """The answer to a GET; none if it broke, as it must where a file is lost."""
         try:
-            return self._asked("GET", _target(uid, name), None, **headers)
+            return self._request("GET", _target(uid, name), None, **headers)
         except BROKEN:
             if self._model.is_damaged(uid):
-                self._note("broken for a lost file")
+                self._count("broken for a lost file")
                 return None
             raise
 
@@ -232,7 +232,7 @@ class Client:
                 self._fault(f"{len(answer.body)} bytes where {told[0]} were told")
             self._check_bytes(known, name, answer, first, length)
         elif answer.status == 500:
-            self._check_error(uid, answer.json["message"])
+            self._check_cause(uid, answer.json["message"])
         elif answer.status not in (202, 404, 416) and not _is_not_ready(answer):
             self._fault(f"getting {uid}: {answer}")
 
@@ -240,7 +240,7 @@ class Client:
         self, known: list[Known], name: str, answer: Answer, start: int, length: int
     ) -> None:
         top = name or _default_top(answer)
-        tars = self._model.recognised(known, top, start, answer.body, length)
+        tars = self._model.matching_tars(known, top, start, answer.body, length)
         if not tars:
             candidates = [one.post.number for one in known]
             self._fault(
@@ -249,26 +249,26 @@ class Client:
             )
             return
         with self._load.lock:
-            if not self._model.same_as_before(answer.headers["etag"], tars):
+            if not self._model.etag_is_consistent(answer.headers["etag"], tars):
                 self._fault(f"another tar has had the ETag of this one: {dict(answer.headers)}")
-        self._note("downloads compared" if len(answer.body) == length else "ranges compared")
-        self._note("bytes compared", len(answer.body))
+        self._count("downloads compared" if len(answer.body) == length else "ranges compared")
+        self._count("bytes compared", len(answer.body))
 
-    def _check_error(self, uid: str, error: str) -> None:
+    def _check_cause(self, uid: str, error: str) -> None:
         if not any(one.post.explains(error) for one in self._known(uid)):
             self._fault(f"{uid} is in error without a cause: {error}")
 
 
-def lost(cartd: RunningCartd) -> Path:
+def removed_files(cartd: RunningCartd) -> Path:
     """Where the files are that were taken away, by their paths on the volume."""
-    return cartd.directory / "lost"
+    return cartd.directory / "removed"
 
 
-def take_away(cartd: RunningCartd, tree: str, path: str) -> None:
+def move_away(cartd: RunningCartd, tree: str, path: str) -> None:
     """Move a file out of a cart's tree, if it is there."""
     with suppress(FileNotFoundError, NotADirectoryError):
         staged = (cartd.volume / tree).resolve(strict=True) / path
-        aside = lost(cartd) / staged.relative_to(cartd.volume.resolve())
+        aside = removed_files(cartd) / staged.relative_to(cartd.volume.resolve())
         aside.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(aside)
 

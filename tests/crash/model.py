@@ -1,8 +1,8 @@
 """What clients know of their carts, and so what the service may answer: values, no I/O.
 
 A request without an answer may have been carried out or not: the model goes on with both, until
-the store is looked into (:meth:`Model.settle`).  Each uid belongs to one client, who asks one thing
-at a time; the files are the same for all, so that carts of different clients share them.
+the store is looked into (:meth:`Model.reconcile`).  Each uid belongs to one client, which sends one
+request at a time; the files are the same for all, so that carts of different clients share them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.running_cartd import entry, manifest
 NO_SPACE = "No Space Available"
 GIANT = "giant"
 """The id of a file that no volume here has room for."""
-SPOILT = "spoilt"
+CORRUPT = "corrupt"
 """The id of a file that comes from the archive with other bytes than a manifest says."""
 LARGE_BYTES = 8 * 2**20
 """Of a file that does not fit between the service and a client that does not read."""
@@ -77,7 +77,7 @@ class Post:
         return {path: archived for _, path, archived in self.files if archived}
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether all of it can be had."""
         return all(archived for _, _, archived in self.files)
 
@@ -89,7 +89,7 @@ class Post:
         """
         return error == NO_SPACE or any(
             error.startswith(f"Failed to stage {path} (archive id {name}): ")
-            and ("declared" in error if name == SPOILT else "404" in error)
+            and ("declared" in error if name == CORRUPT else "404" in error)
             for name, path, archived in self.files
             if archived is None and name != GIANT
         )
@@ -99,8 +99,8 @@ def post_of(number: int, uid: str, random: Random, files: dict[str, Archived]) -
     """A manifest like any other: mostly small files, now and then one that cannot be had."""
     weights = [1.0 if name.startswith("large") else 3.0 for name in files]
     names = random.choices(list(files), weights, k=random.choice([1, 2, 3, 5, 8]))
-    misfortune = random.choices(["", "missing", SPOILT, GIANT], [20, 1, 1, 1])[0]
-    names += [misfortune] if misfortune else []
+    bad_file = random.choices(["", "missing", CORRUPT, GIANT], [20, 1, 1, 1])[0]
+    names += [bad_file] if bad_file else []
     chosen = tuple(
         (name, f"c{number}/{place % 3}/{name}-{place}", files.get(name))
         for place, name in enumerate(names)
@@ -180,7 +180,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Living:
+class LiveCart:
     """A cart in the store that is not deleted, and the post that it was made of."""
 
     cart_id: int
@@ -195,7 +195,7 @@ class Model:
 
     posts: dict[int, Post] = field(default_factory=dict)
     uids: dict[str, list[Known]] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
+    deleted_posts: set[int] = field(default_factory=set)
     """The posts of which a DELETE was answered, since the store was last looked into."""
     _tars: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
     _etags: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
@@ -221,7 +221,7 @@ class Model:
 
     def deleted(self, uid: str) -> None:
         """200 or 404 was received: there is no cart of that uid."""
-        self.gone.update(known.post.number for known in self.uids.pop(uid, []))
+        self.deleted_posts.update(known.post.number for known in self.uids.pop(uid, []))
 
     def damaged(self, post: Post) -> None:
         for known in self.uids.get(post.uid, []):
@@ -234,16 +234,16 @@ class Model:
         return any(known.damaged for known in self.uids.get(uid, []))
 
     @staticmethod
-    def recognised(
+    def matching_tars(
         known: list[Known], name: str, start: int, body: bytes, length: int
     ) -> list[bytes]:
         """The tars of these carts that have ``body`` from ``start`` on, and that length."""
-        tars = [tar_of(one.post, top_of(one.post, name)) for one in known if one.post.whole]
+        tars = [tar_of(one.post, top_of(one.post, name)) for one in known if one.post.complete]
         return [
             tar for tar in tars if len(tar) == length and tar[start : start + len(body)] == body
         ]
 
-    def same_as_before(self, etag: str, tars: list[bytes]) -> bool:
+    def etag_is_consistent(self, etag: str, tars: list[bytes]) -> bool:
         """Whether one ETag has always meant one tar, and that tar that ETag.
 
         Of several tars that have the bytes that came, it must be so with one.
@@ -261,44 +261,44 @@ class Model:
 
     # What the store must say when all is quiet
 
-    def settle(
-        self, living: Iterable[Living], evicted: set[int], rows: dict[int, int]
+    def reconcile(
+        self, live_carts: Iterable[LiveCart], evicted: set[int], rows: dict[int, int]
     ) -> list[str]:
         """Compare with the store, then believe it; what is wrong, in words.
 
         ``rows``: the newest cart of each post, deleted or not.  ``evicted``: the ids of carts.
         """
-        there = list(living)
+        there = list(live_carts)
         faults = [*self._lost({one.post for one in there}, evicted, rows)]
         for one in there:
             post = self.posts.get(one.post)
-            if post is None or one.post in self.gone:
+            if post is None or one.post in self.deleted_posts:
                 faults.append(f"cart {one.cart_id} lives, though it was deleted")
             elif one.status == "error" and not post.explains(one.error):
                 faults.append(f"cart {one.cart_id} is in error without a cause: {one.error}")
-            elif one.status == "ready" and not post.whole:
+            elif one.status == "ready" and not post.complete:
                 faults.append(f"cart {one.cart_id} is ready, though not all of it can be had")
             elif one.status not in ("ready", "error"):
                 faults.append(f"cart {one.cart_id} is still {one.status}")
-        self._believe(there)
+        self._reset_to(there)
         return faults
 
-    def _lost(self, living: set[int], evicted: set[int], rows: dict[int, int]) -> Iterator[str]:
+    def _lost(self, live_carts: set[int], evicted: set[int], rows: dict[int, int]) -> Iterator[str]:
         for uid, carts in self.uids.items():
             for known in carts:
                 number = known.post.number
                 sure = known.accepted and not known.may_be_deleted
-                if sure and number not in living and rows.get(number) not in evicted:
+                if sure and number not in live_carts and rows.get(number) not in evicted:
                     yield f"the accepted cart c{number} of {uid} is lost: row {rows.get(number)}"
 
-    def _believe(self, living: list[Living]) -> None:
+    def _reset_to(self, live_carts: list[LiveCart]) -> None:
         uids: dict[str, list[Known]] = {}
-        for one in sorted(living, key=lambda one: one.cart_id):
+        for one in sorted(live_carts, key=lambda one: one.cart_id):
             if post := self.posts.get(one.post):
                 uids.setdefault(post.uid, []).append(Known(post, accepted=True))
         self.uids = uids
         self.posts = {known.post.number: known.post for of in uids.values() for known in of}
-        self.gone.clear()
+        self.deleted_posts.clear()
 
 
 def top_of(post: Post, name: str) -> str:

@@ -42,7 +42,7 @@ def draw(samples: Path, directory: Path) -> str:
         python = peers.pictures(_BENCH) / "python"
         command = [str(python), str(_DRAW), str(samples), str(directory), "--soak"]
         subprocess.run(command, check=True, capture_output=True, text=True)
-    except (peers.Absent, OSError, subprocess.CalledProcessError) as error:
+    except (peers.PeerUnavailable, OSError, subprocess.CalledProcessError) as error:
         return f"No picture could be drawn: {error}"
     return "![Memory, threads, open files and kills over time](soak.svg)"
 
@@ -66,7 +66,7 @@ def report(
         "manifests posted": f"{done['post'] + done['post_again']:,}",
         "carts deleted while they were read": f"{done['delete_while_reading']:,}",
         "carts read while others needed room": f"{done['evict_while_reading']:,}",
-        "files taken away": f"{done['lose_a_file']:,}",
+        "files removed": f"{done['remove_a_file']:,}",
     }
     lines = [
         "# Soak",

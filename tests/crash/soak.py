@@ -18,28 +18,28 @@ from random import Random
 from threading import Event, Thread
 
 from bench.usage import resident
-from tests.crash.harness import Ordeal, ordeal
+from tests.crash.harness import Harness, crash_harness
 from tests.crash.kill_points import POINTS
 from tests.crash.report import Sample, draw, report
 
 PLACE = Path(__file__).parent.parent.parent / ".soak"
 CYCLES = 6
 """So many times kills, and then work without them."""
-SHARE_OF_KILLS = 0.25
-LOOK_EVERY = 1.0
+KILL_SHARE = 0.25
+SAMPLE_INTERVAL = 1.0
 
 
 @dataclass
-class Watch:
+class Sampler:
     """What the service takes, sampled in a thread of its own while the block runs."""
 
-    it: Ordeal
+    it: Harness
     samples: list[Sample] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
     _ended: Event = field(default_factory=Event)
 
-    def __enter__(self) -> Watch:
-        self._thread = Thread(target=self._look, daemon=True)
+    def __enter__(self) -> Sampler:
+        self._thread = Thread(target=self._sample_periodically, daemon=True)
         self._thread.start()
         return self
 
@@ -47,8 +47,8 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK_EVERY):
+    def _sample_periodically(self) -> None:
+        while not self._ended.wait(SAMPLE_INTERVAL):
             process = self.it.cartd.process
             if process is not None and process.poll() is None:
                 try:
@@ -68,21 +68,21 @@ class Watch:
         )
 
 
-def soak(it: Ordeal, seconds: float) -> None:
+def soak(it: Harness, seconds: float) -> None:
     """Kills and work in turn, until the time is over."""
     random = Random(f"{it.seed}/soak")
     cycle = seconds / CYCLES
     points: list[str] = []
     for _ in range(CYCLES):
-        end = time.monotonic() + cycle * SHARE_OF_KILLS
+        end = time.monotonic() + cycle * KILL_SHARE
         while time.monotonic() < end:
             points = points or random.sample(POINTS, len(POINTS))
             kill(it, points, random)
-        it.work(cycle * (1 - SHARE_OF_KILLS))
+        it.work(cycle * (1 - KILL_SHARE))
         it.stop_cleanly()
 
 
-def kill(it: Ordeal, points: list[str], random: Random) -> None:
+def kill(it: Harness, points: list[str], random: Random) -> None:
     way = random.random()
     if way < 0.6:
         it.kill_at(points.pop(), random.randint(1, 5))
@@ -101,15 +101,15 @@ def main(arguments: list[str]) -> int:
     PLACE.mkdir()
     print(f"soaking for {options.minutes:g} minutes, seed {options.seed}", file=sys.stderr)
     fault = ""
-    with ordeal(PLACE / "run", seed=options.seed, fail_rate=0.002) as it:
-        with Watch(it) as watch:
+    with crash_harness(PLACE / "run", seed=options.seed, fail_rate=0.002) as it:
+        with Sampler(it) as sampler:
             try:
                 soak(it, options.minutes * 60)
             except AssertionError as error:
                 fault = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        (PLACE / "samples.json").write_text(json.dumps([one.values() for one in watch.samples]))
+        (PLACE / "samples.json").write_text(json.dumps([one.values() for one in sampler.samples]))
         picture = draw(PLACE / "samples.json", PLACE)
-        text = report(it.done, it.kills, watch.samples, picture, seed=options.seed, fault=fault)
+        text = report(it.done, it.kills, sampler.samples, picture, seed=options.seed, fault=fault)
         (PLACE / "report.md").write_text(text)
     if not fault:
         shutil.rmtree(PLACE / "run")

@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from tests.crash.harness import Ordeal, ordeal
-from tests.crash.kill_points import POINTS, RARE
+from tests.crash.harness import Harness, crash_harness
+from tests.crash.kill_points import POINTS, RARE_POINTS
 from tests.databases import Postgres
 
 pytest_plugins = ("tests.database_fixtures",)
@@ -21,25 +21,25 @@ PARTS = 4
 """Of the points: one test each, so that tests can share the cores."""
 
 
-def meet(it: Ordeal, points: list[str]) -> None:
+def meet(it: Harness, points: list[str]) -> None:
     """Be killed once at each point, a few passages from now."""
     random = Random(it.seed)
     for point in points:
         # The later the passage, the longer it may take to come.
-        passage = 1 if point in RARE else random.randint(1, 3)
+        passage = 1 if point in RARE_POINTS else random.randint(1, 3)
         assert it.kill_at(point, passage) or it.kill_at(point, 1), point
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_kill_at_any_point_costs_nothing_that_was_promised(tmp_path: Path, part: int) -> None:
-    with ordeal(tmp_path, seed=f"points {part}") as it:
+    with crash_harness(tmp_path, seed=f"points {part}") as it:
         meet(it, list(POINTS[part::PARTS]))
         it.stop_cleanly()
         assert it.done["downloads compared"]
 
 
 def test_kills_at_any_moment_and_of_starts_cost_nothing_either(tmp_path: Path) -> None:
-    with ordeal(tmp_path, seed="moments", fail_rate=0.01) as it:
+    with crash_harness(tmp_path, seed="moments", fail_rate=0.01) as it:
         random = Random(it.seed)
         it.kill_within(random.uniform(0.1, 1.0))
         it.kill_at_start("after-claim")
@@ -48,7 +48,7 @@ def test_kills_at_any_moment_and_of_starts_cost_nothing_either(tmp_path: Path) -
 
 def test_a_kill_costs_nothing_on_postgresql(tmp_path: Path, postgres: Postgres) -> None:
     database = postgres.create(template="synced")
-    with ordeal(tmp_path, seed="postgresql", database=database) as it:
+    with crash_harness(tmp_path, seed="postgresql", database=database) as it:
         meet(it, ["before-mark_deleted", "after-record_linked"])
         it.stop_cleanly()
     postgres.drop(database)

@@ -16,18 +16,18 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.corpus import escaped, keep, kept
+from tests.fuzz.corpus import escaped, load, save
 from tests.fuzz.mutation import LIMIT
 from tests.fuzz.targets import NAMES, target
 
 PLACE = Path(__file__).parent.parent.parent / ".fuzz"
-TURN = 60.0
+SLICE_SECONDS = 60.0
 """Seconds of a turn, at most."""
-SLOW = 10
+HANG_SECONDS = 10
 """Seconds after which one input counts as a hang."""
-MEMORY = 1024
+MEMORY_LIMIT = 1024
 """MiB at which it counts as a leak."""
-KEPT_AT_ONCE = 20
+MAX_KEPT = 20
 """Inputs that ``--keep`` adds to a corpus: small ones, and few, for each is read by the suite."""
 
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s+([0-9]+)")
@@ -36,7 +36,7 @@ _COVERED = re.compile(r"cov: ([0-9]+)")
 
 
 @dataclass
-class Turns:
+class TargetRun:
     """What came of one target so far."""
 
     name: str
@@ -54,12 +54,12 @@ class Turns:
 
     def prepare(self) -> None:
         self.corpus.mkdir(parents=True, exist_ok=True)
-        for number, data in enumerate(kept(self.name)):
+        for number, data in enumerate(load(self.name)):
             (self.corpus / f"kept-{number}").write_bytes(data)
         words = [f'"{_quoted(word)}"\n' for word in target(self.name).words]
         (PLACE / f"{self.name}.dict").write_text("".join(words), "ascii")
 
-    def take(self, seconds: float) -> None:
+    def fuzz(self, seconds: float) -> None:
         """One turn; afterwards ``findings`` may hold something."""
         found = PLACE / "findings" / self.name
         found.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,8 @@ class Turns:
         output = self._run(
             f"-max_total_time={max(1, round(seconds))}",
             f"-max_len={LIMIT}",
-            f"-timeout={SLOW}",
-            f"-rss_limit_mb={MEMORY}",
+            f"-timeout={HANG_SECONDS}",
+            f"-rss_limit_mb={MEMORY_LIMIT}",
             f"-artifact_prefix={found}/",
             f"-dict={PLACE / self.name}.dict",
             "-print_final_stats=1",
@@ -93,24 +93,24 @@ class Turns:
         )
         return done.stdout.decode(errors="replace")
 
-    def keep(self) -> None:
+    def save_new_inputs(self) -> None:
         """Put the smallest inputs that reached something new into the corpus of the repository."""
         reached = [file.read_bytes() for file in self.corpus.iterdir()]
-        new = sorted({*reached} - {*kept(self.name)}, key=len)
-        keep(self.name, [*kept(self.name), *new[:KEPT_AT_ONCE]])
+        new = sorted({*reached} - {*load(self.name)}, key=len)
+        save(self.name, [*load(self.name), *new[:MAX_KEPT]])
 
 
 def _quoted(word: bytes) -> str:
     return "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in word)
 
 
-def report(turns: list[Turns]) -> str:
+def report(runs: list[TargetRun]) -> str:
     lines = ["target    executions   new inputs   places covered   findings"]
-    for one in turns:
+    for one in runs:
         covered = f"{one.first} -> {one.last}"
         counts = f"{one.executions:>10,} {one.new:>12,} {covered:>16} {len(one.findings):>10}"
         lines.append(f"{one.name:<9} {counts}")
-    lines += [f"{one.name}: {escaped(data)}" for one in turns for data in one.findings]
+    lines += [f"{one.name}: {escaped(data)}" for one in runs for data in one.findings]
     return "\n".join(lines)
 
 
@@ -120,21 +120,21 @@ def main() -> int:
     parser.add_argument("--targets", nargs="*", default=NAMES, choices=NAMES)
     parser.add_argument("--keep", action="store_true")
     given = parser.parse_args()
-    turns = [Turns(name) for name in given.targets]
-    for one in turns:
+    runs = [TargetRun(name) for name in given.targets]
+    for one in runs:
         one.prepare()
     end = time.monotonic() + given.minutes * 60
-    while (going := [one for one in turns if not one.findings]) and time.monotonic() < end:
+    while (going := [one for one in runs if not one.findings]) and time.monotonic() < end:
         share = (end - time.monotonic()) / len(going)
         for one in going:
-            one.take(min(share, TURN))
+            one.fuzz(min(share, SLICE_SECONDS))
             print(report([one]).splitlines()[1], flush=True)
     if given.keep:
-        for one in turns:
-            one.keep()
-    print(report(turns))
+        for one in runs:
+            one.save_new_inputs()
+    print(report(runs))
     print(f"\nInputs, findings and the log of each target's last turn are in {PLACE}")
-    return any(one.findings for one in turns)
+    return any(one.findings for one in runs)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def check(data: bytes) -> None:
     try:
         config = load(options={}, environ={}, ini=text, ini_name="site.ini")
     except ConfigError as error:
-        said = str(error)
-        assert said.startswith("site.ini: "), said
-        assert said.isprintable() and len(said) <= _LONGEST, said
-        if found := re.match(r"site\.ini: \[database\] (\w+): (.*)", said):
-            assert not re.search(f":.*{PASSWORD}.*@", found[2]), said
-            assert "url" not in found[1] or PASSWORD not in said, said
+        message = str(error)
+        assert message.startswith("site.ini: "), message
+        assert message.isprintable() and len(message) <= _LONGEST, message
+        if found := re.match(r"site\.ini: \[database\] (\w+): (.*)", message):
+            assert not re.search(f":.*{PASSWORD}.*@", found[2]), message
+            assert "url" not in found[1] or PASSWORD not in message, message
         return
     _check_values(config)
     again = load(options={}, environ={}, ini=_written(config), ini_name="again.ini")

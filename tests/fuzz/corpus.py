@@ -11,12 +11,12 @@ from pathlib import Path
 PLACE = Path(__file__).parent / "corpus"
 
 
-def kept(name: str) -> list[bytes]:
+def load(name: str) -> list[bytes]:
     """All inputs of a target, in their order."""
     return [unescaped(line) for line in _file(name).read_text("ascii").split("\n") if line]
 
 
-def keep(name: str, inputs: Iterable[bytes]) -> None:
+def save(name: str, inputs: Iterable[bytes]) -> None:
     """Write the corpus of a target anew: sorted, each input once."""
     lines = sorted({escaped(data) for data in inputs if data}, key=lambda line: (len(line), line))
     _file(name).write_text("".join(f"{line}\n" for line in lines), "ascii")

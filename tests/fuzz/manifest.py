@@ -49,7 +49,7 @@ def check(data: bytes) -> None:
         _check_entry(entry, strict)
     _check_tree([entry.path for entry in entries])
     _check_against_json(body, manifest, entries)
-    _check_said_again(manifest, entries)
+    _check_round_trip(manifest, entries)
 
 
 def _check_entry(entry: Entry, strict: bool) -> None:
@@ -95,7 +95,7 @@ def _whole(digits: str) -> int | float:
     return int(number) if number.is_integer() else number
 
 
-def _check_said_again(manifest: Manifest, entries: list[Entry]) -> None:
+def _check_round_trip(manifest: Manifest, entries: list[Entry]) -> None:
     files = [
         {"id": one.archive_id, "path": one.path, "hashtype": one.hash_type, "hashsum": one.hash_sum}
         for one in entries

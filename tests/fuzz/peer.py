@@ -84,7 +84,7 @@ class Collected(Protocol):
 
 
 @implementer(IAgent)
-class SameAnswer:
+class FixedResponse:
     """An agent to which everything is answered with the same bytes, and then the end."""
 
     def __init__(self, wire: bytes) -> None:

@@ -19,7 +19,7 @@ from cartd.archive.answers import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
 from cartd.archive.archive import MAX_REDIRECTS
 from cartd.archive.client import NoCookies
 from tests.archive_asking import Sink
-from tests.fuzz.peer import SameAnswer
+from tests.fuzz.peer import FixedResponse
 
 WORDS = (
     b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 204 No\r\n", b"HTTP/1.1 302 Found\r\n",
@@ -43,7 +43,7 @@ _STALL = 60.0
 
 def check(data: bytes) -> None:
     asked, wire = data[:1], data[1:]
-    agent, clock, sink = SameAnswer(wire), Clock(), Sink()
+    agent, clock, sink = FixedResponse(wire), Clock(), Sink()
     archive = Archive(
         HTTPClient(agent, cookiejar=NoCookies()),
         URL,
@@ -85,8 +85,8 @@ def _outcome(asking: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _check_error(error: ArchiveError) -> None:
-    said = str(error)
-    assert said.isprintable() and len(said) <= _LONGEST, said
-    assert said.startswith(("the archive", "an empty id")), said
+    message = str(error)
+    assert message.isprintable() and len(message) <= _LONGEST, message
+    assert message.startswith(("the archive", "an empty id")), message
     assert error.retry_after is None or 0 <= error.retry_after <= MAX_RETRY_AFTER
     assert not (error.missing and error.retryable)

@@ -22,9 +22,9 @@ def check(data: bytes) -> None:
     try:
         entries = parse(text)
     except ValueError as error:
-        said = str(error)
-        assert re.match(r"line [0-9]+: ", said) and said.isprintable(), said
-        assert KEY not in said, said
+        message = str(error)
+        assert re.match(r"line [0-9]+: ", message) and message.isprintable(), message
+        assert KEY not in message, message
         return
     names = [name for line in text.splitlines() if (name := line_name(line)) is not None]
     assert list(entries) == names

@@ -1,4 +1,4 @@
-"""An archive on disk and tape that is slow, fails and lies as its library says."""
+"""An archive on disk and tape that is slow, fails and lies as its state says."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SIZES = {"none": 0, "one": 1, "some": 90, "page": 512, "more": 700, "much": 3000}
 """The files: their ids and bytes."""
-UNKNOWN = frozenset({"one", "page"})
+WITHOUT_HASH = frozenset({"one", "page"})
 """Those whose hash a client may not know.  They never come with other bytes of the right number:
 nobody could find it out."""
 FAULTS = ("busy", "refused", "gone", "wrong", "short", "cut", "long", "silent")
-OF_A_BODY = frozenset({"wrong", "short", "cut", "long", "silent"})
-FINAL = "gone"
+BODY_FAULTS = frozenset({"wrong", "short", "cut", "long", "silent"})
+PERMANENT = "gone"
 
 
 def content(archive_id: str) -> bytes:
@@ -39,7 +39,7 @@ def mtime(archive_id: str) -> int:
     return 1_600_000_000 + SIZES[archive_id]
 
 
-class Library:
+class ArchiveState:
     """What is in the archive, and how it will behave: it outlives every process that asks it."""
 
     def __init__(self, random: Random) -> None:
@@ -47,21 +47,21 @@ class Library:
         self.on_tape: set[str] = set()
         self.recalled: dict[str, float] = {}
         """When a file that was asked for will be on disk."""
-        self.coming: defaultdict[str, deque[str]] = defaultdict(deque)
+        self.next_faults: defaultdict[str, deque[str]] = defaultdict(deque)
         """The faults that the next requests for a file meet."""
         self.chance = 0.0
         """That any request meets one."""
-        self.away_until = 0.0
-        self.asked = 0
+        self.down_until = 0.0
+        self.requests = 0
         """How many requests there were."""
-        self.met: Counter[str] = Counter()
+        self.fault_counts: Counter[str] = Counter()
         """How many faults the requests for each file have met."""
-        self.said: dict[str, set[str]] = {name: set() for name in SIZES}
+        self.messages: dict[str, set[str]] = {name: set() for name in SIZES}
         """What was told of the faults, or is to be told of what came; of each file."""
 
     def heal(self) -> None:
-        self.coming.clear()
-        self.chance = self.away_until = 0.0
+        self.next_faults.clear()
+        self.chance = self.down_until = 0.0
         self.on_tape.clear()
 
     def to_tape(self, archive_id: str) -> None:
@@ -79,31 +79,31 @@ class Library:
 
     def fault(self, archive_id: str, now: float, *, body: bool) -> str | None:
         """What the request that is made now meets; what is wrong with a body waits for one."""
-        self.asked += 1
-        if now < self.away_until:
+        self.requests += 1
+        if now < self.down_until:
             return "refused"
-        coming = self.coming[archive_id]
-        if coming and (body or coming[0] not in OF_A_BODY):
+        coming = self.next_faults[archive_id]
+        if coming and (body or coming[0] not in BODY_FAULTS):
             return coming.popleft()
         if self.chance and self.random.random() < self.chance:
-            return self.random.choice([fault for fault in FAULTS if fault != FINAL])
+            return self.random.choice([fault for fault in FAULTS if fault != PERMANENT])
         return None
 
-    def tell(
+    def make_error(
         self, archive_id: str, message: str, *, retryable: bool = True, outage: bool = False
     ) -> ArchiveError:
-        self.note(archive_id, message)
+        self.record_fault(archive_id, message)
         return ArchiveError(
             message, retryable=retryable, outage=outage, answered=outage and "answered" in message
         )
 
-    def note(self, archive_id: str, message: str) -> None:
-        self.met[archive_id] += 1
-        self.said[archive_id].add(message)
+    def record_fault(self, archive_id: str, message: str) -> None:
+        self.fault_counts[archive_id] += 1
+        self.messages[archive_id].add(message)
 
 
 class SimulatedArchive(Archive):
-    """How one process asks the library; bodies come as the real archive's do."""
+    """How one process asks the archive; bodies come as the real archive's do."""
 
     def __init__(
         self,
@@ -117,35 +117,39 @@ class SimulatedArchive(Archive):
         min_rate: float,
     ) -> None:
         self._reactor = clock
-        self._library = clock.library
+        self._archive_state = clock.archive_state
         self._timeout = stall_timeout
         self._min_rate = min_rate
 
     async def status(self, archive_id: str) -> FileState:
-        await self._answer(archive_id)
-        on_disk = self._library.is_on_disk(archive_id, self._reactor.seconds())
+        await self._respond(archive_id)
+        on_disk = self._archive_state.is_on_disk(archive_id, self._reactor.seconds())
         return FileState(SIZES[archive_id], mtime(archive_id), on_disk)
 
     async def stage(self, archive_id: str) -> None:
-        await self._answer(archive_id)
-        self._library.recall(archive_id, self._reactor.seconds())
+        await self._respond(archive_id)
+        self._archive_state.recall(archive_id, self._reactor.seconds())
 
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
-        fault = await self._answer(archive_id, body=True)
+        fault = await self._respond(archive_id, body=True)
         response: Any = _Response(self._reactor, archive_id, fault)
         await receive(response, sink, self._reactor, self._timeout, self._min_rate)
 
-    async def _answer(self, archive_id: str, *, body: bool = False) -> str | None:
+    async def _respond(self, archive_id: str, *, body: bool = False) -> str | None:
         """The fault of the body that is to come, if one is."""
-        random = self._library.random
+        random = self._archive_state.random
         await deferLater(self._reactor, random.choice((0.0, 0.001, 0.02, 0.5)))
-        fault = self._library.fault(archive_id, self._reactor.seconds(), body=body)
+        fault = self._archive_state.fault(archive_id, self._reactor.seconds(), body=body)
         if fault == "busy":
-            raise self._library.tell(archive_id, "the archive answered 503: simulated", outage=True)
+            raise self._archive_state.make_error(
+                archive_id, "the archive answered 503: simulated", outage=True
+            )
         if fault == "refused":
-            raise self._library.tell(archive_id, "the archive refuses the connection", outage=True)
-        if fault == FINAL:
-            raise self._library.tell(
+            raise self._archive_state.make_error(
+                archive_id, "the archive refuses the connection", outage=True
+            )
+        if fault == PERMANENT:
+            raise self._archive_state.make_error(
                 archive_id, "the archive answered 404: simulated", retryable=False
             )
         return fault
@@ -156,7 +160,7 @@ class _Response:
 
     def __init__(self, reactor: SimulatedReactor, archive_id: str, fault: str | None) -> None:
         self._reactor = reactor
-        self._library = reactor.library
+        self._archive_state = reactor.archive_state
         self._archive_id = archive_id
         self._fault = fault
         self._protocol: Any = None
@@ -169,24 +173,28 @@ class _Response:
         self._protocol = protocol
         body = self._body(content(self._archive_id))
         while body:
-            size = self._library.random.choice((1, 60, 200, 4000))
+            size = self._archive_state.random.choice((1, 60, 200, 4000))
             self._pieces.append(body[:size])
             body = body[size:]
         protocol.makeConnection(self)
-        self._go_on()
+        self._continue()
 
     def _body(self, body: bytes) -> bytes:
-        if self._fault == "wrong" and self._archive_id in UNKNOWN:
+        if self._fault == "wrong" and self._archive_id in WITHOUT_HASH:
             self._fault = "long"
         if self._fault == "wrong" and body:
             wrong = bytes([body[0] ^ 1]) + body[1:]
-            self._library.note(self._archive_id, hashlib.sha1(wrong).hexdigest())
+            self._archive_state.record_fault(self._archive_id, hashlib.sha1(wrong).hexdigest())
             return wrong
         if self._fault == "short" and body:
-            self._library.note(self._archive_id, f"it has {len(body) // 2} bytes where")
+            self._archive_state.record_fault(
+                self._archive_id, f"it has {len(body) // 2} bytes where"
+            )
             return body[: len(body) // 2]
         if self._fault == "long":
-            self._library.note(self._archive_id, f"it has more than the {len(body)} bytes")
+            self._archive_state.record_fault(
+                self._archive_id, f"it has more than the {len(body)} bytes"
+            )
             return body + b"!"
         if self._fault in ("cut", "silent"):
             return body[: len(body) // 2]
@@ -197,29 +205,29 @@ class _Response:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._go_on()
+        self._continue()
 
     def abortConnection(self) -> None:
         self._aborted = True
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if not (self._scheduled or self._aborted or self._paused):
             self._scheduled = True
-            wait = self._library.random.choice((0.0, 0.0, 0.001, 0.1))
-            self._reactor.callLater(wait, self._give)
+            wait = self._archive_state.random.choice((0.0, 0.0, 0.001, 0.1))
+            self._reactor.callLater(wait, self._deliver)
 
-    def _give(self) -> None:
+    def _deliver(self) -> None:
         self._scheduled = False
         if self._aborted or self._paused:
             return
         if self._pieces:
             self._protocol.dataReceived(self._pieces.popleft())
-            self._go_on()
+            self._continue()
         elif self._fault == "silent":
-            self._library.note(self._archive_id, "the archive sent nothing for")
+            self._archive_state.record_fault(self._archive_id, "the archive sent nothing for")
         elif self._fault == "cut":
             message = "the archive broke the connection in the middle of its answer"
-            self._library.note(self._archive_id, message)
+            self._archive_state.record_fault(self._archive_id, message)
             self._protocol.connectionLost(Failure(ResponseFailed([Failure(ConnectionLost())])))
         else:
             self._protocol.connectionLost(Failure(ResponseDone()))

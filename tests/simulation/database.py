@@ -21,8 +21,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.reading = self._watched(reading_engine(url))
-        self.writing = self._watched(writing_engine(url))
+        self.reading = self._intercepted(reading_engine(url))
+        self.writing = self._intercepted(writing_engine(url))
         self.reset(Random(0))
 
     def reset(self, random: Random) -> None:
@@ -36,7 +36,7 @@ class Database:
         """Seconds that a trip to its thread takes."""
         return self.random.choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.001, 0.002, 0.01))
 
-    def died(self) -> None:
+    def on_death(self) -> None:
         """End all connections as the system does for a process that died."""
         for connection in self._open:
             connection.dead = True
@@ -48,7 +48,7 @@ class Database:
     def heal(self) -> None:
         self.chance = 0.0
 
-    def meet(self) -> None:
+    def maybe_fail(self) -> None:
         if self.chance and self.random.random() < self.chance:
             self.failed += 1
             raise sqlite3.OperationalError(FAULT)
@@ -57,9 +57,9 @@ class Database:
         if connection in self._open:
             self._open.remove(connection)
 
-    def _watched(self, engine: Engine) -> Engine:
+    def _intercepted(self, engine: Engine) -> Engine:
         def connect(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> sqlite3.Connection:
-            self.meet()
+            self.maybe_fail()
             connection: _Connection = sqlite3.connect(*cargs, factory=_Connection, **cparams)
             connection.database = self
             sqlite3.Connection.execute(connection, "PRAGMA synchronous = OFF")
@@ -80,9 +80,9 @@ class _Connection(sqlite3.Connection):
     def commit(self) -> None:
         if self.dead:
             return
-        self.database.meet()
+        self.database.maybe_fail()
         super().commit()
-        self.database.meet()
+        self.database.maybe_fail()
 
     def rollback(self) -> None:
         if not self.dead:
@@ -98,9 +98,9 @@ class _Cursor(sqlite3.Cursor):
     connection: _Connection
 
     def execute(self, statement: str, parameters: Any = (), /) -> Self:
-        self.connection.database.meet()
+        self.connection.database.maybe_fail()
         return super().execute(statement, parameters)
 
     def executemany(self, statement: str, parameters: Any, /) -> Self:
-        self.connection.database.meet()
+        self.connection.database.maybe_fail()
         return super().executemany(statement, parameters)

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from cartd.volume.file_system import FileSystem, SyncFailed
-from tests.simulation.power_failure import InMemory
+from tests.simulation.power_failure import UnsyncedWrites
 
 CHANGES = (
     "open",
@@ -29,7 +29,7 @@ CHANGES = (
 READS = ("read", "pread")
 FULL = (errno.ENOSPC,)
 BROKEN = (errno.EIO, errno.EROFS)
-_NEEDS_ROOM = frozenset({"open", "write", "link", "mkdir", "symlink", "rename", "replace"})
+_NEEDS_SPACE = frozenset({"open", "write", "link", "mkdir", "symlink", "rename", "replace"})
 
 
 class Killed(BaseException):
@@ -39,8 +39,8 @@ class Killed(BaseException):
 class Disk:
     """Stands between the volume's work in threads and the system.
 
-    Only what is done :meth:`at_work` may fail or be cut short; what a test does to the same
-    files is done as ever.
+    Only calls in a :meth:`thread_running` block may fail or be cut short; a test's own calls on the
+    same files always work.
     """
 
     def __init__(self, root: Path) -> None:
@@ -59,7 +59,7 @@ class Disk:
         self.calls = 0
         self.kill_after: int | None = None
         """System calls until the process dies in the middle of one."""
-        self.in_memory = InMemory()
+        self.unsynced = UnsyncedWrites()
         self.boots = 0
         """How often the machine has started anew."""
         self._working = False
@@ -69,14 +69,14 @@ class Disk:
     def installed(self) -> Iterator[None]:
         """Have the system calls of this process looked at."""
         watched: dict[str, Any] = {
-            name: self._watched(name, getattr(os, name)) for name in (*CHANGES, *READS)
+            name: self._intercepted(name, getattr(os, name)) for name in (*CHANGES, *READS)
         }
         watched["posix_fadvise"] = self._dropping(os.posix_fadvise)
         with patch.multiple(os, **watched):
             yield
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def thread_running(self) -> Iterator[None]:
         """For as long as a thread of the simulated process works."""
         self._working = True
         try:
@@ -86,12 +86,12 @@ class Disk:
         if self._killed:
             raise Killed
 
-    def born(self) -> None:
+    def on_start(self) -> None:
         """A new process begins."""
         self._killed = False
         self.kill_after = None
 
-    def died(self) -> None:
+    def on_death(self) -> None:
         """Close what the process has left open, as the system does."""
         self._killed = False
         self.kill_after = None
@@ -107,44 +107,44 @@ class Disk:
     def heal(self) -> None:
         self.failing, self.chance = (), 0.0
 
-    def has_said(self, text: str) -> bool:
+    def has_raised(self, text: str) -> bool:
         """Whether ``text`` names an error that it has given."""
         return any(os.strerror(number) in text for number in self.failed)
 
     def sync(self) -> None:
         """Have everything written; raises as :meth:`FileSystem.sync` does."""
         try:
-            self._meet("sync", _nothing, ())
+            self._maybe_fail("sync", _nothing, ())
         except OSError as error:
-            self.in_memory.was_not_written(self.random)
+            self.unsynced.sync_failed(self.random)
             raise SyncFailed(f"The volume's file system cannot be synced: {error}") from error
-        self.in_memory.was_written()
+        self.unsynced.sync_succeeded()
 
     def lose_power(self) -> None:
         """Every process on it is dead by then."""
-        self.in_memory.power_fails(self.root, self.random)
+        self.unsynced.power_fails(self.root, self.random)
         self.boots += 1
 
-    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
+    def _intercepted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def intercepted(*args: Any, **kwargs: Any) -> Any:
             if not self._working:
                 return call(*args, **kwargs)
-            self._meet(name, call, args)
+            self._maybe_fail(name, call, args)
             result = call(*args, **kwargs)
-            self.in_memory.did(name, args, kwargs)
+            self.unsynced.record(name, args, kwargs)
             return result
 
-        return watched
+        return intercepted
 
     def _dropping(self, call: Callable[..., None]) -> Callable[..., None]:
         def dropping(fd: int, *args: Any) -> None:
             if self._working:
-                self.in_memory.dropped(fd)
+                self.unsynced.page_cache_dropped(fd)
             call(fd, *args)
 
         return dropping
 
-    def _meet(self, name: str, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def _maybe_fail(self, name: str, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if self._killed:
             raise Killed
         self.calls += 1
@@ -154,11 +154,11 @@ class Disk:
                 self._killed = True
                 if name == "write":
                     call(args[0], args[1][: len(args[1]) // 2])
-                    self.in_memory.did(name, args, {})
+                    self.unsynced.record(name, args, {})
                 raise Killed
         if self.failing and self.random.random() < self.chance:
             number = self.random.choice(self.failing)
-            if number in FULL and (name not in _NEEDS_ROOM or _is_to_read(name, args)):
+            if number in FULL and (name not in _NEEDS_SPACE or _is_to_read(name, args)):
                 return
             if number == errno.EROFS and name in READS:
                 return

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Spec:
             yield "/".join(parts), one.archive_id
 
 
-class Ledger:
+class Oracle:
     """All promises of one day."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Ledger:
         """Carts that another process may have deleted."""
         self.damaged: set[int] = set()
         """Carts of which the test has damaged a file."""
-        self.wrong: list[str] = []
+        self.violations: list[str] = []
         """The promises that were broken, in words."""
         self.evicts = False
         self.read = 0
@@ -123,7 +123,4 @@ class Ledger:
     def tagged(self, etag: str, tar: bytes) -> None:
         """Somebody is promised ``tar`` under ``etag``."""
         if self._tags.setdefault(etag, tar) != tar:
-            self.wrong.append(f"two tars under the tag {etag}")
-
-    def broken(self) -> Sequence[str]:
-        return self.wrong
+            self.violations.append(f"two tars under the tag {etag}")

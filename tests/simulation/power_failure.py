@@ -22,13 +22,13 @@ NAMES_AT = {
     "symlink": 1,
 }
 """Which argument of a call is a name that it makes."""
-GONE = 0.1
+NAME_LOSS_CHANCE = 0.1
 """How often a name is lost; what is removed stays removed."""
-AFTER = ("whole", "whole", "cut", "zeros", "zeros")
+OUTCOMES = ("whole", "whole", "cut", "zeros", "zeros")
 """What may be found of a file whose bytes were still in memory."""
 
 
-class InMemory:
+class UnsyncedWrites:
     """The bytes and the names that only the system's memory has.
 
     They come by every call that changes the volume, and go with a sync of the file system, or of
@@ -40,10 +40,10 @@ class InMemory:
         self._names: set[str] = set()
         self._unwritten: set[Inode] = set()
         """Files that a sync has failed to write; the system takes them for written."""
-        self.spoilt: set[Inode] = set()
+        self.corrupt_inodes: set[Inode] = set()
         """Files whose bytes are not what was written any more."""
 
-    def did(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def record(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A system call has done its work."""
         if name == "write":
             self._data.add(_inode(os.fstat(args[0])))
@@ -59,25 +59,25 @@ class InMemory:
             directory = _path(fd)
             self._names = {one for one in self._names if Path(one).parent != directory}
 
-    def was_written(self) -> None:
+    def sync_succeeded(self) -> None:
         self._data.clear()
         self._names.clear()
 
-    def was_not_written(self, random: Random) -> None:
+    def sync_failed(self, random: Random) -> None:
         """A sync has failed, and those after it will not tell."""
         self._unwritten |= self._data if random.random() < 0.5 else set()
-        self.was_written()
+        self.sync_succeeded()
 
-    def dropped(self, fd: int) -> None:
+    def page_cache_dropped(self, fd: int) -> None:
         """What the system's memory has of a file is to be read from the disk again."""
         inode = _inode(os.fstat(fd))
         if inode in self._unwritten:
             self._unwritten.discard(inode)
-            self._spoil(_path(fd), "zeros")
+            self._corrupt(_path(fd), "zeros")
 
     def power_fails(self, root: Path, random: Random) -> None:
         for name in sorted(self._names):
-            if os.path.lexists(name) and random.random() < GONE:
+            if os.path.lexists(name) and random.random() < NAME_LOSS_CHANCE:
                 _remove(Path(name))
         for path in list(_files(root)):
             inode = _inode(path.lstat())
@@ -85,19 +85,19 @@ class InMemory:
                 self._data.discard(inode)
                 unwritten = inode in self._unwritten
                 self._unwritten.discard(inode)
-                self._spoil(path, "zeros" if unwritten else random.choice(AFTER))
+                self._corrupt(path, "zeros" if unwritten else random.choice(OUTCOMES))
         self._data.clear()
         self._names.clear()
         self._unwritten.clear()
 
-    def is_spoilt(self, path: Path) -> bool:
-        return _inode(path.lstat()) in self.spoilt
+    def is_corrupt(self, path: Path) -> bool:
+        return _inode(path.lstat()) in self.corrupt_inodes
 
-    def _spoil(self, path: Path, how: str) -> None:
+    def _corrupt(self, path: Path, how: str) -> None:
         size = path.stat().st_size
         if how == "whole" or not size:
             return
-        self.spoilt.add(_inode(path.stat()))
+        self.corrupt_inodes.add(_inode(path.stat()))
         os.truncate(path, size // 2 if how == "cut" else 0)
         if how == "zeros":
             os.truncate(path, size)

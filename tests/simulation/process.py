@@ -30,13 +30,13 @@ from cartd.staging import retrieval, staging
 from cartd.store import connections, database, sync
 from cartd.volume import Volume, bundles, incoming, volume
 from tests.databases import sqlite_url
-from tests.simulation.archive import Library, SimulatedArchive
+from tests.simulation.archive import ArchiveState, SimulatedArchive
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed, SimulatedFileSystem
-from tests.simulation.reactor import LONG, SimulatedReactor, SimulatedThreads, SimulatedWorker
+from tests.simulation.reactor import LONG_DELAY, SimulatedReactor, SimulatedThreads, SimulatedWorker
 
-SMALL = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
-PAGES = (
+SMALL_BUFFERS = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
+SMALL_PAGES = (
     (volume, "BATCH", 2),
     (tar_index_cache, "PAGE_SIZE", 3),
     (staging, "PAGE", 6),
@@ -44,7 +44,7 @@ PAGES = (
     (retrieval, "WINDOW", 6),
 )
 """Sizes at which the flows go in several steps, made so small that small carts need them."""
-BURIED_TOGETHER = 40
+MAX_DEAD = 40
 
 
 class _Connections:
@@ -52,7 +52,7 @@ class _Connections:
         return succeed(None)
 
 
-class Place:
+class Machine:
     """What outlives a process: a directory, a database and their faults; and the dead."""
 
     def __init__(self, root: Path) -> None:
@@ -65,16 +65,16 @@ class Place:
         self.disk = Disk(self.volume)
         self.logged: list[str] = []
         """What must not be in a log: failures that nobody has expected."""
-        self._dead: list[World] = []
-        self.days = self.lives = self.steps = 0
+        self._dead: list[SimulatedProcess] = []
+        self.scenarios = self.starts = self.steps = 0
 
     @contextmanager
     def simulated(self) -> Iterator[None]:
         """Have the service made of simulated parts, for as long as the block runs."""
         with ExitStack() as stack:
             for module, name, value in (
-                *SMALL,
-                *PAGES,
+                *SMALL_BUFFERS,
+                *SMALL_PAGES,
                 (services, "Threads", SimulatedThreads),
                 (services, "Apart", SimulatedThreads),
                 (services, "Archive", SimulatedArchive),
@@ -90,12 +90,13 @@ class Place:
             gc.collect()
             gc.freeze()
             yield
-            self.bury()
+            self.discard_dead()
 
     def clean(self, random: Random) -> None:
         """Empty everything, for a new day."""
-        self._bury_some()  # not before: whoever played the last day has held its last world
-        self.days += 1
+        # Not earlier: the last scenario has held its last process.
+        self._discard_dead_if_many()
+        self.scenarios += 1
         shutil.rmtree(self.volume, ignore_errors=True)
         for left in self.root.glob(f"{self.database_file.name}*"):
             left.unlink()
@@ -104,7 +105,7 @@ class Place:
         self.disk.reset(random)
         self.logged.clear()
 
-    def bury(self) -> None:
+    def discard_dead(self) -> None:
         """Let go of the dead.  What their coroutines try to do in the end is done to nobody."""
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
@@ -116,18 +117,18 @@ class Place:
         finally:
             sys.unraisablehook = hook
 
-    def ended(self, world: World) -> None:
-        """Keep a world from the garbage collection: it would run what is left of its coroutines."""
-        self._dead.append(world)
+    def keep_alive(self, process: SimulatedProcess) -> None:
+        """Keep a process from garbage collection, which would resume its coroutines."""
+        self._dead.append(process)
 
-    def died(self, world: World) -> None:
-        self.ended(world)
-        self.disk.died()
-        self.database.died()
+    def on_death(self, process: SimulatedProcess) -> None:
+        self.keep_alive(process)
+        self.disk.on_death()
+        self.database.on_death()
 
-    def _bury_some(self) -> None:
-        if len(self._dead) > BURIED_TOGETHER:
-            self.bury()
+    def _discard_dead_if_many(self) -> None:
+        if len(self._dead) > MAX_DEAD:
+            self.discard_dead()
 
     @contextmanager
     def _log_watched(self) -> Iterator[None]:
@@ -155,29 +156,31 @@ class Place:
         self.logged.append(f"{text}: {failure.value!r}\n{failure.getTraceback()}")
 
 
-class World:
-    """One process: born, and then killed or stopped."""
+class SimulatedProcess:
+    """One process: started, and then killed or stopped."""
 
-    def __init__(self, place: Place, library: Library, now: float, quota: int | None) -> None:
-        self.place = place
+    def __init__(
+        self, machine: Machine, archive_state: ArchiveState, now: float, quota: int | None
+    ) -> None:
+        self.machine = machine
         self.deleting: Counter[str] = Counter()
         """How many deletions are under way, by uid."""
         self.clients: list[Deferred[Any]] = []
-        place.lives += 1
-        place.disk.born()
+        machine.starts += 1
+        machine.disk.on_start()
         self.reactor = SimulatedReactor(
-            now, place.database.random, place.disk, place.database, library
+            now, machine.database.random, machine.disk, machine.database, archive_state
         )
-        self.config = _config(place, quota)
+        self.config = _config(machine, quota)
         number = belong(self.config.database_url, self.config.volume_path)
         self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
         # How long a trip takes is no matter of real time here.
         self.services.volume._shared._timer = self.reactor.seconds
         self.service = Cartd(self.services, None)
         self.carts = self.service._carts
-        self.command = _command(self.services, self.config)
+        self.other_removal = _removal_of_other_process(self.services, self.config)
         # There are no connections to be closed, but clients that would see it.
-        self.service._site.close_connections = self._break_all  # type: ignore[method-assign]
+        self.service._site.close_connections = self._disconnect_all  # type: ignore[method-assign]
         self.service.startService()
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
@@ -186,25 +189,25 @@ class World:
         client.addErrback(self._unexpected)
         if not client.called:
             self.clients.append(client)
-            client.addBoth(self._left, client)
+            client.addBoth(self._client_done, client)
         return client
 
-    def _break_all(self) -> None:
+    def _disconnect_all(self) -> None:
         for client in list(self.clients):
             client.cancel()
 
     def _unexpected(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return  # the connection was broken
-        self.place.logged.append(f"a client got {failure.value!r}\n{failure.getTraceback()}")
+        self.machine.logged.append(f"a client got {failure.value!r}\n{failure.getTraceback()}")
 
-    def _left(self, result: Any, client: Deferred[Any]) -> Any:
+    def _client_done(self, result: Any, client: Deferred[Any]) -> Any:
         self.clients.remove(client)
         return result
 
     def step(self) -> bool:
         """Run the next event; false if that was the process's last."""
-        self.place.steps += 1
+        self.machine.steps += 1
         try:
             self.reactor.step()
         except Killed:
@@ -232,11 +235,11 @@ class World:
         """End it at once.  ``seen``: others can tell, since its lock is free."""
         self.reactor.die()
         if seen:
-            self.let_go()
-        self.place.died(self)
+            self.release_lock()
+        self.machine.on_death(self)
 
-    def let_go(self) -> None:
-        """The lock of a process that has died on another machine is never seen: this one ends."""
+    def release_lock(self) -> None:
+        """Release the lock that a process on another machine would still seem to hold."""
         holders = self.services.stager._holders
         if holders._held is not None:
             os.close(holders._held)
@@ -249,14 +252,15 @@ class World:
         if not self.run_until(self.reactor.seconds() + 600, lambda: bool(stopped)):
             return False
         assert stopped, "the service does not stop"
-        return self.run_until(self.reactor.seconds() + 2 * LONG)  # what threads gave at the end
+        # The results of threads that ended last.
+        return self.run_until(self.reactor.seconds() + 2 * LONG_DELAY)
 
-    def left_behind(self) -> list[str]:
+    def pending_calls(self) -> list[str]:
         """What is still to happen after a stop."""
         return [str(call) for call in self.reactor.calls]
 
 
-def _command(services: Services, config: Config) -> Removal:
+def _removal_of_other_process(services: Services, config: Config) -> Removal:
     """What another process removes carts with, on the same store and volume."""
 
     async def stages_nothing(_cart_id: int) -> None:
@@ -266,10 +270,10 @@ def _command(services: Services, config: Config) -> Removal:
     return Removal(services.store, other, Pins(), stages_nothing, services.now, services.reactor)
 
 
-def _config(place: Place, quota: int | None) -> Config:
+def _config(machine: Machine, quota: int | None) -> Config:
     ini = f"""
     [cartd]
-    volume_path = {place.volume}
+    volume_path = {machine.volume}
     volume_quota = {quota or ""}
     volume_reserve = 0
     lru_interval = 30
@@ -277,7 +281,7 @@ def _config(place: Place, quota: int | None) -> Config:
     url = http://archive.example/
     max_attempts = 3
     [database]
-    url = {place.database.url}
+    url = {machine.database.url}
     """
     text = "\n".join(line.strip() for line in ini.splitlines())
     if quota is None:

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tests.simulation.archive import Library
+from tests.simulation.archive import ArchiveState
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed
 
@@ -20,8 +20,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 DELAYS = (0.0, 0.0, 0.0, 0.0, 0.001, 0.003, 0.02, 0.3)
 """Seconds that a trip to a thread may take, each as likely as the others."""
-SELDOM = 0.01
-LONG = 4.0
+LONG_DELAY_CHANCE = 0.01
+LONG_DELAY = 4.0
 """Seconds that it takes seldom: longer than whoever looks around waits."""
 
 
@@ -29,18 +29,23 @@ class SimulatedReactor(Clock):
     """A clock that runs one event at a time, for one process: with that it dies, and stays dead."""
 
     def __init__(
-        self, now: float, random: Random, disk: Disk, database: Database, library: Library
+        self,
+        now: float,
+        random: Random,
+        disk: Disk,
+        database: Database,
+        archive_state: ArchiveState,
     ) -> None:
         super().__init__()
         self.rightNow = now
         self.random = random
         self.disk = disk
         self.database = database
-        self.library = library
+        self.archive_state = archive_state
         self.dead = False
-        self.doomed = False
+        self.dies_next = False
         """Whether it dies before the next event."""
-        self._never: list[object] = []
+        self._kept_alive: list[object] = []
         """What will not happen.  Coroutines wait for it, and must not be collected before they are
         buried: they would run to their ends."""
 
@@ -48,17 +53,17 @@ class SimulatedReactor(Clock):
         """Nothing happens any more."""
         self.dead = True
         for call in self.calls:
-            call.canceller = self.keep  # what will not happen may be cancelled still
-        self._never += self.calls
+            call.canceller = self.keep_alive  # what will not happen may be cancelled still
+        self._kept_alive += self.calls
         self.calls.clear()
 
-    def keep(self, what: object) -> None:
-        self._never.append(what)
+    def keep_alive(self, what: object) -> None:
+        self._kept_alive.append(what)
 
-    def never(self) -> Deferred[Any]:
+    def never_fires(self) -> Deferred[Any]:
         """What the dead wait for."""
         waiting: Deferred[Any] = Deferred()
-        self.keep(waiting)
+        self.keep_alive(waiting)
         return waiting
 
     def callLater(
@@ -73,7 +78,9 @@ class SimulatedReactor(Clock):
         self.callLater(0, callable, *args, **kw)
 
     def delay(self) -> float:
-        return LONG if self.random.random() < SELDOM else self.random.choice(DELAYS)
+        return (
+            LONG_DELAY if self.random.random() < LONG_DELAY_CHANCE else self.random.choice(DELAYS)
+        )
 
     def next_time(self) -> float | None:
         """When the next event is due; none if there will be none."""
@@ -88,9 +95,9 @@ class SimulatedReactor(Clock):
         try:
             call.func(*call.args, **call.kw)
         except Killed:
-            self.keep(call)
+            self.keep_alive(call)
             raise
-        if self.doomed:
+        if self.dies_next:
             raise Killed
 
 
@@ -113,18 +120,18 @@ class SimulatedThreads:
             try:
                 work()
             except Killed:
-                self._reactor.doomed = True
-                self._reactor.keep(work)
+                self._reactor.dies_next = True
+                self._reactor.keep_alive(work)
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         if self._reactor.dead or self._stopped:
-            return self._reactor.never()
+            return self._reactor.never_fires()
         result: Deferred[T] = Deferred()
 
         def go() -> None:
             del self._waiting[go]
             try:
-                with self._reactor.disk.at_work():
+                with self._reactor.disk.thread_running():
                     outcome: T | Failure = work(*args, **kwargs)
             except Exception:
                 outcome = Failure()

@@ -18,20 +18,20 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 
-from tests.simulation.archive import FAULTS, SIZES, UNKNOWN, Library
-from tests.simulation.checks import Checks, settled
+from tests.simulation.archive import FAULTS, SIZES, WITHOUT_HASH, ArchiveState
+from tests.simulation.checks import Checks, all_finished
 from tests.simulation.clients import delete, download, post, purge
 from tests.simulation.disk import BROKEN, FULL
-from tests.simulation.oracle import Ledger, Spec, Wanted
-from tests.simulation.process import Place, World, files_below
+from tests.simulation.oracle import Oracle, Spec, Wanted
+from tests.simulation.process import Machine, SimulatedProcess, files_below
 
-MORNING = 1_700_000_000.0
-LONG_ENOUGH = 3600.0
+START_TIME = 1_700_000_000.0
+RECOVERY_TIMEOUT = 3600.0
 """Seconds after which every cart must have ended, when all is healed."""
 
 UIDS = ("a", "b")
-Ending = Callable[[World, Ledger, str], Coroutine[Any, Any, None]]
-OF_CARTS: dict[str, Ending] = {"delete": delete, "purge": purge}
+RemovalStep = Callable[[SimulatedProcess, Oracle, str], Coroutine[Any, Any, None]]
+REMOVALS: dict[str, RemovalStep] = {"delete": delete, "purge": purge}
 uids = st.sampled_from(UIDS)
 ids = st.sampled_from(list(SIZES))
 shares = st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])
@@ -41,7 +41,9 @@ shares = st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])
 def wanted(draw: st.DrawFn) -> tuple[Wanted, ...]:
     chosen = draw(st.lists(st.tuples(ids, st.booleans(), st.integers(0, 2)), max_size=5))
     return tuple(
-        Wanted(archive_id, f"d/{n}" if deep else f"{n}", known > 0 or archive_id not in UNKNOWN)
+        Wanted(
+            archive_id, f"d/{n}" if deep else f"{n}", known > 0 or archive_id not in WITHOUT_HASH
+        )
         for n, (archive_id, deep, known) in enumerate(chosen)
     )
 
@@ -49,10 +51,10 @@ def wanted(draw: st.DrawFn) -> tuple[Wanted, ...]:
 specs = st.builds(Spec, uids, wanted(), st.sampled_from([False, False, True]))
 
 
-class SimulatedDay(RuleBasedStateMachine):
+class RandomScenario(RuleBasedStateMachine):
     """What clients, the machine and the archive do to the service."""
 
-    place: Place
+    machine: Machine
 
     @initialize(
         seed=st.integers(0, 2**32 - 1),
@@ -62,92 +64,92 @@ class SimulatedDay(RuleBasedStateMachine):
     def begin(self, seed: int, quota: int | None, carts: list[Spec]) -> None:
         assume(seed)  # the simplest day of all is the same each time
         self.random = Random(seed)
-        self.place.clean(self.random)
+        self.machine.clean(self.random)
         self.quota = quota
-        self.ledger = Ledger()
-        self.ledger.evicts = quota is not None
-        self.library = Library(self.random)
-        self.checks = Checks(self.place, self.ledger, self.library)
-        self.broken = False
-        self.power_goes = False
+        self.oracle = Oracle()
+        self.oracle.evicts = quota is not None
+        self.archive_state = ArchiveState(self.random)
+        self.checks = Checks(self.machine, self.oracle, self.archive_state)
+        self.failed = False
+        self.power_failing = False
         """Whether the process that dies next is ended by a power failure."""
-        self.unseen: list[World] = []
+        self.undetected: list[SimulatedProcess] = []
         """The dead whose locks look held."""
-        self.running: list[Deferred[Any]] = []
+        self.downloads: list[Deferred[Any]] = []
         self.outcomes: list[str] = []
-        self.now = MORNING
+        self.now = START_TIME
         self._start()
-        with self._watched():
+        with self._checked():
             for spec in carts:
-                self.world.begin(post(self.world, self.ledger, spec))
-                self.world.run_until(self.world.reactor.seconds() + 3.0)
+                self.process.begin(post(self.process, self.oracle, spec))
+                self.process.run_until(self.process.reactor.seconds() + 3.0)
 
     def _start(self) -> None:
-        self.world = World(self.place, self.library, self.now, self.quota)
-        self.running.clear()
+        self.process = SimulatedProcess(self.machine, self.archive_state, self.now, self.quota)
+        self.downloads.clear()
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _checked(self) -> Iterator[None]:
         try:
             yield
-            self._after_death()
-            self._nothing_is_wrong()
+            self._restart_if_dead()
+            self._assert_no_violation()
         except BaseException:
-            self.broken = True
+            self.failed = True
             raise
 
-    def _after_death(self) -> None:
-        if self.world.reactor.dead:
-            self.now = self.world.reactor.seconds()
-            if self.power_goes:
+    def _restart_if_dead(self) -> None:
+        if self.process.reactor.dead:
+            self.now = self.process.reactor.seconds()
+            if self.power_failing:
                 self._lose_power()
-            self.checks.of_every_moment()
+            self.checks.check_always()
             self._start()
 
     def _lose_power(self) -> None:
-        self.power_goes = False
-        while self.unseen:
-            self.unseen.pop().let_go()
-        self.place.disk.lose_power()
+        self.power_failing = False
+        while self.undetected:
+            self.undetected.pop().release_lock()
+        self.machine.disk.lose_power()
 
-    def _nothing_is_wrong(self) -> None:
-        wrong = [*self.ledger.broken(), *self.place.logged]
+    def _assert_no_violation(self) -> None:
+        wrong = [*self.oracle.violations, *self.machine.logged]
         assert not wrong, "\n".join(wrong)
 
     # Clients
 
     @rule(spec=specs, events=st.sampled_from([0, 10, 60, 200]))
     def post(self, spec: Spec, events: int) -> None:
-        with self._watched():
-            self.world.begin(post(self.world, self.ledger, spec))
-            self.world.run_events(events)
+        with self._checked():
+            self.process.begin(post(self.process, self.oracle, spec))
+            self.process.run_events(events)
 
     @rule(uid=uids)
     def post_again(self, uid: str) -> None:
-        with self._watched():
-            if uid in self.ledger.last:
-                self.world.begin(post(self.world, self.ledger, self.ledger.last[uid]))
+        with self._checked():
+            if uid in self.oracle.last:
+                self.process.begin(post(self.process, self.oracle, self.oracle.last[uid]))
 
     @rule(uid=uids, bundle=st.booleans(), then=st.sampled_from(["delete", "purge", "damage", ""]))
     def share(self, uid: str, bundle: bool, then: str) -> None:
         """Another cart wants the same files; then something happens to those of the first."""
-        with self._watched():
-            if uid not in self.ledger.last:
+        with self._checked():
+            if uid not in self.oracle.last:
                 return
             [other] = set(UIDS) - {uid}
-            spec = Spec(other, self.ledger.last[uid].files, bundle)
-            self.world.begin(post(self.world, self.ledger, spec))
-            if not self.world.run_until(self.world.reactor.seconds() + 5.0):
+            spec = Spec(other, self.oracle.last[uid].files, bundle)
+            self.process.begin(post(self.process, self.oracle, spec))
+            if not self.process.run_until(self.process.reactor.seconds() + 5.0):
                 return
-            if then in OF_CARTS:
-                self.world.begin(OF_CARTS[then](self.world, self.ledger, uid))
+            if then in REMOVALS:
+                self.process.begin(REMOVALS[then](self.process, self.oracle, uid))
             elif then and (linked := self._files(linked=True)):
                 self._damage(self.random.choice(linked), "cut")
 
     @rule(uid=uids)
     def delete(self, uid: str) -> None:
-        with self._watched():
-            self.world.begin(delete(self.world, self.ledger, uid))
+        with self._checked():
+            self.process.begin(delete(self.process, self.oracle, uid))
 
     @rule(
         uid=uids,
@@ -159,42 +161,40 @@ class SimulatedDay(RuleBasedStateMachine):
     def download(
         self, uid: str, name: str, part: tuple[float, float], pace: float, events: int
     ) -> None:
-        with self._watched():
-            coroutine = download(self.world, self.ledger, uid, name, part, pace)
-            self.running.append(self.world.begin(coroutine))
-            self.world.run_events(events)
+        with self._checked():
+            coroutine = download(self.process, self.oracle, uid, name, part, pace)
+            self.downloads.append(self.process.begin(coroutine))
+            self.process.run_events(events)
 
     @rule(
         uid=uids,
-        ending=st.sampled_from([*OF_CARTS, "evict"]),
+        ending=st.sampled_from([*REMOVALS, "evict"]),
         pace=st.sampled_from([1.0, 5.0]),
         share=st.sampled_from([0.1, 0.6, 1.5]),
     )
-    def a_cart_goes_while_it_is_read(
-        self, uid: str, ending: str, pace: float, share: float
-    ) -> None:
+    def remove_during_download(self, uid: str, ending: str, pace: float, share: float) -> None:
         """Slowly, from its first byte on."""
-        with self._watched():
-            self.place.disk.heal()
-            self.place.database.heal()
-            self.world.run_until(self.world.reactor.seconds() + 5.0)
-            reading = self.world.begin(
-                download(self.world, self.ledger, uid, "slow", (0.0, 1.0), pace)
+        with self._checked():
+            self.machine.disk.heal()
+            self.machine.database.heal()
+            self.process.run_until(self.process.reactor.seconds() + 5.0)
+            reading = self.process.begin(
+                download(self.process, self.oracle, uid, "slow", (0.0, 1.0), pace)
             )
-            self.running.append(reading)
-            if not self.world.run_until(self.world.reactor.seconds() + share * pace):
+            self.downloads.append(reading)
+            if not self.process.run_until(self.process.reactor.seconds() + share * pace):
                 return
-            if ending in OF_CARTS:
-                self.world.begin(OF_CARTS[ending](self.world, self.ledger, uid))
+            if ending in REMOVALS:
+                self.process.begin(REMOVALS[ending](self.process, self.oracle, uid))
             else:
-                self.world.begin(self.world.services.evictor.enforce_limits())
-            self.world.run_until(self.world.reactor.seconds() + 3.0)
+                self.process.begin(self.process.services.evictor.enforce_limits())
+            self.process.run_until(self.process.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))
-    def leave(self, which: int) -> None:
-        with self._watched():
-            if self.running:
-                self.running.pop(which % len(self.running)).cancel()
+    def lose_client(self, which: int) -> None:
+        with self._checked():
+            if self.downloads:
+                self.downloads.pop(which % len(self.downloads)).cancel()
 
     # Time
 
@@ -204,47 +204,52 @@ class SimulatedDay(RuleBasedStateMachine):
             st.tuples(st.just("seconds"), st.sampled_from([0.01, 0.5, 3.0, 20.0, 70.0])),
         )
     )
-    def go_on(self, length: tuple[str, float]) -> None:
-        with self._watched():
+    def keep_running(self, length: tuple[str, float]) -> None:
+        with self._checked():
             how, much = length
             if how == "events":
-                self.world.run_events(int(much))
+                self.process.run_events(int(much))
             else:
-                self.world.run_until(self.world.reactor.seconds() + much)
+                self.process.run_until(self.process.reactor.seconds() + much)
 
     # The archive, the disk and the database
 
     @rule(archive_id=ids, faults=st.lists(st.sampled_from(FAULTS), max_size=4), tape=st.booleans())
-    def a_file_fails(self, archive_id: str, faults: list[str], tape: bool) -> None:
-        self.library.coming[archive_id].extend(faults)
+    def archive_file_fails(self, archive_id: str, faults: list[str], tape: bool) -> None:
+        self.archive_state.next_faults[archive_id].extend(faults)
         if tape:
-            self.library.to_tape(archive_id)
+            self.archive_state.to_tape(archive_id)
 
     @rule(
         archive=st.sampled_from([0.0, 0.1, 0.5]),
-        away=st.sampled_from([0.0, 0.0, 0.5, 10.0]),
+        archive_down=st.sampled_from([0.0, 0.0, 0.5, 10.0]),
         disk=st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
         errors=st.sampled_from([FULL, BROKEN]),
         database=st.sampled_from([0.0, 0.0, 0.02, 0.2, 1.0]),
     )
-    def all_fail(
-        self, archive: float, away: float, disk: float, errors: tuple[int, ...], database: float
+    def cause_failures(
+        self,
+        archive: float,
+        archive_down: float,
+        disk: float,
+        errors: tuple[int, ...],
+        database: float,
     ) -> None:
-        self.library.chance = archive
-        self.library.away_until = self.world.reactor.seconds() + away
-        self.place.disk.failing, self.place.disk.chance = errors, disk
-        self.place.database.chance = database
+        self.archive_state.chance = archive
+        self.archive_state.down_until = self.process.reactor.seconds() + archive_down
+        self.machine.disk.failing, self.machine.disk.chance = errors, disk
+        self.machine.database.chance = database
 
     @rule()
-    def all_heals(self) -> None:
-        self.library.chance = 0.0
-        self.place.disk.heal()
-        self.place.database.heal()
+    def heal_everything(self) -> None:
+        self.archive_state.chance = 0.0
+        self.machine.disk.heal()
+        self.machine.database.heal()
 
     @rule(which=st.integers(0, 99), how=st.sampled_from(["cut", "removed"]))
     def damage(self, which: int, how: str) -> None:
         """Somebody else has his hands on the volume."""
-        with self._watched():
+        with self._checked():
             if files := self._files():
                 self._damage(files[which % len(files)], how)
 
@@ -252,7 +257,7 @@ class SimulatedDay(RuleBasedStateMachine):
         """Those of carts that have bytes, or of these those with several names."""
         return sorted(
             path
-            for cart in self.place.volume.iterdir()
+            for cart in self.machine.volume.iterdir()
             if cart.name.isdigit()
             for path in files_below(cart)
             if path.stat().st_size and path.stat().st_nlink > linked
@@ -261,7 +266,9 @@ class SimulatedDay(RuleBasedStateMachine):
     def _damage(self, path: Path, how: str) -> None:
         same = [one for one in self._files() if one.samefile(path)]
         touched = same if how == "cut" else [path]
-        self.ledger.damaged |= {int(one.relative_to(self.place.volume).parts[0]) for one in touched}
+        self.oracle.damaged |= {
+            int(one.relative_to(self.machine.volume).parts[0]) for one in touched
+        }
         if how == "cut":
             os.truncate(path, path.stat().st_size // 2)
         else:
@@ -271,82 +278,82 @@ class SimulatedDay(RuleBasedStateMachine):
 
     @rule(events=st.integers(0, 60), seen=st.booleans())
     def kill(self, events: int, seen: bool) -> None:
-        with self._watched():
-            if self.world.run_events(events):
-                self.world.kill(seen=seen)
+        with self._checked():
+            if self.process.run_events(events):
+                self.process.kill(seen=seen)
                 if not seen:
-                    self.unseen.append(self.world)
+                    self.undetected.append(self.process)
 
     @rule(calls=st.integers(0, 40), power=st.booleans())
     def kill_in_a_thread(self, calls: int, power: bool) -> None:
-        with self._watched():
-            self.place.disk.kill_after = calls
-            self.power_goes = power
+        with self._checked():
+            self.machine.disk.kill_after = calls
+            self.power_failing = power
 
     @rule(spec=st.one_of(st.none(), specs), events=st.integers(0, 60))
     def power_failure(self, spec: Spec | None, events: int) -> None:
         """At any moment, or when a cart may have become ready just now."""
-        with self._watched():
+        with self._checked():
             if spec is not None:
-                self.world.begin(post(self.world, self.ledger, spec))
-                self.world.run_until(self.world.reactor.seconds() + 3.0)
-            if self.world.run_events(events):
-                self.world.kill()
-            self.power_goes = True
+                self.process.begin(post(self.process, self.oracle, spec))
+                self.process.run_until(self.process.reactor.seconds() + 3.0)
+            if self.process.run_events(events):
+                self.process.kill()
+            self.power_failing = True
 
     @rule()
     def restart(self) -> None:
-        with self._watched():
+        with self._checked():
             self._stop()
-            self.power_goes = False
+            self.power_failing = False
             self._start()
 
     def _stop(self) -> None:
-        world = self.world
-        self.place.ended(world)
-        if not world.stop():
-            self.checks.of_every_moment()
-        elif left := world.left_behind():
-            self.ledger.wrong.append(f"left behind by a stop: {left}")
-        self.now = world.reactor.seconds()
+        process = self.process
+        self.machine.keep_alive(process)
+        if not process.stop():
+            self.checks.check_always()
+        elif left := process.pending_calls():
+            self.oracle.violations.append(f"left behind by a stop: {left}")
+        self.now = process.reactor.seconds()
 
     def teardown(self) -> None:
-        if not hasattr(self, "world"):
+        if not hasattr(self, "process"):
             return
         try:
-            if not self.broken:
-                self._evening()
+            if not self.failed:
+                self._heal_and_check()
         finally:
-            self.world.kill()
-            for world in self.unseen:
-                world.let_go()
+            self.process.kill()
+            for process in self.undetected:
+                process.release_lock()
 
-    def _evening(self) -> None:
+    def _heal_and_check(self) -> None:
         """Heal everything, wait until all carts have ended, and look at what there is."""
-        self.place.disk.kill_after = None
-        self.place.disk.heal()
-        self.place.database.heal()
-        self.library.heal()
-        while self.running:
-            self.running.pop().cancel()
-        world = self.world
-        self._settle()
+        self.machine.disk.kill_after = None
+        self.machine.disk.heal()
+        self.machine.database.heal()
+        self.archive_state.heal()
+        while self.downloads:
+            self.downloads.pop().cancel()
+        process = self.process
+        self._run_until_idle()
         for uid in UIDS:
             for _ in range(2):  # the first may find damage
-                world.begin(download(world, self.ledger, uid, "evening", (0.0, 1.0), 0.0))
-                self._settle()
-        self._settle(least=65.0)
-        self._nothing_is_wrong()
-        self.checks.of_a_quiet_volume()
-        self._nothing_is_wrong()
+                process.begin(download(process, self.oracle, uid, "final", (0.0, 1.0), 0.0))
+                self._run_until_idle()
+        self._run_until_idle(least=65.0)
+        self._assert_no_violation()
+        self.checks.check_idle()
+        self._assert_no_violation()
         self._stop()
-        self._nothing_is_wrong()
+        self._assert_no_violation()
 
-    def _settle(self, least: float = 1.0) -> None:
-        now = self.world.reactor.seconds()
-        self.world.run_until(now + least)
-        done = settled(self.checks)
-        while not done() or self.world.clients:
-            self.world.run_until(self.world.reactor.seconds() + 2.0)
-            if self.world.reactor.seconds() > now + LONG_ENOUGH:
+    def _run_until_idle(self, least: float = 1.0) -> None:
+        now = self.process.reactor.seconds()
+        self.process.run_until(now + least)
+        done = all_finished(self.checks)
+        while not done() or self.process.clients:
+            self.process.run_until(self.process.reactor.seconds() + 2.0)
+            if self.process.reactor.seconds() > now + RECOVERY_TIMEOUT:
                 break  # the checks tell

@@ -16,13 +16,13 @@ from random import Random
 import pytest
 
 from cartd.staging.stager import Stager
-from tests.simulation.archive import SIZES, Library
-from tests.simulation.checks import Checks, settled
+from tests.simulation.archive import SIZES, ArchiveState
+from tests.simulation.checks import Checks, all_finished
 from tests.simulation.clients import download, post
 from tests.simulation.disk import BROKEN, FULL
-from tests.simulation.oracle import Ledger, Spec, Wanted
-from tests.simulation.process import Place, World
-from tests.simulation.scenario import LONG_ENOUGH, MORNING
+from tests.simulation.oracle import Oracle, Spec, Wanted
+from tests.simulation.process import Machine, SimulatedProcess
+from tests.simulation.scenario import RECOVERY_TIMEOUT, START_TIME
 
 CARTS = 8
 OUTAGE = 150.0
@@ -30,139 +30,141 @@ OUTAGE = 150.0
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def machine() -> Iterator[Machine]:
     shared = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="cartd-systemic-", dir=shared if shared.is_dir() else None))
-    place = Place(root)
-    with place.simulated():
-        yield place
+    machine = Machine(root)
+    with machine.simulated():
+        yield machine
     shutil.rmtree(root)
 
 
-class Scene:
+class Scenario:
     """Carts that are ready, and what as many others meet."""
 
-    def __init__(self, place: Place, quota: int | None) -> None:
-        self.place = place
+    def __init__(self, machine: Machine, quota: int | None) -> None:
+        self.machine = machine
         random = Random(7)
-        place.clean(random)
-        self.ledger = Ledger()
-        self.ledger.evicts = quota is not None
-        self.library = Library(random)
-        self.checks = Checks(place, self.ledger, self.library)
-        self.world = World(place, self.library, MORNING, quota)
+        machine.clean(random)
+        self.oracle = Oracle()
+        self.oracle.evicts = quota is not None
+        self.archive_state = ArchiveState(random)
+        self.checks = Checks(machine, self.oracle, self.archive_state)
+        self.process = SimulatedProcess(machine, self.archive_state, START_TIME, quota)
 
     def post(self, *uids: str) -> None:
         """A cart of all files for each: with a quota a bundled one, which shares no bytes."""
         for uid in uids:
             files = tuple(Wanted(name, f"{uid}/{name}", True) for name in SIZES)
-            self.world.begin(post(self.world, self.ledger, Spec(uid, files, self.ledger.evicts)))
+            self.process.begin(
+                post(self.process, self.oracle, Spec(uid, files, self.oracle.evicts))
+            )
         self.run(5.0)
 
     def run(self, seconds: float) -> None:
-        assert self.world.run_until(self.world.reactor.seconds() + seconds)
+        assert self.process.run_until(self.process.reactor.seconds() + seconds)
 
     def ready(self) -> set[str]:
         query = "SELECT cart_uid FROM cart WHERE status = 'ready' AND deleted_date IS NULL"
         return {row["cart_uid"] for row in self.checks.rows(query)}
 
-    def settle(self) -> None:
-        begun = self.world.reactor.seconds()
-        done = settled(self.checks)
-        while not done() and self.world.reactor.seconds() < begun + LONG_ENOUGH:
+    def run_until_idle(self) -> None:
+        begun = self.process.reactor.seconds()
+        done = all_finished(self.checks)
+        while not done() and self.process.reactor.seconds() < begun + RECOVERY_TIMEOUT:
             self.run(5.0)
         self.run(65.0)
 
     def end(self) -> None:
-        self.checks.of_a_quiet_volume()
-        self.place.ended(self.world)
-        assert self.world.stop()
-        wrong = [*self.ledger.broken(), *self.place.logged]
+        self.checks.check_idle()
+        self.machine.keep_alive(self.process)
+        assert self.process.stop()
+        wrong = [*self.oracle.violations, *self.machine.logged]
         assert not wrong, "\n".join(wrong)
-        self.world.kill()
+        self.process.kill()
 
 
-def archive_away(scene: Scene) -> None:
-    scene.library.away_until = scene.world.reactor.seconds() + OUTAGE
+def archive_down(scenario: Scenario) -> None:
+    scenario.archive_state.down_until = scenario.process.reactor.seconds() + OUTAGE
 
 
-def disk_read_only(scene: Scene) -> None:
-    scene.place.disk.failing, scene.place.disk.chance = BROKEN[1:], 1.0
+def disk_read_only(scenario: Scenario) -> None:
+    scenario.machine.disk.failing, scenario.machine.disk.chance = BROKEN[1:], 1.0
 
 
-def disk_full(scene: Scene) -> None:
-    scene.place.disk.failing, scene.place.disk.chance = FULL, 1.0
+def disk_full(scenario: Scenario) -> None:
+    scenario.machine.disk.failing, scenario.machine.disk.chance = FULL, 1.0
 
 
-def database_away(scene: Scene) -> None:
-    scene.place.database.chance = 1.0
+def database_down(scenario: Scenario) -> None:
+    scenario.machine.database.chance = 1.0
 
 
 @pytest.mark.parametrize(
     ("fail", "quota"),
     [
-        (archive_away, None),
+        (archive_down, None),
         (disk_read_only, 205_000),  # not enough for all: something would have to go
         (disk_full, None),
-        (database_away, 205_000),
+        (database_down, 205_000),
     ],
 )
-def test_nothing_that_is_ready_is_lost_when_one_thing_fails_for_all(
-    place: Place, fail: Callable[[Scene], None], quota: int | None
+def test_no_ready_cart_is_lost_in_a_systemic_failure(
+    machine: Machine, fail: Callable[[Scenario], None], quota: int | None
 ) -> None:
-    scene = Scene(place, quota)
+    scenario = Scenario(machine, quota)
     before = [f"before-{number}" for number in range(CARTS)]
-    scene.post(*before)
-    scene.settle()
-    assert scene.ready() == set(before)
-    fail(scene)
+    scenario.post(*before)
+    scenario.run_until_idle()
+    assert scenario.ready() == set(before)
+    fail(scenario)
     during = [f"during-{number}" for number in range(CARTS)]
-    scene.post(*during)
-    scene.run(OUTAGE)
-    assert scene.ready() >= set(before)
-    scene.library.heal()
-    scene.place.disk.heal()
-    scene.place.database.heal()
-    scene.settle()
-    scene.post(*during)  # what was refused or has failed may be asked for again
-    scene.settle()
-    assert scene.ready() >= set(during)
+    scenario.post(*during)
+    scenario.run(OUTAGE)
+    assert scenario.ready() >= set(before)
+    scenario.archive_state.heal()
+    scenario.machine.disk.heal()
+    scenario.machine.database.heal()
+    scenario.run_until_idle()
+    scenario.post(*during)  # what was refused or has failed may be asked for again
+    scenario.run_until_idle()
+    assert scenario.ready() >= set(during)
     how: list[object] = []
     for uid in during:
-        reading = download(scene.world, scene.ledger, uid, "x", (0.0, 1.0), 0.0)
-        scene.world.begin(reading).addCallback(how.append)
-    scene.settle()
+        reading = download(scenario.process, scenario.oracle, uid, "x", (0.0, 1.0), 0.0)
+        scenario.process.begin(reading).addCallback(how.append)
+    scenario.run_until_idle()
     assert how == ["read"] * CARTS
-    scene.end()
+    scenario.end()
 
 
-def test_a_cart_that_waits_for_tape_costs_few_requests_and_no_more_memory_with_time(
-    place: Place,
+def test_a_cart_that_waits_for_tape_has_a_constant_cost(
+    machine: Machine,
 ) -> None:
-    scene = Scene(place, None)
+    scenario = Scenario(machine, None)
     for name in SIZES:
-        scene.library.to_tape(name)
-        scene.library.recalled[name] = float("inf")
-    scene.post("slow")
-    stager: Stager = scene.world.services.stager
+        scenario.archive_state.to_tape(name)
+        scenario.archive_state.recalled[name] = float("inf")
+    scenario.post("slow")
+    stager: Stager = scenario.process.services.stager
 
     def some_time() -> tuple[int, int, int]:
         """Twenty minutes; then the requests in them, and how many callbacks and objects there are.
 
         Of each file, two polls at most: they are ten minutes apart by then.
         """
-        before = scene.library.asked
-        scene.run(1200.0)
+        before = scenario.archive_state.requests
+        scenario.run(1200.0)
         gc.collect()
         [job] = stager._running.values()
-        return scene.library.asked - before, len(job._callbacks), len(gc.get_objects())
+        return scenario.archive_state.requests - before, len(job._callbacks), len(gc.get_objects())
 
     some_time()
     (_, callbacks, objects), last = some_time(), some_time()
     assert last[0] <= 3 * len(SIZES)
     assert last[1] == callbacks
     assert last[2] - objects < 200
-    scene.library.heal()
-    scene.settle()
-    assert scene.ready() == {"slow"}
-    scene.end()
+    scenario.archive_state.heal()
+    scenario.run_until_idle()
+    assert scenario.ready() == {"slow"}
+    scenario.end()
