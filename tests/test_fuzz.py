@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from tests.fuzz.corpus import escaped, kept, unescaped
+from tests.fuzz.corpus import escaped, load, unescaped
 from tests.fuzz.mutation import mutations
 from tests.fuzz.targets import NAMES, Target, target
 
@@ -24,7 +24,7 @@ def checked(fuzzed: Target, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_found_or_reached_once_is_right_today(name: str) -> None:
-    corpus = kept(name)
+    corpus = load(name)
     assert len(corpus) >= 10
     for data in corpus:
         checked(target(name), data)
@@ -33,7 +33,7 @@ def test_what_was_found_or_reached_once_is_right_today(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_nearly_in_the_corpus_is_right_too(name: str) -> None:
     fuzzed = target(name)
-    for data in islice(mutations(SEED, kept(name), fuzzed.words), MUTATIONS):
+    for data in islice(mutations(SEED, load(name), fuzzed.words), MUTATIONS):
         checked(fuzzed, data)
 
 

@@ -48,7 +48,7 @@ def note(log: AccessLog, request: bytes) -> None:
 def test_requests_of_one_turn_are_one_event_if_the_log_takes_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(log_file, "_takes_many", True)
+    monkeypatch.setattr(log_file, "_supports_multiline", True)
     clock = Clock()
     log = AccessLog(clock)
     with capturedLogs() as entries:

@@ -80,7 +80,7 @@ async def test_rows_go_in_batches_between_which_others_write(
     for number in range(5):
         await gone(store, f"u{number}", 15, 100 + number)
     clock = Clock()
-    forgetting = Deferred.fromCoroutine(Retention(store, 50, clock, lambda: 1000).forget())
+    forgetting = Deferred.fromCoroutine(Retention(store, 50, clock, lambda: 1000).delete_expired())
     batches, seen = 0, [75]
     while not forgetting.called:
         # Behind the batch that is under way, before the next.
@@ -126,10 +126,10 @@ async def test_it_is_stopped_in_the_middle_and_goes_on(
     await gone(store, "u", 25, 100)
     now = [100 + 90 * DAY]
     forgetting = Retention(store, 90 * DAY, Clock(), lambda: now[0])
-    await forgetting.forget()
+    await forgetting.delete_expired()
     assert rows(database)[1] == 25
     now[0] += 1
-    cut = Deferred.fromCoroutine(forgetting.forget())
+    cut = Deferred.fromCoroutine(forgetting.delete_expired())
     while rows(database)[1] == 25:
         await store.usage()
     cut.cancel()
