@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from cartd.byte_limit import ByteLimit
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
-from cartd.model import Asker, Cart
+from cartd.model import Cart, Viewer
 from cartd.quotas import UserQuota
 from cartd.removal import Removal
 from cartd.shield import shielded
@@ -71,7 +71,7 @@ class Carts:
 
     async def post(
         self,
-        asker: Asker,
+        viewer: Viewer,
         uid: str,
         body: IO[bytes],
         check: Callable[[], Awaitable[None]] | None = None,
@@ -83,7 +83,7 @@ class Carts:
 
         :raises InvalidInput: the uid or the manifest breaks a rule.
         :raises TooLarge: it has too many entries.
-        :raises TooMany: the user has as much under way as one may have.
+        :raises QuotaExceeded: the user has as much under way as one may have.
         :raises Unavailable: the service is stopping, or has enough carts to stage.
         """
         if not self._open:
@@ -91,14 +91,14 @@ class Carts:
         check_uid(uid)
 
         async def posted() -> bool:
-            return await self._store.newest_for(asker, uid) is not None
+            return await self._store.newest_for(viewer, uid) is not None
 
         async with self._admission_slot(posted) as refusal, self._memory.hold(_body_size(body)):
-            return await self._parse_and_store(asker, uid, body, check, refusal)
+            return await self._parse_and_store(viewer, uid, body, check, refusal)
 
     async def _parse_and_store(
         self,
-        asker: Asker,
+        viewer: Viewer,
         uid: str,
         body: IO[bytes],
         check: Callable[[], Awaitable[None]] | None,
@@ -123,11 +123,11 @@ class Carts:
             bundle = self._bundle_task and len(uid) <= MAX_BUNDLED_UID
         if check is not None:
             await check()
-        accepting = self._store_and_stage(asker, uid, manifest, bundle, refusal)
+        accepting = self._store_and_stage(viewer, uid, manifest, bundle, refusal)
         return await shielded(Deferred.fromCoroutine(accepting))
 
     async def _store_and_stage(
-        self, asker: Asker, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
+        self, viewer: Viewer, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
     ) -> Cart:
         """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
         cart, new = await self._store.post(
@@ -135,32 +135,32 @@ class Carts:
             manifest,
             bundle=bundle,
             now=self._now(),
-            asker=asker,
-            limits=self._limits.applicable_to(asker),
+            viewer=viewer,
+            limits=self._limits.applicable_to(viewer),
             refusal=refusal,
         )
         if new:
             self._stage(cart.id)
         return cart
 
-    async def find(self, asker: Asker, uid: str) -> Cart:
-        """The newest cart of ``uid`` that is there for ``asker``.
+    async def find(self, viewer: Viewer, uid: str) -> Cart:
+        """The newest cart of ``uid`` that is there for ``viewer``.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        cart = await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
+        cart = await self._store.newest_for(viewer, uid) if may_be_stored(uid) else None
         if cart is None:
             raise CartNotFound(f"No cart with uid {uid[:MAX_STORED_LENGTH]} found")
         return cart
 
-    async def delete(self, asker: Asker, uid: str) -> None:
-        """Delete all carts of ``uid`` that are there for ``asker``, even if nobody waits for it.
+    async def delete(self, viewer: Viewer, uid: str) -> None:
+        """Delete all carts of ``uid`` that are there for ``viewer``, even if nobody waits for it.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
         if not may_be_stored(uid):
             raise CartNotFound("Not Found")
-        deleting = Deferred.fromCoroutine(self._removal.delete_all(asker, uid))
+        deleting = Deferred.fromCoroutine(self._removal.delete_all(viewer, uid))
         if not await shielded(deleting):
             raise CartNotFound("Not Found")
 

@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.content_disposition import default_filename, top_folder
-from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeAway, VolumeRefuses
+from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
 from cartd.integrity.repair import Repair
-from cartd.model import UNFINISHED, Asker, Cart, CartStatus, TarFacts
+from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer
 from cartd.pins import AccessTimes, Pins
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
@@ -108,8 +108,8 @@ class Downloads:
         """By cart id, what is under way."""
 
     @asynccontextmanager
-    async def open(self, asker: Asker, uid: str, name: str | None) -> AsyncIterator[Download]:
-        """The newest cart of ``uid`` that is there for ``asker``, pinned meanwhile.
+    async def open(self, viewer: Viewer, uid: str, name: str | None) -> AsyncIterator[Download]:
+        """The newest cart of ``uid`` that is there for ``viewer``, pinned meanwhile.
 
         It is a tar called ``name``.  Without a name it is called after the time of its posting, not
         of the request: who resumes a download goes on with the same tar.
@@ -118,7 +118,7 @@ class Downloads:
         :raises NotReady: it is still being staged.
         :raises CartdError: it is in error; the message is the cause.
         """
-        cart = _check_ready(await self._newest(asker, uid))
+        cart = _check_ready(await self._newest(viewer, uid))
         with self._pins.pin(cart.id):
             # What was deleted before the pin may already be gone: look again under the pin.
             cart = _check_ready(await self._after_eviction(cart.id))
@@ -172,7 +172,7 @@ class Downloads:
         )
 
     async def check_write_conditions(
-        self, method: str, conditions: Conditions, asker: Asker, uid: str, name: str | None
+        self, method: str, conditions: Conditions, viewer: Viewer, uid: str, name: str | None
     ) -> None:
         """Evaluate the conditions of a request that would change the carts of ``uid``.
 
@@ -181,7 +181,7 @@ class Downloads:
 
         :raises PreconditionFailed: the change must not be made.
         """
-        cart = await self._newest(asker, uid)
+        cart = await self._newest(viewer, uid)
         current = None if cart is None else Representation()
         if cart is not None and cart.status == CartStatus.READY:
             with suppress(NotReady, CartNotFound):
@@ -190,8 +190,8 @@ class Downloads:
         if current is not None or method == "POST":
             evaluate(method, conditions, current, now=self._now())
 
-    async def _newest(self, asker: Asker, uid: str) -> Cart | None:
-        return await self._store.newest_for(asker, uid) if may_be_stored(uid) else None
+    async def _newest(self, viewer: Viewer, uid: str) -> Cart | None:
+        return await self._store.newest_for(viewer, uid) if may_be_stored(uid) else None
 
     async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
         """Whether no other tar under this uid has the same ``Last-Modified``, or ever will.
@@ -308,7 +308,7 @@ class Downloads:
             await self._repair.give_back(cart, unreadable=unreadable)
         except CancelledError:
             raise
-        except (VolumeAway, VolumeRefuses) as error:
+        except (VolumeUnavailable, VolumeNotWritable) as error:
             return error  # the cart is as it was
         except CartdError as error:
             log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)

@@ -31,13 +31,13 @@ class InvalidInput(CartdError):
     code = 400
 
 
-class Unidentified(CartdError):
+class Unauthenticated(CartdError):
     """Who asks has not said who that is, or it is not so (RFC 9110, section 15.5.2)."""
 
     code = 401
 
 
-class NoCredentials(Unidentified):
+class NoCredentials(Unauthenticated):
     """The request names nobody.  The answer asks for a name, as HTTP clients expect before they
     send one (RFC 9110, section 11.6.1): no attempt has failed."""
 
@@ -66,7 +66,7 @@ class RangeNotSatisfiable(CartdError):
     code = 416
 
 
-class TooMany(CartdError):
+class QuotaExceeded(CartdError):
     """The client has as much under way as a limit allows (RFC 6585, section 4)."""
 
     code = 429
@@ -78,29 +78,29 @@ class Unavailable(CartdError):
     code = 503
 
 
-class DatabaseAway(Unavailable):
+class DatabaseUnavailable(Unavailable):
     """The database cannot be used now.  What a client is told names no host, account or table."""
 
-    def __init__(self, reason: str, *, passes: bool = True) -> None:
-        """``passes``: by waiting, and not only when an administrator mends it."""
+    def __init__(self, reason: str, *, transient: bool = True) -> None:
+        """``transient``: by waiting, and not only when an administrator mends it."""
         super().__init__("The database cannot be used at the moment; ask again")
         self.reason = escape(reason)
-        self.passes = passes
+        self.transient = transient
 
     @property
-    def explanation(self) -> str:
+    def admin_message(self) -> str:
         """For the log, and for whoever runs a command."""
         return f"The database cannot be used: {self.reason}"
 
 
-class DatabaseRefused(CartdError):
+class StatementRejected(CartdError):
     """The database takes a statement amiss for what it is given: it would again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Internal error: the database refused what was to be recorded ({reason})")
 
 
-class VolumeAway(Unavailable):
+class VolumeUnavailable(Unavailable):
     """The directory of the volume is not the volume now: its disk is not mounted, for example."""
 
     def __init__(self, reason: str) -> None:
@@ -116,7 +116,7 @@ class DiskUnavailable(Unavailable):
         super().__init__(f"The volume cannot be used now ({reason}); ask again in a moment")
 
 
-class VolumeRefuses(Unavailable):
+class VolumeNotWritable(Unavailable):
     """A cart is damaged, but no file of it can be fetched again: the volume cannot be written."""
 
     def __init__(self, reason: str) -> None:
@@ -137,7 +137,7 @@ class NoSpace(CartdError):
         super().__init__("No Space Available")
 
 
-class VolumeStuck(CartdError):
+class EvictionFailed(CartdError):
     """Carts could be evicted to make room, but the file system refuses to remove their files."""
 
     code = 507
@@ -147,7 +147,7 @@ class VolumeStuck(CartdError):
         super().__init__(f"The volume cannot be freed: {reason}")
 
 
-class NamesCollide(CartdError):
+class PathCollision(CartdError):
     """Two paths of a cart are one on the volume."""
 
     def __init__(self, first: str, second: str) -> None:
@@ -164,7 +164,7 @@ class VolumeDamaged(CartdError):
     """A file on the volume is missing or has another size than was recorded."""
 
 
-class Unreadable(VolumeDamaged):
+class FileUnreadable(VolumeDamaged):
     """A file on the volume is there, but the disk does not give its bytes."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -176,12 +176,12 @@ class ConfigError(CartdError):
     """The configuration cannot be used; the message names the key and the reason."""
 
 
-def for_administrators(error: CartdError) -> str:
+def admin_message(error: CartdError) -> str:
     """The sentence of an error, with what clients are not told."""
-    return error.explanation if isinstance(error, DatabaseAway) else str(error)
+    return error.admin_message if isinstance(error, DatabaseUnavailable) else str(error)
 
 
-_PHRASES = {
+_REASON_PHRASES = {
     413: "Content Too Large",
     414: "URI Too Long",
     416: "Range Not Satisfiable",
@@ -190,10 +190,10 @@ _PHRASES = {
 """Of RFC 9110, section 15.5; Python has them since 3.13, and before it those of RFC 2616."""
 
 
-def phrase(code: int) -> str:
+def reason_phrase(code: int) -> str:
     """What a status is called, whichever Python this is; '' for one that has no name."""
     try:
-        return _PHRASES.get(code) or HTTPStatus(code).phrase
+        return _REASON_PHRASES.get(code) or HTTPStatus(code).phrase
     except ValueError:
         return ""
 
@@ -203,7 +203,7 @@ def error_body(code: int, message: str, limit: str | None = None) -> bytes:
 
     ``limit`` is the setting that was gone over, if one was, and stands there by that name.
     """
-    status = f"{code} {phrase(code)}".rstrip()
+    status = f"{code} {reason_phrase(code)}".rstrip()
     error = {"status": status, "message": message, "traceback": "", "version": __version__}
     if limit is not None:
         error["limit"] = limit

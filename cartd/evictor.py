@@ -11,7 +11,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from cartd.backoff import Pauses
-from cartd.errors import NoSpace, VolumeStuck
+from cartd.errors import EvictionFailed, NoSpace
 from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.pins import AccessTimes, Pins
@@ -93,7 +93,7 @@ class Evictor:
         was promised before a stop, even if there is too little room by now.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
-        :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
+        :raises EvictionFailed: there would be, but what is to be evicted cannot be removed.
         """
 
         async def promised(most: int | None) -> bool:
@@ -125,7 +125,7 @@ class Evictor:
         await self._eviction_lock.acquire()
         try:
             _, missing = await self._shortfall(0)
-            with suppress(VolumeStuck, RemovalStopped):  # it has been said, or need not be
+            with suppress(EvictionFailed, RemovalStopped):  # it has been said, or need not be
                 await self._evict_bytes(missing)
         finally:
             self._eviction_lock.release()
@@ -161,7 +161,7 @@ class Evictor:
         Gives what all carts together take then, with them.
 
         :raises NoSpace: there is not enough, even with all evicted that may be.
-        :raises VolumeStuck: there would be, but what is to be evicted cannot be removed.
+        :raises EvictionFailed: there would be, but what is to be evicted cannot be removed.
         """
         used, missing = await self._shortfall(wanted)
         left = await self._evict_bytes(missing, wanted=wanted)
@@ -170,7 +170,7 @@ class Evictor:
                 "Cart {id} ({uid}) needs {wanted:,} bytes more: {missing:,} are missing, with all"
                 " evicted that may be; all carts have {used:,}, of volume_quota = {quota}",
                 id=cart.id,
-                uid=cart.shown_uid,
+                uid=cart.display_uid,
                 wanted=wanted,
                 missing=left,
                 used=used,
@@ -223,10 +223,10 @@ class Evictor:
                 if self._unremovable:
                     _, could_be = await self._choose_candidates(missing, include_unremovable=True)
                     if could_be >= missing:
-                        raise VolumeStuck(self._reason)
+                        raise EvictionFailed(self._reason)
                 break
             if self._removal_blocked.lasts(None):
-                raise VolumeStuck(self._reason)
+                raise EvictionFailed(self._reason)
             for candidate in chosen:
                 self._earmarked = max((wanted or 0) - frees, 0)
                 try:
@@ -244,7 +244,7 @@ class Evictor:
     ) -> None:
         """Leave the cart alone for a while, and all others too if no cart can be removed.
 
-        :raises VolumeStuck: none can.
+        :raises EvictionFailed: none can.
         """
         known = self._reason == error.reason and bool(self._unremovable)
         self._reason = error.reason
@@ -259,7 +259,7 @@ class Evictor:
                 reason=error.reason,
             )
         self._removal_blocked.failed(None)
-        raise VolumeStuck(error.reason)
+        raise EvictionFailed(error.reason)
 
     async def _evict_candidate(self, candidate: Candidate) -> int:
         """Evict the cart if it is still as it was when it was chosen; the bytes that were freed.

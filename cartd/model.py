@@ -45,7 +45,7 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Viewer:
     """Whose the carts are that a client posts, and which ones are there for it."""
 
     owner: str | None
@@ -54,12 +54,12 @@ class Asker:
     """Whether others' carts, and those without an owner, are there as well."""
 
     @classmethod
-    def of(cls, who: User | None) -> Asker:
+    def of(cls, user: User | None) -> Viewer:
         """A user sees what is theirs, an admin everything; so does everybody without users."""
-        return EVERYBODY if who is None else cls(who.name, who.admin)
+        return UNRESTRICTED if user is None else cls(user.name, user.admin)
 
 
-EVERYBODY = Asker(owner=None, sees_all=True)
+UNRESTRICTED = Viewer(owner=None, sees_all=True)
 """Who asks where nobody is asked who they are."""
 
 
@@ -121,7 +121,7 @@ class Cart:
     """Of its tar when it was last made ready; none for a cart that Pacifica Cartd made ready."""
 
     @property
-    def shown_uid(self) -> str:
+    def display_uid(self) -> str:
         """The uid for logs and terminals: Pacifica Cartd took nearly any character in it."""
         return escape(self.uid)
 
@@ -131,20 +131,22 @@ class Cart:
         if self.error:
             return self.error
         if self.waits_for is not None and self.waits_since is not None:
-            return f"Waiting for the archive since {in_words(self.waits_since)}: {self.waits_for}"
+            return (
+                f"Waiting for the archive since {format_time(self.waits_since)}: {self.waits_for}"
+            )
         if self.tape_files is not None and self.tape_since is not None:
             files = "1 file" if self.tape_files == 1 else f"{self.tape_files} files"
-            return f"Waiting for tape since {in_words(self.tape_since)}: {files}"
+            return f"Waiting for tape since {format_time(self.tape_since)}: {files}"
         return ""
 
 
-def in_words(time: float) -> str:
+def format_time(time: float) -> str:
     """A Unix time for people, as ``2026-11-24 10:00:00 UTC``."""
     return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class DuplicateFile:
     """A file that one cart lacks and another has staged: the same id and hash, hence bytes."""
 
     position: int

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from cartd.errors import CartdError, DatabaseAway, VolumeAway
+from cartd.errors import CartdError, DatabaseUnavailable, VolumeUnavailable
 
 log = Logger()
 
@@ -53,7 +53,7 @@ class Periodic:
         # A LoopingCall whose function fails stops for good.
         try:
             await self._work()
-        except (CancelledError, DatabaseAway, VolumeAway):
+        except (CancelledError, DatabaseUnavailable, VolumeUnavailable):
             pass  # that the volume, or the database, is away is told once, by itself
         except (CartdError, OSError) as error:
             if str(error) != self._failure:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from cartd.errors import TooMany
-from cartd.model import Asker
+from cartd.errors import QuotaExceeded
+from cartd.model import Viewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +36,29 @@ class UserQuota:
     def __bool__(self) -> bool:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
-    def applicable_to(self, asker: Asker) -> UserQuota:
+    def applicable_to(self, asker: Viewer) -> UserQuota:
         """Those are for users, and not for admins."""
         return NO_QUOTA if asker.sees_all else self
 
     def check(self, outstanding: Outstanding, files: int) -> None:
         """Whether one more cart, of so many files, may come.
 
-        :raises TooMany: it may not; the message tells its client why.
+        :raises QuotaExceeded: it may not; the message tells its client why.
         """
         if self.carts is not None and outstanding.carts >= self.carts:
-            raise TooMany(
+            raise QuotaExceeded(
                 f"{outstanding.carts} of your carts are being staged, and no more than"
                 f" {self.carts} may be (auth.max_carts_staging); post it when one is ready",
                 limit="auth.max_carts_staging",
             )
         if self.files is not None and outstanding.files + files > self.files:
-            raise TooMany(
+            raise QuotaExceeded(
                 f"This cart has {files} files and {outstanding.files} of your others are not"
                 f" staged yet; together no more than {self.files} may be (auth.max_files)",
                 limit="auth.max_files",
             )
         if self.bytes is not None and outstanding.bytes >= self.bytes:
-            raise TooMany(
+            raise QuotaExceeded(
                 f"{outstanding.bytes} bytes of your carts are not staged yet, and no more than"
                 f" {self.bytes} may be (auth.max_bytes); post it when some are",
                 limit="auth.max_bytes",

@@ -22,8 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Pauses
-from cartd.errors import CartdError, NoSpace, Unavailable, VolumeAway
-from cartd.model import Asker, Cart, CartStatus
+from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
+from cartd.model import Cart, CartStatus, Viewer
 from cartd.pins import Pins
 from cartd.shield import shielded
 from cartd.store import Store
@@ -45,7 +45,7 @@ class CannotRemove(CartdError):
     """The file system refuses to remove files of a cart; ``reason`` is what it says."""
 
     def __init__(self, cart: Cart, reason: str) -> None:
-        super().__init__(f"Cart {cart.id} ({cart.shown_uid}) cannot be removed: {reason}")
+        super().__init__(f"Cart {cart.id} ({cart.display_uid}) cannot be removed: {reason}")
         self.reason = reason
 
 
@@ -114,13 +114,13 @@ class Removal:
         later.addErrback(_log_unless_cancelled)
         return 0
 
-    async def delete_all(self, asker: Asker, uid: str) -> int:
-        """Delete every cart of ``uid`` that ``asker`` sees, and give their number.
+    async def delete_all(self, viewer: Viewer, uid: str) -> int:
+        """Delete every cart of ``uid`` that ``viewer`` sees, and give their number.
 
         The newest goes last: if the process ends in between, none that is older answers in its
         place.
         """
-        carts = await self._store.carts_for(asker, uid)
+        carts = await self._store.carts_for(viewer, uid)
         for cart in reversed(carts):
             await self.delete(cart)
         return len(carts)
@@ -132,7 +132,8 @@ class Removal:
 
         :raises CannotRemove: the file system refuses.  If it refuses the first file, the cart
             stays as it is, ready above all; else it is deleted, and the rest goes with a sweep.
-        :raises RemovalStopped, VolumeAway: so it is with these; no other cart makes room either.
+        :raises RemovalStopped, VolumeUnavailable: so it is with these; no other cart makes room
+        either.
         """
         if self._pins.is_pinned(seen.id):
             return 0
@@ -255,7 +256,7 @@ class Removal:
                     log.info(
                         "Removed what was left of deleted cart {id} ({uid})",
                         id=cart.id,
-                        uid=cart.shown_uid,
+                        uid=cart.display_uid,
                     )
 
         jobs = [Deferred.fromCoroutine(remove_sequentially()) for _ in range(CONCURRENCY)]
@@ -273,7 +274,7 @@ class Removal:
             log.info(
                 "Evicting cart {id} ({uid}), {size} bytes",
                 id=cart.id,
-                uid=cart.shown_uid,
+                uid=cart.display_uid,
                 size=cart.volume_bytes - cart.bytes_linked,
             )
             await self._store.mark_deleted(cart.id, self._now())
@@ -295,7 +296,7 @@ class Removal:
         except (OSError, NoSpace) as error:
             await self._store.end_eviction(cart.id, token)
             raise CannotRemove(cart, _reason_of(error)) from error
-        except (RemovalStopped, VolumeAway):
+        except (RemovalStopped, VolumeUnavailable):
             await self._store.end_eviction(cart.id, token)
             raise
         await self._store.end_eviction(cart.id, token)
@@ -327,7 +328,7 @@ class Removal:
         """The bytes that are free now; none if the cart is still there."""
         try:
             return await self._remove_files(cart)
-        except (RemovalStopped, VolumeAway):
+        except (RemovalStopped, VolumeUnavailable):
             pass  # the sweep removes it at the next start, or once the volume is back
         except CannotRemove as error:
             if error.reason != self._logged_reason:
@@ -337,7 +338,7 @@ class Removal:
             log.warn(
                 "Cart {id} ({uid}) is removed later: {error}",
                 id=cart.id,
-                uid=cart.shown_uid,
+                uid=cart.display_uid,
                 error=error,
             )
         return None
@@ -346,7 +347,7 @@ class Removal:
         """As :meth:`_remove`.
 
         :raises CannotRemove: the file system refuses.
-        :raises RemovalStopped, VolumeAway: the rest goes another time.
+        :raises RemovalStopped, VolumeUnavailable: the rest goes another time.
         """
         lock = self._cart_locks.setdefault(cart.id, DeferredLock())
         await lock.acquire()
@@ -354,7 +355,7 @@ class Removal:
             await self._repoint_link(cart)
             if not await self._volume.remove(cart):
                 log.debug(
-                    "Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.shown_uid
+                    "Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.display_uid
                 )
                 return None
             freed = await self._store.record_removed(cart.id, self._now())

@@ -33,13 +33,13 @@ from cartd.downloads import Download, Downloads, NotReady, TarDescription
 from cartd.errors import (
     CartdError,
     DiskUnavailable,
+    FileUnreadable,
     InvalidInput,
     RangeNotSatisfiable,
-    Unreadable,
     VolumeDamaged,
-    VolumeRefuses,
+    VolumeNotWritable,
 )
-from cartd.model import Asker, Cart, CartStatus
+from cartd.model import Cart, CartStatus, Viewer
 from cartd.ranges import ByteRange, http_date
 from cartd.sending.push import SendStopped
 from cartd.sending.reader import SendingReader
@@ -181,8 +181,8 @@ class Rest:
         conditions = _conditions(request)
         if conditions.has_precondition:
             method = request.method.decode("ascii")
-            asker, name = _viewer(request), _filename(request)
-            await self._downloads.check_write_conditions(method, conditions, asker, uid, name)
+            viewer, name = _viewer(request), _filename(request)
+            await self._downloads.check_write_conditions(method, conditions, viewer, uid, name)
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
         """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
@@ -190,10 +190,10 @@ class Rest:
             reader = await download.reader(wanted.start, wanted.stop)
             await self._sender(reader, request)
         except SendStopped:
-            log.debug("A client left while {uid} was sent", uid=download.cart.shown_uid)
+            log.debug("A client left while {uid} was sent", uid=download.cart.display_uid)
             await _abort(request)
         except VolumeDamaged as error:
-            unreadable = error.path if isinstance(error, Unreadable) else None
+            unreadable = error.path if isinstance(error, FileUnreadable) else None
             reported = self._downloads.restage(download.cart, unreadable)
             reported.addCallback(_log_damage, download.cart, error)
             if not request.startedWriting:
@@ -206,14 +206,14 @@ class Rest:
                 raise
             log.warn(
                 "Sending cart {uid} is broken off: {error}",
-                uid=download.cart.shown_uid,
+                uid=download.cart.display_uid,
                 error=error,
             )
             await _abort(request)
         except Exception:
             if not request.startedWriting:
                 raise
-            log.failure("Sending cart {uid} failed", uid=download.cart.shown_uid)
+            log.failure("Sending cart {uid} failed", uid=download.cart.display_uid)
             await _abort(request)
 
     @app.handle_errors(Exception)
@@ -241,8 +241,8 @@ def _log_damage(told: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdErr
 
     Whoever asks for a cart that cannot be mended would have a line each time.
     """
-    if not isinstance(told, VolumeRefuses):
-        log.warn("Cart {uid} is not sent: {error}", uid=cart.shown_uid, error=damage)
+    if not isinstance(told, VolumeNotWritable):
+        log.warn("Cart {uid} is not sent: {error}", uid=cart.display_uid, error=damage)
     return told
 
 
@@ -257,10 +257,10 @@ async def _abort(request: Request) -> None:
         await broken
 
 
-def _viewer(request: Request) -> Asker:
+def _viewer(request: Request) -> Viewer:
     """For whom the carts are looked up, and whose they become."""
     assert isinstance(request, LimitedRequest)
-    return Asker.of(request.authenticated_user)
+    return Viewer.of(request.authenticated_user)
 
 
 def _conditions(request: Request) -> Conditions:

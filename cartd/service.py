@@ -30,7 +30,7 @@ from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
-from cartd.errors import CartdError, ConfigError, for_administrators
+from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.belonging import belong
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
@@ -294,7 +294,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         too_few = too_few_connections(config.database_url)
         authenticator = create_authenticator(config, Apart(reactor), reactor)
     except CartdError as error:
-        raise SystemExit(f"cartd: {for_administrators(error)}") from None
+        raise SystemExit(f"cartd: {admin_message(error)}") from None
     for note in (*config.warnings, *([too_few] if too_few else [])):
         log.warn("{note}", note=note)
     cartd = Cartd(services, authenticator)

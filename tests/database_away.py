@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cartd.errors import DatabaseAway
+from cartd.errors import DatabaseUnavailable
 
 TOLD = "The database cannot be used at the moment; ask again"
 
@@ -16,7 +16,7 @@ TOLD = "The database cannot be used at the moment; ask again"
 @contextmanager
 def database_away(reason: str) -> Iterator[None]:
     """The block ends in an outage whose reason, for the log, the regular expression finds."""
-    with pytest.raises(DatabaseAway) as raised:
+    with pytest.raises(DatabaseUnavailable) as raised:
         yield
     assert str(raised.value) == TOLD
     assert re.search(reason, raised.value.reason), raised.value.reason

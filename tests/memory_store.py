@@ -12,15 +12,15 @@ from typing import Any
 
 from cartd.errors import LeaseLost, Unavailable
 from cartd.model import (
-    EVERYBODY,
     UNFINISHED,
-    Asker,
+    UNRESTRICTED,
     Cart,
     CartFile,
     CartStatus,
+    DuplicateFile,
     FileStatus,
     TarFacts,
-    Twin,
+    Viewer,
 )
 from cartd.store import Store
 from cartd.store.syncs import Noted
@@ -91,7 +91,7 @@ class MemoryStore(Store):
 
     async def newest(self, uid: str) -> Cart | None:
         self._asked()
-        found = await self.carts_for(EVERYBODY, uid)
+        found = await self.carts_for(UNRESTRICTED, uid)
         return found[0] if found else None
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
@@ -298,7 +298,7 @@ class MemoryStore(Store):
     async def record_bundled(self, cart_id: int, holder: str) -> None:
         self._asked(cart_id, holder)
 
-    async def twins(self, cart_id: int, positions: range) -> list[Twin]:
+    async def twins(self, cart_id: int, positions: range) -> list[DuplicateFile]:
         self._asked()
         staged = {
             (file.archive_id, file.hash_type, file.hash_sum): (other, file)
@@ -316,7 +316,7 @@ class MemoryStore(Store):
                 assert twin.mtime is not None
                 at = (other.id, other.uid, twin.path, twin.size, twin.mtime)
                 hashed = (file.hash_type, file.hash_sum)
-                found.append(Twin(file.position, file.path, 0, *at, *hashed))
+                found.append(DuplicateFile(file.position, file.path, 0, *at, *hashed))
         return found
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
@@ -325,7 +325,9 @@ class MemoryStore(Store):
         await self.record_staged(cart_id, holder, [(at, found[at]) for at in alone], now=0)
         return alone
 
-    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
+    async def record_linked(
+        self, cart_id: int, holder: str, linked: Sequence[DuplicateFile]
+    ) -> set[int]:
         self._asked(cart_id, holder)
         gone = {
             twin.position
@@ -380,9 +382,9 @@ class MemoryStore(Store):
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
         return living[::-1]
 
-    async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
+    async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
-        seen = [one for one in living if asker.sees_all or one.owner == asker.owner]
+        seen = [one for one in living if viewer.sees_all or one.owner == viewer.owner]
         return [cart for cart in reversed(seen) if cart.uid == uid]
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:

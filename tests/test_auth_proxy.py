@@ -8,7 +8,7 @@ import pytest
 
 from cartd.auth.proxy import TrustedProxies
 from cartd.config import load
-from cartd.errors import ConfigError, Unidentified
+from cartd.errors import ConfigError, Unauthenticated
 from cartd.model import User
 from tests.auth_harness import AuthHarness, request
 
@@ -35,7 +35,7 @@ def test_the_header_of_an_untrusted_peer_is_ignored(harness: AuthHarness, peer: 
     trusted = request("10.1.0.0", x_user="alice")
     assert harness.authenticate(trusted) == User("alice", admin=True)
     forged = request(peer, x_user="alice")
-    assert isinstance(harness.authenticate(forged), Unidentified)
+    assert isinstance(harness.authenticate(forged), Unauthenticated)
     both = request(peer, x_user="alice", authorization=f"Bearer {harness.tokens['bob']}")
     assert harness.authenticate(both) == User("bob")
 
@@ -44,7 +44,7 @@ def test_the_header_of_an_untrusted_peer_is_ignored(harness: AuthHarness, peer: 
 def test_a_unix_socket_is_trusted_only_if_configured(tmp_path: Path, peer: str) -> None:
     other = "127.0.0.1" if peer == "unix" else "unix"
     harness = AuthHarness(tmp_path, f"proxy_header = X-User\ntrusted_proxies = {other}")
-    assert isinstance(harness.authenticate(request(peer, x_user="alice")), Unidentified)
+    assert isinstance(harness.authenticate(request(peer, x_user="alice")), Unauthenticated)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_a_header_without_exactly_one_name_is_refused(
     harness: AuthHarness, values: str | list[str]
 ) -> None:
     refused = harness.authenticate(request("unix", x_user=values))
-    assert isinstance(refused, Unidentified)
+    assert isinstance(refused, Unauthenticated)
     assert str(refused).startswith("The proxy names nobody whose name can be a user's: '")
 
 
 def test_a_token_spelling_a_known_name_does_not_authenticate(harness: AuthHarness) -> None:
     harness.authenticate(request("unix", x_user="alice"))
-    assert isinstance(harness.authenticate(request("unix", authorization="alice")), Unidentified)
+    assert isinstance(harness.authenticate(request("unix", authorization="alice")), Unauthenticated)
 
 
 def test_a_client_without_the_header_may_use_a_token(harness: AuthHarness) -> None:
@@ -72,7 +72,7 @@ def test_without_a_token_file_tokens_are_ignored(tmp_path: Path) -> None:
     harness = AuthHarness(tmp_path, PROXY)
     token = f"Bearer {harness.tokens['alice']}"
     refused = harness.authenticate(request("unix", authorization=token))
-    assert isinstance(refused, Unidentified)
+    assert isinstance(refused, Unauthenticated)
     assert str(refused).startswith("Nobody is asking: requests come here through a proxy")
     assert harness.authenticator.headers(refused) == [
         (b"WWW-Authenticate", b'Bearer realm="cartd"')

@@ -14,7 +14,7 @@ from cartd.auth import TokenFile
 from cartd.auth.entries import Entry
 from cartd.auth.token_registry import GRACE, LOG_INTERVAL, TokenRegistry
 from cartd.auth.tokens import DUMMY_HASH, new_token
-from cartd.errors import ConfigError, Unavailable, Unidentified
+from cartd.errors import ConfigError, Unauthenticated, Unavailable
 from cartd.model import User
 from tests.auth_harness import AuthHarness, request
 
@@ -43,7 +43,7 @@ def wrong_tokens(harness: AuthHarness) -> list[str]:
 def test_a_wrong_token_is_refused_like_an_unknown_name(harness: AuthHarness) -> None:
     for token in wrong_tokens(harness):
         refused = harness.ask(token)
-        assert isinstance(refused, Unidentified)
+        assert isinstance(refused, Unauthenticated)
         assert str(refused).startswith("The name or the token is wrong: '")
 
 
@@ -65,7 +65,7 @@ def test_every_token_costs_one_constant_time_comparison(
 
 def test_failed_tokens_do_not_lock_out_a_good_token(harness: AuthHarness) -> None:
     for number in range(1000):
-        assert isinstance(harness.ask(f"cartd_alice.{number}"), Unidentified)
+        assert isinstance(harness.ask(f"cartd_alice.{number}"), Unauthenticated)
     assert harness.ask(harness.tokens["alice"]) == ALICE
 
 
@@ -74,15 +74,15 @@ def test_failed_tokens_do_not_lock_out_a_good_token(harness: AuthHarness) -> Non
 )
 def test_a_malformed_authorization_header_is_refused(harness: AuthHarness, header: str) -> None:
     asked = harness.authenticate(request("192.0.2.1", authorization=header))
-    assert isinstance(asked, Unidentified)
+    assert isinstance(asked, Unauthenticated)
 
 
 def test_a_changed_token_file_is_reloaded_at_the_next_poll(harness: AuthHarness) -> None:
     harness.file.revoke("bob")
     carol = harness.file.add("carol", admin=False)
-    assert isinstance(harness.ask(carol), Unidentified)
+    assert isinstance(harness.ask(carol), Unauthenticated)
     harness.poll()
-    assert isinstance(harness.ask(harness.tokens["bob"]), Unidentified)
+    assert isinstance(harness.ask(harness.tokens["bob"]), Unauthenticated)
     assert harness.ask(harness.tokens["alice"]) == ALICE
     assert harness.ask(carol) == User("carol")
 
@@ -177,7 +177,7 @@ def test_a_token_file_read_while_it_changes_is_not_used(
     assert harness.ask(harness.tokens["alice"]) == ALICE
     monkeypatch.undo()
     harness.poll()
-    assert isinstance(harness.ask(harness.tokens["alice"]), Unidentified)
+    assert isinstance(harness.ask(harness.tokens["alice"]), Unauthenticated)
 
 
 def test_a_broken_token_file_rejects_only_admins_of_the_proxy(

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
-from cartd.model import EVERYBODY
+from cartd.model import UNRESTRICTED
 from cartd.quotas import NO_QUOTA
 from tests.sending import OneByOne
 from tests.volume_parts import HeldThreads
@@ -48,7 +48,7 @@ def carts_with(
 def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
     threads = OneByOne()
     body = BytesIO(b"{}")
-    posting = Deferred.fromCoroutine(carts_with(threads).post(EVERYBODY, "uid", body))
+    posting = Deferred.fromCoroutine(carts_with(threads).post(UNRESTRICTED, "uid", body))
     assert body.tell() == 0 and not posting.called
     threads.finish()
     outcomes: list[Any] = []
@@ -62,7 +62,7 @@ def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
 def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
     threads = OneByOne()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(carts_with(threads).post(EVERYBODY, uid, BytesIO(b"{}"))).addBoth(
+    Deferred.fromCoroutine(carts_with(threads).post(UNRESTRICTED, uid, BytesIO(b"{}"))).addBoth(
         outcomes.append
     )
     assert threads.held == []
@@ -74,7 +74,9 @@ def test_a_desk_that_is_closed_asks_to_come_again() -> None:
     closed = carts_with(threads)
     closed.close()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(closed.post(EVERYBODY, "uid", BytesIO(b"{}"))).addBoth(outcomes.append)
+    Deferred.fromCoroutine(closed.post(UNRESTRICTED, "uid", BytesIO(b"{}"))).addBoth(
+        outcomes.append
+    )
     assert threads.held == []
     assert outcomes[0].check(Unavailable)
 
@@ -97,7 +99,7 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     threads, store, memory = HeldThreads(), Entering(), ByteLimit(100)
     posting = carts_with(threads, store=store, memory=memory)
     posts = [
-        Deferred.fromCoroutine(posting.post(EVERYBODY, f"u{number}", BytesIO(body)))
+        Deferred.fromCoroutine(posting.post(UNRESTRICTED, f"u{number}", BytesIO(body)))
         for number in range(12)
     ]
     for post in posts:

@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from sqlalchemy import insert, make_url
 
-from cartd.errors import DatabaseAway, DatabaseRefused
+from cartd.errors import DatabaseUnavailable, StatementRejected
 from cartd.store import Store, schema_state, sync, wait_for_database
 from cartd.store.tables import file
 from tests.archive_faults import Gate, halted
@@ -113,8 +113,8 @@ def _asked_by_nobody(url: str, directory: Path, answer: Connection) -> None:
         wait_for_database(url, 10, 20, unexpected, unexpected)
         with_file = schema_state(url)
         answer.send(with_file)
-    except DatabaseAway as away:
-        answer.send((away.passes, away.reason))
+    except DatabaseUnavailable as away:
+        answer.send((away.transient, away.reason))
 
 
 class TestWhileItRuns:
@@ -131,7 +131,7 @@ class TestWhileItRuns:
             "status": "waiting",
             "error": "",
         }
-        with pytest.raises(DatabaseRefused) as raised:
+        with pytest.raises(StatementRejected) as raised:
             async with store._database.transaction() as transaction:
                 await transaction.execute(insert(file), twice)
         assert re.search("UniqueViolation 23505|IntegrityError", str(raised.value))

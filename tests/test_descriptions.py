@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from cartd.downloads import Downloads, NotReady, TarDescription
 from cartd.errors import CartNotFound
-from cartd.model import EVERYBODY, Asker, Cart, CartStatus, FileStatus, TarFacts
+from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
 from cartd.pins import AccessTimes, Pins
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import LAYOUT, facts_of
@@ -37,8 +37,8 @@ class CountingStore(MemoryStore):
         self.read += 1
         return await super().members(cart_id, positions)
 
-    async def newest_for(self, asker: Asker, uid: str) -> Cart | None:
-        return (await self.carts_for(asker, uid))[0]
+    async def newest_for(self, viewer: Viewer, uid: str) -> Cart | None:
+        return (await self.carts_for(viewer, uid))[0]
 
     async def touch(self, uses: Mapping[int, float]) -> None:
         pass
@@ -118,7 +118,7 @@ def test_a_download_reads_the_members_for_its_bytes_and_not_before(site: Site) -
     result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
 
     async def download() -> None:
-        async with site.downloads.open(EVERYBODY, "mine", "data.tar") as opened:
+        async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
             assert site.store.read == 0
             for start in (0, 512):
                 (await opened.reader(start, opened.length)).close()
@@ -181,7 +181,7 @@ def test_bytes_that_are_not_those_that_were_told_are_not_sent(site: Site) -> Non
     site.store.rows[cart.id][0] = replace(site.store.rows[cart.id][0], mtime=MTIME + 1)
 
     async def download() -> None:
-        async with site.downloads.open(EVERYBODY, "mine", "data.tar") as opened:
+        async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
             site.tar_indexes.invalidate(cart.id)
             await opened.reader(0, opened.length)
 

@@ -12,7 +12,7 @@ from twisted.internet.testing import StringTransport
 from twisted.web.server import Site
 
 from cartd import __version__
-from cartd.errors import error_body, phrase
+from cartd.errors import error_body, reason_phrase
 from cartd.rest import INTERNAL_ERROR, Rest
 from tests.cart_site import CartSite, cart_site
 from tests.running_cartd import entry, manifest
@@ -239,5 +239,5 @@ def test_internal_error_is_in_head_headers_and_get_json() -> None:
     ],
 )
 def test_status_phrases_are_those_of_rfc_9110(code: int, name: str) -> None:
-    assert phrase(code) == name
+    assert reason_phrase(code) == name
     assert json.loads(error_body(code, "why"))["status"] == f"{code} {name}".strip()

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from cartd.errors import NoSpace, VolumeStuck
+from cartd.errors import EvictionFailed, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
@@ -87,7 +87,7 @@ async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_l
         if whose == "its own":
             await evictor.enforce_limits()
         else:
-            with pytest.raises(VolumeStuck, match=STUCK):
+            with pytest.raises(EvictionFailed, match=STUCK):
                 await reserve(evictor, new, 100)
     assert uids(await store.active()) == {*names, "new"}
     assert await store.evicting() == {}
@@ -121,7 +121,7 @@ async def test_too_large_a_cart_finds_no_space_though_others_cannot_be_removed(
     large = await claimed(store, "large")
     await reserve(evictor, await claimed(store, "small"), 100)
     disk.free = 100
-    with pytest.raises(VolumeStuck):
+    with pytest.raises(EvictionFailed):
         await reserve(evictor, large, 100)
     with pytest.raises(NoSpace):
         await reserve(evictor, large, 1000)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.errors import NamesCollide
+from cartd.errors import PathCollision
 from cartd.volume.check import prepare
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.name_collisions import FoldedPaths, Folding, collides, first_collision, try_out
@@ -142,9 +142,9 @@ def test_what_a_volume_is_like_is_told(tmp_path: Path) -> None:
         directories = Directories(paths.root, folds=True)
         for name, content in (("data", b"1"), ("data", b"2")):
             place(directories, paths.root / "5" / "uid" / "x" / name, content)
-        with pytest.raises(NamesCollide, match=r"^x/data and x/DATA are one file"):
+        with pytest.raises(PathCollision, match=r"^x/data and x/DATA are one file"):
             place(directories, paths.root / "5" / "uid" / "x" / "DATA", b"3")
-        with pytest.raises(NamesCollide, match=r"^x/data and x/Data are one file"):
+        with pytest.raises(PathCollision, match=r"^x/data and x/Data are one file"):
             place(directories, paths.root / "5" / "uid" / "x" / "Data" / "y", b"3")
         assert (paths.root / "5" / "uid" / "x" / "data").read_bytes() == b"2"
 

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
-from cartd.errors import DatabaseAway
+from cartd.errors import DatabaseUnavailable
 from cartd.store.outage_log import NEXT_LINE, OutageLog
 
 AWAY, OVER = "The database cannot be used: {}; it is tried again", "The database can be used again"
@@ -25,8 +25,8 @@ class Told:
         self._seen = 0
 
     def fails(self, kind: str, reason: str) -> None:
-        with suppress(DatabaseAway), self._outage.told(kind):
-            raise DatabaseAway(reason)
+        with suppress(DatabaseUnavailable), self._outage.told(kind):
+            raise DatabaseUnavailable(reason)
 
     def works(self, kind: str) -> None:
         with self._outage.told(kind):

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cartd.errors import TooMany
-from cartd.model import EVERYBODY, Asker, User
+from cartd.errors import QuotaExceeded
+from cartd.model import UNRESTRICTED, User, Viewer
 from cartd.quotas import NO_QUOTA, FairShare, Outstanding, UserQuota
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)
-ADA = Asker.of(User("ada"))
+ADA = Viewer.of(User("ada"))
 
 
 def refusal(limits: UserQuota, outstanding: Outstanding, files: int) -> str | None:
     """The name of the limit that refuses one more cart, if one does."""
     try:
         limits.check(outstanding, files)
-    except TooMany as error:
+    except QuotaExceeded as error:
         assert f"({error.limit})" in str(error)
         return error.limit
     return None
@@ -61,15 +61,17 @@ def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
 
 
 def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
-    with pytest.raises(TooMany, match=r"^This cart has 5 files and 7 of your others .* than 11 "):
+    with pytest.raises(
+        QuotaExceeded, match=r"^This cart has 5 files and 7 of your others .* than 11 "
+    ):
         UserQuota(files=11).check(Outstanding(2, 7, 0), 5)
 
 
 def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
     limits = UserQuota(carts=1)
     assert limits.applicable_to(ADA) == limits
-    assert limits.applicable_to(Asker.of(User("root", admin=True))) == NO_QUOTA
-    assert limits.applicable_to(EVERYBODY) == NO_QUOTA
+    assert limits.applicable_to(Viewer.of(User("root", admin=True))) == NO_QUOTA
+    assert limits.applicable_to(UNRESTRICTED) == NO_QUOTA
     assert (bool(limits), bool(NO_QUOTA)) == (True, False)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartd.errors import DiskUnavailable, Unreadable, VolumeDamaged
+from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import LONG, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
@@ -224,7 +224,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: 
 
 def test_a_file_that_the_system_refuses_is_named_with_the_reason(tree: Path) -> None:
     name = "n" * 256
-    with pytest.raises(Unreadable, match=rf"^{name} cannot be read .*: File name too long"):
+    with pytest.raises(FileUnreadable, match=rf"^{name} cannot be read .*: File name too long"):
         read_some(TreeReader(tree, iter([Slice(name, 1, 0, 1)])))
 
 
@@ -235,7 +235,9 @@ def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
     (tree / "bad").write_bytes(bytes(size))
     monkeypatch.setattr(os, "read", failing(errno.EIO))
     monkeypatch.setattr(os, "pread", failing(errno.EIO))
-    with pytest.raises(Unreadable, match=r"^bad cannot be read .*: Input/output error") as failed:
+    with pytest.raises(
+        FileUnreadable, match=r"^bad cannot be read .*: Input/output error"
+    ) as failed:
         read_some(TreeReader(tree, iter([Slice("bad", size, 0, size)])))
     assert failed.value.path == "bad"
 

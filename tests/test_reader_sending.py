@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartd.errors import Unreadable, VolumeDamaged
+from cartd.errors import FileUnreadable, VolumeDamaged
 from cartd.sending.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
 from tests.built_tars import Member, lay_out
@@ -171,7 +171,7 @@ def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
 ) -> None:
     monkeypatch.setattr(os, "sendfile", fails(errno.EIO))
     reader = whole(tree)
-    with pytest.raises(Unreadable, match="cannot be read on the volume: Input/output"):
+    with pytest.raises(FileUnreadable, match="cannot be read on the volume: Input/output"):
         reader.send(ends.near, ENOUGH)
     reader.close()
 

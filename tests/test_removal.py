@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from cartd.holders import Holders
-from cartd.model import EVERYBODY, Cart, CartStatus
+from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
@@ -92,9 +92,9 @@ def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: Remov
 def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: RemovalBench) -> None:
     for uid in ("mine", "another", "mine"):
         bench.ready(uid)
-    assert result_of(bench.removal.delete_all(EVERYBODY, "mine")) == 2
+    assert result_of(bench.removal.delete_all(UNRESTRICTED, "mine")) == 2
     assert {path.split("/")[0] for path in bench.left()} == {"2", "cartuids"}
-    assert result_of(bench.removal.delete_all(EVERYBODY, "mine")) == 0
+    assert result_of(bench.removal.delete_all(UNRESTRICTED, "mine")) == 0
 
 
 def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_newest_of_a_uid_goes_last(bench: RemovalBench) -> None:
         return await mark_deleted(cart_id, now)
 
     bench.store.mark_deleted = note  # type: ignore[method-assign]
-    result_of(bench.removal.delete_all(EVERYBODY, "mine"))
+    result_of(bench.removal.delete_all(UNRESTRICTED, "mine"))
     assert order == [cart.id for cart in carts]
 
 
@@ -467,7 +467,7 @@ def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -
     cart = bench.store.put("mine", dict.fromkeys(map(str, range(SMALL_CART_FILES + 1)), b""))
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
     threads.let_all_go()
-    assert begin(bench.removal.delete_all(EVERYBODY, "mine")) == [1]
+    assert begin(bench.removal.delete_all(UNRESTRICTED, "mine")) == [1]
     assert bench.store.left == {cart.id}
     assert (bench.root / str(cart.id)).exists()
     threads.let_all_go()

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cartd.errors import VolumeRefuses
+from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import AGAIN, AGAIN_WITHIN, PAGE, Repair
 from cartd.model import Cart, CartFile, CartStatus
 from tests.volume_parts import logged, result_of
@@ -67,7 +67,7 @@ class Lacking:
 
     async def check_writable(self) -> None:
         if self.refuses:
-            raise VolumeRefuses(self.refuses)
+            raise VolumeNotWritable(self.refuses)
 
 
 class TarIndexCache:
@@ -139,7 +139,7 @@ def test_a_cart_whose_volume_cannot_be_written_stays_ready_however_often_it_is_f
     volume.refuses = "Read-only file system"
     with logged() as events:
         for _ in range(2 * AGAIN):
-            with pytest.raises(VolumeRefuses, match="Read-only file system"):
+            with pytest.raises(VolumeNotWritable, match="Read-only file system"):
                 bench.give_back()
     assert (bench.staged, bench.rows.ended, bench.rows.lost) == ([], [], [])
     assert [event["log_level"].name for event in events] == ["error"]

@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from cartd.errors import VolumeRefuses
+from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
 from cartd.integrity.scrub import FIRST_PAUSE, IN_A_ROW, LONGEST_PAUSE, Scrub
 from cartd.integrity.verification import Damage, Verification
@@ -78,7 +78,7 @@ class GivesBack(Repair):
     async def give_back(self, cart: Cart, damaged: object = (), **_: object) -> None:
         if self.refuses:
             self.refused += 1
-            raise VolumeRefuses("Read-only file system")
+            raise VolumeNotWritable("Read-only file system")
         assert isinstance(damaged, list)
         self.given_back.append((cart.id, damaged))
 

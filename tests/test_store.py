@@ -16,7 +16,7 @@ import pytest_twisted
 from cartd.errors import Unavailable
 from cartd.eviction import Candidate
 from cartd.manifest import Entry
-from cartd.model import EVERYBODY, Cart, CartFile, CartStatus, FileStatus
+from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
 from cartd.store.batches import BATCH
 from tests.stored_carts import (
@@ -98,7 +98,7 @@ class TestPosting:
         first = await posted(store)
         second = await posted(store, mark="other")
         assert await store.newest("u") == second
-        assert await store.carts_for(EVERYBODY, "u") == [second, first]
+        assert await store.carts_for(UNRESTRICTED, "u") == [second, first]
         # Only the newest is compared: the first manifest again is a third cart.
         third, new = await store.post("u", manifest(), bundle=False, now=11)
         assert new
@@ -108,7 +108,7 @@ class TestPosting:
     async def test_the_same_manifest_under_another_uid_is_another_cart(self, store: Store) -> None:
         first, second = await posted(store, "a"), await posted(store, "b")
         assert first.id != second.id
-        assert await store.carts_for(EVERYBODY, "a") == [first]
+        assert await store.carts_for(UNRESTRICTED, "a") == [first]
 
 
 class TestFinding:

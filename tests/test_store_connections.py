@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
-from cartd.model import EVERYBODY, Asker
+from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, engines, postgresql, schema_state, sync
 from cartd.store.alchimia_compat import driver_connection
 from cartd.store.batches import BATCH
@@ -188,8 +188,8 @@ class TestConnections:
         other = Store(database, the_reactor())
 
         async def post(node: Store, uid: str, owner: str | None) -> tuple[int, bool]:
-            asker = EVERYBODY if owner is None else Asker(owner, sees_all=False)
-            cart, new = await node.post(uid, manifest(50), bundle=False, now=10, asker=asker)
+            viewer = UNRESTRICTED if owner is None else Viewer(owner, sees_all=False)
+            cart, new = await node.post(uid, manifest(50), bundle=False, now=10, viewer=viewer)
             return cart.id, new
 
         for number in range(20):

@@ -12,8 +12,8 @@ import pytest_twisted
 from sqlalchemy import Executable, create_engine, event
 from sqlalchemy.pool import NullPool
 
-from cartd.errors import TooMany
-from cartd.model import EVERYBODY, Asker, Cart, CartStatus, User
+from cartd.errors import QuotaExceeded
+from cartd.model import UNRESTRICTED, Cart, CartStatus, User, Viewer
 from cartd.quotas import UserQuota
 from cartd.store import Store, askers, leases, lookups, removals
 from tests.databases import sqlite_url, the_reactor
@@ -21,22 +21,22 @@ from tests.stored_carts import SHA1, deleted, found, gathered, manifest
 
 pytest_plugins = ("tests.database_fixtures",)
 
-ADA, BOB = Asker.of(User("ada")), Asker.of(User("bob"))
-ROOT = Asker.of(User("root", admin=True))
+ADA, BOB = Viewer.of(User("ada")), Viewer.of(User("bob"))
+ROOT = Viewer.of(User("root", admin=True))
 
 
 async def post(
-    store: Store, asker: Asker, uid: str = "u", files: int = 2, **more: Any
+    store: Store, viewer: Viewer, uid: str = "u", files: int = 2, **more: Any
 ) -> tuple[Cart, bool]:
     """A cart, and whether it is new."""
     mark = more.pop("mark", "")
     return await store.post(
-        uid, manifest(files, mark=mark), bundle=False, now=10, asker=asker, **more
+        uid, manifest(files, mark=mark), bundle=False, now=10, viewer=viewer, **more
     )
 
 
-async def posted(store: Store, asker: Asker, uid: str = "u", files: int = 2, **more: Any) -> Cart:
-    cart, new = await post(store, asker, uid, files, **more)
+async def posted(store: Store, viewer: Viewer, uid: str = "u", files: int = 2, **more: Any) -> Cart:
+    cart, new = await post(store, viewer, uid, files, **more)
     assert new
     return cart
 
@@ -46,14 +46,14 @@ class TestSeeing:
     async def test_a_cart_answers_its_owner_and_who_sees_all(self, store: Store) -> None:
         cart = await posted(store, ADA)
         assert cart.owner == "ada"
-        for asker, seen in {ADA: cart, BOB: None, ROOT: cart, EVERYBODY: cart}.items():
-            assert await store.newest_for(asker, "u") == seen
-            assert await store.carts_for(asker, "u") == ([] if seen is None else [seen])
+        for viewer, seen in {ADA: cart, BOB: None, ROOT: cart, UNRESTRICTED: cart}.items():
+            assert await store.newest_for(viewer, "u") == seen
+            assert await store.carts_for(viewer, "u") == ([] if seen is None else [seen])
         assert await store.newest("u") == cart
 
     @pytest_twisted.ensureDeferred
     async def test_a_cart_without_an_owner_is_no_users(self, store: Store) -> None:
-        cart = await posted(store, EVERYBODY)
+        cart = await posted(store, UNRESTRICTED)
         assert cart.owner is None
         assert await store.newest_for(ADA, "u") is None
         assert await store.newest_for(ROOT, "u") == cart
@@ -76,13 +76,15 @@ class TestSeeing:
         """The names are such that one user's is another one's uid."""
         names = [f"n{number}" for number in range(50)]
         carts = {
-            (name, uid): await posted(store, Asker.of(User(name)), uid, 0)
+            (name, uid): await posted(store, Viewer.of(User(name)), uid, 0)
             for name, uid in zip(names, [*names[1:], names[0]], strict=True)
         }
         for name in names:
-            carts[name, "same"] = await posted(store, Asker.of(User(name)), "same", 0)
+            carts[name, "same"] = await posted(store, Viewer.of(User(name)), "same", 0)
         wanted = [(name, uid) for name in names for uid in (*names[:3], "same")]
-        seen = await gathered([store.newest_for(Asker.of(User(name)), uid) for name, uid in wanted])
+        seen = await gathered(
+            [store.newest_for(Viewer.of(User(name)), uid) for name, uid in wanted]
+        )
         assert seen == [carts.get(pair) for pair in wanted]
 
 
@@ -95,16 +97,16 @@ class TestPostingAgain:
         assert await is_posted_again(other, post(store, BOB))
 
     @pytest_twisted.ensureDeferred
-    @pytest.mark.parametrize("asker", [ROOT, EVERYBODY], ids=["admin", "nobody asked"])
+    @pytest.mark.parametrize("viewer", [ROOT, UNRESTRICTED], ids=["admin", "nobody asked"])
     async def test_who_sees_all_gets_a_cart_of_their_own_unless_that_is_the_newest(
-        self, store: Store, asker: Asker
+        self, store: Store, viewer: Viewer
     ) -> None:
-        own = await posted(store, asker)
-        assert await is_posted_again(own, post(store, asker))
+        own = await posted(store, viewer)
+        assert await is_posted_again(own, post(store, viewer))
         await posted(store, ADA)
         # The older one would be found, but ada's would answer.
-        again = await posted(store, asker)
-        assert (again.owner, await store.newest_for(asker, "u")) == (asker.owner, again)
+        again = await posted(store, viewer)
+        assert (again.owner, await store.newest_for(viewer, "u")) == (viewer.owner, again)
         assert again.id != own.id
 
 
@@ -115,11 +117,11 @@ async def is_posted_again(cart: Cart, posting: Coroutine[Any, Any, tuple[Cart, b
     return not new and replace(again, used=cart.used) == cart
 
 
-async def refused(store: Store, asker: Asker, **given: Any) -> str | None:
+async def refused(store: Store, viewer: Viewer, **given: Any) -> str | None:
     """The name of the limit."""
     before = await store.active()
-    with pytest.raises(TooMany) as error:
-        await post(store, asker, "more", mark="more", **given)
+    with pytest.raises(QuotaExceeded) as error:
+        await post(store, viewer, "more", mark="more", **given)
     assert await store.active() == before
     return error.value.limit
 
@@ -127,7 +129,9 @@ async def refused(store: Store, asker: Asker, **given: Any) -> str | None:
 class TestAllTogether:
     @pytest_twisted.ensureDeferred
     async def test_the_unfinished_carts_of_all_users_count(self, store: Store) -> None:
-        carts = [await posted(store, asker, str(asker)) for asker in (ADA, BOB, ROOT, EVERYBODY)]
+        carts = [
+            await posted(store, viewer, str(viewer)) for viewer in (ADA, BOB, ROOT, UNRESTRICTED)
+        ]
         assert await store.unfinished() == 4
         for cart in carts[:2]:
             await store.claim(cart.id, "me", now=10, until=100)
@@ -145,8 +149,8 @@ class TestShares:
         self, store: Store
     ) -> None:
         limits = UserQuota(carts=2)
-        for asker in (BOB, BOB, ROOT, EVERYBODY):
-            await posted(store, asker, mark=str(await store.active()))
+        for viewer in (BOB, BOB, ROOT, UNRESTRICTED):
+            await posted(store, viewer, mark=str(await store.active()))
         ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
         assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
         await store.claim(ready.id, "me", now=10, until=100)
@@ -199,7 +203,7 @@ class TestShares:
         async def attempt(number: int) -> bool:
             try:
                 await post((store, other)[number % 2], ADA, f"u{number}", limits=UserQuota(carts=3))
-            except TooMany:
+            except QuotaExceeded:
                 return False
             return True
 

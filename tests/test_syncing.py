@@ -15,7 +15,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from cartd.errors import Unavailable, VolumeAway
+from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
 from cartd.store import Store
 from cartd.store.syncs import Noted
@@ -144,7 +144,7 @@ class Bench:
 
     async def _check_volume(self) -> None:
         if self.away:
-            raise VolumeAway("it has lost its mark")
+            raise VolumeUnavailable("it has lost its mark")
 
     async def _doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
         if self.doubt_fails:

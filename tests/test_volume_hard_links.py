@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd.model import Twin
+from cartd.model import DuplicateFile
 from cartd.volume.volume import BATCH, Volume
 from tests.volume_parts import (
     BODY,
@@ -38,9 +38,11 @@ def volume(tmp_path: Path) -> Volume:
     return volume
 
 
-def twin(path: str = "there/too.dat", staged_path: str = "a/b.dat", size: int = len(BODY)) -> Twin:
+def twin(
+    path: str = "there/too.dat", staged_path: str = "a/b.dat", size: int = len(BODY)
+) -> DuplicateFile:
     sha1 = hashlib.sha1(BODY).hexdigest()
-    return Twin(0, path, 4711, OLD.id, OLD.uid, staged_path, size, 5, "sha1", sha1)
+    return DuplicateFile(0, path, 4711, OLD.id, OLD.uid, staged_path, size, 5, "sha1", sha1)
 
 
 def staged(volume: Volume) -> Path:
@@ -48,7 +50,7 @@ def staged(volume: Volume) -> Path:
     return stage(volume, a_file(BODY), cart=OLD)
 
 
-def refused(volume: Volume, one: Twin | None = None) -> str:
+def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
     """Why it is not linked; nothing of it may be left."""
     shared, reason = result_of(volume.share(NEW, [one or twin()]))
     assert shared == []

@@ -13,7 +13,7 @@ import pytest
 
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.holders import Holders
-from cartd.model import Twin
+from cartd.model import DuplicateFile
 from cartd.rooted_fs import Beneath
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
@@ -38,7 +38,9 @@ pytest_plugins = ("tests.volume_fixture",)
 FILE = a_file(BODY)
 BUNDLED = a_cart(bundle=True)
 OTHER = a_cart(9, "other")
-TWIN = Twin(0, "x.dat", 1, 7, "mine", "a/b.dat", len(BODY), 5, FILE.hash_type, FILE.hash_sum)
+TWIN = DuplicateFile(
+    0, "x.dat", 1, 7, "mine", "a/b.dat", len(BODY), 5, FILE.hash_type, FILE.hash_sum
+)
 ON_THE_WAY = ["7", "7/mine", "7/mine/a"]
 ELSEWHERE = ["incoming", "incoming/7", "cartuids"]
 Work = Callable[[Volume], Coroutine[Any, Any, object]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cartd.errors import VolumeAway
+from cartd.errors import VolumeUnavailable
 from cartd.volume import Volume
 from cartd.volume.identity import read_number, write_number
 from tests.volume_parts import (
@@ -79,7 +79,7 @@ def test_nothing_is_believed_or_done_while_it_is_away(
     if instead == "unreadable":
         (root / ".cartd-volume").mkdir()
     before = everything(root)
-    with pytest.raises(VolumeAway):
+    with pytest.raises(VolumeUnavailable):
         result_of(ASKED[asked](volume))
     assert everything(root) == before
     if root.exists():
@@ -93,7 +93,7 @@ def test_a_file_on_its_way_is_not_written_beside_it(volume: Volume, root: Path) 
     root.rename(root.with_name("away"))
     root.mkdir()
     incoming.write(BODY)
-    with pytest.raises(VolumeAway):
+    with pytest.raises(VolumeUnavailable):
         result_of(incoming.finish())
     assert everything(root) == set()
 
@@ -104,7 +104,7 @@ def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(volume: Volume, r
             result_of(volume.check())
             root.rename(root.with_name("away"))
             for _ in range(3):
-                with pytest.raises(VolumeAway):
+                with pytest.raises(VolumeUnavailable):
                     result_of(volume.check())
             root.with_name("away").rename(root)
             result_of(volume.check())

@@ -13,7 +13,7 @@ from cartd.auth.entries import NAME
 from cartd.auth.proxy import TrustedProxies
 from cartd.auth.token_registry import TokenRegistry
 from cartd.auth.tokens import DUMMY_HASH, redact_secret
-from cartd.errors import CartdError, NoCredentials, Unidentified
+from cartd.errors import CartdError, NoCredentials, Unauthenticated
 from cartd.model import User
 
 MAX_NAME_SHOWN = 64
@@ -58,7 +58,7 @@ class Authenticator:
     def authenticate(self, request: Any) -> User:
         """Who asks, by the head of the request.
 
-        :raises Unidentified: nobody (:class:`NoCredentials`), or nobody who may.
+        :raises Unauthenticated: nobody (:class:`NoCredentials`), or nobody who may.
         :raises Unavailable: the file of tokens cannot be read.
         """
         named = None if self._proxies is None else self._proxies.user_name(request)
@@ -71,7 +71,7 @@ class Authenticator:
 
     def headers(self, error: CartdError) -> list[tuple[bytes, bytes]]:
         """What an answer to that error has beside its body."""
-        if not isinstance(error, Unidentified):
+        if not isinstance(error, Unauthenticated):
             return []
         # At least one challenge (RFC 9110, section 15.5.2); for Basic, browsers ask for a name,
         # which is of no use where only a proxy can give one.
@@ -82,12 +82,12 @@ class Authenticator:
         entry = self._registry.entry(token.name)
         # Names are no secrets, but who has a token is nobody's business: always one comparison.
         if not (DUMMY_HASH if entry is None else entry.hash).matches(token.secret) or entry is None:
-            raise Unidentified(_with_name(WRONG_CREDENTIALS, token.name))
+            raise Unauthenticated(_with_name(WRONG_CREDENTIALS, token.name))
         return entry.user
 
     def _user_from_proxy(self, name: str) -> User:
         if not NAME.fullmatch(name):
-            raise Unidentified(_with_name(BAD_PROXY_NAME, name))
+            raise Unauthenticated(_with_name(BAD_PROXY_NAME, name))
         return self._registry.user(name)
 
 
@@ -95,7 +95,7 @@ def _credentials_in(values: Sequence[bytes]) -> Credentials:
     try:
         return parse_authorization(b", ".join(values))
     except LoginFailed:
-        raise Unidentified(BAD_AUTHORIZATION) from None
+        raise Unauthenticated(BAD_AUTHORIZATION) from None
 
 
 def _with_name(message: str, name: str) -> str:

@@ -30,7 +30,7 @@ from cartd.cli.verify import Verify
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.downloads import TOUCH_INTERVAL
-from cartd.errors import CartdError, ConfigError, for_administrators
+from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.belonging import belong
 from cartd.options import Options, read_config
 from cartd.permissions import user_name
@@ -49,7 +49,7 @@ def main() -> None:
         _warn_if_root(config, given)
         sys.exit(given.command(config, given))
     except CartdError as error:
-        sys.exit(f"cartd-cmd: {for_administrators(error)}")
+        sys.exit(f"cartd-cmd: {admin_message(error)}")
 
 
 def _warn_if_root(config: Config, given: Namespace) -> None:

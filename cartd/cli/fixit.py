@@ -49,7 +49,7 @@ class Fixit:
         if cart.status not in UNFINISHED:
             await self._repair.give_back(cart, damaged)
         cart = await self._watch(cart.id)
-        self._say(f"{cart.shown_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
+        self._say(f"{cart.display_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
         return cart.status == CartStatus.READY
 
     async def _is_whole(self, cart: Cart) -> bool:
@@ -71,7 +71,7 @@ class Fixit:
                 return cart
             if cart.message not in ("", said):
                 said = cart.message
-                self._say(f"{cart.shown_uid}: {said}")
+                self._say(f"{cart.display_uid}: {said}")
             self._begin(cart_id)
             await deferLater(self._clock, POLL_INTERVAL)
 
@@ -79,7 +79,7 @@ class Fixit:
         if self._out.isatty():
             total = "?" if cart.bytes_total is None else f"{cart.bytes_total:,}"
             self._out.write(
-                f"\r\x1b[K{cart.shown_uid}: {cart.files_staged:,} of {cart.files_total:,} files, "
+                f"\r\x1b[K{cart.display_uid}: {cart.files_staged:,} of {cart.files_total:,} files, "
                 f"{cart.bytes_staged:,} of {total} bytes"
             )
             self._out.flush()

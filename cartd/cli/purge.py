@@ -44,7 +44,7 @@ class Purge:
             self._say("no cart to delete")
         for cart in carts:
             verb = "would delete" if self._dry_run else "deleting"
-            self._say(f"{verb} {cart.shown_uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
+            self._say(f"{verb} {cart.display_uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
             if self._dry_run:
                 continue
             try:

@@ -62,17 +62,19 @@ class Verify:
 
     async def cart(self, cart: Cart) -> bool:
         if cart.status != CartStatus.READY:
-            self._say(f"{cart.shown_uid}: is {cart.status}, and not verified")
+            self._say(f"{cart.display_uid}: is {cart.status}, and not verified")
             return False
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._say(f"{cart.shown_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right")
+            self._say(
+                f"{cart.display_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right"
+            )
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
-            self._say(f"{cart.shown_uid}: has been deleted or staged again meanwhile")
+            self._say(f"{cart.display_uid}: has been deleted or staged again meanwhile")
             return True
         self._report(cart, damages)
         if self._restore is None:
@@ -96,8 +98,8 @@ class Verify:
     def _report(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
-            self._say(f"{cart.shown_uid}: {escape(damage.path)} {damage.fault}")
-        self._say(f"{cart.shown_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
+            self._say(f"{cart.display_uid}: {escape(damage.path)} {damage.fault}")
+        self._say(f"{cart.display_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:
         done = 0
@@ -106,7 +108,9 @@ class Verify:
             nonlocal done
             done += size
             if self._progress.isatty():
-                self._progress.write(f"\r\x1b[K{cart.shown_uid}: {done:,} of {_bytes(cart)} bytes")
+                self._progress.write(
+                    f"\r\x1b[K{cart.display_uid}: {done:,} of {_bytes(cart)} bytes"
+                )
                 self._progress.flush()
 
         return read

@@ -106,7 +106,7 @@ class Recovery:
             log.warn(
                 "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",
                 id=cart_id,
-                uid=cart.shown_uid,
+                uid=cart.display_uid,
                 number=number,
             )
 

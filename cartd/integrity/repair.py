@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
-from cartd.errors import VolumeRefuses
+from cartd.errors import VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
@@ -78,7 +78,7 @@ class Repair:
                     rest += _sum(await self._found(cart, files))
                 await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
             elif not await self.adopt(cart):
-                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.shown_uid)
+                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
 
     async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
         found = await self._volume.measure(cart, files)
@@ -125,8 +125,8 @@ class Repair:
         Lost is what is missing or has a wrong size, what is ``damaged``, positions of files, and
         the one file at the path ``unreadable``, or the bundle that has it.
 
-        :raises VolumeRefuses: nothing could be written, so a ready cart stays as it is; the log has
-            one line for all of them.
+        :raises VolumeNotWritable: nothing could be written, so a ready cart stays as it is; the log
+            has one line for all of them.
         """
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
@@ -145,7 +145,7 @@ class Repair:
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
             id=cart.id,
-            uid=cart.shown_uid,
+            uid=cart.display_uid,
             lost=len(lost),
             total=cart.files_total,
         )
@@ -155,7 +155,7 @@ class Repair:
     async def _check_writable(self, cart: Cart) -> None:
         try:
             await self._volume.check_writable()
-        except VolumeRefuses as error:
+        except VolumeNotWritable as error:
             if self._refused != error.reason:
                 self._refused = error.reason
                 log.error(
@@ -164,7 +164,7 @@ class Repair:
                     " the disk",
                     reason=error.reason,
                     id=cart.id,
-                    uid=cart.shown_uid,
+                    uid=cart.display_uid,
                 )
             raise
         if self._refused is not None:
@@ -195,7 +195,7 @@ class Repair:
             log.error(
                 "Cart {id} ({uid}) is in error: {message}",
                 id=cart.id,
-                uid=cart.shown_uid,
+                uid=cart.display_uid,
                 message=message,
             )
 

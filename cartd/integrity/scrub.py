@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from cartd.backoff import Pauses
-from cartd.errors import VolumeRefuses
+from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
@@ -69,7 +69,7 @@ class Scrub:
                 return
             try:
                 in_a_row = 0 if await self._is_right(cart) else in_a_row + 1
-            except VolumeRefuses:
+            except VolumeNotWritable:
                 # That has been said.  The cart is the next one again.
                 self._pauses.failed(None)
                 return
@@ -108,7 +108,7 @@ def _tell(cart: Cart, damages: Sequence[Damage]) -> None:
     log.warn(
         "Cart {id} ({uid}) is damaged, {number} of its {total} files: {named}",
         id=cart.id,
-        uid=cart.shown_uid,
+        uid=cart.display_uid,
         number=len(damages),
         total=cart.files_total,
         named=named if len(damages) <= NAMED else f"{named}; ...",

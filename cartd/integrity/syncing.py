@@ -44,7 +44,8 @@ class Syncing:
         doubt: Doubts,
         clock: IReactorTime,
     ) -> None:
-        """``check_volume`` raises :class:`~cartd.errors.VolumeAway`: then nothing is synced."""
+        """``check_volume`` raises :class:`~cartd.errors.VolumeUnavailable`: then nothing is
+        synced."""
         self._check_volume = check_volume
         self._store = store
         self._holder = holder

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.errors import CartdError
-from cartd.model import in_words
+from cartd.model import format_time
 from cartd.outage.waiting_carts import WaitingCarts
 
 
@@ -90,7 +90,7 @@ class WaitingFiles:
                 waiter.told.errback(OutageTooLong(self._complaint(since, cause)))
 
     def _complaint(self, since: float, cause: Exception) -> str:
-        date = in_words(self._carts.date(since))
+        date = format_time(self._carts.date(since))
         return (
             f"The archive has been away since {date}, which is longer than the"
             f" outage_limit of {self._limit:g} seconds: {cause}"

@@ -19,7 +19,7 @@ from stat import S_ISREG
 from typing import Final
 
 from cartd.disk_errors import is_missing, raise_if_passing
-from cartd.errors import Unreadable, VolumeDamaged
+from cartd.errors import FileUnreadable, VolumeDamaged
 from cartd.sending.dir_fd_cache import FileByFile
 from cartd.sending.reader import Keeps
 from cartd.tar.virtual_tar import Literal, Slice
@@ -253,7 +253,7 @@ class TreeReader:
         if is_missing(error):
             return VolumeDamaged(f"{self._path} is missing on the volume")
         raise_if_passing(error)
-        return Unreadable(self._path, error.strerror or str(error))
+        return FileUnreadable(self._path, error.strerror or str(error))
 
     def _took(self, count: int) -> None:
         if not count:

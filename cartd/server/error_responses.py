@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.web.http import datetimeToString
 from twisted.web.server import NOT_DONE_YET, Request
 
-from cartd.errors import error_body, phrase
+from cartd.errors import error_body, reason_phrase
 from cartd.server import rejection_log
 from cartd.server.cache_control import NO_STORE
 from cartd.server.request_head import EarlyResponse
@@ -59,7 +59,7 @@ def serialize_error(
     if method == b"HEAD":
         body = b""
     fields = b"".join(b"%s: %s\r\n" % header for header in headers)
-    name = phrase(code).encode()
+    name = reason_phrase(code).encode()
     return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
 
 
@@ -73,7 +73,7 @@ def prepare_error(
             code, message, limit, peer=peer, method=request.method, target=request.uri
         )
     body = error_body(code, message, limit)
-    request.setResponseCode(code, phrase(code).encode() or None)
+    request.setResponseCode(code, reason_phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Content-Length", b"%d" % len(body))

@@ -14,12 +14,12 @@ from twisted.python.failure import Failure
 from cartd.backoff import Rests
 from cartd.errors import (
     CartdError,
-    DatabaseAway,
+    DatabaseUnavailable,
+    FileUnreadable,
     LeaseLost,
     Unavailable,
-    Unreadable,
-    VolumeAway,
     VolumeDamaged,
+    VolumeUnavailable,
 )
 from cartd.holders import Holders, Silence
 from cartd.integrity.missing import lose_unreadable
@@ -175,14 +175,14 @@ class Stager:
                 cart = await self._recovery.take_over(cart, holder)
             try:
                 await self._run(tools, cart, resumed)
-            except Unreadable:
+            except FileUnreadable:
                 raise
             except VolumeDamaged as error:
                 log.warn("Cart {id} is staged on: {error}", id=cart_id, error=error)
                 # What was staged has been taken away meanwhile: that is found out once.
                 await self._run(tools, await self._store.cart(cart_id) or cart, True)
-            log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.shown_uid)
-        except VolumeAway:
+            log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
+        except VolumeUnavailable:
             await self._let_go(cart_id)
         except (LeaseLost, Unavailable) as error:
             # The one has another holder now, the other will be taken up again.
@@ -196,7 +196,7 @@ class Stager:
             await self._fail(cart_id, escape(f"Internal error: {type(error).__name__}: {error}"))
 
     def _tell_left(self, cart_id: int, error: CartdError) -> None:
-        if isinstance(error, DatabaseAway):
+        if isinstance(error, DatabaseUnavailable):
             # The log has it once, for all.  A statement that fails for this cart alone may fail
             # each time: what is fetched in between is not to be fetched every few seconds.
             self._rests.failed(cart_id, self._clock.seconds())
@@ -213,18 +213,18 @@ class Stager:
         """The cart is in error, unless the volume was to blame: then it is taken up again."""
         try:
             await tools.volume.check()
-        except VolumeAway:
+        except VolumeUnavailable:
             await self._let_go(cart_id)
             return
         if isinstance(error, FileFailed):
             await self._fail(cart_id, str(error), error.position, error.cause)
-        elif isinstance(error, Unreadable):
+        elif isinstance(error, FileUnreadable):
             await self._lose(cart_id, error)
             await self._fail(cart_id, str(error))
         else:
             await self._fail(cart_id, str(error))
 
-    async def _lose(self, cart_id: int, error: Unreadable) -> None:
+    async def _lose(self, cart_id: int, error: FileUnreadable) -> None:
         try:
             await lose_unreadable(self._store, cart_id, self._holders.name, error.path)
         except (LeaseLost, Unavailable) as away:

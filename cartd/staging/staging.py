@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from cartd.errors import NamesCollide
+from cartd.errors import PathCollision
 from cartd.integrity.missing import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
@@ -47,7 +47,7 @@ class Staging:
 
         :raises InvalidInput: the cart's uid cannot be on the volume.
         :raises FilesFailed: some files could not be had; all others are on the volume.
-        :raises NamesCollide: the volume cannot tell two of its paths apart.
+        :raises PathCollision: the volume cannot tell two of its paths apart.
         :raises FileFailed: a file could not be written, nor could another.
         :raises NoSpace: the volume has no room.
         :raises OutageTooLong: the archive was away for too long.
@@ -57,7 +57,7 @@ class Staging:
         self._tools.outage.take_up(self._cart)
         await self._clear()
         if collision := await self._tools.volume.collision(self._all_pages):
-            raise NamesCollide(*collision)
+            raise PathCollision(*collision)
         if await self._tar_is_whole():
             await self._finish()
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, case, func, select
 
-from cartd.model import Asker, Cart
+from cartd.model import Cart, Viewer
 from cartd.quotas import Outstanding, UserQuota
 from cartd.store.database import Database, Transaction
 from cartd.store.lookups import Lookups
@@ -46,12 +46,12 @@ class Askers:
     _database: Database
     _lookups: Lookups
 
-    async def newest_for(self, asker: Asker, uid: str) -> Cart | None:
-        """The cart that answers ``asker`` for ``uid``; deleted ones do not, nor do others'."""
-        if asker.sees_all:
+    async def newest_for(self, viewer: Viewer, uid: str) -> Cart | None:
+        """The cart that answers ``viewer`` for ``uid``; deleted ones do not, nor do others'."""
+        if viewer.sees_all:
             return await self._lookups.newest(uid)
-        assert asker.owner is not None
-        return await self._lookups.newest_of(asker.owner, uid)
+        assert viewer.owner is not None
+        return await self._lookups.newest_of(viewer.owner, uid)
 
     async def unfinished(self) -> int:
         """How many carts are neither ready nor in error, whichever process stages them."""
@@ -59,16 +59,16 @@ class Askers:
         count: int = row.carts
         return count
 
-    async def carts_for(self, asker: Asker, uid: str) -> list[Cart]:
-        """All carts of ``uid`` that ``asker`` sees and that are not deleted, newest first."""
-        query = _ANYBODYS if asker.sees_all else _OWN
-        return [cart_of(row) for row in await self._database.rows(query, _of(asker, uid))]
+    async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
+        """All carts of ``uid`` that ``viewer`` sees and that are not deleted, newest first."""
+        query = _ANYBODYS if viewer.sees_all else _OWN
+        return [cart_of(row) for row in await self._database.rows(query, _of(viewer, uid))]
 
 
-async def newest_in(transaction: Transaction, asker: Asker, uid: str) -> Cart | None:
+async def newest_in(transaction: Transaction, viewer: Viewer, uid: str) -> Cart | None:
     """As :meth:`Askers.newest_for`, within a transaction."""
-    query = _NEWEST_OF_ALL if asker.sees_all else _NEWEST_OWN
-    rows = await transaction.rows(query, _of(asker, uid))
+    query = _NEWEST_OF_ALL if viewer.sees_all else _NEWEST_OWN
+    rows = await transaction.rows(query, _of(viewer, uid))
     return cart_of(rows[0]) if rows else None
 
 
@@ -78,12 +78,12 @@ async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, f
     So it is until the transaction ends: of several posts of one user, in whatever process, each
     sees what those before it have entered.
 
-    :raises TooMany: it is not.
+    :raises QuotaExceeded: it is not.
     """
     await transaction.take_turn_of(f"share of {owner}")
     [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
     limits.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
 
 
-def _of(asker: Asker, uid: str) -> dict[str, Any]:
-    return {"uid": uid} if asker.sees_all else {"uid": uid, "owner": asker.owner}
+def _of(viewer: Viewer, uid: str) -> dict[str, Any]:
+    return {"uid": uid} if viewer.sees_all else {"uid": uid, "owner": viewer.owner}

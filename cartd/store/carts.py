@@ -10,8 +10,8 @@ from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
-from cartd.model import EVERYBODY, Asker, Cart, CartFile, CartStatus, FileStatus
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
+from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
 from cartd.quotas import NO_QUOTA, UserQuota
 from cartd.store.askers import check_quota, newest_in
 from cartd.store.batches import BATCH, batches
@@ -113,25 +113,26 @@ class Carts:
         *,
         bundle: bool,
         now: float,
-        asker: Asker = EVERYBODY,
+        viewer: Viewer = UNRESTRICTED,
         limits: UserQuota = NO_QUOTA,
         refusal: CartdError | None = None,
     ) -> tuple[Cart, bool]:
         """The cart of this manifest, and whether it is new.
 
-        The newest cart of ``uid`` that ``asker`` sees, if it is their own, is unfinished or ready
+        The newest cart of ``uid`` that ``viewer`` sees, if it is their own, is unfinished or ready
         and was made of the same manifest, which counts as a use of it; otherwise a new one in
         ``staging``, with all its files, or nothing at all.
 
         ``refusal`` is raised in place of a new one.
 
-        :raises TooMany: a new one would go over ``limits``, which are for what ``asker`` owns.
+        :raises QuotaExceeded: a new one would go over ``limits``, which are for what ``viewer``
+        owns.
         """
         async with self._database.transaction() as transaction:
             # Of two nodes that get the same manifest at once, one finds the cart of the other.
-            await transaction.take_turn_of(f"carts of {uid} of {asker.owner or ''}")
-            newest = await newest_in(transaction, asker, uid)
-            if newest and newest.owner == asker.owner and _answers(newest, manifest):
+            await transaction.take_turn_of(f"carts of {uid} of {viewer.owner or ''}")
+            newest = await newest_in(transaction, viewer, uid)
+            if newest and newest.owner == viewer.owner and _answers(newest, manifest):
                 # Always another date: who has seen the last one must not evict it any more.
                 used = date_of(max(now, newest.used + _LATER))
                 again = {"cart_id": newest.id, "used": used}
@@ -139,9 +140,9 @@ class Carts:
                     return replace(newest, used=time_of(used)), False
             if refusal is not None:
                 raise refusal
-            if limits and asker.owner is not None:
-                await check_quota(transaction, asker.owner, limits, len(manifest.entries))
-            posted = await _insert_cart(transaction, uid, manifest, bundle, now, asker.owner)
+            if limits and viewer.owner is not None:
+                await check_quota(transaction, viewer.owner, limits, len(manifest.entries))
+            posted = await _insert_cart(transaction, uid, manifest, bundle, now, viewer.owner)
             rows = _file_rows(posted.id, manifest.entries)
             for batch in batches(rows, BATCH):
                 await transaction.execute(_INSERT_FILES, batch)

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, DatabaseAway
+from cartd.errors import CartdError, DatabaseUnavailable
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, leavable
 from cartd.store.engines import parse, reading_engine, writing_engine
@@ -106,16 +106,16 @@ def too_few_connections(url: str, within: float = 5.0) -> str | None:
     )
 
 
-class _Lost(DatabaseAway):
+class _Lost(DatabaseUnavailable):
     """The connection was lost: it may be only the kept one that is dead, and a new one tells."""
 
 
 class Database:
     """A few connections that read, and one that writes: SQLite allows no more.
 
-    Everything raises ``DatabaseAway`` while the database is away, and works again when it is back;
-    ``DatabaseRefused`` what would be refused again.  The log says when it is away, and since when
-    it is not.
+    Everything raises ``DatabaseUnavailable`` while the database is away, and works again when it is
+    back; ``StatementRejected`` what would be refused again.  The log says when it is away, and
+    since when it is not.
     """
 
     def __init__(self, url: str, reactor: Any) -> None:
@@ -228,7 +228,7 @@ class Database:
         told = explained(error, _KEEPS)
         if told is None:
             return
-        if isinstance(told, DatabaseAway):
+        if isinstance(told, DatabaseUnavailable):
             self._readers.forget_idle()
             self._writer.forget_idle()
             told = with_the_file(told, self._url)

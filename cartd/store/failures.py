@@ -22,7 +22,7 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
-from cartd.errors import DatabaseAway, DatabaseRefused
+from cartd.errors import DatabaseUnavailable, StatementRejected
 from cartd.permissions import this_user, user_name
 
 _FAULTS_OF_DATA = ("22", "23", "54")
@@ -49,7 +49,9 @@ _TOO_FEW = re.compile(
 )
 
 
-def explained(error: BaseException, keeps: str = "") -> DatabaseAway | DatabaseRefused | None:
+def explained(
+    error: BaseException, keeps: str = ""
+) -> DatabaseUnavailable | StatementRejected | None:
     """What to raise in place of an error of the database; None if it is another.
 
     ``keeps`` says how many connections are kept, for when there are too few.
@@ -57,12 +59,12 @@ def explained(error: BaseException, keeps: str = "") -> DatabaseAway | DatabaseR
     if not isinstance(error, StatementError):
         return None
     if not isinstance(error, DBAPIError):
-        return DatabaseRefused(type(error.orig).__name__)
+        return StatementRejected(type(error.orig).__name__)
     code = getattr(error.orig, "sqlstate", None)
     lines = str(error.orig).strip().splitlines()
     reason = lines[0].strip() if lines else "no answer"
     if not is_lost(error) and _is_of_data(error, code):
-        return DatabaseRefused(f"{type(error.orig).__name__}{f' {code}' if code else ''}")
+        return StatementRejected(f"{type(error.orig).__name__}{f' {code}' if code else ''}")
     if keeps and _TOO_FEW.search(reason):
         reason = f"{reason}; {keeps}"
     if code is None:
@@ -70,7 +72,7 @@ def explained(error: BaseException, keeps: str = "") -> DatabaseAway | DatabaseR
         stays = bool(_STAYS_AS_TOLD.search(told)) and not re.search("refused|timeout", told)
     else:
         stays = code[:2] in _STAYS
-    return DatabaseAway(reason, passes=not stays)
+    return DatabaseUnavailable(reason, transient=not stays)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -84,18 +86,20 @@ def _is_of_data(error: DBAPIError, code: str | None) -> bool:
     return code[:2] in _FAULTS_OF_DATA and code != _SEQUENCE_EXHAUSTED
 
 
-def with_the_file(away: DatabaseAway, url: URL) -> DatabaseAway:
+def with_the_file(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
     """``away``, with what keeps SQLite from the file of ``url``, where that can be seen."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return away
     path = Path(url.database).absolute()
     if not path.parent.is_dir():
-        return DatabaseAway(f"{away.reason}: {path.parent} is not a directory")
+        return DatabaseUnavailable(f"{away.reason}: {path.parent} is not a directory")
     for needed in (path.parent, path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))):
         wanted = os.W_OK | (os.X_OK if needed == path.parent else os.R_OK)
         effective = os.access in os.supports_effective_ids
         if needed.exists() and not os.access(needed, wanted, effective_ids=effective):
-            return DatabaseAway(f"{needed}: permission denied ({_whose(needed)})", passes=False)
+            return DatabaseUnavailable(
+                f"{needed}: permission denied ({_whose(needed)})", transient=False
+            )
     return away
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from cartd.errors import DatabaseAway
+from cartd.errors import DatabaseUnavailable
 
 NEXT_LINE = 60.0
 """Seconds between two lines that say why, at least."""
@@ -37,19 +37,19 @@ class OutageLog:
         """Note how what is done meanwhile ends; ``kind`` is ``read`` or ``write``."""
         try:
             yield
-        except DatabaseAway as away:
+        except DatabaseUnavailable as away:
             self._failed(kind, away)
             raise
         self._worked(kind)
 
-    def _failed(self, kind: str, away: DatabaseAway) -> None:
+    def _failed(self, kind: str, away: DatabaseUnavailable) -> None:
         is_new = not self._failing
         self._failing.add(kind)
         now = self._clock.seconds()
         is_same = away.reason == self._reason
         is_recent = self._said is not None and now - self._said < NEXT_LINE
         if not (is_same and is_recent if is_new else is_same or is_recent):
-            log.warn("{away}; it is tried again", away=away.explanation)
+            log.warn("{away}; it is tried again", away=away.admin_message)
             self._reason, self._said, self._is_said = away.reason, now, True
 
     def _worked(self, kind: str) -> None:

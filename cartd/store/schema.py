@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from cartd.errors import ConfigError, DatabaseAway
+from cartd.errors import ConfigError, DatabaseUnavailable
 from cartd.store.engines import parse, schema_engine
 from cartd.store.failures import explained, with_the_file
 from cartd.store.state import Condition, SchemaState, state_of
@@ -58,7 +58,8 @@ def wait_for_database(
     sleep: Callable[[float], object],
     tell: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Return once the database answers; after ``attempts`` in vain raise the last ``DatabaseAway``.
+    """Return once the database answers; after ``attempts`` in vain raise the last
+    ``DatabaseUnavailable``.
 
     Between two attempts ``tell`` is called with why it waits, and ``sleep(wait)``.  What waiting
     does not mend, as a wrong password, is raised at once.
@@ -66,10 +67,10 @@ def wait_for_database(
     for _ in range(attempts - 1):
         try:
             return _answer(url)
-        except DatabaseAway as error:
-            if not error.passes:
+        except DatabaseUnavailable as error:
+            if not error.transient:
                 raise
-            tell(f"{error.explanation}; it is tried again in {wait:g} s")
+            tell(f"{error.admin_message}; it is tried again in {wait:g} s")
             sleep(wait)
     return _answer(url)
 
@@ -91,7 +92,7 @@ def connected(url: str) -> Iterator[Connection]:
         told = explained(error)
         if told is None:
             raise
-        if isinstance(told, DatabaseAway):
+        if isinstance(told, DatabaseUnavailable):
             told = with_the_file(told, engine.url)
         raise told from error
     finally:

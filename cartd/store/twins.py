@@ -7,7 +7,7 @@ from itertools import starmap
 
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
-from cartd.model import CartStatus, FileStatus, Twin
+from cartd.model import CartStatus, DuplicateFile, FileStatus
 from cartd.store.batches import BATCH, batches
 from cartd.store.database import Database, Transaction
 from cartd.store.leases import hold
@@ -135,13 +135,13 @@ class Twins:
 
     _database: Database
 
-    async def twins(self, cart_id: int, positions: range) -> list[Twin]:
+    async def twins(self, cart_id: int, positions: range) -> list[DuplicateFile]:
         """Of the files at ``positions`` that are not staged, those that another cart has.
 
         Nothing is said of a file whose hash nobody knows.
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
-        return list(starmap(Twin, await self._database.rows(_TWINS, page)))
+        return list(starmap(DuplicateFile, await self._database.rows(_TWINS, page)))
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
         """Files that are on the volume and were not recorded, their digests by position.
@@ -161,7 +161,9 @@ class Twins:
                 recorded |= digests.keys()
         return recorded
 
-    async def record_linked(self, cart_id: int, holder: str, linked: Sequence[Twin]) -> set[int]:
+    async def record_linked(
+        self, cart_id: int, holder: str, linked: Sequence[DuplicateFile]
+    ) -> set[int]:
         """Files that are on the volume, each as a hard link to its twin.
 
         One transaction, which writes nothing if the lease was lost.  Nothing is written of a link
@@ -180,7 +182,7 @@ class Twins:
 
 
 async def _record_linked(
-    transaction: Transaction, cart_id: int, linked: Sequence[Twin]
+    transaction: Transaction, cart_id: int, linked: Sequence[DuplicateFile]
 ) -> set[int]:
     at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
     unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
@@ -211,7 +213,7 @@ async def _record_linked(
     return gone
 
 
-async def _owners(transaction: Transaction, twins: Sequence[Twin]) -> dict[int, int]:
+async def _owners(transaction: Transaction, twins: Sequence[DuplicateFile]) -> dict[int, int]:
     """Of the files that are staged and in place still, by their ids, who owns their bytes."""
     files = await transaction.rows(_STAGED_ONES, {"ids": [twin.staged_id for twin in twins]})
     carts = list({row.cart_id for row in files})

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cartd.errors import ConfigError, NoSpace, VolumeRefuses
+from cartd.errors import ConfigError, NoSpace, VolumeNotWritable
 from cartd.rooted_fs import NEW, Beneath
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.name_collisions import trial_directory, try_out
@@ -62,7 +62,7 @@ def check_reserve(root: Path, reserve: int) -> None:
 
 
 def check_writable(paths: VolumePaths) -> None:
-    """Raises :class:`VolumeRefuses` if the file system or its disk lets nobody write.
+    """Raises :class:`VolumeNotWritable` if the file system or its disk lets nobody write.
 
     That it is full, or that this process cannot try now, does not say so.
     """
@@ -72,7 +72,7 @@ def check_writable(paths: VolumePaths) -> None:
         pass
     except OSError as error:
         if error.errno in _REFUSALS:
-            raise VolumeRefuses(error.strerror or str(error)) from error
+            raise VolumeNotWritable(error.strerror or str(error)) from error
 
 
 def _try_out(paths: VolumePaths) -> None:

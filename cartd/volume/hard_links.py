@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cartd.errors import DiskUnavailable, NoSpace
-from cartd.model import Cart, Twin
+from cartd.model import Cart, DuplicateFile
 from cartd.rooted_fs import AT, Beneath, Name
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import replace, told_of
@@ -19,14 +19,14 @@ from cartd.volume.paths import VolumePaths
 def share(
     paths: VolumePaths,
     cart: Cart,
-    twins: Sequence[Twin],
+    twins: Sequence[DuplicateFile],
     directories: Directories,
-) -> tuple[list[Twin], str]:
+) -> tuple[list[DuplicateFile], str]:
     """Link the files of ``twins`` into ``cart``; which of them are, and why the first other is not.
 
     There are many reasons, and none of them matters: what is not linked can be fetched.
     """
-    shared: list[Twin] = []
+    shared: list[DuplicateFile] = []
     reason = ""
     with directories.needed(), Beneath(paths.root) as others:
         for twin in twins:

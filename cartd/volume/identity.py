@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from cartd.disk_errors import is_exhausted, raise_if_passing
-from cartd.errors import VolumeAway
+from cartd.errors import VolumeUnavailable
 from cartd.rooted_fs import READ, regular
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import PartialFile
@@ -86,7 +86,7 @@ class Identity:
         self._telling = threading.Lock()
 
     def check(self, at: int | None = None) -> None:
-        """Raises :class:`~cartd.errors.VolumeAway` if the directory is not the volume now.
+        """Raises :class:`~cartd.errors.VolumeUnavailable` if the directory is not the volume now.
 
         :class:`~cartd.errors.DiskUnavailable` if this process cannot look: nothing has changed.
 
@@ -108,7 +108,7 @@ class Identity:
         elif changed:
             log.warn("The volume {root} is back", root=str(self._root))
         if reason:
-            raise VolumeAway(reason)
+            raise VolumeUnavailable(reason)
 
     def _reason(self, at: int | None) -> str:
         try:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR
 
-from cartd.errors import NamesCollide
+from cartd.errors import PathCollision
 from cartd.rooted_fs import Beneath
 
 
@@ -72,7 +72,7 @@ class Directories(Beneath):
     def put(self, temporary: Path, final: Path) -> None:
         """Rename ``temporary`` to ``final``, as :meth:`replace`.
 
-        :raises NamesCollide: a file that has been put in place under another name is there.
+        :raises PathCollision: a file that has been put in place under another name is there.
         """
         if self._placed is None:
             self.replace(temporary, final)
@@ -89,7 +89,7 @@ class Directories(Beneath):
             return
         there = (self._placed or {}).get(number)
         if there and path not in there:
-            raise NamesCollide(self._in_cart(min(there)), self._in_cart(path))
+            raise PathCollision(self._in_cart(min(there)), self._in_cart(path))
 
     def _in_cart(self, path: Path) -> str:
         """Behind the directories of the cart and of its uid."""

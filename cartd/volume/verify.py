@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError
 
 from cartd.checksum import Checksum, Mismatch
 from cartd.disk_errors import raise_if_passing
-from cartd.model import Cart, CartFile, Twin
+from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import Beneath
 from cartd.threads import RunsInThread, T
 from cartd.volume.identity import Identity
@@ -99,7 +99,7 @@ class Hashes:
                 return
             yield files, faults
 
-    async def right(self, twins: Sequence[Twin]) -> list[Twin]:
+    async def right(self, twins: Sequence[DuplicateFile]) -> list[DuplicateFile]:
         """Those of the staged files whose bytes still have their hash."""
         faults = await self._looked(_twin_faults(self._paths, twins), _at_once)
         return [twin for twin, fault in zip(twins, faults, strict=True) if not fault]
@@ -173,7 +173,7 @@ def _tree_faults(
     return faults
 
 
-def _twin_faults(paths: VolumePaths, twins: Sequence[Twin]) -> Look[list[str]]:
+def _twin_faults(paths: VolumePaths, twins: Sequence[DuplicateFile]) -> Look[list[str]]:
     faults = []
     with Beneath(paths.root) as below:
         for twin in twins:

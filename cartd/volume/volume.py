@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from cartd.checksum import Checksum
 from cartd.errors import InvalidInput
-from cartd.model import Cart, CartFile, Twin
+from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import Beneath
 from cartd.shield import shielded
 from cartd.threads import RunsInThread
@@ -45,7 +45,7 @@ class Volume(Bundles, Hashes, InUse, Strays):
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
     While another directory is in the volume's place, or none, nothing is made in it, nothing is
-    removed, and nothing is said to be missing: that is :class:`~cartd.errors.VolumeAway`.
+    removed, and nothing is said to be missing: that is :class:`~cartd.errors.VolumeUnavailable`.
     """
 
     _log = Logger()
@@ -71,11 +71,12 @@ class Volume(Bundles, Hashes, InUse, Strays):
         prepare(self._paths)
 
     async def check(self) -> None:
-        """Raises :class:`VolumeAway` if the directory is not the volume now."""
+        """Raises :class:`VolumeUnavailable` if the directory is not the volume now."""
         await self._threads.run(self._identity.check)
 
     async def check_writable(self) -> None:
-        """Raises :class:`VolumeRefuses` if no file can be written, tried with one, and synced."""
+        """Raises :class:`VolumeNotWritable` if no file can be written, tried with one, and
+        synced."""
 
         def look() -> None:
             self._identity.check()
@@ -106,12 +107,14 @@ class Volume(Bundles, Hashes, InUse, Strays):
         partial = self._partial(cart, file.position, final)
         return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
 
-    async def share(self, cart: Cart, twins: Sequence[Twin]) -> tuple[list[Twin], str]:
+    async def share(
+        self, cart: Cart, twins: Sequence[DuplicateFile]
+    ) -> tuple[list[DuplicateFile], str]:
         """Give the cart those files by hard links to their twins.
 
         Which now are in their places, and why the first of the others is not, if there are any.
         """
-        shared: list[Twin] = []
+        shared: list[DuplicateFile] = []
         reason = ""
         known = self._directories_of(cart)
         for first in range(0, len(twins), BATCH):

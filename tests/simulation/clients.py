@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from cartd.content_disposition import top_folder
 from cartd.downloads import Download
-from cartd.errors import CartdError, Unreadable, VolumeDamaged
-from cartd.model import EVERYBODY
+from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
+from cartd.model import UNRESTRICTED
 from cartd.sending.push import Sender, SendStopped
 from tests.simulation.oracle import Oracle, Spec
 from tests.simulation.reactor import SimulatedReactor
@@ -30,7 +30,7 @@ async def post(process: SimulatedProcess, oracle: Oracle, spec: Spec) -> None:
     oracle.post(spec)
     try:
         await process.services.recovery.recovered()
-        cart = await process.carts.post(EVERYBODY, spec.uid, io.BytesIO(spec.body))
+        cart = await process.carts.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # nobody knows whether it is there
     oracle.accepted[cart.id] = spec
@@ -44,7 +44,7 @@ async def delete(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
     process.deleting[uid] += 1
     try:
         await process.services.recovery.recovered()
-        await process.carts.delete(EVERYBODY, uid)
+        await process.carts.delete(UNRESTRICTED, uid)
     except CartdError:
         return
     else:
@@ -61,7 +61,7 @@ async def purge(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
     oracle.purged |= before
     process.deleting[uid] += 1
     try:
-        await process.other_removal.delete_all(EVERYBODY, uid)
+        await process.other_removal.delete_all(UNRESTRICTED, uid)
     except CartdError:
         return
     else:
@@ -83,7 +83,7 @@ async def download(
     """Read a part of a cart's tar, from one share of its length to another; how it ended."""
     try:
         await process.services.recovery.recovered()
-        async with process.services.downloads.open(EVERYBODY, uid, name) as opened:
+        async with process.services.downloads.open(UNRESTRICTED, uid, name) as opened:
             tar = oracle.tar_of(opened.cart, top_folder(name))
             oracle.tagged(opened.etag, tar)
             if opened.length != len(tar):
@@ -114,7 +114,7 @@ async def _read(
         await sender.start()
     except SendStopped:
         return "left"
-    except Unreadable as error:
+    except FileUnreadable as error:
         if not process.machine.disk.has_raised(str(error)):
             oracle.violations.append(f"cart {opened.cart.id} cannot be read: {error}")
         await process.services.downloads.restage(opened.cart, error.path)
