@@ -16,7 +16,6 @@ from cartd.config import Config
 from cartd.downloads import Downloads
 from cartd.errors import Unavailable
 from cartd.evictor import Evictor, SpaceRules
-from cartd.holders import Holders
 from cartd.integrity.orphans import Orphans
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import Repair
@@ -26,12 +25,13 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.pins import AccessTimes, Pins
+from cartd.process_locks import Holders
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal
 from cartd.shield import at_most
-from cartd.staging.patience import Patience
+from cartd.staging.context import Tools
+from cartd.staging.retry import Patience
 from cartd.staging.stager import LEASE, STALLED, STOP_WAITS, Stager
-from cartd.staging.tools import Tools
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import Apart, Threads
@@ -69,7 +69,7 @@ class Services:
         *,
         warn: Callable[[str], None] = lambda line: log.warn("{line}", line=line),
     ) -> None:
-        """``volume_number`` is what :func:`cartd.integrity.belonging.belong` gave.
+        """``volume_number`` is what :func:`cartd.integrity.identity.belong` gave.
 
         ``warn`` tells whoever starts this what the volume lacks.
         """

@@ -22,8 +22,8 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.rate_limit import FairRateLimiter
-from cartd.staging.patience import Patience
-from cartd.staging.tools import Reserves, Tools
+from cartd.staging.context import Reserves, Tools
+from cartd.staging.retry import Patience
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance

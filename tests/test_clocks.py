@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from cartd.clocks import monotonic_clock_from
-from cartd.holders import Silence
+from cartd.process_locks import Silence
 
 
 class Machine:

@@ -14,11 +14,11 @@ from twisted.logger import LogEvent
 from cartd.archive import ArchiveError
 from cartd.concurrency import FEW, MOMENT
 from cartd.errors import Unavailable
-from cartd.holders import Holders
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.outage.waiting_carts import TELL_AGAIN
 from cartd.outage.witness import Witness
-from cartd.staging.patience import FileFailed
+from cartd.process_locks import Holders
+from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench, outage, passing, unavailable

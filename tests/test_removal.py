@@ -13,9 +13,9 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
-from cartd.holders import Holders
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
+from cartd.process_locks import Holders
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
 from cartd.staging.stager import Stager

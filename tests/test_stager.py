@@ -14,8 +14,8 @@ import pytest
 from twisted.internet.defer import Deferred, ensureDeferred
 
 from cartd.errors import Unavailable
-from cartd.holders import Holders
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
+from cartd.process_locks import Holders
 from cartd.staging.stager import LEASE, STALLED, TAKE_UP_EVERY, Stager
 from tests.staging_parts import Bench, outage, passing
 from tests.volume_parts import InThisThread, begin, logged, result_of

@@ -15,9 +15,9 @@ from cartd.archive import ArchiveError
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.staging.failures import MOST_IN_VAIN, FilesFailed
-from cartd.staging.patience import FileFailed
-from cartd.staging.retrieval import WINDOW
-from cartd.staging.staging import Staging
+from cartd.staging.fetch import WINDOW
+from cartd.staging.pipeline import Staging
+from cartd.staging.retry import FileFailed
 from tests.memory_store import MTIME
 from tests.staging_parts import Bench, passing
 from tests.volume_parts import HeldThreads, begin, everything, failure_of, outcome

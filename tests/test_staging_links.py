@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
-from cartd.staging.staging import Staging
+from cartd.staging.pipeline import Staging
 from tests.staging_parts import Bench
 from tests.volume_parts import failure_of, logged, outcome
 
@@ -80,7 +80,7 @@ def test_a_bundled_cart_is_written_from_links_but_gives_none(bench: Bench) -> No
 
 
 def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cartd.staging.staging.PAGE", 2)
+    monkeypatch.setattr("cartd.staging.pipeline.PAGE", 2)
     ready(bench, uid="first")
     pages: list[range] = []
     twins = bench.store.twins
@@ -102,7 +102,7 @@ def test_without_hard_links_all_is_fetched_and_one_line_logged(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", fail)
-    monkeypatch.setattr("cartd.staging.staging.PAGE", 2)
+    monkeypatch.setattr("cartd.staging.pipeline.PAGE", 2)
     ready(bench, uid="first")
     with logged() as events:
         again = ready(bench, uid="again")

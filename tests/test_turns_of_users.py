@@ -11,10 +11,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
 from cartd.concurrency import FEW, Turns, for_each
-from cartd.holders import Holders
 from cartd.model import Cart
+from cartd.process_locks import Holders
 from cartd.quotas import FairShare
-from cartd.staging.retrieval import WINDOW
+from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, result_of

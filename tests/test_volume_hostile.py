@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
-from cartd.holders import Holders
 from cartd.model import DuplicateFile
+from cartd.process_locks import Holders
 from cartd.rooted_fs import Beneath
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice

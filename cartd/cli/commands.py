@@ -31,7 +31,7 @@ from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.downloads import TOUCH_INTERVAL
 from cartd.errors import CartdError, ConfigError, admin_message
-from cartd.integrity.belonging import belong
+from cartd.integrity.identity import belong
 from cartd.options import Options, read_config
 from cartd.permissions import user_name
 from cartd.services import Services

@@ -25,9 +25,9 @@ import msgspec
 
 from cartd.checksum import digest_size
 from cartd.errors import InvalidInput
-from cartd.manifest.claimed_paths import ClaimedPaths
 from cartd.manifest.entry_count import check_entries
-from cartd.manifest.not_text import lone_surrogate, not_utf8
+from cartd.manifest.path_set import ClaimedPaths
+from cartd.manifest.unicode_errors import lone_surrogate, not_utf8
 
 ID_LIMIT = 1024
 """Bytes of an archive id."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from cartd.errors import CartdError
-from cartd.staging.patience import FileFailed
-from cartd.staging.progress import Batches
+from cartd.staging.batcher import Batches
+from cartd.staging.retry import FileFailed
 
 MOST = 1000
 """Failed files after which no more are tried."""

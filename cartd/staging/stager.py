@@ -21,16 +21,16 @@ from cartd.errors import (
     VolumeDamaged,
     VolumeUnavailable,
 )
-from cartd.holders import Holders, Silence
-from cartd.integrity.missing import lose_unreadable
+from cartd.integrity.missing_files import lose_unreadable
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
+from cartd.process_locks import Holders, Silence
 from cartd.quotas import FairShare
 from cartd.shield import at_most
-from cartd.staging.patience import FileFailed
-from cartd.staging.staging import Staging
-from cartd.staging.tools import Tools
+from cartd.staging.context import Tools
+from cartd.staging.pipeline import Staging
+from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
 from cartd.threads import RunsInThread

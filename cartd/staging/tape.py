@@ -18,9 +18,9 @@ from cartd.archive import FileState
 from cartd.concurrency import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
-from cartd.staging.patience import FileFailed
+from cartd.staging.context import Tools
 from cartd.staging.recall_queue import RecallQueue
-from cartd.staging.tools import Tools
+from cartd.staging.retry import FileFailed
 
 PAGE = 500
 """Rows of due files read at once."""

@@ -21,12 +21,12 @@ from twisted.python.failure import Failure
 from cartd import services, tar_index_cache
 from cartd.config import Config, load
 from cartd.errors import Unavailable
-from cartd.integrity.belonging import belong
+from cartd.integrity.identity import belong
 from cartd.pins import Pins
 from cartd.removal import Removal
 from cartd.service import Cartd
 from cartd.services import Services
-from cartd.staging import retrieval, staging
+from cartd.staging import fetch, pipeline
 from cartd.store import connections, database, sync
 from cartd.volume import Volume, bundles, incoming, volume
 from tests.databases import sqlite_url
@@ -39,9 +39,9 @@ SMALL_BUFFERS = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BL
 SMALL_PAGES = (
     (volume, "BATCH", 2),
     (tar_index_cache, "PAGE_SIZE", 3),
-    (staging, "PAGE", 6),
-    (retrieval, "PAGE", 6),
-    (retrieval, "WINDOW", 6),
+    (pipeline, "PAGE", 6),
+    (fetch, "PAGE", 6),
+    (fetch, "WINDOW", 6),
 )
 """Sizes at which the flows go in several steps, made so small that small carts need them."""
 MAX_DEAD = 40

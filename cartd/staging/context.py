@@ -12,7 +12,7 @@ from cartd.archive import Archive
 from cartd.model import Cart
 from cartd.outage import Outage
 from cartd.rate_limit import FairRateLimiter
-from cartd.staging.patience import Patience
+from cartd.staging.retry import Patience
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.tolerance import Tolerance

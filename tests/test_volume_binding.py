@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cartd.errors import ConfigError, NoSpace
-from cartd.integrity import belonging
-from cartd.integrity.belonging import belong
+from cartd.integrity import identity
+from cartd.integrity.identity import belong
 from cartd.model import CartStatus
 from cartd.store import Store, sync, volume_record
 from tests.databases import sqlite_url
@@ -169,7 +169,7 @@ def test_a_disk_too_full_for_the_mark_gets_it_another_time(
         raise NoSpace
 
     with monkeypatch.context() as patched:
-        patched.setattr(belonging, "write_number", full)
+        patched.setattr(identity, "write_number", full)
         assert belong(database, root) is None
     assert number_in(database) is None
     assert belong(database, root) == number_on(root)
@@ -181,6 +181,6 @@ def test_a_disk_that_fails_is_told(
     def failing(_root: Path) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(belonging, "read_number", failing)
+    monkeypatch.setattr(identity, "read_number", failing)
     with pytest.raises(ConfigError, match=r"volume_path: .*: Input/output error"):
         belong(database, root)

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from cartd.errors import PathCollision
-from cartd.integrity.missing import begun, lose_what_is_missing
+from cartd.integrity.missing_files import begun, lose_what_is_missing
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
+from cartd.staging.batcher import Batches
+from cartd.staging.context import Tools
+from cartd.staging.dedup import link_twins
 from cartd.staging.failures import Failures
-from cartd.staging.progress import Batches
-from cartd.staging.retrieval import PAGE, Retrieval
-from cartd.staging.tools import Tools
-from cartd.staging.twins import link_twins
+from cartd.staging.fetch import PAGE, Retrieval
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import facts_of
 

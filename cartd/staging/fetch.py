@@ -12,11 +12,11 @@ from cartd.archive import ArchiveError, FileState
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
+from cartd.staging.batcher import Batches
+from cartd.staging.context import Tools
 from cartd.staging.failures import Failures
-from cartd.staging.patience import FileFailed
-from cartd.staging.progress import Batches
+from cartd.staging.retry import FileFailed
 from cartd.staging.tape import TapeRecall
-from cartd.staging.tools import Tools
 from cartd.volume.incoming import Incoming
 
 T = TypeVar("T")

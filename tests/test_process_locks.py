@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cartd.holders import NO_BOOT_ID, Holders, boot_id
+from cartd.process_locks import NO_BOOT_ID, Holders, boot_id
 from tests.without_flock import refuse
 
 HOLD = """
 import sys
 from pathlib import Path
-from cartd.holders import Holders
+from cartd.process_locks import Holders
 holders = Holders(Path(sys.argv[1]))
 holders.start()
 print(holders.name, flush=True)
@@ -139,7 +139,7 @@ def test_a_start_is_not_taken_for_dead_before_it_has_its_lock(
 
 
 def test_a_kernel_has_one_name_for_all_its_processes() -> None:
-    asked = [sys.executable, "-c", "from cartd.holders import boot_id; print(boot_id())"]
+    asked = [sys.executable, "-c", "from cartd.process_locks import boot_id; print(boot_id())"]
     told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     assert told == boot_id()
     assert re.fullmatch("[0-9a-f]{8}|0", told)
