@@ -275,7 +275,7 @@ class Downloads:
 
         :raises NotReady: so it is.
         """
-        if not await self._repair.adopt(cart):
+        if not await self._repair.import_cart(cart):
             raise await self.restage(cart)
         return _check_ready(await self._store.cart(cart.id))
 
@@ -305,7 +305,7 @@ class Downloads:
 
     async def _restage(self, cart: Cart, unreadable: str | None) -> CartdError:
         try:
-            await self._repair.give_back(cart, unreadable=unreadable)
+            await self._repair.restage(cart, unreadable=unreadable)
         except CancelledError:
             raise
         except (VolumeUnavailable, VolumeNotWritable) as error:

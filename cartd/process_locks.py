@@ -29,7 +29,7 @@ from cartd.rooted_fs import LOCK, Beneath, regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
-TRIES = 10
+LOCK_ATTEMPTS = 10
 """How often a process tries to lock its file, which another one may just look at."""
 NOT_LOCKED = b"This file is not locked, as the volume had no locks when it was made.\n"
 _NAME = re.compile(r"(?P<host>[^/\\]+)-(?P<boot>[0-9a-f]{8}|0)-[0-9]+-[0-9a-f]{8}")
@@ -43,7 +43,7 @@ def boot_id() -> str:
         return NO_BOOT_ID
 
 
-class Holders:
+class ProcessLocks:
     """The lock files in one directory; all methods block for no more than a file's touch."""
 
     def __init__(self, directory: Path, *, host: str = "", boot: str = "") -> None:
@@ -53,9 +53,9 @@ class Holders:
         self._boot = boot or boot_id()
         self.name = f"{self._host}-{self._boot}-{os.getpid()}-{secrets.token_hex(4)}"
         # The directory may be exchanged for a link; the one above it is the volume's root.
-        self._below = Beneath(directory.parent)
-        self._held: int | None = None
-        self.no_locks = ""
+        self._fs = Beneath(directory.parent)
+        self._lock_fd: int | None = None
+        self.no_locks_reason = ""
         """Why nobody can see whether this process is alive; '' if the file is locked."""
 
     def _path(self, name: str) -> Path:
@@ -64,46 +64,46 @@ class Holders:
     def start(self) -> None:
         """Take the lock of this process, and sweep away those that dead ones left."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        with self._below:
-            for _ in range(TRIES):
-                if self._held is None:
-                    self._held = self._taken()
-            if self._held is None:
+        with self._fs:
+            for _ in range(LOCK_ATTEMPTS):
+                if self._lock_fd is None:
+                    self._lock_fd = self._create_and_lock()
+            if self._lock_fd is None:
                 reason = "other processes keep locking what this one makes there; start it again"
                 raise OSError(errno.EBUSY, reason, str(self._directory))
-            with self._below.directory(self._directory) as opened, os.scandir(opened) as found:
+            with self._fs.directory(self._directory) as opened, os.scandir(opened) as found:
                 names = [entry.name for entry in found]
         for name in names:
             if name.endswith(".lock"):
                 self._is_dead(name.removesuffix(".lock"))
 
-    def _taken(self) -> int | None:
+    def _create_and_lock(self) -> int | None:
         """A descriptor of this process's new file, locked if there are locks; or to be tried again.
 
         Between its creation and its lock another process that starts may take it for a dead one's.
         """
         path = self._path(self.name)
-        fd = self._below.open(path, LOCK | os.O_CREAT | os.O_EXCL, 0o644)
+        fd = self._fs.open(path, LOCK | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            if try_lock(fd) and os.path.samestat(os.fstat(fd), self._below.lstat(path)):
+            if try_lock(fd) and os.path.samestat(os.fstat(fd), self._fs.lstat(path)):
                 return fd
         except NoLocks as error:
-            self.no_locks = error.strerror or str(error)
+            self.no_locks_reason = error.strerror or str(error)
             os.write(fd, NOT_LOCKED)
             return fd
         except FileNotFoundError:
             pass
         os.close(fd)
-        self._below.unlink(path)
+        self._fs.unlink(path)
         return None
 
     def stop(self) -> None:
         """Let go of the lock, if it is held; others may then take over what this process had."""
-        if self._held is not None:
-            held, self._held = self._held, None
+        if self._lock_fd is not None:
+            held, self._lock_fd = self._lock_fd, None
             os.close(held)
-            with suppress(OSError), self._below:
-                self._below.unlink(self._path(self.name))
+            with suppress(OSError), self._fs:
+                self._fs.unlink(self._path(self.name))
 
     def dead_among(self, names: Iterable[str]) -> set[str]:
         """Give those of ``names`` whose process has ended on this volume."""
@@ -121,9 +121,9 @@ class Holders:
         if name == self.name or not self._is_local(name):
             return False
         path = self._path(name)
-        with self._below:
+        with self._fs:
             try:
-                lock = regular(self._below.open(path, LOCK))
+                lock = regular(self._fs.open(path, LOCK))
             except FileNotFoundError:
                 return True
             except OSError:
@@ -135,11 +135,11 @@ class Holders:
                 return False  # its leases will tell
             finally:
                 os.close(lock)  # Windows removes no file that is open
-            self._below.unlink(path)
+            self._fs.unlink(path)
         return True
 
 
-class Silence:
+class LeaseObserver:
     """Who has renewed no lease for so many ``seconds``, by the steady clock of who looks.
 
     By their dates alone, the leases of a dead process seem to hold for as long as this machine's
@@ -151,7 +151,7 @@ class Silence:
         self._seen: dict[str, tuple[float, float]] = {}
         """By name, the end of the lease that was seen last, and when it was seen first."""
 
-    def among(self, ends: Mapping[str, float], now: float) -> set[str]:
+    def expired(self, ends: Mapping[str, float], now: float) -> set[str]:
         """Give the silent ones; ``ends`` has the latest end of a lease of each holder."""
         before = self._seen
         self._seen = {

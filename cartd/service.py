@@ -31,7 +31,7 @@ from cartd.carts import Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
-from cartd.integrity.identity import belong
+from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.periodic import Periodic
@@ -46,7 +46,7 @@ from cartd.server.site import LimitedSite
 from cartd.services import Services
 from cartd.shield import at_most
 from cartd.signals import StopSignals
-from cartd.staging.stager import STOP_WAITS
+from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.store import Condition, schema_state, sync, too_few_connections, wait_for_database
 from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RELOAD_INTERVAL
@@ -103,7 +103,7 @@ class Cartd(Service):
             self._carts,
             services.downloads,
             send=senders.send,
-            recovered=services.recovery.recovered,
+            recovered=services.recovery.wait_until_recovered,
         )
         self._site = LimitedSite(
             rest.app.resource(),
@@ -199,7 +199,7 @@ class Cartd(Service):
     async def _check_volume_once(self) -> None:
         """Once, as soon as both the volume and the database are there for all of it."""
         if not self._volume_checked:
-            await self._services.repair.adopt_all()
+            await self._services.repair.import_all()
             await self._services.orphans.warn()
             self._volume_checked = True
 
@@ -223,7 +223,7 @@ class Cartd(Service):
         ending = [Deferred.fromCoroutine(work.stop()) for work in self._periodic_jobs]
         with suppress(TimeoutError):  # a disk that hangs
             await at_most(
-                STOP_WAITS, DeferredList(ending, consumeErrors=True), self._services.reactor
+                STOP_STEP_TIMEOUT, DeferredList(ending, consumeErrors=True), self._services.reactor
             )
         await self._services.stop()
         await self._drain()
@@ -320,7 +320,7 @@ def _prepare(config: Config) -> int | None:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)
-    number = belong(config.database_url, config.volume_path, tell=_warn)
+    number = bind_volume(config.database_url, config.volume_path, report=_warn)
     check_reserve(config.volume_path, config.volume_reserve)
     return number
 

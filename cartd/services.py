@@ -25,13 +25,13 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.pins import AccessTimes, Pins
-from cartd.process_locks import Holders
+from cartd.process_locks import ProcessLocks
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal
 from cartd.shield import at_most
-from cartd.staging.context import Tools
-from cartd.staging.retry import Patience
-from cartd.staging.stager import LEASE, STALLED, STOP_WAITS, Stager
+from cartd.staging.context import StagingContext
+from cartd.staging.retry import RetryPolicy
+from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import Apart, Threads
@@ -48,7 +48,8 @@ log = Logger()
 
 _WITHOUT_LOCKS = (
     "The volume {} has no file locks ({}). If a process ends without a stop, the carts that it was"
-    f" staging wait up to {LEASE:.0f} s for another one; and a cart that one process is sending may"
+    f" staging wait up to {LEASE_SECONDS:.0f} s for another one; and a cart that one process is"
+    f" sending may"
     " be removed by another. Mount the volume with locks (Lustre: -o flock), or run one process on"
     " it (docs/reliability.md)"
 )
@@ -69,7 +70,7 @@ class Services:
         *,
         warn: Callable[[str], None] = lambda line: log.warn("{line}", line=line),
     ) -> None:
-        """``volume_number`` is what :func:`cartd.integrity.identity.belong` gave.
+        """``volume_number`` is what :func:`cartd.integrity.identity.bind_volume` gave.
 
         ``warn`` tells whoever starts this what the volume lacks.
         """
@@ -86,31 +87,31 @@ class Services:
         self.pins = Pins()
         self.access_times = AccessTimes()
         self.tar_indexes = TarIndexCache(self.store, self.threads)
-        self._holders = Holders(config.volume_path / "holders")
+        self._process_locks = ProcessLocks(config.volume_path / "holders")
         file_system = FileSystem(config.volume_path)
         self.recovery = Recovery(
             self.store, self.volume, self.tar_indexes, reactor, now, lambda: file_system.page_cache
         )
         self.stager = Stager(
             self.store,
-            self._holders,
+            self._process_locks,
             self.recovery,
             self.threads,
             reactor,
             now,
-            stalled=STALLED + config.archive_stall_timeout,
+            stall_timeout=STALL_TIMEOUT + config.archive_stall_timeout,
         )
-        self._waiting = WaitingCarts(self.store, self._holders.name, reactor, now)
+        self._waiting = WaitingCarts(self.store, self._process_locks.name, reactor, now)
         self._syncing = Syncing(
             self.store,
-            self._holders.name,
+            self._process_locks.name,
             file_system,
             Apart(reactor),
             check_volume=self.volume.check,
-            doubt=self.recovery.doubt,
+            revalidate=self.recovery.revalidate,
             clock=reactor,
         )
-        self.removal = Removal(self.store, self.volume, self.pins, self.stager.drop, now, reactor)
+        self.removal = Removal(self.store, self.volume, self.pins, self.stager.abort, now, reactor)
         rules = SpaceRules(
             quota=config.volume_quota,
             reserve=config.volume_reserve,
@@ -172,9 +173,11 @@ class Services:
         """Start the threads and the stager; ``resume``: with what others left unfinished."""
         self.threads.start()
         self._removal_threads.start()
-        self._holders.start()
-        if self._holders.no_locks:
-            self._warn(_WITHOUT_LOCKS.format(self.config.volume_path, self._holders.no_locks))
+        self._process_locks.start()
+        if self._process_locks.no_locks_reason:
+            self._warn(
+                _WITHOUT_LOCKS.format(self.config.volume_path, self._process_locks.no_locks_reason)
+            )
         self._syncing.start()
         turns = Turns(self._tolerance.places, self.reactor)
         outage = Outage(
@@ -187,7 +190,7 @@ class Services:
             limit=self.config.archive_outage_limit,
             url=self.config.archive_url,
         )
-        tools = Tools(
+        context = StagingContext(
             store=self.store,
             volume=self.volume,
             archive=self._archive,
@@ -195,7 +198,7 @@ class Services:
             tar_indexes=self.tar_indexes,
             outage=outage,
             tolerance=self._tolerance,
-            patience=Patience(
+            retry_policy=RetryPolicy(
                 self.config.archive_max_attempts,
                 turns,
                 outage,
@@ -203,21 +206,21 @@ class Services:
                 self.reactor,
                 random.random,
             ),
-            polls=FairRateLimiter(self.config.archive_tape_poll_rate, self.reactor),
+            poll_limiter=FairRateLimiter(self.config.archive_tape_poll_rate, self.reactor),
             recall_retry_interval=self.config.archive_recall_retry_interval,
             clock=self.reactor,
             now=self.now,
-            parts=self.stager.parts,
+            share_divisor=self.stager.share_divisor,
         )
         if resume:
             log.info("Files come from the archive at {url}", url=self.config.archive_url)
-        self.stager.start(tools, take_up=resume)
+        self.stager.start(context, claim_unfinished=resume)
 
     async def stop(self) -> None:
         """Stop staging; what is staged is on the disk then, unless that takes too long."""
         await self.stager.stop()
         await self._syncing.stop()
-        await self._with_timeout(self.threads.run(self._holders.stop))
+        await self._with_timeout(self.threads.run(self._process_locks.stop))
 
     async def close(self) -> str:
         """Let go of everything; nothing is staged or sent any more.
@@ -247,7 +250,7 @@ class Services:
     async def _with_timeout(self, work: Deferred[Any], warning: str = "") -> None:
         """Wait for some seconds; ``warning`` tells what is not done if that is not enough."""
         try:
-            await at_most(STOP_WAITS, work, self.reactor)
+            await at_most(STOP_STEP_TIMEOUT, work, self.reactor)
         except (Unavailable, TimeoutError) as error:
             if warning:
                 log.warn("{warning}: {error}", warning=warning, error=error)

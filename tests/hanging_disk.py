@@ -54,8 +54,8 @@ def _prepare(volume: str, waits: float, limit: float) -> None:
     import cartd.threads
 
     for module in (cartd.staging.stager, cartd.services, cartd.service):
-        vars(module)["STOP_WAITS"] = waits
-    vars(cartd.integrity.syncing)["LAST_SYNC"] = waits
+        vars(module)["STOP_STEP_TIMEOUT"] = waits
+    vars(cartd.integrity.syncing)["FINAL_SYNC_TIMEOUT"] = waits
     vars(cartd.threads)["STOP_WAIT"] = waits
     vars(cartd.service)["STOP_TIMEOUT"] = limit
     opened, exists = os.open, os.path.exists

@@ -22,8 +22,8 @@ from cartd.outage import Outage
 from cartd.outage.waiting_carts import WaitingCarts
 from cartd.outage.witness import Witness
 from cartd.rate_limit import FairRateLimiter
-from cartd.staging.context import Reserves, Tools
-from cartd.staging.retry import Patience
+from cartd.staging.context import ReserveSpace, StagingContext
+from cartd.staging.retry import RetryPolicy
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import RunsInThread
 from cartd.tolerance import Tolerance
@@ -114,7 +114,7 @@ class Bench:
         self.volume = Volume(root, threads or InThisThread())
         self.volume.prepare()
         self.root = root
-        self.reserve: Reserves = self._reserve
+        self.reserve: ReserveSpace = self._reserve
         self.tries = 3
         self.outage_limit = 86_400.0
         self.tape_poll_rate = 100
@@ -132,8 +132,11 @@ class Bench:
             cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
 
-    def tools(self, *, connections: int = 4, parts: Mapping[str, int] | None = None) -> Tools:
-        """``parts``: into how many the carts of each owner cut what they share; one by default."""
+    def context(
+        self, *, connections: int = 4, divisors: Mapping[str, int] | None = None
+    ) -> StagingContext:
+        """``divisors``: into how many the carts of each owner cut what they share; one by
+        default."""
         tolerance = Tolerance(connections, self.clock.seconds)
         self.carts = WaitingCarts(self.store, self.holder, self.clock, self.now)
         self.turns_at_once = tolerance.places
@@ -148,7 +151,7 @@ class Bench:
             limit=self.outage_limit,
             url="http://archive.example:8080/",
         )
-        return Tools(
+        return StagingContext(
             store=self.store,
             volume=self.volume,
             archive=self.archive,
@@ -156,12 +159,12 @@ class Bench:
             tar_indexes=TarIndexCache(self.store, InThisThread()),
             outage=outage,
             tolerance=tolerance,
-            patience=Patience(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
-            polls=FairRateLimiter(self.tape_poll_rate, self.clock),
+            retry_policy=RetryPolicy(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
+            poll_limiter=FairRateLimiter(self.tape_poll_rate, self.clock),
             recall_retry_interval=self.recall_retry_interval,
             clock=self.clock,
             now=self.now,
-            parts=lambda owner: (parts or {}).get(owner or "", 1),
+            share_divisor=lambda owner: (divisors or {}).get(owner or "", 1),
         )
 
     def recovery(self) -> Recovery:

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
-from cartd.staging.batcher import Batches
+from cartd.staging.batcher import Batcher
 
 
 class Written:
@@ -24,7 +24,7 @@ class Written:
         self.batches.append(list(items))
 
 
-def added(batches: Batches[int], item: int) -> list[object]:
+def added(batches: Batcher[int], item: int) -> list[object]:
     done: list[object] = []
     Deferred.fromCoroutine(batches.add(item)).addBoth(done.append)
     return done
@@ -32,7 +32,7 @@ def added(batches: Batches[int], item: int) -> list[object]:
 
 def test_a_full_batch_is_written() -> None:
     written = Written()
-    batches = Batches(written, Clock().seconds, size=2)
+    batches = Batcher(written, Clock().seconds, size=2)
     for item in range(5):
         added(batches, item)
     assert written.batches == [[0, 1], [2, 3]]
@@ -42,7 +42,7 @@ def test_a_full_batch_is_written() -> None:
 
 def test_an_old_batch_is_written_before_it_is_full() -> None:
     clock, written = Clock(), Written()
-    batches = Batches(written, clock.seconds, seconds=1.0)
+    batches = Batcher(written, clock.seconds, max_age=1.0)
     added(batches, 0)
     clock.advance(1.0)
     added(batches, 1)
@@ -52,7 +52,7 @@ def test_an_old_batch_is_written_before_it_is_full() -> None:
 def test_who_fills_a_batch_waits_until_the_one_before_is_written() -> None:
     written = Written()
     written.block = Deferred()
-    batches = Batches(written, Clock().seconds, size=1)
+    batches = Batcher(written, Clock().seconds, size=1)
     first, second = added(batches, 0), added(batches, 1)
     assert first == second == written.batches == []
     written.block.callback(None)
@@ -62,14 +62,14 @@ def test_who_fills_a_batch_waits_until_the_one_before_is_written() -> None:
 
 def test_nothing_is_written_when_there_is_nothing() -> None:
     written = Written()
-    Deferred.fromCoroutine(Batches(written, Clock().seconds).flush())
+    Deferred.fromCoroutine(Batcher(written, Clock().seconds).flush())
     assert written.batches == []
 
 
 @pytest.mark.parametrize("ends", ["failed", "cancelled"])
 def test_what_could_not_be_written_is_written_with_what_came_since(ends: str) -> None:
     written = Written()
-    batches = Batches(written, Clock().seconds)
+    batches = Batcher(written, Clock().seconds)
     added(batches, 0)
     written.block = Deferred()
     flushing = Deferred.fromCoroutine(batches.flush())
@@ -90,7 +90,7 @@ def test_any_number_may_wait_for_a_slow_write() -> None:
     """Deeper chains of Deferreds than Python's stack lose a result, and a cart stands still."""
     clock, written = Clock(), Written()
     written.block = Deferred()
-    batches = Batches(written, clock.seconds, seconds=1.0)
+    batches = Batcher(written, clock.seconds, max_age=1.0)
     waiting = []
     for item in range(2000):
         waiting.append(added(batches, item))
@@ -103,7 +103,7 @@ def test_any_number_may_wait_for_a_slow_write() -> None:
 def test_who_gives_up_waiting_for_a_write_holds_up_nobody() -> None:
     written = Written()
     written.block = Deferred()
-    batches = Batches(written, Clock().seconds, size=1)
+    batches = Batcher(written, Clock().seconds, size=1)
     first = added(batches, 0)
     given_up = Deferred.fromCoroutine(batches.add(1))
     second = added(batches, 2)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from cartd.clocks import monotonic_clock_from
-from cartd.process_locks import Silence
+from cartd.process_locks import LeaseObserver
 
 
 class Machine:
@@ -70,14 +70,14 @@ def test_the_timers_of_the_reactor_do_not_fire_early_when_the_clock_is_set_ahead
 
 class TestSilence:
     def test_who_renews_is_never_silent_whatever_the_dates(self) -> None:
-        silence = Silence(60)
+        observer = LeaseObserver(60)
         for now in range(0, 600, 5):
-            assert silence.among({"behind": -now, "ahead": 10_000 + now}, now) == set()
+            assert observer.expired({"behind": -now, "ahead": 10_000 + now}, now) == set()
 
     def test_who_does_not_renew_is_silent_after_so_many_seconds(self) -> None:
-        silence = Silence(60)
+        observer = LeaseObserver(60)
         ends = {"dead": 10_000.0}
-        assert [silence.among(ends, now) for now in (100, 159, 160, 161)] == [
+        assert [observer.expired(ends, now) for now in (100, 159, 160, 161)] == [
             set(),
             set(),
             {"dead"},
@@ -85,14 +85,14 @@ class TestSilence:
         ]
 
     def test_who_comes_back_is_silent_no_more(self) -> None:
-        silence = Silence(60)
-        silence.among({"suspended": 50.0}, 0)
-        assert silence.among({"suspended": 50.0}, 60) == {"suspended"}
-        assert silence.among({"suspended": 51.0}, 61) == set()
-        assert silence.among({"suspended": 51.0}, 120) == set()
+        observer = LeaseObserver(60)
+        observer.expired({"suspended": 50.0}, 0)
+        assert observer.expired({"suspended": 50.0}, 60) == {"suspended"}
+        assert observer.expired({"suspended": 51.0}, 61) == set()
+        assert observer.expired({"suspended": 51.0}, 120) == set()
 
     def test_who_holds_nothing_is_forgotten(self) -> None:
-        silence = Silence(60)
-        silence.among({"one": 50.0}, 0)
-        silence.among({}, 5)
-        assert silence.among({"one": 50.0}, 60) == set()
+        observer = LeaseObserver(60)
+        observer.expired({"one": 50.0}, 0)
+        observer.expired({}, 5)
+        assert observer.expired({"one": 50.0}, 60) == set()

@@ -173,7 +173,7 @@ class TestWhileItRuns:
         name = make_url(url).database or ""
         gate = Gate()
         with running_cartd(tmp_path, archive=url_of(archive), database=url, started=False) as cartd:
-            cartd.program = with_values(cartd.twistd, {"cartd.staging.stager.TAKE_UP_EVERY": 0.2})
+            cartd.program = with_values(cartd.twistd, {"cartd.staging.stager.CLAIM_INTERVAL": 0.2})
             cartd.start()
             stage(cartd, archive, "before", 1000)
             archive.fault("cart-0", halted(10, gate), method="GET")

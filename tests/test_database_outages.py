@@ -29,7 +29,7 @@ pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 SOON = {
     "cartd.store.unanswered.PATIENCE": 0.5,
     "cartd.store.unanswered.GRACE": 0.5,
-    "cartd.staging.stager.TAKE_UP_EVERY": 0.5,
+    "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
 }
 INI = "[cartd]\nlru_interval = 0.5\n"
 

@@ -22,7 +22,7 @@ class Slow:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def give_back(self, _cart: Cart, *, unreadable: str | None) -> None:
+    async def restage(self, _cart: Cart, *, unreadable: str | None) -> None:
         self.asked += 1
         await Deferred()
 

@@ -17,7 +17,7 @@ from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.outage.waiting_carts import TELL_AGAIN
 from cartd.outage.witness import Witness
-from cartd.process_locks import Holders
+from cartd.process_locks import ProcessLocks
 from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
 from tests.memory_store import MemoryStore
@@ -57,13 +57,13 @@ class Scene(Bench):
 
     def start(self) -> None:
         """As a new process, on the same store and volume."""
-        holders = Holders(self.root / "holders")
-        self.holder = holders.name
+        process_locks = ProcessLocks(self.root / "holders")
+        self.holder = process_locks.name
         self.stager = Stager(
-            self.store, holders, self.recovery(), InThisThread(), self.clock, self.now
+            self.store, process_locks, self.recovery(), InThisThread(), self.clock, self.now
         )
-        holders.start()
-        self.stager.start(self.tools(), take_up=True)
+        process_locks.start()
+        self.stager.start(self.context(), claim_unfinished=True)
 
     def stop(self) -> None:
         result_of(self.stager.stop())
@@ -108,15 +108,15 @@ class Files:
     def __init__(self, root: Path, number: int, *, connections: int) -> None:
         self.scene = Scene(root)
         self.scene.archive.files = {str(n): b"x" for n in range(number)}
-        self.tools = self.scene.tools(connections=connections)
+        self.context = self.scene.context(connections=connections)
         self.cart = self.scene.put()
         self.rows = self.scene.store.rows[self.cart.id]
 
     async def _state(self, file: CartFile) -> None:
         async def state() -> object:
-            return await self.tools.archive.status(file.archive_id)
+            return await self.context.archive.status(file.archive_id)
 
-        await self.tools.patience.with_file(self.cart, file, state)
+        await self.context.retry_policy.call(self.cart, file, state)
 
     def ask(self, rows: Iterable[CartFile]) -> list[list[object]]:
         """Begin to ask for each; the outcomes come into the lists."""
@@ -199,7 +199,7 @@ class TestWaiting:
         archive.bad["1"] = outage()
         files.ask(files.rows)
         while files.scene.turns_at_once() > 1:
-            files.tools.tolerance.was_wrong()  # nothing goes well that is asked for together
+            files.context.tolerance.was_wrong()  # nothing goes well that is asked for together
         clock.advance(0)
         assert files.scene.heads() == ["0", "1"]
         held.callback(None)
@@ -210,7 +210,7 @@ class TestWaiting:
         files.scene.archive.away = outage()
         files.ask(files.rows[:1])
         files.scene.archive.away = None
-        wait = files.tools.outage.wait
+        wait = files.context.outage.wait
         waiting = [Deferred.fromCoroutine(wait(1, str(number))) for number in (1, 2, 3)]
         # The last to come is asked about, and so the last to be told; before it come 2 and 1.
         waiting[1].addCallback(lambda _: waiting[0].cancel())
@@ -590,9 +590,9 @@ class TestEnding:
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
         with logged() as events:
-            result_of(scene.stager.drop(carts[0]))
+            result_of(scene.stager.abort(carts[0]))
             assert in_log(events) == []
-            result_of(scene.stager.drop(carts[1]))
+            result_of(scene.stager.abort(carts[1]))
             assert in_log(events) == ["Nothing waits any more for the archive, which was away for"]
         for cart in carts:
             scene.store.carts[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)

@@ -55,10 +55,10 @@ def broken(self):
 
 verify._file_fault = told
 """
-SELDOM = "syncing.SYNC_EVERY = 1e9\n"
-OFTEN = "syncing.SYNC_EVERY = 0.05\n"
+SELDOM = "syncing.SYNC_INTERVAL = 1e9\n"
+OFTEN = "syncing.SYNC_INTERVAL = 0.05\n"
 BROKEN = "FileSystem.sync = broken\n"
-HANGS = "FileSystem.sync = lambda self: Event().wait()\nsyncing.LAST_SYNC = 0.2\n"
+HANGS = "FileSystem.sync = lambda self: Event().wait()\nsyncing.FINAL_SYNC_TIMEOUT = 0.2\n"
 SAME_BOOT = "file_system.page_cache_id = lambda _: 'this boot'\n"
 NEVER = 10**9
 MANY = 150
@@ -312,11 +312,11 @@ def test_what_a_broken_disk_could_not_write_is_verified_while_the_service_runs(
         # The disk stays broken: what has come last is doubted once more, after ever longer rests.
         answers: list[Answer] = []
 
-        def is_whole() -> bool:
+        def is_intact() -> bool:
             answers.append(cartd.get("/mine"))
             return answers[-1].status == 200
 
-        wait_for(is_whole)
+        wait_for(is_intact)
         files = {f"dir/file-{n}": content(f"mine-{n}", 10_000) for n in range(5)}
         assert {answer.status for answer in answers[:-1]} <= {202}
         assert unpacked(answers[-1].body) == files | {"tape": b"on tape"}

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from cartd.process_locks import NO_BOOT_ID, Holders, boot_id
+from cartd.process_locks import NO_BOOT_ID, ProcessLocks, boot_id
 from tests.without_flock import refuse
 
 HOLD = """
 import sys
 from pathlib import Path
-from cartd.process_locks import Holders
-holders = Holders(Path(sys.argv[1]))
-holders.start()
-print(holders.name, flush=True)
+from cartd.process_locks import ProcessLocks
+process_locks = ProcessLocks(Path(sys.argv[1]))
+process_locks.start()
+print(process_locks.name, flush=True)
 sys.stdin.read()
 """
 
 
 def test_a_killed_process_is_known_to_be_dead(tmp_path: Path) -> None:
-    mine = Holders(tmp_path)
+    mine = ProcessLocks(tmp_path)
     mine.start()
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
@@ -45,11 +45,11 @@ def test_a_killed_process_is_known_to_be_dead(tmp_path: Path) -> None:
 
 
 def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None:
-    first = Holders(tmp_path)
+    first = ProcessLocks(tmp_path)
     first.start()
     stale = tmp_path / f"{first.name[:-8]}0badcafe.lock"
     stale.touch()
-    second = Holders(tmp_path)
+    second = ProcessLocks(tmp_path)
     second.start()
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([first.name, second.name])
     first.stop()
@@ -71,9 +71,9 @@ def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None
 def test_who_has_died_is_known_on_the_same_machine(
     tmp_path: Path, host: str, boot: str, local: bool
 ) -> None:
-    mine = Holders(tmp_path, host="here", boot="0badcafe")
+    mine = ProcessLocks(tmp_path, host="here", boot="0badcafe")
     mine.start()
-    other = Holders(tmp_path, host=host, boot=boot)
+    other = ProcessLocks(tmp_path, host=host, boot=boot)
     other.start()
     assert mine.dead_among({other.name}) == set()
     other.stop()
@@ -82,7 +82,7 @@ def test_who_has_died_is_known_on_the_same_machine(
 
 
 def test_without_boot_ids_it_is_the_host_name_that_tells(tmp_path: Path) -> None:
-    mine = Holders(tmp_path, host="here", boot=NO_BOOT_ID)
+    mine = ProcessLocks(tmp_path, host="here", boot=NO_BOOT_ID)
     dead = {f"{host}-{NO_BOOT_ID}-12-0badcafe" for host in ("here", "there")}
     assert mine.dead_among(dead) == {f"here-{NO_BOOT_ID}-12-0badcafe"}
 
@@ -92,16 +92,16 @@ def test_without_locks_a_process_is_not_taken_for_dead_by_one_that_has_them(
 ) -> None:
     with monkeypatch.context() as patching:
         patching.setattr(fcntl, "flock", refuse)
-        unlocked, other = Holders(tmp_path), Holders(tmp_path)
+        unlocked, other = ProcessLocks(tmp_path), ProcessLocks(tmp_path)
         unlocked.start()
         other.start()
-        assert unlocked.no_locks == "Function not implemented"
+        assert unlocked.no_locks_reason == "Function not implemented"
         assert other.dead_among({unlocked.name}) == set()
         other.stop()
         assert unlocked.dead_among({other.name}) == {other.name}
-    locked = Holders(tmp_path)
+    locked = ProcessLocks(tmp_path)
     locked.start()
-    assert locked.no_locks == ""
+    assert locked.no_locks_reason == ""
     assert locked.dead_among({unlocked.name}) == set()
     unlocked.stop()
     assert locked.dead_among({unlocked.name}) == {unlocked.name}
@@ -127,7 +127,7 @@ def test_a_start_is_not_taken_for_dead_before_it_has_its_lock(
         lock(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", after_a_look)
-    mine, other = Holders(tmp_path), Holders(tmp_path)
+    mine, other = ProcessLocks(tmp_path), ProcessLocks(tmp_path)
     mine.start()
     for fd in looking:
         os.close(fd)
@@ -151,13 +151,13 @@ def test_a_kernel_has_one_name_for_all_its_processes() -> None:
 def test_nothing_is_said_of_what_is_not_a_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "here-0badcafe-1-0badcafe.lock").touch()
     (tmp_path / "holders").mkdir()
-    holders = Holders(tmp_path / "holders", host="here", boot="0badcafe")
-    assert holders.dead_among({name}) == set()
+    process_locks = ProcessLocks(tmp_path / "holders", host="here", boot="0badcafe")
+    assert process_locks.dead_among({name}) == set()
     assert (tmp_path / "here-0badcafe-1-0badcafe.lock").exists()
 
 
 def test_a_host_name_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
-    holders = Holders(tmp_path / "holders", host="../up")
-    holders.start()
-    assert [path.stem for path in (tmp_path / "holders").iterdir()] == [holders.name]
-    holders.stop()
+    process_locks = ProcessLocks(tmp_path / "holders", host="../up")
+    process_locks.start()
+    assert [path.stem for path in (tmp_path / "holders").iterdir()] == [process_locks.name]
+    process_locks.stop()

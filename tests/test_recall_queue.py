@@ -8,7 +8,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.staging.recall_queue import FIRST_WAIT, LONGEST_ASKED, LONGEST_WAIT, RecallQueue
+from cartd.staging.recall_queue import INITIAL_WAIT, MAX_RETRY_AFTER, MAX_WAIT, RecallQueue
 
 
 def queue_of(positions: range) -> RecallQueue:
@@ -23,16 +23,16 @@ def test_a_file_that_was_on_tape_stays_known_when_it_has_come() -> None:
     assert 1 not in queue
     queue.mark(1)
     queue.mark(1)
-    assert queue.left == 1
-    queue.came()
-    assert (1 in queue, queue.left) == (True, 0)
+    assert queue.remaining == 1
+    queue.done()
+    assert (1 in queue, queue.remaining) == (True, 0)
 
 
 def test_what_is_found_on_the_volume_is_not_recalled() -> None:
     queue = queue_of(range(3))
     queue.unmark([0, 2, 2])
     assert [position in queue for position in range(3)] == [False, True, False]
-    assert queue.left == 1
+    assert queue.remaining == 1
 
 
 def test_a_cart_without_tape_costs_nothing() -> None:
@@ -40,7 +40,7 @@ def test_a_cart_without_tape_costs_nothing() -> None:
     queue.unmark([7])
     assert 5 not in queue
     assert queue.next_due() is None
-    assert queue.take_due(10.0, 5) == []
+    assert queue.pop_due(10.0, 5) == []
 
 
 @given(st.integers(0, 12), st.floats(0, 1e6), st.none() | st.floats(0, 1e6))
@@ -50,8 +50,8 @@ def test_a_wait_doubles_with_each_poll_or_is_as_long_as_was_asked_for(
     queue = queue_of(range(1))
     for _ in range(polls):
         queue.add(0, now)
-    wait = min(FIRST_WAIT * 2.0**polls, LONGEST_WAIT)
-    wait = max(wait, min(asked or 0.0, LONGEST_ASKED))
+    wait = min(INITIAL_WAIT * 2.0**polls, MAX_WAIT)
+    wait = max(wait, min(asked or 0.0, MAX_RETRY_AFTER))
     assert now + wait <= queue.add(0, now, asked) <= now + wait + 1
 
 
@@ -63,8 +63,8 @@ def test_what_is_due_is_taken_once_and_nothing_before_its_time(
     due = {position: queue.add(position, time) for position, time in enumerate(times)}
     for now in sorted(set(due.values())):
         assert queue.next_due() == now
-        assert queue.take_due(now - 0.001, most) == []
-        while taken := queue.take_due(now, most):
+        assert queue.pop_due(now - 0.001, most) == []
+        while taken := queue.pop_due(now, most):
             assert len(taken) <= most
             assert taken == sorted(taken)
             assert {due.pop(position) for position in taken} == {now}
@@ -76,7 +76,7 @@ def test_many_files_take_nine_bytes_each() -> None:
     number = 200_000
     queue = queue_of(range(number))
     for position in range(number):
-        queue.announced(position, position / 1000)
+        queue.record_announced(position, position / 1000)
         queue.add(position, position / 1000)
     kept = [queue._marks, queue._announced, *queue._due.values()]
     assert all(isinstance(one, bytearray | array) for one in kept)

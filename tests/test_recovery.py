@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.integrity.recovery import PATIENCE, Recovery
+from cartd.integrity.recovery import RECOVERY_TIMEOUT, Recovery
 from cartd.model import Cart
 from cartd.store.syncs import Noted
 from tests.memory_store import MemoryStore
@@ -68,16 +68,16 @@ def bench(tmp_path: Path) -> Recovered:
 
 
 def test_who_asks_before_the_first_recovery_waits_for_it(bench: Recovered) -> None:
-    asking = [begin(bench.made.recovered()) for _ in range(2)]
+    asking = [begin(bench.made.wait_until_recovered()) for _ in range(2)]
     assert asking == [[], []]
     assert bench.recover() == [None]
     assert asking == [[None], [None]]
-    assert begin(bench.made.recovered()) == [None]
+    assert begin(bench.made.wait_until_recovered()) == [None]
     assert not bench.clock.getDelayedCalls()
 
 
 def test_a_store_that_is_away_lets_nobody_pass(bench: Recovered) -> None:
-    asking = begin(bench.made.recovered())
+    asking = begin(bench.made.wait_until_recovered())
     bench.store.away = 1
     assert isinstance(failure_of(bench.recover()), Unavailable)
     assert asking == []
@@ -86,14 +86,14 @@ def test_a_store_that_is_away_lets_nobody_pass(bench: Recovered) -> None:
 
 
 def test_who_has_waited_for_long_is_told_to_ask_again(bench: Recovered) -> None:
-    asking = begin(bench.made.recovered())
-    bench.clock.advance(PATIENCE)
+    asking = begin(bench.made.wait_until_recovered())
+    bench.clock.advance(RECOVERY_TIMEOUT)
     assert isinstance(failure_of(asking), Unavailable)
     assert bench.recover() == [None]
 
 
 def test_who_leaves_is_not_waited_for(bench: Recovered) -> None:
-    asking = Deferred.fromCoroutine(bench.made.recovered())
+    asking = Deferred.fromCoroutine(bench.made.wait_until_recovered())
     left: list[Failure | None] = []
     asking.addBoth(left.append)
     asking.cancel()

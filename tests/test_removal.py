@@ -15,7 +15,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
-from cartd.process_locks import Holders
+from cartd.process_locks import ProcessLocks
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
 from cartd.staging.stager import Stager
@@ -42,12 +42,14 @@ class RemovalBench(Bench):
     def __init__(self, root: Path, threads: RunsInThread | None = None) -> None:
         super().__init__(root, FILES, threads)
         self.pins = Pins()
-        holders = Holders(root / "holders")
+        process_locks = ProcessLocks(root / "holders")
         now = self.clock.seconds
-        self.stager = Stager(self.store, holders, self.recovery(), InThisThread(), self.clock, now)
-        self.stager.start(self.tools(), take_up=False)
+        self.stager = Stager(
+            self.store, process_locks, self.recovery(), InThisThread(), self.clock, now
+        )
+        self.stager.start(self.context(), claim_unfinished=False)
         self.removal = Removal(
-            self.store, self.volume, self.pins, self.stager.drop, now, self.clock
+            self.store, self.volume, self.pins, self.stager.abort, now, self.clock
         )
 
     def ready(self, uid: str = "mine") -> Cart:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from cartd.errors import VolumeNotWritable
-from cartd.integrity.repair import AGAIN, AGAIN_WITHIN, PAGE, Repair
+from cartd.integrity.repair import MAX_RESTAGES, PAGE, RESTAGE_WINDOW, Repair
 from cartd.model import Cart, CartFile, CartStatus
 from tests.volume_parts import logged, result_of
 
@@ -88,8 +88,8 @@ class Bench:
             now=lambda: self.now,
         )
 
-    def give_back(self, damaged: Sequence[int] = (), unreadable: str | None = None) -> None:
-        result_of(self.repair.give_back(CART, damaged, unreadable=unreadable))
+    def restage(self, damaged: Sequence[int] = (), unreadable: str | None = None) -> None:
+        result_of(self.repair.restage(CART, damaged, unreadable=unreadable))
 
 
 @pytest.mark.parametrize("first", [0, MANY // 2])
@@ -97,7 +97,7 @@ def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
     """The positions of what is lost are all that is kept: eight bytes a file."""
     bench = Bench(Rows(), Lacking(first))
     tracemalloc.start()
-    bench.give_back([7])
+    bench.restage([7])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert bench.rows.lost == [MANY - first + (first > 7)]
@@ -107,30 +107,32 @@ def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
 
 def test_what_is_wrong_with_a_bundle_concerns_all_of_it_and_no_file_is_looked_at() -> None:
     bench = Bench(Rows(cart=replace(CART, bundle=True)), Lacking())
-    bench.give_back(unreadable="directory/file-3")
+    bench.restage(unreadable="directory/file-3")
     assert (bench.rows.lost, bench.rows.pages) == ([MANY], 0)
 
 
 def test_the_file_that_cannot_be_read_is_lost_and_no_other() -> None:
     bench = Bench(Rows(3), Lacking(3))
-    bench.give_back(unreadable="directory/file-1")
+    bench.restage(unreadable="directory/file-1")
     assert bench.rows.lost == [1]
 
 
 def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
     bench = Bench(Rows(3), Lacking())
-    for _ in range(AGAIN):
-        bench.give_back()
-    assert (len(bench.staged), bench.rows.ended) == (AGAIN, [])
+    for _ in range(MAX_RESTAGES):
+        bench.restage()
+    assert (len(bench.staged), bench.rows.ended) == (MAX_RESTAGES, [])
     with logged() as events:
-        bench.give_back()
-    assert len(bench.staged) == AGAIN
+        bench.restage()
+    assert len(bench.staged) == MAX_RESTAGES
     [message] = bench.rows.ended
-    assert message.startswith(f"Its files were found damaged on the volume {AGAIN + 1} times")
+    assert message.startswith(
+        f"Its files were found damaged on the volume {MAX_RESTAGES + 1} times"
+    )
     assert [event["log_level"].name for event in events] == ["error"]
     # Whoever has looked after the disk stages it again, and it may begin anew.
-    bench.give_back()
-    assert len(bench.staged) == AGAIN + 1
+    bench.restage()
+    assert len(bench.staged) == MAX_RESTAGES + 1
 
 
 def test_a_cart_whose_volume_cannot_be_written_stays_ready_however_often_it_is_found_out() -> None:
@@ -138,26 +140,26 @@ def test_a_cart_whose_volume_cannot_be_written_stays_ready_however_often_it_is_f
     bench = Bench(Rows(3), volume)
     volume.refuses = "Read-only file system"
     with logged() as events:
-        for _ in range(2 * AGAIN):
+        for _ in range(2 * MAX_RESTAGES):
             with pytest.raises(VolumeNotWritable, match="Read-only file system"):
-                bench.give_back()
+                bench.restage()
     assert (bench.staged, bench.rows.ended, bench.rows.lost) == ([], [], [])
     assert [event["log_level"].name for event in events] == ["error"]
     volume.refuses = ""
-    bench.give_back()
+    bench.restage()
     assert bench.staged == [1]
 
 
 def test_what_was_long_ago_is_forgiven() -> None:
     bench = Bench(Rows(3), Lacking())
-    for _ in range(3 * AGAIN):
-        bench.give_back()
-        bench.now += AGAIN_WITHIN / (AGAIN - 1)
-    assert (len(bench.staged), bench.rows.ended) == (3 * AGAIN, [])
+    for _ in range(3 * MAX_RESTAGES):
+        bench.restage()
+        bench.now += RESTAGE_WINDOW / (MAX_RESTAGES - 1)
+    assert (len(bench.staged), bench.rows.ended) == (3 * MAX_RESTAGES, [])
 
 
 def test_what_is_staged_again_by_an_administrator_does_not_count() -> None:
     bench = Bench(Rows(3, replace(CART, status=CartStatus.ERROR)), Lacking())
-    for _ in range(3 * AGAIN):
-        bench.give_back()
-    assert (len(bench.staged), bench.rows.ended) == (3 * AGAIN, [])
+    for _ in range(3 * MAX_RESTAGES):
+        bench.restage()
+    assert (len(bench.staged), bench.rows.ended) == (3 * MAX_RESTAGES, [])

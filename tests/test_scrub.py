@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
-from cartd.integrity.scrub import FIRST_PAUSE, IN_A_ROW, LONGEST_PAUSE, Scrub
+from cartd.integrity.scrub import INITIAL_PAUSE, MAX_DAMAGED_IN_A_ROW, MAX_PAUSE, Scrub
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.periodic import Periodic
@@ -75,7 +75,7 @@ class GivesBack(Repair):
         self.refused = 0
         self.refuses = False
 
-    async def give_back(self, cart: Cart, damaged: object = (), **_: object) -> None:
+    async def restage(self, cart: Cart, damaged: object = (), **_: object) -> None:
         if self.refuses:
             self.refused += 1
             raise VolumeNotWritable("Read-only file system")
@@ -184,18 +184,18 @@ class TestDamage:
         for cart in bench.carts:
             bench.verification.found[cart.id] = [Damage(0, "f", "cannot be read")]
         restaged = bench.repair.given_back
-        real = bench.repair.give_back
+        real = bench.repair.restage
 
-        async def give_back(cart: Cart, damaged: object = (), **_: object) -> None:
+        async def restage(cart: Cart, damaged: object = (), **_: object) -> None:
             await real(cart, damaged)
             bench.store.change(cart, status=CartStatus.STAGING)
 
-        bench.repair.give_back = give_back  # type: ignore[method-assign]
+        bench.repair.restage = restage  # type: ignore[method-assign]
         with logged() as events:
-            self.scrub_minute_by_minute(bench, FIRST_PAUSE - 120)
-            assert len(restaged) == IN_A_ROW
-            self.scrub_minute_by_minute(bench, 7 * LONGEST_PAUSE)
-        assert len(restaged) < 20 * IN_A_ROW
+            self.scrub_minute_by_minute(bench, INITIAL_PAUSE - 120)
+            assert len(restaged) == MAX_DAMAGED_IN_A_ROW
+            self.scrub_minute_by_minute(bench, 7 * MAX_PAUSE)
+        assert len(restaged) < 20 * MAX_DAMAGED_IN_A_ROW
         assert sum(event["log_level"].name == "error" for event in events) < 20
 
     def test_what_is_right_in_between_goes_on(self) -> None:
@@ -204,10 +204,10 @@ class TestDamage:
             bench.verification.found[cart.id] = [Damage(0, "f", "is missing")]
             bench.store.change(cart, updated=100.0)
 
-        async def give_back(cart: Cart, damaged: object = (), **_: object) -> None:
+        async def restage(cart: Cart, damaged: object = (), **_: object) -> None:
             bench.store.change(cart, status=CartStatus.STAGING)
 
-        bench.repair.give_back = give_back  # type: ignore[method-assign]
+        bench.repair.restage = restage  # type: ignore[method-assign]
         for number, cart in enumerate(bench.carts):
             bench.store.change(cart, updated=float(number))
         self.scrub_minute_by_minute(bench, 300)
@@ -219,12 +219,12 @@ class TestDamage:
         bench.verification.found[1] = [Damage(0, "f", "is missing")]
         bench.repair.refuses = True
         with logged() as events:
-            self.scrub_minute_by_minute(bench, LONGEST_PAUSE)
+            self.scrub_minute_by_minute(bench, MAX_PAUSE)
         assert 1 < bench.repair.refused < 12
         assert (bench.repair.given_back, events) == ([], [])
         bench.repair.refuses = False
         bench.verification.found.clear()
-        self.scrub_minute_by_minute(bench, LONGEST_PAUSE)
+        self.scrub_minute_by_minute(bench, MAX_PAUSE)
         assert set(bench.read()) == {1, 2, 3, 4, 5}
 
     @pytest.mark.parametrize(

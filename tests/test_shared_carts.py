@@ -28,7 +28,7 @@ def under_other_paths(**more: object) -> bytes:
     return manifest([entry(name, f"else/where/{name}", DATA[name]) for name in DATA], **more)
 
 
-def is_whole(cartd: RunningCartd, uid: str) -> bool:
+def is_intact(cartd: RunningCartd, uid: str) -> bool:
     return sorted(cartd.download(uid).values()) == sorted(DATA.values())
 
 
@@ -69,7 +69,7 @@ def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> N
             str(MB),
         )
         assert cartd.download("b") == {f"else/where/{name}": DATA[name] for name in DATA}
-        assert is_whole(cartd, "bundled")
+        assert is_intact(cartd, "bundled")
         assert_no_surprise(cartd.log)
 
 
@@ -81,11 +81,11 @@ def test_the_one_that_is_deleted_takes_nothing_from_the_other(
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         staged_twice(cartd, archive)
         assert cartd.delete(first).status == 200
-        assert is_whole(cartd, second)
+        assert is_intact(cartd, second)
         cartd.post("c", under_other_paths())
         cartd.wait_until("c", "ready")
         assert cartd.delete(second).status == 200
-        assert is_whole(cartd, "c")
+        assert is_intact(cartd, "c")
         assert len(archive.seen("GET")) == 4
         assert cartd.delete("c").status == 200
         assert on_disk(cartd.volume) == 0
@@ -125,8 +125,8 @@ def test_a_full_volume_has_room_for_what_it_has_already(
     ini = f"[cartd]\nvolume_quota = {MB}\nlru_purge = off\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         staged_twice(cartd, archive)
-        assert is_whole(cartd, "a")
-        assert is_whole(cartd, "b")
+        assert is_intact(cartd, "a")
+        assert is_intact(cartd, "b")
 
 
 @in_a_thread
@@ -141,6 +141,6 @@ def test_a_file_that_is_missing_is_linked_again_from_the_other_cart(
             cartd.get("/a")
         wait_for(damaged.exists)
         cartd.wait_until("a", "ready")
-        assert is_whole(cartd, "a")
+        assert is_intact(cartd, "a")
         assert damaged.samefile(cartd.volume / "2/b/else/where/a-2")
         assert len(archive.seen("GET")) == 4

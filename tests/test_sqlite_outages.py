@@ -21,7 +21,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 SOON = {
     "cartd.store.engines.BUSY_TIMEOUT": 0.3,
-    "cartd.staging.stager.TAKE_UP_EVERY": 0.5,
+    "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
     # Every download has a use to tell.
     "cartd.downloads.TOUCH_INTERVAL": -1.0,
 }

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from cartd.errors import Unavailable
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
-from cartd.process_locks import Holders
-from cartd.staging.stager import LEASE, STALLED, TAKE_UP_EVERY, Stager
+from cartd.process_locks import ProcessLocks
+from cartd.staging.stager import CLAIM_INTERVAL, LEASE_SECONDS, STALL_TIMEOUT, Stager
 from tests.staging_parts import Bench, outage, passing
 from tests.volume_parts import InThisThread, begin, logged, result_of
 
@@ -26,24 +26,24 @@ FILES = {"1": b"one", "2": b"two"}
 class Staged(Bench):
     """A bench with a stager on it."""
 
-    def __init__(self, root: Path, stalled: float = STALLED) -> None:
+    def __init__(self, root: Path, stall_timeout: float = STALL_TIMEOUT) -> None:
         super().__init__(root, FILES)
-        self.parts: dict[str, int] = {}
-        self.holders = Holders(root / "holders")
-        self.holder = self.holders.name
+        self.divisors: dict[str, int] = {}
+        self.process_locks = ProcessLocks(root / "holders")
+        self.holder = self.process_locks.name
         self.stager = Stager(
             self.store,
-            self.holders,
+            self.process_locks,
             self.recovery(),
             InThisThread(),
             self.clock,
             self.now,
-            stalled=stalled,
+            stall_timeout=stall_timeout,
         )
 
-    def start(self, *, take_up: bool = True) -> None:
-        self.holders.start()
-        self.stager.start(self.tools(parts=self.parts), take_up=take_up)
+    def start(self, *, claim_unfinished: bool = True) -> None:
+        self.process_locks.start()
+        self.stager.start(self.context(divisors=self.divisors), claim_unfinished=claim_unfinished)
 
     def status(self, cart_id: int) -> CartStatus:
         return self.store.carts[cart_id].status
@@ -59,7 +59,7 @@ def bench(tmp_path: Path) -> Iterator[Staged]:
     bench = Staged(tmp_path / "volume")
     yield bench
     result_of(bench.stager.stop())
-    bench.holders.stop()
+    bench.process_locks.stop()
     assert not bench.clock.getDelayedCalls()
     assert bench.stager.count() == 0
 
@@ -86,18 +86,18 @@ class TestBeginning:
     def test_nothing_is_begun_before_the_start_or_after_the_stop(self, bench: Staged) -> None:
         cart = bench.put()
         bench.stager.begin(cart.id)
-        bench.start(take_up=False)
+        bench.start(claim_unfinished=False)
         result_of(bench.stager.stop())
         bench.stager.begin(cart.id)
         assert bench.archive.asked == []
 
     def test_a_cart_that_another_holds_is_left_to_it(self, bench: Staged) -> None:
         cart = bench.put()
-        with_lock = Holders(bench.root / "holders")
+        with_lock = ProcessLocks(bench.root / "holders")
         with_lock.start()
-        bench.store.leases[cart.id] = with_lock.name, LEASE
+        bench.store.leases[cart.id] = with_lock.name, LEASE_SECONDS
         bench.start()
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
         assert bench.store.claims == 0
         with_lock.stop()
@@ -144,7 +144,7 @@ class TestErrors:
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
         bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.ERROR
 
     def test_a_cart_in_error_takes_what_was_promised_if_the_disk_hides_what_it_has_left(
@@ -234,13 +234,13 @@ class TestTakingUp:
 
     def test_a_command_takes_up_nothing_by_itself(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.start(take_up=False)
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.start(claim_unfinished=False)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.STAGING
 
     def test_the_cart_of_a_dead_process_is_taken_over_at_once(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE
+        bench.store.leases[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE_SECONDS
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
 
@@ -250,21 +250,21 @@ class TestTakingUp:
         cart = bench.put()
         bench.store.leases[cart.id] = "elsewhere-0-1-0badcafe", 12.0
         bench.start()
-        bench.clock.pump([TAKE_UP_EVERY] * 2)
+        bench.clock.pump([CLAIM_INTERVAL] * 2)
         assert bench.status(cart.id) is CartStatus.STAGING
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
     def test_a_dead_process_elsewhere_holds_nothing_longer_because_a_clock_was_set_back(
         self, bench: Staged
     ) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", LEASE
+        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", LEASE_SECONDS
         bench.set_ahead = -3600.0
         bench.start()
-        bench.clock.pump([TAKE_UP_EVERY] * 11)
+        bench.clock.pump([CLAIM_INTERVAL] * 11)
         assert bench.status(cart.id) is CartStatus.STAGING
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
     def test_who_renews_keeps_the_cart_though_its_clock_is_ahead(self, bench: Staged) -> None:
@@ -273,12 +273,12 @@ class TestTakingUp:
         bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
         bench.start()
         for _ in range(30):
-            ahead += TAKE_UP_EVERY
+            ahead += CLAIM_INTERVAL
             bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
-            bench.clock.advance(TAKE_UP_EVERY)
+            bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
         del bench.store.leases[cart.id]
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
     def test_what_the_store_kept_from_going_on_is_taken_up_when_it_is_back(
@@ -291,9 +291,9 @@ class TestTakingUp:
         bench.clock.advance(1)
         held.callback(None)
         assert bench.stager.count() == 0
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         bench.store.away = 0
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.staged(cart.id) == ["1", "2"]
         # Both were on the volume: nothing is fetched again.
@@ -307,7 +307,7 @@ class TestTakingUp:
         held.callback(None)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
-        bench.clock.advance(TAKE_UP_EVERY)
+        bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
 
@@ -316,15 +316,15 @@ class TestLeases:
         bench.start()
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
-        bench.clock.pump([TAKE_UP_EVERY] * 30)
+        bench.clock.pump([CLAIM_INTERVAL] * 30)
         assert bench.store.leases[cart.id] == (
-            bench.holders.name,
-            bench.clock.seconds() + LEASE,
+            bench.process_locks.name,
+            bench.clock.seconds() + LEASE_SECONDS,
         )
         held.callback(None)
         assert bench.status(cart.id) is CartStatus.READY
 
-    @pytest.mark.parametrize("seconds", [1.0, TAKE_UP_EVERY], ids=["at a flush", "at a renewal"])
+    @pytest.mark.parametrize("seconds", [1.0, CLAIM_INTERVAL], ids=["at a flush", "at a renewal"])
     def test_who_loses_one_stops_in_the_middle(self, bench: Staged, seconds: float) -> None:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2" if seconds == 1.0 else "1")
@@ -364,7 +364,7 @@ class TestStandingStill:
         cart = bench.put()
         bench.stager.begin(cart.id, resumed=False)
         with logged() as events:
-            bench.clock.pump([60.0] * int(STALLED / 60 - 1))
+            bench.clock.pump([60.0] * int(STALL_TIMEOUT / 60 - 1))
             assert bench.status(cart.id) is CartStatus.STAGING
             bench.clock.pump([60.0] * 2)
         assert bench.status(cart.id) is CartStatus.READY
@@ -392,12 +392,12 @@ class TestStandingStill:
         assert not any("has stood still" in str(event.get("log_format")) for event in events)
 
     def test_an_archive_that_may_be_silent_for_long_is_waited_for(self, tmp_path: Path) -> None:
-        bench = Staged(tmp_path / "volume", stalled=2 * STALLED)
+        bench = Staged(tmp_path / "volume", stall_timeout=2 * STALL_TIMEOUT)
         bench.start()
         cart = bench.put(["1"])
         held = bench.hold("HEAD", "1")
         bench.stager.begin(cart.id, resumed=False)
-        bench.clock.pump([60.0] * int(2 * STALLED / 60 - 1))
+        bench.clock.pump([60.0] * int(2 * STALL_TIMEOUT / 60 - 1))
         assert (bench.archive.times("HEAD"), held.called) == (1, False)
         bench.clock.pump([60.0] * 2)
         assert held.called
@@ -426,7 +426,7 @@ class TestWaitingForLong:
         bench.archive.files = {f"{n}": b"" for n in range(carts)}
         bench.outage_limit = inf
         bench.tape_poll_rate = 1_000_000  # however long a step of the clock is
-        bench.parts = {"": carts}
+        bench.divisors = {"": carts}
         if what == "archive":
             bench.archive.away = outage()
         else:
@@ -455,14 +455,14 @@ class TestLettingGo:
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
         del bench.store.leases[cart.id]  # as its deletion does
-        assert begin(bench.stager.drop(cart.id)) == [None]
+        assert begin(bench.stager.abort(cart.id)) == [None]
         assert held.called
         assert bench.stager.count() == 0
         assert list(bench.root.glob("incoming/*/*")) == []
 
     def test_to_drop_what_is_not_staged_does_nothing(self, bench: Staged) -> None:
         bench.start()
-        assert begin(bench.stager.drop(99)) == [None]
+        assert begin(bench.stager.abort(99)) == [None]
 
     def test_the_stop_ends_all_and_gives_the_leases_back(self, bench: Staged) -> None:
         bench.start()

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
-from cartd.staging.pipeline import Staging
+from cartd.staging.pipeline import StagingPipeline
 from tests.staging_parts import Bench
 from tests.volume_parts import failure_of, logged, outcome
 
@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> Bench:
 def run(bench: Bench, cart: Cart, *, resumed: bool = False) -> list[Any]:
     """Stage the cart as "me"."""
     bench.store.leases[cart.id] = "me", 1000.0
-    staging = Staging(bench.tools(), bench.store.carts[cart.id], "me", resumed=resumed)
+    staging = StagingPipeline(bench.context(), bench.store.carts[cart.id], "me", resumed=resumed)
     return outcome(Deferred.fromCoroutine(staging.run()))
 
 
@@ -140,7 +140,7 @@ def test_a_lease_that_is_lost_ends_it(bench: Bench) -> None:
     ready(bench, uid="first")
     cart = bench.put(uid="again")
     bench.store.leases[cart.id] = "you", 1000.0
-    staging = Staging(bench.tools(), cart, "me", resumed=False)
+    staging = StagingPipeline(bench.context(), cart, "me", resumed=False)
     ended = outcome(Deferred.fromCoroutine(staging.run()))
     assert isinstance(failure_of(ended), LeaseLost)
 

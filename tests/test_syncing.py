@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable, VolumeUnavailable
-from cartd.integrity.syncing import LAST_SYNC, LONGEST_REST, SYNC_EVERY, Syncing
+from cartd.integrity.syncing import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
 from cartd.store.syncs import Noted
 from cartd.threads import Apart
@@ -129,7 +129,7 @@ class Bench:
         self.disk = Disk()
         self.threads = HeldThreads()
         self.doubted: list[Noted] = []
-        self.doubt_fails = 0
+        self.revalidation_fails = 0
         self.away = False
         """Whether the volume is."""
         self.syncing = Syncing(
@@ -138,7 +138,7 @@ class Bench:
             self.disk,
             self.threads,
             check_volume=self._check_volume,
-            doubt=self._doubt,
+            revalidate=self._revalidate,
             clock=self.clock,
         )
 
@@ -146,9 +146,9 @@ class Bench:
         if self.away:
             raise VolumeUnavailable("it has lost its mark")
 
-    async def _doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
-        if self.doubt_fails:
-            self.doubt_fails -= 1
+    async def _revalidate(self, noted: Mapping[int, Sequence[int]]) -> None:
+        if self.revalidation_fails:
+            self.revalidation_fails -= 1
             raise Unavailable("The database is away")
         self.doubted.append({cart_id: list(rows) for cart_id, rows in noted.items()})
         for rows in noted.values():
@@ -181,12 +181,12 @@ def bench() -> Bench:
 def test_what_was_noted_before_a_sync_began_is_forgotten_when_it_is_over(bench: Bench) -> None:
     assert bench.disk.is_open
     bench.store.note(1, 2)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.store.note(3)
     assert set(bench.store.rows) == {1, 2, 3}
     bench.write()
     assert set(bench.store.rows) == {3}
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.rows == {}
     assert bench.disk.syncs == 2
@@ -200,17 +200,17 @@ def test_which_memory_has_what_is_written_is_known_but_while_a_sync_may_fail_or_
     bench.syncing.start()
     assert bench.store.known == "this boot"
     bench.store.note(1)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     assert bench.store.known is None
     bench.write()
     assert bench.store.known == "this boot"
     bench.store.note(2)
     bench.disk.fails = 1
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     with logged():
         bench.write()
     assert bench.store.known is None
-    bench.clock.advance(2 * SYNC_EVERY)
+    bench.clock.advance(2 * SYNC_INTERVAL)
     assert bench.store.known == "this boot"
     stopped = begin(bench.syncing.stop())
     assert (stopped, bench.store.known) == ([None], None)
@@ -218,7 +218,7 @@ def test_which_memory_has_what_is_written_is_known_but_while_a_sync_may_fail_or_
 
 def test_where_nobody_can_know_the_memory_the_store_is_not_told(bench: Bench) -> None:
     bench.store.note(1)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.known is None
 
@@ -226,16 +226,16 @@ def test_where_nobody_can_know_the_memory_the_store_is_not_told(bench: Bench) ->
 def test_what_is_not_the_volume_is_not_synced(bench: Bench) -> None:
     bench.store.note(1)
     bench.away = True
-    bench.clock.pump([SYNC_EVERY] * 3)
+    bench.clock.pump([SYNC_INTERVAL] * 3)
     assert bench.threads.made == 0
     bench.away = False
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.rows == {}
 
 
 def test_without_anything_to_sync_the_disk_is_left_alone(bench: Bench) -> None:
-    bench.clock.pump([SYNC_EVERY] * 5)
+    bench.clock.pump([SYNC_INTERVAL] * 5)
     assert bench.store.asked == 6
     assert bench.threads.made == 0
 
@@ -244,19 +244,19 @@ def test_there_is_one_sync_at_a_time_and_a_slow_disk_rests_as_long_as_it_works(
     bench: Bench,
 ) -> None:
     bench.store.note(1)
-    bench.clock.pump([SYNC_EVERY] * 8)
+    bench.clock.pump([SYNC_INTERVAL] * 8)
     assert bench.threads.made == 1
     bench.write()
     assert bench.store.rows == {}
-    worked = 7 * SYNC_EVERY
-    assert bench.times_of_syncs(worked + 3 * SYNC_EVERY)[0] >= worked
+    worked = 7 * SYNC_INTERVAL
+    assert bench.times_of_syncs(worked + 3 * SYNC_INTERVAL)[0] >= worked
 
 
 def test_what_could_not_be_written_is_doubted_and_never_taken_for_synced(bench: Bench) -> None:
     bench.disk.fails = 1
     bench.store.note(1, 2)
     bench.store.note(3, cart_id=7)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.store.note(4)  # it may have been a part of what failed
     with logged() as events:
         bench.write()
@@ -264,7 +264,7 @@ def test_what_could_not_be_written_is_doubted_and_never_taken_for_synced(bench: 
     assert bench.store.rows == {}
     assert [event["log_level"].name for event in events] == ["error"]
     bench.store.note(5)
-    bench.clock.pump([SYNC_EVERY] * 3)
+    bench.clock.pump([SYNC_INTERVAL] * 3)
     bench.write()
     assert bench.store.rows == {}
     assert len(bench.doubted) == 1
@@ -274,13 +274,13 @@ def test_what_could_not_be_written_is_doubted_before_the_next_sync_whatever_the_
     bench: Bench,
 ) -> None:
     bench.disk.fails = 1
-    bench.doubt_fails = 1
+    bench.revalidation_fails = 1
     bench.store.note(1)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     with logged():
         bench.write()
     assert set(bench.store.rows) == {1}
-    bench.clock.pump([SYNC_EVERY] * 3)
+    bench.clock.pump([SYNC_INTERVAL] * 3)
     assert bench.doubted == [{1: [1]}]
     assert bench.threads.made == 1
 
@@ -290,25 +290,25 @@ def test_a_disk_that_fails_for_long_is_asked_less_and_less_and_complained_of_onc
 ) -> None:
     bench.disk.fails = 10**9
     with logged() as events:
-        times = bench.times_of_syncs(3 * LONGEST_REST)
+        times = bench.times_of_syncs(3 * MAX_REST)
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps == sorted(gaps)
-    assert gaps[0] == 2 * SYNC_EVERY
-    assert gaps[-1] == LONGEST_REST
+    assert gaps[0] == 2 * SYNC_INTERVAL
+    assert gaps[-1] == MAX_REST
     assert [event["log_level"].name for event in events] == ["error"]
     bench.disk.fails = 0
-    bench.times_of_syncs(LONGEST_REST)
-    assert len(bench.times_of_syncs(10 * SYNC_EVERY)) == 10
+    bench.times_of_syncs(MAX_REST)
+    assert len(bench.times_of_syncs(10 * SYNC_INTERVAL)) == 10
 
 
 def test_a_store_that_is_away_is_told_at_the_next_sync(bench: Bench) -> None:
     bench.store.note(1)
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.store.away = 1
     with logged():
         bench.write()
     assert set(bench.store.rows) == {1}
-    bench.clock.advance(SYNC_EVERY)
+    bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.rows == {}
 
@@ -328,7 +328,7 @@ class TestStop:
         self, bench: Bench
     ) -> None:
         bench.store.note(1)
-        bench.clock.advance(SYNC_EVERY)
+        bench.clock.advance(SYNC_INTERVAL)
         bench.store.note(2)
         stopped = begin(bench.syncing.stop())
         assert bench.threads.made == 1
@@ -343,7 +343,7 @@ class TestStop:
     ) -> None:
         bench.disk.fails = 1
         bench.store.note(1)
-        bench.clock.advance(SYNC_EVERY)
+        bench.clock.advance(SYNC_INTERVAL)
         stopped = begin(bench.syncing.stop())
         with logged():
             bench.write()
@@ -358,10 +358,10 @@ class TestStop:
     def test_a_disk_that_hangs_does_not_keep_it(self, bench: Bench, under_way: bool) -> None:
         bench.store.note(1)
         if under_way:
-            bench.clock.advance(SYNC_EVERY)
+            bench.clock.advance(SYNC_INTERVAL)
         with logged() as events:
             stopped = begin(bench.syncing.stop())
-            bench.clock.advance(LAST_SYNC)
+            bench.clock.advance(FINAL_SYNC_TIMEOUT)
         assert stopped == [None]
         assert set(bench.store.rows) == {1}
         assert [event["log_level"].name for event in events] == ["warn"]

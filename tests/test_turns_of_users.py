@@ -12,7 +12,7 @@ from twisted.internet.task import Clock, deferLater
 
 from cartd.concurrency import FEW, Turns, for_each
 from cartd.model import Cart
-from cartd.process_locks import Holders
+from cartd.process_locks import ProcessLocks
 from cartd.quotas import FairShare
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
@@ -118,26 +118,31 @@ def test_a_user_of_whom_nobody_waits_any_more_is_passed_over() -> None:
 def test_the_stager_cuts_what_carts_share_by_their_owners(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
     stager = Stager(
-        bench.store, Holders(tmp_path), bench.recovery(), InThisThread(), bench.clock, bench.now
+        bench.store,
+        ProcessLocks(tmp_path),
+        bench.recovery(),
+        InThisThread(),
+        bench.clock,
+        bench.now,
     )
-    stager.start(bench.tools(), take_up=False)
+    stager.start(bench.context(), claim_unfinished=False)
     bench.archive.holds["HEAD", "ada"] = Deferred()
     bench.archive.holds["HEAD", "bob"] = Deferred()
     carts = [_owned(bench, owner) for owner in ("ada", "ada", "bob")]
     for cart in carts:
         stager.begin(cart.id)
-    assert [stager.parts(owner) for owner in ("ada", "bob")] == [4, 2]
-    result_of(stager.drop(carts[2].id))
-    assert stager.parts("ada") == 2
+    assert [stager.share_divisor(owner) for owner in ("ada", "bob")] == [4, 2]
+    result_of(stager.abort(carts[2].id))
+    assert stager.share_divisor("ada") == 2
     result_of(stager.stop())
-    assert stager.parts("ada") == 1
+    assert stager.share_divisor("ada") == 1
 
 
 def test_a_cart_has_its_owners_part_of_what_is_shared(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
-    tools = bench.tools(parts={"ada": 4, "bob": 2})
-    assert [tools.share(_owned(bench, owner), 12) for owner in ("ada", "bob")] == [3, 6]
-    assert tools.share(_owned(bench, "ada"), 4) == 2
+    context = bench.context(divisors={"ada": 4, "bob": 2})
+    assert [context.share(_owned(bench, owner), 12) for owner in ("ada", "bob")] == [3, 6]
+    assert context.share(_owned(bench, "ada"), 4) == 2
 
 
 def _owned(bench: Bench, owner: str) -> Cart:

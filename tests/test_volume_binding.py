@@ -10,7 +10,7 @@ import pytest
 
 from cartd.errors import ConfigError, NoSpace
 from cartd.integrity import identity
-from cartd.integrity.identity import belong
+from cartd.integrity.identity import bind_volume
 from cartd.model import CartStatus
 from cartd.store import Store, sync, volume_record
 from tests.databases import sqlite_url
@@ -45,7 +45,7 @@ def refusal(database: str, root: Path) -> str:
     """Why the two do not belong together; nothing is made, written or removed."""
     before = everything(root), number_in(database)
     with pytest.raises(ConfigError) as refused:
-        belong(database, root)
+        bind_volume(database, root)
     assert (everything(root), number_in(database)) == before
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -62,29 +62,31 @@ def another_database(directory: Path) -> str:
 
 
 def test_two_new_ones_get_one_number_and_keep_it(database: str, root: Path) -> None:
-    number = belong(database, root)
+    number = bind_volume(database, root)
     assert number == number_on(root) == number_in(database)
     assert number is not None and 0 <= number < 2**31
     assert everything(root) == NEW
-    assert belong(database, root) == number
+    assert bind_volume(database, root) == number
 
 
 def test_the_number_is_drawn_anew_for_each(database: str, root: Path, tmp_path: Path) -> None:
-    assert belong(database, root) != belong(another_database(tmp_path), tmp_path / "other")
+    assert bind_volume(database, root) != bind_volume(
+        another_database(tmp_path), tmp_path / "other"
+    )
 
 
 @in_the_loop
 async def test_what_pacifica_leaves_is_adopted(database: str, store: Store, root: Path) -> None:
     await a_ready_cart(store)
     with_a_cart(root)
-    assert belong(database, root) == number_on(root) == number_in(database)
+    assert bind_volume(database, root) == number_on(root) == number_in(database)
 
 
 @in_the_loop
 async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
     database: str, store: Store, root: Path
 ) -> None:
-    belong(database, root)
+    bind_volume(database, root)
     await a_ready_cart(store)
     root.rename(root.with_name("away"))
     root.mkdir()
@@ -93,19 +95,19 @@ async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
     assert "cartd-cmd import" in refusal(database, root)
     assert not root.exists()
     root.with_name("away").rename(root)
-    assert belong(database, root) == number_on(root)
+    assert bind_volume(database, root) == number_on(root)
 
 
 def test_without_carts_an_empty_directory_takes_the_place_of_the_volume(
     database: str, root: Path
 ) -> None:
-    number = belong(database, root)
+    number = bind_volume(database, root)
     root.rename(root.with_name("away"))
-    assert belong(database, root) == number == number_on(root)
+    assert bind_volume(database, root) == number == number_on(root)
 
 
 def test_another_databases_carts_are_left_alone(database: str, root: Path, tmp_path: Path) -> None:
-    belong(another_database(tmp_path), root)
+    bind_volume(another_database(tmp_path), root)
     with_a_cart(root)
     assert "carts of another database" in refusal(database, root)
 
@@ -113,18 +115,18 @@ def test_another_databases_carts_are_left_alone(database: str, root: Path, tmp_p
 def test_another_databases_volume_without_carts_is_taken(
     database: str, root: Path, tmp_path: Path
 ) -> None:
-    theirs = belong(another_database(tmp_path), root)
-    assert theirs != belong(database, root) == number_on(root)
+    theirs = bind_volume(another_database(tmp_path), root)
+    assert theirs != bind_volume(database, root) == number_on(root)
 
 
 @in_the_loop
 async def test_two_volumes_that_were_swapped_are_left_alone(
     database: str, store: Store, root: Path, tmp_path: Path
 ) -> None:
-    belong(database, root)
+    bind_volume(database, root)
     await a_ready_cart(store)
     other = tmp_path / "other"
-    belong(another_database(tmp_path), other)
+    bind_volume(another_database(tmp_path), other)
     assert "not the volume" in refusal(database, other)
 
 
@@ -133,14 +135,14 @@ async def test_two_volumes_that_were_swapped_are_left_alone(
 async def test_an_administrator_can_have_it_adopted(
     database: str, store: Store, root: Path, tmp_path: Path, marked: bool
 ) -> None:
-    number = belong(database, root)
+    number = bind_volume(database, root)
     await a_ready_cart(store)
     replacement = tmp_path / "replacement"
     if marked:
-        belong(another_database(tmp_path), replacement)
+        bind_volume(another_database(tmp_path), replacement)
         with_a_cart(replacement)
-    assert belong(database, replacement, adopt=True) == number
-    assert belong(database, replacement) == number == number_on(replacement)
+    assert bind_volume(database, replacement, adopt=True) == number
+    assert bind_volume(database, replacement) == number == number_on(replacement)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
@@ -150,7 +152,7 @@ def test_what_root_writes_belongs_to_whom_the_volume_does(database: str, root: P
     os.chown(root, 12345, 23456)
     for adopt in (False, True):
         (root / MARK).unlink(missing_ok=True)
-        belong(database, root, adopt=adopt)
+        bind_volume(database, root, adopt=adopt)
         mark = (root / MARK).stat()
         assert (mark.st_uid, mark.st_gid) == (12345, 23456)
 
@@ -159,7 +161,7 @@ def test_a_mark_that_cannot_be_read_is_told_and_left_alone(database: str, root: 
     root.mkdir()
     (root / MARK).mkdir()
     with pytest.raises(ConfigError, match=r"volume_path: .*cannot be used: it is not a"):
-        belong(database, root)
+        bind_volume(database, root)
 
 
 def test_a_disk_too_full_for_the_mark_gets_it_another_time(
@@ -170,9 +172,9 @@ def test_a_disk_too_full_for_the_mark_gets_it_another_time(
 
     with monkeypatch.context() as patched:
         patched.setattr(identity, "write_number", full)
-        assert belong(database, root) is None
+        assert bind_volume(database, root) is None
     assert number_in(database) is None
-    assert belong(database, root) == number_on(root)
+    assert bind_volume(database, root) == number_on(root)
 
 
 def test_a_disk_that_fails_is_told(
@@ -183,4 +185,4 @@ def test_a_disk_that_fails_is_told(
 
     monkeypatch.setattr(identity, "read_number", failing)
     with pytest.raises(ConfigError, match=r"volume_path: .*: Input/output error"):
-        belong(database, root)
+        bind_volume(database, root)

@@ -13,7 +13,7 @@ import pytest
 
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.model import DuplicateFile
-from cartd.process_locks import Holders
+from cartd.process_locks import ProcessLocks
 from cartd.rooted_fs import Beneath
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
@@ -217,7 +217,7 @@ def test_a_start_tells_of_a_link_in_the_place_of_a_fixed_directory(
 def test_the_locks_of_the_living_are_not_looked_for_behind_a_link(
     volume: Volume, root: Path
 ) -> None:
-    mine = Holders(root / "holders", host="here", boot="0badcafe")
+    mine = ProcessLocks(root / "holders", host="here", boot="0badcafe")
     mine.start()
     name = "here-0badcafe-1-0badcafe"
     outside = plant(root, "holders")
@@ -225,7 +225,7 @@ def test_the_locks_of_the_living_are_not_looked_for_behind_a_link(
     before = snapshot(outside)
     assert mine.dead_among([name]) == set()
     with pytest.raises(NotADirectoryError):
-        Holders(root / "holders", host="here", boot="0badcafe").start()
+        ProcessLocks(root / "holders", host="here", boot="0badcafe").start()
     mine.stop()
     assert snapshot(outside) == before
 
@@ -237,10 +237,10 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_left_alone(root: Path, volume: Volum
     precious.write_bytes(b"precious")
     (root / "holders" / f"{names[0]}.lock").symlink_to(precious)
     os.mkfifo(root / "holders" / f"{names[1]}.lock")
-    holders = Holders(root / "holders", host="here", boot="0badcafe")
-    holders.start()
-    assert holders.dead_among(names) == set()
-    holders.stop()
+    process_locks = ProcessLocks(root / "holders", host="here", boot="0badcafe")
+    process_locks.start()
+    assert process_locks.dead_among(names) == set()
+    process_locks.stop()
     assert precious.read_bytes() == b"precious"
     assert len(list((root / "holders").iterdir())) == 2
 

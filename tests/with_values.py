@@ -2,7 +2,7 @@
 
 ::
 
-    cartd.program = with_values(cartd.twistd, {"cartd.staging.stager.LEASE": 2.0})
+    cartd.program = with_values(cartd.twistd, {"cartd.staging.stager.LEASE_SECONDS": 2.0})
 """
 
 from __future__ import annotations

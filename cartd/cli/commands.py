@@ -31,7 +31,7 @@ from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.downloads import TOUCH_INTERVAL
 from cartd.errors import CartdError, ConfigError, admin_message
-from cartd.integrity.identity import belong
+from cartd.integrity.identity import bind_volume
 from cartd.options import Options, read_config
 from cartd.permissions import user_name
 from cartd.services import Services
@@ -214,7 +214,7 @@ def _warn(line: str) -> None:
 def _import(config: Config, _given: Namespace) -> int:
     _wait(config)
     _check_schema(config)
-    belong(config.database_url, config.volume_path, adopt=True)
+    bind_volume(config.database_url, config.volume_path, adopt=True)
     print(f"{config.volume_path} is the volume of this database.")
     return 0
 
@@ -293,7 +293,7 @@ def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -
     unseen = TOUCH_INTERVAL + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
     _check_schema(config)
-    volume_number = belong(config.database_url, config.volume_path)
+    volume_number = bind_volume(config.database_url, config.volume_path)
     _log_warnings()
     outcome: list[int | CartdError] = []
 

@@ -47,15 +47,15 @@ class Fixit:
     async def restore(self, cart: Cart, damaged: Sequence[int] = ()) -> bool:
         """Stage again what the cart lacks, and the files at the positions ``damaged``."""
         if cart.status not in UNFINISHED:
-            await self._repair.give_back(cart, damaged)
+            await self._repair.restage(cart, damaged)
         cart = await self._watch(cart.id)
         self._say(f"{cart.display_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
         return cart.status == CartStatus.READY
 
     async def _is_whole(self, cart: Cart) -> bool:
         if cart.bytes_total is None:
-            return await self._repair.adopt(cart)
-        return await self._repair.is_whole(cart)
+            return await self._repair.import_cart(cart)
+        return await self._repair.is_intact(cart)
 
     async def _watch(self, cart_id: int) -> Cart:
         """Show the progress of the cart, whoever stages it, until it has ended.

@@ -18,36 +18,36 @@ from cartd.volume.identity import holds_carts, read_number, write_number
 from cartd.volume.paths import VolumePaths
 
 
-def _nobody(_line: str) -> None:
+def _discard(_line: str) -> None:
     """Is told."""
 
 
-def belong(
-    url: str, root: Path, *, adopt: bool = False, tell: Callable[[str], object] = _nobody
+def bind_volume(
+    url: str, root: Path, *, adopt: bool = False, report: Callable[[str], object] = _discard
 ) -> int | None:
     """Prepare the volume at ``root`` for the database; the number that it is known by.
 
     None if the disk is too full for even that: it is tried again at the next start.  ``adopt``:
-    it is the database's volume from now on, whatever it was.  ``tell`` is given what a site should
-    know of the volume, a line each.
+    it is the database's volume from now on, whatever it was.  ``report`` is given what a site
+    should know of the volume, a line each.
 
     :raises ConfigError: it is not the database's volume, or cannot be used; says what to do.
     """
     try:
         with volume_record(url) as record:
-            return _joined(record, root, adopt, tell)
+            return _bind(record, root, adopt, report)
     except OSError as error:
         raise unusable(root, error.strerror or str(error)) from None
 
 
-def _joined(
-    record: VolumeRecord, root: Path, adopt: bool, tell: Callable[[str], object]
+def _bind(
+    record: VolumeRecord, root: Path, adopt: bool, report: Callable[[str], object]
 ) -> int | None:
     there = read_number(root)
     if not adopt:
-        _judge(record, there, root)
+        _check_match(record, there, root)
     for line in prepare(VolumePaths(root)):
-        tell(line)
+        report(line)
     known = record.number
     number = secrets.randbits(31) if known is None else known
     if there != number:
@@ -60,7 +60,7 @@ def _joined(
     return number
 
 
-def _judge(record: VolumeRecord, there: int | None, root: Path) -> None:
+def _check_match(record: VolumeRecord, there: int | None, root: Path) -> None:
     known = record.number
     if there == known:
         return

@@ -16,7 +16,7 @@ from cartd.volume import Volume
 log = Logger()
 
 
-def begun(cart: Cart) -> bool:
+def may_have_files(cart: Cart) -> bool:
     """Whether something may be on the volume that was fetched for this cart.
 
     If not, what is in its place is of another that had the same id: the database was restored.
@@ -25,7 +25,7 @@ def begun(cart: Cart) -> bool:
     return cart.files_staged > 0 or cart.bytes_total is not None or cart.fingerprint is None
 
 
-async def lose_unreadable(store: Store, cart_id: int, holder: str, path: str) -> None:
+async def invalidate_unreadable(store: Store, cart_id: int, holder: str, path: str) -> None:
     """Have the file at ``path``, whose bytes the disk does not give, fetched again."""
     after = -1
     while files := await store.files(cart_id, after=after):
@@ -34,7 +34,7 @@ async def lose_unreadable(store: Store, cart_id: int, holder: str, path: str) ->
             await store.record_lost(cart_id, holder, found)
 
 
-async def lose_what_is_missing(
+async def invalidate_missing(
     store: Store, volume: Volume, cart: Cart, holder: str, page: Callable[[], int]
 ) -> Cart:
     """Have the staged files of ``cart`` that are missing, or have a wrong size, staged again.

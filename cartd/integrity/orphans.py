@@ -13,7 +13,7 @@ from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.orphans import Stray
 
-AT_ONCE = 100
+BATCH = 100
 """Directories that are put aside before they are removed."""
 
 log = Logger()
@@ -36,8 +36,8 @@ class Orphans:
 
         No new cart can get their ids by then, so that none loses its files.
         """
-        for first in range(0, len(strays), AT_ONCE):
-            ids = [stray.cart_id for stray in strays[first : first + AT_ONCE]]
+        for first in range(0, len(strays), BATCH):
+            ids = [stray.cart_id for stray in strays[first : first + BATCH]]
             unknown = await self._store.unposted(ids)
             aside = await self._volume.set_aside(sorted(unknown))
             await self._volume.remove_aside(aside)

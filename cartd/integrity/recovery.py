@@ -18,9 +18,9 @@ from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
-INHERITED = 60.0
+TAKEOVER_LEASE = 60.0
 """Seconds for which rows of the dead are ours at first; they are renewed with our own."""
-PATIENCE = 20.0
+RECOVERY_TIMEOUT = 20.0
 """Seconds for which a request waits for the first recovery."""
 
 log = Logger()
@@ -57,46 +57,46 @@ class Recovery:
         left = await self._store.left_unsynced(holder, dead=dead, now=now)
         cache = self._page_cache()
         if (left or dead) and cache is not None:
-            until = now + INHERITED
+            until = now + TAKEOVER_LEASE
             await self._store.inherit_unsynced(holder, cache, dead=dead, now=now, until=until)
             left = await self._store.left_unsynced(holder, dead=dead, now=now)
-        await self.doubt(left)
+        await self.revalidate(left)
         self._recovered = True
         waiting, self._waiting = self._waiting, []
-        for told in waiting:
-            told.callback(None)
+        for done in waiting:
+            done.callback(None)
 
-    async def recovered(self) -> None:
+    async def wait_until_recovered(self) -> None:
         """Wait until it is known which carts are whole after a crash.
 
         :raises Unavailable: that takes long.
         """
         if self._recovered:
             return
-        told: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(told)
-        told.addTimeout(PATIENCE, self._clock)
+        done: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(done)
+        done.addTimeout(RECOVERY_TIMEOUT, self._clock)
         try:
-            await told
+            await done
         except TimeoutError:
             raise Unavailable("What was staged before a crash is looked for; ask again") from None
 
     async def take_over(self, cart: Cart, holder: str) -> Cart:
         """The cart that ``holder`` has just claimed, without what others left unsynced of it."""
-        noted = await self._store.unsynced_by_others(cart.id, holder)
+        dirty = await self._store.unsynced_by_others(cart.id, holder)
         cache = self._page_cache()
-        if noted and cache is not None:
-            until = self._now() + INHERITED
+        if dirty and cache is not None:
+            until = self._now() + TAKEOVER_LEASE
             await self._store.take_unsynced_over(cart.id, holder, cache, until=until)
-            noted = await self._store.unsynced_by_others(cart.id, holder)
-        if not noted:
+            dirty = await self._store.unsynced_by_others(cart.id, holder)
+        if not dirty:
             return cart
-        await self.doubt(noted)
+        await self.revalidate(dirty)
         return await self._store.cart(cart.id) or cart
 
-    async def doubt(self, noted: Mapping[int, Sequence[int]]) -> None:
+    async def revalidate(self, dirty: Mapping[int, Sequence[int]]) -> None:
         """Have the files verified that these rows name, by their carts."""
-        for cart_id, rows in noted.items():
+        for cart_id, rows in dirty.items():
             cart = await self._store.cart(cart_id)
             if cart is None or await self._is_bundled(cart):
                 await self._store.record_synced(rows)

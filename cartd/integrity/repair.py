@@ -15,10 +15,10 @@ from cartd.volume import Volume
 
 PAGE = 2000
 """Files that are looked at at once: a cart of a million costs no more memory than a small one."""
-AGAIN = 5
-"""How often a cart may be found damaged within ``AGAIN_WITHIN``: what is fetched again so often and
-does not stay is not damaged by chance."""
-AGAIN_WITHIN = 600.0
+MAX_RESTAGES = 5
+"""How often a cart may be found damaged within ``RESTAGE_WINDOW``: what is fetched again so often
+and does not stay is not damaged by chance."""
+RESTAGE_WINDOW = 600.0
 """Seconds."""
 
 log = Logger()
@@ -41,13 +41,13 @@ class Repair:
         self._tar_indexes = tar_indexes
         self._stage = stage
         self._now = now
-        self._given_back: dict[int, list[float]] = {}
-        """When carts were, by their ids; only what is within ``AGAIN_WITHIN`` matters, so a
+        self._restaged_at: dict[int, list[float]] = {}
+        """When carts were, by their ids; only what is within ``RESTAGE_WINDOW`` matters, so a
         process that begins anew may well have forgotten it."""
-        self._refused: str | None = None
+        self._write_error: str | None = None
         """What the log has said why the volume cannot be written."""
 
-    async def adopt(self, cart: Cart) -> bool:
+    async def import_cart(self, cart: Cart) -> bool:
         """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
 
         False, and nothing is recorded, if not all of it is on the volume.
@@ -66,7 +66,7 @@ class Repair:
         )
         return True
 
-    async def adopt_all(self) -> None:
+    async def import_all(self) -> None:
         """Measure Pacifica's carts, ready or in error, so that they count for the room.
 
         A ready one that is not there is left alone until somebody asks for it.
@@ -77,14 +77,14 @@ class Repair:
                 async for files in self._pages(cart):
                     rest += _sum(await self._found(cart, files))
                 await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
-            elif not await self.adopt(cart):
+            elif not await self.import_cart(cart):
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
 
     async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
         found = await self._volume.measure(cart, files)
         return [one for one in found if one is not None]
 
-    async def lost(
+    async def damaged_positions(
         self, cart: Cart, damaged: Container[int] = (), unreadable: str | None = None
     ) -> Sequence[int]:
         """The positions of the files that are missing on the volume or have a wrong size.
@@ -108,16 +108,18 @@ class Repair:
             )
         return range(cart.files_total) if cart.bundle and damaged else lost
 
-    async def is_whole(self, cart: Cart) -> bool:
+    async def is_intact(self, cart: Cart) -> bool:
         """Whether a ready cart has on the volume what was recorded, by names and sizes."""
-        return await self._has_its_tar(cart) if cart.bundle else not await self.lost(cart)
+        return (
+            await self._has_its_tar(cart) if cart.bundle else not await self.damaged_positions(cart)
+        )
 
     async def _has_its_tar(self, cart: Cart) -> bool:
         """Whether a ready cart that is bundled has a tar of the size that was recorded."""
         measured = cart.bytes_total is not None
         return measured and await self._volume.tar_size(cart) == cart.volume_bytes
 
-    async def give_back(
+    async def restage(
         self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
     ) -> None:
         """Put a damaged cart, or one in error, back to staging: what is lost is fetched again.
@@ -131,7 +133,7 @@ class Repair:
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
             return  # another download found it out, or it is its deletion that was found out
-        lost = await self.lost(current, frozenset(damaged), unreadable)
+        lost = await self.damaged_positions(current, frozenset(damaged), unreadable)
         self._tar_indexes.invalidate(cart.id)
         # A bundle of no files has none to lose, and yet may be damaged.
         whole = not lost and (not current.bundle or await self._has_its_tar(current))
@@ -139,8 +141,8 @@ class Repair:
             return  # it has been healed meanwhile
         if current.status == CartStatus.READY:
             await self._check_writable(current)
-        if current.status == CartStatus.READY and self._was_often(cart.id):
-            await self._end(current)
+        if current.status == CartStatus.READY and self._restaged_too_often(cart.id):
+            await self._fail_permanently(current)
             return
         log.info(
             "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
@@ -156,8 +158,8 @@ class Repair:
         try:
             await self._volume.check_writable()
         except VolumeNotWritable as error:
-            if self._refused != error.reason:
-                self._refused = error.reason
+            if self._write_error != error.reason:
+                self._write_error = error.reason
                 log.error(
                     "The volume cannot be written: {reason}. Carts that are damaged stay ready and"
                     " are not sent until it can be; cart {id} ({uid}) is one. Please look after"
@@ -167,28 +169,30 @@ class Repair:
                     uid=cart.display_uid,
                 )
             raise
-        if self._refused is not None:
-            self._refused = None
+        if self._write_error is not None:
+            self._write_error = None
             log.info("The volume can be written again")
 
-    def _was_often(self, cart_id: int) -> bool:
+    def _restaged_too_often(self, cart_id: int) -> bool:
         """Whether the cart has been given back too often of late; if not, it is once more now."""
         now = self._now()
-        self._given_back = {
-            one: times for one, times in self._given_back.items() if now - times[-1] < AGAIN_WITHIN
+        self._restaged_at = {
+            one: times
+            for one, times in self._restaged_at.items()
+            if now - times[-1] < RESTAGE_WINDOW
         }
-        times = self._given_back.setdefault(cart_id, [])
-        times[:] = [time for time in times if now - time < AGAIN_WITHIN]
-        if len(times) >= AGAIN:
-            del self._given_back[cart_id]
+        times = self._restaged_at.setdefault(cart_id, [])
+        times[:] = [time for time in times if now - time < RESTAGE_WINDOW]
+        if len(times) >= MAX_RESTAGES:
+            del self._restaged_at[cart_id]
             return True
         times.append(now)
         return False
 
-    async def _end(self, cart: Cart) -> None:
+    async def _fail_permanently(self, cart: Cart) -> None:
         message = (
-            f"Its files were found damaged on the volume {AGAIN + 1} times within"
-            f" {AGAIN_WITHIN / 60:.0f} minutes, though they were fetched again each time:"
+            f"Its files were found damaged on the volume {MAX_RESTAGES + 1} times within"
+            f" {RESTAGE_WINDOW / 60:.0f} minutes, though they were fetched again each time:"
             " look after the volume's disk, then stage it again with cartd-cmd fixit"
         )
         if await self._store.record_hopeless(cart.id, message, now=self._now()):

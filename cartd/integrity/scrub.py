@@ -23,14 +23,14 @@ from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 
-REST = 9
+REST_RATIO = 9
 """Times as long as it has read it rests."""
-IN_A_ROW = 3
+MAX_DAMAGED_IN_A_ROW = 3
 """Carts that are found damaged one after the other before it pauses."""
-FIRST_PAUSE = 600.0
-LONGEST_PAUSE = 86_400.0
+INITIAL_PAUSE = 600.0
+MAX_PAUSE = 86_400.0
 """Seconds; each pause in a row is twice as long as the one before."""
-NAMED = 3
+MAX_NAMED = 3
 """Damaged files that the log names."""
 
 log = Logger()
@@ -56,7 +56,7 @@ class Scrub:
         self._now = now
         self._interval = interval
         self._since = 0.0
-        self._pauses: Pauses[None] = Pauses(clock.seconds, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        self._pauses: Pauses[None] = Pauses(clock.seconds, first=INITIAL_PAUSE, longest=MAX_PAUSE)
         """One key: after damage to a few carts in a row, or while the volume cannot be written."""
 
     async def scrub(self) -> None:
@@ -68,12 +68,12 @@ class Scrub:
             if cart is None:
                 return
             try:
-                in_a_row = 0 if await self._is_right(cart) else in_a_row + 1
+                in_a_row = 0 if await self._verify(cart) else in_a_row + 1
             except VolumeNotWritable:
                 # That has been said.  The cart is the next one again.
                 self._pauses.failed(None)
                 return
-            if in_a_row >= IN_A_ROW:
+            if in_a_row >= MAX_DAMAGED_IN_A_ROW:
                 log.error(
                     "{number} carts in a row were found damaged, and are staged again: please look"
                     " after the volume's disk. The others are compared later",
@@ -81,7 +81,7 @@ class Scrub:
                 )
                 self._pauses.failed(None)
 
-    async def _is_right(self, cart: Cart) -> bool:
+    async def _verify(self, cart: Cart) -> bool:
         """Compare the cart and give it back if it is damaged; whether it was not."""
         begun = self._now()
         self._since = self._clock.seconds()
@@ -93,23 +93,23 @@ class Scrub:
         now = await self._store.cart(cart.id)
         if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:
             return True  # what was missing had been taken away, or replaced
-        await self._repair.give_back(cart, [damage.position for damage in damages])
-        _tell(cart, damages)
+        await self._repair.restage(cart, [damage.position for damage in damages])
+        _log_damage(cart, damages)
         return False
 
     async def _rest(self, _size: int) -> None:
         busy = self._clock.seconds() - self._since
-        await deferLater(self._clock, busy * REST)
+        await deferLater(self._clock, busy * REST_RATIO)
         self._since = self._clock.seconds()
 
 
-def _tell(cart: Cart, damages: Sequence[Damage]) -> None:
-    named = "; ".join(f"{damage.path!r} {damage.fault}" for damage in damages[:NAMED])
+def _log_damage(cart: Cart, damages: Sequence[Damage]) -> None:
+    named = "; ".join(f"{damage.path!r} {damage.fault}" for damage in damages[:MAX_NAMED])
     log.warn(
         "Cart {id} ({uid}) is damaged, {number} of its {total} files: {named}",
         id=cart.id,
         uid=cart.display_uid,
         number=len(damages),
         total=cart.files_total,
-        named=named if len(damages) <= NAMED else f"{named}; ...",
+        named=named if len(damages) <= MAX_NAMED else f"{named}; ...",
     )

@@ -36,12 +36,12 @@ class Verification:
         while it is read: what is deleted meanwhile is missing.
         """
         damages = []
-        async for files, faults in self._looked_at(cart, read):
+        async for files, faults in self._checked(cart, read):
             found = zip(files, faults, strict=True)
             damages += [Damage(it.position, it.path, fault) for it, fault in found if fault]
         return damages
 
-    async def _looked_at(
+    async def _checked(
         self, cart: Cart, read: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
         """The files page by page, each with what is wrong with it; nothing is empty."""

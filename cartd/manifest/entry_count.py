@@ -26,27 +26,27 @@ _DEPTH = 2
 """Of what is in the lists of the manifest itself: ``{"fileids": [here]}``."""
 
 
-def check_entries(body: bytes, most: int) -> None:
-    """Raise TooLarge if a list of the manifest has more than ``most`` entries.
+def check_entries(body: bytes, max_entries: int) -> None:
+    """Raise TooLarge if a list of the manifest has more than ``max_entries`` entries.
 
     What ``body`` is if it is no JSON is for others to say.
     """
-    if _more_commas(body, most) and _longest_list(body, most) > most:
-        raise TooLarge(f"fileids: has more than {most} entries ({LIMIT})", limit=LIMIT)
+    if _more_commas(body, max_entries) and _longest_list(body, max_entries) > max_entries:
+        raise TooLarge(f"fileids: has more than {max_entries} entries ({LIMIT})", limit=LIMIT)
 
 
-def _more_commas(body: bytes, most: int) -> bool:
-    """Whether there are ``most`` or more; the interpreter's lock is let go in between."""
+def _more_commas(body: bytes, max_entries: int) -> bool:
+    """Whether there are ``max_entries`` or more; the interpreter's lock is let go in between."""
     commas = 0
     for start in range(0, len(body), _BLOCK):
         commas += body.count(b",", start, start + _BLOCK)
-        if commas >= most:
+        if commas >= max_entries:
             return True
     return False
 
 
-def _longest_list(body: bytes, most: int) -> int:
-    """How many entries the longest has, or the first that has more than ``most``."""
+def _longest_list(body: bytes, max_entries: int) -> int:
+    """How many entries the longest has, or the first that has more than ``max_entries``."""
     depth = longest = entries = 0
     in_list = False
     for structure in _structures(body):
@@ -60,7 +60,7 @@ def _longest_list(body: bytes, most: int) -> int:
             elif depth == _DEPTH and in_list:
                 entries += len(token)
                 longest = max(longest, entries)
-        if longest > most:
+        if longest > max_entries:
             break
     return longest
 

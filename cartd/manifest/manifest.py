@@ -26,8 +26,8 @@ import msgspec
 from cartd.checksum import digest_size
 from cartd.errors import InvalidInput
 from cartd.manifest.entry_count import check_entries
-from cartd.manifest.path_set import ClaimedPaths
-from cartd.manifest.unicode_errors import lone_surrogate, not_utf8
+from cartd.manifest.path_set import PathSet
+from cartd.manifest.unicode_errors import describe_invalid_utf8, describe_lone_surrogate
 
 ID_LIMIT = 1024
 """Bytes of an archive id."""
@@ -118,22 +118,22 @@ def parse(
     check_entries(body, max_entries)
     posted = _decode(body)
     entries = _Entries()
-    claimed = ClaimedPaths()
+    all_paths = PathSet()
     digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
     for first in range(0, len(posted.fileids), _BATCH):
         batch = _decode_entries(posted.fileids[first : first + _BATCH], first)
         paths = _paths(batch, first)
-        claimed.add(paths)
+        all_paths.add(paths)
         hashes = _hashes(batch, first, require_hashsum)
         normal = list(map(Entry, _ids(batch, first), paths, *hashes))
         lines = _lines.encode_lines(normal)
         digest.update(lines)
         entries.add(lines, len(normal))
-    if len(claimed) != len(entries):
-        raise _claimed_twice(entries)
-    if (clash := claimed.file_as_directory()) is not None:
+    if len(all_paths) != len(entries):
+        raise _duplicate_path(entries)
+    if (clash := all_paths.file_as_directory()) is not None:
         raise _file_and_directory(entries, clash)
-    claimed.free()
+    all_paths.clear()
     return Manifest(entries, posted.bundle, digest.hexdigest())
 
 
@@ -144,7 +144,7 @@ def _decode(body: bytes) -> _Posted:
     except msgspec.ValidationError as error:
         raise InvalidInput(_reason(error, "")) from None
     except _DECODE_ERRORS as error:
-        raise InvalidInput(lone_surrogate(body) or _reason(error, "")) from None
+        raise InvalidInput(describe_lone_surrogate(body) or _reason(error, "")) from None
 
 
 def _check_utf8(body: bytes) -> None:
@@ -159,7 +159,7 @@ def _check_utf8(body: bytes) -> None:
         except UnicodeDecodeError as error:
             # What it was given begins with what the block before has left of a character.
             at = end - len(error.object) + error.start
-            raise InvalidInput(not_utf8(body, at)) from None
+            raise InvalidInput(describe_invalid_utf8(body, at)) from None
 
 
 def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntry]:
@@ -289,13 +289,13 @@ def _hash_sum(hash_sum: str, digits: int, position: int) -> str:
     return lower
 
 
-def _claimed_twice(entries: Iterable[Entry]) -> InvalidInput:
+def _duplicate_path(entries: Iterable[Entry]) -> InvalidInput:
     first: dict[str, int] = {}
     for position, entry in enumerate(entries):
         other = first.setdefault(entry.path, position)
         if other != position:
             return _fault(position, "path", f"is the same as that of fileids[{other}]")
-    raise AssertionError("no path is claimed twice")
+    raise AssertionError("no path is there twice")
 
 
 def _file_and_directory(entries: Iterable[Entry], path: str) -> InvalidInput:

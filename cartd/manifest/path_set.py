@@ -13,12 +13,12 @@ from itertools import chain, islice
 _SORTED_AT_ONCE = 4096
 
 
-class ClaimedPaths:
+class PathSet:
     """Normalised paths of files, and the directories that they lie in."""
 
     def __init__(self) -> None:
-        self._files = _Texts()
-        self._directories = _Texts()
+        self._files = _PartitionedSet()
+        self._directories = _PartitionedSet()
 
     def add(self, paths: Sequence[str]) -> None:
         self._files.update(paths)
@@ -32,13 +32,13 @@ class ClaimedPaths:
         """A path that is claimed for a file, and is on the way to another one; if there is any."""
         return _file_as_directory(self._files, self._directories)
 
-    def free(self) -> None:
+    def clear(self) -> None:
         """Empty it step by step, where its end would free all of it at once."""
-        self._files.free()
-        self._directories.free()
+        self._files.clear()
+        self._directories.clear()
 
 
-class _Texts(Collection[str]):
+class _PartitionedSet(Collection[str]):
     """A set of texts in many parts."""
 
     # A prime: the sets themselves go by the last bits of the hash.
@@ -52,7 +52,7 @@ class _Texts(Collection[str]):
         for text in texts:
             parts[hash(text) % self._PARTS].add(text)
 
-    def free(self) -> None:
+    def clear(self) -> None:
         """Empty it part by part."""
         for part in self._parts:
             part.clear()

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 _BLOCK: Final = 1 << 20
-_LONE: Final = re.compile(
+_LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:"
     rb"[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -33,33 +33,33 @@ _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def lone_surrogate(body: bytes) -> str | None:
+def describe_lone_surrogate(body: bytes) -> str | None:
     """Say where ``body``, which is no JSON to the parser, holds half of a surrogate pair.
 
     None if it holds none, or is no JSON for another reason as well.
     """
-    found = next(_lone_surrogates(body), None)
+    found = next(_find_lone_surrogates(body), None)
     if found is None:
         return None
     marked = bytearray(body)
-    for at in _lone_surrogates(body):
+    for at in _find_lone_surrogates(body):
         marked[at : at + _ESCAPE] = b"\\ufffd"
     marker = _marker(body, _ESCAPE)
     marked[found : found + _ESCAPE] = marker
     try:
-        place = _place(bytes(marked), marker)
+        place = _locate(bytes(marked), marker)
     except (msgspec.DecodeError, RecursionError):
         return None
     escape = body[found : found + _ESCAPE].decode()
     return f"{place}: holds a lone surrogate ({escape}, byte {found}), which is no Unicode text"
 
 
-def not_utf8(body: bytes, at: int) -> str:
+def describe_invalid_utf8(body: bytes, at: int) -> str:
     """Say where the byte ``at`` of ``body``, which is not UTF-8, is."""
     marker = _marker(body, 8)
     marked = b"".join((body[:at], marker, body[at + 1 :]))
     try:
-        place = _place(marked, marker)
+        place = _locate(marked, marker)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         place = "manifest"
     return f"{place}: is not UTF-8 (byte {at})"
@@ -73,19 +73,19 @@ def _marker(body: bytes, length: int) -> bytes:
             return marker
 
 
-def _lone_surrogates(body: bytes) -> Iterator[int]:
+def _find_lone_surrogates(body: bytes) -> Iterator[int]:
     start = 0
     while start < len(body):
         # Behind a quote no escape goes on.
         quote = body.find(b'"', start + _BLOCK)
         end = len(body) if quote < 0 else quote + 1
         block = body[start:end].replace(b"\\\\", _SPACES)
-        for lone in _LONE.finditer(block):
+        for lone in _LONE_SURROGATE.finditer(block):
             yield start + lone.start()
         start = end
 
 
-def _place(marked: bytes, marker: bytes) -> str:
+def _locate(marked: bytes, marker: bytes) -> str:
     """The place in a manifest at which the marker is; ``manifest`` if it is in no entry's value.
 
     Raises ``msgspec.DecodeError`` for what is no JSON.
@@ -96,14 +96,14 @@ def _place(marked: bytes, marker: bytes) -> str:
         return "manifest"
     for key, value in keys.items():
         if key == "fileids":
-            if place := _place_in_entries(value, marker):
+            if place := _locate_in_entries(value, marker):
                 return place
         elif marker in bytes(value):
-            return _named(key) or "manifest"
+            return _safe_key(key) or "manifest"
     return "manifest"
 
 
-def _place_in_entries(value: msgspec.Raw, marker: bytes) -> str | None:
+def _locate_in_entries(value: msgspec.Raw, marker: bytes) -> str | None:
     try:
         for position, entry in enumerate(_list.decode(value)):
             if marker in bytes(entry):
@@ -118,9 +118,9 @@ def _key_in(entry: msgspec.Raw, marker: bytes) -> str:
         fields = _object.decode(entry)
     except msgspec.ValidationError:
         return ""
-    return next((_named(key) for key, value in fields.items() if marker in bytes(value)), "")
+    return next((_safe_key(key) for key, value in fields.items() if marker in bytes(value)), "")
 
 
-def _named(key: str) -> str:
+def _safe_key(key: str) -> str:
     """The key, unless a message must not hold it."""
     return key if _KEY.fullmatch(key) else ""

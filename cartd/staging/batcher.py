@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 T = TypeVar("T")
 
 
-class Batches(Generic[T]):
+class Batcher(Generic[T]):
     """Gives ``write`` lists of items: when enough are there, or the last are old enough.
 
     Whoever adds an item that fills a batch waits until that is written: so the store's
@@ -23,12 +23,12 @@ class Batches(Generic[T]):
         now: Callable[[], float],
         *,
         size: int = 1000,
-        seconds: float = 1.0,
+        max_age: float = 1.0,
     ) -> None:
         self._write = write
         self._now = now
         self._size = size
-        self._seconds = seconds
+        self._max_age = max_age
         self._items: list[T] = []
         self._since = 0.0
         self._added = 0
@@ -42,7 +42,7 @@ class Batches(Generic[T]):
             self._since = self._now()
         self._items.append(item)
         self._added += 1
-        if len(self._items) >= self._size or self._now() - self._since >= self._seconds:
+        if len(self._items) >= self._size or self._now() - self._since >= self._max_age:
             await self.flush()
 
     async def flush(self) -> None:

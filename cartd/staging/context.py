@@ -12,14 +12,14 @@ from cartd.archive import Archive
 from cartd.model import Cart
 from cartd.outage import Outage
 from cartd.rate_limit import FairRateLimiter
-from cartd.staging.retry import Patience
+from cartd.staging.retry import RetryPolicy
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 
 
-class Reserves(Protocol):
+class ReserveSpace(Protocol):
     """Promises room on the volume to a cart, or raises NoSpace."""
 
     def __call__(
@@ -28,27 +28,27 @@ class Reserves(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class StagingContext:
     """What every staging works with."""
 
     store: Store
     volume: Volume
     archive: Archive
-    reserve: Reserves
+    reserve: ReserveSpace
     tar_indexes: TarIndexCache
     outage: Outage
     tolerance: Tolerance
-    patience: Patience
-    polls: FairRateLimiter
+    retry_policy: RetryPolicy
+    poll_limiter: FairRateLimiter
     """How often files on tape are asked for, all carts together."""
     recall_retry_interval: float
     """Seconds after which a file that is still on tape is announced again."""
     clock: IReactorTime
     now: Callable[[], float]
     """Unix time."""
-    parts: Callable[[str | None], int]
+    share_divisor: Callable[[str | None], int]
     """Into how many parts carts in staging share pages and windows, for one of that owner."""
 
     def share(self, cart: Cart, whole: int) -> int:
         """The part of ``whole`` that ``cart``, one of those in staging, has; two at least."""
-        return max(whole // self.parts(cart.owner), 2)
+        return max(whole // self.share_divisor(cart.owner), 2)

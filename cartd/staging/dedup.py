@@ -13,7 +13,7 @@ from cartd.volume import Volume
 log = Logger()
 
 
-async def link_twins(
+async def link_duplicates(
     store: Store,
     volume: Volume,
     cart: Cart,
@@ -24,8 +24,8 @@ async def link_twins(
 ) -> Cart:
     """Link into ``cart`` what other carts have staged, ``page()`` files at a time.
 
-    The cart as it is then.  A file that cannot be linked is left to be fetched.  If a twin goes
-    before its link is recorded, another is looked for.
+    The cart as it is then.  A file that cannot be linked is left to be fetched.  If a duplicate
+    goes before its link is recorded, another is looked for.
 
     ``hashed``: only to files whose bytes have their hash.  So it is for a cart that is staged
     again, which may have been found damaged: what is wrong with it shall not come back from a cart
@@ -38,16 +38,16 @@ async def link_twins(
     while first < cart.files_total:
         positions = range(first, first + page())
         first = positions.stop
-        twins = await store.twins(cart.id, positions)
-        while twins:
+        duplicates = await store.twins(cart.id, positions)
+        while duplicates:
             if hashed:
-                twins = await volume.right(twins)
-            shared, reason = await volume.share(cart, twins)
+                duplicates = await volume.right(duplicates)
+            shared, reason = await volume.share(cart, duplicates)
             gone = await store.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
             unlinked = unlinked or reason
             again = await store.twins(cart.id, positions) if gone else []
-            twins = [twin for twin in again if twin.position in gone]
+            duplicates = [duplicate for duplicate in again if duplicate.position in gone]
         if unlinked and not linked:
             break  # what fails for a whole page (no hard links here) fails for the next
     if unlinked:

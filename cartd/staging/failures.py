@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from cartd.errors import CartdError
-from cartd.staging.batcher import Batches
+from cartd.staging.batcher import Batcher
 from cartd.staging.retry import FileFailed
 
-MOST = 1000
+MAX_FAILED_FILES = 1000
 """Failed files after which no more are tried."""
-MOST_IN_VAIN = 100
+MAX_FAILED_IF_MOST_FAIL = 100
 """The same for a cart of which more has failed than gone well since its states, or bytes, are
 asked for."""
 
@@ -33,12 +33,12 @@ class Failures:
         record: Callable[[Sequence[tuple[int, str]]], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
-        self._unwritten: Batches[tuple[int, str]] = Batches(record, now)
+        self._unwritten: Batcher[tuple[int, str]] = Batcher(record, now)
         self._positions: set[int] = set()
         self._first: FileFailed | None = None
         """The one of them that the manifest names first."""
-        self._well = 0
-        self._in_vain = 0
+        self._succeeded = 0
+        self._failed = 0
 
     def __contains__(self, position: int) -> bool:
         return position in self._positions
@@ -46,12 +46,12 @@ class Failures:
     def __bool__(self) -> bool:
         return bool(self._positions)
 
-    def begin(self) -> None:
+    def begin_phase(self) -> None:
         """From now on something else is asked for: that the last went well tells nothing of it."""
-        self._well = self._in_vain = 0
+        self._succeeded = self._failed = 0
 
-    def went_well(self) -> None:
-        self._well += 1
+    def record_success(self) -> None:
+        self._succeeded += 1
 
     async def add(self, failed: FileFailed) -> None:
         """Keep a failure for the end.
@@ -59,16 +59,18 @@ class Failures:
         :raises FileFailed: it is of the volume, and every other file would fail as well.
         :raises FilesFailed: so many have failed that the rest is not tried.
         """
-        if failed.of_volume:
+        if failed.is_volume_error:
             raise failed
         self._positions.add(failed.position)
-        self._in_vain += 1
+        self._failed += 1
         if self._first is None or failed.position < self._first.position:
             self._first = failed
         await self._unwritten.add((failed.position, failed.cause))
-        if len(self._positions) >= MOST or self._in_vain >= max(MOST_IN_VAIN, self._well):
+        if len(self._positions) >= MAX_FAILED_FILES or self._failed >= max(
+            MAX_FAILED_IF_MOST_FAIL, self._succeeded
+        ):
             await self.flush()
-            raise FilesFailed(f"{self._told()}; the rest was not tried")
+            raise FilesFailed(f"{self._summary()}; the rest was not tried")
 
     async def flush(self) -> None:
         await self._unwritten.flush()
@@ -77,9 +79,9 @@ class Failures:
         """At the end: raises :class:`FilesFailed` if any file has failed."""
         await self.flush()
         if self._first is not None:
-            raise FilesFailed(self._told())
+            raise FilesFailed(self._summary())
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         others = len(self._positions) - 1
         if not others:
             return str(self._first)

@@ -12,8 +12,8 @@ from cartd.archive import ArchiveError, FileState
 from cartd.checksum import Checksum
 from cartd.concurrency import both, for_each
 from cartd.model import Cart, CartFile
-from cartd.staging.batcher import Batches
-from cartd.staging.context import Tools
+from cartd.staging.batcher import Batcher
+from cartd.staging.context import StagingContext
 from cartd.staging.failures import Failures
 from cartd.staging.retry import FileFailed
 from cartd.staging.tape import TapeRecall
@@ -26,8 +26,9 @@ WINDOW = 128
 """Files under way at once, shared by the carts in staging."""
 
 
-class Retrieval:
-    """Brings the unstaged files of ``cart`` to the volume; tells ``staged`` of each, and its hash.
+class FileFetcher:
+    """Brings the unstaged files of ``cart`` to the volume; tells ``on_staged`` of each, and its
+    hash.
 
     Those that cannot be had come into ``failures``.
     Files are read from the store page by page, so what is not unstaged any more is passed over.
@@ -35,21 +36,21 @@ class Retrieval:
 
     def __init__(
         self,
-        tools: Tools,
+        context: StagingContext,
         cart: Cart,
         holder: str,
-        staged: Callable[[tuple[int, str]], Awaitable[None]],
+        on_staged: Callable[[tuple[int, str]], Awaitable[None]],
         failures: Failures,
     ) -> None:
-        self._tools = tools
+        self._context = context
         self._cart = cart
         self._holder = holder
-        self._add_staged = staged
+        self._on_staged = on_staged
         self._failures = failures
         self._transfers = 0
         """How many files are on their way.  Whether one is too slow, the archive's client tells."""
         self._tape = TapeRecall(
-            tools,
+            context,
             cart,
             holder,
             announce=self._announce,
@@ -58,20 +59,20 @@ class Retrieval:
             window=self._window,
         )
 
-    def are_in_place(self, positions: Collection[int]) -> None:
+    def skip_recall(self, positions: Collection[int]) -> None:
         """The files at ``positions`` need not be recalled: they are on the volume."""
         self._tape.queue.unmark(positions)
 
     def idle(self) -> float:
         """For how many seconds nothing was done, though there was something to do."""
-        if self._transfers or self._tape.queue.left:
+        if self._transfers or self._tape.queue.remaining:
             return 0.0
-        return self._tools.patience.idle(self._cart.id)
+        return self._context.retry_policy.idle(self._cart.id)
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """The files that are not staged, in the manifest's order."""
         after = -1
-        while page := await self._tools.store.files(
+        while page := await self._context.store.files(
             self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
         ):
             yield page
@@ -79,50 +80,50 @@ class Retrieval:
 
     # Learning what the archive has
 
-    async def learn_states(self) -> int:
+    async def query_states(self) -> int:
         """Ask for the state of every unstaged file; give the bytes of all that can be had."""
         cart_id, holder = self._cart.id, self._holder
-        learnt: Batches[tuple[int, int, int]] = Batches(
-            lambda states: self._tools.store.record_states(cart_id, holder, states),
-            self._tools.clock.seconds,
+        states: Batcher[tuple[int, int, int]] = Batcher(
+            lambda batch: self._context.store.record_states(cart_id, holder, batch),
+            self._context.clock.seconds,
         )
         total = 0
 
-        async def learn(file: CartFile) -> None:
+        async def query(file: CartFile) -> None:
             nonlocal total
             try:
-                state = await self._patiently(file, self._state)
+                state = await self._with_retries(file, self._state)
             except FileFailed as failed:
                 await self._failures.add(failed)
                 return
-            self._failures.went_well()
+            self._failures.record_success()
             total += state.size
             if not state.on_disk:
                 self._tape.queue.mark(file.position)
             if file.size != state.size or file.mtime is None:
-                await learnt.add((file.position, state.size, state.mtime))
+                await states.add((file.position, state.size, state.mtime))
 
-        with self._watched():
-            await for_each(self._unstaged(), learn, self._window)
-            await learnt.flush()
+        with self._track_idle_time():
+            await for_each(self._unstaged(), query, self._window)
+            await states.flush()
         await self._failures.flush()
         return total
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _track_idle_time(self) -> Iterator[None]:
         """Within the block there is always something to ask for."""
-        patience = self._tools.patience
-        patience.begin(self._cart.id)
+        retry_policy = self._context.retry_policy
+        retry_policy.begin(self._cart.id)
         try:
             yield
         finally:
-            patience.end(self._cart.id)
+            retry_policy.end(self._cart.id)
 
-    async def _patiently(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
-        return await self._tools.patience.with_file(self._cart, file, lambda: attempt(file))
+    async def _with_retries(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
+        return await self._context.retry_policy.call(self._cart, file, lambda: attempt(file))
 
     async def _state(self, file: CartFile) -> FileState:
-        archive = self._tools.archive
+        archive = self._context.archive
         try:
             return await archive.status(file.archive_id)
         except ArchiveError as error:
@@ -134,8 +135,8 @@ class Retrieval:
 
     async def fetch(self) -> None:
         """Fetch what is on disk, and all else as soon as it has come from tape."""
-        self._failures.begin()
-        with self._watched():
+        self._failures.begin_phase()
+        with self._track_idle_time():
             await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
 
     async def _fetch_from_disk(self) -> None:
@@ -150,24 +151,26 @@ class Retrieval:
         )
 
     async def _announce(self, file: CartFile) -> float | None:
-        return await self._patiently(file, lambda file: self._tools.archive.stage(file.archive_id))
+        return await self._with_retries(
+            file, lambda file: self._context.archive.stage(file.archive_id)
+        )
 
     async def _fetch_if_on_disk(self, file: CartFile) -> FileState | None:
-        state = await self._patiently(file, self._state)
+        state = await self._with_retries(file, self._state)
         if not state.on_disk:
             return state
         await self._fetch(file)
         return None
 
     async def _fetch(self, file: CartFile) -> None:
-        hash_sum = await self._patiently(file, self._fetch_once)
-        self._failures.went_well()
-        await self._add_staged((file.position, hash_sum))
+        hash_sum = await self._with_retries(file, self._fetch_once)
+        self._failures.record_success()
+        await self._on_staged((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
         assert file.size is not None
         checksum = Checksum(file.hash_type, file.hash_sum, file.size)
-        incoming = self._tools.volume.incoming(self._cart, file, checksum)
+        incoming = self._context.volume.incoming(self._cart, file, checksum)
         self._transfers += 1
         try:
             await self._transfer(file, incoming)
@@ -175,12 +178,12 @@ class Retrieval:
         finally:
             self._transfers -= 1
             await incoming.abort()
-        self._tools.tolerance.was_right()
+        self._context.tolerance.was_right()
         return hash_sum
 
     async def _transfer(self, file: CartFile, incoming: Incoming) -> None:
         try:
-            await self._tools.archive.fetch(file.archive_id, incoming)
+            await self._context.archive.fetch(file.archive_id, incoming)
         except (ArchiveError, CancelledError):
             # A disk that fails, or a body too long, stops the transfer: that is the cause.
             if incoming.failure is not None:
@@ -199,4 +202,4 @@ class Retrieval:
         return self._share(WINDOW)
 
     def _share(self, whole: int) -> int:
-        return self._tools.share(self._cart, whole)
+        return self._context.share(self._cart, whole)

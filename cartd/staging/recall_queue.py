@@ -12,13 +12,13 @@ from array import array
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-FIRST_WAIT = 1.0
-LONGEST_WAIT = 600.0
+INITIAL_WAIT = 1.0
+MAX_WAIT = 600.0
 """Seconds between two polls of one file: they double from the first to the longest."""
-LONGEST_ASKED = 3600.0
+MAX_RETRY_AFTER = 3600.0
 """Seconds of an archive's Retry-After that are honoured."""
 
-_MOST_POLLS = 254
+_MAX_POLLS = 254
 
 
 class RecallQueue:
@@ -34,7 +34,7 @@ class RecallQueue:
         """By second: the positions to poll in it."""
         self._seconds: list[int] = []
         """A heap of the keys of that."""
-        self.left = 0
+        self.remaining = 0
         """How many files have not come yet."""
 
     def mark(self, position: int) -> None:
@@ -44,14 +44,14 @@ class RecallQueue:
             self._announced = array("I", bytes(4 * self._files_total))
         if not self._marks[position]:
             self._marks[position] = 1
-            self.left += 1
+            self.remaining += 1
 
     def unmark(self, positions: Iterable[int]) -> None:
         """The files need not be recalled: they were found on the volume."""
         for position in positions:
             if position in self:
                 self._marks[position] = 0
-                self.left -= 1
+                self.remaining -= 1
 
     def __contains__(self, position: int) -> bool:
         """Whether the file was on tape when the archive was asked first, though it may have come.
@@ -60,25 +60,25 @@ class RecallQueue:
         """
         return bool(self._marks) and self._marks[position] > 0
 
-    def came(self, number: int = 1) -> None:
+    def done(self, number: int = 1) -> None:
         """So many files need no more polls."""
-        self.left -= number
+        self.remaining -= number
 
-    def announced(self, position: int, now: float) -> None:
+    def record_announced(self, position: int, now: float) -> None:
         self._announced[position] = int(now)
 
     def since_announced(self, position: int, now: float) -> float:
         return now - self._announced[position]
 
-    def add(self, position: int, now: float, asked: float | None = None) -> float:
+    def add(self, position: int, now: float, retry_after: float | None = None) -> float:
         """Have the file polled again after its next wait; when that is.
 
-        ``asked`` are the seconds that the archive wants it to be left alone, if it said.
+        ``retry_after`` are the seconds that the archive wants it to be left alone, if it said.
         """
         polls = self._marks[position] - 1
-        wait = min(FIRST_WAIT * 2.0**polls, LONGEST_WAIT)
-        wait = max(wait, min(asked or 0.0, LONGEST_ASKED))
-        self._marks[position] = min(polls + 1, _MOST_POLLS) + 1
+        wait = min(INITIAL_WAIT * 2.0**polls, MAX_WAIT)
+        wait = max(wait, min(retry_after or 0.0, MAX_RETRY_AFTER))
+        self._marks[position] = min(polls + 1, _MAX_POLLS) + 1
         second = math.ceil(now + wait)
         if second not in self._due:
             self._due[second] = array("I")
@@ -90,15 +90,16 @@ class RecallQueue:
         """When the next file is to be polled; none if none waits for that."""
         return float(self._seconds[0]) if self._seconds else None
 
-    def take_due(self, now: float, most: int) -> list[int]:
-        """Up to ``most`` positions of files that are due, in their order, those due first first."""
-        taken: list[int] = []
-        while self._seconds and self._seconds[0] <= now and len(taken) < most:
+    def pop_due(self, now: float, limit: int) -> list[int]:
+        """Up to ``limit`` positions of files that are due, in their order, those due first
+        first."""
+        positions: list[int] = []
+        while self._seconds and self._seconds[0] <= now and len(positions) < limit:
             due = self._due[self._seconds[0]]
-            number = min(most - len(taken), len(due))
+            number = min(limit - len(positions), len(due))
             # From the end, where it costs nothing: all of them are due.
-            taken += due[len(due) - number :]
+            positions += due[len(due) - number :]
             del due[len(due) - number :]
             if not due:
                 del self._due[heappop(self._seconds)]
-        return sorted(taken)
+        return sorted(positions)

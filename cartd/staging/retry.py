@@ -22,7 +22,7 @@ from cartd.text import escape
 from cartd.tolerance import Tolerance
 
 T = TypeVar("T")
-_OF_A_NAME = frozenset(
+_PATH_ERRORS = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
 )
 """Errors of the file system that are about one path only."""
@@ -32,76 +32,78 @@ log = Logger()
 class FileFailed(CartdError):
     """A file could not be staged; carries which one, for the store.
 
-    That it came ``wrong`` in an earlier try says more of it than that the last one failed.
+    That it came with a ``mismatch`` in an earlier try says more of it than that the last one
+    failed.
     """
 
-    def __init__(self, file: CartFile, cause: Exception, wrong: Mismatch | None = None) -> None:
-        self.cause = str(cause) if wrong is None else f"{wrong}; at the last try, {cause}"
+    def __init__(self, file: CartFile, cause: Exception, mismatch: Mismatch | None = None) -> None:
+        self.cause = str(cause) if mismatch is None else f"{mismatch}; at the last try, {cause}"
         super().__init__(
             f"Failed to stage {file.path} (archive id {file.archive_id}): {self.cause}"
         )
         self.position = file.position
-        self.of_volume = isinstance(cause, OSError) and cause.errno not in _OF_A_NAME
+        self.is_volume_error = isinstance(cause, OSError) and cause.errno not in _PATH_ERRORS
         """Whether the volume has failed, which would refuse any other file as well."""
 
 
-class Patience:
-    """So many ``tries`` for each request, each in its cart's turn; none counts during an outage.
+class RetryPolicy:
+    """So many ``max_attempts`` for each request, each in its cart's turn; none counts during an
+    outage.
 
     What comes wrong is told to ``tolerance``.
     """
 
     def __init__(
         self,
-        tries: int,
+        max_attempts: int,
         turns: Turns,
         outage: Outage,
         tolerance: Tolerance,
         clock: IReactorTime,
         random: Callable[[], float],
     ) -> None:
-        self._tries = tries
+        self._max_attempts = max_attempts
         self._turns = turns
         self._outage = outage
         self._tolerance = tolerance
         self._clock = clock
         self._random = random
-        self._in_line: Counter[int] = Counter()
+        self._queued: Counter[int] = Counter()
         """How many requests of a cart, by its id, wait for their turns."""
-        self._ended_at: dict[int, float] = {}
+        self._last_request_ended: dict[int, float] = {}
         """When the last request of a cart ended, well or not."""
 
     def begin(self, cart_id: int) -> None:
         """From now on the cart has something to ask for."""
-        self._ended_at[cart_id] = self._clock.seconds()
+        self._last_request_ended[cart_id] = self._clock.seconds()
 
     def end(self, cart_id: int) -> None:
-        self._ended_at.pop(cart_id, None)
+        self._last_request_ended.pop(cart_id, None)
 
     def idle(self, cart_id: int) -> float:
         """For how many seconds nothing was asked for the cart, though nothing was in its way."""
-        ended_at = self._ended_at.get(cart_id)
-        if ended_at is None or self._in_line[cart_id] or not self._outage.is_open:
+        ended_at = self._last_request_ended.get(cart_id)
+        if ended_at is None or self._queued[cart_id] or not self._outage.is_open:
             return 0.0
         return self._clock.seconds() - ended_at
 
-    async def with_file(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
         """What ``attempt`` gives, once it works.
 
         :raises FileFailed: the tries are used up, or the failure is final.
         :raises OutageTooLong: the archive was away for too long.
         """
-        pauses = waits(self._tries, self._random)
+        pauses = waits(self._max_attempts, self._random)
         answers = paused_at = self._outage.answers
-        wrong: list[str] = []
+        reasons: list[str] = []
         mismatch: Mismatch | None = None
         while True:
             try:
-                answer = await self._in_turn(cart, file, attempt)
+                answer = await self._attempt_once(cart, file, attempt)
             except OSError as error:
                 raise FileFailed(file, error) from error
             except Mismatch as error:
-                self._judge(wrong, str(error))
+                self._report_mismatch(reasons, str(error))
                 failure: ArchiveError | Mismatch = error
                 mismatch = error
             except ArchiveError as error:
@@ -109,28 +111,32 @@ class Patience:
             else:
                 self._outage.answered(file.archive_id)
                 return answer
-            if await self._was_suspected(cart, file, failure):
-                pauses = waits(self._tries, self._random)
+            if await self._wait_out_outage(cart, file, failure):
+                pauses = waits(self._max_attempts, self._random)
                 continue
             pause = next(pauses, None)
-            if pause is None and await self._was_away(cart, file, failure, paused_at):
-                pauses = waits(self._tries, self._random)
+            if pause is None and await self._wait_out_unavailability(
+                cart, file, failure, paused_at
+            ):
+                pauses = waits(self._max_attempts, self._random)
                 continue
             paused_at = self._outage.answers
             if pause is not None and getattr(failure, "retryable", True):
                 log.info("Trying {path} again: {failure}", path=escape(file.path), failure=failure)
-                await self._wait(pause, failure)
-            elif await self._is_innocent(cart, file, failure, answers):
-                pauses = waits(self._tries, self._random)
+                await self._pause(pause, failure)
+            elif await self._wait_out_archive_fault(cart, file, failure, answers):
+                pauses = waits(self._max_attempts, self._random)
             else:
-                passes = isinstance(failure, ArchiveError) and failure.retryable
-                raise FileFailed(file, failure, mismatch if passes else None) from failure
+                transient = isinstance(failure, ArchiveError) and failure.retryable
+                raise FileFailed(file, failure, mismatch if transient else None) from failure
 
-    async def _in_turn(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt_once(
+        self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]
+    ) -> T:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
         while True:
             await self._outage.wait(cart.id, file.archive_id)
-            await self._take_turn(cart)
+            await self._acquire_slot(cart)
             try:
                 if self._outage.is_open:
                     return await attempt()
@@ -142,23 +148,23 @@ class Patience:
                     self._outage.suspect(file.archive_id, error)
                 raise
             finally:
-                self._leave_turn(cart)
+                self._release_slot(cart)
 
-    async def _take_turn(self, cart: Cart) -> None:
-        self._in_line[cart.id] += 1
+    async def _acquire_slot(self, cart: Cart) -> None:
+        self._queued[cart.id] += 1
         try:
             await self._turns.take(cart.id, cart.owner)
         finally:
-            self._in_line[cart.id] -= 1
-            if not self._in_line[cart.id]:
-                del self._in_line[cart.id]
+            self._queued[cart.id] -= 1
+            if not self._queued[cart.id]:
+                del self._queued[cart.id]
 
-    def _leave_turn(self, cart: Cart) -> None:
-        if cart.id in self._ended_at:
-            self._ended_at[cart.id] = self._clock.seconds()
+    def _release_slot(self, cart: Cart) -> None:
+        if cart.id in self._last_request_ended:
+            self._last_request_ended[cart.id] = self._clock.seconds()
         self._turns.leave()
 
-    async def _was_suspected(
+    async def _wait_out_outage(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
     ) -> bool:
         """Whether this failure was one of an archive that was away; then it is back."""
@@ -166,7 +172,7 @@ class Patience:
             return False
         return await self._outage.wait(cart.id, file.archive_id, failed=True)
 
-    async def _was_away(
+    async def _wait_out_unavailability(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
         """The same of one that says "unavailable", and still does at the last try.
@@ -179,9 +185,9 @@ class Patience:
         if self._outage.answered_since(answers, other_than=file.archive_id):
             return False
         self._outage.suspect(file.archive_id, failure)
-        return await self._was_suspected(cart, file, failure)
+        return await self._wait_out_outage(cart, file, failure)
 
-    async def _is_innocent(
+    async def _wait_out_archive_fault(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
         """Whether any file would have failed as this one did in the end; then the archive is back.
@@ -195,13 +201,13 @@ class Patience:
             return False
         return await self._outage.explains(cart.id, file.archive_id, failure, answers)
 
-    async def _wait(self, pause: float, failure: Exception) -> None:
+    async def _pause(self, pause: float, failure: Exception) -> None:
         await deferLater(self._clock, as_asked(pause, getattr(failure, "retry_after", None)))
 
-    def _judge(self, wrong: list[str], how: str) -> None:
+    def _report_mismatch(self, reasons: list[str], reason: str) -> None:
         """Find out whose fault it is that a file came wrong, by how it comes the second time."""
-        if not wrong and not self._tolerance.was_wrong():
-            how = ""
-        wrong.append(how)
-        if len(wrong) == 2 and wrong[0] == how:
+        if not reasons and not self._tolerance.was_wrong():
+            reason = ""
+        reasons.append(reason)
+        if len(reasons) == 2 and reasons[0] == reason:
             self._tolerance.was_wrong_again()

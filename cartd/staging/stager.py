@@ -21,31 +21,31 @@ from cartd.errors import (
     VolumeDamaged,
     VolumeUnavailable,
 )
-from cartd.integrity.missing_files import lose_unreadable
+from cartd.integrity.missing_files import invalidate_unreadable
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
-from cartd.process_locks import Holders, Silence
+from cartd.process_locks import LeaseObserver, ProcessLocks
 from cartd.quotas import FairShare
 from cartd.shield import at_most
-from cartd.staging.context import Tools
-from cartd.staging.pipeline import Staging
+from cartd.staging.context import StagingContext
+from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
 from cartd.threads import RunsInThread
 
-LEASE = 60.0
+LEASE_SECONDS = 60.0
 """Seconds for which a lease holds unless it is renewed."""
-TAKE_UP_EVERY = 5.0
+CLAIM_INTERVAL = 5.0
 """Seconds between two looks for carts that nobody stages; leases are renewed as often."""
-STOP_WAITS = 5.0
+STOP_STEP_TIMEOUT = 5.0
 """Seconds for which a stop waits for the database, at each of a few steps."""
-WATCH_EVERY = 60.0
-STALLED = 900.0
+WATCHDOG_INTERVAL = 60.0
+STALL_TIMEOUT = 900.0
 """Seconds without any progress after which a cart is begun anew: three times the longest pause.  To
 be added is for how long the archive may be silent."""
-FLUSH_EVERY = 1.0
+FLUSH_INTERVAL = 1.0
 """Seconds after which the store knows at the latest what has been staged."""
 
 log = Logger()
@@ -61,75 +61,75 @@ class Stager:
     def __init__(
         self,
         store: Store,
-        holders: Holders,
+        process_locks: ProcessLocks,
         recovery: Recovery,
         threads: RunsInThread,
         clock: IReactorTime,
         now: Callable[[], float],
         *,
-        stalled: float = STALLED,
+        stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
         """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store.
 
-        A cart of which nothing was done for ``stalled`` seconds is begun anew.
+        A cart of which nothing was done for ``stall_timeout`` seconds is begun anew.
         """
         self._store = store
-        self._holders = holders
+        self._process_locks = process_locks
         self._recovery = recovery
         self._threads = threads
         self._clock = clock
         self._now = now
-        self._stalled = stalled
-        self._tools: Tools | None = None
-        self._takes_up = False
+        self._stall_timeout = stall_timeout
+        self._context: StagingContext | None = None
+        self._claim_unfinished = False
         self._running: dict[int, Deferred[None]] = {}
-        self._stagings: dict[int, Staging] = {}
+        self._pipelines: dict[int, StagingPipeline] = {}
         self._fair_share = FairShare()
-        self._silence = Silence(LEASE)
+        self._lease_observer = LeaseObserver(LEASE_SECONDS)
         self._dead: set[str] = set()
-        self._rests: Rests[int] = Rests(TAKE_UP_EVERY)
+        self._backoff: Rests[int] = Rests(CLAIM_INTERVAL)
         """Of carts that the database has given trouble again and again."""
         self._loops: list[Periodic] = []
 
-    def start(self, tools: Tools, *, take_up: bool = True) -> None:
-        """Begin to stage; with ``take_up``, also what others have left unfinished.
+    def start(self, context: StagingContext, *, claim_unfinished: bool = True) -> None:
+        """Begin to stage; with ``claim_unfinished``, also what others have left unfinished.
 
         The lock of this process is taken by then, and kept for longer than it stages.
         """
-        self._tools = tools
-        self._takes_up = take_up
+        self._context = context
+        self._claim_unfinished = claim_unfinished
         self._loops = [
-            Periodic(self._clock, FLUSH_EVERY, self._flush),
-            Periodic(self._clock, TAKE_UP_EVERY, self._look_around),
-            Periodic(self._clock, WATCH_EVERY, self._watch),
+            Periodic(self._clock, FLUSH_INTERVAL, self._flush),
+            Periodic(self._clock, CLAIM_INTERVAL, self._claim_carts),
+            Periodic(self._clock, WATCHDOG_INTERVAL, self._restart_stalled),
         ]
         for loop in self._loops:
             loop.start()
 
     async def stop(self) -> None:
         """Stop staging and let go of all leases; others, or the next start, take up."""
-        self._tools = None
+        self._context = None
         for loop in self._loops:
             with suppress(TimeoutError):  # a disk that hangs
-                await self._in_time(loop.stop())
+                await self._with_timeout(loop.stop())
         busy = bool(self._running)
         try:
             # Who is cancelled writes down what is staged; who is cancelled twice does not.
-            await self._in_time(self._cancel(list(self._running)))
+            await self._with_timeout(self._cancel(list(self._running)))
             if busy:
-                await self._in_time(self._store.release_all(self._holders.name))
+                await self._with_timeout(self._store.release_all(self._process_locks.name))
         except (Unavailable, TimeoutError) as error:
             # Others see by the lock file that this process has ended.
             log.warn("Leases are left: {error}", error=error)
 
-    def _in_time(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
-        return at_most(STOP_WAITS, Deferred.fromCoroutine(work), self._clock)
+    def _with_timeout(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
+        return at_most(STOP_STEP_TIMEOUT, Deferred.fromCoroutine(work), self._clock)
 
     def count(self) -> int:
         """How many carts this process is staging."""
         return len(self._running)
 
-    def parts(self, owner: str | None) -> int:
+    def share_divisor(self, owner: str | None) -> int:
         """Into how many parts these carts cut what they share, for one of ``owner``."""
         return self._fair_share.divisor(owner, unknown_owners=self.count() - len(self._fair_share))
 
@@ -139,13 +139,13 @@ class Stager:
         ``resumed`` says that parts of it may be on the volume already.  Pollers call this again and
         again: nothing may be kept of a call for as long as the cart is staged.
         """
-        if cart_id in self._running or self._tools is None:
+        if cart_id in self._running or self._context is None:
             return
-        job = Deferred.fromCoroutine(self._stage(self._tools, cart_id, resumed))
+        job = Deferred.fromCoroutine(self._stage(self._context, cart_id, resumed))
         self._running[cart_id] = job
         job.addBoth(self._ended, cart_id)
 
-    async def drop(self, cart_id: int) -> None:
+    async def abort(self, cart_id: int) -> None:
         """Stop staging the cart, which has been deleted."""
         await self._cancel([cart_id])
 
@@ -157,83 +157,85 @@ class Stager:
 
     def _ended(self, result: Any, cart_id: int) -> None:
         self._running.pop(cart_id, None)
-        self._stagings.pop(cart_id, None)
+        self._pipelines.pop(cart_id, None)
         self._fair_share.remove(cart_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
             log.failure("Staging cart {id} ended unexpectedly", result, id=cart_id)
 
-    async def _stage(self, tools: Tools, cart_id: int, resumed: bool) -> None:
-        holder = self._holders.name
+    async def _stage(self, context: StagingContext, cart_id: int, resumed: bool) -> None:
+        holder = self._process_locks.name
         try:
             now = self._now()
             cart = await self._store.claim(
-                cart_id, holder, now=now, until=now + LEASE, dead=self._dead
+                cart_id, holder, now=now, until=now + LEASE_SECONDS, dead=self._dead
             )
             if cart is None:
                 return
             if resumed:
                 cart = await self._recovery.take_over(cart, holder)
             try:
-                await self._run(tools, cart, resumed)
+                await self._run(context, cart, resumed)
             except FileUnreadable:
                 raise
             except VolumeDamaged as error:
                 log.warn("Cart {id} is staged on: {error}", id=cart_id, error=error)
                 # What was staged has been taken away meanwhile: that is found out once.
-                await self._run(tools, await self._store.cart(cart_id) or cart, True)
+                await self._run(context, await self._store.cart(cart_id) or cart, True)
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
         except VolumeUnavailable:
-            await self._let_go(cart_id)
+            await self._release_lease(cart_id)
         except (LeaseLost, Unavailable) as error:
             # The one has another holder now, the other will be taken up again.
-            self._tell_left(cart_id, error)
+            self._log_interrupted(cart_id, error)
         except (CartdError, OSError) as error:
-            await self._blame(tools, cart_id, error)
+            await self._handle_failure(context, cart_id, error)
         except CancelledError:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
             await self._fail(cart_id, escape(f"Internal error: {type(error).__name__}: {error}"))
 
-    def _tell_left(self, cart_id: int, error: CartdError) -> None:
+    def _log_interrupted(self, cart_id: int, error: CartdError) -> None:
         if isinstance(error, DatabaseUnavailable):
             # The log has it once, for all.  A statement that fails for this cart alone may fail
             # each time: what is fetched in between is not to be fetched every few seconds.
-            self._rests.failed(cart_id, self._clock.seconds())
+            self._backoff.failed(cart_id, self._clock.seconds())
         else:
             log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
 
-    async def _run(self, tools: Tools, cart: Cart, resumed: bool) -> None:
-        staging = Staging(tools, cart, self._holders.name, resumed=resumed)
-        self._stagings[cart.id] = staging
+    async def _run(self, context: StagingContext, cart: Cart, resumed: bool) -> None:
+        pipeline = StagingPipeline(context, cart, self._process_locks.name, resumed=resumed)
+        self._pipelines[cart.id] = pipeline
         self._fair_share.add(cart.id, cart.owner)
-        await staging.run()
+        await pipeline.run()
 
-    async def _blame(self, tools: Tools, cart_id: int, error: CartdError | OSError) -> None:
+    async def _handle_failure(
+        self, context: StagingContext, cart_id: int, error: CartdError | OSError
+    ) -> None:
         """The cart is in error, unless the volume was to blame: then it is taken up again."""
         try:
-            await tools.volume.check()
+            await context.volume.check()
         except VolumeUnavailable:
-            await self._let_go(cart_id)
+            await self._release_lease(cart_id)
             return
         if isinstance(error, FileFailed):
             await self._fail(cart_id, str(error), error.position, error.cause)
         elif isinstance(error, FileUnreadable):
-            await self._lose(cart_id, error)
+            await self._invalidate_unreadable(cart_id, error)
             await self._fail(cart_id, str(error))
         else:
             await self._fail(cart_id, str(error))
 
-    async def _lose(self, cart_id: int, error: FileUnreadable) -> None:
+    async def _invalidate_unreadable(self, cart_id: int, error: FileUnreadable) -> None:
         try:
-            await lose_unreadable(self._store, cart_id, self._holders.name, error.path)
+            await invalidate_unreadable(self._store, cart_id, self._process_locks.name, error.path)
         except (LeaseLost, Unavailable) as away:
             log.warn("What cart {id} has lost is not recorded: {error}", id=cart_id, error=away)
 
-    async def _let_go(self, cart_id: int) -> None:
+    async def _release_lease(self, cart_id: int) -> None:
         """For whoever has the volume; the volume itself has told that it is away."""
         try:
-            await self._store.release(self._holders.name, cart_id)
+            await self._store.release(self._process_locks.name, cart_id)
         except Unavailable as error:
             log.warn("The lease of cart {id} is left to expire: {error}", id=cart_id, error=error)
 
@@ -241,31 +243,33 @@ class Stager:
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
-        staging = self._stagings.get(cart_id)
+        pipeline = self._pipelines.get(cart_id)
         try:
-            known = await self._record_rest(cart_id)
+            known = await self._reconcile_volume(cart_id)
             await self._store.record_error(
                 cart_id,
-                self._holders.name,
+                self._process_locks.name,
                 message,
                 position=position,
                 file_error=file_error,
                 now=self._now(),
-                volume_bytes=None if staging is None else staging.tar_bytes,
+                volume_bytes=None if pipeline is None else pipeline.tar_bytes,
                 rest_unknown=not known,
             )
         except (LeaseLost, Unavailable) as error:
             log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
 
-    async def _record_rest(self, cart_id: int) -> bool:
+    async def _reconcile_volume(self, cart_id: int) -> bool:
         """Whether all that is on the volume of the cart is recorded now."""
-        staging = self._stagings.get(cart_id)
-        if staging is None:
+        pipeline = self._pipelines.get(cart_id)
+        if pipeline is None:
             return False
         try:
             # Who has taken the cart over has files there that are not recorded yet.
-            if cart_id in await self._store.renew(self._holders.name, self._now() + LEASE):
-                await staging.record_rest()
+            if cart_id in await self._store.renew(
+                self._process_locks.name, self._now() + LEASE_SECONDS
+            ):
+                await pipeline.reconcile_volume()
                 return True
         except Unavailable:
             raise  # it is staged again: what is on the volume must not go uncounted
@@ -285,31 +289,31 @@ class Stager:
     # What is done again and again
 
     async def _flush(self) -> None:
-        for cart_id, staging in list(self._stagings.items()):
+        for cart_id, pipeline in list(self._pipelines.items()):
             try:
-                await staging.flush()
+                await pipeline.flush()
             except LeaseLost:
-                await self._give_up([cart_id])
+                await self._abort_all([cart_id])
 
-    async def _watch(self) -> None:
+    async def _restart_stalled(self) -> None:
         """Begin carts anew that stand still: no fault of ours is to keep one from its end."""
-        for cart_id, staging in list(self._stagings.items()):
-            if staging.idle() >= self._stalled and cart_id in self._running:
+        for cart_id, pipeline in list(self._pipelines.items()):
+            if pipeline.idle() >= self._stall_timeout and cart_id in self._running:
                 log.error(
                     "Cart {id} has stood still for {seconds:.0f} s and is staged anew;"
                     " please report this line",
                     id=cart_id,
-                    seconds=staging.idle(),
+                    seconds=pipeline.idle(),
                 )
                 self._running[cart_id].cancel()
 
     async def _renew(self) -> None:
         """Keep the leases; drop the carts whose lease somebody else has taken."""
-        claimed = list(self._stagings)
-        held = await self._store.renew(self._holders.name, self._now() + LEASE)
-        await self._give_up([cart_id for cart_id in claimed if cart_id not in held])
+        claimed = list(self._pipelines)
+        held = await self._store.renew(self._process_locks.name, self._now() + LEASE_SECONDS)
+        await self._abort_all([cart_id for cart_id in claimed if cart_id not in held])
 
-    async def _give_up(self, cart_ids: list[int]) -> None:
+    async def _abort_all(self, cart_ids: list[int]) -> None:
         for cart_id in cart_ids:
             if cart_id in self._running:
                 log.warn(
@@ -318,7 +322,7 @@ class Stager:
                 )
         await self._cancel(cart_ids)
 
-    async def _look_around(self) -> None:
+    async def _claim_carts(self) -> None:
         """Renew, see who has died, then take up every unfinished cart that nobody is staging.
 
         What the dead have not synced comes first: no cart is to be linked to it.  Carts that others
@@ -326,15 +330,15 @@ class Stager:
         be staged, and nobody's lock be seen.
         """
         await self._renew()
-        if self._tools is not None:
-            await self._tools.volume.check()
+        if self._context is not None:
+            await self._context.volume.check()
         ends = await self._store.holders()
         names = {*ends, *await self._store.unsynced_holders()}
-        dead = await self._threads.run(self._holders.dead_among, names)
-        self._dead = dead | self._silence.among(ends, self._clock.seconds())
-        if self._takes_up:
-            holder = self._holders.name
+        dead = await self._threads.run(self._process_locks.dead_among, names)
+        self._dead = dead | self._lease_observer.expired(ends, self._clock.seconds())
+        if self._claim_unfinished:
+            holder = self._process_locks.name
             await self._recovery.recover(holder, self._dead)
             for cart_id in await self._store.claimable(holder, now=self._now(), dead=self._dead):
-                if not self._rests.is_resting(cart_id, self._clock.seconds()):
+                if not self._backoff.is_resting(cart_id, self._clock.seconds()):
                     self.begin(cart_id)

@@ -18,13 +18,13 @@ from cartd.archive import FileState
 from cartd.concurrency import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
-from cartd.staging.context import Tools
+from cartd.staging.context import StagingContext
 from cartd.staging.recall_queue import RecallQueue
 from cartd.staging.retry import FileFailed
 
 PAGE = 500
 """Rows of due files read at once."""
-TELL_EVERY = 60.0
+PROGRESS_INTERVAL = 60.0
 """Seconds between two updates of what the cart's client is told."""
 
 log = Logger()
@@ -41,7 +41,7 @@ class TapeRecall:
 
     def __init__(
         self,
-        tools: Tools,
+        context: StagingContext,
         cart: Cart,
         holder: str,
         *,
@@ -50,7 +50,7 @@ class TapeRecall:
         failed: Callable[[FileFailed], Awaitable[None]],
         window: Callable[[], int],
     ) -> None:
-        self._tools = tools
+        self._context = context
         self._cart = cart
         self._holder = holder
         self._announce_once = announce
@@ -59,17 +59,17 @@ class TapeRecall:
         self._window = window
         self.queue = RecallQueue(cart.files_total)
         self._woken: Deferred[None] | None = None
-        self._told_at = 0.0
+        self._progress_recorded_at = 0.0
 
     async def run(self, unstaged: Callable[[], AsyncIterator[CartFile]]) -> None:
         """Fetch all that is marked in :attr:`queue`; ``unstaged`` gives the rows that there are."""
-        if not self.queue.left:
+        if not self.queue.remaining:
             if self._cart.tape_files:  # as it was when another process, or start, had the cart
-                await self._tell()
+                await self._record_progress()
             return
-        await self._tell()
+        await self._record_progress()
         await both(self._announce_all(unstaged()), self._poll_all())
-        await self._tell()
+        await self._record_progress()
 
     async def _announce_all(self, unstaged: AsyncIterator[CartFile]) -> None:
         async def on_tape() -> AsyncIterator[CartFile]:
@@ -81,68 +81,68 @@ class TapeRecall:
 
     async def _announce(self, file: CartFile) -> None:
         try:
-            asked = await self._announced(file)
+            retry_after = await self._announce_and_record(file)
         except FileFailed as failed:
-            await self._give_up(failed)
+            await self._fail(failed)
         else:
-            self._add(file, asked)
+            self._add(file, retry_after)
 
-    async def _give_up(self, failed: FileFailed) -> None:
-        self.queue.came()
+    async def _fail(self, failed: FileFailed) -> None:
+        self.queue.done()
         self._wake()
         await self._failed(failed)
 
-    async def _announced(self, file: CartFile) -> float | None:
-        asked = await self._announce_once(file)
-        self.queue.announced(file.position, self._now())
-        return asked
+    async def _announce_and_record(self, file: CartFile) -> float | None:
+        retry_after = await self._announce_once(file)
+        self.queue.record_announced(file.position, self._now())
+        return retry_after
 
     async def _poll_all(self) -> None:
         await for_each(self._due_files(), self._poll, self._window)
 
     async def _due_files(self) -> AsyncIterator[CartFile]:
         """Each file whenever it is to be polled, until all have come."""
-        while self.queue.left:
-            positions = self.queue.take_due(self._now(), self._tools.share(self._cart, PAGE))
+        while self.queue.remaining:
+            positions = self.queue.pop_due(self._now(), self._context.share(self._cart, PAGE))
             if not positions:
                 await self._pause()
                 continue
-            files = await self._tools.store.files_at(self._cart.id, positions)
-            self.queue.came(len(positions) - len(files))  # the others are staged by now
+            files = await self._context.store.files_at(self._cart.id, positions)
+            self.queue.done(len(positions) - len(files))  # the others are staged by now
             for file in files:
-                await self._tools.polls.take(self._cart.owner)
+                await self._context.poll_limiter.take(self._cart.owner)
                 yield file
 
     async def _poll(self, file: CartFile) -> None:
         waited = self.queue.since_announced(file.position, self._now())
         try:
-            if waited >= self._tools.recall_retry_interval:
-                await self._announced(file)
+            if waited >= self._context.recall_retry_interval:
+                await self._announce_and_record(file)
             state = await self._poll_once(file)
         except FileFailed as failed:
-            await self._give_up(failed)
+            await self._fail(failed)
             return
         if state is None:
-            self.queue.came()
+            self.queue.done()
             self._wake()
-            if self._now() - self._told_at >= TELL_EVERY:
-                await self._tell()
+            if self._now() - self._progress_recorded_at >= PROGRESS_INTERVAL:
+                await self._record_progress()
         else:
             self._add(file, state.retry_after)
 
-    async def _tell(self) -> None:
+    async def _record_progress(self) -> None:
         """Let the cart's client be told how many files it waits for."""
-        self._told_at = self._now()
+        self._progress_recorded_at = self._now()
         try:
-            await self._tools.store.record_tape(
-                self._cart.id, self._holder, self.queue.left, now=self._tools.now()
+            await self._context.store.record_tape(
+                self._cart.id, self._holder, self.queue.remaining, now=self._context.now()
             )
         except Unavailable as error:
             log.debug("Not recorded how many files are on tape: {error}", error=error)
 
-    def _add(self, file: CartFile, asked: float | None) -> None:
+    def _add(self, file: CartFile, retry_after: float | None) -> None:
         before = self.queue.next_due()
-        due = self.queue.add(file.position, self._now(), asked)
+        due = self.queue.add(file.position, self._now(), retry_after)
         if before is None or due < before:
             self._wake()
 
@@ -152,7 +152,7 @@ class TapeRecall:
         due = self.queue.next_due()
         timer = None
         if due is not None:
-            timer = self._tools.clock.callLater(max(due - self._now(), 0.0), self._wake)
+            timer = self._context.clock.callLater(max(due - self._now(), 0.0), self._wake)
         try:
             await woken
         finally:
@@ -166,4 +166,4 @@ class TapeRecall:
             woken.callback(None)
 
     def _now(self) -> float:
-        return self._tools.clock.seconds()
+        return self._context.clock.seconds()

@@ -29,7 +29,7 @@ CHUNK = 1500
 async def post(process: SimulatedProcess, oracle: Oracle, spec: Spec) -> None:
     oracle.post(spec)
     try:
-        await process.services.recovery.recovered()
+        await process.services.recovery.wait_until_recovered()
         cart = await process.carts.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # nobody knows whether it is there
@@ -43,7 +43,7 @@ async def delete(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
     oracle.may_be_deleted |= before
     process.deleting[uid] += 1
     try:
-        await process.services.recovery.recovered()
+        await process.services.recovery.wait_until_recovered()
         await process.carts.delete(UNRESTRICTED, uid)
     except CartdError:
         return
@@ -82,7 +82,7 @@ async def download(
 ) -> str:
     """Read a part of a cart's tar, from one share of its length to another; how it ended."""
     try:
-        await process.services.recovery.recovered()
+        await process.services.recovery.wait_until_recovered()
         async with process.services.downloads.open(UNRESTRICTED, uid, name) as opened:
             tar = oracle.tar_of(opened.cart, top_folder(name))
             oracle.tagged(opened.etag, tar)

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from cartd import services, tar_index_cache
 from cartd.config import Config, load
 from cartd.errors import Unavailable
-from cartd.integrity.identity import belong
+from cartd.integrity.identity import bind_volume
 from cartd.pins import Pins
 from cartd.removal import Removal
 from cartd.service import Cartd
@@ -172,7 +172,7 @@ class SimulatedProcess:
             now, machine.database.random, machine.disk, machine.database, archive_state
         )
         self.config = _config(machine, quota)
-        number = belong(self.config.database_url, self.config.volume_path)
+        number = bind_volume(self.config.database_url, self.config.volume_path)
         self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
         # How long a trip takes is no matter of real time here.
         self.services.volume._shared._timer = self.reactor.seconds
@@ -240,10 +240,10 @@ class SimulatedProcess:
 
     def release_lock(self) -> None:
         """Release the lock that a process on another machine would still seem to hold."""
-        holders = self.services.stager._holders
-        if holders._held is not None:
-            os.close(holders._held)
-            holders._held = None
+        process_locks = self.services.stager._process_locks
+        if process_locks._lock_fd is not None:
+            os.close(process_locks._lock_fd)
+            process_locks._lock_fd = None
 
     def stop(self) -> bool:
         """End it as SIGTERM does; whether it did not die on the way."""
