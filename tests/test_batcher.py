@@ -49,7 +49,7 @@ def test_an_old_batch_is_written_before_it_is_full() -> None:
     assert written.batches == [[0, 1]]
 
 
-def test_who_fills_a_batch_waits_until_the_one_before_is_written() -> None:
+def test_add_of_a_full_batch_waits_for_the_write_before() -> None:
     written = Written()
     written.block = Deferred()
     batches = Batcher(written, Clock().seconds, size=1)
@@ -67,7 +67,7 @@ def test_nothing_is_written_when_there_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("ends", ["failed", "cancelled"])
-def test_what_could_not_be_written_is_written_with_what_came_since(ends: str) -> None:
+def test_a_failed_batch_is_retried_with_later_items(ends: str) -> None:
     written = Written()
     batches = Batcher(written, Clock().seconds)
     added(batches, 0)
@@ -100,7 +100,7 @@ def test_any_number_may_wait_for_a_slow_write() -> None:
     assert waiting[1:] == [[None]] * 1999
 
 
-def test_who_gives_up_waiting_for_a_write_holds_up_nobody() -> None:
+def test_a_cancelled_add_does_not_block_others() -> None:
     written = Written()
     written.block = Deferred()
     batches = Batcher(written, Clock().seconds, size=1)

@@ -86,14 +86,14 @@ def test_what_is_no_manifest_is_left_to_others(body: bytes) -> None:
     assert not has_more(body, 3)
 
 
-def test_where_there_are_fewer_commas_nothing_is_looked_at_closely(
+def test_few_commas_skip_the_detailed_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entry_count, "_longest_list", None)
     check_entries(posted(*[ENTRY] * 100), 1000)
 
 
-def test_the_parser_refuses_what_has_too_many_before_it_looks_for_faults() -> None:
+def test_too_many_entries_are_rejected_before_other_faults() -> None:
     assert len(parse(posted(ENTRY), max_entries=1).entries) == 1
     with pytest.raises(TooLarge):
         parse(posted(0, 0), max_entries=1)

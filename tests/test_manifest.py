@@ -125,7 +125,7 @@ def test_a_hash_sum_in_capitals_is_the_same_hash_sum() -> None:
     assert parse(body(entry(hashsum=SHA1.upper()))) == parse(body(entry()))
 
 
-def test_a_hash_sum_may_be_unknown_unless_the_service_requires_it() -> None:
+def test_a_hash_sum_may_be_empty_unless_it_is_required() -> None:
     data = body(entry(path="b"), entry(hashsum=""))
     assert [item.hash_sum for item in parse(data).entries][1] == ""
     assert refusal(data, require_hashsum=True).startswith("fileids[1].hashsum: is empty")
@@ -238,7 +238,7 @@ def test_what_is_no_manifest_is_refused(data: bytes, message: str) -> None:
     assert refusal(data).startswith(message)
 
 
-def test_a_byte_that_is_not_utf_8_is_found_behind_the_first_mebibyte() -> None:
+def test_invalid_utf8_is_found_behind_the_first_mebibyte() -> None:
     # The block before ends in the middle of a character.
     before = b'{"x": "'
     data = before + b"y" * (2**20 - len(before) - 1) + "ü".encode() + b"\xff" + b'", "fileids": []}'
@@ -250,7 +250,7 @@ def test_a_byte_that_is_not_utf_8_is_found_behind_the_first_mebibyte() -> None:
         st.sampled_from(["\\ud83d", "\\ude00", "\\\\", '\\"', "ud83d", "\\u0041", "x"]), max_size=12
     )
 )
-def test_text_with_surrogates_is_refused_as_such_if_and_only_if_one_is_alone(
+def test_only_lone_surrogates_are_rejected(
     pieces: list[str],
 ) -> None:
     text = "".join(pieces)
@@ -329,12 +329,12 @@ def test_an_entry_that_is_no_object_is_refused_by_its_place() -> None:
     assert refusal(body(entry(), 7)) == "fileids[1]: expected object, got int"
 
 
-def test_white_space_of_one_hash_sum_does_not_make_up_for_another() -> None:
+def test_white_space_in_a_hash_sum_is_rejected() -> None:
     data = body(entry(hashsum=SHA1[:-2] + "  "), entry(path="b", hashsum=SHA1))
     assert refusal(data).startswith("fileids[0].hashsum: ")
 
 
-def test_hash_sums_of_several_types_are_each_checked_by_their_own() -> None:
+def test_hash_sums_are_checked_by_their_own_type() -> None:
     md5 = hashlib.md5(b"content").hexdigest()
     good = body(entry(), entry(path="b", hashtype="md5", hashsum=md5))
     assert [item.hash_sum for item in parse(good).entries] == [SHA1, md5]
@@ -375,7 +375,7 @@ def test_paths_that_clash_are_refused_by_both_places(clashing: list[str], messag
     assert refusal(body(*[entry(path=path) for path in clashing])) == message
 
 
-def test_paths_that_share_only_the_beginning_of_a_name_do_not_clash() -> None:
+def test_paths_that_share_a_name_prefix_do_not_collide() -> None:
     names = ["a/b", "a/bc", "a/b.c/d", "a/b c", "ab", "a!/b", "A/b/c"]
     assert paths(parse(body(*[entry(path=name) for name in names]))) == names
 

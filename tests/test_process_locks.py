@@ -44,7 +44,7 @@ def test_a_killed_process_is_known_to_be_dead(tmp_path: Path) -> None:
     mine.stop()
 
 
-def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None:
+def test_locks_of_dead_processes_are_removed_at_start(tmp_path: Path) -> None:
     first = ProcessLocks(tmp_path)
     first.start()
     stale = tmp_path / f"{first.name[:-8]}0badcafe.lock"
@@ -68,7 +68,7 @@ def test_the_locks_of_the_dead_are_swept_away_at_a_start(tmp_path: Path) -> None
         pytest.param("there", "0", False, id="another machine without a boot id"),
     ],
 )
-def test_who_has_died_is_known_on_the_same_machine(
+def test_a_dead_process_is_detected_on_the_same_machine(
     tmp_path: Path, host: str, boot: str, local: bool
 ) -> None:
     mine = ProcessLocks(tmp_path, host="here", boot="0badcafe")
@@ -87,7 +87,7 @@ def test_without_boot_ids_it_is_the_host_name_that_tells(tmp_path: Path) -> None
     assert mine.dead_among(dead) == {f"here-{NO_BOOT_ID}-12-0badcafe"}
 
 
-def test_without_locks_a_process_is_not_taken_for_dead_by_one_that_has_them(
+def test_a_process_without_locks_is_not_considered_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patching:

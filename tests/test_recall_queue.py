@@ -44,7 +44,7 @@ def test_a_cart_without_tape_costs_nothing() -> None:
 
 
 @given(st.integers(0, 12), st.floats(0, 1e6), st.none() | st.floats(0, 1e6))
-def test_a_wait_doubles_with_each_poll_or_is_as_long_as_was_asked_for(
+def test_a_wait_doubles_with_each_poll_or_follows_retry_after(
     polls: int, now: float, asked: float | None
 ) -> None:
     queue = queue_of(range(1))

@@ -67,7 +67,7 @@ def bench(tmp_path: Path) -> Recovered:
     return Recovered(tmp_path / "volume")
 
 
-def test_who_asks_before_the_first_recovery_waits_for_it(bench: Recovered) -> None:
+def test_a_request_before_the_first_recovery_waits_for_it(bench: Recovered) -> None:
     asking = [begin(bench.made.wait_until_recovered()) for _ in range(2)]
     assert asking == [[], []]
     assert bench.recover() == [None]
@@ -76,7 +76,7 @@ def test_who_asks_before_the_first_recovery_waits_for_it(bench: Recovered) -> No
     assert not bench.clock.getDelayedCalls()
 
 
-def test_a_store_that_is_away_lets_nobody_pass(bench: Recovered) -> None:
+def test_an_unavailable_store_keeps_requests_waiting(bench: Recovered) -> None:
     asking = begin(bench.made.wait_until_recovered())
     bench.store.away = 1
     assert isinstance(failure_of(bench.recover()), Unavailable)
@@ -85,14 +85,14 @@ def test_a_store_that_is_away_lets_nobody_pass(bench: Recovered) -> None:
     assert asking == [None]
 
 
-def test_who_has_waited_for_long_is_told_to_ask_again(bench: Recovered) -> None:
+def test_a_request_that_waits_too_long_is_unavailable(bench: Recovered) -> None:
     asking = begin(bench.made.wait_until_recovered())
     bench.clock.advance(RECOVERY_TIMEOUT)
     assert isinstance(failure_of(asking), Unavailable)
     assert bench.recover() == [None]
 
 
-def test_who_leaves_is_not_waited_for(bench: Recovered) -> None:
+def test_a_cancelled_waiter_is_forgotten(bench: Recovered) -> None:
     asking = Deferred.fromCoroutine(bench.made.wait_until_recovered())
     left: list[Failure | None] = []
     asking.addBoth(left.append)
@@ -102,7 +102,7 @@ def test_who_leaves_is_not_waited_for(bench: Recovered) -> None:
     assert bench.recover() == [None]
 
 
-def test_carts_are_doubted_one_after_the_other(bench: Recovered) -> None:
+def test_carts_are_revalidated_one_after_the_other(bench: Recovered) -> None:
     first, second = bench.put_whole(), bench.put_whole()
     bench.left.noted = {first.id: [1, 2, 3], second.id: [99]}
     assert bench.recover() == [None]
@@ -121,7 +121,7 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
     assert bench.left.done == [("synced", 0, [1, 2]) if there else ("doubted", cart.id, [1, 2])]
 
 
-def test_who_takes_a_cart_over_has_it_as_it_is_then(bench: Recovered) -> None:
+def test_take_over_returns_the_current_cart(bench: Recovered) -> None:
     cart = bench.put_whole()
     assert begin(bench.made.take_over(cart, "me")) == [cart]
     bench.left.noted = {cart.id: [1]}

@@ -105,7 +105,7 @@ def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
     assert peak < 12 * MANY + 4 * 2**20
 
 
-def test_what_is_wrong_with_a_bundle_concerns_all_of_it_and_no_file_is_looked_at() -> None:
+def test_a_damaged_bundle_is_restaged_whole() -> None:
     bench = Bench(Rows(cart=replace(CART, bundle=True)), Lacking())
     bench.restage(unreadable="directory/file-3")
     assert (bench.rows.lost, bench.rows.pages) == ([MANY], 0)
@@ -135,7 +135,7 @@ def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
     assert len(bench.staged) == MAX_RESTAGES + 1
 
 
-def test_a_cart_whose_volume_cannot_be_written_stays_ready_however_often_it_is_found_out() -> None:
+def test_a_cart_stays_ready_while_the_volume_is_not_writable() -> None:
     volume = Lacking()
     bench = Bench(Rows(3), volume)
     volume.refuses = "Read-only file system"

@@ -52,7 +52,7 @@ def restore(cartd: RunningCartd) -> None:
 
 
 @in_a_thread
-def test_with_an_older_database_new_carts_do_not_inherit_what_lost_ones_left(
+def test_new_carts_do_not_inherit_orphans_after_a_restore(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:
@@ -93,7 +93,7 @@ def test_with_an_older_database_new_carts_do_not_inherit_what_lost_ones_left(
 
 
 @in_a_thread
-def test_with_an_older_volume_what_is_missing_heals_and_what_was_deleted_goes(
+def test_an_older_volume_is_repaired_after_a_restore(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:
@@ -158,7 +158,7 @@ class TestOrphans:
         return volume
 
     @in_the_loop
-    async def test_only_what_looks_like_a_cart_that_nobody_knows_is_one(
+    async def test_only_unknown_cart_directories_are_orphans(
         self, store: Store, volume: Volume, root: Path
     ) -> None:
         for status in (CartStatus.READY, CartStatus.DELETED):

@@ -107,7 +107,7 @@ class Bench:
 
 
 class TestOrder:
-    def test_each_cart_is_read_once_in_an_interval_the_longest_unread_first(self) -> None:
+    def test_each_cart_is_scrubbed_once_per_interval_oldest_first(self) -> None:
         bench = Bench(3)
         bench.store.verified = {1: 500.0, 3: 100.0}
         ended = begin(bench.scrub.scrub())
@@ -156,7 +156,7 @@ class TestPace:
 
 
 class TestDamage:
-    def test_what_is_damaged_is_given_back_and_the_first_few_are_named(self) -> None:
+    def test_a_damaged_cart_is_restaged_and_a_few_files_are_logged(self) -> None:
         bench = Bench(1)
         bench.verification.found[1] = [Damage(n, f"f{n}", "is missing") for n in (1, 2, 4, 5)]
         with logged() as events:
@@ -179,7 +179,7 @@ class TestDamage:
             assert ended == [None]
             bench.clock.advance(60)
 
-    def test_a_disk_on_which_everything_is_damaged_does_not_cost_all_carts_at_once(self) -> None:
+    def test_scrub_pauses_after_several_damaged_carts_in_a_row(self) -> None:
         bench = Bench(1000)
         for cart in bench.carts:
             bench.verification.found[cart.id] = [Damage(0, "f", "cannot be read")]
@@ -214,7 +214,7 @@ class TestDamage:
         assert sorted(bench.store.verified) == [cart.id for cart in bench.carts[1::2]]
         assert sorted(bench.read()) == [cart.id for cart in bench.carts]
 
-    def test_a_volume_that_cannot_be_written_is_not_asked_every_minute(self) -> None:
+    def test_scrub_backs_off_while_the_volume_is_not_writable(self) -> None:
         bench = Bench(5)
         bench.verification.found[1] = [Damage(0, "f", "is missing")]
         bench.repair.refuses = True
@@ -286,9 +286,7 @@ def spoil(path: Path) -> None:
 
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
-def test_damage_that_sizes_do_not_show_is_healed_before_a_client_sees_it(
-    site: CartSite, bundle: bool
-) -> None:
+def test_same_size_damage_is_repaired_before_a_download(site: CartSite, bundle: bool) -> None:
     uid = f"spoilt-{bundle}".lower()
     files = {"bad": os.urandom(5000), "good": os.urandom(5000)}
     site.stage(uid, files, bundle=bundle)

@@ -129,9 +129,7 @@ class TestErrors:
         assert there == set(bench.store.staged(cart.id)) != set()
         assert list((bench.root / "incoming").iterdir()) == []
 
-    def test_a_cart_ends_in_error_only_when_the_store_knows_what_it_has_left(
-        self, bench: Staged
-    ) -> None:
+    def test_a_cart_fails_only_after_its_files_are_recorded(self, bench: Staged) -> None:
         """Else what is on the volume, but not recorded, would take room that nobody counts."""
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
@@ -147,7 +145,7 @@ class TestErrors:
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.ERROR
 
-    def test_a_cart_in_error_takes_what_was_promised_if_the_disk_hides_what_it_has_left(
+    def test_a_failed_cart_stays_reserved_if_its_files_are_unknown(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a failed disk lets nobody look: else that would take room that nobody counts."""
@@ -170,7 +168,7 @@ class TestErrors:
         assert bench.status(again.id) is CartStatus.ERROR
         assert bench.store.carts[again.id].volume_bytes == 0
 
-    def test_a_cart_that_fails_when_its_bundle_is_written_takes_what_that_takes(
+    def test_a_cart_that_fails_while_bundling_counts_its_tar(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def fail(_: object) -> None:
@@ -184,9 +182,7 @@ class TestErrors:
         tar = bench.volume.tar(cart).stat().st_size
         assert bench.store.carts[cart.id].volume_bytes == tar
 
-    def test_what_is_taken_away_before_its_bundle_is_written_is_fetched_again_once(
-        self, bench: Staged
-    ) -> None:
+    def test_files_removed_before_bundling_are_refetched_once(self, bench: Staged) -> None:
         bench.start()
         cart = bench.put(bundle=True)
         begin_bundling = bench.store.begin_bundling
@@ -213,9 +209,7 @@ class TestErrors:
         assert bench.status(again.id) is CartStatus.ERROR
         assert bench.store.carts[again.id].error == "dir/2 is missing on the volume"
 
-    def test_a_fault_of_our_own_is_an_error_of_the_cart_and_stops_no_other(
-        self, bench: Staged
-    ) -> None:
+    def test_an_internal_error_fails_one_cart_only(self, bench: Staged) -> None:
         bench.archive.fails["HEAD", "1"] = [ZeroDivisionError("bug")]
         bench.start()
         first = bench.put()
@@ -244,9 +238,7 @@ class TestTakingUp:
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
 
-    def test_the_cart_of_another_machine_is_taken_over_when_its_lease_ends(
-        self, bench: Staged
-    ) -> None:
+    def test_a_cart_of_another_machine_is_taken_over_after_its_lease(self, bench: Staged) -> None:
         cart = bench.put()
         bench.store.leases[cart.id] = "elsewhere-0-1-0badcafe", 12.0
         bench.start()
@@ -255,9 +247,7 @@ class TestTakingUp:
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
-    def test_a_dead_process_elsewhere_holds_nothing_longer_because_a_clock_was_set_back(
-        self, bench: Staged
-    ) -> None:
+    def test_a_clock_set_back_does_not_extend_a_dead_lease(self, bench: Staged) -> None:
         cart = bench.put()
         bench.store.leases[cart.id] = "elsewhere-1-0badcafe", LEASE_SECONDS
         bench.set_ahead = -3600.0
@@ -267,7 +257,7 @@ class TestTakingUp:
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
-    def test_who_renews_keeps_the_cart_though_its_clock_is_ahead(self, bench: Staged) -> None:
+    def test_a_renewed_lease_is_kept_although_its_clock_is_ahead(self, bench: Staged) -> None:
         cart = bench.put()
         ahead = 3600.0
         bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
@@ -281,9 +271,7 @@ class TestTakingUp:
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
-    def test_what_the_store_kept_from_going_on_is_taken_up_when_it_is_back(
-        self, bench: Staged
-    ) -> None:
+    def test_a_cart_is_resumed_when_the_store_is_available_again(self, bench: Staged) -> None:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
@@ -299,7 +287,7 @@ class TestTakingUp:
         # Both were on the volume: nothing is fetched again.
         assert bench.archive.times("GET") == 2
 
-    def test_a_store_that_is_away_for_a_moment_is_no_error_of_the_cart(self, bench: Staged) -> None:
+    def test_a_short_store_outage_does_not_fail_the_cart(self, bench: Staged) -> None:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
@@ -325,7 +313,7 @@ class TestLeases:
         assert bench.status(cart.id) is CartStatus.READY
 
     @pytest.mark.parametrize("seconds", [1.0, CLAIM_INTERVAL], ids=["at a flush", "at a renewal"])
-    def test_who_loses_one_stops_in_the_middle(self, bench: Staged, seconds: float) -> None:
+    def test_a_lost_lease_aborts_the_staging(self, bench: Staged, seconds: float) -> None:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2" if seconds == 1.0 else "1")
         if seconds != 1.0:
@@ -349,7 +337,7 @@ class TestLeases:
 
 
 class TestStandingStill:
-    def test_a_cart_that_stands_still_is_staged_anew_with_a_line_in_the_log(
+    def test_a_stalled_cart_is_restarted_and_logged(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As if a fault of ours had lost what its staging waits for."""
@@ -403,7 +391,7 @@ class TestStandingStill:
         assert held.called
         result_of(bench.stager.stop())
 
-    def test_a_cart_that_waits_for_its_turn_does_not_stand_still(self, bench: Staged) -> None:
+    def test_a_cart_that_waits_for_a_slot_is_not_stalled(self, bench: Staged) -> None:
         bench.archive.files = {f"{n}": b"x" for n in range(5)}
         bench.start()
         for name in bench.archive.files:
@@ -420,7 +408,7 @@ class TestStandingStill:
 
 class TestWaitingForLong:
     @pytest.mark.parametrize(("what", "carts"), [("archive", 1000), ("tape", 250)])
-    def test_carts_that_wait_for_a_week_take_no_more_memory_in_the_end(
+    def test_carts_that_wait_for_a_week_leak_no_memory(
         self, bench: Staged, what: str, carts: int
     ) -> None:
         bench.archive.files = {f"{n}": b"" for n in range(carts)}
@@ -478,7 +466,7 @@ class TestLettingGo:
         assert [bench.status(cart.id) for cart in carts] == [CartStatus.STAGING] * 2
         assert [bench.store.staged(cart.id) for cart in carts] == [["2"], []]
 
-    def test_the_stop_ends_though_the_store_is_away(self, bench: Staged) -> None:
+    def test_stop_ends_although_the_store_is_down(self, bench: Staged) -> None:
         bench.start()
         bench.hold()
         bench.stager.begin(bench.put().id)

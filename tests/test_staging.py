@@ -74,7 +74,7 @@ class TestPatience:
         assert tried == [4, 5, 305]
         assert ended == [None]
 
-    def test_when_the_tries_are_used_up_the_last_cause_is_told(self, bench: Bench) -> None:
+    def test_after_all_attempts_the_last_cause_is_reported(self, bench: Bench) -> None:
         bench.archive.fails["GET", "2"] = [passing("first"), passing("second"), passing("third")]
         _, ended = run(bench, bench.put())
         bench.clock.pump([0.5, 1.0])
@@ -94,7 +94,7 @@ class TestPatience:
         assert content(bench) == FILES
 
     @pytest.mark.parametrize(("answers", "places"), [([b"owt", b"owt"], 4), ([b"owt", b"wto"], 1)])
-    def test_only_what_comes_wrong_in_several_ways_makes_files_wait_for_each_other(
+    def test_only_varying_corruption_lowers_the_concurrency(
         self, tmp_path: Path, answers: list[bytes], places: int
     ) -> None:
         bench = Bench(tmp_path / "volume", dict.fromkeys(["1", "2"], b"two"))
@@ -137,7 +137,7 @@ class TestFailedFiles:
         return Bench(tmp_path / "volume", {f"{n}": b"%d" % n for n in range(number)})
 
     @pytest.mark.parametrize("bundle", [False, True])
-    def test_all_are_tried_and_told_and_the_good_ones_staged(
+    def test_all_failures_are_reported_and_good_files_are_staged(
         self, tmp_path: Path, bundle: bool
     ) -> None:
         bench = self.of(tmp_path, 39)
@@ -183,7 +183,7 @@ class TestFailedFiles:
         assert not bench.clock.getDelayedCalls()
 
     @pytest.mark.parametrize("method", ["HEAD", "GET"])
-    def test_a_large_cart_of_which_nothing_can_be_had_is_given_up_early(
+    def test_a_large_cart_whose_files_all_fail_is_aborted_early(
         self, tmp_path: Path, method: str
     ) -> None:
         bench = self.of(tmp_path, 3000)
@@ -218,7 +218,7 @@ class TestFailedFiles:
 
 
 class TestRoom:
-    def test_room_for_all_of_it_is_asked_for_before_a_byte_is_fetched(self, bench: Bench) -> None:
+    def test_space_is_reserved_before_a_byte_is_fetched(self, bench: Bench) -> None:
         async def refuse(cart: Cart, holder: str, **sizes: int) -> None:
             assert sizes == {"bytes_total": 303, "volume_bytes": 303}
             raise NoSpace
@@ -257,9 +257,7 @@ class TestTapes:
         assert looked == [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1623, 2223, 2823]
         assert ended == []
 
-    def test_a_file_that_has_come_changes_nothing_about_the_waits_of_others(
-        self, bench: Bench
-    ) -> None:
+    def test_a_recalled_file_does_not_change_the_waits_of_others(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1", "2"}
         _, ended = run(bench, bench.put())
         bench.times_until(lambda: None, seconds=8)
@@ -279,9 +277,7 @@ class TestTapes:
         posted = bench.times_until(lambda: bench.archive.times("POST", "1"), seconds=16_000)
         assert posted == [7623, 14_823]
 
-    def test_the_archive_may_ask_for_a_longer_wait_of_one_file_within_reason(
-        self, bench: Bench
-    ) -> None:
+    def test_retry_after_of_a_file_on_tape_is_honoured_up_to_a_limit(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1", "2"}
         bench.archive.asks_to_wait = {"1": 20, "2": 86_400}
         run(bench, bench.put())
@@ -291,7 +287,7 @@ class TestTapes:
         assert looked == [3550, 7150]
 
     @pytest.mark.parametrize("number", [50, 100, 200])
-    def test_files_that_come_one_by_one_cost_a_few_requests_each_however_many_they_are(
+    def test_recalling_many_files_costs_a_few_requests_each(
         self, tmp_path: Path, number: int
     ) -> None:
         """One a second, the first after 20 seconds."""
@@ -305,9 +301,7 @@ class TestTapes:
         assert max(heads) <= 12
         assert bench.archive.times("POST") == bench.archive.times("GET") == number
 
-    def test_a_cart_says_that_it_waits_for_tape_and_seldom_writes_it_down(
-        self, tmp_path: Path
-    ) -> None:
+    def test_waiting_for_tape_is_reported_and_rarely_recorded(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(200)})
         bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(200)}
         bench.archive.seconds = bench.clock.seconds
@@ -327,9 +321,7 @@ class TestTapes:
         message = bench.store.carts[waiting.id].message
         assert message == "Waiting for tape since 1970-01-01 00:05:00 UTC: 2 files"
 
-    def test_a_cart_that_is_taken_up_when_its_files_have_come_waits_for_no_tape(
-        self, bench: Bench
-    ) -> None:
+    def test_a_resumed_cart_with_recalled_files_waits_for_no_tape(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1"}
         cart = bench.put()
         running, _ = run(bench, cart)
@@ -380,9 +372,7 @@ class TestTapes:
         # Each cart gets its share, though the first has more than that due.
         assert all(asked[states:].count(cart) >= 8 for cart in range(3))
 
-    def test_who_waits_for_tape_can_be_cancelled_while_waiting_for_a_poll(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_recall_can_be_cancelled_while_waiting_for_a_poll(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "volume", FILES)
         bench.tape_poll_rate = 1
         bench.archive.on_tape = set(FILES)
@@ -406,7 +396,7 @@ class TestTakingUp:
         assert content(bench) == FILES
 
     @pytest.mark.parametrize("measured", [True, False], ids=["of known size", "of unknown size"])
-    def test_what_is_on_the_volume_and_right_is_not_recalled_from_tape(
+    def test_intact_files_on_the_volume_are_not_recalled(
         self, bench: Bench, measured: bool
     ) -> None:
         cart = bench.put(["1"])
@@ -421,9 +411,7 @@ class TestTakingUp:
         assert ended == [None]
         assert bench.archive.asked == ([] if measured else [("HEAD", "1")])
 
-    def test_a_cart_behind_a_newer_one_of_its_uid_does_not_take_its_link(
-        self, bench: Bench
-    ) -> None:
+    def test_an_older_cart_of_a_uid_does_not_replace_its_link(self, bench: Bench) -> None:
         older, newer = bench.put(), bench.put(["1"])
         for cart in (newer, older):
             _, ended = run(bench, cart)
@@ -454,9 +442,7 @@ class TestEnding:
         assert held.called
         assert isinstance(failure_of(ended), CancelledError)
 
-    def test_a_file_that_is_wrong_is_not_tried_again_once_it_is_cancelled(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_cancelled_file_is_not_retried(self, tmp_path: Path) -> None:
         threads = HeldThreads()
         bench = Bench(tmp_path / "volume", {"1": b"one"}, threads)
         cart = bench.put()

@@ -53,7 +53,7 @@ async def test_what_is_in_the_place_of_a_new_cart_goes(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_volume_that_breaks_under_the_service_is_told_and_not_tried_for_ever(
+async def test_a_volume_that_breaks_puts_the_cart_in_error(
     tmp_path: Path,
 ) -> None:
     async with cartd_beside_an_archive(tmp_path) as (cartd, archive):

@@ -121,7 +121,7 @@ async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: Path) -> None:
+async def test_a_permanent_fault_is_reported_with_file_and_cause(tmp_path: Path) -> None:
     async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
         await deferToThread(post_all, cartd, archive, PASSING | FINAL, times=None)
         archive.put("honest", DATA)
@@ -142,7 +142,7 @@ async def test_a_fault_that_stays_is_told_with_the_file_and_the_cause(tmp_path: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwise(
+async def test_a_mismatch_is_reported_although_the_last_try_differs(
     tmp_path: Path,
 ) -> None:
     async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
@@ -159,7 +159,7 @@ async def test_that_a_file_came_wrong_is_told_though_the_last_try_failed_otherwi
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_files_that_fail_are_told_and_the_good_ones_are_kept(tmp_path: Path) -> None:
+async def test_all_failed_files_are_reported_and_good_ones_are_kept(tmp_path: Path) -> None:
     async with cartd_beside_an_archive(tmp_path, settings(max_attempts=2)) as (cartd, archive):
         names = [f"f{number}" for number in range(39)]
         for name in names:

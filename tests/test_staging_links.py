@@ -121,7 +121,7 @@ def cut_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [missing, cut_short])
-def test_a_damaged_file_is_fetched_by_the_next_cart_and_heals_the_first(
+def test_a_damaged_file_is_refetched_and_repairs_both_carts(
     bench: Bench, damage: Callable[[Path], None]
 ) -> None:
     first = ready(bench, uid="first")
@@ -156,7 +156,7 @@ def test_what_was_linked_and_not_recorded_is_found_again(bench: Bench) -> None:
     assert bench.archive.times("GET") == 3
 
 
-def test_what_was_linked_and_not_recorded_is_the_carts_own_once_its_twin_has_gone(
+def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     bench: Bench,
 ) -> None:
     """Who stages the same again is linked to it."""
@@ -186,7 +186,7 @@ def test_a_cart_without_room_for_the_rest_keeps_its_links(bench: Bench) -> None:
     assert bench.store.staged(cart.id) == ["1"]
 
 
-def test_a_twin_that_goes_before_its_link_is_recorded_is_replaced_by_another(
+def test_a_duplicate_lost_before_recording_is_replaced(
     bench: Bench,
 ) -> None:
     ready(bench, uid="heir")
@@ -207,7 +207,7 @@ def test_a_twin_that_goes_before_its_link_is_recorded_is_replaced_by_another(
     assert bench.archive.times("GET") == len(FILES)
 
 
-def test_a_link_to_a_twin_that_has_gone_and_had_no_other_is_fetched(bench: Bench) -> None:
+def test_a_file_without_a_remaining_duplicate_is_fetched(bench: Bench) -> None:
     first = ready(bench, uid="first")
     share = bench.volume.share
 

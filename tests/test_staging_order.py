@@ -42,7 +42,7 @@ def asked(archive: FaultyArchive, method: str, prefix: str) -> Sequence[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_waits_for_tape_is_announced_at_once_and_holds_up_nobody(tmp_path: Path) -> None:
+async def test_files_on_tape_are_announced_and_do_not_block_others(tmp_path: Path) -> None:
     ini = "[archiveinterface]\nmax_connections = 2\n"
     async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
         tape = put(archive, "tape", 30, tape_heads=NEVER)
@@ -74,7 +74,7 @@ async def test_what_waits_for_tape_is_announced_at_once_and_holds_up_nobody(tmp_
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_small_cart_is_ready_long_before_the_large_one_in_front_of_it(
+async def test_a_small_cart_is_ready_before_an_earlier_large_one(
     tmp_path: Path,
 ) -> None:
     ini = "[archiveinterface]\nmax_connections = 5\n"

@@ -178,7 +178,7 @@ def bench() -> Bench:
     return bench
 
 
-def test_what_was_noted_before_a_sync_began_is_forgotten_when_it_is_over(bench: Bench) -> None:
+def test_dirty_rows_from_before_a_sync_are_clean_after_it(bench: Bench) -> None:
     assert bench.disk.is_open
     bench.store.note(1, 2)
     bench.clock.advance(SYNC_INTERVAL)
@@ -192,9 +192,7 @@ def test_what_was_noted_before_a_sync_began_is_forgotten_when_it_is_over(bench: 
     assert bench.disk.syncs == 2
 
 
-def test_which_memory_has_what_is_written_is_known_but_while_a_sync_may_fail_or_has_failed() -> (
-    None
-):
+def test_the_page_cache_is_recorded_unless_a_sync_may_fail() -> None:
     bench = Bench()
     bench.disk.page_cache = "this boot"
     bench.syncing.start()
@@ -216,7 +214,7 @@ def test_which_memory_has_what_is_written_is_known_but_while_a_sync_may_fail_or_
     assert (stopped, bench.store.known) == ([None], None)
 
 
-def test_where_nobody_can_know_the_memory_the_store_is_not_told(bench: Bench) -> None:
+def test_an_unknown_page_cache_is_not_recorded(bench: Bench) -> None:
     bench.store.note(1)
     bench.clock.advance(SYNC_INTERVAL)
     bench.write()
@@ -240,7 +238,7 @@ def test_without_anything_to_sync_the_disk_is_left_alone(bench: Bench) -> None:
     assert bench.threads.made == 0
 
 
-def test_there_is_one_sync_at_a_time_and_a_slow_disk_rests_as_long_as_it_works(
+def test_syncs_do_not_overlap_and_a_slow_disk_pauses_as_long(
     bench: Bench,
 ) -> None:
     bench.store.note(1)
@@ -252,7 +250,7 @@ def test_there_is_one_sync_at_a_time_and_a_slow_disk_rests_as_long_as_it_works(
     assert bench.times_of_syncs(worked + 3 * SYNC_INTERVAL)[0] >= worked
 
 
-def test_what_could_not_be_written_is_doubted_and_never_taken_for_synced(bench: Bench) -> None:
+def test_a_failed_sync_leads_to_revalidation(bench: Bench) -> None:
     bench.disk.fails = 1
     bench.store.note(1, 2)
     bench.store.note(3, cart_id=7)
@@ -270,7 +268,7 @@ def test_what_could_not_be_written_is_doubted_and_never_taken_for_synced(bench: 
     assert len(bench.doubted) == 1
 
 
-def test_what_could_not_be_written_is_doubted_before_the_next_sync_whatever_the_store_does(
+def test_revalidation_is_retried_before_the_next_sync(
     bench: Bench,
 ) -> None:
     bench.disk.fails = 1
@@ -285,7 +283,7 @@ def test_what_could_not_be_written_is_doubted_before_the_next_sync_whatever_the_
     assert bench.threads.made == 1
 
 
-def test_a_disk_that_fails_for_long_is_asked_less_and_less_and_complained_of_once(
+def test_failing_syncs_back_off_and_are_logged_once(
     bench: Bench,
 ) -> None:
     bench.disk.fails = 10**9
@@ -301,7 +299,7 @@ def test_a_disk_that_fails_for_long_is_asked_less_and_less_and_complained_of_onc
     assert len(bench.times_of_syncs(10 * SYNC_INTERVAL)) == 10
 
 
-def test_a_store_that_is_away_is_told_at_the_next_sync(bench: Bench) -> None:
+def test_an_unavailable_store_is_updated_at_the_next_sync(bench: Bench) -> None:
     bench.store.note(1)
     bench.clock.advance(SYNC_INTERVAL)
     bench.store.away = 1
@@ -324,9 +322,7 @@ class TestStop:
         assert not bench.disk.is_open
         assert not bench.clock.getDelayedCalls()
 
-    def test_it_waits_for_the_sync_under_way_and_then_syncs_what_came_later(
-        self, bench: Bench
-    ) -> None:
+    def test_stop_waits_for_the_running_sync_then_syncs_again(self, bench: Bench) -> None:
         bench.store.note(1)
         bench.clock.advance(SYNC_INTERVAL)
         bench.store.note(2)
@@ -338,9 +334,7 @@ class TestStop:
         assert stopped == [None]
         assert bench.store.rows == {}
 
-    def test_what_the_sync_under_way_failed_to_write_is_not_taken_for_synced_by_the_last(
-        self, bench: Bench
-    ) -> None:
+    def test_stop_does_not_mask_a_failed_running_sync(self, bench: Bench) -> None:
         bench.disk.fails = 1
         bench.store.note(1)
         bench.clock.advance(SYNC_INTERVAL)
@@ -369,7 +363,7 @@ class TestStop:
         assert set(bench.store.rows) == {1}
         assert not bench.clock.getDelayedCalls()
 
-    def test_a_store_that_is_away_does_not_keep_it(self, bench: Bench) -> None:
+    def test_stop_ends_although_the_store_is_unavailable(self, bench: Bench) -> None:
         bench.store.note(1)
         bench.store.away = 10**9
         with logged() as events:
@@ -384,7 +378,7 @@ class TestTheFileSystem:
         file_system.sync()
         file_system.close()
 
-    def test_what_the_system_could_not_do_is_told(self, tmp_path: Path) -> None:
+    def test_a_sync_error_carries_the_reason(self, tmp_path: Path) -> None:
         file_system = FileSystem(tmp_path)
         lowest = os.dup(0)
         os.close(lowest)
@@ -409,10 +403,10 @@ class TestTheFileSystem:
         with mounted(tmp_path) as volume:
             assert opened(volume) not in (first, None)
 
-    def test_its_memory_is_not_known_where_nobody_can_tell_its_mounts(self) -> None:
+    def test_the_page_cache_is_unknown_without_mount_information(self) -> None:
         assert opened(Path("/proc")) is None
 
-    def test_after_another_mount_nobody_knows_what_the_disk_has(self, tmp_path: Path) -> None:
+    def test_a_sync_fails_after_a_remount(self, tmp_path: Path) -> None:
         with mounted(tmp_path) as volume:
             found = FileSystem(volume)
             found.open()
@@ -441,7 +435,7 @@ class TestApart:
             await Apart(the_reactor()).run(divmod, 1, 0)
 
     @in_the_loop
-    async def test_work_that_hangs_keeps_nobody(self) -> None:
+    async def test_a_hanging_sync_does_not_block_others(self) -> None:
         hanging = threading.Event()
         threads: SimpleQueue[threading.Thread] = SimpleQueue()
 

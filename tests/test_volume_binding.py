@@ -83,7 +83,7 @@ async def test_what_pacifica_leaves_is_adopted(database: str, store: Store, root
 
 
 @in_the_loop
-async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
+async def test_an_empty_directory_is_rejected_as_volume_with_carts(
     database: str, store: Store, root: Path
 ) -> None:
     bind_volume(database, root)
@@ -98,9 +98,7 @@ async def test_an_empty_directory_in_place_of_a_volume_with_carts_is_left_alone(
     assert bind_volume(database, root) == number_on(root)
 
 
-def test_without_carts_an_empty_directory_takes_the_place_of_the_volume(
-    database: str, root: Path
-) -> None:
+def test_an_empty_directory_is_accepted_without_carts(database: str, root: Path) -> None:
     number = bind_volume(database, root)
     root.rename(root.with_name("away"))
     assert bind_volume(database, root) == number == number_on(root)
@@ -146,7 +144,7 @@ async def test_an_administrator_can_have_it_adopted(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
-def test_what_root_writes_belongs_to_whom_the_volume_does(database: str, root: Path) -> None:
+def test_files_written_by_root_get_the_volume_owner(database: str, root: Path) -> None:
     """A mark that the service cannot read would be a volume that is away."""
     root.mkdir()
     os.chown(root, 12345, 23456)
@@ -157,7 +155,7 @@ def test_what_root_writes_belongs_to_whom_the_volume_does(database: str, root: P
         assert (mark.st_uid, mark.st_gid) == (12345, 23456)
 
 
-def test_a_mark_that_cannot_be_read_is_told_and_left_alone(database: str, root: Path) -> None:
+def test_an_unreadable_mark_is_reported_and_kept(database: str, root: Path) -> None:
     root.mkdir()
     (root / MARK).mkdir()
     with pytest.raises(ConfigError, match=r"volume_path: .*cannot be used: it is not a"):
@@ -177,7 +175,7 @@ def test_a_disk_too_full_for_the_mark_gets_it_another_time(
     assert bind_volume(database, root) == number_on(root)
 
 
-def test_a_disk_that_fails_is_told(
+def test_a_disk_error_is_reported(
     database: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_root: Path) -> int:
