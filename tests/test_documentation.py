@@ -23,10 +23,13 @@ from cartd.rest import Rest
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+DECISIONS = sorted((DOCS / "adr").glob("*.md"))
 DRAWING = DOCS / "architecture.svg"
 COMMANDS = ("dbchk", "dbsync", "dump", "fixit", "import", "purge", "token", "verify")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize(
+    "page", [*PAGES, *DECISIONS], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 
 
 # --- reading a page -----------------------------------------------------------------------------
@@ -92,6 +95,13 @@ def test_the_read_me_leads_to_every_page() -> None:
     linked = re.findall(r"\]\(([^)#]+)\)", prose(ROOT / "README.md"))
 
     assert {page.relative_to(ROOT).as_posix() for page in PAGES} <= {*linked, "README.md"}
+
+
+def test_the_index_of_decisions_links_every_decision_once() -> None:
+    index, *decisions = reversed(DECISIONS)
+    linked = re.findall(r"\]\(([^)#]+)\)", prose(index))
+
+    assert linked == [page.name for page in reversed(decisions)]
 
 
 @each_page
