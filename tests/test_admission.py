@@ -69,7 +69,7 @@ def test_a_post_that_ends_badly_counts_no_more(fails: bool) -> None:
     assert not posts.is_refused()
 
 
-def test_who_posts_again_is_let_in_with_the_refusal_of_another_cart() -> None:
+def test_a_repost_is_admitted_with_the_pending_rejection() -> None:
     posts = Posts(1)
     posts.stored = 1
     posts.post(again=True)

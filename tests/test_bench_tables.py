@@ -35,7 +35,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def test_the_median_of_an_even_number_of_rounds_lies_between_the_middle_two() -> None:
+def test_the_median_of_an_even_number_of_rounds() -> None:
     figures = Figures((5.0, 1.0, 2.0, 9.0), (4.0, 1.0, 1.0, 2.0))
     assert (figures.median, figures.least, figures.most) == (3.5, 1.0, 9.0)
     assert figures.median_cpu == 1.5
@@ -112,7 +112,7 @@ def test_a_target_tells_its_sense_its_unit_and_its_aim() -> None:
         (1234567.0, "1,234,567"),
     ],
 )
-def test_numbers_are_told_with_three_digits(value: float, text: str) -> None:
+def test_numbers_are_shown_with_three_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
@@ -125,11 +125,11 @@ def test_a_row_is_a_line_of_the_table() -> None:
     ]
 
 
-def test_a_missed_target_is_told_loudly() -> None:
+def test_a_missed_target_is_marked() -> None:
     assert cells(markdown([row(target=Target(1.0))]).splitlines()[2])[-1] == "**no**"
 
 
-def test_a_peer_that_could_not_be_had_is_told_loudly_with_the_reason() -> None:
+def test_an_unavailable_peer_is_marked_with_the_reason() -> None:
     missing = row(2.0, None, Target(1.0, ratio=True), absent="no such\npackage")
     line = markdown([missing]).splitlines()[2]
     assert "**could not be had: no such package**" in line
@@ -153,7 +153,7 @@ def test_a_row_survives_json(kept: Row) -> None:
     assert from_plain(json.loads(json.dumps(plain(kept)))) == kept
 
 
-def test_sides_take_turns() -> None:
+def test_sides_run_alternately() -> None:
     ran: list[str] = []
 
     def side(name: str, value: float) -> dict[str, float]:
@@ -170,7 +170,7 @@ def test_sides_take_turns() -> None:
     assert compared.theirs == Figures((12.0, 14.0), (1.0, 1.0))
 
 
-def test_a_peer_that_is_absent_or_breaks_is_told_in_its_row_and_the_others_go_on() -> None:
+def test_a_failing_peer_is_reported_in_its_row() -> None:
     def absent() -> Side:
         raise PeerUnavailable("not for this machine")
 

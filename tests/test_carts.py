@@ -69,7 +69,7 @@ def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
     assert outcomes[0].check(InvalidInput)
 
 
-def test_a_desk_that_is_closed_asks_to_come_again() -> None:
+def test_posts_are_rejected_while_the_service_stops() -> None:
     threads = OneByOne()
     closed = carts_with(threads)
     closed.close()

@@ -86,9 +86,7 @@ def leases(cartd: RunningCartd) -> list[tuple[str, float]]:
 
 
 @in_a_thread
-def test_a_clock_that_is_set_while_carts_are_staged_and_sent_disturbs_nothing(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_clock_jump_disturbs_no_cart(archive: FaultyArchive, tmp_path: Path) -> None:
     clocks = Clocks(tmp_path / "clocks")
     with cartd_with(clocks, archive, tmp_path / "cartd") as cartd:
         stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
@@ -132,7 +130,7 @@ def test_a_service_that_was_suspended_for_an_hour_goes_on(
 
 
 @in_a_thread
-def test_who_comes_back_after_its_cart_was_taken_over_leaves_it_alone(
+def test_a_resumed_process_leaves_a_taken_over_cart_alone(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     true, ahead = Clocks(tmp_path / "true"), Clocks(tmp_path / "ahead")

@@ -16,7 +16,7 @@ class Machine:
     up = 5.0
 
 
-def test_a_steady_clock_goes_on_from_the_present_whatever_happens_to_the_date() -> None:
+def test_a_monotonic_clock_ignores_changes_of_the_date() -> None:
     machine = Machine()
     seconds = monotonic_clock_from(lambda: machine.wall, lambda: machine.up)
     assert seconds() == 1_800_000_000.0
@@ -60,21 +60,21 @@ def timers_that_fire(ahead: str) -> str:
     return run.stdout.strip()
 
 
-def test_the_timers_of_the_reactor_fire_in_time_when_the_clock_is_set_back() -> None:
+def test_timers_fire_in_time_when_the_clock_is_set_back() -> None:
     assert timers_that_fire("-3600") == "['loop', 'scheduled after', 'scheduled before']"
 
 
-def test_the_timers_of_the_reactor_do_not_fire_early_when_the_clock_is_set_ahead() -> None:
+def test_timers_do_not_fire_early_when_the_clock_is_set_ahead() -> None:
     assert timers_that_fire("3600") == "['loop', 'scheduled after', 'scheduled before']"
 
 
 class TestSilence:
-    def test_who_renews_is_never_silent_whatever_the_dates(self) -> None:
+    def test_a_renewing_process_is_alive_whatever_the_dates(self) -> None:
         observer = LeaseObserver(60)
         for now in range(0, 600, 5):
             assert observer.expired({"behind": -now, "ahead": 10_000 + now}, now) == set()
 
-    def test_who_does_not_renew_is_silent_after_so_many_seconds(self) -> None:
+    def test_a_process_that_stops_renewing_is_dead_in_time(self) -> None:
         observer = LeaseObserver(60)
         ends = {"dead": 10_000.0}
         assert [observer.expired(ends, now) for now in (100, 159, 160, 161)] == [
@@ -84,14 +84,14 @@ class TestSilence:
             {"dead"},
         ]
 
-    def test_who_comes_back_is_silent_no_more(self) -> None:
+    def test_a_process_that_renews_again_is_alive(self) -> None:
         observer = LeaseObserver(60)
         observer.expired({"suspended": 50.0}, 0)
         assert observer.expired({"suspended": 50.0}, 60) == {"suspended"}
         assert observer.expired({"suspended": 51.0}, 61) == set()
         assert observer.expired({"suspended": 51.0}, 120) == set()
 
-    def test_who_holds_nothing_is_forgotten(self) -> None:
+    def test_an_observed_process_without_leases_is_forgotten(self) -> None:
         observer = LeaseObserver(60)
         observer.expired({"one": 50.0}, 0)
         observer.expired({}, 5)

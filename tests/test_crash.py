@@ -33,7 +33,7 @@ def lease_ends(cartd: RunningCartd) -> float:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_cart_becomes_ready_after_a_crash_and_nothing_is_fetched_again(
+async def test_after_a_crash_nothing_is_fetched_again(
     tmp_path: Path,
 ) -> None:
     async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
@@ -73,7 +73,7 @@ async def test_every_cart_becomes_ready_after_a_crash_and_nothing_is_fetched_aga
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_second_service_on_the_same_volume_stages_nothing_twice(tmp_path: Path) -> None:
+async def test_two_services_on_one_volume_stage_nothing_twice(tmp_path: Path) -> None:
     async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one", tape_heads=NEVER)
         archive.put("2", b"two")

@@ -113,7 +113,7 @@ def test_a_cart_is_described_without_its_members_under_any_name(
     assert described == TarDescription(name, bundle.length, bundle.etag, 77.0)
 
 
-def test_a_download_reads_the_members_for_its_bytes_and_not_before(site: Site) -> None:
+def test_members_are_read_only_for_the_bytes_of_a_download(site: Site) -> None:
     cart = site.ready("mine")
     result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
 
@@ -127,7 +127,7 @@ def test_a_download_reads_the_members_for_its_bytes_and_not_before(site: Site) -
     result_of(download())
 
 
-def test_what_nobody_knows_of_a_tar_is_found_out_once(site: Site) -> None:
+def test_an_unknown_tar_is_measured_once(site: Site) -> None:
     cart = site.ready("mine")
     first = site.describe(cart, "data.tar")
     site.clock.advance(500)
@@ -149,7 +149,7 @@ def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
     assert site.facts(cart).layout == LAYOUT
 
 
-def test_a_tar_on_the_volume_keeps_the_layout_in_which_it_was_written(site: Site) -> None:
+def test_a_bundled_tar_keeps_its_layout(site: Site) -> None:
     cart = site.ready("mine", bundle=True)
     facts = facts_of(index_of(site.members(cart)), 77.0)
     result_of(site.store.record_tar(cart.id, facts))
@@ -163,7 +163,7 @@ def test_a_tar_on_the_volume_keeps_the_layout_in_which_it_was_written(site: Site
     assert site.store.read == 0
 
 
-def test_a_tar_that_pacifica_wrote_has_other_validators_than_the_one_that_replaces_it(
+def test_a_restaged_tar_of_pacifica_has_new_validators(
     site: Site,
 ) -> None:
     cart = site.ready("mine", bundle=True, fingerprint=None, volume_bytes=10_240, updated=3.5)
@@ -175,7 +175,7 @@ def test_a_tar_that_pacifica_wrote_has_other_validators_than_the_one_that_replac
     assert ours.etag != pacifica.etag
 
 
-def test_bytes_that_are_not_those_that_were_told_are_not_sent(site: Site) -> None:
+def test_bytes_other_than_announced_are_not_sent(site: Site) -> None:
     cart = site.ready("mine")
     before = site.describe(cart, "data.tar")
     site.store.rows[cart.id][0] = replace(site.store.rows[cart.id][0], mtime=MTIME + 1)

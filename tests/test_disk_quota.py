@@ -72,7 +72,7 @@ def is_right(cartd: RunningCartd, uid: str, size: int) -> None:
 
 
 @in_a_thread
-def test_a_cart_beyond_the_file_systems_quota_is_in_error_and_no_other(
+def test_only_a_cart_beyond_the_disk_quota_is_in_error(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with site(archive, tmp_path, "") as cartd:

@@ -27,7 +27,7 @@ class Slow:
         await Deferred()
 
 
-def test_a_stop_ends_what_is_given_back_without_a_word() -> None:
+def test_a_stop_cancels_restaging_silently() -> None:
     repair, nobody = Slow(), cast(Any, None)
     clock = Clock()
     downloads = Downloads(

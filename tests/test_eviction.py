@@ -48,7 +48,7 @@ def test_enough_is_freed_or_all_that_may_go(
 
 
 @given(carts, amounts, buffers.filter(bool))
-def test_the_choice_is_the_shortest_beginning_of_the_order_of_use(
+def test_the_choice_is_the_shortest_prefix_in_lru_order(
     candidates: list[Candidate], needed: int, buffer_time: float
 ) -> None:
     chosen = choose(candidates, needed=needed, now=NOW, buffer_time=buffer_time)
@@ -73,18 +73,18 @@ def test_nothing_is_chosen_when_nothing_is_needed(needed: int) -> None:
     assert choose([Candidate(1, 10, 0.0)], needed=needed, now=NOW, buffer_time=0) == []
 
 
-def test_carts_used_at_the_same_time_go_in_the_order_of_their_ids() -> None:
+def test_carts_used_at_the_same_time_go_by_their_ids() -> None:
     late, early = Candidate(2, 10, 5.0), Candidate(1, 10, 5.0)
     assert choose([late, early], needed=10, now=NOW, buffer_time=0) == [early]
 
 
-def test_without_a_buffer_time_even_a_cart_used_in_the_future_may_go() -> None:
+def test_without_a_buffer_time_any_cart_is_evictable() -> None:
     future = Candidate(1, 10, NOW + 3_600)
     assert choose([future], needed=1, now=NOW, buffer_time=0) == [future]
     assert choose([future], needed=1, now=NOW, buffer_time=1) == []
 
 
-def test_a_cart_is_free_to_go_exactly_when_its_buffer_time_is_over() -> None:
+def test_a_cart_is_evictable_when_its_buffer_time_ends() -> None:
     at_the_edge = Candidate(1, 10, NOW - 60)
     assert choose([at_the_edge], needed=1, now=NOW, buffer_time=60) == [at_the_edge]
     assert choose([at_the_edge], needed=1, now=NOW, buffer_time=60.5) == []

@@ -39,7 +39,7 @@ def refused(cartd: RunningCartd, archive: FaultyArchive, uid: str, size: int) ->
 
 
 @in_a_thread
-def test_the_least_recently_used_cart_goes_first_and_a_download_or_a_post_is_a_use(
+def test_the_least_recently_used_cart_is_evicted_first(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), ini=quota(4 * MB)) as cartd:
@@ -78,7 +78,7 @@ def test_a_cart_that_is_being_downloaded_stays_and_another_goes(
 
 
 @in_a_thread
-def test_a_deleted_cart_that_is_still_being_sent_counts_until_it_has_gone(
+def test_a_deleted_cart_counts_until_its_files_are_gone(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     ini = quota(LARGE + MB, "lru_interval = 0.2")
@@ -104,7 +104,7 @@ def test_a_deleted_cart_that_is_still_being_sent_counts_until_it_has_gone(
     ids=["used lately", "nothing is evicted", "too large"],
 )
 @in_a_thread
-def test_a_cart_without_room_is_in_error_and_nothing_was_fetched_or_evicted_for_it(
+def test_a_cart_without_space_fails_before_any_fetch(
     archive: FaultyArchive, tmp_path: Path, size: int, more: str
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), ini=quota(2 * MB, more)) as cartd:
@@ -121,16 +121,16 @@ def test_a_cart_without_room_is_in_error_and_nothing_was_fetched_or_evicted_for_
 
 
 @in_a_thread
-def test_room_that_is_to_be_left_on_the_disk_is_left(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_the_reserve_of_the_volume_stays_free(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = f"[cartd]\nvolume_reserve = {disk_usage(tmp_path).total - 1}\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         refused(cartd, archive, "a", 1)
 
 
 @in_a_thread
-def test_what_may_go_later_goes_by_itself(archive: FaultyArchive, tmp_path: Path) -> None:
+def test_carts_are_evicted_when_their_buffer_time_is_over(
+    archive: FaultyArchive, tmp_path: Path
+) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         for uid in "abc":
             stage(cartd, archive, uid, MB)
@@ -150,9 +150,7 @@ def test_what_may_go_later_goes_by_itself(archive: FaultyArchive, tmp_path: Path
 
 
 @in_a_thread
-def test_a_cart_in_staging_keeps_its_promise_and_is_never_evicted(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_staging_cart_keeps_its_reservation(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = quota(5 * MB, "lru_interval = 0.1")
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         body = manifest_of(archive, "s", 2 * MB, files=2)
@@ -203,9 +201,7 @@ def quota(size: int, more: str = "") -> str:
 
 
 @in_a_thread
-def test_a_download_that_takes_too_long_is_broken_off_and_pins_its_cart_no_longer(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_download_over_its_time_limit_is_aborted(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = quota(LARGE, "[server]\nmax_download_time = 0.5")
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         stage(cartd, archive, "a", LARGE)

@@ -32,7 +32,7 @@ def database(request: pytest.FixtureRequest, synced_sqlite: Path, tmp_path: Path
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_promised_file_has_written_so_far_is_not_promised_again(store: Store) -> None:
+async def test_bytes_already_written_are_not_reserved_twice(store: Store) -> None:
     await with_status(store, "old", CartStatus.READY)
     disk = Disk(store, free=100)
     await reserve(disk.evictor(), await claimed(store, "large"), 100)
@@ -49,7 +49,7 @@ def uids(carts: list[Cart]) -> set[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_whose_files_stay_makes_no_room_and_another_goes(store: Store) -> None:
+async def test_an_unremovable_cart_is_replaced_by_another(store: Store) -> None:
     for uid in ("a", "b", "c"):
         await with_status(store, uid, CartStatus.READY)
     disk = Disk(store, free=0, kept={"a"})
@@ -74,7 +74,7 @@ STUCK = "The volume cannot be freed: Read-only file system"
 
 @pytest.mark.parametrize("whose", ["a post's", "its own"])
 @pytest_twisted.ensureDeferred
-async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_line(
+async def test_a_disk_that_removes_nothing_is_logged_once(
     store: Store, whose: str, logged: Callable[[], list[str]]
 ) -> None:
     names = list("abcdefgh")
@@ -111,7 +111,7 @@ async def test_a_disk_that_removes_nothing_loses_no_cart_and_is_told_of_in_one_l
 
 
 @pytest_twisted.ensureDeferred
-async def test_too_large_a_cart_finds_no_space_though_others_cannot_be_removed(
+async def test_too_large_a_cart_fails_despite_unremovable_carts(
     store: Store,
 ) -> None:
     for uid in "ab":
@@ -128,7 +128,7 @@ async def test_too_large_a_cart_finds_no_space_though_others_cannot_be_removed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_is_posted_again_after_it_was_chosen_is_not_evicted(
+async def test_a_candidate_that_is_reposted_is_not_evicted(
     store: Store,
 ) -> None:
     """On the very moment: with the clock that stands still, too."""
@@ -148,7 +148,7 @@ async def test_a_cart_that_is_posted_again_after_it_was_chosen_is_not_evicted(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_is_used_in_this_process_after_it_was_chosen_is_not_evicted(
+async def test_a_candidate_used_meanwhile_is_not_evicted(
     store: Store,
 ) -> None:
     first, _, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
@@ -164,7 +164,7 @@ async def test_a_cart_that_is_used_in_this_process_after_it_was_chosen_is_not_ev
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_another_process_sends_is_passed_over(store: Store) -> None:
+async def test_carts_sent_by_other_processes_are_not_evicted(store: Store) -> None:
     for uid in "abc":
         await with_status(store, uid, CartStatus.READY)
     disk = Disk(store, free=0, in_use={"a"})
@@ -176,7 +176,7 @@ async def test_what_another_process_sends_is_passed_over(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_deleted_carts_have_left_goes_before_any_other(store: Store) -> None:
+async def test_leftovers_of_deleted_carts_are_removed_first(store: Store) -> None:
     old, gone = [await with_status(store, uid, CartStatus.READY) for uid in ("old", "gone")]
     await store.mark_deleted(gone.id, 20)
     disk = Disk(store, free=1000, quota=200)
@@ -187,7 +187,7 @@ async def test_what_deleted_carts_have_left_goes_before_any_other(store: Store) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_chosen_cart_that_somebody_else_deletes_meanwhile_is_not_made_up_for(
+async def test_a_candidate_deleted_by_others_counts_as_freed(
     store: Store,
 ) -> None:
     first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
@@ -205,7 +205,7 @@ async def test_a_chosen_cart_that_somebody_else_deletes_meanwhile_is_not_made_up
 
 @pytest.mark.parametrize("how", ["downloaded", "staged again"])
 @pytest_twisted.ensureDeferred
-async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store, how: str) -> None:
+async def test_a_candidate_used_before_its_eviction_stays(store: Store, how: str) -> None:
     first, second, _ = [await with_status(store, uid, CartStatus.READY) for uid in "abc"]
 
     class MeanwhileInUse(Disk):
@@ -223,7 +223,7 @@ async def test_a_chosen_cart_that_is_in_use_before_its_turn_escapes(store: Store
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_goes_in_vain_for_a_cart_that_cannot_fit(store: Store) -> None:
+async def test_nothing_is_evicted_for_a_cart_that_cannot_fit(store: Store) -> None:
     for uid in "ab":
         await with_status(store, uid, CartStatus.READY)
     disk = Disk(store, free=99)
@@ -255,7 +255,7 @@ async def test_a_cart_that_shares_its_files_with_one_in_use_stays(store: Store) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_carts_that_share_their_files_go_together(store: Store) -> None:
+async def test_carts_that_share_files_are_evicted_together(store: Store) -> None:
     await staged(store, "a")
     await ready(store, await linked(store, "b"))
     await with_status(store, "c", CartStatus.READY)
@@ -265,7 +265,7 @@ async def test_carts_that_share_their_files_go_together(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_inherits_what_is_evicted_for_it_still_counts_it(store: Store) -> None:
+async def test_bytes_taken_over_from_an_evicted_cart_still_count(store: Store) -> None:
     """It links to a cart that must go for the room of its other files."""
     await staged(store, "a", 3)
     cart = await claimed(store, "new", 4)
@@ -278,7 +278,7 @@ async def test_a_cart_that_inherits_what_is_evicted_for_it_still_counts_it(store
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_is_all_there_needs_no_room(store: Store) -> None:
+async def test_a_cart_that_is_on_the_volume_needs_no_space(store: Store) -> None:
     await staged(store, "a")
     disk = Disk(store, free=-1000)
     cart = await linked(store, "b")
@@ -287,7 +287,7 @@ async def test_a_cart_that_is_all_there_needs_no_room(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_being_sent_is_written_down_as_used(store: Store) -> None:
+async def test_pinned_carts_are_recorded_as_used(store: Store) -> None:
     sent, other = [await with_status(store, uid, CartStatus.READY) for uid in "ab"]
     disk = Disk(store, free=1000)
     with disk.pins.pin(sent.id):
@@ -296,7 +296,7 @@ async def test_what_is_being_sent_is_written_down_as_used(store: Store) -> None:
     assert used == {sent.id: 50.0, other.id: other.used}
 
 
-def test_files_that_are_being_written_arrive_and_so_do_bundles_in_their_trees_place(
+def test_incoming_bytes_of_files_and_bundles(
     tmp_path: Path,
 ) -> None:
     volume = Volume(tmp_path / "volume", InThisThread())
@@ -318,7 +318,7 @@ def put(path: Path, size: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_while_carts_are_removed_who_finds_room_without_that_gets_it(store: Store) -> None:
+async def test_a_cart_that_fits_is_not_delayed_by_an_eviction(store: Store) -> None:
     """What is being freed for one is no other's, and who needs more to go waits."""
     for uid in "abc":
         await with_status(store, uid, CartStatus.READY)

@@ -74,7 +74,7 @@ def site_beside(directory: Path, archive: FaultyArchive, **removal: int) -> Iter
 
 
 @in_a_thread
-def test_a_disk_that_refuses_is_told_and_harms_no_other_cart(
+def test_a_failing_disk_is_reported_and_harms_no_other_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with site_beside(tmp_path, archive) as site:
@@ -136,9 +136,7 @@ def test_a_disk_that_refuses_a_bundle_keeps_what_was_fetched(
 
 
 @in_a_thread
-def test_a_disk_that_takes_nothing_any_more_still_serves_what_it_has(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_full_disk_still_serves_ready_carts(archive: FaultyArchive, tmp_path: Path) -> None:
     with site_beside(tmp_path, archive) as site:
         site.stage("mine", LARGE)
         site.stage("gone")
@@ -161,7 +159,7 @@ def test_a_disk_that_takes_nothing_any_more_still_serves_what_it_has(
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
 @in_a_thread
-def test_a_file_that_the_disk_does_not_give_breaks_the_download_and_is_staged_again(
+def test_an_unreadable_file_is_restaged(
     archive: FaultyArchive, tmp_path: Path, bundle: bool
 ) -> None:
     with site_beside(tmp_path, archive) as site:
@@ -182,7 +180,7 @@ def test_a_file_that_the_disk_does_not_give_breaks_the_download_and_is_staged_ag
 
 
 @in_a_thread
-def test_carts_that_are_damaged_on_a_broken_disk_stay_ready_and_the_log_has_one_line(
+def test_damaged_carts_on_a_broken_disk_are_logged_once(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     uids = [f"mine-{number}" for number in range(4)]
@@ -208,7 +206,7 @@ def test_carts_that_are_damaged_on_a_broken_disk_stay_ready_and_the_log_has_one_
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
 @in_a_thread
-def test_a_process_out_of_descriptors_sends_nothing_and_fetches_nothing(
+def test_a_process_out_of_descriptors_recovers(
     archive: FaultyArchive, tmp_path: Path, bundle: bool
 ) -> None:
     with site_beside(tmp_path, archive) as site:
@@ -290,7 +288,7 @@ LARGE_CARTS = [f"large-{number}" for number in range(16)]
 
 
 @in_a_thread
-def test_deletions_of_many_large_carts_hold_up_nobody(
+def test_deleting_many_large_carts_delays_no_request(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     """Their removal stands still in its first files, all the while."""

@@ -10,7 +10,7 @@ from tests.running_cartd import entry, manifest, running_cartd
 FILES = {"a/one": b"first", "a/b/two": b"second" * 1000, "empty": b""}
 
 
-def test_a_cart_goes_from_the_real_archive_to_a_tar_and_is_deleted(tmp_path: Path) -> None:
+def test_a_cart_from_the_real_archive_to_a_tar(tmp_path: Path) -> None:
     with (
         real_archive(tmp_path / "archive") as archive,
         running_cartd(tmp_path / "cartd", archive=archive.url, fresh=True) as cartd,

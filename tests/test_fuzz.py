@@ -23,7 +23,7 @@ def checked(fuzzed: Target, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_found_or_reached_once_is_right_today(name: str) -> None:
+def test_all_inputs_of_the_corpus(name: str) -> None:
     corpus = load(name)
     assert len(corpus) >= 10
     for data in corpus:
@@ -31,7 +31,7 @@ def test_what_was_found_or_reached_once_is_right_today(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_nearly_in_the_corpus_is_right_too(name: str) -> None:
+def test_mutations_of_the_corpus(name: str) -> None:
     fuzzed = target(name)
     for data in islice(mutations(SEED, load(name), fuzzed.words), MUTATIONS):
         checked(fuzzed, data)

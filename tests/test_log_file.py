@@ -34,7 +34,7 @@ def test_every_other_event_is_as_twisted_writes_it() -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_logger_that_twistd_was_told_is_kept(own: bool) -> None:
+def test_a_logger_given_to_twistd_is_kept(own: bool) -> None:
     options = ServerOptions()
     told = ["--logger=twisted.logger.textFileLogObserver"] if own else []
     options.parseOptions([*told, "-n", "cartd"])
@@ -45,7 +45,7 @@ def note(log: AccessLog, request: bytes) -> None:
     log.log_request(None, "-", request, 200, sent=1, length=b"2", headers=Headers(), seconds=0.0)
 
 
-def test_requests_of_one_turn_are_one_event_if_the_log_takes_that(
+def test_requests_of_one_iteration_are_one_log_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_file, "_supports_multiline", True)
@@ -66,7 +66,7 @@ def test_requests_of_one_turn_are_one_event_if_the_log_takes_that(
     assert clock.getDelayedCalls() == []
 
 
-def test_all_lines_come_into_the_file_that_twistd_was_told(tmp_path: Path) -> None:
+def test_all_lines_are_in_the_log_file_of_twistd(tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive="http://127.0.0.1:9/", started=False) as cartd:
         cartd.program = (command("twistd"), "-n", "--logfile=named.log", "cartd")
         cartd.start()

@@ -32,7 +32,7 @@ def fetched(archive: FaultyArchive, uid: str) -> list[int]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @in_a_thread
-def test_a_site_of_pacifica_cartd_goes_on_with_its_carts_and_its_configuration(
+def test_a_site_of_pacifica_keeps_carts_and_configuration(
     archive: FaultyArchive, tmp_path: Path, version: str
 ) -> None:
     site = PacificaSite(tmp_path / "site", version)
@@ -173,7 +173,7 @@ run()
 
 
 @in_a_thread
-def test_the_carts_of_pacifica_are_measured_when_the_database_is_back(
+def test_carts_of_pacifica_are_measured_after_an_outage(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with short_of_room(tmp_path) as cartd:
@@ -186,9 +186,7 @@ def test_the_carts_of_pacifica_are_measured_when_the_database_is_back(
 
 
 @in_a_thread
-def test_the_carts_of_pacifica_make_room_like_all_others(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_carts_of_pacifica_are_evicted_like_others(archive: FaultyArchive, tmp_path: Path) -> None:
     with short_of_room(tmp_path) as cartd:
         whole = cartd.run("cartd-cmd", "fixit", "--cartid", "tree", "bundle")
         assert whole.stderr == "tree: ready, nothing to fix\nbundle: ready, nothing to fix\n"

@@ -49,9 +49,7 @@ def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
 
 
 @given(st.builds(UserQuota, MAYBE, MAYBE, MAYBE), st.lists(st.integers(0, 8), max_size=30))
-def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
-    limits: UserQuota, posts: list[int]
-) -> None:
+def test_sequential_posts_never_exceed_the_limits(limits: UserQuota, posts: list[int]) -> None:
     carts = files = 0
     for more in posts:
         if refusal(limits, Outstanding(carts, files), more) is None:
@@ -60,14 +58,14 @@ def test_whoever_posts_whatever_in_turn_never_has_more_than_the_limits(
     assert limits.files is None or files <= limits.files
 
 
-def test_a_refusal_says_how_much_there_is_and_how_much_there_may_be() -> None:
+def test_a_rejection_names_the_usage_and_the_limit() -> None:
     with pytest.raises(
         QuotaExceeded, match=r"^This cart has 5 files and 7 of your others .* than 11 "
     ):
         UserQuota(files=11).check(Outstanding(2, 7, 0), 5)
 
 
-def test_limits_are_for_users_and_not_for_admins_or_where_there_are_no_users() -> None:
+def test_limits_apply_to_users_only() -> None:
     limits = UserQuota(carts=1)
     assert limits.applicable_to(ADA) == limits
     assert limits.applicable_to(Viewer.of(User("root", admin=True))) == NO_QUOTA

@@ -121,7 +121,7 @@ READ_ONLY = REFUSED + "Read-only file system"
 
 
 @in_a_thread
-def test_a_file_system_that_has_become_read_only_costs_no_ready_cart(
+def test_a_read_only_file_system_costs_no_ready_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with site_with_carts(archive, tmp_path) as (cartd, disk):
@@ -144,7 +144,7 @@ def test_a_file_system_that_has_become_read_only_costs_no_ready_cart(
 
 
 @in_a_thread
-def test_a_disk_that_others_fill_before_it_breaks_costs_no_ready_cart(
+def test_a_disk_filled_by_others_costs_no_ready_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     """Nobody posts: it is the reserve that cannot be kept."""
@@ -160,7 +160,7 @@ def test_a_disk_that_others_fill_before_it_breaks_costs_no_ready_cart(
 
 @pytest.mark.parametrize("flag", ["+i", "+a"])
 @in_a_thread
-def test_files_that_nobody_may_remove_cost_no_ready_cart(
+def test_unremovable_files_cost_no_ready_cart(
     archive: FaultyArchive, tmp_path: Path, flag: str
 ) -> None:
     with site_with_carts(archive, tmp_path) as (cartd, disk):
@@ -181,7 +181,7 @@ def test_files_that_nobody_may_remove_cost_no_ready_cart(
 
 
 @in_a_thread
-def test_one_cart_that_nobody_may_remove_stays_and_another_goes(
+def test_of_an_unremovable_and_another_cart_the_other_goes(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with site_with_carts(archive, tmp_path) as (cartd, disk):
@@ -239,7 +239,7 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
 
 
 @in_a_thread
-def test_a_cart_that_was_not_synced_when_its_disk_broke_is_ready_once_it_is_verified(
+def test_an_unsynced_cart_is_ready_after_verification(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with site_with_carts(archive, tmp_path) as (cartd, disk):

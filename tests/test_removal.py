@@ -79,7 +79,7 @@ def test_a_deleted_cart_leaves_nothing_behind(bench: RemovalBench) -> None:
     assert bench.store.left == set()
 
 
-def test_a_cart_that_is_deleted_while_it_is_staged_is_dropped_first(bench: RemovalBench) -> None:
+def test_a_cart_deleted_while_staged_is_dropped_first(bench: RemovalBench) -> None:
     held: Deferred[None] = Deferred()
     bench.archive.holds["GET", "2"] = held
     cart = bench.put()
@@ -99,7 +99,7 @@ def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: RemovalBench) -> Non
     assert result_of(bench.removal.delete_all(UNRESTRICTED, "mine")) == 0
 
 
-def test_who_removes_what_is_being_removed_waits_until_it_has_gone(tmp_path: Path) -> None:
+def test_a_second_removal_of_a_cart_waits_for_the_first(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     threads.let_all_go()
@@ -133,7 +133,7 @@ def test_the_newest_of_a_uid_goes_last(bench: RemovalBench) -> None:
     assert order == [cart.id for cart in carts]
 
 
-def test_the_link_of_a_newest_cart_that_goes_leads_to_the_one_that_answers_now(
+def test_the_link_leads_to_the_older_cart_after_a_deletion(
     bench: RemovalBench,
 ) -> None:
     first, second, third = (bench.ready() for _ in range(3))
@@ -147,7 +147,7 @@ def test_the_link_of_a_newest_cart_that_goes_leads_to_the_one_that_answers_now(
     assert bench.left() == set()
 
 
-def test_a_link_that_was_passed_on_to_a_cart_that_goes_meanwhile_is_taken_back(
+def test_a_link_to_a_cart_deleted_meanwhile_is_removed(
     bench: RemovalBench,
 ) -> None:
     first, second = bench.ready(), bench.ready()
@@ -200,7 +200,7 @@ def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: RemovalBench)
     assert bench.left() == set()
 
 
-def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(
+def test_what_cannot_be_removed_goes_with_a_later_sweep(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
@@ -214,7 +214,7 @@ def test_what_the_disk_will_not_let_go_of_goes_with_a_later_sweep(
     assert bench.store.left == set()
 
 
-def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
+def test_an_interrupted_removal_counts_until_it_is_done(
     bench: RemovalBench,
 ) -> None:
     cart = bench.ready()
@@ -224,7 +224,7 @@ def test_what_a_stop_cuts_short_counts_until_the_next_start_has_removed_it(
     assert bench.store.left == {cart.id}
 
 
-def test_what_somebody_else_has_removed_leaves_no_more(
+def test_files_removed_by_others_leave_nothing(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
@@ -282,7 +282,7 @@ REFUSALS = (errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES, errno.EDQUOT, err
 
 
 @pytest.mark.parametrize("number", REFUSALS, ids=os.strerror)
-def test_a_cart_whose_first_file_cannot_be_removed_is_not_evicted(
+def test_a_cart_with_an_unremovable_first_file_stays(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     cart = bench.ready()
@@ -336,7 +336,7 @@ def test_nothing_is_evicted_while_the_service_stops(bench: RemovalBench) -> None
     assert bench.left() == before
 
 
-def test_a_stop_in_the_middle_of_an_eviction_ends_it_for_who_needs_the_room(
+def test_a_stop_ends_an_eviction_for_a_reservation(
     bench: RemovalBench,
 ) -> None:
     cart = bench.ready()
@@ -352,7 +352,7 @@ def test_a_stop_in_the_middle_of_an_eviction_ends_it_for_who_needs_the_room(
     assert bench.store.left == {cart.id}
 
 
-def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: RemovalBench) -> None:
+def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> None:
     """Clients would be kept from the cart until the next sweep."""
     cart = bench.ready()
     looked: Deferred[None] = Deferred()
@@ -371,7 +371,7 @@ def test_who_needs_no_room_any_more_leaves_no_eviction_half_way(bench: RemovalBe
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
 
 
-def test_an_eviction_that_was_given_up_meanwhile_is_not_finished_by_a_sweep(
+def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
     bench: RemovalBench,
 ) -> None:
     first, second = (bench.ready(uid) for uid in ("a", "b"))
@@ -389,7 +389,7 @@ def test_an_eviction_that_was_given_up_meanwhile_is_not_finished_by_a_sweep(
     assert bench.store.carts[second.id] == second
 
 
-def test_a_download_that_waits_for_an_eviction_that_a_crash_cut_short_does_not_undo_it(
+def test_a_waiting_download_does_not_undo_an_eviction(
     bench: RemovalBench,
 ) -> None:
     """The cart would be served without the file that has gone."""
@@ -402,9 +402,7 @@ def test_a_download_that_waits_for_an_eviction_that_a_crash_cut_short_does_not_u
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2], ids=lambda number: f"{number} files removed")
-def test_an_eviction_that_a_crash_cuts_short_is_finished_by_a_sweep(
-    bench: RemovalBench, removed: int
-) -> None:
+def test_a_sweep_finishes_an_interrupted_eviction(bench: RemovalBench, removed: int) -> None:
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
     for _ in range(removed):
@@ -415,7 +413,7 @@ def test_an_eviction_that_a_crash_cuts_short_is_finished_by_a_sweep(
     assert bench.store.left == set()
 
 
-def test_an_eviction_that_was_cut_short_on_a_disk_that_refuses_leaves_the_cart_ready(
+def test_an_interrupted_eviction_on_a_failing_disk(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
@@ -427,7 +425,7 @@ def test_an_eviction_that_was_cut_short_on_a_disk_that_refuses_leaves_the_cart_r
     assert bench.left() == before
 
 
-def test_what_the_disk_will_not_let_go_of_is_tried_ever_less_often_and_told_of_once(
+def test_a_failing_removal_backs_off_and_is_logged_once(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carts = [bench.ready(f"cart-{number}") for number in range(8)]
@@ -478,7 +476,7 @@ def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -
     result_of(bench.stager.stop())
 
 
-def test_a_client_waits_for_the_removal_of_a_small_cart_only_for_a_while(tmp_path: Path) -> None:
+def test_a_client_waits_only_briefly_for_a_removal(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     cart = bench.store.put("mine", {})
@@ -493,7 +491,7 @@ def test_a_client_waits_for_the_removal_of_a_small_cart_only_for_a_while(tmp_pat
     result_of(bench.stager.stop())
 
 
-def test_of_many_deleted_carts_a_few_are_removed_at_once_and_the_store_knows_the_rest(
+def test_many_deleted_carts_are_removed_a_few_at_a_time(
     tmp_path: Path,
 ) -> None:
     threads = HeldThreads()
@@ -511,7 +509,7 @@ def test_of_many_deleted_carts_a_few_are_removed_at_once_and_the_store_knows_the
     result_of(bench.stager.stop())
 
 
-def test_a_stop_ends_removals_that_nobody_waits_for(tmp_path: Path) -> None:
+def test_a_stop_cancels_background_removals(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     carts = [bench.store.put(f"cart-{number}", {}) for number in range(3 * CONCURRENCY)]

@@ -18,9 +18,7 @@ pytest_plugins = ("tests.database_fixtures",)
 
 
 @pytest_twisted.ensureDeferred
-async def test_room_that_another_process_promises_meanwhile_is_not_promised_again(
-    store: Store, database: str
-) -> None:
+async def test_space_reserved_by_another_process_is_not_reused(store: Store, database: str) -> None:
     """Both find room for 100 bytes beside the old cart; who comes second looks again."""
     await with_status(store, "old", CartStatus.READY)
     theirs, mine, late = [await claimed(store, uid) for uid in ("theirs", "mine", "late")]
@@ -37,9 +35,7 @@ async def test_room_that_another_process_promises_meanwhile_is_not_promised_agai
 
 
 @pytest_twisted.ensureDeferred
-async def test_of_many_who_want_the_last_room_at_once_as_many_get_it_as_fit(
-    store: Store, database: str
-) -> None:
+async def test_concurrent_reservations_fit_into_the_last_space(store: Store, database: str) -> None:
     other = Store(database, the_reactor())
     evictors = [Disk(one, free=10_000, quota=450).evictor() for one in (store, other)]
     carts = [await claimed(store, f"u{number}") for number in range(10)]
@@ -57,7 +53,7 @@ async def test_of_many_who_want_the_last_room_at_once_as_many_get_it_as_fit(
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_store_says_no_to_more_than_the_most_and_writes_nothing(store: Store) -> None:
+async def test_the_store_rejects_more_than_the_limit(store: Store) -> None:
     await with_status(store, "old", CartStatus.READY)
     cart = await claimed(store, "new")
     wanted = {"bytes_total": 70, "volume_bytes": 80}
@@ -69,7 +65,7 @@ async def test_the_store_says_no_to_more_than_the_most_and_writes_nothing(store:
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_has_an_old_picture_of_its_cart_looks_at_it_again(store: Store) -> None:
+async def test_a_stale_cart_is_read_again(store: Store) -> None:
     """Else it would ask for too little for as long as the store says no."""
     cart = await claimed(store, "new")
     disk = Disk(store, free=1000, quota=200)

@@ -42,7 +42,7 @@ libc.malloc_stats()
 """
 
 
-def test_threads_take_short_turns_and_what_was_built_is_no_garbage(tmp_path: Path) -> None:
+def test_switch_interval_and_frozen_garbage_collector(tmp_path: Path) -> None:
     (tmp_path / "empty.ini").touch()
     ran = subprocess.run(
         [sys.executable, "-c", BUILD], cwd=tmp_path, capture_output=True, text=True, check=True

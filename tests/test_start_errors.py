@@ -105,7 +105,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert line == f"cartd: cert_file {missing} cannot be read: No such file or directory"
 
 
-def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+def test_a_start_gives_up_on_an_unreachable_database(tmp_path: Path) -> None:
     line = why_it_ends(
         tmp_path,
         ini="[database]\nconnect_attempts = 1\nconnect_wait = 3600\n",
@@ -115,7 +115,7 @@ def test_a_database_server_that_does_not_answer_is_not_waited_for_in_vain(tmp_pa
     assert "secret" not in line
 
 
-def test_whoever_starts_it_is_told_what_it_waits_for(tmp_path: Path) -> None:
+def test_a_start_prints_what_it_waits_for(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'nowhere' / 'db'}"
     ini = "[database]\nconnect_attempts = 3\nconnect_wait = 0.1\n"
     (tmp_path / "config.ini").write_text(ini)

@@ -84,7 +84,7 @@ def test_an_idle_service_ends_well(tmp_path: Path, number: signal.Signals) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_carts_in_staging_are_left_and_taken_up_at_the_next_start(tmp_path: Path) -> None:
+async def test_staging_is_resumed_at_the_next_start(tmp_path: Path) -> None:
     async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two", tape_heads=NEVER)
@@ -212,7 +212,7 @@ def test_every_way_to_start_it_starts_the_same_service(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "limits", [{"waits": 0.2}, {"limit": 0.5}], ids=["each step", "all together"]
 )
-def test_a_service_whose_disk_hangs_ends_and_says_what_hangs(
+def test_a_stop_with_a_hanging_disk_ends_and_logs_it(
     tmp_path: Path, limits: dict[str, float]
 ) -> None:
     ini = "[server]\nshutdown_grace = 0\n"

@@ -171,7 +171,7 @@ def test_at_its_start(archive: FaultyArchive, tmp_path: Path) -> None:
 
 
 @in_a_thread
-def test_while_it_makes_room(archive: FaultyArchive, tmp_path: Path) -> None:
+def test_a_stop_during_an_eviction(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         cartd.post("many", post_many(archive, "many"))
         cartd.wait_until("many", "ready")

@@ -51,13 +51,13 @@ def cache_of(members: list[Member], threads: RunsInThread) -> tuple[TarIndexCach
     return TarIndexCache(store, threads), store
 
 
-def test_a_plan_of_many_pages_is_that_of_all_members() -> None:
+def test_an_index_of_many_pages_covers_all_members() -> None:
     tar_indexes, _ = cache_of(MEMBERS, InThisThread())
     index = result_of(tar_indexes.build(CART))
     assert index == index_of(MEMBERS, page=PAGE_SIZE)
 
 
-def test_a_plan_is_kept_until_it_is_to_be_forgotten() -> None:
+def test_an_index_is_cached_until_it_is_invalidated() -> None:
     tar_indexes, store = cache_of(MEMBERS, InThisThread())
     index = result_of(tar_indexes.get(CART))
     assert result_of(tar_indexes.get(CART)) is index
@@ -69,13 +69,13 @@ def test_a_plan_is_kept_until_it_is_to_be_forgotten() -> None:
     assert result_of(tar_indexes.get(CART)) is not index
 
 
-def test_there_is_no_plan_of_a_cart_with_a_file_of_unknown_size() -> None:
+def test_a_cart_with_an_unknown_size_has_no_index() -> None:
     tar_indexes, _ = cache_of(MEMBERS[:-1], InThisThread())
     with pytest.raises(VolumeDamaged):
         result_of(tar_indexes.build(CART))
 
 
-def test_who_asks_while_a_plan_is_built_waits_for_the_same_and_may_leave() -> None:
+def test_concurrent_requests_share_one_index_build() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS, threads)
     asking = [Deferred.fromCoroutine(tar_indexes.get(CART)) for _ in range(4)]
@@ -90,7 +90,7 @@ def test_who_asks_while_a_plan_is_built_waits_for_the_same_and_may_leave() -> No
     assert result_of(tar_indexes.get(CART)) is got[1][0]
 
 
-def test_a_plan_that_nobody_waits_for_is_built_no_further_and_the_next_begins_anew() -> None:
+def test_a_build_without_waiters_is_cancelled() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS, threads)
     asking = [Deferred.fromCoroutine(tar_indexes.get(CART)) for _ in range(2)]
@@ -104,7 +104,7 @@ def test_a_plan_that_nobody_waits_for_is_built_no_further_and_the_next_begins_an
     assert again == [index_of(MEMBERS, page=PAGE_SIZE)]
 
 
-def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next() -> None:
+def test_a_failed_build_is_retried_for_the_next_request() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS[:-1], threads)
     failed = [begin(tar_indexes.get(CART)) for _ in range(2)]
@@ -116,7 +116,7 @@ def test_a_failed_build_fails_for_all_who_wait_and_is_tried_again_for_the_next()
     assert store.asked == 6
 
 
-def test_what_is_forgotten_while_it_is_built_is_not_kept() -> None:
+def test_an_index_invalidated_while_built_is_not_cached() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS, threads)
     old = begin(tar_indexes.get(CART))
@@ -129,7 +129,7 @@ def test_what_is_forgotten_while_it_is_built_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("place", [0, PAGE_SIZE, 2 * PAGE_SIZE])
-def test_a_bad_path_is_told_of_from_any_page(place: int) -> None:
+def test_a_bad_path_on_any_page_is_reported(place: int) -> None:
     members = list(MEMBERS)
     members[place] = members[place]._replace(path="../outside")
     tar_indexes, _ = cache_of(members, InThisThread())
@@ -137,7 +137,7 @@ def test_a_bad_path_is_told_of_from_any_page(place: int) -> None:
         result_of(tar_indexes.build(CART))
 
 
-def test_one_page_is_laid_out_while_the_next_is_read_and_no_more_are_read() -> None:
+def test_one_page_is_indexed_while_the_next_is_read() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS, threads)
     built: list[TarIndex] = []
@@ -197,7 +197,7 @@ def test_an_index_that_a_download_holds_is_not_built_again(
     assert store.asked == 6
 
 
-def test_a_cart_that_another_process_has_staged_anew_gets_a_new_index() -> None:
+def test_a_cart_restaged_by_another_process_is_reindexed() -> None:
     tar_indexes, store = cache_of(MEMBERS, InThisThread())
     index = result_of(tar_indexes.get(CART))
     same = replace(CART, tar=facts_of(index, 1.0))
@@ -207,7 +207,7 @@ def test_a_cart_that_another_process_has_staged_anew_gets_a_new_index() -> None:
     assert store.asked == 6
 
 
-def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_them(
+def test_large_indexes_are_built_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tar_index_cache, "LARGE_CART_FILES", len(MEMBERS))
@@ -222,7 +222,7 @@ def test_large_indexes_are_built_one_at_a_time_and_small_ones_do_not_wait_for_th
     assert len(first) == len(second) == 1
 
 
-def test_who_leaves_while_another_index_is_built_leaves_the_queue(
+def test_a_cancelled_request_leaves_the_build_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tar_index_cache, "LARGE_CART_FILES", len(MEMBERS))

@@ -59,7 +59,7 @@ def two_services(
 
 
 @in_a_thread
-def test_what_is_posted_to_either_is_staged_once_and_sent_by_both(
+def test_a_cart_posted_to_either_is_sent_by_both(
     archive: FaultyArchive, database: str, tmp_path: Path
 ) -> None:
     with two_services(tmp_path, archive, database) as both:
@@ -79,7 +79,7 @@ def test_what_is_posted_to_either_is_staged_once_and_sent_by_both(
 
 
 @in_a_thread
-def test_what_a_killed_one_was_staging_is_taken_over_by_the_other(
+def test_staging_of_a_killed_service_is_taken_over(
     archive: FaultyArchive, database: str, tmp_path: Path
 ) -> None:
     with two_services(tmp_path, archive, database) as (first, second):
@@ -99,7 +99,7 @@ def test_what_a_killed_one_was_staging_is_taken_over_by_the_other(
 
 @pytest.mark.parametrize(("how", "bundle"), [("a client", False), ("a command", True)])
 @in_a_thread
-def test_what_one_deletes_while_the_other_sends_it_goes_when_that_is_done(
+def test_a_cart_deleted_while_sent_by_the_other_stays(
     archive: FaultyArchive, tmp_path: Path, how: str, bundle: bool
 ) -> None:
     database = f"sqlite:///{tmp_path}/cartd.sqlite3"
@@ -126,7 +126,7 @@ def test_what_one_deletes_while_the_other_sends_it_goes_when_that_is_done(
 
 
 @in_a_thread
-def test_under_pressure_through_both_the_quota_holds_and_what_is_sent_stays(
+def test_the_quota_holds_with_posts_to_both_services(
     archive: FaultyArchive, database: str, tmp_path: Path
 ) -> None:
     most = LARGE + 4 * MB
@@ -182,7 +182,7 @@ def is_gone(cartd: RunningCartd, cart_id: int) -> bool:
     return not any((cartd.volume / part / str(cart_id)).exists() for part in ("", "incoming"))
 
 
-def test_one_that_finds_its_port_taken_says_so_and_leaves_the_other_alone(
+def test_a_service_whose_port_is_taken_says_so(
     tmp_path: Path,
 ) -> None:
     with running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/") as cartd:
