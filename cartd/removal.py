@@ -125,8 +125,8 @@ class Removal:
             await self.delete(cart)
         return len(carts)
 
-    async def evict(self, seen: Cart) -> int:
-        """Evict a finished cart if it is still as it was ``seen``; the bytes that are free now.
+    async def evict(self, expected: Cart) -> int:
+        """Evict a finished cart if it is still as it was ``expected``; the bytes that are free now.
 
         None are if it is being sent, or has been used, staged again or deleted meanwhile.
 
@@ -135,20 +135,20 @@ class Removal:
         :raises RemovalStopped, VolumeUnavailable: so it is with these; no other cart makes room
         either.
         """
-        if self._pins.is_pinned(seen.id):
+        if self._pins.is_pinned(expected.id):
             return 0
         # To its end, whoever gives up: a note that is left keeps clients from the cart until a
         # sweep has finished what it says.
-        if not await shielded(Deferred.fromCoroutine(self._begin_eviction(seen))):
+        if not await shielded(Deferred.fromCoroutine(self._begin_eviction(expected))):
             return 0
-        return await self._remove_files(seen) or 0
+        return await self._remove_files(expected) or 0
 
-    async def _begin_eviction(self, seen: Cart) -> bool:
+    async def _begin_eviction(self, expected: Cart) -> bool:
         """Whether its first file has gone, and it is marked as deleted."""
         token = secrets.token_hex(16)
-        if not await self._store.begin_eviction(seen, token):
+        if not await self._store.begin_eviction(expected, token):
             return False
-        return await self._continue_eviction(seen, token)
+        return await self._continue_eviction(expected, token)
 
     async def sweep(self) -> None:
         """Remove what deleted carts have left on the volume, and finish evictions.
@@ -285,7 +285,7 @@ class Removal:
     async def _remove_first_file(self, cart: Cart, token: str, finish: bool) -> bool:
         """Whether a file of the cart has gone; if not, it is not being evicted any more.
 
-        A download that is not seen here sees the note, and waits for what comes of it.  So who
+        A download that is not expected here sees the note, and waits for what comes of it.  So who
         comes to ``finish`` what others have begun sees only such downloads, as files of the cart
         may be missing; one that reads has a lock.
         """

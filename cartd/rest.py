@@ -63,7 +63,7 @@ log = Logger()
 
 
 class Rest:
-    """Klein's routes over the desk (:class:`Carts`) and the downloads."""
+    """Klein's routes over the carts (:class:`Carts`) and the downloads."""
 
     app = Klein()
     app.url_map.strict_slashes = False  # a URL may end in a slash, as in Pacifica Cartd

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd
 from tests.served_directory import ServedDirectory, served_directory
 
@@ -90,4 +90,4 @@ def cart_site(directory: Path, *archive_options: str, ini: str = "") -> Iterator
     ):
         yield CartSite(directory, cartd, archive)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

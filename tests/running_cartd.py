@@ -38,7 +38,7 @@ from tests.free_ports import free_port
 
 DEADLINE = 60.0
 """Seconds after which what a test waits for counts as never coming."""
-LOOK_EVERY = 0.02
+POLL_INTERVAL = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,4 +310,4 @@ def wait_for(condition: Any) -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"
-        time.sleep(LOOK_EVERY)
+        time.sleep(POLL_INTERVAL)

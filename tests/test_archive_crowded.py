@@ -20,7 +20,7 @@ from tests.archive_faults import (
     honest,
     state_headers,
 )
-from tests.cartd_beside import cartd_beside_an_archive
+from tests.cartd_with_archive import cartd_with_archive
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import entry, manifest
 
@@ -49,7 +49,7 @@ def closes_when_crowded(archive: FaultyArchive) -> Fault:
 async def test_it_is_asked_for_as_many_files_at_once_as_it_keeps_connections(
     tmp_path: Path,
 ) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         files = {f"file-{number}": f"{number:06}".encode() for number in range(400)}
         for name, data in files.items():
             archive.put(name, data)

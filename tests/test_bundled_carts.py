@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
@@ -67,7 +67,7 @@ def test_a_bundle_is_the_tar_of_an_unbundled_cart_with_the_uid_as_its_top_folder
             part = cartd.get("/mine", range=f"bytes={first}-{last}")
             assert (part.status, part.body) == (206, twin.body[first : last + 1])
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -154,7 +154,7 @@ def test_a_kill_while_a_bundle_is_written_costs_no_second_fetch(
         }
         assert on_the_volume(cartd) == {"1/mine.tar"}
         assert len(archive.seen("GET")) == 3
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
@@ -106,7 +106,7 @@ def test_a_clock_jump_disturbs_no_cart(archive: FaultyArchive, tmp_path: Path) -
         assert fetched(archive) == [1, 1]
         assert_right(cartd)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
         assert not re.search("Trying|did not|silent|Breaking", cartd.log)
 
 
@@ -126,7 +126,7 @@ def test_a_service_that_was_suspended_for_an_hour_goes_on(
         assert_right(cartd)
         stage(cartd, archive, "after", 1000)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -157,6 +157,6 @@ def test_a_resumed_process_leaves_a_taken_over_cart_alone(
             stage(first, archive, "another", 1000)
             assert second.download("another") == {"dir/file-0": content("another-0", 1000)}
             assert first.terminate() == second.terminate() == 0
-            assert_no_surprise(first.log)
-            assert_no_surprise(second.log)
+            assert_no_unexpected_errors(first.log)
+            assert_no_unexpected_errors(second.log)
             assert not list(first.volume.glob("holders/*"))

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from cartd.cli import main
 from cartd.cli.commands import create_parser
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin, make_tables
 from tests.running_cartd import RunningCartd, command, running_cartd, unpacked
@@ -262,7 +262,7 @@ def test_purge_beside_the_service_deletes_only_unused_carts(
             assert cartd.get(f"/{uid}").status == status
         assert on_the_volume(cartd) == {"3/new/dir/file-0", "4/read/dir/file-0"}
         assert {path.name for path in (cartd.volume / "cartuids").iterdir()} == {"new", "read"}
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

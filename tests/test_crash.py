@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from twisted.internet.threads import deferToThread
 
 from tests.archive_faults import hang_after, hang_before_head
-from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive, on_the_volume
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
 LARGE = bytes(range(256)) * (16 * 1024)
@@ -36,7 +36,7 @@ def lease_ends(cartd: RunningCartd) -> float:
 async def test_after_a_crash_nothing_is_fetched_again(
     tmp_path: Path,
 ) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         files = {f"small{n}": b"%d" % n for n in range(3)} | {f"large{n}": LARGE for n in range(3)}
         for archive_id, data in {**files, "done": b"done", "new": b"new"}.items():
             archive.put(archive_id, data)
@@ -74,7 +74,7 @@ async def test_after_a_crash_nothing_is_fetched_again(
 
 @pytest_twisted.ensureDeferred
 async def test_two_services_on_one_volume_stage_nothing_twice(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one", tape_heads=NEVER)
         archive.put("2", b"two")
         await deferToThread(cartd.post, "first", manifest([entry("1", "one", b"one")]))
@@ -97,6 +97,6 @@ async def test_two_services_on_one_volume_stage_nothing_twice(tmp_path: Path) ->
             assert await deferToThread(cartd.terminate) == 0
             assert await deferToThread(second.terminate) == 0
             assert not list(cartd.volume.glob("holders/*"))
-            assert_no_surprise(second.log)
+            assert_no_unexpected_errors(second.log)
         finally:
             await deferToThread(running.__exit__, None, None, None)

@@ -15,7 +15,7 @@ from cartd.store import sync
 from cartd.store.database import READERS
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.database_away import TOLD
 from tests.database_proxy import DatabaseProxy
 from tests.databases import Postgres, the_reactor
@@ -57,7 +57,7 @@ def impatient_cartd(
         yield cartd
         if cartd.process is not None and cartd.process.poll() is None:
             assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def is_refused(answer: Answer) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
 
@@ -62,7 +62,7 @@ def site(archive: FaultyArchive, directory: Path, ini: str) -> Iterator[RunningC
         try:
             cartd.start()
             yield cartd
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
         finally:
             cartd.terminate()
 

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from tests.archived_files import ArchivedFile, manifest_of, store
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.real_archive import real_archive
 from tests.running_cartd import DEADLINE, RunningCartd, running_cartd, wait_for
 
@@ -46,7 +46,7 @@ def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
         running.wait_until("long", "ready")
         yield running
         assert running.terminate() == 0
-        assert_no_surprise(running.log)
+        assert_no_unexpected_errors(running.log)
 
 
 @pytest.fixture(scope="module")

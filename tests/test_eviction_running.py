@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
 from tests.running_cartd import RunningCartd, running_cartd, unpacked, wait_for
@@ -54,7 +54,7 @@ def test_the_least_recently_used_cart_is_evicted_first(
         assert {path.name for path in cartd.volume.glob("[0-9]*/*")} == {"b", "e", "f"}
         assert {path.name for path in (cartd.volume / "cartuids").iterdir()} == {"b", "e", "f"}
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -95,7 +95,7 @@ def test_a_deleted_cart_counts_until_its_files_are_gone(
         (cartd.volume / "1/a").mkdir(parents=True)
         (cartd.volume / "1/a/late").write_bytes(b"late")
         wait_for(lambda: not (cartd.volume / "1").exists())
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_carts_are_evicted_when_their_buffer_time_is_over(
             wait_for(lambda: answers(cartd, "ab") == {"a": 404, "b": 404})
             assert answers(cartd, "c") == {"c": 204}
         assert cartd.download("c") == {"dir/file-0": content("c-0", MB)}
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -186,7 +186,7 @@ def test_many_carts_together_never_overfill_the_volume(
         assert ready
         for uid in ready:
             assert len(cartd.download(uid)) == 5
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def ended(cartd: RunningCartd, uid: str) -> bool:
@@ -212,4 +212,4 @@ def test_a_download_over_its_time_limit_is_aborted(archive: FaultyArchive, tmp_p
         stage(cartd, archive, "b", LARGE)
         assert answers(cartd, "ab") == {"a": 404, "b": 204}
         assert cartd.log.count("is broken off") == 1
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

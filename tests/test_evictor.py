@@ -17,7 +17,7 @@ from cartd.errors import EvictionFailed, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
-from tests.evicting import Disk, reserve
+from tests.evictor_fixture import Disk, reserve
 from tests.stored_carts import claimed, deleted, found, linked, manifest, staged, with_status
 from tests.volume_parts import InThisThread, result_of
 
@@ -52,7 +52,7 @@ def uids(carts: list[Cart]) -> set[str]:
 async def test_an_unremovable_cart_is_replaced_by_another(store: Store) -> None:
     for uid in ("a", "b", "c"):
         await with_status(store, uid, CartStatus.READY)
-    disk = Disk(store, free=0, kept={"a"})
+    disk = Disk(store, free=0, unremovable={"a"})
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == ["b"]
     assert uids(await store.active()) == {"a", "c", "new"}
@@ -80,7 +80,7 @@ async def test_a_disk_that_removes_nothing_is_logged_once(
     names = list("abcdefgh")
     for uid in names:
         await with_status(store, uid, CartStatus.READY)
-    disk = Disk(store, free=-50, kept=set(names))
+    disk = Disk(store, free=-50, unremovable=set(names))
     evictor = disk.evictor()
     new = await claimed(store, "new")
     for _ in range(20):
@@ -102,7 +102,7 @@ async def test_a_disk_that_removes_nothing_is_logged_once(
         await evictor.enforce_limits()
     assert len(disk.tried) < 20
     assert len(logged()) == 2
-    disk.kept.clear()
+    disk.unremovable.clear()
     disk.clock.advance(3600)
     await evictor.enforce_limits()
     assert len(disk.deleted) == 1
@@ -116,7 +116,7 @@ async def test_too_large_a_cart_fails_despite_unremovable_carts(
 ) -> None:
     for uid in "ab":
         await with_status(store, uid, CartStatus.READY)
-    disk = Disk(store, free=0, kept={"a"})
+    disk = Disk(store, free=0, unremovable={"a"})
     evictor = disk.evictor()
     large = await claimed(store, "large")
     await reserve(evictor, await claimed(store, "small"), 100)

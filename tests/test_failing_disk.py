@@ -15,7 +15,7 @@ import pytest
 
 from cartd.removal import CONCURRENCY
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.databases import sqlite_url
 from tests.failing_disk import CHANGES, FULL, FailingDisk
 from tests.faulty_archive import FaultyArchive
@@ -70,7 +70,7 @@ def site_beside(directory: Path, archive: FaultyArchive, **removal: int) -> Iter
         cartd.start()
         yield Site(cartd, archive, disk)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from tests.archive_faults import Gate, halted, status
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
@@ -71,7 +71,7 @@ def test_fixit_fetches_only_missing_files(archive: FaultyArchive, tmp_path: Path
         for uid in ("tree", "bundle"):
             files = {f"dir/file-{n}": content(f"{uid}-{n}", 10) for n in range(3)}
             assert cartd.download(uid) == files
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -173,7 +173,7 @@ def test_a_cart_that_the_service_is_staging_is_watched_on_a_terminal(
         assert "2 of 2 files, 3,000 of 3,000 bytes" in shown.shown
         assert fetched(archive, "mine", 2) == [1, 1]
         assert cartd.status("mine") == ("ready", "")
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -190,7 +190,7 @@ def test_fixit_reports_an_outage_once_and_waits(archive: FaultyArchive, tmp_path
             assert shown.end() == 0
         assert shown.shown.count("Waiting") == 1
         assert shown.shown.endswith("\r\x1b[Kmine: ready\r\n")
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

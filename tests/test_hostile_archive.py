@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from tests.archive_faults import Drip, Endless, Send, head, reply, state_headers, steps
-from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import cartd_with_archive, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.hostile_answers import ANSWERS, DATA, STALL
 from tests.running_cartd import RunningCartd, entry, manifest
@@ -62,7 +62,7 @@ def assert_is_told(cartd: RunningCartd, name: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_whatever_it_answers_is_told_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         archive.put("honest", DATA)
         honest = manifest([entry("honest", "honest", DATA)])
         await deferToThread(cartd.post, "before", honest)
@@ -95,7 +95,7 @@ async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path:
     }  # fmt: skip
     # What should be cut at once would go on for as long as the archive may be silent.
     patient = INI.replace(f"stall_timeout = {STALL}", "stall_timeout = 5")
-    async with cartd_beside_an_archive(tmp_path, patient) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, patient) as (cartd, archive):
         await deferToThread(cartd.get, "/")
         before = most_memory(cartd)
         for kind, flood in floods.items():
@@ -116,7 +116,7 @@ async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path:
 async def test_what_comes_beyond_an_answer_is_never_taken_for_the_next_one(tmp_path: Path) -> None:
     """Not even of files whose hashes nobody knows, so that nothing else would find it out."""
     evil = b"!" * len(DATA)
-    async with cartd_beside_an_archive(tmp_path, f"{INI}max_connections = 1\n") as (cartd, archive):
+    async with cartd_with_archive(tmp_path, f"{INI}max_connections = 1\n") as (cartd, archive):
         files = []
         for number in range(20):
             archive_id = str(number)

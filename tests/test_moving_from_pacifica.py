@@ -11,7 +11,7 @@ import pytest
 
 from tests import preloaded
 from tests.archived_carts import in_a_thread, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import VERSIONS
 from tests.pacifica_site import FILES, PacificaSite, data_of
@@ -80,7 +80,7 @@ def test_a_site_of_pacifica_keeps_carts_and_configuration(
         }
         assert {path.name for path in (site.volume / "cartuids").iterdir()} == set(UIDS)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def refuses_to_start(cartd: RunningCartd, version: str) -> None:
@@ -182,7 +182,7 @@ def test_carts_of_pacifica_are_measured_after_an_outage(
         wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
         assert "away; it is tried again" in cartd.log
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

@@ -19,7 +19,7 @@ from cartd.volume.name_collisions import FoldedPaths, Folding, collides, first_c
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 from tests.archived_carts import in_a_thread, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd
 
@@ -207,7 +207,7 @@ def test_a_cart_whose_paths_are_one_on_the_volume_is_in_error_and_others_are_rig
         assert (link / "a").read_bytes() == b"AAAA"
         assert cartd.download("uid") == {"a": b"AAAA"}
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def test_a_reserve_larger_than_the_volume_stops_the_start(tmp_path: Path) -> None:

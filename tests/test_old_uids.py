@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.pacifica_schema import add_cart, begin, make_tables
 from tests.running_cartd import Answer, RunningCartd, manifest, running_cartd, unpacked, wait_for
 from tests.served_directory import served_directory
@@ -69,7 +69,7 @@ def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
         running.start()
         yield running
         assert running.terminate() == 0
-        assert_no_surprise(running.log)
+        assert_no_unexpected_errors(running.log)
 
 
 def head(cartd: RunningCartd, uid: str) -> WireAnswer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.archive_faults import status
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import Postgres
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import running_cartd, wait_for
@@ -57,5 +57,5 @@ def test_carts_go_from_posting_to_purging_with_a_kill_between(
         assert cartd.delete("large").status == 404
         assert not list(cartd.volume.glob("[0-9]*"))
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
     postgres.drop(url)

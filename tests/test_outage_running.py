@@ -17,7 +17,7 @@ from tests.archive_faults import (
     status,
 )
 from tests.archived_files import ArchivedFile, manifest_of, many_files, store
-from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive
+from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive
 from tests.faulty_archive import FaultyArchive
 from tests.real_archive import real_archive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
@@ -65,7 +65,7 @@ def wait_until_it_waits(cartd: RunningCartd, uid: str, cause: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_carts_wait_for_as_long_as_the_archive_is_away(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         await deferToThread(post, cartd, archive, "before")
         await deferToThread(cartd.wait_until, "before", "ready")
         for name, (fault, cause) in AWAY.items():
@@ -92,7 +92,7 @@ async def test_over_a_restart_a_cart_says_since_when_it_waits_and_in_the_end_it_
     tmp_path: Path,
 ) -> None:
     refused = "the archive refuses the connection"
-    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         port = archive.port
         await archive.stop()
         await deferToThread(post, cartd, archive, "mine")
@@ -115,7 +115,7 @@ async def test_over_a_restart_a_cart_says_since_when_it_waits_and_in_the_end_it_
 
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_waits_can_be_deleted_and_the_service_be_stopped(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, INI) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         archive.fault("*", hang_before_head(), times=None)
         for uid in ("mine", "yours"):
             await deferToThread(post, cartd, archive, uid)
@@ -138,7 +138,7 @@ def test_the_real_archive_is_stopped_and_started_again(tmp_path: Path) -> None:
         with real_archive(tmp_path / "archive", port=port):
             cartd.wait_until("mine", "ready")
             assert cartd.download("mine") == {file.path: file.data for file in files}
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def test_a_real_archive_whose_disk_is_gone_is_away_and_misses_no_file(tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_a_real_archive_whose_disk_is_gone_is_away_and_misses_no_file(tmp_path: 
         wait_until_it_waits(cartd, "mine", cause)
         (tmp_path / "elsewhere").rename(archive.root)
         cartd.wait_until("mine", "ready")
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

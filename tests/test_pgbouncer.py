@@ -14,7 +14,7 @@ from cartd.config.config import sqlalchemy_url
 from cartd.store import too_few_connections
 from cartd.store.database import KEPT
 from tests.archived_carts import in_a_thread, manifest_of, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import Postgres
 from tests.faulty_archive import FaultyArchive
 from tests.pgbouncer import pgbouncer
@@ -70,7 +70,7 @@ def test_transaction_pooling_costs_no_cart_and_no_request(
             assert cartd.delete(f"cart-{number}").status == 200
         assert_leaves_no_state(url, size)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def assert_leaves_no_state(url: str, size: int) -> None:

@@ -19,7 +19,7 @@ from threading import Thread
 from sqlalchemy import text
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.faulty_archive import FaultyArchive
 from tests.pacifica_schema import begin
 from tests.running_cartd import (
@@ -71,7 +71,7 @@ def changed_cartd(
     with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
         start(cartd, changes, boot)
         yield cartd
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def another_boot() -> str:

@@ -17,7 +17,7 @@ from tests.archived_files import (
     many_files,
     store,
 )
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.real_archive import RealArchive, real_archive
 from tests.running_cartd import RunningCartd, manifest, running_cartd
 
@@ -56,7 +56,7 @@ def cartd(archive: RealArchive, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with running_cartd(directory, archive=archive.url, ini=TWO_TRIES) as running:
         yield running
         assert running.terminate() == 0
-        assert_no_surprise(running.log)
+        assert_no_unexpected_errors(running.log)
 
 
 def downloaded(cartd: RunningCartd, uid: str) -> dict[str, tuple[bytes, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 from urllib.request import ProxyHandler, build_opener
 
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.real_archive import real_archive
 from tests.running_cartd import manifest, running_cartd
 
@@ -65,4 +65,4 @@ def test_a_large_file_is_staged_and_comes_out_whole(tmp_path: Path) -> None:
         with build_opener(ProxyHandler({})).open(url) as answer:
             assert members(answer) == {"data/big.raw": (SIZE, 1_234_567_890, SHA1)}
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from tests.archived_files import ArchivedFile, in_tar, manifest_of, many_files, store
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.real_archive import RealArchive, real_archive
 from tests.running_cartd import RunningCartd, running_cartd
 
@@ -28,7 +28,7 @@ def cartd(archive: RealArchive, tmp_path: Path) -> Iterator[RunningCartd]:
         yield running
         assert "again" in running.log, "no requests have met"
         assert running.terminate() == 0
-        assert_no_surprise(running.log)
+        assert_no_unexpected_errors(running.log)
 
 
 def assert_right(cartd: RunningCartd, uid: str, files: list[ArchivedFile]) -> None:

@@ -10,7 +10,7 @@ from pacifica.downloader import Downloader
 
 from cartd.auth import TokenFile
 from tests.archived_files import ArchivedFile, many_files, store
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.real_archive import RealArchive, real_archive
 from tests.running_cartd import RunningCartd, running_cartd
 
@@ -43,7 +43,7 @@ def cartd(archive: RealArchive, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with running_cartd(directory, archive=archive.url, ini=ini) as running:
         yield running
         assert running.terminate() == 0
-        assert_no_surprise(running.log)
+        assert_no_unexpected_errors(running.log)
 
 
 def split(path: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.wire import wire
@@ -92,7 +92,7 @@ def site_with_carts(archive: FaultyArchive, directory: Path) -> Iterator[tuple[R
             for uid in CARTS:
                 stage(cartd, archive, uid, SIZE)
             yield cartd, disk
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
         finally:
             cartd.terminate()
 

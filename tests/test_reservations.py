@@ -11,7 +11,7 @@ from cartd.errors import NoSpace
 from cartd.model import CartStatus
 from cartd.store import Store
 from tests.databases import the_reactor
-from tests.evicting import Disk, reserve
+from tests.evictor_fixture import Disk, reserve
 from tests.stored_carts import claimed, gathered, with_status
 
 pytest_plugins = ("tests.database_fixtures",)

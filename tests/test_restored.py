@@ -15,7 +15,7 @@ from cartd.model import CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.stored_carts import posted, with_status
@@ -32,7 +32,7 @@ def running(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
     with running_cartd(directory / "cartd", archive=url_of(archive), ini=OFTEN) as cartd:
         yield cartd
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def back_up(cartd: RunningCartd) -> None:

@@ -16,7 +16,7 @@ from cartd.model import Cart, CartStatus
 from cartd.retention import BATCH_PAUSE, Retention
 from cartd.store import Store, retention
 from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import running_cartd, wait_for
@@ -172,4 +172,4 @@ def test_the_service_forgets_and_goes_on_with_it_after_a_kill(
         cartd.wait_until("gone", "ready")
         assert [path.name for path in cartd.volume.glob("[0-9]*")] != []
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread
 
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
@@ -70,7 +70,7 @@ def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> N
         )
         assert cartd.download("b") == {f"else/where/{name}": DATA[name] for name in DATA}
         assert is_intact(cartd, "bundled")
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a")])
@@ -89,7 +89,7 @@ def test_the_one_that_is_deleted_takes_nothing_from_the_other(
         assert len(archive.seen("GET")) == 4
         assert cartd.delete("c").status == 200
         assert on_disk(cartd.volume) == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
@@ -115,7 +115,7 @@ def test_what_two_carts_share_counts_once_and_goes_with_the_last(
             204,
         ]
         assert on_disk(cartd.volume) == 2 * MB
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

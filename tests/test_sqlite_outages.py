@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.database_away import TOLD
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
@@ -34,7 +34,7 @@ def impatient_cartd(directory: Path, archive: FaultyArchive) -> Iterator[Running
         cartd.start()
         yield cartd
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 def file_of(cartd: RunningCartd) -> Path:

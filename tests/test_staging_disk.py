@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import cartd_with_archive, on_the_volume
 from tests.running_cartd import entry, manifest
 
 LARGE = bytes(range(256)) * (32 * 1024)
@@ -16,7 +16,7 @@ LARGE = bytes(range(256)) * (32 * 1024)
 
 @pytest_twisted.ensureDeferred
 async def test_a_file_that_the_system_will_not_write_is_named(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("large", LARGE)
         archive.put("small", b"small")
         await deferToThread(cartd.terminate)
@@ -40,7 +40,7 @@ async def test_a_file_that_the_system_will_not_write_is_named(tmp_path: Path) ->
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_in_the_place_of_a_new_cart_goes(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two")
         in_the_way = cartd.volume / "1" / "mine" / "a" / "one" / "somebody's"
@@ -56,7 +56,7 @@ async def test_what_is_in_the_place_of_a_new_cart_goes(tmp_path: Path) -> None:
 async def test_a_volume_that_breaks_puts_the_cart_in_error(
     tmp_path: Path,
 ) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         incoming = cartd.volume / "incoming"
         incoming.rmdir()

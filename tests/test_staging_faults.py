@@ -26,7 +26,7 @@ from tests.archive_faults import (
     truncated,
     wrong_bytes,
 )
-from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import cartd_with_archive, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest
 
@@ -109,7 +109,7 @@ def post_all(
 
 @pytest_twisted.ensureDeferred
 async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=6)) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, settings(max_attempts=6)) as (cartd, archive):
         await deferToThread(post_all, cartd, archive, PASSING, times=2)
         await deferToThread(post_all, cartd, archive, SLOW, times=None)
         for name, row in (PASSING | SLOW).items():
@@ -122,7 +122,7 @@ async def test_a_fault_that_passes_leaves_a_cart_that_is_right(tmp_path: Path) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_permanent_fault_is_reported_with_file_and_cause(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
         await deferToThread(post_all, cartd, archive, PASSING | FINAL, times=None)
         archive.put("honest", DATA)
         await deferToThread(cartd.post, "honest", manifest([entry("honest", "honest", DATA)]))
@@ -145,7 +145,7 @@ async def test_a_permanent_fault_is_reported_with_file_and_cause(tmp_path: Path)
 async def test_a_mismatch_is_reported_although_the_last_try_differs(
     tmp_path: Path,
 ) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, settings(max_attempts=3)) as (cartd, archive):
         for name, last in {"unlucky": status(500), "gone": status(404)}.items():
             archive.put(name, DATA)
             archive.fault(name, wrong_bytes(), method="GET", times=2)
@@ -160,7 +160,7 @@ async def test_a_mismatch_is_reported_although_the_last_try_differs(
 
 @pytest_twisted.ensureDeferred
 async def test_all_failed_files_are_reported_and_good_ones_are_kept(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, settings(max_attempts=2)) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, settings(max_attempts=2)) as (cartd, archive):
         names = [f"f{number}" for number in range(39)]
         for name in names:
             archive.put(name, DATA)

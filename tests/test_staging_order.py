@@ -9,7 +9,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from tests.archive_faults import drip
-from tests.cartd_beside import cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import cartd_with_archive, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, wait_for
 
@@ -44,7 +44,7 @@ def asked(archive: FaultyArchive, method: str, prefix: str) -> Sequence[str]:
 @pytest_twisted.ensureDeferred
 async def test_files_on_tape_are_announced_and_do_not_block_others(tmp_path: Path) -> None:
     ini = "[archiveinterface]\nmax_connections = 2\n"
-    async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, ini) as (cartd, archive):
         tape = put(archive, "tape", 30, tape_heads=NEVER)
         disk = put(archive, "disk", 3)
         await deferToThread(post, cartd, "mixed", tape | disk)
@@ -78,7 +78,7 @@ async def test_a_small_cart_is_ready_before_an_earlier_large_one(
     tmp_path: Path,
 ) -> None:
     ini = "[archiveinterface]\nmax_connections = 5\n"
-    async with cartd_beside_an_archive(tmp_path, ini) as (cartd, archive):
+    async with cartd_with_archive(tmp_path, ini) as (cartd, archive):
         large = put(archive, "large", 2000)
         small = put(archive, "small", 3)
         # In pieces, so that the answers overlap.

@@ -15,7 +15,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from tests.archive_faults import hang_after
-from tests.cartd_beside import assert_no_surprise, cartd_beside_an_archive, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive, on_the_volume
 from tests.hanging_disk import hang, hanging_disk, hangs
 from tests.running_cartd import (
     RunningCartd,
@@ -79,13 +79,13 @@ def test_an_idle_service_ends_well(tmp_path: Path, number: signal.Signals) -> No
     with running_cartd(tmp_path / "cartd", archive=NOWHERE) as cartd:
         cartd.send(number)
         assert cartd.ended() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
         assert not list(cartd.volume.glob("holders/*"))
 
 
 @pytest_twisted.ensureDeferred
 async def test_staging_is_resumed_at_the_next_start(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two", tape_heads=NEVER)
         entries = [entry("1", "a/one", b"one"), entry("2", "two", b"two")]
@@ -102,7 +102,7 @@ async def test_staging_is_resumed_at_the_next_start(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_service_in_the_middle_of_a_transfer_stops_at_once(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", LARGE)
         archive.fault("1", hang_after(3 << 20), method="GET", times=None)
         await deferToThread(cartd.post, "mine", manifest([entry("1", "one", LARGE)]))
@@ -114,7 +114,7 @@ async def test_a_service_in_the_middle_of_a_transfer_stops_at_once(tmp_path: Pat
 
 @pytest_twisted.ensureDeferred
 async def test_a_running_download_comes_to_its_end(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("large", LARGE)
 
         def scenario() -> bytes:
@@ -131,7 +131,7 @@ async def test_a_running_download_comes_to_its_end(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_download_that_takes_too_long_is_broken(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, "[server]\nshutdown_grace = 0.2\n") as (
+    async with cartd_with_archive(tmp_path, "[server]\nshutdown_grace = 0.2\n") as (
         cartd,
         archive,
     ):
@@ -149,7 +149,7 @@ async def test_a_download_that_takes_too_long_is_broken(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_second_signal_breaks_running_downloads_at_once(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path, "[server]\nshutdown_grace = 3600\n") as (
+    async with cartd_with_archive(tmp_path, "[server]\nshutdown_grace = 3600\n") as (
         cartd,
         archive,
     ):
@@ -168,7 +168,7 @@ async def test_a_second_signal_breaks_running_downloads_at_once(tmp_path: Path) 
 
 @pytest_twisted.ensureDeferred
 async def test_no_cart_is_taken_while_the_service_stops(tmp_path: Path) -> None:
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("large", LARGE)
 
         def ask(kept: HTTPConnection, method: str, path: str, body: bytes | None = None) -> int:
@@ -206,7 +206,7 @@ def test_every_way_to_start_it_starts_the_same_service(tmp_path: Path) -> None:
             cartd.start()
             assert cartd.status("mine")[0] == "staging"
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @pytest.mark.parametrize(

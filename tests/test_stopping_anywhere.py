@@ -12,7 +12,7 @@ from pathlib import Path
 from tests import preloaded
 from tests.archive_faults import hang_after, hang_before_head, status
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 from tests.with_values import with_values
@@ -126,7 +126,7 @@ def test_in_the_middle_of_any_work(archive: FaultyArchive, tmp_path: Path) -> No
         for state in STATES:
             uids = state(cartd, archive)
             assert cartd.terminate() == 0, state
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
             assert rows(cartd, "SELECT id FROM cart WHERE lease_holder IS NOT NULL") == []
             assert not list(cartd.volume.glob("holders/*"))
             archive.heal()
@@ -162,7 +162,7 @@ def test_at_its_start(archive: FaultyArchive, tmp_path: Path) -> None:
             wait_for(cartd.listens)
             cartd.send(number)
             assert cartd.ended() == 0
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
             assert not list(cartd.volume.glob("holders/*"))
         cartd.start()
         assert len(cartd.download("many")) == MANY
@@ -181,7 +181,7 @@ def test_a_stop_during_an_eviction(archive: FaultyArchive, tmp_path: Path) -> No
         cartd.post("new", manifest_of(archive, "new", MB))
         appears(cartd, "incoming/*/removed-*")
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
         cartd.start()
         cartd.wait_until("new", "ready")
         wait_for(lambda: on_the_volume(cartd) == {"2/new/dir/file-0"})
@@ -211,7 +211,7 @@ def test_while_another_program_has_locked_the_database(
             begun(cartd, b"DELETE /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert cartd.download("ready") == {"dir/file-0": content("ready-0", 1000)}
             assert cartd.terminate() == 0
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
             other.rollback()
         assert len(rows(cartd, "SELECT id FROM cart WHERE lease_holder IS NOT NULL")) == 1
         archive.files["mine-0"].tape_heads = 0
@@ -229,4 +229,4 @@ def test_without_its_terminal_it_goes_on_if_nohup_says_so(tmp_path: Path) -> Non
         assert cartd.get("/").status == 200
         assert "Stopping" not in cartd.log
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

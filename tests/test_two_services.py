@@ -12,7 +12,7 @@ import pytest
 from tests import preloaded
 from tests.archive_faults import hang_after
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise, on_the_volume
+from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import (
     DEADLINE,
@@ -55,7 +55,7 @@ def two_services(
             assert cartd.process is not None
             if cartd.process.poll() is None:
                 assert cartd.terminate() == 0
-            assert_no_surprise(cartd.log)
+            assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread

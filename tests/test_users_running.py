@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.archive_faults import Gate, honest, steps
 from tests.archived_carts import in_a_thread, manifest_of, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd, unpacked
@@ -32,7 +32,7 @@ def start(cartd: RunningCartd) -> tuple[Client, Client, Client, Client]:
 
 def stop(cartd: RunningCartd) -> None:
     assert cartd.terminate() == 0
-    assert_no_surprise(cartd.log)
+    assert_no_unexpected_errors(cartd.log)
 
 
 def all_of(answer: Answer, uid: str) -> tuple[object, ...]:

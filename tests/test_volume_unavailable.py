@@ -11,7 +11,7 @@ from twisted.internet import reactor as _reactor
 
 from tests.archive_faults import hang_before_head
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import sqlite_url
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
@@ -31,7 +31,7 @@ def running(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
     with running_cartd(directory / "cartd", archive=url_of(archive), ini=OFTEN) as cartd:
         yield cartd
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.cart_site import CartSite
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.running_cartd import command, running_cartd, unpacked, wait_for
 from tests.served_directory import served_directory
 from tests.windows import on_windows
@@ -55,5 +55,5 @@ def test_the_service_starts_with_tokens_and_serves(tmp_path: Path) -> None:
         assert cartd.request("DELETE", "/mine", authorization=alice).status == 200
         wait_for(lambda: not list(cartd.volume.glob("[0-9]*/*")))
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
         assert list((cartd.volume / "holders").iterdir()) == []

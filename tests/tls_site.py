@@ -13,7 +13,7 @@ from random import Random
 import trustme
 
 from tests.cart_site import CartSite
-from tests.cartd_beside import assert_no_surprise
+from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.free_ports import free_port
 from tests.running_cartd import DEADLINE, running_cartd
 from tests.served_directory import served_directory
@@ -80,4 +80,4 @@ def tls_site(directory: Path, authority: trustme.CA) -> Iterator[TlsSite]:
     ):
         yield TlsSite(CartSite(directory, cartd, archive), secure, roots)
         assert cartd.terminate() == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)

@@ -17,7 +17,7 @@ from tests.crash.consistency import counter_errors, files_of, link_errors, owner
 from tests.crash.load import BROKEN, removed_files
 from tests.crash.model import LiveCart, Model, Post, number_in, tar_of, top_of
 from tests.crash.rows import CartRow, read_carts
-from tests.running_cartd import DEADLINE, LOOK_EVERY, Answer, RunningCartd
+from tests.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
 
 UNFINISHED = ("waiting", "staging", "bundling")
 _UNEXPECTED = re.compile("Traceback|Unhandled|never awaited")
@@ -111,7 +111,7 @@ class Checks:
         while activity := list(self._activity()):
             if time.monotonic() > end:
                 fail_if_any(activity)
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL)
 
     def _activity(self) -> Iterator[str]:
         volume = self.cartd.volume
@@ -144,7 +144,7 @@ class Checks:
             fault = self._answer_error_now(uid)
             if not fault or not self.model.is_damaged(uid) or time.monotonic() > end:
                 return fault
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL)
 
     def _answer_error_now(self, uid: str) -> str:
         try:

@@ -16,7 +16,7 @@ from threading import Event, Lock, Thread
 from urllib.parse import quote
 
 from tests.crash.model import Archived, Known, Model, Post, post_of, slow_post
-from tests.running_cartd import DEADLINE, LOOK_EVERY, Answer, RunningCartd
+from tests.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
 from tests.slow_reader import SlowReader
 
 CLIENTS = 4
@@ -138,7 +138,7 @@ class Client:
                 self._check_cause(uid, answer.headers["x-pacifica-message"])
             if status in ("ready", "error") or time.monotonic() > end:
                 return status
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL)
 
     def _delete(self, uid: str) -> None:
         self._model.deleting(uid)

@@ -2,7 +2,7 @@
 
 ::
 
-    async with cartd_beside_an_archive(tmp_path) as (cartd, archive):
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"data")
         await deferToThread(cartd.post, "mine", manifest([entry("1", "a", b"data")]))
         await deferToThread(cartd.wait_until, "mine", "ready")
@@ -29,7 +29,7 @@ reactor: Any = _reactor
 
 
 @asynccontextmanager
-async def cartd_beside_an_archive(
+async def cartd_with_archive(
     directory: Path, ini: str = ""
 ) -> AsyncIterator[tuple[RunningCartd, FaultyArchive]]:
     """Start both.  In the end a service that still runs must stop well; its log is looked at."""
@@ -41,13 +41,13 @@ async def cartd_beside_an_archive(
         yield cartd, archive
         if cartd.process is not None and cartd.process.poll() is None:
             assert await deferToThread(cartd.terminate) == 0
-        assert_no_surprise(cartd.log)
+        assert_no_unexpected_errors(cartd.log)
     finally:
         await deferToThread(running.__exit__, None, None, None)
         await archive.stop()
 
 
-def assert_no_surprise(log: str) -> None:
+def assert_no_unexpected_errors(log: str) -> None:
     """Fails if the log tells of an error that the service did not expect."""
     assert not re.search("Traceback|Unhandled|never awaited", log), log
 

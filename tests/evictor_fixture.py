@@ -17,12 +17,12 @@ from cartd.store import Store
 
 @dataclass
 class Disk:
-    """What the evictor is told of the disk; ``kept`` are carts whose files cannot be removed."""
+    """The disk as the evictor sees it; files of ``unremovable`` carts cannot be removed."""
 
     store: Store
     free: int
     incoming_bytes: int = 0
-    kept: set[str] = field(default_factory=set)
+    unremovable: set[str] = field(default_factory=set)
     tried: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
@@ -37,7 +37,7 @@ class Disk:
         if not await self.store.begin_eviction(cart, "token"):
             return 0
         self.tried.append(cart.uid)
-        if cart.uid in self.kept:
+        if cart.uid in self.unremovable:
             await self.store.end_eviction(cart.id, "token")
             raise CannotRemove(cart, "Read-only file system")
         await self.store.mark_deleted(cart.id, 50)
@@ -51,7 +51,7 @@ class Disk:
 
     async def sweep(self) -> None:
         for cart in [await self.store.cart(cart_id) for cart_id in await self.store.leaving()]:
-            if cart is not None and cart.uid not in self.kept:
+            if cart is not None and cart.uid not in self.unremovable:
                 await self.store.record_removed(cart.id, 50)
 
     def evictor(self) -> Evictor:
