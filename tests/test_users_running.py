@@ -10,7 +10,7 @@ from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd, unpacked
-from tests.who_asks import Client, believing
+from tests.user_header import Client, trusting_user_header
 
 pytest_plugins = ("tests.archive_fixture",)
 
@@ -25,7 +25,7 @@ CARTS = FILES = 20
 
 def start(cartd: RunningCartd) -> tuple[Client, Client, Client, Client]:
     """Two users, an admin and somebody whom nobody asks who they are."""
-    cartd.program = believing(cartd.twistd)
+    cartd.program = trusting_user_header(cartd.twistd)
     cartd.start()
     return Client(cartd, "ada"), Client(cartd, "bob"), Client(cartd, "root", True), Client(cartd)
 

@@ -42,7 +42,7 @@ def test_verify_reports_an_intact_cart(site: CartSite) -> None:
     site.stage("right-bundle", {"a": b"right", "b/c": bytes(1000)}, bundle=True)
     assert verify(site, "--cartid", "right", "right-bundle", "right") == (
         0,
-        ["right: 2 files, 2,000,003 bytes, right", "right-bundle: 2 files, 1,005 bytes, right"],
+        ["right: 2 files, 2,000,003 bytes, intact", "right-bundle: 2 files, 1,005 bytes, intact"],
     )
 
 

@@ -42,19 +42,19 @@ Command = Callable[[Config, Namespace], int]
 
 def main() -> None:
     """Run one command; the process's exit status says how it went."""
-    given = create_parser().parse_args()
+    args = create_parser().parse_args()
     try:
-        config = _config(given)
+        config = _config(args)
         os.umask(config.umask)
-        _warn_if_root(config, given)
-        sys.exit(given.command(config, given))
+        _warn_if_root(config, args)
+        sys.exit(args.command(config, args))
     except CartdError as error:
         sys.exit(f"cartd-cmd: {admin_message(error)}")
 
 
-def _warn_if_root(config: Config, given: Namespace) -> None:
+def _warn_if_root(config: Config, args: Namespace) -> None:
     """What root makes on the volume, or as a database file, the service cannot use."""
-    if sys.platform == "win32" or os.geteuid() != 0 or given.command is _token:
+    if sys.platform == "win32" or os.geteuid() != 0 or args.command is _token:
         return
     with suppress(OSError):
         owner = config.volume_path.stat().st_uid
@@ -156,8 +156,8 @@ def create_parser() -> ArgumentParser:
     return parser
 
 
-def _token(config: Config, given: Namespace) -> int:
-    return token(config, given, sys.stdout, sys.stderr)
+def _token(config: Config, args: Namespace) -> int:
+    return token(config, args, sys.stdout, sys.stderr)
 
 
 def _parse_age(text: str) -> timedelta:
@@ -172,25 +172,25 @@ def _parse_age(text: str) -> timedelta:
     raise ArgumentTypeError(f'"{text}" is not like "60 days ago"')
 
 
-def _config(given: Namespace) -> Config:
+def _config(args: Namespace) -> Config:
     options = Options()
-    options.parseOptions([] if given.config is None else ["--config", given.config])
+    options.parseOptions([] if args.config is None else ["--config", args.config])
     return read_config(options, os.environ)
 
 
 # The commands that need no reactor
 
 
-def _dbchk(config: Config, given: Namespace) -> int:
-    _wait(replace(config, database_connect_attempts=1) if given.no_wait else config)
+def _dbchk(config: Config, args: Namespace) -> int:
+    _wait(replace(config, database_connect_attempts=1) if args.no_wait else config)
     state = schema_state(config.database_url)
-    if state.current if given.equal else state.safe:
+    if state.current if args.equal else state.safe:
         return 0
     print(state.explanation, file=sys.stderr)
     return 1
 
 
-def _dbsync(config: Config, _given: Namespace) -> int:
+def _dbsync(config: Config, _args: Namespace) -> int:
     _wait(config)
     state = sync(config.database_url)
     print("The database has the current schema." if state.current else state.explanation)
@@ -211,7 +211,7 @@ def _warn(line: str) -> None:
     print(f"cartd-cmd: {line}", file=sys.stderr)
 
 
-def _import(config: Config, _given: Namespace) -> int:
+def _import(config: Config, _args: Namespace) -> int:
     _wait(config)
     _check_schema(config)
     bind_volume(config.database_url, config.volume_path, adopt=True)
@@ -228,18 +228,18 @@ def _check_schema(config: Config) -> None:
 # The commands that work with the service's components
 
 
-def _fixit(config: Config, given: Namespace) -> int:
+def _fixit(config: Config, args: Namespace) -> int:
     async def work(services: Services) -> int:
         fixit = Fixit(
             services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
         )
-        fixed = [await fixit.fix(uid) for uid in dict.fromkeys(given.cartid)]
+        fixed = [await fixit.fix(uid) for uid in dict.fromkeys(args.cartid)]
         return 0 if all(fixed) else 1
 
     return _with_services(config, work)
 
 
-def _verify(config: Config, given: Namespace) -> int:
+def _verify(config: Config, args: Namespace) -> int:
     async def work(services: Services) -> int:
         fixit = Fixit(
             services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
@@ -248,23 +248,23 @@ def _verify(config: Config, given: Namespace) -> int:
             services.store,
             services.verification,
             services.orphans,
-            fixit.restore if given.repair else None,
+            fixit.restore if args.repair else None,
             sys.stdout,
             sys.stderr,
             services.now,
         )
-        if given.cartid is None:
+        if args.cartid is None:
             return 0 if await verify.all() else 1
-        right = [await verify.named(uid) for uid in dict.fromkeys(given.cartid)]
+        right = [await verify.named(uid) for uid in dict.fromkeys(args.cartid)]
         return 0 if all(right) else 1
 
     return _with_services(config, work)
 
 
-def _dump(config: Config, given: Namespace) -> int:
+def _dump(config: Config, args: Namespace) -> int:
     async def work(services: Services) -> int:
         try:
-            await dump(services.store, services.volume, sys.stdout, as_json=given.json)
+            await dump(services.store, services.volume, sys.stdout, as_json=args.json)
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever reads has seen enough; nor shall the interpreter tell of it at its end.
@@ -275,10 +275,10 @@ def _dump(config: Config, given: Namespace) -> int:
     return _with_services(config, work)
 
 
-def _purge(config: Config, given: Namespace) -> int:
+def _purge(config: Config, args: Namespace) -> int:
     async def work(services: Services) -> int:
-        before = services.now() - given.time_ago.total_seconds()
-        purge = Purge(services.store, services.removal, before, sys.stdout, dry_run=given.dry_run)
+        before = services.now() - args.time_ago.total_seconds()
+        purge = Purge(services.store, services.removal, before, sys.stdout, dry_run=args.dry_run)
         await purge.run()
         return 0
 

@@ -37,10 +37,10 @@ class Fixit:
         """Bring the newest cart of ``uid`` to ready; say whether that went well."""
         cart = await self._store.newest(uid)
         if cart is None:
-            self._say(f"{uid}: there is no such cart")
+            self._print(f"{uid}: there is no such cart")
             return False
         if cart.status == CartStatus.READY and await self._is_whole(cart):
-            self._say(f"{uid}: ready, nothing to fix")
+            self._print(f"{uid}: ready, nothing to fix")
             return True
         return await self.restore(cart)
 
@@ -49,7 +49,7 @@ class Fixit:
         if cart.status not in UNFINISHED:
             await self._repair.restage(cart, damaged)
         cart = await self._watch(cart.id)
-        self._say(f"{cart.display_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
+        self._print(f"{cart.display_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
         return cart.status == CartStatus.READY
 
     async def _is_whole(self, cart: Cart) -> bool:
@@ -71,7 +71,7 @@ class Fixit:
                 return cart
             if cart.message not in ("", said):
                 said = cart.message
-                self._say(f"{cart.display_uid}: {said}")
+                self._print(f"{cart.display_uid}: {said}")
             self._begin(cart_id)
             await deferLater(self._clock, POLL_INTERVAL)
 
@@ -84,6 +84,6 @@ class Fixit:
             )
             self._out.flush()
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._out.write(f"\r\x1b[K{line}\n" if self._out.isatty() else f"{line}\n")
         self._out.flush()

@@ -37,23 +37,23 @@ class Purge:
             await self._removal.wait_until_idle()
 
     async def _delete_all(self) -> None:
-        refused = 0
+        failed = 0
         carts = [cart for cart in await self._store.active() if cart.used < self._before]
         carts.sort(key=lambda cart: (cart.used, cart.id))
         if not carts:
-            self._say("no cart to delete")
+            self._print("no cart to delete")
         for cart in carts:
             verb = "would delete" if self._dry_run else "deleting"
-            self._say(f"{verb} {cart.display_uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
+            self._print(f"{verb} {cart.display_uid} (cart {cart.id}, {cart.volume_bytes:,} bytes)")
             if self._dry_run:
                 continue
             try:
                 await self._delete(cart)
             except CannotRemove as error:
-                refused += 1
-                if refused > 1:
+                failed += 1
+                if failed > 1:
                     raise
-                self._say(f"{error}; it stays")
+                self._print(f"{error}; it stays")
 
     async def _delete(self, cart: Cart) -> None:
         while cart.status not in UNFINISHED:
@@ -71,5 +71,5 @@ class Purge:
         # gets it to its end.
         await self._removal.delete(cart)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         print(line, file=self._out)

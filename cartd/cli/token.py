@@ -24,30 +24,30 @@ def add_actions(parser: ArgumentParser) -> None:
     revoke.add_argument("name", metavar="NAME")
 
 
-def token(config: Config, given: Namespace, out: TextIO, about: TextIO) -> int:
-    """Do it; ``out`` gets what a script may want to have, ``about`` what people read."""
+def token(config: Config, args: Namespace, out: TextIO, messages: TextIO) -> int:
+    """Do it; ``out`` gets what a script may want to have, ``messages`` what people read."""
     if config.auth_token_file is None:
         raise ConfigError(
             "[auth] token_file is not set: the configuration says where the tokens are"
         )
     file = TokenFile(config.auth_token_file)
-    if given.action == "add":
-        made = file.add(given.name, admin=given.admin)
-        about.write(f"The token of {given.name}; it is shown only now:\n")
-        about.flush()
+    if args.action == "add":
+        made = file.add(args.name, admin=args.admin)
+        messages.write(f"The token of {args.name}; it is shown only now:\n")
+        messages.flush()
         out.write(f"{made}\n")
-        _warn_if_unreadable(file.path, config, about)
-    elif given.action == "revoke":
-        file.revoke(given.name)
-        about.write(f"The token of {given.name} is revoked.\n")
-        _warn_if_unreadable(file.path, config, about)
+        _warn_if_unreadable(file.path, config, messages)
+    elif args.action == "revoke":
+        file.revoke(args.name)
+        messages.write(f"The token of {args.name} is revoked.\n")
+        _warn_if_unreadable(file.path, config, messages)
     else:
         for name, entry in sorted(file.entries().items()):
             out.write(f"{name} {'admin' if entry.user.admin else 'user'}\n")
     return 0
 
 
-def _warn_if_unreadable(path: Path, config: Config, about: TextIO) -> None:
+def _warn_if_unreadable(path: Path, config: Config, messages: TextIO) -> None:
     """Say so if the service cannot read the file; it runs as the owner of the volume, as a rule."""
     try:
         uid = config.volume_path.stat().st_uid
@@ -56,7 +56,7 @@ def _warn_if_unreadable(path: Path, config: Config, about: TextIO) -> None:
     place = unreadable_by(uid, path)
     if place is not None:
         user, mode = user_name(uid), "0750" if place.is_dir() else "0640"
-        about.write(
+        messages.write(
             f"cartd-cmd: {user}, to whom the volume belongs, cannot read {path}: {place} is"
             f" {described(place)}. A service that runs as {user} accepts no token until that is"
             f" mended: chgrp {group_name(uid)} {place} && chmod {mode} {place}\n"

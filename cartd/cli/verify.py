@@ -46,35 +46,35 @@ class Verify:
     async def _no_orphans(self) -> bool:
         found = await self._orphans.find()
         for orphan in found:
-            self._say(f"directory {orphan.cart_id}: {orphan.size:,} bytes, belongs to no cart")
+            self._print(f"directory {orphan.cart_id}: {orphan.size:,} bytes, belongs to no cart")
         if found and self._restore is not None:
             await self._orphans.remove(found)
-            self._say(f"{len(found):,} directories removed")
+            self._print(f"{len(found):,} directories removed")
         return not found or self._restore is not None
 
     async def named(self, uid: str) -> bool:
         """Verify the newest cart of ``uid``."""
         cart = await self._store.newest(uid)
         if cart is None:
-            self._say(f"{uid}: there is no such cart")
+            self._print(f"{uid}: there is no such cart")
             return False
         return await self.cart(cart)
 
     async def cart(self, cart: Cart) -> bool:
         if cart.status != CartStatus.READY:
-            self._say(f"{cart.display_uid}: is {cart.status}, and not verified")
+            self._print(f"{cart.display_uid}: is {cart.status}, and not verified")
             return False
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._say(
-                f"{cart.display_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, right"
+            self._print(
+                f"{cart.display_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, intact"
             )
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
-            self._say(f"{cart.display_uid}: has been deleted or staged again meanwhile")
+            self._print(f"{cart.display_uid}: has been deleted or staged again meanwhile")
             return True
         self._report(cart, damages)
         if self._restore is None:
@@ -89,17 +89,17 @@ class Verify:
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._say(f"{cart.uid}: repaired, and right")
+            self._print(f"{cart.uid}: repaired, and right")
             return True
         self._report(cart, damages)
-        self._say(f"{cart.uid}: is damaged again: look after the volume's disk")
+        self._print(f"{cart.uid}: is damaged again: look after the volume's disk")
         return False
 
     def _report(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
             # A path may hold what a terminal would obey.
-            self._say(f"{cart.display_uid}: {escape(damage.path)} {damage.fault}")
-        self._say(f"{cart.display_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
+            self._print(f"{cart.display_uid}: {escape(damage.path)} {damage.fault}")
+        self._print(f"{cart.display_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 
     def _counter(self, cart: Cart) -> Callable[[int], Awaitable[None]]:
         done = 0
@@ -115,7 +115,7 @@ class Verify:
 
         return read
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._progress.isatty():
             self._progress.write("\r\x1b[K")
             self._progress.flush()

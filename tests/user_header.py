@@ -2,7 +2,7 @@
 
 ::
 
-    cartd.program = believing(cartd.twistd)
+    cartd.program = trusting_user_header(cartd.twistd)
     cartd.start()
     ada = Client(cartd, "ada")
     assert ada.request("HEAD", "/a-cart").status == 204
@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.running_cartd import Answer, RunningCartd, wait_for
 
 
-def believing(command: Sequence[str]) -> tuple[str, ...]:
+def trusting_user_header(command: Sequence[str]) -> tuple[str, ...]:
     """The command line of ``command``, a script, in which headers say who asks."""
     return sys.executable, __file__, *command
 
@@ -54,7 +54,7 @@ class Client:
         ]
 
 
-def _believe() -> None:
+def _trust_user_header() -> None:
     from cartd.model import User
     from cartd.server.request import LimitedRequest
 
@@ -74,5 +74,5 @@ def _believe() -> None:
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    _believe()
+    _trust_user_header()
     runpy.run_path(sys.argv[0], run_name="__main__")
