@@ -23,7 +23,7 @@ from cartd.model import (
     Viewer,
 )
 from cartd.store import Store
-from cartd.store.syncs import Noted
+from cartd.store.durability import Noted
 from cartd.tar.index_builder import Members
 from tests.built_tars import Member, columns
 

@@ -13,8 +13,8 @@ from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Transaction
-from cartd.store.owners import take_turn
 
 T = TypeVar("T")
 SHA1 = "a" * 40

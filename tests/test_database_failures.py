@@ -19,7 +19,7 @@ from cartd.store import Store, schema_state, sync, wait_for_database
 from cartd.store.tables import file
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.database_away import database_away
+from tests.database_unavailable import database_away
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import running_cartd, wait_for

@@ -16,8 +16,8 @@ from cartd.store.database import READERS
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.database_away import TOLD
 from tests.database_proxy import DatabaseProxy
+from tests.database_unavailable import TOLD
 from tests.databases import Postgres, the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import Answer, RunningCartd, running_cartd, wait_for
@@ -27,8 +27,8 @@ from tests.with_values import with_values
 pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 
 SOON = {
-    "cartd.store.unanswered.PATIENCE": 0.5,
-    "cartd.store.unanswered.GRACE": 0.5,
+    "cartd.store.watchdog.PATIENCE": 0.5,
+    "cartd.store.watchdog.GRACE": 0.5,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
 }
 INI = "[cartd]\nlru_interval = 0.5\n"

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from cartd.errors import Unavailable
 from cartd.integrity.recovery import RECOVERY_TIMEOUT, Recovery
 from cartd.model import Cart
-from cartd.store.syncs import Noted
+from cartd.store.durability import Noted
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench
 from tests.volume_parts import begin, failure_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.database_away import TOLD
+from tests.database_unavailable import TOLD
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for

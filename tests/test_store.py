@@ -18,7 +18,7 @@ from cartd.eviction import Candidate
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.batches import BATCH
+from cartd.store.batching import BATCH
 from tests.stored_carts import (
     SHA1,
     STATUSES,

@@ -21,14 +21,14 @@ from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, engines, postgresql, schema_state, sync
-from cartd.store.alchimia_compat import driver_connection
-from cartd.store.batches import BATCH
+from cartd.store.alchimia_adapter import driver_connection
+from cartd.store.batching import BATCH
+from cartd.store.byte_ownership import take_turn
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
-from cartd.store.owners import take_turn
 from cartd.store.tables import cart as cart_table
-from tests.database_away import database_away
 from tests.database_proxy import DatabaseProxy
+from tests.database_unavailable import database_away
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.running_cartd import wait_for
 from tests.stored_carts import (

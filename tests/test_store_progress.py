@@ -12,8 +12,8 @@ import pytest_twisted
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus, TarFacts
-from cartd.store import Store, losses, progress
-from cartd.store.batches import BATCH
+from cartd.store import Store, invalidation, progress
+from cartd.store.batching import BATCH
 from cartd.store.database import Transaction
 from cartd.tar.index_builder import Members
 from tests.databases import the_reactor
@@ -403,7 +403,7 @@ class TestRestaging:
         async def lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
             kept.append(transaction)
             lost.setdefault(id(transaction), []).append(len(positions))
-            await losses.lose(transaction, cart_id, positions)
+            await invalidation.lose(transaction, cart_id, positions)
 
         kept: list[Transaction] = []
         monkeypatch.setattr(progress, "lose", lose)

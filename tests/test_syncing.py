@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.syncing import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
-from cartd.store.syncs import Noted
+from cartd.store.durability import Noted
 from cartd.threads import Apart
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.store.askers import Askers
+from cartd.store.archive_waits import Waits
+from cartd.store.cart_ids import KnownIds
 from cartd.store.carts import Carts
 from cartd.store.database import Database, too_few_connections
-from cartd.store.known_ids import KnownIds
+from cartd.store.dedup import Twins
+from cartd.store.durability import Syncs
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
 from cartd.store.removals import Removals
 from cartd.store.retention import Retention
 from cartd.store.schema import schema_state, sync, wait_for_database
+from cartd.store.schema_version import Condition, SchemaState, UpgradeError
 from cartd.store.space import Space
-from cartd.store.state import Condition, SchemaState, UpgradeError
-from cartd.store.syncs import Syncs
-from cartd.store.twins import Twins
-from cartd.store.verified import Verified
+from cartd.store.verification import Verified
+from cartd.store.viewers import Askers
 from cartd.store.volume_record import VolumeRecord, volume_record
-from cartd.store.waits import Waits
 
 __all__ = [
     "Condition",

@@ -13,12 +13,11 @@ from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
 from cartd.quotas import NO_QUOTA, UserQuota
-from cartd.store.askers import check_quota, newest_in
-from cartd.store.batches import BATCH, batches
+from cartd.store.batching import BATCH, batches
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database, Transaction
-from cartd.store.gathering import gathered
+from cartd.store.json_columns import gathered
 from cartd.store.lookups import Lookups
-from cartd.store.owners import take_turn
 from cartd.store.rows import (
     CARTS,
     FILES,
@@ -30,6 +29,7 @@ from cartd.store.rows import (
     time_of,
 )
 from cartd.store.tables import cart, file
+from cartd.store.viewers import check_quota, newest_in
 from cartd.tar.index_builder import Members
 
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
 from cartd.store import postgresql
-from cartd.store.alchimia_compat import all_rows, driver_connection, roll_back, wrap_engine
-from cartd.store.unanswered import Unanswered
+from cartd.store.alchimia_adapter import all_rows, driver_connection, roll_back, wrap_engine
+from cartd.store.watchdog import Unanswered
 
 THREAD_NAME = "cartd store"
 _STOPPING = "The service is stopping"

@@ -14,10 +14,10 @@ from twisted.python.failure import Failure
 from cartd.errors import CartdError, DatabaseUnavailable
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, leavable
+from cartd.store.database_errors import explained, is_lost, with_the_file
 from cartd.store.engines import parse, reading_engine, writing_engine
-from cartd.store.failures import explained, is_lost, with_the_file
 from cartd.store.outage_log import OutageLog
-from cartd.store.unanswered import Unanswered
+from cartd.store.watchdog import Unanswered
 from cartd.threads import Apart
 
 READERS = 3

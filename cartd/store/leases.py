@@ -8,10 +8,10 @@ from sqlalchemy import DateTime, bindparam, case, func, or_, select, update
 
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database, Transaction
-from cartd.store.owners import take_turn
+from cartd.store.durability import renew_unsynced
 from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
-from cartd.store.syncs import renew_unsynced
 from cartd.store.tables import cart
 
 _WAITING = cart.c.status == CartStatus.WAITING.value

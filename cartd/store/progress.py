@@ -12,14 +12,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
 
 from cartd.model import CartStatus, FileStatus, TarFacts
-from cartd.store.batches import BATCH, batches
+from cartd.store.batching import BATCH, batches
+from cartd.store.byte_ownership import end_sharing_from, take_turn
 from cartd.store.database import Database, Transaction
+from cartd.store.durability import forget_unsynced, note_unsynced
+from cartd.store.invalidation import AMONG, STAGED_AMONG, count, lose
 from cartd.store.leases import hold
-from cartd.store.losses import AMONG, STAGED_AMONG, count, lose
-from cartd.store.owners import end_sharing_from, take_turn
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.space import usage_in
-from cartd.store.syncs import forget_unsynced, note_unsynced
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value

@@ -9,10 +9,10 @@ from __future__ import annotations
 from sqlalchemy import bindparam, func, null, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
+from cartd.store.byte_ownership import pass_on_from, take_turn
 from cartd.store.database import Database
-from cartd.store.owners import pass_on_from, take_turn
+from cartd.store.durability import forget_unsynced
 from cartd.store.rows import FINISHED, date_of
-from cartd.store.syncs import forget_unsynced
 from cartd.store.tables import cart, file
 
 FILES_AT_ONCE = 5000

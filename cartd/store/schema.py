@@ -15,9 +15,9 @@ from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cartd.errors import ConfigError, DatabaseUnavailable
+from cartd.store.database_errors import explained, with_the_file
 from cartd.store.engines import parse, schema_engine
-from cartd.store.failures import explained, with_the_file
-from cartd.store.state import Condition, SchemaState, state_of
+from cartd.store.schema_version import Condition, SchemaState, state_of
 from cartd.store.tables import cartsystem
 
 # Any number that no other program is likely to choose; it spells "cartd".

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import SetColumnComment, SetTableComment
 
-from cartd.store.state import UpgradeError
+from cartd.store.schema_version import UpgradeError
 from cartd.store.tables import metadata
 
 

@@ -8,12 +8,12 @@ from itertools import starmap
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
 from cartd.model import CartStatus, DuplicateFile, FileStatus
-from cartd.store.batches import BATCH, batches
+from cartd.store.batching import BATCH, batches
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database, Transaction
+from cartd.store.durability import note_unsynced
 from cartd.store.leases import hold
-from cartd.store.owners import take_turn
 from cartd.store.progress import record_staged_in
-from cartd.store.syncs import note_unsynced
 from cartd.store.tables import cart, file
 
 # As it is in the index's own condition: a parameter would hide from SQLite that they agree.

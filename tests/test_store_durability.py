@@ -1,6 +1,6 @@
 """What is staged and may not be on the disk: noted, forgotten when it is, doubted if nobody knows.
 
-That each byte counts once whatever is doubted, :mod:`tests.test_store_sharing` shows.
+That each byte counts once whatever is doubted, :mod:`tests.test_store_dedup` shows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sqlalchemy import Engine, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store, tables
-from cartd.store.batches import BATCH
+from cartd.store.batching import BATCH
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Transaction
 from cartd.store.engines import reading_engine, writing_engine
-from cartd.store.owners import take_turn
 from cartd.store.tables import unsynced
 from tests.databases import sqlite_url
 from tests.stored_carts import (
@@ -232,7 +232,7 @@ class TestDoubting:
         self, store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int, bundle: bool
     ) -> None:
         """Until all is doubted, whoever takes the cart over learns of it; nobody sends it."""
-        monkeypatch.setattr("cartd.store.syncs.BATCH", 2)
+        monkeypatch.setattr("cartd.store.durability.BATCH", 2)
         cart, _ = await store.post("u", manifest(8, bundle=bundle), bundle=bundle, now=10)
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_states(cart.id, "me", [(n, 10, 5) for n in range(8)])
@@ -241,7 +241,7 @@ class TestDoubting:
         await store.record_ready(cart.id, "me", volume_bytes=80, now=12)
         rows = await rows_of(store, cart)
         assert len(rows) == 4
-        end_after(monkeypatch, "cartd.store.syncs.take_turn", ends_after)
+        end_after(monkeypatch, "cartd.store.durability.take_turn", ends_after)
         with pytest.raises(Ended):
             await store.doubt(cart.id, rows, now=20)
         monkeypatch.undo()
@@ -267,7 +267,7 @@ class TestDoubting:
         await store.record_states(cart.id, "me", [(n, 10, 5) for n in range(4)])
         await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(4)], now=11)
         rows = await rows_of(store, cart)
-        monkeypatch.setattr("cartd.store.syncs.BATCH", 2)
+        monkeypatch.setattr("cartd.store.durability.BATCH", 2)
         turns = 0
 
         async def claim_in_between(transaction: Transaction) -> None:
@@ -279,7 +279,7 @@ class TestDoubting:
                 )
             await take_turn(transaction)
 
-        monkeypatch.setattr("cartd.store.syncs.take_turn", claim_in_between)
+        monkeypatch.setattr("cartd.store.durability.take_turn", claim_in_between)
         assert await store.doubt(cart.id, rows, now=20) == 4
         assert turns == 3
         assert await store.holders() == {}

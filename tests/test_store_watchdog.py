@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
-from cartd.store.unanswered import GRACE, PATIENCE, Unanswered
+from cartd.store.watchdog import GRACE, PATIENCE, Unanswered
 
 TIMEOUT = 20.0
 ANSWER_WITHIN = TIMEOUT + GRACE

@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from cartd.errors import QuotaExceeded
 from cartd.model import UNRESTRICTED, Cart, CartStatus, User, Viewer
 from cartd.quotas import UserQuota
-from cartd.store import Store, askers, leases, lookups, removals
+from cartd.store import Store, leases, lookups, removals, viewers
 from tests.databases import sqlite_url, the_reactor
 from tests.stored_carts import SHA1, deleted, found, gathered, manifest
 
@@ -218,8 +218,8 @@ class TestShares:
     ("statement", "by"),
     [
         (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
-        (askers._NEWEST_OWN, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
-        (askers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
+        (viewers._NEWEST_OWN, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (viewers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
     ],
     ids=["of many", "of one", "outstanding"],
 )

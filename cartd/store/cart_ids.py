@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import bindparam, select
 
-from cartd.store.batches import BATCH, batches
+from cartd.store.batching import BATCH, batches
 from cartd.store.database import Database
 from cartd.store.tables import cart
 

@@ -34,10 +34,10 @@ from sqlalchemy import (
 )
 
 from cartd.model import CartStatus
-from cartd.store.batches import BATCH
+from cartd.store.batching import BATCH
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database, Transaction
-from cartd.store.losses import lose, lose_some
-from cartd.store.owners import take_turn
+from cartd.store.invalidation import lose, lose_some
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, page_cache, unsynced
 

@@ -16,8 +16,8 @@ from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database
-from cartd.store.owners import take_turn
 from tests.databases import the_reactor
 from tests.shared_files import Sharing
 from tests.stored_carts import (
@@ -51,7 +51,7 @@ async def test_whatever_happens_each_byte_counts_once(
 ) -> None:
     monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", (1, 3)[seed])
     monkeypatch.setattr("cartd.store.progress.BATCH", (2, 1)[seed])
-    monkeypatch.setattr("cartd.store.syncs.BATCH", (1, 2)[seed])
+    monkeypatch.setattr("cartd.store.durability.BATCH", (1, 2)[seed])
     sharing = Sharing(store, Random(seed))
     for _ in range(300):
         await sharing.step()

@@ -1,6 +1,6 @@
 """Files that are not on the volume, or not known to be right there, whatever was recorded of them.
 
-The caller has taken its turn (:func:`cartd.store.owners.take_turn`).
+The caller has taken its turn (:func:`cartd.store.byte_ownership.take_turn`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, select, update
 
 from cartd.model import FileStatus
+from cartd.store.byte_ownership import pass_on
 from cartd.store.database import Transaction
-from cartd.store.owners import pass_on
 from cartd.store.tables import cart, file
 
 AMONG = (

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 
 from cartd.model import CartStatus, FileStatus
+from cartd.store.byte_ownership import take_turn
 from cartd.store.database import Database
-from cartd.store.owners import take_turn
 from cartd.store.rows import date_of
 from cartd.store.tables import cart, file
 
