@@ -201,7 +201,7 @@ class Downloads:
         second = floor(last_modified)
         if floor(self._now()) <= second:
             return False
-        return not await self._store.others_made_in(cart, second)
+        return not await self._store.has_other_tar_of_second(cart, second)
 
     async def _touch(self, cart: Cart) -> None:
         """Remember the use, and tell the store: the commands see no pins, but that."""

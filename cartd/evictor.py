@@ -98,7 +98,7 @@ class Evictor:
 
         async def promised(most: int | None) -> bool:
             return await self._store.reserve(
-                cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, most=most
+                cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, limit=most
             )
 
         def lacking() -> int:
@@ -185,7 +185,7 @@ class Evictor:
         Before any are, what deleted carts have left goes: they may have been deleted for this.
         """
         used, missing = await self._shortfall_now(wanted)
-        if missing > 0 and await self._store.leaving():
+        if missing > 0 and await self._store.pending_removal():
             await self._sweep()
             used, missing = await self._shortfall_now(wanted)
         return used, missing
@@ -304,7 +304,7 @@ class Evictor:
             else [one for one in candidates if self._unremovable.lasts(one)]
         ):
             del candidates[cart_id]
-        shares = await self._store.shares()
+        shares = await self._store.shared_bytes()
         while True:
             chosen = choose(
                 candidates.values(),

@@ -160,7 +160,7 @@ class Removal:
         await self._volume.check()
         with suppress(RemovalStopped):
             await self._finish_interrupted_evictions()
-        leaving = await self._store.leaving()
+        leaving = await self._store.pending_removal()
         there = await self._volume.cart_ids()
         # One that has no directory may have left its link.
         ids = {*leaving, *await self._store.deleted_among(there)}
@@ -235,7 +235,7 @@ class Removal:
         try:
             while self._backlog_grew:
                 self._backlog_grew = False
-                await self._remove_all(await self._store.leaving())
+                await self._remove_all(await self._store.pending_removal())
         except Unavailable as error:
             log.warn("Deleted carts are removed later: {error}", error=error)
 

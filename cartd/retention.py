@@ -28,5 +28,5 @@ class Retention:
     async def delete_expired(self) -> None:
         """Cut short, it has forgotten whole batches; the next call goes on."""
         before = self._now() - self._max_age
-        while await self._store.forget_removed(before):
+        while await self._store.prune_removed(before):
             await deferLater(self._clock, BATCH_PAUSE)

@@ -47,7 +47,13 @@ from cartd.services import Services
 from cartd.shield import at_most
 from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_STEP_TIMEOUT
-from cartd.store import Condition, schema_state, sync, too_few_connections, wait_for_database
+from cartd.store import (
+    SchemaCondition,
+    connection_limit_warning,
+    schema_state,
+    sync,
+    wait_for_database,
+)
 from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RELOAD_INTERVAL
 from cartd.volume.check import check_reserve
@@ -291,7 +297,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         config = read_config(options, os.environ)
         os.umask(config.umask)
         services = Services(config, reactor, _prepare(config))
-        too_few = too_few_connections(config.database_url)
+        too_few = connection_limit_warning(config.database_url)
         authenticator = create_authenticator(config, Apart(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {admin_message(error)}") from None
@@ -313,10 +319,10 @@ def _prepare(config: Config) -> int | None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
-        tell=_print_error,
+        notify=_print_error,
     )
     state = schema_state(config.database_url)
-    if state.condition is Condition.MISSING:
+    if state.condition is SchemaCondition.MISSING:
         sync(config.database_url)
     elif not state.safe:
         raise ConfigError(state.explanation)

@@ -14,7 +14,14 @@ import pytest
 import pytest_twisted
 
 from cartd.store import Store, sync
-from tests.databases import Postgres, Reused, sqlite_url, the_reactor, without_carts, without_tables
+from tests.databases import (
+    DatabasePool,
+    Postgres,
+    sqlite_url,
+    the_reactor,
+    without_carts,
+    without_tables,
+)
 
 BACKENDS = ("sqlite", "postgresql")
 
@@ -30,15 +37,15 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def synced_postgres(postgres: Postgres) -> Reused:
+def synced_postgres(postgres: Postgres) -> DatabasePool:
     """Databases with cartd's tables."""
-    return Reused(postgres, "synced", without_carts)
+    return DatabasePool(postgres, "synced", without_carts)
 
 
 @pytest.fixture(scope="session")
-def empty_postgres(postgres: Postgres) -> Reused:
+def empty_postgres(postgres: Postgres) -> DatabasePool:
     """Databases without tables."""
-    return Reused(postgres, "template1", without_tables)
+    return DatabasePool(postgres, "template1", without_tables)
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[s
     if request.param == "sqlite":
         yield sqlite_url(tmp_path / "empty.sqlite3")
         return
-    empty: Reused = request.getfixturevalue("empty_postgres")
+    empty: DatabasePool = request.getfixturevalue("empty_postgres")
     with empty.one() as url:
         yield url
 
@@ -76,7 +83,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         shutil.copy(request.getfixturevalue("synced_sqlite"), path)
         yield sqlite_url(path)
         return
-    synced: Reused = request.getfixturevalue("synced_postgres")
+    synced: DatabasePool = request.getfixturevalue("synced_postgres")
     with synced.one() as url:
         yield url
 

@@ -1,12 +1,12 @@
-"""A way to a database that a test can cut, block and close.
+"""A proxy to a database that a test can block, close and disconnect.
 
 ::
 
     with DatabaseProxy.to(url) as proxy:
         ... proxy.url ...
         proxy.block()     # nothing comes through any more, and nobody is told
-        proxy.let_pass()
-        proxy.cut()       # whoever is connected is thrown out
+        proxy.unblock()
+        proxy.disconnect_all()       # whoever is connected is thrown out
         proxy.close()     # nobody may connect
         proxy.open()
 """
@@ -53,9 +53,9 @@ class DatabaseProxy:
         try:
             yield proxy
         finally:
-            proxy.let_pass()
+            proxy.unblock()
             proxy.close()
-            proxy.cut()
+            proxy.disconnect_all()
 
     def open(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", self._port))
@@ -74,10 +74,10 @@ class DatabaseProxy:
     def block(self) -> None:
         self._passes.clear()
 
-    def let_pass(self) -> None:
+    def unblock(self) -> None:
         self._passes.set()
 
-    def cut(self) -> None:
+    def disconnect_all(self) -> None:
         for end in tuple(self._ends):
             self._end(end)
 

@@ -10,13 +10,13 @@ import pytest
 
 from cartd.errors import DatabaseUnavailable
 
-TOLD = "The database cannot be used at the moment; ask again"
+UNAVAILABLE = "The database cannot be used at the moment; ask again"
 
 
 @contextmanager
-def database_away(reason: str) -> Iterator[None]:
+def database_unavailable(reason: str) -> Iterator[None]:
     """The block ends in an outage whose reason, for the log, the regular expression finds."""
     with pytest.raises(DatabaseUnavailable) as raised:
         yield
-    assert str(raised.value) == TOLD
+    assert str(raised.value) == UNAVAILABLE
     assert re.search(reason, raised.value.reason), raised.value.reason

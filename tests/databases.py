@@ -50,7 +50,7 @@ class Postgres:
         with psycopg.connect(plain, autocommit=True, options=options) as connection:
             connection.execute(statement.encode())
 
-    def throw_out(self, url: str) -> None:
+    def terminate_connections(self, url: str) -> None:
         """End all connections to the database of that URL, as an administrator does."""
         self.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
@@ -79,7 +79,7 @@ class Postgres:
         shutil.rmtree(self._directory)
 
 
-class Reused:
+class DatabasePool:
     """Databases like one that is not used itself, each for one test after the other.
 
     To empty one takes a tenth of the time of making it and dropping it.
@@ -93,7 +93,7 @@ class Reused:
         self._empty = empty
         self._free: list[str] = []
         with psycopg.connect(self._plain(server.url(template))) as connection:
-            self._alike = self._told(connection)
+            self._pristine = self._contents(connection)
 
     @contextmanager
     def one(self) -> Iterator[str]:
@@ -110,9 +110,9 @@ class Reused:
         with psycopg.connect(self._plain(url)) as connection:
             connection.execute(_OTHERS_END)
             self._empty(connection)
-            return self._told(connection) == self._alike
+            return self._contents(connection) == self._pristine
 
-    def _told(self, connection: psycopg.Connection[Any]) -> list[object]:
+    def _contents(self, connection: psycopg.Connection[Any]) -> list[object]:
         """All that an emptied database has."""
         tables = {name for (name,) in connection.execute(_TABLES)} & KEPT_ROWS
         return [
@@ -127,7 +127,7 @@ class Reused:
 
 def without_carts(connection: psycopg.Connection[Any]) -> None:
     """Empty a database that has cartd's tables."""
-    connection.execute("TRUNCATE cart, file, unsynced, page_cache RESTART IDENTITY")
+    connection.execute("TRUNCATE cart, file, dirty_files, page_cache RESTART IDENTITY")
 
 
 def without_tables(connection: psycopg.Connection[Any]) -> None:

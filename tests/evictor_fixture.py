@@ -50,7 +50,9 @@ class Disk:
         )
 
     async def sweep(self) -> None:
-        for cart in [await self.store.cart(cart_id) for cart_id in await self.store.leaving()]:
+        for cart in [
+            await self.store.cart(cart_id) for cart_id in await self.store.pending_removal()
+        ]:
             if cart is not None and cart.uid not in self.unremovable:
                 await self.store.record_removed(cart.id, 50)
 

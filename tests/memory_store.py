@@ -23,7 +23,7 @@ from cartd.model import (
     Viewer,
 )
 from cartd.store import Store
-from cartd.store.durability import Noted
+from cartd.store.durability import DirtyRows
 from cartd.tar.index_builder import Members
 from tests.built_tars import Member, columns
 
@@ -39,9 +39,9 @@ class MemoryStore(Store):
         self.rows: dict[int, list[CartFile]] = {}
         self.leases: dict[int, tuple[str, float]] = {}
         self.claims = 0
-        self.left: set[int] = set()
+        self.unremoved: set[int] = set()
         """Carts that are deleted, and not removed from the volume yet."""
-        self.away: float = 0
+        self.failing_calls: float = 0
 
     def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
         """A posted cart whose files have their ids for names."""
@@ -56,7 +56,7 @@ class MemoryStore(Store):
         ]
         return self.carts[cart_id]
 
-    def belongs(self, cart_id: int, owner: str) -> Cart:
+    def set_owner(self, cart_id: int, owner: str) -> Cart:
         """Say who has posted the cart."""
         self._change(cart_id, owner=owner)
         return self.carts[cart_id]
@@ -65,16 +65,16 @@ class MemoryStore(Store):
         """The ids of the files that are recorded as staged."""
         return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
 
-    def lose(self, cart_id: int, position: int) -> None:
+    def invalidate(self, cart_id: int, position: int) -> None:
         """Put a ready cart back to staging for the sake of one file."""
         self._change_file(cart_id, position, status=FileStatus.WAITING)
         size = self.rows[cart_id][position].size or 0
         staged = self.carts[cart_id].volume_bytes - size
         self._change(cart_id, status=CartStatus.STAGING, bytes_staged=staged)
 
-    def _asked(self, cart_id: int = 0, holder: str = "") -> None:
-        if self.away:
-            self.away -= 1
+    def _check_call(self, cart_id: int = 0, holder: str = "") -> None:
+        if self.failing_calls:
+            self.failing_calls -= 1
             raise Unavailable("The database is away")
         if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
             raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
@@ -86,16 +86,16 @@ class MemoryStore(Store):
         self.rows[cart_id][position] = replace(self.rows[cart_id][position], **values)
 
     async def cart(self, cart_id: int) -> Cart | None:
-        self._asked()
+        self._check_call()
         return self.carts.get(cart_id)
 
     async def newest(self, uid: str) -> Cart | None:
-        self._asked()
+        self._check_call()
         found = await self.carts_for(UNRESTRICTED, uid)
         return found[0] if found else None
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
-        self._asked()
+        self._check_call()
         return [cart_id for cart_id in self.carts if self._may_claim(cart_id, holder, now, dead)]
 
     def _may_claim(self, cart_id: int, holder: str, now: float, dead: Collection[str]) -> bool:
@@ -106,7 +106,7 @@ class MemoryStore(Store):
     async def files(
         self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
     ) -> list[CartFile]:
-        self._asked()
+        self._check_call()
         wanted = [
             file
             for file in self.rows[cart_id]
@@ -115,12 +115,12 @@ class MemoryStore(Store):
         return wanted[:limit]
 
     async def files_at(self, cart_id: int, positions: Sequence[int]) -> list[CartFile]:
-        self._asked()
+        self._check_call()
         rows = [self.rows[cart_id][position] for position in positions]
         return [one for one in rows if one.status is not FileStatus.STAGED]
 
     async def members(self, cart_id: int, positions: range) -> Members:
-        self._asked()
+        self._check_call()
         rows = self.rows[cart_id][positions.start : positions.stop]
         return columns(
             [
@@ -132,7 +132,7 @@ class MemoryStore(Store):
     async def claim(
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
     ) -> Cart | None:
-        self._asked()
+        self._check_call()
         self.claims += 1
         if not self._may_claim(cart_id, holder, now, dead):
             return None
@@ -140,46 +140,48 @@ class MemoryStore(Store):
         return self.carts[cart_id]
 
     async def holders(self) -> dict[str, float]:
-        self._asked()
+        self._check_call()
         return dict(sorted(self.leases.values()))
 
-    async def unsynced_holders(self) -> set[str]:
-        self._asked()
+    async def dirty_holders(self) -> set[str]:
+        self._check_call()
         return set()
 
-    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
-        self._asked()
+    async def dirty_rows_of_others(self, cart_id: int, holder: str) -> DirtyRows:
+        self._check_call()
         return {}
 
-    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
-        self._asked()
+    async def abandoned_dirty_rows(
+        self, holder: str, *, dead: Collection[str], now: float
+    ) -> DirtyRows:
+        self._check_call()
         return {}
 
-    async def inherit_unsynced(
+    async def take_over_dirty_rows(
         self, holder: str, cache: str, *, dead: Collection[str], now: float, until: float
     ) -> int:
-        self._asked()
+        self._check_call()
         return 0
 
     async def renew(self, holder: str, until: float) -> set[int]:
-        self._asked()
+        self._check_call()
         held = {cart_id for cart_id, lease in self.leases.items() if lease[0] == holder}
         self.leases |= dict.fromkeys(held, (holder, until))
         return held
 
     async def release(self, holder: str, cart_id: int) -> None:
-        self._asked()
+        self._check_call()
         if self.leases.get(cart_id, ("",))[0] == holder:
             del self.leases[cart_id]
 
     async def release_all(self, holder: str) -> None:
-        self._asked()
+        self._check_call()
         self.leases = {key: held for key, held in self.leases.items() if held[0] != holder}
 
     async def record_states(
         self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         for position, size, mtime in states:
             self._change_file(cart_id, position, size=size, mtime=mtime)
 
@@ -190,22 +192,22 @@ class MemoryStore(Store):
         *,
         bytes_total: int,
         volume_bytes: int,
-        most: int | None = None,
+        limit: int | None = None,
     ) -> bool:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         self._change(cart_id, bytes_total=bytes_total, volume_bytes=volume_bytes)
         return True
 
     async def record_staged(
         self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         for position, _ in staged:
             self._change_file(cart_id, position, status=FileStatus.STAGED)
         self._change(cart_id, files_staged=len(self.staged(cart_id)))
 
-    async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
-        self._asked(cart_id, holder)
+    async def invalidate_files(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
+        self._check_call(cart_id, holder)
         for position in positions:
             self._change_file(cart_id, position, status=FileStatus.WAITING)
         self._change(cart_id, files_staged=len(self.staged(cart_id)))
@@ -213,7 +215,7 @@ class MemoryStore(Store):
     async def record_file_errors(
         self, cart_id: int, holder: str, failed: Sequence[tuple[int, str]]
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         for position, message in failed:
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=message)
 
@@ -229,7 +231,7 @@ class MemoryStore(Store):
         volume_bytes: int | None = None,
         rest_unknown: bool = False,
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         if position is not None:
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
         if volume_bytes is None:
@@ -239,7 +241,7 @@ class MemoryStore(Store):
         self._end(cart_id, status=CartStatus.ERROR, error=message, volume_bytes=volume_bytes)
 
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
-        self._asked()
+        self._check_call()
         for cart_id, (held, _) in self.leases.items():
             if held == holder and self.carts[cart_id].status is CartStatus.STAGING:
                 begun = self.carts[cart_id].waits_since
@@ -248,18 +250,18 @@ class MemoryStore(Store):
                 )
 
     async def end_waiting(self, holder: str) -> None:
-        self._asked()
+        self._check_call()
         for cart_id, (held, _) in self.leases.items():
             if held == holder:
                 self._change(cart_id, waits_since=None, waits_for=None)
 
     async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
-        self._asked()
+        self._check_call()
         since = (self.carts[cart_id].tape_since or now) if files else None
         self._change(cart_id, tape_since=since, tape_files=files or None)
 
-    async def staged_of_late(self, other_than: str) -> str | None:
-        self._asked()
+    async def recently_staged_file(self, other_than: str) -> str | None:
+        self._check_call()
         for cart_id in reversed(self.rows):
             names = [name for name in self.staged(cart_id) if name != other_than]
             if names and self.carts[cart_id].status is not CartStatus.DELETED:
@@ -269,7 +271,7 @@ class MemoryStore(Store):
     async def begin_bundling(
         self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         self._record_tar(cart_id, tar)
 
     async def record_ready(
@@ -281,12 +283,12 @@ class MemoryStore(Store):
         now: float,
         tar: TarFacts | None = None,
     ) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         self._record_tar(cart_id, tar)
         self._end(cart_id, status=CartStatus.READY, volume_bytes=volume_bytes)
 
     async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
-        self._asked()
+        self._check_call()
         self._record_tar(cart_id, tar)
 
     def _record_tar(self, cart_id: int, tar: TarFacts | None) -> None:
@@ -296,10 +298,10 @@ class MemoryStore(Store):
         self._change(cart_id, tar=tar or before)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
 
-    async def twins(self, cart_id: int, positions: range) -> list[DuplicateFile]:
-        self._asked()
+    async def duplicates(self, cart_id: int, positions: range) -> list[DuplicateFile]:
+        self._check_call()
         staged = {
             (file.archive_id, file.hash_type, file.hash_sum): (other, file)
             for other in self.carts.values()
@@ -320,7 +322,9 @@ class MemoryStore(Store):
         return found
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
-        twins = await self.twins(cart_id, range(min(found, default=0), max(found, default=0) + 1))
+        twins = await self.duplicates(
+            cart_id, range(min(found, default=0), max(found, default=0) + 1)
+        )
         alone = set(found).difference(twin.position for twin in twins)
         await self.record_staged(cart_id, holder, [(at, found[at]) for at in alone], now=0)
         return alone
@@ -328,7 +332,7 @@ class MemoryStore(Store):
     async def record_linked(
         self, cart_id: int, holder: str, linked: Sequence[DuplicateFile]
     ) -> set[int]:
-        self._asked(cart_id, holder)
+        self._check_call(cart_id, holder)
         gone = {
             twin.position
             for twin in linked
@@ -344,7 +348,7 @@ class MemoryStore(Store):
         return gone
 
     async def begin_eviction(self, seen: Cart, token: str) -> bool:
-        self._asked()
+        self._check_call()
         now = self.carts[seen.id]
         may = now.status in (CartStatus.READY, CartStatus.ERROR) and now.evicting is None
         if may and now.used == seen.used:
@@ -353,30 +357,30 @@ class MemoryStore(Store):
         return False
 
     async def end_eviction(self, cart_id: int, token: str) -> None:
-        self._asked()
+        self._check_call()
         if self.carts[cart_id].evicting == token:
             self._change(cart_id, evicting=None)
 
     async def evicting(self) -> dict[int, str]:
-        self._asked()
+        self._check_call()
         return {cart.id: cart.evicting for cart in self.carts.values() if cart.evicting}
 
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
-        self._asked()
+        self._check_call()
         self._end(cart_id, status=CartStatus.DELETED, evicting=None)
-        self.left.add(cart_id)
+        self.unremoved.add(cart_id)
         return True
 
     async def record_removed(self, cart_id: int, now: float) -> int:
-        self._asked()
-        if cart_id not in self.left:
+        self._check_call()
+        if cart_id not in self.unremoved:
             return 0
-        self.left.remove(cart_id)
+        self.unremoved.remove(cart_id)
         return self.carts[cart_id].volume_bytes
 
-    async def leaving(self) -> set[int]:
-        self._asked()
-        return set(self.left)
+    async def pending_removal(self) -> set[int]:
+        self._check_call()
+        return set(self.unremoved)
 
     async def active(self) -> list[Cart]:
         living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]

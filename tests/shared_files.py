@@ -79,7 +79,7 @@ class Sharing:
     async def link(self) -> None:
         """Link some of the twins; between that and recording it, something else may happen."""
         if tree := self._one(finished=False):
-            twins = await self.store.twins(tree.cart.id, range(len(tree.names)))
+            twins = await self.store.duplicates(tree.cart.id, range(len(tree.names)))
             assert {twin.position for twin in twins} == self._with_twins(tree)
             twins = [twin for twin in twins if self.random.random() < 0.8]
             trees = {one.cart.id: one for one in self.trees}
@@ -141,11 +141,11 @@ class Sharing:
 
     async def doubt(self) -> None:
         """Nobody knows whether the disk has what was staged last: some of it is doubted, or all."""
-        if not (noted := await self.store.unsynced("me")):
+        if not (noted := await self.store.dirty_rows("me")):
             return
         cart_id = self.random.choice(list(noted))
         rows = [row for row in noted[cart_id] if self.random.random() < 0.8]
-        await self.store.doubt(cart_id, rows, now=13)
+        await self.store.revalidate(cart_id, rows, now=13)
         [tree] = [tree for tree in self.trees if tree.cart.id == cart_id]
         files = await self.store.files(cart_id)
         lost = [one.position for one in files if one.status is not FileStatus.STAGED]
@@ -179,7 +179,7 @@ class Sharing:
         used, unwritten = await self.store.usage()
         never_written = sum(tree.never_written for tree in self.leaving)
         assert used - unwritten - never_written == on_disk(self._there())
-        evictable, shares = await self.store.evictable(), await self.store.shares()
+        evictable, shares = await self.store.evictable(), await self.store.shared_bytes()
         going = {one.cart_id: one for one in evictable if self.random.random() < 0.6}
         rest = [tree for tree in self._there() if tree.cart.id not in going]
         assert freed(going.values(), shares) == on_disk(self._there()) - on_disk(rest)

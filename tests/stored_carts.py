@@ -13,7 +13,7 @@ from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Transaction
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def end_after(monkeypatch: pytest.MonkeyPatch, where: str, transactions: int) ->
         taken += 1
         if taken > transactions:
             raise Ended
-        await take_turn(transaction)
+        await lock_writers(transaction)
 
     monkeypatch.setattr(where, take)
 
@@ -112,7 +112,7 @@ async def staged(store: Store, uid: str, files: int = 2) -> Cart:
 async def linked(store: Store, uid: str, files: int = 2) -> Cart:
     """A cart in staging all of whose files are links."""
     cart = await claimed(store, uid, files)
-    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(files)))
+    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(files)))
     return await found(store, cart)
 
 

@@ -19,7 +19,7 @@ from cartd.store import Store, schema_state, sync, wait_for_database
 from cartd.store.tables import file
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.database_unavailable import database_away
+from tests.database_unavailable import database_unavailable
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import running_cartd, wait_for
@@ -43,32 +43,32 @@ class TestAtTheStart:
             ({"username": "norole"}, 'role "norole" does not exist'),
         ],
     )
-    def test_what_no_waiting_mends_is_told_at_once(
+    def test_a_permanent_failure_is_reported_without_retries(
         self, change: dict[str, str], reason: str, postgres: Postgres
     ) -> None:
         url = make_url(postgres.url("synced")).set(**change)  # type: ignore[arg-type]
-        with database_away(reason):
+        with database_unavailable(reason):
             wait_for_database(url.render_as_string(False), 10, 20, unexpected, unexpected)
 
-    def test_a_wrong_password_is_told_at_once(self, own_postgres: Postgres) -> None:
+    def test_a_wrong_password_is_reported_without_retries(self, own_postgres: Postgres) -> None:
         own_postgres.execute("CREATE ROLE carts LOGIN PASSWORD 'right'")
         data = make_url(own_postgres.url("postgres")).query["host"]
         hba = Path(str(data)) / "pg_hba.conf"
         hba.write_text(f"local all carts scram-sha-256\n{hba.read_text()}")
         own_postgres.execute("SELECT pg_reload_conf()")
         url = f"postgresql+psycopg://carts:wrong-secret@/postgres?host={data}"
-        with database_away("password authentication failed"):
+        with database_unavailable("password authentication failed"):
             wait_for_database(url, 10, 20, unexpected, unexpected)
-        with database_away("no password supplied"):
+        with database_unavailable("no password supplied"):
             wait_for_database(url.replace(":wrong-secret", ""), 10, 20, unexpected, unexpected)
 
-    def test_a_server_with_no_place_left_is_waited_for(self, postgres: Postgres) -> None:
+    def test_a_server_without_free_connections_is_retried(self, postgres: Postgres) -> None:
         url = postgres.create()
         name = make_url(url).database
         postgres.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
         postgres.execute("CREATE ROLE limited LOGIN")
         waited: list[object] = []
-        with database_away("too many connections"):
+        with database_unavailable("too many connections"):
             wait_for_database(
                 make_url(url).set(username="limited").render_as_string(False), 3, 7, waited.append
             )
@@ -78,7 +78,7 @@ class TestAtTheStart:
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave a file to another account")
     @pytest.mark.parametrize("end", ["", "-wal"])
-    def test_a_sqlite_file_of_another_account_is_told_at_once_with_both_accounts(
+    def test_a_sqlite_file_of_another_account_is_reported_with_both(
         self, end: str, tmp_path: Path
     ) -> None:
         tmp_path.chmod(0o777)
@@ -119,7 +119,7 @@ def _asked_by_nobody(url: str, directory: Path, answer: Connection) -> None:
 
 class TestWhileItRuns:
     @pytest_twisted.ensureDeferred
-    async def test_what_the_data_cause_is_refused_without_a_word_of_sql(self, store: Store) -> None:
+    async def test_data_errors_are_rejected_without_showing_sql(self, store: Store) -> None:
         held = await posted(store)
         twice = {
             "cart_id": held.id,
@@ -142,13 +142,14 @@ class TestWhileItRuns:
         ("harm", "mend", "reason"),
         [
             (
-                "ALTER TABLE unsynced RENAME TO away",
-                "ALTER TABLE away RENAME TO unsynced",
-                'relation "unsynced" does not exist',
+                "ALTER TABLE dirty_files RENAME TO away",
+                "ALTER TABLE away RENAME TO dirty_files",
+                'relation "dirty_files" does not exist',
             ),
             (
-                "ALTER SEQUENCE unsynced_id_seq MAXVALUE 99; SELECT setval('unsynced_id_seq', 99)",
-                "ALTER SEQUENCE unsynced_id_seq NO MAXVALUE",
+                "ALTER SEQUENCE dirty_files_id_seq MAXVALUE 99;"
+                " SELECT setval('dirty_files_id_seq', 99)",
+                "ALTER SEQUENCE dirty_files_id_seq NO MAXVALUE",
                 "reached maximum value of sequence",
             ),
             (
@@ -160,7 +161,7 @@ class TestWhileItRuns:
         ids=["table away", "sequence exhausted", "read-only"],
     )
     @in_a_thread
-    def test_an_error_that_the_environment_causes_ends_no_cart(
+    def test_environment_errors_fail_no_cart(
         self,
         harm: str,
         mend: str,
@@ -180,12 +181,12 @@ class TestWhileItRuns:
             assert cartd.post("cart", manifest_of(archive, "cart", 1000)).status == 201
             wait_for(lambda: archive.seen("GET", "cart-0"))
             postgres.execute_in(url, harm.format(name))
-            postgres.throw_out(url)
+            postgres.terminate_connections(url)
             the_reactor().callFromThread(gate.open)
             wait_for(lambda: reason in cartd.log)
             assert cartd.status("cart")[0] == "staging"
             postgres.execute_in(url, mend.format(name), read_write=True)
-            postgres.throw_out(url)
+            postgres.terminate_connections(url)
             cartd.wait_until("cart", "ready")
             wait_for(lambda: "The database can be used again" in cartd.log)
             assert cartd.terminate() == 0

@@ -17,7 +17,7 @@ from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.database_proxy import DatabaseProxy
-from tests.database_unavailable import TOLD
+from tests.database_unavailable import UNAVAILABLE
 from tests.databases import Postgres, the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import Answer, RunningCartd, running_cartd, wait_for
@@ -27,8 +27,8 @@ from tests.with_values import with_values
 pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 
 SOON = {
-    "cartd.store.watchdog.PATIENCE": 0.5,
-    "cartd.store.watchdog.GRACE": 0.5,
+    "cartd.store.watchdog.PROBE_AFTER": 0.5,
+    "cartd.store.watchdog.PROBE_GRACE": 0.5,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
 }
 INI = "[cartd]\nlru_interval = 0.5\n"
@@ -44,7 +44,7 @@ def proxy(postgres: Postgres) -> Iterator[DatabaseProxy]:
 
 
 @contextmanager
-def impatient_cartd(
+def short_timeout_cartd(
     directory: Path, archive: FaultyArchive, database: str
 ) -> Iterator[RunningCartd]:
     """A service that waits for nothing long; in the end it must stop well."""
@@ -65,7 +65,7 @@ def is_refused(answer: Answer) -> bool:
     if answer.status != 503:
         return False
     assert answer.headers["retry-after"]
-    assert answer.json["message"] == TOLD
+    assert answer.json["message"] == UNAVAILABLE
     return True
 
 
@@ -82,13 +82,13 @@ def warnings(cartd: RunningCartd) -> list[str]:
 
 
 @in_a_thread
-def test_a_database_that_is_killed_and_restarted_disturbs_neither_downloads_nor_staging(
+def test_downloads_and_staging_survive_a_database_restart(
     archive: FaultyArchive, own_postgres: Postgres, tmp_path: Path
 ) -> None:
     url = own_postgres.create()
     sync(url)
     gate = Gate()
-    with impatient_cartd(tmp_path / "cartd", archive, url) as cartd:
+    with short_timeout_cartd(tmp_path / "cartd", archive, url) as cartd:
         stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
         with slow_reader(cartd, "large") as reader:
             archive.fault("slow-1", halted(10, gate), method="GET")
@@ -122,16 +122,16 @@ def last_use(url: str) -> str:
 
 
 @in_a_thread
-def test_lost_connections_cost_neither_threads_nor_files_nor_many_lines(
+def test_lost_connections_leak_no_threads_files_or_log_lines(
     archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
 ) -> None:
-    with impatient_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
+    with short_timeout_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
         stage(cartd, archive, "mine", 300_000, files=300)
         restarts = 20
         before = resources(cartd)
         for _ in range(restarts):
             proxy.close()
-            proxy.cut()
+            proxy.disconnect_all()
             assert is_refused(cartd.get("/mine"))
             proxy.open()
             assert len(cartd.download("mine")) == 300
@@ -139,7 +139,7 @@ def test_lost_connections_cost_neither_threads_nor_files_nor_many_lines(
         wait_for(lambda: resources(cartd) < before + restarts)
         lines = len(warnings(cartd))
         proxy.close()
-        proxy.cut()
+        proxy.disconnect_all()
         for _ in range(100):
             assert is_refused(cartd.get("/mine"))
         assert len(warnings(cartd)) - lines <= 5
@@ -149,11 +149,11 @@ def test_lost_connections_cost_neither_threads_nor_files_nor_many_lines(
 
 
 @in_a_thread
-def test_a_database_that_says_nothing_any_more_is_given_up_until_it_does(
+def test_a_hanging_database_is_unavailable_until_it_answers(
     archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
 ) -> None:
     gate = Gate()
-    with impatient_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
+    with short_timeout_cartd(tmp_path / "cartd", archive, proxy.url) as cartd:
         stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
         with slow_reader(cartd, "large") as reader:
             archive.fault("slow-0", halted(10, gate), method="GET")
@@ -164,7 +164,7 @@ def test_a_database_that_says_nothing_any_more_is_given_up_until_it_does(
             assert is_refused(cartd.post("new", manifest_of(archive, "new", 10)))
             the_reactor().callFromThread(gate.open)
             assert content("large-0", TOO_MUCH_FOR_SOCKETS) in reader.rest()
-        proxy.let_pass()
+        proxy.unblock()
         cartd.wait_until("slow", "ready")
         wait_for(lambda: proxy.connected() <= READERS + 1)
         proxy.block()
@@ -173,10 +173,10 @@ def test_a_database_that_says_nothing_any_more_is_given_up_until_it_does(
 
 
 @in_a_thread
-def test_a_question_that_takes_long_is_left_alone_while_the_database_answers_others(
+def test_a_slow_query_continues_while_the_server_answers_probes(
     archive: FaultyArchive, proxy: DatabaseProxy, tmp_path: Path
 ) -> None:
-    started = impatient_cartd(tmp_path / "cartd", archive, proxy.url)
+    started = short_timeout_cartd(tmp_path / "cartd", archive, proxy.url)
     with started as cartd, ThreadPoolExecutor(1) as posting:
         stage(cartd, archive, "mine", 1000)
         engine = create_engine(proxy.url)
@@ -192,13 +192,13 @@ def test_a_question_that_takes_long_is_left_alone_while_the_database_answers_oth
 
 
 @in_a_thread
-def test_of_several_hosts_the_one_that_is_asked_is_watched_whatever_the_others_do(
+def test_the_probe_goes_to_the_host_in_use_of_several(
     archive: FaultyArchive, proxy: DatabaseProxy, postgres: Postgres, tmp_path: Path
 ) -> None:
     with DatabaseProxy.to(postgres.url("synced")) as dead:
         dead.close()
         url = proxy.behind(dead)
-        started = impatient_cartd(tmp_path / "cartd", archive, url)
+        started = short_timeout_cartd(tmp_path / "cartd", archive, url)
         with started as cartd, ThreadPoolExecutor(1) as posting:
             stage(cartd, archive, "mine", 1000)
             dead.open()

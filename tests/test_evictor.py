@@ -182,7 +182,7 @@ async def test_leftovers_of_deleted_carts_are_removed_first(store: Store) -> Non
     disk = Disk(store, free=1000, quota=200)
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == []
-    assert await store.leaving() == set()
+    assert await store.pending_removal() == set()
     assert await store.cart(old.id) == old
 
 
@@ -269,7 +269,7 @@ async def test_bytes_taken_over_from_an_evicted_cart_still_count(store: Store) -
     """It links to a cart that must go for the room of its other files."""
     await staged(store, "a", 3)
     cart = await claimed(store, "new", 4)
-    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
     cart = await found(store, cart)
     disk = Disk(store, free=0)
     await disk.evictor().reserve(cart, "me", bytes_total=30, volume_bytes=30)

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from cartd.config.config import sqlalchemy_url
-from cartd.store import too_few_connections
-from cartd.store.database import KEPT
+from cartd.store import connection_limit_warning
+from cartd.store.database import CONNECTIONS
 from tests.archived_carts import in_a_thread, manifest_of, url_of
 from tests.cartd_with_archive import assert_no_unexpected_errors
 from tests.databases import Postgres
@@ -87,20 +87,20 @@ def assert_leaves_no_state(url: str, size: int) -> None:
         connection.close()
 
 
-def test_as_many_connections_as_are_kept_are_asked_for_at_once(database: str) -> None:
-    assert too_few_connections(database) is None
+def test_the_connection_check_opens_all_connections_at_once(database: str) -> None:
+    assert connection_limit_warning(database) is None
     with pgbouncer(database, pool_mode="transaction", pool_size=2) as url:
-        assert too_few_connections(sqlalchemy_url(url)) is None
-    with pgbouncer(database, pool_mode="session", pool_size=KEPT) as url:
-        assert too_few_connections(sqlalchemy_url(url)) is None
+        assert connection_limit_warning(sqlalchemy_url(url)) is None
+    with pgbouncer(database, pool_mode="session", pool_size=CONNECTIONS) as url:
+        assert connection_limit_warning(sqlalchemy_url(url)) is None
     with pgbouncer(database, pool_mode="session", pool_size=2) as url:
-        line = too_few_connections(sqlalchemy_url(url), within=0.5) or ""
-        assert f"on 2 of {KEPT} connections" in line
+        line = connection_limit_warning(sqlalchemy_url(url), within=0.5) or ""
+        assert f"on 2 of {CONNECTIONS} connections" in line
         assert "default_pool_size" in line
 
 
 @in_a_thread
-def test_a_server_that_gives_fewer_connections_than_are_kept_is_told_of_in_one_line(
+def test_too_few_connections_are_reported_in_one_line(
     archive: FaultyArchive, database: str, postgres: Postgres, tmp_path: Path
 ) -> None:
     postgres.execute(
@@ -109,7 +109,7 @@ def test_a_server_that_gives_fewer_connections_than_are_kept_is_told_of_in_one_l
     few = database.replace("//postgres:@", "//few@")
     try:
         with running_cartd(tmp_path, archive=url_of(archive), database=few) as cartd:
-            assert cartd.log.count(f"on 2 of {KEPT} connections") == 1
+            assert cartd.log.count(f"on 2 of {CONNECTIONS} connections") == 1
             cartd.kill()
     finally:
         postgres.execute("DROP ROLE few")

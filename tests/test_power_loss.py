@@ -98,7 +98,7 @@ def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     with begin(cartd.database) as connection:
         rows = connection.execute(
-            text("SELECT cart_uid, positions FROM unsynced JOIN cart ON cart.id = cart_id")
+            text("SELECT cart_uid, positions FROM dirty_files JOIN cart ON cart.id = cart_id")
         )
         for uid, positions in rows:
             found.setdefault(uid, set()).update(json.loads(positions))

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from cartd.errors import Unavailable
 from cartd.integrity.recovery import RECOVERY_TIMEOUT, Recovery
 from cartd.model import Cart
-from cartd.store.durability import Noted
+from cartd.store.durability import DirtyRows
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench
 from tests.volume_parts import begin, failure_of
@@ -23,19 +23,21 @@ class LeftBehind(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: Noted = {}
+        self.noted: DirtyRows = {}
         self.done: list[tuple[str, int, list[int]]] = []
 
-    async def left_unsynced(self, holder: str, *, dead: Collection[str], now: float) -> Noted:
-        self._asked()
+    async def abandoned_dirty_rows(
+        self, holder: str, *, dead: Collection[str], now: float
+    ) -> DirtyRows:
+        self._check_call()
         assert (holder, set(dead)) == ("me", {"you"})
         return self.noted
 
-    async def unsynced_by_others(self, cart_id: int, holder: str) -> Noted:
+    async def dirty_rows_of_others(self, cart_id: int, holder: str) -> DirtyRows:
         return {cart_id: self.noted[cart_id]} if cart_id in self.noted else {}
 
-    async def doubt(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
-        self._asked()
+    async def revalidate(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
+        self._check_call()
         self.done.append(("doubted", cart_id, list(rows)))
         self._change(cart_id, files_staged=0)
         return len(rows)
@@ -78,7 +80,7 @@ def test_a_request_before_the_first_recovery_waits_for_it(bench: Recovered) -> N
 
 def test_an_unavailable_store_keeps_requests_waiting(bench: Recovered) -> None:
     asking = begin(bench.made.wait_until_recovered())
-    bench.store.away = 1
+    bench.store.failing_calls = 1
     assert isinstance(failure_of(bench.recover()), Unavailable)
     assert asking == []
     assert bench.recover() == [None]

@@ -76,7 +76,7 @@ def test_a_deleted_cart_leaves_nothing_behind(bench: RemovalBench) -> None:
     assert result_of(bench.removal.delete(cart)) == cart.volume_bytes
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_a_cart_deleted_while_staged_is_dropped_first(bench: RemovalBench) -> None:
@@ -172,9 +172,9 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: RemovalBench) -> 
             assert bench.store.carts[cart.id].status is CartStatus.DELETED
         result_of(bench.removal.sweep())
         assert bench.left() == before
-        assert bench.store.left == {cart.id}
+        assert bench.store.unremoved == {cart.id}
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: RemovalBench) -> None:
@@ -206,12 +206,12 @@ def test_what_cannot_be_removed_goes_with_a_later_sweep(
     cart = bench.ready()
     heal = refusing(bench, monkeypatch, errno.EIO)
     assert result_of(bench.removal.delete(cart)) == 0
-    assert bench.store.left == {cart.id}
+    assert bench.store.unremoved == {cart.id}
     heal()
     bench.clock.advance(1)
     result_of(bench.removal.sweep())
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_an_interrupted_removal_counts_until_it_is_done(
@@ -221,7 +221,7 @@ def test_an_interrupted_removal_counts_until_it_is_done(
     bench.volume.stop()
     assert result_of(bench.removal.delete(cart)) == 0
     result_of(bench.removal.sweep())
-    assert bench.store.left == {cart.id}
+    assert bench.store.unremoved == {cart.id}
 
 
 def test_files_removed_by_others_leave_nothing(
@@ -234,7 +234,7 @@ def test_files_removed_by_others_leave_nothing(
     remove_tree(Beneath(bench.root), bench.root / str(cart.id))
     bench.clock.advance(1)
     result_of(bench.removal.sweep())
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: RemovalBench) -> None:
@@ -244,7 +244,7 @@ def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: RemovalBenc
     assert bench.left() == {"cartuids/mine"}
     result_of(bench.removal.sweep())
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: RemovalBench) -> None:
@@ -296,7 +296,7 @@ def test_a_cart_with_an_unremovable_first_file_stays(
     heal()
     assert result_of(bench.removal.evict(cart)) == cart.volume_bytes
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: RemovalBench) -> None:
@@ -349,7 +349,7 @@ def test_a_stop_ends_an_eviction_for_a_reservation(
     bench.store.mark_deleted = stopped_then  # type: ignore[method-assign]
     evicting = outcome(Deferred.fromCoroutine(bench.removal.evict(cart)))
     assert isinstance(failure_of(evicting), RemovalStopped)
-    assert bench.store.left == {cart.id}
+    assert bench.store.unremoved == {cart.id}
 
 
 def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> None:
@@ -410,7 +410,7 @@ def test_a_sweep_finishes_an_interrupted_eviction(bench: RemovalBench, removed: 
     result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
 
 
 def test_an_interrupted_eviction_on_a_failing_disk(
@@ -456,7 +456,7 @@ def test_a_failing_removal_backs_off_and_is_logged_once(
         heal()
         bench.clock.advance(3600)
         result_of(bench.removal.sweep())
-        assert bench.store.left == set()
+        assert bench.store.unremoved == set()
         assert bench.left() == set()
         assert len(lines()) == 1 + len(carts) + 1
 
@@ -468,10 +468,10 @@ def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
     threads.let_all_go()
     assert begin(bench.removal.delete_all(UNRESTRICTED, "mine")) == [1]
-    assert bench.store.left == {cart.id}
+    assert bench.store.unremoved == {cart.id}
     assert (bench.root / str(cart.id)).exists()
     threads.let_all_go()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
     assert bench.left() == set()
     result_of(bench.stager.stop())
 
@@ -485,9 +485,9 @@ def test_a_client_waits_only_briefly_for_a_removal(tmp_path: Path) -> None:
     assert deleting == []
     bench.clock.advance(CLIENT_WAIT)
     assert deleting == [0]
-    assert bench.store.left == {cart.id}
+    assert bench.store.unremoved == {cart.id}
     threads.let_all_go()
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
     result_of(bench.stager.stop())
 
 
@@ -501,11 +501,11 @@ def test_many_deleted_carts_are_removed_a_few_at_a_time(
     for cart in carts:
         begin(bench.removal.delete(cart))
         assert len(threads.held) <= 2 * CONCURRENCY
-    assert len(bench.store.left) == len(carts)
+    assert len(bench.store.unremoved) == len(carts)
     settled = begin(bench.removal.wait_until_idle())
     threads.let_all_go()
     assert settled == [None]
-    assert bench.store.left == set()
+    assert bench.store.unremoved == set()
     result_of(bench.stager.stop())
 
 
@@ -521,6 +521,6 @@ def test_a_stop_cancels_background_removals(tmp_path: Path) -> None:
     assert stopped == []
     threads.let_all_go()
     assert stopped == [None]
-    assert bench.store.left
+    assert bench.store.unremoved
     result_of(bench.removal.wait_until_idle())
     result_of(bench.stager.stop())

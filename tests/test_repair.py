@@ -44,7 +44,7 @@ class Rows:
         self.lost.append(sum(1 for _ in lost))
         return True
 
-    async def record_hopeless(self, _: int, message: str, *, now: float) -> bool:
+    async def record_unrecoverable(self, _: int, message: str, *, now: float) -> bool:
         self.ended.append(message)
         return True
 

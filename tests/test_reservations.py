@@ -57,10 +57,10 @@ async def test_the_store_rejects_more_than_the_limit(store: Store) -> None:
     await with_status(store, "old", CartStatus.READY)
     cart = await claimed(store, "new")
     wanted = {"bytes_total": 70, "volume_bytes": 80}
-    assert not await store.reserve(cart.id, "me", **wanted, most=179)
+    assert not await store.reserve(cart.id, "me", **wanted, limit=179)
     assert await store.cart(cart.id) == cart
     for _ in range(2):  # what it has already counts once
-        assert await store.reserve(cart.id, "me", **wanted, most=180)
+        assert await store.reserve(cart.id, "me", **wanted, limit=180)
     assert await store.usage() == (180, 80)
 
 

@@ -195,8 +195,8 @@ class TestOrphans:
     async def test_no_cart_ever_gets_the_id_of_what_is_removed(
         self, store: Store, database: str
     ) -> None:
-        assert await store.unposted([7, 4]) == {4, 7}
+        assert await store.retire_unknown_ids([7, 4]) == {4, 7}
         cart = await posted(store)
         assert cart.id == 8
-        assert await store.unposted([3, 8]) == {3}
+        assert await store.retire_unknown_ids([3, 8]) == {3}
         assert (await posted(store, "next")).id == 9

@@ -59,15 +59,15 @@ async def test_only_what_has_been_gone_for_long_enough_is_forgotten(
     ]
     leaving = await posted(store, "leaving", 3)
     await store.mark_deleted(leaving.id, 50)
-    assert await store.forget_removed(200) == 3 + 1
-    assert await store.forget_removed(200) == 0
+    assert await store.prune_removed(200) == 3 + 1
+    assert await store.prune_removed(200) == 0
     carts, files = rows(database)
     assert carts == [young.id, *(cart.id for cart in living), leaving.id]
     assert files == 3 + len(living) + 3
     assert await store.cart(old.id) is None
     assert await store.unknown_among([old.id, young.id]) == {old.id}
     newest = await gone(store, "newest", 1, 300)
-    assert await store.forget_removed(1000) == 3 + 1 + 1 + 1
+    assert await store.prune_removed(1000) == 3 + 1 + 1 + 1
     assert (await posted(store, "next")).id > newest.id
 
 
@@ -75,8 +75,8 @@ async def test_only_what_has_been_gone_for_long_enough_is_forgotten(
 async def test_rows_go_in_batches_between_which_others_write(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILES_AT_ONCE", 10)
-    monkeypatch.setattr(retention, "CARTS_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "FILE_BATCH", 10)
+    monkeypatch.setattr(retention, "CART_BATCH", 2)
     for number in range(5):
         await gone(store, f"u{number}", 15, 100 + number)
     clock = Clock()
@@ -101,14 +101,14 @@ async def test_rows_go_in_batches_between_which_others_write(
 async def test_two_nodes_that_forget_at_once_do_not_hinder_each_other(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILES_AT_ONCE", 7)
+    monkeypatch.setattr(retention, "FILE_BATCH", 7)
     other = Store(database, the_reactor())
     for number in range(5):
         await gone(store, f"u{number}", 20, 100)
 
     async def forget(node: Store) -> int:
         total = 0
-        while number := await node.forget_removed(1000):
+        while number := await node.prune_removed(1000):
             total += number
         return total
 
@@ -122,7 +122,7 @@ async def test_two_nodes_that_forget_at_once_do_not_hinder_each_other(
 async def test_it_is_stopped_in_the_middle_and_goes_on(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILES_AT_ONCE", 10)
+    monkeypatch.setattr(retention, "FILE_BATCH", 10)
     await gone(store, "u", 25, 100)
     now = [100 + 90 * DAY]
     forgetting = Retention(store, 90 * DAY, Clock(), lambda: now[0])
@@ -136,8 +136,8 @@ async def test_it_is_stopped_in_the_middle_and_goes_on(
     with pytest.raises(CancelledError):
         await cut
     assert rows(database)[1] == 15
-    await store.forget_removed(now[0])
-    await store.forget_removed(now[0])
+    await store.prune_removed(now[0])
+    await store.prune_removed(now[0])
     assert rows(database) == ([], 0)
 
 
@@ -148,7 +148,7 @@ def test_the_service_forgets_and_goes_on_with_it_after_a_kill(
     soon = {
         "cartd.service.RETENTION_INTERVAL": 0.1,
         "cartd.retention.BATCH_PAUSE": 0.05,
-        "cartd.store.retention.FILES_AT_ONCE": 10,
+        "cartd.store.retention.FILE_BATCH": 10,
     }
     ini = "[cartd]\nretention = 0.00001\nlru_interval = 0.1\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:

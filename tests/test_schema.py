@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from cartd.errors import ConfigError, Unavailable
 from cartd.store import (
-    Condition,
+    SchemaCondition,
     schema_state,
     sync,
     wait_for_database,
@@ -29,12 +29,12 @@ class TestMaking:
     def test_an_empty_database_gets_the_tables_that_the_queries_expect(
         self, empty_database: str
     ) -> None:
-        assert schema_state(empty_database).condition is Condition.MISSING
+        assert schema_state(empty_database).condition is SchemaCondition.MISSING
         assert sync(empty_database).current
         assert schema_state(empty_database).current
         assert differences(empty_database) == []
 
-    def test_to_sync_again_changes_nothing(self, empty_database: str) -> None:
+    def test_a_second_sync_changes_nothing(self, empty_database: str) -> None:
         sync(empty_database)
         before = as_it_is(empty_database)
         assert sync(empty_database).current
@@ -45,9 +45,9 @@ class TestMaking:
             connection.execute(text("CREATE TABLE theirs (id INTEGER)"))
         assert sync(empty_database).current
 
-    def test_to_look_at_a_file_that_is_not_there_does_not_make_it(self, tmp_path: Path) -> None:
+    def test_checking_a_missing_file_does_not_create_it(self, tmp_path: Path) -> None:
         path = tmp_path / "no.sqlite3"
-        assert schema_state(sqlite_url(path)).condition is Condition.MISSING
+        assert schema_state(sqlite_url(path)).condition is SchemaCondition.MISSING
         wait_for_database(sqlite_url(path), 1, 0, unexpected)
         assert not path.exists()
 
@@ -61,17 +61,17 @@ class TestOtherVersions:
     @pytest.mark.parametrize(
         ("found", "condition", "safe"),
         [
-            ("3.0", Condition.CURRENT, True),
-            ("3.1", Condition.NEWER_MINOR, True),
-            ("3.12", Condition.NEWER_MINOR, True),
-            ("4.0", Condition.NEWER, False),
-            ("2.5", Condition.NEWER, False),
-            ("1f00ba5", Condition.NEWER, False),
-            ("2.0", Condition.OLDER, False),
+            ("3.0", SchemaCondition.CURRENT, True),
+            ("3.1", SchemaCondition.NEWER_MINOR, True),
+            ("3.12", SchemaCondition.NEWER_MINOR, True),
+            ("4.0", SchemaCondition.NEWER, False),
+            ("2.5", SchemaCondition.NEWER, False),
+            ("1f00ba5", SchemaCondition.NEWER, False),
+            ("2.0", SchemaCondition.OLDER, False),
         ],
     )
-    def test_a_version_is_safe_if_it_only_adds_to_ours(
-        self, database: str, found: str, condition: Condition, safe: bool
+    def test_a_newer_minor_version_is_safe(
+        self, database: str, found: str, condition: SchemaCondition, safe: bool
     ) -> None:
         with begin(database) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": found})
@@ -79,10 +79,10 @@ class TestOtherVersions:
         assert (state.condition, state.safe) == (condition, safe)
         assert state.current is (found == "3.0")
         assert found in state.explanation
-        assert ("dbsync" in state.explanation) is (condition is Condition.OLDER)
+        assert ("dbsync" in state.explanation) is (condition is SchemaCondition.OLDER)
 
     @pytest.mark.parametrize("found", ["4.0", "1f00ba5"])
-    def test_a_database_of_the_future_is_left_alone(self, database: str, found: str) -> None:
+    def test_a_newer_major_version_is_not_changed(self, database: str, found: str) -> None:
         with begin(database) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": found})
         before = as_it_is(database)
@@ -90,21 +90,21 @@ class TestOtherVersions:
             sync(database)
         assert as_it_is(database) == before
 
-    def test_a_newer_minor_version_stays(self, database: str) -> None:
+    def test_a_newer_minor_version_is_not_changed(self, database: str) -> None:
         with begin(database) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '3.1'"))
-        assert sync(database).condition is Condition.NEWER_MINOR
+        assert sync(database).condition is SchemaCondition.NEWER_MINOR
 
-    def test_another_programs_cart_is_left_alone(self, empty_database: str) -> None:
+    def test_another_programs_cart_table_is_not_changed(self, empty_database: str) -> None:
         with begin(empty_database) as connection:
             connection.execute(text("CREATE TABLE cart (price INTEGER)"))
         before = as_it_is(empty_database)
-        assert schema_state(empty_database).condition is Condition.FOREIGN
+        assert schema_state(empty_database).condition is SchemaCondition.FOREIGN
         with pytest.raises(ConfigError, match="another program"):
             sync(empty_database)
         assert as_it_is(empty_database) == before
 
-    def test_a_database_without_tables_is_not_safe_and_says_what_helps(
+    def test_a_database_without_tables_is_not_safe_and_explains_why(
         self, empty_database: str
     ) -> None:
         state = schema_state(empty_database)
@@ -113,10 +113,10 @@ class TestOtherVersions:
 
 
 class TestWaiting:
-    def test_a_database_that_answers_is_not_waited_for(self, database: str) -> None:
+    def test_a_database_that_answers_is_used_at_once(self, database: str) -> None:
         wait_for_database(database, 3, 20, unexpected)
 
-    def test_it_is_tried_until_it_answers(self, own_postgres: Postgres) -> None:
+    def test_connecting_is_retried_until_the_database_answers(self, own_postgres: Postgres) -> None:
         waits: list[float] = []
 
         def start_at_the_third(wait: float) -> None:
@@ -129,15 +129,13 @@ class TestWaiting:
         wait_for_database(url, 10, 20, start_at_the_third)
         assert waits == [20, 20, 20]
 
-    def test_it_is_given_up_after_the_last_attempt_without_another_wait(
-        self, tmp_path: Path
-    ) -> None:
+    def test_connecting_fails_after_the_last_attempt_without_a_wait(self, tmp_path: Path) -> None:
         waits: list[float] = []
         with pytest.raises(Unavailable):
             wait_for_database(sqlite_url(tmp_path / "no" / "db"), 3, 7, waits.append)
         assert waits == [7, 7]
 
-    def test_a_server_that_is_away_is_unavailable(self, own_postgres: Postgres) -> None:
+    def test_a_stopped_server_is_unavailable(self, own_postgres: Postgres) -> None:
         url = own_postgres.create()
         own_postgres.stop()
         with pytest.raises(Unavailable):

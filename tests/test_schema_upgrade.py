@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from cartd.model import CartStatus, FileStatus
 from cartd.store import (
-    Condition,
+    SchemaCondition,
     Store,
     UpgradeError,
     schema_state,
@@ -65,12 +65,14 @@ class TestUpgrading:
         with begin(empty_database) as connection:
             make_tables(connection, version)
         state = schema_state(empty_database)
-        assert (state.condition, state.version) == (Condition.OLDER, version)
+        assert (state.condition, state.version) == (SchemaCondition.OLDER, version)
         assert sync(empty_database).current
         assert differences(empty_database) == []
 
     @pytest_twisted.ensureDeferred
-    async def test_carts_of_every_status_come_over(self, empty_database: str, version: str) -> None:
+    async def test_carts_of_every_status_are_migrated(
+        self, empty_database: str, version: str
+    ) -> None:
         with begin(empty_database) as connection:
             make_tables(connection, version)
             fill_with_carts(connection, version)
@@ -191,7 +193,7 @@ class TestUpgrading:
         ids=["no hash", "capitals", "leading /", "empty parts", "dots", "two dots"],
     )
     @pytest_twisted.ensureDeferred
-    async def test_a_file_is_put_as_a_manifest_would(
+    async def test_paths_and_hashes_are_normalized(
         self, empty_database: str, old: dict[str, Any], new: tuple[str, str, str]
     ) -> None:
         with begin(empty_database) as connection:
@@ -204,7 +206,9 @@ class TestUpgrading:
         assert (only.path, only.hash_type, only.hash_sum) == new
 
     @pytest_twisted.ensureDeferred
-    async def test_new_carts_follow_the_old_ones(self, empty_database: str, version: str) -> None:
+    async def test_new_carts_get_ids_after_migrated_ones(
+        self, empty_database: str, version: str
+    ) -> None:
         with begin(empty_database) as connection:
             make_tables(connection, version)
             add_cart(connection, None, "ready")
@@ -219,7 +223,7 @@ class TestUpgrading:
             )
             assert connection.scalars(text("SELECT id FROM cart ORDER BY id")).all() == [1, 2]
 
-    def test_pacificas_programs_find_a_version_that_they_refuse(
+    def test_pacificas_programs_find_a_version_that_they_reject(
         self, empty_database: str, version: str
     ) -> None:
         with begin(empty_database) as connection:
@@ -230,7 +234,7 @@ class TestUpgrading:
             assert rows.all() == [("major", 3), ("minor", 0)]
 
     @pytest_twisted.ensureDeferred
-    async def test_more_carts_than_a_page_come_over(self, empty_database: str) -> None:
+    async def test_more_carts_than_a_page_are_migrated(self, empty_database: str) -> None:
         with begin(empty_database) as connection:
             make_tables(connection, "2.0")
             for cart_id in range(1, 2502):
@@ -276,7 +280,7 @@ class TestUpgrading:
         assert newest.id == 10
 
     @pytest.mark.parametrize("obstacle", ["file_cart_id_position", "cart_living"])
-    def test_an_upgrade_that_fails_half_way_leaves_everything_as_it_was(
+    def test_a_failed_upgrade_changes_nothing(
         self, empty_database: str, version: str, obstacle: str
     ) -> None:
         with begin(empty_database) as connection:
@@ -298,11 +302,11 @@ async def assert_ids_go_beyond_32_bits(url: str) -> None:
     last = 2**31 - 1
     with begin(url) as connection:
         if connection.dialect.name == "postgresql":
-            for table in ("cart", "file", "unsynced"):
+            for table in ("cart", "file", "dirty_files"):
                 connection.execute(text(f"SELECT setval('{table}_id_seq', {last})"))
         else:
             connection.execute(text("DELETE FROM sqlite_sequence"))
-            for table in ("cart", "unsynced"):
+            for table in ("cart", "dirty_files"):
                 insert(connection, "sqlite_sequence", name=table, seq=last)
     store = Store(url, the_reactor())
     cart = await claimed(store, "far", 2)
@@ -310,7 +314,7 @@ async def assert_ids_go_beyond_32_bits(url: str) -> None:
     await store.record_states(cart.id, "me", [(0, 1, 1), (1, 1, 1)])
     await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
     twin = await claimed(store, "twin", 2)
-    [first, _] = await store.twins(twin.id, range(2))
+    [first, _] = await store.duplicates(twin.id, range(2))
     assert not await store.record_linked(twin.id, "me", [first])
     assert (await found(store, twin)).bytes_linked == 1
     await store.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.archive_faults import Gate, halted
 from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.database_unavailable import TOLD
+from tests.database_unavailable import UNAVAILABLE
 from tests.databases import the_reactor
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, running_cartd, wait_for
@@ -28,7 +28,7 @@ SOON = {
 
 
 @contextmanager
-def impatient_cartd(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
+def short_timeout_cartd(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
     with running_cartd(directory, archive=url_of(archive), started=False) as cartd:
         cartd.program = with_values(cartd.twistd, SOON)
         cartd.start()
@@ -50,11 +50,9 @@ def refusal_of(cartd: RunningCartd, body: bytes) -> str:
 
 
 @in_a_thread
-def test_a_file_that_another_program_has_locked_keeps_nobody_from_reading(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_locked_sqlite_file_can_still_be_read(archive: FaultyArchive, tmp_path: Path) -> None:
     gate = Gate()
-    with impatient_cartd(tmp_path, archive) as cartd:
+    with short_timeout_cartd(tmp_path, archive) as cartd:
         stage(cartd, archive, "mine", 1000)
         archive.fault("slow-0", halted(10, gate), method="GET")
         cartd.post("slow", manifest_of(archive, "slow", 100))
@@ -65,7 +63,7 @@ def test_a_file_that_another_program_has_locked_keeps_nobody_from_reading(
             assert cartd.status("mine") == ("ready", "")
             assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
             told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-            assert told == TOLD
+            assert told == UNAVAILABLE
             assert "The database cannot be used: database is locked" in cartd.log
             assert cartd.status("slow")[0] == "staging"
         cartd.wait_until("slow", "ready")
@@ -73,10 +71,10 @@ def test_a_file_that_another_program_has_locked_keeps_nobody_from_reading(
 
 
 @in_a_thread
-def test_a_disk_without_room_for_the_file_is_waited_for(
+def test_staging_waits_while_the_databases_disk_is_full(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    with impatient_cartd(tmp_path, archive) as cartd:
+    with short_timeout_cartd(tmp_path, archive) as cartd:
         stage(cartd, archive, "mine", 1000)
         assert cartd.process is not None
         limits = resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE)
@@ -84,7 +82,7 @@ def test_a_disk_without_room_for_the_file_is_waited_for(
         assert len(cartd.log) < full / 2  # that has room still
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, (full, limits[1]))
         told = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
-        assert told == TOLD
+        assert told == UNAVAILABLE
         assert "The database cannot be used: disk I/O error" in cartd.log
         assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, limits)
@@ -92,15 +90,15 @@ def test_a_disk_without_room_for_the_file_is_waited_for(
 
 
 @in_a_thread
-def test_a_file_that_was_moved_away_is_told_and_used_again_when_it_is_back(
+def test_a_moved_sqlite_file_is_reported_and_used_once_back(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    with impatient_cartd(tmp_path, archive) as cartd:
+    with short_timeout_cartd(tmp_path, archive) as cartd:
         stage(cartd, archive, "mine", 1000)
         file, away = file_of(cartd), tmp_path / "away"
         file.rename(away)
         told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-        assert told == TOLD
+        assert told == UNAVAILABLE
         assert "The database cannot be used: unable to open database file" in cartd.log
         assert cartd.get("/mine").status == 503
         away.rename(file)

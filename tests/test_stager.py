@@ -137,7 +137,7 @@ class TestErrors:
         bench.clock.advance(1)
         assert bench.store.staged(cart.id) == ["1"]
         bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
-        bench.store.away = 1
+        bench.store.failing_calls = 1
         held.callback(None)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
@@ -275,12 +275,12 @@ class TestTakingUp:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
-        bench.store.away = inf
+        bench.store.failing_calls = inf
         bench.clock.advance(1)
         held.callback(None)
         assert bench.stager.count() == 0
         bench.clock.advance(CLAIM_INTERVAL)
-        bench.store.away = 0
+        bench.store.failing_calls = 0
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.staged(cart.id) == ["1", "2"]
@@ -291,7 +291,7 @@ class TestTakingUp:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
-        bench.store.away = 1
+        bench.store.failing_calls = 1
         held.callback(None)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
@@ -470,7 +470,7 @@ class TestLettingGo:
         bench.start()
         bench.hold()
         bench.stager.begin(bench.put().id)
-        bench.store.away = inf
+        bench.store.failing_calls = inf
         result_of(bench.stager.stop())
         assert bench.stager.count() == 0
         with pytest.raises(Unavailable):

@@ -83,13 +83,13 @@ def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr("cartd.staging.pipeline.PAGE", 2)
     ready(bench, uid="first")
     pages: list[range] = []
-    twins = bench.store.twins
+    twins = bench.store.duplicates
 
     async def note(cart_id: int, positions: range) -> Any:
         pages.append(positions)
         return await twins(cart_id, positions)
 
-    bench.store.twins = note  # type: ignore[method-assign]
+    bench.store.duplicates = note  # type: ignore[method-assign]
     ready(bench, uid="again")
     assert pages == [range(2), range(2, 4)]
     assert bench.archive.times("GET") == 3
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_refetched_and_repairs_both_carts(
     damage(old)
     again = ready(bench, uid="again")
     assert bench.archive.times("GET", "1") == 2
-    bench.store.lose(first.id, 0)
+    bench.store.invalidate(first.id, 0)
     assert run(bench, first) == [None]
     assert bench.archive.times("GET", "1") == 2
     assert old.samefile(bench.volume.member(again, "dir/1"))

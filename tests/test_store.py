@@ -84,7 +84,7 @@ class TestPosting:
         ids=lambda value: str(value),
     )
     @pytest_twisted.ensureDeferred
-    async def test_the_same_manifest_again_makes_a_new_cart_only_where_the_old_one_failed(
+    async def test_reposting_a_manifest_reuses_the_cart_unless_it_failed(
         self, store: Store, status: CartStatus, same: bool
     ) -> None:
         old = await with_status(store, "u", status)
@@ -94,7 +94,7 @@ class TestPosting:
         assert await store.newest("u") == cart
 
     @pytest_twisted.ensureDeferred
-    async def test_another_manifest_makes_a_newer_cart_that_answers(self, store: Store) -> None:
+    async def test_another_manifest_makes_a_newer_cart(self, store: Store) -> None:
         first = await posted(store)
         second = await posted(store, mark="other")
         assert await store.newest("u") == second
@@ -119,7 +119,7 @@ class TestFinding:
         assert await store.files(4711) == []
 
     @pytest_twisted.ensureDeferred
-    async def test_files_come_in_pages_and_the_unstaged_alone(self, store: Store) -> None:
+    async def test_files_are_paged_and_can_be_filtered_to_unstaged(self, store: Store) -> None:
         cart = await claimed(store, files=5)
         await store.record_staged(cart.id, "me", [(1, SHA1), (3, SHA1)], now=11)
 
@@ -165,7 +165,7 @@ class TestFinding:
 
 class TestEvicting:
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_is_evicted_only_as_it_was_seen(self, store: Store) -> None:
+    async def test_eviction_does_not_begin_if_the_cart_has_changed(self, store: Store) -> None:
         seen = await with_status(store, "u", CartStatus.READY)
         await store.touch({seen.id: seen.used + 1})
         assert not await store.begin_eviction(seen, "a")
@@ -183,9 +183,7 @@ class TestEvicting:
         assert not await store.begin_eviction(now, "a")
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_that_is_posted_again_at_the_time_of_its_last_use_was_used_since(
-        self, store: Store
-    ) -> None:
+    async def test_reposting_at_the_time_of_the_last_use_is_a_later_use(self, store: Store) -> None:
         for seen in [
             await with_status(store, "u", CartStatus.READY),
             await with_status(store, "v", CartStatus.ERROR),
@@ -202,9 +200,7 @@ class TestEvicting:
             assert await store.begin_eviction(seen, "a")
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_being_evicted_is_neither_staged_nor_the_answer_to_a_post(
-        self, store: Store
-    ) -> None:
+    async def test_a_cart_being_evicted_is_neither_restaged_nor_reused(self, store: Store) -> None:
         seen = await with_status(store, "u", CartStatus.READY)
         assert await store.begin_eviction(seen, "a")
         assert not await store.restage(seen.id, lost=[0], now=20)
@@ -214,7 +210,7 @@ class TestEvicting:
 
     @pytest.mark.parametrize("number", range(20))
     @pytest_twisted.ensureDeferred
-    async def test_of_a_post_and_an_eviction_at_once_one_sees_the_other(
+    async def test_concurrent_post_and_eviction_are_serialized(
         self, store: Store, number: int
     ) -> None:
         seen = await with_status(store, "u", CartStatus.READY)
@@ -238,7 +234,7 @@ class TestDeleting:
         self, store: Store, monkeypatch: pytest.MonkeyPatch, cut_after: int
     ) -> None:
         """Cut short between two of them, each byte counts once, and what is left is done again."""
-        monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", 2)
+        monkeypatch.setattr("cartd.store.removals.FILE_BATCH", 2)
         owner = await staged(store, "owner", 5)
         await store.mark_deleted((gone := await staged(store, "gone", 5)).id, 14)
         await store.record_removed(gone.id, 14)
@@ -260,7 +256,7 @@ class TestDeleting:
             await store.record_removed(owner.id, 20)
         assert batches == [0, 2][:cut_after]
         assert await store.usage() == (50, 0)
-        assert await store.leaving() == {owner.id}
+        assert await store.pending_removal() == {owner.id}
         monkeypatch.setattr(store, "_record_files_removed", done)
         assert await store.record_removed(owner.id, 21) == 0
         assert await store.usage() == (50, 0)
@@ -271,7 +267,7 @@ class TestDeleting:
         assert await store.usage() == (0, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_deleted_cart_answers_no_more_and_an_older_one_does(self, store: Store) -> None:
+    async def test_an_older_cart_is_found_after_the_newest_is_deleted(self, store: Store) -> None:
         old, new = await posted(store), await posted(store, mark="new")
         assert await store.mark_deleted(new.id, 20)
         assert await store.newest("u") == old
@@ -287,24 +283,22 @@ class TestDeleting:
         assert (await found(store, cart)).updated == 20
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_deleted_takes_room_until_it_is_removed_and_then_has_no_staged_files(
-        self, store: Store
-    ) -> None:
+    async def test_a_deleted_cart_uses_space_until_it_is_removed(self, store: Store) -> None:
         cart = await with_status(store, "u", CartStatus.READY)
         assert await store.record_removed(cart.id, 20) == 0
         await store.mark_deleted(cart.id, 20)
         assert await store.usage() == (100, 0)
-        assert await store.leaving() == {cart.id}
+        assert await store.pending_removal() == {cart.id}
         assert await store.record_removed(cart.id, 20) == 100
         assert await store.record_removed(cart.id, 30) == 0
         assert await store.usage() == (0, 0)
-        assert await store.leaving() == set()
+        assert await store.pending_removal() == set()
         gone = await found(store, cart)
         assert (gone.files_staged, gone.bytes_staged) == (0, 0)
         assert [file.status for file in await store.files(cart.id)] == [FileStatus.DELETED]
 
     @pytest_twisted.ensureDeferred
-    async def test_deleted_carts_are_told_of_any_number_of_ids(self, store: Store) -> None:
+    async def test_deleted_among_takes_any_number_of_ids(self, store: Store) -> None:
         cart = await posted(store)
         await store.mark_deleted(cart.id, 20)
         assert await store.deleted_among(range(cart.id, cart.id + 40_000)) == {cart.id}
@@ -324,12 +318,12 @@ class TestUses:
 
 class TestSpace:
     @pytest_twisted.ensureDeferred
-    async def test_an_empty_store_takes_nothing(self, store: Store) -> None:
+    async def test_an_empty_store_uses_no_space(self, store: Store) -> None:
         assert await store.usage() == (0, 0)
         assert await store.evictable() == []
 
     @pytest_twisted.ensureDeferred
-    async def test_usage_counts_the_living_and_what_they_were_promised(self, store: Store) -> None:
+    async def test_usage_counts_undeleted_carts_and_their_reservations(self, store: Store) -> None:
         for status in STATUSES:
             await with_status(store, status, status)
         # In error: nothing was staged, so it takes nothing.  Deleted: does not count.
@@ -362,7 +356,7 @@ async def test_all_dates_have_one_form_on_sqlite(store: Store, tmp_path: Path) -
     waiting, _ = await store.post("waiting", manifest(1), bundle=False, now=10)
     assert await store.claim(waiting.id, "me", now=11, until=100)
     cart = await with_status(store, "ready", CartStatus.READY)
-    await store.doubt(cart.id, (await store.unsynced("me"))[cart.id], now=20)
+    await store.revalidate(cart.id, (await store.dirty_rows("me"))[cart.id], now=20)
     with closing(sqlite3.connect(tmp_path / "cartd.sqlite3")) as database:
         dates = database.execute("SELECT updated_date, creation_date FROM cart").fetchall()
     form = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}")

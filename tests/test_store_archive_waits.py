@@ -16,7 +16,7 @@ SINCE = 1_795_514_400.0
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_carts_of_a_holder_wait_until_it_says_that_none_does(store: Store) -> None:
+async def test_all_carts_of_a_holder_wait_until_it_ends_waiting(store: Store) -> None:
     held = [await claimed(store, "a"), await claimed(store, "b")]
     free = await posted(store, "c")
     other = await posted(store, "d")
@@ -37,7 +37,7 @@ async def test_all_carts_of_a_holder_wait_until_it_says_that_none_does(store: St
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_waits_already_goes_on_from_when_it_began(store: Store) -> None:
+async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Store) -> None:
     cart = await claimed(store)
     await store.begin_waiting("me", SINCE, "it is away")
     await store.begin_waiting("me", SINCE + 60, "it is slow")
@@ -46,7 +46,7 @@ async def test_a_cart_that_waits_already_goes_on_from_when_it_began(store: Store
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_takes_a_cart_over_learns_since_when_it_waits(store: Store) -> None:
+async def test_a_claimed_cart_says_since_when_it_waits(store: Store) -> None:
     cart = await claimed(store)
     await store.begin_waiting("me", SINCE, "it is away")
     await store.release_all("me")
@@ -58,7 +58,7 @@ async def test_who_takes_a_cart_over_learns_since_when_it_waits(store: Store) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_waits_for_tape_says_since_when_and_for_how_many_files(
+async def test_a_tape_wait_records_its_start_and_number_of_files(
     store: Store,
 ) -> None:
     cart = await claimed(store)
@@ -104,16 +104,16 @@ async def test_a_cart_that_is_being_bundled_does_not_wait(store: Store) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_the_archive_should_have_is_one_of_the_newest_cart_that_has_any(
+async def test_recently_staged_file_is_of_the_newest_cart_with_any(
     store: Store,
 ) -> None:
-    assert await store.staged_of_late("") is None
+    assert await store.recently_staged_file("") is None
     await staged(store, "old", 3)
     half = await claimed(store, "half", 3)
     await store.record_states(half.id, "me", [(2, 10, 7)])
     await store.record_staged(half.id, "me", [(2, SHA1)], now=20)
     await claimed(store, "new", 5)
-    assert await store.staged_of_late("") == "id2"
-    assert await store.staged_of_late("id2") is None
+    assert await store.recently_staged_file("") == "id2"
+    assert await store.recently_staged_file("id2") is None
     await store.mark_deleted(half.id, 20)
-    assert await store.staged_of_late("id0") in ("id1", "id2")
+    assert await store.recently_staged_file("id0") in ("id1", "id2")

@@ -23,12 +23,12 @@ from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, engines, postgresql, schema_state, sync
 from cartd.store.alchimia_adapter import driver_connection
 from cartd.store.batching import BATCH
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
 from cartd.store.tables import cart as cart_table
 from tests.database_proxy import DatabaseProxy
-from tests.database_unavailable import database_away
+from tests.database_unavailable import database_unavailable
 from tests.databases import Postgres, sqlite_url, the_reactor
 from tests.running_cartd import wait_for
 from tests.stored_carts import (
@@ -72,7 +72,9 @@ class WatchedEntries(list[Entry]):
 
 class TestConnections:
     @pytest_twisted.ensureDeferred
-    async def test_a_cancelled_post_leaves_nothing_and_disturbs_nobody(self, store: Store) -> None:
+    async def test_a_cancelled_post_writes_nothing_and_disturbs_no_other(
+        self, store: Store
+    ) -> None:
         listed = WatchedEntries(5 * BATCH)
         posting = Deferred.fromCoroutine(store.post("cut", manifest(listed), bundle=False, now=10))
         await listed.reached
@@ -101,14 +103,14 @@ class TestConnections:
 
     @pytest.mark.parametrize("given_up", ["query", "beginning", "statement", "commit"])
     @pytest_twisted.ensureDeferred
-    async def test_what_is_cancelled_leaves_its_connection_to_the_next(
+    async def test_a_cancelled_query_returns_its_connection_to_the_pool(
         self, given_up: str, postgres: Postgres
     ) -> None:
         async def write(store: Store, reached: Deferred[None], date: int) -> None:
             async with store._database.transaction() as transaction:
                 if given_up == "statement":
                     the_reactor().callLater(0, reached.callback, None)
-                await transaction.execute(update(cart_table).values(losses=date))
+                await transaction.execute(update(cart_table).values(invalidations=date))
                 if given_up == "commit":
                     the_reactor().callLater(0, reached.callback, None)
 
@@ -138,7 +140,7 @@ class TestConnections:
         postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_connection_that_is_lost_after_its_query_was_cancelled_is_not_used_again(
+    async def test_a_connection_lost_after_a_cancelled_query_is_discarded(
         self, postgres: Postgres
     ) -> None:
         url = postgres.create(template="synced")
@@ -153,8 +155,8 @@ class TestConnections:
                 cut.cancel()
                 with pytest.raises(CancelledError):
                     await cut
-            proxy.cut()
-            proxy.let_pass()
+            proxy.disconnect_all()
+            proxy.unblock()
             assert await gathered([store.cart(cart.id) for _ in range(5)]) == [cart] * 5
             await store.touch({cart.id: 40})
             assert (await found(store, cart)).used == 40
@@ -244,7 +246,7 @@ class TestConnections:
         await gathered([store.newest("u") for _ in range(10)])
         own_postgres.stop()
         for _ in range(5):
-            with database_away("."):
+            with database_unavailable("."):
                 await store.newest("u")
             with pytest.raises(Unavailable):
                 await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
@@ -256,7 +258,7 @@ class TestConnections:
         assert store_threads() == []
 
     @pytest_twisted.ensureDeferred
-    async def test_a_server_that_was_restarted_meanwhile_is_not_missed(
+    async def test_a_restarted_server_is_reconnected_without_an_error(
         self, own_postgres: Postgres
     ) -> None:
         url = own_postgres.create()
@@ -279,7 +281,7 @@ class TestConnections:
     ) -> None:
         url = sqlite_url(tmp_path / "later" / "cartd.sqlite3")
         store = Store(url, the_reactor())
-        with database_away("unable to open database file"):
+        with database_unavailable("unable to open database file"):
             await store.newest("u")
         (tmp_path / "later").mkdir()
         sync(url)
@@ -288,7 +290,7 @@ class TestConnections:
         assert store_threads() == []
 
     @pytest_twisted.ensureDeferred
-    async def test_all_who_wait_for_a_connection_learn_at_once_that_there_is_none(
+    async def test_all_waiters_fail_at_once_when_connecting_fails(
         self, postgres: Postgres, without_collector: None
     ) -> None:
         url = postgres.create(template="synced")
@@ -302,13 +304,13 @@ class TestConnections:
             await gatherResults(asked)
             assert all(isinstance(one, Failure) and one.check(Unavailable) for one in outcomes)
             assert proxy.opened == READERS
-            proxy.let_pass()
+            proxy.unblock()
             await deferToThread(wait_for, lambda: proxy.connected() == 0)
             await store.close()
         postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_sqlite_file_that_is_removed_is_missed_and_not_made_anew(
+    async def test_a_removed_sqlite_file_is_unavailable_and_not_recreated(
         self, synced_sqlite: Path, tmp_path: Path
     ) -> None:
         path, kept = tmp_path / "cartd.sqlite3", tmp_path / "kept.sqlite3"
@@ -317,7 +319,7 @@ class TestConnections:
         await posted(store)
         path.rename(kept)
         for _ in range(2):
-            with database_away("unable to open database file"):
+            with database_unavailable("unable to open database file"):
                 await posted(store, "lost")
             with pytest.raises(Unavailable):
                 await store.newest("u")
@@ -337,41 +339,41 @@ class TestConnections:
         ids=["garbage", "empty", "damaged"],
     )
     @pytest_twisted.ensureDeferred
-    async def test_a_sqlite_file_that_cannot_be_used_is_unavailable_with_the_reason(
+    async def test_an_unusable_sqlite_file_is_unavailable_with_the_reason(
         self, damage: bytes | None, said: str, synced_sqlite: Path, tmp_path: Path
     ) -> None:
         path, whole = tmp_path / "cartd.sqlite3", synced_sqlite.read_bytes()
         page = 4096
         path.write_bytes(whole[:page] + bytes(len(whole) - page) if damage is None else damage)
         store = Store(sqlite_url(path), the_reactor())
-        with database_away(f"^{said}$"):
+        with database_unavailable(f"^{said}$"):
             await store.active()
-        with database_away(said):
+        with database_unavailable(said):
             await posted(store)
         await store.close()
 
     @pytest_twisted.ensureDeferred
-    async def test_a_postgresql_database_that_may_not_be_used_is_unavailable_with_the_reason(
+    async def test_a_forbidden_database_is_unavailable_with_the_reason(
         self, postgres: Postgres
     ) -> None:
         url = postgres.create(template="synced")
         name = make_url(url).database
         postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         store = Store(url, the_reactor())
-        with database_away("in a read-only transaction"):
+        with database_unavailable("in a read-only transaction"):
             await posted(store)
         assert await store.active() == []
         await store.close()
         empty = postgres.create()
         store = Store(empty, the_reactor())
-        with database_away('relation "cart" does not exist'):
+        with database_unavailable('relation "cart" does not exist'):
             await store.active()
         await store.close()
         postgres.drop(url)
         postgres.drop(empty)
 
     @pytest_twisted.ensureDeferred
-    async def test_what_another_program_has_locked_is_not_waited_for_without_end(
+    async def test_waiting_for_a_lock_of_another_program_times_out(
         self, store: Store, database: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.1)
@@ -384,15 +386,15 @@ class TestConnections:
                 assert await impatient.active() == [cart]
             else:
                 connection.exec_driver_sql("LOCK TABLE cart")
-                with database_away("lock timeout"):
+                with database_unavailable("lock timeout"):
                     await impatient.active()
-            with database_away(r"locked|lock timeout"):
+            with database_unavailable(r"locked|lock timeout"):
                 await posted(impatient, "next")
         engine.dispose()
         await posted(impatient, "next")
         await impatient.close()
 
-    def test_a_sqlite_that_is_too_old_is_told_in_one_line(
+    def test_a_too_old_sqlite_is_reported_in_one_line(
         self, synced_sqlite: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
@@ -409,9 +411,7 @@ class TestConnections:
             ("mysql+pymysql_absent://u:secret@h/d", "are not supported"),
         ],
     )
-    def test_a_url_that_cannot_be_used_is_told_without_its_password(
-        self, url: str, said: str
-    ) -> None:
+    def test_an_unusable_url_is_reported_without_its_password(self, url: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said) as raised:
             Store(url, the_reactor())
         assert "secret" not in str(raised.value)
@@ -419,7 +419,7 @@ class TestConnections:
 
 class TestPostgresqlState:
     @pytest_twisted.ensureDeferred
-    async def test_a_transaction_that_stands_still_keeps_its_locks_from_others_only_so_long(
+    async def test_an_idle_transaction_loses_its_locks_after_a_timeout(
         self, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(postgresql, "IDLE_TIMEOUT", 0.2)
@@ -428,7 +428,7 @@ class TestPostgresqlState:
         cart = await posted(frozen)
         with pytest.raises(Unavailable):
             async with frozen._database.transaction() as transaction:
-                await take_turn(transaction)
+                await lock_writers(transaction)
                 assert await other.mark_deleted(cart.id, 20)
                 await transaction.rows(select(1))
         assert await frozen.active() == []
@@ -437,7 +437,7 @@ class TestPostgresqlState:
         postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
-    async def test_leases_are_renewed_whoever_keeps_the_turn_or_a_row(
+    async def test_leases_are_renewed_despite_a_held_writers_lock_or_row(
         self, postgres: Postgres
     ) -> None:
         url = postgres.create(template="synced")
@@ -445,9 +445,9 @@ class TestPostgresqlState:
         first, second = await claimed(other, "first"), await claimed(other, "second")
         await other.record_staged(second.id, "me", [(0, SHA1)], now=11)
         async with busy._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             await transaction.execute(
-                update(cart_table).where(cart_table.c.id == first.id).values(losses=1)
+                update(cart_table).where(cart_table.c.id == first.id).values(invalidations=1)
             )
             assert await other.renew("me", 900) == {first.id, second.id}
         claimable = [await other.claimable("you", now=now) for now in (200, 1000)]
@@ -459,7 +459,7 @@ class TestPostgresqlState:
         postgres.drop(url)
 
     @pytest_twisted.ensureDeferred
-    async def test_nothing_is_set_or_prepared_for_as_long_as_a_connection_lasts(
+    async def test_no_session_settings_or_prepared_statements_are_left(
         self, postgres: Postgres
     ) -> None:
         url = postgres.create(template="synced")
@@ -475,12 +475,12 @@ class TestPostgresqlState:
         within = await store._database.rows(state)
         assert within == [("30s", 0)]
         for pool in (store._database._readers, store._database._writer):
-            connection = await pool.take()
+            connection = await pool.acquire()
             raw = driver_connection(connection._alchimia)
             assert raw.info.transaction_status == 0  # idle
             asked = raw.execute("SHOW lock_timeout").fetchone()
             assert asked == ("0",)
-            pool.give_back(connection)
+            pool.release(connection)
         await store.close()
         postgres.drop(url)
 
@@ -495,9 +495,7 @@ class TestPostgresqlState:
             ("colour=red", 'invalid connection option "colour"'),
         ],
     )
-    def test_a_parameter_of_the_url_that_is_of_no_use_is_refused_by_name(
-        self, query: str, said: str
-    ) -> None:
+    def test_a_useless_url_parameter_is_rejected_by_name(self, query: str, said: str) -> None:
         with pytest.raises(ConfigError, match=f"^database url: {said}") as raised:
             Store(f"postgresql+psycopg://u:secret@h/d?{query}", the_reactor())
         assert "secret" not in str(raised.value)

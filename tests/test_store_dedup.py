@@ -16,7 +16,7 @@ from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database
 from tests.databases import the_reactor
 from tests.shared_files import Sharing
@@ -46,10 +46,10 @@ _WAITING = text(
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest_twisted.ensureDeferred
-async def test_whatever_happens_each_byte_counts_once(
+async def test_each_shared_byte_counts_once(
     store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cartd.store.removals.FILES_AT_ONCE", (1, 3)[seed])
+    monkeypatch.setattr("cartd.store.removals.FILE_BATCH", (1, 3)[seed])
     monkeypatch.setattr("cartd.store.progress.BATCH", (2, 1)[seed])
     monkeypatch.setattr("cartd.store.durability.BATCH", (1, 2)[seed])
     sharing = Sharing(store, Random(seed))
@@ -61,11 +61,11 @@ async def test_whatever_happens_each_byte_counts_once(
     while sharing.leaving:
         await sharing.remove()
     assert await store.usage() == (0, 0)
-    assert await store.shares() == []
+    assert await store.shared_bytes() == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_linked_file_is_staged_and_its_cart_takes_nothing_more(store: Store) -> None:
+async def test_a_linked_file_is_staged_and_uses_no_more_space(store: Store) -> None:
     first = await staged(store, "first")
     cart = await linked(store, "again")
     assert (cart.files_staged, cart.bytes_staged, cart.volume_bytes) == (2, 20, 20)
@@ -73,7 +73,7 @@ async def test_a_linked_file_is_staged_and_its_cart_takes_nothing_more(store: St
     assert await store.usage() == (20, 0)
     files = await store.files(cart.id)
     assert [(one.status, one.size, one.mtime) for one in files] == [(FileStatus.STAGED, 10, 7)] * 2
-    assert await store.twins(cart.id, range(2)) == []
+    assert await store.duplicates(cart.id, range(2)) == []
     assert await deleted(store, first) == 0
     assert (await found(store, cart)).bytes_linked == 0
     assert await store.usage() == (20, 0)
@@ -91,46 +91,50 @@ async def test_a_linked_file_is_staged_and_its_cart_takes_nothing_more(store: St
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_twin_has_the_same_id_and_hash(store: Store, other: Entry, number: int) -> None:
+async def test_a_duplicate_has_the_same_id_and_hash(
+    store: Store, other: Entry, number: int
+) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again", [other])
-    assert len(await store.twins(cart.id, range(9))) == number
+    assert len(await store.duplicates(cart.id, range(9))) == number
 
 
 @pytest.mark.parametrize("status", [CartStatus.STAGING, CartStatus.ERROR, CartStatus.DELETED])
 @pytest_twisted.ensureDeferred
-async def test_a_twin_is_staged_in_a_cart_that_lives(store: Store, status: CartStatus) -> None:
+async def test_a_duplicate_is_staged_in_an_undeleted_cart(store: Store, status: CartStatus) -> None:
     await with_status(store, "first", status)
     cart = await claimed(store, "again", 1)
-    assert await store.twins(cart.id, range(1)) == []
+    assert await store.duplicates(cart.id, range(1)) == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_twin_is_found_among_many_and_only_at_the_positions_asked_for(
+async def test_one_duplicate_is_returned_per_requested_position(
     store: Store,
 ) -> None:
     ids = {(await staged(store, uid, 5)).id for uid in "abc"}
     cart = await claimed(store, "again", [*entries(5)])
-    twins = await store.twins(cart.id, range(1, 4))
+    twins = await store.duplicates(cart.id, range(1, 4))
     assert [twin.position for twin in twins] == [1, 2, 3]
     assert {twin.staged_cart for twin in twins} <= ids
     assert [twin.staged_path for twin in twins] == [f"dir/file{n}" for n in (1, 2, 3)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_link_whose_twin_has_gone_is_not_recorded_until_it_is_one_to_the_heirs(
+async def test_a_link_to_a_deleted_duplicate_is_not_recorded(
     store: Store,
 ) -> None:
     """Else its bytes would count with the heir and with it."""
     first = await staged(store, "first")
     heir, cart = await claimed(store, "heir"), await claimed(store, "again")
-    assert await store.record_linked(heir.id, "me", await store.twins(heir.id, range(2))) == set()
-    twins = await store.twins(cart.id, range(2))
+    assert (
+        await store.record_linked(heir.id, "me", await store.duplicates(heir.id, range(2))) == set()
+    )
+    twins = await store.duplicates(cart.id, range(2))
     assert {twin.staged_cart for twin in twins} == {first.id}
     await store.mark_deleted(first.id, 20)
     assert await store.record_linked(cart.id, "me", twins) == {0, 1}
     assert (await found(store, cart)).files_staged == 0
-    again = await store.twins(cart.id, range(2))
+    again = await store.duplicates(cart.id, range(2))
     assert {twin.staged_cart for twin in again} == {heir.id}
     assert await store.record_linked(cart.id, "me", again) == set()
     assert (await found(store, cart)).bytes_linked == 20
@@ -138,16 +142,16 @@ async def test_a_link_whose_twin_has_gone_is_not_recorded_until_it_is_one_to_the
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_link_whose_twin_was_lost_and_staged_again_is_not_recorded(store: Store) -> None:
+async def test_a_link_to_an_invalidated_duplicate_is_not_recorded(store: Store) -> None:
     """There are two files then, and both take room."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
-    twins = await store.twins(cart.id, range(2))
+    twins = await store.duplicates(cart.id, range(2))
     assert await store.restage(first.id, lost=[0], now=20)
     await store.claim(first.id, "me", now=20, until=1000)
     await store.record_staged(first.id, "me", [(0, "")], now=20)
     assert await store.record_linked(cart.id, "me", twins) == {0, 1}
-    again = await store.twins(cart.id, range(2))
+    again = await store.duplicates(cart.id, range(2))
     assert {twin.staged_cart for twin in again} == {first.id}
     assert await store.record_linked(cart.id, "me", again) == set()
 
@@ -156,7 +160,7 @@ async def test_a_link_whose_twin_was_lost_and_staged_again_is_not_recorded(store
 async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again")
-    twins = await store.twins(cart.id, range(2))
+    twins = await store.duplicates(cart.id, range(2))
     await store.claim(cart.id, "you", now=200, until=300)
     with pytest.raises(LeaseLost):
         await store.record_linked(cart.id, "me", twins)
@@ -164,11 +168,11 @@ async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     assert (await found(store, cart)).files_staged == 0
 
 
-class TestFound:
+class TestRecordFound:
     """What a crash has left in its place, and nobody has recorded."""
 
     @pytest_twisted.ensureDeferred
-    async def test_it_is_the_carts_own_if_nobody_else_has_it(self, store: Store) -> None:
+    async def test_a_found_file_without_duplicates_belongs_to_the_cart(self, store: Store) -> None:
         await bundled(store)  # its files are in its tar
         await deleted(store, await staged(store, "gone"))
         cart = await measured(store, entries(2))
@@ -178,30 +182,30 @@ class TestFound:
         assert await store.record_found(cart.id, "me", {}) == set()
 
     @pytest_twisted.ensureDeferred
-    async def test_what_another_cart_has_is_left_to_be_linked(self, store: Store) -> None:
+    async def test_a_found_file_of_another_cart_is_left_to_be_linked(self, store: Store) -> None:
         await staged(store, "first", 1)
         cart = await measured(store, entries(2))
         assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {1}
-        assert [twin.position for twin in await store.twins(cart.id, range(2))] == [0]
+        assert [twin.position for twin in await store.duplicates(cart.id, range(2))] == [0]
 
     @pytest_twisted.ensureDeferred
-    async def test_so_is_what_a_bundle_has_that_is_not_written(self, store: Store) -> None:
+    async def test_a_found_file_of_an_unwritten_bundle_is_left_to_link(self, store: Store) -> None:
         first = await staged(store, "first")
         bundle = await begun_bundle(store)
-        await store.record_linked(bundle.id, "me", await store.twins(bundle.id, range(2)))
+        await store.record_linked(bundle.id, "me", await store.duplicates(bundle.id, range(2)))
         await deleted(store, first)  # now the bundle owns the bytes
         cart = await measured(store, entries(2))
         assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == set()
 
     @pytest_twisted.ensureDeferred
-    async def test_of_one_that_a_manifest_names_twice_one_is_recorded(self, store: Store) -> None:
+    async def test_a_found_file_named_twice_is_recorded_once(self, store: Store) -> None:
         twice = [Entry("id0", f"dir/{name}", "sha1", SHA1) for name in ("one", "another")]
         cart = await measured(store, twice)
         [first] = await store.record_found(cart.id, "me", {0: "", 1: ""})
         assert await store.record_found(cart.id, "me", {1 - first: ""}) == set()
 
     @pytest_twisted.ensureDeferred
-    async def test_who_has_lost_the_lease_records_nothing(self, store: Store) -> None:
+    async def test_nothing_found_is_recorded_once_the_lease_is_lost(self, store: Store) -> None:
         cart = await measured(store, entries(1))
         await store.claim(cart.id, "you", now=200, until=300)
         with pytest.raises(LeaseLost):
@@ -233,23 +237,23 @@ async def measured(store: Store, files: Sequence[Entry]) -> Cart:
 
 @pytest.mark.parametrize("ends_after", range(1, 4))
 @pytest_twisted.ensureDeferred
-async def test_a_bundle_that_is_killed_between_two_batches_is_said_again(
+async def test_a_bundle_killed_between_batches_can_be_recorded_again(
     store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int
 ) -> None:
     monkeypatch.setattr("cartd.store.progress.BATCH", 2)
     first = await staged(store, "first", 6)
     cart, _ = await store.post("bundle", manifest(6, bundle=True), bundle=True, now=10)
     await store.claim(cart.id, "me", now=10, until=100)
-    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(6)))
+    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(6)))
     last = await linked(store, "last", 6)
     await deleted(store, first)  # now the bundle owns the bytes
     assert (await found(store, last)).bytes_linked == 60
-    end_after(monkeypatch, "cartd.store.progress.take_turn", ends_after)
+    end_after(monkeypatch, "cartd.store.progress.lock_writers", ends_after)
     with pytest.raises(Ended):
         await store.record_bundled(cart.id, "me")
     monkeypatch.undo()
     assert (await found(store, last)).bytes_linked == 60 - 20 * ends_after
-    assert list(await store.unsynced("me"))[:1] == [cart.id]
+    assert list(await store.dirty_rows("me"))[:1] == [cart.id]
     # Who takes it over finds its tar, whole: its files count as staged.
     assert (await found(store, cart)).files_staged == 6
     assert await store.claim(cart.id, "you", now=200, until=300)
@@ -257,7 +261,7 @@ async def test_a_bundle_that_is_killed_between_two_batches_is_said_again(
         await store.record_bundled(cart.id, "me")
     await store.record_bundled(cart.id, "you")
     assert (await found(store, last)).bytes_linked == 0
-    assert cart.id not in await store.unsynced("me")
+    assert cart.id not in await store.dirty_rows("me")
 
 
 @pytest_twisted.ensureDeferred
@@ -266,7 +270,7 @@ async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Stor
     first = await staged(store, "first")
     cart = await claimed(store, "again")
     await store.record_states(cart.id, "me", [(0, 10, 99)])
-    await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
     assert [one.mtime for one in await store.files(cart.id)] == [99, 7]
     assert [one.mtime for one in await store.files(first.id)] == [7, 7]
 
@@ -293,14 +297,14 @@ TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("what", TURNS)
 @pytest_twisted.ensureDeferred
-async def test_who_changes_several_carts_waits_until_nobody_else_does(
+async def test_lock_writers_serializes_changes_of_several_carts(
     store: Store, database: str, what: str
 ) -> None:
     """On SQLite whoever writes at all does."""
     cart = await claimed(store)
     other = Database(database, the_reactor())
     async with other.transaction() as transaction:
-        await take_turn(transaction)
+        await lock_writers(transaction)
         ended = outcome(Deferred.fromCoroutine(TURNS[what](store, cart)))
         while not (waiting := (await other.rows(_WAITING))[0][0]) and not ended:
             pass
@@ -312,9 +316,7 @@ async def test_who_changes_several_carts_waits_until_nobody_else_does(
 
 
 @pytest_twisted.ensureDeferred
-async def test_two_processes_that_link_and_delete_never_wait_for_each_other_for_ever(
-    store: Store, database: str
-) -> None:
+async def test_concurrent_links_and_deletions_do_not_deadlock(store: Store, database: str) -> None:
     await staged(store, "first", 5)
     other = Store(database, the_reactor())
 
@@ -329,4 +331,4 @@ async def test_two_processes_that_link_and_delete_never_wait_for_each_other_for_
     await gathered([live(number) for number in range(30)])
     await other.close()
     assert await store.usage() == (50, 0)
-    assert await store.shares() == []
+    assert await store.shared_bytes() == []

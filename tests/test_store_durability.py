@@ -16,10 +16,10 @@ from sqlalchemy import Engine, select, update
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store, tables
 from cartd.store.batching import BATCH
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Transaction
 from cartd.store.engines import reading_engine, writing_engine
-from cartd.store.tables import unsynced
+from cartd.store.tables import dirty_files
 from tests.databases import sqlite_url
 from tests.stored_carts import (
     SHA1,
@@ -38,76 +38,74 @@ pytest_plugins = ("tests.database_fixtures",)
 
 
 async def rows_of(store: Store, cart: Cart, holder: str = "me") -> list[int]:
-    return (await store.unsynced(holder)).get(cart.id, [])
+    return (await store.dirty_rows(holder)).get(cart.id, [])
 
 
-async def staged_ones(store: Store, cart: Cart) -> list[int]:
+async def staged_positions(store: Store, cart: Cart) -> list[int]:
     files = await store.files(cart.id)
     return [file.position for file in files if file.status is FileStatus.STAGED]
 
 
-async def doubt_all(store: Store, cart: Cart, holder: str = "me") -> int:
-    return await store.doubt(cart.id, await rows_of(store, cart, holder), now=20)
+async def revalidate_all(store: Store, cart: Cart, holder: str = "me") -> int:
+    return await store.revalidate(cart.id, await rows_of(store, cart, holder), now=20)
 
 
-class TestNoting:
+class TestMarkDirty:
     @pytest_twisted.ensureDeferred
-    async def test_each_file_that_is_staged_is_noted_once(self, store: Store) -> None:
+    async def test_each_staged_file_is_marked_dirty_once(self, store: Store) -> None:
         cart = await claimed(store, files=4)
         await store.record_staged(cart.id, "me", [(0, SHA1), (2, SHA1)], now=11)
         first = await rows_of(store, cart)
         await store.record_staged(cart.id, "me", [(2, SHA1), (3, SHA1)], now=11)
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         assert len(first) == 1
-        assert await store.doubt(cart.id, first, now=20) == 2
-        assert await staged_ones(store, cart) == [3]
-        assert await doubt_all(store, cart) == 1
-        assert await staged_ones(store, cart) == []
-        assert await store.unsynced("me") == {}
+        assert await store.revalidate(cart.id, first, now=20) == 2
+        assert await staged_positions(store, cart) == [3]
+        assert await revalidate_all(store, cart) == 1
+        assert await staged_positions(store, cart) == []
+        assert await store.dirty_rows("me") == {}
 
     @pytest_twisted.ensureDeferred
-    async def test_a_link_is_noted_as_well(self, store: Store) -> None:
+    async def test_a_linked_file_is_marked_dirty(self, store: Store) -> None:
         await staged(store, "first")
         cart = await linked(store, "again")
-        assert await staged_ones(store, cart) == [0, 1]
-        assert await doubt_all(store, cart) == 2
+        assert await staged_positions(store, cart) == [0, 1]
+        assert await revalidate_all(store, cart) == 2
         now = await found(store, cart)
         assert (now.files_staged, now.bytes_staged, now.bytes_linked) == (0, 0, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_row_names_no_more_files_than_one_statement_records(
+    async def test_a_dirty_row_names_at_most_one_batch_of_files(
         self, store: Store, database: str
     ) -> None:
         cart = await claimed(store, files=BATCH + 3)
         await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(BATCH + 3)], now=11)
         engine = reading_engine(database)
         with engine.connect() as connection:
-            positions = connection.scalars(select(unsynced.c.positions)).all()
+            positions = connection.scalars(select(dirty_files.c.positions)).all()
         engine.dispose()
         assert [len(text.split(",")) for text in positions] == [BATCH, 3]
 
     @pytest_twisted.ensureDeferred
-    async def test_what_the_disk_has_is_forgotten_and_nothing_else(self, store: Store) -> None:
+    async def test_a_sync_removes_only_the_dirty_rows_that_it_covers(self, store: Store) -> None:
         cart, other = await claimed(store), await claimed(store, "other")
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         taken = await rows_of(store, cart)
         await store.record_staged(other.id, "me", [(0, SHA1)], now=11)
         await store.record_synced(taken)
-        assert list(await store.unsynced("me")) == [other.id]
-        assert await doubt_all(store, cart) == 0
-        assert await staged_ones(store, cart) == [0]
+        assert list(await store.dirty_rows("me")) == [other.id]
+        assert await revalidate_all(store, cart) == 0
+        assert await staged_positions(store, cart) == [0]
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_noted_while_a_deletion_makes_place_is_not_forgotten_by_a_sync(
-        self, store: Store
-    ) -> None:
+    async def test_ids_of_dirty_rows_are_not_reused_during_a_sync(self, store: Store) -> None:
         cart, other = await claimed(store), await claimed(store, "other")
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         taken = await rows_of(store, cart)
         await store.mark_deleted(cart.id, 12)
         await store.record_staged(other.id, "me", [(0, SHA1)], now=12)
         await store.record_synced(taken)
-        assert list(await store.unsynced("me")) == [other.id]
+        assert list(await store.dirty_rows("me")) == [other.id]
 
     @pytest.mark.parametrize(
         "end",
@@ -118,44 +116,42 @@ class TestNoting:
         ids=["deleted", "bundled"],
     )
     @pytest_twisted.ensureDeferred
-    async def test_of_a_tree_that_goes_nothing_needs_to_be_known(
+    async def test_dirty_rows_are_cleared_when_the_tree_is_removed(
         self, store: Store, end: Callable[[Store, Cart], Coroutine[Any, Any, Any]]
     ) -> None:
         cart = await claimed(store)
         await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
         await end(store, cart)
-        assert await store.unsynced("me") == {}
+        assert await store.dirty_rows("me") == {}
 
 
-class TestWhoIsAlive:
+class TestAbandonedRows:
     @pytest_twisted.ensureDeferred
-    async def test_what_the_dead_have_left_is_found_and_what_those_with_a_lease_have_is_not(
-        self, store: Store
-    ) -> None:
+    async def test_dirty_rows_are_abandoned_when_dead_or_lease_expired(self, store: Store) -> None:
         cart = await staged(store, "mine")
         assert await store.holders() == {}
-        assert await store.unsynced_holders() == {"me"}
+        assert await store.dirty_holders() == {"me"}
         for dead, now, is_left in [((), 99, False), (("me",), 99, True), ((), 100, True)]:
-            left = await store.left_unsynced("you", dead=dead, now=now)
+            left = await store.abandoned_dirty_rows("you", dead=dead, now=now)
             assert list(left) == [cart.id] * is_left
-        assert await store.left_unsynced("me", dead=(), now=1000) == {}
-        assert list(await store.unsynced_by_others(cart.id, "you")) == [cart.id]
-        assert await store.unsynced_by_others(cart.id, "me") == {}
+        assert await store.abandoned_dirty_rows("me", dead=(), now=1000) == {}
+        assert list(await store.dirty_rows_of_others(cart.id, "you")) == [cart.id]
+        assert await store.dirty_rows_of_others(cart.id, "me") == {}
 
     @pytest_twisted.ensureDeferred
-    async def test_who_renews_its_leases_keeps_what_it_has_staged(self, store: Store) -> None:
+    async def test_renewing_leases_renews_dirty_rows(self, store: Store) -> None:
         cart = await staged(store, "mine")
         assert await store.renew("you", 500) == set()
-        assert list(await store.left_unsynced("you", dead=(), now=101)) == [cart.id]
+        assert list(await store.abandoned_dirty_rows("you", dead=(), now=101)) == [cart.id]
         assert await store.renew("me", 500) == set()
-        assert await store.left_unsynced("you", dead=(), now=499) == {}
+        assert await store.abandoned_dirty_rows("you", dead=(), now=499) == {}
 
 
-class TestDoubting:
+class TestRevalidate:
     @pytest_twisted.ensureDeferred
-    async def test_a_ready_cart_is_staged_again_and_keeps_its_room(self, store: Store) -> None:
+    async def test_a_revalidated_cart_is_restaged_and_keeps_its_space(self, store: Store) -> None:
         cart = await staged(store, "mine", 3)
-        assert await doubt_all(store, cart) == 3
+        assert await revalidate_all(store, cart) == 3
         now = await found(store, cart)
         assert (now.status, now.updated) == (CartStatus.STAGING, 20)
         assert (now.files_staged, now.bytes_staged) == (0, 0)
@@ -166,39 +162,39 @@ class TestDoubting:
         ] * 3
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_in_error_is_staged_again_and_gives_no_twins(self, store: Store) -> None:
+    async def test_a_revalidated_failed_cart_offers_no_duplicates(self, store: Store) -> None:
         cart = await claimed(store, files=2)
         await store.record_states(cart.id, "me", [(0, 30, 5), (1, 70, 5)])
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await store.record_error(cart.id, "me", "why", position=1, file_error="whence", now=12)
         again = await claimed(store, "again")
-        assert len(await store.twins(again.id, range(2))) == 1
-        assert await doubt_all(store, cart) == 1
+        assert len(await store.duplicates(again.id, range(2))) == 1
+        assert await revalidate_all(store, cart) == 1
         now = await found(store, cart)
         assert (now.status, now.error, now.updated) == (CartStatus.STAGING, "", 20)
         assert (now.files_staged, now.bytes_staged, now.volume_bytes) == (0, 0, 30)
         assert [file.error for file in await store.files(cart.id)] == ["", "whence"]
-        assert await store.twins(again.id, range(2)) == []
+        assert await store.duplicates(again.id, range(2)) == []
 
     @pytest_twisted.ensureDeferred
-    async def test_who_noted_what_is_doubted_holds_its_cart_no_longer(self, store: Store) -> None:
+    async def test_revalidation_ends_the_lease_of_the_rows_holder(self, store: Store) -> None:
         cart = await claimed(store)
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
-        assert await doubt_all(store, cart) == 1
+        assert await revalidate_all(store, cart) == 1
         assert await store.holders() == {}
         assert (await found(store, cart)).status is CartStatus.STAGING
 
     @pytest_twisted.ensureDeferred
-    async def test_who_has_taken_the_cart_over_keeps_it(self, store: Store) -> None:
+    async def test_revalidation_keeps_the_lease_of_another_holder(self, store: Store) -> None:
         cart = await claimed(store)
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         assert await store.claim(cart.id, "you", now=100, until=200)
-        assert await doubt_all(store, cart) == 1
+        assert await revalidate_all(store, cart) == 1
         assert list(await store.holders()) == ["you"]
-        assert await staged_ones(store, cart) == []
+        assert await staged_positions(store, cart) == []
 
     @pytest_twisted.ensureDeferred
-    async def test_all_files_wait_of_a_cart_that_was_being_bundled(self, store: Store) -> None:
+    async def test_revalidation_invalidates_all_files_of_a_bundled_cart(self, store: Store) -> None:
         cart, _ = await store.post("u", manifest(bundle=True), bundle=True, now=10)
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_states(cart.id, "me", [(0, 10, 5), (1, 10, 5)])
@@ -206,29 +202,27 @@ class TestDoubting:
         await store.record_synced(await rows_of(store, cart))
         await store.record_staged(cart.id, "me", [(1, SHA1)], now=11)
         await store.begin_bundling(cart.id, "me", 12)
-        assert await doubt_all(store, cart) == 1
+        assert await revalidate_all(store, cart) == 1
         now = await found(store, cart)
         assert (now.status, now.files_staged, now.bytes_staged) == (CartStatus.STAGING, 0, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_who_links_to_a_cart_that_was_being_bundled_owns_the_bytes_then(
-        self, store: Store
-    ) -> None:
+    async def test_links_to_a_revalidated_bundle_take_over_its_bytes(self, store: Store) -> None:
         first = await staged(store, "first")
         cart, _ = await store.post("u", manifest(bundle=True), bundle=True, now=10)
         await store.claim(cart.id, "me", now=10, until=100)
-        await store.record_linked(cart.id, "me", await store.twins(cart.id, range(2)))
+        await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
         last = await linked(store, "last")
         await store.mark_deleted(first.id, 12)
         await store.record_removed(first.id, 12)
         assert (await found(store, last)).bytes_linked == 20
-        assert await doubt_all(store, cart) == 2
+        assert await revalidate_all(store, cart) == 2
         assert (await found(store, last)).bytes_linked == 0
 
     @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])
     @pytest.mark.parametrize("ends_after", range(1, 4))
     @pytest_twisted.ensureDeferred
-    async def test_who_is_killed_between_two_batches_of_a_doubt_leaves_the_rest_to_be_found(
+    async def test_a_revalidation_killed_between_batches_is_resumed(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int, bundle: bool
     ) -> None:
         """Until all is doubted, whoever takes the cart over learns of it; nobody sends it."""
@@ -241,24 +235,24 @@ class TestDoubting:
         await store.record_ready(cart.id, "me", volume_bytes=80, now=12)
         rows = await rows_of(store, cart)
         assert len(rows) == 4
-        end_after(monkeypatch, "cartd.store.durability.take_turn", ends_after)
+        end_after(monkeypatch, "cartd.store.durability.lock_writers", ends_after)
         with pytest.raises(Ended):
-            await store.doubt(cart.id, rows, now=20)
+            await store.revalidate(cart.id, rows, now=20)
         monkeypatch.undo()
         now = await found(store, cart)
         lost = 2 * ends_after
         assert (now.status, now.files_staged) == (CartStatus.STAGING, 8 - lost)
         assert now.bytes_staged == 10 * now.files_staged
-        assert await staged_ones(store, cart) == [*range(lost, 8)]
+        assert await staged_positions(store, cart) == [*range(lost, 8)]
         assert await rows_of(store, cart) == (rows if bundle else rows[ends_after:])
-        left = (await store.unsynced_by_others(cart.id, "you")).get(cart.id, [])
-        await store.doubt(cart.id, left, now=21)
+        left = (await store.dirty_rows_of_others(cart.id, "you")).get(cart.id, [])
+        await store.revalidate(cart.id, left, now=21)
         now = await found(store, cart)
         assert (now.files_staged, now.bytes_staged) == (0, 0)
-        assert await store.unsynced("me") == {}
+        assert await store.dirty_rows("me") == {}
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_staged_between_two_batches_of_a_bundles_doubt_does_not_stay_unseen(
+    async def test_files_staged_during_a_revalidation_are_revalidated(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each batch ends the lease of who noted the rows, and so what that does meanwhile."""
@@ -277,17 +271,19 @@ class TestDoubting:
                 await transaction.execute(
                     update(tables.cart).values(lease_holder="me", lease_until=100.0)
                 )
-            await take_turn(transaction)
+            await lock_writers(transaction)
 
-        monkeypatch.setattr("cartd.store.durability.take_turn", claim_in_between)
-        assert await store.doubt(cart.id, rows, now=20) == 4
+        monkeypatch.setattr("cartd.store.durability.lock_writers", claim_in_between)
+        assert await store.revalidate(cart.id, rows, now=20) == 4
         assert turns == 3
         assert await store.holders() == {}
-        assert await staged_ones(store, cart) == []
+        assert await staged_positions(store, cart) == []
 
     @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.DELETED])
     @pytest_twisted.ensureDeferred
-    async def test_rows_that_have_gone_name_nothing(self, store: Store, status: CartStatus) -> None:
+    async def test_revalidating_deleted_rows_changes_nothing(
+        self, store: Store, status: CartStatus
+    ) -> None:
         cart = await with_status(store, "mine", CartStatus.READY)
         rows = await rows_of(store, cart)
         if status is CartStatus.DELETED:
@@ -295,11 +291,11 @@ class TestDoubting:
         else:
             await store.record_synced(rows)
         before = await found(store, cart), await store.files(cart.id)
-        assert await store.doubt(cart.id, rows, now=20) == 0
+        assert await store.revalidate(cart.id, rows, now=20) == 0
         assert (await found(store, cart), await store.files(cart.id)) == before
 
 
-class TestInheriting:
+class TestTakeOver:
     """What is in the system's memory when its process has died."""
 
     @staticmethod
@@ -323,49 +319,47 @@ class TestInheriting:
         ids=["dead", "another boot", "not known", "alive", "silent"],
     )
     @pytest_twisted.ensureDeferred
-    async def test_it_is_ones_own_if_it_is_of_the_same_memory(
+    async def test_dirty_rows_of_the_same_page_cache_are_taken_over(
         self, store: Store, cache: str | None, dead: set[str], now: float, mine: bool
     ) -> None:
         cart = await self.note(store, "mine", "you", cache)
-        inherited = await store.inherit_unsynced(
+        inherited = await store.take_over_dirty_rows(
             "me", "this boot", dead=dead, now=now, until=now + 100
         )
         assert inherited == mine
         assert bool(await rows_of(store, cart, "me")) == mine
-        left = await store.left_unsynced("me", dead={"you"}, now=20)
+        left = await store.abandoned_dirty_rows("me", dead={"you"}, now=20)
         assert (cart.id in left) != mine
 
     @pytest_twisted.ensureDeferred
-    async def test_nothing_is_of_one_whose_sync_is_under_way_or_has_failed(
-        self, store: Store
-    ) -> None:
+    async def test_nothing_is_taken_over_during_or_after_a_failed_sync(self, store: Store) -> None:
         await self.note(store, "mine", "you", "this boot")
         await store.forget_page_cache("you")
-        assert not await store.inherit_unsynced("me", "this boot", dead={"you"}, now=20, until=100)
+        assert not await store.take_over_dirty_rows(
+            "me", "this boot", dead={"you"}, now=20, until=100
+        )
 
     @pytest_twisted.ensureDeferred
-    async def test_the_dead_are_forgotten_with_their_memories(self, store: Store) -> None:
+    async def test_page_caches_of_dead_holders_are_removed(self, store: Store) -> None:
         await self.note(store, "mine", "you", "this boot")
-        assert await store.unsynced_holders() == {"you"}
-        await store.inherit_unsynced("me", "this boot", dead={"you"}, now=20, until=100)
-        assert await store.unsynced_holders() == {"me"}
+        assert await store.dirty_holders() == {"you"}
+        await store.take_over_dirty_rows("me", "this boot", dead={"you"}, now=20, until=100)
+        assert await store.dirty_holders() == {"me"}
 
     @pytest_twisted.ensureDeferred
-    async def test_who_takes_a_cart_over_has_what_others_noted_of_it_and_of_no_other(
-        self, store: Store
-    ) -> None:
+    async def test_dirty_rows_are_taken_over_for_one_cart_only(self, store: Store) -> None:
         cart = await self.note(store, "mine", "you", "this boot")
         other = await self.note(store, "other", "you", "this boot")
         foreign = await self.note(store, "foreign", "them", "another boot")
         for one in (cart, foreign):
-            await store.take_unsynced_over(one.id, "me", "this boot", until=100)
-        assert list(await store.unsynced("me")) == [cart.id]
-        assert list(await store.unsynced("you")) == [other.id]
-        assert list(await store.unsynced("them")) == [foreign.id]
+            await store.take_over_dirty_rows_of_cart(one.id, "me", "this boot", until=100)
+        assert list(await store.dirty_rows("me")) == [cart.id]
+        assert list(await store.dirty_rows("you")) == [other.id]
+        assert list(await store.dirty_rows("them")) == [foreign.id]
 
 
 @pytest.mark.parametrize("engine_for", [reading_engine, writing_engine])
-def test_what_sqlite_commits_is_on_the_disk(
+def test_sqlite_commits_are_synced_to_disk(
     engine_for: Callable[[str], Engine], tmp_path: Path
 ) -> None:
     """Whatever the build of SQLite takes for granted: 2 is FULL."""

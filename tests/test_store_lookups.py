@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
 from cartd.store.database import Database
-from cartd.store.lookups import MOST_OWNED_TOGETHER, MOST_TOGETHER, Lookups
+from cartd.store.lookups import MAX_OWNED_UIDS, MAX_UIDS, Lookups
 from cartd.store.rows import date_of
 
 
@@ -55,7 +55,7 @@ class Queries:
         self._answers.pop(0).errback(Unavailable("away"))
 
 
-def looked_up(lookups: Lookups, uid: str) -> list[object]:
+def lookup(lookups: Lookups, uid: str) -> list[object]:
     found: list[object] = []
     lookups.newest(uid).addBoth(
         lambda cart: found.append(cart if isinstance(cart, Failure) else cart and cart.id)
@@ -63,12 +63,12 @@ def looked_up(lookups: Lookups, uid: str) -> list[object]:
     return found
 
 
-def test_what_comes_while_a_query_is_under_way_goes_together_in_the_next() -> None:
+def test_lookups_during_a_query_are_batched_in_the_next() -> None:
     queries = Queries()
     queries.existing = {"a": 1, "b": 2}
     lookups = Lookups(cast(Database, queries))
-    first = looked_up(lookups, "a")
-    others = [looked_up(lookups, uid) for uid in "abcb"]
+    first = lookup(lookups, "a")
+    others = [lookup(lookups, uid) for uid in "abcb"]
     assert queries.asked == [{"a"}]
     queries.answer()
     assert queries.asked == [{"a"}, {"a", "b", "c"}]
@@ -82,9 +82,9 @@ def test_what_comes_while_a_query_is_under_way_goes_together_in_the_next() -> No
 def test_a_lookup_sees_what_was_written_before_it_was_asked() -> None:
     queries = Queries()
     lookups = Lookups(cast(Database, queries))
-    early = looked_up(lookups, "a")
+    early = lookup(lookups, "a")
     queries.existing = {"a": 1}
-    late = looked_up(lookups, "a")
+    late = lookup(lookups, "a")
     queries.existing = {}
     queries.answer()
     queries.existing = {"a": 1}
@@ -92,31 +92,31 @@ def test_a_lookup_sees_what_was_written_before_it_was_asked() -> None:
     assert (early, late) == ([None], [1])
 
 
-def test_no_query_asks_for_more_than_a_database_takes() -> None:
+def test_a_query_has_at_most_the_databases_number_of_parameters() -> None:
     queries = Queries()
     lookups = Lookups(cast(Database, queries))
-    for number in range(MOST_TOGETHER + 2):
-        looked_up(lookups, f"cart-{number}")
+    for number in range(MAX_UIDS + 2):
+        lookup(lookups, f"cart-{number}")
     queries.answer()
     queries.answer()
-    assert [len(uids) for uids in queries.asked] == [1, MOST_TOGETHER, 1]
+    assert [len(uids) for uids in queries.asked] == [1, MAX_UIDS, 1]
 
 
-def test_fewer_pairs_of_an_owner_and_a_uid_go_together() -> None:
+def test_lookups_of_owned_carts_have_smaller_batches() -> None:
     queries = Queries()
     lookups = Lookups(cast(Database, queries))
-    for number in range(MOST_OWNED_TOGETHER + 2):
+    for number in range(MAX_OWNED_UIDS + 2):
         lookups.newest_of(f"owner-{number}", f"cart-{number}")
     queries.answer()
     queries.answer()
-    assert [len(asked) for asked in queries.asked] == [2, 2 * MOST_OWNED_TOGETHER, 2]
+    assert [len(asked) for asked in queries.asked] == [2, 2 * MAX_OWNED_UIDS, 2]
 
 
 def test_a_failed_query_fails_its_lookups_and_the_next_are_asked() -> None:
     queries = Queries()
     queries.existing = {"b": 2}
     lookups = Lookups(cast(Database, queries))
-    failed, answered = looked_up(lookups, "a"), looked_up(lookups, "b")
+    failed, answered = lookup(lookups, "a"), lookup(lookups, "b")
     queries.fail()
     queries.answer()
     [failure] = failed
@@ -124,14 +124,14 @@ def test_a_failed_query_fails_its_lookups_and_the_next_are_asked() -> None:
     assert answered == [2]
 
 
-def test_who_gives_up_a_lookup_does_not_disturb_the_others() -> None:
+def test_a_cancelled_lookup_does_not_disturb_the_others() -> None:
     queries = Queries()
     queries.existing = {"a": 1}
     lookups = Lookups(cast(Database, queries))
     gone = lookups.newest("a")
     gone.addErrback(lambda _: None)
     gone.cancel()
-    stays = looked_up(lookups, "a")
+    stays = lookup(lookups, "a")
     queries.answer()
     queries.answer()
     assert stays == [1]

@@ -10,12 +10,12 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
 from cartd.errors import DatabaseUnavailable
-from cartd.store.outage_log import NEXT_LINE, OutageLog
+from cartd.store.outage_log import LOG_INTERVAL, OutageLog
 
 AWAY, OVER = "The database cannot be used: {}; it is tried again", "The database can be used again"
 
 
-class Told:
+class LoggedOutage:
     """An outage log by a clock, and the lines that it has made."""
 
     def __init__(self, entries: Sequence[LogEvent]) -> None:
@@ -25,11 +25,11 @@ class Told:
         self._seen = 0
 
     def fails(self, kind: str, reason: str) -> None:
-        with suppress(DatabaseUnavailable), self._outage.told(kind):
+        with suppress(DatabaseUnavailable), self._outage.track(kind):
             raise DatabaseUnavailable(reason)
 
     def works(self, kind: str) -> None:
-        with self._outage.told(kind):
+        with self._outage.track(kind):
             pass
 
     def lines(self) -> list[str]:
@@ -40,45 +40,49 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
+def outage() -> Iterator[LoggedOutage]:
     with capturedLogs() as entries:
-        yield Told(entries)
+        yield LoggedOutage(entries)
 
 
-def test_an_outage_is_said_once_and_its_end_once_whoever_notices_it(told: Told) -> None:
+def test_an_outage_and_its_end_are_logged_once_for_all_callers(outage: LoggedOutage) -> None:
     for _ in range(100):
-        told.fails("read", "refused")
-        told.fails("write", "refused")
-    told.works("read")
-    assert told.lines() == [AWAY.format("refused")]
-    told.works("write")
-    told.works("write")
-    assert told.lines() == [OVER]
+        outage.fails("read", "refused")
+        outage.fails("write", "refused")
+    outage.works("read")
+    assert outage.lines() == [AWAY.format("refused")]
+    outage.works("write")
+    outage.works("write")
+    assert outage.lines() == [OVER]
 
 
-def test_another_cause_during_an_outage_is_said_a_minute_later_at_the_earliest(told: Told) -> None:
-    told.fails("read", "refused")
-    told.fails("read", "starting up")
-    told.clock.advance(NEXT_LINE)
-    told.fails("read", "refused")
-    told.fails("read", "no password")
-    told.fails("read", "refused")
-    assert told.lines() == [AWAY.format("refused"), AWAY.format("no password")]
+def test_another_cause_is_logged_after_the_log_interval(
+    outage: LoggedOutage,
+) -> None:
+    outage.fails("read", "refused")
+    outage.fails("read", "starting up")
+    outage.clock.advance(LOG_INTERVAL)
+    outage.fails("read", "refused")
+    outage.fails("read", "no password")
+    outage.fails("read", "refused")
+    assert outage.lines() == [AWAY.format("refused"), AWAY.format("no password")]
 
 
-def test_one_query_that_fails_each_time_among_others_is_not_said_each_time(told: Told) -> None:
+def test_a_query_that_fails_repeatedly_is_not_logged_each_time(
+    outage: LoggedOutage,
+) -> None:
     for _ in range(50):
-        told.fails("read", "corrupted page")
-        told.works("read")
-    assert told.lines() == [AWAY.format("corrupted page"), OVER]
-    told.clock.advance(NEXT_LINE)
-    told.fails("read", "corrupted page")
-    assert told.lines() == [AWAY.format("corrupted page")]
+        outage.fails("read", "corrupted page")
+        outage.works("read")
+    assert outage.lines() == [AWAY.format("corrupted page"), OVER]
+    outage.clock.advance(LOG_INTERVAL)
+    outage.fails("read", "corrupted page")
+    assert outage.lines() == [AWAY.format("corrupted page")]
 
 
-def test_what_is_only_read_does_not_end_an_outage_of_writing(told: Told) -> None:
-    told.fails("write", "disk full")
-    told.works("read")
-    assert told.lines() == [AWAY.format("disk full")]
-    told.works("write")
-    assert told.lines() == [OVER]
+def test_successful_reads_do_not_end_an_outage_of_writes(outage: LoggedOutage) -> None:
+    outage.fails("write", "disk full")
+    outage.works("read")
+    assert outage.lines() == [AWAY.format("disk full")]
+    outage.works("write")
+    assert outage.lines() == [OVER]

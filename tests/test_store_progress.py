@@ -147,7 +147,7 @@ class TestProgress:
         assert (await found(store, cart)).files_staged == 1
 
     @pytest_twisted.ensureDeferred
-    async def test_the_archives_word_on_files_is_kept(self, store: Store) -> None:
+    async def test_sizes_and_times_from_the_archive_are_recorded(self, store: Store) -> None:
         cart = await claimed(store, files=3)
         await store.record_states(cart.id, "me", [(2, 2**40, 2**33), (0, 0, -1)])
         await store.reserve(cart.id, "me", bytes_total=2**40, volume_bytes=2**41)
@@ -188,9 +188,7 @@ class TestProgress:
         assert (await store.members(cart.id, range(len(paths)))).paths == paths
 
     @pytest_twisted.ensureDeferred
-    async def test_counters_follow_the_staged_files_however_often_they_are_told(
-        self, store: Store
-    ) -> None:
+    async def test_recording_a_staged_file_twice_counts_it_once(self, store: Store) -> None:
         cart = await claimed(store, files=4)
         await store.record_states(cart.id, "me", [(n, 10**n, 0) for n in range(4)])
         await store.record_staged(cart.id, "me", [(0, SHA1), (2, SHA1)], now=11)
@@ -270,7 +268,7 @@ class TestProgress:
         assert {file.status for file in await store.files(cart.id)} == {FileStatus.WAITING}
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_in_error_takes_what_is_said_of_it(self, store: Store) -> None:
+    async def test_a_failed_cart_uses_the_space_that_is_recorded(self, store: Store) -> None:
         cart = await claimed(store)
         await store.record_error(
             cart.id, "me", "no", position=None, file_error="", now=12, volume_bytes=10_240
@@ -278,9 +276,7 @@ class TestProgress:
         assert await store.usage() == (10_240, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_in_error_takes_what_was_promised_if_nobody_knows_what_it_has_left(
-        self, store: Store
-    ) -> None:
+    async def test_a_failed_cart_keeps_its_reservation_if_unsure(self, store: Store) -> None:
         cart = await claimed(store)
         await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
         for volume_bytes, taken in ((None, 100), (70, 100), (130, 130)):
@@ -299,14 +295,14 @@ class TestProgress:
             assert await store.restage(cart.id, lost=None, now=13)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_is_in_bundling_whoever_asked_for_that(self, store: Store) -> None:
+    async def test_a_cart_is_bundled_without_having_been_posted_as_one(self, store: Store) -> None:
         cart = await claimed(store, bundle=None)
         await store.begin_bundling(cart.id, "me", 15)
         assert (await found(store, cart)).status is CartStatus.BUNDLING
         assert await store.renew("me", 200) == {cart.id}
 
     @pytest_twisted.ensureDeferred
-    async def test_a_ready_cart_is_nobodys(self, store: Store) -> None:
+    async def test_a_ready_cart_has_no_lease(self, store: Store) -> None:
         cart = await claimed(store)
         await store.record_ready(cart.id, "me", volume_bytes=77, now=15.5)
         now = await found(store, cart)
@@ -333,7 +329,7 @@ class TestTar:
             assert (await found(store, cart)).tar == other
 
     @pytest_twisted.ensureDeferred
-    async def test_what_is_staged_again_to_the_same_tar_has_the_time_of_the_first(
+    async def test_a_restaged_cart_with_the_same_tar_keeps_the_tars_time(
         self, store: Store
     ) -> None:
         cart = await claimed(store)
@@ -353,9 +349,7 @@ class TestTar:
         assert (await found(store, cart)).tar == TAR
 
     @pytest_twisted.ensureDeferred
-    async def test_other_tars_of_the_uid_and_the_second_are_known_when_they_are_deleted_too(
-        self, store: Store
-    ) -> None:
+    async def test_deleted_carts_count_as_other_tars_of_a_second(self, store: Store) -> None:
         made: list[Cart] = []
         for uid, since in (("u", 20.5), ("u", 21.0), ("other", 22.5), ("u", 22.9)):
             cart = await claimed(store, uid, mark=str(len(made)))
@@ -364,26 +358,26 @@ class TestTar:
             made.append(cart)
         await store.mark_deleted(made[0].id, 30)
         newest = made[3]
-        assert await store.others_made_in(newest, 20)
-        assert await store.others_made_in(newest, 21)
-        assert not await store.others_made_in(newest, 19)
-        assert not await store.others_made_in(newest, 22)  # its own, and another uid's
-        assert await store.others_made_in(made[1], 22)
+        assert await store.has_other_tar_of_second(newest, 20)
+        assert await store.has_other_tar_of_second(newest, 21)
+        assert not await store.has_other_tar_of_second(newest, 19)
+        assert not await store.has_other_tar_of_second(newest, 22)  # its own, and another uid's
+        assert await store.has_other_tar_of_second(made[1], 22)
 
     @pytest_twisted.ensureDeferred
     async def test_a_tar_that_pacifica_wrote_may_be_of_any_second(self, store: Store) -> None:
         cart = await claimed(store)
         await posted(store, mark="not ready yet")
-        assert not await store.others_made_in(cart, 20)
+        assert not await store.has_other_tar_of_second(cart, 20)
         nothing: Any = None
         old = replace(manifest(mark="Pacifica's"), fingerprint=nothing)
         await store.post("u", old, bundle=False, now=10)
-        assert await store.others_made_in(cart, 20)
+        assert await store.has_other_tar_of_second(cart, 20)
 
 
 class TestRestaging:
     @pytest_twisted.ensureDeferred
-    async def test_lost_files_wait_again_and_the_counters_know(self, store: Store) -> None:
+    async def test_invalidated_files_wait_again_and_are_not_counted(self, store: Store) -> None:
         cart = await claimed(store, files=3)
         await store.record_states(cart.id, "me", [(n, 10**n, 0) for n in range(3)])
         await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(3)], now=11)
@@ -395,25 +389,25 @@ class TestRestaging:
         assert [file.position for file in await store.files(cart.id, unstaged=True)] == [0, 2]
 
     @pytest_twisted.ensureDeferred
-    async def test_many_lost_files_are_recorded_in_transactions_of_a_batch_each(
+    async def test_many_files_are_invalidated_one_batch_per_transaction(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lost: dict[int, list[int]] = {}
 
-        async def lose(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
+        async def invalidate(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
             kept.append(transaction)
             lost.setdefault(id(transaction), []).append(len(positions))
-            await invalidation.lose(transaction, cart_id, positions)
+            await invalidation.invalidate(transaction, cart_id, positions)
 
         kept: list[Transaction] = []
-        monkeypatch.setattr(progress, "lose", lose)
+        monkeypatch.setattr(progress, "invalidate", invalidate)
         monkeypatch.setattr(progress, "BATCH", 2)
         cart = await claimed(store, files=9)
         await store.record_states(cart.id, "me", [(n, 10, 0) for n in range(9)])
         await store.record_staged(cart.id, "me", [(n, SHA1) for n in range(7)], now=11)
         await store.record_file_errors(cart.id, "me", [(7, "gone"), (8, "wrong")])
         lost.clear()
-        await store.record_lost(cart.id, "me", [0, 1, 2])
+        await store.invalidate_files(cart.id, "me", [0, 1, 2])
         assert list(lost.values()) == [[2], [1]]
         await store.record_error(cart.id, "me", "x", position=None, file_error="", now=12)
         lost.clear()
@@ -426,7 +420,7 @@ class TestRestaging:
         assert {(file.status, file.error) for file in unstaged} == {(FileStatus.WAITING, "")}
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_in_error_forgets_its_errors(self, store: Store) -> None:
+    async def test_restaging_clears_errors(self, store: Store) -> None:
         cart = await with_status(store, "u", CartStatus.ERROR)
         assert await store.restage(cart.id, lost=None, now=20)
         now, [file] = await found(store, cart), await store.files(cart.id)
@@ -437,7 +431,7 @@ class TestRestaging:
         "status", [CartStatus.STAGING, CartStatus.BUNDLING, CartStatus.DELETED]
     )
     @pytest_twisted.ensureDeferred
-    async def test_what_is_under_way_or_gone_is_left_alone(
+    async def test_an_unfinished_or_deleted_cart_is_not_restaged(
         self, store: Store, status: CartStatus
     ) -> None:
         cart = await with_status(store, "u", status)
@@ -448,12 +442,12 @@ class TestRestaging:
 
     @pytest.mark.parametrize("status", [CartStatus.READY, CartStatus.STAGING, CartStatus.DELETED])
     @pytest_twisted.ensureDeferred
-    async def test_only_what_is_ready_ends_as_hopeless(
+    async def test_only_a_ready_cart_is_recorded_as_unrecoverable(
         self, store: Store, status: CartStatus
     ) -> None:
         cart = await with_status(store, "u", status)
         ready = status is CartStatus.READY
-        assert await store.record_hopeless(cart.id, "no disk", now=20) == ready
+        assert await store.record_unrecoverable(cart.id, "no disk", now=20) == ready
         now = await found(store, cart)
         if ready:
             assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "no disk", 20)

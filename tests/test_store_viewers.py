@@ -41,9 +41,9 @@ async def posted(store: Store, viewer: Viewer, uid: str = "u", files: int = 2, *
     return cart
 
 
-class TestSeeing:
+class TestVisibility:
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_answers_its_owner_and_who_sees_all(self, store: Store) -> None:
+    async def test_a_cart_is_visible_to_its_owner_and_to_admins(self, store: Store) -> None:
         cart = await posted(store, ADA)
         assert cart.owner == "ada"
         for viewer, seen in {ADA: cart, BOB: None, ROOT: cart, UNRESTRICTED: cart}.items():
@@ -52,16 +52,14 @@ class TestSeeing:
         assert await store.newest("u") == cart
 
     @pytest_twisted.ensureDeferred
-    async def test_a_cart_without_an_owner_is_no_users(self, store: Store) -> None:
+    async def test_a_cart_without_an_owner_is_invisible_to_users(self, store: Store) -> None:
         cart = await posted(store, UNRESTRICTED)
         assert cart.owner is None
         assert await store.newest_for(ADA, "u") is None
         assert await store.newest_for(ROOT, "u") == cart
 
     @pytest_twisted.ensureDeferred
-    async def test_of_several_each_sees_their_newest_and_an_admin_the_newest_of_all(
-        self, store: Store
-    ) -> None:
+    async def test_users_see_their_newest_cart_and_admins_the_newest(self, store: Store) -> None:
         first, second = await posted(store, ADA), await posted(store, ADA, mark="second")
         bobs = await posted(store, BOB)
         assert await store.newest_for(ADA, "u") == second
@@ -72,7 +70,7 @@ class TestSeeing:
         assert await store.newest_for(ADA, "u") == first
 
     @pytest_twisted.ensureDeferred
-    async def test_many_look_ups_at_once_are_not_mixed_up(self, store: Store) -> None:
+    async def test_concurrent_lookups_are_not_mixed_up(self, store: Store) -> None:
         """The names are such that one user's is another one's uid."""
         names = [f"n{number}" for number in range(50)]
         carts = {
@@ -90,7 +88,7 @@ class TestSeeing:
 
 class TestPostingAgain:
     @pytest_twisted.ensureDeferred
-    async def test_a_user_finds_their_own_cart_though_anothers_is_newer(self, store: Store) -> None:
+    async def test_a_repost_finds_the_users_own_cart_behind_a_newer_one(self, store: Store) -> None:
         mine = await posted(store, ADA)
         other = await posted(store, BOB)
         assert await is_posted_again(mine, post(store, ADA))
@@ -98,7 +96,7 @@ class TestPostingAgain:
 
     @pytest_twisted.ensureDeferred
     @pytest.mark.parametrize("viewer", [ROOT, UNRESTRICTED], ids=["admin", "nobody asked"])
-    async def test_who_sees_all_gets_a_cart_of_their_own_unless_that_is_the_newest(
+    async def test_a_repost_by_an_admin_reuses_only_their_own_newest_cart(
         self, store: Store, viewer: Viewer
     ) -> None:
         own = await posted(store, viewer)
@@ -117,7 +115,7 @@ async def is_posted_again(cart: Cart, posting: Coroutine[Any, Any, tuple[Cart, b
     return not new and replace(again, used=cart.used) == cart
 
 
-async def refused(store: Store, viewer: Viewer, **given: Any) -> str | None:
+async def rejection_of(store: Store, viewer: Viewer, **given: Any) -> str | None:
     """The name of the limit."""
     before = await store.active()
     with pytest.raises(QuotaExceeded) as error:
@@ -126,7 +124,7 @@ async def refused(store: Store, viewer: Viewer, **given: Any) -> str | None:
     return error.value.limit
 
 
-class TestAllTogether:
+class TestUnfinished:
     @pytest_twisted.ensureDeferred
     async def test_the_unfinished_carts_of_all_users_count(self, store: Store) -> None:
         carts = [
@@ -143,39 +141,37 @@ class TestAllTogether:
         assert await store.unfinished() == 1
 
 
-class TestShares:
+class TestQuota:
     @pytest_twisted.ensureDeferred
-    async def test_what_counts_are_a_users_own_carts_that_are_unfinished(
-        self, store: Store
-    ) -> None:
+    async def test_a_quota_counts_the_users_own_unfinished_carts(self, store: Store) -> None:
         limits = UserQuota(carts=2)
         for viewer in (BOB, BOB, ROOT, UNRESTRICTED):
             await posted(store, viewer, mark=str(await store.active()))
         ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
-        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
+        assert await rejection_of(store, ADA, limits=limits) == "auth.max_carts_staging"
         await store.claim(ready.id, "me", now=10, until=100)
         await store.record_ready(ready.id, "me", volume_bytes=0, now=12)
         gone = await posted(store, ADA, "gone", limits=limits)
-        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
+        assert await rejection_of(store, ADA, limits=limits) == "auth.max_carts_staging"
         await store.claim(failed.id, "me", now=10, until=100)
         await store.record_error(failed.id, "me", "x", position=None, file_error="", now=12)
         await deleted(store, gone)
         await posted(store, ADA, "one", limits=limits)
         await posted(store, ADA, "two", limits=limits)
-        assert await refused(store, ADA, limits=limits) == "auth.max_carts_staging"
+        assert await rejection_of(store, ADA, limits=limits) == "auth.max_carts_staging"
 
     @pytest_twisted.ensureDeferred
-    async def test_files_count_until_they_are_staged(self, store: Store) -> None:
+    async def test_a_quota_counts_files_until_they_are_staged(self, store: Store) -> None:
         limits = UserQuota(files=5)
         cart = await posted(store, ADA, files=3, limits=limits)
-        assert await refused(store, ADA, files=3, limits=limits) == "auth.max_files"
+        assert await rejection_of(store, ADA, files=3, limits=limits) == "auth.max_files"
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await posted(store, ADA, "fits", files=3, limits=limits)
-        assert await refused(store, ADA, files=1, limits=limits) == "auth.max_files"
+        assert await rejection_of(store, ADA, files=1, limits=limits) == "auth.max_files"
 
     @pytest_twisted.ensureDeferred
-    async def test_bytes_count_from_when_the_archive_has_told_them_until_they_are_staged(
+    async def test_a_quota_counts_bytes_from_lookup_until_they_are_staged(
         self, store: Store
     ) -> None:
         limits = UserQuota(bytes=100)
@@ -185,17 +181,17 @@ class TestShares:
         await store.record_states(cart.id, "me", [(0, 60, 5), (1, 60, 5)])
         await posted(store, ADA, "unknown too", limits=limits)
         await store.reserve(cart.id, "me", bytes_total=120, volume_bytes=120)
-        assert await refused(store, ADA, limits=limits) == "auth.max_bytes"
+        assert await rejection_of(store, ADA, limits=limits) == "auth.max_bytes"
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await posted(store, ADA, "known", limits=limits)
 
     @pytest_twisted.ensureDeferred
-    async def test_the_same_cart_again_is_never_too_many(self, store: Store) -> None:
+    async def test_reposting_a_cart_never_exceeds_the_quota(self, store: Store) -> None:
         cart = await posted(store, ADA)
         assert await is_posted_again(cart, post(store, ADA, limits=UserQuota(carts=1, files=1)))
 
     @pytest_twisted.ensureDeferred
-    async def test_of_many_posts_at_once_to_two_services_no_more_get_in_than_may(
+    async def test_concurrent_posts_to_two_nodes_do_not_exceed_the_quota(
         self, store: Store, database: str
     ) -> None:
         other = Store(database, the_reactor())
@@ -218,12 +214,12 @@ class TestShares:
     ("statement", "by"),
     [
         (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
-        (viewers._NEWEST_OWN, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (viewers._NEWEST_OF_OWNER, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
         (viewers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
     ],
     ids=["of many", "of one", "outstanding"],
 )
-def test_what_is_asked_of_one_user_reads_nothing_of_others(
+def test_queries_for_one_user_use_the_owner_index(
     statement: Executable, by: str, synced_sqlite: Path
 ) -> None:
     """So it takes as long, however many carts others have of the same uid."""
@@ -241,7 +237,7 @@ def test_what_is_asked_of_one_user_reads_nothing_of_others(
     ],
     ids=["holders", "renew", "renewed", "evicting"],
 )
-def test_what_is_asked_every_few_seconds_reads_no_ready_carts(
+def test_polling_queries_do_not_read_ready_carts(
     statement: Executable, by: str, synced_sqlite: Path
 ) -> None:
     assert by in plan_of(statement, {"holder": "a", "until": 0.0}, synced_sqlite)

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.syncing import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
-from cartd.store.durability import Noted
+from cartd.store.durability import DirtyRows
 from cartd.threads import Apart
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
@@ -76,10 +76,10 @@ class NotedRows(Store):
             self.away -= 1
             raise Unavailable("The database is away")
 
-    async def unsynced(self, holder: str) -> Noted:
+    async def dirty_rows(self, holder: str) -> DirtyRows:
         self._asked()
         assert holder == ME
-        noted: Noted = {}
+        noted: DirtyRows = {}
         for row, cart_id in self.rows.items():
             noted.setdefault(cart_id, []).append(row)
         return noted
@@ -128,7 +128,7 @@ class Bench:
         self.store = NotedRows()
         self.disk = Disk()
         self.threads = HeldThreads()
-        self.doubted: list[Noted] = []
+        self.doubted: list[DirtyRows] = []
         self.revalidation_fails = 0
         self.away = False
         """Whether the volume is."""

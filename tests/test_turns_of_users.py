@@ -147,4 +147,4 @@ def test_a_cart_has_its_owners_part_of_what_is_shared(tmp_path: Path) -> None:
 
 def _owned(bench: Bench, owner: str) -> Cart:
     """A cart of one file, which is named after its owner."""
-    return bench.store.belongs(bench.put([owner]).id, owner)
+    return bench.store.set_owner(bench.put([owner]).id, owner)

@@ -203,7 +203,7 @@ def _wait(config: Config) -> None:
         attempts=config.database_connect_attempts,
         wait=config.database_connect_wait,
         sleep=time.sleep,
-        tell=_warn,
+        notify=_warn,
     )
 
 

@@ -31,7 +31,7 @@ async def invalidate_unreadable(store: Store, cart_id: int, holder: str, path: s
     while files := await store.files(cart_id, after=after):
         after = files[-1].position
         if found := [file.position for file in files if file.path == path]:
-            await store.record_lost(cart_id, holder, found)
+            await store.invalidate_files(cart_id, holder, found)
 
 
 async def invalidate_missing(
@@ -54,7 +54,7 @@ async def invalidate_missing(
             if there is None or there[1] != file.size
         ]
         if missing:
-            await store.record_lost(cart.id, holder, missing)
+            await store.invalidate_files(cart.id, holder, missing)
             lost += len(missing)
     if not lost:
         return cart

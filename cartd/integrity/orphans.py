@@ -38,7 +38,7 @@ class Orphans:
         """
         for first in range(0, len(strays), BATCH):
             ids = [stray.cart_id for stray in strays[first : first + BATCH]]
-            unknown = await self._store.unposted(ids)
+            unknown = await self._store.retire_unknown_ids(ids)
             aside = await self._volume.set_aside(sorted(unknown))
             await self._volume.remove_aside(aside)
 

@@ -54,12 +54,12 @@ class Recovery:
     async def recover(self, holder: str, dead: Collection[str]) -> None:
         """Doubt what the ``dead`` have left, and those whose leases have run out."""
         now = self._now()
-        left = await self._store.left_unsynced(holder, dead=dead, now=now)
+        left = await self._store.abandoned_dirty_rows(holder, dead=dead, now=now)
         cache = self._page_cache()
         if (left or dead) and cache is not None:
             until = now + TAKEOVER_LEASE
-            await self._store.inherit_unsynced(holder, cache, dead=dead, now=now, until=until)
-            left = await self._store.left_unsynced(holder, dead=dead, now=now)
+            await self._store.take_over_dirty_rows(holder, cache, dead=dead, now=now, until=until)
+            left = await self._store.abandoned_dirty_rows(holder, dead=dead, now=now)
         await self.revalidate(left)
         self._recovered = True
         waiting, self._waiting = self._waiting, []
@@ -83,12 +83,12 @@ class Recovery:
 
     async def take_over(self, cart: Cart, holder: str) -> Cart:
         """The cart that ``holder`` has just claimed, without what others left unsynced of it."""
-        dirty = await self._store.unsynced_by_others(cart.id, holder)
+        dirty = await self._store.dirty_rows_of_others(cart.id, holder)
         cache = self._page_cache()
         if dirty and cache is not None:
             until = self._now() + TAKEOVER_LEASE
-            await self._store.take_unsynced_over(cart.id, holder, cache, until=until)
-            dirty = await self._store.unsynced_by_others(cart.id, holder)
+            await self._store.take_over_dirty_rows_of_cart(cart.id, holder, cache, until=until)
+            dirty = await self._store.dirty_rows_of_others(cart.id, holder)
         if not dirty:
             return cart
         await self.revalidate(dirty)
@@ -101,7 +101,7 @@ class Recovery:
             if cart is None or await self._is_bundled(cart):
                 await self._store.record_synced(rows)
                 continue
-            number = await self._store.doubt(cart_id, rows, now=self._now())
+            number = await self._store.revalidate(cart_id, rows, now=self._now())
             self._tar_indexes.invalidate(cart_id)
             log.warn(
                 "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",

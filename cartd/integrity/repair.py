@@ -195,7 +195,7 @@ class Repair:
             f" {RESTAGE_WINDOW / 60:.0f} minutes, though they were fetched again each time:"
             " look after the volume's disk, then stage it again with cartd-cmd fixit"
         )
-        if await self._store.record_hopeless(cart.id, message, now=self._now()):
+        if await self._store.record_unrecoverable(cart.id, message, now=self._now()):
             log.error(
                 "Cart {id} ({uid}) is in error: {message}",
                 id=cart.id,

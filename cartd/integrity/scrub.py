@@ -64,7 +64,7 @@ class Scrub:
         in_a_row = 0
         while not self._pauses.lasts(None):
             before = self._now() - self._interval
-            cart = await self._store.least_verified(before)
+            cart = await self._store.least_recently_verified(before)
             if cart is None:
                 return
             try:

@@ -118,7 +118,7 @@ class Syncing:
     async def _sync_and_record(self) -> None:
         if self._needs_revalidation:
             await self._revalidate_unsynced()
-        dirty = await self._store.unsynced(self._holder)
+        dirty = await self._store.dirty_rows(self._holder)
         if not dirty:
             if not self._page_cache_recorded:
                 await self._record_page_cache([])
@@ -152,7 +152,7 @@ class Syncing:
 
     async def _revalidate_unsynced(self) -> None:
         # Of what was dirty since that sync began, some was written to the system before it ended.
-        await self._revalidate(await self._store.unsynced(self._holder))
+        await self._revalidate(await self._store.dirty_rows(self._holder))
         self._needs_revalidation = False
 
     def _failed(self, error: SyncFailed) -> None:

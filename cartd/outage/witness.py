@@ -42,7 +42,7 @@ class Witness:
             if known != other_than:
                 return known
         try:
-            known_to_store = await self._store.staged_of_late(other_than)
+            known_to_store = await self._store.recently_staged_file(other_than)
         except CartdError as error:
             log.warn("No file is known that the archive has: {error}", error=error)
             return None

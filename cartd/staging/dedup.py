@@ -38,7 +38,7 @@ async def link_duplicates(
     while first < cart.files_total:
         positions = range(first, first + page())
         first = positions.stop
-        duplicates = await store.twins(cart.id, positions)
+        duplicates = await store.duplicates(cart.id, positions)
         while duplicates:
             if hashed:
                 duplicates = await volume.right(duplicates)
@@ -46,7 +46,7 @@ async def link_duplicates(
             gone = await store.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
             unlinked = unlinked or reason
-            again = await store.twins(cart.id, positions) if gone else []
+            again = await store.duplicates(cart.id, positions) if gone else []
             duplicates = [duplicate for duplicate in again if duplicate.position in gone]
         if unlinked and not linked:
             break  # what fails for a whole page (no hard links here) fails for the next

@@ -333,7 +333,7 @@ class Stager:
         if self._context is not None:
             await self._context.volume.check()
         ends = await self._store.holders()
-        names = {*ends, *await self._store.unsynced_holders()}
+        names = {*ends, *await self._store.dirty_holders()}
         dead = await self._threads.run(self._process_locks.dead_among, names)
         self._dead = dead | self._lease_observer.expired(ends, self._clock.seconds())
         if self._claim_unfinished:

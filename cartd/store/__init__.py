@@ -9,51 +9,51 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.store.archive_waits import Waits
-from cartd.store.cart_ids import KnownIds
+from cartd.store.archive_waits import ArchiveWaits
+from cartd.store.cart_ids import CartIds
 from cartd.store.carts import Carts
-from cartd.store.database import Database, too_few_connections
-from cartd.store.dedup import Twins
-from cartd.store.durability import Syncs
+from cartd.store.database import Database, connection_limit_warning
+from cartd.store.dedup import Dedup
+from cartd.store.durability import Durability
 from cartd.store.leases import Leases
 from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
 from cartd.store.removals import Removals
 from cartd.store.retention import Retention
 from cartd.store.schema import schema_state, sync, wait_for_database
-from cartd.store.schema_version import Condition, SchemaState, UpgradeError
+from cartd.store.schema_version import SchemaCondition, SchemaState, UpgradeError
 from cartd.store.space import Space
-from cartd.store.verification import Verified
-from cartd.store.viewers import Askers
+from cartd.store.verification import Verification
+from cartd.store.viewers import Viewers
 from cartd.store.volume_record import VolumeRecord, volume_record
 
 __all__ = [
-    "Condition",
+    "SchemaCondition",
     "SchemaState",
     "Store",
     "UpgradeError",
     "VolumeRecord",
+    "connection_limit_warning",
     "schema_state",
     "sync",
-    "too_few_connections",
     "volume_record",
     "wait_for_database",
 ]
 
 
 class Store(
-    Askers,
+    Viewers,
     Carts,
-    KnownIds,
+    CartIds,
     Leases,
     Progress,
     Removals,
     Retention,
     Space,
-    Syncs,
-    Twins,
-    Verified,
-    Waits,
+    Durability,
+    Dedup,
+    Verification,
+    ArchiveWaits,
 ):
     """All that outlives the process.
 

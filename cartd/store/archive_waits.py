@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 
 from cartd.model import CartStatus, FileStatus
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database
 from cartd.store.rows import date_of
 from cartd.store.tables import cart, file
@@ -40,7 +40,7 @@ _STAGED = (
 )
 
 
-class Waits:
+class ArchiveWaits:
     """The part of the store that knows of outages of the archive."""
 
     _database: Database
@@ -48,14 +48,14 @@ class Waits:
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
         """All carts that ``holder`` stages wait, those that did already since when they did."""
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             values = {"holder": holder, "since": date_of(since), "cause": cause}
             await transaction.execute(_BEGIN, values)
 
     async def end_waiting(self, holder: str) -> None:
         """No cart that ``holder`` stages waits any longer."""
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             await transaction.execute(_END, {"holder": holder})
 
     async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
@@ -71,7 +71,7 @@ class Waits:
         async with self._database.transaction() as transaction:
             await transaction.execute(statement, values)
 
-    async def staged_of_late(self, other_than: str) -> str | None:
+    async def recently_staged_file(self, other_than: str) -> str | None:
         """The archive's id of a file of the newest cart that has some on the volume.
 
         It is not ``other_than``; none if that cart has no other.

@@ -11,7 +11,7 @@ BATCH = 2000
 """Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
 
 
-def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
     """``items`` in lists of at most ``size``."""
     while batch := list(islice(items, size)):
         yield batch

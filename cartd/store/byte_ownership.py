@@ -5,7 +5,7 @@ it: in other carts, as a rule, and in its own where a manifest names a file twic
 staged and takes of the volume (``bytes_staged``, ``volume_bytes``) knows nothing of that;
 ``bytes_linked`` says how much of it is owned elsewhere, and so a cart counts with the difference.
 When an owner goes, its oldest link owns the bytes from then on, in the same transaction: only
-that one number of the heir's cart changes, whatever else is written of it at the time.
+that one number of the new owner's cart changes, whatever else is written of it at the time.
 
 Of a row that is ``linked_to`` another, both are staged, in carts that live.
 """
@@ -20,67 +20,73 @@ from sqlalchemy import ColumnElement, bindparam, case, func, null, select, updat
 from cartd.store.database import Transaction
 from cartd.store.tables import cart, cartsystem, file
 
-_TURN = select(cartsystem.c.value).where(cartsystem.c.part == "major").with_for_update()
+_WRITERS_ROW = select(cartsystem.c.value).where(cartsystem.c.part == "major").with_for_update()
 _OF_CART = file.c.cart_id == bindparam("of_cart")
 _AT = file.c.position.in_(bindparam("positions", expanding=True))
-_INHERIT = (
+_ADD_OWNED_BYTES = (
     update(cart)
-    .where(cart.c.id == bindparam("heir_cart"))
+    .where(cart.c.id == bindparam("new_owner_cart"))
     .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
 )
-_LINKS_LESS = (
+_SUBTRACT_LINKED_BYTES = (
     update(cart)
     .where(cart.c.id == bindparam("of_cart"))
     .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
 )
 
 
-class _PassOn:
-    """The statements that give what the files ``going`` own to the oldest links of others."""
+class _OwnershipTransfer:
+    """The statements that give what the files ``leaving`` own to the oldest links of others."""
 
     def __init__(
-        self, going: ColumnElement[bool], nobody: ColumnElement[bool] | None = None
+        self, leaving: ColumnElement[bool], excluded: ColumnElement[bool] | None = None
     ) -> None:
-        """``nobody`` are files that own nothing from now on, if those are more than ``going``."""
-        heirs = (
-            select(file.c.linked_to.label("owner"), func.min(file.c.id).label("heir"))
+        """Files in ``excluded`` cannot become owners; by default those of ``leaving``."""
+        new_owners = (
+            select(file.c.linked_to.label("owner"), func.min(file.c.id).label("new_owner"))
             .where(
-                file.c.linked_to.in_(select(file.c.id).where(going)),
-                ~(going if nobody is None else nobody),
+                file.c.linked_to.in_(select(file.c.id).where(leaving)),
+                ~(leaving if excluded is None else excluded),
             )
             .group_by(file.c.linked_to)
             .subquery()
         )
         self.gains = (
-            select(file.c.cart_id.label("heir_cart"), func.sum(file.c.size).label("size"))
-            .where(file.c.id == heirs.c.heir)
+            select(file.c.cart_id.label("new_owner_cart"), func.sum(file.c.size).label("size"))
+            .where(file.c.id == new_owners.c.new_owner)
             .group_by(file.c.cart_id)
         )
-        self.point_at_heirs = (
+        self.relink = (
             update(file)
-            .where(file.c.linked_to == heirs.c.owner)
-            .values(linked_to=case((file.c.id == heirs.c.heir, null()), else_=heirs.c.heir))
+            .where(file.c.linked_to == new_owners.c.owner)
+            .values(
+                linked_to=case(
+                    (file.c.id == new_owners.c.new_owner, null()), else_=new_owners.c.new_owner
+                )
+            )
         )
 
 
-_PASS_ON_AT = _PassOn(_OF_CART & _AT)
+_TRANSFER_AT = _OwnershipTransfer(_OF_CART & _AT)
 _BETWEEN = file.c.position.between(bindparam("first"), bindparam("last"))
-_PASS_ON_FROM = _PassOn(_OF_CART & _BETWEEN, _OF_CART)
+_TRANSFER_BETWEEN = _OwnershipTransfer(_OF_CART & _BETWEEN, _OF_CART)
 _LINKED = _OF_CART & _BETWEEN & file.c.linked_to.is_not(None)
 _LINKED_BYTES = select(func.coalesce(func.sum(file.c.size), 0)).where(_LINKED)
 _UNLINK = update(file).where(_LINKED).values(linked_to=None)
 
 
-async def take_turn(transaction: Transaction) -> None:
+async def lock_writers(transaction: Transaction) -> None:
     """Be the only one, until the transaction ends, who changes rows of more than one cart.
 
     Whoever does so begins with this: two that lock the same carts in another order would wait for
     each other for ever.  SQLite has one writer at a time as it is.
     """
-    await transaction.rows(_TURN)
+    await transaction.rows(_WRITERS_ROW)
 
 
-async def pass_on(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> int:
+async def transfer_ownership(
+    transaction: Transaction, cart_id: int, positions: Sequence[int]
+) -> int:
     """Give away what files of the cart, those at ``positions``, own and others share.
 
     Links among these themselves stay behind, for the caller to end.
@@ -88,34 +94,40 @@ async def pass_on(transaction: Transaction, cart_id: int, positions: Sequence[in
     How many bytes that were.  The caller has taken its turn.
     """
     which = {"of_cart": cart_id, "positions": positions}
-    return await _pass_on(transaction, _PASS_ON_AT, which)
+    return await _transfer_ownership(transaction, _TRANSFER_AT, which)
 
 
-async def pass_on_from(transaction: Transaction, of_cart: int, first: int, last: int) -> int:
-    """As :func:`pass_on`, from the files ``first`` to ``last`` of a cart all of which goes."""
+async def transfer_ownership_between(
+    transaction: Transaction, of_cart: int, first: int, last: int
+) -> int:
+    """As :func:`transfer_ownership`, for the files ``first`` to ``last`` of a cart that goes."""
     which = {"of_cart": of_cart, "first": first, "last": last}
-    return await _pass_on(transaction, _PASS_ON_FROM, which)
+    return await _transfer_ownership(transaction, _TRANSFER_BETWEEN, which)
 
 
-async def _pass_on(transaction: Transaction, statements: _PassOn, which: dict[str, Any]) -> int:
+async def _transfer_ownership(
+    transaction: Transaction, statements: _OwnershipTransfer, which: dict[str, Any]
+) -> int:
     gains = [
-        {"heir_cart": row.heir_cart, "size": int(row.size)}
+        {"new_owner_cart": row.new_owner_cart, "size": int(row.size)}
         for row in await transaction.rows(statements.gains, which)
     ]
     if gains:
-        await transaction.execute(_INHERIT, gains)
-        await transaction.execute(statements.point_at_heirs, which)
+        await transaction.execute(_ADD_OWNED_BYTES, gains)
+        await transaction.execute(statements.relink, which)
     return sum(gain["size"] for gain in gains)
 
 
-async def end_sharing_from(transaction: Transaction, cart_id: int, first: int, last: int) -> None:
+async def end_sharing_between(
+    transaction: Transaction, cart_id: int, first: int, last: int
+) -> None:
     """No file of the cart is on the volume any more: of the files ``first`` to ``last``, say so.
 
     They are no links, and own nothing that others share.
     """
-    await pass_on_from(transaction, cart_id, first, last)
+    await transfer_ownership_between(transaction, cart_id, first, last)
     which = {"of_cart": cart_id, "first": first, "last": last}
     [(size,)] = await transaction.rows(_LINKED_BYTES, which)
     await transaction.execute(_UNLINK, which)
     if size:
-        await transaction.execute(_LINKS_LESS, {"of_cart": cart_id, "size": int(size)})
+        await transaction.execute(_SUBTRACT_LINKED_BYTES, {"of_cart": cart_id, "size": int(size)})

@@ -13,10 +13,10 @@ from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
 from cartd.quotas import NO_QUOTA, UserQuota
-from cartd.store.batching import BATCH, batches
-from cartd.store.byte_ownership import take_turn
+from cartd.store.batching import BATCH, batched
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database, Transaction
-from cartd.store.json_columns import gathered
+from cartd.store.json_columns import as_json_columns
 from cartd.store.lookups import Lookups
 from cartd.store.rows import (
     CARTS,
@@ -34,12 +34,12 @@ from cartd.tar.index_builder import Members
 
 T = TypeVar("T")
 
-_LIVING = CARTS.where(cart.c.deleted_date.is_(None))
+_NOT_DELETED = CARTS.where(cart.c.deleted_date.is_(None))
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
-_ACTIVE = _LIVING.order_by(cart.c.id.desc())
+_ACTIVE = _NOT_DELETED.order_by(cart.c.id.desc())
 # By the index of uids; of one uid there are few.  Of a tar that Pacifica Cartd has written nobody
 # knows for sure since when it was there.
-_OTHERS_MADE = (
+_OTHER_TARS = (
     select(cart.c.id)
     .where(
         cart.c.cart_uid == bindparam("uid"),
@@ -51,7 +51,7 @@ _OTHERS_MADE = (
     )
     .limit(1)
 )
-_UNMEASURED = _LIVING.where(
+_UNMEASURED = _NOT_DELETED.where(
     cart.c.bytes_total.is_(None),
     or_(
         cart.c.status == CartStatus.READY.value,
@@ -67,7 +67,7 @@ _FILES = (
     .order_by(file.c.position)
     .limit(bindparam("count"))
 )
-_MEMBERS = gathered(
+_MEMBERS = as_json_columns(
     MEMBERS.where(
         file.c.cart_id == bindparam("cart_id"),
         file.c.position.between(bindparam("first"), bindparam("last")),
@@ -96,7 +96,7 @@ _POST_AGAIN = (
     )
     .values(used_date=bindparam("used"))
 )
-_LATER = 1e-6
+_DATE_RESOLUTION = 1e-6
 """Seconds by which two dates of a table differ at least."""
 
 
@@ -130,11 +130,11 @@ class Carts:
         """
         async with self._database.transaction() as transaction:
             # Of two nodes that get the same manifest at once, one finds the cart of the other.
-            await transaction.take_turn_of(f"carts of {uid} of {viewer.owner or ''}")
+            await transaction.advisory_lock(f"carts of {uid} of {viewer.owner or ''}")
             newest = await newest_in(transaction, viewer, uid)
-            if newest and newest.owner == viewer.owner and _answers(newest, manifest):
+            if newest and newest.owner == viewer.owner and _is_reusable(newest, manifest):
                 # Always another date: who has seen the last one must not evict it any more.
-                used = date_of(max(now, newest.used + _LATER))
+                used = date_of(max(now, newest.used + _DATE_RESOLUTION))
                 again = {"cart_id": newest.id, "used": used}
                 if await transaction.execute(_POST_AGAIN, again):
                     return replace(newest, used=time_of(used)), False
@@ -144,7 +144,7 @@ class Carts:
                 await check_quota(transaction, viewer.owner, limits, len(manifest.entries))
             posted = await _insert_cart(transaction, uid, manifest, bundle, now, viewer.owner)
             rows = _file_rows(posted.id, manifest.entries)
-            for batch in batches(rows, BATCH):
+            for batch in batched(rows, BATCH):
                 await transaction.execute(_INSERT_FILES, batch)
         return posted, True
 
@@ -157,18 +157,18 @@ class Carts:
         rows = await self._database.rows(_BY_ID, {"cart_id": cart_id})
         return cart_of(rows[0]) if rows else None
 
-    async def others_made_in(self, one: Cart, second: int) -> bool:
+    async def has_other_tar_of_second(self, one: Cart, second: int) -> bool:
         """Whether another cart of its uid, deleted or not, may have a tar that came to be then.
 
         ``second`` is a whole Unix second.
         """
-        asked = {
+        parameters = {
             "uid": one.uid,
             "cart_id": one.id,
             "since": date_of(second),
             "until": date_of(second + 1),
         }
-        return bool(await self._database.rows(_OTHERS_MADE, asked))
+        return bool(await self._database.rows(_OTHER_TARS, parameters))
 
     async def active(self) -> list[Cart]:
         """All carts that are not deleted, newest first."""
@@ -203,14 +203,14 @@ class Carts:
             return
         rows = [{"cart_id": cart_id, "used": date_of(used)} for cart_id, used in uses.items()]
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             await transaction.execute(_TOUCH, rows)
 
     async def _carts(self, query: Select[Any]) -> list[Cart]:
         return [cart_of(row) for row in await self._database.rows(query)]
 
 
-def _answers(newest: Cart, manifest: Manifest) -> bool:
+def _is_reusable(newest: Cart, manifest: Manifest) -> bool:
     alive = newest.status is CartStatus.READY or newest.status in UNFINISHED_STATUSES
     stays = alive and newest.evicting is None
     return stays and newest.fingerprint == manifest.fingerprint

@@ -4,7 +4,7 @@ Strategy: a connection belongs to one thread, and what is asked of it runs there
 whoever gives up in the middle (an error, a cancelled coroutine) need not wait: rolling back, or
 closing, is queued behind what still runs, and the connection, or its place, is free again only
 after that.  What a
-server leaves without an answer is ended from outside, by its socket (see ``unanswered``).
+server leaves without an answer is ended from outside, by its socket (see ``watchdog``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from cartd.errors import Unavailable
 from cartd.store import postgresql
 from cartd.store.alchimia_adapter import all_rows, driver_connection, roll_back, wrap_engine
-from cartd.store.watchdog import Unanswered
+from cartd.store.watchdog import Watchdog
 
 THREAD_NAME = "cartd store"
 _STOPPING = "The service is stopping"
@@ -66,10 +66,10 @@ class WorkerThread:
 class Connection:
     """An alchimia connection with the thread that it lives on."""
 
-    def __init__(self, alchimia: Any, worker: WorkerThread, unanswered: Unanswered) -> None:
+    def __init__(self, alchimia: Any, worker: WorkerThread, watchdog: Watchdog) -> None:
         self._alchimia = alchimia
         self._worker = worker
-        self._unanswered = unanswered
+        self._watchdog = watchdog
         driver = driver_connection(alchimia)
         self._socket = _socket_of(driver)
         self._server = None if self._socket is None else postgresql.server_of(driver)
@@ -82,7 +82,7 @@ class Connection:
         """All rows of a query within a transaction."""
         return self._watched(all_rows(self._alchimia, statement, parameters))
 
-    def rows_alone(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
+    def autocommit_rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
         """All rows of a query outside any transaction; on PostgreSQL it is one of its own."""
         end = self._socket is not None
         return self._watched(all_rows(self._alchimia, statement, parameters, end=end))
@@ -113,9 +113,9 @@ class Connection:
     def _watched(self, answer: Deferred[T]) -> Deferred[T]:
         if self._socket is None:
             return answer
-        return self._unanswered.watch(answer, self._break_off, self._server)
+        return self._watchdog.watch(answer, self._abort, self._server)
 
-    def _break_off(self) -> None:
+    def _abort(self) -> None:
         assert self._socket is not None
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -130,7 +130,7 @@ def _socket_of(driver: Any) -> socket.socket | None:
     return None if number is None else socket.socket(fileno=os.dup(number()))
 
 
-def _let_go(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     """Forget what the calls that ended in ``error`` had in hand.
 
     psycopg leaves a socket there on which it has waited in vain, in a circle that keeps it open.
@@ -140,13 +140,15 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def leavable(job: Deferred[T], left: Callable[[T | Failure], object]) -> Deferred[T]:
-    """The outcome of ``job`` for one who may stop waiting for it; then ``left`` is given it."""
+def detach_on_cancel(
+    job: Deferred[T], on_late_result: Callable[[T | Failure], object]
+) -> Deferred[T]:
+    """Return the outcome of ``job``; if the caller cancels, it goes to ``on_late_result``."""
     waiting: Deferred[T] = Deferred()
 
     def ended(outcome: T | Failure) -> None:
         if waiting.called:
-            left(outcome)
+            on_late_result(outcome)
         elif isinstance(outcome, Failure):
             waiting.errback(outcome)
         else:
@@ -160,10 +162,10 @@ class Pool:
     """At most ``size`` connections of one engine, opened when first needed."""
 
     def __init__(
-        self, reactor: IReactorFromThreads, engine: Engine, size: int, unanswered: Unanswered
+        self, reactor: IReactorFromThreads, engine: Engine, size: int, watchdog: Watchdog
     ) -> None:
         self._reactor = reactor
-        self._unanswered = unanswered
+        self._watchdog = watchdog
         self._engine = engine
         self._size = size
         self._free = size
@@ -173,33 +175,33 @@ class Pool:
         self._closed: Deferred[None] | None = None
         """Fires when the pool is closed and nobody has a connection any more."""
 
-    async def take(self) -> Connection:
+    async def acquire(self) -> Connection:
         """A connection for the caller alone, who must give it back or discard it.
 
         Raises ``Unavailable`` once the pool is closed, and whatever connecting raises, also to
-        those who wait for their turn: one after the other would wait as long for the same.
+        those who wait for their slot: one after the other would wait as long for the same.
         """
         if self._closed is not None:
             raise Unavailable(_STOPPING)
         if self._free:
             self._free -= 1
         else:
-            turn: Deferred[None] = Deferred(self._waiting.remove)
-            self._waiting.append(turn)
-            await turn
+            slot: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(slot)
+            await slot
         if self._idle:
             return self._idle.pop()
-        return await self._opened()
+        return await self._open()
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         self._idle.append(connection)
-        self._release()
+        self._release_slot()
 
     def discard(self, connection: Connection) -> None:
         """Close it, even in mid-query; another takes its place when its thread has ended."""
-        connection.close().addBoth(lambda _: self._release())
+        connection.close().addBoth(lambda _: self._release_slot())
 
-    def forget_idle(self) -> None:
+    def close_idle(self) -> None:
         """Close those that nobody uses: the database went away, and they with it."""
         while self._idle:
             self._free -= 1
@@ -208,13 +210,13 @@ class Pool:
     async def close(self) -> None:
         """Wait for what runs, then close all; fires when all threads have ended."""
         self._closed = closed = succeed(None) if self._free == self._size else Deferred()
-        while self._waiting:  # who is told may cancel the next
+        while self._waiting:  # a callback may cancel the next
             self._waiting.popleft().errback(Unavailable(_STOPPING))
         await closed
         idle, self._idle = self._idle, []
         await gatherResults([connection.close() for connection in idle])
 
-    def _release(self) -> None:
+    def _release_slot(self) -> None:
         if self._waiting:
             self._waiting.popleft().callback(None)
             return
@@ -222,29 +224,29 @@ class Pool:
         if self._free == self._size and self._closed is not None:
             self._closed.callback(None)
 
-    def _opened(self) -> Deferred[Connection]:
+    def _open(self) -> Deferred[Connection]:
         """Opens a connection; whoever stops waiting for it leaves it to the next."""
         worker = WorkerThread(self._reactor)
         engine = wrap_engine(self._reactor, self._engine, create_worker=lambda: worker)
         waiting: Deferred[Connection] = Deferred()
 
         def ready(alchimia: Any) -> None:
-            connection = Connection(alchimia, worker, self._unanswered)
+            connection = Connection(alchimia, worker, self._watchdog)
             if waiting.called:
-                self.give_back(connection)
+                self.release(connection)
             else:
                 waiting.callback(connection)
 
         def failed(reason: Failure) -> None:
-            worker.ended.addCallback(lambda _: self._release())
+            worker.ended.addCallback(lambda _: self._release_slot())
             worker.quit()
-            _let_go(reason.value)
-            # Who is told may cancel another, or ask again.
-            told, self._waiting = self._waiting, deque()
+            _clear_frames(reason.value)
+            # A callback may cancel another waiter, or acquire again.
+            waiters, self._waiting = self._waiting, deque()
             if not waiting.called:
                 waiting.errback(reason)
-            while told:
-                told.popleft().errback(reason)
+            while waiters:
+                waiters.popleft().errback(reason)
 
         engine.connect().addCallbacks(ready, failed)
         return waiting

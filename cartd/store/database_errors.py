@@ -25,14 +25,14 @@ from sqlalchemy.exc import (
 from cartd.errors import DatabaseUnavailable, StatementRejected
 from cartd.permissions import this_user, user_name
 
-_FAULTS_OF_DATA = ("22", "23", "54")
+_DATA_ERROR_CLASSES = ("22", "23", "54")
 """Classes of SQLSTATEs: data exceptions, violated constraints, limits of rows and indexes."""
 _SEQUENCE_EXHAUSTED = "2200H"
 """In class 22, but no fault of the data."""
-_OURS_WITHOUT_CODE = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-_STAYS = ("0A", "28", "3D", "3F", "42")
+_DATA_ERRORS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+_PERMANENT = ("0A", "28", "3D", "3F", "42")
 """Classes of SQLSTATEs that only an administrator ends: rights, names, what is not supported."""
-_STAYS_AS_TOLD = re.compile(
+_PERMANENT_MESSAGE = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|(Peer|Ident|GSSAPI|LDAP|PAM|certificate) authentication failed"
     r'|(role|database|user) "[^"]*" does not exist|is not permitted to log in'
@@ -42,19 +42,19 @@ _STAYS_AS_TOLD = re.compile(
     re.IGNORECASE,
 )
 """What libpq says of a connection that is refused, for which it gives no SQLSTATE."""
-_TOO_FEW = re.compile(
+_TOO_MANY_CONNECTIONS = re.compile(
     r"too many (connections|clients)|connection slots are reserved|no more connections allowed"
     r"|query_wait_timeout",
     re.IGNORECASE,
 )
 
 
-def explained(
-    error: BaseException, keeps: str = ""
+def translate_error(
+    error: BaseException, connections_note: str = ""
 ) -> DatabaseUnavailable | StatementRejected | None:
     """What to raise in place of an error of the database; None if it is another.
 
-    ``keeps`` says how many connections are kept, for when there are too few.
+    ``connections_note`` says how many connections are kept, for when there are too few.
     """
     if not isinstance(error, StatementError):
         return None
@@ -63,30 +63,32 @@ def explained(
     code = getattr(error.orig, "sqlstate", None)
     lines = str(error.orig).strip().splitlines()
     reason = lines[0].strip() if lines else "no answer"
-    if not is_lost(error) and _is_of_data(error, code):
+    if not is_disconnect(error) and _is_data_error(error, code):
         return StatementRejected(f"{type(error.orig).__name__}{f' {code}' if code else ''}")
-    if keeps and _TOO_FEW.search(reason):
-        reason = f"{reason}; {keeps}"
+    if connections_note and _TOO_MANY_CONNECTIONS.search(reason):
+        reason = f"{reason}; {connections_note}"
     if code is None:
-        told = str(error.orig)
-        stays = bool(_STAYS_AS_TOLD.search(told)) and not re.search("refused|timeout", told)
+        message = str(error.orig)
+        is_permanent = bool(_PERMANENT_MESSAGE.search(message)) and not re.search(
+            "refused|timeout", message
+        )
     else:
-        stays = code[:2] in _STAYS
-    return DatabaseUnavailable(reason, transient=not stays)
+        is_permanent = code[:2] in _PERMANENT
+    return DatabaseUnavailable(reason, transient=not is_permanent)
 
 
-def is_lost(error: BaseException) -> bool:
+def is_disconnect(error: BaseException) -> bool:
     """Whether it tells of a connection that is of no use any more: a new one may be."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-def _is_of_data(error: DBAPIError, code: str | None) -> bool:
+def _is_data_error(error: DBAPIError, code: str | None) -> bool:
     if code is None:
-        return isinstance(error, _OURS_WITHOUT_CODE)
-    return code[:2] in _FAULTS_OF_DATA and code != _SEQUENCE_EXHAUSTED
+        return isinstance(error, _DATA_ERRORS)
+    return code[:2] in _DATA_ERROR_CLASSES and code != _SEQUENCE_EXHAUSTED
 
 
-def with_the_file(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
+def with_file_reason(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
     """``away``, with what keeps SQLite from the file of ``url``, where that can be seen."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return away
@@ -98,12 +100,12 @@ def with_the_file(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
         effective = os.access in os.supports_effective_ids
         if needed.exists() and not os.access(needed, wanted, effective_ids=effective):
             return DatabaseUnavailable(
-                f"{needed}: permission denied ({_whose(needed)})", transient=False
+                f"{needed}: permission denied ({_ownership(needed)})", transient=False
             )
     return away
 
 
-def _whose(path: Path) -> str:
+def _ownership(path: Path) -> str:
     if sys.platform == "win32":
         return "look at who may read and write it"
     found = path.stat()

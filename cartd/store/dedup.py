@@ -8,11 +8,11 @@ from itertools import starmap
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
 from cartd.model import CartStatus, DuplicateFile, FileStatus
-from cartd.store.batching import BATCH, batches
-from cartd.store.byte_ownership import take_turn
+from cartd.store.batching import BATCH, batched
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database, Transaction
-from cartd.store.durability import note_unsynced
-from cartd.store.leases import hold
+from cartd.store.durability import mark_dirty
+from cartd.store.leases import require_lease
 from cartd.store.progress import record_staged_in
 from cartd.store.tables import cart, file
 
@@ -22,22 +22,24 @@ _other = file.alias("other")
 _others_cart = cart.alias("others_cart")
 _found = file.alias("found")
 _found_cart = cart.alias("found_cart")
-_LIVES = _others_cart.c.deleted_date.is_(None)
-_HAS_TREE = _LIVES & (~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value))
+_NOT_DELETED = _others_cart.c.deleted_date.is_(None)
+_HAS_TREE = _NOT_DELETED & (
+    ~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value)
+)
 """Whether a staged file may be one on the volume: a bundle gives none, but has them until then."""
-_IN_PLACE = _LIVES & ~_others_cart.c.bundle
+_IN_PLACE = _NOT_DELETED & ~_others_cart.c.bundle
 """Whether a staged file is one on the volume: those of a bundled cart are in its tar."""
-_SAME = (
+_SAME_CONTENT = (
     _other.c.file_name == file.c.file_name,
     _other.c.status == _STAGED,
     _other.c.hash_type == file.c.hash_type,
     _other.c.hash_value == file.c.hash_value,
 )
-_TWIN = (
+_DUPLICATE = (
     select(_other.c.id)
     .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
     .where(
-        *_SAME,
+        *_SAME_CONTENT,
         _other.c.cart_id != file.c.cart_id,
         # Pacifica's carts have no sizes until they are measured.
         _other.c.size.is_not(None),
@@ -55,7 +57,7 @@ _FOUND = select(
     file.c.hash_value,
     exists()
     .where(
-        *_SAME,
+        *_SAME_CONTENT,
         _others_cart.c.id == _other.c.cart_id,
         _HAS_TREE,
     )
@@ -65,7 +67,7 @@ _FOUND = select(
     file.c.position.in_(bindparam("positions", expanding=True)),
     file.c.status != FileStatus.STAGED.value,
 )
-_TWINS = (
+_DUPLICATES = (
     select(
         file.c.position,
         file.c.bundle_path,
@@ -77,10 +79,10 @@ _TWINS = (
         _found.c.mtime,
         file.c.hash_type,
         file.c.hash_value,
-        _found_cart.c.losses,
+        _found_cart.c.invalidations,
     )
     .select_from(file)
-    .join(_found, _found.c.id == _TWIN)
+    .join(_found, _found.c.id == _DUPLICATE)
     .join(_found_cart, _found_cart.c.id == _found.c.cart_id)
     .where(
         file.c.cart_id == bindparam("cart_id"),
@@ -91,10 +93,10 @@ _TWINS = (
     .order_by(file.c.position)
 )
 # In two steps, each by primary keys: a join may be planned from the carts, over all their files.
-_STAGED_ONES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
+_STAGED_FILES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
     file.c.id.in_(bindparam("ids", expanding=True))
 )
-_CARTS_IN_PLACE = select(_others_cart.c.id, _others_cart.c.losses).where(
+_CARTS_IN_PLACE = select(_others_cart.c.id, _others_cart.c.invalidations).where(
     _others_cart.c.id.in_(bindparam("ids", expanding=True)), _IN_PLACE
 )
 _UNSTAGED = select(file.c.position).where(
@@ -130,18 +132,18 @@ _COUNT = (
 )
 
 
-class Twins:
+class Dedup:
     """The part of the store that knows what need not be fetched."""
 
     _database: Database
 
-    async def twins(self, cart_id: int, positions: range) -> list[DuplicateFile]:
+    async def duplicates(self, cart_id: int, positions: range) -> list[DuplicateFile]:
         """Of the files at ``positions`` that are not staged, those that another cart has.
 
         Nothing is said of a file whose hash nobody knows.
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
-        return list(starmap(DuplicateFile, await self._database.rows(_TWINS, page)))
+        return list(starmap(DuplicateFile, await self._database.rows(_DUPLICATES, page)))
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
         """Files that are on the volume and were not recorded, their digests by position.
@@ -151,12 +153,14 @@ class Twins:
         """
         recorded: set[int] = set()
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
-            for batch in batches(iter(sorted(found)), BATCH):
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            for batch in batched(iter(sorted(found)), BATCH):
                 rows = await transaction.rows(_FOUND, {"in_cart": cart_id, "positions": batch})
-                alone = {tuple(same): at for at, *same, elsewhere in rows if not elsewhere}
-                digests = {at: found[at] for at in alone.values()}
+                only_here = {
+                    tuple(same): at for at, *same, is_elsewhere in rows if not is_elsewhere
+                }
+                digests = {at: found[at] for at in only_here.values()}
                 await record_staged_in(transaction, cart_id, digests)
                 recorded |= digests.keys()
         return recorded
@@ -164,19 +168,18 @@ class Twins:
     async def record_linked(
         self, cart_id: int, holder: str, linked: Sequence[DuplicateFile]
     ) -> set[int]:
-        """Files that are on the volume, each as a hard link to its twin.
+        """Files that are on the volume, each as a hard link to its duplicate.
 
-        One transaction, which writes nothing if the lease was lost.  Nothing is written of a link
-        whose twin has gone meanwhile: a third cart may have inherited the bytes, which one that
-        is linked to that cart shares with it, and no other.  If the twin's cart has lost files
-        meanwhile, the twin may have been staged anew, which makes it another file.  The positions
-        of such are given.
+        One transaction, which writes nothing if the lease was lost.  Returns the positions of
+        links that are not recorded because their source is no longer valid: its cart was deleted
+        (a third cart may own the bytes now), or has had files invalidated, after which the same
+        row may describe another file on the disk.
         """
         gone: set[int] = set()
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
-            for batch in batches(iter(linked), BATCH):
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            for batch in batched(iter(linked), BATCH):
                 gone |= await _record_linked(transaction, cart_id, batch)
         return gone
 
@@ -184,12 +187,12 @@ class Twins:
 async def _record_linked(
     transaction: Transaction, cart_id: int, linked: Sequence[DuplicateFile]
 ) -> set[int]:
-    at = {"in_cart": cart_id, "positions": [twin.position for twin in linked]}
+    at = {"in_cart": cart_id, "positions": [duplicate.position for duplicate in linked]}
     unstaged = {row.position for row in await transaction.rows(_UNSTAGED, at)}
-    wanted = [twin for twin in linked if twin.position in unstaged]
+    wanted = [duplicate for duplicate in linked if duplicate.position in unstaged]
     owners = await _owners(transaction, wanted)
-    new = [twin for twin in wanted if twin.staged_id in owners]
-    gone = {twin.position for twin in wanted} - {twin.position for twin in new}
+    new = [duplicate for duplicate in wanted if duplicate.staged_id in owners]
+    gone = {duplicate.position for duplicate in wanted} - {duplicate.position for duplicate in new}
     if not new:
         return gone
     await transaction.execute(
@@ -197,30 +200,32 @@ async def _record_linked(
         [
             {
                 "in_cart": cart_id,
-                "at": twin.position,
-                "new_size": twin.size,
-                "new_mtime": twin.mtime,
-                "owner": owners[twin.staged_id],
+                "at": duplicate.position,
+                "new_size": duplicate.size,
+                "new_mtime": duplicate.mtime,
+                "owner": owners[duplicate.staged_id],
             }
-            for twin in new
+            for duplicate in new
         ],
     )
-    await note_unsynced(transaction, cart_id, [twin.position for twin in new])
-    size = sum(twin.size for twin in new)
+    await mark_dirty(transaction, cart_id, [duplicate.position for duplicate in new])
+    size = sum(duplicate.size for duplicate in new)
     await transaction.execute(
         _COUNT, {"cart_id": cart_id, "more_files": len(new), "more_bytes": size}
     )
     return gone
 
 
-async def _owners(transaction: Transaction, twins: Sequence[DuplicateFile]) -> dict[int, int]:
+async def _owners(transaction: Transaction, duplicates: Sequence[DuplicateFile]) -> dict[int, int]:
     """Of the files that are staged and in place still, by their ids, who owns their bytes."""
-    files = await transaction.rows(_STAGED_ONES, {"ids": [twin.staged_id for twin in twins]})
+    files = await transaction.rows(
+        _STAGED_FILES, {"ids": [duplicate.staged_id for duplicate in duplicates]}
+    )
     carts = list({row.cart_id for row in files})
-    losses = dict(await transaction.rows(_CARTS_IN_PLACE, {"ids": carts}))
-    known = {twin.staged_id: twin.losses for twin in twins}
+    invalidations = dict(await transaction.rows(_CARTS_IN_PLACE, {"ids": carts}))
+    known = {duplicate.staged_id: duplicate.losses for duplicate in duplicates}
     return {
         row.id: row.linked_to or row.id
         for row in files
-        if losses.get(row.cart_id) == known[row.id] and row.status == FileStatus.STAGED.value
+        if invalidations.get(row.cart_id) == known[row.id] and row.status == FileStatus.STAGED.value
     }

@@ -42,7 +42,7 @@ def writing_engine(url: str) -> Engine:
     engine = _engine(url)
     _prepare(engine)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "begin", _begin_on_the_same_file)
+        event.listen(engine, "begin", _begin_on_same_file)
     return engine
 
 
@@ -98,13 +98,13 @@ def _connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
 def _prepare(engine: Engine) -> None:
     """For connections that are kept."""
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "do_connect", _make_no_file)
+        event.listen(engine, "do_connect", _require_file)
         event.listen(engine, "connect", _prepare_sqlite)
     else:
         event.listen(engine, "begin", _begin_postgresql)
 
 
-def _make_no_file(_dialect: object, _record: object, args: list[Any], options: Any) -> None:
+def _require_file(_dialect: object, _record: object, args: list[Any], options: Any) -> None:
     if not options.get("uri") and args[0] != ":memory:":
         args[0] = f"{Path(args[0]).absolute().as_uri()}?mode=rw"
         options["uri"] = True
@@ -124,10 +124,10 @@ def _begin_postgresql(connection: Any) -> None:
     connection.exec_driver_sql(postgresql.begin(BUSY_TIMEOUT))
 
 
-def _begin_on_the_same_file(connection: Any) -> None:
+def _begin_on_same_file(connection: Any) -> None:
     if _identity(connection.info["file"]) != connection.info["identity"]:
-        gone = sqlite3.OperationalError("its file was removed or replaced")
-        raise OperationalError("BEGIN", None, gone, connection_invalidated=True)
+        removed = sqlite3.OperationalError("its file was removed or replaced")
+        raise OperationalError("BEGIN", None, removed, connection_invalidated=True)
     _begin_immediate(connection)
 
 

@@ -1,6 +1,6 @@
 """Files that are not on the volume, or not known to be right there, whatever was recorded of them.
 
-The caller has taken its turn (:func:`cartd.store.byte_ownership.take_turn`).
+The caller has taken its turn (:func:`cartd.store.byte_ownership.lock_writers`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, select, update
 
 from cartd.model import FileStatus
-from cartd.store.byte_ownership import pass_on
+from cartd.store.byte_ownership import transfer_ownership
 from cartd.store.database import Transaction
 from cartd.store.tables import cart, file
 
-AMONG = (
+AT_POSITIONS = (
     file.c.cart_id == bindparam("in_cart"),
     file.c.position.in_(bindparam("positions", expanding=True)),
 )
-STAGED_AMONG = select(file.c.position, file.c.size, file.c.linked_to).where(
-    *AMONG, file.c.status == FileStatus.STAGED.value
+STAGED_AT_POSITIONS = select(file.c.position, file.c.size, file.c.linked_to).where(
+    *AT_POSITIONS, file.c.status == FileStatus.STAGED.value
 )
 _COUNT = (
     update(cart)
@@ -30,9 +30,13 @@ _COUNT = (
         bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
     )
 )
-_LOSES = update(cart).where(cart.c.id == bindparam("of_cart")).values(losses=cart.c.losses + 1)
-_LOST = {"status": FileStatus.WAITING.value, "error": "", "linked_to": None}
-_LOSE = update(file).where(*AMONG).values(_LOST)
+_COUNT_INVALIDATION = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"))
+    .values(invalidations=cart.c.invalidations + 1)
+)
+_INVALID = {"status": FileStatus.WAITING.value, "error": "", "linked_to": None}
+_INVALIDATE = update(file).where(*AT_POSITIONS).values(_INVALID)
 _STAGED_AFTER = (
     select(file.c.position)
     .where(
@@ -54,14 +58,14 @@ async def count(
         await transaction.execute(_COUNT, {"cart_id": cart_id, **more})
 
 
-async def lose(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
+async def invalidate(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
     """The files at ``positions`` wait again.  Links to them hold what they were."""
-    await pass_on(transaction, cart_id, positions)
+    await transfer_ownership(transaction, cart_id, positions)
     among = {"in_cart": cart_id, "positions": positions}
-    staged = await transaction.rows(STAGED_AMONG, among)
-    await transaction.execute(_LOSE, among)
+    staged = await transaction.rows(STAGED_AT_POSITIONS, among)
+    await transaction.execute(_INVALIDATE, among)
     if staged:
-        await transaction.execute(_LOSES, {"of_cart": cart_id})
+        await transaction.execute(_COUNT_INVALIDATION, {"of_cart": cart_id})
     await count(
         transaction,
         cart_id,
@@ -71,13 +75,15 @@ async def lose(transaction: Transaction, cart_id: int, positions: Sequence[int])
     )
 
 
-async def lose_some(transaction: Transaction, cart_id: int, *, after: int, most: int) -> int | None:
-    """The first files beyond the position ``after`` that are staged wait again, ``most`` of them.
+async def invalidate_next(
+    transaction: Transaction, cart_id: int, *, after: int, limit: int
+) -> int | None:
+    """The first files beyond the position ``after`` that are staged wait again, ``limit`` of them.
 
     Gives the last one's position, from which to go on; none when that were all.
     """
-    which = {"in_cart": cart_id, "after": after, "count": most}
+    which = {"in_cart": cart_id, "after": after, "count": limit}
     positions = [row.position for row in await transaction.rows(_STAGED_AFTER, which)]
     if positions:
-        await lose(transaction, cart_id, positions)
-    return positions[-1] if len(positions) == most else None
+        await invalidate(transaction, cart_id, positions)
+    return positions[-1] if len(positions) == limit else None

@@ -31,7 +31,7 @@ def _of_postgresql(array: JsonArray, compiler: SQLCompiler, **options: Any) -> s
     return f"CAST(json_agg({compiler.process(array.clauses, **options)}) AS TEXT)"
 
 
-def gathered(rows: Select[Any]) -> Select[Any]:
+def as_json_columns(rows: Select[Any]) -> Select[Any]:
     """One row with a JSON array of each column of ``rows``, in their order."""
     columns: list[ColumnElement[Any]] = [JsonArray(column) for column in rows.subquery().c]
     return select(*columns)

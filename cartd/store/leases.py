@@ -8,9 +8,9 @@ from sqlalchemy import DateTime, bindparam, case, func, or_, select, update
 
 from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus
-from cartd.store.byte_ownership import take_turn
+from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database, Transaction
-from cartd.store.durability import renew_unsynced
+from cartd.store.durability import renew_dirty_rows
 from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
 from cartd.store.tables import cart
 
@@ -44,8 +44,8 @@ _HOLDERS = (
     .group_by(cart.c.lease_holder)
 )
 # Without waiting for anybody: a row that another transaction has just now is renewed the next time.
-_FREE = select(cart.c.id).where(*_HELD).with_for_update(skip_locked=True)
-_RENEW = update(cart).where(cart.c.id.in_(_FREE)).values(lease_until=bindparam("until"))
+_UNLOCKED = select(cart.c.id).where(*_HELD).with_for_update(skip_locked=True)
+_RENEW = update(cart).where(cart.c.id.in_(_UNLOCKED)).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
 _RELEASE_ALL = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
 _RELEASE = _RELEASE_ALL.where(cart.c.id == bindparam("cart_id"))
@@ -60,8 +60,8 @@ class Leases:
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
         """The ids of the carts that :meth:`claim` would give to ``holder``, oldest first."""
-        who = {"holder": holder, "now": now, "dead": list(dead)}
-        return [row.id for row in await self._database.rows(_TO_CLAIM, who)]
+        parameters = {"holder": holder, "now": now, "dead": list(dead)}
+        return [row.id for row in await self._database.rows(_TO_CLAIM, parameters)]
 
     async def claim(
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
@@ -96,7 +96,7 @@ class Leases:
         """
         async with self._database.transaction() as transaction:
             await transaction.execute(_RENEW, {"holder": holder, "until": until})
-            await renew_unsynced(transaction, holder, until)
+            await renew_dirty_rows(transaction, holder, until)
             rows = await transaction.rows(_RENEWED, {"holder": holder})
         return {row.id for row in rows}
 
@@ -108,11 +108,11 @@ class Leases:
     async def release_all(self, holder: str) -> None:
         """Let go of all carts that ``holder`` holds still."""
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             await transaction.execute(_RELEASE_ALL, {"holder": holder})
 
 
-async def hold(transaction: Transaction, cart_id: int, holder: str) -> None:
+async def require_lease(transaction: Transaction, cart_id: int, holder: str) -> None:
     """Make sure, until the transaction ends, that ``holder`` holds the cart; else ``LeaseLost``."""
     if not await transaction.rows(_LOCK, {"cart_id": cart_id, "holder": holder}):
         raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")

@@ -20,9 +20,9 @@ from cartd.store.rows import CARTS, cart_of
 from cartd.store.tables import cart
 
 K = TypeVar("K")
-MOST_TOGETHER = 500
+MAX_UIDS = 500
 """Uids of one query: SQLite allows 32,766 parameters, older ones 999."""
-MOST_OWNED_TOGETHER = 32
+MAX_OWNED_UIDS = 32
 """Pairs of an owner and a uid: the database looks for each of these owners with each uid."""
 
 _UID = cart.c.cart_uid.in_(bindparam("uids", expanding=True))
@@ -45,8 +45,8 @@ class Lookups:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._of_all = _Together(self._find, MOST_TOGETHER)
-        self._of_owners = _Together(self._find_owned, MOST_OWNED_TOGETHER)
+        self._of_all = _BatchedLookup(self._find, MAX_UIDS)
+        self._of_owners = _BatchedLookup(self._find_owned, MAX_OWNED_UIDS)
 
     def newest(self, uid: str) -> Deferred[Cart | None]:
         """That cart, as it is after this call; None if there is none."""
@@ -67,40 +67,40 @@ class Lookups:
         return {(found.owner or "", found.uid): found for found in map(cart_of, rows)}
 
 
-class _Together(Generic[K]):
-    """Has ``find`` look for at most ``most`` keys at once, while others wait."""
+class _BatchedLookup(Generic[K]):
+    """Has ``find`` look for at most ``limit`` keys at once, while others wait."""
 
     def __init__(
-        self, find: Callable[[set[K]], Coroutine[Any, Any, Mapping[K, Cart]]], most: int
+        self, find: Callable[[set[K]], Coroutine[Any, Any, Mapping[K, Cart]]], limit: int
     ) -> None:
         self._find = find
-        self._most = most
+        self._limit = limit
         self._waiting: list[tuple[K, Deferred[Cart | None]]] = []
-        self._asking = False
+        self._is_running = False
 
     def find(self, key: K) -> Deferred[Cart | None]:
         found: Deferred[Cart | None] = Deferred()
         self._waiting.append((key, found))
-        if not self._asking:
-            self._ask()
+        if not self._is_running:
+            self._run_next()
         return found
 
-    def _ask(self) -> None:
-        together = self._waiting[: self._most]
-        del self._waiting[: self._most]
-        if together:
-            self._asking = True
-            answer = Deferred.fromCoroutine(self._find({key for key, _ in together}))
-            answer.addBoth(self._answered, together)
+    def _run_next(self) -> None:
+        batch = self._waiting[: self._limit]
+        del self._waiting[: self._limit]
+        if batch:
+            self._is_running = True
+            answer = Deferred.fromCoroutine(self._find({key for key, _ in batch}))
+            answer.addBoth(self._answered, batch)
 
     def _answered(
         self,
         answer: Mapping[K, Cart] | Failure,
-        together: Sequence[tuple[K, Deferred[Cart | None]]],
+        batch: Sequence[tuple[K, Deferred[Cart | None]]],
     ) -> None:
-        self._asking = False
-        self._ask()
-        for key, found in together:
+        self._is_running = False
+        self._run_next()
+        for key, found in batch:
             if isinstance(answer, Failure):
                 found.errback(answer)
             else:

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from cartd.errors import DatabaseUnavailable
 
-NEXT_LINE = 60.0
+LOG_INTERVAL = 60.0
 """Seconds between two lines that say why, at least."""
 
 log = Logger()
@@ -28,12 +28,12 @@ class OutageLog:
         self._failing: set[str] = set()
         self._reason = ""
         """What was said last."""
-        self._said: float | None = None
-        self._is_said = False
+        self._logged_at: float | None = None
+        self._is_logged = False
         """Whether it is to be said that this outage is over."""
 
     @contextmanager
-    def told(self, kind: str) -> Iterator[None]:
+    def track(self, kind: str) -> Iterator[None]:
         """Note how what is done meanwhile ends; ``kind`` is ``read`` or ``write``."""
         try:
             yield
@@ -47,14 +47,14 @@ class OutageLog:
         self._failing.add(kind)
         now = self._clock.seconds()
         is_same = away.reason == self._reason
-        is_recent = self._said is not None and now - self._said < NEXT_LINE
+        is_recent = self._logged_at is not None and now - self._logged_at < LOG_INTERVAL
         if not (is_same and is_recent if is_new else is_same or is_recent):
             log.warn("{away}; it is tried again", away=away.admin_message)
-            self._reason, self._said, self._is_said = away.reason, now, True
+            self._reason, self._logged_at, self._is_logged = away.reason, now, True
 
     def _worked(self, kind: str) -> None:
         if self._failing:
             self._failing.discard(kind)
-            if not self._failing and self._is_said:
-                self._is_said = False
+            if not self._failing and self._is_logged:
+                self._is_logged = False
                 log.info("The database can be used again")

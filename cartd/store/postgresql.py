@@ -30,7 +30,7 @@ LIBPQ_DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-_OWN = frozenset({"autocommit", "context", "cursor_factory", "row_factory"})
+_RESERVED = frozenset({"autocommit", "context", "cursor_factory", "row_factory"})
 """Parameters of psycopg.connect() that are values of Python, and ours to choose."""
 
 
@@ -50,7 +50,7 @@ def connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     import psycopg  # here and not above: SQLite does without
     from psycopg.conninfo import make_conninfo
 
-    if own := sorted(_OWN & url.query.keys()):
+    if own := sorted(_RESERVED & url.query.keys()):
         raise ConfigError(f"database url: {own[0]} cannot be chosen; leave it out")
     threshold = _threshold(url)
     plain = url.difference_update_query(["prepare_threshold"])
@@ -85,7 +85,7 @@ def connect_timeout(engine: Engine) -> float:
     return max(2, int(_parameters(engine)["connect_timeout"]))
 
 
-def knock(engine: Engine, server: Server) -> None:
+def probe(engine: Engine, server: Server) -> None:
     """Connect anew to ``server`` alone, and leave; blocking.
 
     Raises ``TimeoutError`` if it says nothing; that it refuses is an answer, too.  Nothing is asked
@@ -103,7 +103,7 @@ def knock(engine: Engine, server: Server) -> None:
         pass
 
 
-def connections_given(engine: Engine, wanted: int, within: float) -> int:
+def available_connections(engine: Engine, wanted: int, within: float) -> int:
     """How many of ``wanted`` connections answer while all of them are open; blocking.
 
     A server has limits of them, also for one role, and a pooler in session mode lets those wait

@@ -12,19 +12,19 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
 
 from cartd.model import CartStatus, FileStatus, TarFacts
-from cartd.store.batching import BATCH, batches
-from cartd.store.byte_ownership import end_sharing_from, take_turn
+from cartd.store.batching import BATCH, batched
+from cartd.store.byte_ownership import end_sharing_between, lock_writers
 from cartd.store.database import Database, Transaction
-from cartd.store.durability import forget_unsynced, note_unsynced
-from cartd.store.invalidation import AMONG, STAGED_AMONG, count, lose
-from cartd.store.leases import hold
+from cartd.store.durability import clear_dirty, mark_dirty
+from cartd.store.invalidation import AT_POSITIONS, STAGED_AT_POSITIONS, count, invalidate
+from cartd.store.leases import require_lease
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.space import usage_in
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
 _FILE = (file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))
-_UNSTAGED_AMONG = select(file.c.position, file.c.size).where(*AMONG, ~_STAGED)
+_UNSTAGED_AT_POSITIONS = select(file.c.position, file.c.size).where(*AT_POSITIONS, ~_STAGED)
 _RECORD_STATE = (
     update(file)
     .where(*_FILE)
@@ -75,7 +75,7 @@ _LOCK_FINISHED = (
     .with_for_update()
 )
 
-_HOPELESS = _FINISHED.where(
+_RECORD_UNRECOVERABLE = _FINISHED.where(
     cart.c.id == bindparam("cart_id"),
     cart.c.status == CartStatus.READY.value,
     cart.c.evicting.is_(None),
@@ -92,7 +92,7 @@ class Progress:
     ) -> None:
         """What the archive says of files: (position, bytes, Unix time of the last change)."""
         async with self._database.transaction() as transaction:
-            await hold(transaction, cart_id, holder)
+            await require_lease(transaction, cart_id, holder)
             await _record_states(transaction, cart_id, states)
 
     async def reserve(
@@ -102,21 +102,21 @@ class Progress:
         *,
         bytes_total: int,
         volume_bytes: int,
-        most: int | None = None,
+        limit: int | None = None,
     ) -> bool:
         """Promise the cart its bytes of the volume, once all its sizes are known.
 
-        False, and nothing is written, if all carts together would then take more than ``most``.
+        False, and nothing is written, if all carts together would then take more than ``limit``.
         """
         values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
         async with self._database.transaction() as transaction:
             # Of those who promise at the same time, each sees what those before it have promised.
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
-            if most is not None:
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            if limit is not None:
                 taken, _ = await usage_in(transaction)
                 [[so_far]] = await transaction.rows(_VOLUME_BYTES, {"cart_id": cart_id})
-                if taken - so_far + volume_bytes > most:
+                if taken - so_far + volume_bytes > limit:
                     return False
             await _change(transaction, cart_id, values)
         return True
@@ -129,8 +129,8 @@ class Progress:
         A digest is kept only for a file whose manifest named none.
         """
         async with self._database.transaction() as transaction:
-            await hold(transaction, cart_id, holder)
-            for batch in batches(iter(staged), BATCH):
+            await require_lease(transaction, cart_id, holder)
+            for batch in batched(iter(staged), BATCH):
                 await record_staged_in(transaction, cart_id, dict(batch))
 
     async def record_file_errors(
@@ -138,8 +138,8 @@ class Progress:
     ) -> None:
         """Files that cannot be had, of a cart that is still staged: (position, why)."""
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
             for position, message in failed:
                 await _record_file_error(transaction, cart_id, position, message)
 
@@ -161,8 +161,8 @@ class Progress:
         knows what else of it is there, ``rest_unknown``, it takes what it was promised at least.
         """
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
             if position is not None:
                 await _record_file_error(transaction, cart_id, position, file_error)
             values = _end(CartStatus.ERROR, message, now)
@@ -181,7 +181,7 @@ class Progress:
         ``tar`` is what will be written; none if the tar that was recorded is there already.
         """
         async with self._database.transaction() as transaction:
-            await hold(transaction, cart_id, holder)
+            await require_lease(transaction, cart_id, holder)
             values = {"status": CartStatus.BUNDLING.value, "updated_date": date_of(now)}
             if tar is not None:
                 values |= _tar(tar)
@@ -196,13 +196,13 @@ class Progress:
         [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
         for first in range(0, -1 if last is None else last + 1, BATCH):
             async with self._database.transaction() as transaction:
-                await take_turn(transaction)
-                await hold(transaction, cart_id, holder)
-                await end_sharing_from(transaction, cart_id, first, first + BATCH - 1)
+                await lock_writers(transaction)
+                await require_lease(transaction, cart_id, holder)
+                await end_sharing_between(transaction, cart_id, first, first + BATCH - 1)
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await hold(transaction, cart_id, holder)
-            await forget_unsynced(transaction, cart_id)
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            await clear_dirty(transaction, cart_id)
 
     async def record_ready(
         self,
@@ -219,7 +219,7 @@ class Progress:
         """
         values = _end(CartStatus.READY, "", now) | (_tar(tar) if tar is not None else {})
         async with self._database.transaction() as transaction:
-            await hold(transaction, cart_id, holder)
+            await require_lease(transaction, cart_id, holder)
             await _change(transaction, cart_id, {**values, "volume_bytes": volume_bytes})
 
     async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
@@ -237,29 +237,29 @@ class Progress:
         """
         gone = list(lost or ())
         first = max(0, (len(gone) - 1) // BATCH * BATCH)
-        for batch in batches(iter(gone[:first]), BATCH):
+        for batch in batched(iter(gone[:first]), BATCH):
             async with self._database.transaction() as transaction:
-                await take_turn(transaction)
+                await lock_writers(transaction)
                 if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
                     return False
-                await lose(transaction, cart_id, batch)
+                await invalidate(transaction, cart_id, batch)
         if not await self._retry_files(cart_id):
             return False
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             values = {"cart_id": cart_id, "date": date_of(now)}
             if not await transaction.execute(_RESTAGE, values):
                 return False
             if gone:
-                await lose(transaction, cart_id, gone[first:])
+                await invalidate(transaction, cart_id, gone[first:])
         return True
 
-    async def record_hopeless(self, cart_id: int, message: str, *, now: float) -> bool:
+    async def record_unrecoverable(self, cart_id: int, message: str, *, now: float) -> bool:
         """A ready cart that does not stay whole is in error; false if it is not ready any more."""
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             values = {"cart_id": cart_id, "date": date_of(now), "message": message}
-            return bool(await transaction.execute(_HOPELESS, values))
+            return bool(await transaction.execute(_RECORD_UNRECOVERABLE, values))
 
     async def _retry_files(self, cart_id: int) -> bool:
         """Let files wait again that never were staged; False if the cart is not finished."""
@@ -271,16 +271,16 @@ class Progress:
                 if await transaction.execute(_RETRY_FILES, retried) < BATCH:
                     return True
 
-    async def record_lost(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
+    async def invalidate_files(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
         """Files of a cart in staging that are not on the volume, whatever was recorded of them.
 
         A transaction for each batch: whoever changes several carts need not wait for all.
         """
-        for batch in batches(iter(positions), BATCH):
+        for batch in batched(iter(positions), BATCH):
             async with self._database.transaction() as transaction:
-                await take_turn(transaction)
-                await hold(transaction, cart_id, holder)
-                await lose(transaction, cart_id, batch)
+                await lock_writers(transaction)
+                await require_lease(transaction, cart_id, holder)
+                await invalidate(transaction, cart_id, batch)
 
     async def record_measured(
         self,
@@ -334,10 +334,10 @@ def _tar(tar: TarFacts) -> dict[str, Any]:
 async def _record_states(
     transaction: Transaction, cart_id: int, states: Sequence[tuple[int, int, int]]
 ) -> None:
-    for batch in batches(iter(states), BATCH):
+    for batch in batched(iter(states), BATCH):
         sizes = {position: size for position, size, _ in batch}
         staged = await transaction.rows(
-            STAGED_AMONG, {"in_cart": cart_id, "positions": list(sizes)}
+            STAGED_AT_POSITIONS, {"in_cart": cart_id, "positions": list(sizes)}
         )
         await transaction.execute(
             _RECORD_STATE,
@@ -354,21 +354,23 @@ async def record_staged_in(
     transaction: Transaction, cart_id: int, digests: Mapping[int, str]
 ) -> None:
     """As :meth:`Progress.record_staged`, of a cart that is held: digests by position."""
-    new = await transaction.rows(_UNSTAGED_AMONG, {"in_cart": cart_id, "positions": list(digests)})
+    new = await transaction.rows(
+        _UNSTAGED_AT_POSITIONS, {"in_cart": cart_id, "positions": list(digests)}
+    )
     if not new:
         return
     await transaction.execute(
         _RECORD_STAGED,
         [{"in_cart": cart_id, "at": row.position, "digest": digests[row.position]} for row in new],
     )
-    await note_unsynced(transaction, cart_id, [row.position for row in new])
+    await mark_dirty(transaction, cart_id, [row.position for row in new])
     await count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
 
 
 async def _record_file_error(
     transaction: Transaction, cart_id: int, position: int, message: str
 ) -> None:
-    await lose(transaction, cart_id, [position])
+    await invalidate(transaction, cart_id, [position])
     await transaction.execute(
         _RECORD_FILE_ERROR, {"in_cart": cart_id, "at": position, "message": message}
     )

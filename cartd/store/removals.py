@@ -9,22 +9,22 @@ from __future__ import annotations
 from sqlalchemy import bindparam, func, null, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
-from cartd.store.byte_ownership import pass_on_from, take_turn
+from cartd.store.byte_ownership import lock_writers, transfer_ownership_between
 from cartd.store.database import Database
-from cartd.store.durability import forget_unsynced
+from cartd.store.durability import clear_dirty
 from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, file
 
-FILES_AT_ONCE = 5000
+FILE_BATCH = 5000
 """Files of a cart that one transaction records: it takes less than a second."""
 
-_LIVING = cart.c.deleted_date.is_(None)
-_THIS = cart.c.id == bindparam("cart_id")
+_NOT_DELETED = cart.c.deleted_date.is_(None)
+_BY_ID = cart.c.id == bindparam("cart_id")
 _BEGIN_EVICTION = (
     update(cart)
     .where(
-        _THIS,
-        _LIVING,
+        _BY_ID,
+        _NOT_DELETED,
         cart.c.status.in_(FINISHED),
         cart.c.used_date <= bindparam("seen"),
         cart.c.evicting.is_(None),
@@ -32,12 +32,12 @@ _BEGIN_EVICTION = (
     .values(evicting=bindparam("token"))
 )
 _END_EVICTION = (
-    update(cart).where(_THIS, cart.c.evicting == bindparam("token")).values(evicting=null())
+    update(cart).where(_BY_ID, cart.c.evicting == bindparam("token")).values(evicting=null())
 )
-_EVICTING = select(cart.c.id, cart.c.evicting).where(_LIVING, cart.c.evicting.is_not(None))
+_EVICTING = select(cart.c.id, cart.c.evicting).where(_NOT_DELETED, cart.c.evicting.is_not(None))
 _DELETE = (
     update(cart)
-    .where(_THIS, _LIVING)
+    .where(_BY_ID, _NOT_DELETED)
     .values(
         status=CartStatus.DELETED.value,
         deleted_date=bindparam("date"),
@@ -51,12 +51,12 @@ _DELETE = (
         evicting=None,
     )
 )
-_LEAVING = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
-_LEAVING_IDS = select(cart.c.id).where(*_LEAVING)
-_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(_THIS, *_LEAVING)
+_PENDING_REMOVAL = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
+_PENDING_REMOVAL_IDS = select(cart.c.id).where(*_PENDING_REMOVAL)
+_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(_BY_ID, *_PENDING_REMOVAL)
 _REMOVED = (
     update(cart)
-    .where(_THIS)
+    .where(_BY_ID)
     .values(
         removed_date=bindparam("date"),
         files_staged=0,
@@ -65,7 +65,9 @@ _REMOVED = (
         bytes_linked=0,
     )
 )
-_PASSED_ON = update(cart).where(_THIS).values(volume_bytes=cart.c.volume_bytes - bindparam("size"))
+_SUBTRACT_TRANSFERRED = (
+    update(cart).where(_BY_ID).values(volume_bytes=cart.c.volume_bytes - bindparam("size"))
+)
 _LAST = select(func.max(file.c.position)).where(file.c.cart_id == bindparam("of_cart"))
 _DELETE_FILES = (
     update(file)
@@ -107,8 +109,8 @@ class Removals:
         What it takes of the volume counts as before, until it has been removed.
         """
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
-            await forget_unsynced(transaction, cart_id)
+            await lock_writers(transaction)
+            await clear_dirty(transaction, cart_id)
             return bool(
                 await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
             )
@@ -120,11 +122,11 @@ class Removals:
         none of which is long; should the process end in between, it is to be said again.
         """
         [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
-        for first in range(0, -1 if last is None else last + 1, FILES_AT_ONCE):
+        for first in range(0, -1 if last is None else last + 1, FILE_BATCH):
             if not await self._record_files_removed(cart_id, first):
                 return 0
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
             if not owned:
                 return 0
@@ -133,18 +135,20 @@ class Removals:
 
     async def _record_files_removed(self, cart_id: int, first: int) -> bool:
         """Some files of a deleted cart have gone; false if all was recorded before."""
-        files = {"of_cart": cart_id, "first": first, "last": first + FILES_AT_ONCE - 1}
+        files = {"of_cart": cart_id, "first": first, "last": first + FILE_BATCH - 1}
         async with self._database.transaction() as transaction:
-            await take_turn(transaction)
+            await lock_writers(transaction)
             if not await transaction.rows(_OWNED, {"cart_id": cart_id}):
                 return False
-            passed_on = await pass_on_from(transaction, **files)
-            if passed_on:
+            transferred = await transfer_ownership_between(transaction, **files)
+            if transferred:
                 # So each byte goes on counting once.
-                await transaction.execute(_PASSED_ON, {"cart_id": cart_id, "size": passed_on})
+                await transaction.execute(
+                    _SUBTRACT_TRANSFERRED, {"cart_id": cart_id, "size": transferred}
+                )
             await transaction.execute(_DELETE_FILES, files)
         return True
 
-    async def leaving(self) -> set[int]:
+    async def pending_removal(self) -> set[int]:
         """The deleted carts that nobody has removed from the volume yet."""
-        return {row.id for row in await self._database.rows(_LEAVING_IDS)}
+        return {row.id for row in await self._database.rows(_PENDING_REMOVAL_IDS)}

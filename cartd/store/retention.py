@@ -13,10 +13,10 @@ from sqlalchemy import BindParameter, bindparam, delete, exists, select
 
 from cartd.store.database import Database
 from cartd.store.rows import date_of
-from cartd.store.tables import cart, file, unsynced
+from cartd.store.tables import cart, dirty_files, file
 
-FILES_AT_ONCE = 5000
-CARTS_AT_ONCE = 500
+FILE_BATCH = 5000
+CART_BATCH = 500
 """Rows of one transaction."""
 
 _OLDEST = (
@@ -29,7 +29,7 @@ _AMONG: BindParameter[Any] = bindparam("carts", expanding=True)
 _FILES = delete(file).where(
     file.c.id.in_(select(file.c.id).where(file.c.cart_id.in_(_AMONG)).limit(bindparam("count")))
 )
-_UNSYNCED = delete(unsynced).where(unsynced.c.cart_id.in_(_AMONG))
+_UNSYNCED = delete(dirty_files).where(dirty_files.c.cart_id.in_(_AMONG))
 _CARTS = delete(cart).where(cart.c.id.in_(_AMONG), ~exists().where(file.c.cart_id == cart.c.id))
 
 
@@ -38,20 +38,20 @@ class Retention:
 
     _database: Database
 
-    async def forget_removed(self, before: float) -> int:
+    async def prune_removed(self, before: float) -> int:
         """Delete some of what is kept of carts that had gone from the volume by a Unix time.
 
         The longest gone first, and a cart's own row after those of its files.  How many rows there
         were; none if that is all.
         """
-        oldest = {"before": date_of(before), "count": CARTS_AT_ONCE}
+        oldest = {"before": date_of(before), "count": CART_BATCH}
         ids = [row.id for row in await self._database.rows(_OLDEST, oldest)]
         if not ids:
             return 0
         async with self._database.transaction() as transaction:
             carts = {"carts": ids}
-            deleted = await transaction.execute(_FILES, {**carts, "count": FILES_AT_ONCE})
-            if deleted < FILES_AT_ONCE:
+            deleted = await transaction.execute(_FILES, {**carts, "count": FILE_BATCH})
+            if deleted < FILE_BATCH:
                 await transaction.execute(_UNSYNCED, carts)
                 # Of another process's batch that is under way, files may be left.
                 deleted += await transaction.execute(_CARTS, carts)

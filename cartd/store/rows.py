@@ -99,7 +99,7 @@ def cart_of(row: Any) -> Cart:
 
 
 def members_of(row: Any) -> Members:
-    """The members whose columns are JSON arrays, in a row of ``MEMBERS`` gathered; or none."""
+    """The members whose columns are JSON arrays, in a row of ``MEMBERS``; or none."""
     paths, sizes, mtimes, hash_types, hash_sums = (column or "[]" for column in row)
     return Members(
         _TEXTS.decode(paths),

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cartd.errors import ConfigError, DatabaseUnavailable
-from cartd.store.database_errors import explained, with_the_file
+from cartd.store.database_errors import translate_error, with_file_reason
 from cartd.store.engines import parse, schema_engine
-from cartd.store.schema_version import Condition, SchemaState, state_of
+from cartd.store.schema_version import SchemaCondition, SchemaState, state_of
 from cartd.store.tables import cartsystem
 
 # Any number that no other program is likely to choose; it spells "cartd".
@@ -26,9 +26,9 @@ _UPGRADE_LOCK = 0x6361727464
 
 def schema_state(url: str) -> SchemaState:
     """Which version the database has; raises ``Unavailable`` if it cannot be asked."""
-    if _is_absent(url):
+    if _is_missing_file(url):
         return state_of(tables=frozenset(), version=None)
-    with connected(url) as connection:
+    with schema_transaction(url) as connection:
         return _state(connection)
 
 
@@ -38,12 +38,12 @@ def sync(url: str) -> SchemaState:
     Raises ``ConfigError`` for a database that is not cartd's or of a version from the future,
     ``UpgradeError`` with nothing changed, ``Unavailable``.
     """
-    with connected(url) as connection:
-        wait_for_others(connection)
+    with schema_transaction(url) as connection:
+        lock_schema(connection)
         state = _state(connection)
-        if state.condition in (Condition.FOREIGN, Condition.NEWER):
+        if state.condition in (SchemaCondition.FOREIGN, SchemaCondition.NEWER):
             raise ConfigError(state.explanation)
-        if state.condition in (Condition.MISSING, Condition.OLDER):
+        if state.condition in (SchemaCondition.MISSING, SchemaCondition.OLDER):
             # Here and not above: Alembic takes longer to load than all else, and is seldom used.
             from cartd.store.upgrade import upgrade
 
@@ -56,50 +56,50 @@ def wait_for_database(
     attempts: int,
     wait: float,
     sleep: Callable[[float], object],
-    tell: Callable[[str], object] = lambda _: None,
+    notify: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Return once the database answers; after ``attempts`` in vain raise the last
     ``DatabaseUnavailable``.
 
-    Between two attempts ``tell`` is called with why it waits, and ``sleep(wait)``.  What waiting
+    Between two attempts ``notify`` is called with why it waits, and ``sleep(wait)``.  What waiting
     does not mend, as a wrong password, is raised at once.
     """
     for _ in range(attempts - 1):
         try:
-            return _answer(url)
+            return _ping(url)
         except DatabaseUnavailable as error:
             if not error.transient:
                 raise
-            tell(f"{error.admin_message}; it is tried again in {wait:g} s")
+            notify(f"{error.admin_message}; it is tried again in {wait:g} s")
             sleep(wait)
-    return _answer(url)
+    return _ping(url)
 
 
-def _answer(url: str) -> None:
-    if not _is_absent(url):
-        with connected(url) as connection:
+def _ping(url: str) -> None:
+    if not _is_missing_file(url):
+        with schema_transaction(url) as connection:
             connection.execute(select(1))
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Connection]:
+def schema_transaction(url: str) -> Iterator[Connection]:
     """A connection in a transaction that is committed at the end.  Raises ``Unavailable``."""
     engine = schema_engine(url)
     try:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as error:
-        told = explained(error)
-        if told is None:
+        raised = translate_error(error)
+        if raised is None:
             raise
-        if isinstance(told, DatabaseUnavailable):
-            told = with_the_file(told, engine.url)
-        raise told from error
+        if isinstance(raised, DatabaseUnavailable):
+            raised = with_file_reason(raised, engine.url)
+        raise raised from error
     finally:
         engine.dispose()
 
 
-def _is_absent(url: str) -> bool:
+def _is_missing_file(url: str) -> bool:
     """Whether it is a SQLite file that nobody has made: to look at it would make it."""
     parsed = parse(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
@@ -125,7 +125,7 @@ def _version(connection: Connection, tables: frozenset[str]) -> str | None:
     return None
 
 
-def wait_for_others(connection: Connection) -> None:
+def lock_schema(connection: Connection) -> None:
     """No two upgrades, or starts, at once.  SQLite's transaction holds its one lock already."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))

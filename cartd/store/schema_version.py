@@ -12,11 +12,11 @@ from cartd.errors import CartdError
 CURRENT = (3, 0)
 """The schema of this release: (major, minor).  A minor step only adds what may be ignored."""
 UPGRADABLE = frozenset({(0, 1), (1, 0), (2, 0)})
-_OURS = frozenset({"cart", "file", "cartsystem"})
+_OWN_TABLES = frozenset({"cart", "file", "cartsystem"})
 _CURRENT_TEXT = "{}.{}".format(*CURRENT)
 
 
-class Condition(StrEnum):
+class SchemaCondition(StrEnum):
     """How a database's schema stands to the one of this release."""
 
     MISSING = "missing"
@@ -28,19 +28,19 @@ class Condition(StrEnum):
 
 
 _EXPLANATIONS = {
-    Condition.MISSING: "The database has no tables yet; cartd-cmd dbsync makes them",
-    Condition.OLDER: (
+    SchemaCondition.MISSING: "The database has no tables yet; cartd-cmd dbsync makes them",
+    SchemaCondition.OLDER: (
         "The database's schema is version {found}, older than {ours}; cartd-cmd dbsync upgrades it"
     ),
-    Condition.CURRENT: "The database's schema is current: version {ours}",
-    Condition.NEWER_MINOR: (
+    SchemaCondition.CURRENT: "The database's schema is current: version {ours}",
+    SchemaCondition.NEWER_MINOR: (
         "The database's schema is version {found}, newer than {ours} but safe to use"
     ),
-    Condition.NEWER: (
+    SchemaCondition.NEWER: (
         "The database's schema is version {found}, which this release does not know;"
         " it uses {ours}: run the release that made it"
     ),
-    Condition.FOREIGN: (
+    SchemaCondition.FOREIGN: (
         "The database has tables named cart or file, but no version of cartd's schema:"
         " it belongs to another program"
     ),
@@ -55,19 +55,19 @@ class UpgradeError(CartdError):
 class SchemaState:
     """The schema that a database has."""
 
-    condition: Condition
+    condition: SchemaCondition
     version: str | None
     """As the database tells it; none if it does not."""
 
     @property
     def safe(self) -> bool:
         """Whether this release may use it: the same major version, and no older minor one."""
-        return self.condition in (Condition.CURRENT, Condition.NEWER_MINOR)
+        return self.condition in (SchemaCondition.CURRENT, SchemaCondition.NEWER_MINOR)
 
     @property
     def current(self) -> bool:
         """Whether it is exactly the schema of this release."""
-        return self.condition is Condition.CURRENT
+        return self.condition is SchemaCondition.CURRENT
 
     @property
     def explanation(self) -> str:
@@ -80,15 +80,15 @@ def state_of(*, tables: Set[str], version: str | None) -> SchemaState:
     return SchemaState(_condition(tables, version), version)
 
 
-def _condition(tables: Set[str], version: str | None) -> Condition:
+def _condition(tables: Set[str], version: str | None) -> SchemaCondition:
     if version is None:
-        return Condition.FOREIGN if tables & _OURS else Condition.MISSING
+        return SchemaCondition.FOREIGN if tables & _OWN_TABLES else SchemaCondition.MISSING
     match = re.fullmatch(r"(\d+)\.(\d+)", version, re.ASCII)
     found = (int(match[1]), int(match[2])) if match else None
     if found == CURRENT:
-        return Condition.CURRENT
+        return SchemaCondition.CURRENT
     if found in UPGRADABLE:
-        return Condition.OLDER
+        return SchemaCondition.OLDER
     if found is not None and found[0] == CURRENT[0]:
-        return Condition.NEWER_MINOR
-    return Condition.NEWER
+        return SchemaCondition.NEWER_MINOR
+    return SchemaCondition.NEWER

@@ -9,7 +9,7 @@ from cartd.store.database import Database, Transaction
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
 from cartd.store.tables import cart, file
 
-_LIVING = cart.c.deleted_date.is_(None)
+_NOT_DELETED = cart.c.deleted_date.is_(None)
 _UNWRITTEN = case(
     (
         cart.c.status.in_(UNFINISHED) & (cart.c.volume_bytes > cart.c.bytes_staged),
@@ -20,15 +20,15 @@ _UNWRITTEN = case(
 _OWNED = cart.c.volume_bytes - cart.c.bytes_linked
 _COUNTED = (_OWNED.label("owned"), _UNWRITTEN.label("unwritten"), cart.c.bytes_linked)
 # Two queries of an index each: deleted carts stay as history.
-_THERE = union_all(
-    select(*_COUNTED).where(_LIVING),
+_ON_VOLUME = union_all(
+    select(*_COUNTED).where(_NOT_DELETED),
     select(*_COUNTED).where(cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None)),
 ).subquery()
-_USAGE = select(func.sum(_THERE.c.owned), func.sum(_THERE.c.unwritten))
+_USAGE = select(func.sum(_ON_VOLUME.c.owned), func.sum(_ON_VOLUME.c.unwritten))
 _EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
-    _LIVING, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0, cart.c.evicting.is_(None)
+    _NOT_DELETED, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0, cart.c.evicting.is_(None)
 )
-_LINKED = select(func.sum(_THERE.c.bytes_linked))
+_LINKED = select(func.sum(_ON_VOLUME.c.bytes_linked))
 # One row a file that is shared, then one for all files that the same carts share.
 _links = (
     select(
@@ -40,7 +40,7 @@ _links = (
     .group_by(file.c.linked_to)
     .subquery()
 )
-_SHARES = (
+_SHARED_BYTES = (
     select(file.c.cart_id, _links.c.carts, func.sum(_links.c.size))
     .join(_links, _links.c.linked_to == file.c.id)
     .group_by(file.c.cart_id, _links.c.carts)
@@ -70,12 +70,12 @@ class Space:
         rows = await self._database.rows(_EVICTABLE)
         return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
 
-    async def shares(self) -> list[SharedBytes]:
+    async def shared_bytes(self) -> list[SharedBytes]:
         """What carts share; to find none costs hardly anything."""
         [(linked,)] = await self._database.rows(_LINKED)
         if not linked:
             return []
         return [
             SharedBytes(owner, frozenset(map(int, carts.split(","))), int(size))
-            for owner, carts, size in await self._database.rows(_SHARES)
+            for owner, carts, size in await self._database.rows(_SHARED_BYTES)
         ]

@@ -107,7 +107,7 @@ cart = Table(
         comment="How much of bytes_staged and volume_bytes is counted with other files",
     ),
     Column(
-        "losses",
+        "invalidations",
         Integer,
         nullable=False,
         server_default=text("0"),
@@ -134,8 +134,8 @@ cart = Table(
 # The newest cart of a uid is the last entry of a range of this index.
 Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
 # Deleted carts stay as history; what looks over all living ones shall not read through them.
-_LIVING = text("deleted_date IS NULL")
-Index("cart_living", cart.c.status, sqlite_where=_LIVING, postgresql_where=_LIVING)
+_NOT_DELETED = text("deleted_date IS NULL")
+Index("cart_living", cart.c.status, sqlite_where=_NOT_DELETED, postgresql_where=_NOT_DELETED)
 # Where nobody is asked who they are, these two stay empty.  By the first, a look-up of one user's
 # cart need not read others'; by the second, a post finds what its user has under way.
 _OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")
@@ -144,8 +144,13 @@ Index("cart_owner_uid_id", *_OF_OWNER, sqlite_where=_OWNED, postgresql_where=_OW
 _UNDER_WAY = (cart.c.owner, cart.c.status)
 Index("cart_owner_status", *_UNDER_WAY, sqlite_where=_OWNED, postgresql_where=_OWNED)
 
-_LEAVING = text("deleted_date IS NOT NULL AND removed_date IS NULL")
-Index("cart_leaving", cart.c.id, sqlite_where=_LEAVING, postgresql_where=_LEAVING)
+_PENDING_REMOVAL = text("deleted_date IS NOT NULL AND removed_date IS NULL")
+Index(
+    "cart_pending_removal",
+    cart.c.id,
+    sqlite_where=_PENDING_REMOVAL,
+    postgresql_where=_PENDING_REMOVAL,
+)
 # Every few seconds it is asked which carts are staged, or on their way out: few among all.
 _LEASED = text("lease_holder IS NOT NULL")
 Index("cart_leased", cart.c.lease_holder, sqlite_where=_LEASED, postgresql_where=_LEASED)
@@ -192,8 +197,8 @@ page_cache = Table(
     comment="Processes of which no sync of the volume is under way, or has failed",
 )
 
-unsynced = Table(
-    "unsynced",
+dirty_files = Table(
+    "dirty_files",
     metadata,
     Column("id", ID, primary_key=True),
     Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Whose files"),

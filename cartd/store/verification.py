@@ -11,13 +11,13 @@ from cartd.store.tables import cart
 
 _READY = (cart.c.deleted_date.is_(None), cart.c.status == CartStatus.READY.value)
 # What was staged has been compared then.
-_LAST = case(
+_LAST_VERIFIED = case(
     (cart.c.verified_date > cart.c.updated_date, cart.c.verified_date),
     else_=cart.c.updated_date,
 )
-_LEAST = (
-    CARTS.where(*_READY, cart.c.bytes_total.is_not(None), bindparam("before") > _LAST)
-    .order_by(_LAST, cart.c.id)
+_LEAST_RECENTLY_VERIFIED = (
+    CARTS.where(*_READY, cart.c.bytes_total.is_not(None), bindparam("before") > _LAST_VERIFIED)
+    .order_by(_LAST_VERIFIED, cart.c.id)
     .limit(1)
 )
 _RECORD = (
@@ -27,18 +27,18 @@ _RECORD = (
 )
 
 
-class Verified:
+class Verification:
     """The part of the store that knows what was read to its end, and when."""
 
     _database: Database
 
-    async def least_verified(self, before: float) -> Cart | None:
+    async def least_recently_verified(self, before: float) -> Cart | None:
         """The ready cart whose last comparison, or staging, is longest ago.
 
         None if no such time is before the Unix time ``before``.  Carts of which nobody knows the
         size (Pacifica's that were never asked for) are left out.
         """
-        rows = await self._database.rows(_LEAST, {"before": date_of(before)})
+        rows = await self._database.rows(_LEAST_RECENTLY_VERIFIED, {"before": date_of(before)})
         return cart_of(rows[0]) if rows else None
 
     async def record_verified(self, cart_id: int, now: float) -> None:

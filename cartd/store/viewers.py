@@ -16,11 +16,11 @@ from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, UNFINISHED, cart_of
 from cartd.store.tables import cart
 
-_ANYBODYS = CARTS.where(
-    cart.c.cart_uid == bindparam("uid"), cart.c.deleted_date.is_(None)
-).order_by(cart.c.id.desc())
-_OWN = _ANYBODYS.where(cart.c.owner == bindparam("owner"))
-_NEWEST_OF_ALL, _NEWEST_OWN = _ANYBODYS.limit(1), _OWN.limit(1)
+_OF_UID = CARTS.where(cart.c.cart_uid == bindparam("uid"), cart.c.deleted_date.is_(None)).order_by(
+    cart.c.id.desc()
+)
+_OF_OWNER = _OF_UID.where(cart.c.owner == bindparam("owner"))
+_NEWEST_OF_UID, _NEWEST_OF_OWNER = _OF_UID.limit(1), _OF_OWNER.limit(1)
 _UNSTAGED_BYTES = case(
     (cart.c.bytes_total > cart.c.bytes_staged, cart.c.bytes_total - cart.c.bytes_staged), else_=0
 )
@@ -40,7 +40,7 @@ _UNFINISHED = select(func.count().label("carts")).where(
 )
 
 
-class Askers:
+class Viewers:
     """The part of the store that knows whose carts are whose."""
 
     _database: Database
@@ -61,14 +61,14 @@ class Askers:
 
     async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
         """All carts of ``uid`` that ``viewer`` sees and that are not deleted, newest first."""
-        query = _ANYBODYS if viewer.sees_all else _OWN
-        return [cart_of(row) for row in await self._database.rows(query, _of(viewer, uid))]
+        query = _OF_UID if viewer.sees_all else _OF_OWNER
+        return [cart_of(row) for row in await self._database.rows(query, _parameters(viewer, uid))]
 
 
 async def newest_in(transaction: Transaction, viewer: Viewer, uid: str) -> Cart | None:
-    """As :meth:`Askers.newest_for`, within a transaction."""
-    query = _NEWEST_OF_ALL if viewer.sees_all else _NEWEST_OWN
-    rows = await transaction.rows(query, _of(viewer, uid))
+    """As :meth:`Viewers.newest_for`, within a transaction."""
+    query = _NEWEST_OF_UID if viewer.sees_all else _NEWEST_OF_OWNER
+    rows = await transaction.rows(query, _parameters(viewer, uid))
     return cart_of(rows[0]) if rows else None
 
 
@@ -80,10 +80,10 @@ async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, f
 
     :raises QuotaExceeded: it is not.
     """
-    await transaction.take_turn_of(f"share of {owner}")
+    await transaction.advisory_lock(f"quota of {owner}")
     [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
     limits.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
 
 
-def _of(viewer: Viewer, uid: str) -> dict[str, Any]:
+def _parameters(viewer: Viewer, uid: str) -> dict[str, Any]:
     return {"uid": uid} if viewer.sees_all else {"uid": uid, "owner": viewer.owner}

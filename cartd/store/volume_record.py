@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, delete, exists, insert, select
 
-from cartd.store.schema import connected, wait_for_others
+from cartd.store.schema import lock_schema, schema_transaction
 from cartd.store.tables import cart, cartsystem
 
 _PART = "volume"
@@ -43,6 +43,6 @@ def volume_record(url: str) -> Iterator[VolumeRecord]:
 
     Raises ``Unavailable``.
     """
-    with connected(url) as connection:
-        wait_for_others(connection)
+    with schema_transaction(url) as connection:
+        lock_schema(connection)
         yield VolumeRecord(connection)

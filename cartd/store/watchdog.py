@@ -1,9 +1,9 @@
 """A database that says nothing any more, while its connections look whole.
 
-Strategy: a server that is stopped, or a network that swallows what it is given, leaves a question
+Strategy: a server that is stopped, or a network that swallows what it is given, leaves a query
 without an answer, which looks just like one that takes long: a cart of a million files is deleted
-by one statement.  So when a question has taken long, a new connection is opened to the very server
-that it was asked of.  As long as that answers, well or not, the question is left alone; else its
+by one statement.  So when a query has taken long, a new connection is opened to the very server
+that it was probes of.  As long as that answers, well or not, the query is left alone; else its
 connection is broken, and the driver fails as if the server had gone.
 """
 
@@ -13,97 +13,97 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as GivenUp
+from twisted.internet.defer import TimeoutError as ProbeTimeout
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-PATIENCE = 10.0
-"""Seconds after which a question has taken long."""
-GRACE = 5.0
+PROBE_AFTER = 10.0
+"""Seconds after which a query has taken long."""
+PROBE_GRACE = 5.0
 """Seconds that a new connection may take beyond its own time-out."""
 
 T = TypeVar("T")
 
 
-class _Question(NamedTuple):
-    since: float
-    break_off: Callable[[], None]
+class _Query(NamedTuple):
+    started: float
+    abort: Callable[[], None]
     server: Hashable
 
 
-class Unanswered:
+class Watchdog:
     """Watches the questions that are under way."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        ask: Callable[[Any], Awaitable[object]],
+        probe: Callable[[Any], Awaitable[object]],
         connect_timeout: float,
     ) -> None:
-        """``ask`` connects anew to a server, and raises ``TimeoutError`` if that says nothing.
+        """``probe`` connects anew to a server, and raises ``TimeoutError`` if that says nothing.
 
-        It takes ``connect_timeout`` seconds at most, or has not been answered either.
+        It takes ``connect_timeout`` seconds at most, or has not been finished either.
         """
         self._clock = clock
-        self._ask = ask
-        self._answer_within = connect_timeout + GRACE
-        self._open: dict[object, _Question] = {}
-        self._next_look: IDelayedCall | None = None
-        self._asking: set[Deferred[Any]] = set()
+        self._probe = probe
+        self._probe_timeout = connect_timeout + PROBE_GRACE
+        self._running: dict[object, _Query] = {}
+        self._next_check: IDelayedCall | None = None
+        self._probes: set[Deferred[Any]] = set()
 
     def watch(
-        self, answer: Deferred[T], break_off: Callable[[], None], server: Hashable
+        self, answer: Deferred[T], abort: Callable[[], None], server: Hashable
     ) -> Deferred[T]:
-        """``break_off`` may be called, and more than once, until ``answer`` has fired."""
-        question = object()
-        self._open[question] = _Question(self._clock.seconds(), break_off, server)
+        """``abort`` may be called, and more than once, until ``answer`` has fired."""
+        query = object()
+        self._running[query] = _Query(self._clock.seconds(), abort, server)
 
-        def answered(outcome: T) -> T:
-            del self._open[question]
+        def finished(outcome: T) -> T:
+            del self._running[query]
             return outcome
 
-        answer.addBoth(answered)
-        self._look_after(PATIENCE)
+        answer.addBoth(finished)
+        self._check_after(PROBE_AFTER)
         return answer
 
     def stop(self) -> None:
         """Nothing is under way any more."""
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
-        for asking in list(self._asking):
-            asking.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
+        for probing in list(self._probes):
+            probing.cancel()
 
-    def _look_after(self, seconds: float) -> None:
-        if self._next_look is None and not self._asking and self._open:
-            self._next_look = self._clock.callLater(seconds, self._look)
+    def _check_after(self, seconds: float) -> None:
+        if self._next_check is None and not self._probes and self._running:
+            self._next_check = self._clock.callLater(seconds, self._check)
 
-    def _look(self) -> None:
-        self._next_look = None
-        asked_before = self._clock.seconds() - PATIENCE
-        servers = {question.server for question in self._old(asked_before)}
+    def _check(self) -> None:
+        self._next_check = None
+        started_before = self._clock.seconds() - PROBE_AFTER
+        servers = {query.server for query in self._slow(started_before)}
         if not servers:
             # Looked for no later than the oldest becomes old.
-            self._look_after(PATIENCE / 2)
+            self._check_after(PROBE_AFTER / 2)
             return
-        asked = {server: Deferred.fromCoroutine(self._asked(server)) for server in servers}
-        self._asking.update(asked.values())
-        for server, asking in asked.items():
-            asking.addTimeout(self._answer_within, self._clock)
-            asking.addBoth(self._heard, asking, server, asked_before)
+        probes = {server: Deferred.fromCoroutine(self._probe_server(server)) for server in servers}
+        self._probes.update(probes.values())
+        for server, probing in probes.items():
+            probing.addTimeout(self._probe_timeout, self._clock)
+            probing.addBoth(self._probed, probing, server, started_before)
 
-    async def _asked(self, server: Hashable) -> None:
-        await self._ask(server)
+    async def _probe_server(self, server: Hashable) -> None:
+        await self._probe(server)
 
-    def _heard(
-        self, outcome: object, asking: Deferred[Any], server: Hashable, asked_before: float
+    def _probed(
+        self, outcome: object, probing: Deferred[Any], server: Hashable, started_before: float
     ) -> None:
-        self._asking.discard(asking)
-        if isinstance(outcome, Failure) and outcome.check(TimeoutError, GivenUp):
-            for question in self._old(asked_before):
-                if question.server == server:
-                    question.break_off()
-        self._look_after(PATIENCE)
+        self._probes.discard(probing)
+        if isinstance(outcome, Failure) and outcome.check(TimeoutError, ProbeTimeout):
+            for query in self._slow(started_before):
+                if query.server == server:
+                    query.abort()
+        self._check_after(PROBE_AFTER)
 
-    def _old(self, asked_before: float) -> list[_Question]:
-        return [question for question in self._open.values() if question.since <= asked_before]
+    def _slow(self, started_before: float) -> list[_Query]:
+        return [query for query in self._running.values() if query.started <= started_before]

@@ -83,11 +83,9 @@ class Checks:
     def _read_file_rows(self, *, idle: bool = False) -> None:
         """See which files are staged, and not known to be in doubt: in the end nothing is."""
         staged = self.rows("SELECT cart_id, position FROM file WHERE status = 'staged'")
-        unsynced = [] if idle else self.rows("SELECT cart_id, positions FROM unsynced")
+        dirty = [] if idle else self.rows("SELECT cart_id, positions FROM dirty_files")
         self._synced = {tuple(row) for row in staged}.difference(
-            (row["cart_id"], position)
-            for row in unsynced
-            for position in json.loads(row["positions"])
+            (row["cart_id"], position) for row in dirty for position in json.loads(row["positions"])
         )
 
     def _check_contents(self, cart_id: int, row: sqlite3.Row) -> None:

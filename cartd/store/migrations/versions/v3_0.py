@@ -58,11 +58,11 @@ def upgrade() -> None:
     _fill_files()
     _tidy_paths()
     _fill_carts()
-    _take_up_unfinished()
-    _forget_deleted()
+    _resume_unfinished()
+    _clear_deleted()
     _count_files()
-    _hold_to_rules()
-    _create_unsynced()
+    _add_constraints()
+    _create_durability_tables()
     # Pacifica's own programs look here, and refuse a database of a version they do not know.
     op.execute(cartsystem.delete())
     op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
@@ -98,7 +98,9 @@ def _add_columns() -> None:
     op.add_column(
         "cart", sa.Column("bytes_linked", sa.BigInteger, nullable=False, server_default=zero)
     )
-    op.add_column("cart", sa.Column("losses", sa.Integer, nullable=False, server_default=zero))
+    op.add_column(
+        "cart", sa.Column("invalidations", sa.Integer, nullable=False, server_default=zero)
+    )
     op.add_column("cart", sa.Column("waits_since", sa.DateTime))
     op.add_column("cart", sa.Column("waits_for", sa.Text))
     op.add_column("cart", sa.Column("tape_since", sa.DateTime))
@@ -187,7 +189,7 @@ def _fill_carts() -> None:
     op.execute(cart.update().where(cart.c.deleted_date.is_not(None)).values(status="deleted"))
 
 
-def _take_up_unfinished() -> None:
+def _resume_unfinished() -> None:
     """What was under way starts again; but a manifest that only the queue knew is gone.
 
     Its staged files wait as well: nobody knows their sizes.  Those that are on the volume and right
@@ -212,7 +214,7 @@ def _take_up_unfinished() -> None:
     op.execute(file.update().where(file.c.status.not_in(known)).values(status="waiting"))
 
 
-def _forget_deleted() -> None:
+def _clear_deleted() -> None:
     """What is on the volume no more must not look as if it were."""
     op.execute(cart.update().values(removed_date=cart.c.deleted_date))
     deleted = sa.select(cart.c.id).where(cart.c.deleted_date.is_not(None))
@@ -233,7 +235,7 @@ def _count_files() -> None:
     )
 
 
-def _hold_to_rules() -> None:
+def _add_constraints() -> None:
     # No id of a cart is ever used again, on SQLite neither: it names a directory on the volume.
     kept_ids = {"sqlite_autoincrement": True}
     with op.batch_alter_table("cart", table_kwargs=kept_ids) as batch:
@@ -259,8 +261,8 @@ def _hold_to_rules() -> None:
     owned = "deleted_date IS NULL AND owner IS NOT NULL"
     _create_partial_index("cart_owner_uid_id", "cart", ["owner", "cart_uid", "id"], owned)
     _create_partial_index("cart_owner_status", "cart", ["owner", "status"], owned)
-    leaving = "deleted_date IS NOT NULL AND removed_date IS NULL"
-    _create_partial_index("cart_leaving", "cart", ["id"], leaving)
+    pending = "deleted_date IS NOT NULL AND removed_date IS NULL"
+    _create_partial_index("cart_pending_removal", "cart", ["id"], pending)
     _create_partial_index("cart_leased", "cart", ["lease_holder"], "lease_holder IS NOT NULL")
     _create_partial_index("cart_evicting", "cart", ["id"], "evicting IS NOT NULL")
     _create_partial_index("cart_removed", "cart", ["removed_date"], "removed_date IS NOT NULL")
@@ -269,9 +271,9 @@ def _hold_to_rules() -> None:
     _create_partial_index("file_linked_to", "file", ["linked_to"], "linked_to IS NOT NULL")
 
 
-def _create_unsynced() -> None:
+def _create_durability_tables() -> None:
     op.create_table(
-        "unsynced",
+        "dirty_files",
         sa.Column("id", ID, primary_key=True),
         sa.Column("cart_id", ID, sa.ForeignKey("cart.id"), nullable=False),
         sa.Column("positions", sa.Text, nullable=False),
