@@ -15,10 +15,10 @@ from cartd.manifest import Manifest, parse
 from cartd.model import Cart, Viewer
 from cartd.quotas import UserQuota
 from cartd.removal import Removal
-from cartd.shield import shielded
 from cartd.store import Store
 from cartd.threads import RunsInThread
 from cartd.uids import MAX_STORED_LENGTH, check_uid, may_be_stored
+from cartd.uncancellable import shielded
 
 MAX_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""

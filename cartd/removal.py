@@ -25,8 +25,8 @@ from cartd.backoff import Pauses
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.pins import Pins
-from cartd.shield import shielded
 from cartd.store import Store
+from cartd.uncancellable import shielded
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 

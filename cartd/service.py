@@ -44,7 +44,6 @@ from cartd.server.limits import Limits
 from cartd.server.rlimits import raise_nofile_limit
 from cartd.server.site import LimitedSite
 from cartd.services import Services
-from cartd.shield import at_most
 from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.store import (
@@ -56,6 +55,7 @@ from cartd.store import (
 )
 from cartd.threads import Apart, RunsInThread, hanging
 from cartd.tls import RELOAD_INTERVAL
+from cartd.uncancellable import at_most
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]

@@ -11,7 +11,11 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from cartd.archive import Archive, TlsPolicy, archive_client
+from cartd.circuit_breaker import Outage
+from cartd.circuit_breaker.outage_status import WaitingCarts
+from cartd.circuit_breaker.probe_targets import Witness
 from cartd.concurrency import Turns
+from cartd.concurrency_limit import Tolerance
 from cartd.config import Config
 from cartd.downloads import Downloads
 from cartd.errors import Unavailable
@@ -21,21 +25,17 @@ from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import Repair
 from cartd.integrity.syncing import Syncing
 from cartd.integrity.verification import Verification
-from cartd.outage import Outage
-from cartd.outage.waiting_carts import WaitingCarts
-from cartd.outage.witness import Witness
 from cartd.pins import AccessTimes, Pins
 from cartd.process_locks import ProcessLocks
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal
-from cartd.shield import at_most
 from cartd.staging.context import StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import Apart, Threads
-from cartd.tolerance import Tolerance
+from cartd.uncancellable import at_most
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 

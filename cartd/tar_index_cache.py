@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
-from cartd.shared_job import SharedJob
+from cartd.single_flight import SharedJob
 from cartd.store import Store
 from cartd.tar.index import Shift, TarIndex
 from cartd.tar.index_builder import Layout

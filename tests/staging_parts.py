@@ -15,18 +15,18 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import Archive, ArchiveError, FileState
+from cartd.circuit_breaker import Outage
+from cartd.circuit_breaker.outage_status import WaitingCarts
+from cartd.circuit_breaker.probe_targets import Witness
 from cartd.concurrency import Turns
+from cartd.concurrency_limit import Tolerance
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
-from cartd.outage import Outage
-from cartd.outage.waiting_carts import WaitingCarts
-from cartd.outage.witness import Witness
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.context import ReserveSpace, StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import RunsInThread
-from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread

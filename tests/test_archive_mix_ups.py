@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import ArchiveError, FileState
-from cartd.archive.answers import is_named
+from cartd.archive.responses import is_named
 from tests.archive_asking import Asking, MakesClient, asking
 from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
 

@@ -7,7 +7,7 @@ import pytest_twisted
 from twisted.web.http_headers import Headers
 
 from cartd.archive import FileState
-from cartd.archive.answers import read_state
+from cartd.archive.responses import read_state
 from tests.archive_asking import Asking, failure_of
 from tests.archive_faults import state
 

@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.client import IDLE_SECONDS, NoCookies
+from cartd.archive.http_client import IDLE_SECONDS, NoCookies
 
 
 def twisted_client(

@@ -1,46 +1,277 @@
-"""The HTTP client through which the archive is asked: connections and their limits."""
-
-# Twisted leaves Agent, its pool and its policies without types.
+"""The archive that holds the files: Pacifica's Archive Interface over HTTP, asked through treq."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from http.cookiejar import CookieJar
 from typing import Any
+from urllib.parse import quote
 
+from hyperlink import EncodedURL, URLParseError
 from treq.client import HTTPClient
-from treq.cookies import IndexableCookieJar
-from twisted.web.iweb import IPolicyForHTTPS
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
 
-from cartd.archive.agent import Agent, Pool
+from cartd import __version__
+from cartd.archive.agent import Request
+from cartd.archive.responses import (
+    MAX_QUOTED,
+    ArchiveError,
+    FileState,
+    is_named,
+    read_state,
+    refusal,
+    retry_after,
+    told_file,
+    values,
+)
+from cartd.archive.transfer import excerpt, receive
+from cartd.archive.transport_errors import failure, silence
+from cartd.errors import ConfigError
+from cartd.text import one_line
 
-IDLE_SECONDS = 30
-"""How long an unused connection is kept; servers commonly close theirs after some more."""
+MAX_REDIRECTS = 5
+
+_REDIRECTS = {
+    "HEAD": frozenset({301, 302, 303, 307, 308}),
+    "GET": frozenset({301, 302, 303, 307, 308}),
+    # 303 would turn a POST into a GET (RFC 9110, section 15.4.4), which stages nothing.
+    "POST": frozenset({301, 302, 307, 308}),
+}
+
+_PLAIN_ID = re.compile("[0-9A-Za-z_~-]+")
+"""Of unreserved characters, and no dot segment."""
+
+_NO_COOKIES = CookieJar()
+"""Spares treq the making of an empty one for each request."""
+
+_HEADERS = Headers({b"User-Agent": [f"cartd/{__version__}".encode()]})
 
 
-def archive_client(
-    reactor: Any,
-    *,
-    connections: int,
-    connect_timeout: float,
-    policy: IPolicyForHTTPS,
-    answered: Callable[[bool], object] = lambda welcome: None,
-) -> tuple[HTTPClient, Pool]:
-    """A client that keeps up to ``connections`` idle connections, and their pool to close them.
+class Archive:
+    """Asks for the state of a file, for its staging, and for its bytes.
 
-    How many requests run at once is the caller's business; ``answered`` is told after each whether
-    the archive would have its connection used again.  ``policy`` says whom to believe over
-    ``https:``.  Before the reactor stops, ``pool.closeCachedConnections()``.
+    ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
+    time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
+    an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
+    its body, and ``min_rate`` how many bytes a second of a file must come on the average of some
+    minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which
+    closes its connection at once.  A request keeps its connection until its body has ended.
     """
-    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS, answered=answered)
-    agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)
-    return HTTPClient(agent, cookiejar=NoCookies()), pool
+
+    def __init__(
+        self,
+        client: HTTPClient,
+        base_url: str,
+        clock: IReactorTime,
+        *,
+        now: Callable[[], float],
+        head_timeout: float,
+        stall_timeout: float,
+        min_rate: float = 0.0,
+    ) -> None:
+        self._client = client
+        self._base = _base(base_url)
+        self._clock = clock
+        self._now = now
+        self._head_timeout = head_timeout
+        self._stall_timeout = stall_timeout
+        self._least_rate = min_rate
+
+    async def status(self, archive_id: str) -> FileState:
+        """``HEAD /ID``: the file's size and time, and whether it must be staged first.
+
+        Pacifica's archive interface, run with threads, may tell of another file that is asked for
+        in the same moment.  One that names its files in a way of its own is asked twice.
+        """
+        headers = (await self._ask("HEAD", archive_id)).headers
+        told = told_file(headers)
+        if not is_named(told, archive_id):
+            headers = (await self._ask("HEAD", archive_id)).headers
+            again = told_file(headers)
+            if again != told and not is_named(again, archive_id):
+                raise ArchiveError("the archive told of another file", retryable=True)
+        return read_state(headers, self._now())
+
+    async def explained(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
+        """Why a HEAD failed that is ``unexplained``: a GET of the same file has room for a trace.
+
+        ``failed`` itself if that says no more.  What a GET sends of the file is not waited for.
+        """
+        try:
+            await self._excerpt(await self._ask("GET", archive_id))
+        except ArchiveError as error:
+            return error if error.missing else failed
+        return failed
+
+    async def stage(self, archive_id: str) -> float | None:
+        """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts.
+
+        Gives the seconds of a ``Retry-After`` in the answer, if it has one.
+        """
+        response = await self._ask("POST", archive_id)
+        await self._excerpt(response)
+        return retry_after(response.headers, self._now())
+
+    async def fetch(self, archive_id: str, sink: IConsumer) -> None:
+        """``GET /ID``: writes the file's bytes to ``sink``.
+
+        The sink is given a push producer, for as long as bytes come, and must check their number
+        and hash: a server may say neither.  What its ``write`` raises comes out of here, and ends
+        the transfer; its ``stopProducing`` ends it as a cancel does.
+        """
+        response = await self._ask("GET", archive_id)
+        wrong = _unusable(response)
+        if wrong is not None:
+            await self._excerpt(response)
+            raise wrong
+        await receive(response, sink, self._clock, self._stall_timeout, self._least_rate)
+
+    async def _ask(self, method: str, archive_id: str) -> IResponse:
+        """The first answer that is 2xx; redirects that stay with the same server are followed."""
+        url = self._base + _segment(archive_id)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._head(method, url)
+            if 200 <= response.code < 300:
+                return response
+            body = await self._excerpt(response)
+            if response.code not in _REDIRECTS[method]:
+                now = self._now()
+                raise refusal(method, archive_id, response.code, response.headers, body, now)
+            url = _redirected(url, response.headers)
+        raise ArchiveError("the archive redirects without end", retryable=False)
+
+    async def _head(self, method: str, url: str) -> IResponse:
+        reactor: Any = self._clock
+        asked: Deferred[Any] = self._client.request(
+            method,
+            _Ready(url),
+            headers=_HEADERS,
+            cookies=_NO_COOKIES,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=reactor,
+        )
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            asked.cancel()
+
+        timer = self._clock.callLater(self._head_timeout, expire)
+        try:
+            response: IResponse = await asked
+            return response
+        except CancelledError:
+            if not expired:
+                raise
+            raise silence(self._head_timeout) from None
+        except Exception as error:
+            known = failure(error, url=url)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _excerpt(self, response: IResponse) -> bytes:
+        return await excerpt(response, self._clock, self._head_timeout)
 
 
-class NoCookies(IndexableCookieJar):
-    """A jar that takes no cookies and gives none: an archive has no sessions."""
+class _Ready(EncodedURL):
+    """A URL that is known by its text: treq wants no more of it, and would parse mere text.
 
-    def add_cookie_header(self, request: Any) -> None:
-        pass
+    Putting one together from parts, and its text from that, costs a tenth of a whole request.
+    """
 
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        pass
+    def __init__(self, text: str) -> None:
+        self._ready = text
+
+    def to_uri(self) -> EncodedURL:
+        return self
+
+    def to_text(self, with_password: bool = False) -> str:
+        return self._ready
+
+
+def _base(base_url: str) -> str:
+    """The URL below which files are, with its final slash.
+
+    Raises :class:`ConfigError` for one that names no such place.
+    """
+    try:
+        url = EncodedURL.from_text(base_url).to_uri()
+    except (URLParseError, ValueError) as error:
+        raise ConfigError("the archive's url cannot be parsed") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError("the archive's url must begin with http:// or https:// and a host")
+    if url.userinfo or url.query or url.fragment:
+        raise ConfigError("the archive's url must not have a user, a query or a fragment")
+    path = url.path[:-1] if url.path and not url.path[-1] else url.path
+    text = url.replace(path=(*path, ""), rooted=True).to_text()
+    try:
+        Request(b"HEAD", text.encode("ascii"), _HEADERS)
+    except ValueError as error:
+        raise ConfigError("the archive's url names no host and port that can be asked") from error
+    return text
+
+
+def _segment(archive_id: str) -> str:
+    """Percent-encodes all but unreserved characters (RFC 3986, section 2.3).
+
+    The dot segments are made of unreserved characters alone, so these are encoded too.
+    """
+    if _PLAIN_ID.fullmatch(archive_id):
+        return archive_id
+    if not archive_id:
+        raise ArchiveError("an empty id names no file", retryable=False)
+    if archive_id in (".", ".."):
+        return archive_id.replace(".", "%2E")
+    try:
+        return quote(archive_id, safe="")
+    except UnicodeEncodeError as error:
+        raise ArchiveError("the id is not valid Unicode", retryable=False) from error
+
+
+def _redirected(text: str, headers: Headers) -> str:
+    """Where a redirect leads (RFC 9110, section 10.2.2); raises if that is another server."""
+    location = (values(headers, b"Location") or [""])[0]
+    if not location:
+        raise ArchiveError("the archive redirects to nowhere", retryable=True)
+    url = EncodedURL.from_text(text)
+    try:
+        target = url.click(location)
+    except (URLParseError, ValueError, NotImplementedError) as error:
+        # The last one for "http:x", which RFC 3986 (section 5.2.2) leaves open.
+        raise ArchiveError(
+            f"the archive redirects to what is no URL: {one_line(location)}", retryable=False
+        ) from error
+    if _origin(target) != _origin(url):
+        raise ArchiveError(
+            f"the archive redirects to another server, which is not followed: {one_line(location)}",
+            retryable=False,
+        )
+    return target.replace(fragment="").to_uri().to_text()
+
+
+def _origin(url: EncodedURL) -> tuple[str, str, str, int | None]:
+    return url.scheme, url.userinfo, url.host.lower(), url.port
+
+
+def _unusable(response: IResponse) -> ArchiveError | None:
+    """Why a 2xx answer to a GET is not the file, or none if it is."""
+    if response.code != 200:
+        message = f"the archive answered {response.code} to GET where 200 was due"
+        return ArchiveError(message, retryable=True)
+    encodings = ",".join(values(response.headers, b"Content-Encoding"))
+    if encodings.lower() not in ("", "identity"):
+        message = (
+            f"the archive sent the file encoded, unasked: {one_line(encodings.lower(), MAX_QUOTED)}"
+        )
+        return ArchiveError(message, retryable=False)
+    return None

@@ -9,13 +9,13 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.archive import Archive
+from cartd.circuit_breaker import Outage
+from cartd.concurrency_limit import Tolerance
 from cartd.model import Cart
-from cartd.outage import Outage
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.retry import RetryPolicy
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
-from cartd.tolerance import Tolerance
 from cartd.volume import Volume
 
 

@@ -14,12 +14,12 @@ from twisted.logger import Logger
 from cartd.archive import ArchiveError
 from cartd.backoff import as_asked, waits
 from cartd.checksum import Mismatch
+from cartd.circuit_breaker import Outage
 from cartd.concurrency import Turns
+from cartd.concurrency_limit import Tolerance
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
-from cartd.outage import Outage
 from cartd.text import escape
-from cartd.tolerance import Tolerance
 
 T = TypeVar("T")
 _PATH_ERRORS = frozenset(

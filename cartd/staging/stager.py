@@ -27,13 +27,13 @@ from cartd.model import Cart
 from cartd.periodic import Periodic
 from cartd.process_locks import LeaseObserver, ProcessLocks
 from cartd.quotas import FairShare
-from cartd.shield import at_most
 from cartd.staging.context import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
 from cartd.threads import RunsInThread
+from cartd.uncancellable import at_most
 
 LEASE_SECONDS = 60.0
 """Seconds for which a lease holds unless it is renewed."""

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 from twisted.logger import Logger
 
 from cartd.model import Cart, CartFile
-from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.uncancellable import shielded
 from cartd.volume.identity import Identity
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.name_collisions import FoldedPaths, Folding, collides, try_out

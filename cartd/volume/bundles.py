@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.rooted_fs import Beneath
-from cartd.shield import shielded
+from cartd.uncancellable import shielded
 from cartd.volume import files as found_files
 from cartd.volume.base import Access
 from cartd.volume.incoming import BLOCK

@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
-from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.uncancellable import shielded
 from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20

@@ -12,8 +12,8 @@ from stat import S_ISDIR, S_ISREG
 
 from cartd.errors import InvalidInput
 from cartd.rooted_fs import Beneath
-from cartd.shield import shielded
 from cartd.uids import check_uid
+from cartd.uncancellable import shielded
 from cartd.volume.base import Access
 from cartd.volume.files import entries
 from cartd.volume.identity import CART_ID

@@ -20,8 +20,8 @@ from cartd.checksum import Checksum
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import Beneath
-from cartd.shield import shielded
 from cartd.threads import RunsInThread
+from cartd.uncancellable import shielded
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare

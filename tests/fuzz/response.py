@@ -15,9 +15,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.archive.answers import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
-from cartd.archive.archive import MAX_REDIRECTS
-from cartd.archive.client import NoCookies
+from cartd.archive.client import MAX_REDIRECTS
+from cartd.archive.http_client import NoCookies
+from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
 from tests.archive_asking import Sink
 from tests.fuzz.peer import FixedResponse
 

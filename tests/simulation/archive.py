@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.archive.body import receive
+from cartd.archive.transfer import receive
 
 if TYPE_CHECKING:
     from tests.simulation.reactor import SimulatedReactor

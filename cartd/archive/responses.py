@@ -3,7 +3,8 @@
 Strategy: what may be over soon is ``retryable`` (5xx, 408, 425, 429, and answers that are not in
 the archive's own form, since a proxy may stand in for it for a moment); what the archive would say
 again is not (4xx, values beyond all bounds).  What may say more of the archive than of one file is
-an ``outage`` (502, 503, 504).  For what is no answer at all, see :mod:`cartd.archive.failures`.
+an ``outage`` (502, 503, 504).  For what is no answer at all, see
+:mod:`cartd.archive.transport_errors`.
 """
 
 from __future__ import annotations

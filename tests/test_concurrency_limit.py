@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from cartd.tolerance import FEWEST, FIRST_WHILE, LONGEST_WHILE, REGAIN, Tolerance
+from cartd.concurrency_limit import FEWEST, FIRST_WHILE, LONGEST_WHILE, REGAIN, Tolerance
 
 
 def after(most: int = 32) -> tuple[Tolerance, Clock]:

@@ -1,5 +1,5 @@
 """An archive that is away: noticed, waited for, and told of."""
 
-from cartd.outage.outage import Outage
+from cartd.circuit_breaker.breaker import Outage
 
 __all__ = ["Outage"]

@@ -12,11 +12,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
 from cartd.archive import ArchiveError
+from cartd.circuit_breaker.outage_status import TELL_AGAIN
+from cartd.circuit_breaker.probe_targets import Witness
 from cartd.concurrency import FEW, MOMENT
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
-from cartd.outage.waiting_carts import TELL_AGAIN
-from cartd.outage.witness import Witness
 from cartd.process_locks import ProcessLocks
 from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager

@@ -13,9 +13,9 @@ from math import inf
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from cartd.circuit_breaker.outage_status import WaitingCarts
 from cartd.errors import CartdError
 from cartd.model import format_time
-from cartd.outage.waiting_carts import WaitingCarts
 
 
 class OutageTooLong(CartdError):

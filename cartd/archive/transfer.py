@@ -21,8 +21,8 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from cartd.archive.answers import ArchiveError
-from cartd.archive.failures import failure
+from cartd.archive.responses import ArchiveError
+from cartd.archive.transport_errors import failure
 
 EXCERPT_LIMIT = 16 * 1024
 """Bytes of a body that nobody needs; a longer one costs its connection."""

@@ -29,11 +29,11 @@ from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveError
 from cartd.backoff import as_asked, endless_waits
+from cartd.circuit_breaker.outage_status import WaitingCarts
+from cartd.circuit_breaker.probe_targets import Witness
+from cartd.circuit_breaker.waiters import WaitingFiles
 from cartd.concurrency import Turns
 from cartd.model import Cart
-from cartd.outage.waiting_carts import WaitingCarts
-from cartd.outage.waiting_files import WaitingFiles
-from cartd.outage.witness import Witness
 
 REFUSALS = 2
 """Files that must be called unavailable, with no good answer in between, for a doubt."""

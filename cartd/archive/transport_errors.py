@@ -18,8 +18,8 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
-from cartd.archive.answers import ArchiveError
 from cartd.archive.certificates import CertificateRefused
+from cartd.archive.responses import ArchiveError
 from cartd.text import one_line
 
 

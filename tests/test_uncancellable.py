@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.task import Clock
 
-from cartd.shield import at_most, shielded
+from cartd.uncancellable import at_most, shielded
 from tests.volume_parts import begin, failure_of, outcome, result_of
 
 

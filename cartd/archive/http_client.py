@@ -1,0 +1,46 @@
+"""The HTTP client through which the archive is asked: connections and their limits."""
+
+# Twisted leaves Agent, its pool and its policies without types.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.web.iweb import IPolicyForHTTPS
+
+from cartd.archive.agent import Agent, Pool
+
+IDLE_SECONDS = 30
+"""How long an unused connection is kept; servers commonly close theirs after some more."""
+
+
+def archive_client(
+    reactor: Any,
+    *,
+    connections: int,
+    connect_timeout: float,
+    policy: IPolicyForHTTPS,
+    answered: Callable[[bool], object] = lambda welcome: None,
+) -> tuple[HTTPClient, Pool]:
+    """A client that keeps up to ``connections`` idle connections, and their pool to close them.
+
+    How many requests run at once is the caller's business; ``answered`` is told after each whether
+    the archive would have its connection used again.  ``policy`` says whom to believe over
+    ``https:``.  Before the reactor stops, ``pool.closeCachedConnections()``.
+    """
+    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS, answered=answered)
+    agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)
+    return HTTPClient(agent, cookiejar=NoCookies()), pool
+
+
+class NoCookies(IndexableCookieJar):
+    """A jar that takes no cookies and gives none: an archive has no sessions."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        pass
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        pass
