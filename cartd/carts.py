@@ -16,9 +16,9 @@ from cartd.model import Cart, Viewer
 from cartd.quotas import UserQuota
 from cartd.removal import Removal
 from cartd.store import Store
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.uids import MAX_STORED_LENGTH, check_uid, may_be_stored
-from cartd.uncancellable import shielded
+from cartd.uncancellable import uncancellable
 
 MAX_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
@@ -35,7 +35,7 @@ class Carts:
         self,
         store: Store,
         removal: Removal,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         *,
         bundle_task: bool,
         require_hashsum: bool,
@@ -105,7 +105,7 @@ class Carts:
         refusal: CartdError | None,
     ) -> Cart:
         # To its end, whoever leaves: until then it has its memory.
-        manifest = await shielded(
+        manifest = await uncancellable(
             self._threads.run(
                 lambda: parse(
                     body.read(),
@@ -124,7 +124,7 @@ class Carts:
         if check is not None:
             await check()
         accepting = self._store_and_stage(viewer, uid, manifest, bundle, refusal)
-        return await shielded(Deferred.fromCoroutine(accepting))
+        return await uncancellable(Deferred.fromCoroutine(accepting))
 
     async def _store_and_stage(
         self, viewer: Viewer, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
@@ -161,7 +161,7 @@ class Carts:
         if not may_be_stored(uid):
             raise CartNotFound("Not Found")
         deleting = Deferred.fromCoroutine(self._removal.delete_all(viewer, uid))
-        if not await shielded(deleting):
+        if not await uncancellable(deleting):
             raise CartNotFound("Not Found")
 
 

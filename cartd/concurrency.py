@@ -13,17 +13,17 @@ from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
-FEW = 4
+INITIAL_SLOTS = 4
 """Places that are open at first."""
-MOMENT = 0.05
+RAMP_UP_SECONDS = 0.05
 """Seconds after which as many more are open; each turn that ends opens one more at once."""
 
 
 _Queues = OrderedDict[Hashable, deque[Deferred[None]]]
 
 
-class Turns:
-    """Up to ``most()`` places that keys take in rotation.
+class FairSemaphore:
+    """Up to ``limit()`` places that keys take in rotation.
 
     A key that asks for a thousand places gets every other one as soon as a second key
     asks for one: whoever has much to do does not make the others wait.  Keys may have owners: then
@@ -34,123 +34,123 @@ class Turns:
     only after a second (RFC 6298, section 2.1), and then after two more.
     """
 
-    def __init__(self, most: Callable[[], int], clock: IReactorTime) -> None:
-        self._most = most
+    def __init__(self, limit: Callable[[], int], clock: IReactorTime) -> None:
+        self._limit = limit
         self._clock = clock
-        self._open = FEW
-        self._taken = 0
+        self._allowed = INITIAL_SLOTS
+        self._held = 0
         self._waiting: OrderedDict[Hashable, _Queues] = OrderedDict()
         """By owner and key; none of them is empty."""
-        self._opening: IDelayedCall | None = None
-        self._passing_on = False
+        self._ramp_timer: IDelayedCall | None = None
+        self._granting = False
 
-    def turn(self, key: Hashable, owner: Hashable = None) -> AbstractAsyncContextManager[None]:
+    def slot(self, key: Hashable, owner: Hashable = None) -> AbstractAsyncContextManager[None]:
         """Hold one place for as long as the block runs."""
-        return _Turn(self, key, owner)
+        return _Slot(self, key, owner)
 
-    async def take(self, key: Hashable, owner: Hashable = None) -> None:
+    async def acquire(self, key: Hashable, owner: Hashable = None) -> None:
         """Wait for a place, which is to be left."""
-        if self._is_free() and not self._waiting:
-            self._taken += 1
+        if self._has_slot() and not self._waiting:
+            self._held += 1
         else:
-            await self._queue(key, owner)
+            await self._enqueue(key, owner)
 
-    def leave(self) -> None:
-        self._taken -= 1
-        busy = self._taken or self._waiting
-        self._open = min(self._open + 1, self._most()) if busy else FEW
-        self._pass_on()
+    def release(self) -> None:
+        self._held -= 1
+        busy = self._held or self._waiting
+        self._allowed = min(self._allowed + 1, self._limit()) if busy else INITIAL_SLOTS
+        self._grant()
 
-    def open_slowly(self) -> None:
+    def slow_start(self) -> None:
         """Open the places one after the other again, for a server that was away."""
-        self._open = FEW
+        self._allowed = INITIAL_SLOTS
 
-    def _is_free(self) -> bool:
-        return self._taken < min(self._open, self._most())
+    def _has_slot(self) -> bool:
+        return self._held < min(self._allowed, self._limit())
 
-    def _queue(self, key: Hashable, owner: Hashable) -> Deferred[None]:
-        def leave(place: Deferred[None]) -> None:
+    def _enqueue(self, key: Hashable, owner: Hashable) -> Deferred[None]:
+        def cancelled(waiter: Deferred[None]) -> None:
             queues = self._waiting[owner]
-            queues[key].remove(place)
+            queues[key].remove(waiter)
             if not queues[key]:
                 del queues[key]
             if not queues:
                 del self._waiting[owner]
-            if not self._waiting and self._opening is not None:
-                self._opening.cancel()
-                self._opening = None
+            if not self._waiting and self._ramp_timer is not None:
+                self._ramp_timer.cancel()
+                self._ramp_timer = None
 
-        place: Deferred[None] = Deferred(leave)
+        waiter: Deferred[None] = Deferred(cancelled)
         queues = self._waiting.setdefault(owner, OrderedDict())
-        queues.setdefault(key, deque()).append(place)
-        if self._opening is None:
-            self._opening = self._clock.callLater(MOMENT, self._open_more)
-        return place
+        queues.setdefault(key, deque()).append(waiter)
+        if self._ramp_timer is None:
+            self._ramp_timer = self._clock.callLater(RAMP_UP_SECONDS, self._ramp_up)
+        return waiter
 
-    def _open_more(self) -> None:
-        self._opening = None
+    def _ramp_up(self) -> None:
+        self._ramp_timer = None
         if self._waiting:
-            self._open = min(self._open + FEW, self._most())
-            self._opening = self._clock.callLater(MOMENT, self._open_more)
-            self._pass_on()
+            self._allowed = min(self._allowed + INITIAL_SLOTS, self._limit())
+            self._ramp_timer = self._clock.callLater(RAMP_UP_SECONDS, self._ramp_up)
+            self._grant()
 
-    def _pass_on(self) -> None:
-        if self._passing_on:
+    def _grant(self) -> None:
+        if self._granting:
             return  # a turn that ended at once, within the loop below: that goes on, no deeper
-        self._passing_on = True
+        self._granting = True
         try:
-            while self._waiting and self._is_free():
-                self._next_place().callback(None)
+            while self._waiting and self._has_slot():
+                self._next_waiter().callback(None)
         finally:
-            self._passing_on = False
+            self._granting = False
 
-    def _next_place(self) -> Deferred[None]:
+    def _next_waiter(self) -> Deferred[None]:
         owner, queues = self._waiting.popitem(last=False)
         key, queue = queues.popitem(last=False)
-        place = queue.popleft()
+        waiter = queue.popleft()
         if queue:
             queues[key] = queue
         if queues:
             self._waiting[owner] = queues
-        self._taken += 1
-        return place
+        self._held += 1
+        return waiter
 
 
-class _Turn(AbstractAsyncContextManager[None]):
+class _Slot(AbstractAsyncContextManager[None]):
     """One turn of one key."""
 
-    __slots__ = ("_key", "_owner", "_turns")
+    __slots__ = ("_key", "_owner", "_semaphore")
 
-    def __init__(self, turns: Turns, key: Hashable, owner: Hashable) -> None:
-        self._turns = turns
+    def __init__(self, semaphore: FairSemaphore, key: Hashable, owner: Hashable) -> None:
+        self._semaphore = semaphore
         self._key = key
         self._owner = owner
 
     async def __aenter__(self) -> None:
-        await self._turns.take(self._key, self._owner)
+        await self._semaphore.acquire(self._key, self._owner)
 
     async def __aexit__(self, *_: object) -> None:
-        self._turns.leave()
+        self._semaphore.release()
 
 
 async def for_each(
     source: AsyncIterator[T],
     work: Callable[[T], Coroutine[Any, Any, None]],
-    at_once: Callable[[], int],
+    limit: Callable[[], int],
 ) -> None:
-    """Run ``work`` on each item of ``source``, at most ``at_once()`` of them at a time.
+    """Run ``work`` on each item of ``source``, at most ``limit()`` of them at a time.
 
     The first failure cancels the others, waits until they have cleaned up, and is raised;
     so does a cancellation from outside.  ``source`` is read only as fast as work ends.
     """
-    await _Crew(source, work, at_once).run()
+    await _WorkerPool(source, work, limit).run()
 
 
-class _Nothing:
+class _Exhausted:
     """What there is after the last item."""
 
 
-class _Crew(Generic[T]):
+class _WorkerPool(Generic[T]):
     """Workers that take one item after the other: a Deferred for each of them, not for each item.
 
     Each that takes an item looks whether more workers are wanted by now, each that has done one
@@ -161,14 +161,14 @@ class _Crew(Generic[T]):
         self,
         source: AsyncIterator[T],
         work: Callable[[T], Coroutine[Any, Any, None]],
-        at_once: Callable[[], int],
+        limit: Callable[[], int],
     ) -> None:
         self._source = source
         self._work = work
-        self._at_once = at_once
-        self._number = 0
+        self._limit = limit
+        self._worker_count = 0
         self._running: set[Deferred[None]] = set()
-        self._hiring = False
+        self._spawning = False
         self._reading = False
         self._at_end = False
         self._waiting: list[Deferred[None]] = []
@@ -178,67 +178,67 @@ class _Crew(Generic[T]):
 
     async def run(self) -> None:
         try:
-            self._hire()
-            while self._number and self._failure is None:
+            self._spawn()
+            while self._worker_count and self._failure is None:
                 self._changed = Deferred()
                 await self._changed
         finally:
             self._changed = None
             self._at_end = True
-            await _cancelled(self._running)
+            await _cancel_all(self._running)
         if self._failure is not None:
             self._failure.raiseException()
 
     @property
-    def _wanted(self) -> int:
-        return max(self._at_once(), 1)
+    def _size(self) -> int:
+        return max(self._limit(), 1)
 
-    def _hire(self) -> None:
-        if self._hiring:
+    def _spawn(self) -> None:
+        if self._spawning:
             return  # by a new worker, within the loop below: that goes on, no deeper
-        self._hiring = True
-        while self._number < self._wanted and not self._at_end:
-            self._number += 1
-            worker = Deferred.fromCoroutine(self._serve())
+        self._spawning = True
+        while self._worker_count < self._size and not self._at_end:
+            self._worker_count += 1
+            worker = Deferred.fromCoroutine(self._work_loop())
             self._running.add(worker)
-            worker.addBoth(self._left, worker)
-        self._hiring = False
+            worker.addBoth(self._worker_ended, worker)
+        self._spawning = False
 
-    async def _serve(self) -> None:
-        while self._number <= self._wanted:
+    async def _work_loop(self) -> None:
+        while self._worker_count <= self._size:
             item = await self._next()
-            if isinstance(item, _Nothing):
+            if isinstance(item, _Exhausted):
                 return
-            self._hire()
+            self._spawn()
             await self._work(item)
 
-    async def _next(self) -> T | _Nothing:
+    async def _next(self) -> T | _Exhausted:
         """The next item of the source, which gives them one at a time."""
         while self._reading:
             read: Deferred[None] = Deferred()
             self._waiting.append(read)
             await read
         if self._at_end:
-            return _Nothing()
+            return _Exhausted()
         self._reading = True
         try:
             return await anext(self._source)
         except StopAsyncIteration:
             self._at_end = True
-            return _Nothing()
+            return _Exhausted()
         finally:
             self._reading = False
             waiting, self._waiting = self._waiting, []
             for read in waiting:
                 read.callback(None)
 
-    def _left(self, result: Any, worker: Deferred[None]) -> None:
-        self._number -= 1
+    def _worker_ended(self, result: Any, worker: Deferred[None]) -> None:
+        self._worker_count -= 1
         self._running.discard(worker)
         if isinstance(result, Failure):
             self._failure = self._failure or result
             self._at_end = True
-        if self._changed is not None and (not self._number or self._failure is not None):
+        if self._changed is not None and (not self._worker_count or self._failure is not None):
             changed, self._changed = self._changed, None
             changed.callback(None)
 
@@ -259,7 +259,7 @@ async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, Non
         second.close()  # if the first failed at once, it has never begun
 
 
-async def _cancelled(jobs: set[Deferred[None]]) -> None:
+async def _cancel_all(jobs: set[Deferred[None]]) -> None:
     """Cancel all ``jobs`` and wait until each has let go of what it held."""
     left = list(jobs)
     for job in left:

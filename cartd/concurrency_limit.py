@@ -16,81 +16,81 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-SUSPICIOUS = 2.0
+CORRUPTION_THRESHOLD = 2.0
 """So many wrong files together mean that it is the company."""
-FADING = 0.9
+SCORE_DECAY = 0.9
 """What is left of a suspicion after a file that is right."""
-FEWEST = 8
+MIN_LIMIT = 8
 """Requests at once that are left in any case: of so many connections, Pacifica keeps each."""
-REGAIN = 1 / 256
+INCREASE = 1 / 256
 """Requests more at once for each connection that is kept."""
-FIRST_WHILE = 5.0
-LONGEST_WHILE = 300.0
+FIRST_DOUBLING_SECONDS = 5.0
+MAX_DOUBLING_SECONDS = 300.0
 """Seconds."""
 
 
-class Tolerance:
-    """Told how files come, says how many may be asked for at once; at most ``most``."""
+class AdaptiveLimit:
+    """Told how files come, says how many may be asked for at once; at most ``maximum``."""
 
-    def __init__(self, most: int, now: Callable[[], float]) -> None:
-        self._most = most
-        self._fewest = min(FEWEST, most)
-        self._welcome = float(most)
+    def __init__(self, maximum: int, now: Callable[[], float]) -> None:
+        self._maximum = maximum
+        self._minimum = min(MIN_LIMIT, maximum)
+        self._limit = float(maximum)
         """How many requests at once the archive has kept connections for."""
         self._now = now
-        self._suspicion = 0.0
-        self._alone_since: float | None = None
-        self._grounds = 0.0
+        self._corruption_score = 0.0
+        self._serial_since: float | None = None
+        self._serial_score = 0.0
         """The suspicion for which files are asked for alone."""
-        self._while = FIRST_WHILE
+        self._doubling_seconds = FIRST_DOUBLING_SECONDS
 
-    def places(self) -> int:
-        if self._alone_since is None:
-            return int(self._welcome)
-        doublings = int((self._now() - self._alone_since) / self._while)
-        if doublings >= self._most.bit_length():
-            self._stop_asking_alone()
-            return int(self._welcome)
-        return min(1 << doublings, int(self._welcome))
+    def current(self) -> int:
+        if self._serial_since is None:
+            return int(self._limit)
+        doublings = int((self._now() - self._serial_since) / self._doubling_seconds)
+        if doublings >= self._maximum.bit_length():
+            self._end_serial()
+            return int(self._limit)
+        return min(1 << doublings, int(self._limit))
 
-    def answered(self, welcome: bool) -> None:
+    def record_response(self, reusable: bool) -> None:
         """An answer has come, and its connection is kept by the archive or closed."""
-        if welcome:
-            self._welcome = min(self._welcome + REGAIN, self._most)
+        if reusable:
+            self._limit = min(self._limit + INCREASE, self._maximum)
         else:
-            self._welcome = max(self._welcome - 1, self._fewest)
+            self._limit = max(self._limit - 1, self._minimum)
 
-    def was_right(self) -> None:
+    def record_intact_file(self) -> None:
         """A file has come as it should."""
-        self._suspicion *= FADING
+        self._corruption_score *= SCORE_DECAY
 
-    def was_wrong(self) -> bool:
+    def record_corrupt_file(self) -> bool:
         """Other bytes than declared have come, for the first time for this file.
 
         Says whether its company is suspected of that.
         """
-        if self.places() == 1:
+        if self.current() == 1:
             return False  # it met nobody
-        self._suspicion += 1
-        if self._alone_since is not None:
-            self._while = min(self._while * 2, LONGEST_WHILE)
-        elif self._suspicion < SUSPICIOUS:
+        self._corruption_score += 1
+        if self._serial_since is not None:
+            self._doubling_seconds = min(self._doubling_seconds * 2, MAX_DOUBLING_SECONDS)
+        elif self._corruption_score < CORRUPTION_THRESHOLD:
             return True
-        self._grounds += self._suspicion
-        self._suspicion = 0.0
-        self._alone_since = self._now()
+        self._serial_score += self._corruption_score
+        self._corruption_score = 0.0
+        self._serial_since = self._now()
         return True
 
-    def was_wrong_again(self) -> None:
+    def record_same_corruption(self) -> None:
         """A file for which its company was suspected has come wrong in the same way again."""
-        if self._alone_since is None:
-            self._suspicion = max(self._suspicion - 1, 0.0)
+        if self._serial_since is None:
+            self._corruption_score = max(self._corruption_score - 1, 0.0)
             return
-        self._grounds -= 1
-        if self._grounds < SUSPICIOUS:
-            self._stop_asking_alone()
+        self._serial_score -= 1
+        if self._serial_score < CORRUPTION_THRESHOLD:
+            self._end_serial()
 
-    def _stop_asking_alone(self) -> None:
-        self._alone_since = None
-        self._while = FIRST_WHILE
-        self._grounds = 0.0
+    def _end_serial(self) -> None:
+        self._serial_since = None
+        self._doubling_seconds = FIRST_DOUBLING_SECONDS
+        self._serial_score = 0.0

@@ -10,7 +10,7 @@ from functools import partial
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from cartd.backoff import Pauses
+from cartd.backoff import Backoff
 from cartd.errors import EvictionFailed, NoSpace
 from cartd.eviction import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
@@ -77,9 +77,9 @@ class Evictor:
         self._earmarked = 0
         """Bytes of the room that is there already, for the cart that carts are removed for: it has
         come first, and needs them beside what these free."""
-        self._unremovable: Pauses[int] = Pauses(monotonic)
+        self._unremovable: Backoff[int] = Backoff(monotonic)
         """Carts that could not be removed when they were tried, by their ids."""
-        self._removal_blocked: Pauses[None] = Pauses(monotonic)
+        self._removal_blocked: Backoff[None] = Backoff(monotonic)
         """One key: no cart can be removed, as far as is known."""
         self._reason = ""
         """What the system said last of a cart that could not be removed."""
@@ -225,7 +225,7 @@ class Evictor:
                     if could_be >= missing:
                         raise EvictionFailed(self._reason)
                 break
-            if self._removal_blocked.lasts(None):
+            if self._removal_blocked.is_waiting(None):
                 raise EvictionFailed(self._reason)
             for candidate in chosen:
                 self._earmarked = max((wanted or 0) - frees, 0)
@@ -301,7 +301,7 @@ class Evictor:
         for cart_id in (
             []
             if include_unremovable
-            else [one for one in candidates if self._unremovable.lasts(one)]
+            else [one for one in candidates if self._unremovable.is_waiting(one)]
         ):
             del candidates[cart_id]
         shares = await self._store.shared_bytes()

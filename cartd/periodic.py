@@ -46,10 +46,10 @@ class Periodic:
         self._ended = None
 
     def _run(self) -> Deferred[None]:
-        self._current = Deferred.fromCoroutine(self._survive())
+        self._current = Deferred.fromCoroutine(self._run_and_log())
         return self._current
 
-    async def _survive(self) -> None:
+    async def _run_and_log(self) -> None:
         # A LoopingCall whose function fails stops for good.
         try:
             await self._work()

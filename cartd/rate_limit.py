@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 BURST_SECONDS = 0.1
 """What was not taken is kept for so long: a limit of 100 a second allows ten in one moment."""
-SHORTEST_PAUSE = 0.01
+MIN_TIMER_SECONDS = 0.01
 """Seconds between two looks at who waits: a high limit is not to cost a timer each time."""
 
 
@@ -24,21 +24,21 @@ class FairRateLimiter:
     def __init__(self, per_second: float, clock: IReactorTime) -> None:
         self._per_second = per_second
         self._clock = clock
-        self._most = max(per_second * BURST_SECONDS, 1.0)
-        self._tokens = self._most
-        self._counted_at = clock.seconds()
+        self._capacity = max(per_second * BURST_SECONDS, 1.0)
+        self._tokens = self._capacity
+        self._refilled_at = clock.seconds()
         self._waiting: OrderedDict[Hashable, deque[Deferred[None]]] = OrderedDict()
         self._timer: IDelayedCall | None = None
         self._granting = False
 
-    def take(self, owner: Hashable = None) -> Deferred[None]:
+    def acquire(self, owner: Hashable = None) -> Deferred[None]:
         """Fires when it is the owner's turn; may be cancelled until then."""
-        token: Deferred[None] = Deferred(lambda left: self._leave(owner, left))
+        token: Deferred[None] = Deferred(lambda left: self._cancelled(owner, left))
         self._waiting.setdefault(owner, deque()).append(token)
         self._grant()
         return token
 
-    def _leave(self, owner: Hashable, token: Deferred[None]) -> None:
+    def _cancelled(self, owner: Hashable, token: Deferred[None]) -> None:
         queue = self._waiting[owner]
         queue.remove(token)
         if not queue:
@@ -52,28 +52,28 @@ class FairRateLimiter:
             return  # by one who was granted a token, within the loop below
         self._granting = True
         try:
-            self._count()
+            self._refill()
             while self._waiting and self._tokens >= 1.0:
                 self._tokens -= 1.0
-                self._next().callback(None)
+                self._next_waiter().callback(None)
         finally:
             self._granting = False
         if self._waiting and self._timer is None:
-            pause = max((1.0 - self._tokens) / self._per_second, SHORTEST_PAUSE)
-            self._timer = self._clock.callLater(pause, self._look)
+            pause = max((1.0 - self._tokens) / self._per_second, MIN_TIMER_SECONDS)
+            self._timer = self._clock.callLater(pause, self._refill_and_grant)
 
-    def _look(self) -> None:
+    def _refill_and_grant(self) -> None:
         self._timer = None
         self._grant()
 
-    def _count(self) -> None:
+    def _refill(self) -> None:
         """Add what has come since the last time; rounding must not cost a whole pause."""
         now = self._clock.seconds()
-        came = (now - self._counted_at) * self._per_second
-        self._tokens = min(self._tokens + came + 1e-9, self._most)
-        self._counted_at = now
+        came = (now - self._refilled_at) * self._per_second
+        self._tokens = min(self._tokens + came + 1e-9, self._capacity)
+        self._refilled_at = now
 
-    def _next(self) -> Deferred[None]:
+    def _next_waiter(self) -> Deferred[None]:
         owner, queue = self._waiting.popitem(last=False)
         token = queue.popleft()
         if queue:

@@ -21,12 +21,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.backoff import Pauses
+from cartd.backoff import Backoff
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.pins import Pins
 from cartd.store import Store
-from cartd.uncancellable import shielded
+from cartd.uncancellable import uncancellable
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 
@@ -87,7 +87,7 @@ class Removal:
         self._cart_locks: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
         """By cart id: who comes to remove one that is being removed waits until it has gone."""
         self._evicting: set[int] = set()
-        self._retry_pauses: Pauses[int] = Pauses(clock.seconds)
+        self._retry_pauses: Backoff[int] = Backoff(clock.seconds)
         """Deleted carts whose files the disk will not let go of, by their ids."""
         self._logged_reason: str | None = None
         """What the log has said of them."""
@@ -139,7 +139,7 @@ class Removal:
             return 0
         # To its end, whoever gives up: a note that is left keeps clients from the cart until a
         # sweep has finished what it says.
-        if not await shielded(Deferred.fromCoroutine(self._begin_eviction(expected))):
+        if not await uncancellable(Deferred.fromCoroutine(self._begin_eviction(expected))):
             return 0
         return await self._remove_files(expected) or 0
 
@@ -249,7 +249,7 @@ class Removal:
                 if (
                     cart is None
                     or self._pins.is_pinned(cart_id)
-                    or self._retry_pauses.lasts(cart_id)
+                    or self._retry_pauses.is_waiting(cart_id)
                 ):
                     continue
                 if await self._remove(cart) is not None and log_each:
@@ -313,7 +313,7 @@ class Removal:
             if cart is None or cart.evicting != token or cart_id in self._evicting:
                 continue
             try:
-                if await shielded(
+                if await uncancellable(
                     Deferred.fromCoroutine(self._continue_eviction(cart, token, finish=True))
                 ):
                     await self._remove_files(cart)

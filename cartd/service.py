@@ -53,9 +53,9 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from cartd.threads import Apart, RunsInThread, hanging
+from cartd.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.tls import RELOAD_INTERVAL
-from cartd.uncancellable import at_most
+from cartd.uncancellable import with_timeout
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
@@ -186,7 +186,7 @@ class Cartd(Service):
         ):
             log.warn("{warning}", warning=warning)
 
-    def _reload_periodically(self, look: Callable[[RunsInThread], Awaitable[None]]) -> None:
+    def _reload_periodically(self, look: Callable[[ThreadRunner], Awaitable[None]]) -> None:
         """Look after certificates that are in files."""
         threads = self._services.threads
         self._periodic_jobs.append(
@@ -228,7 +228,7 @@ class Cartd(Service):
             await maybeDeferred(port.stopListening)
         ending = [Deferred.fromCoroutine(work.stop()) for work in self._periodic_jobs]
         with suppress(TimeoutError):  # a disk that hangs
-            await at_most(
+            await with_timeout(
                 STOP_STEP_TIMEOUT, DeferredList(ending, consumeErrors=True), self._services.reactor
             )
         await self._services.stop()
@@ -298,7 +298,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         os.umask(config.umask)
         services = Services(config, reactor, _prepare(config))
         too_few = connection_limit_warning(config.database_url)
-        authenticator = create_authenticator(config, Apart(reactor), reactor)
+        authenticator = create_authenticator(config, DedicatedThread(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {admin_message(error)}") from None
     for note in (*config.warnings, *([too_few] if too_few else [])):

@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from cartd.archive import Archive, TlsPolicy, archive_client
-from cartd.circuit_breaker import Outage
-from cartd.circuit_breaker.outage_status import WaitingCarts
-from cartd.circuit_breaker.probe_targets import Witness
-from cartd.concurrency import Turns
-from cartd.concurrency_limit import Tolerance
+from cartd.circuit_breaker import CircuitBreaker
+from cartd.circuit_breaker.outage_status import OutageStatus
+from cartd.circuit_breaker.probe_targets import ProbeTargets
+from cartd.concurrency import FairSemaphore
+from cartd.concurrency_limit import AdaptiveLimit
 from cartd.config import Config
 from cartd.downloads import Downloads
 from cartd.errors import Unavailable
@@ -34,8 +34,8 @@ from cartd.staging.retry import RetryPolicy
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
-from cartd.threads import Apart, Threads
-from cartd.uncancellable import at_most
+from cartd.threads import DedicatedThread, Threads
+from cartd.uncancellable import with_timeout
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 
@@ -101,12 +101,12 @@ class Services:
             now,
             stall_timeout=STALL_TIMEOUT + config.archive_stall_timeout,
         )
-        self._waiting = WaitingCarts(self.store, self._process_locks.name, reactor, now)
+        self._outage_status = OutageStatus(self.store, self._process_locks.name, reactor, now)
         self._syncing = Syncing(
             self.store,
             self._process_locks.name,
             file_system,
-            Apart(reactor),
+            DedicatedThread(reactor),
             check_volume=self.volume.check,
             revalidate=self.recovery.revalidate,
             clock=reactor,
@@ -146,7 +146,7 @@ class Services:
             reactor,
             now,
         )
-        self._tolerance = Tolerance(config.archive_max_connections, reactor.seconds)
+        self._concurrency_limit = AdaptiveLimit(config.archive_max_connections, reactor.seconds)
         self.archive_tls = TlsPolicy(
             ca_file=config.archive_ca_file,
             cert_file=config.archive_cert_file,
@@ -157,7 +157,7 @@ class Services:
             connections=config.archive_max_connections,
             connect_timeout=config.archive_connect_timeout,
             policy=self.archive_tls,
-            answered=self._tolerance.answered,
+            answered=self._concurrency_limit.record_response,
         )
         self._archive = Archive(
             client,
@@ -179,12 +179,12 @@ class Services:
                 _WITHOUT_LOCKS.format(self.config.volume_path, self._process_locks.no_locks_reason)
             )
         self._syncing.start()
-        turns = Turns(self._tolerance.places, self.reactor)
-        outage = Outage(
+        semaphore = FairSemaphore(self._concurrency_limit.current, self.reactor)
+        breaker = CircuitBreaker(
             self._archive.status,
-            turns,
-            Witness(self.store),
-            self._waiting,
+            semaphore,
+            ProbeTargets(self.store),
+            self._outage_status,
             self.reactor,
             random.random,
             limit=self.config.archive_outage_limit,
@@ -196,13 +196,13 @@ class Services:
             archive=self._archive,
             reserve=self.evictor.reserve,
             tar_indexes=self.tar_indexes,
-            outage=outage,
-            tolerance=self._tolerance,
+            breaker=breaker,
+            concurrency_limit=self._concurrency_limit,
             retry_policy=RetryPolicy(
                 self.config.archive_max_attempts,
-                turns,
-                outage,
-                self._tolerance,
+                semaphore,
+                breaker,
+                self._concurrency_limit,
                 self.reactor,
                 random.random,
             ),
@@ -237,7 +237,7 @@ class Services:
     async def _close(self) -> None:
         await self._with_timeout(Deferred.fromCoroutine(self.downloads.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self.removal.stop()))
-        await self._with_timeout(Deferred.fromCoroutine(self._waiting.stop()))
+        await self._with_timeout(Deferred.fromCoroutine(self._outage_status.stop()))
         await self._with_timeout(
             Deferred.fromCoroutine(self.evictor.write_access_times()),
             "The last uses are not recorded",
@@ -250,7 +250,7 @@ class Services:
     async def _with_timeout(self, work: Deferred[Any], warning: str = "") -> None:
         """Wait for some seconds; ``warning`` tells what is not done if that is not enough."""
         try:
-            await at_most(STOP_STEP_TIMEOUT, work, self.reactor)
+            await with_timeout(STOP_STEP_TIMEOUT, work, self.reactor)
         except (Unavailable, TimeoutError) as error:
             if warning:
                 log.warn("{warning}: {error}", warning=warning, error=error)

@@ -13,12 +13,12 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
-from cartd.single_flight import SharedJob
+from cartd.single_flight import SingleFlight
 from cartd.store import Store
 from cartd.tar.index import Shift, TarIndex
 from cartd.tar.index_builder import Layout
 from cartd.tar.virtual_tar import Bundle
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 T = TypeVar("T")
 
@@ -59,14 +59,14 @@ class TarIndexCache:
     and so is what a download holds.  Those who ask for the same while it is built wait together.
     """
 
-    def __init__(self, store: Store, threads: RunsInThread) -> None:
+    def __init__(self, store: Store, threads: ThreadRunner) -> None:
         self._store = store
         self._threads = threads
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._bytes = 0
         self._live: WeakValueDictionary[int, TarIndex] = WeakValueDictionary()
         """By cart, the indexes that are in use, even if they were evicted."""
-        self._builds: dict[tuple[int, Variant | None], SharedJob[Any]] = {}
+        self._builds: dict[tuple[int, Variant | None], SingleFlight[Any]] = {}
         self._small = DeferredSemaphore(SMALL_CONCURRENCY)
         self._large = DeferredSemaphore(1)
 
@@ -135,14 +135,14 @@ class TarIndexCache:
 
         And whether this is the first of them to go on, and the result is to be cached.
         """
-        job: SharedJob[T] | None = self._builds.get(key)
-        if job is None or not job.open:
-            job = self._builds[key] = SharedJob(begin)
+        job: SingleFlight[T] | None = self._builds.get(key)
+        if job is None or not job.in_progress:
+            job = self._builds[key] = SingleFlight(begin)
         try:
             result = await job.result()
         finally:
             # True for the first who goes on after its end, unless it was to be forgotten.
-            first = not job.open and self._builds.get(key) is job
+            first = not job.in_progress and self._builds.get(key) is job
             if first:
                 del self._builds[key]
         return result, first

@@ -20,13 +20,13 @@ STOP_WAIT = 5.0
 """Seconds for which the end of a process waits for what threads have begun: a read or write of a
 disk that works takes less."""
 _POOL = "cartd"
-_APART = "cartd apart"
+_DEDICATED = "cartd dedicated"
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class RunsInThread(Protocol):
+class ThreadRunner(Protocol):
     """What the adapters ask for; a test may answer at once, in the calling thread."""
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -38,7 +38,7 @@ class RunsInThread(Protocol):
 
 
 class Threads:
-    """``RunsInThread`` over a pool of its own, so that DNS look-ups never wait behind a disk."""
+    """``ThreadRunner`` over a pool of its own, so that DNS look-ups never wait behind a disk."""
 
     def __init__(self, reactor: Any, size: int) -> None:
         self._reactor = reactor
@@ -86,7 +86,7 @@ def hanging() -> str:
     doing: Counter[str] = Counter()
     for ident, frame in sys._current_frames().items():
         name = names.get(ident, "")
-        if not name.startswith((_APART, f"PoolThread-{_POOL}-")):
+        if not name.startswith((_DEDICATED, f"PoolThread-{_POOL}-")):
             continue
         inner: FrameType | None = frame
         while inner is not None:
@@ -98,8 +98,8 @@ def hanging() -> str:
     return ", ".join(f"{number} in {what}" for what, number in sorted(doing.items()))
 
 
-class Apart:
-    """``RunsInThread`` with a new thread for each work, for whose end nobody need wait.
+class DedicatedThread:
+    """``ThreadRunner`` with a new thread for each work, for whose end nobody need wait.
 
     Not even the process's end: a disk that hangs keeps no other work from being done.
     """
@@ -118,16 +118,16 @@ class Apart:
             else:
                 self._reactor.callFromThread(result.callback, value)
 
-        Thread(target=call, name=_APART, daemon=True).start()
+        Thread(target=call, name=_DEDICATED, daemon=True).start()
         return result
 
 
-class Few:
-    """At most ``most`` of the threads at once; what comes beyond waits, in its order."""
+class LimitedPool:
+    """At most ``limit`` of the threads at once; what comes beyond waits, in its order."""
 
-    def __init__(self, threads: RunsInThread, most: int) -> None:
+    def __init__(self, threads: ThreadRunner, limit: int) -> None:
         self._threads = threads
-        self._places = DeferredSemaphore(most)
+        self._semaphore = DeferredSemaphore(limit)
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        return self._places.run(lambda: self._threads.run(work, *args, **kwargs))
+        return self._semaphore.run(lambda: self._threads.run(work, *args, **kwargs))

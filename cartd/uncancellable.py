@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 T = TypeVar("T")
 
 
-async def shielded(job: Deferred[T]) -> T:
+async def uncancellable(job: Deferred[T]) -> T:
     """The result of ``job``, waited for to its end even by a coroutine that is cancelled.
 
     A thread goes on after its Deferred was cancelled.  Whoever lets go of a lock or removes a
@@ -41,12 +41,12 @@ async def shielded(job: Deferred[T]) -> T:
     return result
 
 
-def at_most(seconds: float, work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
+def with_timeout(seconds: float, work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
     """The result of ``work``, or ``TimeoutError`` after so many seconds.
 
-    ``work`` is cancelled then, but not waited for even if that does not end it, as
-    :func:`shielded` work of a disk that hangs: unlike ``Deferred.addTimeout``, this always fires.
-    What becomes of the work then is nobody's concern any more.
+    ``work`` is cancelled then, but not waited for even if that does not end it, as in
+    :func:`uncancellable` work of a disk that hangs: unlike ``Deferred.addTimeout``, this always
+    fires.  What becomes of the work then is ignored.
     """
     waiting: Deferred[T] = Deferred(lambda _: work.cancel())
 

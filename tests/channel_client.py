@@ -13,7 +13,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
 from cartd.server.site import LimitedSite
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from tests.server_limits import limits
 from tests.volume_parts import InThisThread
 
@@ -49,7 +49,7 @@ class Download(Resource):
 class Connected:
     """A client's connection to a site, with a clock that the test moves."""
 
-    def __init__(self, threads: RunsInThread | None = None, **changed: Any) -> None:
+    def __init__(self, threads: ThreadRunner | None = None, **changed: Any) -> None:
         self.limits = limits(**{"max_manifest_size": 100, **changed})
         self.clock = Clock()
         self.download = Download()

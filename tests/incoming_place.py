@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cartd.checksum import Checksum
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.volume.incoming import BLOCK, Incoming
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.partial import PartialFile
@@ -24,8 +24,8 @@ class Place:
     """A directory that takes files, and what a test wants to know of it."""
 
     root: Path
-    threads: RunsInThread
-    shared: RunsInThread
+    threads: ThreadRunner
+    shared: ThreadRunner
 
     @property
     def final(self) -> Path:

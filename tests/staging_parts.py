@@ -15,18 +15,18 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import Archive, ArchiveError, FileState
-from cartd.circuit_breaker import Outage
-from cartd.circuit_breaker.outage_status import WaitingCarts
-from cartd.circuit_breaker.probe_targets import Witness
-from cartd.concurrency import Turns
-from cartd.concurrency_limit import Tolerance
+from cartd.circuit_breaker import CircuitBreaker
+from cartd.circuit_breaker.outage_status import OutageStatus
+from cartd.circuit_breaker.probe_targets import ProbeTargets
+from cartd.concurrency import FairSemaphore
+from cartd.concurrency_limit import AdaptiveLimit
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.context import ReserveSpace, StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.tar_index_cache import TarIndexCache
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.volume import Volume
 from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread
@@ -104,7 +104,7 @@ class Bench:
     """Everything that a staging works with; random waits are neither long nor short."""
 
     def __init__(
-        self, root: Path, files: Mapping[str, bytes], threads: RunsInThread | None = None
+        self, root: Path, files: Mapping[str, bytes], threads: ThreadRunner | None = None
     ) -> None:
         self.clock = Clock()
         self.set_ahead = 0.0
@@ -120,7 +120,7 @@ class Bench:
         self.tape_poll_rate = 100
         self.recall_retry_interval = 21_600.0
         self.holder = "me"
-        self.turns_at_once: Callable[[], int] = lambda: 0
+        self.slots: Callable[[], int] = lambda: 0
 
     def now(self) -> float:
         return self.clock.seconds() + self.set_ahead
@@ -137,15 +137,15 @@ class Bench:
     ) -> StagingContext:
         """``divisors``: into how many the carts of each owner cut what they share; one by
         default."""
-        tolerance = Tolerance(connections, self.clock.seconds)
-        self.carts = WaitingCarts(self.store, self.holder, self.clock, self.now)
-        self.turns_at_once = tolerance.places
-        turns = Turns(tolerance.places, self.clock)
-        outage = Outage(
+        concurrency_limit = AdaptiveLimit(connections, self.clock.seconds)
+        self.outage_status = OutageStatus(self.store, self.holder, self.clock, self.now)
+        self.slots = concurrency_limit.current
+        semaphore = FairSemaphore(concurrency_limit.current, self.clock)
+        breaker = CircuitBreaker(
             self.archive.status,
-            turns,
-            Witness(self.store),
-            self.carts,
+            semaphore,
+            ProbeTargets(self.store),
+            self.outage_status,
             self.clock,
             lambda: 0.5,
             limit=self.outage_limit,
@@ -157,9 +157,11 @@ class Bench:
             archive=self.archive,
             reserve=self.reserve,
             tar_indexes=TarIndexCache(self.store, InThisThread()),
-            outage=outage,
-            tolerance=tolerance,
-            retry_policy=RetryPolicy(self.tries, turns, outage, tolerance, self.clock, lambda: 0.5),
+            breaker=breaker,
+            concurrency_limit=concurrency_limit,
+            retry_policy=RetryPolicy(
+                self.tries, semaphore, breaker, concurrency_limit, self.clock, lambda: 0.5
+            ),
             poll_limiter=FairRateLimiter(self.tape_poll_rate, self.clock),
             recall_retry_interval=self.recall_retry_interval,
             clock=self.clock,

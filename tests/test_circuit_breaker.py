@@ -12,9 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
 from cartd.archive import ArchiveError
-from cartd.circuit_breaker.outage_status import TELL_AGAIN
-from cartd.circuit_breaker.probe_targets import Witness
-from cartd.concurrency import FEW, MOMENT
+from cartd.circuit_breaker.outage_status import RETRY_SECONDS
+from cartd.circuit_breaker.probe_targets import ProbeTargets
+from cartd.concurrency import INITIAL_SLOTS, RAMP_UP_SECONDS
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.process_locks import ProcessLocks
@@ -67,7 +67,7 @@ class Scene(Bench):
 
     def stop(self) -> None:
         result_of(self.stager.stop())
-        result_of(self.carts.stop())
+        result_of(self.outage_status.stop())
 
     def begin(self, *names: str) -> int:
         cart = self.put(names, uid=f"cart {names}")
@@ -198,8 +198,9 @@ class TestWaiting:
         held = archive.holds["HEAD", "0"] = Deferred()
         archive.bad["1"] = outage()
         files.ask(files.rows)
-        while files.scene.turns_at_once() > 1:
-            files.context.tolerance.was_wrong()  # nothing goes well that is asked for together
+        while files.scene.slots() > 1:
+            # Nothing goes well that is asked for together.
+            files.context.concurrency_limit.record_corrupt_file()
         clock.advance(0)
         assert files.scene.heads() == ["0", "1"]
         held.callback(None)
@@ -210,7 +211,7 @@ class TestWaiting:
         files.scene.archive.away = outage()
         files.ask(files.rows[:1])
         files.scene.archive.away = None
-        wait = files.context.outage.wait
+        wait = files.context.breaker.wait
         waiting = [Deferred.fromCoroutine(wait(1, str(number))) for number in (1, 2, 3)]
         # The last to come is asked about, and so the last to be told; before it come 2 and 1.
         waiting[1].addCallback(lambda _: waiting[0].cancel())
@@ -253,9 +254,9 @@ class TestWaiting:
         del archive.holds["HEAD", "*"]
         archive.holds["HEAD", "*"] = Deferred()
         back.callback(None)
-        assert archive.running == FEW
-        clock.advance(MOMENT)
-        assert archive.running == 2 * FEW
+        assert archive.running == INITIAL_SLOTS
+        clock.advance(RAMP_UP_SECONDS)
+        assert archive.running == 2 * INITIAL_SLOTS
 
     def test_it_is_logged_once_when_it_begins_and_once_when_it_ends(self, scene: Scene) -> None:
         with logged() as events:
@@ -465,11 +466,11 @@ class TestBlame:
         assert scene.status(good) is CartStatus.READY
 
     def test_a_file_is_no_witness_of_its_own(self) -> None:
-        witness = Witness(MemoryStore())
-        witness.answered("1")
-        assert not witness.answered_since(0, other_than="1")
-        assert witness.answered_since(0, other_than="2")
-        assert not witness.answered_since(1, other_than="2")
+        target = ProbeTargets(MemoryStore())
+        target.record_success("1")
+        assert not target.succeeded_since(0, other_than="1")
+        assert target.succeeded_since(0, other_than="2")
+        assert not target.succeeded_since(1, other_than="2")
 
 
 class TestLimit:
@@ -556,7 +557,7 @@ class TestTelling:
         scene.archive.away = outage()
         cart = scene.begin("1")
         scene.refused = 3
-        scene.run(TELL_AGAIN * 3 + 1)
+        scene.run(RETRY_SECONDS * 3 + 1)
         assert scene.told == ["the archive refuses the connection"] * 4
         assert scene.cart(cart).waits_since == 0
         assert len(scene.heads()) > 4
@@ -566,10 +567,10 @@ class TestTelling:
         scene.run(20)
         assert scene.cart(cart).waits_since == 0
         scene.refused = 0
-        scene.run(TELL_AGAIN)
+        scene.run(RETRY_SECONDS)
         assert scene.cart(cart).waits_since is None
         held.callback(None)
-        scene.run(TELL_AGAIN)
+        scene.run(RETRY_SECONDS)
         assert scene.status(cart) is CartStatus.READY
 
     def test_a_restart_that_finds_the_archive_there_ends_the_waiting(self, scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""Turns in rotation, and loops that never run too many jobs nor leave one behind."""
+"""FairSemaphore in rotation, and loops that never run too many jobs nor leave one behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from cartd.concurrency import FEW, MOMENT, Turns, both, for_each
+from cartd.concurrency import INITIAL_SLOTS, RAMP_UP_SECONDS, FairSemaphore, both, for_each
 
 T = TypeVar("T")
 
@@ -48,18 +48,18 @@ class Jobs:
         self.running[name].callback(None)
 
 
-async def hold(turns: Turns, key: str, log: list[str], end: Deferred[None]) -> None:
-    async with turns.turn(key):
+async def hold(semaphore: FairSemaphore, key: str, log: list[str], end: Deferred[None]) -> None:
+    async with semaphore.slot(key):
         log.append(key)
         await end
 
 
 def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
-    turns = Turns(lambda: 1, Clock())
+    semaphore = FairSemaphore(lambda: 1, Clock())
     log: list[str] = []
     ends: list[Deferred[None]] = [Deferred() for _ in range(6)]
     for key, end in zip("aaaabb", ends, strict=True):
-        Deferred.fromCoroutine(hold(turns, key, log, end))
+        Deferred.fromCoroutine(hold(semaphore, key, log, end))
     for _ in range(6):
         by_key = {"a": ends[:4], "b": ends[4:]}[log[-1]]
         next(end for end in by_key if not end.called).callback(None)
@@ -67,12 +67,12 @@ def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
 
 
 def test_no_more_turns_are_given_than_there_are_places() -> None:
-    turns = Turns(lambda: 2, Clock())
+    semaphore = FairSemaphore(lambda: 2, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
     others: Deferred[None] = Deferred()
     for key in "abc":
-        Deferred.fromCoroutine(hold(turns, key, log, first if key == "a" else others))
+        Deferred.fromCoroutine(hold(semaphore, key, log, first if key == "a" else others))
     assert log == ["a", "b"]
     first.callback(None)
     assert log == ["a", "b", "c"]
@@ -80,13 +80,13 @@ def test_no_more_turns_are_given_than_there_are_places() -> None:
 
 
 def test_who_gives_up_waiting_for_a_turn_takes_none() -> None:
-    turns = Turns(lambda: 1, Clock())
+    semaphore = FairSemaphore(lambda: 1, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
     last: Deferred[None] = Deferred()
-    Deferred.fromCoroutine(hold(turns, "a", log, first))
-    gone = Deferred.fromCoroutine(hold(turns, "b", log, Deferred()))
-    Deferred.fromCoroutine(hold(turns, "c", log, last))
+    Deferred.fromCoroutine(hold(semaphore, "a", log, first))
+    gone = Deferred.fromCoroutine(hold(semaphore, "b", log, Deferred()))
+    Deferred.fromCoroutine(hold(semaphore, "c", log, last))
     result = outcome(gone)
     gone.cancel()
     assert isinstance(result[0], Failure) and result[0].check(CancelledError)
@@ -96,12 +96,12 @@ def test_who_gives_up_waiting_for_a_turn_takes_none() -> None:
 
 
 class Crowd:
-    """Holders of turns, each with a key of its own; ``log`` says who has got one."""
+    """Holders of semaphore, each with a key of its own; ``log`` says who has got one."""
 
     def __init__(self) -> None:
         self.most = 100
         self.clock = Clock()
-        self.turns = Turns(lambda: self.most, self.clock)
+        self.semaphore = FairSemaphore(lambda: self.most, self.clock)
         self.log: list[str] = []
         self.ends: dict[str, Deferred[None]] = {}
         self.came = 0
@@ -110,7 +110,7 @@ class Crowd:
         for _ in range(number):
             self.came += 1
             end = self.ends[str(self.came)] = Deferred()
-            Deferred.fromCoroutine(hold(self.turns, str(self.came), self.log, end))
+            Deferred.fromCoroutine(hold(self.semaphore, str(self.came), self.log, end))
 
     def leave(self, number: int) -> None:
         for key in list(self.ends)[:number]:
@@ -128,20 +128,25 @@ def crowd() -> Iterator[Crowd]:
 
 def test_a_burst_gets_a_few_places_and_one_more_for_each_turn_that_ends(crowd: Crowd) -> None:
     crowd.come(50)
-    assert len(crowd.log) == FEW
+    assert len(crowd.log) == INITIAL_SLOTS
     crowd.leave(1)
-    assert len(crowd.log) == FEW + 2  # the place itself, and another one
+    assert len(crowd.log) == INITIAL_SLOTS + 2  # the place itself, and another one
     crowd.leave(3)
-    assert len(crowd.log) == FEW + 8
+    assert len(crowd.log) == INITIAL_SLOTS + 8
 
 
 def test_places_open_moment_by_moment_though_no_turn_ends(crowd: Crowd) -> None:
-    crowd.come(3 * FEW + 1)
+    crowd.come(3 * INITIAL_SLOTS + 1)
     seen = []
     for _ in range(4):
-        crowd.clock.advance(MOMENT)
+        crowd.clock.advance(RAMP_UP_SECONDS)
         seen.append(len(crowd.log))
-    assert seen == [2 * FEW, 3 * FEW, 3 * FEW + 1, 3 * FEW + 1]
+    assert seen == [
+        2 * INITIAL_SLOTS,
+        3 * INITIAL_SLOTS,
+        3 * INITIAL_SLOTS + 1,
+        3 * INITIAL_SLOTS + 1,
+    ]
     assert crowd.clock.getDelayedCalls() == []
 
 
@@ -149,33 +154,33 @@ def test_the_next_burst_begins_with_a_few_places_again(crowd: Crowd) -> None:
     crowd.come(20)
     crowd.leave(20)
     assert len(crowd.log) == 20
-    crowd.clock.advance(MOMENT)
+    crowd.clock.advance(RAMP_UP_SECONDS)
     crowd.come(20)
-    assert len(crowd.log) == 20 + FEW
+    assert len(crowd.log) == 20 + INITIAL_SLOTS
 
 
 def test_any_number_of_turns_may_end_at_once(crowd: Crowd) -> None:
     """Each within the one before would be deeper than Python's stack."""
-    crowd.come(FEW + 2000)
-    for key in list(crowd.ends)[FEW:]:
+    crowd.come(INITIAL_SLOTS + 2000)
+    for key in list(crowd.ends)[INITIAL_SLOTS:]:
         crowd.ends.pop(key).callback(None)
     crowd.leave(1)
-    assert len(crowd.log) == FEW + 2000
+    assert len(crowd.log) == INITIAL_SLOTS + 2000
 
 
 def test_places_that_are_taken_away_are_not_passed_on(crowd: Crowd) -> None:
     crowd.come(20)
     crowd.most = 1
-    crowd.leave(FEW - 1)
-    assert len(crowd.log) == FEW
+    crowd.leave(INITIAL_SLOTS - 1)
+    assert len(crowd.log) == INITIAL_SLOTS
     crowd.leave(1)
-    assert len(crowd.log) == FEW + 1
-    crowd.clock.advance(MOMENT)
+    assert len(crowd.log) == INITIAL_SLOTS + 1
+    crowd.clock.advance(RAMP_UP_SECONDS)
     crowd.leave(1)
-    assert len(crowd.log) == FEW + 2
+    assert len(crowd.log) == INITIAL_SLOTS + 2
     crowd.most = 2
     crowd.leave(1)
-    assert len(crowd.log) == FEW + 4
+    assert len(crowd.log) == INITIAL_SLOTS + 4
 
 
 def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:

@@ -1,4 +1,4 @@
-"""Turns go round the users, and within one user round the carts."""
+"""FairSemaphore go round the users, and within one user round the carts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
-from cartd.concurrency import FEW, Turns, for_each
+from cartd.concurrency import INITIAL_SLOTS, FairSemaphore, for_each
 from cartd.model import Cart
 from cartd.process_locks import ProcessLocks
 from cartd.quotas import FairShare
@@ -23,11 +23,11 @@ PLACES = 32
 
 
 class Day:
-    """Carts whose files take a second each, staged with real turns and windows."""
+    """Carts whose files take a second each, staged with real semaphore and windows."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.turns = Turns(lambda: PLACES, self.clock)
+        self.semaphore = FairSemaphore(lambda: PLACES, self.clock)
         self.fair_share = FairShare()
         self.fetched: list[str] = []
         """By whom each file was posted, in the order in which they came."""
@@ -45,7 +45,7 @@ class Day:
                 yield number
 
         async def fetch(_: int) -> None:
-            async with self.turns.turn(cart_id, owner):
+            async with self.semaphore.slot(cart_id, owner):
                 await deferLater(self.clock, 1.0)
             self.fetched.append(owner)
 
@@ -76,42 +76,44 @@ def test_one_cart_does_not_wait_behind_the_hundred_of_another_user(before: int) 
     assert ready == sorted(ready)
 
 
-async def _hold(turns: Turns, key: str, owner: str | None, log: list[str]) -> None:
-    async with turns.turn(key, owner):
+async def _hold(semaphore: FairSemaphore, key: str, owner: str | None, log: list[str]) -> None:
+    async with semaphore.slot(key, owner):
         log.append(key)
         await Deferred()
 
 
-def _waiting(*keys: str) -> tuple[Turns, list[str]]:
+def _waiting(*keys: str) -> tuple[FairSemaphore, list[str]]:
     """All places are taken; a key is of the user that it begins with."""
-    turns, log = Turns(lambda: FEW, Clock()), list[str]()
-    for _ in range(FEW):
-        Deferred.fromCoroutine(turns.take("first"))
+    semaphore, log = FairSemaphore(lambda: INITIAL_SLOTS, Clock()), list[str]()
+    for _ in range(INITIAL_SLOTS):
+        Deferred.fromCoroutine(semaphore.acquire("first"))
     for key in keys:
-        Deferred.fromCoroutine(_hold(turns, key, key[0], log))
-    return turns, log
+        Deferred.fromCoroutine(_hold(semaphore, key, key[0], log))
+    return semaphore, log
 
 
 def test_users_take_places_in_rotation_and_so_do_the_carts_of_each() -> None:
-    turns, log = _waiting("a1", "a1", "a1", "a2", "a3", "b1", "b1", "c1")
+    semaphore, log = _waiting("a1", "a1", "a1", "a2", "a3", "b1", "b1", "c1")
     for _ in range(8):
-        turns.leave()
+        semaphore.release()
     assert log == ["a1", "b1", "c1", "a2", "b1", "a3", "a1", "a1"]
 
 
 def test_a_user_of_whom_nobody_waits_any_more_is_passed_over() -> None:
-    turns, log = Turns(lambda: FEW, Clock()), list[str]()
-    for _ in range(FEW):
-        Deferred.fromCoroutine(turns.take("first"))
-    gone = [Deferred.fromCoroutine(_hold(turns, key, key[0], log)) for key in ("a1", "a1", "a2")]
-    Deferred.fromCoroutine(_hold(turns, "b1", "b", log))
+    semaphore, log = FairSemaphore(lambda: INITIAL_SLOTS, Clock()), list[str]()
+    for _ in range(INITIAL_SLOTS):
+        Deferred.fromCoroutine(semaphore.acquire("first"))
+    gone = [
+        Deferred.fromCoroutine(_hold(semaphore, key, key[0], log)) for key in ("a1", "a1", "a2")
+    ]
+    Deferred.fromCoroutine(_hold(semaphore, "b1", "b", log))
     for waiting in gone:
         waiting.addErrback(lambda failure: failure.trap(CancelledError))
         waiting.cancel()
-    turns.leave()
-    turns.leave()
+    semaphore.release()
+    semaphore.release()
     assert log == ["b1"]
-    Deferred.fromCoroutine(_hold(turns, "a3", "a", log))
+    Deferred.fromCoroutine(_hold(semaphore, "a3", "a", log))
     assert log == ["b1", "a3"]
 
 

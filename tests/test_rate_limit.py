@@ -9,7 +9,7 @@ from cartd.rate_limit import FairRateLimiter
 
 
 def taken(limiter: FairRateLimiter, owner: str, times: list[str]) -> Deferred[None]:
-    token = limiter.take(owner)
+    token = limiter.acquire(owner)
     token.addCallback(lambda _: times.append(owner))
     token.addErrback(lambda failure: failure.trap(CancelledError))
     return token
@@ -75,7 +75,7 @@ def test_ten_thousand_who_wait_for_each_other_do_not_exhaust_the_stack() -> None
 
     async def again() -> None:
         for _ in range(10_000):
-            await limiter.take("a")
+            await limiter.acquire("a")
             log.append("a")
 
     Deferred.fromCoroutine(again())

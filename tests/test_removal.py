@@ -19,7 +19,7 @@ from cartd.process_locks import ProcessLocks
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import Beneath
 from cartd.staging.stager import Stager
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.volume.remove import RemovalStopped, remove_tree
 from tests.staging_parts import Bench
 from tests.volume_parts import (
@@ -39,7 +39,7 @@ EMPTY = {"cartuids", "incoming"}
 class RemovalBench(Bench):
     """A bench with a stager and a removal on it."""
 
-    def __init__(self, root: Path, threads: RunsInThread | None = None) -> None:
+    def __init__(self, root: Path, threads: ThreadRunner | None = None) -> None:
         super().__init__(root, FILES, threads)
         self.pins = Pins()
         process_locks = ProcessLocks(root / "holders")

@@ -35,7 +35,7 @@ from cartd.sending.tree_reader import LONG, TreeReader
 from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
 from cartd.tar.virtual_tar import Slice
-from cartd.threads import Few, P, T
+from cartd.threads import LimitedPool, P, T
 from tests.sending import AtOnce, Sink
 from tests.server_limits import limits
 from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
@@ -431,7 +431,7 @@ def test_few_threads_work_at_once_and_the_rest_waits_in_its_order() -> None:
             held.append(Deferred())
             return held[-1].addCallback(lambda _: work(*args, **kwargs))
 
-    few = Few(Held(), 2)
+    few = LimitedPool(Held(), 2)
     done: list[int] = []
     failures: list[Failure] = []
     for number in range(4):

@@ -102,10 +102,10 @@ class TestPatience:
         bench.archive.files = dict.fromkeys(["1", "2"], answers[0])
         staging = StagingPipeline(bench.context(), claimed(bench, cart), "me", resumed=False)
         running = Deferred.fromCoroutine(staging.run())
-        assert bench.turns_at_once() == 1
+        assert bench.slots() == 1
         bench.archive.files = dict.fromkeys(["1", "2"], answers[1])
         bench.clock.advance(0.5)
-        assert bench.turns_at_once() == places
+        assert bench.slots() == places
         outcome(running)
         running.cancel()
 

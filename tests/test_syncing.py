@@ -19,7 +19,7 @@ from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.syncing import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
 from cartd.store.durability import DirtyRows
-from cartd.threads import Apart
+from cartd.threads import DedicatedThread
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
 from tests.databases import the_reactor
@@ -430,9 +430,9 @@ class TestTheFileSystem:
 class TestApart:
     @in_the_loop
     async def test_it_gives_what_the_work_gives(self) -> None:
-        assert await Apart(the_reactor()).run(max, 3, 4) == 4
+        assert await DedicatedThread(the_reactor()).run(max, 3, 4) == 4
         with pytest.raises(ZeroDivisionError):
-            await Apart(the_reactor()).run(divmod, 1, 0)
+            await DedicatedThread(the_reactor()).run(divmod, 1, 0)
 
     @in_the_loop
     async def test_a_hanging_sync_does_not_block_others(self) -> None:
@@ -443,7 +443,7 @@ class TestApart:
             threads.put(threading.current_thread())
             hanging.wait()
 
-        apart = Apart(the_reactor())
+        apart = DedicatedThread(the_reactor())
         held = apart.run(hang)
         thread = await apart.run(threads.get)
         assert thread.daemon

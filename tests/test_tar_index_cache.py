@@ -15,7 +15,7 @@ from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import Bundle, facts_of
 from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from tests.built_tars import Member, columns, index_of
 from tests.volume_parts import (
     HeldThreads,
@@ -46,7 +46,7 @@ class MembersInMemory(Store):
         return columns(self._members[positions.start : positions.stop])
 
 
-def cache_of(members: list[Member], threads: RunsInThread) -> tuple[TarIndexCache, MembersInMemory]:
+def cache_of(members: list[Member], threads: ThreadRunner) -> tuple[TarIndexCache, MembersInMemory]:
     store = MembersInMemory(members)
     return TarIndexCache(store, threads), store
 

@@ -6,14 +6,14 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.task import Clock
 
-from cartd.uncancellable import at_most, shielded
+from cartd.uncancellable import uncancellable, with_timeout
 from tests.volume_parts import begin, failure_of, outcome, result_of
 
 
 def test_the_result_is_that_of_the_work() -> None:
-    assert result_of(shielded(succeed(5))) == 5
+    assert result_of(uncancellable(succeed(5))) == 5
     job: Deferred[int] = Deferred()
-    results = begin(shielded(job))
+    results = begin(uncancellable(job))
     assert results == []
     job.callback(6)
     assert results == [6]
@@ -22,14 +22,14 @@ def test_the_result_is_that_of_the_work() -> None:
 def test_the_failure_is_that_of_the_work() -> None:
     error = OSError("no")
     failed: Deferred[int] = fail(error)
-    assert failure_of(begin(shielded(failed))) is error
+    assert failure_of(begin(uncancellable(failed))) is error
 
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("succeeds", [True, False], ids=["succeeds", "fails"])
 def test_a_cancellation_is_raised_when_the_work_has_ended(times: int, succeeds: bool) -> None:
     job: Deferred[int] = Deferred()
-    waiting = Deferred.fromCoroutine(shielded(job))
+    waiting = Deferred.fromCoroutine(uncancellable(job))
     results = outcome(waiting)
     for _ in range(times):
         waiting.cancel()
@@ -47,21 +47,21 @@ def test_a_cancellation_is_raised_when_the_work_has_ended(times: int, succeeds: 
 
 def test_what_ends_in_time_gives_its_result_or_its_failure() -> None:
     clock, work = Clock(), Deferred[int]()
-    results = outcome(at_most(5, work, clock))
+    results = outcome(with_timeout(5, work, clock))
     clock.advance(4)
     work.callback(6)
     assert results == [6]
     error = OSError("no")
     failed: Deferred[int] = fail(error)
-    assert failure_of(outcome(at_most(5, failed, clock))) is error
+    assert failure_of(outcome(with_timeout(5, failed, clock))) is error
     assert clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("shields", [False, True], ids=["it is cancelled", "it cannot be"])
 def test_nobody_waits_for_longer(shields: bool) -> None:
     clock, job = Clock(), Deferred[int]()
-    work = Deferred.fromCoroutine(shielded(job)) if shields else job
-    results = outcome(at_most(5, work, clock))
+    work = Deferred.fromCoroutine(uncancellable(job)) if shields else job
+    results = outcome(with_timeout(5, work, clock))
     clock.advance(4.9)
     assert results == []
     clock.advance(0.1)
@@ -75,7 +75,7 @@ def test_nobody_waits_for_longer(shields: bool) -> None:
 
 def test_who_gives_up_waiting_cancels_the_work() -> None:
     clock, work = Clock(), Deferred[int]()
-    waiting = at_most(5, work, clock)
+    waiting = with_timeout(5, work, clock)
     results = outcome(waiting)
     waiting.cancel()
     assert isinstance(failure_of(results), CancelledError)

@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 
 class InThisThread:
-    """``RunsInThread`` that does the work at once."""
+    """``ThreadRunner`` that does the work at once."""
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return execute(work, *args, **kwargs)
 
 
 class HeldThreads:
-    """``RunsInThread`` that holds each trip until the test lets it go.
+    """``ThreadRunner`` that holds each trip until the test lets it go.
 
     As with a real thread, work whose Deferred was cancelled is done all the same.
     """

@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from cartd.archive.certificates import CertificateRefused, is_address, reason_to_refuse
 from cartd.errors import ConfigError
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
 
 
@@ -53,7 +53,7 @@ class TlsPolicy:
             "What TLS to the archive works with", self.files, self._make
         )
 
-    async def look(self, threads: RunsInThread) -> None:
+    async def look(self, threads: ThreadRunner) -> None:
         """As :meth:`ReloadingCertificate.poll`: connections that there are go on as they are."""
         await self._options.poll(threads)
 

@@ -9,13 +9,13 @@ from cartd.auth.proxy import TrustedProxies
 from cartd.auth.token_file import TokenFile
 from cartd.auth.token_registry import TokenRegistry
 from cartd.config import Config
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 __all__ = ["Authenticator", "TokenFile", "create_authenticator"]
 
 
 def create_authenticator(
-    config: Config, threads: RunsInThread, clock: IReactorTime
+    config: Config, threads: ThreadRunner, clock: IReactorTime
 ) -> Authenticator | None:
     """The guard that the configuration asks for, if any.  Reads the file of tokens, blocking.
 

@@ -11,7 +11,7 @@ from cartd.auth.entries import Entry
 from cartd.auth.token_file import Stamp, TokenFile
 from cartd.errors import ConfigError, Unavailable
 from cartd.model import User
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 GRACE = 5.0
 """Seconds for which the tokens read before are accepted although the file cannot be read.
@@ -31,7 +31,7 @@ class TokenRegistry:
     back for so long, nobody is in it until it can be read again.
     """
 
-    def __init__(self, file: TokenFile | None, threads: RunsInThread, clock: IReactorTime) -> None:
+    def __init__(self, file: TokenFile | None, threads: ThreadRunner, clock: IReactorTime) -> None:
         """Reads the file, blocking.  Without one there is nobody in it.
 
         :raises ConfigError: it cannot be read.

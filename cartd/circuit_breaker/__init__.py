@@ -1,5 +1,5 @@
-"""An archive that is away: noticed, waited for, and told of."""
+"""Circuit breaker: detect an outage of the archive, let files wait, and record that they do."""
 
-from cartd.circuit_breaker.breaker import Outage
+from cartd.circuit_breaker.breaker import CircuitBreaker
 
-__all__ = ["Outage"]
+__all__ = ["CircuitBreaker"]

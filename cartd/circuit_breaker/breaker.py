@@ -1,18 +1,19 @@
-"""Whether the archive is there at all: found out by one request at a time, while the others wait.
+"""Circuit breaker for the archive: stop requests while it is unavailable, and probe it instead.
 
-Strategy: a request that fails as if the archive were away raises a doubt, and from then on nothing
-is asked but for a probe: the state of another file, best of one that was answered before.  If that
-is answered, the failure was the file's own.  If not, the archive is away; it is probed with growing
-waits, each time for another of the waiting files, so that one which alone fails keeps nobody
-waiting.  Whatever is answered ends the outage for all, and how long a cart waits has a limit.
+Strategy: a request that fails as if the whole archive were unavailable trips the breaker.  While it
+is open, files wait and only one request at a time is sent: a probe, which is a HEAD of another
+file, if possible of one that succeeded before (half-open).  If the probe is answered, the failure
+concerned its own file alone.  If not, there is an outage: the probe is repeated with growing
+delays, each time for another of the waiting files, so that one file that always fails does not keep
+the breaker open.  Any answer closes the breaker for all files.  How long a cart waits has a limit.
 
-An answer that says "unavailable" (502, 503, 504) may be about its file alone: that one is on tape,
-or the disk that holds it is away.  So a doubt is raised only when two files in a row were answered
-so, unless the last such doubt has just been found wrong; or when one has used up its tries.
+A response "unavailable" (502, 503, 504) may concern its file alone: the file is on tape, or its
+disk is unavailable.  So such responses trip the breaker only when two files in a row got one,
+unless the last such trip has just proved false; or when a file has used up its tries.
 
-An archive that answers, but with nothing but errors (500), is away as well.  That shows only in
-comparison: such a doubt is raised when a file has used up its tries (:meth:`Outage.explains`), and
-only a good answer ends it.
+An archive that answers every request with an error (500) is unavailable, too.  This shows only in
+comparison with other files: such errors trip the breaker when a file has used up its tries
+(:meth:`CircuitBreaker.caused_failure`), and only a success closes it.
 """
 
 from __future__ import annotations
@@ -28,236 +29,237 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveError
-from cartd.backoff import as_asked, endless_waits
-from cartd.circuit_breaker.outage_status import WaitingCarts
-from cartd.circuit_breaker.probe_targets import Witness
-from cartd.circuit_breaker.waiters import WaitingFiles
-from cartd.concurrency import Turns
+from cartd.backoff import endless_delays, with_retry_after
+from cartd.circuit_breaker.outage_status import OutageStatus
+from cartd.circuit_breaker.probe_targets import ProbeTargets
+from cartd.circuit_breaker.waiters import Waiters
+from cartd.concurrency import FairSemaphore
 from cartd.model import Cart
 
-REFUSALS = 2
-"""Files that must be called unavailable, with no good answer in between, for a doubt."""
-TRUST = 30.0
-"""Seconds for which they raise no other, after one that was found wrong."""
+UNAVAILABLE_THRESHOLD = 2
+"""Files that must be called unavailable, with no success in between, to trip the breaker."""
+FALSE_TRIP_SECONDS = 30.0
+"""Seconds for which they do not trip it again, after a trip that proved false."""
 
 log = Logger()
 
 
 @dataclass(slots=True)
-class _Doubt:
-    """What is known of an archive that may be away."""
+class _Trip:
+    """Why the breaker is open."""
 
     cause: ArchiveError
     since: float
-    only: str | None
-    """The one file that has failed so far; none if there are several."""
-    errors_count: bool
-    """Whether an answer that is an error is as bad as none."""
+    only_file: str | None
+    """The only file that has failed so far; None if several have."""
+    trips_on_errors: bool
+    """Whether an error response keeps the breaker open as well."""
     confirmed: bool = False
+    """Whether a probe has failed, too: there is an outage."""
 
-    def is_raised_by(self, failure: ArchiveError) -> bool:
-        return failure.outage or (self.errors_count and failure.retryable)
+    def matches(self, failure: ArchiveError) -> bool:
+        return failure.outage or (self.trips_on_errors and failure.retryable)
 
 
-class Outage:
-    """``ask`` is a HEAD of a file; a cart waits at most ``limit`` seconds.
+class CircuitBreaker:
+    """``probe`` sends a HEAD request for a file; a cart waits at most ``limit`` seconds.
 
-    ``url`` is the archive's, for the log: clients are told what is wrong, but not where.
+    ``url`` is the archive's, for the log only: clients see the cause, but not the URL.
     """
 
     def __init__(
         self,
-        ask: Callable[[str], Awaitable[object]],
-        turns: Turns,
-        witness: Witness,
-        carts: WaitingCarts,
+        probe: Callable[[str], Awaitable[object]],
+        semaphore: FairSemaphore,
+        probe_targets: ProbeTargets,
+        status: OutageStatus,
         clock: IReactorTime,
         random: Callable[[], float],
         *,
         limit: float,
         url: str,
     ) -> None:
-        self._ask = ask
-        self._turns = turns
-        self._witness = witness
-        self._carts = carts
+        self._send_probe = probe
+        self._semaphore = semaphore
+        self._probe_targets = probe_targets
+        self._status = status
         self._clock = clock
         self._random = random
         self._url = url
-        self._waiting = WaitingFiles(carts, clock, limit)
-        self._doubt: _Doubt | None = None
+        self._waiters = Waiters(status, clock, limit)
+        self._trip: _Trip | None = None
         self._probing = False
-        self._probes = 0
+        self._probe_count = 0
         self._current: Deferred[None] | None = None
-        """What the probing waits for: the end of a pause, or an answer."""
+        """What the probing waits for: the end of a pause, or a response."""
         self._pausing = False
-        """Whether a pause is under way that a new file to ask about may end."""
-        self._refused: set[str] = set()
-        """The files that the archive has called unavailable since its last good answer."""
-        self._trusted_until = -inf
-        """So long such answers are about their files alone."""
+        """Whether the probing pauses, and may go on early with a file that has just come."""
+        self._unavailable_files: set[str] = set()
+        """The files that the archive has called unavailable since its last success."""
+        self._ignored_until = -inf
+        """Until then such responses concern their files alone."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether files may be asked for."""
-        return self._doubt is None
+    def is_closed(self) -> bool:
+        """Whether requests may be sent."""
+        return self._trip is None
 
     @property
-    def answers(self) -> int:
-        """How many good answers there were so far, for :meth:`explains`."""
-        return self._witness.answers
+    def successes(self) -> int:
+        """How many successes there were so far, for :meth:`caused_failure`."""
+        return self._probe_targets.successes
 
-    def answered_since(self, answers: int, *, other_than: str) -> bool:
-        """Whether, after so many answers, there was a good one for another file."""
-        return self._witness.answered_since(answers, other_than=other_than)
+    def succeeded_since(self, successes: int, *, other_than: str) -> bool:
+        """Whether, after so many successes, there was one for another file."""
+        return self._probe_targets.succeeded_since(successes, other_than=other_than)
 
-    def take_up(self, cart: Cart) -> None:
-        """A cart begins; it may have waited before, in another process."""
-        self._carts.take_up(cart)
+    def resume_cart(self, cart: Cart) -> None:
+        """Begin to stage a cart, which may have waited before, in another process."""
+        self._status.resume_cart(cart)
 
-    def answered(self, archive_id: str) -> None:
-        """The archive has answered well."""
-        self._witness.answered(archive_id)
-        self._refused.clear()
-        if self.is_open:
-            self._carts.end()
+    def record_success(self, archive_id: str) -> None:
+        """The archive has answered a request for this file."""
+        self._probe_targets.record_success(archive_id)
+        self._unavailable_files.clear()
+        if self.is_closed:
+            self._status.end()
 
-    def refused(self, archive_id: str, failure: ArchiveError) -> None:
-        """The archive has answered for this file that it is unavailable."""
-        if self._doubt is None:
-            if self._clock.seconds() < self._trusted_until:
+    def record_unavailable(self, archive_id: str, failure: ArchiveError) -> None:
+        """The archive has answered that it is unavailable, in a request for this file."""
+        if self._trip is None:
+            if self._clock.seconds() < self._ignored_until:
                 return
-            self._refused.add(archive_id)
-            if len(self._refused) < REFUSALS:
+            self._unavailable_files.add(archive_id)
+            if len(self._unavailable_files) < UNAVAILABLE_THRESHOLD:
                 return
-            for other in self._refused - {archive_id}:
-                self.suspect(other, failure)
-            self._refused.clear()
-        self.suspect(archive_id, failure)
+            for other in self._unavailable_files - {archive_id}:
+                self.trip(other, failure)
+            self._unavailable_files.clear()
+        self.trip(archive_id, failure)
 
-    def suspect(self, archive_id: str, failure: ArchiveError) -> None:
-        """Ask for nothing more until it is known whether the archive is away."""
-        if self._doubt is None:
+    def trip(self, archive_id: str, failure: ArchiveError) -> None:
+        """Open the breaker until a probe shows whether the archive is available."""
+        if self._trip is None:
             now = self._clock.seconds()
-            self._doubt = _Doubt(failure, now, archive_id, errors_count=not failure.outage)
+            self._trip = _Trip(failure, now, archive_id, trips_on_errors=not failure.outage)
             return
-        self._doubt.errors_count |= not failure.outage
-        if archive_id != self._doubt.only:
-            self._doubt.only = None
+        self._trip.trips_on_errors |= not failure.outage
+        if archive_id != self._trip.only_file:
+            self._trip.only_file = None
 
     async def wait(self, cart_id: int, archive_id: str, *, failed: bool = False) -> bool:
-        """Wait, if the archive may be away, until it is known to answer; say whether it was away.
+        """Wait until the breaker is closed; return whether there was an outage.
 
-        ``failed`` says that the file itself was the reason for a doubt.
+        ``failed``: a request for this file has tripped the breaker.
 
         :raises OutageTooLong: the cart has waited for as long as it may.
         """
-        was_away = False
-        while self._doubt is not None:
-            was_away |= await self._told(cart_id, archive_id, failed)
+        was_unavailable = False
+        while self._trip is not None:
+            was_unavailable |= await self._wait_for_release(cart_id, archive_id, failed)
             failed = False
-        return was_away
+        return was_unavailable
 
-    async def explains(
-        self, cart_id: int, archive_id: str, failure: ArchiveError, answers: int
+    async def caused_failure(
+        self, cart_id: int, archive_id: str, failure: ArchiveError, successes: int
     ) -> bool:
-        """Whether not the file is to blame for its last failure, but the archive; then it is back.
+        """Whether an outage, not the file, caused its last failure; return after the outage.
 
-        The file is, if another was answered since there were so many ``answers``, or if none is
-        known that should be.
+        The file is the cause if a request for another file succeeded after so many ``successes``,
+        or if no other file is known that the archive should have.
 
         :raises OutageTooLong: the cart has waited for as long as it may.
         """
-        if self.answered_since(answers, other_than=archive_id):
+        if self.succeeded_since(successes, other_than=archive_id):
             return False
-        if await self._witness.find(other_than=archive_id) is None:
+        if await self._probe_targets.find(other_than=archive_id) is None:
             return False
-        self.suspect(archive_id, failure)
+        self.trip(archive_id, failure)
         return await self.wait(cart_id, archive_id, failed=True)
 
-    async def _told(self, cart_id: int, archive_id: str, failed: bool) -> bool:
-        told = self._waiting.join(cart_id, archive_id, failed=failed)
+    async def _wait_for_release(self, cart_id: int, archive_id: str, failed: bool) -> bool:
+        released = self._waiters.join(cart_id, archive_id, failed=failed)
         if not self._probing:
             self._probing = True
-            Deferred.fromCoroutine(self._probe_until_it_answers()).addErrback(self._broken)
-        elif self._pausing and self._somebody_else_may_know():
+            Deferred.fromCoroutine(self._probe_until_answered()).addErrback(self._probing_failed)
+        elif self._pausing and self._has_unprobed_file():
             self._pausing = False
             self._interrupt()
         try:
-            return await told
+            return await released
         finally:
-            if not self._waiting:
+            if not self._waiters:
                 self._interrupt()
 
     # Probing
 
-    async def _probe_until_it_answers(self) -> None:
-        """Goes on for as long as somebody waits."""
-        assert self._doubt is not None
-        doubt = self._doubt
-        self._probes = 0
-        pauses = endless_waits(self._random)
-        # Those who fail in the same moment, and those who would ask next, are to be there.
+    async def _probe_until_answered(self) -> None:
+        """Send probes until one is answered or no file waits."""
+        assert self._trip is not None
+        trip = self._trip
+        self._probe_count = 0
+        pauses = endless_delays(self._random)
+        # Files that fail at the same time, and those that come next, join the waiters first.
         await self._sleep(0)
-        witness = await self._witness.find(other_than=doubt.only or "")
+        target = await self._probe_targets.find(other_than=trip.only_file or "")
         pause = 0.0
-        if witness is None and not self._somebody_else_may_know():
-            pause = as_asked(next(pauses), doubt.cause.retry_after)
+        if target is None and not self._has_unprobed_file():
+            pause = with_retry_after(next(pauses), trip.cause.retry_after)
         while True:
             await self._pause(pause)
-            if not self._waiting:
-                self._forget()
+            if not self._waiters:
+                self._stop_probing()
                 return
-            archive_id = self._next_to_ask(witness)
+            archive_id = self._next_probe(target)
             try:
-                failure = await self._answer(archive_id)
+                failure = await self._probe(archive_id)
             except CancelledError:
                 continue
-            if failure is None or not doubt.is_raised_by(failure):
-                self._end()
+            if failure is None or not trip.matches(failure):
+                self._close()
                 return
-            self._confirm(doubt, archive_id, failure)
-            pause = as_asked(next(pauses), failure.retry_after)
-            if self._somebody_else_may_know():
+            self._confirm_outage(trip, archive_id, failure)
+            pause = with_retry_after(next(pauses), failure.retry_after)
+            if self._has_unprobed_file():
                 pause = 0.0
 
-    def _somebody_else_may_know(self) -> bool:
-        """Whether only one file has failed, and another waits."""
-        only_one = self._doubt is not None and self._doubt.only is not None
-        return only_one and self._waiting.any_without_failure()
+    def _has_unprobed_file(self) -> bool:
+        """Whether only one file has failed, and another one waits."""
+        only_one = self._trip is not None and self._trip.only_file is not None
+        return only_one and self._waiters.any_unprobed()
 
-    def _next_to_ask(self, witness: str | None) -> str:
-        self._probes += 1
-        if witness is not None and self._probes % 2:
-            return witness
-        return self._waiting.next_to_ask()
+    def _next_probe(self, target: str | None) -> str:
+        self._probe_count += 1
+        if target is not None and self._probe_count % 2:
+            return target
+        return self._waiters.next_to_probe()
 
-    async def _answer(self, archive_id: str) -> ArchiveError | None:
-        async def ask() -> None:
-            async with self._turns.turn(self):
-                await self._ask(archive_id)
+    async def _probe(self, archive_id: str) -> ArchiveError | None:
+        async def send() -> None:
+            async with self._semaphore.slot(self):
+                await self._send_probe(archive_id)
 
-        self._current = Deferred.fromCoroutine(ask())
+        self._current = Deferred.fromCoroutine(send())
         try:
             await self._current
         except ArchiveError as failure:
             return failure
         finally:
             self._current = None
-        self._witness.answered(archive_id)
+        self._probe_targets.record_success(archive_id)
         return None
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, if anybody does; meanwhile carts whose time is over are told so."""
+        """Wait while files do; fail those whose carts have reached the limit meanwhile."""
         end = self._clock.seconds() + seconds
         self._pausing = True
-        while self._waiting and self._pausing:
-            left, doubt = end - self._clock.seconds(), self._doubt
-            if doubt is None or not doubt.confirmed:
+        while self._waiters and self._pausing:
+            left, trip = end - self._clock.seconds(), self._trip
+            if trip is None or not trip.confirmed:
                 await self._sleep(left)
             else:
-                await self._sleep(min(left, self._waiting.seconds_left()))
-                self._waiting.end_the_late(doubt.cause)
+                await self._sleep(min(left, self._waiters.seconds_left()))
+                self._waiters.fail_expired(trip.cause)
             if self._clock.seconds() >= end:
                 break
         self._pausing = False
@@ -275,44 +277,44 @@ class Outage:
         if self._current is not None:
             self._current.cancel()
 
-    # What comes of a doubt
+    # State changes
 
-    def _confirm(self, doubt: _Doubt, archive_id: str, failure: ArchiveError) -> None:
-        if archive_id != doubt.only:
-            doubt.only = None
-        if not doubt.confirmed:
-            doubt.confirmed = True
-            doubt.cause = failure
+    def _confirm_outage(self, trip: _Trip, archive_id: str, failure: ArchiveError) -> None:
+        if archive_id != trip.only_file:
+            trip.only_file = None
+        if not trip.confirmed:
+            trip.confirmed = True
+            trip.cause = failure
             log.warn(
                 "The archive is away, and carts wait for it: {cause} ({url})",
                 cause=failure,
                 url=self._url,
             )
-            self._carts.begin(str(failure), doubt.since)
+            self._status.begin(str(failure), trip.since)
 
-    def _end(self) -> None:
-        was_away = self._doubt is not None and self._doubt.confirmed
-        self._refused.clear()
-        if not was_away:
-            self._trusted_until = self._clock.seconds() + TRUST
+    def _close(self) -> None:
+        was_unavailable = self._trip is not None and self._trip.confirmed
+        self._unavailable_files.clear()
+        if not was_unavailable:
+            self._ignored_until = self._clock.seconds() + FALSE_TRIP_SECONDS
         self._log_end("The archive is back after {length:.1f} s")
-        self._doubt = None
+        self._trip = None
         self._probing = False
-        self._turns.open_slowly()
-        self._carts.end()
-        self._waiting.tell(was_away)
+        self._semaphore.slow_start()
+        self._status.end()
+        self._waiters.release(was_unavailable)
 
-    def _forget(self) -> None:
-        """Nobody wants to know any more; what the store was told is for who takes the carts up."""
+    def _stop_probing(self) -> None:
+        """No file waits any more; the store keeps the status for the next process."""
         self._log_end("Nothing waits any more for the archive, which was away for {length:.1f} s")
-        self._doubt = None
+        self._trip = None
         self._probing = False
-        self._carts.forget()
+        self._status.forget_cause()
 
     def _log_end(self, text: str) -> None:
-        if self._doubt is not None and self._doubt.confirmed:
-            log.info(text, length=self._clock.seconds() - self._doubt.since)
+        if self._trip is not None and self._trip.confirmed:
+            log.info(text, length=self._clock.seconds() - self._trip.since)
 
-    def _broken(self, failure: Failure) -> None:
+    def _probing_failed(self, failure: Failure) -> None:
         log.failure("Probing the archive failed", failure)
-        self._end()
+        self._close()

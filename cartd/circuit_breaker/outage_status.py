@@ -1,8 +1,7 @@
-"""Since when the carts of this process wait for the archive, and the telling of it to the store.
+"""Since when the carts of this process wait for the archive, and the recording of it in the store.
 
-Strategy: one statement says it of all carts at once, and one more now and then of those that came
-later; never more than one is under way.  What the store could not be told, it is told later:
-nothing that waits ends by that.
+Strategy: one statement records it for all carts at once, and one more now and then for those that
+came later; never two at a time.  A failed statement is retried: staging does not fail by that.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from cartd.errors import CartdError
 from cartd.model import Cart
 from cartd.store import Store
 
-TELL_AGAIN = 5.0
-"""Seconds after which the store is told again what it could not be told."""
+RETRY_SECONDS = 5.0
+"""Seconds after which a failed statement is retried."""
 
 log = Logger()
 
 
-class _News(NamedTuple):
-    """What the store is to be told: since when and for what carts wait, or that none does."""
+class _Update(NamedTuple):
+    """What to record: since when and why carts wait, or, without a cause, that none does."""
 
     since: float
     cause: str | None
 
 
-class WaitingCarts:
-    """The carts that ``holder`` stages, as far as they wait.
+class OutageStatus:
+    """Which of the carts that ``holder`` stages wait for the archive, and since when.
 
-    Times are those of ``clock``, which nobody sets; the store, and whoever reads, is told dates.
+    Times are those of ``clock``, which is steady; the store and messages have dates.
     """
 
     def __init__(
@@ -47,17 +46,17 @@ class WaitingCarts:
         self._now = now
         self._since: dict[int, float] = {}
         self._cause: str | None = None
-        """What keeps the archive away; none while that is not known for sure."""
-        self._marked = False
-        """Whether the store may say of some cart that it waits."""
-        self._untold: _News | None = None
-        self._telling: Deferred[None] | None = None
+        """The cause of the outage; None while no outage is confirmed."""
+        self._recorded = False
+        """Whether the store may have a cart that waits."""
+        self._pending: _Update | None = None
+        self._writing: Deferred[None] | None = None
 
-    def take_up(self, cart: Cart) -> None:
-        """A cart that may have waited before, in another process."""
+    def resume_cart(self, cart: Cart) -> None:
+        """Begin to stage a cart, which may have waited before, in another process."""
         if cart.waits_since is not None:
             self._since[cart.id] = self._clock.seconds() - (self._now() - cart.waits_since)
-            self._marked = True
+            self._recorded = True
 
     def join(self, cart_id: int) -> None:
         """The cart waits from now on, unless it did already."""
@@ -65,8 +64,8 @@ class WaitingCarts:
             return
         now = self._since[cart_id] = self._clock.seconds()
         if self._cause is not None:
-            since = now if self._untold is None else self._untold.since
-            self._tell(_News(since, self._cause))
+            since = now if self._pending is None else self._pending.since
+            self._submit(_Update(since, self._cause))
 
     def since(self, cart_id: int) -> float:
         """Since when the cart, which has joined, waits."""
@@ -77,41 +76,41 @@ class WaitingCarts:
         return self._now() - (self._clock.seconds() - since)
 
     def begin(self, cause: str, since: float) -> None:
-        """The archive is away: let it be said of all carts."""
+        """Record the outage for all carts."""
         self._cause = cause
-        self._marked = True
-        self._tell(_News(since, cause))
+        self._recorded = True
+        self._submit(_Update(since, cause))
 
     def end(self) -> None:
-        """The archive answers: nobody waits."""
+        """The archive answers: record that no cart waits."""
         self._since.clear()
         self._cause = None
-        if self._marked:
-            self._marked = False
-            self._tell(_News(self._clock.seconds(), None))
+        if self._recorded:
+            self._recorded = False
+            self._submit(_Update(self._clock.seconds(), None))
 
-    def forget(self) -> None:
-        """Nobody knows whether the archive is away; what is said of the carts still is."""
+    def forget_cause(self) -> None:
+        """Record the outage for no further carts; what is recorded stays."""
         self._cause = None
 
     async def stop(self) -> None:
-        """Tell the store no more: what it says of the carts is for the next start."""
-        telling = self._telling
-        if telling is not None:
-            telling.cancel()
-            await telling
+        """Write no more: what the store has is for the next start."""
+        writing = self._writing
+        if writing is not None:
+            writing.cancel()
+            await writing
 
-    def _tell(self, news: _News) -> None:
-        self._untold = news
-        if self._telling is None:
-            self._telling = Deferred.fromCoroutine(self._tell_all())
-            self._telling.addBoth(self._told)
+    def _submit(self, update: _Update) -> None:
+        self._pending = update
+        if self._writing is None:
+            self._writing = Deferred.fromCoroutine(self._write_pending())
+            self._writing.addBoth(self._writing_ended)
 
-    async def _tell_all(self) -> None:
-        while self._untold is not None:
-            news, self._untold = self._untold, None
+    async def _write_pending(self) -> None:
+        while self._pending is not None:
+            update, self._pending = self._pending, None
             try:
-                await self._record(news)
+                await self._write(update)
             except CancelledError:
                 raise
             except Exception as error:
@@ -119,15 +118,15 @@ class WaitingCarts:
                     log.warn("It is not recorded yet which carts wait: {error}", error=error)
                 else:
                     log.failure("It is not recorded yet which carts wait")
-                self._untold = self._untold or news
-                await deferLater(self._clock, TELL_AGAIN)
+                self._pending = self._pending or update
+                await deferLater(self._clock, RETRY_SECONDS)
 
-    async def _record(self, news: _News) -> None:
-        if news.cause is None:
+    async def _write(self, update: _Update) -> None:
+        if update.cause is None:
             await self._store.end_waiting(self._holder)
         else:
-            await self._store.begin_waiting(self._holder, self.date(news.since), news.cause)
+            await self._store.begin_waiting(self._holder, self.date(update.since), update.cause)
 
-    def _told(self, _: object) -> None:
-        """All is told, or :meth:`stop` has put an end to it."""
-        self._telling = None
+    def _writing_ended(self, _: object) -> None:
+        """All is written, or :meth:`stop` has cancelled it."""
+        self._writing = None

@@ -1,4 +1,4 @@
-"""Which files the archive has given well, so that another that it refuses can be told from all."""
+"""Files that the archive has: a probe for one of them shows whether the archive is available."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from twisted.logger import Logger
 from cartd.errors import CartdError
 from cartd.store import Store
 
-KEPT = 2
-"""Ids: whichever file is in question, there is another."""
+MAX_REMEMBERED = 2
+"""Ids: two, so that for any file that fails there is another one."""
 
 log = Logger()
 
 
-class Witness:
-    """Remembers the files that were answered last; before any was, it looks into the store."""
+class ProbeTargets:
+    """Remember the files that succeeded last; before the first success, ask the store for one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._answered: OrderedDict[str, int] = OrderedDict()
-        self.answers = 0
-        """How many good answers there were so far."""
+        self._succeeded: OrderedDict[str, int] = OrderedDict()
+        self.successes = 0
+        """How many successes there were so far."""
 
-    def answered(self, archive_id: str) -> None:
-        """The archive has answered well for this file."""
-        self.answers += 1
-        self._remember(archive_id, self.answers)
+    def record_success(self, archive_id: str) -> None:
+        """The archive has answered a request for this file."""
+        self.successes += 1
+        self._remember(archive_id, self.successes)
 
-    def answered_since(self, answers: int, *, other_than: str) -> bool:
-        """Whether, after so many answers, there was one for another file."""
-        return any(at > answers for known, at in self._answered.items() if known != other_than)
+    def succeeded_since(self, successes: int, *, other_than: str) -> bool:
+        """Whether, after so many successes, there was one for another file."""
+        return any(at > successes for known, at in self._succeeded.items() if known != other_than)
 
     async def find(self, *, other_than: str) -> str | None:
-        """The id of another file that the archive has, or had when it was staged, if one is known.
+        """Return the id of another file that the archive has, or had when it was staged, or None.
 
-        Trouble with the database only means that none is.
+        If the database fails, none is known.
         """
-        for known in reversed(self._answered):
+        for known in reversed(self._succeeded):
             if known != other_than:
                 return known
         try:
@@ -51,7 +51,7 @@ class Witness:
         return known_to_store
 
     def _remember(self, archive_id: str, at: int) -> None:
-        self._answered[archive_id] = at
-        self._answered.move_to_end(archive_id)
-        if len(self._answered) > KEPT:
-            self._answered.popitem(last=False)
+        self._succeeded[archive_id] = at
+        self._succeeded.move_to_end(archive_id)
+        if len(self._succeeded) > MAX_REMEMBERED:
+            self._succeeded.popitem(last=False)

@@ -19,7 +19,7 @@ from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import TreeReader
 from cartd.server.cache_control import REVALIDATED
 from cartd.tar.virtual_tar import Slice
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 CHUNK = 1 << 20
 """Bytes that are read in one trip to a thread."""
@@ -28,7 +28,7 @@ log = Logger()
 
 
 async def deliver(
-    request: Request, opened: OpenedFile, root: Path, threads: RunsInThread, fault: Fault | None
+    request: Request, opened: OpenedFile, root: Path, threads: ThreadRunner, fault: Fault | None
 ) -> bytes:
     """Send the head and what ``opened`` selects; return what is left to be written."""
     selected = opened.decision.selected
@@ -83,7 +83,7 @@ def _reader(opened: OpenedFile, root: Path, length: int) -> Reader:
     return TreeReader(root, iter((whole,)))
 
 
-async def _send(request: Request, reader: Reader, threads: RunsInThread) -> None:
+async def _send(request: Request, reader: Reader, threads: ThreadRunner) -> None:
     """Write all of ``reader``, which the sender closes; a failure breaks the connection."""
     try:
         await Sender(reader, threads, request, CHUNK).start()

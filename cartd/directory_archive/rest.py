@@ -49,7 +49,7 @@ from cartd.directory_archive.wire import (
 from cartd.errors import CartdError, TooLarge, Unavailable, error_body
 from cartd.server.cache_control import REVALIDATED
 from cartd.server.request import header_field
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 PATCH_LIMIT = 1 << 16
 """Bytes of a PATCH's body."""
@@ -75,7 +75,7 @@ class ArchiveInterface:
     def __init__(
         self,
         directory: Directory,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         tape: TapeLibrary | None,
         fault_injector: FaultInjector,
     ) -> None:

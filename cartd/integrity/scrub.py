@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from cartd.backoff import Pauses
+from cartd.backoff import Backoff
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
 from cartd.integrity.verification import Damage, Verification
@@ -56,13 +56,15 @@ class Scrub:
         self._now = now
         self._interval = interval
         self._since = 0.0
-        self._pauses: Pauses[None] = Pauses(clock.seconds, first=INITIAL_PAUSE, longest=MAX_PAUSE)
+        self._backoff: Backoff[None] = Backoff(
+            clock.seconds, first=INITIAL_PAUSE, longest=MAX_PAUSE
+        )
         """One key: after damage to a few carts in a row, or while the volume cannot be written."""
 
     async def scrub(self) -> None:
         """Compare, one after the other, all carts whose time has come, unless it pauses."""
         in_a_row = 0
-        while not self._pauses.lasts(None):
+        while not self._backoff.is_waiting(None):
             before = self._now() - self._interval
             cart = await self._store.least_recently_verified(before)
             if cart is None:
@@ -71,7 +73,7 @@ class Scrub:
                 in_a_row = 0 if await self._verify(cart) else in_a_row + 1
             except VolumeNotWritable:
                 # That has been said.  The cart is the next one again.
-                self._pauses.failed(None)
+                self._backoff.failed(None)
                 return
             if in_a_row >= MAX_DAMAGED_IN_A_ROW:
                 log.error(
@@ -79,7 +81,7 @@ class Scrub:
                     " after the volume's disk. The others are compared later",
                     number=in_a_row,
                 )
-                self._pauses.failed(None)
+                self._backoff.failed(None)
 
     async def _verify(self, cart: Cart) -> bool:
         """Compare the cart and give it back if it is damaged; whether it was not."""
@@ -88,7 +90,7 @@ class Scrub:
         damages = await self._verification.damages(cart, self._rest)
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._pauses.succeeded(None)
+            self._backoff.succeeded(None)
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:

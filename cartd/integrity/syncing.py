@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from cartd.errors import Unavailable
 from cartd.periodic import Periodic
 from cartd.store import Store
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.volume.file_system import FileSystem, SyncFailed
 
 SYNC_INTERVAL = 5.0
@@ -39,7 +39,7 @@ class Syncing:
         store: Store,
         holder: str,
         file_system: FileSystem,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         *,
         check_volume: Callable[[], Awaitable[None]],
         revalidate: Revalidate,

@@ -12,7 +12,7 @@ from cartd.sending.push import Sender
 from cartd.sending.reader import SendingReader
 from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.text import escape
-from cartd.threads import Few, RunsInThread
+from cartd.threads import LimitedPool, ThreadRunner
 
 T = TypeVar("T")
 QUICK_THREADS = 2
@@ -33,7 +33,7 @@ class Senders:
 
     def __init__(
         self,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         reactor: Any,
         *,
         transfer_size: int,
@@ -41,7 +41,7 @@ class Senders:
         longest: float,
     ) -> None:
         self._threads = threads
-        self._quick_threads = Few(threads, QUICK_THREADS)
+        self._quick_threads = LimitedPool(threads, QUICK_THREADS)
         self._reactor = reactor
         self._transfer_size = transfer_size
         self._downloads = downloads

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from cartd.errors import CartdError
 from cartd.sending.reader import Reader
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 
 class SendStopped(CartdError):
@@ -35,7 +35,7 @@ class Sending(ABC):
     It owns the reader, and closes it once, when no thread works with it any more.
     """
 
-    def __init__(self, reader: Reader, threads: RunsInThread, consumer: Any) -> None:
+    def __init__(self, reader: Reader, threads: ThreadRunner, consumer: Any) -> None:
         """``consumer`` provides ``IConsumer``."""
         self._reader = reader
         self._threads = threads
@@ -121,7 +121,7 @@ class Sender(Sending):
     def __init__(
         self,
         reader: Reader,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         consumer: IConsumer,
         chunk: Callable[[], int] | int,
     ) -> None:

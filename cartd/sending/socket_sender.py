@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from cartd.sending.push import Sending, SendStopped
 from cartd.sending.reader import SendingReader
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 _NO_WAY_THERE = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
@@ -65,8 +65,8 @@ class SocketSender(Sending):
     def __init__(
         self,
         reader: SendingReader,
-        threads: RunsInThread,
-        quick_threads: RunsInThread,
+        threads: ThreadRunner,
+        quick_threads: ThreadRunner,
         answer: Answer,
         own_socket: socket.socket,
         reactor: Any,

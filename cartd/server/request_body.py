@@ -19,7 +19,7 @@ from typing import IO, Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 MAX_IN_MEMORY: Final = 16 * 2**10
 """Bytes of a body that are kept in memory, and that are worth a trip to a thread: thousands of
@@ -34,7 +34,7 @@ class BodySpace:
     A body that is larger than that is taken if there is no other.
     """
 
-    def __init__(self, limit: int, threads: RunsInThread) -> None:
+    def __init__(self, limit: int, threads: ThreadRunner) -> None:
         self.limit = limit
         self.threads = threads
         self.used = 0

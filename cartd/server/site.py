@@ -27,7 +27,7 @@ from cartd.server.request import LimitedRequest
 from cartd.server.request_body import BodySpace
 from cartd.server.request_head import RequestRules
 from cartd.server.request_normalizer import RequestNormalizer
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 NO_HEADERS = Headers()
 
@@ -46,7 +46,7 @@ class LimitedSite(Site):
         *,
         hosts: Collection[str] = (),
         origins: Collection[str] = (),
-        threads: RunsInThread,
+        threads: ThreadRunner,
     ) -> None:
         """``hosts`` are names by which everybody may ask who reaches the service; where an
         ``authenticator`` asks for tokens, any name does.  Pages of ``origins`` may change

@@ -9,8 +9,8 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.archive import Archive
-from cartd.circuit_breaker import Outage
-from cartd.concurrency_limit import Tolerance
+from cartd.circuit_breaker import CircuitBreaker
+from cartd.concurrency_limit import AdaptiveLimit
 from cartd.model import Cart
 from cartd.rate_limit import FairRateLimiter
 from cartd.staging.retry import RetryPolicy
@@ -36,8 +36,8 @@ class StagingContext:
     archive: Archive
     reserve: ReserveSpace
     tar_indexes: TarIndexCache
-    outage: Outage
-    tolerance: Tolerance
+    breaker: CircuitBreaker
+    concurrency_limit: AdaptiveLimit
     retry_policy: RetryPolicy
     poll_limiter: FairRateLimiter
     """How often files on tape are asked for, all carts together."""

@@ -178,7 +178,7 @@ class FileFetcher:
         finally:
             self._transfers -= 1
             await incoming.abort()
-        self._context.tolerance.was_right()
+        self._context.concurrency_limit.record_intact_file()
         return hash_sum
 
     async def _transfer(self, file: CartFile, incoming: Incoming) -> None:

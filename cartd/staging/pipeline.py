@@ -54,7 +54,7 @@ class StagingPipeline:
         :raises LeaseLost: somebody else has the cart now.
         """
         self._context.volume.check_uid(self._cart)
-        self._context.outage.take_up(self._cart)
+        self._context.breaker.resume_cart(self._cart)
         await self._remove_leftovers()
         if collision := await self._context.volume.collision(self._all_pages):
             raise PathCollision(*collision)

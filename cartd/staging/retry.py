@@ -12,11 +12,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveError
-from cartd.backoff import as_asked, waits
+from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
-from cartd.circuit_breaker import Outage
-from cartd.concurrency import Turns
-from cartd.concurrency_limit import Tolerance
+from cartd.circuit_breaker import CircuitBreaker
+from cartd.concurrency import FairSemaphore
+from cartd.concurrency_limit import AdaptiveLimit
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.text import escape
@@ -50,22 +50,22 @@ class RetryPolicy:
     """So many ``max_attempts`` for each request, each in its cart's turn; none counts during an
     outage.
 
-    What comes wrong is told to ``tolerance``.
+    What comes wrong is told to ``concurrency_limit``.
     """
 
     def __init__(
         self,
         max_attempts: int,
-        turns: Turns,
-        outage: Outage,
-        tolerance: Tolerance,
+        semaphore: FairSemaphore,
+        breaker: CircuitBreaker,
+        concurrency_limit: AdaptiveLimit,
         clock: IReactorTime,
         random: Callable[[], float],
     ) -> None:
         self._max_attempts = max_attempts
-        self._turns = turns
-        self._outage = outage
-        self._tolerance = tolerance
+        self._semaphore = semaphore
+        self._breaker = breaker
+        self._concurrency_limit = concurrency_limit
         self._clock = clock
         self._random = random
         self._queued: Counter[int] = Counter()
@@ -83,7 +83,7 @@ class RetryPolicy:
     def idle(self, cart_id: int) -> float:
         """For how many seconds nothing was asked for the cart, though nothing was in its way."""
         ended_at = self._last_request_ended.get(cart_id)
-        if ended_at is None or self._queued[cart_id] or not self._outage.is_open:
+        if ended_at is None or self._queued[cart_id] or not self._breaker.is_closed:
             return 0.0
         return self._clock.seconds() - ended_at
 
@@ -93,8 +93,8 @@ class RetryPolicy:
         :raises FileFailed: the tries are used up, or the failure is final.
         :raises OutageTooLong: the archive was away for too long.
         """
-        pauses = waits(self._max_attempts, self._random)
-        answers = paused_at = self._outage.answers
+        pauses = delays(self._max_attempts, self._random)
+        answers = paused_at = self._breaker.successes
         reasons: list[str] = []
         mismatch: Mismatch | None = None
         while True:
@@ -109,23 +109,23 @@ class RetryPolicy:
             except ArchiveError as error:
                 failure = error
             else:
-                self._outage.answered(file.archive_id)
+                self._breaker.record_success(file.archive_id)
                 return answer
             if await self._wait_out_outage(cart, file, failure):
-                pauses = waits(self._max_attempts, self._random)
+                pauses = delays(self._max_attempts, self._random)
                 continue
             pause = next(pauses, None)
             if pause is None and await self._wait_out_unavailability(
                 cart, file, failure, paused_at
             ):
-                pauses = waits(self._max_attempts, self._random)
+                pauses = delays(self._max_attempts, self._random)
                 continue
-            paused_at = self._outage.answers
+            paused_at = self._breaker.successes
             if pause is not None and getattr(failure, "retryable", True):
                 log.info("Trying {path} again: {failure}", path=escape(file.path), failure=failure)
                 await self._pause(pause, failure)
             elif await self._wait_out_archive_fault(cart, file, failure, answers):
-                pauses = waits(self._max_attempts, self._random)
+                pauses = delays(self._max_attempts, self._random)
             else:
                 transient = isinstance(failure, ArchiveError) and failure.retryable
                 raise FileFailed(file, failure, mismatch if transient else None) from failure
@@ -135,17 +135,17 @@ class RetryPolicy:
     ) -> T:
         """Try once, when the archive is there.  A file that waits for that holds no turn."""
         while True:
-            await self._outage.wait(cart.id, file.archive_id)
+            await self._breaker.wait(cart.id, file.archive_id)
             await self._acquire_slot(cart)
             try:
-                if self._outage.is_open:
+                if self._breaker.is_closed:
                     return await attempt()
             except ArchiveError as error:
                 # Before the turn is left, and somebody else asks the same in vain.
                 if error.answered:
-                    self._outage.refused(file.archive_id, error)
+                    self._breaker.record_unavailable(file.archive_id, error)
                 elif error.outage:
-                    self._outage.suspect(file.archive_id, error)
+                    self._breaker.trip(file.archive_id, error)
                 raise
             finally:
                 self._release_slot(cart)
@@ -153,7 +153,7 @@ class RetryPolicy:
     async def _acquire_slot(self, cart: Cart) -> None:
         self._queued[cart.id] += 1
         try:
-            await self._turns.take(cart.id, cart.owner)
+            await self._semaphore.acquire(cart.id, cart.owner)
         finally:
             self._queued[cart.id] -= 1
             if not self._queued[cart.id]:
@@ -162,7 +162,7 @@ class RetryPolicy:
     def _release_slot(self, cart: Cart) -> None:
         if cart.id in self._last_request_ended:
             self._last_request_ended[cart.id] = self._clock.seconds()
-        self._turns.leave()
+        self._semaphore.release()
 
     async def _wait_out_outage(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
@@ -170,7 +170,7 @@ class RetryPolicy:
         """Whether this failure was one of an archive that was away; then it is back."""
         if isinstance(failure, Mismatch) or not failure.outage:
             return False
-        return await self._outage.wait(cart.id, file.archive_id, failed=True)
+        return await self._breaker.wait(cart.id, file.archive_id, failed=True)
 
     async def _wait_out_unavailability(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
@@ -182,9 +182,9 @@ class RetryPolicy:
         """
         if isinstance(failure, Mismatch) or not failure.answered:
             return False
-        if self._outage.answered_since(answers, other_than=file.archive_id):
+        if self._breaker.succeeded_since(answers, other_than=file.archive_id):
             return False
-        self._outage.suspect(file.archive_id, failure)
+        self._breaker.trip(file.archive_id, failure)
         return await self._wait_out_outage(cart, file, failure)
 
     async def _wait_out_archive_fault(
@@ -199,15 +199,17 @@ class RetryPolicy:
             return False
         if not (failure.retryable or failure.missing):
             return False
-        return await self._outage.explains(cart.id, file.archive_id, failure, answers)
+        return await self._breaker.caused_failure(cart.id, file.archive_id, failure, answers)
 
     async def _pause(self, pause: float, failure: Exception) -> None:
-        await deferLater(self._clock, as_asked(pause, getattr(failure, "retry_after", None)))
+        await deferLater(
+            self._clock, with_retry_after(pause, getattr(failure, "retry_after", None))
+        )
 
     def _report_mismatch(self, reasons: list[str], reason: str) -> None:
         """Find out whose fault it is that a file came wrong, by how it comes the second time."""
-        if not reasons and not self._tolerance.was_wrong():
+        if not reasons and not self._concurrency_limit.record_corrupt_file():
             reason = ""
         reasons.append(reason)
         if len(reasons) == 2 and reasons[0] == reason:
-            self._tolerance.was_wrong_again()
+            self._concurrency_limit.record_same_corruption()

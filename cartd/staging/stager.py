@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.backoff import Rests
+from cartd.backoff import Backoff
 from cartd.errors import (
     CartdError,
     DatabaseUnavailable,
@@ -32,11 +32,13 @@ from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
-from cartd.threads import RunsInThread
-from cartd.uncancellable import at_most
+from cartd.threads import ThreadRunner
+from cartd.uncancellable import with_timeout
 
 LEASE_SECONDS = 60.0
 """Seconds for which a lease holds unless it is renewed."""
+MAX_BACKOFF = 300.0
+"""Seconds; a cart is retried at once if the database has not failed for twice as long."""
 CLAIM_INTERVAL = 5.0
 """Seconds between two looks for carts that nobody stages; leases are renewed as often."""
 STOP_STEP_TIMEOUT = 5.0
@@ -63,7 +65,7 @@ class Stager:
         store: Store,
         process_locks: ProcessLocks,
         recovery: Recovery,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         clock: IReactorTime,
         now: Callable[[], float],
         *,
@@ -87,7 +89,13 @@ class Stager:
         self._fair_share = FairShare()
         self._lease_observer = LeaseObserver(LEASE_SECONDS)
         self._dead: set[str] = set()
-        self._backoff: Rests[int] = Rests(CLAIM_INTERVAL)
+        self._backoff: Backoff[int] = Backoff(
+            clock.seconds,
+            first=CLAIM_INTERVAL,
+            longest=MAX_BACKOFF,
+            free_failures=1,
+            forget_after=2 * MAX_BACKOFF,
+        )
         """Of carts that the database has given trouble again and again."""
         self._loops: list[Periodic] = []
 
@@ -123,7 +131,7 @@ class Stager:
             log.warn("Leases are left: {error}", error=error)
 
     def _with_timeout(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
-        return at_most(STOP_STEP_TIMEOUT, Deferred.fromCoroutine(work), self._clock)
+        return with_timeout(STOP_STEP_TIMEOUT, Deferred.fromCoroutine(work), self._clock)
 
     def count(self) -> int:
         """How many carts this process is staging."""
@@ -199,7 +207,7 @@ class Stager:
         if isinstance(error, DatabaseUnavailable):
             # The log has it once, for all.  A statement that fails for this cart alone may fail
             # each time: what is fetched in between is not to be fetched every few seconds.
-            self._backoff.failed(cart_id, self._clock.seconds())
+            self._backoff.failed(cart_id)
         else:
             log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
 
@@ -340,5 +348,5 @@ class Stager:
             holder = self._process_locks.name
             await self._recovery.recover(holder, self._dead)
             for cart_id in await self._store.claimable(holder, now=self._now(), dead=self._dead):
-                if not self._backoff.is_resting(cart_id, self._clock.seconds()):
+                if not self._backoff.is_waiting(cart_id):
                     self.begin(cart_id)

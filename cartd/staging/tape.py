@@ -110,7 +110,7 @@ class TapeRecall:
             files = await self._context.store.files_at(self._cart.id, positions)
             self.queue.done(len(positions) - len(files))  # the others are staged by now
             for file in files:
-                await self._context.poll_limiter.take(self._cart.owner)
+                await self._context.poll_limiter.acquire(self._cart.owner)
                 yield file
 
     async def _poll(self, file: CartFile) -> None:

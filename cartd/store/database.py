@@ -18,7 +18,7 @@ from cartd.store.database_errors import is_disconnect, translate_error, with_fil
 from cartd.store.engines import parse, reading_engine, writing_engine
 from cartd.store.outage_log import OutageLog
 from cartd.store.watchdog import Watchdog
-from cartd.threads import Apart
+from cartd.threads import DedicatedThread
 
 READERS = 3
 CONNECTIONS = READERS + 1
@@ -123,7 +123,7 @@ class Database:
         self._outage = OutageLog(reactor)
         engine = writing_engine(url)
         self._dialect = engine.dialect.name
-        self._probe_thread = Apart(reactor)
+        self._probe_thread = DedicatedThread(reactor)
         self._engine = engine
         is_remote = self._dialect == "postgresql"
         timeout = postgresql.connect_timeout(engine) if is_remote else 0

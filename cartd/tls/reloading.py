@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from twisted.logger import Logger
 
 from cartd.errors import ConfigError
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class ReloadingCertificate(Generic[T]):
         self._loaded_state = self._file_states()
         self.current = make()
 
-    async def poll(self, threads: RunsInThread) -> None:
+    async def poll(self, threads: ThreadRunner) -> None:
         """Make it again if a file is another one than it was made of.
 
         Raises :class:`ConfigError`, and keeps what there is, if the files cannot be used as they

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from cartd.config.tls_endpoint import TlsEndpoint
 from cartd.errors import ConfigError
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.tls.pem import PemFile, read_identity
 from cartd.tls.reloading import ReloadingCertificate
 
@@ -53,7 +53,7 @@ class ServerTls:
             interface=self._endpoint.interface,
         )
 
-    async def poll(self, threads: RunsInThread) -> None:
+    async def poll(self, threads: ThreadRunner) -> None:
         """As :meth:`ReloadingCertificate.poll`: connections that there are keep theirs."""
         await self._options.poll(threads)
 

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 from twisted.logger import Logger
 
 from cartd.model import Cart, CartFile
-from cartd.threads import RunsInThread
-from cartd.uncancellable import shielded
+from cartd.threads import ThreadRunner
+from cartd.uncancellable import uncancellable
 from cartd.volume.identity import Identity
 from cartd.volume.mkdir_fs import Directories
 from cartd.volume.name_collisions import FoldedPaths, Folding, collides, try_out
@@ -31,10 +31,10 @@ class Access:
     def __init__(
         self,
         root: Path,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         number: int | None = None,
         *,
-        removers: RunsInThread | None = None,
+        removers: ThreadRunner | None = None,
     ) -> None:
         """``removers`` are the threads that remove what was whole; without them ``threads`` do."""
         self._paths = VolumePaths(root)
@@ -70,7 +70,7 @@ class Access:
         folded = FoldedPaths(folding)
         for step in (folded.look, folded.claim):
             async for page in pages():
-                await shielded(self._threads.run(step, [file.path for file in page]))
+                await uncancellable(self._threads.run(step, [file.path for file in page]))
         return await self._threads.run(collides, self._paths, folded)
 
     def _tried_out(self) -> Folding:
@@ -84,10 +84,10 @@ class Access:
             with told_of(shown, self._paths.root):
                 return work(*args, **kwargs)
 
-        return await shielded(self._threads.run(told))
+        return await uncancellable(self._threads.run(told))
 
     async def _remove_in_slices(
-        self, threads: RunsInThread, shown: Path, work: Callable[[Callable[[], bool]], T]
+        self, threads: ThreadRunner, shown: Path, work: Callable[[Callable[[], bool]], T]
     ) -> T:
         """What ``work`` gives in the end, which removes until its argument raises.
 
@@ -101,7 +101,7 @@ class Access:
 
         while True:
             try:
-                return await shielded(threads.run(told))
+                return await uncancellable(threads.run(told))
             except SliceEnded:
                 continue
 

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.rooted_fs import Beneath
-from cartd.uncancellable import shielded
+from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
 from cartd.volume.base import Access
 from cartd.volume.incoming import BLOCK
@@ -61,10 +61,10 @@ class Bundles(Access):
         try:
             partial = self._partial(cart, "tar", self._paths.tar(cart))
             await self._copy(reader, partial, length)
-            await shielded(self._threads.run(self._place_tar, cart, partial))
+            await uncancellable(self._threads.run(self._place_tar, cart, partial))
             await self.drop_tree(cart)
         finally:
-            await shielded(self._threads.run(release))
+            await uncancellable(self._threads.run(release))
             self._forget(cart.id)
 
     async def tar_size(self, cart: Cart) -> int | None:
@@ -101,7 +101,7 @@ class Bundles(Access):
             return len(data)
 
         copied = 0
-        while step := await shielded(self._threads.run(copy_a_block)):
+        while step := await uncancellable(self._threads.run(copy_a_block)):
             copied += step
             if copied > length:
                 break

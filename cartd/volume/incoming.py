@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
-from cartd.threads import RunsInThread
-from cartd.uncancellable import shielded
+from cartd.threads import ThreadRunner
+from cartd.uncancellable import uncancellable
 from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20
@@ -41,8 +41,8 @@ class Incoming:
         partial: PartialFile,
         checksum: Checksum,
         mtime: int | None,
-        threads: RunsInThread,
-        shared: RunsInThread,
+        threads: ThreadRunner,
+        shared: ThreadRunner,
     ) -> None:
         self._partial = partial
         self._checksum = checksum
@@ -111,7 +111,7 @@ class Incoming:
         """Give the file up, unless it is in its place already; ends when nothing is left of it."""
         self._given_up = True
         self._advance()
-        await shielded(self._end())
+        await uncancellable(self._end())
 
     @property
     def _ended(self) -> bool:

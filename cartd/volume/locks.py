@@ -23,7 +23,7 @@ from cartd.disk_errors import raise_if_passing
 from cartd.errors import VolumeDamaged
 from cartd.locks import NoLocks, try_lock
 from cartd.model import Cart
-from cartd.threads import RunsInThread
+from cartd.threads import ThreadRunner
 from cartd.volume.paths import VolumePaths
 
 TRIES = 50
@@ -102,7 +102,7 @@ class InUse:
     """The part of the volume that knows what is being sent."""
 
     _paths: VolumePaths
-    _threads: RunsInThread
+    _threads: ThreadRunner
 
     def kept(self, cart: Cart) -> Kept:
         """For who sends the cart: what keeps every process from removing it."""

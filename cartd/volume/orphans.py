@@ -13,7 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from cartd.errors import InvalidInput
 from cartd.rooted_fs import Beneath
 from cartd.uids import check_uid
-from cartd.uncancellable import shielded
+from cartd.uncancellable import uncancellable
 from cartd.volume.base import Access
 from cartd.volume.files import entries
 from cartd.volume.identity import CART_ID
@@ -44,7 +44,7 @@ class Strays(Access):
 
     async def set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
         """Take the directories of these out of their places, quickly; what is to be removed."""
-        return await shielded(self._threads.run(self._set_aside, cart_ids))
+        return await uncancellable(self._threads.run(self._set_aside, cart_ids))
 
     async def remove_aside(self, aside: Sequence[Path]) -> None:
         """Remove what was set aside; that may take long."""

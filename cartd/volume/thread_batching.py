@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from cartd.threads import P, RunsInThread, T
+from cartd.threads import P, T, ThreadRunner
 
 Outcome: TypeAlias = tuple[Any, BaseException | None]
 MOST_TOGETHER: Final = 16
@@ -27,12 +27,12 @@ GOAL: Final = 1000.0
 
 
 class SharedTrips:
-    """``RunsInThread`` for short work; each piece has its own result, in no order among them.
+    """``ThreadRunner`` for short work; each piece has its own result, in no order among them.
 
     What waits is as much as the callers have under way at once: they bound it.
     """
 
-    def __init__(self, threads: RunsInThread, timer: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, threads: ThreadRunner, timer: Callable[[], float] = perf_counter) -> None:
         self._threads = threads
         self._timer = timer
         self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()

@@ -22,7 +22,7 @@ from cartd.checksum import Checksum, Mismatch
 from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import Beneath
-from cartd.threads import RunsInThread, T
+from cartd.threads import T, ThreadRunner
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 
@@ -55,7 +55,7 @@ class Hashes:
 
     _paths: VolumePaths
     _identity: Identity
-    _threads: RunsInThread
+    _threads: ThreadRunner
 
     async def in_place(
         self, cart: Cart, files: Sequence[CartFile]

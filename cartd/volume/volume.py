@@ -20,8 +20,8 @@ from cartd.checksum import Checksum
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import Beneath
-from cartd.threads import RunsInThread
-from cartd.uncancellable import shielded
+from cartd.threads import ThreadRunner
+from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare
@@ -53,10 +53,10 @@ class Volume(Bundles, Hashes, InUse, Strays):
     def __init__(
         self,
         root: Path,
-        threads: RunsInThread,
+        threads: ThreadRunner,
         number: int | None = None,
         *,
-        removers: RunsInThread | None = None,
+        removers: ThreadRunner | None = None,
     ) -> None:
         """``number`` is what the volume is known by; without one it is never away.
 
@@ -82,7 +82,7 @@ class Volume(Bundles, Hashes, InUse, Strays):
             self._identity.check()
             check_writable(self._paths)
 
-        await shielded(self._threads.run(look))
+        await uncancellable(self._threads.run(look))
 
     @property
     def root(self) -> Path:
@@ -119,7 +119,9 @@ class Volume(Bundles, Hashes, InUse, Strays):
         known = self._directories_of(cart)
         for first in range(0, len(twins), BATCH):
             batch = twins[first : first + BATCH]
-            more, why = await shielded(self._threads.run(share, self._paths, cart, batch, known))
+            more, why = await uncancellable(
+                self._threads.run(share, self._paths, cart, batch, known)
+            )
             shared += more
             reason = reason or why
         return shared, reason

@@ -76,7 +76,7 @@ class Machine:
                 *SMALL_BUFFERS,
                 *SMALL_PAGES,
                 (services, "Threads", SimulatedThreads),
-                (services, "Apart", SimulatedThreads),
+                (services, "DedicatedThread", SimulatedThreads),
                 (services, "Archive", SimulatedArchive),
                 (services, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
                 (services, "archive_client", lambda *_, **__: (None, _Connections())),

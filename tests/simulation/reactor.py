@@ -102,7 +102,7 @@ class SimulatedReactor(Clock):
 
 
 class SimulatedThreads:
-    """``RunsInThread``: the work is done in one event, what it gives arrives in another."""
+    """``ThreadRunner``: the work is done in one event, what it gives arrives in another."""
 
     def __init__(self, reactor: SimulatedReactor, size: int = 1) -> None:
         self._reactor = reactor
