@@ -148,7 +148,7 @@ class Cartd(Service):
         if authenticator is not None:
             self._periodic_jobs.append(Periodic(reactor, TOKENS_POLL_INTERVAL, authenticator.poll))
         if services.archive_tls.files:
-            self._reload_periodically(services.archive_tls.look)
+            self._reload_periodically(services.archive_tls.poll)
         self._volume_checked = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
-from cartd.archive import Archive, TlsPolicy, archive_client
+from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
@@ -152,14 +152,14 @@ class Services:
             cert_file=config.archive_cert_file,
             key_file=config.archive_key_file,
         )
-        client, self._connections = archive_client(
+        client, self._connections = http_client(
             reactor,
             connections=config.archive_max_connections,
             connect_timeout=config.archive_connect_timeout,
             policy=self.archive_tls,
-            answered=self._concurrency_limit.record_response,
+            on_response=self._concurrency_limit.record_response,
         )
-        self._archive = Archive(
+        self._archive = ArchiveClient(
             client,
             config.archive_url,
             reactor,

@@ -60,12 +60,12 @@ class AgentAsking:
     url: str
     ca_file: Path | None = None
     clock: Clock = field(default_factory=Clock)
-    welcome: list[bool] = field(default_factory=list)
+    reusable: list[bool] = field(default_factory=list)
     """What was told of the connection of each answer."""
 
     def __post_init__(self) -> None:
         self.pool = Pool(
-            self.clock, kept=KEPT, idle_seconds=IDLE_SECONDS, answered=self.welcome.append
+            self.clock, max_idle=KEPT, idle_seconds=IDLE_SECONDS, on_response=self.reusable.append
         )
         self.agent = Agent(
             reactor, self.pool, TlsPolicy(ca_file=self.ca_file), connect_timeout=10.0

@@ -1,4 +1,4 @@
-"""An :class:`~cartd.archive.Archive` that asks a :class:`~tests.faulty_archive.FaultyArchive`."""
+"""An :class:`~cartd.archive.ArchiveClient` of a :class:`~tests.faulty_archive.FaultyArchive`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from cartd.archive import Archive, ArchiveError, TlsPolicy
+from cartd.archive import ArchiveClient, ArchiveError, TlsPolicy
 from tests.faulty_archive import FaultyArchive
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Asking:
         client, self.pool = make_client(
             reactor, connections=4, connect_timeout=10.0, policy=policy or TlsPolicy()
         )
-        self.archive = Archive(
+        self.archive = ArchiveClient(
             client,
             url,
             self.clock,

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_twisted
 
-from cartd.archive import archive_client
+from cartd.archive import http_client
 from tests.archive_asking import DATA, Asking, MakesClient, asking
 from tests.twisted_client import twisted_client
 
 
-@pytest.fixture(params=[archive_client, twisted_client], ids=["cartd", "twisted"])
+@pytest.fixture(params=[http_client, twisted_client], ids=["cartd", "twisted"])
 def make_client(request: pytest.FixtureRequest) -> MakesClient:
     made: MakesClient = request.param
     return made

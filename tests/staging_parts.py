@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from cartd.archive import Archive, ArchiveError, FileState
+from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
@@ -32,7 +32,7 @@ from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread
 
 
-class ScriptedArchive(Archive):
+class ScriptedArchive(ArchiveClient):
     """Has files by their ids.  A request that ``holds`` names waits; one of ``fails`` fails."""
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
@@ -196,7 +196,7 @@ def passing(message: str = "not now", *, retry_after: float | None = None) -> Ar
 
 def unavailable(message: str = "503", *, retry_after: float | None = None) -> ArchiveError:
     return ArchiveError(
-        message, retryable=True, retry_after=retry_after, outage=True, answered=True
+        message, retryable=True, retry_after=retry_after, outage=True, unavailable=True
     )
 
 

@@ -12,7 +12,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
-from cartd.archive.agent.head import MAX_BYTES, BadAnswer
+from cartd.archive.agent.head import MAX_BYTES, BadResponse
 from tests.agent_asking import AgentAsking, Collected, agent_asking
 from tests.archive_faults import Close, Drip, Send, Step, head, steps
 
@@ -130,7 +130,7 @@ async def test_what_is_no_answer_is_refused_at_once_and_its_connection_dropped(
         with pytest.raises(ResponseFailed) as caught:
             await asking.ask("GET")
         assert not isinstance(caught.value, ResponseNeverReceived)
-        assert caught.value.reasons[0].check(BadAnswer)
+        assert caught.value.reasons[0].check(BadResponse)
         await asking.until(lambda: asking.faulty.open_connections == 0)
         assert asking.connections() == [1]
 
@@ -142,7 +142,7 @@ async def test_a_body_that_breaks_its_chunks_fails_and_its_connection_is_dropped
         asking.faulty.fault("7", sent(CHUNKED + b"zz\r\n", way))
         _, end = await asking.collect("GET")
         assert isinstance(end, ResponseFailed)
-        assert end.reasons[0].check(BadAnswer)
+        assert end.reasons[0].check(BadResponse)
         await asking.until(lambda: asking.faulty.open_connections == 0)
 
 

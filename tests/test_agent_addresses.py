@@ -62,7 +62,7 @@ class Network:
         self.reactor: Any = MemoryReactorClock()
         self.names = Names()
         self.reactor.installNameResolver(self.names)
-        pool = Pool(self.reactor, kept=1, idle_seconds=30.0)
+        pool = Pool(self.reactor, max_idle=1, idle_seconds=30.0)
         self.agent = Agent(self.reactor, pool, TlsPolicy(), connect_timeout=10.0)
         self.url = f"{scheme}://archive.example:8080/".encode()
 
@@ -185,7 +185,7 @@ async def test_a_service_of_which_one_of_three_addresses_is_dead_answers_every_r
     names.address = IPv4Address("TCP", "127.0.0.1", living[0].port)
     names.others = [IPv4Address("TCP", f"127.0.0.{last}", living[0].port) for last in (2, 3)]
     before = reactor.installNameResolver(names)
-    pool = Pool(reactor, kept=0, idle_seconds=30.0)
+    pool = Pool(reactor, max_idle=0, idle_seconds=30.0)
     agent = Agent(reactor, pool, TlsPolicy(), connect_timeout=10.0)
     try:
         for _ in range(12):

@@ -113,9 +113,9 @@ class Asked:
         self.responses: list[Response] = []
         self.connection = Connection(self.request.origin, pool)
         self.connection.makeConnection(StringTransport())
-        self.connection.ask(self)
+        self.connection.send(self)
 
-    def answer(self, response: Response) -> None:
+    def respond(self, response: Response) -> None:
         self.responses.append(response)
 
     def lost(self, reason: Failure, *, silent: bool) -> None:
@@ -130,7 +130,7 @@ class Asked:
 def test_a_connection_may_end_while_bytes_are_held_as_one_of_tls_can(
     fields: str, kind: type[Exception], data: bytes
 ) -> None:
-    asked = Asked(Pool(Clock(), kept=1, idle_seconds=1))
+    asked = Asked(Pool(Clock(), max_idle=1, idle_seconds=1))
     body = Collected(lambda body, data: body.transport.pauseProducing())
     asked.connection.dataReceived(f"HTTP/1.1 200 OK\r\n{fields}\r\n".encode())
     asked.responses[0].deliverBody(body)
@@ -144,7 +144,7 @@ def test_a_connection_may_end_while_bytes_are_held_as_one_of_tls_can(
 
 
 def test_a_connection_that_is_gone_is_not_waited_for() -> None:
-    pool = Pool(Clock(), kept=1, idle_seconds=1)
+    pool = Pool(Clock(), max_idle=1, idle_seconds=1)
     asked = Asked(pool)
     body = Collected(lambda body, data: body.transport.pauseProducing())
     asked.connection.dataReceived(head(200))

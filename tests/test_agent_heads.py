@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cartd.archive.agent.framing import SMALL, Chunked, Sized, UntilClosed, framing
-from cartd.archive.agent.head import MAX_LINES, BadAnswer, Head
+from cartd.archive.agent.framing import SMALL_CHUNK, Chunked, Sized, UntilClosed, framing
+from cartd.archive.agent.head import MAX_LINES, BadResponse, Head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OLD = b"HTTP/1.0 200 OK\r\n"
@@ -120,7 +120,7 @@ def test_an_answer_to_head_has_no_body_whatever_it_says(fields: bytes) -> None:
 )
 @pytest.mark.parametrize("to_head", [False, True], ids=["GET", "HEAD"])
 def test_a_head_that_could_be_read_in_two_ways_is_refused(data: bytes, to_head: bool) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         read(data, to_head=to_head)
 
 
@@ -138,13 +138,13 @@ def test_a_head_that_could_be_read_in_two_ways_is_refused(data: bytes, to_head: 
     ],
 )
 def test_a_body_in_a_coding_that_nobody_asked_for_is_refused(codings: bytes) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         read(OK + b"Transfer-Encoding: " + codings + b"\r\n")
 
 
 def test_a_head_has_only_so_many_lines() -> None:
     assert read(OK + b"A: b\r\n" * (MAX_LINES - 2)).code == 200
-    with pytest.raises(BadAnswer, match="lines"):
+    with pytest.raises(BadResponse, match="lines"):
         read(OK + b"A: b\r\n" * (MAX_LINES - 1))
 
 
@@ -183,7 +183,9 @@ def test_chunks_are_joined_however_they_come(step: int) -> None:
     assert got == SAID
 
 
-@pytest.mark.parametrize(("size", "joined"), [(SMALL - 100, True), (SMALL + 100, False)])
+@pytest.mark.parametrize(
+    ("size", "joined"), [(SMALL_CHUNK - 100, True), (SMALL_CHUNK + 100, False)]
+)
 def test_only_small_chunks_are_copied_into_one(size: int, joined: bool) -> None:
     chunk = b"%x\r\n%b\r\n" % (size, bytes(size))
     pieces, _ = Chunked().feed(chunk * 5)
@@ -209,5 +211,5 @@ def test_what_follows_the_last_chunk_is_seen(rest: bytes, together: bool) -> Non
      b"1\r\na\r\n0\r\nA b\r\n\r\n"],
 )  # fmt: skip
 def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         Chunked().feed(wire)

@@ -155,7 +155,7 @@ async def test_it_is_told_of_each_answer_whether_its_connection_is_kept() -> Non
         for _ in range(4):
             await asking.collect("GET")
         await asking.ask("HEAD")
-        assert asking.welcome == [False, True, True, True]
+        assert asking.reusable == [False, True, True, True]
 
 
 ORIGIN = Origin("http", "archive.example", 80, b"archive.example")
@@ -169,7 +169,7 @@ def connected(pool: Pool) -> tuple[Connection, StringTransport]:
 
 
 def test_of_too_many_the_one_that_waits_longest_is_closed() -> None:
-    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     transports = []
     for _ in range(4):
         connection, transport = connected(pool)
@@ -180,7 +180,7 @@ def test_of_too_many_the_one_that_waits_longest_is_closed() -> None:
 
 def test_each_connection_grows_old_by_itself() -> None:
     clock = Clock()
-    pool = Pool(clock, kept=2, idle_seconds=30)
+    pool = Pool(clock, max_idle=2, idle_seconds=30)
     connection, first = connected(pool)
     pool.put(connection)
     clock.advance(10)
@@ -197,7 +197,7 @@ def test_each_connection_grows_old_by_itself() -> None:
 
 
 def test_a_connection_that_was_lost_is_not_used_again() -> None:
-    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     connection, _ = connected(pool)
     pool.put(connection)
     connection.connectionLost()
@@ -205,7 +205,7 @@ def test_a_connection_that_was_lost_is_not_used_again() -> None:
 
 
 def test_closing_does_not_wait_for_a_goodbye_that_does_not_come() -> None:
-    pool = Pool(Clock(), kept=2, idle_seconds=1)
+    pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     connection, transport = connected(pool)
     connection.close()
     assert not transport.disconnected

@@ -88,7 +88,7 @@ async def test_a_request_that_is_cancelled_while_it_connects_is_not_sent() -> No
 
 @pytest_twisted.ensureDeferred
 async def test_a_host_that_does_not_accept_a_connection_is_given_up() -> None:
-    pool = Pool(Clock(), kept=1, idle_seconds=1)
+    pool = Pool(Clock(), max_idle=1, idle_seconds=1)
     agent = Agent(reactor, pool, TlsPolicy(), connect_timeout=0.1)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
     with full, socket.create_connection(full.getsockname()):

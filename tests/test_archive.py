@@ -97,7 +97,7 @@ async def test_pacificas_own_archive_is_understood(
         assert await asked.fetch("empty") == b""
         # Without a body nobody can say why; with one its trace does.
         error = await failure_of(asked.archive.status("5"))
-        assert error.retryable and error.unexplained
+        assert error.retryable and error.needs_explanation
         assert str(error) == "the archive answered 500 Internal Server Error to HEAD"
         for lacking in (asked.archive.stage("5"), asked.fetch("5")):
             error = await failure_of(lacking)

@@ -9,7 +9,7 @@ import trustme
 from cryptography import x509
 from OpenSSL.SSL import X509VerificationCodes as Codes
 
-from cartd.archive.certificates import reason_to_refuse
+from cartd.archive.certificates import rejection_reason
 
 AUTHORITY = trustme.CA()
 
@@ -31,7 +31,7 @@ def certificate(*names: str) -> x509.Certificate:
     ],
 )
 def test_a_certificate_is_for_the_hosts_that_it_names(host: str, names: Sequence[str]) -> None:
-    assert reason_to_refuse(host, certificate(*names), 0, 0) is None
+    assert rejection_reason(host, certificate(*names), 0, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_certificate_is_for_the_hosts_that_it_names(host: str, names: Sequence
     ],
 )
 def test_and_for_no_other(host: str, names: Sequence[str], meant: str) -> None:
-    reason = reason_to_refuse(host, certificate(*names), 0, 0)
+    reason = rejection_reason(host, certificate(*names), 0, 0)
     assert reason == (
         f"the archive's certificate is for another host than {host}: it is for {meant}"
     )
@@ -62,6 +62,6 @@ def test_and_for_no_other(host: str, names: Sequence[str], meant: str) -> None:
     ],
 )
 def test_what_openssl_finds_is_said_in_words(depth: int, error: int, reason: str) -> None:
-    said = reason_to_refuse("a.b", certificate("a.b"), depth, error)
+    said = rejection_reason("a.b", certificate("a.b"), depth, error)
     assert said is not None
     assert said.startswith(reason)

@@ -310,8 +310,8 @@ async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking
     body = trace_of("/srv/archive/7")
     asked.faulty.fault("7", status(500, body=body), times=2)
     error = await failure_of(asked.archive.status("7"))
-    assert (error.unexplained, error.missing) == (True, False)
-    explained = await asked.archive.explained("7", error)
+    assert (error.needs_explanation, error.missing) == (True, False)
+    explained = await asked.archive.explain("7", error)
     assert explained.missing
     assert "to GET" in str(explained)
     assert asked.faulty.total_connections == 1
@@ -320,7 +320,7 @@ async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking
 @pytest.mark.parametrize(
     ("fault", "connections"),
     [(honest, 1), (endless(), 2), (status(500), 1), (reset_before_head(), 2)],
-    ids=["sent", "endless", "unexplained", "reset"],
+    ids=["sent", "endless", "needs_explanation", "reset"],
 )
 @pytest_twisted.ensureDeferred
 async def test_a_get_that_explains_nothing_leaves_the_failure_as_it_is(
@@ -329,7 +329,7 @@ async def test_a_get_that_explains_nothing_leaves_the_failure_as_it_is(
     asked.faulty.fault("7", status(500), method="HEAD")
     error = await failure_of(asked.archive.status("7"))
     asked.faulty.fault("7", fault, method="GET")
-    assert await asked.archive.explained("7", error) is error
+    assert await asked.archive.explain("7", error) is error
     await asked.archive.status("7")
     assert asked.faulty.total_connections == connections
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import pytest_twisted
 
-from cartd.archive import Archive, TlsPolicy, archive_client
+from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.errors import ConfigError
 from tests.archive_asking import DATA, Asking, MakesClient, asking, failure_of, reactor
 from tests.archive_faults import status
@@ -91,7 +91,7 @@ async def test_an_id_that_no_url_can_hold_is_not_asked_for(asked: Asking, archiv
      "http://h:port/", "http://h:99999/", "http://h,g/", "http://h..g/"],
 )  # fmt: skip
 def test_a_url_that_is_no_place_of_an_archive_is_refused(url: str) -> None:
-    client, _ = archive_client(reactor, connections=1, connect_timeout=1, policy=TlsPolicy())
+    client, _ = http_client(reactor, connections=1, connect_timeout=1, policy=TlsPolicy())
     with pytest.raises(ConfigError) as caught:
-        Archive(client, url, reactor, now=time.time, head_timeout=1, stall_timeout=1)
+        ArchiveClient(client, url, reactor, now=time.time, head_timeout=1, stall_timeout=1)
     assert "secret" not in str(caught.value)

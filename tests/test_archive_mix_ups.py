@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import ArchiveError, FileState
-from cartd.archive.responses import is_named
+from cartd.archive.responses import names_file
 from tests.archive_asking import Asking, MakesClient, asking
 from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
 
@@ -87,4 +87,4 @@ async def test_a_file_that_is_named_after_its_id_is_asked_for_once(
 def test_a_name_is_that_of_an_id_in_decimal_or_in_hexadecimal(
     told: str, archive_id: str, named: bool
 ) -> None:
-    assert is_named(told, archive_id) is named
+    assert names_file(told, archive_id) is named

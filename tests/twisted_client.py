@@ -21,7 +21,7 @@ from cartd.archive.http_client import IDLE_SECONDS, NoCookies
 def twisted_client(
     reactor: Any, *, connections: int, connect_timeout: float, policy: IPolicyForHTTPS
 ) -> tuple[HTTPClient, HTTPConnectionPool]:
-    """As :func:`cartd.archive.archive_client`."""
+    """As :func:`cartd.archive.http_client`."""
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = connections
     pool.cachedConnectionTimeout = IDLE_SECONDS

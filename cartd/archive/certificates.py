@@ -24,7 +24,7 @@ from cartd.text import one_line
 
 _SETTING = "archiveinterface.ca_file"
 
-_UNKNOWN = frozenset(
+_UNKNOWN_ISSUER = frozenset(
     {
         Codes.ERR_UNABLE_TO_GET_ISSUER_CERT,
         Codes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
@@ -35,7 +35,7 @@ _UNKNOWN = frozenset(
 _MAX_NAMES = 3
 
 
-class CertificateRefused(Exception):
+class CertificateRejected(Exception):
     """The archive's certificate does not prove who it is; ``str`` says why, in one sentence."""
 
 
@@ -48,7 +48,7 @@ def is_address(host: str) -> bool:
     return True
 
 
-def reason_to_refuse(
+def rejection_reason(
     host: str, certificate: x509.Certificate, depth: int, error: int
 ) -> str | None:
     """Why ``host``, which showed ``certificate``, is not believed; None if it is.
@@ -58,15 +58,15 @@ def reason_to_refuse(
     own up to this one.
     """
     if error:
-        return _fault(host, certificate, depth, error)
-    if _is_for(host, certificate):
+        return _openssl_reason(host, certificate, depth, error)
+    if _matches_host(host, certificate):
         return None
     names = _names(certificate)
     meant = f"it is for {', '.join(names)}" if names else "it names no host"
     return f"the archive's certificate is for another host than {host}: {meant}"
 
 
-def _fault(host: str, certificate: x509.Certificate, depth: int, error: int) -> str:
+def _openssl_reason(host: str, certificate: x509.Certificate, depth: int, error: int) -> str:
     whose = "certificate" if depth == 0 else "authority's certificate"
     if error == Codes.ERR_CERT_HAS_EXPIRED:
         until = certificate.not_valid_after_utc.date()
@@ -79,7 +79,7 @@ def _fault(host: str, certificate: x509.Certificate, depth: int, error: int) -> 
             f"the archive's certificate is signed by nobody but itself ({host}): if that is right,"
             f" {_SETTING} must name it"
         )
-    if error in _UNKNOWN:
+    if error in _UNKNOWN_ISSUER:
         issuer = one_line(certificate.issuer.rfc4514_string(), 80)
         return (
             f"the archive's certificate is of an unknown authority ({host}, issued by {issuer}):"
@@ -90,7 +90,7 @@ def _fault(host: str, certificate: x509.Certificate, depth: int, error: int) -> 
     return f"the archive's {whose} is not valid ({host}, OpenSSL's error {error})"
 
 
-def _is_for(host: str, certificate: x509.Certificate) -> bool:
+def _matches_host(host: str, certificate: x509.Certificate) -> bool:
     wanted = IPAddress_ID(host) if is_address(host) else DNS_ID(host.rstrip("."))
     try:
         verify_service_identity(extract_patterns(certificate), [wanted], [])

@@ -21,15 +21,15 @@ from cartd.archive.responses import (
     MAX_QUOTED,
     ArchiveError,
     FileState,
-    is_named,
+    error_response,
+    header_values,
+    named_file,
+    names_file,
     read_state,
-    refusal,
     retry_after,
-    told_file,
-    values,
 )
 from cartd.archive.transfer import excerpt, receive
-from cartd.archive.transport_errors import failure, silence
+from cartd.archive.transport_errors import response_timeout, transport_error
 from cartd.errors import ConfigError
 from cartd.text import one_line
 
@@ -51,7 +51,7 @@ _NO_COOKIES = CookieJar()
 _HEADERS = Headers({b"User-Agent": [f"cartd/{__version__}".encode()]})
 
 
-class Archive:
+class ArchiveClient:
     """Asks for the state of a file, for its staging, and for its bytes.
 
     ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
@@ -79,7 +79,7 @@ class Archive:
         self._now = now
         self._head_timeout = head_timeout
         self._stall_timeout = stall_timeout
-        self._least_rate = min_rate
+        self._min_rate = min_rate
 
     async def status(self, archive_id: str) -> FileState:
         """``HEAD /ID``: the file's size and time, and whether it must be staged first.
@@ -87,22 +87,22 @@ class Archive:
         Pacifica's archive interface, run with threads, may tell of another file that is asked for
         in the same moment.  One that names its files in a way of its own is asked twice.
         """
-        headers = (await self._ask("HEAD", archive_id)).headers
-        told = told_file(headers)
-        if not is_named(told, archive_id):
-            headers = (await self._ask("HEAD", archive_id)).headers
-            again = told_file(headers)
-            if again != told and not is_named(again, archive_id):
+        headers = (await self._request("HEAD", archive_id)).headers
+        named = named_file(headers)
+        if not names_file(named, archive_id):
+            headers = (await self._request("HEAD", archive_id)).headers
+            again = named_file(headers)
+            if again != named and not names_file(again, archive_id):
                 raise ArchiveError("the archive told of another file", retryable=True)
         return read_state(headers, self._now())
 
-    async def explained(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
-        """Why a HEAD failed that is ``unexplained``: a GET of the same file has room for a trace.
+    async def explain(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
+        """Return why a HEAD failed that ``needs_explanation``: the response to a GET has a body.
 
-        ``failed`` itself if that says no more.  What a GET sends of the file is not waited for.
+        Return ``failed`` itself if that says no more.  The file that a GET sends is not read.
         """
         try:
-            await self._excerpt(await self._ask("GET", archive_id))
+            await self._excerpt(await self._request("GET", archive_id))
         except ArchiveError as error:
             return error if error.missing else failed
         return failed
@@ -112,7 +112,7 @@ class Archive:
 
         Gives the seconds of a ``Retry-After`` in the answer, if it has one.
         """
-        response = await self._ask("POST", archive_id)
+        response = await self._request("POST", archive_id)
         await self._excerpt(response)
         return retry_after(response.headers, self._now())
 
@@ -123,32 +123,32 @@ class Archive:
         and hash: a server may say neither.  What its ``write`` raises comes out of here, and ends
         the transfer; its ``stopProducing`` ends it as a cancel does.
         """
-        response = await self._ask("GET", archive_id)
-        wrong = _unusable(response)
+        response = await self._request("GET", archive_id)
+        wrong = _unusable_response(response)
         if wrong is not None:
             await self._excerpt(response)
             raise wrong
-        await receive(response, sink, self._clock, self._stall_timeout, self._least_rate)
+        await receive(response, sink, self._clock, self._stall_timeout, self._min_rate)
 
-    async def _ask(self, method: str, archive_id: str) -> IResponse:
+    async def _request(self, method: str, archive_id: str) -> IResponse:
         """The first answer that is 2xx; redirects that stay with the same server are followed."""
         url = self._base + _segment(archive_id)
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._head(method, url)
+            response = await self._response_head(method, url)
             if 200 <= response.code < 300:
                 return response
             body = await self._excerpt(response)
             if response.code not in _REDIRECTS[method]:
                 now = self._now()
-                raise refusal(method, archive_id, response.code, response.headers, body, now)
+                raise error_response(method, archive_id, response.code, response.headers, body, now)
             url = _redirected(url, response.headers)
         raise ArchiveError("the archive redirects without end", retryable=False)
 
-    async def _head(self, method: str, url: str) -> IResponse:
+    async def _response_head(self, method: str, url: str) -> IResponse:
         reactor: Any = self._clock
-        asked: Deferred[Any] = self._client.request(
+        pending: Deferred[Any] = self._client.request(
             method,
-            _Ready(url),
+            _ParsedURL(url),
             headers=_HEADERS,
             cookies=_NO_COOKIES,
             allow_redirects=False,
@@ -160,18 +160,18 @@ class Archive:
         def expire() -> None:
             nonlocal expired
             expired = True
-            asked.cancel()
+            pending.cancel()
 
         timer = self._clock.callLater(self._head_timeout, expire)
         try:
-            response: IResponse = await asked
+            response: IResponse = await pending
             return response
         except CancelledError:
             if not expired:
                 raise
-            raise silence(self._head_timeout) from None
+            raise response_timeout(self._head_timeout) from None
         except Exception as error:
-            known = failure(error, url=url)
+            known = transport_error(error, url=url)
             if known is None:
                 raise
             raise known from error
@@ -183,20 +183,20 @@ class Archive:
         return await excerpt(response, self._clock, self._head_timeout)
 
 
-class _Ready(EncodedURL):
+class _ParsedURL(EncodedURL):
     """A URL that is known by its text: treq wants no more of it, and would parse mere text.
 
     Putting one together from parts, and its text from that, costs a tenth of a whole request.
     """
 
     def __init__(self, text: str) -> None:
-        self._ready = text
+        self._text = text
 
     def to_uri(self) -> EncodedURL:
         return self
 
     def to_text(self, with_password: bool = False) -> str:
-        return self._ready
+        return self._text
 
 
 def _base(base_url: str) -> str:
@@ -240,7 +240,7 @@ def _segment(archive_id: str) -> str:
 
 def _redirected(text: str, headers: Headers) -> str:
     """Where a redirect leads (RFC 9110, section 10.2.2); raises if that is another server."""
-    location = (values(headers, b"Location") or [""])[0]
+    location = (header_values(headers, b"Location") or [""])[0]
     if not location:
         raise ArchiveError("the archive redirects to nowhere", retryable=True)
     url = EncodedURL.from_text(text)
@@ -263,12 +263,12 @@ def _origin(url: EncodedURL) -> tuple[str, str, str, int | None]:
     return url.scheme, url.userinfo, url.host.lower(), url.port
 
 
-def _unusable(response: IResponse) -> ArchiveError | None:
+def _unusable_response(response: IResponse) -> ArchiveError | None:
     """Why a 2xx answer to a GET is not the file, or none if it is."""
     if response.code != 200:
         message = f"the archive answered {response.code} to GET where 200 was due"
         return ArchiveError(message, retryable=True)
-    encodings = ",".join(values(response.headers, b"Content-Encoding"))
+    encodings = ",".join(header_values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
         message = (
             f"the archive sent the file encoded, unasked: {one_line(encodings.lower(), MAX_QUOTED)}"

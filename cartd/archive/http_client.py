@@ -17,21 +17,21 @@ IDLE_SECONDS = 30
 """How long an unused connection is kept; servers commonly close theirs after some more."""
 
 
-def archive_client(
+def http_client(
     reactor: Any,
     *,
     connections: int,
     connect_timeout: float,
     policy: IPolicyForHTTPS,
-    answered: Callable[[bool], object] = lambda welcome: None,
+    on_response: Callable[[bool], object] = lambda reusable: None,
 ) -> tuple[HTTPClient, Pool]:
     """A client that keeps up to ``connections`` idle connections, and their pool to close them.
 
-    How many requests run at once is the caller's business; ``answered`` is told after each whether
-    the archive would have its connection used again.  ``policy`` says whom to believe over
+    How many requests run at once is the caller's business; ``on_response`` is called after each
+    with whether its connection is reusable.  ``policy`` says which certificates to accept over
     ``https:``.  Before the reactor stops, ``pool.closeCachedConnections()``.
     """
-    pool = Pool(reactor, kept=connections, idle_seconds=IDLE_SECONDS, answered=answered)
+    pool = Pool(reactor, max_idle=connections, idle_seconds=IDLE_SECONDS, on_response=on_response)
     agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)
     return HTTPClient(agent, cookiejar=NoCookies()), pool
 

@@ -34,9 +34,9 @@ MAX_QUOTED = 40
 """Characters of a value that makes no sense."""
 
 _RETRYABLE_4XX = frozenset({408, 425, 429})
-_OUTAGES = frozenset({502, 503, 504})
+_UNAVAILABLE = frozenset({502, 503, 504})
 """What a proxy says whose server is away, and a server that is (RFC 9110, section 15.6)."""
-_WAYS = frozenset({400, 403, 404})
+_SLASH_REJECTIONS = frozenset({400, 403, 404})
 """What web servers say that do not like an encoded slash, as Apache does (AllowEncodedSlashes)."""
 _MEDIA = b"X-Pacifica-File-Storage-Media"
 _UNIX_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]*)?")
@@ -50,12 +50,12 @@ _NO_SUCH_FILE = re.compile(r"No such file or directory: (['\"])([^'\"]*[^'\"/])\
 class ArchiveError(CartdError):
     """A request to the archive failed.
 
-    ``retryable`` says whether the same request may succeed later, ``retry_after`` how many seconds
-    the archive asked to wait (none if it did not say), ``outage`` whether the archive as a whole
-    seems to be away, and ``answered`` whether it has answered all the same: that it is unavailable,
-    which may be for this file alone.  An archive that fails (500) may say in its trace why:
-    ``missing`` that it has no such file, or that what should hold it is gone; ``unexplained`` that
-    a HEAD left no room for a trace.
+    ``retryable``: the same request may succeed later.  ``retry_after``: seconds to wait, if the
+    archive asked for that.  ``outage``: the archive as a whole may be unavailable.
+    ``unavailable``: it has answered so (502, 503, 504), which may concern this file alone.
+    ``missing``: a response with status 500 has a trace, which says that the archive has no such
+    file, or that the device that should hold it is gone.  ``needs_explanation``: it was the
+    response to a HEAD, which has no body for a trace.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class ArchiveError(CartdError):
         retryable: bool,
         retry_after: float | None = None,
         outage: bool = False,
-        answered: bool = False,
+        unavailable: bool = False,
         missing: bool = False,
-        unexplained: bool = False,
+        needs_explanation: bool = False,
     ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
         self.outage = outage
-        self.answered = answered
+        self.unavailable = unavailable
         self.missing = missing
-        self.unexplained = unexplained
+        self.needs_explanation = needs_explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def read_state(headers: Headers, now: float) -> FileState:
     Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.  Any
     storage medium but ``disk`` is taken for a tape.
     """
-    media = values(headers, _MEDIA)
+    media = header_values(headers, _MEDIA)
     if not media:
         raise ArchiveError(f"the archive's answer has no {_MEDIA.decode()} header", retryable=True)
     return FileState(
@@ -108,22 +108,22 @@ def read_state(headers: Headers, now: float) -> FileState:
     )
 
 
-def told_file(headers: Headers) -> str:
+def named_file(headers: Headers) -> str:
     """Which file the answer to a HEAD says that it is about; empty if it does not say."""
-    return (values(headers, b"X-Pacifica-File") or [""])[-1]
+    return (header_values(headers, b"X-Pacifica-File") or [""])[-1]
 
 
-def is_named(told: str, archive_id: str) -> bool:
-    """Whether ``told`` names the file of this id as Pacifica's Archive Interface does.
+def names_file(named: str, archive_id: str) -> bool:
+    """Whether ``named`` names the file of this id as Pacifica's Archive Interface does.
 
     That is a path which ends in the id, or, where the site has chosen so, in its hexadecimal.
     """
-    name = unquote(told).rpartition("/")[2]
+    name = unquote(named).rpartition("/")[2]
     hexadecimal = f"{int(archive_id):x}" if _ID_NUMBER.fullmatch(archive_id) else archive_id
     return name in ("", archive_id.rpartition("/")[2], hexadecimal, f"file.{hexadecimal}")
 
 
-def refusal(
+def error_response(
     method: str, archive_id: str, code: int, headers: Headers, body: bytes, now: float
 ) -> ArchiveError:
     """The error for an answer of another code than asked for; ``now`` is a Unix time."""
@@ -138,33 +138,33 @@ def refusal(
             retryable=False,
             missing=True,
         )
-    if not said and code in _WAYS and "/" in archive_id and not _is_json(headers):
+    if not said and code in _SLASH_REJECTIONS and "/" in archive_id and not _is_json(headers):
         asked_for = one_line(quote(archive_id, safe=""), MAX_QUOTED)
         said = f"the id is asked for as {asked_for}, and a proxy on the way may refuse %2F"
     return ArchiveError(
         f"the archive answered {status} to {method}" + (f": {said}" if said else ""),
         retryable=not 300 <= code < 500 or code in _RETRYABLE_4XX,
         retry_after=retry_after(headers, now),
-        outage=code in _OUTAGES,
-        answered=code in _OUTAGES,
-        unexplained=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
+        outage=code in _UNAVAILABLE,
+        unavailable=code in _UNAVAILABLE,
+        needs_explanation=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
     )
 
 
 def _is_json(headers: Headers) -> bool:
     """Whether the archive's own errors look so; a HEAD has no body that would tell."""
-    kinds = values(headers, b"Content-Type")
+    kinds = header_values(headers, b"Content-Type")
     return any(kind.partition(";")[0].strip().lower() == "application/json" for kind in kinds)
 
 
-def values(headers: Headers, name: bytes) -> list[str]:
+def header_values(headers: Headers, name: bytes) -> list[str]:
     """The values of a header, whatever bytes they are: Twisted's own decoding is strict UTF-8."""
     raw = headers.getRawHeaders(name) or ()
     return [value.decode("latin-1").strip() for value in raw]
 
 
 def _single(headers: Headers, name: bytes) -> str:
-    found = values(headers, name)
+    found = header_values(headers, name)
     if not found:
         raise ArchiveError(f"the archive's answer has no {name.decode()} header", retryable=True)
     if found.count(found[0]) < len(found):
@@ -174,7 +174,7 @@ def _single(headers: Headers, name: bytes) -> str:
     return found[0]
 
 
-def _garbled(name: str, value: str) -> ArchiveError:
+def _malformed(name: str, value: str) -> ArchiveError:
     return ArchiveError(
         f"the archive's {name} header makes no sense: {one_line(value, MAX_QUOTED)}", retryable=True
     )
@@ -182,7 +182,7 @@ def _garbled(name: str, value: str) -> ArchiveError:
 
 def _size(value: str) -> int:
     if not _LENGTH.fullmatch(value):
-        raise _garbled("X-Content-Length", value)
+        raise _malformed("X-Content-Length", value)
     size = int(value)
     if size > MAX_SIZE:
         raise ArchiveError(
@@ -198,7 +198,7 @@ def _time(value: str) -> int:
     else:
         date = _http_date(value)
         if date is None:
-            raise _garbled("Last-Modified", value)
+            raise _malformed("Last-Modified", value)
         seconds = date
     if seconds > MAX_TIME:
         raise ArchiveError(
@@ -220,7 +220,7 @@ def _http_date(value: str) -> float | None:
 
 def retry_after(headers: Headers, now: float) -> float | None:
     """Seconds of a ``Retry-After`` header, at most a day (RFC 9110, section 10.2.3)."""
-    for value in values(headers, b"Retry-After"):
+    for value in header_values(headers, b"Retry-After"):
         if _SECONDS.fullmatch(value):
             return min(float(value), MAX_RETRY_AFTER)
         date = _http_date(value)
@@ -252,4 +252,4 @@ def _is_missing(trace: str, archive_id: str) -> bool:
     Another file may be named: with threads, Pacifica's archive interface mixes up its requests.
     """
     found = _NO_SUCH_FILE.search(trace.rstrip().rpartition("\n")[2])
-    return found is not None and is_named(found[2], archive_id)
+    return found is not None and names_file(found[2], archive_id)

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from cartd.archive.certificates import CertificateRefused, is_address, reason_to_refuse
+from cartd.archive.certificates import CertificateRejected, is_address, rejection_reason
 from cartd.errors import ConfigError
 from cartd.threads import ThreadRunner
 from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
@@ -43,22 +43,22 @@ class TlsPolicy:
     ) -> None:
         if key_file is not None and cert_file is None:
             raise ConfigError(f"key_file {key_file} is of no use without a cert_file")
-        self._ca_file = _given("ca_file", ca_file)
-        self._cert_file = _given("cert_file", cert_file)
-        self._key_file = _given("key_file", key_file) or self._cert_file
+        self._ca_file = _pem_file("ca_file", ca_file)
+        self._cert_file = _pem_file("cert_file", cert_file)
+        self._key_file = _pem_file("key_file", key_file) or self._cert_file
         given = (self._ca_file, self._cert_file, self._key_file)
         self.files = tuple({file.path for file in given if file is not None})
-        """What there is to :meth:`look` at."""
+        """What there is to :meth:`poll`."""
         self._options = ReloadingCertificate(
             "What TLS to the archive works with", self.files, self._make
         )
 
-    async def look(self, threads: ThreadRunner) -> None:
+    async def poll(self, threads: ThreadRunner) -> None:
         """As :meth:`ReloadingCertificate.poll`: connections that there are go on as they are."""
         await self._options.poll(threads)
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
-        return _Beginning(lambda: self._options.current, hostname.decode("ascii"))
+        return _ConnectionCreator(lambda: self._options.current, hostname.decode("ascii"))
 
     def _make(self) -> CertificateOptions:
         own: dict[str, Any] = {}
@@ -86,12 +86,12 @@ class TlsPolicy:
         )
 
 
-def _given(name: str, path: Path | None) -> PemFile | None:
+def _pem_file(name: str, path: Path | None) -> PemFile | None:
     return None if path is None else PemFile(name, path)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _Beginning:
+class _ConnectionCreator:
     """Begins connections to one host."""
 
     def __init__(self, options: Callable[[], CertificateOptions], host: str) -> None:
@@ -104,22 +104,23 @@ class _Beginning:
             # Addresses may not stand there (RFC 6066, section 3).
             connection.set_tlsext_host_name(self._host.encode("ascii"))
         connection.set_verify(
-            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verification(self._host, protocol)
+            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
+            _verify_callback(self._host, protocol),
         )
         return connection
 
 
-def _verification(host: str, protocol: Any) -> Callable[..., bool]:
+def _verify_callback(host: str, protocol: Any) -> Callable[..., bool]:
     """What OpenSSL asks of each certificate, from the root down, and of each fault it has found."""
     waiting = [protocol]  # until the verdict; else the two would keep each other for ever
 
     def verify(_: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
         if ok and depth:
             return True
-        reason = reason_to_refuse(host, certificate.to_cryptography(), depth, 0 if ok else error)
+        reason = rejection_reason(host, certificate.to_cryptography(), depth, 0 if ok else error)
         told = waiting.pop() if waiting else None
         if reason is not None and told is not None:
-            told.failVerification(Failure(CertificateRefused(reason)))
+            told.failVerification(Failure(CertificateRejected(reason)))
         return reason is None
 
     return verify

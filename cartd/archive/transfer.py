@@ -22,12 +22,12 @@ from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
 from cartd.archive.responses import ArchiveError
-from cartd.archive.transport_errors import failure
+from cartd.archive.transport_errors import transport_error
 
 EXCERPT_LIMIT = 16 * 1024
 """Bytes of a body that nobody needs; a longer one costs its connection."""
 
-PACE_SECONDS = 300.0
+RATE_WINDOW = 300.0
 """Over how long it is looked at whether a body comes fast enough: networks have bad minutes."""
 
 
@@ -61,7 +61,7 @@ async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> b
     sink = _Excerpt()
     done = receive(response, sink, clock, timeout)
     done.addTimeout(timeout, clock)
-    with suppress(_EnoughReadError, ArchiveError, TimeoutError):
+    with suppress(_ExcerptCompleteError, ArchiveError, TimeoutError):
         await done
     return b"".join(sink.pieces)
 
@@ -77,11 +77,11 @@ class _Body(Protocol):
         self._sink = sink
         self._clock = clock
         self._stall_timeout = stall_timeout
-        self._least_rate = min_rate
-        self._since = 0.0
-        """When it was looked at last, and ``_came``: the bytes that have come from then on."""
-        self._came = 0
-        self._silence: IDelayedCall | None = None
+        self._min_rate = min_rate
+        self._window_start = 0.0
+        """When the rate was last checked; ``_window_bytes`` have come since then."""
+        self._window_bytes = 0
+        self._stall_timer: IDelayedCall | None = None
         self._paused = False
         self._ended = False
 
@@ -91,71 +91,71 @@ class _Body(Protocol):
     def wait(self) -> None:
         """For the rest of a body that did not come together with its head."""
         if not self._ended and not self._paused:
-            self._listen()
+            self._start_stall_timer()
 
     def dataReceived(self, data: bytes) -> None:
         if self._ended:
             return
-        if self._silence is not None:
-            self._silence.reset(self._stall_timeout)
-            if not self._keeps_pace(len(data)):
+        if self._stall_timer is not None:
+            self._stall_timer.reset(self._stall_timeout)
+            if not self._is_fast_enough(len(data)):
                 return
         try:
             self._sink.write(data)
         except Exception:
-            self._give_up(Failure())
+            self._abort(Failure())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if reason.check(ResponseDone, PotentialDataLoss):
             self._end(None)
             return
-        known = failure(reason.value or ResponseDone(), begun=True)
+        known = transport_error(reason.value or ResponseDone(), begun=True)
         self._end(reason if known is None else Failure(known))
 
     def pauseProducing(self) -> None:
         self._paused = True
-        self._stop_listening()
+        self._stop_stall_timer()
         if not self._ended:
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         self._paused = False
         if not self._ended:
-            self._listen()
+            self._start_stall_timer()
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """The sink wants no more, or the Deferred was cancelled: nobody failed."""
-        self._give_up(Failure(CancelledError()))
+        self._abort(Failure(CancelledError()))
 
-    def _listen(self) -> None:
-        if self._silence is None:
-            self._silence = self._clock.callLater(self._stall_timeout, self._stalled)
-            self._since, self._came = self._clock.seconds(), 0
+    def _start_stall_timer(self) -> None:
+        if self._stall_timer is None:
+            self._stall_timer = self._clock.callLater(self._stall_timeout, self._stalled)
+            self._window_start, self._window_bytes = self._clock.seconds(), 0
 
-    def _stop_listening(self) -> None:
-        if self._silence is not None and self._silence.active():
-            self._silence.cancel()
-        self._silence = None
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None and self._stall_timer.active():
+            self._stall_timer.cancel()
+        self._stall_timer = None
 
-    def _keeps_pace(self, came: int) -> bool:
+    def _is_fast_enough(self, came: int) -> bool:
         """Count bytes; no timer is needed, for there is one that ends a silence."""
-        self._came += came
-        seconds = self._clock.seconds() - self._since
-        if seconds < PACE_SECONDS:
+        self._window_bytes += came
+        seconds = self._clock.seconds() - self._window_start
+        if seconds < RATE_WINDOW:
             return True
-        if self._came < self._least_rate * seconds:
-            message = f"the archive sent only {self._came} bytes in {seconds:.0f} seconds"
-            self._give_up(Failure(ArchiveError(message, retryable=True)))
+        if self._window_bytes < self._min_rate * seconds:
+            message = f"the archive sent only {self._window_bytes} bytes in {seconds:.0f} seconds"
+            self._abort(Failure(ArchiveError(message, retryable=True)))
             return False
-        self._since, self._came = self._since + seconds, 0
+        self._window_start, self._window_bytes = self._window_start + seconds, 0
         return True
 
     def _stalled(self) -> None:
         message = f"the archive sent nothing for {self._stall_timeout:g} seconds"
-        self._give_up(Failure(ArchiveError(message, retryable=True)))
+        self._abort(Failure(ArchiveError(message, retryable=True)))
 
-    def _give_up(self, reason: Failure) -> None:
+    def _abort(self, reason: Failure) -> None:
         if not self._ended:
             self.transport.abortConnection()
             self._end(reason)
@@ -164,7 +164,7 @@ class _Body(Protocol):
         if self._ended:
             return
         self._ended = True
-        self._stop_listening()
+        self._stop_stall_timer()
         self._sink.unregisterProducer()
         if reason is None:
             self.done.callback(None)
@@ -172,7 +172,7 @@ class _Body(Protocol):
             self.done.errback(reason)
 
 
-class _EnoughReadError(Exception):
+class _ExcerptCompleteError(Exception):
     """Nobody needs more of this body."""
 
 
@@ -180,7 +180,7 @@ class _EnoughReadError(Exception):
 class _Excerpt:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
-        self._room = EXCERPT_LIMIT
+        self._left = EXCERPT_LIMIT
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         pass
@@ -189,7 +189,7 @@ class _Excerpt:
         pass
 
     def write(self, data: bytes) -> None:
-        self.pieces.append(data[: self._room])
-        self._room -= len(data)
-        if self._room < 0:
-            raise _EnoughReadError
+        self.pieces.append(data[: self._left])
+        self._left -= len(data)
+        if self._left < 0:
+            raise _ExcerptCompleteError

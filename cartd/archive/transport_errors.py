@@ -18,12 +18,14 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
-from cartd.archive.certificates import CertificateRefused
+from cartd.archive.certificates import CertificateRejected
 from cartd.archive.responses import ArchiveError
 from cartd.text import one_line
 
 
-def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> ArchiveError | None:
+def transport_error(
+    raised: BaseException, *, url: str = "", begun: bool = False
+) -> ArchiveError | None:
     """The error for what Twisted raised, or none if that is no failure of the archive's.
 
     ``url`` is what was asked for, and ``begun`` says whether the head of an answer had arrived.
@@ -34,8 +36,8 @@ def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> Arc
             return ArchiveError(sentence, retryable=retryable, outage=True)
     for leaf in leaves:
         if isinstance(leaf, SSL.Error):
-            return _tls_failure(leaf, url)
-        if isinstance(leaf, CertificateRefused):
+            return _tls_error(leaf, url)
+        if isinstance(leaf, CertificateRejected):
             return ArchiveError(str(leaf), retryable=False, outage=True)
         if isinstance(leaf, error.ConnectError):
             message = f"the archive cannot be reached: {one_line(str(leaf))}"
@@ -49,7 +51,7 @@ def failure(raised: BaseException, *, url: str = "", begun: bool = False) -> Arc
     return None
 
 
-def silence(seconds: float) -> ArchiveError:
+def response_timeout(seconds: float) -> ArchiveError:
     """The error for an answer that did not begin in time."""
     message = f"the archive did not answer within {seconds:g} seconds"
     return ArchiveError(message, retryable=True, outage=True)
@@ -78,7 +80,7 @@ def _leaves(raised: BaseException) -> Iterator[BaseException]:
         yield raised
 
 
-def _tls_failure(raised: SSL.Error, url: str) -> ArchiveError:
+def _tls_error(raised: SSL.Error, url: str) -> ArchiveError:
     """What came of a handshake: OpenSSL's last word on it, or the archive's (RFC 8446, 6.2)."""
     host = urlsplit(url).hostname
     who = f"the archive ({host})" if host else "the archive"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-from cartd.archive import Archive
+from cartd.archive import ArchiveClient
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.concurrency_limit import AdaptiveLimit
 from cartd.model import Cart
@@ -33,7 +33,7 @@ class StagingContext:
 
     store: Store
     volume: Volume
-    archive: Archive
+    archive: ArchiveClient
     reserve: ReserveSpace
     tar_indexes: TarIndexCache
     breaker: CircuitBreaker

@@ -127,9 +127,9 @@ class FileFetcher:
         try:
             return await archive.status(file.archive_id)
         except ArchiveError as error:
-            if not error.unexplained:
+            if not error.needs_explanation:
                 raise
-            raise await archive.explained(file.archive_id, error) from error
+            raise await archive.explain(file.archive_id, error) from error
 
     # Fetching
 

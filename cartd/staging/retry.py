@@ -142,7 +142,7 @@ class RetryPolicy:
                     return await attempt()
             except ArchiveError as error:
                 # Before the turn is left, and somebody else asks the same in vain.
-                if error.answered:
+                if error.unavailable:
                     self._breaker.record_unavailable(file.archive_id, error)
                 elif error.outage:
                     self._breaker.trip(file.archive_id, error)
@@ -180,7 +180,7 @@ class RetryPolicy:
         Until then it keeps only its own file waiting.  The file is to blame if others were answered
         since there were so many ``answers``: when it was tried the last time but one.
         """
-        if isinstance(failure, Mismatch) or not failure.answered:
+        if isinstance(failure, Mismatch) or not failure.unavailable:
             return False
         if self._breaker.succeeded_since(answers, other_than=file.archive_id):
             return False

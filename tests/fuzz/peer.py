@@ -35,13 +35,13 @@ class Exchange:
         self.request = request
         self.answered: Deferred[IResponse] = Deferred()
         self.clock = Clock()
-        self.pool = Pool(self.clock, kept=1, idle_seconds=30.0)
+        self.pool = Pool(self.clock, max_idle=1, idle_seconds=30.0)
         self.connection = Connection(request.origin, self.pool)
         self.transport = Transport()
         self.connection.makeConnection(self.transport)
-        self.connection.ask(self)
+        self.connection.send(self)
 
-    def answer(self, response: Response) -> None:
+    def respond(self, response: Response) -> None:
         self.answered.callback(response)
 
     def lost(self, reason: Failure, *, silent: bool) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from cartd.archive import Archive, ArchiveError, FileState
+from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.archive.client import MAX_REDIRECTS
 from cartd.archive.http_client import NoCookies
 from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
@@ -44,7 +44,7 @@ _STALL = 60.0
 def check(data: bytes) -> None:
     asked, wire = data[:1], data[1:]
     agent, clock, sink = FixedResponse(wire), Clock(), Sink()
-    archive = Archive(
+    archive = ArchiveClient(
         HTTPClient(agent, cookiejar=NoCookies()),
         URL,
         clock,

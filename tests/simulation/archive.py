@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 
-from cartd.archive import Archive, ArchiveError, FileState
+from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.archive.transfer import receive
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ class ArchiveState:
     ) -> ArchiveError:
         self.record_fault(archive_id, message)
         return ArchiveError(
-            message, retryable=retryable, outage=outage, answered=outage and "answered" in message
+            message,
+            retryable=retryable,
+            outage=outage,
+            unavailable=outage and "answered" in message,
         )
 
     def record_fault(self, archive_id: str, message: str) -> None:
@@ -102,7 +105,7 @@ class ArchiveState:
         self.messages[archive_id].add(message)
 
 
-class SimulatedArchive(Archive):
+class SimulatedArchive(ArchiveClient):
     """How one process asks the archive; bodies come as the real archive's do."""
 
     def __init__(

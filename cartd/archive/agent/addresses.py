@@ -39,14 +39,14 @@ class Addresses:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._known: dict[Origin, tuple[deque[str], float]] = {}
+        self._cache: dict[Origin, tuple[deque[str], float]] = {}
         """Addresses that may be reached, the next one first, and until when they are believed."""
 
-    def of(self, origin: Origin) -> Deferred[list[str]]:
+    def resolve(self, origin: Origin) -> Deferred[list[str]]:
         """Those to try, in this order; fails with ``DNSLookupError`` if there are none."""
         if _is_address(origin.host):
             return succeed([origin.host])
-        known, until = self._known.get(origin, (None, 0.0))
+        known, until = self._cache.get(origin, (None, 0.0))
         if known and self._reactor.seconds() < until:
             known.rotate(-1)
             return succeed(list(known))
@@ -55,25 +55,25 @@ class Addresses:
         self._reactor.nameResolver.resolveHostName(_Receiver(found), origin.host, origin.port)
         return found
 
-    def not_reached(self, origin: Origin, address: str) -> None:
+    def mark_unreachable(self, origin: Origin, address: str) -> None:
         """Leave it out, as long as there are others."""
-        known, _ = self._known.get(origin, (None, 0.0))
+        known, _ = self._cache.get(origin, (None, 0.0))
         if known and address in known:
             known.remove(address)
             if not known:
-                del self._known[origin]
+                del self._cache[origin]
 
     def _keep(self, found: list[str], origin: Origin) -> list[str]:
         if not found:
             raise DNSLookupError(f"no results for hostname lookup: {origin.host}")
-        self._known[origin] = deque(found), self._reactor.seconds() + ADDRESS_SECONDS
+        self._cache[origin] = deque(found), self._reactor.seconds() + ADDRESS_SECONDS
         return found
 
 
 @implementer(IResolutionReceiver)
 class _Receiver:
     def __init__(self, found: Deferred[list[str]]) -> None:
-        self._told = found
+        self._result = found
         self._found: dict[str, None] = {}
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
@@ -84,13 +84,13 @@ class _Receiver:
             self._found[address.host] = None
 
     def resolutionComplete(self) -> None:
-        self._told.callback(list(self._found))
+        self._result.callback(list(self._found))
 
 
-class Race:
+class HappyEyeballs:
     """Connects to the first of ``addresses`` that answers; ``connect`` begins one attempt.
 
-    ``not_reached`` is told of those that failed, or were silent while a later one answered.
+    ``mark_unreachable`` is told of those that failed, or were silent while a later one answered.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class Race:
         reactor: Any,
         addresses: list[str],
         connect: Callable[[str], Deferred[Any]],
-        not_reached: Callable[[str], None],
+        mark_unreachable: Callable[[str], None],
     ) -> None:
-        self.won: Deferred[Any] = Deferred(lambda _: self._stop())
+        self.connected: Deferred[Any] = Deferred(lambda _: self._stop())
         """Fires with the protocol, or fails as the last attempt did; cancelling ends all."""
         self._reactor = reactor
         self._left = deque(addresses)
         self._connect = connect
-        self._not_reached = not_reached
+        self._mark_unreachable = mark_unreachable
         self._pending: dict[Deferred[Any], str] = {}
         self._timer: IDelayedCall | None = None
-        self._over = False
+        self._done = False
         self._try_next()
 
     def _try_next(self) -> None:
@@ -125,23 +125,23 @@ class Race:
     def _succeeded(self, protocol: Protocol, attempt: Deferred[Any]) -> None:
         del self._pending[attempt]
         for silent in self._pending.values():
-            self._not_reached(silent)
+            self._mark_unreachable(silent)
         self._stop()
-        self.won.callback(protocol)
+        self.connected.callback(protocol)
 
     def _failed(self, reason: Failure, attempt: Deferred[Any]) -> None:
         address = self._pending.pop(attempt, None)
-        if self._over or address is None:
+        if self._done or address is None:
             return
-        self._not_reached(address)
+        self._mark_unreachable(address)
         if self._left:
             self._try_next()
         elif not self._pending:
             self._stop()
-            self.won.errback(reason)
+            self.connected.errback(reason)
 
     def _stop(self) -> None:
-        self._over = True
+        self._done = True
         self._stop_timer()
         for attempt in list(self._pending):
             attempt.cancel()

@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.agent.addresses import Addresses, Race
+from cartd.archive.agent.addresses import Addresses, HappyEyeballs
 from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.pool import Pool
 from cartd.archive.agent.request import Origin, Request
@@ -79,15 +79,15 @@ class Agent:
         return Deferred.fromCoroutine(self._connect(origin))
 
     async def _connect(self, origin: Origin) -> Connection:
-        addresses = await self._addresses.of(origin)
-        factory = _Connections(origin, self._pool)
-        race = Race(
+        addresses = await self._addresses.resolve(origin)
+        factory = _ConnectionFactory(origin, self._pool)
+        attempts = HappyEyeballs(
             self._reactor,
             addresses,
             lambda address: self._endpoint(origin, address).connect(factory),
-            lambda address: self._addresses.not_reached(origin, address),
+            lambda address: self._addresses.mark_unreachable(origin, address),
         )
-        return cast(Connection, await race.won)
+        return cast(Connection, await attempts.connected)
 
     def _endpoint(self, origin: Origin, address: str) -> IStreamClientEndpoint:
         kind: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
@@ -100,7 +100,7 @@ class Agent:
         return wrapClientTLS(creator, endpoint)
 
 
-class _Connections(Factory):
+class _ConnectionFactory(Factory):
     noisy = False
 
     def __init__(self, origin: Origin, pool: Pool) -> None:
@@ -136,7 +136,7 @@ class _Exchange:
     def begin(self, connection: Connection) -> None:
         self._connecting = None
         self._connection = connection
-        connection.ask(self)
+        connection.send(self)
 
     def connect(self) -> None:
         self._fresh = True
@@ -144,8 +144,8 @@ class _Exchange:
         self._connecting = self._agent.connect(self.request.origin)
         self._connecting.addCallbacks(self.begin, self._fail)
 
-    def answer(self, response: Response) -> None:
-        _shield_codings(response.headers)
+    def respond(self, response: Response) -> None:
+        _prevent_decoding(response.headers)
         self.answered.callback(response)
 
     def lost(self, reason: Failure, *, silent: bool) -> None:
@@ -167,7 +167,7 @@ class _Exchange:
             self._connection.abort()
 
 
-def _shield_codings(headers: Headers) -> None:
+def _prevent_decoding(headers: Headers) -> None:
     """Keeps treq from decoding what comes encoded, unasked: the bytes would not be those stored.
 
     It knows gzip by its lower-case name only.  Names of codings are case-insensitive (RFC 9110,

@@ -8,7 +8,7 @@ through as it was read: llhttp sees heads and chunks alone.
 from __future__ import annotations
 
 from typing import Any, Final
-from typing import Protocol as Shape
+from typing import Protocol as TypingProtocol
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
@@ -18,30 +18,30 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 
 from cartd.archive.agent.framing import Framing, Sized, UntilClosed, framing
-from cartd.archive.agent.head import END, MAX_BYTES, START, BadAnswer, Head
+from cartd.archive.agent.head import END, MAX_BYTES, START, BadResponse, Head
 from cartd.archive.agent.request import Origin, Request
 from cartd.archive.agent.response import DONE, Body, Response
 
-LONG: Final = 1 << 20
+LARGE_BODY: Final = 1 << 20
 """Bytes of a body that is read in large pieces, as is one whose length is not known."""
-WIDE: Final = 1 << 18
+LARGE_READ: Final = 1 << 18
 """Bytes of such a piece: fewer trips through the loop; more would leave the processor's cache."""
-NARROW: Final = 1 << 16
+DEFAULT_READ: Final = 1 << 16
 """What Twisted reads at once by itself."""
 
 
-class Exchange(Shape):
+class Exchange(TypingProtocol):
     """A request that waits for the head of its answer."""
 
     request: Request
 
-    def answer(self, response: Response) -> None: ...
+    def respond(self, response: Response) -> None: ...
 
     def lost(self, reason: Failure, *, silent: bool) -> None:
         """There will be no answer; ``silent``: not a byte of it came."""
 
 
-class Keeper(Shape):
+class ConnectionObserver(TypingProtocol):
     """What must know how a connection fares."""
 
     def put(self, connection: Connection) -> None:
@@ -50,21 +50,21 @@ class Keeper(Shape):
     def ending(self, connection: Connection) -> None:
         """It cannot, and is about to be lost."""
 
-    def unwanted(self, connection: Connection) -> None:
+    def not_reusable(self, connection: Connection) -> None:
         """The server has said that it can not."""
 
     def lost(self, connection: Connection) -> None: ...
 
 
 class Connection(Protocol):
-    """A connection to ``origin``; :meth:`ask` is for the one whom ``keeper`` gave it to."""
+    """A connection to ``origin``; :meth:`send` is for the one whom ``observer`` gave it to."""
 
     transport: Any
 
-    def __init__(self, origin: Origin, keeper: Keeper) -> None:
+    def __init__(self, origin: Origin, observer: ConnectionObserver) -> None:
         self.origin = origin
         self.idle_since = 0.0
-        self._keeper = keeper
+        self._observer = observer
         self._exchange: Exchange | None = None
         self._body: Body | None = None
         self._unread = b""
@@ -72,12 +72,12 @@ class Connection(Protocol):
         self._silent = True
         self._persistent = True
         self._framing: Framing = Sized(0)
-        self._wide = False
+        self._large_reads = False
         self._paused = False
         self._ending = False
-        self._gone = False
+        self._lost = False
 
-    def ask(self, exchange: Exchange) -> None:
+    def send(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._silent = True
         self.transport.write(exchange.request.head)
@@ -85,14 +85,14 @@ class Connection(Protocol):
     def close(self) -> None:
         """Close in good order; nothing is under way."""
         self._ending = True
-        self._keeper.ending(self)
+        self._observer.ending(self)
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Drop the connection now; over TLS too, without waiting for the peer's goodbye."""
-        if not self._gone:
+        if not self._lost:
             self._ending = True
-            self._keeper.ending(self)
+            self._observer.ending(self)
             self.transport.abortConnection()
 
     # For the body
@@ -123,20 +123,20 @@ class Connection(Protocol):
         elif self._exchange is not None:
             try:
                 self._read_head(self._exchange, data)
-            except BadAnswer:
-                self._refuse()
+            except BadResponse:
+                self._reject_response()
         else:
             # Nobody asked: a farewell, as 408, or what no answer can be told from (section 9.2).
             self.abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._ending = self._gone = True
-        self._keeper.lost(self)
+        self._ending = self._lost = True
+        self._observer.lost(self)
         if self._body is not None and self._ends_well(reason):
             self._body.finish(Failure(PotentialDataLoss()))
         else:
             kind = ResponseNeverReceived if self._silent else ResponseFailed
-            self._tell(Failure(kind([reason])))
+            self._fail_waiting(Failure(kind([reason])))
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         self._silent = False
@@ -146,10 +146,10 @@ class Connection(Protocol):
             found = data.find(END, searched)
             end = len(data) if found < 0 else found + len(END)
             if self._interim + end > MAX_BYTES:
-                raise BadAnswer(f"its head has more than {MAX_BYTES} bytes")
+                raise BadResponse(f"its head has more than {MAX_BYTES} bytes")
             if found < 0:
                 if not START.startswith(data[: len(START)]):
-                    raise BadAnswer("it does not begin with HTTP/1.")
+                    raise BadResponse("it does not begin with HTTP/1.")
                 self._unread = data
                 return
             self._unread = b""
@@ -173,22 +173,22 @@ class Connection(Protocol):
         self._read_body(body, rest)
         if head.length == 0:
             # Free for what its asker asks next, from within this answer.
-            body.let_go()
-        elif not self._framing.whole and (head.length is None or head.length >= LONG):
-            self._read_up_to(WIDE)
-        exchange.answer(response)
+            body.release_connection()
+        elif not self._framing.whole and (head.length is None or head.length >= LARGE_BODY):
+            self._read_up_to(LARGE_READ)
+        exchange.respond(response)
         body.open()
         if not body.wanted:
             if self._framing.whole:
-                body.let_go()
+                body.release_connection()
             else:
                 self.pause()
 
     def _read_body(self, body: Body, data: bytes) -> None:
         try:
             pieces, extra = self._framing.feed(data)
-        except BadAnswer:
-            self._refuse()
+        except BadResponse:
+            self._reject_response()
             return
         if extra:
             self._persistent = False
@@ -201,16 +201,16 @@ class Connection(Protocol):
         if self._ending:
             return
         if not self._persistent:
-            self._keeper.unwanted(self)
+            self._observer.not_reusable(self)
             self.close()
             return
-        if self._wide:
-            self._read_up_to(NARROW)
+        if self._large_reads:
+            self._read_up_to(DEFAULT_READ)
         self.resume()
-        self._keeper.put(self)
+        self._observer.put(self)
 
     def _read_up_to(self, size: int) -> None:
-        self._wide = size == WIDE
+        self._large_reads = size == LARGE_READ
         # Over TLS the connection below is the one that reads.
         reader = getattr(self.transport, "transport", self.transport)
         reader.bufferSize = size
@@ -219,13 +219,13 @@ class Connection(Protocol):
         """Whether the end of the connection is that of the body, said in good order."""
         return isinstance(self._framing, UntilClosed) and reason.check(ConnectionDone) is not None
 
-    def _refuse(self) -> None:
+    def _reject_response(self) -> None:
         """What came cannot be read, as the exception being raised says."""
         reason = Failure(ResponseFailed([Failure()]))
         self.abort()
-        self._tell(reason)
+        self._fail_waiting(reason)
 
-    def _tell(self, reason: Failure) -> None:
+    def _fail_waiting(self, reason: Failure) -> None:
         """Whoever waits for an answer or for its body is told that it will not come."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:

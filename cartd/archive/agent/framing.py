@@ -9,9 +9,9 @@ from typing import Final, Protocol
 
 from httptools import HttpParserError, HttpResponseParser
 
-from cartd.archive.agent.head import BadAnswer, Head
+from cartd.archive.agent.head import BadResponse, Head
 
-SMALL: Final = 4096
+SMALL_CHUNK: Final = 4096
 """Bytes; chunks that are smaller on average are joined, since each costs more than its copying."""
 
 
@@ -25,7 +25,7 @@ class Framing(Protocol):
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Gives the body's bytes in ``data``, in pieces, and whether more came than belongs to it.
 
-        Raises :class:`~cartd.archive.agent.head.BadAnswer`.
+        Raises :class:`~cartd.archive.agent.head.BadResponse`.
         """
 
 
@@ -92,10 +92,10 @@ class Chunked:
                 self._parser.feed_data(view[until:])
         except HttpParserError as error:
             if not self.whole:
-                raise BadAnswer(str(error)) from error
+                raise BadResponse(str(error)) from error
             extra = True
         pieces, self._pieces = self._pieces, []
-        if len(pieces) * SMALL > len(data):
+        if len(pieces) * SMALL_CHUNK > len(data):
             pieces = [b"".join(pieces)]
         return pieces, extra
 

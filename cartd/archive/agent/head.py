@@ -24,7 +24,7 @@ _NO_BODY: Final = frozenset({204, 304})
 _FOLD = re.compile(rb"\r\n[ \t]+")
 
 
-class BadAnswer(Exception):
+class BadResponse(Exception):
     """What came is not HTTP/1.1, or not so that its end can be told for sure."""
 
 
@@ -40,12 +40,12 @@ class Head:
     def __init__(self, data: bytes, *, to_head: bool) -> None:
         """``data`` runs to the end of the empty line; ``to_head``: it answers a HEAD request.
 
-        Raises :class:`BadAnswer`.
+        Raises :class:`BadResponse`.
         """
         if not data.startswith(START):
-            raise BadAnswer("it does not begin with HTTP/1.")
+            raise BadResponse("it does not begin with HTTP/1.")
         if data.count(b"\n") > MAX_LINES:
-            raise BadAnswer(f"it has more than {MAX_LINES} lines")
+            raise BadResponse(f"it has more than {MAX_LINES} lines")
         self.phrase = b""
         self.headers = Headers()
         self.code = self._parse(data)
@@ -74,19 +74,19 @@ class Head:
         try:
             parser.feed_data(data)
         except HttpParserUpgrade:
-            raise BadAnswer("it changes to another protocol, unasked") from None
+            raise BadResponse("it changes to another protocol, unasked") from None
         except HttpParserError as error:
-            raise BadAnswer(str(error)) from error
+            raise BadResponse(str(error)) from error
         code: int = parser.get_status_code()
         if code < 100:
-            raise BadAnswer(f"its status is {code}")
+            raise BadResponse(f"its status is {code}")
         return code
 
     def _find_body(self, codings: list[bytes]) -> None:
         lengths = self.headers.getRawHeaders(b"Content-Length")
         if codings:
             if codings != [b"chunked"]:
-                raise BadAnswer(f"its transfer coding is {b', '.join(codings)!r}")
+                raise BadResponse(f"its transfer coding is {b', '.join(codings)!r}")
             self.chunked = True
             self.length = None
         elif lengths:

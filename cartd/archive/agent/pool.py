@@ -17,26 +17,26 @@ from cartd.archive.agent.request import Origin
 
 
 class Pool:
-    """Keeps up to ``kept`` idle connections to each origin, each for ``idle_seconds``.
+    """Keeps up to ``max_idle`` idle connections to each origin, each for ``idle_seconds``.
 
-    ``answered`` is told after each answer whether its server would have the connection used again.
+    ``on_response`` is called after each response with whether its connection is reusable.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         *,
-        kept: int,
+        max_idle: int,
         idle_seconds: float,
-        answered: Callable[[bool], object] = lambda welcome: None,
+        on_response: Callable[[bool], object] = lambda reusable: None,
     ) -> None:
         self._clock = clock
-        self._kept = kept
+        self._max_idle = max_idle
         self._idle_seconds = idle_seconds
-        self._answered = answered
+        self._on_response = on_response
         self._idle: dict[Origin, deque[Connection]] = {}
         self._ending: set[Connection] = set()
-        self._sweep: IDelayedCall | None = None
+        self._idle_timer: IDelayedCall | None = None
         self._closed = False
         self._waiting: list[Deferred[None]] = []
 
@@ -47,31 +47,31 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """The connection can be used again."""
-        self._answered(True)
+        self._on_response(True)
         if self._closed:
             connection.close()
             return
         idle = self._idle.setdefault(connection.origin, deque())
         idle.append(connection)
         connection.idle_since = self._clock.seconds()
-        if len(idle) > self._kept:
+        if len(idle) > self._max_idle:
             idle[0].close()
-        if self._sweep is None:
-            self._sweep = self._clock.callLater(self._idle_seconds, self._close_old)
+        if self._idle_timer is None:
+            self._idle_timer = self._clock.callLater(self._idle_seconds, self._close_old)
 
-    def unwanted(self, connection: Connection) -> None:
+    def not_reusable(self, connection: Connection) -> None:
         """The server ends the connection after its answer."""
-        self._answered(False)
+        self._on_response(False)
 
     def ending(self, connection: Connection) -> None:
         """The connection can not be used again, and will be lost soon."""
         self._ending.add(connection)
-        self._forget(connection)
+        self._remove(connection)
 
     def lost(self, connection: Connection) -> None:
-        self._forget(connection)
+        self._remove(connection)
         self._ending.discard(connection)
-        self._tell_if_gone()
+        self._notify_if_closed()
 
     def closeCachedConnections(self) -> Deferred[None]:
         """Close what is idle, and keep nothing from now on; fires when all of that is gone.
@@ -79,9 +79,9 @@ class Pool:
         What was being closed already, as after a cancelled request, is waited for too.
         """
         self._closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         for idle in self._idle.values():
             for connection in tuple(idle):
                 connection.abort()
@@ -89,11 +89,11 @@ class Pool:
             connection.abort()
         closed: Deferred[None] = Deferred()
         self._waiting.append(closed)
-        self._tell_if_gone()
+        self._notify_if_closed()
         return closed
 
     def _close_old(self) -> None:
-        self._sweep = None
+        self._idle_timer = None
         now = self._clock.seconds()
         for idle in self._idle.values():
             while idle and idle[0].idle_since + self._idle_seconds <= now:
@@ -101,14 +101,14 @@ class Pool:
         waiting = [idle[0].idle_since for idle in self._idle.values() if idle]
         if waiting:
             wait = min(waiting) + self._idle_seconds - now
-            self._sweep = self._clock.callLater(wait, self._close_old)
+            self._idle_timer = self._clock.callLater(wait, self._close_old)
 
-    def _forget(self, connection: Connection) -> None:
+    def _remove(self, connection: Connection) -> None:
         idle = self._idle.get(connection.origin)
         if idle and connection in idle:
             idle.remove(connection)
 
-    def _tell_if_gone(self) -> None:
+    def _notify_if_closed(self) -> None:
         if not self._ending:
             waiting, self._waiting = self._waiting, []
             for closed in waiting:

@@ -32,7 +32,7 @@ _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-_OURS: Final = frozenset(
+_RESERVED_FIELDS: Final = frozenset(
     name.encode()
     for name in (
         "Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Connection", "TE",
@@ -41,8 +41,8 @@ _OURS: Final = frozenset(
 )  # fmt: skip
 """Fields of the connection and of framing, which no caller may set."""
 
-_SAFE: Final = frozenset({b"GET", b"HEAD"})
-_MEANT_TO_HAVE_A_BODY: Final = frozenset({b"PATCH", b"POST", b"PUT"})
+_SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
+_METHODS_WITH_BODY: Final = frozenset({b"PATCH", b"POST", b"PUT"})
 
 
 class Origin(NamedTuple):
@@ -78,13 +78,13 @@ class Request:
         self.absoluteURI = uri
         self.headers = headers
         self.origin = _origin(base)
-        self.retryable = method in _SAFE
+        self.retryable = method in _SAFE_METHODS
         """Whether it may be sent again when nobody knows if it arrived (RFC 9110, 9.2.2)."""
         self.head = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\n%b%b\r\n" % (
             method,
             target,
             self.origin.authority,
-            b"Content-Length: 0\r\n" if method in _MEANT_TO_HAVE_A_BODY else b"",
+            b"Content-Length: 0\r\n" if method in _METHODS_WITH_BODY else b"",
             _fields(headers),
         )
 
@@ -92,7 +92,7 @@ class Request:
 def _fields(headers: Headers) -> bytes:
     lines = []
     for name, values in headers.getAllRawHeaders():
-        if name in _OURS:
+        if name in _RESERVED_FIELDS:
             raise ValueError(f"a caller may not set {name!r}")
         if name == b"Accept-Encoding":
             continue

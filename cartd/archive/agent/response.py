@@ -41,7 +41,7 @@ class Source(Protocol):
 class Body:
     """The way of one body from its connection to a protocol, whose transport it is."""
 
-    __slots__ = ("_delivering", "_end", "_held", "_paused", "_protocol", "_source", "_told")
+    __slots__ = ("_delivering", "_end", "_held", "_notified", "_paused", "_protocol", "_source")
 
     def __init__(self, source: Source) -> None:
         self._source: Source | None = source
@@ -51,7 +51,7 @@ class Body:
         self._delivering = True
         self._end: Failure | None = None
         """How the body ended, once it has."""
-        self._told = False
+        self._notified = False
         """Whether the protocol knows."""
 
     @property
@@ -89,9 +89,9 @@ class Body:
         if self._end is None:
             self._end = reason
             self._held.clear()
-            self._tell()
+            self._notify()
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give the connection back: what has come of the body is held here."""
         source, self._source = self._source, None
         if source is not None:
@@ -131,15 +131,15 @@ class Body:
         if self._paused:
             return
         if self._end is not None:
-            self._tell()
+            self._notify()
         elif self._source is not None:
             self._source.resume()
 
-    def _tell(self) -> None:
-        if self._told or self._protocol is None or self._end is None:
+    def _notify(self) -> None:
+        if self._notified or self._protocol is None or self._end is None:
             return
-        self._told = True
-        self.let_go()
+        self._notified = True
+        self.release_connection()
         self._protocol.connectionLost(self._end)
 
 
