@@ -66,7 +66,7 @@ async def next_connection(asking: AgentAsking) -> int:
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_an_answer_ends_where_its_head_says_and_the_connection_is_kept_only_then(
+async def test_response_length_decides_about_connection_reuse(
     method: str, wire: bytes, body: bytes, kept: bool, way: str
 ) -> None:
     async with agent_asking() as asking:
@@ -92,7 +92,7 @@ async def test_an_answer_ends_where_its_head_says_and_the_connection_is_kept_onl
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_the_end_of_the_connection_is_that_of_a_body_only_if_nothing_else_is(
+async def test_connection_close_ends_a_body_only_without_other_framing(
     fields: bytes, kind: type[Exception], way: str
 ) -> None:
     async with agent_asking() as asking:
@@ -119,9 +119,7 @@ async def test_the_end_of_the_connection_is_that_of_a_body_only_if_nothing_else_
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_answer_is_refused_at_once_and_its_connection_dropped(
-    wire: bytes, way: str
-) -> None:
+async def test_a_malformed_response_drops_its_connection(wire: bytes, way: str) -> None:
     async with agent_asking() as asking:
         if way == BY_BYTE and len(wire) >= MAX_BYTES:
             asking.faulty.fault("7", steps(Drip(wire, 1000)))
@@ -137,7 +135,7 @@ async def test_what_is_no_answer_is_refused_at_once_and_its_connection_dropped(
 
 @pytest.mark.parametrize("way", [IN_ONE, BY_BYTE])
 @pytest_twisted.ensureDeferred
-async def test_a_body_that_breaks_its_chunks_fails_and_its_connection_is_dropped(way: str) -> None:
+async def test_malformed_chunks_fail_and_their_connection_is_dropped(way: str) -> None:
     async with agent_asking() as asking:
         asking.faulty.fault("7", sent(CHUNKED + b"zz\r\n", way))
         _, end = await asking.collect("GET")
@@ -147,7 +145,7 @@ async def test_a_body_that_breaks_its_chunks_fails_and_its_connection_is_dropped
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_response_is_what_treq_wants_of_one() -> None:
+async def test_a_response_has_the_interface_that_treq_needs() -> None:
     async with agent_asking() as asking:
         wire = b"HTTP/1.1 202 Later\r\nX-A: b\r\nContent-Length: 5\r\n\r\nabcde"
         asking.faulty.fault("7", steps(Send(wire)))
@@ -171,7 +169,7 @@ async def test_a_response_is_what_treq_wants_of_one() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_that_came_encoded_is_said_to_be_so_in_words_that_treq_does_not_take() -> None:
+async def test_treq_does_not_decode_an_encoded_body() -> None:
     async with agent_asking() as asking:
         asking.faulty.fault("7", steps(Send(head(204, [("Content-Encoding", "gzip, br")]))))
         response = await asking.ask("GET")
@@ -183,14 +181,14 @@ async def test_a_body_that_came_encoded_is_said_to_be_so_in_words_that_treq_does
     [(b"G T", b"http://127.0.0.1/"), (b"GET", b"http://127.0.0.1/\r\n"), (b"GET", b"gopher://h/")],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_cannot_be_said_in_http_connects_to_nobody(method: bytes, uri: bytes) -> None:
+async def test_an_invalid_request_opens_no_connection(method: bytes, uri: bytes) -> None:
     async with agent_asking() as asking:
         with pytest.raises(ValueError, match="not "):
             await asking.agent.request(method, uri)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_request_with_a_body_is_refused() -> None:
+async def test_a_request_with_a_body_is_rejected() -> None:
     async with agent_asking() as asking:
         producer: Any = object()
         with pytest.raises(ValueError, match="body"):

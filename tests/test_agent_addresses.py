@@ -87,7 +87,7 @@ def test_a_name_is_looked_up_once_for_many_connections(scheme: str) -> None:
     assert network.names.asked == 1
 
 
-def test_after_a_while_it_is_looked_up_again_however_much_it_was_used() -> None:
+def test_an_address_expires_from_the_dns_cache_even_if_in_use() -> None:
     network = Network()
     network.reach()
     network.names.address = IPv4Address("TCP", "192.0.2.2", 8080)
@@ -98,7 +98,7 @@ def test_after_a_while_it_is_looked_up_again_however_much_it_was_used() -> None:
     assert network.names.asked == 2
 
 
-def test_an_address_that_is_not_reached_is_believed_no_more() -> None:
+def test_an_unreachable_address_leaves_the_dns_cache() -> None:
     network = Network()
     network.reach()
     network.names.address = IPv4Address("TCP", "192.0.2.2", 8080)
@@ -110,14 +110,14 @@ def test_an_address_that_is_not_reached_is_believed_no_more() -> None:
     assert network.reach() == "192.0.2.2"
 
 
-def test_an_address_of_ipv6_is_connected_to_as_one() -> None:
+def test_an_ipv6_address_is_connected_to() -> None:
     network = Network()
     network.names.address = IPv6Address("TCP", "2001:db8::1", 8080)
     assert [network.reach(), network.reach()] == ["2001:db8::1"] * 2
     assert network.names.asked == 1
 
 
-def test_a_connection_that_is_given_up_leaves_nothing_behind() -> None:
+def test_a_cancelled_connection_attempt_leaves_nothing_behind() -> None:
     network = Network()
     network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
     network.ask()
@@ -145,7 +145,7 @@ def test_connections_are_spread_over_all_addresses_of_a_name() -> None:
     assert network.names.asked == 1
 
 
-def test_an_address_that_refuses_is_passed_over_at_once_until_the_next_look_up() -> None:
+def test_a_refusing_address_is_skipped_until_the_next_lookup() -> None:
     network = Network()
     network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
     _, factory = network.ask()
@@ -159,7 +159,7 @@ def test_an_address_that_refuses_is_passed_over_at_once_until_the_next_look_up()
     assert tried(network) == ["192.0.2.1"]
 
 
-def test_an_address_that_is_silent_is_raced_and_then_passed_over() -> None:
+def test_a_silent_address_is_raced_and_then_skipped() -> None:
     network = Network()
     network.names.others = [IPv4Address("TCP", "192.0.2.2", 8080)]
     network.ask()
@@ -177,7 +177,7 @@ def test_an_address_that_is_silent_is_raced_and_then_passed_over() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_service_of_which_one_of_three_addresses_is_dead_answers_every_request() -> None:
+async def test_requests_succeed_with_one_of_three_addresses_dead() -> None:
     living = [FaultyArchive(reactor), FaultyArchive(reactor)]
     living[0].listen(interface="127.0.0.1")
     living[1].listen(interface="127.0.0.3", port=living[0].port)

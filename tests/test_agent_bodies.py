@@ -27,7 +27,7 @@ def in_chunks(size: int) -> Fault:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_more_than_one_read_is_held_for_whoever_does_not_ask() -> None:
+async def test_at_most_one_read_is_buffered_before_the_body_is_read() -> None:
     async with agent_asking() as asking:
         asking.faulty.fault("7", endless())
         response = await asking.ask("GET")
@@ -44,7 +44,7 @@ async def test_no_more_than_one_read_is_held_for_whoever_does_not_ask() -> None:
     "fault", [None, in_chunks(7), in_chunks(30_000)], ids=["length", "small-chunks", "large-chunks"]
 )
 @pytest_twisted.ensureDeferred
-async def test_not_a_byte_is_delivered_to_who_pauses(
+async def test_no_byte_is_delivered_to_a_paused_protocol(
     fault: Fault | None, tls: bool, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
@@ -77,7 +77,7 @@ async def test_not_a_byte_is_delivered_to_who_pauses(
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_more_than_one_read_is_held_for_who_pauses() -> None:
+async def test_at_most_one_read_is_buffered_for_a_paused_protocol() -> None:
     async with agent_asking() as asking:
         asking.faulty.fault("7", endless())
         body = Collected(lambda body, data: len(body.pieces) > 1 or body.transport.pauseProducing())
@@ -91,7 +91,7 @@ async def test_no_more_than_one_read_is_held_for_who_pauses() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_protocol_that_pauses_from_the_start_is_left_alone() -> None:
+async def test_a_protocol_may_pause_from_the_start() -> None:
     class Unready(Collected):
         def connectionMade(self) -> None:
             self.transport.pauseProducing()
@@ -130,7 +130,7 @@ async def test_pieces_are_delivered_one_after_the_other() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_delivered_before_whoever_was_given_the_answer_has_returned() -> None:
+async def test_no_byte_is_delivered_before_the_callback_returns() -> None:
     async with agent_asking() as asking:
         asking.faulty.put("7", b"abc")
         body = Collected()
@@ -146,7 +146,7 @@ async def test_nothing_is_delivered_before_whoever_was_given_the_answer_has_retu
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_whole_body_that_nobody_asked_for_frees_its_connection() -> None:
+async def test_a_complete_unread_body_releases_its_connection() -> None:
     async with agent_asking() as asking:
         asking.faulty.put("7", b"abc")
         response = await asking.ask("GET")

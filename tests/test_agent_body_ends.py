@@ -36,9 +36,7 @@ LAST_BYTES_LATER = steps(
     ids=["endless", "silent", "all", "last"],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_protocol_that_wants_no_more_drops_the_connection(
-    fault: Fault | None, way: str
-) -> None:
+async def test_stop_producing_drops_the_connection(fault: Fault | None, way: str) -> None:
     async with agent_asking() as asking:
         asking.faulty.put("7", b"ten  bytes")
         if fault is not None:
@@ -56,7 +54,7 @@ async def test_a_protocol_that_wants_no_more_drops_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_protocol_raises_ends_its_body_and_drops_the_connection() -> None:
+async def test_an_exception_of_the_protocol_drops_the_connection() -> None:
     def refuse(body: Collected, data: bytes) -> None:
         raise OSError("no room")
 
@@ -74,7 +72,7 @@ async def test_what_a_protocol_raises_ends_its_body_and_drops_the_connection() -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_protocol_that_cannot_begin_drops_the_connection() -> None:
+async def test_an_exception_in_make_connection_drops_the_connection() -> None:
     class Broken(Collected):
         def connectionMade(self) -> None:
             raise OSError("not ready")
@@ -89,9 +87,7 @@ async def test_a_protocol_that_cannot_begin_drops_the_connection() -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
 @pytest_twisted.ensureDeferred
-async def test_a_body_whose_connection_is_torn_down_is_not_taken_for_whole(
-    tls: bool, tmp_path: Path
-) -> None:
+async def test_a_reset_connection_does_not_end_a_body_well(tls: bool, tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "roots.pem")
     offers = Offers(authority.issue_cert("127.0.0.1")) if tls else None
@@ -143,7 +139,7 @@ def test_a_connection_may_end_while_bytes_are_held_as_one_of_tls_can(
     assert isinstance(body.ended.result, kind)
 
 
-def test_a_connection_that_is_gone_is_not_waited_for() -> None:
+def test_a_lost_connection_is_not_waited_for() -> None:
     pool = Pool(Clock(), max_idle=1, idle_seconds=1)
     asked = Asked(pool)
     body = Collected(lambda body, data: body.transport.pauseProducing())

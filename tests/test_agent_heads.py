@@ -119,7 +119,7 @@ def test_an_answer_to_head_has_no_body_whatever_it_says(fields: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("to_head", [False, True], ids=["GET", "HEAD"])
-def test_a_head_that_could_be_read_in_two_ways_is_refused(data: bytes, to_head: bool) -> None:
+def test_an_ambiguous_head_is_rejected(data: bytes, to_head: bool) -> None:
     with pytest.raises(BadResponse):
         read(data, to_head=to_head)
 
@@ -137,7 +137,7 @@ def test_a_head_that_could_be_read_in_two_ways_is_refused(data: bytes, to_head: 
         b"chunked\x0b",
     ],
 )
-def test_a_body_in_a_coding_that_nobody_asked_for_is_refused(codings: bytes) -> None:
+def test_an_unknown_transfer_coding_is_rejected(codings: bytes) -> None:
     with pytest.raises(BadResponse):
         read(OK + b"Transfer-Encoding: " + codings + b"\r\n")
 
@@ -194,7 +194,7 @@ def test_only_small_chunks_are_copied_into_one(size: int, joined: bool) -> None:
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"\n", b"x", b"0\r\n\r\n", OK + b"\r\nabc\n"])
 @pytest.mark.parametrize("together", [True, False])
-def test_what_follows_the_last_chunk_is_seen(rest: bytes, together: bool) -> None:
+def test_bytes_after_the_last_chunk_are_reported(rest: bytes, together: bool) -> None:
     body = Chunked()
     if together:
         assert body.feed(WIRE + rest) == ([SAID], True)
@@ -210,6 +210,6 @@ def test_what_follows_the_last_chunk_is_seen(rest: bytes, together: bool) -> Non
      b"1\r\nab\r\n", b"1\r\na0\r\n\r\n", b"fffffffffffffffff\r\n", b";x\r\n",
      b"1\r\na\r\n0\r\nA b\r\n\r\n"],
 )  # fmt: skip
-def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
+def test_a_malformed_chunk_is_rejected(wire: bytes) -> None:
     with pytest.raises(BadResponse):
         Chunked().feed(wire)

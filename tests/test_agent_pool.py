@@ -49,7 +49,7 @@ async def test_the_connection_used_last_is_used_next() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_is_not_used_for_long_is_closed_and_its_timer_gone() -> None:
+async def test_an_idle_connection_is_closed_and_its_timer_stopped() -> None:
     async with agent_asking() as asking:
         await open_together(asking, 2)
         asking.clock.advance(IDLE_SECONDS - 1)
@@ -68,7 +68,7 @@ async def test_a_connection_that_is_not_used_for_long_is_closed_and_its_timer_go
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_with_a_request_under_way_does_not_grow_old() -> None:
+async def test_a_busy_connection_is_not_closed_as_idle() -> None:
     async with agent_asking() as asking:
         await asking.ask("HEAD")
         asking.faulty.put("7", bytes(1_000_000))
@@ -81,7 +81,7 @@ async def test_a_connection_with_a_request_under_way_does_not_grow_old() -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_interim_answers_are_counted_for_each_request_by_itself() -> None:
+async def test_interim_responses_are_limited_for_each_request() -> None:
     async with agent_asking() as asking:
         interim = head(103, [("Link", "x" * 40_000)])
         asking.faulty.fault("7", steps(Send(interim + head(204))), times=None)
@@ -91,7 +91,7 @@ async def test_interim_answers_are_counted_for_each_request_by_itself() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_comes_over_an_idle_connection_closes_it() -> None:
+async def test_bytes_over_an_idle_connection_close_it() -> None:
     async with agent_asking() as asking:
         farewell = Drip(b"HTTP/1.1 408 Request Timeout\r\n\r\n", piece=3, delay=0.001)
         asking.faulty.fault("7", steps(Send(head(204)), farewell))
@@ -126,7 +126,7 @@ async def test_closing_waits_for_the_connection_of_a_cancelled_request() -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_closing_leaves_alone_what_is_under_way_and_keeps_nothing_afterwards() -> None:
+async def test_closing_lets_running_requests_end_and_keeps_none() -> None:
     async with agent_asking() as asking:
         asking.faulty.put("7", bytes(1_000_000))
         response = await asking.ask("GET")
@@ -146,7 +146,7 @@ async def test_closing_an_unused_pool_is_done_at_once() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_is_told_of_each_answer_whether_its_connection_is_kept() -> None:
+async def test_on_response_reports_whether_the_connection_is_reusable() -> None:
     async with agent_asking() as asking:
         asking.faulty.put("7", b"seven")
         last = head(200, [("Content-Length", "5"), ("Connection", "close")])
@@ -168,7 +168,7 @@ def connected(pool: Pool) -> tuple[Connection, StringTransport]:
     return connection, transport
 
 
-def test_of_too_many_the_one_that_waits_longest_is_closed() -> None:
+def test_the_longest_idle_connection_is_closed_beyond_the_limit() -> None:
     pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     transports = []
     for _ in range(4):
@@ -178,7 +178,7 @@ def test_of_too_many_the_one_that_waits_longest_is_closed() -> None:
     assert [transport.disconnecting for transport in transports] == [True, True, False, False]
 
 
-def test_each_connection_grows_old_by_itself() -> None:
+def test_each_connection_has_its_own_idle_time() -> None:
     clock = Clock()
     pool = Pool(clock, max_idle=2, idle_seconds=30)
     connection, first = connected(pool)
@@ -196,7 +196,7 @@ def test_each_connection_grows_old_by_itself() -> None:
     assert second.disconnecting
 
 
-def test_a_connection_that_was_lost_is_not_used_again() -> None:
+def test_a_lost_connection_is_not_reused() -> None:
     pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     connection, _ = connected(pool)
     pool.put(connection)
@@ -204,7 +204,7 @@ def test_a_connection_that_was_lost_is_not_used_again() -> None:
     assert pool.take(ORIGIN) is None
 
 
-def test_closing_does_not_wait_for_a_goodbye_that_does_not_come() -> None:
+def test_closing_does_not_wait_for_a_tls_close_notify() -> None:
     pool = Pool(Clock(), max_idle=2, idle_seconds=1)
     connection, transport = connected(pool)
     connection.close()

@@ -60,9 +60,7 @@ def test_a_request_is_its_lines_and_nothing_else() -> None:
     [(b"POST", True), (b"PUT", True), (b"PATCH", True), (b"GET", False), (b"HEAD", False),
      (b"DELETE", False)],
 )  # fmt: skip
-def test_a_method_that_has_a_body_by_its_meaning_says_that_there_is_none(
-    method: bytes, said: bool
-) -> None:
+def test_a_method_that_may_have_a_body_sends_content_length_0(method: bytes, said: bool) -> None:
     head = Request(method, URI, Headers()).head
     assert (b"\r\nContent-Length: 0\r\n" in head) is said
 
@@ -71,7 +69,7 @@ def test_a_method_that_has_a_body_by_its_meaning_says_that_there_is_none(
     "method",
     [b"", b"GET ", b"GE T", b"GET /x HTTP/1.1\r\nX:", b"G\r\n", b"GET\0", b"G\xc9T", b"CONNECT"],
 )
-def test_what_is_no_method_is_not_sent(method: bytes) -> None:
+def test_an_invalid_method_is_rejected(method: bytes) -> None:
     with pytest.raises(ValueError, match="not a method"):
         Request(method, URI, Headers())
 
@@ -88,7 +86,7 @@ def test_what_is_no_method_is_not_sent(method: bytes) -> None:
         b"http://h/ ", b"http://h/a\r\n", b"http://h/a#\n",
     ],
 )  # fmt: skip
-def test_what_is_no_uri_of_a_file_is_not_sent(uri: bytes) -> None:
+def test_an_invalid_uri_is_rejected(uri: bytes) -> None:
     with pytest.raises(ValueError, match="not "):
         Request(b"GET", uri, Headers())
 
@@ -98,7 +96,7 @@ def test_what_is_no_uri_of_a_file_is_not_sent(uri: bytes) -> None:
     ["connection", "Content-Length", "transfer-encoding", "TE", "Host", "Upgrade", "expect",
      "Trailer", "Keep-Alive", "Proxy-Connection"],
 )  # fmt: skip
-def test_no_caller_frames_a_request(name: str) -> None:
+def test_reserved_header_fields_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="may not set"):
         Request(b"GET", URI, Headers({name: ["x"]}))
 
@@ -110,7 +108,7 @@ def test_no_control_character_is_sent_in_a_header(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [b"a\r\nInjected: b", b"a\nInjected: b", b"a\rInjected: b"])
-def test_a_line_that_is_smuggled_into_a_header_stays_in_it(value: bytes) -> None:
+def test_a_header_cannot_smuggle_a_second_line(value: bytes) -> None:
     head = Request(b"GET", URI, Headers({b"X": [value]})).head
     assert b"\r\nX: a Injected: b\r\n" in head
 
@@ -119,5 +117,5 @@ def test_a_line_that_is_smuggled_into_a_header_stays_in_it(value: bytes) -> None
     ("method", "twice"),
     [(b"GET", True), (b"HEAD", True), (b"POST", False), (b"PUT", False), (b"DELETE", False)],
 )
-def test_only_what_is_safe_may_be_sent_twice(method: bytes, twice: bool) -> None:
+def test_only_safe_methods_are_retryable(method: bytes, twice: bool) -> None:
     assert Request(method, URI, Headers()).retryable is twice

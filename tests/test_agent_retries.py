@@ -29,7 +29,7 @@ from tests.archive_faults import (
 @pytest.mark.parametrize("death", [close_before_head(), reset_before_head()], ids=["fin", "rst"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest_twisted.ensureDeferred
-async def test_a_safe_request_over_a_kept_connection_that_dies_is_sent_once_more(
+async def test_a_safe_request_is_retried_when_a_kept_connection_dies(
     method: str, death: Fault
 ) -> None:
     async with agent_asking() as asking:
@@ -87,7 +87,7 @@ async def test_a_request_that_is_cancelled_while_it_connects_is_not_sent() -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_host_that_does_not_accept_a_connection_is_given_up() -> None:
+async def test_connecting_to_a_silent_host_times_out() -> None:
     pool = Pool(Clock(), max_idle=1, idle_seconds=1)
     agent = Agent(reactor, pool, TlsPolicy(), connect_timeout=0.1)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
@@ -98,7 +98,7 @@ async def test_a_host_that_does_not_accept_a_connection_is_given_up() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_request_that_is_cancelled_over_a_kept_connection_is_not_sent_again() -> None:
+async def test_a_request_cancelled_on_a_kept_connection_is_not_retried() -> None:
     async with agent_asking() as asking:
         await asking.collect("GET")
         asking.faulty.fault("7", hang_before_head(), request=2)

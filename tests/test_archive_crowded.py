@@ -46,7 +46,7 @@ def closes_when_crowded(archive: FaultyArchive) -> Fault:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_is_asked_for_as_many_files_at_once_as_it_keeps_connections(
+async def test_concurrency_follows_the_connections_that_are_kept_alive(
     tmp_path: Path,
 ) -> None:
     async with cartd_with_archive(tmp_path) as (cartd, archive):

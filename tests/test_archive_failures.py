@@ -88,7 +88,7 @@ CONNECTION_FAULTS = [
 
 @pytest.mark.parametrize(("method", "fault", "message", "retryable"), HTTP_FAULTS)
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_answer_is_told_and_costs_no_connection(
+async def test_an_error_response_is_reported_and_keeps_its_connection(
     asked: Asking, method: str, fault: Fault, message: str, retryable: bool
 ) -> None:
     asked.faulty.fault("7", fault, method=method)
@@ -102,7 +102,7 @@ async def test_a_wrong_answer_is_told_and_costs_no_connection(
 
 @pytest.mark.parametrize(("method", "fault", "message"), CONNECTION_FAULTS)
 @pytest_twisted.ensureDeferred
-async def test_a_broken_connection_is_told_and_the_next_request_works(
+async def test_a_broken_connection_is_reported_and_replaced(
     asked: Asking, method: str, fault: Fault, message: str
 ) -> None:
     asked.faulty.fault("7", fault, method=method)
@@ -114,7 +114,7 @@ async def test_a_broken_connection_is_told_and_the_next_request_works(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_is_away_refuses_the_connection(
+async def test_an_unavailable_archive_refuses_the_connection(
     make_client: MakesClient,
 ) -> None:
     async with asking(make_client) as asked:
@@ -127,7 +127,7 @@ async def test_an_archive_that_is_away_refuses_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_dies_at_its_reuse_is_worth_another_try(asked: Asking) -> None:
+async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: Asking) -> None:
     await asked.archive.stage("7")
     asked.faulty.fault("7", close_before_head(), method="POST", request=2)
     error = await failure_of(asked.archive.stage("7"))
@@ -142,7 +142,7 @@ async def test_a_connection_that_dies_at_its_reuse_is_worth_another_try(asked: A
     ids=["before-head", "within-body"],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_is_torn_down_is_told_as_one_that_ends(
+async def test_a_reset_connection_is_reported_like_a_closed_one(
     asked: Asking, fault: Fault, when: str
 ) -> None:
     asked.faulty.fault("7", fault)
@@ -176,9 +176,7 @@ async def test_connections_that_the_archive_closed_are_not_used_again(asked: Ask
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_the_wait_that_the_archive_asks_for_is_told(
-    asked: Asking, value: str, seconds: float | None
-) -> None:
+async def test_retry_after_is_reported(asked: Asking, value: str, seconds: float | None) -> None:
     asked.faulty.fault("7", status(503, [("Retry-After", value)]))
     error = await failure_of(asked.archive.status("7"))
     assert error.retry_after == seconds
@@ -197,7 +195,7 @@ async def test_the_wait_that_the_archive_asks_for_is_told(
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_the_archives_own_words_are_told_cleaned_and_cut(
+async def test_the_message_of_the_archive_is_cleaned_and_cut(
     asked: Asking, body: bytes, told: str
 ) -> None:
     asked.faulty.fault("7", status(404, body=body))
@@ -208,7 +206,9 @@ async def test_the_archives_own_words_are_told_cleaned_and_cut(
 
 @pytest.mark.parametrize("rest", [Endless(b"4\r\nword\r\n"), Hang()], ids=["endless", "silent"])
 @pytest_twisted.ensureDeferred
-async def test_the_body_of_an_error_is_not_read_for_ever(asked: Asking, rest: Any) -> None:
+async def test_the_body_of_an_error_response_is_read_up_to_a_limit(
+    asked: Asking, rest: Any
+) -> None:
     start = Send(head(500, [("Transfer-Encoding", "chunked")]) + b"4\r\nword\r\n")
     asked.faulty.fault("7", steps(start, rest))
     failing = begun(failure_of(asked.fetch("7")))
@@ -252,7 +252,7 @@ OF_A_FILE = {
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_says_more_of_the_archive_than_of_the_file_is_an_outage(
+async def test_errors_of_the_whole_archive_are_an_outage(
     asked: Asking, fault: Fault, outage: bool
 ) -> None:
     asked.faulty.fault("7", fault, method="GET")
@@ -261,7 +261,7 @@ async def test_what_says_more_of_the_archive_than_of_the_file_is_an_outage(
 
 @pytest.mark.parametrize("named", ["/srv/archive/7", "/srv/a/07/file.7", "7"])
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_fails_for_want_of_the_file_is_understood(
+async def test_a_500_whose_trace_names_the_file_means_it_is_missing(
     asked: Asking, named: str
 ) -> None:
     asked.faulty.fault("7", status(500, body=trace_of(named)))
@@ -284,7 +284,7 @@ async def test_an_archive_that_fails_for_want_of_the_file_is_understood(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_fails_for_any_other_reason_may_have_the_file(
+async def test_a_500_with_another_trace_does_not_mean_missing(
     asked: Asking, code: int, body: bytes
 ) -> None:
     asked.faulty.fault("7", status(code, body=body))
@@ -298,7 +298,7 @@ async def test_an_archive_that_fails_for_any_other_reason_may_have_the_file(
     ids=["of another file", "of a directory", "of what came before"],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_trace_that_does_not_end_with_the_file_says_nothing_of_it(
+async def test_a_trace_that_does_not_end_with_the_file_is_ignored(
     asked: Asking, named: str, after: str
 ) -> None:
     asked.faulty.fault("7", status(500, body=trace_of(named, after)))
@@ -323,7 +323,7 @@ async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking
     ids=["sent", "endless", "needs_explanation", "reset"],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_get_that_explains_nothing_leaves_the_failure_as_it_is(
+async def test_a_get_without_explanation_keeps_the_failure(
     asked: Asking, fault: Fault, connections: int
 ) -> None:
     asked.faulty.fault("7", status(500), method="HEAD")

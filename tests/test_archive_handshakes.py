@@ -39,7 +39,7 @@ def shown(directory: Path, certificate: trustme.LeafCert) -> Path:
 
 @pytest.mark.parametrize("version", [SSL.TLS1_VERSION, SSL.TLS1_1_VERSION], ids=["1.0", "1.1"])
 @pytest_twisted.ensureDeferred
-async def test_an_archive_of_old_is_asked_nothing(
+async def test_an_archive_with_old_tls_is_rejected(
     make_client: MakesClient, authority: trustme.CA, roots: Path, version: int
 ) -> None:
     offered = Offers(authority.issue_cert(HOST), newest=version)
@@ -70,7 +70,7 @@ async def test_an_archive_that_wants_a_certificate_is_shown_it(
 @VERSIONS
 @pytest.mark.parametrize("case", ["none", "of-a-stranger"])
 @pytest_twisted.ensureDeferred
-async def test_without_the_right_one_it_is_refused(
+async def test_a_missing_client_certificate_is_reported(
     make_client: MakesClient,
     authority: trustme.CA,
     roots: Path,

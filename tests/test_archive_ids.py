@@ -66,7 +66,7 @@ async def test_an_id_is_one_segment_below_the_archives_own_path(
 )
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest_twisted.ensureDeferred
-async def test_a_404_that_may_be_a_proxys_tells_how_the_id_is_asked_for(
+async def test_a_404_that_may_be_a_proxys_names_the_encoded_id(
     asked: Asking, method: str, archive_id: str, headers: list[tuple[str, str]], hint: bool
 ) -> None:
     asked.faulty.fault(archive_id, status(404, headers))
@@ -79,7 +79,7 @@ async def test_a_404_that_may_be_a_proxys_tells_how_the_id_is_asked_for(
 
 @pytest.mark.parametrize("archive_id", ["", "\ud800"], ids=["empty", "lone-surrogate"])
 @pytest_twisted.ensureDeferred
-async def test_an_id_that_no_url_can_hold_is_not_asked_for(asked: Asking, archive_id: str) -> None:
+async def test_an_id_that_no_url_can_hold_is_rejected(asked: Asking, archive_id: str) -> None:
     error = await failure_of(asked.archive.status(archive_id))
     assert not error.retryable
     assert asked.faulty.requests == []
@@ -90,7 +90,7 @@ async def test_an_id_that_no_url_can_hold_is_not_asked_for(asked: Asking, archiv
     ["", "ftp://h/", "h:8080", "http://", "http://u:secret@h/", "http://h/?x", "http://h/#x",
      "http://h:port/", "http://h:99999/", "http://h,g/", "http://h..g/"],
 )  # fmt: skip
-def test_a_url_that_is_no_place_of_an_archive_is_refused(url: str) -> None:
+def test_an_invalid_archive_url_is_rejected(url: str) -> None:
     client, _ = http_client(reactor, connections=1, connect_timeout=1, policy=TlsPolicy())
     with pytest.raises(ConfigError) as caught:
         ArchiveClient(client, url, reactor, now=time.time, head_timeout=1, stall_timeout=1)

@@ -33,14 +33,14 @@ def says(path: str, size: int) -> Fault:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_state_of_another_file_is_not_believed(asked: Asking) -> None:
+async def test_the_state_of_another_file_is_ignored(asked: Asking) -> None:
     asked.faulty.fault("7", says("/srv/archive/8", 8))
     assert await asked.archive.status("7") == FileState(5, 1500000007, True)
     assert len(asked.faulty.seen("HEAD", "7")) == 2
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_tells_of_one_file_after_the_other_is_worth_another_try(
+async def test_mixed_up_responses_are_retryable(
     asked: Asking,
 ) -> None:
     asked.faulty.fault("7", says("/srv/archive/8", 8))
@@ -52,7 +52,7 @@ async def test_an_archive_that_tells_of_one_file_after_the_other_is_worth_anothe
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_archive_with_names_of_its_own_is_believed_when_it_says_them_twice(
+async def test_an_unknown_file_name_is_accepted_when_repeated(
     asked: Asking,
 ) -> None:
     asked.faulty.fault("7", says("/pool/c0ffee", 70), times=None)
@@ -62,9 +62,7 @@ async def test_an_archive_with_names_of_its_own_is_believed_when_it_says_them_tw
 
 @pytest.mark.parametrize("path", ["/srv/archive/7", "7", "/file.7", "/srv/archive/"])
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_named_after_its_id_is_asked_for_once(
-    path: str, asked: Asking
-) -> None:
+async def test_a_file_named_after_its_id_is_requested_once(path: str, asked: Asking) -> None:
     asked.faulty.fault("7", says(path, 70), times=None)
     assert await asked.archive.status("7") == FileState(70, 1500000000, True)
     assert len(asked.faulty.seen("HEAD", "7")) == 1
@@ -84,7 +82,7 @@ async def test_a_file_that_is_named_after_its_id_is_asked_for_once(
         ("/srv/4d2", "1235", False),
     ],
 )
-def test_a_name_is_that_of_an_id_in_decimal_or_in_hexadecimal(
+def test_a_file_name_matches_its_id_in_decimal_or_hexadecimal(
     told: str, archive_id: str, named: bool
 ) -> None:
     assert names_file(told, archive_id) is named

@@ -64,7 +64,7 @@ def wait_until_it_waits(cartd: RunningCartd, uid: str, cause: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_carts_wait_for_as_long_as_the_archive_is_away(tmp_path: Path) -> None:
+async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
     async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         await deferToThread(post, cartd, archive, "before")
         await deferToThread(cartd.wait_until, "before", "ready")
@@ -88,7 +88,7 @@ async def test_carts_wait_for_as_long_as_the_archive_is_away(tmp_path: Path) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_over_a_restart_a_cart_says_since_when_it_waits_and_in_the_end_it_is_in_error(
+async def test_outage_limit_counts_across_a_restart(
     tmp_path: Path,
 ) -> None:
     refused = "the archive refuses the connection"
@@ -114,7 +114,7 @@ async def test_over_a_restart_a_cart_says_since_when_it_waits_and_in_the_end_it_
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cart_that_waits_can_be_deleted_and_the_service_be_stopped(tmp_path: Path) -> None:
+async def test_delete_and_stop_work_during_an_archive_outage(tmp_path: Path) -> None:
     async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         archive.fault("*", hang_before_head(), times=None)
         for uid in ("mine", "yours"):
@@ -141,7 +141,7 @@ def test_the_real_archive_is_stopped_and_started_again(tmp_path: Path) -> None:
         assert_no_unexpected_errors(cartd.log)
 
 
-def test_a_real_archive_whose_disk_is_gone_is_away_and_misses_no_file(tmp_path: Path) -> None:
+def test_a_real_archive_without_its_disk_is_an_outage(tmp_path: Path) -> None:
     here, mine = ArchivedFile(1, "here", b"here"), ArchivedFile(2, "mine", b"mine")
     with (
         real_archive(tmp_path / "archive") as archive,

@@ -22,7 +22,7 @@ def passing(asked: Asking) -> Sink:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drip_of_single_bytes_is_given_up_and_told(asked: Asking) -> None:
+async def test_a_body_below_the_minimum_rate_is_aborted(asked: Asking) -> None:
     asked.faulty.fault("7", drip(1))
     sink = passing(asked)
     error = await failure_of(asked.archive.fetch("7", sink))
@@ -36,7 +36,7 @@ async def test_a_drip_of_single_bytes_is_given_up_and_told(asked: Asking) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_keeps_the_pace_may_take_as_long_as_it_does(asked: Asking) -> None:
+async def test_a_body_above_the_minimum_rate_may_take_any_time(asked: Asking) -> None:
     asked.faulty.fault("7", drip(ENOUGH, 0.001))
     sink = passing(asked)
     await asked.archive.fetch("7", sink)
@@ -45,7 +45,7 @@ async def test_what_keeps_the_pace_may_take_as_long_as_it_does(asked: Asking) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_that_was_fast_once_must_stay_so(asked: Asking) -> None:
+async def test_the_minimum_rate_is_checked_in_each_window(asked: Asking) -> None:
     start = head(200, [("Content-Length", str(len(DATA)))])
     asked.faulty.fault("7", steps(Send(start), Drip(DATA[:9000], 3000, 0.01), Drip(DATA[9000:])))
     error = await failure_of(asked.archive.fetch("7", passing(asked)))
@@ -53,7 +53,7 @@ async def test_a_body_that_was_fast_once_must_stay_so(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_time_in_which_the_sink_pauses_does_not_count(asked: Asking) -> None:
+async def test_pauses_of_the_sink_do_not_count_for_the_rate(asked: Asking) -> None:
     def pause(sink: Sink) -> None:
         assert sink.producer is not None
         sink.producer.pauseProducing()
@@ -67,7 +67,7 @@ async def test_the_time_in_which_the_sink_pauses_does_not_count(asked: Asking) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_site_may_let_files_come_as_slowly_as_they_like(make_client: MakesClient) -> None:
+async def test_minimum_rate_0_allows_any_rate(make_client: MakesClient) -> None:
     async with asking(make_client, min_rate=0) as asked:
         asked.faulty.put("7", b"x" * 30)
         asked.faulty.fault("7", drip(1, 0.001))

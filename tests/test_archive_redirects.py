@@ -56,7 +56,9 @@ async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_redirect_elsewhere_is_refused(asked: Asking, location: str, message: str) -> None:
+async def test_a_redirect_to_another_server_is_rejected(
+    asked: Asking, location: str, message: str
+) -> None:
     location = location.format(port=asked.faulty.port)
     asked.faulty.fault("moved", redirect(location), times=None)
     error = await failure_of(asked.archive.status("moved"))

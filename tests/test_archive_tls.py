@@ -32,9 +32,7 @@ def pem(path: Path, *authorities: trustme.CA) -> Path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_archive_with_a_trusted_certificate_is_believed(
-    make_client: MakesClient, tmp_path: Path
-) -> None:
+async def test_a_trusted_certificate_is_accepted(make_client: MakesClient, tmp_path: Path) -> None:
     authority = trustme.CA()
     roots = pem(tmp_path / "roots.pem", trustme.CA(), authority)
     async with asking(make_client, tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
@@ -89,7 +87,7 @@ def certificate_for(case: str, authority: trustme.CA) -> trustme.LeafCert:
 
 @pytest.mark.parametrize(("case", "message"), CASES.items(), ids=list(CASES))
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
+async def test_an_untrusted_certificate_is_rejected(
     make_client: MakesClient, tmp_path: Path, case: str, message: str
 ) -> None:
     authority = trustme.CA()
@@ -108,7 +106,7 @@ async def test_an_archive_that_cannot_prove_who_it_is_is_asked_nothing(
 
 @pytest.mark.parametrize("fault", [hang_after(100), endless()], ids=["silent", "endless"])
 @pytest_twisted.ensureDeferred
-async def test_cancelling_does_not_wait_for_the_peers_goodbye(
+async def test_cancelling_does_not_wait_for_a_tls_close_notify(
     make_client: MakesClient, tmp_path: Path, fault: Any
 ) -> None:
     authority = trustme.CA()
@@ -127,7 +125,7 @@ async def test_cancelling_does_not_wait_for_the_peers_goodbye(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(
+async def test_a_peer_without_tls_is_reported_and_retryable(
     make_client: MakesClient, tmp_path: Path
 ) -> None:
     roots = pem(tmp_path / "roots.pem", trustme.CA())
@@ -153,7 +151,7 @@ async def test_a_peer_that_does_not_speak_tls_is_told_and_worth_another_try(
     ],
     ids=["missing", "empty", "garbled"],
 )
-def test_a_ca_file_that_cannot_be_used_is_refused_at_the_start(
+def test_an_invalid_ca_file_is_rejected_at_the_start(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "roots.pem"

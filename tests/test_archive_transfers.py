@@ -36,7 +36,7 @@ pytest_plugins = ("tests.archive_clients",)
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answer_that_does_not_begin_is_given_up(asked: Asking) -> None:
+async def test_a_response_that_does_not_begin_times_out(asked: Asking) -> None:
     asked.faulty.fault("7", hang_before_head())
     failing = begun(failure_of(asked.archive.status("7")))
     await asked.until(lambda: asked.faulty.running == 1)
@@ -53,7 +53,7 @@ async def test_an_answer_that_does_not_begin_is_given_up(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_that_falls_silent_is_given_up(asked: Asking) -> None:
+async def test_a_stalled_body_times_out(asked: Asking) -> None:
     asked.faulty.fault("7", hang_after(100))
     sink = Sink()
     failing = begun(failure_of(asked.archive.fetch("7", sink)))
@@ -70,7 +70,7 @@ async def test_a_body_that_falls_silent_is_given_up(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_byte_begins_the_silence_anew(asked: Asking) -> None:
+async def test_every_byte_resets_the_stall_timeout(asked: Asking) -> None:
     asked.faulty.put("slow", b"ten  bytes")
     asked.faulty.fault("slow", drip(1))
     sink = Sink(lambda sink: asked.clock.advance(STALL_TIMEOUT - 1))
@@ -79,7 +79,7 @@ async def test_every_byte_begins_the_silence_anew(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_sink_that_pauses_stops_the_archive_and_no_time_runs(asked: Asking) -> None:
+async def test_a_paused_sink_stops_reading_and_the_stall_timeout(asked: Asking) -> None:
     def pause(sink: Sink) -> None:
         if not sink.first.called:
             assert sink.producer is not None
@@ -125,7 +125,7 @@ async def test_a_sink_that_is_not_ready_yet_may_pause_from_the_start(asked: Aski
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_after_a_pause_is_counted_again(asked: Asking) -> None:
+async def test_the_stall_timeout_runs_again_after_a_pause(asked: Asking) -> None:
     asked.faulty.fault("7", hang_after(100))
     sink = Sink(lambda sink: sink.producer.pauseProducing())  # type: ignore[union-attr]
     failing = begun(failure_of(asked.archive.fetch("7", sink)))
@@ -142,7 +142,7 @@ async def test_silence_after_a_pause_is_counted_again(asked: Asking) -> None:
     "fault", [hang_after(100), endless(), drip(100), None], ids=["silent", "endless", "drip", "all"]
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_what_the_sink_raises_comes_out_and_ends_the_transfer(
+async def test_an_exception_of_the_sink_ends_the_transfer(
     asked: Asking, fault: Fault | None
 ) -> None:
     class TooManyError(Exception):
@@ -237,7 +237,7 @@ async def test_a_sink_that_stops_the_transfer_ends_it_as_a_cancel_does(asked: As
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_sink_is_left_to_judge_the_bytes_themselves(asked: Asking) -> None:
+async def test_the_sink_checks_length_and_hash_itself(asked: Asking) -> None:
     asked.faulty.fault("7", wrong_bytes())
     asked.faulty.fault("7", no_length(10), request=2)
     assert await asked.fetch("7") == bytes(byte ^ 1 for byte in DATA)

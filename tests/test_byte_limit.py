@@ -40,7 +40,7 @@ def those_in(holders: Sequence[Holder]) -> list[int]:
     return [at for at, holder in enumerate(holders) if holder.is_in]
 
 
-def test_who_came_first_is_first_whatever_would_fit_behind() -> None:
+def test_waiters_are_served_in_order_even_if_a_later_one_fits() -> None:
     limit = ByteLimit(MOST)
     holders = [Holder(limit, size) for size in (6, 5, 1)]
     assert those_in(holders) == [0]
@@ -48,7 +48,7 @@ def test_who_came_first_is_first_whatever_would_fit_behind() -> None:
     assert those_in(holders) == [1, 2]
 
 
-def test_what_is_larger_than_all_of_it_waits_until_it_is_alone() -> None:
+def test_a_request_above_the_limit_waits_until_it_is_alone() -> None:
     limit = ByteLimit(MOST)
     holders = [Holder(limit, size) for size in (1, 99, 1)]
     assert those_in(holders) == [0]
@@ -59,7 +59,7 @@ def test_what_is_larger_than_all_of_it_waits_until_it_is_alone() -> None:
     assert limit.taken == 1
 
 
-def test_who_stops_waiting_keeps_nobody_out() -> None:
+def test_a_cancelled_waiter_blocks_no_other() -> None:
     limit = ByteLimit(MOST)
     holders = [Holder(limit, size) for size in (6, 99, 4)]
     holders[1].job.cancel()
@@ -68,7 +68,7 @@ def test_who_stops_waiting_keeps_nobody_out() -> None:
     assert those_in(holders) == [0, 2]
 
 
-def test_who_is_cancelled_inside_gives_back_what_it_had() -> None:
+def test_a_holder_that_is_cancelled_releases_its_bytes() -> None:
     limit = ByteLimit(MOST)
     holder = Holder(limit, 6)
     holder.job.cancel()
@@ -80,7 +80,7 @@ def test_who_is_cancelled_inside_gives_back_what_it_had() -> None:
         st.tuples(st.sampled_from(["come", "leave", "cancel"]), st.integers(0, 15)), max_size=40
     )
 )
-def test_there_are_never_more_than_may_be_but_for_one_alone(
+def test_the_limit_holds_except_for_a_single_large_request(
     steps: list[tuple[str, int]],
 ) -> None:
     limit = ByteLimit(MOST)

@@ -124,7 +124,7 @@ class Files:
 
 
 class TestWaiting:
-    def test_one_probe_at_a_time_asks_for_all_and_no_tries_are_used_up(self, scene: Scene) -> None:
+    def test_one_probe_at_a_time_is_sent_and_no_tries_are_used_up(self, scene: Scene) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2", "3"), scene.begin("4", "5")]
         assert scene.heads() == ["1"]
@@ -147,7 +147,7 @@ class TestWaiting:
         scene.run(65)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
-    def test_the_probes_take_turns_among_all_that_wait(self, scene: Scene) -> None:
+    def test_probes_rotate_among_the_waiting_files(self, scene: Scene) -> None:
         scene.archive.away = outage()
         scene.begin("1", "2")
         scene.begin("3", "4")
@@ -157,16 +157,14 @@ class TestWaiting:
         assert sorted(probed[:4]) == ["1", "2", "3", "4"]
         assert probed[3] == "1"
 
-    def test_a_longer_wait_that_the_archive_asks_for_is_kept_within_reason(
-        self, scene: Scene
-    ) -> None:
+    def test_retry_after_delays_probes_up_to_a_limit(self, scene: Scene) -> None:
         scene.archive.away = outage("503", retry_after=20)
         scene.begin("1", "2")
         assert scene.times_until(lambda: len(scene.heads()), seconds=45) == [0.125, 20.125, 40.125]
         scene.archive.away = outage("503", retry_after=86_400)
         assert scene.times_until(lambda: len(scene.heads()), seconds=340) == [15.125, 315.125]
 
-    def test_a_cart_that_begins_meanwhile_asks_for_nothing(self, scene: Scene) -> None:
+    def test_a_new_cart_sends_no_requests_while_the_breaker_is_open(self, scene: Scene) -> None:
         scene.archive.away = outage()
         scene.begin("1", "2")
         scene.run(20)
@@ -177,7 +175,7 @@ class TestWaiting:
         scene.run(20)
         assert scene.status(late) is CartStatus.READY
 
-    def test_a_request_that_was_in_line_for_its_turn_waits_too(self, tmp_path: Path) -> None:
+    def test_a_request_queued_for_the_semaphore_waits_too(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 5, connections=1)
         archive, clock = files.scene.archive, files.scene.clock
         held = archive.holds["HEAD", "0"] = Deferred()
@@ -192,7 +190,7 @@ class TestWaiting:
         clock.pump([0.5] * 2)
         assert outcomes == [[None]] * 5
 
-    def test_a_probe_waits_for_its_turn_like_any_request(self, tmp_path: Path) -> None:
+    def test_a_probe_acquires_the_semaphore_like_any_request(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 3, connections=2)
         archive, clock = files.scene.archive, files.scene.clock
         held = archive.holds["HEAD", "0"] = Deferred()
@@ -206,7 +204,7 @@ class TestWaiting:
         held.callback(None)
         assert files.scene.heads()[2:3] == ["2"]
 
-    def test_who_is_told_may_end_the_waiting_of_others(self, tmp_path: Path) -> None:
+    def test_a_released_waiter_may_cancel_others(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 4, connections=4)
         files.scene.archive.away = outage()
         files.ask(files.rows[:1])
@@ -220,7 +218,7 @@ class TestWaiting:
         files.scene.clock.advance(0)
         assert told == [[CancelledError], [None], [False]]
 
-    def test_two_thousand_files_that_wait_are_told_in_a_loop(self, tmp_path: Path) -> None:
+    def test_two_thousand_waiters_are_released_in_a_loop(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 2000, connections=500)
         archive = files.scene.archive
         archive.away = outage()
@@ -233,9 +231,7 @@ class TestWaiting:
         files.scene.run(20)
         assert outcomes == [[None]] * 2000
 
-    def test_when_it_is_back_a_few_ask_at_first_and_more_after_a_while(
-        self, tmp_path: Path
-    ) -> None:
+    def test_requests_ramp_up_after_an_outage(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 4000, connections=500)
         archive, clock = files.scene.archive, files.scene.clock
         archive.holds["HEAD", "0"] = Deferred()
@@ -258,7 +254,7 @@ class TestWaiting:
         clock.advance(RAMP_UP_SECONDS)
         assert archive.running == 2 * INITIAL_SLOTS
 
-    def test_it_is_logged_once_when_it_begins_and_once_when_it_ends(self, scene: Scene) -> None:
+    def test_an_outage_is_logged_once_at_its_begin_and_end(self, scene: Scene) -> None:
         with logged() as events:
             scene.archive.away = outage()
             scene.begin(*FILES)
@@ -273,7 +269,7 @@ class TestWaiting:
 
 
 class TestBlame:
-    def test_a_file_that_alone_fails_so_ends_its_cart_after_its_tries(self, scene: Scene) -> None:
+    def test_a_file_that_fails_alone_fails_its_cart_after_its_tries(self, scene: Scene) -> None:
         good = scene.begin("1")
         scene.archive.bad["2"] = outage("503")
         with logged() as events:
@@ -286,7 +282,7 @@ class TestBlame:
         assert scene.heads().count("2") == 3
         assert scene.told == in_log(events) == []
 
-    def test_a_file_that_alone_is_unavailable_keeps_nobody_else_waiting(self, scene: Scene) -> None:
+    def test_one_unavailable_file_does_not_trip_the_breaker(self, scene: Scene) -> None:
         """No probe is sent for its sake, and it is asked for when it has asked to be."""
         scene.archive.bad["2"] = unavailable(retry_after=20)
         bad = scene.begin("2")
@@ -302,9 +298,7 @@ class TestBlame:
         assert scene.heads().count("2") == 3
         assert scene.told == []
 
-    def test_many_files_that_are_unavailable_for_themselves_cost_few_probes(
-        self, tmp_path: Path
-    ) -> None:
+    def test_many_unavailable_files_cost_few_probes(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 201, connections=4)
         scene = files.scene
         files.ask(files.rows[:1])
@@ -317,9 +311,7 @@ class TestBlame:
         assert len(scene.heads()) - scene.heads().count("0") == 600
         assert scene.told == []
 
-    def test_two_files_that_are_unavailable_with_no_answer_in_between_are_an_outage(
-        self, scene: Scene
-    ) -> None:
+    def test_two_unavailable_files_in_a_row_trip_the_breaker(self, scene: Scene) -> None:
         scene.begin("1")
         scene.archive.away = unavailable()
         carts = [scene.begin("2"), scene.begin("3", "4"), scene.begin("5")]
@@ -331,9 +323,7 @@ class TestBlame:
         scene.run(60)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
-    def test_an_only_file_that_is_unavailable_is_waited_for_like_an_archive_that_is_away(
-        self, scene: Scene
-    ) -> None:
+    def test_the_only_file_being_unavailable_is_an_outage(self, scene: Scene) -> None:
         scene.archive.away = unavailable()
         cart = scene.begin("1")
         scene.run(100)
@@ -343,9 +333,7 @@ class TestBlame:
         scene.run(60)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_an_outage_right_after_a_doubt_that_was_wrong_is_noticed_all_the_same(
-        self, scene: Scene
-    ) -> None:
+    def test_an_outage_right_after_a_false_trip_is_detected(self, scene: Scene) -> None:
         scene.begin("1")
         scene.archive.bad |= {"2": unavailable(), "3": unavailable()}
         bad = [scene.begin("2"), scene.begin("3")]
@@ -359,9 +347,7 @@ class TestBlame:
         scene.run(60)
         assert {scene.status(one) for one in (cart, *bad)} == {CartStatus.READY}
 
-    def test_nobody_waits_for_a_file_that_alone_fails_though_nothing_else_is_known(
-        self, scene: Scene
-    ) -> None:
+    def test_a_new_file_is_probed_when_the_only_known_one_fails(self, scene: Scene) -> None:
         scene.archive.bad["2"] = outage("503", retry_after=300)
         bad = scene.begin("2")
         scene.run(301)
@@ -386,14 +372,14 @@ class TestBlame:
         scene.run(10)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_file_whose_errors_others_do_not_have_is_to_blame(self, scene: Scene) -> None:
+    def test_a_file_that_fails_alone_is_the_cause(self, scene: Scene) -> None:
         scene.archive.bad["1"] = passing("500")
         cart = scene.begin("1", "2")
         scene.run(2)
         assert scene.status(cart) is CartStatus.ERROR
         assert scene.heads() == ["1", "2", "1", "1"]
 
-    def test_a_file_of_long_ago_is_asked_for_before_one_is_to_blame(self, scene: Scene) -> None:
+    def test_a_file_staged_earlier_is_probed_before_a_file_fails(self, scene: Scene) -> None:
         scene.begin("1")
         scene.stop()
         scene.start()
@@ -405,7 +391,7 @@ class TestBlame:
         assert scene.told == []
 
     @pytest.mark.parametrize("missing", [False, True])
-    def test_an_archive_that_has_nothing_but_errors_is_away(
+    def test_an_archive_that_answers_only_errors_is_an_outage(
         self, scene: Scene, missing: bool
     ) -> None:
         scene.begin("1")
@@ -422,7 +408,7 @@ class TestBlame:
         scene.run(8)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_file_that_is_surely_missing_ends_its_cart_at_once(self, scene: Scene) -> None:
+    def test_a_missing_file_fails_its_cart_at_once(self, scene: Scene) -> None:
         scene.begin("1")
         scene.archive.bad["2"] = gone()
         cart = scene.begin("2")
@@ -430,14 +416,12 @@ class TestBlame:
         assert scene.cart(cart).error == "Failed to stage dir/2 (archive id 2): it is not there"
         assert scene.heads() == ["1", "2", "1"]
 
-    def test_where_no_other_file_is_known_a_missing_one_is_to_blame(self, scene: Scene) -> None:
+    def test_a_missing_file_fails_where_no_other_file_is_known(self, scene: Scene) -> None:
         scene.archive.bad["2"] = gone()
         cart = scene.begin("2")
         assert scene.status(cart) is CartStatus.ERROR
 
-    def test_with_one_try_a_body_that_broke_with_the_archive_is_no_fault(
-        self, tmp_path: Path
-    ) -> None:
+    def test_with_one_try_a_body_broken_by_an_outage_is_retried(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path / "volume")
         scene.tries = 1
         scene.start()
@@ -451,9 +435,7 @@ class TestBlame:
         assert scene.status(cart) is CartStatus.READY
         scene.stop()
 
-    def test_who_comes_while_a_file_that_alone_fails_is_asked_for_is_asked_for_next(
-        self, scene: Scene
-    ) -> None:
+    def test_a_file_that_joins_during_a_probe_is_probed_next(self, scene: Scene) -> None:
         scene.archive.bad["2"] = outage("503", retry_after=300)
         scene.begin("2")
         held = scene.archive.holds["HEAD", "2"] = Deferred()
@@ -465,7 +447,7 @@ class TestBlame:
         scene.run(0.25)
         assert scene.status(good) is CartStatus.READY
 
-    def test_a_file_is_no_witness_of_its_own(self) -> None:
+    def test_a_file_is_no_probe_target_for_itself(self) -> None:
         target = ProbeTargets(MemoryStore())
         target.record_success("1")
         assert not target.succeeded_since(0, other_than="1")
@@ -474,9 +456,7 @@ class TestBlame:
 
 
 class TestLimit:
-    def test_who_has_waited_for_too_long_is_in_error_and_others_wait_on(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_cart_fails_at_the_outage_limit_and_others_wait_on(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path / "volume")
         scene.outage_limit = 10
         scene.start()
@@ -499,7 +479,7 @@ class TestLimit:
         scene.stop()
         assert not scene.clock.getDelayedCalls()
 
-    def test_it_goes_on_after_a_restart(self, tmp_path: Path) -> None:
+    def test_the_outage_limit_counts_across_a_restart(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
@@ -517,7 +497,7 @@ class TestLimit:
         assert "since 1970-01-01 00:00:00 UTC" in scene.cart(cart).error
         scene.stop()
 
-    def test_a_clock_that_is_set_neither_shortens_nor_lengthens_it(self, tmp_path: Path) -> None:
+    def test_setting_the_clock_does_not_change_the_outage_limit(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
@@ -533,7 +513,7 @@ class TestLimit:
 
 
 class TestTelling:
-    def test_all_carts_are_told_at_once_and_those_that_come_later(self, scene: Scene) -> None:
+    def test_an_outage_is_recorded_for_all_carts_and_later_ones(self, scene: Scene) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
@@ -553,7 +533,7 @@ class TestTelling:
         assert [scene.cart(cart).message for cart in carts] == ["", "", ""]
         held.callback(None)
 
-    def test_what_the_database_could_not_take_is_told_again(self, scene: Scene) -> None:
+    def test_a_failed_record_of_an_outage_is_retried(self, scene: Scene) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1")
         scene.refused = 3
@@ -573,7 +553,7 @@ class TestTelling:
         scene.run(RETRY_SECONDS)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_restart_that_finds_the_archive_there_ends_the_waiting(self, scene: Scene) -> None:
+    def test_a_restart_with_the_archive_available_clears_the_status(self, scene: Scene) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1", "2")
         scene.run(5)
@@ -586,7 +566,7 @@ class TestTelling:
 
 
 class TestEnding:
-    def test_when_the_last_cart_is_deleted_the_probing_ends(self, scene: Scene) -> None:
+    def test_probing_ends_when_the_last_cart_is_deleted(self, scene: Scene) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
@@ -609,7 +589,7 @@ class TestEnding:
         assert scene.status(one_failure) is CartStatus.READY
         assert scene.status(scene.begin("4")) is CartStatus.READY
 
-    def test_a_stop_in_the_middle_of_a_probe_ends_that(self, scene: Scene) -> None:
+    def test_a_stop_cancels_a_running_probe(self, scene: Scene) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1", "2")
         held = scene.archive.holds["HEAD", "*"] = Deferred()
@@ -620,7 +600,7 @@ class TestEnding:
         assert scene.archive.running == 0
         assert scene.status(cart) is CartStatus.STAGING
 
-    def test_a_stop_while_the_database_is_away_ends_the_telling(self, scene: Scene) -> None:
+    def test_a_stop_cancels_the_record_of_an_outage(self, scene: Scene) -> None:
         scene.archive.away = outage()
         scene.refused = inf
         scene.begin("1")
@@ -629,7 +609,7 @@ class TestEnding:
         scene.stop()
         assert not scene.clock.getDelayedCalls()
 
-    def test_a_probe_that_breaks_in_a_way_of_its_own_lets_all_go_on(self, scene: Scene) -> None:
+    def test_an_internal_error_of_a_probe_releases_all_files(self, scene: Scene) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1")
         scene.archive.away = ZeroDivisionError("a fault of the service itself")

@@ -54,7 +54,7 @@ async def hold(semaphore: FairSemaphore, key: str, log: list[str], end: Deferred
         await end
 
 
-def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
+def test_a_busy_key_does_not_starve_another() -> None:
     semaphore = FairSemaphore(lambda: 1, Clock())
     log: list[str] = []
     ends: list[Deferred[None]] = [Deferred() for _ in range(6)]
@@ -66,7 +66,7 @@ def test_a_key_with_little_to_do_is_not_kept_waiting_by_one_with_much() -> None:
     assert log == ["a", "a", "b", "a", "b", "a"]
 
 
-def test_no_more_turns_are_given_than_there_are_places() -> None:
+def test_no_more_slots_are_held_than_the_limit() -> None:
     semaphore = FairSemaphore(lambda: 2, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
@@ -79,7 +79,7 @@ def test_no_more_turns_are_given_than_there_are_places() -> None:
     others.callback(None)
 
 
-def test_who_gives_up_waiting_for_a_turn_takes_none() -> None:
+def test_a_cancelled_waiter_acquires_no_slot() -> None:
     semaphore = FairSemaphore(lambda: 1, Clock())
     log: list[str] = []
     first: Deferred[None] = Deferred()
@@ -126,7 +126,7 @@ def crowd() -> Iterator[Crowd]:
     assert len(crowd.log) == crowd.came
 
 
-def test_a_burst_gets_a_few_places_and_one_more_for_each_turn_that_ends(crowd: Crowd) -> None:
+def test_slots_ramp_up_with_each_release(crowd: Crowd) -> None:
     crowd.come(50)
     assert len(crowd.log) == INITIAL_SLOTS
     crowd.leave(1)
@@ -135,7 +135,7 @@ def test_a_burst_gets_a_few_places_and_one_more_for_each_turn_that_ends(crowd: C
     assert len(crowd.log) == INITIAL_SLOTS + 8
 
 
-def test_places_open_moment_by_moment_though_no_turn_ends(crowd: Crowd) -> None:
+def test_slots_ramp_up_with_time(crowd: Crowd) -> None:
     crowd.come(3 * INITIAL_SLOTS + 1)
     seen = []
     for _ in range(4):
@@ -150,7 +150,7 @@ def test_places_open_moment_by_moment_though_no_turn_ends(crowd: Crowd) -> None:
     assert crowd.clock.getDelayedCalls() == []
 
 
-def test_the_next_burst_begins_with_a_few_places_again(crowd: Crowd) -> None:
+def test_the_next_burst_begins_with_the_initial_slots(crowd: Crowd) -> None:
     crowd.come(20)
     crowd.leave(20)
     assert len(crowd.log) == 20
@@ -159,7 +159,7 @@ def test_the_next_burst_begins_with_a_few_places_again(crowd: Crowd) -> None:
     assert len(crowd.log) == 20 + INITIAL_SLOTS
 
 
-def test_any_number_of_turns_may_end_at_once(crowd: Crowd) -> None:
+def test_any_number_of_slots_may_be_released_at_once(crowd: Crowd) -> None:
     """Each within the one before would be deeper than Python's stack."""
     crowd.come(INITIAL_SLOTS + 2000)
     for key in list(crowd.ends)[INITIAL_SLOTS:]:
@@ -168,7 +168,7 @@ def test_any_number_of_turns_may_end_at_once(crowd: Crowd) -> None:
     assert len(crowd.log) == INITIAL_SLOTS + 2000
 
 
-def test_places_that_are_taken_away_are_not_passed_on(crowd: Crowd) -> None:
+def test_a_lowered_limit_is_respected_on_release(crowd: Crowd) -> None:
     crowd.come(20)
     crowd.most = 1
     crowd.leave(INITIAL_SLOTS - 1)
@@ -183,7 +183,7 @@ def test_places_that_are_taken_away_are_not_passed_on(crowd: Crowd) -> None:
     assert len(crowd.log) == INITIAL_SLOTS + 4
 
 
-def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:
+def test_for_each_limits_concurrency_and_reads_of_its_source() -> None:
     jobs = Jobs()
     done = outcome(Deferred.fromCoroutine(for_each(each("abcd"), jobs.work, lambda: 2)))
     assert jobs.started == ["a", "b"]
@@ -195,7 +195,7 @@ def test_for_each_runs_so_many_at_once_and_reads_its_source_no_faster() -> None:
     assert done == [None]
 
 
-def test_more_workers_join_and_some_leave_as_so_many_are_wanted() -> None:
+def test_the_worker_pool_grows_and_shrinks_with_its_limit() -> None:
     wanted = 1
     jobs = Jobs()
     done = outcome(Deferred.fromCoroutine(for_each(each("abcdefg"), jobs.work, lambda: wanted)))
@@ -228,7 +228,7 @@ class Pages:
                 yield str(item)
 
 
-def test_any_number_may_wait_for_the_source() -> None:
+def test_any_number_of_workers_may_wait_for_the_source() -> None:
     """Each told by the one before would be deeper than Python's stack."""
     pages, jobs = Pages(), Jobs()
     many = 2000
@@ -243,7 +243,7 @@ def test_any_number_may_wait_for_the_source() -> None:
     assert done == [None] and len(jobs.cleaned) == 3 * many
 
 
-def test_who_fails_when_the_source_gives_may_cancel_those_who_wait_for_it() -> None:
+def test_a_failing_worker_may_cancel_those_that_wait_for_items() -> None:
     async def fail(_: str) -> None:
         raise OSError("disk")
 
@@ -275,7 +275,7 @@ def test_the_failure_of_the_source_cancels_the_jobs(ends: str) -> None:
     assert done[0].check(OSError if ends == "failed" else CancelledError)
 
 
-def test_the_first_failure_cancels_the_other_jobs_and_is_raised_when_they_are_clean() -> None:
+def test_the_first_failure_cancels_the_others_and_is_raised_last() -> None:
     jobs = Jobs()
     done = outcome(Deferred.fromCoroutine(for_each(each("abcd"), jobs.work, lambda: 3)))
     jobs.running["b"].errback(OSError("disk"))
@@ -302,7 +302,7 @@ def test_cancelling_for_each_waits_until_every_job_has_cleaned_up() -> None:
 
 
 @pytest.mark.parametrize("fails", ["first", "second"])
-def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
+def test_both_cancels_the_other_when_one_fails(fails: str) -> None:
     jobs = Jobs()
     done = outcome(Deferred.fromCoroutine(both(jobs.work("first"), jobs.work("second"))))
     jobs.running[fails].errback(OSError("disk"))
@@ -310,7 +310,7 @@ def test_the_failure_of_one_of_both_cancels_the_other(fails: str) -> None:
     assert isinstance(done[0], Failure) and done[0].check(OSError)
 
 
-def test_what_of_both_has_never_begun_is_not_left_behind() -> None:
+def test_both_closes_a_coroutine_that_has_never_begun() -> None:
     async def fail() -> None:
         raise OSError("disk")
 

@@ -26,7 +26,7 @@ def serial_limit() -> tuple[AdaptiveLimit, Clock]:
     return limit, clock
 
 
-def test_a_wrong_file_among_many_that_are_right_changes_nothing() -> None:
+def test_one_corrupt_file_among_many_does_not_change_the_limit() -> None:
     limit, _ = after()
     for _ in range(20):
         limit.record_corrupt_file()
@@ -35,7 +35,7 @@ def test_a_wrong_file_among_many_that_are_right_changes_nothing() -> None:
     assert limit.current() == 32
 
 
-def test_two_wrong_files_together_are_followed_by_one_at_a_time() -> None:
+def test_two_corrupt_files_together_reduce_the_limit_to_1() -> None:
     limit, clock = after()
     limit.record_corrupt_file()
     assert limit.current() == 32
@@ -45,7 +45,7 @@ def test_two_wrong_files_together_are_followed_by_one_at_a_time() -> None:
     assert limit.current() == 1
 
 
-def test_more_at_a_time_are_tried_again_by_and_by() -> None:
+def test_the_limit_doubles_again_with_time() -> None:
     limit, clock = serial_limit()
     seen = []
     for _ in range(7):
@@ -56,14 +56,14 @@ def test_more_at_a_time_are_tried_again_by_and_by() -> None:
     assert limit.current() == 32
 
 
-def test_a_wrong_file_that_met_nobody_says_nothing_of_company() -> None:
+def test_a_corrupt_file_at_limit_1_does_not_prolong_it() -> None:
     limit, clock = serial_limit()
     limit.record_corrupt_file()
     clock.advance(FIRST_DOUBLING_SECONDS)
     assert limit.current() == 2
 
 
-def test_a_wrong_file_on_the_way_back_takes_it_to_one_for_twice_the_while() -> None:
+def test_a_corrupt_file_during_recovery_resets_the_limit_to_1() -> None:
     limit, clock = serial_limit()
     clock.advance(FIRST_DOUBLING_SECONDS)
     limit.record_corrupt_file()
@@ -74,7 +74,7 @@ def test_a_wrong_file_on_the_way_back_takes_it_to_one_for_twice_the_while() -> N
     assert limit.current() == 2
 
 
-def test_the_while_grows_to_a_bound_and_is_forgotten_when_all_places_are_back() -> None:
+def test_the_doubling_interval_grows_to_a_maximum_and_resets() -> None:
     limit, clock = serial_limit()
     expected = FIRST_DOUBLING_SECONDS
     for _ in range(20):
@@ -91,7 +91,7 @@ def test_the_while_grows_to_a_bound_and_is_forgotten_when_all_places_are_back() 
     assert limit.current() == 2
 
 
-def test_there_are_never_more_places_than_were_set() -> None:
+def test_the_limit_never_exceeds_its_maximum() -> None:
     limit, clock = after(maximum=3)
     limit.record_corrupt_file()
     limit.record_corrupt_file()
@@ -102,7 +102,7 @@ def test_there_are_never_more_places_than_were_set() -> None:
     assert seen == [1, 2, 3, 3]
 
 
-def test_files_that_are_wrong_in_any_company_are_not_held_against_it() -> None:
+def test_repeated_identical_corruption_restores_the_limit() -> None:
     limit, _ = serial_limit()
     limit.record_same_corruption()
     assert limit.current() == 32
@@ -111,7 +111,7 @@ def test_files_that_are_wrong_in_any_company_are_not_held_against_it() -> None:
     assert limit.current() == 32
 
 
-def test_a_suspicion_is_taken_back_before_it_leads_to_anything() -> None:
+def test_repeated_identical_corruption_lowers_the_score() -> None:
     limit, _ = after()
     for _ in range(10):
         assert limit.record_corrupt_file()
@@ -119,7 +119,7 @@ def test_a_suspicion_is_taken_back_before_it_leads_to_anything() -> None:
     assert limit.current() == 32
 
 
-def test_one_that_is_wrong_in_any_company_does_not_excuse_the_others() -> None:
+def test_one_identical_corruption_does_not_restore_the_limit() -> None:
     limit, clock = serial_limit()
     clock.advance(FIRST_DOUBLING_SECONDS)
     assert limit.record_corrupt_file()
@@ -127,12 +127,12 @@ def test_one_that_is_wrong_in_any_company_does_not_excuse_the_others() -> None:
     assert limit.current() == 1
 
 
-def test_a_file_that_met_nobody_is_no_reason_for_suspicion() -> None:
+def test_a_corrupt_file_at_limit_1_does_not_count() -> None:
     limit, _ = serial_limit()
     assert not limit.record_corrupt_file()
 
 
-def test_an_archive_that_closes_connections_is_asked_for_fewer_at_once_but_for_a_few() -> None:
+def test_closed_connections_decrease_the_limit_to_its_minimum() -> None:
     limit, _ = after()
     seen = []
     for _ in range(30):
@@ -142,7 +142,7 @@ def test_an_archive_that_closes_connections_is_asked_for_fewer_at_once_but_for_a
     assert seen[-8:] == [MIN_LIMIT + 1, *[MIN_LIMIT] * 7]
 
 
-def test_an_archive_that_keeps_connections_is_asked_for_more_by_and_by() -> None:
+def test_reusable_connections_increase_the_limit_slowly() -> None:
     limit, _ = after()
     for _ in range(30):
         limit.record_response(False)
@@ -155,7 +155,7 @@ def test_an_archive_that_keeps_connections_is_asked_for_more_by_and_by() -> None
     assert limit.current() == 32
 
 
-def test_closed_connections_give_no_more_places_than_were_set() -> None:
+def test_the_minimum_does_not_exceed_the_maximum() -> None:
     limit, _ = after(maximum=3)
     limit.record_response(False)
     assert limit.current() == 3
@@ -163,7 +163,7 @@ def test_closed_connections_give_no_more_places_than_were_set() -> None:
     assert limit.current() == 3
 
 
-def test_a_file_that_met_others_is_asked_for_alone_whatever_the_archive_keeps() -> None:
+def test_corruption_reduces_a_decreased_limit_to_1() -> None:
     limit, clock = after()
     for _ in range(30):
         limit.record_response(False)

@@ -92,14 +92,14 @@ def _waiting(*keys: str) -> tuple[FairSemaphore, list[str]]:
     return semaphore, log
 
 
-def test_users_take_places_in_rotation_and_so_do_the_carts_of_each() -> None:
+def test_slots_rotate_among_users_and_among_carts_of_each() -> None:
     semaphore, log = _waiting("a1", "a1", "a1", "a2", "a3", "b1", "b1", "c1")
     for _ in range(8):
         semaphore.release()
     assert log == ["a1", "b1", "c1", "a2", "b1", "a3", "a1", "a1"]
 
 
-def test_a_user_of_whom_nobody_waits_any_more_is_passed_over() -> None:
+def test_a_user_without_waiters_is_skipped() -> None:
     semaphore, log = FairSemaphore(lambda: INITIAL_SLOTS, Clock()), list[str]()
     for _ in range(INITIAL_SLOTS):
         Deferred.fromCoroutine(semaphore.acquire("first"))
@@ -117,7 +117,7 @@ def test_a_user_of_whom_nobody_waits_any_more_is_passed_over() -> None:
     assert log == ["b1", "a3"]
 
 
-def test_the_stager_cuts_what_carts_share_by_their_owners(tmp_path: Path) -> None:
+def test_the_stager_divides_shares_by_owner(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
     stager = Stager(
         bench.store,
@@ -140,7 +140,7 @@ def test_the_stager_cuts_what_carts_share_by_their_owners(tmp_path: Path) -> Non
     assert stager.share_divisor("ada") == 1
 
 
-def test_a_cart_has_its_owners_part_of_what_is_shared(tmp_path: Path) -> None:
+def test_a_cart_has_its_owners_share(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
     context = bench.context(divisors={"ada": 4, "bob": 2})
     assert [context.share(_owned(bench, owner), 12) for owner in ("ada", "bob")] == [3, 6]

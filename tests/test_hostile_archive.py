@@ -61,7 +61,7 @@ def assert_is_told(cartd: RunningCartd, name: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_whatever_it_answers_is_told_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         archive.put("honest", DATA)
         honest = manifest([entry("honest", "honest", DATA)])
@@ -86,7 +86,7 @@ async def test_whatever_it_answers_is_told_in_one_line_and_leaves_nothing(tmp_pa
 
 
 @pytest_twisted.ensureDeferred
-async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path: Path) -> None:
+async def test_memory_stays_bounded_during_endless_responses(tmp_path: Path) -> None:
     floods = {
         "headers": steps(Send(b"HTTP/1.1 200 OK\r\nA: "), Endless(b"x" * 65_536)),
         "errors": steps(Send(head(500)), Endless(b"x" * 65_536)),
@@ -113,7 +113,7 @@ async def test_memory_stays_bounded_while_all_its_answers_go_on_and_on(tmp_path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_comes_beyond_an_answer_is_never_taken_for_the_next_one(tmp_path: Path) -> None:
+async def test_bytes_after_a_response_are_never_taken_for_the_next_one(tmp_path: Path) -> None:
     """Not even of files whose hashes nobody knows, so that nothing else would find it out."""
     evil = b"!" * len(DATA)
     async with cartd_with_archive(tmp_path, f"{INI}max_connections = 1\n") as (cartd, archive):

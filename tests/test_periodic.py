@@ -17,7 +17,7 @@ from cartd.errors import Unavailable
 from cartd.periodic import Periodic
 
 
-def test_work_that_fails_is_logged_and_done_again() -> None:
+def test_failing_work_is_logged_and_retried() -> None:
     clock = Clock()
     runs: list[float] = []
     logged: list[LogEvent] = []
@@ -43,7 +43,7 @@ def test_work_that_fails_is_logged_and_done_again() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_a_failure_that_goes_on_is_told_once_and_so_is_its_end() -> None:
+def test_a_repeated_failure_is_logged_once_and_so_is_its_end() -> None:
     clock = Clock()
     away = [Unavailable("away"), Unavailable("away"), Unavailable("full"), None, None]
 
@@ -88,7 +88,7 @@ def test_stopping_cancels_the_work_under_way_and_waits_for_its_end() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_what_never_started_can_be_stopped() -> None:
+def test_stop_without_start_is_allowed() -> None:
     done: list[object] = []
     Deferred.fromCoroutine(Periodic(Clock(), 1, lambda: Deferred()).stop()).addBoth(done.append)
     assert done == [None]

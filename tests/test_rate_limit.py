@@ -15,7 +15,7 @@ def taken(limiter: FairRateLimiter, owner: str, times: list[str]) -> Deferred[No
     return token
 
 
-def test_after_a_short_burst_there_are_so_many_a_second() -> None:
+def test_the_rate_is_limited_after_a_short_burst() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(20, clock)
     for _ in range(100):
@@ -29,7 +29,7 @@ def test_after_a_short_burst_there_are_so_many_a_second() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_what_was_not_taken_is_not_kept_for_long() -> None:
+def test_unused_tokens_are_kept_only_for_a_burst() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(20, clock)
     clock.advance(3600)
@@ -38,7 +38,7 @@ def test_what_was_not_taken_is_not_kept_for_long() -> None:
     assert len(log) == 2
 
 
-def test_less_than_ten_a_second_are_possible() -> None:
+def test_rates_below_ten_a_second_work() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(1, clock)
     for _ in range(3):
@@ -56,7 +56,7 @@ def test_owners_are_served_in_rotation() -> None:
     assert log == list("xabcabaa")
 
 
-def test_who_leaves_takes_nothing_and_leaves_nothing_behind() -> None:
+def test_a_cancelled_waiter_takes_no_token_and_is_forgotten() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(10, clock)
     tokens = [taken(limiter, owner, log) for owner in "xaab"]
@@ -69,7 +69,7 @@ def test_who_leaves_takes_nothing_and_leaves_nothing_behind() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_ten_thousand_who_wait_for_each_other_do_not_exhaust_the_stack() -> None:
+def test_ten_thousand_waiters_do_not_exhaust_the_stack() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(1_000_000, clock)
 

@@ -119,7 +119,7 @@ def test_leading_slashes_and_empty_components_of_a_path_are_dropped(
     assert downloaded(cartd, "rooted") == wanted
 
 
-def test_a_file_that_is_not_there_is_named_with_the_cause_and_others_go_on(
+def test_a_missing_file_is_named_and_others_go_on(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     here = ArchivedFile(200, "here", b"here")
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_is_named_with_the_cause_and_others_go_on(
     assert (answer.status, answer.json["message"]) == (500, message)
 
 
-def test_a_file_that_is_damaged_is_named_with_both_hash_sums(
+def test_a_corrupt_file_is_named_with_both_hashes(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     told = ArchivedFile(300, "damaged.dat", b"as it was", hash_type="md5")

@@ -49,7 +49,7 @@ def test_carts_that_are_staged_together_come_out_right(
         assert_right(cartd, uid, files)
 
 
-def test_large_files_come_out_right_though_each_would_meet_others_at_every_try(
+def test_large_files_survive_mix_ups_of_a_threaded_archive(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     random = Random(0)

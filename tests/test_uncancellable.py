@@ -10,7 +10,7 @@ from cartd.uncancellable import uncancellable, with_timeout
 from tests.volume_parts import begin, failure_of, outcome, result_of
 
 
-def test_the_result_is_that_of_the_work() -> None:
+def test_uncancellable_returns_the_result() -> None:
     assert result_of(uncancellable(succeed(5))) == 5
     job: Deferred[int] = Deferred()
     results = begin(uncancellable(job))
@@ -19,7 +19,7 @@ def test_the_result_is_that_of_the_work() -> None:
     assert results == [6]
 
 
-def test_the_failure_is_that_of_the_work() -> None:
+def test_uncancellable_raises_the_failure() -> None:
     error = OSError("no")
     failed: Deferred[int] = fail(error)
     assert failure_of(begin(uncancellable(failed))) is error
@@ -27,7 +27,7 @@ def test_the_failure_is_that_of_the_work() -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("succeeds", [True, False], ids=["succeeds", "fails"])
-def test_a_cancellation_is_raised_when_the_work_has_ended(times: int, succeeds: bool) -> None:
+def test_uncancellable_raises_a_cancellation_after_the_work(times: int, succeeds: bool) -> None:
     job: Deferred[int] = Deferred()
     waiting = Deferred.fromCoroutine(uncancellable(job))
     results = outcome(waiting)
@@ -45,7 +45,7 @@ def test_a_cancellation_is_raised_when_the_work_has_ended(times: int, succeeds: 
 # Waiting no longer than so many seconds
 
 
-def test_what_ends_in_time_gives_its_result_or_its_failure() -> None:
+def test_with_timeout_returns_a_result_or_failure_in_time() -> None:
     clock, work = Clock(), Deferred[int]()
     results = outcome(with_timeout(5, work, clock))
     clock.advance(4)
@@ -58,7 +58,7 @@ def test_what_ends_in_time_gives_its_result_or_its_failure() -> None:
 
 
 @pytest.mark.parametrize("shields", [False, True], ids=["it is cancelled", "it cannot be"])
-def test_nobody_waits_for_longer(shields: bool) -> None:
+def test_with_timeout_raises_after_its_time(shields: bool) -> None:
     clock, job = Clock(), Deferred[int]()
     work = Deferred.fromCoroutine(uncancellable(job)) if shields else job
     results = outcome(with_timeout(5, work, clock))
@@ -73,7 +73,7 @@ def test_nobody_waits_for_longer(shields: bool) -> None:
         job.errback(OSError("too late"))  # told to nobody
 
 
-def test_who_gives_up_waiting_cancels_the_work() -> None:
+def test_cancelling_with_timeout_cancels_the_work() -> None:
     clock, work = Clock(), Deferred[int]()
     waiting = with_timeout(5, work, clock)
     results = outcome(waiting)
