@@ -264,11 +264,13 @@ class Downloads:
             await self._record_tar(cart, bundle.index)
             raise _restaging_error(cart)
         tree, root = self._volume.tree(cart), self._volume.root
-        return TreeReader(tree, bundle.segments(start, stop), self._volume.kept(cart), root=root)
+        return TreeReader(
+            tree, bundle.segments(start, stop), self._volume.shared_lock(cart), root=root
+        )
 
     async def _bundle_reader(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
         path, root = self._volume.tar(cart), self._volume.root
-        return TarReader(path, length, start, stop, self._volume.kept(cart), root=root)
+        return TarReader(path, length, start, stop, self._volume.shared_lock(cart), root=root)
 
     async def _imported(self, cart: Cart) -> Cart:
         """A ready cart of Pacifica's, measured; staged again if it is not on the volume.

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cartd.locks import NoLocks, try_lock
-from cartd.rooted_fs import LOCK, Beneath, regular
+from cartd.rooted_fs import LOCK_FLAGS, RootedFS, require_regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
@@ -53,7 +53,7 @@ class ProcessLocks:
         self._boot = boot or boot_id()
         self.name = f"{self._host}-{self._boot}-{os.getpid()}-{secrets.token_hex(4)}"
         # The directory may be exchanged for a link; the one above it is the volume's root.
-        self._fs = Beneath(directory.parent)
+        self._fs = RootedFS(directory.parent)
         self._lock_fd: int | None = None
         self.no_locks_reason = ""
         """Why nobody can see whether this process is alive; '' if the file is locked."""
@@ -83,7 +83,7 @@ class ProcessLocks:
         Between its creation and its lock another process that starts may take it for a dead one's.
         """
         path = self._path(self.name)
-        fd = self._fs.open(path, LOCK | os.O_CREAT | os.O_EXCL, 0o644)
+        fd = self._fs.open(path, LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             if try_lock(fd) and os.path.samestat(os.fstat(fd), self._fs.lstat(path)):
                 return fd
@@ -123,7 +123,7 @@ class ProcessLocks:
         path = self._path(name)
         with self._fs:
             try:
-                lock = regular(self._fs.open(path, LOCK))
+                lock = require_regular(self._fs.open(path, LOCK_FLAGS))
             except FileNotFoundError:
                 return True
             except OSError:

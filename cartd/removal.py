@@ -291,7 +291,7 @@ class Removal:
         """
         try:
             may_go = finish or not self._pins.is_pinned(cart.id)
-            if may_go and await self._volume.remove_first(cart):
+            if may_go and await self._volume.remove_one_file(cart):
                 return True
         except (OSError, NoSpace) as error:
             await self._store.end_eviction(cart.id, token)

@@ -21,44 +21,44 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, Final
 
-KEPT: Final = 6
+MAX_OPEN: Final = 6
 """Directories that stay open.  Few: a process may have 1,024 descriptors, and there may be as many
 of these objects as there are downloads and connections to the archive."""
-AT: Final = os.stat in os.supports_dir_fd
+HAS_DIR_FD: Final = os.stat in os.supports_dir_fd
 """Whether the system has calls that take a directory's descriptor."""
-_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
-_SAFE: Final = (
-    _NO_LINK
+_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+_SAFE_FLAGS: Final = (
+    _NOFOLLOW
     | getattr(os, "O_NONBLOCK", 0)  # a FIFO that somebody left there must not hold the thread
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-READ: Final = os.O_RDONLY | _SAFE
-NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
-LOCK: Final = os.O_RDWR | _SAFE
-DIRECTORY: Final = READ | getattr(os, "O_DIRECTORY", 0)
-_LINK: Final = frozenset({errno.ENOTDIR, errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP)})
+READ_FLAGS: Final = os.O_RDONLY | _SAFE_FLAGS
+CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS
+LOCK_FLAGS: Final = os.O_RDWR | _SAFE_FLAGS
+DIRECTORY_FLAGS: Final = READ_FLAGS | getattr(os, "O_DIRECTORY", 0)
+_LINK_ERRNOS: Final = frozenset({errno.ENOTDIR, errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP)})
 """What systems say of a link that they were told not to follow."""
-_NO_NAMES: Final = frozenset({"", ".", ".."})
+_FORBIDDEN_NAMES: Final = frozenset({"", ".", ".."})
 
-Name = tuple[str, int | None]
+NameAt = tuple[str, int | None]
 """A name, and the descriptor of the directory that it is in: ``dir_fd`` of the calls of ``os``.
 Where there are no such calls it is the whole path, and none."""
 
 
-class _Opened:
+class _OpenDirectory:
     """A directory that is open for as long as it is kept, or somebody uses it."""
 
-    __slots__ = ("fd", "kept", "path", "users")
+    __slots__ = ("cached", "fd", "path", "users")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
         self.users = 1
-        self.kept = False
+        self.cached = False
 
 
-class Beneath:
+class RootedFS:
     """What is below ``root``, for several threads; the path of ``root`` itself may hold links.
 
     Paths are given as ``root / ...``.  Errors are ``OSError`` as of the call with the whole path,
@@ -68,11 +68,11 @@ class Beneath:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._before = str(root / "_")[:-1]
-        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+        self._prefix = str(root / "_")[:-1]
+        self._open_directories: OrderedDict[str, _OpenDirectory] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Beneath:
+    def __enter__(self) -> RootedFS:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,41 +81,41 @@ class Beneath:
     def close(self) -> None:
         """Let go of what nobody uses; the rest is let go of when it is used no more."""
         with self._lock:
-            for one in self._opened.values():
-                self._drop(one)
-            self._opened.clear()
+            for directory in self._open_directories.values():
+                self._uncache(directory)
+            self._open_directories.clear()
 
     @contextmanager
-    def entry(self, path: Path) -> Iterator[Name]:
+    def entry(self, path: Path) -> Iterator[NameAt]:
         """The name of ``path`` in its directory, for as long as the block runs."""
-        if not AT:
-            self._ready(path.parent)
+        if not HAS_DIR_FD:
+            self._prepare_path(path.parent)
             yield str(path), None
             return
-        above, _, name = self.below(path).rpartition("/")
+        parent, _, name = self.relative(path).rpartition("/")
         check_name(name)
-        directory = self._take(above)
+        directory = self._acquire(parent)
         try:
             yield name, directory.fd
         finally:
-            self._give(directory)
+            self._release(directory)
 
     @contextmanager
     def directory(self, path: Path) -> Iterator[Any]:
         """A directory that is there, as ``os.scandir`` takes it."""
-        if not AT:
-            self._ready(path)
+        if not HAS_DIR_FD:
+            self._prepare_path(path)
             yield str(path)
             return
-        directory = self._take("" if path == self.root else self.below(path))
+        directory = self._acquire("" if path == self.root else self.relative(path))
         try:
             yield directory.fd
         finally:
-            self._give(directory)
+            self._release(directory)
 
     def lstat(self, path: Path) -> os.stat_result:
-        with self.entry(path) as (name, at):
-            return os.stat(name, dir_fd=at, follow_symlinks=False)
+        with self.entry(path) as (name, dir_fd):
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
     def exists(self, path: Path) -> bool:
         """Whether something is there, a link among them; not behind one."""
@@ -132,151 +132,152 @@ class Beneath:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def open(self, path: Path, flags: int = READ, mode: int = 0o600) -> int:
-        """``flags`` are :data:`READ`, :data:`NEW`, :data:`LOCK`, or more than these."""
-        return self.open_below(self.below(path), flags, mode)
+    def open(self, path: Path, flags: int = READ_FLAGS, mode: int = 0o600) -> int:
+        """``flags`` are :data:`READ_FLAGS`, :data:`CREATE_FLAGS`, :data:`LOCK_FLAGS`, or more than
+        these."""
+        return self.open_relative(self.relative(path), flags, mode)
 
-    def open_below(self, path: str, flags: int = READ, mode: int = 0o600) -> int:
+    def open_relative(self, path: str, flags: int = READ_FLAGS, mode: int = 0o600) -> int:
         """As :meth:`open`, for a path from ``root`` on, with ``/``."""
-        if not AT:
-            self._ready((self.root / path).parent)
-            return os.open(self._before + path, flags, mode)
-        above, _, name = path.rpartition("/")
-        directory = self._take(above)
+        if not HAS_DIR_FD:
+            self._prepare_path((self.root / path).parent)
+            return os.open(self._prefix + path, flags, mode)
+        parent, _, name = path.rpartition("/")
+        directory = self._acquire(parent)
         try:
             return os.open(check_name(name), flags, mode, dir_fd=directory.fd)
         finally:
-            self._give(directory)
+            self._release(directory)
 
     def open_file(self, path: Path) -> int:
         """Open a regular file to be read; ``OSError`` with ``ENOTSUP`` for what is none."""
-        return regular(self.open(path))
+        return require_regular(self.open(path))
 
     def mkdir(self, path: Path) -> None:
-        with self.entry(path) as (name, at):
-            os.mkdir(name, dir_fd=at)
+        with self.entry(path) as (name, dir_fd):
+            os.mkdir(name, dir_fd=dir_fd)
 
-    def make(self, path: Path) -> None:
+    def ensure_directory(self, path: Path) -> None:
         """Make the directory, unless it is there."""
         with suppress(FileExistsError):
             self.mkdir(path)
 
     def rename(self, old: Path, new: Path) -> None:
-        with self.entry(old) as (name, at), self.entry(new) as (new_name, new_at):
-            os.rename(name, new_name, src_dir_fd=at, dst_dir_fd=new_at)
+        with self.entry(old) as (name, dir_fd), self.entry(new) as (new_name, new_dir_fd):
+            os.rename(name, new_name, src_dir_fd=dir_fd, dst_dir_fd=new_dir_fd)
 
     def replace(self, old: Path, new: Path) -> None:
         """As :meth:`rename`, whatever file or link is called ``new``."""
-        with self.entry(old) as (name, at), self.entry(new) as (new_name, new_at):
-            os.replace(name, new_name, src_dir_fd=at, dst_dir_fd=new_at)
+        with self.entry(old) as (name, dir_fd), self.entry(new) as (new_name, new_dir_fd):
+            os.replace(name, new_name, src_dir_fd=dir_fd, dst_dir_fd=new_dir_fd)
 
     def unlink(self, path: Path) -> None:
         """Remove a file or a link; nothing to do if it is not there."""
-        with suppress(FileNotFoundError), self.entry(path) as (name, at):
-            os.unlink(name, dir_fd=at)
+        with suppress(FileNotFoundError), self.entry(path) as (name, dir_fd):
+            os.unlink(name, dir_fd=dir_fd)
 
     def rmdir(self, path: Path) -> None:
-        with self.entry(path) as (name, at):
-            os.rmdir(name, dir_fd=at)
+        with self.entry(path) as (name, dir_fd):
+            os.rmdir(name, dir_fd=dir_fd)
 
-    def below(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
         """``path`` from ``root`` on."""
         text = str(path)
-        if not text.startswith(self._before):
-            raise _leads_out(text)
-        return text[len(self._before) :].replace(os.sep, "/")
+        if not text.startswith(self._prefix):
+            raise _escape_error(text)
+        return text[len(self._prefix) :].replace(os.sep, "/")
 
-    def _ready(self, directory: Path) -> None:
+    def _prepare_path(self, directory: Path) -> None:
         """A path in ``directory`` is about to be used as it is."""
 
     # What follows is not for Windows.
 
-    def _take(self, directory: str) -> _Opened:
+    def _acquire(self, directory: str) -> _OpenDirectory:
         """A directory by its path below ``root``, '' for that; to be given back."""
         with self._lock:
-            found = self._opened.get(directory)
+            found = self._open_directories.get(directory)
             if found is not None:
                 found.users += 1
-                self._opened.move_to_end(directory)
+                self._open_directories.move_to_end(directory)
                 return found
-        return self._walk(directory)
+        return self._open_path(directory)
 
-    def _walk(self, directory: str) -> _Opened:
-        held: _Opened | None = None
+    def _open_path(self, directory: str) -> _OpenDirectory:
+        held: _OpenDirectory | None = None
         names: list[str] = []
-        above = directory
+        parent = directory
         while held is None:
-            if not above:
-                held = self._keep("", self._open_root())
+            if not parent:
+                held = self._cache("", self._open_root())
                 break
-            above, _, name = above.rpartition("/")
+            parent, _, name = parent.rpartition("/")
             names.append(name)
-            held = self._kept(above)
+            held = self._cached(parent)
         for name in reversed(names):
             path = f"{held.path}/{name}" if held.path else name
             try:
-                fd = self._step(held.fd, name, path)
+                fd = self._open_child(held.fd, name, path)
             finally:
-                self._give(held)
-            held = self._keep(path, fd)
+                self._release(held)
+            held = self._cache(path, fd)
         return held
 
-    def _give(self, directory: _Opened) -> None:
+    def _release(self, directory: _OpenDirectory) -> None:
         with self._lock:
             directory.users -= 1
-            if not directory.users and not directory.kept:
+            if not directory.users and not directory.cached:
                 os.close(directory.fd)
 
     def _open_root(self) -> int:
         return open_root(self.root)
 
-    def _step(self, at: int, name: str, path: str) -> int:
-        """Open ``name``, which ``path`` from ``root`` on leads to, in the directory ``at``."""
-        return open_directory(at, name, path)
+    def _open_child(self, dir_fd: int, name: str, path: str) -> int:
+        """Open ``name``, which ``path`` from ``root`` on leads to, in the directory ``dir_fd``."""
+        return open_directory(dir_fd, name, path)
 
-    def _kept(self, path: str) -> _Opened | None:
+    def _cached(self, path: str) -> _OpenDirectory | None:
         with self._lock:
-            found = self._opened.get(path)
+            found = self._open_directories.get(path)
             if found is not None:
                 found.users += 1
-                self._opened.move_to_end(path)
+                self._open_directories.move_to_end(path)
             return found
 
-    def _keep(self, path: str, fd: int) -> _Opened:
-        new = _Opened(path, fd)
-        new.kept = True
+    def _cache(self, path: str, fd: int) -> _OpenDirectory:
+        new = _OpenDirectory(path, fd)
+        new.cached = True
         with self._lock:
-            old = self._opened.pop(path, None)
+            old = self._open_directories.pop(path, None)
             if old is not None:  # another thread has opened it meanwhile
-                self._drop(old)
-            self._opened[path] = new
-            if len(self._opened) > KEPT:
-                self._drop(self._opened.popitem(last=False)[1])
+                self._uncache(old)
+            self._open_directories[path] = new
+            if len(self._open_directories) > MAX_OPEN:
+                self._uncache(self._open_directories.popitem(last=False)[1])
         return new
 
-    def _drop(self, one: _Opened) -> None:
-        one.kept = False
-        if not one.users:
-            os.close(one.fd)
+    def _uncache(self, directory: _OpenDirectory) -> None:
+        directory.cached = False
+        if not directory.users:
+            os.close(directory.fd)
 
 
 def open_root(root: Path) -> int:
     """Open the directory that all is below."""
     # The administrator's path: it may lead through links.
-    return os.open(root, DIRECTORY & ~_NO_LINK)
+    return os.open(root, DIRECTORY_FLAGS & ~_NOFOLLOW)
 
 
-def open_directory(at: int, name: str, path: str) -> int:
-    """Open ``name`` in the directory ``at``; errors name ``path``, and a link is one."""
+def open_directory(dir_fd: int, name: str, path: str) -> int:
+    """Open ``name`` in the directory ``dir_fd``; errors name ``path``, and a link is one."""
     try:
-        return os.open(check_name(name), DIRECTORY, dir_fd=at)
+        return os.open(check_name(name), DIRECTORY_FLAGS, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno in _LINK:
+        if error.errno in _LINK_ERRNOS:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error
         raise
 
 
-def regular(fd: int) -> int:
+def require_regular(fd: int) -> int:
     """``fd`` itself if it is a regular file; else it is closed, and ``OSError`` raised."""
     try:
         if S_ISREG(os.fstat(fd).st_mode):
@@ -290,11 +291,11 @@ def regular(fd: int) -> int:
 
 def check_name(name: str) -> str:
     """The name itself; ``OSError`` if it leads elsewhere, as ``..`` does."""
-    if name in _NO_NAMES:
-        raise _leads_out(name)
+    if name in _FORBIDDEN_NAMES:
+        raise _escape_error(name)
     return name
 
 
-def _leads_out(path: str) -> OSError:
+def _escape_error(path: str) -> OSError:
     """As openat2(2) says it."""
     return OSError(errno.EXDEV, "it leads out of its directory", path)

@@ -82,7 +82,7 @@ class Services:
         self.store = Store(config.database_url, reactor)
         self._removal_threads = Threads(reactor, REMOVAL_THREADS)
         self.volume = Volume(
-            config.volume_path, self.threads, volume_number, removers=self._removal_threads
+            config.volume_path, self.threads, volume_number, removal_threads=self._removal_threads
         )
         self.pins = Pins()
         self.access_times = AccessTimes()
@@ -123,8 +123,8 @@ class Services:
             self.pins,
             self.access_times,
             rules,
-            free_bytes=self.volume.free,
-            incoming_bytes=self.volume.arriving,
+            free_bytes=self.volume.free_space,
+            incoming_bytes=self.volume.incoming_bytes,
             in_use=self.volume.in_use,
             evict=self.removal.evict,
             sweep=self.removal.sweep,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cartd.checksum import Checksum
 from cartd.threads import ThreadRunner
-from cartd.volume.incoming import BLOCK, Incoming
-from cartd.volume.mkdir_fs import Directories
+from cartd.volume.incoming import BLOCK, IncomingFile
+from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile
 
 OLD = 1_234_567_890
@@ -33,12 +33,12 @@ class Place:
 
     def incoming(
         self, body: bytes, *, digest: str | None = None, mtime: int | None = OLD
-    ) -> Incoming:
+    ) -> IncomingFile:
         digest = hashlib.sha1(body).hexdigest() if digest is None else digest
         temporary = self.root / "incoming" / "7" / "0-x"
-        partial = PartialFile(temporary, self.final, Directories(self.root))
+        partial = PartialFile(temporary, self.final, MkdirFS(self.root))
         checksum = Checksum("sha1", digest, len(body))
-        return Incoming(partial, checksum, mtime, self.threads, self.shared)
+        return IncomingFile(partial, checksum, mtime, self.threads, self.shared)
 
     def files(self) -> list[Path]:
         return [path for path in self.root.rglob("*") if not path.is_dir() or path.is_symlink()]

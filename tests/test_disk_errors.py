@@ -15,9 +15,9 @@ from cartd.disk_errors import raise_if_passing
 from cartd.errors import DiskUnavailable, Unavailable
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
-from cartd.volume.identity import Identity, write_number
-from cartd.volume.locks import Kept
-from cartd.volume.partial import told_of
+from cartd.volume.identity import Identity, write_volume_number
+from cartd.volume.locks import SharedLock
+from cartd.volume.partial import translate_disk_errors
 from tests.volume_parts import a_cart, a_file, logged, result_of
 
 pytest_plugins = ("tests.volume_fixture",)
@@ -47,19 +47,19 @@ def staged(volume: Volume) -> Volume:
 
 
 async def in_place(volume: Volume, cart: Cart, files: list[CartFile]) -> list[list[CartFile]]:
-    return [right async for right in volume.in_place(cart, files)]
+    return [right async for right in volume.intact_files(cart, files)]
 
 
 LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
-    "names and sizes": lambda volume: volume.measure(CART, FILES),
+    "names and sizes": lambda volume: volume.stat_files(CART, FILES),
     "the size of a bundle": lambda volume: volume.tar_size(CART),
-    "the members of a bundle": lambda volume: volume.measure_tar(CART, FILES),
+    "the members of a bundle": lambda volume: volume.stat_tar_members(CART, FILES),
     "hashes of a tree": lambda volume: volume.faults(CART, FILES, nobody_rests),
     "hashes of a bundle": lambda volume: volume.faults(
         replace(CART, bundle=True), FILES, nobody_rests
     ),
     "what is in place already": lambda volume: in_place(volume, CART, FILES),
-    "bytes that are arriving": lambda volume: volume.arriving(),
+    "bytes that are arriving": lambda volume: volume.incoming_bytes(),
     "the link of a uid": lambda volume: volume.unlink(CART),
 }
 
@@ -93,17 +93,17 @@ def test_what_is_said_of_a_file_itself_is_damage(
 def test_a_cart_that_cannot_be_marked_as_in_use_now_is_not_blamed(
     staged: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept(staged.tree(CART))
+    lock = SharedLock(staged.tree(CART))
     with monkeypatch.context() as patch:
         refuse_to_open(patch, errno.EMFILE)
         with pytest.raises(DiskUnavailable):
-            kept.take()
+            lock.acquire()
 
 
 def test_a_process_out_of_descriptors_does_not_say_that_the_volume_is_away(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_number(root, 5)
+    write_volume_number(root, 5)
     identity = Identity(root, 5)
     with logged() as events, monkeypatch.context() as patch:
         refuse_to_open(patch, errno.EMFILE)
@@ -114,7 +114,10 @@ def test_a_process_out_of_descriptors_does_not_say_that_the_volume_is_away(
 
 
 def test_a_write_that_fails_for_now_is_no_fault_of_its_file(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="Too many open files"), told_of(tmp_path / "a", tmp_path):
+    with (
+        pytest.raises(Unavailable, match="Too many open files"),
+        translate_disk_errors(tmp_path / "a", tmp_path),
+    ):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 
 from cartd.checksum import Mismatch
 from cartd.threads import Threads
-from cartd.volume.incoming import BLOCK, HIGH, MOST_PIECES, Incoming
+from cartd.volume.incoming import BLOCK, HIGH_WATERMARK, MAX_PIECES, IncomingFile
 from tests.incoming_place import LARGE, OLD, SMALL, Place
 from tests.volume_parts import (
     HeldThreads,
@@ -146,7 +146,7 @@ async def test_pieces_of_any_size_are_written_in_order_by_real_threads(tmp_path:
 class TurnByTurn:
     """A push producer that writes a piece of random size in each turn of the loop."""
 
-    def __init__(self, consumer: Incoming, body: bytes, sizes: random.Random) -> None:
+    def __init__(self, consumer: IncomingFile, body: bytes, sizes: random.Random) -> None:
         self._consumer, self._body, self._sizes = consumer, body, sizes
         self._at = 0
         self._reactor: Any = reactor
@@ -175,7 +175,7 @@ class TurnByTurn:
 
 
 def test_a_drip_of_single_bytes_comes_out_whole(place: Place) -> None:
-    body = random.Random(3).randbytes(2 * MOST_PIECES + 7)
+    body = random.Random(3).randbytes(2 * MAX_PIECES + 7)
     incoming = place.incoming(body)
     for byte in body:
         incoming.write(bytes([byte]))
@@ -185,11 +185,11 @@ def test_a_drip_of_single_bytes_comes_out_whole(place: Place) -> None:
 
 def test_the_producer_pauses_while_the_disk_is_slow(held: tuple[Place, HeldThreads]) -> None:
     place, threads = held
-    body = bytes(BLOCK + HIGH + 10)
+    body = bytes(BLOCK + HIGH_WATERMARK + 10)
     incoming, producer = place.incoming(body), RecordingProducer()
     incoming.registerProducer(producer, True)
     incoming.write(body[:BLOCK])
-    incoming.write(body[: HIGH - 1])
+    incoming.write(body[: HIGH_WATERMARK - 1])
     assert producer.told == []
     incoming.write(b"\0")
     assert producer.told == ["pause"]

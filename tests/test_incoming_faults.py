@@ -12,7 +12,7 @@ import pytest
 
 from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
-from cartd.volume.mkdir_fs import Directories
+from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile
 from tests.incoming_place import LARGE, SMALL, FailingWrites, Place
 from tests.open_files import open_below
@@ -124,22 +124,22 @@ def test_a_link_in_the_place_of_a_directory_is_not_followed(place: Place) -> Non
 
 
 def test_directories_that_vanished_are_made_again(tmp_path: Path) -> None:
-    directories = Directories(tmp_path)
+    directories = MkdirFS(tmp_path)
     for name in ("one", "two"):
         temporary = tmp_path / "incoming" / name
-        PartialFile(temporary, tmp_path / name, directories).place()
+        PartialFile(temporary, tmp_path / name, directories).commit()
         (tmp_path / "incoming").rmdir()
     assert (tmp_path / "two").exists()
 
 
 def test_a_directory_that_vanished_fails_one_file_and_is_then_made_again(tmp_path: Path) -> None:
-    directories = Directories(tmp_path)
+    directories = MkdirFS(tmp_path)
 
     def place(name: str) -> None:
         final = tmp_path / "tree" / name
-        PartialFile(tmp_path / "incoming" / name, final, directories).place()
+        PartialFile(tmp_path / "incoming" / name, final, directories).commit()
 
-    with directories.needed():
+    with directories.retained():
         place("one")
         shutil.rmtree(tmp_path / "tree")
         with pytest.raises(FileNotFoundError, match="tree/two"):

@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 
 from cartd.errors import PathCollision
 from cartd.volume.check import prepare
-from cartd.volume.mkdir_fs import Directories
-from cartd.volume.name_collisions import FoldedPaths, Folding, collides, first_collision, try_out
+from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.name_collisions import (
+    CollisionFinder,
+    Folding,
+    detect_folding,
+    find_collision,
+    first_same_path,
+)
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 from tests.archived_carts import in_a_thread, url_of
@@ -52,10 +58,10 @@ def without_case(directory: Path, *, size: int = 32 << 20) -> Iterator[Path]:
 
 
 def found(folding: Folding, paths: list[str]) -> set[frozenset[str]]:
-    folded = FoldedPaths(folding)
+    folded = CollisionFinder(folding)
     for page in (paths[:2], paths[2:]):
-        folded.look(page)
-    folded.claim(paths)
+        folded.scan(page)
+    folded.collect(paths)
     return {frozenset(pair) for pair in folded.pairs()}
 
 
@@ -120,8 +126,8 @@ def test_two_files_that_are_one_are_always_among_those_found(paths: list[str]) -
 def test_a_volume_that_tells_all_names_apart_has_no_collisions(tmp_path: Path) -> None:
     paths = VolumePaths(tmp_path / "volume")
     assert prepare(paths) == []
-    assert try_out(paths) == Folding()
-    assert first_collision(paths, [("x/data", "x/DATA")]) is None
+    assert detect_folding(paths) == Folding()
+    assert first_same_path(paths, [("x/data", "x/DATA")]) is None
     assert list(paths.all_incoming.iterdir()) == []
 
 
@@ -130,16 +136,16 @@ def test_what_a_volume_is_like_is_told(tmp_path: Path) -> None:
         paths = VolumePaths(mount / "volume")
         [line] = prepare(paths)
         assert line.startswith("The volume does not tell upper and lower case apart: ")
-        assert try_out(paths) == CASE
-        folded = FoldedPaths(CASE)
+        assert detect_folding(paths) == CASE
+        folded = CollisionFinder(CASE)
         claimed = ["stra\u00dfe", "STRASSE", "Y/a", "y/A"]
-        folded.look(claimed)
-        folded.claim(claimed)
-        assert collides(paths, folded) == ("Y/a", "y/A")
+        folded.scan(claimed)
+        folded.collect(claimed)
+        assert find_collision(paths, folded) == ("Y/a", "y/A")
         assert list(paths.all_incoming.iterdir()) == []
 
         # Whatever was overlooked before: one file of a cart never takes the place of another.
-        directories = Directories(paths.root, folds=True)
+        directories = MkdirFS(paths.root, folds=True)
         for name, content in (("data", b"1"), ("data", b"2")):
             place(directories, paths.root / "5" / "uid" / "x" / name, content)
         with pytest.raises(PathCollision, match=r"^x/data and x/DATA are one file"):
@@ -149,11 +155,11 @@ def test_what_a_volume_is_like_is_told(tmp_path: Path) -> None:
         assert (paths.root / "5" / "uid" / "x" / "data").read_bytes() == b"2"
 
 
-def place(directories: Directories, final: Path, content: bytes) -> None:
+def place(directories: MkdirFS, final: Path, content: bytes) -> None:
     partial = PartialFile(directories.root / "incoming" / "new", final, directories)
     try:
         partial.append(content)
-        partial.place()
+        partial.commit()
     finally:
         partial.discard()
 

@@ -17,7 +17,7 @@ from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
 from cartd.process_locks import ProcessLocks
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.staging.stager import Stager
 from cartd.threads import ThreadRunner
 from cartd.volume.remove import RemovalStopped, remove_tree
@@ -231,7 +231,7 @@ def test_files_removed_by_others_leave_nothing(
     heal = refusing(bench, monkeypatch, errno.EIO)
     result_of(bench.removal.delete(cart))
     heal()
-    remove_tree(Beneath(bench.root), bench.root / str(cart.id))
+    remove_tree(RootedFS(bench.root), bench.root / str(cart.id))
     bench.clock.advance(1)
     result_of(bench.removal.sweep())
     assert bench.store.unremoved == set()
@@ -239,7 +239,7 @@ def test_files_removed_by_others_leave_nothing(
 
 def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: RemovalBench) -> None:
     cart = bench.ready()
-    remove_tree(Beneath(bench.root), bench.root / str(cart.id))
+    remove_tree(RootedFS(bench.root), bench.root / str(cart.id))
     result_of(bench.store.mark_deleted(cart.id, 0))
     assert bench.left() == {"cartuids/mine"}
     result_of(bench.removal.sweep())
@@ -356,13 +356,13 @@ def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> 
     """Clients would be kept from the cart until the next sweep."""
     cart = bench.ready()
     looked: Deferred[None] = Deferred()
-    remove_first = bench.volume.remove_first
+    remove_one_file = bench.volume.remove_one_file
 
     async def held(cart: Cart) -> bool:
         await looked
-        return await remove_first(cart)
+        return await remove_one_file(cart)
 
-    bench.volume.remove_first = held  # type: ignore[method-assign]
+    bench.volume.remove_one_file = held  # type: ignore[method-assign]
     evicting = Deferred.fromCoroutine(bench.removal.evict(cart))
     evicting.cancel()
     ended = outcome(evicting)
@@ -377,13 +377,13 @@ def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
     first, second = (bench.ready(uid) for uid in ("a", "b"))
     for cart in (first, second):
         assert result_of(bench.store.begin_eviction(cart, f"of {cart.uid}"))
-    remove_first = bench.volume.remove_first
+    remove_one_file = bench.volume.remove_one_file
 
     async def given_up_meanwhile(cart: Cart) -> bool:
         await bench.store.end_eviction(second.id, f"of {second.uid}")
-        return await remove_first(cart)
+        return await remove_one_file(cart)
 
-    bench.volume.remove_first = given_up_meanwhile  # type: ignore[method-assign]
+    bench.volume.remove_one_file = given_up_meanwhile  # type: ignore[method-assign]
     result_of(bench.removal.sweep())
     assert bench.store.carts[first.id].status is CartStatus.DELETED
     assert bench.store.carts[second.id] == second
@@ -395,7 +395,7 @@ def test_a_waiting_download_does_not_undo_an_eviction(
     """The cart would be served without the file that has gone."""
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
-    assert result_of(bench.volume.remove_first(cart))
+    assert result_of(bench.volume.remove_one_file(cart))
     with bench.pins.pin(cart.id):
         result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
@@ -406,7 +406,7 @@ def test_a_sweep_finishes_an_interrupted_eviction(bench: RemovalBench, removed: 
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
     for _ in range(removed):
-        assert result_of(bench.volume.remove_first(cart))
+        assert result_of(bench.volume.remove_one_file(cart))
     result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()

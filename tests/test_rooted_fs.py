@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.rooted_fs import KEPT, NEW, Beneath
+from cartd.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
 from cartd.sending.dir_fd_cache import FileByFile
 from tests.open_files import open_below
 
@@ -31,9 +31,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def below(root: Path) -> Iterator[Beneath]:
-    with Beneath(root) as below:
-        yield below
+def fs(root: Path) -> Iterator[RootedFS]:
+    with RootedFS(root) as fs:
+        yield fs
     assert open_below(root) == 0
 
 
@@ -47,89 +47,89 @@ def read(root: Path, path: str) -> int:
         return files.open(path)
 
 
-WAYS: dict[str, Callable[[Beneath, Path], object]] = {
-    "lstat": lambda below, path: below.lstat(path),
-    "open": lambda below, path: below.open(path),
-    "open a file": lambda below, path: below.open_file(path),
-    "create": lambda below, path: below.open(path.with_name("new"), NEW),
-    "mkdir": lambda below, path: below.mkdir(path.with_name("new")),
-    "make": lambda below, path: below.make(path.with_name("new")),
-    "unlink": lambda below, path: below.unlink(path),
-    "rmdir": lambda below, path: below.rmdir(path.with_name("deep")),
-    "rename from": lambda below, path: below.rename(path, below.root / "new"),
-    "rename to": lambda below, path: below.rename(below.root / "a/deep/file", path),
-    "replace to": lambda below, path: below.replace(below.root / "a/deep/file", path),
-    "list": lambda below, path: below.directory(path.parent).__enter__(),
-    "read": lambda below, path: read(below.root, below.below(path)),
+WAYS: dict[str, Callable[[RootedFS, Path], object]] = {
+    "lstat": lambda fs, path: fs.lstat(path),
+    "open": lambda fs, path: fs.open(path),
+    "open a file": lambda fs, path: fs.open_file(path),
+    "create": lambda fs, path: fs.open(path.with_name("new"), CREATE_FLAGS),
+    "mkdir": lambda fs, path: fs.mkdir(path.with_name("new")),
+    "make": lambda fs, path: fs.ensure_directory(path.with_name("new")),
+    "unlink": lambda fs, path: fs.unlink(path),
+    "rmdir": lambda fs, path: fs.rmdir(path.with_name("deep")),
+    "rename from": lambda fs, path: fs.rename(path, fs.root / "new"),
+    "rename to": lambda fs, path: fs.rename(fs.root / "a/deep/file", path),
+    "replace to": lambda fs, path: fs.replace(fs.root / "a/deep/file", path),
+    "list": lambda fs, path: fs.directory(path.parent).__enter__(),
+    "read": lambda fs, path: read(fs.root, fs.relative(path)),
 }
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_no_way_leads_through_a_link_to_a_directory(
-    root: Path, below: Beneath, way: Callable[[Beneath, Path], object]
+    root: Path, fs: RootedFS, way: Callable[[RootedFS, Path], object]
 ) -> None:
     outside = root.with_name("outside")
     before = whole(outside)
     for path in (root / "link" / "file", root / "link" / "deep" / "file"):
         with pytest.raises(NotADirectoryError):
-            way(below, path)
+            way(fs, path)
     assert whole(outside) == before
     assert sorted(path.name for path in outside.iterdir()) == ["deep", "file"]
-    assert not below.exists(root / "link" / "file")
-    assert not below.is_directory(root / "link")
+    assert not fs.exists(root / "link" / "file")
+    assert not fs.is_directory(root / "link")
 
 
 @pytest.mark.parametrize("path", ["../outside/file", "a/../../outside/file", "..", "a//x", "."])
-def test_no_name_leads_up(root: Path, below: Beneath, path: str) -> None:
-    for opened in (below.open_below, lambda path: read(root, path)):
+def test_no_name_leads_up(root: Path, fs: RootedFS, path: str) -> None:
+    for opened in (fs.open_relative, lambda path: read(root, path)):
         with pytest.raises(OSError, match="leads out") as caught:
             opened(path)
         assert caught.value.errno == errno.EXDEV
     with pytest.raises(OSError, match="leads out"):
-        below.lstat(root.parent / "outside" / "file")
+        fs.lstat(root.parent / "outside" / "file")
 
 
-def test_a_link_to_a_file_is_itself_and_nothing_else(root: Path, below: Beneath) -> None:
+def test_a_link_to_a_file_is_itself_and_nothing_else(root: Path, fs: RootedFS) -> None:
     link = root / "a" / "file"
-    for opened in (below.open, below.open_file, lambda _: read(root, "a/file")):
+    for opened in (fs.open, fs.open_file, lambda _: read(root, "a/file")):
         with pytest.raises(OSError, match="symbolic link") as caught:
             opened(link)
         assert caught.value.errno == errno.ELOOP
     with pytest.raises(FileExistsError):
-        below.open(link, NEW)
-    assert below.exists(link)
-    below.unlink(link)
+        fs.open(link, CREATE_FLAGS)
+    assert fs.exists(link)
+    fs.unlink(link)
     assert (root.with_name("outside") / "file").read_bytes() == SECRET
 
 
-def test_pipes_and_sockets_are_neither_waited_for_nor_taken(root: Path, below: Beneath) -> None:
+def test_pipes_and_sockets_are_neither_waited_for_nor_taken(root: Path, fs: RootedFS) -> None:
     os.mkfifo(root / "pipe")
     for name in ("pipe", "a"):
         with pytest.raises(OSError, match="not a regular file"):
-            below.open_file(root / name)
-    with pytest.raises(NotADirectoryError), below.directory(root / "pipe"):
+            fs.open_file(root / name)
+    with pytest.raises(NotADirectoryError), fs.directory(root / "pipe"):
         pass
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(root / "s"))
         with pytest.raises(OSError, match="No such device"):
-            below.open_file(root / "s")
+            fs.open_file(root / "s")
 
 
 def test_the_root_itself_may_be_reached_through_links(root: Path, tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(root)
-    with Beneath(tmp_path / "alias") as below:
-        os.close(below.open_file(tmp_path / "alias" / "a/deep/file"))
+    with RootedFS(tmp_path / "alias") as fs:
+        os.close(fs.open_file(tmp_path / "alias" / "a/deep/file"))
 
 
 def test_few_directories_stay_open_and_none_when_it_is_closed(root: Path) -> None:
-    below = Beneath(root)
+    fs = RootedFS(root)
     deep = root.joinpath(*"abcdefghijklmnopqrstuvwxyz")
     deep.mkdir(parents=True)
     for path in (deep, *deep.parents[:20]):
-        below.make(path / "made")
-        assert open_below(root) <= KEPT
-    with below.directory(deep) as used:
-        below.close()
+        fs.ensure_directory(path / "made")
+        assert open_below(root) <= MAX_OPEN
+    with fs.directory(deep) as used:
+        fs.close()
         assert os.listdir(used) == ["made"]  # noqa: PTH208
     assert open_below(root) == 0
     reader = FileByFile(root)

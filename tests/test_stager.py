@@ -150,7 +150,7 @@ class TestErrors:
     ) -> None:
         """As a failed disk lets nobody look: else that would take room that nobody counts."""
 
-        async def hidden(_: int, *, all_else: bool = False) -> None:
+        async def hidden(_: int, *, include_staged: bool = False) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
         bench.start()

@@ -191,16 +191,16 @@ def test_a_duplicate_lost_before_recording_is_replaced(
 ) -> None:
     ready(bench, uid="heir")
     first = ready(bench, uid="first")  # the newest is the one that is found
-    share = bench.volume.share
+    share = bench.volume.link_duplicates
 
-    async def go_meanwhile(cart: Cart, twins: Any) -> Any:
-        shared = await share(cart, twins)
-        assert {twin.staged_cart for twin in twins} == {first.id}
-        bench.volume.share = share  # type: ignore[method-assign]
+    async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
+        shared = await share(cart, duplicates)
+        assert {twin.staged_cart for twin in duplicates} == {first.id}
+        bench.volume.link_duplicates = share  # type: ignore[method-assign]
         await bench.store.mark_deleted(first.id, 0)
         return shared
 
-    bench.volume.share = go_meanwhile  # type: ignore[method-assign]
+    bench.volume.link_duplicates = go_meanwhile  # type: ignore[method-assign]
     again = ready(bench, uid="again")
     assert names_of(bench, again) == dict.fromkeys(FILES, 3)
     assert bench.store.staged(again.id) == list(FILES)
@@ -209,14 +209,14 @@ def test_a_duplicate_lost_before_recording_is_replaced(
 
 def test_a_file_without_a_remaining_duplicate_is_fetched(bench: Bench) -> None:
     first = ready(bench, uid="first")
-    share = bench.volume.share
+    share = bench.volume.link_duplicates
 
-    async def go_meanwhile(cart: Cart, twins: Any) -> Any:
-        shared = await share(cart, twins)
+    async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
+        shared = await share(cart, duplicates)
         await bench.store.mark_deleted(first.id, 0)
         return shared
 
-    bench.volume.share = go_meanwhile  # type: ignore[method-assign]
+    bench.volume.link_duplicates = go_meanwhile  # type: ignore[method-assign]
     again = ready(bench, uid="again")
     assert names_of(bench, again) == dict.fromkeys(FILES, 1)
     assert bench.archive.times("GET") == 2 * len(FILES)

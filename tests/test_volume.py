@@ -144,7 +144,7 @@ def test_a_directory_in_which_nothing_can_be_made_is_refused() -> None:
 
 
 def test_the_free_bytes_are_those_of_the_disk(volume: Volume) -> None:
-    assert 0 < result_of(volume.free()) < 1 << 60
+    assert 0 < result_of(volume.free_space()) < 1 << 60
 
 
 @in_the_loop

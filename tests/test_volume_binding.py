@@ -169,7 +169,7 @@ def test_a_disk_too_full_for_the_mark_gets_it_another_time(
         raise NoSpace
 
     with monkeypatch.context() as patched:
-        patched.setattr(identity, "write_number", full)
+        patched.setattr(identity, "write_volume_number", full)
         assert bind_volume(database, root) is None
     assert number_in(database) is None
     assert bind_volume(database, root) == number_on(root)
@@ -181,6 +181,6 @@ def test_a_disk_error_is_reported(
     def failing(_root: Path) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(identity, "read_number", failing)
+    monkeypatch.setattr(identity, "read_volume_number", failing)
     with pytest.raises(ConfigError, match=r"volume_path: .*: Input/output error"):
         bind_volume(database, root)

@@ -123,7 +123,7 @@ def test_a_bundle_of_pacificas_is_measured_by_its_headers(volume: Volume) -> Non
     paths = ["b", "a/" + "long/" * 60 + "c", "a/\N{SNOWMAN}", "a/d"]
     pacificas_tar(volume, *paths)
     wanted = [a_file(b"", path, position=number) for number, path in enumerate(paths[:3])]
-    assert result_of(volume.measure_tar(CART, reversed(wanted))) == [
+    assert result_of(volume.stat_tar_members(CART, reversed(wanted))) == [
         (2, 602, 1_000_000_002),
         (1, 601, 1_000_000_001),
         (0, 600, 1_000_000_000),
@@ -132,17 +132,17 @@ def test_a_bundle_of_pacificas_is_measured_by_its_headers(volume: Volume) -> Non
 
 def test_a_bundle_that_lacks_a_file_or_cannot_be_read_is_not_measured(volume: Volume) -> None:
     one, another = a_file(b"", "one"), a_file(b"", "another", position=1)
-    assert result_of(volume.measure_tar(CART, [one])) is None
+    assert result_of(volume.stat_tar_members(CART, [one])) is None
     tar = pacificas_tar(volume, "one")
-    assert result_of(volume.measure_tar(CART, [one])) is not None
-    assert result_of(volume.measure_tar(CART, [one, another])) is None
+    assert result_of(volume.stat_tar_members(CART, [one])) is not None
+    assert result_of(volume.stat_tar_members(CART, [one, another])) is None
     whole = tar.read_bytes()
     for broken in (b"", whole[:1000], whole[: whole.index(DATA[:600]) + 599], b"x" * 20_480):
         tar.write_bytes(broken)
-        assert result_of(volume.measure_tar(CART, [one])) is None
+        assert result_of(volume.stat_tar_members(CART, [one])) is None
     tar.unlink()
     tar.mkdir()
-    assert result_of(volume.measure_tar(CART, [one])) is None
+    assert result_of(volume.stat_tar_members(CART, [one])) is None
 
 
 async def no_rest(_size: int) -> None:
@@ -228,7 +228,7 @@ def test_a_member_of_no_file_and_a_file_of_no_member_are_told_apart(volume: Volu
 def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:
     cart = a_cart(uid="u" * 255)
     assert result_of(volume.tar_size(cart)) is None
-    assert result_of(volume.measure_tar(cart, [])) is None
+    assert result_of(volume.stat_tar_members(cart, [])) is None
 
 
 def test_a_bundle_is_on_the_disk_before_its_tree_goes_with_all_names_that_lead_to_it(

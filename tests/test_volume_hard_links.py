@@ -52,7 +52,7 @@ def staged(volume: Volume) -> Path:
 
 def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
     """Why it is not linked; nothing of it may be left."""
-    shared, reason = result_of(volume.share(NEW, [one or twin()]))
+    shared, reason = result_of(volume.link_duplicates(NEW, [one or twin()]))
     assert shared == []
     assert reason
     assert not any((volume.tree(NEW).parents[1] / "incoming").rglob("*-*"))
@@ -61,7 +61,7 @@ def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
 
 def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
     old = staged(volume)
-    assert result_of(volume.share(NEW, [twin()])) == ([twin()], "")
+    assert result_of(volume.link_duplicates(NEW, [twin()])) == ([twin()], "")
     new = volume.member(NEW, "there/too.dat")
     assert new.samefile(old)
     assert new.stat().st_nlink == 2
@@ -74,14 +74,14 @@ def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
 def test_a_link_that_is_there_already_is_made_again(volume: Volume) -> None:
     old = staged(volume)
     for _ in range(2):
-        assert result_of(volume.share(NEW, [twin()])) == ([twin()], "")
+        assert result_of(volume.link_duplicates(NEW, [twin()])) == ([twin()], "")
     assert old.stat().st_nlink == 2
 
 
 def test_what_is_there_and_no_longer_right_is_replaced(volume: Volume) -> None:
     old = staged(volume)
     damaged = stage(volume, a_file(b"?", "there/too.dat"), b"?", NEW)
-    assert result_of(volume.share(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]
     assert damaged.samefile(old)
 
 
@@ -94,7 +94,7 @@ def test_a_planted_link_in_its_place_is_replaced_and_not_followed(
     new = volume.member(NEW, "there/too.dat")
     new.parent.mkdir(parents=True)
     new.symlink_to(precious)
-    assert result_of(volume.share(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]
     assert not new.is_symlink()
     assert (new.read_bytes(), precious.read_text()) == (BODY, "mine")
 
@@ -108,7 +108,7 @@ def test_a_planted_link_to_a_directory_goes_and_is_not_followed(
     volume.tree(NEW).mkdir(parents=True)
     (volume.tree(NEW) / "there").symlink_to(elsewhere)
     (elsewhere / "precious").touch()
-    assert result_of(volume.share(NEW, [twin("there/too.dat")]))[0]
+    assert result_of(volume.link_duplicates(NEW, [twin("there/too.dat")]))[0]
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
     assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
@@ -116,7 +116,7 @@ def test_a_planted_link_to_a_directory_goes_and_is_not_followed(
 def test_a_directory_in_its_place_goes(volume: Volume) -> None:
     staged(volume)
     (volume.member(NEW, "there/too.dat") / "deep").mkdir(parents=True)
-    assert result_of(volume.share(NEW, [twin("there/too.dat")]))[0]
+    assert result_of(volume.link_duplicates(NEW, [twin("there/too.dat")]))[0]
     assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
@@ -202,7 +202,7 @@ def test_a_path_that_cannot_be_is_not_linked(volume: Volume, path: str) -> None:
 def test_the_rest_is_linked_and_the_first_reason_told(volume: Volume) -> None:
     staged(volume)
     twins = [twin("1"), twin("2", "not/there"), twin("3", size=1), twin("4")]
-    shared, reason = result_of(volume.share(NEW, twins))
+    shared, reason = result_of(volume.link_duplicates(NEW, twins))
     assert shared == [twins[0], twins[3]]
     assert reason.startswith("[Errno 2]")
     assert str(volume.tree(NEW).parents[1]) not in reason
@@ -210,9 +210,9 @@ def test_the_rest_is_linked_and_the_first_reason_told(volume: Volume) -> None:
 
 def test_directories_that_go_away_meanwhile_are_made_again(volume: Volume) -> None:
     staged(volume)
-    shared, _ = result_of(volume.share(NEW, [twin("a/1")]))
+    shared, _ = result_of(volume.link_duplicates(NEW, [twin("a/1")]))
     result_of(volume.clear_incoming(NEW.id))
-    assert shared and result_of(volume.share(NEW, [twin("a/2")]))[0]
+    assert shared and result_of(volume.link_duplicates(NEW, [twin("a/2")]))[0]
 
 
 def test_many_are_linked_in_few_trips_and_a_cancelled_one_ends_first(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_many_are_linked_in_few_trips_and_a_cancelled_one_ends_first(tmp_path: P
     threads = HeldThreads()
     volume = Volume(tmp_path / "volume", threads)
     twins = [twin(str(number)) for number in range(2 * BATCH)]
-    job = Deferred.fromCoroutine(volume.share(NEW, twins))
+    job = Deferred.fromCoroutine(volume.link_duplicates(NEW, twins))
     results = outcome(job)
     threads.let_one_go()
     assert threads.made == 2
@@ -238,14 +238,14 @@ def test_a_link_on_its_way_takes_no_room(volume: Volume) -> None:
     incoming = volume.tree(NEW).parents[1] / "incoming" / str(NEW.id)
     incoming.mkdir()
     (incoming / "twin-x").hardlink_to(old)
-    assert result_of(volume.arriving()) == 0
+    assert result_of(volume.incoming_bytes()) == 0
     (incoming / "0-x").write_bytes(BODY)
-    assert result_of(volume.arriving()) == len(BODY)
+    assert result_of(volume.incoming_bytes()) == len(BODY)
 
 
 def test_a_twin_whose_bytes_have_changed_is_not_right(volume: Volume) -> None:
     old = staged(volume)
-    assert result_of(volume.right([twin()])) == [twin()]
+    assert result_of(volume.intact_duplicates([twin()])) == [twin()]
     old.write_bytes(BODY[:-1] + b"?")
-    assert result_of(volume.right([twin()])) == []
-    assert result_of(volume.share(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.intact_duplicates([twin()])) == []
+    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]

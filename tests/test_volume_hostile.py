@@ -14,12 +14,12 @@ import pytest
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.model import DuplicateFile
 from cartd.process_locks import ProcessLocks
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
 from cartd.volume import Volume
-from cartd.volume.identity import read_number
-from cartd.volume.remove import DEEPEST, remove_tree
+from cartd.volume.identity import read_volume_number
+from cartd.volume.remove import MAX_DEPTH_OPEN, remove_tree
 from tests.open_files import open_below
 from tests.volume_parts import (
     BODY,
@@ -90,9 +90,9 @@ async def stage_again(volume: Volume) -> None:
 
 WORK: dict[str, Work] = {
     "stage": stage_again,
-    "share": lambda volume: volume.share(OTHER, [TWIN]),
+    "share": lambda volume: volume.link_duplicates(OTHER, [TWIN]),
     "begin": lambda volume: volume.clear_incoming(CART.id),
-    "begin anew": lambda volume: volume.clear_incoming(CART.id, all_else=True),
+    "begin anew": lambda volume: volume.clear_incoming(CART.id, include_staged=True),
     "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)),
     "drop the tar": lambda volume: volume.drop_tar(CART),
     "drop the tree": lambda volume: volume.drop_tree(CART),
@@ -101,7 +101,7 @@ WORK: dict[str, Work] = {
     "unlink": lambda volume: volume.unlink(CART),
     "remove": lambda volume: volume.remove(CART),
     "set aside": set_aside,
-    "look for strays": lambda volume: volume.strays([CART.id]),
+    "look for orphans": lambda volume: volume.orphans([CART.id]),
 }
 
 
@@ -119,13 +119,13 @@ def test_nothing_behind_a_link_is_changed(
 
 NOT_THERE = "cannot be read: Not a directory"
 LOOKS: dict[str, tuple[Work, object]] = {
-    "measure": (lambda volume: volume.measure(CART, [FILE]), [None]),
+    "measure": (lambda volume: volume.stat_files(CART, [FILE]), [None]),
     "faults": (
         lambda volume: volume.faults(CART, [FILE], no_rest),
         [NOT_THERE],
     ),
     "in place": (lambda volume: has(volume, FILE), False),
-    "right": (lambda volume: volume.right([TWIN]), []),
+    "right": (lambda volume: volume.intact_duplicates([TWIN]), []),
 }
 
 
@@ -137,7 +137,7 @@ def test_what_is_behind_a_link_is_not_there(
     assert result_of(look(volume)) != found
     plant(root, where)
     assert result_of(look(volume)) == found
-    assert result_of(volume.share(OTHER, [TWIN]))[0] == []
+    assert result_of(volume.link_duplicates(OTHER, [TWIN]))[0] == []
     reader = TreeReader(volume.tree(CART), iter([piece()]), root=root)
     with pytest.raises(VolumeDamaged, match=r"^a/b\.dat is missing"):
         reader.read(100)
@@ -146,12 +146,12 @@ def test_what_is_behind_a_link_is_not_there(
 def test_a_bundle_behind_a_link_is_not_there(volume: Volume, root: Path) -> None:
     size = len(BODY)
     assert result_of(volume.tar_size(CART)) == size
-    assert result_of(volume.arriving()) == 2 * size
+    assert result_of(volume.incoming_bytes()) == 2 * size
     outside = plant(root, "7")
     assert result_of(volume.tar_size(CART)) is None
-    assert result_of(volume.measure_tar(CART, [])) is None
+    assert result_of(volume.stat_tar_members(CART, [])) is None
     assert result_of(volume.faults(BUNDLED, [FILE], no_rest)) == ["cannot be read in the bundle"]
-    assert result_of(volume.arriving()) == size
+    assert result_of(volume.incoming_bytes()) == size
     with pytest.raises(VolumeDamaged, match=r"^mine\.tar is missing"):
         TarReader(volume.tar(CART), size, 0, size, root=root).read(100)
     assert result_of(volume.cart_ids()) == [7]
@@ -197,12 +197,12 @@ def test_a_pipe_that_gives_the_right_bytes_is_no_file(volume: Volume) -> None:
 def test_a_mark_that_is_a_pipe_is_not_waited_for(volume: Volume, root: Path) -> None:
     os.mkfifo(root / ".cartd-volume")
     with pytest.raises(OSError, match="not a regular file"):
-        read_number(root)
+        read_volume_number(root)
     (root / ".cartd-volume").unlink()
     (root.parent / "mark").write_text("77")
     (root / ".cartd-volume").symlink_to(root.parent / "mark")
     with pytest.raises(OSError, match="symbolic link"):
-        read_number(root)
+        read_volume_number(root)
 
 
 @pytest.mark.parametrize("where", ["cartuids", "incoming"])
@@ -254,7 +254,7 @@ def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume, root
     assert open_below(root) > before
     result_of(one.abort())
     assert open_below(root) == before
-    result_of(volume.share(OTHER, [TWIN]))
+    result_of(volume.link_duplicates(OTHER, [TWIN]))
     result_of(volume.link(CART))
     assert open_below(root) == before
 
@@ -262,14 +262,14 @@ def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume, root
 def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     at = os.open(tmp_path / "tree", os.O_RDONLY)
-    for _ in range(30 * DEEPEST):
+    for _ in range(30 * MAX_DEPTH_OPEN):
         os.mkdir("d", dir_fd=at)
         os.close(os.open("file", os.O_CREAT, dir_fd=at))
         below = os.open("d", os.O_RDONLY, dir_fd=at)
         os.close(at)
         at = below
     os.close(at)
-    with Beneath(tmp_path) as volume:
+    with RootedFS(tmp_path) as volume:
         remove_tree(volume, tmp_path / "tree")
     assert list(tmp_path.iterdir()) == []
 
@@ -278,11 +278,11 @@ def test_where_there_are_no_descriptors_of_directories_paths_will_do(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("rooted_fs", "volume.remove", "volume.partial", "volume.hard_links"):
-        monkeypatch.setattr(f"cartd.{module}.AT", False)
+        monkeypatch.setattr(f"cartd.{module}.HAS_DIR_FD", False)
     assert result_of(volume.remove(CART))
     result_of(stage_again(volume))
     assert result_of(has(volume, FILE))
-    assert result_of(volume.share(OTHER, [TWIN]))[0] == [TWIN]
+    assert result_of(volume.link_duplicates(OTHER, [TWIN]))[0] == [TWIN]
     result_of(volume.link(CART))
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
     result_of(volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)))

@@ -11,7 +11,7 @@ import pytest
 
 from cartd.errors import VolumeUnavailable
 from cartd.volume import Volume
-from cartd.volume.identity import read_number, write_number
+from cartd.volume.identity import read_volume_number, write_volume_number
 from tests.volume_parts import (
     BODY,
     CART,
@@ -36,15 +36,15 @@ async def no_rest(_size: int) -> None:
 
 ASKED: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
     "check": lambda volume: volume.check(),
-    "measure": lambda volume: volume.measure(CART, [FILE]),
-    "measure a tar": lambda volume: volume.measure_tar(CART, [FILE]),
+    "measure": lambda volume: volume.stat_files(CART, [FILE]),
+    "measure a tar": lambda volume: volume.stat_tar_members(CART, [FILE]),
     "tar size": lambda volume: volume.tar_size(CART),
     "faults": lambda volume: volume.faults(CART, [FILE], no_rest),
     "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_rest),
     "is it there": lambda volume: has(volume, FILE),
-    "free": lambda volume: volume.free(),
+    "free": lambda volume: volume.free_space(),
     "ids": lambda volume: volume.cart_ids(),
-    "begin": lambda volume: volume.clear_incoming(CART.id, all_else=True),
+    "begin": lambda volume: volume.clear_incoming(CART.id, include_staged=True),
     "link": lambda volume: volume.link(CART),
     "drop files": lambda volume: volume.drop_files(CART, [FILE]),
     "remove": lambda volume: volume.remove(CART),
@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
 def volume(root: Path) -> Volume:
     volume = Volume(root, InThisThread(), NUMBER)
     volume.prepare()
-    write_number(root, NUMBER)
+    write_volume_number(root, NUMBER)
     return volume
 
 
@@ -75,7 +75,7 @@ def test_nothing_is_believed_or_done_while_it_is_away(
         root.mkdir()
     if instead == "another":
         (root / "incoming").mkdir()
-        write_number(root, NUMBER + 1)
+        write_volume_number(root, NUMBER + 1)
     if instead == "unreadable":
         (root / ".cartd-volume").mkdir()
     before = everything(root)
@@ -116,7 +116,7 @@ def test_a_volume_without_a_number_is_never_away(root: Path) -> None:
     volume = Volume(root, InThisThread())
     volume.prepare()
     result_of(volume.check())
-    assert result_of(volume.measure(CART, [FILE])) == [None]
+    assert result_of(volume.stat_files(CART, [FILE])) == [None]
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_volume_without_a_number_is_never_away(root: Path) -> None:
 def test_only_a_number_is_one(root: Path, text: str, number: int | None) -> None:
     root.mkdir()
     (root / ".cartd-volume").write_text(text)
-    assert read_number(root) == number
+    assert read_volume_number(root) == number

@@ -17,15 +17,15 @@ from cartd.errors import VolumeDamaged
 from cartd.sending.tree_reader import TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from cartd.volume import Volume, locks
-from cartd.volume.locks import Kept, alone
+from cartd.volume.locks import SharedLock, exclusive_lock
 from tests.volume_parts import CART, InThisThread, everything, result_of
 
 SEND = """
 import sys
 from pathlib import Path
-from cartd.volume.locks import Kept
-kept = Kept(Path(sys.argv[1]))
-kept.take()
+from cartd.volume.locks import SharedLock
+lock = SharedLock(Path(sys.argv[1]))
+lock.acquire()
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -76,45 +76,45 @@ def test_what_another_process_sends_stays_until_that_ends_however_it_ends(root: 
 
 def test_any_number_may_send_at_once_and_the_last_counts(root: Path) -> None:
     volume = Volume(root, InThisThread())
-    first, second = volume.kept(CART), volume.kept(CART)
-    first.take()
-    second.take()
-    second.take()
-    first.let_go()
-    first.let_go()
+    first, second = volume.shared_lock(CART), volume.shared_lock(CART)
+    first.acquire()
+    second.acquire()
+    second.acquire()
+    first.release()
+    first.release()
     assert not result_of(volume.remove(CART))
-    second.let_go()
+    second.release()
     assert result_of(volume.remove(CART))
 
 
 def test_what_is_being_removed_is_not_sent_any_more(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "PAUSE", 0)
+    monkeypatch.setattr(locks, "RETRY_INTERVAL", 0)
     directory = root / str(CART.id)
-    kept = Kept(directory)
-    with alone(directory) as may_go:
+    lock = SharedLock(directory)
+    with exclusive_lock(directory) as may_go:
         assert may_go
         with pytest.raises(VolumeDamaged, match="removed"):
-            kept.take()
-    kept.let_go()
-    kept.take()
+            lock.acquire()
+    lock.release()
+    lock.acquire()
     assert result_of(Volume(root, InThisThread()).in_use([CART.id])) == {CART.id}
-    kept.let_go()
+    lock.release()
 
 
 def test_a_look_at_the_wrong_moment_breaks_no_download(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = root / str(CART.id)
-    kept = Kept(directory)
+    lock = SharedLock(directory)
     with ExitStack() as looking:
-        assert looking.enter_context(alone(directory))
+        assert looking.enter_context(exclusive_lock(directory))
         monkeypatch.setattr(time, "sleep", lambda _: looking.close())
-        kept.take()
-    with alone(directory) as may_go:
+        lock.acquire()
+    with exclusive_lock(directory) as may_go:
         assert not may_go
-    kept.let_go()
+    lock.release()
 
 
 def test_what_took_the_place_of_the_removed_is_what_is_kept(
@@ -122,44 +122,44 @@ def test_what_took_the_place_of_the_removed_is_what_is_kept(
 ) -> None:
     """Between finding the directory and locking it, it went, and another came."""
     directory = root / str(CART.id)
-    lock = fcntl.flock
+    flock = fcntl.flock
 
     def replaced_first(held: int, how: int) -> None:
         monkeypatch.undo()
         directory.rename(root / "incoming/gone")
         staged(root)
-        lock(held, how)
+        flock(held, how)
 
     monkeypatch.setattr(fcntl, "flock", replaced_first)
-    kept = Kept(directory)
-    kept.take()
+    lock = SharedLock(directory)
+    lock.acquire()
     assert not result_of(Volume(root, InThisThread()).remove(CART))
-    kept.let_go()
+    lock.release()
 
 
 def test_what_is_not_there_or_cannot_be_locked_is_neither_kept_nor_in_use(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = Volume(root, InThisThread())
-    missing = Kept(root / "8")
-    missing.take()
-    missing.let_go()
+    missing = SharedLock(root / "8")
+    missing.acquire()
+    missing.release()
 
     def refused(_held: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    kept = volume.kept(CART)
-    kept.take()
+    lock = volume.shared_lock(CART)
+    lock.acquire()
     assert result_of(volume.in_use([CART.id])) == set()
     assert result_of(volume.remove(CART))
-    kept.let_go()
+    lock.release()
 
 
 def test_a_reader_keeps_its_cart_from_its_first_byte_until_it_is_closed(root: Path) -> None:
     volume = Volume(root, InThisThread())
     pieces: list[Literal | Slice] = [Literal(b"one"), Slice("file", 0, 0, 0), Literal(b"two")]
-    reader = TreeReader(volume.tree(CART), iter(pieces), volume.kept(CART))
+    reader = TreeReader(volume.tree(CART), iter(pieces), volume.shared_lock(CART))
     assert result_of(volume.in_use([CART.id])) == set()
     assert reader.read(1) == b"o"
     assert result_of(volume.in_use([CART.id])) == {CART.id}

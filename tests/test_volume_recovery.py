@@ -110,7 +110,7 @@ def test_what_is_no_regular_file_is_not_there(volume: Volume, tmp_path: Path, ki
     else:
         path.mkdir()
     assert not result_of(has(volume, file))
-    assert result_of(volume.measure(CART, [file])) == [None]
+    assert result_of(volume.stat_files(CART, [file])) == [None]
 
 
 def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> None:
@@ -152,13 +152,13 @@ def test_files_are_measured_in_their_order(volume: Volume) -> None:
     files = [a_file(bytes(n % 7), f"d/{n}", position=n) for n in range(BATCH + 5)]
     for file in files[::2]:
         stage(volume, file, bytes(file.size or 0))
-    assert result_of(volume.measure(CART, files)) == [
+    assert result_of(volume.stat_files(CART, files)) == [
         None if file.position % 2 else (file.position, file.size, file.mtime) for file in files
     ]
 
 
 def test_a_path_that_cannot_be_in_the_tree_has_no_measure(volume: Volume) -> None:
-    assert result_of(volume.measure(CART, [a_file(b"", "../x")])) == [None]
+    assert result_of(volume.stat_files(CART, [a_file(b"", "../x")])) == [None]
 
 
 def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:

@@ -11,15 +11,15 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.threads import Threads
 from cartd.volume import Volume
 from cartd.volume.remove import (
     PAGE,
     RemovalStopped,
-    SliceEnded,
+    TimeSliceEnded,
     remove_tree,
-    take_away,
+    rename_then_remove,
 )
 from tests.volume_parts import (
     BODY,
@@ -71,9 +71,9 @@ def test_a_removal_ends_in_its_middle_at_a_stop_and_is_finished_later(
     for number in range(3):
         stage(volume, a_file(BODY, f"d/{number}", position=number))
     looks = iter([False, True])
-    with pytest.raises(RemovalStopped), Beneath(root) as below:
+    with pytest.raises(RemovalStopped), RootedFS(root) as below:
         aside = root / "incoming/7/aside"
-        take_away(below, root / str(CART.id), aside, lambda: next(looks))
+        rename_then_remove(below, root / str(CART.id), aside, lambda: next(looks))
     assert not (root / str(CART.id)).exists()
     assert len(list((root / "incoming/7/aside").glob("**/d/*"))) == 2
     stopped = Volume(root, InThisThread())
@@ -92,19 +92,19 @@ def test_links_in_a_tree_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     for name in ("directory", "file", "nothing"):
         (tree / "deep" / name).symlink_to(tmp_path / "kept" / name)
     before = everything(tmp_path / "kept")
-    remove_tree(Beneath(tmp_path), tree)
+    remove_tree(RootedFS(tmp_path), tree)
     assert not tree.exists()
     assert everything(tmp_path / "kept") == before
 
 
 def test_a_disk_too_full_for_another_directory_can_be_emptied(tmp_path: Path) -> None:
-    def full(_below: Beneath, _directory: Path) -> None:
+    def full(_below: RootedFS, _directory: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     tree = tmp_path / "tree"
     (tree / "below").mkdir(parents=True)
     (tree / "below/file").write_bytes(b"x")
-    take_away(Beneath(tmp_path), tree, tmp_path / "incoming/aside", make=full)
+    rename_then_remove(RootedFS(tmp_path), tree, tmp_path / "incoming/aside", make=full)
     assert everything(tmp_path) == set()
 
 
@@ -188,7 +188,7 @@ def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
             (flat / f"{name:0100}").touch()
         tracemalloc.start()
         try:
-            remove_tree(Beneath(tmp_path), flat)
+            remove_tree(RootedFS(tmp_path), flat)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -202,9 +202,9 @@ def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
 def test_trees_that_are_removed_at_once_take_turns_in_a_thread(
     root: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr("cartd.volume.base.Slice", lambda stopped: FilesAtATime(3, stopped))
+    monkeypatch.setattr("cartd.volume.base.TimeSlice", lambda stopped: FilesAtATime(3, stopped))
     threads = HeldThreads()
-    volume = Volume(root, InThisThread(), removers=threads)
+    volume = Volume(root, InThisThread(), removal_threads=threads)
     volume.prepare()
     for cart_id in (7, 8):
         for number in range(3 * parts):
@@ -230,7 +230,7 @@ class FilesAtATime:
 
     def __call__(self) -> bool:
         if self._left == 0:
-            raise SliceEnded
+            raise TimeSliceEnded
         self._left -= 1
         return self._stopped()
 
@@ -239,5 +239,5 @@ def test_a_directory_that_cannot_be_renamed_is_emptied_in_its_place(tmp_path: Pa
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_bytes(b"x")
     (tmp_path / "incoming").write_text("in the way")
-    take_away(Beneath(tmp_path), tmp_path / "tree", tmp_path / "incoming/aside")
+    rename_then_remove(RootedFS(tmp_path), tmp_path / "tree", tmp_path / "incoming/aside")
     assert everything(tmp_path) == {"incoming"}

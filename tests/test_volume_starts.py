@@ -12,16 +12,16 @@ import pytest
 from cartd.errors import ConfigError
 from cartd.volume import locks
 from cartd.volume.check import prepare
-from cartd.volume.identity import read_number, write_number
+from cartd.volume.identity import read_volume_number, write_volume_number
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
-from cartd.volume.trial_files import momentary, sweep
+from cartd.volume.trial_files import remove_leftovers, trial_file
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from cartd.volume.check import prepare
-from cartd.volume.identity import write_number
+from cartd.volume.identity import write_volume_number
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
 
@@ -29,7 +29,7 @@ method, root = sys.argv[1], Path(sys.argv[2])
 setattr(PartialFile, method, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 """
 TRYING = f"{KILLED}prepare(VolumePaths(root))"
-MARKING = f"{KILLED}write_number(root, 1)"
+MARKING = f"{KILLED}write_volume_number(root, 1)"
 HEX = "0123456789abcdef"
 
 
@@ -47,9 +47,9 @@ def left(paths: VolumePaths) -> list[str]:
 @pytest.mark.parametrize(
     ("program", "method", "where"),
     [
-        (TRYING, "place", "incoming/.trial-"),
+        (TRYING, "commit", "incoming/.trial-"),
         (TRYING, "discard", ".trial-"),
-        (MARKING, "place", "incoming/.cartd-volume-"),
+        (MARKING, "commit", "incoming/.cartd-volume-"),
     ],
 )
 def test_a_start_removes_what_a_killed_one_has_left(
@@ -67,7 +67,7 @@ def test_a_start_removes_what_a_killed_one_has_left(
 
 def test_nothing_else_is_removed(paths: VolumePaths) -> None:
     prepare(paths)
-    write_number(paths.root, 7)
+    write_volume_number(paths.root, 7)
     names = [f".trial-{HEX}x", f"trial-{HEX}", ".cartd-volume-1", f"incoming/.other-{HEX}"]
     for name in names:
         (paths.root / name).touch()
@@ -79,22 +79,22 @@ def test_nothing_else_is_removed(paths: VolumePaths) -> None:
 def test_what_another_start_is_writing_stays(
     paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = PartialFile.place
+    commit = PartialFile.commit
 
     def swept(partial: PartialFile, **how: bool) -> None:
-        sweep(paths)
-        place(partial, **how)
+        remove_leftovers(paths)
+        commit(partial, **how)
 
-    monkeypatch.setattr(PartialFile, "place", swept)
+    monkeypatch.setattr(PartialFile, "commit", swept)
     prepare(paths)
-    write_number(paths.root, 7)
-    assert read_number(paths.root) == 7
+    write_volume_number(paths.root, 7)
+    assert read_volume_number(paths.root) == 7
 
-    with momentary(paths, ".trial") as mine:
+    with trial_file(paths, ".trial") as mine:
         mine.touch()
-        sweep(paths)
+        remove_leftovers(paths)
         assert mine.exists()
-    sweep(paths)
+    remove_leftovers(paths)
     assert not mine.exists()
 
 
@@ -102,9 +102,9 @@ def test_a_directory_that_somebody_keeps_to_himself_is_named(
     paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(paths)
-    monkeypatch.setattr(locks, "TRIES", 1)
+    monkeypatch.setattr(locks, "ATTEMPTS", 1)
     with (
-        locks.alone(paths.all_incoming),
+        locks.exclusive_lock(paths.all_incoming),
         pytest.raises(ConfigError, match=r"volume_path: .* another process"),
     ):
         prepare(paths)

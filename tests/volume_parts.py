@@ -167,7 +167,7 @@ class Bytes:
 
 async def has(volume: Volume, file: CartFile) -> bool:
     """Whether the file is in its place."""
-    return [one async for some in volume.in_place(CART, [file]) for one in some] == [file]
+    return [one async for some in volume.intact_files(CART, [file]) for one in some] == [file]
 
 
 def everything(root: Path) -> set[str]:

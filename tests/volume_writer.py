@@ -21,13 +21,13 @@ from typing import cast
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from cartd.volume import Volume
-from cartd.volume.incoming import BLOCK, Incoming
+from cartd.volume.incoming import BLOCK, IncomingFile
 from tests.volume_parts import InThisThread, a_cart, a_file, checksum_of, result_of
 
 BODY = bytes(4 * BLOCK)
 
 
-def begun(volume: Volume) -> Incoming:
+def begun(volume: Volume) -> IncomingFile:
     file = a_file(BODY)
     incoming = volume.incoming(a_cart(), file, checksum_of(file))
     for start in range(0, 3 * BLOCK, BLOCK):

@@ -14,7 +14,7 @@ from pathlib import Path
 from cartd.errors import ConfigError, NoSpace
 from cartd.store import VolumeRecord, volume_record
 from cartd.volume.check import prepare, unusable
-from cartd.volume.identity import holds_carts, read_number, write_number
+from cartd.volume.identity import holds_carts, read_volume_number, write_volume_number
 from cartd.volume.paths import VolumePaths
 
 
@@ -43,7 +43,7 @@ def bind_volume(
 def _bind(
     record: VolumeRecord, root: Path, adopt: bool, report: Callable[[str], object]
 ) -> int | None:
-    there = read_number(root)
+    there = read_volume_number(root)
     if not adopt:
         _check_match(record, there, root)
     for line in prepare(VolumePaths(root)):
@@ -52,7 +52,7 @@ def _bind(
     number = secrets.randbits(31) if known is None else known
     if there != number:
         try:
-            write_number(root, number)
+            write_volume_number(root, number)
         except NoSpace:
             return None
     if known is None:

@@ -47,7 +47,7 @@ async def invalidate_missing(
     while files := await store.files(cart.id, after=after, limit=page()):
         after = files[-1].position
         staged = [file for file in files if file.status is FileStatus.STAGED]
-        found = await volume.measure(cart, staged)
+        found = await volume.stat_files(cart, staged)
         missing = [
             file.position
             for file, there in zip(staged, found, strict=True)

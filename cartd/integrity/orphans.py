@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from cartd.store import Store
 from cartd.volume import Volume
-from cartd.volume.orphans import Stray
+from cartd.volume.orphans import Orphan
 
 BATCH = 100
 """Directories that are put aside before they are removed."""
@@ -26,29 +26,29 @@ class Orphans:
         self._store = store
         self._volume = volume
 
-    async def find(self) -> list[Stray]:
+    async def find(self) -> list[Orphan]:
         """Those that are there now; a cart that is posted later may get the id of one of them."""
         there = await self._volume.cart_ids()
-        return await self._volume.strays(sorted(await self._store.unknown_among(there)))
+        return await self._volume.orphans(sorted(await self._store.unknown_among(there)))
 
-    async def remove(self, strays: Sequence[Stray]) -> None:
+    async def remove(self, orphans: Sequence[Orphan]) -> None:
         """Remove what is still an orphan of them.
 
         No new cart can get their ids by then, so that none loses its files.
         """
-        for first in range(0, len(strays), BATCH):
-            ids = [stray.cart_id for stray in strays[first : first + BATCH]]
+        for first in range(0, len(orphans), BATCH):
+            ids = [orphan.cart_id for orphan in orphans[first : first + BATCH]]
             unknown = await self._store.retire_unknown_ids(ids)
             aside = await self._volume.set_aside(sorted(unknown))
             await self._volume.remove_aside(aside)
 
     async def warn(self) -> None:
         """Say in the log if there are any."""
-        if strays := await self.find():
+        if orphans := await self.find():
             log.warn(
                 "{number} directories on the volume, such as {first}, belong to no cart of this"
                 " database and take {size} bytes; cartd-cmd verify --repair removes them",
-                number=len(strays),
-                first=strays[0].cart_id,
-                size=sum(stray.size for stray in strays),
+                number=len(orphans),
+                first=orphans[0].cart_id,
+                size=sum(orphan.size for orphan in orphans),
             )

@@ -54,7 +54,7 @@ class Repair:
         """
         files = await self._all_files(cart)
         if cart.bundle:
-            sizes = await self._volume.measure_tar(cart, files)
+            sizes = await self._volume.stat_tar_members(cart, files)
             volume_bytes = await self._volume.tar_size(cart)
         else:
             sizes = await self._found(cart, files)
@@ -81,7 +81,7 @@ class Repair:
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
 
     async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
-        found = await self._volume.measure(cart, files)
+        found = await self._volume.stat_files(cart, files)
         return [one for one in found if one is not None]
 
     async def damaged_positions(
@@ -97,7 +97,7 @@ class Repair:
             return range(cart.files_total) if known or not await self._has_its_tar(cart) else ()
         lost = array("q")
         async for files in self._pages(cart):
-            found = await self._volume.measure(cart, files)
+            found = await self._volume.stat_files(cart, files)
             lost.extend(
                 file.position
                 for file, there in zip(files, found, strict=True)

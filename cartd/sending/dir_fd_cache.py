@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cartd.rooted_fs import AT, READ, check_name, open_directory, open_root
+from cartd.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
 
 
 class FileByFile:
@@ -32,13 +32,13 @@ class FileByFile:
             os.close(self._open.pop()[1])
 
     def open(self, path: str) -> int:
-        """``path`` is from ``root`` on, with ``/``; errors are those of :class:`Beneath`."""
-        if not AT:
-            return os.open(self._before + path, READ)
+        """``path`` is from ``root`` on, with ``/``; errors are those of :class:`RootedFS`."""
+        if not HAS_DIR_FD:
+            return os.open(self._before + path, READ_FLAGS)
         above, _, name = path.rpartition("/")
         if not self._open or self._open[-1][0] != above:
             self._go_to(above)
-        return os.open(check_name(name), READ, dir_fd=self._open[-1][1])
+        return os.open(check_name(name), READ_FLAGS, dir_fd=self._open[-1][1])
 
     def _go_to(self, directory: str) -> None:
         upper, _, name = directory.rpartition("/")

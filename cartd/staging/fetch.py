@@ -17,7 +17,7 @@ from cartd.staging.context import StagingContext
 from cartd.staging.failures import Failures
 from cartd.staging.retry import FileFailed
 from cartd.staging.tape import TapeRecall
-from cartd.volume.incoming import Incoming
+from cartd.volume.incoming import IncomingFile
 
 T = TypeVar("T")
 PAGE = 2000
@@ -181,7 +181,7 @@ class FileFetcher:
         self._context.concurrency_limit.record_intact_file()
         return hash_sum
 
-    async def _transfer(self, file: CartFile, incoming: Incoming) -> None:
+    async def _transfer(self, file: CartFile, incoming: IncomingFile) -> None:
         try:
             await self._context.archive.fetch(file.archive_id, incoming)
         except (ArchiveError, CancelledError):

@@ -118,7 +118,9 @@ class StagingPipeline:
         Pacifica Cartd has left it.
         """
         cart, volume = self._cart, self._context.volume
-        await volume.clear_incoming(cart.id, all_else=not (self._resumed and may_have_files(cart)))
+        await volume.clear_incoming(
+            cart.id, include_staged=not (self._resumed and may_have_files(cart))
+        )
         if cart.bundle and cart.files_staged < cart.files_total:
             await volume.drop_tar(cart)
 
@@ -165,7 +167,7 @@ class StagingPipeline:
 
     async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
         """Record those of the files that are in their places; how many, and those positions."""
-        async for right in self._context.volume.in_place(self._cart, files):
+        async for right in self._context.volume.intact_files(self._cart, files):
             found = {file.position: file.hash_sum for file in right}
             recorded = await self._context.store.record_found(self._cart.id, self._holder, found)
             yield len(found), recorded

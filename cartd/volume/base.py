@@ -14,18 +14,18 @@ from cartd.model import Cart, CartFile
 from cartd.threads import ThreadRunner
 from cartd.uncancellable import uncancellable
 from cartd.volume.identity import Identity
-from cartd.volume.mkdir_fs import Directories
-from cartd.volume.name_collisions import FoldedPaths, Folding, collides, try_out
-from cartd.volume.partial import PartialFile, told_of
+from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.name_collisions import CollisionFinder, Folding, detect_folding, find_collision
+from cartd.volume.partial import PartialFile, translate_disk_errors
 from cartd.volume.paths import VolumePaths
-from cartd.volume.remove import Slice, SliceEnded, clear_the_way
+from cartd.volume.remove import TimeSlice, TimeSliceEnded, evict_foreign
 
 log = Logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Access:
+class VolumeBase:
     """The volume at ``root``, known by ``number``; without one it is never away."""
 
     def __init__(
@@ -34,15 +34,16 @@ class Access:
         threads: ThreadRunner,
         number: int | None = None,
         *,
-        removers: ThreadRunner | None = None,
+        removal_threads: ThreadRunner | None = None,
     ) -> None:
-        """``removers`` are the threads that remove what was whole; without them ``threads`` do."""
+        """``removal_threads`` are the threads that remove what was whole; without them ``threads``
+        do."""
         self._paths = VolumePaths(root)
         self._identity = Identity(root, number)
         self._threads = threads
-        self._removers = removers or threads
+        self._removal_threads = removal_threads or threads
         # For as long as a file of the cart is on its way: no cart's names are kept for ever.
-        self._directories: WeakValueDictionary[int, Directories] = WeakValueDictionary()
+        self._cart_fs: WeakValueDictionary[int, MkdirFS] = WeakValueDictionary()
         self._stopping = threading.Event()
         self._folding: Folding | None = None
 
@@ -54,7 +55,7 @@ class Access:
         """Which names are one here: tried out once, before a file is put in place."""
         if self._folding is None:
             try:
-                self._folding = await self._threads.run(self._tried_out)
+                self._folding = await self._threads.run(self._detect_folding)
             except OSError as error:
                 log.warn("Whether names are one on the volume is not known: {error}", error=error)
                 return Folding()
@@ -67,27 +68,27 @@ class Access:
         folding = await self.folding()
         if not folding:
             return None
-        folded = FoldedPaths(folding)
-        for step in (folded.look, folded.claim):
+        folded = CollisionFinder(folding)
+        for step in (folded.scan, folded.collect):
             async for page in pages():
                 await uncancellable(self._threads.run(step, [file.path for file in page]))
-        return await self._threads.run(collides, self._paths, folded)
+        return await self._threads.run(find_collision, self._paths, folded)
 
-    def _tried_out(self) -> Folding:
+    def _detect_folding(self) -> Folding:
         self._identity.check()
-        return try_out(self._paths)
+        return detect_folding(self._paths)
 
     async def _change(
-        self, shown: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        def told() -> T:
-            with told_of(shown, self._paths.root):
+        def run() -> T:
+            with translate_disk_errors(path, self._paths.root):
                 return work(*args, **kwargs)
 
-        return await uncancellable(self._threads.run(told))
+        return await uncancellable(self._threads.run(run))
 
     async def _remove_in_slices(
-        self, threads: ThreadRunner, shown: Path, work: Callable[[Callable[[], bool]], T]
+        self, threads: ThreadRunner, path: Path, work: Callable[[Callable[[], bool]], T]
     ) -> T:
         """What ``work`` gives in the end, which removes until its argument raises.
 
@@ -95,39 +96,41 @@ class Access:
         others' work in these threads waits for none of them.
         """
 
-        def told() -> T:
-            with told_of(shown, self._paths.root):
-                return work(Slice(self._stopping.is_set))
+        def run() -> T:
+            with translate_disk_errors(path, self._paths.root):
+                return work(TimeSlice(self._stopping.is_set))
 
         while True:
             try:
-                return await uncancellable(threads.run(told))
-            except SliceEnded:
+                return await uncancellable(threads.run(run))
+            except TimeSliceEnded:
                 continue
 
     def _partial(self, cart: Cart, hint: object, final: Path) -> PartialFile:
         temporary = self._paths.temporary(cart.id, hint)
-        return PartialFile(temporary, final, self._directories_of(cart))
+        return PartialFile(temporary, final, self._fs_of(cart))
 
-    def _directories_of(self, cart: Cart) -> Directories:
-        directories = self._directories.get(cart.id)
-        if directories is None:
-            directories = self._directories[cart.id] = Directories(
+    def _fs_of(self, cart: Cart) -> MkdirFS:
+        fs = self._cart_fs.get(cart.id)
+        if fs is None:
+            fs = self._cart_fs[cart.id] = MkdirFS(
                 self._paths.root,
                 check=self._identity.check,
-                clear=lambda occupied: clear_the_way(self._paths, cart.id, occupied),
+                evict=lambda occupied: evict_foreign(self._paths, cart.id, occupied),
                 folds=bool(self._folding),
             )
-        return directories
+        return fs
 
-    def _forget(self, cart_id: int) -> None:
-        directories = self._directories.get(cart_id)
-        if directories is not None:
-            directories.close()
+    def _close_fs(self, cart_id: int) -> None:
+        fs = self._cart_fs.get(cart_id)
+        if fs is not None:
+            fs.close()
 
-    def _believed(self, look: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What ``look`` finds; that nothing is there is believed only of the volume itself."""
-        found = look(*args, **kwargs)
+    def _confirm_missing(
+        self, read: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """What ``read`` finds; that nothing is there is believed only of the volume itself."""
+        found = read(*args, **kwargs)
         if found is None:
             self._identity.check()
         return found

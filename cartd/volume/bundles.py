@@ -11,13 +11,13 @@ from twisted.logger import Logger
 
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
-from cartd.volume.base import Access
+from cartd.volume.base import VolumeBase
 from cartd.volume.incoming import BLOCK
 from cartd.volume.partial import PartialFile
-from cartd.volume.remove import remove_tree, take_away
+from cartd.volume.remove import remove_tree, rename_then_remove
 
 log = Logger()
 
@@ -29,10 +29,10 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Bundles(Access):
+class Bundles(VolumeBase):
     """The part of the volume that writes bundles, and looks at them."""
 
-    async def measure_tar(
+    async def stat_tar_members(
         self, cart: Cart, files: Iterable[CartFile]
     ) -> list[tuple[int, int, int]] | None:
         """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
@@ -42,7 +42,7 @@ class Bundles(Access):
         except ValueError:
             return None
         return await self._threads.run(
-            self._believed, found_files.measure_tar, self._paths.root, tar, wanted
+            self._confirm_missing, found_files.stat_tar_members, self._paths.root, tar, wanted
         )
 
     async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
@@ -61,11 +61,11 @@ class Bundles(Access):
         try:
             partial = self._partial(cart, "tar", self._paths.tar(cart))
             await self._copy(reader, partial, length)
-            await uncancellable(self._threads.run(self._place_tar, cart, partial))
+            await uncancellable(self._threads.run(self._commit_tar, cart, partial))
             await self.drop_tree(cart)
         finally:
             await uncancellable(self._threads.run(release))
-            self._forget(cart.id)
+            self._close_fs(cart.id)
 
     async def tar_size(self, cart: Cart) -> int | None:
         """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
@@ -74,7 +74,7 @@ class Bundles(Access):
         except ValueError:
             return None
         found = await self._threads.run(
-            self._believed, found_files.measure_one, self._paths.root, tar
+            self._confirm_missing, found_files.stat_file, self._paths.root, tar
         )
         return None if found is None else found[0]
 
@@ -88,7 +88,7 @@ class Bundles(Access):
         tree = self._paths.tree(cart)
         try:
             await self._remove_in_slices(
-                self._threads, tree, lambda stopped: self._drop_tree(cart, stopped)
+                self._threads, tree, lambda should_stop: self._drop_tree(cart, should_stop)
             )
         except (OSError, NoSpace) as error:
             # The bundle is what counts; what is left of the tree goes with the cart.
@@ -110,21 +110,21 @@ class Bundles(Access):
 
     # What follows runs in threads.
 
-    def _place_tar(self, cart: Cart, partial: PartialFile) -> None:
+    def _commit_tar(self, cart: Cart, partial: PartialFile) -> None:
         try:
-            partial.place(durable=True)
+            partial.commit(durable=True)
         except BaseException:
             # It may have its name and yet not be safe: then nobody may take it for the bundle.
-            with suppress(OSError), Beneath(self._paths.root) as below:
-                below.unlink(self._paths.tar(cart))
+            with suppress(OSError), RootedFS(self._paths.root) as fs:
+                fs.unlink(self._paths.tar(cart))
             raise
 
     def _drop_tar(self, tar: Path) -> None:
-        with Beneath(self._paths.root) as below:
-            remove_tree(below, tar)
+        with RootedFS(self._paths.root) as fs:
+            remove_tree(fs, tar)
 
-    def _drop_tree(self, cart: Cart, stopped: Callable[[], bool]) -> None:
-        with Beneath(self._paths.root) as below:
+    def _drop_tree(self, cart: Cart, should_stop: Callable[[], bool]) -> None:
+        with RootedFS(self._paths.root) as fs:
             aside = self._paths.temporary(cart.id, "tree")
-            take_away(below, self._paths.tree(cart), aside, stopped)
-            remove_tree(below, self._paths.incoming(cart.id), stopped)
+            rename_then_remove(fs, self._paths.tree(cart), aside, should_stop)
+            remove_tree(fs, self._paths.incoming(cart.id), should_stop)

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cartd.errors import ConfigError, NoSpace, VolumeNotWritable
-from cartd.rooted_fs import NEW, Beneath
-from cartd.volume.mkdir_fs import Directories
-from cartd.volume.name_collisions import trial_directory, try_out
-from cartd.volume.partial import FULL, PartialFile
-from cartd.volume.paths import LONGEST, VolumePaths
-from cartd.volume.trial_files import TRIAL, momentary, sweep
+from cartd.rooted_fs import CREATE_FLAGS, RootedFS
+from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.name_collisions import detect_folding, trial_directory
+from cartd.volume.partial import DISK_FULL, PartialFile
+from cartd.volume.paths import NAME_MAX, VolumePaths
+from cartd.volume.trial_files import TRIAL, remove_leftovers, trial_file
 
-_REFUSALS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
+_REFUSED_ERRNOS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
 """Read-only, as after errors of the disk; broken; not ours any more, or immutable."""
 
 
@@ -39,14 +39,14 @@ def prepare(paths: VolumePaths) -> list[str]:
         except OSError as error:
             raise unusable(directory, error.strerror or str(error)) from None
     try:
-        sweep(paths)
-        _try_out(paths)
-        return [*_peculiarities(paths)]
+        remove_leftovers(paths)
+        _test_write(paths)
+        return [*_limitations(paths)]
     except NoSpace:
         # A full volume is no reason not to start: eviction will make room on it.
         return []
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             return []
         raise unusable(paths.root, error.strerror or str(error)) from None
 
@@ -67,16 +67,16 @@ def check_writable(paths: VolumePaths) -> None:
     That it is full, or that this process cannot try now, does not say so.
     """
     try:
-        _try_out(paths)
+        _test_write(paths)
     except NoSpace:
         pass
     except OSError as error:
-        if error.errno in _REFUSALS:
+        if error.errno in _REFUSED_ERRNOS:
             raise VolumeNotWritable(error.strerror or str(error)) from error
 
 
-def _try_out(paths: VolumePaths) -> None:
-    with momentary(paths, TRIAL) as temporary:
+def _test_write(paths: VolumePaths) -> None:
+    with trial_file(paths, TRIAL) as temporary:
         _replace_a_file(paths, temporary)
 
 
@@ -84,59 +84,59 @@ def _replace_a_file(paths: VolumePaths, temporary: Path) -> None:
     final = paths.root / temporary.name
     try:
         for content in (b"cartd", b"another"):
-            trial = PartialFile(temporary, final, Directories(paths.root))
+            trial = PartialFile(temporary, final, MkdirFS(paths.root))
             try:
                 trial.append(content)
                 trial.sync()
-                trial.place()
+                trial.commit()
             finally:
                 trial.discard()
-        with Beneath(paths.root) as below:
-            if below.lstat(final).st_size != len(b"another"):
+        with RootedFS(paths.root) as fs:
+            if fs.lstat(final).st_size != len(b"another"):
                 raise OSError(errno.EIO, "a file is not what was renamed over it")
     finally:
-        with Beneath(paths.root) as below:
-            below.unlink(final)
+        with RootedFS(paths.root) as fs:
+            fs.unlink(final)
 
 
-def _peculiarities(paths: VolumePaths) -> Iterator[str]:
-    if folding := try_out(paths):
+def _limitations(paths: VolumePaths) -> Iterator[str]:
+    if folding := detect_folding(paths):
         yield (
             f"The volume does not tell {folding} apart: a cart with two paths that are one there"
             " ends in error, and of two such uids one has no link in cartuids/"
         )
-    with trial_directory(paths) as (below, directory):
+    with trial_directory(paths) as (fs, directory):
         first = directory / "file"
-        os.close(below.open(first, NEW))
+        os.close(fs.open(first, CREATE_FLAGS))
         try:
-            with below.entry(first) as (name, at):
-                os.link(name, "link", src_dir_fd=at, dst_dir_fd=at)
+            with fs.entry(first) as (name, dir_fd):
+                os.link(name, "link", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         except (OSError, NotImplementedError) as error:
             yield (
                 f"The volume makes no hard links ({error}): a file of several carts is fetched and"
                 " kept for each of them"
             )
-        if (longest := _longest_name(below, directory)) < LONGEST:
+        if (longest := _longest_name(fs, directory)) < NAME_MAX:
             yield (
                 f"The volume takes names of up to {longest} bytes: a cart with a longer one"
                 " ends in error"
             )
 
 
-def _longest_name(below: Beneath, directory: Path) -> int:
+def _longest_name(fs: RootedFS, directory: Path) -> int:
     """Bytes of the longest name that can be had, by halves."""
-    fits, fails = 1, LONGEST + 1
-    length = LONGEST
+    fits, fails = 1, NAME_MAX + 1
+    length = NAME_MAX
     while fails - fits > 1:
         path = directory / ("n" * length)
         try:
-            os.close(below.open(path, NEW))
+            os.close(fs.open(path, CREATE_FLAGS))
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in DISK_FULL:
                 raise NoSpace from error
             fails = length
         else:
-            below.unlink(path)
+            fs.unlink(path)
             fits = length
         length = (fits + fails) // 2
     return fits

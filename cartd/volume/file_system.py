@@ -42,7 +42,7 @@ class FileSystem:
             libc = ctypes.CDLL(None, use_errno=True)
             if hasattr(libc, "syncfs"):
                 self._syncfs = libc.syncfs
-                self._sync = self._sync_this
+                self._sync = self._sync_volume
 
     def open(self) -> None:
         """From now on every failure to write is told by the next sync, and by no later one."""
@@ -62,7 +62,7 @@ class FileSystem:
         """
         self._sync()
 
-    def _sync_this(self) -> None:
+    def _sync_volume(self) -> None:
         if self._fd is None:
             raise SyncFailed("The volume's file system is not synced: it has been let go of")
         self._check_mount(self._fd)

@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from cartd.disk_errors import passing_raised, raise_if_passing
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 
 
-def measure(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
+def stat_files(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
     """Size and whole Unix seconds of the modification time of each regular file, links apart."""
-    with Beneath(root) as below:
-        return [None if path is None else _measured(below, path) for path in paths]
+    with RootedFS(root) as fs:
+        return [None if path is None else _stat_file(fs, path) for path in paths]
 
 
-def measure_tar(
+def stat_tar_members(
     root: Path, path: Path, wanted: Mapping[str, int]
 ) -> list[tuple[int, int, int]] | None:
     """(position, size, mtime) of the members of a tar that ``wanted`` names, in that order.
@@ -29,8 +29,8 @@ def measure_tar(
     found: dict[int, tuple[int, int]] = {}
     try:
         with (
-            Beneath(root) as below,
-            os.fdopen(below.open_file(path), "rb") as opened,
+            RootedFS(root) as fs,
+            os.fdopen(fs.open_file(path), "rb") as opened,
             tarfile.open(fileobj=opened, mode="r:") as tar,
         ):
             while (member := tar.next()) is not None:
@@ -45,14 +45,14 @@ def measure_tar(
     return [(position, *found[position]) for position in wanted.values()]
 
 
-def measure_one(root: Path, path: Path) -> tuple[int, int] | None:
-    with Beneath(root) as below:
-        return _measured(below, path)
+def stat_file(root: Path, path: Path) -> tuple[int, int] | None:
+    with RootedFS(root) as fs:
+        return _stat_file(fs, path)
 
 
-def _measured(below: Beneath, path: Path) -> tuple[int, int] | None:
+def _stat_file(fs: RootedFS, path: Path) -> tuple[int, int] | None:
     try:
-        status = below.lstat(path)
+        status = fs.lstat(path)
     except (OSError, ValueError) as error:
         raise_if_passing(error)
         return None
@@ -61,22 +61,22 @@ def _measured(below: Beneath, path: Path) -> tuple[int, int] | None:
     return status.st_size, int(status.st_mtime // 1)
 
 
-def arriving(root: Path, incoming: Path) -> int:
+def incoming_bytes(root: Path, incoming: Path) -> int:
     """Bytes of the files in ``incoming/ID``, and of the bundle of each such cart in ``root/ID``.
 
     A file of two names is one of another cart on its way into this one, and takes no room.
     """
-    with Beneath(root) as below:
+    with RootedFS(root) as fs:
         return sum(
             status.st_size
-            for of_cart, _ in entries(below, incoming)
+            for of_cart, _ in list_entries(fs, incoming)
             for directory in (incoming / of_cart, root / of_cart)
-            for _, status in entries(below, directory)
+            for _, status in list_entries(fs, directory)
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1
         )
 
 
-def entries(below: Beneath, directory: Path) -> list[tuple[str, os.stat_result]]:
+def list_entries(fs: RootedFS, directory: Path) -> list[tuple[str, os.stat_result]]:
     """What is in a directory, links not followed; nothing if it is none, or is gone.
 
     Raises :class:`~cartd.errors.DiskUnavailable`, as all that looks at files here does.
@@ -85,7 +85,7 @@ def entries(below: Beneath, directory: Path) -> list[tuple[str, os.stat_result]]
     with (
         suppress(OSError),
         passing_raised(),
-        below.directory(directory) as opened,
+        fs.directory(directory) as opened,
         os.scandir(opened) as scanned,
     ):
         for entry in scanned:

@@ -10,60 +10,69 @@ from pathlib import Path
 
 from cartd.errors import DiskUnavailable, NoSpace
 from cartd.model import Cart, DuplicateFile
-from cartd.rooted_fs import AT, Beneath, Name
-from cartd.volume.mkdir_fs import Directories
-from cartd.volume.partial import replace, told_of
+from cartd.rooted_fs import HAS_DIR_FD, NameAt, RootedFS
+from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.partial import replace, translate_disk_errors
 from cartd.volume.paths import VolumePaths
 
 
-def share(
+def link_duplicates(
     paths: VolumePaths,
     cart: Cart,
-    twins: Sequence[DuplicateFile],
-    directories: Directories,
+    duplicates: Sequence[DuplicateFile],
+    fs: MkdirFS,
 ) -> tuple[list[DuplicateFile], str]:
-    """Link the files of ``twins`` into ``cart``; which of them are, and why the first other is not.
+    """Link the files of ``duplicates`` into ``cart``; which of them are, and why the first other is
+    not.
 
     There are many reasons, and none of them matters: what is not linked can be fetched.
     """
-    shared: list[DuplicateFile] = []
+    linked: list[DuplicateFile] = []
     reason = ""
-    with directories.needed(), Beneath(paths.root) as others:
-        for twin in twins:
+    with fs.retained(), RootedFS(paths.root) as source_fs:
+        for duplicate in duplicates:
             try:
-                staged = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
-                final = paths.member(cart, twin.path)
-                temporary = paths.temporary(cart.id, "twin")
-                with told_of(final, paths.root), others.entry(staged) as there:
-                    _link(there, twin.size, temporary, final, directories)
+                staged = paths.staged(
+                    duplicate.staged_cart, duplicate.staged_uid, duplicate.staged_path
+                )
+                final = paths.member(cart, duplicate.path)
+                temporary = paths.temporary(cart.id, "duplicate")
+                with translate_disk_errors(final, paths.root), source_fs.entry(staged) as there:
+                    _link(there, duplicate.size, temporary, final, fs)
             except (OSError, NoSpace, DiskUnavailable, ValueError, NotImplementedError) as error:
                 reason = reason or str(error)
             else:
-                shared.append(twin)
-    return shared, reason
+                linked.append(duplicate)
+    return linked, reason
 
 
-def _link(staged: Name, size: int, temporary: Path, final: Path, directories: Directories) -> None:
+def _link(staged: NameAt, size: int, temporary: Path, final: Path, fs: MkdirFS) -> None:
     """Make ``final`` another name of ``staged``, which must be a regular file of ``size`` bytes.
 
     What is at ``final`` is replaced, a symbolic link not followed.
     """
     try:
-        name, at = staged
-        there = os.stat(name, dir_fd=at, follow_symlinks=False)
+        name, dir_fd = staged
+        there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if not stat.S_ISREG(there.st_mode) or there.st_size != size:
             raise _not_recorded()
         try:
-            with directories.entry(temporary) as (new, new_at):
-                os.link(name, new, src_dir_fd=at, dst_dir_fd=new_at, follow_symlinks=not AT)
-            if _identity(directories.lstat(temporary)) != _identity(there):
+            with fs.entry(temporary) as (new, new_dir_fd):
+                os.link(
+                    name,
+                    new,
+                    src_dir_fd=dir_fd,
+                    dst_dir_fd=new_dir_fd,
+                    follow_symlinks=not HAS_DIR_FD,
+                )
+            if _identity(fs.lstat(temporary)) != _identity(there):
                 raise _not_recorded()
-            replace(temporary, final, directories)
+            replace(temporary, final, fs)
         finally:
             # Also when all is well: of two names of one file, rename(2) leaves both.
-            directories.unlink(temporary)
+            fs.unlink(temporary)
     except FileNotFoundError:
-        directories.close()
+        fs.close()
         raise
 
 

@@ -15,11 +15,11 @@ from twisted.logger import Logger
 
 from cartd.disk_errors import is_exhausted, raise_if_passing
 from cartd.errors import VolumeUnavailable
-from cartd.rooted_fs import READ, regular
-from cartd.volume.mkdir_fs import Directories
+from cartd.rooted_fs import READ_FLAGS, require_regular
+from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
-from cartd.volume.trial_files import momentary
+from cartd.volume.trial_files import trial_file
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")
 _NUMBER = re.compile(rb"[0-9]{1,10}\b")
@@ -28,14 +28,17 @@ _EXPLANATION = "cartd knows this directory by that number, which its database ha
 log = Logger()
 
 
-def read_number(root: Path, at: int | None = None) -> int | None:
+def read_volume_number(root: Path, dir_fd: int | None = None) -> int | None:
     """The number of the volume at ``root``; none if there is no file that tells it.
 
-    ``at`` is a descriptor of it, if it is open.  Raises ``OSError`` if that cannot be found out.
+    ``dir_fd`` is a descriptor of it, if it is open.  Raises ``OSError`` if that cannot be found
+    out.
     """
     path = VolumePaths(root).identity
     try:
-        opened = regular(os.open(path if at is None else path.name, READ, dir_fd=at))
+        opened = require_regular(
+            os.open(path if dir_fd is None else path.name, READ_FLAGS, dir_fd=dir_fd)
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -45,18 +48,18 @@ def read_number(root: Path, at: int | None = None) -> int | None:
     return None if found is None else int(found[0])
 
 
-def write_number(root: Path, number: int) -> None:
+def write_volume_number(root: Path, number: int) -> None:
     """Give the volume at ``root``, which has been prepared, its number, to outlast a power failure.
 
     Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
     """
     paths = VolumePaths(root)
-    with momentary(paths, paths.identity.name) as temporary:
-        partial = PartialFile(temporary, paths.identity, Directories(root))
+    with trial_file(paths, paths.identity.name) as temporary:
+        partial = PartialFile(temporary, paths.identity, MkdirFS(root))
         try:
             partial.append(f"{number}\n{_EXPLANATION}\n".encode())
-            partial.give_to_owner_of(root)
-            partial.place(durable=True)
+            partial.chown_to_owner_of(root)
+            partial.commit(durable=True)
         finally:
             partial.discard()
 
@@ -82,22 +85,22 @@ class Identity:
     def __init__(self, root: Path, number: int | None) -> None:
         self._root = root
         self._number = number
-        self._away = False
-        self._telling = threading.Lock()
+        self._unavailable = False
+        self._lock = threading.Lock()
 
-    def check(self, at: int | None = None) -> None:
+    def check(self, dir_fd: int | None = None) -> None:
         """Raises :class:`~cartd.errors.VolumeUnavailable` if the directory is not the volume now.
 
         :class:`~cartd.errors.DiskUnavailable` if this process cannot look: nothing has changed.
 
-        ``at`` is a descriptor of it, for who has it open and will go on with that.
+        ``dir_fd`` is a descriptor of it, for who has it open and will go on with that.
         """
         if self._number is None:
             return
-        reason = self._reason(at)
-        with self._telling:
-            changed = self._away != bool(reason)
-            self._away = bool(reason)
+        reason = self._reason(dir_fd)
+        with self._lock:
+            changed = self._unavailable != bool(reason)
+            self._unavailable = bool(reason)
         if changed and reason:
             log.error(
                 "The volume {root} is away ({reason}): nothing is staged, sent or deleted until it"
@@ -110,9 +113,9 @@ class Identity:
         if reason:
             raise VolumeUnavailable(reason)
 
-    def _reason(self, at: int | None) -> str:
+    def _reason(self, dir_fd: int | None) -> str:
         try:
-            number = read_number(self._root, at)
+            number = read_volume_number(self._root, dir_fd)
         except OSError as error:
             if is_exhausted(error):
                 raise_if_passing(error)

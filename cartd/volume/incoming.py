@@ -21,19 +21,19 @@ from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20
 """Bytes that are worth a trip to a thread."""
-HIGH: Final = 2 * BLOCK
+HIGH_WATERMARK: Final = 2 * BLOCK
 """Bytes collected beside a busy thread at which the producer pauses."""
-MOST_PIECES: Final = 1024
+MAX_PIECES: Final = 1024
 """Pieces that are collected before they are joined: those of one byte must not fill the memory."""
 
 
 @implementer(IConsumer)
-class Incoming:
+class IncomingFile:
     """Takes a file's bytes from a push producer; the file appears when it is verified.
 
-    A body of less than a block goes to the disk in one trip, which ``shared`` may make for several
-    files at once; all else is for ``threads``.  When a trip fails (a full disk, a byte too many),
-    the producer is stopped at once, and :meth:`finish` raises the reason.
+    A body of less than a block goes to the disk in one trip, which ``batch_threads`` may make for
+    several files at once; all else is for ``threads``.  When a trip fails (a full disk, a byte too
+    many), the producer is stopped at once, and :meth:`finish` raises the reason.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class Incoming:
         checksum: Checksum,
         mtime: int | None,
         threads: ThreadRunner,
-        shared: ThreadRunner,
+        batch_threads: ThreadRunner,
     ) -> None:
         self._partial = partial
         self._checksum = checksum
         self._mtime = mtime
         self._threads = threads
-        self._shared = shared
+        self._batch_threads = batch_threads
         self._producer: IPushProducer | None = None
         self._paused = False
         self._pieces: list[bytes] = []
         self._collected = 0
         self._busy = False
         self._finishing = False
-        self._given_up = False
+        self._aborted = False
         self._outcome: str | BaseException | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiters: list[Deferred[None]] = []
 
     @property
     def failure(self) -> BaseException | None:
@@ -78,14 +78,14 @@ class Incoming:
         self._producer = None
 
     def write(self, data: bytes) -> None:
-        if self._ended or self._finishing or self._given_up:
+        if self._ended or self._finishing or self._aborted:
             return
         self._pieces.append(data)
         self._collected += len(data)
-        if len(self._pieces) >= MOST_PIECES:
+        if len(self._pieces) >= MAX_PIECES:
             self._pieces = [b"".join(self._pieces)]
         self._advance()
-        if self._busy and self._collected >= HIGH:
+        if self._busy and self._collected >= HIGH_WATERMARK:
             self._pause()
 
     async def finish(self) -> str:
@@ -109,7 +109,7 @@ class Incoming:
 
     async def abort(self) -> None:
         """Give the file up, unless it is in its place already; ends when nothing is left of it."""
-        self._given_up = True
+        self._aborted = True
         self._advance()
         await uncancellable(self._end())
 
@@ -120,58 +120,58 @@ class Incoming:
     def _end(self) -> Deferred[None]:
         if self._ended:
             return succeed(None)
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        return waiting
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        return waiter
 
     def _advance(self) -> None:
         """Begin the next trip, if there is one to make and no thread is under way."""
         if self._busy or self._ended:
             return
-        if self._given_up:
-            self._take()
-            if self._partial.begun:
-                self._trip(self._threads.run(self._discard))
+        if self._aborted:
+            self._take_pieces()
+            if self._partial.started:
+                self._start_job(self._threads.run(self._discard))
             else:
                 self._partial.discard()  # it has no file yet, but needs its directories
-                self._conclude(CancelledError())
+                self._set_outcome(CancelledError())
         elif self._finishing:
-            small = not self._partial.begun and self._collected < BLOCK
-            runner = self._shared if small else self._threads
-            self._trip(runner.run(self._complete, self._take()))
+            small = not self._partial.started and self._collected < BLOCK
+            runner = self._batch_threads if small else self._threads
+            self._start_job(runner.run(self._complete, self._take_pieces()))
         elif self._collected >= BLOCK:
-            self._trip(self._threads.run(self._append, self._take()))
+            self._start_job(self._threads.run(self._append, self._take_pieces()))
 
-    def _take(self) -> list[bytes]:
+    def _take_pieces(self) -> list[bytes]:
         taken, self._pieces, self._collected = self._pieces, [], 0
         return taken
 
-    def _trip(self, job: Deferred[str | None]) -> None:
+    def _start_job(self, job: Deferred[str | None]) -> None:
         # Nobody outside ever holds this Deferred, so nobody can cancel it: a trip always ends.
         self._busy = True
-        job.addCallbacks(self._returned, self._failed)
+        job.addCallbacks(self._job_done, self._job_failed)
 
-    def _returned(self, digest: str | None) -> None:
+    def _job_done(self, digest: str | None) -> None:
         self._busy = False
         if digest is not None:
-            self._conclude(digest)
+            self._set_outcome(digest)
             return
         self._advance()
-        if self._collected < HIGH:
+        if self._collected < HIGH_WATERMARK:
             self._resume()
 
-    def _failed(self, failure: Failure) -> None:
+    def _job_failed(self, failure: Failure) -> None:
         self._busy = False
-        self._conclude(cast(BaseException, failure.value))
+        self._set_outcome(cast(BaseException, failure.value))
 
-    def _conclude(self, outcome: str | BaseException) -> None:
+    def _set_outcome(self, outcome: str | BaseException) -> None:
         self._outcome = outcome
-        self._take()
+        self._take_pieces()
         if self._producer is not None and not isinstance(outcome, str):
             self._producer.stopProducing()
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.callback(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
 
     def _pause(self) -> None:
         if self._producer is not None and not self._paused:
@@ -200,7 +200,7 @@ class Incoming:
             self._checksum.update(data)
             digest = self._checksum.finish()
             self._partial.append(data)
-            self._partial.place(mtime=self._mtime)
+            self._partial.commit(mtime=self._mtime)
         except BaseException:
             self._partial.discard()
             raise

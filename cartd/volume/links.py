@@ -11,13 +11,13 @@ from stat import S_ISLNK
 
 from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart
-from cartd.rooted_fs import Beneath
-from cartd.volume.mkdir_fs import Directories
-from cartd.volume.partial import told_of
+from cartd.rooted_fs import RootedFS
+from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.partial import translate_disk_errors
 from cartd.volume.paths import VolumePaths, check_component
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_OF_A_CART = re.compile(r"\.\./[1-9][0-9]*/(?P<name>[^/]+)")
+_CART_TARGET = re.compile(r"\.\./[1-9][0-9]*/(?P<name>[^/]+)")
 _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers
 
 
@@ -29,7 +29,7 @@ class LinkOccupiedError(Exception):
     """A real file or directory is where the link belongs, or the link of another uid is."""
 
 
-def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None:
+def place_link(paths: VolumePaths, cart: Cart, fs: MkdirFS) -> None:
     """Point the link of the cart's uid at this cart, in one step for whoever reads it.
 
     Nothing is written if it does so already: a cart that is verified on a disk that has become
@@ -37,39 +37,39 @@ def place_link(paths: VolumePaths, cart: Cart, directories: Directories) -> None
     """
     link = paths.link(cart)
     temporary = paths.temporary(cart.id, "link")
-    with told_of(link, paths.root), directories.needed():
-        if directories.exists(link) and not _may_be_replaced(directories, link, cart.uid):
+    with translate_disk_errors(link, paths.root), fs.retained():
+        if fs.exists(link) and not _is_replaceable(fs, link, cart.uid):
             raise LinkOccupiedError(str(link))
         try:
-            if _target(directories, link) == paths.link_target(cart).replace(os.sep, "/"):
+            if _target(fs, link) == paths.link_target(cart).replace(os.sep, "/"):
                 return
-            with directories.entry(temporary) as (name, at):
-                os.symlink(paths.link_target(cart), name, dir_fd=at)
-            directories.replace(temporary, link)
+            with fs.entry(temporary) as (name, dir_fd):
+                os.symlink(paths.link_target(cart), name, dir_fd=dir_fd)
+            fs.replace(temporary, link)
         except (OSError, NotImplementedError) as error:
             with suppress(OSError):
-                directories.unlink(temporary)
+                fs.unlink(temporary)
             if _refused(error):
                 raise LinksNotAllowedError(str(error)) from error
             raise
         finally:
             with suppress(OSError):
-                directories.rmdir(temporary.parent)
+                fs.rmdir(temporary.parent)
 
 
-def _may_be_replaced(below: Beneath, link: Path, uid: str) -> bool:
+def _is_replaceable(fs: RootedFS, link: Path, uid: str) -> bool:
     """Whether it is a link, and not that of a uid that is another name only to others."""
-    target = _target(below, link)
-    carts = None if target is None else _OF_A_CART.fullmatch(target)
+    target = _target(fs, link)
+    carts = None if target is None else _CART_TARGET.fullmatch(target)
     return target is not None and (carts is None or carts["name"] in (uid, f"{uid}.tar"))
 
 
-def _target(below: Beneath, link: Path) -> str | None:
+def _target(fs: RootedFS, link: Path) -> str | None:
     """Where it points to; none if it is no link, or not there."""
-    if not below.exists(link) or not S_ISLNK(below.lstat(link).st_mode):
+    if not fs.exists(link) or not S_ISLNK(fs.lstat(link).st_mode):
         return None
-    with below.entry(link) as (name, at):
-        return os.readlink(name, dir_fd=at).replace(os.sep, "/")
+    with fs.entry(link) as (name, dir_fd):
+        return os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
 
 
 def remove_link(paths: VolumePaths, cart: Cart) -> None:
@@ -80,17 +80,17 @@ def remove_link(paths: VolumePaths, cart: Cart) -> None:
 def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
     """As :func:`remove_link`, for whoever has no more of the cart than this."""
     link = paths.links / check_component(uid)
-    mine = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
-    with Beneath(paths.root) as below:
+    own_targets = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
+    with RootedFS(paths.root) as fs:
         try:
-            with below.entry(link) as (name, at):
-                target = os.readlink(name, dir_fd=at).replace(os.sep, "/")
+            with fs.entry(link) as (name, dir_fd):
+                target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
         except (OSError, NotImplementedError) as error:
             raise_if_passing(error)
             return  # there is none, or it is no link
-        if target in mine:
-            with told_of(link, paths.root):
-                below.unlink(link)
+        if target in own_targets:
+            with translate_disk_errors(link, paths.root):
+                fs.unlink(link)
 
 
 def _refused(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """Carts that are being sent, for every process on the volume to see.
 
-All but :class:`InUse` blocks: for threads.
+All but :class:`CartLocks` blocks: for threads.
 
 Strategy: who sends a cart holds a shared lock (flock) on its directory, who removes it an exclusive
 one.  The system lets go of a lock when its process ends, however it ends.  Nobody waits for a lock:
@@ -26,21 +26,21 @@ from cartd.model import Cart
 from cartd.threads import ThreadRunner
 from cartd.volume.paths import VolumePaths
 
-TRIES = 50
-PAUSE = 0.02
+ATTEMPTS = 50
+RETRY_INTERVAL = 0.02
 """Seconds between two tries to mark a cart.  Whoever only looks whether it is in use holds it for a
 moment."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def _lock(directory: Path, *, alone: bool) -> int | None:
+def _lock(directory: Path, *, exclusive: bool) -> int | None:
     """A descriptor that holds the lock; none if there is no directory, or no such locks.
 
     Raises ``BlockingIOError`` if somebody has it in a way that forbids this one.
     """
     try:
-        held = os.open(directory, _FLAGS)
+        fd = os.open(directory, _FLAGS)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None  # Windows opens no directory
     except OSError as error:
@@ -48,65 +48,65 @@ def _lock(directory: Path, *, alone: bool) -> int | None:
         raise
     locked = False
     try:
-        locked = try_lock(held, shared=not alone)
+        locked = try_lock(fd, shared=not exclusive)
     except NoLocks:
         return None
     finally:
         if not locked:
-            os.close(held)
+            os.close(fd)
     if not locked:
         raise BlockingIOError(errno.EWOULDBLOCK, "it is locked by somebody else", str(directory))
-    return held
+    return fd
 
 
-class Kept:
+class SharedLock:
     """A cart's directory that no process removes between ``take`` and ``let_go``."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._taken = False
-        self._held: int | None = None
+        self._acquired = False
+        self._fd: int | None = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Mark it as in use, the first time; nothing to do if it is not there.
 
         Raises :class:`VolumeDamaged` if it is being removed.
         """
-        if self._taken:
+        if self._acquired:
             return
-        for _ in range(TRIES):
+        for _ in range(ATTEMPTS):
             with suppress(BlockingIOError):
-                if self._is_marked():
-                    self._taken = True
+                if self._try_acquire():
+                    self._acquired = True
                     return
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL)
         raise VolumeDamaged("The cart is being removed from the volume")
 
-    def let_go(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            os.close(held)
+    def release(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
 
-    def _is_marked(self) -> bool:
-        self._held = held = _lock(self._directory, alone=False)
-        if held is None:
+    def _try_acquire(self) -> bool:
+        self._fd = fd = _lock(self._directory, exclusive=False)
+        if fd is None:
             return True
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held), self._directory.lstat()):
+            if os.path.samestat(os.fstat(fd), self._directory.lstat()):
                 return True
-        self.let_go()  # it was removed before it was locked
+        self.release()  # it was removed before it was locked
         return False
 
 
-class InUse:
+class CartLocks:
     """The part of the volume that knows what is being sent."""
 
     _paths: VolumePaths
     _threads: ThreadRunner
 
-    def kept(self, cart: Cart) -> Kept:
+    def shared_lock(self, cart: Cart) -> SharedLock:
         """For who sends the cart: what keeps every process from removing it."""
-        return Kept(self._paths.cart(cart.id))
+        return SharedLock(self._paths.cart(cart.id))
 
     async def in_use(self, cart_ids: Iterable[int]) -> set[int]:
         """Those of the carts that somebody is sending, this process or another one."""
@@ -115,24 +115,24 @@ class InUse:
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[bool]:
+def exclusive_lock(directory: Path) -> Iterator[bool]:
     """Whether nobody sends from ``directory``; if so, nobody begins to while the block runs."""
     try:
-        held = _lock(directory, alone=True)
+        fd = _lock(directory, exclusive=True)
     except BlockingIOError:
         yield False
         return
     try:
         yield True
     finally:
-        if held is not None:
-            os.close(held)
+        if fd is not None:
+            os.close(fd)
 
 
 def _in_use(directories: dict[int, Path]) -> set[int]:
     found = set()
     for cart_id, directory in directories.items():
-        with alone(directory) as may_go:
-            if not may_go:
+        with exclusive_lock(directory) as acquired:
+            if not acquired:
                 found.add(cart_id)
     return found

@@ -20,13 +20,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from cartd.rooted_fs import NEW, Beneath
-from cartd.volume.partial import FULL
+from cartd.rooted_fs import CREATE_FLAGS, RootedFS
+from cartd.volume.partial import DISK_FULL
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
-from cartd.volume.trial_files import TRIAL, momentary
+from cartd.volume.trial_files import TRIAL, trial_file
 
-MOST_CLAIMS: Final = 20
+MAX_CANDIDATES: Final = 20
 """Paths that are looked at of those that may be one name."""
 Pair = tuple[str, str]
 
@@ -60,7 +60,7 @@ class Folding:
         return unicodedata.normalize("NFD", path) if self.normal_form else path
 
 
-class FoldedPaths:
+class CollisionFinder:
     """Finds the paths of a cart that may be one, or one of which may lie below another's file.
 
     They are to be given twice: to :meth:`look` all of them, then to :meth:`claim`.
@@ -71,68 +71,68 @@ class FoldedPaths:
         # Of a million paths, numbers and not texts.
         self._files: set[int] = set()
         self._directories: set[int] = set()
-        self._suspicious: set[str] = set()
-        self._claims: dict[str, list[tuple[str, bool]]] = {}
+        self._colliding_keys: set[str] = set()
+        self._candidates: dict[str, list[tuple[str, bool]]] = {}
 
-    def look(self, paths: Iterable[str]) -> None:
+    def scan(self, paths: Iterable[str]) -> None:
         files, directories = self._files, self._directories
         for path in paths:
             key = self._folding.key(path)
             number = hash(key)
             if number in files or number in directories:
-                self._suspicious.add(key)
+                self._colliding_keys.add(key)
             files.add(number)
-            for above in _above(key):
-                number = hash(above)
+            for parent in _parents(key):
+                number = hash(parent)
                 if number in directories:
                     break  # and so are those above it
                 directories.add(number)
                 if number in files:
-                    self._suspicious.add(above)
+                    self._colliding_keys.add(parent)
 
-    def claim(self, paths: Iterable[str]) -> None:
-        if not self._suspicious:
+    def collect(self, paths: Iterable[str]) -> None:
+        if not self._colliding_keys:
             return
         for path in paths:
             key = self._folding.key(path)
-            for place in (key, *_above(key)):
-                if place in self._suspicious:
-                    claims = self._claims.setdefault(place, [])
-                    if len(claims) < MOST_CLAIMS:
-                        claims.append((path, place == key))
+            for place in (key, *_parents(key)):
+                if place in self._colliding_keys:
+                    candidates = self._candidates.setdefault(place, [])
+                    if len(candidates) < MAX_CANDIDATES:
+                        candidates.append((path, place == key))
 
     def pairs(self) -> Iterator[Pair]:
         """Two that may claim one name, at least one of them for a file."""
-        for claims in self._claims.values():
-            for (first, is_file), (second, is_file_too) in combinations(claims, 2):
+        for candidates in self._candidates.values():
+            for (first, is_file), (second, is_file_too) in combinations(candidates, 2):
                 if is_file or is_file_too:
                     yield first, second
 
 
-def _above(key: str) -> Iterator[str]:
+def _parents(key: str) -> Iterator[str]:
     """The directories that it lies in, the nearest first."""
     while (end := key.rfind("/")) > 0:
         key = key[:end]
         yield key
 
 
-def try_out(paths: VolumePaths) -> Folding:
+def detect_folding(paths: VolumePaths) -> Folding:
     """What this volume does not tell apart.  Raises ``OSError``."""
-    with trial_directory(paths) as (below, directory):
+    with trial_directory(paths) as (fs, directory):
         return Folding(
-            case=_is_one(below, directory, "a", "A"),
-            normal_form=_is_one(below, directory, "\u00e9", "e\u0301"),
+            case=_is_same_name(fs, directory, "a", "A"),
+            normal_form=_is_same_name(fs, directory, "\u00e9", "e\u0301"),
         )
 
 
-def first_collision(paths: VolumePaths, pairs: Iterable[Pair]) -> Pair | None:
+def first_same_path(paths: VolumePaths, pairs: Iterable[Pair]) -> Pair | None:
     """The first two paths that are one on this volume.  Raises ``OSError``."""
     known: dict[Pair, bool] = {}
-    with trial_directory(paths) as (below, directory):
+    with trial_directory(paths) as (fs, directory):
         for first, second in pairs:
             for names in zip(first.split("/"), second.split("/"), strict=False):
                 if names[0] != names[1] and names not in known:
-                    known[names] = _is_one(below, directory, *names)
+                    known[names] = _is_same_name(fs, directory, *names)
                 if names[0] != names[1] and not known[names]:
                     break
             else:
@@ -141,31 +141,31 @@ def first_collision(paths: VolumePaths, pairs: Iterable[Pair]) -> Pair | None:
 
 
 @contextmanager
-def trial_directory(paths: VolumePaths) -> Iterator[tuple[Beneath, Path]]:
+def trial_directory(paths: VolumePaths) -> Iterator[tuple[RootedFS, Path]]:
     """A directory of nobody's, for a moment."""
-    with momentary(paths, TRIAL) as path, Beneath(paths.root) as below:
-        below.mkdir(path)
+    with trial_file(paths, TRIAL) as path, RootedFS(paths.root) as fs:
+        fs.mkdir(path)
         try:
-            yield below, path
+            yield fs, path
         finally:
             with suppress(OSError):  # the next start sweeps it
-                remove_tree(below, path)
+                remove_tree(fs, path)
 
 
-def _is_one(below: Beneath, directory: Path, first: str, second: str) -> bool:
+def _is_same_name(fs: RootedFS, directory: Path, first: str, second: str) -> bool:
     try:
-        os.close(below.open(directory / first, NEW))
+        os.close(fs.open(directory / first, CREATE_FLAGS))
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         return False  # it cannot have that name at all
     try:
-        return below.exists(directory / second)
+        return fs.exists(directory / second)
     finally:
-        below.unlink(directory / first)
+        fs.unlink(directory / first)
 
 
-def collides(paths: VolumePaths, folded: FoldedPaths) -> Pair | None:
+def find_collision(paths: VolumePaths, folded: CollisionFinder) -> Pair | None:
     """The first two of the claimed paths that are one on this volume."""
     pairs: Sequence[Pair] = [*folded.pairs()]
-    return first_collision(paths, pairs) if pairs else None
+    return first_same_path(paths, pairs) if pairs else None

@@ -11,19 +11,19 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from cartd.errors import InvalidInput
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.uids import check_uid
 from cartd.uncancellable import uncancellable
-from cartd.volume.base import Access
-from cartd.volume.files import entries
+from cartd.volume.base import VolumeBase
+from cartd.volume.files import list_entries
 from cartd.volume.identity import CART_ID
 from cartd.volume.links import remove_link_of
-from cartd.volume.partial import told_of
+from cartd.volume.partial import translate_disk_errors
 from cartd.volume.remove import remove_tree
 
 
 @dataclass(frozen=True, slots=True)
-class Stray:
+class Orphan:
     """What looks like a cart: ``ROOT/ID`` with a tree or bundle of one uid, or ``incoming/ID``."""
 
     cart_id: int
@@ -31,16 +31,16 @@ class Stray:
     """Bytes of its files; what they share with others, by hard links, among them."""
 
 
-class Strays(Access):
+class OrphanScan(VolumeBase):
     """The part of the volume that looks at carts by their ids alone."""
 
     async def cart_ids(self) -> list[int]:
         """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
         return await self._threads.run(self._ids)
 
-    async def strays(self, cart_ids: Sequence[int]) -> list[Stray]:
+    async def orphans(self, cart_ids: Sequence[int]) -> list[Orphan]:
         """Of these ids, those of which nothing is there but what cartd makes."""
-        return await self._threads.run(self._strays, cart_ids)
+        return await self._threads.run(self._orphans, cart_ids)
 
     async def set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
         """Take the directories of these out of their places, quickly; what is to be removed."""
@@ -49,16 +49,18 @@ class Strays(Access):
     async def remove_aside(self, aside: Sequence[Path]) -> None:
         """Remove what was set aside; that may take long."""
         for one in aside:
-            await self._remove_in_slices(self._removers, one, partial(self._remove_one_aside, one))
+            await self._remove_in_slices(
+                self._removal_threads, one, partial(self._remove_one_aside, one)
+            )
 
     # What follows runs in threads.
 
     def _ids(self) -> list[int]:
         self._identity.check()
         ids: set[int] = set()
-        with Beneath(self._paths.root) as below:
+        with RootedFS(self._paths.root) as fs:
             for directory in (self._paths.root, self._paths.all_incoming):
-                with below.directory(directory) as opened, os.scandir(opened) as found:
+                with fs.directory(directory) as opened, os.scandir(opened) as found:
                     ids.update(
                         int(entry.name)
                         for entry in found
@@ -66,45 +68,45 @@ class Strays(Access):
                     )
         return sorted(ids)
 
-    def _strays(self, cart_ids: Sequence[int]) -> list[Stray]:
+    def _orphans(self, cart_ids: Sequence[int]) -> list[Orphan]:
         found = []
-        with Beneath(self._paths.root) as below:
+        with RootedFS(self._paths.root) as fs:
             for cart_id in cart_ids:
                 place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
-                if not below.exists(place) or _uid_in(below, place) is not None:
-                    found.append(Stray(cart_id, _size_of(below, place, incoming)))
+                if not fs.exists(place) or _uid_in(fs, place) is not None:
+                    found.append(Orphan(cart_id, _size_of(fs, place, incoming)))
         return found
 
     def _set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
         self._identity.check()
         aside: list[Path] = []
-        with Beneath(self._paths.root) as below:
+        with RootedFS(self._paths.root) as fs:
             for cart_id in cart_ids:
                 place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
-                if uid := _uid_in(below, place):
+                if uid := _uid_in(fs, place):
                     remove_link_of(self._paths, cart_id, uid)
-                with told_of(place, self._paths.root):
-                    below.make(incoming)
-                    if below.exists(place):
-                        below.rename(place, self._paths.temporary(cart_id, "stray"))
-                    aside += (incoming / name for name, _ in entries(below, incoming))
+                with translate_disk_errors(place, self._paths.root):
+                    fs.ensure_directory(incoming)
+                    if fs.exists(place):
+                        fs.rename(place, self._paths.temporary(cart_id, "orphan"))
+                    aside += (incoming / name for name, _ in list_entries(fs, incoming))
         return aside
 
-    def _remove_one_aside(self, one: Path, stopped: Callable[[], bool]) -> None:
-        with Beneath(self._paths.root) as below:
-            remove_tree(below, one, stopped)
+    def _remove_one_aside(self, one: Path, should_stop: Callable[[], bool]) -> None:
+        with RootedFS(self._paths.root) as fs:
+            remove_tree(fs, one, should_stop)
             with suppress(OSError):
-                below.rmdir(one.parent)  # unless somebody needs it by now
+                fs.rmdir(one.parent)  # unless somebody needs it by now
 
 
-def _uid_in(below: Beneath, place: Path) -> str | None:
+def _uid_in(fs: RootedFS, place: Path) -> str | None:
     """The uid whose tree or bundle is all that is in ``place``, if cartd can have made that.
 
     An empty text if nothing is in it.
     """
     uids = set()
     try:
-        with below.directory(place) as opened, os.scandir(opened) as found:
+        with fs.directory(place) as opened, os.scandir(opened) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
                     uids.add(check_uid(entry.name))
@@ -117,14 +119,14 @@ def _uid_in(below: Beneath, place: Path) -> str | None:
     return (uids or {""}).pop() if len(uids) < 2 else None
 
 
-def _size_of(below: Beneath, *trees: Path) -> int:
+def _size_of(fs: RootedFS, *trees: Path) -> int:
     """Bytes of all regular files, each once whatever names it has."""
     seen: set[tuple[int, int]] = set()
     total = 0
     directories = list(trees)
     while directories:
         directory = directories.pop()
-        for name, status in entries(below, directory):
+        for name, status in list_entries(fs, directory):
             if S_ISDIR(status.st_mode):
                 directories.append(directory / name)
             elif S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from cartd.disk_errors import raise_if_passing
 from cartd.errors import NoSpace
-from cartd.rooted_fs import AT, NEW, Beneath
-from cartd.volume.mkdir_fs import Directories
+from cartd.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
+from cartd.volume.mkdir_fs import MkdirFS
 
-FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+DISK_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 FILE_MODE = 0o644  # less the umask; until it is whole, the directory above keeps others out
 
 
 @contextmanager
-def told_of(path: Path, root: Path) -> Iterator[None]:
+def translate_disk_errors(path: Path, root: Path) -> Iterator[None]:
     """Turn what the system says into what a user may read about ``path``, below ``root``.
 
     A full disk, or a full quota of the disk, becomes :class:`NoSpace`, and what says nothing of
@@ -32,7 +32,7 @@ def told_of(path: Path, root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise NoSpace from error
         raise_if_passing(error)
         if isinstance(error, NotADirectoryError) and root in Path(error.filename or "").parents:
@@ -44,58 +44,58 @@ def told_of(path: Path, root: Path) -> Iterator[None]:
 class PartialFile:
     """New bytes for ``final``, kept in ``temporary`` until :meth:`place`.
 
-    Both are below the root of ``directories``, which are needed until it is placed or discarded,
-    and on one file system.  Errors are those of :func:`told_of`.
+    Both are below the root of ``fs``, which are needed until it is placed or discarded,
+    and on one file system.  Errors are those of :func:`translate_disk_errors`.
     """
 
-    def __init__(self, temporary: Path, final: Path, directories: Directories) -> None:
+    def __init__(self, temporary: Path, final: Path, fs: MkdirFS) -> None:
         self._temporary = temporary
         self._final = final
-        self._directories = directories
+        self._fs = fs
         self._fd: int | None = None
-        self._made = False
-        self._needs = True
-        directories.need()
+        self._created = False
+        self._retained = True
+        fs.retain()
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether there is something to discard."""
         return self._fd is not None
 
     def append(self, data: bytes) -> None:
-        with told_of(self._final, self._directories.root):
-            fd = self._opened()
+        with translate_disk_errors(self._final, self._fs.root):
+            fd = self._open_fd()
             left = memoryview(data)
             while left:
                 left = left[os.write(fd, left) :]
 
-    def give_to_owner_of(self, directory: Path) -> None:
+    def chown_to_owner_of(self, directory: Path) -> None:
         """What root writes is to be the service's, to which the directory belongs."""
         if sys.platform != "win32" and os.geteuid() == 0:
             owner = directory.stat()
-            os.fchown(self._opened(), owner.st_uid, owner.st_gid)
+            os.fchown(self._open_fd(), owner.st_uid, owner.st_gid)
 
     def sync(self) -> None:
         """Have the disk take what was appended."""
-        with told_of(self._final, self._directories.root):
-            os.fsync(self._opened())
+        with translate_disk_errors(self._final, self._fs.root):
+            os.fsync(self._open_fd())
 
-    def place(self, *, mtime: int | None = None, durable: bool = False) -> None:
+    def commit(self, *, mtime: int | None = None, durable: bool = False) -> None:
         """Give the file its modification time (Unix seconds) and its name.
 
         A final name that is a symbolic link is replaced, not followed.
         """
-        with told_of(self._final, self._directories.root):
-            fd = self._opened()
+        with translate_disk_errors(self._final, self._fs.root):
+            fd = self._open_fd()
             if mtime is not None:
                 self._set_mtime(fd, mtime)
             if durable:
                 os.fsync(fd)
             self._close()
-            replace(self._temporary, self._final, self._directories)
+            replace(self._temporary, self._final, self._fs)
             if durable:
-                sync_directories(self._final.parent, self._directories)
-        self._needs_no_more()
+                sync_directories(self._final.parent, self._fs)
+        self._release_fs()
 
     def discard(self) -> None:
         """Close and remove what there is; may be called at any time, and again.
@@ -105,20 +105,20 @@ class PartialFile:
         if self._fd is not None:
             with suppress(OSError):
                 self._close()
-        if self._made:
+        if self._created:
             # Without making what has gone meanwhile.
-            with suppress(OSError), Beneath(self._directories.root) as below:
-                below.unlink(self._temporary)
-        self._needs_no_more()
+            with suppress(OSError), RootedFS(self._fs.root) as fs:
+                fs.unlink(self._temporary)
+        self._release_fs()
 
-    def _opened(self) -> int:
+    def _open_fd(self) -> int:
         if self._fd is None:
             try:
-                self._fd = self._directories.open(self._temporary, NEW, FILE_MODE)
+                self._fd = self._fs.open(self._temporary, CREATE_FLAGS, FILE_MODE)
             except FileNotFoundError:
-                self._directories.close()
-                self._fd = self._directories.open(self._temporary, NEW, FILE_MODE)
-            self._made = True
+                self._fs.close()
+                self._fd = self._fs.open(self._temporary, CREATE_FLAGS, FILE_MODE)
+            self._created = True
         return self._fd
 
     def _set_mtime(self, fd: int, mtime: int) -> None:
@@ -133,36 +133,36 @@ class PartialFile:
         if fd is not None:
             os.close(fd)
 
-    def _needs_no_more(self) -> None:
-        if self._needs:
-            self._needs = False
-            self._directories.need_no_more()
+    def _release_fs(self) -> None:
+        if self._retained:
+            self._retained = False
+            self._fs.release()
 
 
-def replace(temporary: Path, final: Path, directories: Directories) -> None:
+def replace(temporary: Path, final: Path, fs: MkdirFS) -> None:
     """Rename ``temporary`` to ``final``, whatever is there."""
     try:
         try:
-            directories.put(temporary, final)
+            fs.rename_into_place(temporary, final)
         except (IsADirectoryError, PermissionError):  # the other one on Windows
-            if not directories.is_directory(final):
+            if not fs.is_directory(final):
                 raise
-            directories.clear(final)
-            directories.put(temporary, final)
+            fs.evict_directory(final)
+            fs.rename_into_place(temporary, final)
     except FileNotFoundError:
-        directories.close()  # somebody has removed one that was open
+        fs.close()  # somebody has removed one that was open
         raise
 
 
-def sync_directories(directory: Path, below: Beneath) -> None:
+def sync_directories(directory: Path, fs: RootedFS) -> None:
     """Make the names in ``directory`` and those above it, up to the root, outlast a power failure.
 
     Where a system lets one ask.
     """
-    if not AT:
+    if not HAS_DIR_FD:
         return
-    for one in (directory, *directory.parents):
-        with below.directory(one) as opened:
+    for level in (directory, *directory.parents):
+        with fs.directory(level) as opened:
             os.fsync(opened)
-        if one == below.root:
+        if level == fs.root:
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cartd.model import Cart
 
-LONGEST = 255
+NAME_MAX = 255
 """Bytes of one component (NAME_MAX of POSIX systems in use)."""
 
 
@@ -21,8 +21,8 @@ def check_component(name: str) -> str:
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} cannot be a name on the volume")
-    if len(name) > LONGEST or (not name.isascii() and len(os.fsencode(name)) > LONGEST):
-        raise ValueError(f"{name[:40]!r}... has more than {LONGEST} bytes")
+    if len(name) > NAME_MAX or (not name.isascii() and len(os.fsencode(name)) > NAME_MAX):
+        raise ValueError(f"{name[:40]!r}... has more than {NAME_MAX} bytes")
     return name
 
 

@@ -22,20 +22,20 @@ from typing import Final
 from twisted.logger import Logger
 
 from cartd.errors import Unavailable
-from cartd.rooted_fs import AT, DIRECTORY, Beneath
+from cartd.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.text import escape
-from cartd.volume.mkdir_fs import refuse
+from cartd.volume.mkdir_fs import raise_occupied
 from cartd.volume.paths import VolumePaths
 
-ATTEMPTS = 20
+MAX_ATTEMPTS = 20
 """How often a directory into which others still write is tried."""
-DEEPEST: Final = 25
+MAX_DEPTH_OPEN: Final = 25
 """Directories that are open at once, each twice; what is further down is brought up."""
 PAGE: Final = 1000
 """Entries of a directory that are in memory at once."""
-SLICE: Final = 0.5
+TIME_SLICE: Final = 0.5
 """Seconds for which a thread removes the files of one tree at a time."""
-_CHANGED = frozenset(
+_RACE_ERRNOS = frozenset(
     {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
 )
 """Somebody adds to a directory, or has put something else where one was, or the reverse."""
@@ -43,26 +43,26 @@ _CHANGED = frozenset(
 log = Logger()
 
 
-class SliceEnded(Exception):
+class TimeSliceEnded(Exception):
     """The thread that removes a tree is to do other work first; the tree is still there."""
 
 
-class Slice:
+class TimeSlice:
     """How long a thread removes files before it does other work.
 
-    To be called before each file: whether the service stops.  Raises :class:`SliceEnded` when the
-    time is over.
+    To be called before each file: whether the service stops.  Raises :class:`TimeSliceEnded` when
+    the time is over.
     """
 
-    def __init__(self, stopped: Callable[[], bool], seconds: float = SLICE) -> None:
-        self._stopped = stopped
+    def __init__(self, should_stop: Callable[[], bool], seconds: float = TIME_SLICE) -> None:
+        self._should_stop = should_stop
         self._end = time.monotonic() + seconds
 
     def __call__(self) -> bool:
-        if self._stopped():
+        if self._should_stop():
             return True
         if time.monotonic() > self._end:
-            raise SliceEnded
+            raise TimeSliceEnded
         return False
 
 
@@ -73,34 +73,34 @@ class RemovalStopped(Unavailable):
         super().__init__("The service is stopping")
 
 
-def clear_the_way(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
+def evict_foreign(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
     """Take away what is in the tree of a cart where the cart's own belongs; nothing elsewhere.
 
     Raises ``NotADirectoryError`` for what is not in that tree.
     """
     own = paths.cart(cart_id)
     if occupied != own and own not in occupied.parents:
-        refuse(occupied)
+        raise_occupied(occupied)
     log.warn(
         "{path} is in the way of a file of cart {id} and goes",
         path=escape(str(occupied)),
         id=cart_id,
     )
-    with Beneath(paths.root) as below:
-        take_away(below, occupied, paths.temporary(cart_id, "in-the-way"))
+    with RootedFS(paths.root) as fs:
+        rename_then_remove(fs, occupied, paths.temporary(cart_id, "in-the-way"))
 
 
 def _never() -> bool:
     return False
 
 
-def take_away(
-    below: Beneath,
+def rename_then_remove(
+    fs: RootedFS,
     tree: Path,
     aside: Path,
-    stopped: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = _never,
     *,
-    make: Callable[[Beneath, Path], None] = Beneath.make,
+    make: Callable[[RootedFS, Path], None] = RootedFS.ensure_directory,
 ) -> None:
     """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
 
@@ -108,44 +108,44 @@ def take_away(
     place.  ``make`` is there to be replaced by such a disk.
     """
     try:
-        for _ in range(ATTEMPTS):
-            if not below.exists(tree):
+        for _ in range(MAX_ATTEMPTS):
+            if not fs.exists(tree):
                 break
-            make(below, aside.parent)
+            make(fs, aside.parent)
             # Another process that clears the same cart may remove either directory meanwhile.
             with suppress(FileNotFoundError):
-                below.rename(tree, aside)
-            below.close()  # what was open may be elsewhere, or nowhere
+                fs.rename(tree, aside)
+            fs.close()  # what was open may be elsewhere, or nowhere
     except OSError:
-        remove_tree(below, tree, stopped)
-    remove_tree(below, aside, stopped)
+        remove_tree(fs, tree, should_stop)
+    remove_tree(fs, aside, should_stop)
 
 
-def remove_first(below: Beneath, tree: Path) -> None:
+def remove_one_file(fs: RootedFS, tree: Path) -> None:
     """Remove one file of ``tree``, in its place, or a directory that has none.
 
     Nothing has changed if this raises: the tree is as whole as it was.  Nothing to do if there is
     no tree.
     """
-    if not below.is_directory(tree):
-        below.unlink(tree)
+    if not fs.is_directory(tree):
+        fs.unlink(tree)
         return
     directory = tree
-    while (found := _any_entry(below, directory)) is not None:
+    while (found := _any_entry(fs, directory)) is not None:
         name, is_directory = found
         if not is_directory:
-            below.unlink(directory / name)
+            fs.unlink(directory / name)
             return
         directory = directory / name
     with suppress(FileNotFoundError):
-        below.rmdir(directory)
+        fs.rmdir(directory)
 
 
-def _any_entry(below: Beneath, directory: Path) -> tuple[str, bool] | None:
+def _any_entry(fs: RootedFS, directory: Path) -> tuple[str, bool] | None:
     """A name in the directory and whether it is one itself; none if it is empty, or gone."""
     with (
         suppress(FileNotFoundError, NotADirectoryError),
-        below.directory(directory) as opened,
+        fs.directory(directory) as opened,
         os.scandir(opened) as found,
     ):
         for entry in found:
@@ -153,23 +153,23 @@ def _any_entry(below: Beneath, directory: Path) -> tuple[str, bool] | None:
     return None
 
 
-def remove_tree(below: Beneath, tree: Path, stopped: Callable[[], bool] = _never) -> None:
+def remove_tree(fs: RootedFS, tree: Path, should_stop: Callable[[], bool] = _never) -> None:
     """Remove ``tree``, whatever it is, and whoever else adds to it or removes from it meanwhile.
 
     A symbolic link, ``tree`` itself or one inside it, is removed and never followed; behind one on
     the way to ``tree`` there is nothing to remove.
-    Raises :class:`RemovalStopped` as soon as ``stopped()`` says so.
+    Raises :class:`RemovalStopped` as soon as ``should_stop()`` says so.
     """
-    if not AT:
+    if not HAS_DIR_FD:
         _remove_by_path(tree)
         return
     try:
-        with below.entry(tree) as (name, at):
-            _remove(name, at, stopped)
+        with fs.entry(tree) as (name, dir_fd):
+            _remove(name, dir_fd, should_stop)
     except FileNotFoundError:
         pass
     except NotADirectoryError:
-        if below.exists(tree):
+        if fs.exists(tree):
             raise
 
 
@@ -181,60 +181,60 @@ def _remove_by_path(tree: Path) -> None:
         tree.unlink(missing_ok=True)
 
 
-def _remove(name: str, at: int | None, stopped: Callable[[], bool]) -> None:
+def _remove(name: str, dir_fd: int | None, should_stop: Callable[[], bool]) -> None:
     attempt = 1
     while True:
         try:
-            if S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                _remove_directory(name, at, stopped)
+            if S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+                _remove_directory(name, dir_fd, should_stop)
             else:
-                os.unlink(name, dir_fd=at)
+                os.unlink(name, dir_fd=dir_fd)
             return
         except OSError as error:
-            if error.errno not in _CHANGED or attempt == ATTEMPTS:
+            if error.errno not in _RACE_ERRNOS or attempt == MAX_ATTEMPTS:
                 raise
         attempt += 1
 
 
-def _remove_directory(name: str, at: int | None, stopped: Callable[[], bool]) -> None:
-    top = os.open(name, DIRECTORY, dir_fd=at)
+def _remove_directory(name: str, dir_fd: int | None, should_stop: Callable[[], bool]) -> None:
+    top = os.open(name, DIRECTORY_FLAGS, dir_fd=dir_fd)
     try:
-        while _empty(top, top, 1, stopped):
+        while _remove_contents(top, top, 1, should_stop):
             pass
     finally:
         os.close(top)
-    os.rmdir(name, dir_fd=at)
+    os.rmdir(name, dir_fd=dir_fd)
 
 
-def _empty(directory: int, top: int, depth: int, stopped: Callable[[], bool]) -> bool:
+def _remove_contents(directory: int, top: int, depth: int, should_stop: Callable[[], bool]) -> bool:
     """Remove what is in it; whether something was so far down that it is in ``top`` now."""
-    brought_up = False
+    moved_up = False
     with os.scandir(directory) as found:
         # What has been given may be removed while the rest is still to be read (POSIX, readdir).
         while page := list(islice(found, PAGE)):
             for entry in page:
                 with suppress(FileNotFoundError):
-                    brought_up |= _remove_entry(entry, directory, top, depth, stopped)
-    return brought_up
+                    moved_up |= _remove_entry(entry, directory, top, depth, should_stop)
+    return moved_up
 
 
 def _remove_entry(
-    entry: os.DirEntry[str], directory: int, top: int, depth: int, stopped: Callable[[], bool]
+    entry: os.DirEntry[str], directory: int, top: int, depth: int, should_stop: Callable[[], bool]
 ) -> bool:
-    """As :func:`_empty`, of one entry of ``directory``."""
+    """As :func:`_remove_contents`, of one entry of ``directory``."""
     if not entry.is_dir(follow_symlinks=False):
-        if stopped():
+        if should_stop():
             raise RemovalStopped
         os.unlink(entry.name, dir_fd=directory)
         return False
-    if depth == DEEPEST:
+    if depth == MAX_DEPTH_OPEN:
         new = secrets.token_hex(16)
         os.rename(entry.name, new, src_dir_fd=directory, dst_dir_fd=top)
         return True
-    inner = os.open(entry.name, DIRECTORY, dir_fd=directory)
+    inner = os.open(entry.name, DIRECTORY_FLAGS, dir_fd=directory)
     try:
-        brought_up = _empty(inner, top, depth + 1, stopped)
+        moved_up = _remove_contents(inner, top, depth + 1, should_stop)
     finally:
         os.close(inner)
     os.rmdir(entry.name, dir_fd=directory)
-    return brought_up
+    return moved_up

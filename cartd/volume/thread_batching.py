@@ -19,14 +19,14 @@ from twisted.internet.defer import Deferred
 from cartd.threads import P, T, ThreadRunner
 
 Outcome: TypeAlias = tuple[Any, BaseException | None]
-MOST_TOGETHER: Final = 16
-FEWEST_TRIPS: Final = 2
-MOST_TRIPS: Final = 8
-GOAL: Final = 1000.0
+MAX_BATCH: Final = 16
+MIN_CONCURRENT: Final = 2
+MAX_CONCURRENT: Final = 8
+TARGET_RATE: Final = 1000.0
 """Pieces a second for which trips are added, as long as that many are asked for."""
 
 
-class SharedTrips:
+class BatchingThreadRunner:
     """``ThreadRunner`` for short work; each piece has its own result, in no order among them.
 
     What waits is as much as the callers have under way at once: they bound it.
@@ -35,39 +35,39 @@ class SharedTrips:
     def __init__(self, threads: ThreadRunner, timer: Callable[[], float] = perf_counter) -> None:
         self._threads = threads
         self._timer = timer
-        self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
-        self._under_way = 0
+        self._queue: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
+        self._running = 0
         self._seconds_each = 0.0
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         result: Deferred[T] = Deferred()
-        self._waiting.append((partial(work, *args, **kwargs), result))
-        self._depart()
+        self._queue.append((partial(work, *args, **kwargs), result))
+        self._dispatch()
         return result
 
     @property
-    def trips(self) -> int:
+    def limit(self) -> int:
         """How many may be under way (Little's law: rate times time of each)."""
-        return min(max(int(GOAL * self._seconds_each), FEWEST_TRIPS), MOST_TRIPS)
+        return min(max(int(TARGET_RATE * self._seconds_each), MIN_CONCURRENT), MAX_CONCURRENT)
 
-    def _depart(self) -> None:
-        while self._waiting and self._under_way < self.trips:
-            together = [
-                self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TOGETHER))
-            ]
-            self._under_way += 1
-            trip = self._threads.run(self._do, [work for work, _ in together])
-            trip.addCallback(self._arrive, [result for _, result in together])
+    def _dispatch(self) -> None:
+        while self._queue and self._running < self.limit:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+            self._running += 1
+            running = self._threads.run(self._run_batch, [work for work, _ in batch])
+            running.addCallback(self._batch_done, [result for _, result in batch])
 
-    def _do(self, together: list[Callable[[], Any]]) -> tuple[list[Outcome], float]:
-        begun = self._timer()
-        return [_outcome(work) for work in together], (self._timer() - begun) / len(together)
+    def _run_batch(self, batch: list[Callable[[], Any]]) -> tuple[list[Outcome], float]:
+        started = self._timer()
+        return [_outcome(work) for work in batch], (self._timer() - started) / len(batch)
 
-    def _arrive(self, came: tuple[list[Outcome], float], results: list[Deferred[Any]]) -> None:
-        outcomes, seconds = came
-        self._under_way -= 1
+    def _batch_done(
+        self, finished: tuple[list[Outcome], float], results: list[Deferred[Any]]
+    ) -> None:
+        outcomes, seconds = finished
+        self._running -= 1
         self._seconds_each += (seconds - self._seconds_each) / 4
-        self._depart()
+        self._dispatch()
         for result, (value, error) in zip(results, outcomes, strict=True):
             if error is None:
                 result.callback(value)

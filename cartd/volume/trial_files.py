@@ -14,41 +14,41 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cartd.errors import VolumeDamaged
-from cartd.rooted_fs import Beneath
-from cartd.volume.files import entries
-from cartd.volume.locks import Kept, alone
+from cartd.rooted_fs import RootedFS
+from cartd.volume.files import list_entries
+from cartd.volume.locks import SharedLock, exclusive_lock
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
 
 TRIAL = ".trial"
-_LEFT = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
+_LEFTOVER = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
 """Files, and directories in which names are tried out."""
 
 
 @contextmanager
-def momentary(paths: VolumePaths, hint: str) -> Iterator[Path]:
+def trial_file(paths: VolumePaths, hint: str) -> Iterator[Path]:
     """A name in ``incoming/`` that nobody else has; what is written there is not swept away.
 
     Raises ``OSError`` if the directory is being swept, which takes no time.
     """
-    kept = Kept(paths.all_incoming)
+    lock = SharedLock(paths.all_incoming)
     try:
-        kept.take()
+        lock.acquire()
     except VolumeDamaged:
         reason = "another process that is starting has locked incoming/: stop it, or wait for it"
         raise OSError(errno.EBUSY, reason, str(paths.all_incoming)) from None
     try:
         yield paths.all_incoming / f"{hint}-{secrets.token_hex(8)}"
     finally:
-        kept.let_go()
+        lock.release()
 
 
-def sweep(paths: VolumePaths) -> None:
+def remove_leftovers(paths: VolumePaths) -> None:
     """Remove what starts that were killed have left, unless another one is at work just now."""
-    with alone(paths.all_incoming) as nobody_writes:
-        if nobody_writes:
-            with Beneath(paths.root) as below:
+    with exclusive_lock(paths.all_incoming) as acquired:
+        if acquired:
+            with RootedFS(paths.root) as fs:
                 for directory in (paths.root, paths.all_incoming):
-                    for name, _ in entries(below, directory):
-                        if _LEFT.fullmatch(name):
-                            remove_tree(below, directory / name)
+                    for name, _ in list_entries(fs, directory):
+                        if _LEFTOVER.fullmatch(name):
+                            remove_tree(fs, directory / name)

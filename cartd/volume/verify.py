@@ -21,20 +21,20 @@ from twisted.internet.defer import CancelledError
 from cartd.checksum import Checksum, Mismatch
 from cartd.disk_errors import raise_if_passing
 from cartd.model import Cart, CartFile, DuplicateFile
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.threads import T, ThreadRunner
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 
-PIECE = 1 << 20
-TRIP = 64 * 2**20
+CHUNK = 1 << 20
+BYTES_PER_STEP = 64 * 2**20
 """Bytes that one trip to a thread reads."""
-MOST_TOGETHER = 1000
+MAX_BATCH_FILES = 1000
 """Files that are looked at before what was found is told."""
-Stopped = Callable[[], bool]
-Look = Generator[int, None, T]
+ShouldStop = Callable[[], bool]
+Scan = Generator[int, None, T]
 """Gives numbers of bytes that were read, and returns what was found."""
-Read = Callable[[int], Awaitable[None]]
+Throttle = Callable[[int], Awaitable[None]]
 
 
 class Declared(Protocol):
@@ -50,14 +50,14 @@ class Declared(Protocol):
     def size(self) -> int | None: ...
 
 
-class Hashes:
+class HashVerification:
     """The part of the volume that reads files to their ends."""
 
     _paths: VolumePaths
     _identity: Identity
     _threads: ThreadRunner
 
-    async def in_place(
+    async def intact_files(
         self, cart: Cart, files: Sequence[CartFile]
     ) -> AsyncIterator[list[CartFile]]:
         """Give those of the files that are there with the right size and hash, some at a time.
@@ -66,24 +66,24 @@ class Hashes:
         nobody knows is not among them: its size alone says nothing.  Nor is one of a bundled cart
         that has another name: nobody is linked to such a cart, so the bytes are counted elsewhere.
         """
-        for some in _groups([file for file in files if file.hash_sum and file.size is not None]):
-            faults = await self._looked(
-                _tree_faults(self._paths, cart, some, unrecorded=True), _at_once
+        for batch in _batches([file for file in files if file.hash_sum and file.size is not None]):
+            faults = await self._run_scan(
+                _tree_faults(self._paths, cart, batch, unrecorded=True), _no_throttle
             )
-            yield [file for file, fault in zip(some, faults, strict=True) if not fault]
+            yield [file for file, fault in zip(batch, faults, strict=True) if not fault]
 
-    async def faults(self, cart: Cart, files: Sequence[CartFile], read: Read) -> list[str]:
+    async def faults(self, cart: Cart, files: Sequence[CartFile], throttle: Throttle) -> list[str]:
         """What is wrong with each file of a ready cart, in a few words; nothing is empty.
 
-        Without a known hash, or size, that is not compared.  ``read`` is told, now and then, how
-        many bytes have been read since the last time, and waited for.
+        Without a known hash, or size, that is not compared.  ``throttle`` is told, now and then,
+        how many bytes have been read since the last time, and waited for.
         """
         if cart.bundle:
-            return await self._looked(_tar_faults(self._paths, cart, files), read)
-        return await self._looked(_tree_faults(self._paths, cart, files), read)
+            return await self._run_scan(_tar_faults(self._paths, cart, files), throttle)
+        return await self._run_scan(_tree_faults(self._paths, cart, files), throttle)
 
     async def bundle_faults(
-        self, cart: Cart, pages: AsyncIterator[list[CartFile]], read: Read
+        self, cart: Cart, pages: AsyncIterator[list[CartFile]], throttle: Throttle
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
         """As :meth:`faults`, of the bundle of a ready cart: each page of its files, and its faults.
 
@@ -92,43 +92,43 @@ class Hashes:
         """
         walk = _TarWalk(self._paths, cart)
         async for files in pages:
-            faults = await self._looked(walk.faults(files), read)
+            faults = await self._run_scan(walk.faults(files), throttle)
             if not walk.in_order:
                 rest = [*files, *[file async for page in pages for file in page]]
-                yield rest, await self.faults(cart, rest, read)
+                yield rest, await self.faults(cart, rest, throttle)
                 return
             yield files, faults
 
-    async def right(self, twins: Sequence[DuplicateFile]) -> list[DuplicateFile]:
+    async def intact_duplicates(self, duplicates: Sequence[DuplicateFile]) -> list[DuplicateFile]:
         """Those of the staged files whose bytes still have their hash."""
-        faults = await self._looked(_twin_faults(self._paths, twins), _at_once)
-        return [twin for twin, fault in zip(twins, faults, strict=True) if not fault]
+        faults = await self._run_scan(_duplicate_faults(self._paths, duplicates), _no_throttle)
+        return [duplicate for duplicate, fault in zip(duplicates, faults, strict=True) if not fault]
 
-    async def _looked(self, look: Look[list[str]], read: Read) -> list[str]:
-        stopped = threading.Event()
+    async def _run_scan(self, scan: Scan[list[str]], throttle: Throttle) -> list[str]:
+        should_stop = threading.Event()
         busy = False
         try:
             while True:
                 busy = True
-                size, faults = await self._threads.run(self._step, look, stopped.is_set)
+                size, faults = await self._threads.run(self._step, scan, should_stop.is_set)
                 busy = False
-                await read(size)
+                await throttle(size)
                 if faults is not None:
                     return faults
         except CancelledError:
-            stopped.set()
+            should_stop.set()
             if not busy:
-                self._threads.run(look.close)  # else the thread does that itself
+                self._threads.run(scan.close)  # else the thread does that itself
             raise
 
-    def _step(self, look: Look[list[str]], stopped: Stopped) -> tuple[int, list[str] | None]:
+    def _step(self, scan: Scan[list[str]], should_stop: ShouldStop) -> tuple[int, list[str] | None]:
         """Read a trip's worth, in a thread; what was found, if that is the end."""
         done = 0
         try:
-            while done < TRIP:
-                done += next(look)
-                if stopped():
-                    look.close()
+            while done < BYTES_PER_STEP:
+                done += next(scan)
+                if should_stop():
+                    scan.close()
                     return done, None
         except StopIteration as ended:
             faults: list[str] = ended.value
@@ -138,66 +138,66 @@ class Hashes:
         return done, None
 
 
-async def _at_once(_size: int) -> None:
+async def _no_throttle(_size: int) -> None:
     """Nobody rests."""
 
 
-def _groups(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
+def _batches(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
     """The files in lists that are worth a trip to a thread, and soon read."""
-    some: list[CartFile] = []
+    batch: list[CartFile] = []
     size = 0
     for file in files:
-        some.append(file)
+        batch.append(file)
         size += file.size or 0
-        if size >= TRIP or len(some) >= MOST_TOGETHER:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
+        if size >= BYTES_PER_STEP or len(batch) >= MAX_BATCH_FILES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _tree_faults(
     paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, unrecorded: bool = False
-) -> Look[list[str]]:
+) -> Scan[list[str]]:
     faults = []
-    alone = unrecorded and cart.bundle
-    with Beneath(paths.root) as below:
+    only_name = unrecorded and cart.bundle
+    with RootedFS(paths.root) as fs:
         for file in files:
             try:
                 path = paths.member(cart, file.path)
             except ValueError:
                 faults.append("cannot have that path")
                 continue
-            look = _file_fault(below, path, file, reread=unrecorded, alone=alone)
-            faults.append((yield from look))
+            scan = _file_fault(fs, path, file, drop_cache=unrecorded, only_name=only_name)
+            faults.append((yield from scan))
     return faults
 
 
-def _twin_faults(paths: VolumePaths, twins: Sequence[DuplicateFile]) -> Look[list[str]]:
+def _duplicate_faults(paths: VolumePaths, duplicates: Sequence[DuplicateFile]) -> Scan[list[str]]:
     faults = []
-    with Beneath(paths.root) as below:
-        for twin in twins:
-            path = paths.staged(twin.staged_cart, twin.staged_uid, twin.staged_path)
-            faults.append((yield from _file_fault(below, path, twin)))
+    with RootedFS(paths.root) as fs:
+        for duplicate in duplicates:
+            path = paths.staged(duplicate.staged_cart, duplicate.staged_uid, duplicate.staged_path)
+            faults.append((yield from _file_fault(fs, path, duplicate)))
     return faults
 
 
 def _file_fault(
-    below: Beneath, path: Path, file: Declared, *, reread: bool = False, alone: bool = False
-) -> Look[str]:
+    fs: RootedFS, path: Path, file: Declared, *, drop_cache: bool = False, only_name: bool = False
+) -> Scan[str]:
     """What is wrong with the file at ``path``; empty if nothing is.
 
     :raises DiskUnavailable: nobody can tell now.
 
-    A symbolic link is not followed.  ``reread``: from the disk, whatever the system remembers of
-    it, where it can be told to.  ``alone``: it must have no other name.
+    A symbolic link is not followed.  ``drop_cache``: from the disk, whatever the system remembers
+    of it, where it can be told to.  ``only_name``: it must have no other name.
     """
     try:
-        with os.fdopen(below.open_file(path), "rb", buffering=0) as opened:
-            if sys.platform != "win32" and sys.platform != "darwin" and reread:
+        with os.fdopen(fs.open_file(path), "rb", buffering=0) as opened:
+            if sys.platform != "win32" and sys.platform != "darwin" and drop_cache:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
-            if alone and status.st_nlink > 1:
+            if only_name and status.st_nlink > 1:
                 return "has another name"
             size = status.st_size if file.size is None else file.size
             return (yield from _content_fault(opened, status.st_size, size, file))
@@ -210,21 +210,21 @@ def _file_fault(
         return f"cannot be read: {error.strerror}"
 
 
-def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declared) -> Look[str]:
+def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declared) -> Scan[str]:
     if found != size:
         return f"has {found} bytes where {size} were recorded"
     checksum = Checksum(file.hash_type, file.hash_sum, size)
     try:
-        while piece := content.read(PIECE):
-            checksum.update(piece)
-            yield len(piece)
+        while chunk := content.read(CHUNK):
+            checksum.update(chunk)
+            yield len(chunk)
         checksum.finish()
     except Mismatch:
         return "has other bytes than its hash tells"
     return ""
 
 
-def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Look[list[str]]:
+def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Scan[list[str]]:
     wanted = {f"{cart.uid}/{file.path}": file for file in files}
     found: dict[str, str] = {}
     missing = "is missing in the bundle"
@@ -251,7 +251,7 @@ class _TarWalk:
         self.in_order = True
         """Whether no member has come yet that is not of the page that was looked at."""
 
-    def faults(self, files: Sequence[CartFile]) -> Look[list[str]]:
+    def faults(self, files: Sequence[CartFile]) -> Scan[list[str]]:
         wanted = {f"{self._uid}/{file.path}": file for file in files}
         found: dict[str, str] = {}
         try:
@@ -281,8 +281,8 @@ def _members_of(paths: VolumePaths, cart: Cart) -> Iterator[tuple[tarfile.TarInf
 def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     """Each regular file of a tar with its content, to be read before the next one is taken."""
     with (
-        Beneath(root) as below,
-        os.fdopen(below.open_file(tar), "rb") as opened,
+        RootedFS(root) as fs,
+        os.fdopen(fs.open_file(tar), "rb") as opened,
         tarfile.open(fileobj=opened, mode="r:") as reading,
     ):
         while (member := reading.next()) is not None:

@@ -19,20 +19,20 @@ from twisted.logger import Logger
 from cartd.checksum import Checksum
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
-from cartd.rooted_fs import Beneath
+from cartd.rooted_fs import RootedFS
 from cartd.threads import ThreadRunner
 from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare
-from cartd.volume.hard_links import share
-from cartd.volume.incoming import Incoming
+from cartd.volume.hard_links import link_duplicates
+from cartd.volume.incoming import IncomingFile
 from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
-from cartd.volume.locks import InUse, alone
-from cartd.volume.orphans import Strays
-from cartd.volume.remove import RemovalStopped, remove_first, remove_tree, take_away
-from cartd.volume.thread_batching import SharedTrips
-from cartd.volume.verify import Hashes
+from cartd.volume.locks import CartLocks, exclusive_lock
+from cartd.volume.orphans import OrphanScan
+from cartd.volume.remove import RemovalStopped, remove_one_file, remove_tree, rename_then_remove
+from cartd.volume.thread_batching import BatchingThreadRunner
+from cartd.volume.verify import HashVerification
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,7 +40,7 @@ BATCH = 1000
 """Files that one trip to a thread looks at."""
 
 
-class Volume(Bundles, Hashes, InUse, Strays):
+class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
     """Where the carts are, and all that is done to it.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
@@ -56,14 +56,14 @@ class Volume(Bundles, Hashes, InUse, Strays):
         threads: ThreadRunner,
         number: int | None = None,
         *,
-        removers: ThreadRunner | None = None,
+        removal_threads: ThreadRunner | None = None,
     ) -> None:
         """``number`` is what the volume is known by; without one it is never away.
 
-        ``removers`` are the threads that remove carts; without them ``threads`` do.
+        ``removal_threads`` are the threads that remove carts; without them ``threads`` do.
         """
-        super().__init__(root, threads, number, removers=removers)
-        self._shared = SharedTrips(threads)
+        super().__init__(root, threads, number, removal_threads=removal_threads)
+        self._batch_threads = BatchingThreadRunner(threads)
         self._links_allowed = True
 
     def prepare(self) -> None:
@@ -78,11 +78,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
         """Raises :class:`VolumeNotWritable` if no file can be written, tried with one, and
         synced."""
 
-        def look() -> None:
+        def probe() -> None:
             self._identity.check()
             check_writable(self._paths)
 
-        await uncancellable(self._threads.run(look))
+        await uncancellable(self._threads.run(probe))
 
     @property
     def root(self) -> Path:
@@ -101,51 +101,51 @@ class Volume(Bundles, Hashes, InUse, Strays):
         """``ROOT/ID/UID/PATH``; raises ``ValueError`` for a path that cannot be in the tree."""
         return self._paths.member(cart, path)
 
-    def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> Incoming:
+    def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> IncomingFile:
         """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
         final = self._paths.member(cart, file.path)
         partial = self._partial(cart, file.position, final)
-        return Incoming(partial, checksum, file.mtime, self._threads, self._shared)
+        return IncomingFile(partial, checksum, file.mtime, self._threads, self._batch_threads)
 
-    async def share(
-        self, cart: Cart, twins: Sequence[DuplicateFile]
+    async def link_duplicates(
+        self, cart: Cart, duplicates: Sequence[DuplicateFile]
     ) -> tuple[list[DuplicateFile], str]:
         """Give the cart those files by hard links to their twins.
 
         Which now are in their places, and why the first of the others is not, if there are any.
         """
-        shared: list[DuplicateFile] = []
+        linked: list[DuplicateFile] = []
         reason = ""
-        known = self._directories_of(cart)
-        for first in range(0, len(twins), BATCH):
-            batch = twins[first : first + BATCH]
+        fs = self._fs_of(cart)
+        for first in range(0, len(duplicates), BATCH):
+            batch = duplicates[first : first + BATCH]
             more, why = await uncancellable(
-                self._threads.run(share, self._paths, cart, batch, known)
+                self._threads.run(link_duplicates, self._paths, cart, batch, fs)
             )
-            shared += more
+            linked += more
             reason = reason or why
-        return shared, reason
+        return linked, reason
 
-    async def clear_incoming(self, cart_id: int, *, all_else: bool = False) -> None:
+    async def clear_incoming(self, cart_id: int, *, include_staged: bool = False) -> None:
         """Remove what an interrupted staging, bundling or removal has left of the cart.
 
-        ``all_else``: and whatever is in its place already, which is not its own.
+        ``include_staged``: and whatever is in its place already, which is not its own.
         """
         await self._remove_in_slices(
             self._threads,
             self._paths.incoming(cart_id),
-            lambda stopped: self._clear(cart_id, all_else, stopped),
+            lambda should_stop: self._clear(cart_id, include_staged, should_stop),
         )
-        self._forget(cart_id)
+        self._close_fs(cart_id)
 
-    async def measure(
+    async def stat_files(
         self, cart: Cart, files: Iterable[CartFile]
     ) -> list[tuple[int, int, int] | None]:
         """(position, size, mtime) of each file, in their order; none for what is not there."""
         found: list[tuple[int, int, int] | None] = []
         left = iter(files)
         while batch := list(islice(left, BATCH)):
-            found += await self._threads.run(self._measured, cart, batch)
+            found += await self._threads.run(self._stat_files, cart, batch)
         return found
 
     def check_uid(self, cart: Cart) -> None:
@@ -161,8 +161,8 @@ class Volume(Bundles, Hashes, InUse, Strays):
     async def link(self, cart: Cart) -> None:
         """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
         try:
-            directories = self._directories_of(cart)
-            await self._change(self._paths.link(cart), place_link, self._paths, cart, directories)
+            fs = self._fs_of(cart)
+            await self._change(self._paths.link(cart), place_link, self._paths, cart, fs)
         except LinkOccupiedError as error:
             self._log.warn(
                 "{link} is no symbolic link, or that of another uid, and is left as it is",
@@ -172,22 +172,22 @@ class Volume(Bundles, Hashes, InUse, Strays):
             if self._links_allowed:
                 self._log.warn("No links to carts are made: {reason}", reason=error)
             self._links_allowed = False
-        self._forget(cart.id)
+        self._close_fs(cart.id)
 
     async def unlink(self, cart: Cart) -> None:
         """Remove the link of the cart's uid, if it points to this cart."""
         await self._change(self._paths.link(cart), remove_link, self._paths, cart)
 
-    async def remove_first(self, cart: Cart) -> bool:
+    async def remove_one_file(self, cart: Cart) -> bool:
         """Remove one file of the cart, to see whether its files can be removed.
 
         False, and nothing is removed, if somebody is sending it; nor is anything if this raises.
         Raises :class:`RemovalStopped`, as the rest could not be removed.
         """
         return await self._remove_in_slices(
-            self._removers,
+            self._removal_threads,
             self._paths.cart(cart.id),
-            lambda stopped: self._remove_first(cart, stopped),
+            lambda should_stop: self._remove_one_file(cart, should_stop),
         )
 
     async def remove(self, cart: Cart) -> bool:
@@ -196,11 +196,11 @@ class Volume(Bundles, Hashes, InUse, Strays):
         False, and nothing is removed, if somebody is sending it.  Raises :class:`RemovalStopped`.
         """
         removed = await self._remove_in_slices(
-            self._removers,
+            self._removal_threads,
             self._paths.cart(cart.id),
-            lambda stopped: self._remove(cart, stopped),
+            lambda should_stop: self._remove(cart, should_stop),
         )
-        self._forget(cart.id)
+        self._close_fs(cart.id)
         return removed
 
     async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
@@ -211,74 +211,74 @@ class Volume(Bundles, Hashes, InUse, Strays):
             return  # of a cart that cannot be on the volume nothing is there
         await self._change(tree, self._drop, cart, files)
 
-    async def free(self) -> int:
+    async def free_space(self) -> int:
         """Bytes of the disk that this process may still fill."""
 
-        def look() -> int:
+        def probe() -> int:
             self._identity.check()
             return shutil.disk_usage(self._paths.root).free
 
-        return await self._threads.run(look)
+        return await self._threads.run(probe)
 
-    async def arriving(self) -> int:
+    async def incoming_bytes(self) -> int:
         """Bytes on the disk of files that are not whole yet, and of bundles in their trees' place.
 
         A bundle counts while its tree is being removed.
         """
         return await self._threads.run(
-            found_files.arriving, self._paths.root, self._paths.all_incoming
+            found_files.incoming_bytes, self._paths.root, self._paths.all_incoming
         )
 
     # What follows runs in threads.
 
-    def _clear(self, cart_id: int, all_else: bool, stopped: Callable[[], bool]) -> None:
+    def _clear(self, cart_id: int, include_staged: bool, should_stop: Callable[[], bool]) -> None:
         self._identity.check()
-        with Beneath(self._paths.root) as below:
-            if all_else:
+        with RootedFS(self._paths.root) as fs:
+            if include_staged:
                 old = self._paths.temporary(cart_id, "old")
-                take_away(below, self._paths.cart(cart_id), old, stopped)
-            remove_tree(below, self._paths.incoming(cart_id), stopped)
+                rename_then_remove(fs, self._paths.cart(cart_id), old, should_stop)
+            remove_tree(fs, self._paths.incoming(cart_id), should_stop)
 
-    def _remove_first(self, cart: Cart, stopped: Callable[[], bool]) -> bool:
-        if stopped():
+    def _remove_one_file(self, cart: Cart, should_stop: Callable[[], bool]) -> bool:
+        if should_stop():
             raise RemovalStopped
         self._identity.check()
         directory = self._paths.cart(cart.id)
-        with alone(directory) as may_go:
-            if may_go:
-                with Beneath(self._paths.root) as below:
-                    remove_first(below, directory)
-        return may_go
+        with exclusive_lock(directory) as acquired:
+            if acquired:
+                with RootedFS(self._paths.root) as fs:
+                    remove_one_file(fs, directory)
+        return acquired
 
-    def _remove(self, cart: Cart, stopped: Callable[[], bool]) -> bool:
+    def _remove(self, cart: Cart, should_stop: Callable[[], bool]) -> bool:
         self._identity.check()
-        with alone(self._paths.cart(cart.id)) as may_go:
-            if may_go:
+        with exclusive_lock(self._paths.cart(cart.id)) as acquired:
+            if acquired:
                 with suppress(ValueError):  # a uid that cannot be a name has no link
                     remove_link(self._paths, cart)
                 aside = self._paths.temporary(cart.id, "removed")
-                with Beneath(self._paths.root) as below:
-                    take_away(below, self._paths.cart(cart.id), aside, stopped)
-                    remove_tree(below, self._paths.incoming(cart.id), stopped)
-        return may_go
+                with RootedFS(self._paths.root) as fs:
+                    rename_then_remove(fs, self._paths.cart(cart.id), aside, should_stop)
+                    remove_tree(fs, self._paths.incoming(cart.id), should_stop)
+        return acquired
 
     def _drop(self, cart: Cart, files: Sequence[CartFile]) -> None:
         self._identity.check()
-        with Beneath(self._paths.root) as below:
-            if not below.is_directory(self._paths.tree(cart)):
+        with RootedFS(self._paths.root) as fs:
+            if not fs.is_directory(self._paths.tree(cart)):
                 return
             for file in files:
                 with suppress(ValueError):  # what cannot have that path is not there
-                    remove_tree(below, self._paths.member(cart, file.path))
+                    remove_tree(fs, self._paths.member(cart, file.path))
 
-    def _measured(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
+    def _stat_files(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
         paths: list[Path | None] = []
         for file in batch:
             try:
                 paths.append(self._paths.member(cart, file.path))
             except ValueError:
                 paths.append(None)
-        found = found_files.measure(self._paths.root, paths)
+        found = found_files.stat_files(self._paths.root, paths)
         if None in found:
             self._identity.check()
         return [

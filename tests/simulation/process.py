@@ -175,7 +175,7 @@ class SimulatedProcess:
         number = bind_volume(self.config.database_url, self.config.volume_path)
         self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
         # How long a trip takes is no matter of real time here.
-        self.services.volume._shared._timer = self.reactor.seconds
+        self.services.volume._batch_threads._timer = self.reactor.seconds
         self.service = Cartd(self.services, None)
         self.carts = self.service._carts
         self.other_removal = _removal_of_other_process(self.services, self.config)
