@@ -41,7 +41,7 @@ from cartd.errors import (
 )
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.ranges import ByteRange, http_date
-from cartd.sending.push import SendStopped
+from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
 from cartd.server import error_responses
 from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
@@ -76,7 +76,8 @@ class Rest:
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` gives what is read to the client, as :meth:`cartd.sending.push.Sending.start`.
+        """``send`` gives what is read to the client, as
+        :meth:`cartd.sending.push.BaseSender.start`.
 
         Nothing is told of carts, and none is taken, before ``recovered()``.
         """
@@ -189,7 +190,7 @@ class Rest:
         try:
             reader = await download.reader(wanted.start, wanted.stop)
             await self._sender(reader, request)
-        except SendStopped:
+        except ClientDisconnected:
             log.debug("A client left while {uid} was sent", uid=download.cart.display_uid)
             await _abort(request)
         except VolumeDamaged as error:

@@ -38,7 +38,7 @@ from cartd.periodic import Periodic
 from cartd.quotas import UserQuota
 from cartd.rest import Rest
 from cartd.retention import Retention
-from cartd.sending.download_sender import Senders
+from cartd.sending.download_sender import DownloadSender
 from cartd.server.endpoints import listen
 from cartd.server.limits import Limits
 from cartd.server.rlimits import raise_nofile_limit
@@ -98,12 +98,12 @@ class Cartd(Service):
             stage=lambda cart_id: services.stager.begin(cart_id, resumed=False),
             now=services.now,
         )
-        senders = Senders(
+        senders = DownloadSender(
             services.threads,
             reactor,
             transfer_size=config.transfer_size,
             downloads=services.pins.count,
-            longest=config.max_download_time,
+            max_seconds=config.max_download_time,
         )
         rest = Rest(
             self._carts,

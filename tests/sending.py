@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import Sender
+from cartd.sending.push import PushSender
 from cartd.threads import P, T
 
 
@@ -107,7 +107,7 @@ class Sending:
         self.reader = Bytes(data, fail_after=fail_after)
         self.disk = OneByOne()
         self.sink = Sink()
-        self.sender = Sender(self.reader, AtOnce() if at_once else self.disk, self.sink, 4)
+        self.sender = PushSender(self.reader, AtOnce() if at_once else self.disk, self.sink, 4)
         self.outcomes: list[Any] = []
 
     def start(self) -> Deferred[None]:

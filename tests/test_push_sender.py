@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import Sender, SendStopped
+from cartd.sending.push import ClientDisconnected, PushSender
 from tests.sending import AtOnce, Bytes, Sending, Sink
 
 
@@ -130,7 +130,7 @@ def test_when_stopped_it_closes_and_writes_no_more() -> None:
     sending.sender.pauseProducing()
     sending.disk.finish()
     sending.sender.stopProducing()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
     sending.sender.resumeProducing()
     assert sending.written == b"" and sending.disk.held == []
 
@@ -141,7 +141,7 @@ def test_when_stopped_during_a_read_it_closes_once_the_thread_is_back() -> None:
     sending.sender.stopProducing()
     sending.assert_open()
     sending.disk.finish()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
     assert sending.written == b""
 
 
@@ -150,14 +150,14 @@ def test_a_read_that_fails_after_the_stop_changes_nothing() -> None:
     sending.start()
     sending.sender.stopProducing()
     sending.disk.finish()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
 
 
 def test_a_stop_during_a_write_ends_it() -> None:
     sending = Sending(at_once=True)
     sending.sink.on_write = sending.sender.stopProducing
     sending.start()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
     assert sending.written == b"abcd"
 
 
@@ -165,7 +165,7 @@ def test_a_consumer_that_is_gone_already_stops_it_before_the_first_read() -> Non
     sending = Sending(at_once=True)
     sending.sink.on_register = lambda: sending.sender.stopProducing()
     sending.start()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
     assert sending.reader.reads == []
 
 
@@ -176,7 +176,7 @@ def test_stopping_twice_is_stopping_once() -> None:
     sending.sender.stopProducing()
     sending.disk.finish()
     sending.sender.stopProducing()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
 
 
 def test_stopping_after_the_end_changes_nothing() -> None:
@@ -192,7 +192,7 @@ def test_a_cancel_unregisters_and_closes() -> None:
     sending.sender.pauseProducing()
     sending.disk.finish()
     done.cancel()
-    sending.assert_failed(SendStopped, unregistered=True)
+    sending.assert_failed(ClientDisconnected, unregistered=True)
 
 
 def test_a_cancel_during_a_read_unregisters_at_once_and_fires_when_the_thread_is_back() -> None:
@@ -204,7 +204,7 @@ def test_a_cancel_during_a_read_unregisters_at_once_and_fires_when_the_thread_is
     done.cancel()
     sending.assert_open()
     sending.disk.finish()
-    sending.assert_failed(SendStopped, unregistered=True)
+    sending.assert_failed(ClientDisconnected, unregistered=True)
 
 
 def test_a_cancel_after_a_stop_waits_for_the_thread_and_leaves_the_consumer_alone() -> None:
@@ -214,7 +214,7 @@ def test_a_cancel_after_a_stop_waits_for_the_thread_and_leaves_the_consumer_alon
     done.cancel()
     sending.assert_open()
     sending.disk.finish()
-    sending.assert_failed(SendStopped, unregistered=False)
+    sending.assert_failed(ClientDisconnected, unregistered=False)
 
 
 def test_a_coroutine_that_is_cancelled_goes_on_when_the_reader_is_closed() -> None:
@@ -228,7 +228,7 @@ def test_a_coroutine_that_is_cancelled_goes_on_when_the_reader_is_closed() -> No
             closed.append(sending.reader.closed)
 
     done = Deferred.fromCoroutine(download())
-    done.addErrback(lambda failure: failure.trap(SendStopped))
+    done.addErrback(lambda failure: failure.trap(ClientDisconnected))
     done.cancel()
     assert closed == []
     sending.disk.finish()
@@ -238,7 +238,7 @@ def test_a_coroutine_that_is_cancelled_goes_on_when_the_reader_is_closed() -> No
 def test_the_size_of_the_chunk_is_asked_before_each_read() -> None:
     limits = iter([2, 3, 5, 7])
     sink, reader = Sink(), Bytes(b"abcdefghij")
-    Sender(reader, AtOnce(), sink, lambda: next(limits)).start()
+    PushSender(reader, AtOnce(), sink, lambda: next(limits)).start()
     assert reader.reads == [2, 3, 5, 7]
     assert sink.written == [b"ab", b"cde", b"fghij"]
 

@@ -16,12 +16,18 @@ from hypothesis import strategies as st
 
 from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
 from cartd.sending.reader import Reader
-from cartd.sending.tree_reader import LONG, TarReader, TreeReader
+from cartd.sending.tree_reader import SENDFILE_MIN, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from tests.built_tars import Member, lay_out
 from tests.open_files import open_below
 
-SIZES = {"a/first.bin": 5000, "a/b/empty": 0, "a/b/tiny": 3, "ünï": 512, "last": LONG + 5000}
+SIZES = {
+    "a/first.bin": 5000,
+    "a/b/empty": 0,
+    "a/b/tiny": 3,
+    "ünï": 512,
+    "last": SENDFILE_MIN + 5000,
+}
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
 PART = Slice("ünï", 512, 0, 100)
 BUNDLE = lay_out(MEMBERS, top="top")
@@ -111,9 +117,11 @@ def test_one_read_is_filled_from_many_small_members(tree: Path) -> None:
 
 
 def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
-    reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000), PART]))
+    reader = TreeReader(
+        tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000), PART])
+    )
     assert open_below(tree) == 0
-    reader.read(LONG)
+    reader.read(SENDFILE_MIN)
     assert open_below(tree) > 0
     reader.read(5000)
     assert open_below(tree) == 0
@@ -131,7 +139,7 @@ def test_a_short_file_is_read_as_a_whole_and_not_kept_open(tree: Path) -> None:
 
 
 def test_closing_in_mid_file_lets_go_of_it_and_may_be_repeated(tree: Path) -> None:
-    reader = TreeReader(tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000)]))
+    reader = TreeReader(tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000)]))
     reader.read(10)
     reader.close()
     assert open_below(tree) == 0
@@ -214,11 +222,13 @@ def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: Path) -> None:
-    reader = TreeReader(own_tree, iter([Slice("last", LONG + 5000, 0, LONG + 5000)]))
+    reader = TreeReader(
+        own_tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000)])
+    )
     assert len(reader.read(10_000)) == 10_000
     os.truncate(own_tree / "last", 20_000)
     with pytest.raises(VolumeDamaged, match=r"^last .*shorter"):
-        everything(reader, LONG)
+        everything(reader, SENDFILE_MIN)
     reader.close()
 
 
@@ -228,7 +238,7 @@ def test_a_file_that_the_system_refuses_is_named_with_the_reason(tree: Path) -> 
         read_some(TreeReader(tree, iter([Slice(name, 1, 0, 1)])))
 
 
-@pytest.mark.parametrize("size", [1, LONG])
+@pytest.mark.parametrize("size", [1, SENDFILE_MIN])
 def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
     tree: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,18 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartd.errors import FileUnreadable, VolumeDamaged
-from cartd.sending.tree_reader import GATHERED, LONG, STEP, TarReader, TreeReader
+from cartd.sending.tree_reader import (
+    COALESCE_SIZE,
+    SENDFILE_MIN,
+    SENDFILE_STEP,
+    TarReader,
+    TreeReader,
+)
 from cartd.tar.virtual_tar import Slice
 from tests.built_tars import Member, lay_out
 
 SIZES = {
-    "a/long": 3 * STEP + 17,
+    "a/long": 3 * SENDFILE_STEP + 17,
     "a/tiny": 3,
     "a/empty": 0,
-    "b/just long": LONG,
-    "b/just short": LONG - 1,
-    **{f"c/{number}": 5000 for number in range(2 * GATHERED // 5000)},
-    "d/last": STEP,
+    "b/just long": SENDFILE_MIN,
+    "b/just short": SENDFILE_MIN - 1,
+    **{f"c/{number}": 5000 for number in range(2 * COALESCE_SIZE // 5000)},
+    "d/last": SENDFILE_STEP,
 }
 BUNDLE = lay_out([Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top")
 ENOUGH = 10**9
@@ -88,7 +94,7 @@ def everything(reader: TreeReader, ends: Ends, limit: int = ENOUGH) -> bytes:
     sent = 0
     while not reader.at_end:
         step = reader.send(ends.near, limit)
-        assert step < limit + GATHERED
+        assert step < limit + COALESCE_SIZE
         sent += step
         parts.append(ends.drain())
     reader.close()
@@ -177,7 +183,7 @@ def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
 
 
 def test_a_long_file_that_shrinks_while_it_is_sent_is_damage(tmp_path: Path, ends: Ends) -> None:
-    size = 3 * STEP
+    size = 3 * SENDFILE_STEP
     (tmp_path / "f").write_bytes(bytes(size))
     plan = lay_out([Member("f", size, 1, "md5", "")], top="t")
     reader = TreeReader(tmp_path, plan.segments(0, plan.length))
@@ -210,16 +216,16 @@ def test_a_client_that_has_left_is_an_error_of_the_connection(tree: Path, ends: 
 
 def test_a_long_slice_that_was_just_written_is_at_hand(tree: Path) -> None:
     reader = whole(tree)
-    assert not reader.is_at_hand(ENOUGH)  # nobody has looked where it begins
+    assert not reader.is_cached(ENOUGH)  # nobody has looked where it begins
     reader.prepare()
-    assert reader.is_at_hand(ENOUGH) and reader.is_at_hand(1)
+    assert reader.is_cached(ENOUGH) and reader.is_cached(1)
     reader.close()
 
 
 def test_short_files_are_not_said_to_be_at_hand(tree: Path) -> None:
     reader = TreeReader(tree, iter([Slice("a/tiny", 3, 0, 3)]))
     reader.prepare()
-    assert not reader.is_at_hand(ENOUGH)
+    assert not reader.is_cached(ENOUGH)
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP])
@@ -239,6 +245,6 @@ def test_what_is_on_the_disk_alone_is_not_at_hand(
     monkeypatch.setattr(os, "preadv", preadv)
     reader = TreeReader(tree, iter([Slice("a/long", size, 10, size - 10)]))
     reader.prepare()
-    assert not reader.is_at_hand(ENOUGH)
-    assert reader.is_at_hand(1000) == (which == "last")
+    assert not reader.is_cached(ENOUGH)
+    assert reader.is_cached(1000) == (which == "last")
     reader.close()

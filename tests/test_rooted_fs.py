@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cartd.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
-from cartd.sending.dir_fd_cache import FileByFile
+from cartd.sending.dir_fd_cache import DirFdCache
 from tests.open_files import open_below
 
 SECRET = b"not of this volume"
@@ -42,7 +42,7 @@ def whole(root: Path) -> dict[str, bytes]:
 
 
 def read(root: Path, path: str) -> int:
-    files = FileByFile(root)
+    files = DirFdCache(root)
     with files:
         return files.open(path)
 
@@ -132,7 +132,7 @@ def test_few_directories_stay_open_and_none_when_it_is_closed(root: Path) -> Non
         fs.close()
         assert os.listdir(used) == ["made"]  # noqa: PTH208
     assert open_below(root) == 0
-    reader = FileByFile(root)
+    reader = DirFdCache(root)
     for number in range(10):
         (deep / str(number)).mkdir()
         (deep / str(number) / "file").write_bytes(b"x")

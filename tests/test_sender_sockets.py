@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import Sender, SendStopped
+from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.threads import Threads
 from tests.sending import Bytes
 from tests.two_ends import BUFFER, Client, CountedThreads, reactor, until
@@ -27,7 +27,7 @@ SIZE, CHUNK = 64 * 2**20, 2**18
 BODY = hashlib.shake_128(b"body").digest(2**20) * (SIZE // 2**20)
 
 
-class WatchedSender(Sender):
+class WatchedSender(PushSender):
     """One that says whether it is paused."""
 
     paused = False
@@ -121,7 +121,7 @@ async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
     sender = await joined.connect()
     await until(lambda: joined.stalled(sender))
     joined.client.leave()
-    with pytest.raises(SendStopped):
+    with pytest.raises(ClientDisconnected):
         await joined.server.outcome
     assert joined.server.reader.closed == 1
 

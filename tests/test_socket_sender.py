@@ -29,9 +29,9 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import SendStopped
+from cartd.sending.push import ClientDisconnected
 from cartd.sending.socket_sender import SocketSender, plain_socket
-from cartd.sending.tree_reader import LONG, TreeReader
+from cartd.sending.tree_reader import SENDFILE_MIN, TreeReader
 from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
 from cartd.tar.virtual_tar import Slice
@@ -95,7 +95,7 @@ class Download(Resource):
         own_socket = plain_socket(transport, reactor)
         assert own_socket is not None
         sender = SocketSender(
-            reader, self.threads, self.threads, request, own_socket, reactor, turn=TURN
+            reader, self.threads, self.threads, request, own_socket, reactor, transfer_size=TURN
         )
         self.senders.append(sender)
         self.done = sender.start()
@@ -207,7 +207,7 @@ async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
     await until(joined.stalled)
     joined.client.leave()
     await until(lambda: bool(joined.outcomes))
-    assert isinstance(joined.outcomes[0], SendStopped)
+    assert isinstance(joined.outcomes[0], ClientDisconnected)
     joined.assert_all_let_go()
 
 
@@ -228,7 +228,7 @@ async def test_nothing_is_let_go_while_a_thread_works_with_it(joined: Joined, ho
     assert reader.closed == 0 and sender.fileno() >= 0 and joined.outcomes == []
     reader.let_go.set()
     await until(lambda: bool(joined.outcomes))
-    assert isinstance(joined.outcomes[0], SendStopped | CancelledError)
+    assert isinstance(joined.outcomes[0], ClientDisconnected | CancelledError)
     joined.assert_all_let_go()
     joined.client.read_on()
     await joined.client.closed
@@ -353,15 +353,15 @@ class Alone:
         self.reactor = Watching()
         self.answer = Answer()
         reader = TreeReader(path.parent, iter([Slice(path.name, len(data), 0, len(data))]))
-        self.threads, self.quick_threads = Counted(), Counted()
+        self.threads, self.cached_data_threads = Counted(), Counted()
         self.sender = SocketSender(
             reader,
             self.threads,
-            self.quick_threads,
+            self.cached_data_threads,
             self.answer,
             self.near,
             self.reactor,
-            turn=9,
+            transfer_size=9,
         )
         self.outcomes: list[Any] = []
         self.sender.start().addBoth(self.outcomes.append)
@@ -406,19 +406,19 @@ def test_only_what_the_connection_suffers_is_the_client_s_leaving(
     monkeypatch.setattr(TreeReader, "send", send)
     alone.has_room()
     [failure] = alone.outcomes
-    assert (failure.type is SendStopped) == (number != errno.EIO)
+    assert (failure.type is ClientDisconnected) == (number != errno.EIO)
     assert alone.answer.producer is None and alone.near.fileno() == -1
 
 
-@pytest.mark.parametrize("at_hand", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
 def test_what_is_at_hand_is_sent_by_few_threads(
-    tmp_path: Path, at_hand: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not at_hand:
-        monkeypatch.setattr(TreeReader, "is_at_hand", lambda *_: False)
-    alone = Alone(tmp_path / "file", bytes(LONG))
+    if not cached:
+        monkeypatch.setattr(TreeReader, "is_cached", lambda *_: False)
+    alone = Alone(tmp_path / "file", bytes(SENDFILE_MIN))
     alone.has_room()
-    assert (alone.threads.runs, alone.quick_threads.runs) == ((1, 1) if at_hand else (2, 0))
+    assert (alone.threads.runs, alone.cached_data_threads.runs) == ((1, 1) if cached else (2, 0))
     alone.sender.stopProducing()
     alone.far.close()
 

@@ -14,7 +14,7 @@ from twisted.web.server import Request
 from cartd.directory_archive.faults import CorruptingReader, Fault
 from cartd.directory_archive.files import OpenedFile
 from cartd.ranges import http_date
-from cartd.sending.push import Sender, SendStopped
+from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import TreeReader
 from cartd.server.cache_control import REVALIDATED
@@ -86,8 +86,8 @@ def _reader(opened: OpenedFile, root: Path, length: int) -> Reader:
 async def _send(request: Request, reader: Reader, threads: ThreadRunner) -> None:
     """Write all of ``reader``, which the sender closes; a failure breaks the connection."""
     try:
-        await Sender(reader, threads, request, CHUNK).start()
-    except SendStopped:
+        await PushSender(reader, threads, request, CHUNK).start()
+    except ClientDisconnected:
         if request.channel is not None:  # the cancellation of the route is still to come
             await disconnect(request, abort=True)
     except Exception:

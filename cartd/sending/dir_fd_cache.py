@@ -8,7 +8,7 @@ from pathlib import Path
 from cartd.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
 
 
-class FileByFile:
+class DirFdCache:
     """Opens files below ``root`` to be read, one after the other; for one thread at a time.
 
     Strategy: most files are small, so no more is done for each than must be; the directory of the
@@ -17,7 +17,7 @@ class FileByFile:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._before = str(root / "_")[:-1]
+        self._prefix = str(root / "_")[:-1]
         self._open: list[tuple[str, int]] = []
         """The last one last."""
 
@@ -34,26 +34,26 @@ class FileByFile:
     def open(self, path: str) -> int:
         """``path`` is from ``root`` on, with ``/``; errors are those of :class:`RootedFS`."""
         if not HAS_DIR_FD:
-            return os.open(self._before + path, READ_FLAGS)
-        above, _, name = path.rpartition("/")
-        if not self._open or self._open[-1][0] != above:
-            self._go_to(above)
+            return os.open(self._prefix + path, READ_FLAGS)
+        parent, _, name = path.rpartition("/")
+        if not self._open or self._open[-1][0] != parent:
+            self._change_directory(parent)
         return os.open(check_name(name), READ_FLAGS, dir_fd=self._open[-1][1])
 
-    def _go_to(self, directory: str) -> None:
-        upper, _, name = directory.rpartition("/")
-        if name and len(self._open) == 2 and self._open[0][0] == upper:
+    def _change_directory(self, directory: str) -> None:
+        grandparent, _, name = directory.rpartition("/")
+        if name and len(self._open) == 2 and self._open[0][0] == grandparent:
             os.close(self._open.pop()[1])  # it was one beside the last one
-            self._go_down(name, directory)
+            self._enter(name, directory)
         else:
             self.close()
             self._open.append(("", open_root(self._root)))
             path = ""
             for name in directory.split("/") if directory else ():
                 path = f"{path}/{name}" if path else name
-                self._go_down(name, path)
+                self._enter(name, path)
 
-    def _go_down(self, name: str, path: str) -> None:
+    def _enter(self, name: str, path: str) -> None:
         self._open.append((path, open_directory(self._open[-1][1], name, path)))
         if len(self._open) > 2:
             os.close(self._open.pop(0)[1])

@@ -21,7 +21,7 @@ from cartd.sending.reader import Reader
 from cartd.threads import ThreadRunner
 
 
-class SendStopped(CartdError):
+class ClientDisconnected(CartdError):
     """The client went away, or the sending was cancelled, before all was written."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class SendStopped(CartdError):
 
 
 @implementer(IPushProducer)
-class Sending(ABC):
+class BaseSender(ABC):
     """What every way of sending has in common: how it begins and how it ends.
 
     It owns the reader, and closes it once, when no thread works with it any more.
@@ -50,9 +50,9 @@ class Sending(ABC):
         """Register with the consumer and send; call it once.
 
         The Deferred fires when the reader is closed: with None when all was written, with the
-        read's failure, or with :class:`SendStopped` when the consumer stopped the sender or the
-        Deferred was cancelled.  After a failure the answer is cut short, so the caller must break
-        the connection.
+        read's failure, or with :class:`ClientDisconnected` when the consumer stopped the sender or
+        the Deferred was cancelled.  After a failure the answer is cut short, so the caller must
+        break the connection.
         """
         self._consumer.registerProducer(self, True)
         self._begin()
@@ -66,13 +66,13 @@ class Sending(ABC):
 
     def stopProducing(self) -> None:
         """End because the consumer has gone; it needs not be told."""
-        self._end(SendStopped())
+        self._end(ClientDisconnected())
 
     @abstractmethod
     def _begin(self) -> None: ...
 
     @abstractmethod
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Drop what is held beside the reader."""
 
     def _finish(self) -> None:
@@ -86,10 +86,10 @@ class Sending(ABC):
 
     def _cancel(self, done: Deferred[None]) -> None:
         """Stop for the caller, and hold ``done`` back while a thread still works."""
-        self._fail(SendStopped())
+        self._fail(ClientDisconnected())
         if not done.called:
             done.pause()
-            done.errback(SendStopped())
+            done.errback(ClientDisconnected())
 
     def _end(self, failure: Failure | Exception | None) -> None:
         if self._ended:
@@ -100,7 +100,7 @@ class Sending(ABC):
             self._close()
 
     def _close(self) -> None:
-        self._let_go()
+        self._release()
         self._reader.close()
         if self._done.called:
             self._done.unpause()
@@ -110,7 +110,7 @@ class Sending(ABC):
             self._done.errback(self._failure)
 
 
-class Sender(Sending):
+class PushSender(BaseSender):
     """Writes what ``reader`` gives to ``consumer``, ``chunk`` bytes at a time.
 
     A read runs in a thread, its bytes are written when the client is ready for them, and meanwhile
@@ -127,7 +127,7 @@ class Sender(Sending):
     ) -> None:
         super().__init__(reader, threads, consumer)
         self._chunk = chunk
-        self._waiting = b""
+        self._buffer = b""
         """What was read and not yet written."""
         self._at_end = False
         self._paused = False
@@ -143,8 +143,8 @@ class Sender(Sending):
     def _begin(self) -> None:
         self._pump()
 
-    def _let_go(self) -> None:
-        self._waiting = b""
+    def _release(self) -> None:
+        self._buffer = b""
 
     def _pump(self) -> None:
         """Write and read for as long as nothing has to be waited for.
@@ -165,10 +165,10 @@ class Sender(Sending):
 
     def _step(self) -> bool:
         """Do what comes next; False if that is to wait."""
-        if self._waiting:
+        if self._buffer:
             if self._paused:
                 return False
-            data, self._waiting = self._waiting, b""
+            data, self._buffer = self._buffer, b""
             self._consumer.write(data)
         elif self._at_end:
             if self._paused:
@@ -186,15 +186,15 @@ class Sender(Sending):
         limit = self._chunk() if callable(self._chunk) else self._chunk
         self._busy = True
         reading = self._threads.run(self._reader.read, limit)
-        reading.addBoth(self._came_back, limit)
+        reading.addBoth(self._read_done, limit)
 
-    def _came_back(self, result: bytes | Failure, limit: int) -> None:
+    def _read_done(self, result: bytes | Failure, limit: int) -> None:
         self._busy = False
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
             self._fail(result)
         else:
-            self._waiting = result
+            self._buffer = result
             self._at_end = len(result) < limit
             self._pump()

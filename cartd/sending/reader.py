@@ -24,13 +24,13 @@ class SendingReader(Reader, Protocol):
 
     at_end: bool
     """Whether ``send`` has given the last byte, and has noticed."""
-    given: int
+    bytes_sent: int
     """How many bytes ``send`` has given, which grows while it runs."""
 
     def prepare(self) -> None:
         """Find out whether the first bytes are there; raises as ``read`` does."""
 
-    def is_at_hand(self, limit: int) -> bool:
+    def is_cached(self, limit: int) -> bool:
         """Whether the next ``limit`` bytes are in memory, if that can be told without waiting."""
 
     def send(self, out: socket.socket, limit: int) -> int:
@@ -41,11 +41,11 @@ class SendingReader(Reader, Protocol):
         """
 
 
-class Keeps(Protocol):
+class CartLock(Protocol):
     """What keeps a cart on the volume."""
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Raises :class:`VolumeDamaged` if the cart goes already; again does nothing."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Again does nothing."""

@@ -17,14 +17,14 @@ from twisted.internet.interfaces import IReactorFDSet, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from cartd.sending.push import Sending, SendStopped
+from cartd.sending.push import BaseSender, ClientDisconnected
 from cartd.sending.reader import SendingReader
 from cartd.threads import ThreadRunner
 
-_NO_WAY_THERE = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})
+_UNREACHABLE_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 
-class Answer(Protocol):
+class SendableRequest(Protocol):
     """A request whose answer is sent: twisted.web's, with one thing more."""
 
     transport: Any
@@ -53,11 +53,12 @@ def plain_socket(transport: Any, reactor: Any) -> socket.socket | None:
 
 
 @implementer(IWriteDescriptor)
-class SocketSender(Sending):
-    """Sends what ``reader`` gives to ``own_socket``, the one below ``answer``; it closes both.
+class SocketSender(BaseSender):
+    """Sends what ``reader`` gives to ``own_socket``, the one below ``request``; it closes both.
 
-    After ``turn`` bytes the thread may serve others.  ``quick_threads`` are for what is in memory
-    already: a few of them send as much as many do, and leave the processor to others in between.
+    After ``transfer_size`` bytes the thread may serve others.  ``cached_data_threads`` are for what
+    is in memory already: a few of them send as much as many do, and leave the processor to others
+    in between.
     """
 
     _reader: SendingReader
@@ -66,19 +67,19 @@ class SocketSender(Sending):
         self,
         reader: SendingReader,
         threads: ThreadRunner,
-        quick_threads: ThreadRunner,
-        answer: Answer,
+        cached_data_threads: ThreadRunner,
+        request: SendableRequest,
         own_socket: socket.socket,
         reactor: Any,
         *,
-        turn: int,
+        transfer_size: int,
     ) -> None:
-        super().__init__(reader, threads, answer)
-        self._quick_threads = quick_threads
-        self._answer = answer
+        super().__init__(reader, threads, request)
+        self._cached_data_threads = cached_data_threads
+        self._request = request
         self._socket = own_socket
         self._reactor = reactor
-        self._turn = turn
+        self._transfer_size = transfer_size
         self._head_sent = False
 
     def pauseProducing(self) -> None:
@@ -87,9 +88,9 @@ class SocketSender(Sending):
     resumeProducing = pauseProducing
 
     @property
-    def given(self) -> int:
+    def bytes_sent(self) -> int:
         """How many bytes the socket has taken, those of a thread that still works included."""
-        return self._reader.given
+        return self._reader.bytes_sent
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -104,60 +105,60 @@ class SocketSender(Sending):
                 return
             self._head_sent = True
         self._reactor.removeWriter(self)
-        self._answer.waits_for_client(False)
+        self._request.waits_for_client(False)
         self._busy = True
-        at_hand = self._reader.is_at_hand(self._turn)
-        threads = self._quick_threads if at_hand else self._threads
-        threads.run(self._reader.send, self._socket, self._turn).addBoth(self._sent)
+        cached = self._reader.is_cached(self._transfer_size)
+        threads = self._cached_data_threads if cached else self._threads
+        threads.run(self._reader.send, self._socket, self._transfer_size).addBoth(self._send_done)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has seen it before the connection itself, or is being shut down."""
-        self._fail(SendStopped())
+        self._fail(ClientDisconnected())
 
     def _connection_writes(self) -> bool:
         """Whether the connection has something to send; the transport may be a wrapper of it."""
-        descriptor = self._answer.transport.fileno()
+        descriptor = self._request.transport.fileno()
         return any(writer.fileno() == descriptor for writer in self._reactor.getWriters())
 
     def _begin(self) -> None:
         # What is missing shall be known before there is a head that promises it.
         self._busy = True
-        self._threads.run(self._reader.prepare).addBoth(self._prepared)
+        self._threads.run(self._reader.prepare).addBoth(self._prepare_done)
 
-    def _prepared(self, result: Failure | None) -> None:
+    def _prepare_done(self, result: Failure | None) -> None:
         self._busy = False
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
             self._fail(result)
         else:
-            self._answer.write(b"")
-            self._wait_for_room()
+            self._request.write(b"")
+            self._wait_writable()
 
-    def _sent(self, result: int | Failure) -> None:
+    def _send_done(self, result: int | Failure) -> None:
         self._busy = False
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
-            self._fail(SendStopped() if _client_left(result.value) else result)
+            self._fail(ClientDisconnected() if _is_disconnect(result.value) else result)
         else:
-            self._answer.sentLength += result
+            self._request.sentLength += result
             if self._reader.at_end:
                 self._finish()
             else:
-                self._wait_for_room()
+                self._wait_writable()
 
-    def _wait_for_room(self) -> None:
-        self._answer.waits_for_client(True)
+    def _wait_writable(self) -> None:
+        self._request.waits_for_client(True)
         self._reactor.addWriter(self)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._reactor.removeWriter(self)
-        self._answer.waits_for_client(False)
+        self._request.waits_for_client(False)
         self._socket.close()
 
 
-def _client_left(error: BaseException | None) -> bool:
+def _is_disconnect(error: BaseException | None) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or (
-        isinstance(error, OSError) and error.errno in _NO_WAY_THERE
+        isinstance(error, OSError) and error.errno in _UNREACHABLE_ERRNOS
     )

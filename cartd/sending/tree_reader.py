@@ -20,33 +20,35 @@ from typing import Final
 
 from cartd.disk_errors import is_missing, raise_if_passing
 from cartd.errors import FileUnreadable, VolumeDamaged
-from cartd.sending.dir_fd_cache import FileByFile
-from cartd.sending.reader import Keeps
+from cartd.sending.dir_fd_cache import DirFdCache
+from cartd.sending.reader import CartLock
 from cartd.tar.virtual_tar import Literal, Slice
 
-LONG: Final = 64 * 2**10
+SENDFILE_MIN: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
-GATHERED: Final = 128 * 2**10
+COALESCE_SIZE: Final = 128 * 2**10
 """Bytes up to which shorter ones are put together."""
-STEP: Final = 256 * 2**10
+SENDFILE_STEP: Final = 256 * 2**10
 """Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
 cache before the client reads them, which costs a third more."""
 
-_BROKEN = frozenset({errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)})
+_FILE_ERRNOS = frozenset(
+    {errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)}
+)
 """What is said of the file and not of the socket, where a call has both."""
-_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_SENDFILE_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """A file system, or a socket, that does not take part in it."""
-_NO_FILE = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errno.ENXIO})
+_NOT_READABLE_ERRNOS = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errno.ENXIO})
 """A directory, or a pipe and the like, which :func:`os.pread` does not read."""
-_NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
-_MORE_COMES: Final[int] = getattr(socket, "MSG_MORE", 0)
+_RWF_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+_MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)
 
 
 class TreeReader:
     """The pieces of a bundle, their files below ``tree``, which is ``root`` or below that.
 
     One file is open at a time, from its first byte to its last.  No symbolic link below ``root`` is
-    followed.  From the first byte on until it is closed, the reader has the cart ``kept`` on the
+    followed.  From the first byte on until it is closed, the reader has the cart ``lock`` on the
     volume.  It keeps directories open only while it works, not while it waits for the client.
     """
 
@@ -54,36 +56,36 @@ class TreeReader:
         self,
         tree: Path,
         segments: Iterator[Literal | Slice],
-        kept: Keeps | None = None,
+        lock: CartLock | None = None,
         *,
         root: Path | None = None,
     ) -> None:
-        self._below = FileByFile(root or tree)
-        self._before = f"{tree.relative_to(root).as_posix()}/" if root else ""
+        self._directories = DirFdCache(root or tree)
+        self._prefix = f"{tree.relative_to(root).as_posix()}/" if root else ""
         self._segments = segments
-        self._kept = kept
+        self._lock = lock
         self._literal: bytes | memoryview = b""
         self._file = -1
         self._path = ""
         self._offset = 0
         self._left = 0
         """How many bytes are still to come of the open file, from ``_offset`` on."""
-        self._gathered = memoryview(b"")
+        self._coalesced = memoryview(b"")
         """What is to be sent before them."""
-        self._sendfile = hasattr(os, "sendfile")
-        self._long = False
+        self._has_sendfile = hasattr(os, "sendfile")
+        self._by_sendfile = False
         """Whether the open file is sent by it."""
         self.at_end = False
-        self.given = 0
+        self.bytes_sent = 0
 
     def read(self, limit: int) -> bytes:
         """Give the next ``limit`` bytes, put together of as many pieces as it takes."""
         if limit < 1:
             raise ValueError(f"cannot read {limit} bytes")
-        self._keep()
+        self._acquire_lock()
         parts: list[bytes | memoryview] = []
         wanted = limit
-        with self._below:
+        with self._directories:
             while wanted and self._advance():
                 part = self._part(wanted)
                 parts.append(part)
@@ -93,17 +95,17 @@ class TreeReader:
         return b"".join(parts)
 
     def prepare(self) -> None:
-        with self._below:
+        with self._directories:
             self._prepare()
 
-    def is_at_hand(self, limit: int) -> bool:
+    def is_cached(self, limit: int) -> bool:
         """Only ever told of a long slice, from its first byte and its last."""
-        if sys.platform == "win32" or not self._long or _NO_WAIT is None:
+        if sys.platform == "win32" or not self._by_sendfile or _RWF_NOWAIT is None:
             return False
         last = self._offset + min(limit, self._left) - 1
         try:
             return all(
-                os.preadv(self._file, [bytearray(1)], offset, _NO_WAIT)
+                os.preadv(self._file, [bytearray(1)], offset, _RWF_NOWAIT)
                 for offset in (self._offset, last)
             )
         except OSError:
@@ -111,24 +113,24 @@ class TreeReader:
 
     def send(self, out: socket.socket, limit: int) -> int:
         sent = 0
-        with suppress(BlockingIOError), self._below:
+        with suppress(BlockingIOError), self._directories:
             while sent < limit:
                 self._prepare()
-                if self._gathered:
-                    part = self._send_gathered(out)
+                if self._coalesced:
+                    part = self._send_coalesced(out)
                 elif self._left:
                     part = self._send_file(out, limit - sent)
                 else:
                     self.at_end = True
                     break
                 sent += part
-                self.given += part
+                self.bytes_sent += part
         return sent
 
     def close(self) -> None:
         self._close_file()
-        if self._kept is not None:
-            self._kept.let_go()
+        if self._lock is not None:
+            self._lock.release()
 
     def _close_file(self) -> None:
         if self._file >= 0:
@@ -136,13 +138,13 @@ class TreeReader:
             os.close(file)
 
     def _prepare(self) -> None:
-        self._keep()
-        if not self._gathered:
-            self._gather()
+        self._acquire_lock()
+        if not self._coalesced:
+            self._coalesce()
 
-    def _keep(self) -> None:
-        if self._kept is not None:
-            self._kept.take()
+    def _acquire_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.acquire()
 
     def _advance(self) -> bool:
         """Go on to the next piece if the last one has been given; False at the end."""
@@ -168,53 +170,53 @@ class TreeReader:
         try:
             data = os.read(self._file, min(limit, self._left))
         except OSError as error:
-            raise self._meaning(error) from error
-        self._took(len(data))
+            raise self._translate_error(error) from error
+        self._consumed(len(data))
         return data
 
-    def _gather(self) -> None:
+    def _coalesce(self) -> None:
         """Put together what comes before the next long slice."""
         parts: list[bytes | memoryview] = []
-        room = GATHERED
-        while room and self._advance():
-            if self._left >= LONG:
-                self._long = self._sendfile
-            if self._long:
+        space = COALESCE_SIZE
+        while space and self._advance():
+            if self._left >= SENDFILE_MIN:
+                self._by_sendfile = self._has_sendfile
+            if self._by_sendfile:
                 break
-            part = self._part(room)
+            part = self._part(space)
             parts.append(part)
-            room -= len(part)
-        self._gathered = memoryview(b"".join(parts))
+            space -= len(part)
+        self._coalesced = memoryview(b"".join(parts))
 
-    def _send_gathered(self, out: socket.socket) -> int:
-        sent = out.send(self._gathered, _MORE_COMES if self._left else 0)
-        self._gathered = self._gathered[sent:]
+    def _send_coalesced(self, out: socket.socket) -> int:
+        sent = out.send(self._coalesced, _MSG_MORE if self._left else 0)
+        self._coalesced = self._coalesced[sent:]
         return sent
 
     def _send_file(self, out: socket.socket, limit: int) -> int:
         if sys.platform == "win32":
             raise NotImplementedError
         try:
-            count = min(limit, self._left, STEP)
+            count = min(limit, self._left, SENDFILE_STEP)
             sent = os.sendfile(out.fileno(), self._file, self._offset, count)
         except OSError as error:
-            if error.errno in _BROKEN:
-                raise self._meaning(error) from error
-            if error.errno not in _NO_SENDFILE:
+            if error.errno in _FILE_ERRNOS:
+                raise self._translate_error(error) from error
+            if error.errno not in _SENDFILE_UNSUPPORTED:
                 raise
-            self._sendfile = self._long = False
+            self._has_sendfile = self._by_sendfile = False
             os.lseek(self._file, self._offset, os.SEEK_SET)
             return 0
-        self._took(sent)
+        self._consumed(sent)
         return sent
 
     def _open(self, piece: Slice) -> None:
         self._path = piece.path
         try:
-            self._file = self._below.open(self._before + piece.path)
+            self._file = self._directories.open(self._prefix + piece.path)
         except OSError as error:
-            raise self._meaning(error) from error
-        if piece.length == piece.size < LONG and self._read_whole(piece.size):
+            raise self._translate_error(error) from error
+        if piece.length == piece.size < SENDFILE_MIN and self._read_whole(piece.size):
             return
         found = os.fstat(self._file)
         if not S_ISREG(found.st_mode):
@@ -236,16 +238,16 @@ class TreeReader:
         try:
             data = _read_at(self._file, size + 1, 0)
         except OSError as error:
-            if error.errno in _NO_FILE:
+            if error.errno in _NOT_READABLE_ERRNOS:
                 return False
-            raise self._meaning(error) from error
+            raise self._translate_error(error) from error
         if len(data) != size:
             return False
         self._close_file()
         self._literal = data
         return True
 
-    def _meaning(self, error: OSError) -> Exception:
+    def _translate_error(self, error: OSError) -> Exception:
         """What the system says of the file that it is at, as what it means for the cart.
 
         Raises :class:`~cartd.errors.DiskUnavailable` for what it says of no file.
@@ -255,13 +257,13 @@ class TreeReader:
         raise_if_passing(error)
         return FileUnreadable(self._path, error.strerror or str(error))
 
-    def _took(self, count: int) -> None:
+    def _consumed(self, count: int) -> None:
         if not count:
             raise VolumeDamaged(f"{self._path} has become shorter while it was read")
         self._offset += count
         self._left -= count
         if not self._left:
-            self._long = False
+            self._by_sendfile = False
             self._close_file()
 
 
@@ -281,9 +283,9 @@ class TarReader(TreeReader):
         size: int,
         start: int,
         stop: int,
-        kept: Keeps | None = None,
+        lock: CartLock | None = None,
         *,
         root: Path | None = None,
     ) -> None:
         wanted = Slice(path.name, size, start, stop - start)
-        super().__init__(path.parent, iter([wanted] if stop > start else []), kept, root=root)
+        super().__init__(path.parent, iter([wanted] if stop > start else []), lock, root=root)

@@ -107,7 +107,7 @@ class ValidatedRequest(Request):
     def bytes_sent(self) -> int:
         """How much of the body the client's connection has taken."""
         # What sends into the socket itself tells the request only now and then.
-        return max(self.sentLength, getattr(self._producer, "given", 0))
+        return max(self.sentLength, getattr(self._producer, "bytes_sent", 0))
 
     def connectionLost(self, reason: Failure) -> None:
         if not (self.finished or self.logged) and self.uri != Request.uri:

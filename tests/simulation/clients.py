@@ -16,7 +16,7 @@ from cartd.content_disposition import top_folder
 from cartd.downloads import Download
 from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
 from cartd.model import UNRESTRICTED
-from cartd.sending.push import Sender, SendStopped
+from cartd.sending.push import ClientDisconnected, PushSender
 from tests.simulation.oracle import Oracle, Spec
 from tests.simulation.reactor import SimulatedReactor
 
@@ -109,10 +109,10 @@ async def _read(
 ) -> str:
     reader: Any = await opened.reader(start, stop)
     client = _Client(process.reactor, pace, lambda: reader._kept._held is not None)
-    sender = Sender(reader, process.services.threads, client, CHUNK)
+    sender = PushSender(reader, process.services.threads, client, CHUNK)
     try:
         await sender.start()
-    except SendStopped:
+    except ClientDisconnected:
         return "left"
     except FileUnreadable as error:
         if not process.machine.disk.has_raised(str(error)):
