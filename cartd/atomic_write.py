@@ -40,9 +40,9 @@ def replace_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             if before is None:
-                _join_group(fd, path.parent)
+                _inherit_group(fd, path.parent)
             else:
-                _become(fd, path, before)
+                _copy_metadata(fd, path, before)
             os.fsync(fd)
         Path(written).replace(path)
     except BaseException:
@@ -54,22 +54,22 @@ def replace_file(path: Path, data: bytes) -> None:
 
 if sys.platform == "win32":
 
-    def _join_group(_fd: int, _directory: Path) -> None:
+    def _inherit_group(_fd: int, _directory: Path) -> None:
         """A new file inherits who may read it from its directory."""
 
-    def _become(_fd: int, _path: Path, _before: os.stat_result) -> None:
+    def _copy_metadata(_fd: int, _path: Path, _before: os.stat_result) -> None:
         """The same: what is set for the file alone is lost."""
 
 else:
 
-    def _join_group(fd: int, directory: Path) -> None:
+    def _inherit_group(fd: int, directory: Path) -> None:
         group = directory.stat().st_gid
         if (group, group) != (os.getegid(), os.fstat(fd).st_gid):
             with suppress(OSError):  # the caller need not be a member
                 os.chown(fd, -1, group)
                 os.chmod(fd, 0o640)
 
-    def _become(fd: int, path: Path, before: os.stat_result) -> None:
+    def _copy_metadata(fd: int, path: Path, before: os.stat_result) -> None:
         new = os.fstat(fd)
         if (new.st_uid, new.st_gid) != (before.st_uid, before.st_gid):
             os.chown(fd, before.st_uid, before.st_gid)
@@ -106,7 +106,7 @@ else:
         """Python knows no such calls of other systems."""
 
 
-def keep_owner(path: Path, before: Path) -> None:
+def copy_ownership(path: Path, before: Path) -> None:
     """Give the file at ``path`` the owner, group, mode and ACL of ``before``, if that is there.
 
     Where that is not permitted its owner and group stay those of the caller, and its mode is that
@@ -117,7 +117,7 @@ def keep_owner(path: Path, before: Path) -> None:
         fd = os.open(path, os.O_RDONLY)
         try:
             try:
-                _become(fd, before, state)
+                _copy_metadata(fd, before, state)
             except PermissionError:
                 others = state.st_mode & 0o007
                 path.chmod(state.st_mode & 0o700 | others << 3 | others)

@@ -27,7 +27,7 @@ _MISSING: Final = _numbers("ENOENT", "ENOTDIR", "ELOOP")
 """Missing, below something that is no directory, or a symbolic link (POSIX open)."""
 _EXHAUSTED: Final = _numbers("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EINTR", "EAGAIN")
 """The process or the system has no more of what a call needs."""
-_PASSING: Final = _EXHAUSTED | _numbers(
+_TRANSIENT: Final = _EXHAUSTED | _numbers(
     "ESTALE", "ETIMEDOUT", "ENOLCK", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"
 )
 """And what is said of a file server that cannot be asked."""
@@ -43,19 +43,19 @@ def is_exhausted(error: OSError) -> bool:
     return error.errno in _EXHAUSTED
 
 
-def raise_if_passing(error: Exception) -> None:
+def raise_if_transient(error: Exception) -> None:
     """Raise :class:`~cartd.errors.DiskUnavailable` for what says nothing of the file itself."""
-    if isinstance(error, OSError) and error.errno in _PASSING:
+    if isinstance(error, OSError) and error.errno in _TRANSIENT:
         number = errno.errorcode[error.errno]
         reason = error.strerror or str(error)
         raise DiskUnavailable(f"{reason} ({number})") from error
 
 
 @contextmanager
-def passing_raised() -> Iterator[None]:
+def transient_raised() -> Iterator[None]:
     """Around calls whose other errors, if any, go on as they are."""
     try:
         yield
     except OSError as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         raise

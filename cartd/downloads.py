@@ -26,7 +26,7 @@ from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
-from cartd.tar.virtual_tar import LAYOUT, etag, facts_of
+from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts
 from cartd.tar_index_cache import TarIndexCache
 from cartd.uids import may_be_stored
 from cartd.volume import Volume
@@ -243,17 +243,19 @@ class Downloads:
         """The cart with what is known of its tar, unless Pacifica wrote that."""
         if cart.bytes_total is None:
             cart = await self._imported(cart)
-        if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT):
+        if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT_VERSION):
             return cart
         return await self._record_tar(cart, await self._tar_indexes.get(cart))
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
-        tar = facts_of(index, self._now())
+        tar = tar_facts(index, self._now())
         await self._store.record_tar(cart.id, tar)
         cart = _check_ready(await self._store.cart(cart.id))
         # Unless a service of another layout has recorded its own meanwhile.
         return (
-            cart if cart.tar is not None and cart.tar.layout == LAYOUT else replace(cart, tar=tar)
+            cart
+            if cart.tar is not None and cart.tar.layout == LAYOUT_VERSION
+            else replace(cart, tar=tar)
         )
 
     async def _tree_reader(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:

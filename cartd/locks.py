@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
-_HELD: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
+_HELD_ERRNOS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
 """What flock(2) and Windows say of a lock that somebody else holds."""
 _PROC_LOCKS: Final = Path("/proc/locks")
 
 
-class NoLocks(OSError):
+class LocksUnsupported(OSError):
     """The file system, or the system itself, has no such locks."""
 
 
@@ -49,13 +49,13 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     try:
         _lock(fd, shared=shared)
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in _HELD_ERRNOS:
             return False
-        raise NoLocks(error.errno, error.strerror) from error
+        raise LocksUnsupported(error.errno, error.strerror) from error
     return True
 
 
-def holder_of(fd: int) -> str:
+def lock_holder(fd: int) -> str:
     """Which process holds a lock on the file, in words for a message; '' if that is not known.
 
     For people only: nothing may be decided by it.

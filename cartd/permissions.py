@@ -20,7 +20,7 @@ if sys.platform == "win32":
         """Who runs this process."""
         return os.environ.get("USERNAME", "this user")
 
-    def described(path: Path) -> str:
+    def describe_permissions(path: Path) -> str:
         """Owner, group and mode of a file: ``root:cartd 0640``; '' if that is not to be seen."""
         return ""
 
@@ -49,7 +49,7 @@ else:
         """Who runs this process."""
         return user_name(os.geteuid())
 
-    def described(path: Path) -> str:
+    def describe_permissions(path: Path) -> str:
         """Owner, group and mode of a file: ``root:cartd 0640``; '' if that is not to be seen."""
         try:
             state = path.stat()

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.locks import NoLocks, try_lock
+from cartd.locks import LocksUnsupported, try_lock
 from cartd.rooted_fs import LOCK_FLAGS, RootedFS, require_regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -87,7 +87,7 @@ class ProcessLocks:
         try:
             if try_lock(fd) and os.path.samestat(os.fstat(fd), self._fs.lstat(path)):
                 return fd
-        except NoLocks as error:
+        except LocksUnsupported as error:
             self.no_locks_reason = error.strerror or str(error)
             os.write(fd, NOT_LOCKED)
             return fd
@@ -131,7 +131,7 @@ class ProcessLocks:
             try:
                 if not try_lock(lock) or os.fstat(lock).st_size:
                     return False
-            except NoLocks:
+            except LocksUnsupported:
                 return False  # its leases will tell
             finally:
                 os.close(lock)  # Windows removes no file that is open

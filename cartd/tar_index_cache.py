@@ -16,8 +16,8 @@ from cartd.model import Cart
 from cartd.single_flight import SingleFlight
 from cartd.store import Store
 from cartd.tar.index import Shift, TarIndex
-from cartd.tar.index_builder import Layout
-from cartd.tar.virtual_tar import Bundle
+from cartd.tar.index_builder import TarIndexBuilder
+from cartd.tar.virtual_tar import VirtualTar
 from cartd.threads import ThreadRunner
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class TarIndexCache:
         """
         return (await self._get_entry(cart)).index
 
-    async def tar_below(self, cart: Cart, top: str) -> Bundle:
+    async def tar_below(self, cart: Cart, top: str) -> VirtualTar:
         """The tar of a ready cart below the folder ``top``.
 
         :raises VolumeDamaged: the store does not know a size.
@@ -90,7 +90,7 @@ class TarIndexCache:
                 lambda: self._limited(cart, lambda: self._shift(entry.index, top)),
             )
             if not first:
-                return Bundle(top, entry.index, shift)
+                return VirtualTar(top, entry.index, shift)
             entry.shifts[variant] = shift
             if len(entry.shifts) > MAX_SHIFTS_PER_INDEX:
                 entry.shifts.popitem(last=False)
@@ -98,7 +98,7 @@ class TarIndexCache:
                 self._bytes += entry.update_size()
                 self._evict_to_limit()
         entry.shifts.move_to_end(variant)
-        return Bundle(top, entry.index, entry.shifts[variant])
+        return VirtualTar(top, entry.index, entry.shifts[variant])
 
     async def build(self, cart: Cart) -> TarIndex:
         """The index of a cart whose files' sizes are all known; it is not cached.
@@ -157,21 +157,21 @@ class TarIndexCache:
             semaphore.release()
 
     async def _build(self, cart: Cart) -> TarIndex:
-        layout = Layout()
-        laid_out: Deferred[Any] = succeed(None)
+        builder = TarIndexBuilder()
+        added: Deferred[Any] = succeed(None)
         found = 0
         for first in range(0, cart.files_total, PAGE_SIZE):
             members = await self._store.members(cart.id, range(first, first + PAGE_SIZE))
-            await laid_out
+            await added
             found += len(members.paths)
             # Not waited for until the next page is there: the database reads it meanwhile.
-            laid_out = self._threads.run(layout.add, members)
-        await laid_out
+            added = self._threads.run(builder.add, members)
+        await added
         if found < cart.files_total:
             raise VolumeDamaged("The sizes of some files are not known")
         if found <= PAGE_SIZE:
-            return layout.index()
-        return await self._threads.run(layout.index)
+            return builder.index()
+        return await self._threads.run(builder.index)
 
     async def _shift(self, index: TarIndex, top: str) -> Shift:
         if len(index.long.members) <= PAGE_SIZE:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cartd.tar.index import TarIndex
-from cartd.tar.index_builder import Layout, Members
-from cartd.tar.virtual_tar import Bundle
+from cartd.tar.index_builder import Members, TarIndexBuilder
+from cartd.tar.virtual_tar import VirtualTar
 
 
 class Member(NamedTuple):
@@ -27,13 +27,13 @@ def columns(members: Sequence[Member]) -> Members:
 
 def index_of(members: Sequence[Member], *, page: int = 5000) -> TarIndex:
     """The index of ``members``, added so many at a time."""
-    layout = Layout()
+    builder = TarIndexBuilder()
     for first in range(0, len(members), page):
-        layout.add(columns(members[first : first + page]))
-    return layout.index()
+        builder.add(columns(members[first : first + page]))
+    return builder.index()
 
 
-def lay_out(members: Sequence[Member], *, top: str, page: int = 5000) -> Bundle:
+def build_tar(members: Sequence[Member], *, top: str, page: int = 5000) -> VirtualTar:
     """The bundle of ``members`` below ``top``."""
     index = index_of(members, page=page)
-    return Bundle(top, index, index.shift(top))
+    return VirtualTar(top, index, index.shift(top))

@@ -25,7 +25,7 @@ from cartd.content_disposition import (
     top_folder,
 )
 from cartd.errors import InvalidInput
-from tests.built_tars import lay_out
+from tests.built_tars import build_tar
 
 REFUSED = {
     "nothing": "",
@@ -181,7 +181,7 @@ def test_a_name_that_is_allowed_makes_a_tar(name: str) -> None:
         check_filename(name)
     except InvalidInput:
         return
-    assert lay_out([], top=top_folder(name)).length == 10_240
+    assert build_tar([], top=top_folder(name)).length == 10_240
 
 
 @pytest.mark.parametrize(

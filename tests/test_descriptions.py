@@ -15,10 +15,10 @@ from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
 from cartd.pins import AccessTimes, Pins
 from cartd.tar.index_builder import Members
-from cartd.tar.virtual_tar import LAYOUT, facts_of
+from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
-from tests.built_tars import Member, index_of, lay_out
+from tests.built_tars import Member, build_tar, index_of
 from tests.memory_store import MTIME, MemoryStore
 from tests.volume_parts import InThisThread, begin, failure_of, result_of
 
@@ -106,16 +106,16 @@ def test_a_cart_is_described_without_its_members_under_any_name(
 ) -> None:
     cart = site.ready("mine", files)
     members = site.members(cart)
-    result_of(site.store.record_tar(cart.id, facts_of(index_of(members), 77.0)))
+    result_of(site.store.record_tar(cart.id, tar_facts(index_of(members), 77.0)))
     described = site.describe(cart, name)
     assert site.store.read == 0
-    bundle = lay_out(members, top=name.removesuffix(".tar"))
+    bundle = build_tar(members, top=name.removesuffix(".tar"))
     assert described == TarDescription(name, bundle.length, bundle.etag, 77.0)
 
 
 def test_members_are_read_only_for_the_bytes_of_a_download(site: Site) -> None:
     cart = site.ready("mine")
-    result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
+    result_of(site.store.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0)))
 
     async def download() -> None:
         async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
@@ -141,22 +141,22 @@ def test_an_unknown_tar_is_measured_once(site: Site) -> None:
 def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
     cart = site.ready("mine")
     now = site.describe(cart, "data.tar")
-    old = replace(site.facts(cart), layout=LAYOUT - 1, since=5.0)
+    old = replace(site.facts(cart), layout=LAYOUT_VERSION - 1, since=5.0)
     result_of(site.store.record_tar(cart.id, old))
     site.clock.advance(500)
     described = site.describe(cart, "data.tar")
     assert (described.etag, described.last_modified) == (now.etag, 1500)
-    assert site.facts(cart).layout == LAYOUT
+    assert site.facts(cart).layout == LAYOUT_VERSION
 
 
 def test_a_bundled_tar_keeps_its_layout(site: Site) -> None:
     cart = site.ready("mine", bundle=True)
-    facts = facts_of(index_of(site.members(cart)), 77.0)
+    facts = tar_facts(index_of(site.members(cart)), 77.0)
     result_of(site.store.record_tar(cart.id, facts))
     now = site.describe(cart, "data.tar")
-    assert now.etag == lay_out(site.members(cart), top="mine").etag
+    assert now.etag == build_tar(site.members(cart), top="mine").etag
     assert site.describe(cart, "other.tar").etag == now.etag
-    result_of(site.store.record_tar(cart.id, replace(facts, layout=LAYOUT - 1, since=5.0)))
+    result_of(site.store.record_tar(cart.id, replace(facts, layout=LAYOUT_VERSION - 1, since=5.0)))
     old = site.describe(cart, "data.tar")
     assert old.etag != now.etag
     assert (old.length, old.last_modified) == (now.length, 5.0)
@@ -169,7 +169,7 @@ def test_a_restaged_tar_of_pacifica_has_new_validators(
     cart = site.ready("mine", bundle=True, fingerprint=None, volume_bytes=10_240, updated=3.5)
     pacifica = site.describe(cart, "data.tar")
     assert (pacifica.length, pacifica.last_modified) == (10_240, 3.5)
-    result_of(site.store.record_tar(cart.id, facts_of(index_of(site.members(cart)), 77.0)))
+    result_of(site.store.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0)))
     ours = site.describe(cart, "data.tar")
     assert (ours.length, ours.last_modified) == (10_240, 77.0)
     assert ours.etag != pacifica.etag

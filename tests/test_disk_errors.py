@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cartd.disk_errors import raise_if_passing
+from cartd.disk_errors import raise_if_transient
 from cartd.errors import DiskUnavailable, Unavailable
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
@@ -123,4 +123,4 @@ def test_a_write_that_fails_for_now_is_no_fault_of_its_file(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), OSError(), ValueError()])
 def test_all_else_is_left_to_the_caller(error: Exception) -> None:
-    raise_if_passing(error)
+    raise_if_transient(error)

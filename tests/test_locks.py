@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.locks import NoLocks, holder_of, try_lock
+from cartd.locks import LocksUnsupported, lock_holder, try_lock
 from tests.cart_site import CartSite
 from tests.running_cartd import RunningCartd, command, running_cartd
 from tests.served_directory import served_directory
@@ -25,11 +25,11 @@ def opened(path: Path) -> int:
 
 def test_a_lock_is_held_until_its_descriptor_is_closed(tmp_path: Path) -> None:
     first, second = opened(tmp_path), opened(tmp_path)
-    assert holder_of(first) == ""
+    assert lock_holder(first) == ""
     assert try_lock(first)
     assert not try_lock(second)
     assert not try_lock(second, shared=True)
-    assert holder_of(second) in (f"process {os.getpid()}", "")  # not each kernel has /proc/locks
+    assert lock_holder(second) in (f"process {os.getpid()}", "")  # not each kernel has /proc/locks
     os.close(first)
     assert try_lock(second)
     os.close(second)
@@ -57,7 +57,7 @@ def test_what_says_that_somebody_holds_it(
 def test_all_else_says_that_there_are_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    with pytest.raises(NoLocks, match=os.strerror(number)):
+    with pytest.raises(LocksUnsupported, match=os.strerror(number)):
         try_lock_that_fails(tmp_path, monkeypatch, number)
 
 

@@ -18,7 +18,7 @@ from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import SENDFILE_MIN, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
-from tests.built_tars import Member, lay_out
+from tests.built_tars import Member, build_tar
 from tests.open_files import open_below
 
 SIZES = {
@@ -30,7 +30,7 @@ SIZES = {
 }
 MEMBERS = [Member(path, size, 1, "md5", "") for path, size in SIZES.items()]
 PART = Slice("ünï", 512, 0, 100)
-BUNDLE = lay_out(MEMBERS, top="top")
+BUNDLE = build_tar(MEMBERS, top="top")
 
 
 def failing(number: int) -> Any:

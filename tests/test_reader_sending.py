@@ -22,7 +22,7 @@ from cartd.sending.tree_reader import (
     TreeReader,
 )
 from cartd.tar.virtual_tar import Slice
-from tests.built_tars import Member, lay_out
+from tests.built_tars import Member, build_tar
 
 SIZES = {
     "a/long": 3 * SENDFILE_STEP + 17,
@@ -33,7 +33,7 @@ SIZES = {
     **{f"c/{number}": 5000 for number in range(2 * COALESCE_SIZE // 5000)},
     "d/last": SENDFILE_STEP,
 }
-BUNDLE = lay_out([Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top")
+BUNDLE = build_tar([Member(path, size, 1, "md5", "") for path, size in SIZES.items()], top="top")
 ENOUGH = 10**9
 
 
@@ -185,7 +185,7 @@ def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
 def test_a_long_file_that_shrinks_while_it_is_sent_is_damage(tmp_path: Path, ends: Ends) -> None:
     size = 3 * SENDFILE_STEP
     (tmp_path / "f").write_bytes(bytes(size))
-    plan = lay_out([Member("f", size, 1, "md5", "")], top="t")
+    plan = build_tar([Member("f", size, 1, "md5", "")], top="t")
     reader = TreeReader(tmp_path, plan.segments(0, plan.length))
     reader.send(ends.near, ENOUGH)
     os.truncate(tmp_path / "f", len(ends.drain()) - 1024)

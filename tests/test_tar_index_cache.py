@@ -13,7 +13,7 @@ from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
-from cartd.tar.virtual_tar import Bundle, facts_of
+from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.threads import ThreadRunner
 from tests.built_tars import Member, columns, index_of
@@ -162,7 +162,7 @@ def test_one_index_serves_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
         tar_indexes, store = cache_of(members, InThisThread())
         for name in NAMES + NAMES:
             bundle = result_of(tar_indexes.tar_below(CART, name))
-            assert bundle == Bundle(name, bundle.index, bundle.index.shift(name))
+            assert bundle == VirtualTar(name, bundle.index, bundle.index.shift(name))
         assert store.asked == 3
 
 
@@ -200,9 +200,9 @@ def test_an_index_that_a_download_holds_is_not_built_again(
 def test_a_cart_restaged_by_another_process_is_reindexed() -> None:
     tar_indexes, store = cache_of(MEMBERS, InThisThread())
     index = result_of(tar_indexes.get(CART))
-    same = replace(CART, tar=facts_of(index, 1.0))
+    same = replace(CART, tar=tar_facts(index, 1.0))
     assert result_of(tar_indexes.get(same)) is index
-    other = replace(CART, tar=facts_of(index_of(MEMBERS[1:]), 1.0))
+    other = replace(CART, tar=tar_facts(index_of(MEMBERS[1:]), 1.0))
     assert result_of(tar_indexes.get(other)) is not index
     assert store.asked == 6
 

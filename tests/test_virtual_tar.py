@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 from cartd.tar.headers import DIRECTORY, FILE, header_length
 from cartd.tar.lengths import Lengths
-from cartd.tar.virtual_tar import LAYOUT, Bundle, Literal, Slice
-from tests.built_tars import Member, index_of, lay_out
+from cartd.tar.virtual_tar import LAYOUT_VERSION, Literal, Slice, VirtualTar
+from tests.built_tars import Member, build_tar, index_of
 
 CREATED = 1_700_000_000
 OCTAL_LIMIT = 8**11
@@ -118,7 +118,7 @@ def pieces_of(members: Sequence[Member], top: str) -> list[Literal | Slice]:
 class Sparse(io.RawIOBase):
     """A tar that may be larger than any disk; what is in its files are zeros."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: VirtualTar) -> None:
         self._bundle = bundle
         self._at = 0
 
@@ -209,7 +209,7 @@ def every_layout(test: Any) -> Any:
 def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
     members: list[Member], top: str
 ) -> None:
-    found = list(read_ustar(Sparse(lay_out(members, top=top))))
+    found = list(read_ustar(Sparse(build_tar(members, top=top))))
     wanted = list(folders(members, top))
     assert len(found) == len(wanted)
     for block, (name, each) in zip(found, wanted, strict=True):
@@ -226,7 +226,7 @@ def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
 
 @every_layout
 def test_tarfile_sees_all_names_sizes_and_times(members: list[Member], top: str) -> None:
-    with tarfile.open(fileobj=Sparse(lay_out(members, top=top)), mode="r:") as tar:
+    with tarfile.open(fileobj=Sparse(build_tar(members, top=top)), mode="r:") as tar:
         found = [(info.name, info.size, info.mtime, info.isdir(), info.mode) for info in tar]
     wanted = [
         (name, each.size, each.mtime, False, 0o644)
@@ -246,7 +246,7 @@ def test_tarfile_sees_all_names_sizes_and_times(members: list[Member], top: str)
 @example([member("d/f"), member("d/e/f"), member("d/g")], "t", 1)
 @example([member("d/f", 1), member("d/g", 0)], "t", 2)
 def test_the_tar_is_one_member_behind_the_other(members: list[Member], top: str, page: int) -> None:
-    bundle = lay_out(members, top=top, page=page)
+    bundle = build_tar(members, top=top, page=page)
     pieces = merged(bundle.segments(0, bundle.length))
     assert pieces == merged(pieces_of(members, top))
     lengths = (len(piece) if isinstance(piece, bytes) else piece.length for piece in pieces)
@@ -266,7 +266,7 @@ def test_one_index_gives_the_tars_below_all_tops_and_their_lengths_without_it(
     members: list[Member], top: str, other: str
 ) -> None:
     index = index_of(members)
-    bundle = Bundle(top, index, index.shift(top))
+    bundle = VirtualTar(top, index, index.shift(top))
     lengths = Lengths.loaded(index.lengths.dumped())
     assert lengths.length(top) == bundle.length
     assert merged(bundle.segments(0, bundle.length)) == merged(pieces_of(members, top))
@@ -282,11 +282,11 @@ def test_a_cart_of_plain_paths_has_one_variant_for_all_usual_names() -> None:
 
 def test_a_folder_has_the_time_of_the_newest_file_below_it() -> None:
     members = [member("a/b/f", 1, 5), member("a/c/f", 1, 9), member("g", 1, 7)]
-    found = {block.name: block.mtime for block in read_ustar(Sparse(lay_out(members, top="t")))}
+    found = {block.name: block.mtime for block in read_ustar(Sparse(build_tar(members, top="t")))}
     assert found == {
         b"t/": 9, b"t/a/": 9, b"t/a/b/": 5, b"t/a/b/f": 5, b"t/a/c/": 9, b"t/a/c/f": 9, b"t/g": 7,
     }  # fmt: skip
-    [top] = read_ustar(Sparse(lay_out([], top="t")))
+    [top] = read_ustar(Sparse(build_tar([], top="t")))
     assert top.mtime == 0
 
 
@@ -297,11 +297,11 @@ GOLDEN = {1: "6aea24b59ae25a033a66d1ecb5ec4ad24004bb59123f62562bfcec77dd512e07"}
 def test_whoever_changes_a_byte_of_the_layout_raises_its_number() -> None:
     seen = sha256()
     for members, top in ((REAL, "my cart"), (LARGE, "t"), *layouts_and_tops.values()):
-        bundle = lay_out(members, top=top)
+        bundle = build_tar(members, top=top)
         seen.update(bundle.etag.encode())
         for piece in bundle.segments(0, bundle.length):
             seen.update(piece.data if isinstance(piece, Literal) else repr(piece).encode())
-    assert seen.hexdigest() == GOLDEN[LAYOUT]
+    assert seen.hexdigest() == GOLDEN[LAYOUT_VERSION]
 
 
 @settings(deadline=None)
@@ -314,7 +314,7 @@ def test_the_digest_does_not_depend_on_how_the_members_were_read(
 
 def test_many_members_stand_in_the_tar_as_few_do() -> None:
     members = [member(f"d{number // 99}/f{number}", number) for number in range(1000)]
-    bundle = lay_out(members, top="top", page=600)
+    bundle = build_tar(members, top="top", page=600)
     expected = merged(pieces_of(members, "top"))
     assert merged(bundle.segments(0, bundle.length)) == expected
     for start in range(0, bundle.length, bundle.length // 40):
@@ -357,7 +357,7 @@ def test_a_plain_header_has_a_long_top_folder_in_its_prefix(
 def test_any_range_of_any_layout_is_the_slice_of_the_whole(
     members: list[Member], page: int, data: st.DataObject
 ) -> None:
-    bundle = lay_out(members, top="top", page=page)
+    bundle = build_tar(members, top="top", page=page)
     whole = materialised(bundle.segments(0, bundle.length))
     assert len(whole) == bundle.length
     start = data.draw(st.integers(0, bundle.length))
@@ -369,7 +369,7 @@ def test_any_range_of_any_layout_is_the_slice_of_the_whole(
 
 def test_every_range_between_two_edges_is_the_slice_of_the_whole() -> None:
     members = [member("a/b/x", 700), member("a/empty"), member("ü", 512), member("a/c/y", 1)]
-    bundle = lay_out(members, top="top")
+    bundle = build_tar(members, top="top")
     whole = materialised(bundle.segments(0, bundle.length))
     blocks = range(0, bundle.length + 1, tarfile.BLOCKSIZE)
     edges = sorted({min(max(b + d, 0), bundle.length) for b in blocks for d in (-1, 0, 1, 188)})
@@ -396,7 +396,7 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
 def test_a_range_of_a_huge_layout_is_cut_out_of_its_pieces(
     members: list[Member], data: st.DataObject
 ) -> None:
-    bundle = lay_out(members, top="top")
+    bundle = build_tar(members, top="top")
     start = data.draw(st.integers(0, bundle.length))
     stop = data.draw(st.integers(start, bundle.length))
     whole = bundle.segments(0, bundle.length)
@@ -413,9 +413,9 @@ class Watched(str):
         return super().split(*separator)
 
 
-def watched(count: int) -> tuple[Bundle, list[Watched]]:
+def watched(count: int) -> tuple[VirtualTar, list[Watched]]:
     members = [member(f"d{number // 100}/f{number}", 4096) for number in range(count)]
-    bundle = lay_out(members, top="top")
+    bundle = build_tar(members, top="top")
     joined = bundle.index.members.joined
     joined[:] = places = [Watched(paths) for paths in joined]
     return bundle, places
@@ -437,7 +437,7 @@ def test_the_pieces_come_one_by_one() -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (6, 5), (0, 10_241)])
 def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> None:
-    bundle = lay_out([], top="top")
+    bundle = build_tar([], top="top")
     assert bundle.length == 10_240
     with pytest.raises(ValueError, match="no bytes"):
         bundle.segments(start, stop)
@@ -445,7 +445,7 @@ def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> No
 
 def sparse_tar(path: Path, members: list[Member]) -> None:
     """The whole tar, but for the contents of its files."""
-    bundle = lay_out(members, top="b")
+    bundle = build_tar(members, top="b")
     with path.open("wb") as file:
         for piece in bundle.segments(0, bundle.length):
             if isinstance(piece, Literal):
@@ -498,18 +498,18 @@ BAD_PATHS = {
 @pytest.mark.parametrize("path", BAD_PATHS.values(), ids=BAD_PATHS.keys())
 def test_only_normalised_relative_paths_get_in(path: str) -> None:
     with pytest.raises(ValueError, match=r"not a (member|normalised)|surrogates"):
-        lay_out([member("good/file"), member(path)], top="top")
+        build_tar([member("good/file"), member(path)], top="top")
 
 
 @pytest.mark.parametrize("top", ["", ".", "..", "a\0b", "\udc80", "a/b"])
 def test_the_top_folder_is_one_component(top: str) -> None:
     with pytest.raises(ValueError, match=r"not the name|surrogates"):
-        lay_out([member("file")], top=top)
+        build_tar([member("file")], top=top)
 
 
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(ValueError, match="member"):
-        lay_out([member("file", -1)], top="top")
+        build_tar([member("file", -1)], top="top")
 
 
 BASE = [Member("a", 1, 2, "md5", "00"), Member("b", 3, 4, "md5", "11")]
@@ -528,15 +528,15 @@ VARIANTS = {
 
 @pytest.mark.parametrize("members", VARIANTS.values(), ids=VARIANTS.keys())
 def test_other_members_have_another_etag(members: list[Member]) -> None:
-    etag = lay_out(BASE, top="top").etag
-    assert lay_out(members, top="top").etag != etag
+    etag = build_tar(BASE, top="top").etag
+    assert build_tar(members, top="top").etag != etag
 
 
 def test_the_etag_is_strong_quoted_and_follows_the_top() -> None:
-    etag = lay_out(BASE, top="top").etag
+    etag = build_tar(BASE, top="top").etag
     assert etag.startswith('"') and etag.endswith('"') and len(etag) == 66
-    assert lay_out(list(BASE), top="top").etag == etag
-    assert lay_out(BASE, top="pot").etag != etag
+    assert build_tar(list(BASE), top="top").etag == etag
+    assert build_tar(BASE, top="pot").etag != etag
 
 
 REAL = [
@@ -552,7 +552,7 @@ REAL = [
 
 @pytest.fixture
 def real_tar(tmp_path: Path) -> Path:
-    bundle = lay_out(REAL, top="my cart")
+    bundle = build_tar(REAL, top="my cart")
     path = tmp_path / "real.tar"
     path.write_bytes(materialised(bundle.segments(0, bundle.length)))
     return path

@@ -15,9 +15,9 @@ from cartd.atomic_write import replace_file
 from cartd.auth.entries import Entry, check_name, line_name, parse
 from cartd.auth.tokens import TokenHash, new_token
 from cartd.errors import ConfigError
-from cartd.locks import NoLocks, holder_of, try_lock
+from cartd.locks import LocksUnsupported, lock_holder, try_lock
 from cartd.model import User
-from cartd.permissions import described, this_user
+from cartd.permissions import describe_permissions, this_user
 
 LOCK_WAIT = 10.0
 """Seconds for which a change waits for another one, which takes milliseconds."""
@@ -87,7 +87,8 @@ class TokenFile:
         except PermissionError as error:
             raise ConfigError(
                 f"{self.path}: {this_user()} cannot replace it ({error.strerror}): that takes write"
-                f" access to {path.parent} ({described(path.parent)}), and its owner, group and"
+                f" access to {path.parent} ({describe_permissions(path.parent)}), and its owner,"
+                f" group and"
                 f" mode are kept{_current_mode(path)}"
             ) from None
 
@@ -114,10 +115,10 @@ class TokenFile:
     def _wait_for_lock(self, fd: int, directory: Path) -> None:
         """Where there are no locks, nothing is waited for."""
         until = time.monotonic() + LOCK_WAIT
-        with suppress(NoLocks):
+        with suppress(LocksUnsupported):
             while not try_lock(fd):
                 if time.monotonic() >= until:
-                    holder = holder_of(fd) or "another process"
+                    holder = lock_holder(fd) or "another process"
                     raise ConfigError(
                         f"{self.path}: {holder} has locked {directory} for {LOCK_WAIT:g} s, as"
                         " cartd-cmd token does while it changes the file; wait until it has ended,"
@@ -150,7 +151,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _current_mode(path: Path) -> str:
-    return f" (it is {shown})" if (shown := described(path)) else ""
+    return f" (it is {shown})" if (shown := describe_permissions(path)) else ""
 
 
 def _with_final_newline(lines: list[str]) -> list[str]:

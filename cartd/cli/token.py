@@ -10,7 +10,7 @@ from cartd.auth import TokenFile
 from cartd.auth.entries import check_name
 from cartd.config import Config
 from cartd.errors import ConfigError
-from cartd.permissions import described, group_name, unreadable_by, user_name
+from cartd.permissions import describe_permissions, group_name, unreadable_by, user_name
 
 
 def add_actions(parser: ArgumentParser) -> None:
@@ -58,7 +58,8 @@ def _warn_if_unreadable(path: Path, config: Config, messages: TextIO) -> None:
         user, mode = user_name(uid), "0750" if place.is_dir() else "0640"
         messages.write(
             f"cartd-cmd: {user}, to whom the volume belongs, cannot read {path}: {place} is"
-            f" {described(place)}. A service that runs as {user} accepts no token until that is"
+            f" {describe_permissions(place)}. A service that runs as {user} accepts no token"
+            f" until that is"
             f" mended: chgrp {group_name(uid)} {place} && chmod {mode} {place}\n"
         )
 

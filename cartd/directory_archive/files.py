@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from cartd.atomic_write import keep_owner
+from cartd.atomic_write import copy_ownership
 from cartd.conditions import Decision, Representation
 from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
 from cartd.directory_archive.ids import INCOMING, check_id
@@ -127,7 +127,7 @@ class Directory:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._lock:
                     self._check_target(archive_id, check)
-                    keep_owner(part, target)
+                    copy_ownership(part, target)
                     part.replace(target)
             finally:
                 part.unlink(missing_ok=True)

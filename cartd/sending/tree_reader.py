@@ -18,7 +18,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
-from cartd.disk_errors import is_missing, raise_if_passing
+from cartd.disk_errors import is_missing, raise_if_transient
 from cartd.errors import FileUnreadable, VolumeDamaged
 from cartd.sending.dir_fd_cache import DirFdCache
 from cartd.sending.reader import CartLock
@@ -254,7 +254,7 @@ class TreeReader:
         """
         if is_missing(error):
             return VolumeDamaged(f"{self._path} is missing on the volume")
-        raise_if_passing(error)
+        raise_if_transient(error)
         return FileUnreadable(self._path, error.strerror or str(error))
 
     def _consumed(self, count: int) -> None:

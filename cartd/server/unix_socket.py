@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from cartd.config import UnixEndpoint
 from cartd.errors import ConfigError
-from cartd.locks import NoLocks, try_lock
+from cartd.locks import LocksUnsupported, try_lock
 
 DEFAULT_MODE = 0o660
 """The mode of the file, if the endpoint names none."""
@@ -139,7 +139,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _try_lock(descriptor: int) -> bool:
     try:
         return try_lock(descriptor)
-    except NoLocks:
+    except LocksUnsupported:
         return True
 
 

@@ -22,7 +22,7 @@ from cartd.staging.dedup import link_duplicates
 from cartd.staging.failures import Failures
 from cartd.staging.fetch import PAGE, FileFetcher
 from cartd.tar.lengths import Lengths
-from cartd.tar.virtual_tar import facts_of
+from cartd.tar.virtual_tar import tar_facts
 
 
 class StagingPipeline:
@@ -217,7 +217,7 @@ class StagingPipeline:
         """Lay out its tar, now that all is known; the first download finds the index there."""
         index = await self._context.tar_indexes.build(self._cart)
         self._context.tar_indexes.put(self._cart.id, index)
-        return facts_of(index, self._context.now())
+        return tar_facts(index, self._context.now())
 
     async def _bundle(self) -> int:
         """Write the tar, unless a start before this one has; give its length."""

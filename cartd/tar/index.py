@@ -47,7 +47,7 @@ class Columns:
 
 
 @dataclass(slots=True)
-class Long:
+class LongHeaders:
     """The headers that are longer than one block, of files and of directories in their order."""
 
     threes: array[int] = field(default_factory=lambda: array("i"))
@@ -74,7 +74,7 @@ class Shift:
 
     short: bool
     sums: array[int]
-    """Bytes that the headers of ``Long.members``, up to each, have more than is usual."""
+    """Bytes that the headers of ``LongHeaders.members``, up to each, have more than is usual."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -84,7 +84,7 @@ class TarIndex:
     members: Columns
     times: array[int]
     """Modification times of the directories: of the top folder, then in their order."""
-    long: Long
+    long: LongHeaders
     lengths: Lengths
     digest: str
     """SHA-256 of all that the tar follows from, beside the top folder and the layout."""

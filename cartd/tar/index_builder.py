@@ -11,10 +11,10 @@ from typing import Final
 from msgspec import Struct, msgpack
 
 from cartd.tar.headers import BLOCK, NAME_BYTES, NUMBER_LIMIT, number_records_length
-from cartd.tar.index import SEPARATOR, Columns, Long, TarIndex
+from cartd.tar.index import SEPARATOR, Columns, LongHeaders, TarIndex
 from cartd.tar.lengths import Lengths, Shape, steps_of
 
-PATHS_TOGETHER: Final = 250
+PATHS_PER_STRING: Final = 250
 """Paths in one string: whoever reads the tar has so many apart, about 20 KiB."""
 _NEVER: Final = -(2**63)
 """Earlier than any time."""
@@ -31,7 +31,7 @@ class Members(Struct, frozen=True, gc=False):
     hash_sums: list[str]
 
 
-class Layout:
+class TarIndexBuilder:
     """Lays out a tar by one running sum; what was added is kept in a compact form.
 
     Every directory stands once, before the first member below it, with the time of the newest file
@@ -40,7 +40,7 @@ class Layout:
 
     def __init__(self) -> None:
         self._columns = Columns()
-        self._long = Long()
+        self._long = LongHeaders()
         self._end = 0
         self._numbers = {"": 0}
         """Of the directories that stand in the tar already."""
@@ -65,9 +65,9 @@ class Layout:
         _check(paths, sizes)
         columns, times = self._columns, self._times
         first = len(columns.ends)
-        for place in range(0, len(paths), PATHS_TOGETHER):
+        for place in range(0, len(paths), PATHS_PER_STRING):
             columns.firsts.append(first + place)
-            columns.joined.append(SEPARATOR.join(paths[place : place + PATHS_TOGETHER]))
+            columns.joined.append(SEPARATOR.join(paths[place : place + PATHS_PER_STRING]))
         columns.sizes.extend(sizes)
         columns.mtimes.extend(mtimes)
         plain = _all_plain(members)
@@ -84,7 +84,7 @@ class Layout:
                 times[directory] = mtime
             end += size + BLOCK
             if not plain:
-                self._note(number, Shape.of(path, number_records_length(size, mtime)))
+                self._record_header(number, Shape.of(path, number_records_length(size, mtime)))
             columns.ends.append(end)
             columns.directories.append(directories - 1)
         self._end = end
@@ -121,10 +121,10 @@ class Layout:
             self._parents.append(number)
             number = numbers[path] = len(self._times)
             self._times.append(_NEVER)
-            self._note(member, Shape.of(f"{path}/"))
+            self._record_header(member, Shape.of(f"{path}/"))
         return number
 
-    def _note(self, member: int, shape: Shape) -> None:
+    def _record_header(self, member: int, shape: Shape) -> None:
         """Remember the header of ``member``, or one that comes with it, unless it is one block."""
         if shape.always_three:
             self._long.threes.append(member)

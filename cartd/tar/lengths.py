@@ -26,7 +26,7 @@ from cartd.tar.headers import (
 
 RECORD: Final = 20 * BLOCK
 """The whole tar is padded to a multiple of this (POSIX pax, the default for files)."""
-LONGEST_TOP: Final = 255
+MAX_TOP: Final = 255
 """Bytes of a name that the common file systems allow."""
 PAX: Final = 2 * BLOCK
 """What one block of pax records adds to a header."""
@@ -57,7 +57,7 @@ class Shape(Struct, frozen=True, gc=False):
     @property
     def always_three(self) -> bool:
         """Whether the header has three blocks below every top folder."""
-        most = self.records + record_length("path", LONGEST_TOP + 1 + self.path)
+        most = self.records + record_length("path", MAX_TOP + 1 + self.path)
         return most <= BLOCK and (not self.longest_top or self.records > 0)
 
     def more(self, top: int, *, short: bool) -> int:
@@ -72,7 +72,7 @@ class Shape(Struct, frozen=True, gc=False):
 
     def steps(self, *, short: bool) -> dict[int, int]:
         """By how much :meth:`more` grows at which lengths of the top folder."""
-        last = PREFIX_BYTES if short else LONGEST_TOP
+        last = PREFIX_BYTES if short else MAX_TOP
         edges = [1, last + 1]
         if short and 0 < self.longest_top < last:
             edges.insert(1, self.longest_top + 1)

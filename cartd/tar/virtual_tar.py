@@ -20,7 +20,7 @@ from cartd.model import TarFacts
 from cartd.tar.headers import BLOCK, DIRECTORY, FILE
 from cartd.tar.index import Shift, TarIndex
 
-LAYOUT: Final = 1
+LAYOUT_VERSION: Final = 1
 """The number of the layout: whoever changes a byte of any tar raises it, wherever the change is.
 
 It is part of every ETag, so that no client joins the bytes of two layouts into one file.
@@ -50,13 +50,13 @@ def etag(layout: int, digest: str, top: str) -> str:
     return f'"{sha256(msgpack.encode((layout, top, digest))).hexdigest()}"'
 
 
-def facts_of(index: TarIndex, now: float) -> TarFacts:
+def tar_facts(index: TarIndex, now: float) -> TarFacts:
     """What is recorded with a cart of the tar that it has from ``now`` on, in Unix time."""
-    return TarFacts(LAYOUT, index.digest, index.lengths.dumped(), now)
+    return TarFacts(LAYOUT_VERSION, index.digest, index.lengths.dumped(), now)
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class VirtualTar:
     """POSIX pax tar of the members of ``index`` in their order, all of them below ``top``.
 
     Every directory stands once, before the first member below it, with the time of the newest file
@@ -81,7 +81,7 @@ class Bundle:
     @property
     def etag(self) -> str:
         """As :func:`etag` gives it."""
-        return etag(LAYOUT, self.index.digest, self.top)
+        return etag(LAYOUT_VERSION, self.index.digest, self.top)
 
     def segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
         """Give the bytes from ``start`` up to ``stop``, lazily; none of the pieces is empty.
@@ -99,7 +99,7 @@ class Bundle:
         at = self._end(first - 1)
         if start < at and (data := self._top_folder()[start:stop]):
             yield Literal(data)
-        known = directories[first - 1] if first else 0
+        known_directories = directories[first - 1] if first else 0
         odd = self._next_odd(first)
         prefix = f"{self.top}/"
         for number, path in enumerate(members.paths(first), first):
@@ -107,8 +107,8 @@ class Bundle:
                 return
             size = sizes[number]
             padding = -at % BLOCK
-            if number == odd or directories[number] != known:
-                known = directories[number]
+            if number == odd or directories[number] != known_directories:
+                known_directories = directories[number]
                 head = self._head(number, path, padding)
                 self._check(number, at + len(head) + size)
                 odd = self._next_odd(number + 1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.disk_errors import passing_raised, raise_if_passing
+from cartd.disk_errors import raise_if_transient, transient_raised
 from cartd.rooted_fs import RootedFS
 
 
@@ -38,7 +38,7 @@ def stat_tar_members(
                     found[position] = member.size, int(member.mtime // 1)
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         return None
     if len(found) < len(wanted):
         return None
@@ -54,7 +54,7 @@ def _stat_file(fs: RootedFS, path: Path) -> tuple[int, int] | None:
     try:
         status = fs.lstat(path)
     except (OSError, ValueError) as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -84,7 +84,7 @@ def list_entries(fs: RootedFS, directory: Path) -> list[tuple[str, os.stat_resul
     found = []
     with (
         suppress(OSError),
-        passing_raised(),
+        transient_raised(),
         fs.directory(directory) as opened,
         os.scandir(opened) as scanned,
     ):

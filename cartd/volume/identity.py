@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from cartd.disk_errors import is_exhausted, raise_if_passing
+from cartd.disk_errors import is_exhausted, raise_if_transient
 from cartd.errors import VolumeUnavailable
 from cartd.rooted_fs import READ_FLAGS, require_regular
 from cartd.volume.mkdir_fs import MkdirFS
@@ -118,7 +118,7 @@ class Identity:
             number = read_volume_number(self._root, dir_fd)
         except OSError as error:
             if is_exhausted(error):
-                raise_if_passing(error)
+                raise_if_transient(error)
             return error.strerror or str(error)
         if number == self._number:
             return ""

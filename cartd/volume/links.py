@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_ISLNK
 
-from cartd.disk_errors import raise_if_passing
+from cartd.disk_errors import raise_if_transient
 from cartd.model import Cart
 from cartd.rooted_fs import RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
@@ -86,7 +86,7 @@ def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
             with fs.entry(link) as (name, dir_fd):
                 target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
         except (OSError, NotImplementedError) as error:
-            raise_if_passing(error)
+            raise_if_transient(error)
             return  # there is none, or it is no link
         if target in own_targets:
             with translate_disk_errors(link, paths.root):

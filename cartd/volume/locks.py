@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cartd.disk_errors import raise_if_passing
+from cartd.disk_errors import raise_if_transient
 from cartd.errors import VolumeDamaged
-from cartd.locks import NoLocks, try_lock
+from cartd.locks import LocksUnsupported, try_lock
 from cartd.model import Cart
 from cartd.threads import ThreadRunner
 from cartd.volume.paths import VolumePaths
@@ -44,12 +44,12 @@ def _lock(directory: Path, *, exclusive: bool) -> int | None:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None  # Windows opens no directory
     except OSError as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         raise
     locked = False
     try:
         locked = try_lock(fd, shared=not exclusive)
-    except NoLocks:
+    except LocksUnsupported:
         return None
     finally:
         if not locked:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cartd.disk_errors import raise_if_passing
+from cartd.disk_errors import raise_if_transient
 from cartd.errors import NoSpace
 from cartd.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
@@ -34,7 +34,7 @@ def translate_disk_errors(path: Path, root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise NoSpace from error
-        raise_if_passing(error)
+        raise_if_transient(error)
         if isinstance(error, NotADirectoryError) and root in Path(error.filename or "").parents:
             path = Path(error.filename)
         shown = str(path.relative_to(root))

@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 from twisted.internet.defer import CancelledError
 
 from cartd.checksum import Checksum, Mismatch
-from cartd.disk_errors import raise_if_passing
+from cartd.disk_errors import raise_if_transient
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import RootedFS
 from cartd.threads import T, ThreadRunner
@@ -204,7 +204,7 @@ def _file_fault(
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         if error.errno == errno.ENOTSUP:
             return "is not a regular file"
         return f"cannot be read: {error.strerror}"
@@ -236,7 +236,7 @@ def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Sc
     except FileNotFoundError:
         missing = "is lost with the bundle"
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise_if_passing(error)
+        raise_if_transient(error)
         missing = "cannot be read in the bundle"
     return [found.get(name, missing) for name in wanted]
 
@@ -268,7 +268,7 @@ class _TarWalk:
         except FileNotFoundError:
             self._missing = "is lost with the bundle"
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise_if_passing(error)
+            raise_if_transient(error)
             self._missing = "cannot be read in the bundle"
         return [found.get(name, self._missing) for name in wanted]
 
