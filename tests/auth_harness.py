@@ -44,7 +44,7 @@ class AuthHarness:
     def poll(self) -> None:
         """Have the file looked at, and read if it has changed; that is not told by an error."""
         looking = Deferred.fromCoroutine(self.authenticator.poll())
-        self.threads.let_all_go()
+        self.threads.run_all()
         assert looking.called
         looking.addErrback(lambda failure: failure.raiseException())
 

@@ -141,7 +141,7 @@ def test_a_poll_that_hangs_fails_closed_after_the_grace(harness: AuthHarness) ->
         assert isinstance(harness.ask(alice), Unavailable)
         [said] = errors(logged)
         assert f"{harness.file.path}: the disk does not answer" in said
-        harness.threads.let_all_go()
+        harness.threads.run_all()
         assert looking.called
         assert harness.ask(alice) == ALICE
 

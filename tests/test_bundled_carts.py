@@ -44,7 +44,7 @@ def post(cartd: RunningCartd, archive: FaultyArchive, uid: str, **more: object) 
 
 
 @in_a_thread
-def test_a_bundle_is_the_tar_of_an_unbundled_cart_with_the_uid_as_its_top_folder(
+def test_a_bundle_equals_the_tar_of_an_unbundled_cart_below_uid(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -71,9 +71,7 @@ def test_a_bundle_is_the_tar_of_an_unbundled_cart_with_the_uid_as_its_top_folder
 
 
 @in_a_thread
-def test_a_manifest_decides_over_the_configuration_and_clients_are_told_staging(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_a_manifest_overrides_the_bundle_setting(archive: FaultyArchive, tmp_path: Path) -> None:
     asked = manifest_of(archive, "asked", SLOW, bundle=True)
     silent = manifest_of(archive, "silent", SLOW)
     with running_cartd(tmp_path, archive=url_of(archive), ini=BUNDLE_TASK) as cartd:
@@ -114,7 +112,7 @@ def test_a_link_leads_to_what_the_newest_cart_of_a_uid_holds(
 
 
 @in_a_thread
-def test_a_uid_that_leaves_no_room_for_the_ending_is_not_bundled(
+def test_a_uid_too_long_for_the_tar_suffix_is_not_bundled(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     longest, longer, most = (
@@ -158,7 +156,7 @@ def test_a_kill_while_a_bundle_is_written_costs_no_second_fetch(
 
 
 @in_a_thread
-def test_a_bundle_that_was_whole_when_the_service_died_is_taken_up(
+def test_a_bundle_complete_at_a_crash_is_used_after_the_restart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -188,7 +186,7 @@ def grow(tar: Path) -> None:
 
 
 @in_a_thread
-def test_a_damaged_bundle_is_staged_again_and_not_a_byte_of_it_is_sent(
+def test_a_damaged_bundle_is_restaged_and_none_of_it_is_sent(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -220,7 +218,7 @@ def answers_at_once(cartd: RunningCartd, path: str, clients: int) -> list[int]:
 
 
 @in_a_thread
-def test_a_bundle_of_a_cart_in_error_is_finished_from_what_is_there(
+def test_a_bundle_of_a_cart_in_error_is_built_from_staged_files(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(

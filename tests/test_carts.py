@@ -107,13 +107,13 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     assert (len(threads.held), memory.taken) == (2, 80)
     posts[0].cancel()
     assert (len(threads.held), memory.taken) == (2, 80)
-    threads.let_one_go()  # for nobody
+    threads.run_one()  # for nobody
     assert (len(threads.held), memory.taken) == (2, 80)
     posts[3].cancel()  # it waits, and is forgotten
     done = 0
     while threads.held or len(store.entered) > done:
         while threads.held:
-            threads.let_one_go()
+            threads.run_one()
         assert 0 < len(store.entered) - done <= 2
         assert memory.taken <= 80
         store.entered[done].callback((None, False))

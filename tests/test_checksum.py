@@ -26,7 +26,7 @@ def test_a_hash_sum_in_capitals_is_the_same_number() -> None:
     assert checksum.finish() == SHA1
 
 
-def test_an_unknown_hash_sum_is_computed_and_told() -> None:
+def test_an_unknown_hash_sum_is_computed_and_returned() -> None:
     checksum = Checksum("md5", "", len(DATA))
     checksum.update(DATA)
     assert checksum.finish() == hashlib.md5(DATA).hexdigest()
@@ -38,7 +38,7 @@ def test_a_file_of_no_bytes_is_complete_without_an_update() -> None:
     )
 
 
-def test_a_byte_too_many_is_told_before_the_stream_ends() -> None:
+def test_a_byte_too_many_is_reported_before_the_stream_ends() -> None:
     checksum = Checksum("sha1", SHA1, len(DATA))
     checksum.update(DATA)
     with pytest.raises(Mismatch, match=r"^it has more than the 1050 bytes that were declared$"):
@@ -53,14 +53,14 @@ def test_a_byte_too_many_stays_wrong_at_the_end() -> None:
         checksum.finish()
 
 
-def test_bytes_that_lack_are_told_even_where_no_hash_is_known() -> None:
+def test_missing_bytes_are_reported_even_without_a_hash() -> None:
     checksum = Checksum("sha1", "", len(DATA))
     checksum.update(DATA[:-1])
     with pytest.raises(Mismatch, match=r"^it has 1049 bytes where 1050 were declared$"):
         checksum.finish()
 
 
-def test_another_byte_is_told_with_both_hashes() -> None:
+def test_a_changed_byte_is_reported_with_both_hashes() -> None:
     wrong = b"X" + DATA[1:]
     checksum = Checksum("sha1", SHA1, len(DATA))
     checksum.update(wrong)

@@ -66,7 +66,7 @@ LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
-def test_what_cannot_be_looked_at_now_is_not_taken_for_missing(
+def test_a_transient_error_does_not_make_a_file_missing(
     staged: Volume,
     look: Callable[[Volume], Coroutine[Any, Any, object]],
     number: int,
@@ -81,7 +81,7 @@ def test_what_cannot_be_looked_at_now_is_not_taken_for_missing(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
-def test_what_is_said_of_a_file_itself_is_damage(
+def test_an_error_of_the_file_itself_is_damage(
     staged: Volume, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -90,7 +90,7 @@ def test_what_is_said_of_a_file_itself_is_damage(
         assert result_of(staged.faults(CART, FILES, nobody_rests)) == [reason]
 
 
-def test_a_cart_that_cannot_be_marked_as_in_use_now_is_not_blamed(
+def test_a_transient_error_of_the_lock_does_not_damage_the_cart(
     staged: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = SharedLock(staged.tree(CART))
@@ -100,7 +100,7 @@ def test_a_cart_that_cannot_be_marked_as_in_use_now_is_not_blamed(
             lock.acquire()
 
 
-def test_a_process_out_of_descriptors_does_not_say_that_the_volume_is_away(
+def test_running_out_of_descriptors_is_not_volume_unavailable(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_volume_number(root, 5)
@@ -113,7 +113,7 @@ def test_a_process_out_of_descriptors_does_not_say_that_the_volume_is_away(
     assert not events
 
 
-def test_a_write_that_fails_for_now_is_no_fault_of_its_file(tmp_path: Path) -> None:
+def test_a_transient_write_error_is_no_fault_of_its_file(tmp_path: Path) -> None:
     with (
         pytest.raises(Unavailable, match="Too many open files"),
         translate_disk_errors(tmp_path / "a", tmp_path),
@@ -122,5 +122,5 @@ def test_a_write_that_fails_for_now_is_no_fault_of_its_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), OSError(), ValueError()])
-def test_all_else_is_left_to_the_caller(error: Exception) -> None:
+def test_other_errors_are_left_to_the_caller(error: Exception) -> None:
     raise_if_transient(error)

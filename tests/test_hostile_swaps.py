@@ -69,7 +69,7 @@ def got(cartd: RunningCartd, uid: str) -> bytes:
 
 
 @in_a_thread
-def test_nothing_outside_is_read_written_or_removed_while_directories_are_exchanged(
+def test_swapped_directories_never_lead_outside_the_volume(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"

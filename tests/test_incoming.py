@@ -72,23 +72,23 @@ def test_a_file_is_readable_as_the_umask_says(place: Place) -> None:
     assert stat.S_IMODE(place.final.stat().st_mode) == 0o640
 
 
-def test_a_small_body_takes_one_shared_trip(tmp_path: Path) -> None:
+def test_a_small_body_takes_one_batched_thread_call(tmp_path: Path) -> None:
     threads, shared = HeldThreads(), HeldThreads()
     incoming = Place(tmp_path, threads, shared).incoming(SMALL)
     incoming.write(SMALL[:5])
     incoming.write(SMALL[5:])
     finished = begin(incoming.finish())
     assert (shared.made, threads.made, finished) == (1, 0, [])
-    shared.let_all_go()
+    shared.run_all()
     assert (shared.made, threads.made, len(finished)) == (1, 0, 1)
 
 
-def test_a_large_body_takes_no_shared_trip(tmp_path: Path) -> None:
+def test_a_large_body_takes_no_batched_thread_call(tmp_path: Path) -> None:
     threads, shared = HeldThreads(), HeldThreads()
     incoming = Place(tmp_path, threads, shared).incoming(LARGE)
     incoming.write(LARGE)
     begin(incoming.finish())
-    threads.let_all_go()
+    threads.run_all()
     assert (shared.made, threads.made) == (0, 2)
 
 
@@ -96,11 +96,11 @@ def test_a_file_appears_only_when_it_is_verified(held: tuple[Place, HeldThreads]
     place, threads = held
     incoming = place.incoming(LARGE)
     incoming.write(LARGE)
-    threads.let_all_go()
+    threads.run_all()
     assert place.files() == [place.root / "incoming" / "7" / "0-x"]
     begin(incoming.finish())
     assert not place.final.exists()
-    threads.let_all_go()
+    threads.run_all()
     assert place.files() == [place.final]
 
 
@@ -195,11 +195,11 @@ def test_the_producer_pauses_while_the_disk_is_slow(held: tuple[Place, HeldThrea
     assert producer.told == ["pause"]
     incoming.write(b"\0")
     assert producer.told == ["pause"]
-    threads.let_one_go()
+    threads.run_one()
     assert producer.told == ["pause", "resume"]
 
 
-def test_only_one_trip_is_under_way_for_a_file(held: tuple[Place, HeldThreads]) -> None:
+def test_only_one_thread_call_is_under_way_for_a_file(held: tuple[Place, HeldThreads]) -> None:
     place, threads = held
     incoming = place.incoming(LARGE)
     for start in range(0, len(LARGE), BLOCK):
@@ -207,5 +207,5 @@ def test_only_one_trip_is_under_way_for_a_file(held: tuple[Place, HeldThreads]) 
     finished = begin(incoming.finish())
     while threads.held:
         assert len(threads.held) == 1
-        threads.let_one_go()
+        threads.run_one()
     assert finished == [hashlib.sha1(LARGE).hexdigest()]

@@ -31,7 +31,7 @@ def held(tmp_path: Path) -> tuple[Place, HeldThreads]:
     return Place(tmp_path, threads, threads), threads
 
 
-def test_an_abort_before_the_first_block_needs_no_trip(held: tuple[Place, HeldThreads]) -> None:
+def test_an_abort_before_the_first_block_needs_no_thread(held: tuple[Place, HeldThreads]) -> None:
     place, threads = held
     incoming = place.incoming(SMALL)
     incoming.write(SMALL)
@@ -49,16 +49,16 @@ def test_an_abort_waits_for_the_thread_and_leaves_nothing(
     incoming.write(LARGE[:BLOCK])
     aborted = begin(incoming.abort())
     assert aborted == []
-    threads.let_one_go()
+    threads.run_one()
     assert open_below(place.root) > 0
     assert aborted == []
-    threads.let_all_go()
+    threads.run_all()
     assert aborted == [None]
     assert place.files() == []
     assert open_below(place.root) == 0
 
 
-def test_an_abort_that_is_cancelled_waits_for_the_thread_all_the_same(
+def test_a_cancelled_abort_still_waits_for_the_thread(
     held: tuple[Place, HeldThreads],
 ) -> None:
     place, threads = held
@@ -67,14 +67,14 @@ def test_an_abort_that_is_cancelled_waits_for_the_thread_all_the_same(
     aborting = Deferred.fromCoroutine(incoming.abort())
     aborted = outcome(aborting)
     aborting.cancel()
-    threads.let_one_go()
+    threads.run_one()
     assert aborted == []
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(aborted), CancelledError)
     assert place.files() == []
 
 
-def test_finish_after_abort_says_that_it_was_given_up(place: Place) -> None:
+def test_finish_after_abort_raises_cancelled_error(place: Place) -> None:
     incoming = place.incoming(SMALL)
     incoming.write(SMALL)
     result_of(incoming.abort())
@@ -96,26 +96,26 @@ def test_an_abort_ends_a_finish_that_waits(held: tuple[Place, HeldThreads]) -> N
     incoming = place.incoming(LARGE)
     incoming.write(LARGE)
     finished, aborted = begin(incoming.finish()), begin(incoming.abort())
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(finished), CancelledError)
     assert aborted == [None]
     assert place.files() == []
 
 
-def test_a_cancelled_finish_touches_nothing_under_a_running_thread(
+def test_a_cancelled_finish_waits_for_the_running_thread(
     held: tuple[Place, HeldThreads],
 ) -> None:
     place, threads = held
     incoming = place.incoming(LARGE)
     incoming.write(LARGE[:BLOCK])
-    threads.let_one_go()
+    threads.run_one()
     incoming.write(LARGE[BLOCK:])
     finishing = Deferred.fromCoroutine(incoming.finish())
     finished = outcome(finishing)
     finishing.cancel()
     assert place.files() == [place.root / "incoming" / "7" / "0-x"]
     assert (len(threads.held), finished) == (1, [])
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(finished), CancelledError)
     assert place.files() == []
 
@@ -130,7 +130,7 @@ def test_a_finish_that_is_cancelled_twice_still_cleans_up(
     finished = outcome(finishing)
     finishing.cancel()
     finishing.cancel()
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(finished), CancelledError)
     assert place.files() == []
 
@@ -144,6 +144,6 @@ def test_a_file_that_was_whole_when_the_cancel_came_stays(
     finishing = Deferred.fromCoroutine(incoming.finish())
     finished = outcome(finishing)
     finishing.cancel()
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(finished), CancelledError)
     assert place.files() == [place.final]

@@ -49,7 +49,7 @@ def test_a_byte_too_many_stops_the_producer_at_once(place: Place) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["disk", "disk quota"])
-def test_a_full_disk_is_told_as_no_space(
+def test_a_full_disk_raises_no_space(
     place: Place, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "write", FailingWrites(number))
@@ -63,7 +63,7 @@ def test_a_full_disk_is_told_as_no_space(
     assert open_below(place.root) == 0
 
 
-def test_another_fault_of_the_disk_keeps_its_number_and_names_the_file(
+def test_a_disk_error_keeps_its_errno_and_names_the_file(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "write", FailingWrites(errno.EIO))
@@ -93,14 +93,14 @@ def test_a_second_producer_or_one_that_is_pulled_is_refused(place: Place) -> Non
     incoming.registerProducer(RecordingProducer(), True)
 
 
-def test_an_absurd_modification_time_is_told_and_leaves_nothing(place: Place) -> None:
+def test_an_absurd_modification_time_fails_and_leaves_nothing(place: Place) -> None:
     incoming = place.incoming(b"", mtime=10**30)
     with pytest.raises(OSError, match="modification time 1000000"):
         result_of(incoming.finish())
     assert place.files() == []
 
 
-def test_a_link_in_the_place_of_the_file_is_replaced_not_followed(place: Place) -> None:
+def test_a_link_in_place_of_the_file_is_replaced_not_followed(place: Place) -> None:
     outside = place.root / "outside"
     outside.write_bytes(b"precious")
     place.final.parent.mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_directories_that_vanished_are_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "two").exists()
 
 
-def test_a_directory_that_vanished_fails_one_file_and_is_then_made_again(tmp_path: Path) -> None:
+def test_a_vanished_directory_fails_one_file_and_is_made_again(tmp_path: Path) -> None:
     directories = MkdirFS(tmp_path)
 
     def place(name: str) -> None:
@@ -148,7 +148,7 @@ def test_a_directory_that_vanished_fails_one_file_and_is_then_made_again(tmp_pat
     assert [path.name for path in (tmp_path / "tree").iterdir()] == ["three"]
 
 
-def test_a_temporary_file_of_somebody_else_is_neither_used_nor_removed(place: Place) -> None:
+def test_a_foreign_temporary_file_is_neither_used_nor_removed(place: Place) -> None:
     theirs = place.root / "incoming" / "7" / "0-x"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"theirs")
@@ -158,7 +158,7 @@ def test_a_temporary_file_of_somebody_else_is_neither_used_nor_removed(place: Pl
     assert place.files() == [theirs]
 
 
-def test_what_comes_after_the_failure_is_not_kept(place: Place) -> None:
+def test_bytes_after_the_failure_are_dropped(place: Place) -> None:
     incoming, late = place.incoming(b""), bytes(10)
     incoming.write(LARGE)
     before = sys.getrefcount(late)

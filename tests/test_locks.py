@@ -45,7 +45,7 @@ def test_a_shared_lock_forbids_only_one_that_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES])
-def test_what_says_that_somebody_holds_it(
+def test_errnos_that_mean_the_lock_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     assert not try_lock_that_fails(tmp_path, monkeypatch, number)
@@ -54,7 +54,7 @@ def test_what_says_that_somebody_holds_it(
 @pytest.mark.parametrize(
     "number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EIO]
 )
-def test_all_else_says_that_there_are_no_locks(
+def test_other_errors_mean_that_locks_are_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     with pytest.raises(LocksUnsupported, match=os.strerror(number)):
@@ -83,7 +83,7 @@ def run_without(cartd: RunningCartd, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_service_on_a_volume_without_locks_says_so_once_and_serves(tmp_path: Path) -> None:
+def test_a_service_without_locks_logs_it_once_and_serves(tmp_path: Path) -> None:
     with (
         served_directory(tmp_path / "archive") as archive,
         running_cartd(tmp_path / "cartd", archive=archive.url, started=False) as cartd,

@@ -81,7 +81,7 @@ def found(folding: Folding, paths: list[str]) -> set[frozenset[str]]:
     ],
     ids=str,
 )
-def test_paths_that_may_be_one_are_found(folding: Folding, paths: list[str]) -> None:
+def test_paths_that_may_collide_are_found(folding: Folding, paths: list[str]) -> None:
     [pair] = [pair for pair in found(folding, paths) if pair >= {paths[-1]}][:1]
     assert pair <= set(paths)
 
@@ -96,7 +96,7 @@ def test_paths_that_may_be_one_are_found(folding: Folding, paths: list[str]) -> 
     ],
     ids=str,
 )
-def test_others_are_not(folding: Folding, paths: list[str]) -> None:
+def test_paths_that_cannot_collide_are_not_found(folding: Folding, paths: list[str]) -> None:
     assert found(folding, paths) == set()
 
 
@@ -106,7 +106,7 @@ names = st.text("aAbB\u00e9\u00c9e\u0301/", min_size=1, max_size=6).filter(
 
 
 @given(st.lists(names, unique=True, max_size=8))
-def test_two_files_that_are_one_are_always_among_those_found(paths: list[str]) -> None:
+def test_every_real_collision_is_among_those_found(paths: list[str]) -> None:
     def key(path: str) -> str:
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).lower())
 
@@ -123,7 +123,7 @@ def test_two_files_that_are_one_are_always_among_those_found(paths: list[str]) -
     )
 
 
-def test_a_volume_that_tells_all_names_apart_has_no_collisions(tmp_path: Path) -> None:
+def test_a_case_sensitive_volume_has_no_collisions(tmp_path: Path) -> None:
     paths = VolumePaths(tmp_path / "volume")
     assert prepare(paths) == []
     assert detect_folding(paths) == Folding()
@@ -131,7 +131,7 @@ def test_a_volume_that_tells_all_names_apart_has_no_collisions(tmp_path: Path) -
     assert list(paths.all_incoming.iterdir()) == []
 
 
-def test_what_a_volume_is_like_is_told(tmp_path: Path) -> None:
+def test_limitations_of_the_volume_are_reported(tmp_path: Path) -> None:
     with without_case(tmp_path) as mount:
         paths = VolumePaths(mount / "volume")
         [line] = prepare(paths)
@@ -165,7 +165,7 @@ def place(directories: MkdirFS, final: Path, content: bytes) -> None:
 
 
 @in_a_thread
-def test_a_cart_whose_paths_are_one_on_the_volume_is_in_error_and_others_are_right(
+def test_only_the_cart_with_colliding_paths_is_in_error(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     files = {"a": b"AAAA", "b": b"BBBB", "c": b"CCCCCC"}

@@ -151,7 +151,7 @@ def tree(cartd: RunningCartd, uid: str) -> Path:
 
 
 @in_a_thread
-def test_nothing_wrong_is_sent_after_a_power_failure_and_only_what_is_wrong_is_fetched(
+def test_after_a_power_failure_only_damaged_files_are_fetched(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     names = [f"n{number}" for number in range(MANY)]
@@ -246,7 +246,7 @@ def test_nothing_is_verified_after_an_ordinary_stop(archive: FaultyArchive, tmp_
 
 
 @in_a_thread
-def test_nothing_is_verified_after_the_death_of_the_process_alone(
+def test_nothing_is_verified_after_a_crash_of_the_process_alone(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, SELDOM, SAME_BOOT) as cartd:
@@ -266,7 +266,7 @@ def test_nothing_is_verified_after_the_death_of_the_process_alone(
 
 
 @in_a_thread
-def test_who_is_killed_while_the_disk_writes_may_have_been_told_that_it_failed(
+def test_a_kill_during_a_sync_is_verified_at_the_next_start(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, OFTEN + HANGS, SAME_BOOT) as cartd:
@@ -281,7 +281,7 @@ def test_who_is_killed_while_the_disk_writes_may_have_been_told_that_it_failed(
 
 
 @in_a_thread
-def test_a_disk_that_hangs_keeps_no_stop_and_what_it_may_not_have_is_verified(
+def test_a_hanging_disk_blocks_no_stop_and_is_verified(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, OFTEN + HANGS) as cartd:
@@ -298,7 +298,7 @@ def test_a_disk_that_hangs_keeps_no_stop_and_what_it_may_not_have_is_verified(
 
 
 @in_a_thread
-def test_what_a_broken_disk_could_not_write_is_verified_while_the_service_runs(
+def test_unwritten_files_are_verified_while_the_service_runs(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, OFTEN + BROKEN) as cartd:
@@ -324,7 +324,7 @@ def test_what_a_broken_disk_could_not_write_is_verified_while_the_service_runs(
 
 
 @in_a_thread
-def test_what_a_command_takes_over_is_verified_and_what_it_stages_is_on_the_disk_when_it_ends(
+def test_a_command_verifies_and_syncs_what_it_stages(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, SELDOM) as cartd:

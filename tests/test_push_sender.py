@@ -18,7 +18,7 @@ def test_it_is_a_push_producer() -> None:
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in a thread"])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8, 10])
-def test_all_is_written_in_order_and_everything_let_go(size: int, at_once: bool) -> None:
+def test_all_is_written_in_order_and_everything_released(size: int, at_once: bool) -> None:
     sending = Sending(b"abcdefghij"[:size], at_once=at_once)
     sending.start()
     while sending.disk.held:
@@ -135,7 +135,7 @@ def test_when_stopped_it_closes_and_writes_no_more() -> None:
     assert sending.written == b"" and sending.disk.held == []
 
 
-def test_when_stopped_during_a_read_it_closes_once_the_thread_is_back() -> None:
+def test_a_stop_during_a_read_closes_when_the_thread_is_done() -> None:
     sending = Sending()
     sending.start()
     sending.sender.stopProducing()
@@ -161,7 +161,7 @@ def test_a_stop_during_a_write_ends_it() -> None:
     assert sending.written == b"abcd"
 
 
-def test_a_consumer_that_is_gone_already_stops_it_before_the_first_read() -> None:
+def test_a_disconnected_consumer_stops_it_before_the_first_read() -> None:
     sending = Sending(at_once=True)
     sending.sink.on_register = lambda: sending.sender.stopProducing()
     sending.start()
@@ -195,7 +195,7 @@ def test_a_cancel_unregisters_and_closes() -> None:
     sending.assert_failed(ClientDisconnected, unregistered=True)
 
 
-def test_a_cancel_during_a_read_unregisters_at_once_and_fires_when_the_thread_is_back() -> None:
+def test_a_cancel_during_a_read_unregisters_at_once() -> None:
     sending = Sending()
     done = sending.start()
     done.cancel()
@@ -207,7 +207,7 @@ def test_a_cancel_during_a_read_unregisters_at_once_and_fires_when_the_thread_is
     sending.assert_failed(ClientDisconnected, unregistered=True)
 
 
-def test_a_cancel_after_a_stop_waits_for_the_thread_and_leaves_the_consumer_alone() -> None:
+def test_a_cancel_after_a_stop_waits_for_the_thread() -> None:
     sending = Sending()
     done = sending.start()
     sending.sender.stopProducing()
@@ -217,7 +217,7 @@ def test_a_cancel_after_a_stop_waits_for_the_thread_and_leaves_the_consumer_alon
     sending.assert_failed(ClientDisconnected, unregistered=False)
 
 
-def test_a_coroutine_that_is_cancelled_goes_on_when_the_reader_is_closed() -> None:
+def test_a_cancelled_coroutine_resumes_when_the_reader_is_closed() -> None:
     sending = Sending()
     closed: list[int] = []
 

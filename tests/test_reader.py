@@ -116,7 +116,7 @@ def test_one_read_is_filled_from_many_small_members(tree: Path) -> None:
     reader.close()
 
 
-def test_a_file_is_open_from_its_first_byte_to_its_last_and_no_longer(tree: Path) -> None:
+def test_a_file_is_open_from_its_first_byte_to_its_last(tree: Path) -> None:
     reader = TreeReader(
         tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000), PART])
     )
@@ -138,7 +138,7 @@ def test_a_short_file_is_read_as_a_whole_and_not_kept_open(tree: Path) -> None:
     assert data + reader.read(5000) == (tree / "a/first.bin").read_bytes()
 
 
-def test_closing_in_mid_file_lets_go_of_it_and_may_be_repeated(tree: Path) -> None:
+def test_closing_in_mid_file_closes_it_and_may_be_repeated(tree: Path) -> None:
     reader = TreeReader(tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000)]))
     reader.read(10)
     reader.close()
@@ -203,7 +203,7 @@ CASES = [(name, damage) for name in ("a/first.bin", "last") for damage in DAMAGE
     [*CASES, ("a/first.bin", replace_parent)],
     ids=lambda it: it if isinstance(it, str) else it.__name__,
 )
-def test_a_file_that_is_not_as_it_was_recorded_is_damage_of_the_volume(
+def test_a_file_that_differs_from_its_record_is_damage(
     own_tree: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(own_tree / name)
@@ -221,7 +221,7 @@ def test_a_folder_of_the_recorded_size_is_no_file(own_tree: Path) -> None:
         read_some(TreeReader(own_tree, iter([Slice("a", size, 0, size)])))
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_damage_of_the_volume(own_tree: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_damage(own_tree: Path) -> None:
     reader = TreeReader(
         own_tree, iter([Slice("last", SENDFILE_MIN + 5000, 0, SENDFILE_MIN + 5000)])
     )
@@ -252,7 +252,7 @@ def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
     assert failed.value.path == "bad"
 
 
-def test_a_process_that_may_open_no_more_files_does_not_blame_the_cart(
+def test_running_out_of_descriptors_is_not_damage_of_the_cart(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "open", failing(errno.EMFILE))
@@ -272,7 +272,7 @@ def test_a_tar_that_is_missing_is_damage_of_the_volume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_read_of_nothing_is_refused_as_it_would_look_like_the_end(limit: int) -> None:
+def test_a_read_of_zero_bytes_is_refused(limit: int) -> None:
     with pytest.raises(ValueError, match="cannot read"):
         TreeReader(Path(), iter([Literal(b"x")])).read(limit)
 

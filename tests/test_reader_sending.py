@@ -129,7 +129,7 @@ def test_what_the_socket_does_not_take_is_sent_later(tree: Path, tar: Path, ends
     assert received + everything(reader, ends) == tar.read_bytes()
 
 
-def test_a_turn_ends_in_the_middle_of_a_long_file(tree: Path) -> None:
+def test_a_send_ends_in_the_middle_of_a_long_file(tree: Path) -> None:
     quick, far = socket.socketpair()
     with quick, far:
         quick.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
@@ -172,7 +172,7 @@ def test_sendfile_may_give_up_in_the_middle_of_a_file(
     assert begun + everything(reader, ends) == tar.read_bytes()
 
 
-def test_a_disk_that_fails_is_told_of_the_file_and_not_of_the_client(
+def test_a_disk_error_is_reported_for_the_file_not_the_client(
     tree: Path, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sendfile", fails(errno.EIO))
@@ -194,7 +194,7 @@ def test_a_long_file_that_shrinks_while_it_is_sent_is_damage(tmp_path: Path, end
     reader.close()
 
 
-def test_it_says_before_anything_is_sent_that_the_first_file_is_missing(tmp_path: Path) -> None:
+def test_prepare_reports_a_missing_first_file(tmp_path: Path) -> None:
     with pytest.raises(VolumeDamaged, match="a/long is missing"):
         whole(tmp_path).prepare()
 
@@ -214,7 +214,7 @@ def test_a_client_that_has_left_is_an_error_of_the_connection(tree: Path, ends: 
     reader.close()
 
 
-def test_a_long_slice_that_was_just_written_is_at_hand(tree: Path) -> None:
+def test_a_long_slice_that_was_just_written_is_cached(tree: Path) -> None:
     reader = whole(tree)
     assert not reader.is_cached(ENOUGH)  # nobody has looked where it begins
     reader.prepare()
@@ -222,7 +222,7 @@ def test_a_long_slice_that_was_just_written_is_at_hand(tree: Path) -> None:
     reader.close()
 
 
-def test_short_files_are_not_said_to_be_at_hand(tree: Path) -> None:
+def test_short_files_are_not_reported_as_cached(tree: Path) -> None:
     reader = TreeReader(tree, iter([Slice("a/tiny", 3, 0, 3)]))
     reader.prepare()
     assert not reader.is_cached(ENOUGH)
@@ -230,7 +230,7 @@ def test_short_files_are_not_said_to_be_at_hand(tree: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("which", ["first", "last"])
-def test_what_is_on_the_disk_alone_is_not_at_hand(
+def test_data_on_the_disk_alone_is_not_cached(
     tree: Path, monkeypatch: pytest.MonkeyPatch, which: str, number: int
 ) -> None:
     size = SIZES["a/long"]

@@ -102,7 +102,7 @@ def test_all_carts_of_a_uid_are_deleted_and_no_other(bench: RemovalBench) -> Non
 def test_a_second_removal_of_a_cart_waits_for_the_first(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
-    threads.let_all_go()
+    threads.run_all()
     cart = bench.store.put("mine", {})
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
     deleting = begin(bench.removal.delete(cart))
@@ -110,9 +110,9 @@ def test_a_second_removal_of_a_cart_waits_for_the_first(tmp_path: Path) -> None:
     for _ in ("that it is the volume", "the cart"):
         threads.held.pop()()  # so much has the sweep seen
     assert (len(threads.held), deleting, sweeping) == (1, [], [])
-    threads.let_one_go()
+    threads.run_one()
     assert (deleting, sweeping) == ([0], [])
-    threads.let_one_go()
+    threads.run_one()
     assert sweeping == [None]
     assert bench.left() == set()
     result_of(bench.stager.stop())
@@ -466,11 +466,11 @@ def test_a_large_cart_is_gone_for_clients_before_its_files_are(tmp_path: Path) -
     bench = RemovalBench(tmp_path / "volume", threads)
     cart = bench.store.put("mine", dict.fromkeys(map(str, range(SMALL_CART_FILES + 1)), b""))
     (bench.root / f"{cart.id}/mine").mkdir(parents=True)
-    threads.let_all_go()
+    threads.run_all()
     assert begin(bench.removal.delete_all(UNRESTRICTED, "mine")) == [1]
     assert bench.store.unremoved == {cart.id}
     assert (bench.root / str(cart.id)).exists()
-    threads.let_all_go()
+    threads.run_all()
     assert bench.store.unremoved == set()
     assert bench.left() == set()
     result_of(bench.stager.stop())
@@ -480,13 +480,13 @@ def test_a_client_waits_only_briefly_for_a_removal(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     cart = bench.store.put("mine", {})
-    threads.let_all_go()
+    threads.run_all()
     deleting = begin(bench.removal.delete(cart))
     assert deleting == []
     bench.clock.advance(CLIENT_WAIT)
     assert deleting == [0]
     assert bench.store.unremoved == {cart.id}
-    threads.let_all_go()
+    threads.run_all()
     assert bench.store.unremoved == set()
     result_of(bench.stager.stop())
 
@@ -497,13 +497,13 @@ def test_many_deleted_carts_are_removed_a_few_at_a_time(
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     carts = [bench.store.put(f"cart-{number}", {}) for number in range(10 * CONCURRENCY)]
-    threads.let_all_go()
+    threads.run_all()
     for cart in carts:
         begin(bench.removal.delete(cart))
         assert len(threads.held) <= 2 * CONCURRENCY
     assert len(bench.store.unremoved) == len(carts)
     settled = begin(bench.removal.wait_until_idle())
-    threads.let_all_go()
+    threads.run_all()
     assert settled == [None]
     assert bench.store.unremoved == set()
     result_of(bench.stager.stop())
@@ -513,13 +513,13 @@ def test_a_stop_cancels_background_removals(tmp_path: Path) -> None:
     threads = HeldThreads()
     bench = RemovalBench(tmp_path / "volume", threads)
     carts = [bench.store.put(f"cart-{number}", {}) for number in range(3 * CONCURRENCY)]
-    threads.let_all_go()
+    threads.run_all()
     for cart in carts:
         begin(bench.removal.delete(cart))
     bench.volume.stop()
     stopped = begin(bench.removal.stop())
     assert stopped == []
-    threads.let_all_go()
+    threads.run_all()
     assert stopped == [None]
     assert bench.store.unremoved
     result_of(bench.removal.wait_until_idle())

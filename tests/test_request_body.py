@@ -102,9 +102,9 @@ def test_long_body_is_spooled_in_order() -> None:
     for start in range(0, len(data), 1000):
         client.send(data[start : start + 1000])
         if start % 7000 == 0:
-            client.threads.let_all_go()
+            client.threads.run_all()
     assert client.reads.bodies == []
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert client.reads.bodies == [data]
 
 
@@ -115,7 +115,7 @@ def test_slow_client_occupies_no_thread() -> None:
     for _ in range(100):
         client.send(b"x")
     assert client.threads.made == 1  # with what was in memory
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert not client.threads.held
 
 
@@ -129,10 +129,10 @@ def test_reading_pauses_while_the_disk_is_slow() -> None:
     client.channel.resumeProducing()  # as for a connection that can be written to again
     client.send(b"x")
     assert client.paused
-    client.threads.let_one_go()
+    client.threads.run_one()
     assert not client.paused
     client.leave()
-    client.threads.let_all_go()
+    client.threads.run_all()
 
 
 def test_disk_pause_does_not_count_as_client_timeout() -> None:
@@ -143,7 +143,7 @@ def test_disk_pause_does_not_count_as_client_timeout() -> None:
     client.send(b"x" * HIGH_WATER)
     clock.advance(100)
     assert not client.transport.disconnecting
-    client.threads.let_all_go()
+    client.threads.run_all()
     clock.advance(9)
     assert not client.transport.disconnecting
     clock.advance(1)
@@ -157,10 +157,10 @@ def test_disconnect_releases_reserved_space(under_way: bool) -> None:
     client.declare(3 * MAX_IN_MEMORY)
     client.send(CHUNK + b"x")
     if not under_way:
-        client.threads.let_all_go()
+        client.threads.run_all()
     assert client.used == 3 * MAX_IN_MEMORY
     client.leave()
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert client.used == 0
     assert client.reads.bodies == []
 
@@ -170,7 +170,7 @@ def test_client_that_disconnects_after_its_body_gets_no_response() -> None:
     client.declare(MAX_IN_MEMORY + 1)
     client.send(CHUNK + b"x")
     client.leave()
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert (client.reads.bodies, client.used) == ([], 0)
 
 
@@ -178,7 +178,7 @@ def test_space_is_released_with_the_response() -> None:
     client = Client()
     client.declare(MAX_IN_MEMORY + 1)
     client.send(CHUNK + b"x")
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert client.reads.bodies == [CHUNK + b"x"]
     assert client.used == 0
 
@@ -217,7 +217,7 @@ def test_chunked_body_without_space_is_rejected() -> None:
     status, body = client.answer()
     assert (status, body["limit"]) == (503, "server.temp_file_limit")
     client.leave()
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert client.used == 3 * MAX_IN_MEMORY
     client.channel, client.transport = client.connect()
     client.declare(5)
@@ -240,7 +240,7 @@ def test_single_body_over_the_space_limit_is_accepted(declared: bool) -> None:
         for _ in range(5):
             client.chunk(CHUNK)
         client.send(b"0\r\n\r\n")
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert (client.reads.bodies, client.used) == ([data], 0)
 
 
@@ -258,7 +258,7 @@ def test_disk_error_names_the_directory(
     client.declare(3 * MAX_IN_MEMORY)
     client.send(CHUNK + b"x")
     with logged() as events:
-        client.threads.let_all_go()
+        client.threads.run_all()
     code, body = client.answer()
     message = f"The body cannot be kept in {tempfile.gettempdir()}: {os.strerror(number)}"
     assert (code, body["message"]) == (status, message)
@@ -266,7 +266,7 @@ def test_disk_error_names_the_directory(
     assert client.transport.disconnecting
     client.send(CHUNK)
     client.leave()
-    client.threads.let_all_go()
+    client.threads.run_all()
     assert client.used == 0
     client.connected.channel.connectionLost()
     assert client.connected.clock.getDelayedCalls() == []
@@ -276,12 +276,12 @@ def test_body_in_use_is_closed_after_its_reader() -> None:
     client = Client()
     client.declare(3 * MAX_IN_MEMORY)
     client.send(CHUNK + b"x")
-    client.threads.let_all_go()
+    client.threads.run_all()
     body = client.channel.requests[0].content
     with body._file_in_use() as is_open:
         assert is_open
         client.leave()
-        client.threads.let_all_go()
+        client.threads.run_all()
         assert body.seek(0) == 0  # it is open still
     with pytest.raises(ValueError, match="closed"):
         body.read()

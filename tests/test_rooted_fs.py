@@ -65,7 +65,7 @@ WAYS: dict[str, Callable[[RootedFS, Path], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_no_way_leads_through_a_link_to_a_directory(
+def test_a_symlink_to_a_directory_is_never_followed(
     root: Path, fs: RootedFS, way: Callable[[RootedFS, Path], object]
 ) -> None:
     outside = root.with_name("outside")
@@ -80,7 +80,7 @@ def test_no_way_leads_through_a_link_to_a_directory(
 
 
 @pytest.mark.parametrize("path", ["../outside/file", "a/../../outside/file", "..", "a//x", "."])
-def test_no_name_leads_up(root: Path, fs: RootedFS, path: str) -> None:
+def test_dot_dot_names_are_refused(root: Path, fs: RootedFS, path: str) -> None:
     for opened in (fs.open_relative, lambda path: read(root, path)):
         with pytest.raises(OSError, match="leads out") as caught:
             opened(path)
@@ -102,7 +102,7 @@ def test_a_link_to_a_file_is_itself_and_nothing_else(root: Path, fs: RootedFS) -
     assert (root.with_name("outside") / "file").read_bytes() == SECRET
 
 
-def test_pipes_and_sockets_are_neither_waited_for_nor_taken(root: Path, fs: RootedFS) -> None:
+def test_pipes_and_sockets_are_neither_waited_for_nor_opened(root: Path, fs: RootedFS) -> None:
     os.mkfifo(root / "pipe")
     for name in ("pipe", "a"):
         with pytest.raises(OSError, match="not a regular file"):

@@ -37,7 +37,7 @@ def staged(cartd: RunningCartd, body: bytes) -> Answer:
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["streamed", "on the volume"])
 @in_a_thread
-def test_a_deleted_cart_and_another_service_give_the_same_bytes_and_etag(
+def test_another_service_sends_the_same_bytes_and_etag(
     archive: FaultyArchive, tmp_path: Path, bundle: bool
 ) -> None:
     body = posted(archive, bundle=bundle)
@@ -59,7 +59,7 @@ def test_a_deleted_cart_and_another_service_give_the_same_bytes_and_etag(
 
 
 @in_a_thread
-def test_a_cart_that_lost_a_file_is_the_same_tar_as_before_in_any_time_zone(
+def test_a_restaged_file_yields_the_same_tar_in_any_time_zone(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), TZ="UTC") as cartd:

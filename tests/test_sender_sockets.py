@@ -103,7 +103,7 @@ async def joined() -> AsyncIterator[Joined]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_does_not_read_stops_the_sender_until_it_does(joined: Joined) -> None:
+async def test_a_stalled_client_stops_the_sender_until_it_reads(joined: Joined) -> None:
     sender = await joined.connect()
     reader = joined.server.reader
     await until(lambda: joined.stalled(sender) or reader.at == SIZE)
@@ -117,7 +117,7 @@ async def test_a_client_that_does_not_read_stops_the_sender_until_it_does(joined
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
+async def test_a_disconnect_frees_everything(joined: Joined) -> None:
     sender = await joined.connect()
     await until(lambda: joined.stalled(sender))
     joined.client.leave()

@@ -172,7 +172,7 @@ async def joined(tree: Path) -> AsyncIterator[Joined]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_does_not_read_stops_it_until_it_does(
+async def test_a_stalled_client_stops_it_until_it_reads(
     joined: Joined, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[bool] = []
@@ -202,7 +202,7 @@ async def test_it_is_a_producer_and_a_descriptor(joined: Joined) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
+async def test_a_disconnect_frees_everything(joined: Joined) -> None:
     await joined.connect()
     await until(joined.stalled)
     joined.client.leave()
@@ -213,7 +213,7 @@ async def test_a_client_that_leaves_frees_everything(joined: Joined) -> None:
 
 @pytest.mark.parametrize("how", ["the client leaves", "cancelled", "the reactor drops it"])
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_let_go_while_a_thread_works_with_it(joined: Joined, how: str) -> None:
+async def test_nothing_is_released_while_a_thread_uses_it(joined: Joined, how: str) -> None:
     joined.server.prepare = lambda reader: reader.let_go.clear()
     await joined.connect()
     [reader], [sender] = joined.server.readers, joined.server.senders
@@ -235,7 +235,7 @@ async def test_nothing_is_let_go_while_a_thread_works_with_it(joined: Joined, ho
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_missing_at_once_is_known_before_there_is_a_head(joined: Joined) -> None:
+async def test_a_missing_first_file_is_known_before_the_head_is_sent(joined: Joined) -> None:
     joined.server.root = joined.server.root / "nowhere"
     await joined.connect()
     joined.client.read_on()
@@ -247,7 +247,7 @@ async def test_what_is_missing_at_once_is_known_before_there_is_a_head(joined: J
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_missing_later_breaks_the_connection(
+async def test_a_file_missing_later_breaks_the_connection(
     joined: Joined, tmp_path: Path, body: bytes
 ) -> None:
     joined.server.root = tmp_path
@@ -371,59 +371,61 @@ class Alone:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Alone]:
-    alone = Alone(tmp_path / "file")
-    yield alone
-    alone.near.close()
-    alone.far.close()
+def unstarted(tmp_path: Path) -> Iterator[Alone]:
+    unstarted = Alone(tmp_path / "file")
+    yield unstarted
+    unstarted.near.close()
+    unstarted.far.close()
 
 
-def test_it_waits_until_the_connection_has_sent_the_head(alone: Alone) -> None:
-    assert alone.answer.written == [b""]
-    alone.reactor.addWriter(alone.answer.connection)
-    alone.has_room()
+def test_it_waits_until_the_connection_has_sent_the_head(unstarted: Alone) -> None:
+    assert unstarted.answer.written == [b""]
+    unstarted.reactor.addWriter(unstarted.answer.connection)
+    unstarted.has_room()
     with pytest.raises(BlockingIOError):
-        alone.far.recv(10)
-    alone.reactor.removeWriter(alone.answer.connection)
-    alone.has_room()
-    assert alone.far.recv(10) == b"data"
+        unstarted.far.recv(10)
+    unstarted.reactor.removeWriter(unstarted.answer.connection)
+    unstarted.has_room()
+    assert unstarted.far.recv(10) == b"data"
 
 
-def test_when_all_is_sent_the_answer_has_no_producer_any_more(alone: Alone) -> None:
-    assert alone.answer.producer is alone.sender
-    alone.has_room()
-    assert alone.outcomes == [None]
-    assert alone.answer.producer is None and alone.reactor.writers == []
+def test_when_all_is_sent_the_answer_has_no_producer_any_more(unstarted: Alone) -> None:
+    assert unstarted.answer.producer is unstarted.sender
+    unstarted.has_room()
+    assert unstarted.outcomes == [None]
+    assert unstarted.answer.producer is None and unstarted.reactor.writers == []
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EIO])
-def test_only_what_the_connection_suffers_is_the_client_s_leaving(
-    alone: Alone, number: int, monkeypatch: pytest.MonkeyPatch
+def test_only_connection_errors_are_client_disconnects(
+    unstarted: Alone, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def send(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(TreeReader, "send", send)
-    alone.has_room()
-    [failure] = alone.outcomes
+    unstarted.has_room()
+    [failure] = unstarted.outcomes
     assert (failure.type is ClientDisconnected) == (number != errno.EIO)
-    assert alone.answer.producer is None and alone.near.fileno() == -1
+    assert unstarted.answer.producer is None and unstarted.near.fileno() == -1
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_what_is_at_hand_is_sent_by_few_threads(
+def test_cached_data_is_sent_by_few_threads(
     tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cached:
         monkeypatch.setattr(TreeReader, "is_cached", lambda *_: False)
-    alone = Alone(tmp_path / "file", bytes(SENDFILE_MIN))
-    alone.has_room()
-    assert (alone.threads.runs, alone.cached_data_threads.runs) == ((1, 1) if cached else (2, 0))
-    alone.sender.stopProducing()
-    alone.far.close()
+    unstarted = Alone(tmp_path / "file", bytes(SENDFILE_MIN))
+    unstarted.has_room()
+    assert (unstarted.threads.runs, unstarted.cached_data_threads.runs) == (
+        (1, 1) if cached else (2, 0)
+    )
+    unstarted.sender.stopProducing()
+    unstarted.far.close()
 
 
-def test_few_threads_work_at_once_and_the_rest_waits_in_its_order() -> None:
+def test_a_limited_pool_runs_few_at_once_and_queues_in_order() -> None:
     held: list[Deferred[int]] = []
 
     class Held:
@@ -455,12 +457,12 @@ def test_over_tls_there_is_no_plain_socket() -> None:
     assert plain_socket(StringTransport(), reactor) is None
 
 
-def test_a_reactor_that_watches_no_descriptors_gets_none(alone: Alone) -> None:
+def test_a_reactor_that_watches_no_descriptors_gets_none(unstarted: Alone) -> None:
     class Connected:
         def getHandle(self) -> socket.socket:
-            return alone.near
+            return unstarted.near
 
     other = plain_socket(Connected(), reactor)
-    assert other is not None and other.fileno() != alone.near.fileno()
+    assert other is not None and other.fileno() != unstarted.near.fileno()
     other.close()
     assert plain_socket(Connected(), Clock()) is None

@@ -449,9 +449,9 @@ class TestEnding:
         bench.archive.files["1"] = b"eno"
         running, ended = run(bench, cart)
         while bench.archive.times("GET") == 0:
-            threads.let_one_go()
+            threads.run_one()
         running.cancel()
-        threads.let_all_go()
+        threads.run_all()
         assert isinstance(failure_of(ended), CancelledError)
         assert not bench.clock.getDelayedCalls()
 

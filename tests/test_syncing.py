@@ -157,7 +157,7 @@ class Bench:
 
     def write(self) -> None:
         """The disk writes all that it was asked to write."""
-        self.threads.let_all_go()
+        self.threads.run_all()
 
     def times_of_syncs(self, seconds: float) -> list[float]:
         """Go on for so long with something to sync all the time; when the disk was asked to."""
@@ -328,7 +328,7 @@ class TestStop:
         bench.store.note(2)
         stopped = begin(bench.syncing.stop())
         assert bench.threads.made == 1
-        bench.threads.let_one_go()
+        bench.threads.run_one()
         assert set(bench.store.rows) == {2}
         bench.write()
         assert stopped == [None]

@@ -82,7 +82,7 @@ def test_concurrent_requests_share_one_index_build() -> None:
     got = [outcome(one) for one in asking]
     asking[0].cancel()
     asking[2].cancel()
-    threads.let_all_go()
+    threads.run_all()
     assert store.asked == 3
     assert [type(failure_of(got[number])) for number in (0, 2)] == [CancelledError] * 2
     index = index_of(MEMBERS, page=PAGE_SIZE)
@@ -97,10 +97,10 @@ def test_a_build_without_waiters_is_cancelled() -> None:
     left = [outcome(one) for one in asking]
     for one in asking:
         one.cancel()
-    threads.let_all_go()
+    threads.run_all()
     assert (store.asked, len(left[0]), len(left[1])) == (2, 1, 1)
     again = begin(tar_indexes.get(CART))
-    threads.let_all_go()
+    threads.run_all()
     assert again == [index_of(MEMBERS, page=PAGE_SIZE)]
 
 
@@ -108,10 +108,10 @@ def test_a_failed_build_is_retried_for_the_next_request() -> None:
     threads = HeldThreads()
     tar_indexes, store = cache_of(MEMBERS[:-1], threads)
     failed = [begin(tar_indexes.get(CART)) for _ in range(2)]
-    threads.let_all_go()
+    threads.run_all()
     assert [type(failure_of(one)) for one in failed] == [VolumeDamaged] * 2
     again = begin(tar_indexes.get(CART))
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(again), VolumeDamaged)
     assert store.asked == 6
 
@@ -122,7 +122,7 @@ def test_an_index_invalidated_while_built_is_not_cached() -> None:
     old = begin(tar_indexes.get(CART))
     tar_indexes.invalidate(CART.id)
     new = begin(tar_indexes.get(CART))
-    threads.let_all_go()
+    threads.run_all()
     assert len(old) == len(new) == 1
     assert store.asked == 6
     assert result_of(tar_indexes.get(CART)) is new[0]
@@ -143,12 +143,12 @@ def test_one_page_is_indexed_while_the_next_is_read() -> None:
     built: list[TarIndex] = []
     Deferred.fromCoroutine(tar_indexes.build(CART)).addCallback(built.append)
     assert (store.asked, len(threads.held)) == (2, 1)
-    threads.let_one_go()
+    threads.run_one()
     assert (store.asked, len(threads.held)) == (3, 1)
-    threads.let_one_go()
+    threads.run_one()
     for _ in ("the last page", "the index"):
         assert (len(threads.held), built) == (1, [])
-        threads.let_one_go()
+        threads.run_one()
     assert built == [index_of(MEMBERS, page=PAGE_SIZE)]
 
 
@@ -217,7 +217,7 @@ def test_large_indexes_are_built_one_at_a_time(
     assert store.asked == 2
     begin(tar_indexes.build(replace(OTHER, files_total=1)))
     assert store.asked == 3
-    threads.let_all_go()
+    threads.run_all()
     assert store.asked == 3 + 1 + 3
     assert len(first) == len(second) == 1
 
@@ -233,8 +233,8 @@ def test_a_cancelled_request_leaves_the_build_queue(
     left = outcome(waiting)
     waiting.cancel()
     assert isinstance(failure_of(left), CancelledError)
-    threads.let_all_go()
+    threads.run_all()
     assert (len(first), store.asked) == (1, 3)
     again = begin(tar_indexes.get(OTHER))
-    threads.let_all_go()
+    threads.run_all()
     assert len(again) == 1

@@ -30,30 +30,30 @@ def seconds(each: float, started: int = 0) -> BatchingThreadRunner:
     return BatchingThreadRunner(InThisThread(), lambda: next(ticks) * each)
 
 
-def test_each_piece_has_its_own_result() -> None:
+def test_each_call_has_its_own_result() -> None:
     threads = HeldThreads()
     limit = BatchingThreadRunner(threads)
     error = OSError("one of many")
     first = [outcome(limit.run(identity, number)) for number in range(10)]
     failed = outcome(limit.run(fail, error))
     last = outcome(limit.run(identity, "last"))
-    threads.let_all_go()
+    threads.run_all()
     assert first == [[number] for number in range(10)]
     assert failure_of(failed) is error
     assert last == ["last"]
 
 
-def test_work_that_comes_while_trips_are_under_way_goes_together() -> None:
+def test_calls_that_wait_for_a_thread_are_batched() -> None:
     threads = HeldThreads()
     limit = BatchingThreadRunner(threads)
     results = [outcome(limit.run(identity, number)) for number in range(MAX_BATCH + 10)]
     assert threads.made == MIN_CONCURRENT
-    threads.let_all_go()
+    threads.run_all()
     assert all(results)
     assert threads.made == MIN_CONCURRENT + 2
 
 
-def test_a_piece_does_not_wait_for_others_when_no_trip_is_under_way() -> None:
+def test_a_call_starts_at_once_when_no_thread_is_busy() -> None:
     assert outcome(BatchingThreadRunner(InThisThread()).run(identity, 1)) == [1]
 
 
@@ -62,14 +62,14 @@ def test_a_piece_does_not_wait_for_others_when_no_trip_is_under_way() -> None:
     [(0.000_1, MIN_CONCURRENT), (0.005, 5), (3.0, MAX_CONCURRENT)],
     ids=["a quick disk", "a slow one", "one far away"],
 )
-def test_the_slower_each_piece_the_more_trips(each: float, expected: int) -> None:
+def test_slower_calls_get_more_threads(each: float, expected: int) -> None:
     limit = seconds(each)
     for _ in range(60):
         limit.run(identity, None)
     assert limit.limit == pytest.approx(expected, abs=1)
 
 
-def test_a_cancelled_piece_does_not_disturb_the_others() -> None:
+def test_a_cancelled_call_does_not_disturb_the_others() -> None:
     threads = HeldThreads()
     limit = BatchingThreadRunner(threads)
     for _ in range(MIN_CONCURRENT):
@@ -77,6 +77,6 @@ def test_a_cancelled_piece_does_not_disturb_the_others() -> None:
     cancelled, other = limit.run(identity, 1), limit.run(identity, 2)
     results = outcome(cancelled), outcome(other)
     cancelled.cancel()
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(results[0]), CancelledError)
     assert results[1] == [2]

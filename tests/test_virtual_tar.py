@@ -206,7 +206,7 @@ def every_layout(test: Any) -> Any:
 
 
 @every_layout
-def test_each_ustar_block_says_the_size_and_the_name_without_pax_records(
+def test_each_ustar_block_has_size_and_name_without_pax_records(
     members: list[Member], top: str
 ) -> None:
     found = list(read_ustar(Sparse(build_tar(members, top=top))))
@@ -262,7 +262,7 @@ tops = st.builds(
 @given(layouts(sizes), tops, tops)
 @example([member("x" * 90 + "/" + "y" * 90)], "t" * 64, "t" * 65)
 @example([member("x" * 240 + "/" + "y" * 20)], "t" * 155, "t" * 255)
-def test_one_index_gives_the_tars_below_all_tops_and_their_lengths_without_it(
+def test_one_index_serves_every_top_folder_and_its_length(
     members: list[Member], top: str, other: str
 ) -> None:
     index = index_of(members)
@@ -274,7 +274,7 @@ def test_one_index_gives_the_tars_below_all_tops_and_their_lengths_without_it(
     assert not same or index.shift(top) == index.shift(other)
 
 
-def test_a_cart_of_plain_paths_has_one_variant_for_all_usual_names() -> None:
+def test_plain_paths_have_one_variant_for_all_usual_names() -> None:
     lengths = index_of(REAL[:2] + REAL[5:]).lengths
     assert len({lengths.variant(top) for top in ("a", "b" * 99, "c" * 155)}) == 1
     assert len({lengths.variant("ä" * n) for n in range(1, 128)}) == 1
@@ -294,7 +294,7 @@ GOLDEN = {1: "6aea24b59ae25a033a66d1ecb5ec4ad24004bb59123f62562bfcec77dd512e07"}
 """By the number of the layout, the digest of the bytes of these tars, and of their ETags."""
 
 
-def test_whoever_changes_a_byte_of_the_layout_raises_its_number() -> None:
+def test_a_changed_byte_of_the_tar_needs_a_new_layout_version() -> None:
     seen = sha256()
     for members, top in ((REAL, "my cart"), (LARGE, "t"), *layouts_and_tops.values()):
         bundle = build_tar(members, top=top)
@@ -354,7 +354,7 @@ def test_a_plain_header_has_a_long_top_folder_in_its_prefix(
 
 @settings(deadline=None)
 @given(layouts(small_sizes), st.integers(1, 6), st.data())
-def test_any_range_of_any_layout_is_the_slice_of_the_whole(
+def test_any_range_of_any_tar_is_the_slice_of_the_whole(
     members: list[Member], page: int, data: st.DataObject
 ) -> None:
     bundle = build_tar(members, top="top", page=page)
@@ -393,7 +393,7 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
 
 @settings(deadline=None)
 @given(layouts(sizes), st.data())
-def test_a_range_of_a_huge_layout_is_cut_out_of_its_pieces(
+def test_a_range_of_a_huge_tar_is_cut_out_of_its_pieces(
     members: list[Member], data: st.DataObject
 ) -> None:
     bundle = build_tar(members, top="top")
@@ -421,7 +421,7 @@ def watched(count: int) -> tuple[VirtualTar, list[Watched]]:
     return bundle, places
 
 
-def test_a_late_range_takes_the_paths_apart_among_which_it_lies_and_no_others() -> None:
+def test_a_late_range_splits_only_the_path_strings_it_needs() -> None:
     bundle, places = watched(5000)
     late = bundle.length - 100_000
     assert sum(1 for _ in bundle.segments(late, late + 5000)) > 1

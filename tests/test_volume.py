@@ -79,7 +79,7 @@ def test_a_uid_too_long_for_a_bundle_still_has_a_tree(volume: Volume) -> None:
         volume.tar(cart)
 
 
-def test_two_volumes_in_one_directory_never_share_a_temporary_name(root: Path) -> None:
+def test_two_volumes_in_one_directory_share_no_temporary_name(root: Path) -> None:
     for volume in (Volume(root, InThisThread()), Volume(root, InThisThread())):
         volume.prepare()
         incoming = volume.incoming(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20))))
@@ -121,7 +121,7 @@ def put_a_file(path: Path) -> Path:
         ),
     ],
 )
-def test_a_volume_that_cannot_be_used_is_told_in_one_line(
+def test_a_volume_that_cannot_be_used_is_reported_in_one_line(
     root: Path, spoil: Callable[[Path], object], named: str, reason: str
 ) -> None:
     spoil(root)

@@ -89,19 +89,19 @@ def test_a_uid_too_long_for_a_bundle_closes_the_reader(volume: Volume) -> None:
 
 
 @pytest.mark.parametrize("trips", [0, 1, 2])
-def test_a_cancelled_bundle_leaves_nothing_and_waits_for_the_thread(root: Path, trips: int) -> None:
+def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, trips: int) -> None:
     threads, reader = HeldThreads(), Bytes(TAR)
     volume = Volume(root, threads)
     volume.prepare()
     writing = Deferred.fromCoroutine(volume.write_tar(CART, reader, len(TAR)))
     written = outcome(writing)
     for _ in range(trips):
-        threads.let_one_go()
+        threads.run_one()
     writing.cancel()
     assert (len(threads.held), reader.closed, written) == (1, 0, [])
-    threads.let_one_go()
+    threads.run_one()
     assert (len(threads.held), reader.closed, written) == (1, 0, [])
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(written), CancelledError)
     assert reader.closed == 1
     assert everything(root) <= EMPTY | {"incoming/7"}
@@ -119,7 +119,7 @@ def pacificas_tar(volume: Volume, *paths: str) -> Path:
     return tar
 
 
-def test_a_bundle_of_pacificas_is_measured_by_its_headers(volume: Volume) -> None:
+def test_members_of_pacificas_bundle_are_read_from_its_headers(volume: Volume) -> None:
     paths = ["b", "a/" + "long/" * 60 + "c", "a/\N{SNOWMAN}", "a/d"]
     pacificas_tar(volume, *paths)
     wanted = [a_file(b"", path, position=number) for number, path in enumerate(paths[:3])]
@@ -130,7 +130,7 @@ def test_a_bundle_of_pacificas_is_measured_by_its_headers(volume: Volume) -> Non
     ]
 
 
-def test_a_bundle_that_lacks_a_file_or_cannot_be_read_is_not_measured(volume: Volume) -> None:
+def test_an_incomplete_or_unreadable_bundle_has_no_member_stats(volume: Volume) -> None:
     one, another = a_file(b"", "one"), a_file(b"", "another", position=1)
     assert result_of(volume.stat_tar_members(CART, [one])) is None
     tar = pacificas_tar(volume, "one")
@@ -145,7 +145,7 @@ def test_a_bundle_that_lacks_a_file_or_cannot_be_read_is_not_measured(volume: Vo
     assert result_of(volume.stat_tar_members(CART, [one])) is None
 
 
-async def no_rest(_size: int) -> None:
+async def no_throttle(_size: int) -> None:
     """As the command verify does."""
 
 
@@ -159,7 +159,7 @@ async def verified(volume: Volume, pages: list[list[CartFile]]) -> list[tuple[st
     cart = replace(CART, bundle=True)
     return [
         (file.path, fault)
-        async for files, faults in volume.bundle_faults(cart, given(), no_rest)
+        async for files, faults in volume.bundle_faults(cart, given(), no_throttle)
         for file, fault in zip(files, faults, strict=True)
     ]
 
@@ -198,7 +198,7 @@ def test_a_bundle_is_verified_page_by_page_whatever_its_order(
 FAULT = "is wrong"
 
 
-def test_a_bundle_in_order_is_never_kept_whole(
+def test_a_bundle_in_order_is_never_held_in_memory(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def whole(*_: object) -> None:
@@ -216,7 +216,7 @@ def test_a_bundle_in_order_is_never_kept_whole(
     assert {fault for _, fault in result_of(verified(volume, PAGES))} == {"is lost with the bundle"}
 
 
-def test_a_member_of_no_file_and_a_file_of_no_member_are_told_apart(volume: Volume) -> None:
+def test_extra_members_and_missing_members_are_distinguished(volume: Volume) -> None:
     bodies = {"extra": b"x", **BODIES}
     del bodies["dir/4"]
     written_bundle(volume, bodies)
@@ -231,7 +231,7 @@ def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:
     assert result_of(volume.stat_tar_members(cart, [])) is None
 
 
-def test_a_bundle_is_on_the_disk_before_its_tree_goes_with_all_names_that_lead_to_it(
+def test_a_bundle_is_synced_before_its_tree_is_removed(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[int, bool]] = []

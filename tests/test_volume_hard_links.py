@@ -38,7 +38,7 @@ def volume(tmp_path: Path) -> Volume:
     return volume
 
 
-def twin(
+def duplicate(
     path: str = "there/too.dat", staged_path: str = "a/b.dat", size: int = len(BODY)
 ) -> DuplicateFile:
     sha1 = hashlib.sha1(BODY).hexdigest()
@@ -52,7 +52,7 @@ def staged(volume: Volume) -> Path:
 
 def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
     """Why it is not linked; nothing of it may be left."""
-    shared, reason = result_of(volume.link_duplicates(NEW, [one or twin()]))
+    shared, reason = result_of(volume.link_duplicates(NEW, [one or duplicate()]))
     assert shared == []
     assert reason
     assert not any((volume.tree(NEW).parents[1] / "incoming").rglob("*-*"))
@@ -61,7 +61,7 @@ def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
 
 def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
     old = staged(volume)
-    assert result_of(volume.link_duplicates(NEW, [twin()])) == ([twin()], "")
+    assert result_of(volume.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
     new = volume.member(NEW, "there/too.dat")
     assert new.samefile(old)
     assert new.stat().st_nlink == 2
@@ -74,49 +74,45 @@ def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
 def test_a_link_that_is_there_already_is_made_again(volume: Volume) -> None:
     old = staged(volume)
     for _ in range(2):
-        assert result_of(volume.link_duplicates(NEW, [twin()])) == ([twin()], "")
+        assert result_of(volume.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
     assert old.stat().st_nlink == 2
 
 
 def test_what_is_there_and_no_longer_right_is_replaced(volume: Volume) -> None:
     old = staged(volume)
     damaged = stage(volume, a_file(b"?", "there/too.dat"), b"?", NEW)
-    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
     assert damaged.samefile(old)
 
 
-def test_a_planted_link_in_its_place_is_replaced_and_not_followed(
-    volume: Volume, tmp_path: Path
-) -> None:
+def test_a_planted_symlink_is_replaced_and_not_followed(volume: Volume, tmp_path: Path) -> None:
     staged(volume)
     precious = tmp_path / "precious"
     precious.write_text("mine")
     new = volume.member(NEW, "there/too.dat")
     new.parent.mkdir(parents=True)
     new.symlink_to(precious)
-    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
     assert not new.is_symlink()
     assert (new.read_bytes(), precious.read_text()) == (BODY, "mine")
 
 
-def test_a_planted_link_to_a_directory_goes_and_is_not_followed(
-    volume: Volume, tmp_path: Path
-) -> None:
+def test_a_planted_symlink_to_a_directory_is_removed(volume: Volume, tmp_path: Path) -> None:
     staged(volume)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     volume.tree(NEW).mkdir(parents=True)
     (volume.tree(NEW) / "there").symlink_to(elsewhere)
     (elsewhere / "precious").touch()
-    assert result_of(volume.link_duplicates(NEW, [twin("there/too.dat")]))[0]
+    assert result_of(volume.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
     assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
-def test_a_directory_in_its_place_goes(volume: Volume) -> None:
+def test_a_directory_in_place_of_the_link_is_removed(volume: Volume) -> None:
     staged(volume)
     (volume.member(NEW, "there/too.dat") / "deep").mkdir(parents=True)
-    assert result_of(volume.link_duplicates(NEW, [twin("there/too.dat")]))[0]
+    assert result_of(volume.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
     assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
@@ -149,7 +145,7 @@ def another(old: Path, elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [gone, cart_gone, longer, a_link, a_pipe])
-def test_what_is_not_the_file_that_was_recorded_is_not_linked(
+def test_a_file_that_differs_from_its_record_is_not_linked(
     volume: Volume, tmp_path: Path, change: Callable[[Path, Path], None]
 ) -> None:
     change(staged(volume), tmp_path / "elsewhere")
@@ -158,7 +154,7 @@ def test_what_is_not_the_file_that_was_recorded_is_not_linked(
 
 
 @pytest.mark.parametrize("change", [gone, a_link, a_pipe, another])
-def test_what_is_changed_between_the_look_and_the_link_is_not_linked(
+def test_a_file_changed_between_stat_and_link_is_not_linked(
     volume: Volume,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +175,7 @@ def test_what_is_changed_between_the_look_and_the_link_is_not_linked(
 @pytest.mark.parametrize(
     "number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.ENOSPC]
 )
-def test_a_file_system_that_makes_no_link_is_taken_at_its_word(
+def test_a_file_system_without_hard_links_links_nothing(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     old = staged(volume)
@@ -195,45 +191,50 @@ def test_a_file_system_that_makes_no_link_is_taken_at_its_word(
 @pytest.mark.parametrize("path", ["../b", "x" * 256, "nul\0"])
 def test_a_path_that_cannot_be_is_not_linked(volume: Volume, path: str) -> None:
     staged(volume)
-    refused(volume, twin(path))
-    refused(volume, twin(staged_path=path))
+    refused(volume, duplicate(path))
+    refused(volume, duplicate(staged_path=path))
 
 
-def test_the_rest_is_linked_and_the_first_reason_told(volume: Volume) -> None:
+def test_the_rest_is_linked_and_the_first_reason_returned(volume: Volume) -> None:
     staged(volume)
-    twins = [twin("1"), twin("2", "not/there"), twin("3", size=1), twin("4")]
-    shared, reason = result_of(volume.link_duplicates(NEW, twins))
-    assert shared == [twins[0], twins[3]]
+    duplicates = [
+        duplicate("1"),
+        duplicate("2", "not/there"),
+        duplicate("3", size=1),
+        duplicate("4"),
+    ]
+    shared, reason = result_of(volume.link_duplicates(NEW, duplicates))
+    assert shared == [duplicates[0], duplicates[3]]
     assert reason.startswith("[Errno 2]")
     assert str(volume.tree(NEW).parents[1]) not in reason
 
 
-def test_directories_that_go_away_meanwhile_are_made_again(volume: Volume) -> None:
+def test_directories_removed_meanwhile_are_made_again(volume: Volume) -> None:
     staged(volume)
-    shared, _ = result_of(volume.link_duplicates(NEW, [twin("a/1")]))
+    shared, _ = result_of(volume.link_duplicates(NEW, [duplicate("a/1")]))
     result_of(volume.clear_incoming(NEW.id))
-    assert shared and result_of(volume.link_duplicates(NEW, [twin("a/2")]))[0]
+    assert shared and result_of(volume.link_duplicates(NEW, [duplicate("a/2")]))[0]
 
 
-def test_many_are_linked_in_few_trips_and_a_cancelled_one_ends_first(tmp_path: Path) -> None:
+def test_many_files_are_linked_in_few_thread_calls(tmp_path: Path) -> None:
     here = Volume(tmp_path / "volume", InThisThread())
     here.prepare()
     staged(here)
     threads = HeldThreads()
     volume = Volume(tmp_path / "volume", threads)
-    twins = [twin(str(number)) for number in range(2 * BATCH)]
-    job = Deferred.fromCoroutine(volume.link_duplicates(NEW, twins))
+    duplicates = [duplicate(str(number)) for number in range(2 * BATCH)]
+    job = Deferred.fromCoroutine(volume.link_duplicates(NEW, duplicates))
     results = outcome(job)
-    threads.let_one_go()
+    threads.run_one()
     assert threads.made == 2
     job.cancel()
     assert results == []
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(results), CancelledError)
     assert len(list(volume.tree(NEW).iterdir())) == 2 * BATCH
 
 
-def test_a_link_on_its_way_takes_no_room(volume: Volume) -> None:
+def test_a_temporary_hard_link_takes_no_space(volume: Volume) -> None:
     old = staged(volume)
     incoming = volume.tree(NEW).parents[1] / "incoming" / str(NEW.id)
     incoming.mkdir()
@@ -243,9 +244,9 @@ def test_a_link_on_its_way_takes_no_room(volume: Volume) -> None:
     assert result_of(volume.incoming_bytes()) == len(BODY)
 
 
-def test_a_twin_whose_bytes_have_changed_is_not_right(volume: Volume) -> None:
+def test_a_duplicate_whose_bytes_have_changed_is_not_intact(volume: Volume) -> None:
     old = staged(volume)
-    assert result_of(volume.intact_duplicates([twin()])) == [twin()]
+    assert result_of(volume.intact_duplicates([duplicate()])) == [duplicate()]
     old.write_bytes(BODY[:-1] + b"?")
-    assert result_of(volume.intact_duplicates([twin()])) == []
-    assert result_of(volume.link_duplicates(NEW, [twin()]))[0] == [twin()]
+    assert result_of(volume.intact_duplicates([duplicate()])) == []
+    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]

@@ -38,7 +38,7 @@ pytest_plugins = ("tests.volume_fixture",)
 FILE = a_file(BODY)
 BUNDLED = a_cart(bundle=True)
 OTHER = a_cart(9, "other")
-TWIN = DuplicateFile(
+DUPLICATE = DuplicateFile(
     0, "x.dat", 1, 7, "mine", "a/b.dat", len(BODY), 5, FILE.hash_type, FILE.hash_sum
 )
 ON_THE_WAY = ["7", "7/mine", "7/mine/a"]
@@ -75,7 +75,7 @@ def snapshot(directory: Path) -> dict[str, object]:
     return found
 
 
-async def no_rest(_size: int) -> None:
+async def no_throttle(_size: int) -> None:
     pass
 
 
@@ -90,7 +90,7 @@ async def stage_again(volume: Volume) -> None:
 
 WORK: dict[str, Work] = {
     "stage": stage_again,
-    "share": lambda volume: volume.link_duplicates(OTHER, [TWIN]),
+    "share": lambda volume: volume.link_duplicates(OTHER, [DUPLICATE]),
     "begin": lambda volume: volume.clear_incoming(CART.id),
     "begin anew": lambda volume: volume.clear_incoming(CART.id, include_staged=True),
     "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)),
@@ -121,11 +121,11 @@ NOT_THERE = "cannot be read: Not a directory"
 LOOKS: dict[str, tuple[Work, object]] = {
     "measure": (lambda volume: volume.stat_files(CART, [FILE]), [None]),
     "faults": (
-        lambda volume: volume.faults(CART, [FILE], no_rest),
+        lambda volume: volume.faults(CART, [FILE], no_throttle),
         [NOT_THERE],
     ),
     "in place": (lambda volume: has(volume, FILE), False),
-    "right": (lambda volume: volume.intact_duplicates([TWIN]), []),
+    "right": (lambda volume: volume.intact_duplicates([DUPLICATE]), []),
 }
 
 
@@ -137,7 +137,7 @@ def test_what_is_behind_a_link_is_not_there(
     assert result_of(look(volume)) != found
     plant(root, where)
     assert result_of(look(volume)) == found
-    assert result_of(volume.link_duplicates(OTHER, [TWIN]))[0] == []
+    assert result_of(volume.link_duplicates(OTHER, [DUPLICATE]))[0] == []
     reader = TreeReader(volume.tree(CART), iter([piece()]), root=root)
     with pytest.raises(VolumeDamaged, match=r"^a/b\.dat is missing"):
         reader.read(100)
@@ -150,7 +150,9 @@ def test_a_bundle_behind_a_link_is_not_there(volume: Volume, root: Path) -> None
     outside = plant(root, "7")
     assert result_of(volume.tar_size(CART)) is None
     assert result_of(volume.stat_tar_members(CART, [])) is None
-    assert result_of(volume.faults(BUNDLED, [FILE], no_rest)) == ["cannot be read in the bundle"]
+    assert result_of(volume.faults(BUNDLED, [FILE], no_throttle)) == [
+        "cannot be read in the bundle"
+    ]
     assert result_of(volume.incoming_bytes()) == size
     with pytest.raises(VolumeDamaged, match=r"^mine\.tar is missing"):
         TarReader(volume.tar(CART), size, 0, size, root=root).read(100)
@@ -187,14 +189,14 @@ def test_a_pipe_that_gives_the_right_bytes_is_no_file(volume: Volume) -> None:
     with pytest.raises(VolumeDamaged, match="not a regular file"):
         reader.read(100)
     reader.close()
-    assert result_of(volume.faults(CART, [FILE], no_rest)) == ["is not a regular file"]
+    assert result_of(volume.faults(CART, [FILE], no_throttle)) == ["is not a regular file"]
     assert not result_of(has(volume, FILE))
     os.close(other)
     stage(volume, FILE)
     assert place.read_bytes() == BODY
 
 
-def test_a_mark_that_is_a_pipe_is_not_waited_for(volume: Volume, root: Path) -> None:
+def test_an_identity_file_that_is_a_pipe_is_not_waited_for(volume: Volume, root: Path) -> None:
     os.mkfifo(root / ".cartd-volume")
     with pytest.raises(OSError, match="not a regular file"):
         read_volume_number(root)
@@ -206,7 +208,7 @@ def test_a_mark_that_is_a_pipe_is_not_waited_for(volume: Volume, root: Path) -> 
 
 
 @pytest.mark.parametrize("where", ["cartuids", "incoming"])
-def test_a_start_tells_of_a_link_in_the_place_of_a_fixed_directory(
+def test_a_start_reports_a_symlink_for_a_fixed_directory(
     volume: Volume, root: Path, where: str
 ) -> None:
     plant(root, where)
@@ -214,9 +216,7 @@ def test_a_start_tells_of_a_link_in_the_place_of_a_fixed_directory(
         volume.prepare()
 
 
-def test_the_locks_of_the_living_are_not_looked_for_behind_a_link(
-    volume: Volume, root: Path
-) -> None:
+def test_process_locks_are_not_read_through_a_symlink(volume: Volume, root: Path) -> None:
     mine = ProcessLocks(root / "holders", host="here", boot="0badcafe")
     mine.start()
     name = "here-0badcafe-1-0badcafe"
@@ -254,12 +254,12 @@ def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume, root
     assert open_below(root) > before
     result_of(one.abort())
     assert open_below(root) == before
-    result_of(volume.link_duplicates(OTHER, [TWIN]))
+    result_of(volume.link_duplicates(OTHER, [DUPLICATE]))
     result_of(volume.link(CART))
     assert open_below(root) == before
 
 
-def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_the_descriptor_limit_is_removed(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     at = os.open(tmp_path / "tree", os.O_RDONLY)
     for _ in range(30 * MAX_DEPTH_OPEN):
@@ -274,7 +274,7 @@ def test_a_tree_deeper_than_a_process_may_open_directories_goes(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_are_no_descriptors_of_directories_paths_will_do(
+def test_without_directory_descriptors_paths_are_used(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("rooted_fs", "volume.remove", "volume.partial", "volume.hard_links"):
@@ -282,7 +282,7 @@ def test_where_there_are_no_descriptors_of_directories_paths_will_do(
     assert result_of(volume.remove(CART))
     result_of(stage_again(volume))
     assert result_of(has(volume, FILE))
-    assert result_of(volume.link_duplicates(OTHER, [TWIN]))[0] == [TWIN]
+    assert result_of(volume.link_duplicates(OTHER, [DUPLICATE]))[0] == [DUPLICATE]
     result_of(volume.link(CART))
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
     result_of(volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)))

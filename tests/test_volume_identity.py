@@ -30,7 +30,7 @@ NUMBER = 4711
 FILE = a_file(BODY)
 
 
-async def no_rest(_size: int) -> None:
+async def no_throttle(_size: int) -> None:
     pass
 
 
@@ -39,8 +39,8 @@ ASKED: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
     "measure": lambda volume: volume.stat_files(CART, [FILE]),
     "measure a tar": lambda volume: volume.stat_tar_members(CART, [FILE]),
     "tar size": lambda volume: volume.tar_size(CART),
-    "faults": lambda volume: volume.faults(CART, [FILE], no_rest),
-    "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_rest),
+    "faults": lambda volume: volume.faults(CART, [FILE], no_throttle),
+    "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_throttle),
     "is it there": lambda volume: has(volume, FILE),
     "free": lambda volume: volume.free_space(),
     "ids": lambda volume: volume.cart_ids(),
@@ -66,7 +66,7 @@ def volume(root: Path) -> Volume:
 
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("instead", ["nothing", "empty", "another", "unreadable"])
-def test_nothing_is_believed_or_done_while_it_is_away(
+def test_every_operation_fails_while_the_volume_is_unavailable(
     volume: Volume, root: Path, instead: str, asked: str
 ) -> None:
     stage(volume, FILE)
@@ -88,7 +88,7 @@ def test_nothing_is_believed_or_done_while_it_is_away(
     assert result_of(has(volume, FILE))
 
 
-def test_a_file_on_its_way_is_not_written_beside_it(volume: Volume, root: Path) -> None:
+def test_a_file_being_written_stays_off_a_foreign_volume(volume: Volume, root: Path) -> None:
     incoming = volume.incoming(CART, FILE, checksum_of(FILE))
     root.rename(root.with_name("away"))
     root.mkdir()
@@ -98,7 +98,7 @@ def test_a_file_on_its_way_is_not_written_beside_it(volume: Volume, root: Path) 
     assert everything(root) == set()
 
 
-def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(volume: Volume, root: Path) -> None:
+def test_unavailable_and_back_are_each_logged_once(volume: Volume, root: Path) -> None:
     with logged() as events:
         for _ in range(2):
             result_of(volume.check())
@@ -112,7 +112,7 @@ def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(volume: Volume, r
     assert levels == ["error", "warn"] * 2
 
 
-def test_a_volume_without_a_number_is_never_away(root: Path) -> None:
+def test_a_volume_without_a_number_is_always_available(root: Path) -> None:
     volume = Volume(root, InThisThread())
     volume.prepare()
     result_of(volume.check())
@@ -123,7 +123,7 @@ def test_a_volume_without_a_number_is_never_away(root: Path) -> None:
     ("text", "number"),
     [("12\nand more", 12), ("0", 0), ("", None), ("x12", None), ("99999999999", None)],
 )
-def test_only_a_number_is_one(root: Path, text: str, number: int | None) -> None:
+def test_only_a_number_is_a_volume_number(root: Path, text: str, number: int | None) -> None:
     root.mkdir()
     (root / ".cartd-volume").write_text(text)
     assert read_volume_number(root) == number

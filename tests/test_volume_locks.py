@@ -60,7 +60,7 @@ def another_process_sends(root: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_what_another_process_sends_stays_until_that_ends_however_it_ends(root: Path) -> None:
+def test_a_cart_locked_by_another_process_stays_until_that_ends(root: Path) -> None:
     volume = Volume(root, InThisThread())
     before = everything(root)
     with another_process_sends(root) as process:
@@ -74,7 +74,7 @@ def test_what_another_process_sends_stays_until_that_ends_however_it_ends(root: 
     assert everything(root) == {"cartuids", "incoming"}
 
 
-def test_any_number_may_send_at_once_and_the_last_counts(root: Path) -> None:
+def test_a_cart_is_in_use_until_its_last_shared_lock_is_released(root: Path) -> None:
     volume = Volume(root, InThisThread())
     first, second = volume.shared_lock(CART), volume.shared_lock(CART)
     first.acquire()
@@ -87,7 +87,7 @@ def test_any_number_may_send_at_once_and_the_last_counts(root: Path) -> None:
     assert result_of(volume.remove(CART))
 
 
-def test_what_is_being_removed_is_not_sent_any_more(
+def test_a_cart_being_removed_cannot_be_locked_for_sending(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "RETRY_INTERVAL", 0)
@@ -103,7 +103,7 @@ def test_what_is_being_removed_is_not_sent_any_more(
     lock.release()
 
 
-def test_a_look_at_the_wrong_moment_breaks_no_download(
+def test_a_brief_exclusive_lock_breaks_no_download(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = root / str(CART.id)
@@ -117,7 +117,7 @@ def test_a_look_at_the_wrong_moment_breaks_no_download(
     lock.release()
 
 
-def test_what_took_the_place_of_the_removed_is_what_is_kept(
+def test_the_replacement_of_a_removed_directory_is_locked(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between finding the directory and locking it, it went, and another came."""
@@ -137,7 +137,7 @@ def test_what_took_the_place_of_the_removed_is_what_is_kept(
     lock.release()
 
 
-def test_what_is_not_there_or_cannot_be_locked_is_neither_kept_nor_in_use(
+def test_a_missing_or_unlockable_directory_is_not_in_use(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = Volume(root, InThisThread())
@@ -156,7 +156,7 @@ def test_what_is_not_there_or_cannot_be_locked_is_neither_kept_nor_in_use(
     lock.release()
 
 
-def test_a_reader_keeps_its_cart_from_its_first_byte_until_it_is_closed(root: Path) -> None:
+def test_a_reader_locks_its_cart_from_first_byte_to_close(root: Path) -> None:
     volume = Volume(root, InThisThread())
     pieces: list[Literal | Slice] = [Literal(b"one"), Slice("file", 0, 0, 0), Literal(b"two")]
     reader = TreeReader(volume.tree(CART), iter(pieces), volume.shared_lock(CART))

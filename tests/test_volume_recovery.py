@@ -65,7 +65,7 @@ def test_a_file_is_there_when_size_and_hash_are_right(
     assert result_of(has(volume, file)) is there
 
 
-def test_what_the_system_remembers_of_a_file_is_no_proof_that_it_is_there(
+def test_intact_files_are_read_from_the_disk_not_the_page_cache(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[tuple[int, int, int]] = []
@@ -87,9 +87,7 @@ def test_what_the_system_remembers_of_a_file_is_no_proof_that_it_is_there(
     [{"hash_sum": ""}, {"size": None}, {"path": "../b.dat"}],
     ids=["no hash", "no size", "no path"],
 )
-def test_a_file_of_which_too_little_is_known_is_not_there(
-    volume: Volume, changed: dict[str, Any]
-) -> None:
+def test_a_file_without_hash_or_size_is_not_intact(volume: Volume, changed: dict[str, Any]) -> None:
     known = a_file(BODY)
     stage(volume, known)
     assert result_of(has(volume, known))
@@ -98,7 +96,7 @@ def test_a_file_of_which_too_little_is_known_is_not_there(
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
-def test_what_is_no_regular_file_is_not_there(volume: Volume, tmp_path: Path, kind: str) -> None:
+def test_only_a_regular_file_is_intact(volume: Volume, tmp_path: Path, kind: str) -> None:
     file = a_file(b"")
     path = volume.member(CART, file.path)
     path.parent.mkdir(parents=True)
@@ -134,7 +132,7 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> Non
     assert everything(root) == EMPTY
 
 
-def test_a_limit_of_the_system_is_told_with_the_path_below_the_volume(root: Path) -> None:
+def test_a_system_limit_is_reported_with_the_relative_path(root: Path) -> None:
     told = written_by("limit", root)
     assert f"{errno.EFBIG} " in told
     assert "'7/mine/a/b.dat'" in told
@@ -148,7 +146,7 @@ def test_the_ids_on_the_volume_are_found_and_nothing_else(volume: Volume, root: 
     assert result_of(volume.cart_ids()) == [3, 12, 44]
 
 
-def test_files_are_measured_in_their_order(volume: Volume) -> None:
+def test_files_are_stated_in_their_order(volume: Volume) -> None:
     files = [a_file(bytes(n % 7), f"d/{n}", position=n) for n in range(BATCH + 5)]
     for file in files[::2]:
         stage(volume, file, bytes(file.size or 0))
@@ -157,11 +155,11 @@ def test_files_are_measured_in_their_order(volume: Volume) -> None:
     ]
 
 
-def test_a_path_that_cannot_be_in_the_tree_has_no_measure(volume: Volume) -> None:
+def test_a_path_that_cannot_be_in_the_tree_has_no_stat(volume: Volume) -> None:
     assert result_of(volume.stat_files(CART, [a_file(b"", "../x")])) == [None]
 
 
-def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:
+def test_a_cancelled_verification_stops_hashing(root: Path) -> None:
     threads = HeldThreads()
     volume = Volume(root, threads)
     volume.prepare()
@@ -170,7 +168,7 @@ def test_a_cancelled_look_at_a_file_stops_hashing(root: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     looking = begin(has(volume, file))
-    threads.let_all_go()
+    threads.run_all()
     assert looking == [True]
     cancelled = Deferred.fromCoroutine(has(volume, file))
     failed = outcome(cancelled)

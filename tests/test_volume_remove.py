@@ -65,9 +65,7 @@ def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> Non
     assert everything(root) == EMPTY
 
 
-def test_a_removal_ends_in_its_middle_at_a_stop_and_is_finished_later(
-    volume: Volume, root: Path
-) -> None:
+def test_a_removal_is_interrupted_by_a_stop_and_finished_later(volume: Volume, root: Path) -> None:
     for number in range(3):
         stage(volume, a_file(BODY, f"d/{number}", position=number))
     looks = iter([False, True])
@@ -171,12 +169,12 @@ def test_a_cancelled_removal_ends_when_the_thread_has(root: Path) -> None:
     removed = outcome(removing)
     removing.cancel()
     assert removed == []
-    threads.let_all_go()
+    threads.run_all()
     assert isinstance(failure_of(removed), CancelledError)
     assert everything(root) == EMPTY
 
 
-def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
+def test_a_large_directory_is_removed_page_by_page(
     tmp_path: Path,
 ) -> None:
     """Memory above all that there was before it: that of a page, whatever the number."""
@@ -199,7 +197,7 @@ def test_a_directory_of_many_files_is_removed_with_a_page_of_them_in_memory(
 
 
 @pytest.mark.parametrize("parts", [1, 3, 7])
-def test_trees_that_are_removed_at_once_take_turns_in_a_thread(
+def test_concurrent_removals_share_a_thread_by_time_slices(
     root: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     monkeypatch.setattr("cartd.volume.base.TimeSlice", lambda stopped: FilesAtATime(3, stopped))
@@ -215,8 +213,8 @@ def test_trees_that_are_removed_at_once_take_turns_in_a_thread(
     for _ in range(parts):
         assert removing == [[], []]
         for _ in range(2):
-            threads.let_one_go()
-    threads.let_all_go()
+            threads.run_one()
+    threads.run_all()
     assert removing == [[True], [True]]
     assert everything(root) == EMPTY
 
@@ -235,7 +233,7 @@ class FilesAtATime:
         return self._stopped()
 
 
-def test_a_directory_that_cannot_be_renamed_is_emptied_in_its_place(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_renamed_is_removed_in_place(tmp_path: Path) -> None:
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_bytes(b"x")
     (tmp_path / "incoming").write_text("in the way")

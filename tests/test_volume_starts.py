@@ -98,7 +98,7 @@ def test_what_another_start_is_writing_stays(
     assert not mine.exists()
 
 
-def test_a_directory_that_somebody_keeps_to_himself_is_named(
+def test_a_directory_locked_by_another_start_is_named(
     paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(paths)

@@ -51,7 +51,7 @@ def files(uid: str, number: int = 3) -> dict[str, bytes]:
 
 
 @in_a_thread
-def test_a_cart_is_not_damaged_because_the_volume_is_away(
+def test_an_unavailable_volume_does_not_damage_a_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:
@@ -76,9 +76,7 @@ def test_a_cart_is_not_damaged_because_the_volume_is_away(
 
 
 @in_a_thread
-def test_what_is_staged_when_the_volume_goes_is_taken_up_when_it_is_back(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_staging_resumes_when_the_volume_is_back(archive: FaultyArchive, tmp_path: Path) -> None:
     with running(tmp_path, archive) as cartd:
         body = manifest_of(archive, "mine", SIZE, files=3)
         archive.fault("mine-2", hang_before_head(), method="GET")
@@ -100,7 +98,7 @@ def test_what_is_staged_when_the_volume_goes_is_taken_up_when_it_is_back(
 
 
 @in_a_thread
-def test_what_is_deleted_while_the_volume_is_away_goes_when_it_is_back(
+def test_deletions_are_finished_when_the_volume_is_back(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:
@@ -115,7 +113,7 @@ def test_what_is_deleted_while_the_volume_is_away_goes_when_it_is_back(
 
 
 @in_a_thread
-def test_a_command_does_nothing_without_its_volume_until_another_is_adopted(
+def test_a_command_refuses_a_foreign_volume_until_it_is_imported(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:

@@ -57,17 +57,17 @@ class HeldThreads:
         self.gave.append(value)
         return value
 
-    def let_one_go(self) -> None:
+    def run_one(self) -> None:
         self.held.pop(0)()
 
-    def let_all_go(self) -> None:
+    def run_all(self) -> None:
         while self.held:
-            self.let_one_go()
+            self.run_one()
 
     def results_of_all(self) -> list[object]:
         """Let all go; what the work gave, whether or not anybody still waits for it."""
         given = len(self.gave)
-        self.let_all_go()
+        self.run_all()
         return self.gave[given:]
 
 
