@@ -11,18 +11,18 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import http_client
-from tests.archive_asking import DATA, Asking, MakesClient, asking
+from tests.archive_client_fixture import DATA, ClientFactory, ClientUnderTest, asking
 from tests.twisted_client import twisted_client
 
 
 @pytest.fixture(params=[http_client, twisted_client], ids=["cartd", "twisted"])
-def make_client(request: pytest.FixtureRequest) -> MakesClient:
-    made: MakesClient = request.param
+def make_client(request: pytest.FixtureRequest) -> ClientFactory:
+    made: ClientFactory = request.param
     return made
 
 
 @pytest_twisted.async_yield_fixture
-async def asked(make_client: MakesClient) -> AsyncIterator[Asking]:
+async def asked(make_client: ClientFactory) -> AsyncIterator[ClientUnderTest]:
     """An archive that holds ``DATA`` as file 7."""
     async with asking(make_client) as asked:
         asked.faulty.put("7", DATA)

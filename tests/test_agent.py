@@ -13,7 +13,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
 from cartd.archive.agent.head import MAX_BYTES, BadResponse
-from tests.agent_asking import AgentAsking, Collected, agent_asking
+from tests.agent_fixture import AgentClient, Collected, agent_client
 from tests.archive_faults import Close, Drip, Send, Step, head, steps
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -30,7 +30,7 @@ def sent(wire: bytes, way: str, *then: Step) -> Any:
     return steps(Send(wire) if way == IN_ONE else Drip(wire), *then)
 
 
-async def next_connection(asking: AgentAsking) -> int:
+async def next_connection(asking: AgentClient) -> int:
     """Over which connection another request goes."""
     await asking.collect("HEAD", "next")
     return asking.connections("next")[-1]
@@ -69,7 +69,7 @@ async def next_connection(asking: AgentAsking) -> int:
 async def test_response_length_decides_about_connection_reuse(
     method: str, wire: bytes, body: bytes, kept: bool, way: str
 ) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", sent(wire, way))
         got, end = await asking.collect(method)
         assert got == body
@@ -95,7 +95,7 @@ async def test_response_length_decides_about_connection_reuse(
 async def test_connection_close_ends_a_body_only_without_other_framing(
     fields: bytes, kind: type[Exception], way: str
 ) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", sent(fields + b"\r\n3\r\nabc\r\n", way, Close()))
         _, end = await asking.collect("GET")
         assert type(end) is kind
@@ -120,7 +120,7 @@ async def test_connection_close_ends_a_body_only_without_other_framing(
 )
 @pytest_twisted.ensureDeferred
 async def test_a_malformed_response_drops_its_connection(wire: bytes, way: str) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         if way == BY_BYTE and len(wire) >= MAX_BYTES:
             asking.faulty.fault("7", steps(Drip(wire, 1000)))
         else:
@@ -136,7 +136,7 @@ async def test_a_malformed_response_drops_its_connection(wire: bytes, way: str) 
 @pytest.mark.parametrize("way", [IN_ONE, BY_BYTE])
 @pytest_twisted.ensureDeferred
 async def test_malformed_chunks_fail_and_their_connection_is_dropped(way: str) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", sent(CHUNKED + b"zz\r\n", way))
         _, end = await asking.collect("GET")
         assert isinstance(end, ResponseFailed)
@@ -146,7 +146,7 @@ async def test_malformed_chunks_fail_and_their_connection_is_dropped(way: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_response_has_the_interface_that_treq_needs() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         wire = b"HTTP/1.1 202 Later\r\nX-A: b\r\nContent-Length: 5\r\n\r\nabcde"
         asking.faulty.fault("7", steps(Send(wire)))
         asking.faulty.fault("7", steps(Send(CHUNKED + b"0\r\n\r\n")), request=2)
@@ -170,7 +170,7 @@ async def test_a_response_has_the_interface_that_treq_needs() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_treq_does_not_decode_an_encoded_body() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", steps(Send(head(204, [("Content-Encoding", "gzip, br")]))))
         response = await asking.ask("GET")
         assert response.headers.getRawHeaders("content-encoding") == ["GZIP, BR"]
@@ -182,14 +182,14 @@ async def test_treq_does_not_decode_an_encoded_body() -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_an_invalid_request_opens_no_connection(method: bytes, uri: bytes) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         with pytest.raises(ValueError, match="not "):
             await asking.agent.request(method, uri)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_request_with_a_body_is_rejected() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         producer: Any = object()
         with pytest.raises(ValueError, match="body"):
             await asking.agent.request(b"POST", asking.url.encode(), None, producer)

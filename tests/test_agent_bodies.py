@@ -11,8 +11,8 @@ from twisted.internet.task import deferLater
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import IResponse
 
-from tests.agent_asking import Collected, agent_asking
-from tests.archive_asking import Offers, reactor
+from tests.agent_fixture import Collected, agent_client
+from tests.archive_client_fixture import Offers, reactor
 from tests.archive_faults import Fault, Send, endless, head, steps
 
 SIZE = 400_000
@@ -28,7 +28,7 @@ def in_chunks(size: int) -> Fault:
 
 @pytest_twisted.ensureDeferred
 async def test_at_most_one_read_is_buffered_before_the_body_is_read() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", endless())
         response = await asking.ask("GET")
         await asking.settled()
@@ -50,7 +50,7 @@ async def test_no_byte_is_delivered_to_a_paused_protocol(
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "roots.pem")
     offers = Offers(authority.issue_cert("127.0.0.1")) if tls else None
-    async with agent_asking(offers, tmp_path / "roots.pem") as asking:
+    async with agent_client(offers, tmp_path / "roots.pem") as asking:
         asking.faulty.put("7", DATA)
         if fault is not None:
             asking.faulty.fault("7", fault)
@@ -78,7 +78,7 @@ async def test_no_byte_is_delivered_to_a_paused_protocol(
 
 @pytest_twisted.ensureDeferred
 async def test_at_most_one_read_is_buffered_for_a_paused_protocol() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", endless())
         body = Collected(lambda body, data: len(body.pieces) > 1 or body.transport.pauseProducing())
         (await asking.ask("GET")).deliverBody(body)
@@ -96,7 +96,7 @@ async def test_a_protocol_may_pause_from_the_start() -> None:
         def connectionMade(self) -> None:
             self.transport.pauseProducing()
 
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", b"abc")
         body = Unready()
         (await asking.ask("GET")).deliverBody(body)
@@ -110,7 +110,7 @@ async def test_a_protocol_may_pause_from_the_start() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_pieces_are_delivered_one_after_the_other() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         within = False
 
         def flicker(body: Collected, data: bytes) -> None:
@@ -131,7 +131,7 @@ async def test_pieces_are_delivered_one_after_the_other() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_no_byte_is_delivered_before_the_callback_returns() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", b"abc")
         body = Collected()
         within: list[bytes] = []
@@ -147,7 +147,7 @@ async def test_no_byte_is_delivered_before_the_callback_returns() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_complete_unread_body_releases_its_connection() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", b"abc")
         response = await asking.ask("GET")
         # Not from within the answer, which may yet ask for the body.
@@ -163,7 +163,7 @@ async def test_a_complete_unread_body_releases_its_connection() -> None:
 @pytest.mark.parametrize("chunks", [False, True], ids=["length", "chunks"])
 @pytest_twisted.ensureDeferred
 async def test_only_a_long_body_is_read_in_large_pieces(chunks: bool) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         data = bytes(16_000_000)
         asking.faulty.put("long", data)
         asking.faulty.put("short", bytes(1_000_000))

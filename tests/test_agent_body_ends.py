@@ -20,8 +20,8 @@ from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.pool import Pool
 from cartd.archive.agent.request import Request
 from cartd.archive.agent.response import Response
-from tests.agent_asking import Collected, agent_asking
-from tests.archive_asking import Offers
+from tests.agent_fixture import Collected, agent_client
+from tests.archive_client_fixture import Offers
 from tests.archive_faults import Drip, Fault, Hang, Send, endless, hang_after, head, steps
 
 LAST_BYTES_LATER = steps(
@@ -37,7 +37,7 @@ LAST_BYTES_LATER = steps(
 )
 @pytest_twisted.ensureDeferred
 async def test_stop_producing_drops_the_connection(fault: Fault | None, way: str) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", b"ten  bytes")
         if fault is not None:
             asking.faulty.fault("7", fault)
@@ -58,7 +58,7 @@ async def test_an_exception_of_the_protocol_drops_the_connection() -> None:
     def refuse(body: Collected, data: bytes) -> None:
         raise OSError("no room")
 
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", endless())
         body = Collected(refuse)
         (await asking.ask("GET")).deliverBody(body)
@@ -77,7 +77,7 @@ async def test_an_exception_in_make_connection_drops_the_connection() -> None:
         def connectionMade(self) -> None:
             raise OSError("not ready")
 
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", endless())
         response = await asking.ask("GET")
         with pytest.raises(OSError, match="not ready"):
@@ -91,7 +91,7 @@ async def test_a_reset_connection_does_not_end_a_body_well(tls: bool, tmp_path: 
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "roots.pem")
     offers = Offers(authority.issue_cert("127.0.0.1")) if tls else None
-    async with agent_asking(offers, tmp_path / "roots.pem") as asking:
+    async with agent_client(offers, tmp_path / "roots.pem") as asking:
         asking.faulty.fault("7", steps(Send(head(200) + b"abc"), Hang()))
         first: Deferred[None] = Deferred()
         body = Collected(lambda body, data: first.callback(None))

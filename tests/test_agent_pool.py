@@ -12,7 +12,7 @@ from twisted.web.client import ResponseDone
 from cartd.archive.agent import Pool
 from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.request import Origin
-from tests.agent_asking import IDLE_SECONDS, KEPT, AgentAsking, Collected, agent_asking
+from tests.agent_fixture import IDLE_SECONDS, KEPT, AgentClient, Collected, agent_client
 from tests.archive_faults import (
     Close,
     Drip,
@@ -24,7 +24,7 @@ from tests.archive_faults import (
 )
 
 
-async def open_together(asking: AgentAsking, count: int) -> None:
+async def open_together(asking: AgentClient, count: int) -> None:
     """So many requests at once, and so many connections."""
     await gatherResults([asking.ask("HEAD") for _ in range(count)])
     assert asking.faulty.total_connections == count
@@ -32,7 +32,7 @@ async def open_together(asking: AgentAsking, count: int) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_no_more_connections_are_kept_than_asked_for() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await open_together(asking, KEPT + 3)
         await asking.until(lambda: asking.faulty.open_connections == KEPT)
         await gatherResults([asking.ask("HEAD") for _ in range(KEPT)])
@@ -41,7 +41,7 @@ async def test_no_more_connections_are_kept_than_asked_for() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_connection_used_last_is_used_next() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await open_together(asking, 2)
         for _ in range(4):
             await asking.ask("HEAD")
@@ -50,7 +50,7 @@ async def test_the_connection_used_last_is_used_next() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_idle_connection_is_closed_and_its_timer_stopped() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await open_together(asking, 2)
         asking.clock.advance(IDLE_SECONDS - 1)
         await asking.ask("HEAD")
@@ -69,7 +69,7 @@ async def test_an_idle_connection_is_closed_and_its_timer_stopped() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_busy_connection_is_not_closed_as_idle() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await asking.ask("HEAD")
         asking.faulty.put("7", bytes(1_000_000))
         response = await asking.ask("GET")
@@ -82,7 +82,7 @@ async def test_a_busy_connection_is_not_closed_as_idle() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_interim_responses_are_limited_for_each_request() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         interim = head(103, [("Link", "x" * 40_000)])
         asking.faulty.fault("7", steps(Send(interim + head(204))), times=None)
         for _ in range(3):
@@ -92,7 +92,7 @@ async def test_interim_responses_are_limited_for_each_request() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_bytes_over_an_idle_connection_close_it() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         farewell = Drip(b"HTTP/1.1 408 Request Timeout\r\n\r\n", piece=3, delay=0.001)
         asking.faulty.fault("7", steps(Send(head(204)), farewell))
         await asking.ask("GET")
@@ -102,7 +102,7 @@ async def test_bytes_over_an_idle_connection_close_it() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_closing_waits_until_the_idle_connections_are_gone() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await open_together(asking, 2)
         closed = asking.pool.closeCachedConnections()
         assert not closed.called
@@ -113,7 +113,7 @@ async def test_closing_waits_until_the_idle_connections_are_gone() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_closing_waits_for_the_connection_of_a_cancelled_request() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", hang_before_head())
         hanging = asking.agent.request(b"GET", (asking.url + "7").encode())
         await asking.until(lambda: asking.faulty.running == 1)
@@ -127,7 +127,7 @@ async def test_closing_waits_for_the_connection_of_a_cancelled_request() -> None
 
 @pytest_twisted.ensureDeferred
 async def test_closing_lets_running_requests_end_and_keeps_none() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", bytes(1_000_000))
         response = await asking.ask("GET")
         await asking.pool.closeCachedConnections()
@@ -141,13 +141,13 @@ async def test_closing_lets_running_requests_end_and_keeps_none() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_closing_an_unused_pool_is_done_at_once() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         assert asking.pool.closeCachedConnections().called
 
 
 @pytest_twisted.ensureDeferred
 async def test_on_response_reports_whether_the_connection_is_reusable() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.put("7", b"seven")
         last = head(200, [("Content-Length", "5"), ("Connection", "close")])
         asking.faulty.fault("7", steps(Send(last + b"seven"), Close()), method="GET")

@@ -13,8 +13,8 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from tests.agent_asking import agent_asking
-from tests.archive_asking import PATIENCE, reactor
+from tests.agent_fixture import agent_client
+from tests.archive_client_fixture import TEST_TIMEOUT, reactor
 from tests.archive_faults import (
     Close,
     Fault,
@@ -32,7 +32,7 @@ from tests.archive_faults import (
 async def test_a_safe_request_is_retried_when_a_kept_connection_dies(
     method: str, death: Fault
 ) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         asking.faulty.fault("7", death, request=2)
         await asking.collect(method)
         assert (await asking.ask(method)).code == 404
@@ -41,7 +41,7 @@ async def test_a_safe_request_is_retried_when_a_kept_connection_dies(
 
 @pytest_twisted.ensureDeferred
 async def test_no_request_is_sent_a_third_time() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await asking.collect("GET")
         asking.faulty.fault("7", close_before_head(), request=2, times=2)
         with pytest.raises(ResponseNeverReceived):
@@ -64,7 +64,7 @@ async def test_no_request_is_sent_a_third_time() -> None:
 async def test_no_other_request_is_sent_twice(
     method: str, kept: bool, fault: Fault, kind: type[ResponseFailed]
 ) -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         if kept:
             await asking.collect("GET", "other")
         asking.faulty.fault("7", fault)
@@ -77,7 +77,7 @@ async def test_no_other_request_is_sent_twice(
 
 @pytest_twisted.ensureDeferred
 async def test_a_request_that_is_cancelled_while_it_connects_is_not_sent() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         connecting = asking.agent.request(b"GET", (asking.url + "7").encode())
         connecting.cancel()
         with pytest.raises(CancelledError):
@@ -94,12 +94,12 @@ async def test_connecting_to_a_silent_host_times_out() -> None:
     with full, socket.create_connection(full.getsockname()):
         uri = f"http://127.0.0.1:{full.getsockname()[1]}/7".encode()
         with pytest.raises(TimeoutError):
-            await agent.request(b"GET", uri).addTimeout(PATIENCE, reactor)
+            await agent.request(b"GET", uri).addTimeout(TEST_TIMEOUT, reactor)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_request_cancelled_on_a_kept_connection_is_not_retried() -> None:
-    async with agent_asking() as asking:
+    async with agent_client() as asking:
         await asking.collect("GET")
         asking.faulty.fault("7", hang_before_head(), request=2)
         hanging = asking.agent.request(b"GET", (asking.url + "7").encode())

@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import FileState
-from tests.archive_asking import DATA, Asking, MakesClient, failure_of, reactor
+from tests.archive_client_fixture import DATA, ClientFactory, ClientUnderTest, failure_of, reactor
 from tests.archive_faults import Close, Fault, Send, chunked, drip, head, no_length, status, steps
 from tests.faulty_archive import FaultyArchive
 from tests.real_archive import real_archive
@@ -17,12 +17,12 @@ pytest_plugins = ("tests.archive_clients",)
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_state_of_a_file_is_its_size_time_and_place(asked: Asking) -> None:
+async def test_the_state_of_a_file_is_its_size_time_and_place(asked: ClientUnderTest) -> None:
     assert await asked.archive.status("7") == FileState(len(DATA), 1700000000, True)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_on_tape_is_staged_and_then_on_disk(asked: Asking) -> None:
+async def test_a_file_on_tape_is_staged_and_then_on_disk(asked: ClientUnderTest) -> None:
     asked.faulty.put("t", b"x", tape_heads=1)
     assert not (await asked.archive.status("t")).on_disk
     await asked.archive.stage("t")
@@ -45,14 +45,16 @@ async def test_a_file_on_tape_is_staged_and_then_on_disk(asked: Asking) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_the_bytes_of_a_file_come_as_they_are(asked: Asking, fault: Fault | None) -> None:
+async def test_the_bytes_of_a_file_come_as_they_are(
+    asked: ClientUnderTest, fault: Fault | None
+) -> None:
     if fault is not None:
         asked.faulty.fault("7", fault)
     assert await asked.fetch("7") == DATA
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_large_file_and_an_empty_one_come_whole(asked: Asking) -> None:
+async def test_a_large_file_and_an_empty_one_come_whole(asked: ClientUnderTest) -> None:
     large = bytes(7_000_001)
     asked.faulty.put("large", large)
     asked.faulty.put("empty", b"")
@@ -61,7 +63,7 @@ async def test_a_large_file_and_an_empty_one_come_whole(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_requests_one_after_the_other_share_a_connection(asked: Asking) -> None:
+async def test_requests_one_after_the_other_share_a_connection(asked: ClientUnderTest) -> None:
     for _ in range(3):
         await asked.archive.status("7")
         await asked.archive.stage("7")
@@ -71,7 +73,9 @@ async def test_requests_one_after_the_other_share_a_connection(asked: Asking) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_bytes_are_asked_for_as_they_are_stored_and_no_cookie_is_kept(asked: Asking) -> None:
+async def test_bytes_are_asked_for_as_they_are_stored_and_no_cookie_is_kept(
+    asked: ClientUnderTest,
+) -> None:
     asked.faulty.fault("7", status(200, [("Set-Cookie", "a=b")]))
     await asked.fetch("7")
     await asked.fetch("7")
@@ -83,13 +87,13 @@ async def test_bytes_are_asked_for_as_they_are_stored_and_no_cookie_is_kept(aske
 
 @pytest_twisted.ensureDeferred
 async def test_pacificas_own_archive_is_understood(
-    make_client: MakesClient, tmp_path: Path
+    make_client: ClientFactory, tmp_path: Path
 ) -> None:
     with real_archive(tmp_path) as real:
         real.put("104", DATA)
         real.put("empty", b"")
         real.set_mtime("104", 1600000000.75)
-        asked = Asking(make_client, real.url, FaultyArchive(reactor))
+        asked = ClientUnderTest(make_client, real.url, FaultyArchive(reactor))
         assert await asked.archive.status("104") == FileState(len(DATA), 1600000000, True)
         await asked.archive.stage("104")
         assert await asked.fetch("104") == DATA

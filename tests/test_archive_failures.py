@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.archive_asking import (
+from tests.archive_client_fixture import (
     DATA,
     HEAD_TIMEOUT,
-    Asking,
-    MakesClient,
+    ClientFactory,
+    ClientUnderTest,
     Sink,
     asking,
     begun,
@@ -89,7 +89,7 @@ CONNECTION_FAULTS = [
 @pytest.mark.parametrize(("method", "fault", "message", "retryable"), HTTP_FAULTS)
 @pytest_twisted.ensureDeferred
 async def test_an_error_response_is_reported_and_keeps_its_connection(
-    asked: Asking, method: str, fault: Fault, message: str, retryable: bool
+    asked: ClientUnderTest, method: str, fault: Fault, message: str, retryable: bool
 ) -> None:
     asked.faulty.fault("7", fault, method=method)
     error = await failure_of(asked.ask(method))
@@ -103,7 +103,7 @@ async def test_an_error_response_is_reported_and_keeps_its_connection(
 @pytest.mark.parametrize(("method", "fault", "message"), CONNECTION_FAULTS)
 @pytest_twisted.ensureDeferred
 async def test_a_broken_connection_is_reported_and_replaced(
-    asked: Asking, method: str, fault: Fault, message: str
+    asked: ClientUnderTest, method: str, fault: Fault, message: str
 ) -> None:
     asked.faulty.fault("7", fault, method=method)
     error = await failure_of(asked.ask(method))
@@ -115,7 +115,7 @@ async def test_a_broken_connection_is_reported_and_replaced(
 
 @pytest_twisted.ensureDeferred
 async def test_an_unavailable_archive_refuses_the_connection(
-    make_client: MakesClient,
+    make_client: ClientFactory,
 ) -> None:
     async with asking(make_client) as asked:
         await asked.faulty.stop()
@@ -127,7 +127,7 @@ async def test_an_unavailable_archive_refuses_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: Asking) -> None:
+async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: ClientUnderTest) -> None:
     await asked.archive.stage("7")
     asked.faulty.fault("7", close_before_head(), method="POST", request=2)
     error = await failure_of(asked.archive.stage("7"))
@@ -143,7 +143,7 @@ async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: Asking) -
 )
 @pytest_twisted.ensureDeferred
 async def test_a_reset_connection_is_reported_like_a_closed_one(
-    asked: Asking, fault: Fault, when: str
+    asked: ClientUnderTest, fault: Fault, when: str
 ) -> None:
     asked.faulty.fault("7", fault)
     sink = Sink()
@@ -158,7 +158,9 @@ async def test_a_reset_connection_is_reported_like_a_closed_one(
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_that_the_archive_closed_are_not_used_again(asked: Asking) -> None:
+async def test_connections_that_the_archive_closed_are_not_used_again(
+    asked: ClientUnderTest,
+) -> None:
     await asked.archive.stage("7")
     asked.faulty.drop_connections()
     await asked.until(lambda: asked.faulty.open_connections == 0)
@@ -176,7 +178,9 @@ async def test_connections_that_the_archive_closed_are_not_used_again(asked: Ask
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_retry_after_is_reported(asked: Asking, value: str, seconds: float | None) -> None:
+async def test_retry_after_is_reported(
+    asked: ClientUnderTest, value: str, seconds: float | None
+) -> None:
     asked.faulty.fault("7", status(503, [("Retry-After", value)]))
     error = await failure_of(asked.archive.status("7"))
     assert error.retry_after == seconds
@@ -196,7 +200,7 @@ async def test_retry_after_is_reported(asked: Asking, value: str, seconds: float
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_the_message_of_the_archive_is_cleaned_and_cut(
-    asked: Asking, body: bytes, told: str
+    asked: ClientUnderTest, body: bytes, told: str
 ) -> None:
     asked.faulty.fault("7", status(404, body=body))
     error = await failure_of(asked.archive.stage("7"))
@@ -207,7 +211,7 @@ async def test_the_message_of_the_archive_is_cleaned_and_cut(
 @pytest.mark.parametrize("rest", [Endless(b"4\r\nword\r\n"), Hang()], ids=["endless", "silent"])
 @pytest_twisted.ensureDeferred
 async def test_the_body_of_an_error_response_is_read_up_to_a_limit(
-    asked: Asking, rest: Any
+    asked: ClientUnderTest, rest: Any
 ) -> None:
     start = Send(head(500, [("Transfer-Encoding", "chunked")]) + b"4\r\nword\r\n")
     asked.faulty.fault("7", steps(start, rest))
@@ -253,7 +257,7 @@ OF_A_FILE = {
 )
 @pytest_twisted.ensureDeferred
 async def test_errors_of_the_whole_archive_are_an_outage(
-    asked: Asking, fault: Fault, outage: bool
+    asked: ClientUnderTest, fault: Fault, outage: bool
 ) -> None:
     asked.faulty.fault("7", fault, method="GET")
     assert (await failure_of(asked.fetch("7"))).outage is outage
@@ -262,7 +266,7 @@ async def test_errors_of_the_whole_archive_are_an_outage(
 @pytest.mark.parametrize("named", ["/srv/archive/7", "/srv/a/07/file.7", "7"])
 @pytest_twisted.ensureDeferred
 async def test_a_500_whose_trace_names_the_file_means_it_is_missing(
-    asked: Asking, named: str
+    asked: ClientUnderTest, named: str
 ) -> None:
     asked.faulty.fault("7", status(500, body=trace_of(named)))
     error = await failure_of(asked.archive.stage("7"))
@@ -285,7 +289,7 @@ async def test_a_500_whose_trace_names_the_file_means_it_is_missing(
 )
 @pytest_twisted.ensureDeferred
 async def test_a_500_with_another_trace_does_not_mean_missing(
-    asked: Asking, code: int, body: bytes
+    asked: ClientUnderTest, code: int, body: bytes
 ) -> None:
     asked.faulty.fault("7", status(code, body=body))
     error = await failure_of(asked.archive.stage("7"))
@@ -299,14 +303,14 @@ async def test_a_500_with_another_trace_does_not_mean_missing(
 )
 @pytest_twisted.ensureDeferred
 async def test_a_trace_that_does_not_end_with_the_file_is_ignored(
-    asked: Asking, named: str, after: str
+    asked: ClientUnderTest, named: str, after: str
 ) -> None:
     asked.faulty.fault("7", status(500, body=trace_of(named, after)))
     assert not (await failure_of(asked.archive.stage("7"))).missing
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking) -> None:
+async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: ClientUnderTest) -> None:
     body = trace_of("/srv/archive/7")
     asked.faulty.fault("7", status(500, body=body), times=2)
     error = await failure_of(asked.archive.status("7"))
@@ -324,7 +328,7 @@ async def test_a_head_without_an_explanation_is_explained_by_a_get(asked: Asking
 )
 @pytest_twisted.ensureDeferred
 async def test_a_get_without_explanation_keeps_the_failure(
-    asked: Asking, fault: Fault, connections: int
+    asked: ClientUnderTest, fault: Fault, connections: int
 ) -> None:
     asked.faulty.fault("7", status(500), method="HEAD")
     error = await failure_of(asked.archive.status("7"))

@@ -9,7 +9,7 @@ import pytest_twisted
 import trustme
 from OpenSSL import SSL
 
-from tests.archive_asking import MakesClient, Offers, asking, failure_of
+from tests.archive_client_fixture import ClientFactory, Offers, asking, failure_of
 
 pytest_plugins = ("tests.archive_clients",)
 
@@ -40,7 +40,7 @@ def shown(directory: Path, certificate: trustme.LeafCert) -> Path:
 @pytest.mark.parametrize("version", [SSL.TLS1_VERSION, SSL.TLS1_1_VERSION], ids=["1.0", "1.1"])
 @pytest_twisted.ensureDeferred
 async def test_an_archive_with_old_tls_is_rejected(
-    make_client: MakesClient, authority: trustme.CA, roots: Path, version: int
+    make_client: ClientFactory, authority: trustme.CA, roots: Path, version: int
 ) -> None:
     offered = Offers(authority.issue_cert(HOST), newest=version)
     async with asking(make_client, tls=offered, ca_file=roots) as asked:
@@ -55,7 +55,7 @@ async def test_an_archive_with_old_tls_is_rejected(
 @VERSIONS
 @pytest_twisted.ensureDeferred
 async def test_an_archive_that_wants_a_certificate_is_shown_it(
-    make_client: MakesClient, authority: trustme.CA, roots: Path, tmp_path: Path, version: int
+    make_client: ClientFactory, authority: trustme.CA, roots: Path, tmp_path: Path, version: int
 ) -> None:
     clients = trustme.CA()
     own = clients.create_child_ca().issue_cert("cartd.example")
@@ -71,7 +71,7 @@ async def test_an_archive_that_wants_a_certificate_is_shown_it(
 @pytest.mark.parametrize("case", ["none", "of-a-stranger"])
 @pytest_twisted.ensureDeferred
 async def test_a_missing_client_certificate_is_reported(
-    make_client: MakesClient,
+    make_client: ClientFactory,
     authority: trustme.CA,
     roots: Path,
     tmp_path: Path,

@@ -9,7 +9,14 @@ import pytest_twisted
 
 from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.errors import ConfigError
-from tests.archive_asking import DATA, Asking, MakesClient, asking, failure_of, reactor
+from tests.archive_client_fixture import (
+    DATA,
+    ClientFactory,
+    ClientUnderTest,
+    asking,
+    failure_of,
+    reactor,
+)
 from tests.archive_faults import status
 
 pytest_plugins = ("tests.archive_clients",)
@@ -42,7 +49,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("archive_id", "segment"), HOSTILE)
 @pytest_twisted.ensureDeferred
 async def test_an_id_is_one_segment_below_the_archives_own_path(
-    make_client: MakesClient, base: str, archive_id: str, segment: str
+    make_client: ClientFactory, base: str, archive_id: str, segment: str
 ) -> None:
     async with asking(make_client, base=base) as asked:
         asked.faulty.put(archive_id, DATA)
@@ -67,7 +74,7 @@ async def test_an_id_is_one_segment_below_the_archives_own_path(
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest_twisted.ensureDeferred
 async def test_a_404_that_may_be_a_proxys_names_the_encoded_id(
-    asked: Asking, method: str, archive_id: str, headers: list[tuple[str, str]], hint: bool
+    asked: ClientUnderTest, method: str, archive_id: str, headers: list[tuple[str, str]], hint: bool
 ) -> None:
     asked.faulty.fault(archive_id, status(404, headers))
     request = asked.archive.status if method == "HEAD" else asked.fetch
@@ -79,7 +86,9 @@ async def test_a_404_that_may_be_a_proxys_names_the_encoded_id(
 
 @pytest.mark.parametrize("archive_id", ["", "\ud800"], ids=["empty", "lone-surrogate"])
 @pytest_twisted.ensureDeferred
-async def test_an_id_that_no_url_can_hold_is_rejected(asked: Asking, archive_id: str) -> None:
+async def test_an_id_that_no_url_can_hold_is_rejected(
+    asked: ClientUnderTest, archive_id: str
+) -> None:
     error = await failure_of(asked.archive.status(archive_id))
     assert not error.retryable
     assert asked.faulty.requests == []

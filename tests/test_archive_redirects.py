@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from tests.archive_asking import DATA, Asking, failure_of
+from tests.archive_client_fixture import DATA, ClientUnderTest, failure_of
 from tests.archive_faults import redirect
 
 pytest_plugins = ("tests.archive_clients",)
@@ -15,7 +15,7 @@ pytest_plugins = ("tests.archive_clients",)
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest_twisted.ensureDeferred
 async def test_a_redirect_within_the_same_server_is_followed(
-    asked: Asking, method: str, code: int
+    asked: ClientUnderTest, method: str, code: int
 ) -> None:
     asked.faulty.fault("moved", redirect("/7", code))
     asked.faulty.put("moved", b"never seen")
@@ -29,7 +29,7 @@ async def test_a_redirect_within_the_same_server_is_followed(
 
 @pytest_twisted.ensureDeferred
 async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
-    asked: Asking,
+    asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("moved", redirect("/7", 307))
     await asked.archive.stage("moved")
@@ -57,7 +57,7 @@ async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
 )
 @pytest_twisted.ensureDeferred
 async def test_a_redirect_to_another_server_is_rejected(
-    asked: Asking, location: str, message: str
+    asked: ClientUnderTest, location: str, message: str
 ) -> None:
     location = location.format(port=asked.faulty.port)
     asked.faulty.fault("moved", redirect(location), times=None)

@@ -8,7 +8,7 @@ from twisted.web.http_headers import Headers
 
 from cartd.archive import FileState
 from cartd.archive.responses import read_state
-from tests.archive_asking import Asking, failure_of
+from tests.archive_client_fixture import ClientUnderTest, failure_of
 from tests.archive_faults import state
 
 pytest_plugins = ("tests.archive_clients",)
@@ -51,7 +51,7 @@ pytest_plugins = ("tests.archive_clients",)
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_the_headers_of_a_state_are_read(
-    asked: Asking, changed: dict[str, str | None], expected: FileState
+    asked: ClientUnderTest, changed: dict[str, str | None], expected: FileState
 ) -> None:
     asked.faulty.fault("7", state(**changed))
     assert await asked.archive.status("7") == expected
@@ -85,7 +85,7 @@ async def test_the_headers_of_a_state_are_read(
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_a_header_that_cannot_be_read_is_named(
-    asked: Asking, changed: dict[str, str | None], message: str, retryable: bool
+    asked: ClientUnderTest, changed: dict[str, str | None], message: str, retryable: bool
 ) -> None:
     asked.faulty.fault("7", state(**changed))
     error = await failure_of(asked.archive.status("7"))

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError
 
 from cartd.archive import TlsPolicy
 from cartd.errors import ConfigError
-from tests.archive_asking import MakesClient, Offers, Sink, asking, begun, failure_of
+from tests.archive_client_fixture import ClientFactory, Offers, Sink, asking, begun, failure_of
 from tests.archive_faults import endless, hang_after
 
 pytest_plugins = ("tests.archive_clients",)
@@ -32,7 +32,9 @@ def pem(path: Path, *authorities: trustme.CA) -> Path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_trusted_certificate_is_accepted(make_client: MakesClient, tmp_path: Path) -> None:
+async def test_a_trusted_certificate_is_accepted(
+    make_client: ClientFactory, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     roots = pem(tmp_path / "roots.pem", trustme.CA(), authority)
     async with asking(make_client, tls=Offers(authority.issue_cert(HOST)), ca_file=roots) as asked:
@@ -88,7 +90,7 @@ def certificate_for(case: str, authority: trustme.CA) -> trustme.LeafCert:
 @pytest.mark.parametrize(("case", "message"), CASES.items(), ids=list(CASES))
 @pytest_twisted.ensureDeferred
 async def test_an_untrusted_certificate_is_rejected(
-    make_client: MakesClient, tmp_path: Path, case: str, message: str
+    make_client: ClientFactory, tmp_path: Path, case: str, message: str
 ) -> None:
     authority = trustme.CA()
     stranger = case in ("unknown-root", "root-in-chain")
@@ -107,7 +109,7 @@ async def test_an_untrusted_certificate_is_rejected(
 @pytest.mark.parametrize("fault", [hang_after(100), endless()], ids=["silent", "endless"])
 @pytest_twisted.ensureDeferred
 async def test_cancelling_does_not_wait_for_a_tls_close_notify(
-    make_client: MakesClient, tmp_path: Path, fault: Any
+    make_client: ClientFactory, tmp_path: Path, fault: Any
 ) -> None:
     authority = trustme.CA()
     roots = pem(tmp_path / "roots.pem", authority)
@@ -126,7 +128,7 @@ async def test_cancelling_does_not_wait_for_a_tls_close_notify(
 
 @pytest_twisted.ensureDeferred
 async def test_a_peer_without_tls_is_reported_and_retryable(
-    make_client: MakesClient, tmp_path: Path
+    make_client: ClientFactory, tmp_path: Path
 ) -> None:
     roots = pem(tmp_path / "roots.pem", trustme.CA())
     async with asking(make_client, ca_file=roots, claimed="https") as asked:

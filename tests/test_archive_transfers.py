@@ -8,11 +8,11 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
-from tests.archive_asking import (
+from tests.archive_client_fixture import (
     DATA,
     HEAD_TIMEOUT,
     STALL_TIMEOUT,
-    Asking,
+    ClientUnderTest,
     Sink,
     begun,
     failure_of,
@@ -36,7 +36,7 @@ pytest_plugins = ("tests.archive_clients",)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_response_that_does_not_begin_times_out(asked: Asking) -> None:
+async def test_a_response_that_does_not_begin_times_out(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", hang_before_head())
     failing = begun(failure_of(asked.archive.status("7")))
     await asked.until(lambda: asked.faulty.running == 1)
@@ -53,7 +53,7 @@ async def test_a_response_that_does_not_begin_times_out(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stalled_body_times_out(asked: Asking) -> None:
+async def test_a_stalled_body_times_out(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", hang_after(100))
     sink = Sink()
     failing = begun(failure_of(asked.archive.fetch("7", sink)))
@@ -70,7 +70,7 @@ async def test_a_stalled_body_times_out(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_byte_resets_the_stall_timeout(asked: Asking) -> None:
+async def test_every_byte_resets_the_stall_timeout(asked: ClientUnderTest) -> None:
     asked.faulty.put("slow", b"ten  bytes")
     asked.faulty.fault("slow", drip(1))
     sink = Sink(lambda sink: asked.clock.advance(STALL_TIMEOUT - 1))
@@ -79,7 +79,7 @@ async def test_every_byte_resets_the_stall_timeout(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_paused_sink_stops_reading_and_the_stall_timeout(asked: Asking) -> None:
+async def test_a_paused_sink_stops_reading_and_the_stall_timeout(asked: ClientUnderTest) -> None:
     def pause(sink: Sink) -> None:
         if not sink.first.called:
             assert sink.producer is not None
@@ -104,7 +104,9 @@ async def test_a_paused_sink_stops_reading_and_the_stall_timeout(asked: Asking) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_sink_that_is_not_ready_yet_may_pause_from_the_start(asked: Asking) -> None:
+async def test_a_sink_that_is_not_ready_yet_may_pause_from_the_start(
+    asked: ClientUnderTest,
+) -> None:
     class Unready(Sink):
         def registerProducer(self, producer: Any, streaming: bool) -> None:
             super().registerProducer(producer, streaming)
@@ -125,7 +127,7 @@ async def test_a_sink_that_is_not_ready_yet_may_pause_from_the_start(asked: Aski
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_stall_timeout_runs_again_after_a_pause(asked: Asking) -> None:
+async def test_the_stall_timeout_runs_again_after_a_pause(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", hang_after(100))
     sink = Sink(lambda sink: sink.producer.pauseProducing())  # type: ignore[union-attr]
     failing = begun(failure_of(asked.archive.fetch("7", sink)))
@@ -143,7 +145,7 @@ async def test_the_stall_timeout_runs_again_after_a_pause(asked: Asking) -> None
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_an_exception_of_the_sink_ends_the_transfer(
-    asked: Asking, fault: Fault | None
+    asked: ClientUnderTest, fault: Fault | None
 ) -> None:
     class TooManyError(Exception):
         pass
@@ -164,7 +166,7 @@ async def test_an_exception_of_the_sink_ends_the_transfer(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelling_before_the_connection_stands_leaves_none(asked: Asking) -> None:
+async def test_cancelling_before_the_connection_stands_leaves_none(asked: ClientUnderTest) -> None:
     fetching = begun(asked.archive.fetch("7", Sink()))
     fetching.cancel()
     with pytest.raises(CancelledError):
@@ -175,7 +177,7 @@ async def test_cancelling_before_the_connection_stands_leaves_none(asked: Asking
 @pytest.mark.parametrize("method", ["HEAD", "POST", "GET"])
 @pytest_twisted.ensureDeferred
 async def test_cancelling_before_the_answer_closes_the_connection(
-    asked: Asking, method: str
+    asked: ClientUnderTest, method: str
 ) -> None:
     asked.faulty.fault("7", hang_before_head(), method=method)
     asking_now = begun(asked.ask(method))
@@ -191,7 +193,7 @@ async def test_cancelling_before_the_answer_closes_the_connection(
 @pytest.mark.parametrize("fault", [hang_after(100), endless()], ids=["silent", "endless"])
 @pytest_twisted.ensureDeferred
 async def test_cancelling_within_the_body_closes_the_connection(
-    asked: Asking, fault: Fault, paused: bool
+    asked: ClientUnderTest, fault: Fault, paused: bool
 ) -> None:
     def on_write(sink: Sink) -> None:
         assert sink.producer is not None
@@ -211,7 +213,9 @@ async def test_cancelling_within_the_body_closes_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelling_from_within_a_write_does_not_pool_the_connection(asked: Asking) -> None:
+async def test_cancelling_from_within_a_write_does_not_pool_the_connection(
+    asked: ClientUnderTest,
+) -> None:
     asked.faulty.fault("7", steps(Send(head(200, [("Content-Length", "2")])), Drip(b"ab", 2)))
     posted: Deferred[float | None] = Deferred()
 
@@ -228,7 +232,9 @@ async def test_cancelling_from_within_a_write_does_not_pool_the_connection(asked
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_sink_that_stops_the_transfer_ends_it_as_a_cancel_does(asked: Asking) -> None:
+async def test_a_sink_that_stops_the_transfer_ends_it_as_a_cancel_does(
+    asked: ClientUnderTest,
+) -> None:
     asked.faulty.fault("7", endless())
     sink = Sink(lambda sink: sink.producer.stopProducing())  # type: ignore[union-attr]
     with pytest.raises(CancelledError):
@@ -237,7 +243,7 @@ async def test_a_sink_that_stops_the_transfer_ends_it_as_a_cancel_does(asked: As
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_sink_checks_length_and_hash_itself(asked: Asking) -> None:
+async def test_the_sink_checks_length_and_hash_itself(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", wrong_bytes())
     asked.faulty.fault("7", no_length(10), request=2)
     assert await asked.fetch("7") == bytes(byte ^ 1 for byte in DATA)

@@ -28,31 +28,31 @@ FILES = {str(number): b"data %d" % number for number in range(1, 9)}
 LINES = ("The archive is away", "The archive is back", "Nothing waits any more")
 
 
-class Scene(Bench):
+class OutageScenario(Bench):
     """A stager, an archive that comes and goes, and what the store was told of it."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, FILES)
-        self.told: list[str] = []
-        self.refused: float = 0
+        self.recorded: list[str] = []
+        self.failing_writes: float = 0
         """So many tellings are to fail."""
         self._begun, self._ended = self.store.begin_waiting, self.store.end_waiting
         self.store.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
         self.store.end_waiting = self._end_waiting  # type: ignore[method-assign]
 
     async def _begin_waiting(self, holder: str, since: float, cause: str) -> None:
-        self.told.append(cause)
-        self._refuse()
+        self.recorded.append(cause)
+        self._fail_write()
         await self._begun(holder, since, cause)
 
     async def _end_waiting(self, holder: str) -> None:
-        self.told.append("")
-        self._refuse()
+        self.recorded.append("")
+        self._fail_write()
         await self._ended(holder)
 
-    def _refuse(self) -> None:
-        if self.refused:
-            self.refused -= 1
+    def _fail_write(self) -> None:
+        if self.failing_writes:
+            self.failing_writes -= 1
             raise Unavailable("The database is away")
 
     def start(self) -> None:
@@ -88,8 +88,8 @@ class Scene(Bench):
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(tmp_path / "volume")
+def scene(tmp_path: Path) -> Iterator[OutageScenario]:
+    scene = OutageScenario(tmp_path / "volume")
     scene.start()
     yield scene
     scene.stop()
@@ -106,7 +106,7 @@ class Files:
     """Files that are asked for without a stager, as many as a test wants."""
 
     def __init__(self, root: Path, number: int, *, connections: int) -> None:
-        self.scene = Scene(root)
+        self.scene = OutageScenario(root)
         self.scene.archive.files = {str(n): b"x" for n in range(number)}
         self.context = self.scene.context(connections=connections)
         self.cart = self.scene.put()
@@ -124,7 +124,9 @@ class Files:
 
 
 class TestWaiting:
-    def test_one_probe_at_a_time_is_sent_and_no_tries_are_used_up(self, scene: Scene) -> None:
+    def test_one_probe_at_a_time_is_sent_and_no_tries_are_used_up(
+        self, scene: OutageScenario
+    ) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2", "3"), scene.begin("4", "5")]
         assert scene.heads() == ["1"]
@@ -147,7 +149,7 @@ class TestWaiting:
         scene.run(65)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
-    def test_probes_rotate_among_the_waiting_files(self, scene: Scene) -> None:
+    def test_probes_rotate_among_the_waiting_files(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
         scene.begin("1", "2")
         scene.begin("3", "4")
@@ -157,14 +159,16 @@ class TestWaiting:
         assert sorted(probed[:4]) == ["1", "2", "3", "4"]
         assert probed[3] == "1"
 
-    def test_retry_after_delays_probes_up_to_a_limit(self, scene: Scene) -> None:
+    def test_retry_after_delays_probes_up_to_a_limit(self, scene: OutageScenario) -> None:
         scene.archive.away = outage("503", retry_after=20)
         scene.begin("1", "2")
         assert scene.times_until(lambda: len(scene.heads()), seconds=45) == [0.125, 20.125, 40.125]
         scene.archive.away = outage("503", retry_after=86_400)
         assert scene.times_until(lambda: len(scene.heads()), seconds=340) == [15.125, 315.125]
 
-    def test_a_new_cart_sends_no_requests_while_the_breaker_is_open(self, scene: Scene) -> None:
+    def test_a_new_cart_sends_no_requests_while_the_breaker_is_open(
+        self, scene: OutageScenario
+    ) -> None:
         scene.archive.away = outage()
         scene.begin("1", "2")
         scene.run(20)
@@ -254,7 +258,7 @@ class TestWaiting:
         clock.advance(RAMP_UP_SECONDS)
         assert archive.running == 2 * INITIAL_SLOTS
 
-    def test_an_outage_is_logged_once_at_its_begin_and_end(self, scene: Scene) -> None:
+    def test_an_outage_is_logged_once_at_its_begin_and_end(self, scene: OutageScenario) -> None:
         with logged() as events:
             scene.archive.away = outage()
             scene.begin(*FILES)
@@ -268,8 +272,10 @@ class TestWaiting:
             assert [event["length"] for event in events if "length" in event] == [15.625]
 
 
-class TestBlame:
-    def test_a_file_that_fails_alone_fails_its_cart_after_its_tries(self, scene: Scene) -> None:
+class TestCause:
+    def test_a_file_that_fails_alone_fails_its_cart_after_its_tries(
+        self, scene: OutageScenario
+    ) -> None:
         good = scene.begin("1")
         scene.archive.bad["2"] = outage("503")
         with logged() as events:
@@ -280,9 +286,9 @@ class TestBlame:
         assert scene.status(bad) is CartStatus.ERROR
         assert scene.cart(bad).error == "Failed to stage dir/2 (archive id 2): 503"
         assert scene.heads().count("2") == 3
-        assert scene.told == in_log(events) == []
+        assert scene.recorded == in_log(events) == []
 
-    def test_one_unavailable_file_does_not_trip_the_breaker(self, scene: Scene) -> None:
+    def test_one_unavailable_file_does_not_trip_the_breaker(self, scene: OutageScenario) -> None:
         """No probe is sent for its sake, and it is asked for when it has asked to be."""
         scene.archive.bad["2"] = unavailable(retry_after=20)
         bad = scene.begin("2")
@@ -296,7 +302,7 @@ class TestBlame:
         assert scene.status(bad) is CartStatus.ERROR
         assert scene.cart(bad).error == "Failed to stage dir/2 (archive id 2): 503"
         assert scene.heads().count("2") == 3
-        assert scene.told == []
+        assert scene.recorded == []
 
     def test_many_unavailable_files_cost_few_probes(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 201, connections=4)
@@ -309,31 +315,31 @@ class TestBlame:
         assert all(isinstance(failure_of(one), FileFailed) for one in outcomes)
         assert scene.heads().count("0") < 8
         assert len(scene.heads()) - scene.heads().count("0") == 600
-        assert scene.told == []
+        assert scene.recorded == []
 
-    def test_two_unavailable_files_in_a_row_trip_the_breaker(self, scene: Scene) -> None:
+    def test_two_unavailable_files_in_a_row_trip_the_breaker(self, scene: OutageScenario) -> None:
         scene.begin("1")
         scene.archive.away = unavailable()
         carts = [scene.begin("2"), scene.begin("3", "4"), scene.begin("5")]
         scene.run(20)
-        assert set(scene.told) == {"503"}
+        assert set(scene.recorded) == {"503"}
         assert scene.archive.most_running == 1
         assert len(scene.heads()) < 12
         scene.archive.away = None
         scene.run(60)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
-    def test_the_only_file_being_unavailable_is_an_outage(self, scene: Scene) -> None:
+    def test_the_only_file_being_unavailable_is_an_outage(self, scene: OutageScenario) -> None:
         scene.archive.away = unavailable()
         cart = scene.begin("1")
         scene.run(100)
         assert scene.status(cart) is CartStatus.STAGING
-        assert scene.told == ["503"]
+        assert scene.recorded == ["503"]
         scene.archive.away = None
         scene.run(60)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_an_outage_right_after_a_false_trip_is_detected(self, scene: Scene) -> None:
+    def test_an_outage_right_after_a_false_trip_is_detected(self, scene: OutageScenario) -> None:
         scene.begin("1")
         scene.archive.bad |= {"2": unavailable(), "3": unavailable()}
         bad = [scene.begin("2"), scene.begin("3")]
@@ -341,45 +347,49 @@ class TestBlame:
         scene.archive.away = unavailable("503 for all")
         cart = scene.begin("4", "5")
         scene.run(20)
-        assert set(scene.told) == {"503 for all"}
+        assert set(scene.recorded) == {"503 for all"}
         scene.archive.away = None
         scene.archive.bad.clear()
         scene.run(60)
         assert {scene.status(one) for one in (cart, *bad)} == {CartStatus.READY}
 
-    def test_a_new_file_is_probed_when_the_only_known_one_fails(self, scene: Scene) -> None:
+    def test_a_new_file_is_probed_when_the_only_known_one_fails(
+        self, scene: OutageScenario
+    ) -> None:
         scene.archive.bad["2"] = outage("503", retry_after=300)
         bad = scene.begin("2")
         scene.run(301)
-        assert scene.told == ["503"]
+        assert scene.recorded == ["503"]
         good = scene.begin("3")
         scene.run(0.25)
         assert scene.status(good) is CartStatus.READY
-        assert scene.told[-1] == ""
+        assert scene.recorded[-1] == ""
         scene.run(1000)
         assert scene.status(bad) is CartStatus.ERROR
 
-    def test_after_an_outage_a_file_has_all_its_tries(self, scene: Scene) -> None:
+    def test_after_an_outage_a_file_has_all_its_tries(self, scene: OutageScenario) -> None:
         scene.begin("1")
         scene.archive.fails["GET", "2"] = [passing("first"), passing("second"), outage()]
         cart = scene.begin("2")
         scene.run(1.375)
         scene.archive.away = outage()
         scene.run(3)
-        assert scene.told == ["the archive refuses the connection"]
+        assert scene.recorded == ["the archive refuses the connection"]
         scene.archive.away = None
         scene.archive.fails["GET", "2"] = [passing("third"), passing("fourth")]
         scene.run(10)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_file_that_fails_alone_is_the_cause(self, scene: Scene) -> None:
+    def test_a_file_that_fails_alone_is_the_cause(self, scene: OutageScenario) -> None:
         scene.archive.bad["1"] = passing("500")
         cart = scene.begin("1", "2")
         scene.run(2)
         assert scene.status(cart) is CartStatus.ERROR
         assert scene.heads() == ["1", "2", "1", "1"]
 
-    def test_a_file_staged_earlier_is_probed_before_a_file_fails(self, scene: Scene) -> None:
+    def test_a_file_staged_earlier_is_probed_before_a_file_fails(
+        self, scene: OutageScenario
+    ) -> None:
         scene.begin("1")
         scene.stop()
         scene.start()
@@ -388,11 +398,11 @@ class TestBlame:
         scene.run(2)
         assert scene.status(cart) is CartStatus.ERROR
         assert scene.heads() == ["1", "2", "2", "2", "1"]
-        assert scene.told == []
+        assert scene.recorded == []
 
     @pytest.mark.parametrize("missing", [False, True])
     def test_an_archive_that_answers_only_errors_is_an_outage(
-        self, scene: Scene, missing: bool
+        self, scene: OutageScenario, missing: bool
     ) -> None:
         scene.begin("1")
         scene.archive.away = passing("500")
@@ -402,13 +412,13 @@ class TestBlame:
         cart = scene.begin("2")
         scene.archive.away = passing("500")
         scene.run(8)
-        assert scene.told == ["500"]
+        assert scene.recorded == ["500"]
         assert scene.status(cart) is CartStatus.STAGING
         scene.archive.away = None
         scene.run(8)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_missing_file_fails_its_cart_at_once(self, scene: Scene) -> None:
+    def test_a_missing_file_fails_its_cart_at_once(self, scene: OutageScenario) -> None:
         scene.begin("1")
         scene.archive.bad["2"] = gone()
         cart = scene.begin("2")
@@ -416,13 +426,13 @@ class TestBlame:
         assert scene.cart(cart).error == "Failed to stage dir/2 (archive id 2): it is not there"
         assert scene.heads() == ["1", "2", "1"]
 
-    def test_a_missing_file_fails_where_no_other_file_is_known(self, scene: Scene) -> None:
+    def test_a_missing_file_fails_where_no_other_file_is_known(self, scene: OutageScenario) -> None:
         scene.archive.bad["2"] = gone()
         cart = scene.begin("2")
         assert scene.status(cart) is CartStatus.ERROR
 
     def test_with_one_try_a_body_broken_by_an_outage_is_retried(self, tmp_path: Path) -> None:
-        scene = Scene(tmp_path / "volume")
+        scene = OutageScenario(tmp_path / "volume")
         scene.tries = 1
         scene.start()
         scene.begin("1")
@@ -435,7 +445,7 @@ class TestBlame:
         assert scene.status(cart) is CartStatus.READY
         scene.stop()
 
-    def test_a_file_that_joins_during_a_probe_is_probed_next(self, scene: Scene) -> None:
+    def test_a_file_that_joins_during_a_probe_is_probed_next(self, scene: OutageScenario) -> None:
         scene.archive.bad["2"] = outage("503", retry_after=300)
         scene.begin("2")
         held = scene.archive.holds["HEAD", "2"] = Deferred()
@@ -455,9 +465,9 @@ class TestBlame:
         assert not target.succeeded_since(1, other_than="2")
 
 
-class TestLimit:
+class TestOutageLimit:
     def test_a_cart_fails_at_the_outage_limit_and_others_wait_on(self, tmp_path: Path) -> None:
-        scene = Scene(tmp_path / "volume")
+        scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 10
         scene.start()
         scene.archive.away = outage()
@@ -480,7 +490,7 @@ class TestLimit:
         assert not scene.clock.getDelayedCalls()
 
     def test_the_outage_limit_counts_across_a_restart(self, tmp_path: Path) -> None:
-        scene = Scene(tmp_path / "volume")
+        scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
         scene.archive.away = outage()
@@ -498,7 +508,7 @@ class TestLimit:
         scene.stop()
 
     def test_setting_the_clock_does_not_change_the_outage_limit(self, tmp_path: Path) -> None:
-        scene = Scene(tmp_path / "volume")
+        scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
         scene.archive.away = outage()
@@ -512,15 +522,17 @@ class TestLimit:
         scene.stop()
 
 
-class TestTelling:
-    def test_an_outage_is_recorded_for_all_carts_and_later_ones(self, scene: Scene) -> None:
+class TestOutageStatus:
+    def test_an_outage_is_recorded_for_all_carts_and_later_ones(
+        self, scene: OutageScenario
+    ) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
-        assert scene.told == ["the archive refuses the connection"]
+        assert scene.recorded == ["the archive refuses the connection"]
         carts.append(scene.begin("4"))
         scene.run(5)
-        assert scene.told == ["the archive refuses the connection"] * 2
+        assert scene.recorded == ["the archive refuses the connection"] * 2
         assert [scene.cart(cart).waits_since for cart in carts] == [0, 0, 5]
         assert scene.cart(carts[0]).message == (
             "Waiting for the archive since 1970-01-01 00:00:00 UTC:"
@@ -529,31 +541,33 @@ class TestTelling:
         scene.archive.away = None
         held = scene.archive.holds["GET", "*"] = Deferred()
         scene.run(10)
-        assert scene.told[2:] == [""]
+        assert scene.recorded[2:] == [""]
         assert [scene.cart(cart).message for cart in carts] == ["", "", ""]
         held.callback(None)
 
-    def test_a_failed_record_of_an_outage_is_retried(self, scene: Scene) -> None:
+    def test_a_failed_record_of_an_outage_is_retried(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1")
-        scene.refused = 3
+        scene.failing_writes = 3
         scene.run(RETRY_SECONDS * 3 + 1)
-        assert scene.told == ["the archive refuses the connection"] * 4
+        assert scene.recorded == ["the archive refuses the connection"] * 4
         assert scene.cart(cart).waits_since == 0
         assert len(scene.heads()) > 4
         scene.archive.away = None
         held = scene.archive.holds["GET", "1"] = Deferred()
-        scene.refused = inf
+        scene.failing_writes = inf
         scene.run(20)
         assert scene.cart(cart).waits_since == 0
-        scene.refused = 0
+        scene.failing_writes = 0
         scene.run(RETRY_SECONDS)
         assert scene.cart(cart).waits_since is None
         held.callback(None)
         scene.run(RETRY_SECONDS)
         assert scene.status(cart) is CartStatus.READY
 
-    def test_a_restart_with_the_archive_available_clears_the_status(self, scene: Scene) -> None:
+    def test_a_restart_with_the_archive_available_clears_the_status(
+        self, scene: OutageScenario
+    ) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1", "2")
         scene.run(5)
@@ -566,7 +580,7 @@ class TestTelling:
 
 
 class TestEnding:
-    def test_probing_ends_when_the_last_cart_is_deleted(self, scene: Scene) -> None:
+    def test_probing_ends_when_the_last_cart_is_deleted(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
@@ -580,16 +594,16 @@ class TestEnding:
         asked = len(scene.heads())
         scene.run(100)
         assert len(scene.heads()) == asked
-        told = list(scene.told)
+        told = list(scene.recorded)
         scene.archive.away = None
         scene.archive.fails["HEAD", "5"] = [outage()]
         one_failure = scene.begin("5")
-        assert scene.told == told  # nobody knows that the archive is away again
+        assert scene.recorded == told  # nobody knows that the archive is away again
         scene.run(2)
         assert scene.status(one_failure) is CartStatus.READY
         assert scene.status(scene.begin("4")) is CartStatus.READY
 
-    def test_a_stop_cancels_a_running_probe(self, scene: Scene) -> None:
+    def test_a_stop_cancels_a_running_probe(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1", "2")
         held = scene.archive.holds["HEAD", "*"] = Deferred()
@@ -600,16 +614,16 @@ class TestEnding:
         assert scene.archive.running == 0
         assert scene.status(cart) is CartStatus.STAGING
 
-    def test_a_stop_cancels_the_record_of_an_outage(self, scene: Scene) -> None:
+    def test_a_stop_cancels_the_record_of_an_outage(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
-        scene.refused = inf
+        scene.failing_writes = inf
         scene.begin("1")
         scene.run(1)
-        assert scene.told
+        assert scene.recorded
         scene.stop()
         assert not scene.clock.getDelayedCalls()
 
-    def test_an_internal_error_of_a_probe_releases_all_files(self, scene: Scene) -> None:
+    def test_an_internal_error_of_a_probe_releases_all_files(self, scene: OutageScenario) -> None:
         scene.archive.away = outage()
         cart = scene.begin("1")
         scene.archive.away = ZeroDivisionError("a fault of the service itself")

@@ -95,7 +95,7 @@ def test_a_cancelled_waiter_acquires_no_slot() -> None:
     last.callback(None)
 
 
-class Crowd:
+class Holders:
     """Holders of semaphore, each with a key of its own; ``log`` says who has got one."""
 
     def __init__(self) -> None:
@@ -104,83 +104,83 @@ class Crowd:
         self.semaphore = FairSemaphore(lambda: self.most, self.clock)
         self.log: list[str] = []
         self.ends: dict[str, Deferred[None]] = {}
-        self.came = 0
+        self.acquired = 0
 
-    def come(self, number: int) -> None:
+    def acquire(self, number: int) -> None:
         for _ in range(number):
-            self.came += 1
-            end = self.ends[str(self.came)] = Deferred()
-            Deferred.fromCoroutine(hold(self.semaphore, str(self.came), self.log, end))
+            self.acquired += 1
+            end = self.ends[str(self.acquired)] = Deferred()
+            Deferred.fromCoroutine(hold(self.semaphore, str(self.acquired), self.log, end))
 
-    def leave(self, number: int) -> None:
+    def release(self, number: int) -> None:
         for key in list(self.ends)[:number]:
             self.ends.pop(key).callback(None)
 
 
 @pytest.fixture
-def crowd() -> Iterator[Crowd]:
+def holders() -> Iterator[Holders]:
     """Nobody of it is left behind."""
-    crowd = Crowd()
-    yield crowd
-    crowd.leave(len(crowd.ends))
-    assert len(crowd.log) == crowd.came
+    holders = Holders()
+    yield holders
+    holders.release(len(holders.ends))
+    assert len(holders.log) == holders.acquired
 
 
-def test_slots_ramp_up_with_each_release(crowd: Crowd) -> None:
-    crowd.come(50)
-    assert len(crowd.log) == INITIAL_SLOTS
-    crowd.leave(1)
-    assert len(crowd.log) == INITIAL_SLOTS + 2  # the place itself, and another one
-    crowd.leave(3)
-    assert len(crowd.log) == INITIAL_SLOTS + 8
+def test_slots_ramp_up_with_each_release(holders: Holders) -> None:
+    holders.acquire(50)
+    assert len(holders.log) == INITIAL_SLOTS
+    holders.release(1)
+    assert len(holders.log) == INITIAL_SLOTS + 2  # the place itself, and another one
+    holders.release(3)
+    assert len(holders.log) == INITIAL_SLOTS + 8
 
 
-def test_slots_ramp_up_with_time(crowd: Crowd) -> None:
-    crowd.come(3 * INITIAL_SLOTS + 1)
+def test_slots_ramp_up_with_time(holders: Holders) -> None:
+    holders.acquire(3 * INITIAL_SLOTS + 1)
     seen = []
     for _ in range(4):
-        crowd.clock.advance(RAMP_UP_SECONDS)
-        seen.append(len(crowd.log))
+        holders.clock.advance(RAMP_UP_SECONDS)
+        seen.append(len(holders.log))
     assert seen == [
         2 * INITIAL_SLOTS,
         3 * INITIAL_SLOTS,
         3 * INITIAL_SLOTS + 1,
         3 * INITIAL_SLOTS + 1,
     ]
-    assert crowd.clock.getDelayedCalls() == []
+    assert holders.clock.getDelayedCalls() == []
 
 
-def test_the_next_burst_begins_with_the_initial_slots(crowd: Crowd) -> None:
-    crowd.come(20)
-    crowd.leave(20)
-    assert len(crowd.log) == 20
-    crowd.clock.advance(RAMP_UP_SECONDS)
-    crowd.come(20)
-    assert len(crowd.log) == 20 + INITIAL_SLOTS
+def test_the_next_burst_begins_with_the_initial_slots(holders: Holders) -> None:
+    holders.acquire(20)
+    holders.release(20)
+    assert len(holders.log) == 20
+    holders.clock.advance(RAMP_UP_SECONDS)
+    holders.acquire(20)
+    assert len(holders.log) == 20 + INITIAL_SLOTS
 
 
-def test_any_number_of_slots_may_be_released_at_once(crowd: Crowd) -> None:
+def test_any_number_of_slots_may_be_released_at_once(holders: Holders) -> None:
     """Each within the one before would be deeper than Python's stack."""
-    crowd.come(INITIAL_SLOTS + 2000)
-    for key in list(crowd.ends)[INITIAL_SLOTS:]:
-        crowd.ends.pop(key).callback(None)
-    crowd.leave(1)
-    assert len(crowd.log) == INITIAL_SLOTS + 2000
+    holders.acquire(INITIAL_SLOTS + 2000)
+    for key in list(holders.ends)[INITIAL_SLOTS:]:
+        holders.ends.pop(key).callback(None)
+    holders.release(1)
+    assert len(holders.log) == INITIAL_SLOTS + 2000
 
 
-def test_a_lowered_limit_is_respected_on_release(crowd: Crowd) -> None:
-    crowd.come(20)
-    crowd.most = 1
-    crowd.leave(INITIAL_SLOTS - 1)
-    assert len(crowd.log) == INITIAL_SLOTS
-    crowd.leave(1)
-    assert len(crowd.log) == INITIAL_SLOTS + 1
-    crowd.clock.advance(RAMP_UP_SECONDS)
-    crowd.leave(1)
-    assert len(crowd.log) == INITIAL_SLOTS + 2
-    crowd.most = 2
-    crowd.leave(1)
-    assert len(crowd.log) == INITIAL_SLOTS + 4
+def test_a_lowered_limit_is_respected_on_release(holders: Holders) -> None:
+    holders.acquire(20)
+    holders.most = 1
+    holders.release(INITIAL_SLOTS - 1)
+    assert len(holders.log) == INITIAL_SLOTS
+    holders.release(1)
+    assert len(holders.log) == INITIAL_SLOTS + 1
+    holders.clock.advance(RAMP_UP_SECONDS)
+    holders.release(1)
+    assert len(holders.log) == INITIAL_SLOTS + 2
+    holders.most = 2
+    holders.release(1)
+    assert len(holders.log) == INITIAL_SLOTS + 4
 
 
 def test_for_each_limits_concurrency_and_reads_of_its_source() -> None:

@@ -19,15 +19,15 @@ from cartd.staging.stager import Stager
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, result_of
 
-PLACES = 32
+SLOTS = 32
 
 
-class Day:
+class StagingSimulation:
     """Carts whose files take a second each, staged with real semaphore and windows."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.semaphore = FairSemaphore(lambda: PLACES, self.clock)
+        self.semaphore = FairSemaphore(lambda: SLOTS, self.clock)
         self.fair_share = FairShare()
         self.fetched: list[str] = []
         """By whom each file was posted, in the order in which they came."""
@@ -61,18 +61,18 @@ class Day:
 
 @pytest.mark.parametrize("before", [0, 1500], ids=["at once", "in the middle"])
 def test_one_cart_does_not_wait_behind_the_hundred_of_another_user(before: int) -> None:
-    day = Day()
-    day.post("ada", carts=100, files=50)
-    day.until(before)
-    already = len(day.fetched)
-    day.post("bob", carts=1, files=50)
-    day.until(101 * 50)
-    last = len(day.fetched) - day.fetched[::-1].index("bob") - already
+    simulation = StagingSimulation()
+    simulation.post("ada", carts=100, files=50)
+    simulation.until(before)
+    already = len(simulation.fetched)
+    simulation.post("bob", carts=1, files=50)
+    simulation.until(101 * 50)
+    last = len(simulation.fetched) - simulation.fetched[::-1].index("bob") - already
     # Every other file is bob's; what was under way as he came goes on.
-    assert 99 <= last <= 100 + 2 * PLACES
-    assert Counter(day.fetched) == {"ada": 5000, "bob": 50}
+    assert 99 <= last <= 100 + 2 * SLOTS
+    assert Counter(simulation.fetched) == {"ada": 5000, "bob": 50}
     # And ada's carts go on side by side, as they do alone.
-    ready = [cart_id for cart_id, owner in day.staged if owner == "ada"]
+    ready = [cart_id for cart_id, owner in simulation.staged if owner == "ada"]
     assert ready == sorted(ready)
 
 

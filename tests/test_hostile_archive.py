@@ -12,7 +12,7 @@ from twisted.internet.threads import deferToThread
 from tests.archive_faults import Drip, Endless, Send, head, reply, state_headers, steps
 from tests.cartd_with_archive import cartd_with_archive, on_the_volume
 from tests.faulty_archive import FaultyArchive
-from tests.hostile_answers import ANSWERS, DATA, STALL
+from tests.hostile_responses import DATA, HOSTILE_RESPONSES, STALL
 from tests.running_cartd import RunningCartd, entry, manifest
 
 INI = f"[archiveinterface]\nmax_attempts = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
@@ -42,7 +42,7 @@ def most_memory(cartd: RunningCartd) -> int:
 
 
 def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
-    for name, row in ANSWERS.items():
+    for name, row in HOSTILE_RESPONSES.items():
         archive.put(uid(name), DATA, tape_heads=1 if row.on_tape else None)
         archive.files[uid(name)].staged = True
         archive.fault(uid(name), row.fault, method=row.method, times=None)
@@ -52,7 +52,7 @@ def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
 def assert_is_told(cartd: RunningCartd, name: str) -> None:
     """The cart is in error, and in every answer that says so."""
     told = cartd.wait_until(uid(name), "error")
-    assert ANSWERS[name].told in told
+    assert HOSTILE_RESPONSES[name].told in told
     assert told.isascii() and told.isprintable() and len(told) <= LONGEST
     got = cartd.get(f"/{uid(name)}")
     assert got.status == 500
@@ -69,7 +69,7 @@ async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path:
         await deferToThread(cartd.wait_until, "before", "ready")
         before = most_memory(cartd)
         await deferToThread(post_all, cartd, archive)
-        for name, row in ANSWERS.items():
+        for name, row in HOSTILE_RESPONSES.items():
             if row.told:
                 await deferToThread(assert_is_told, cartd, name)
             else:
@@ -78,7 +78,7 @@ async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path:
         assert most_memory(cartd) - before < MOST_MEMORY
         await deferToThread(cartd.post, "after", honest)
         await deferToThread(cartd.wait_until, "after", "ready")
-        agreed = [path(name) for name, row in ANSWERS.items() if not row.told]
+        agreed = [path(name) for name, row in HOSTILE_RESPONSES.items() if not row.told]
         assert len(on_the_volume(cartd)) == len(["before", "after", *agreed])
         lines = cartd.log.split("\n")
         assert not [line for line in lines if UNSEEN.search(line) or len(line) > 2 * LONGEST]

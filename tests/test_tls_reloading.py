@@ -10,7 +10,7 @@ import trustme
 from twisted.internet import reactor as _reactor
 from twisted.internet.threads import deferToThread
 
-from tests.archive_asking import Offers
+from tests.archive_client_fixture import Offers
 from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, unpacked, wait_for
 from tests.tls_site import LARGE, NAME, TlsSite, tls_site

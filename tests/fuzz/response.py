@@ -18,7 +18,7 @@ from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.archive.client import MAX_REDIRECTS
 from cartd.archive.http_client import NoCookies
 from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
-from tests.archive_asking import Sink
+from tests.archive_client_fixture import Sink
 from tests.fuzz.peer import FixedResponse
 
 WORDS = (

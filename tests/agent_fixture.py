@@ -17,7 +17,7 @@ from twisted.web.iweb import IResponse
 
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from tests.archive_asking import PATIENCE, no_logged_errors, reactor
+from tests.archive_client_fixture import TEST_TIMEOUT, no_logged_errors, reactor
 from tests.faulty_archive import FaultyArchive
 
 KEPT = 2
@@ -47,13 +47,13 @@ class Collected(Protocol):
 
     async def end(self) -> BaseException:
         """How the body ended."""
-        reason = await self.ended.addTimeout(PATIENCE, reactor)
+        reason = await self.ended.addTimeout(TEST_TIMEOUT, reactor)
         assert reason is not None
         return reason
 
 
 @dataclass
-class AgentAsking:
+class AgentClient:
     """The agent, its pool with a clock that moves only when told, and the archive it asks."""
 
     faulty: FaultyArchive
@@ -75,7 +75,7 @@ class AgentAsking:
         self, method: str, archive_id: str = "7", headers: Headers | None = None
     ) -> Deferred[IResponse]:
         asked = self.agent.request(method.encode(), (self.url + archive_id).encode(), headers)
-        return asked.addTimeout(PATIENCE, reactor)
+        return asked.addTimeout(TEST_TIMEOUT, reactor)
 
     async def collect(self, method: str, archive_id: str = "7") -> tuple[bytes, BaseException]:
         """Ask, take the whole body, and give it with how it ended."""
@@ -85,7 +85,7 @@ class AgentAsking:
         return body.data, end
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await self.faulty.until(condition).addTimeout(PATIENCE, reactor)
+        await self.faulty.until(condition).addTimeout(TEST_TIMEOUT, reactor)
 
     async def settled(self) -> None:
         """Wait until other requests have been answered, sent after all that was sent before."""
@@ -99,15 +99,15 @@ class AgentAsking:
 
 
 @asynccontextmanager
-async def agent_asking(tls: Any = None, ca_file: Path | None = None) -> AsyncIterator[AgentAsking]:
+async def agent_client(tls: Any = None, ca_file: Path | None = None) -> AsyncIterator[AgentClient]:
     """Ends by closing the pool, and fails if a connection, a timer or a logged error is left."""
     faulty = FaultyArchive(reactor)
     url = faulty.listen(tls)
     with no_logged_errors():
-        asking = AgentAsking(faulty, url, ca_file)
+        asking = AgentClient(faulty, url, ca_file)
         try:
             yield asking
-            await asking.pool.closeCachedConnections().addTimeout(PATIENCE, reactor)
+            await asking.pool.closeCachedConnections().addTimeout(TEST_TIMEOUT, reactor)
             await asking.until(lambda: faulty.open_connections == 0)
             assert asking.clock.getDelayedCalls() == []
         finally:

@@ -29,11 +29,11 @@ DATA = bytes(range(200)) * 5
 STALL = 0.5
 """Seconds; what only time can end comes in a few of these."""
 
-ELSEWHERE = "127.0.0.2"
+OTHER_HOST = "127.0.0.2"
 """An address that nobody is to be asked at."""
 
 NOT_HTTP = "the archive's answer is not HTTP"
-SILENT = f"did not answer within {STALL:g} seconds"
+NO_RESPONSE = f"did not answer within {STALL:g} seconds"
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _CHUNKED = head(200, [("Transfer-Encoding", "chunked")])
@@ -67,7 +67,7 @@ STATES = {
     "interim answers without end": Hostile(
         "HEAD", _head(Endless(b"HTTP/1.1 103 Early\r\n\r\n" * 50)), NOT_HTTP
     ),
-    "a head that drips": Hostile("HEAD", _head(Drip(_OK + b"A: b\r\n" * 99, 1, 0.05)), SILENT),
+    "a head that drips": Hostile("HEAD", _head(Drip(_OK + b"A: b\r\n" * 99, 1, 0.05)), NO_RESPONSE),
     "another protocol": Hostile(
         "HEAD", _head(b"HTTP/1.1 101 Sw\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"), NOT_HTTP
     ),
@@ -99,7 +99,7 @@ STATES = {
         "HEAD", state(last_modified="so \xa0\x85 on" * 4000), "makes no sense: so"
     ),
     # elsewhere
-    "another host": Hostile("HEAD", redirect(f"http://{ELSEWHERE}:9/"), "to another server"),
+    "another host": Hostile("HEAD", redirect(f"http://{OTHER_HOST}:9/"), "to another server"),
     "a file": Hostile("HEAD", redirect("file:///etc/passwd"), "to another server"),
     "another scheme": Hostile("HEAD", redirect("gopher:x"), "to what is no URL: gopher:x"),
     "the scheme alone": Hostile("HEAD", redirect("http:"), "to what is no URL: http:"),
@@ -179,9 +179,9 @@ RECALLS = {
         "POST", status(403, [], _SAYS_TOO_MUCH), "answered 403 Forbidden to POST", on_tape=True
     ),
     "a recall elsewhere": Hostile(
-        "POST", redirect(f"http://{ELSEWHERE}:9/", 307), "to another server", on_tape=True
+        "POST", redirect(f"http://{OTHER_HOST}:9/", 307), "to another server", on_tape=True
     ),
 }
 """Of those that are agreed to nothing is told: the file comes."""
 
-ANSWERS = STATES | BODIES | RECALLS
+HOSTILE_RESPONSES = STATES | BODIES | RECALLS

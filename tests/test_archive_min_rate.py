@@ -6,7 +6,15 @@ import re
 
 import pytest_twisted
 
-from tests.archive_asking import DATA, MIN_RATE, Asking, MakesClient, Sink, asking, failure_of
+from tests.archive_client_fixture import (
+    DATA,
+    MIN_RATE,
+    ClientFactory,
+    ClientUnderTest,
+    Sink,
+    asking,
+    failure_of,
+)
 from tests.archive_faults import Drip, Send, drip, head, steps
 
 pytest_plugins = ("tests.archive_clients",)
@@ -17,12 +25,12 @@ ENOUGH = round(STEP * MIN_RATE) + 1
 """Bytes of a piece that keep the pace."""
 
 
-def passing(asked: Asking) -> Sink:
+def passing(asked: ClientUnderTest) -> Sink:
     return Sink(lambda sink: asked.clock.advance(STEP))
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_below_the_minimum_rate_is_aborted(asked: Asking) -> None:
+async def test_a_body_below_the_minimum_rate_is_aborted(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", drip(1))
     sink = passing(asked)
     error = await failure_of(asked.archive.fetch("7", sink))
@@ -36,7 +44,7 @@ async def test_a_body_below_the_minimum_rate_is_aborted(asked: Asking) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_above_the_minimum_rate_may_take_any_time(asked: Asking) -> None:
+async def test_a_body_above_the_minimum_rate_may_take_any_time(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", drip(ENOUGH, 0.001))
     sink = passing(asked)
     await asked.archive.fetch("7", sink)
@@ -45,7 +53,7 @@ async def test_a_body_above_the_minimum_rate_may_take_any_time(asked: Asking) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_minimum_rate_is_checked_in_each_window(asked: Asking) -> None:
+async def test_the_minimum_rate_is_checked_in_each_window(asked: ClientUnderTest) -> None:
     start = head(200, [("Content-Length", str(len(DATA)))])
     asked.faulty.fault("7", steps(Send(start), Drip(DATA[:9000], 3000, 0.01), Drip(DATA[9000:])))
     error = await failure_of(asked.archive.fetch("7", passing(asked)))
@@ -53,7 +61,7 @@ async def test_the_minimum_rate_is_checked_in_each_window(asked: Asking) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_pauses_of_the_sink_do_not_count_for_the_rate(asked: Asking) -> None:
+async def test_pauses_of_the_sink_do_not_count_for_the_rate(asked: ClientUnderTest) -> None:
     def pause(sink: Sink) -> None:
         assert sink.producer is not None
         sink.producer.pauseProducing()
@@ -67,7 +75,7 @@ async def test_pauses_of_the_sink_do_not_count_for_the_rate(asked: Asking) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_minimum_rate_0_allows_any_rate(make_client: MakesClient) -> None:
+async def test_minimum_rate_0_allows_any_rate(make_client: ClientFactory) -> None:
     async with asking(make_client, min_rate=0) as asked:
         asked.faulty.put("7", b"x" * 30)
         asked.faulty.fault("7", drip(1, 0.001))

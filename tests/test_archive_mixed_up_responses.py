@@ -9,14 +9,14 @@ import pytest_twisted
 
 from cartd.archive import ArchiveError, FileState
 from cartd.archive.responses import names_file
-from tests.archive_asking import Asking, MakesClient, asking
+from tests.archive_client_fixture import ClientFactory, ClientUnderTest, asking
 from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
 
 pytest_plugins = ("tests.archive_clients",)
 
 
 @pytest_twisted.async_yield_fixture
-async def asked(make_client: MakesClient) -> AsyncIterator[Asking]:
+async def asked(make_client: ClientFactory) -> AsyncIterator[ClientUnderTest]:
     async with asking(make_client) as asked:
         asked.faulty.put("7", b"seven", mtime="1500000007")
         yield asked
@@ -33,7 +33,7 @@ def says(path: str, size: int) -> Fault:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_state_of_another_file_is_ignored(asked: Asking) -> None:
+async def test_the_state_of_another_file_is_ignored(asked: ClientUnderTest) -> None:
     asked.faulty.fault("7", says("/srv/archive/8", 8))
     assert await asked.archive.status("7") == FileState(5, 1500000007, True)
     assert len(asked.faulty.seen("HEAD", "7")) == 2
@@ -41,7 +41,7 @@ async def test_the_state_of_another_file_is_ignored(asked: Asking) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_mixed_up_responses_are_retryable(
-    asked: Asking,
+    asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("7", says("/srv/archive/8", 8))
     asked.faulty.fault("7", says("/srv/archive/9", 9), request=2)
@@ -53,7 +53,7 @@ async def test_mixed_up_responses_are_retryable(
 
 @pytest_twisted.ensureDeferred
 async def test_an_unknown_file_name_is_accepted_when_repeated(
-    asked: Asking,
+    asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("7", says("/pool/c0ffee", 70), times=None)
     assert await asked.archive.status("7") == FileState(70, 1500000000, True)
@@ -62,7 +62,9 @@ async def test_an_unknown_file_name_is_accepted_when_repeated(
 
 @pytest.mark.parametrize("path", ["/srv/archive/7", "7", "/file.7", "/srv/archive/"])
 @pytest_twisted.ensureDeferred
-async def test_a_file_named_after_its_id_is_requested_once(path: str, asked: Asking) -> None:
+async def test_a_file_named_after_its_id_is_requested_once(
+    path: str, asked: ClientUnderTest
+) -> None:
     asked.faulty.fault("7", says(path, 70), times=None)
     assert await asked.archive.status("7") == FileState(70, 1500000000, True)
     assert len(asked.faulty.seen("HEAD", "7")) == 1

@@ -31,13 +31,13 @@ reactor: Any = _reactor
 HEAD_TIMEOUT = 60.0
 STALL_TIMEOUT = 30.0
 MIN_RATE = 10.0
-PATIENCE = 20.0
+TEST_TIMEOUT = 20.0
 """Real seconds after which something that must happen is said to have failed."""
 
 DATA = bytes(range(256)) * 40
 
 
-class MakesClient(Protocol):
+class ClientFactory(Protocol):
     """A client over some agent, and what holds its connections."""
 
     def __call__(
@@ -45,12 +45,12 @@ class MakesClient(Protocol):
     ) -> tuple[HTTPClient, Any]: ...
 
 
-class Asking:
+class ClientUnderTest:
     """An archive, the client's side of it, and a clock that moves only when told."""
 
     def __init__(
         self,
-        make_client: MakesClient,
+        make_client: ClientFactory,
         url: str,
         faulty: FaultyArchive,
         *,
@@ -73,7 +73,7 @@ class Asking:
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await self.faulty.until(condition).addTimeout(PATIENCE, reactor)
+        await self.faulty.until(condition).addTimeout(TEST_TIMEOUT, reactor)
 
     async def fetch(self, archive_id: str) -> bytes:
         sink = Sink()
@@ -104,7 +104,7 @@ async def failure_of(awaited: Awaitable[Any]) -> ArchiveError:
 
 def begun(work: Coroutine[Any, Any, T]) -> Deferred[T]:
     """Start a coroutine, and cancel it if it takes too long."""
-    return Deferred.fromCoroutine(work).addTimeout(PATIENCE, reactor)
+    return Deferred.fromCoroutine(work).addTimeout(TEST_TIMEOUT, reactor)
 
 
 @implementer(IConsumer)
@@ -166,7 +166,7 @@ class Offers(ssl.ContextFactory):
 
 @asynccontextmanager
 async def asking(
-    make_client: MakesClient,
+    make_client: ClientFactory,
     *,
     base: str = "",
     tls: Any = None,
@@ -174,7 +174,7 @@ async def asking(
     cert_file: Path | None = None,
     claimed: str = "",
     min_rate: float = MIN_RATE,
-) -> AsyncIterator[Asking]:
+) -> AsyncIterator[ClientUnderTest]:
     """Ends by closing the pool, and fails if a connection or a logged error is left.
 
     ``claimed`` is a scheme that is asked for although the archive does not speak it.
@@ -185,7 +185,7 @@ async def asking(
         url = claimed + url[url.index(":") :]
     with no_logged_errors():
         policy = TlsPolicy(ca_file=ca_file, cert_file=cert_file)
-        asked = Asking(make_client, url, faulty, min_rate=min_rate, policy=policy)
+        asked = ClientUnderTest(make_client, url, faulty, min_rate=min_rate, policy=policy)
         try:
             yield asked
             await asked.pool.closeCachedConnections()
