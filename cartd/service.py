@@ -116,8 +116,8 @@ class Cartd(Service):
             reactor,
             _limits(config),
             authenticator,
-            hosts=config.allowed_hosts,
-            origins=config.allowed_origins,
+            allowed_hosts=config.allowed_hosts,
+            allowed_origins=config.allowed_origins,
             threads=services.threads,
         )
         self._periodic_jobs = [

@@ -77,7 +77,7 @@ class Client:
 
     @property
     def used(self) -> int:
-        return int(self.channel.bodies.used)
+        return int(self.channel.temp_file_limit.used)
 
     def answer(self) -> tuple[int, Any]:
         head, _, body = self.transport.value().partition(b"\r\n\r\n")

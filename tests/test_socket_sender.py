@@ -176,9 +176,7 @@ async def test_a_stalled_client_stops_it_until_it_reads(
     joined: Joined, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[bool] = []
-    monkeypatch.setattr(
-        LimitedRequest, "waits_for_client", lambda _, waiting: waits.append(waiting)
-    )
+    monkeypatch.setattr(LimitedRequest, "on_send_pause", lambda _, waiting: waits.append(waiting))
     await joined.connect()
     await until(joined.stalled)
     assert waits[-1]
@@ -327,7 +325,7 @@ class Answer(Sink):
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
-    def waits_for_client(self, waits: bool) -> None:
+    def on_send_pause(self, paused: bool) -> None:
         pass
 
 

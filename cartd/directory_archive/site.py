@@ -65,9 +65,9 @@ class ArchiveSite(Site):
             _methods,
             METHODS,
             length_required=(b"PUT",),
-            hosts=frozenset(hosts),
+            allowed_hosts=frozenset(hosts),
             hosts_setting="its option --allowed-host",
-            origins=origins,
+            allowed_origins=origins,
             origins_setting="its option --allowed-origin",
         )
         super().__init__(

@@ -36,7 +36,7 @@ class SendableRequest(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
-    def waits_for_client(self, waits: bool) -> None:
+    def on_send_pause(self, paused: bool) -> None:
         """The client has yet to take what was sent; or it has taken some."""
 
 
@@ -105,7 +105,7 @@ class SocketSender(BaseSender):
                 return
             self._head_sent = True
         self._reactor.removeWriter(self)
-        self._request.waits_for_client(False)
+        self._request.on_send_pause(False)
         self._busy = True
         cached = self._reader.is_cached(self._transfer_size)
         threads = self._cached_data_threads if cached else self._threads
@@ -149,12 +149,12 @@ class SocketSender(BaseSender):
                 self._wait_writable()
 
     def _wait_writable(self) -> None:
-        self._request.waits_for_client(True)
+        self._request.on_send_pause(True)
         self._reactor.addWriter(self)
 
     def _release(self) -> None:
         self._reactor.removeWriter(self)
-        self._request.waits_for_client(False)
+        self._request.on_send_pause(False)
         self._socket.close()
 
 

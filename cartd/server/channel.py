@@ -15,7 +15,7 @@ from cartd.server import cross_origin
 from cartd.server.error_responses import Headers, serialize_error
 from cartd.server.limits import Limits, setting_name
 from cartd.server.lingering_close import lingering_close
-from cartd.server.request_body import BodySpace
+from cartd.server.request_body import TempFileLimit
 from cartd.server.request_head import RequestRules
 from cartd.server.timeouts import Timeout, Timeouts
 
@@ -27,7 +27,7 @@ class LimitedChannel(HTTPChannel):
     """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
 
     The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
-    connection is lost, and ``bodies`` if its requests are of
+    connection is lost, and ``temp_file_limit`` if its requests are of
     :class:`cartd.server.request.LimitedRequest`.
     """
 
@@ -35,7 +35,7 @@ class LimitedChannel(HTTPChannel):
     site: Any
     limits: Limits
     rules: RequestRules
-    bodies: BodySpace
+    temp_file_limit: TempFileLimit
     authenticator: Authenticator | None = None
     """Who finds out who asks; none where that does not matter."""
     limit_name: Callable[[str], str | None] = staticmethod(setting_name)
@@ -179,7 +179,7 @@ class LimitedChannel(HTTPChannel):
     ) -> bytes:
         if self.requests:
             sent = self.requests[-1].requestHeaders
-            headers = [*headers, *cross_origin.cors_headers(sent, self.rules.origins)]
+            headers = [*headers, *cross_origin.cors_headers(sent, self.rules.allowed_origins)]
         # Twisted keeps method and target from a request's first line to its end.
         return serialize_error(
             self.getPeer(),

@@ -68,7 +68,7 @@ class ValidatedRequest(Request):
     def process(self) -> None:
         self.setHeader(b"Cache-Control", NO_STORE)
         for name, value in cross_origin.cors_headers(
-            self.requestHeaders, self.channel.rules.origins
+            self.requestHeaders, self.channel.rules.allowed_origins
         ):
             self.setHeader(name, value)
         super().process()
@@ -114,9 +114,9 @@ class ValidatedRequest(Request):
             self.channel.site.log(self)
         super().connectionLost(reason)
 
-    def waits_for_client(self, waits: bool) -> None:
+    def on_send_pause(self, paused: bool) -> None:
         if self.channel is not None:
-            self.channel.on_send_pause(waits, self.sentLength)
+            self.channel.on_send_pause(paused, self.sentLength)
 
     def _validate_head(self, length: int | None) -> None:
         """Answer now what needs no body to be answered."""
@@ -183,7 +183,7 @@ class LimitedRequest(ValidatedRequest):
             return
         channel = self.channel
         self._body = self.content = SpooledBody(
-            channel.bodies, channel.pause_for_disk, self._on_disk_error
+            channel.temp_file_limit, channel.pause_for_disk, self._on_disk_error
         )
         if length is not None and not self._body.reserve(length):
             self._reject_no_space()
@@ -203,7 +203,7 @@ class LimitedRequest(ValidatedRequest):
         self._reject(
             503,
             f"The bodies of other requests take what may be taken of {_directory()}"
-            f" ({self.channel.bodies.limit} bytes, {limit}); send it again later",
+            f" ({self.channel.temp_file_limit.limit} bytes, {limit}); send it again later",
             limit,
         )
 

@@ -28,7 +28,7 @@ HIGH_WATER: Final = 64 * 2**10
 """Bytes collected beside a busy thread at which no more are read from the client."""
 
 
-class BodySpace:
+class TempFileLimit:
     """At most ``limit`` bytes of temporary files, those of all requests under way together.
 
     A body that is larger than that is taken if there is no other.
@@ -59,7 +59,7 @@ class SpooledBody:
 
     def __init__(
         self,
-        space: BodySpace,
+        space: TempFileLimit,
         pause: Callable[[bool], object],
         failed: Callable[[OSError], object],
     ) -> None:

@@ -65,11 +65,11 @@ class RequestRules:
     """The methods whose body must have a Content-Length (RFC 9110, section 15.5.12)."""
     check_post: Callable[[Sequence[str]], object] | None = None
     """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
-    hosts: frozenset[str] = frozenset()
+    allowed_hosts: frozenset[str] = frozenset()
     """The names by which it may be asked, beside its addresses and localhost."""
     hosts_setting: str = ""
     """Where they are set."""
-    origins: Collection[str] = ()
+    allowed_origins: Collection[str] = ()
     """Those whose pages may change something."""
     origins_setting: str = ""
 
@@ -129,13 +129,13 @@ def _check_origin(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
         head.target, head.version, head.headers.getRawHeaders(b"host", [])
     )
     # Without a name it is no browser, which alone can be led here.
-    if host is not None and not host_header.is_allowed_host(host, rules.hosts):
+    if host is not None and not host_header.is_allowed_host(host, rules.allowed_hosts):
         return EarlyResponse(
             421,
             f"This service does not know itself as {host.decode()[:100]}: without authentication it"
             f" answers to its addresses, to localhost and to the names in {rules.hosts_setting}",
         )
-    if cross_origin.is_forbidden(head.method, host, head.headers, rules.origins):
+    if cross_origin.is_forbidden(head.method, host, head.headers, rules.allowed_origins):
         return EarlyResponse(
             403,
             f"A page of another site may not change anything here, unless {rules.origins_setting}"
@@ -168,7 +168,7 @@ def _options_response(
     head: RequestHead, rules: RequestRules, methods: Sequence[str]
 ) -> EarlyResponse:
     """RFC 9110, section 9.3.7: balancers and browsers ask so, and before they say who they are."""
-    cors = cross_origin.preflight_headers(head.headers, rules.origins, methods)
+    cors = cross_origin.preflight_headers(head.headers, rules.allowed_origins, methods)
     return EarlyResponse(204, headers=[_allow_header(methods), *cors])
 
 

@@ -24,7 +24,7 @@ from cartd.server.host_header import ANY_HOST
 from cartd.server.limits import Limits, setting_name
 from cartd.server.overflow import OverflowFactory, OverflowProtocol
 from cartd.server.request import LimitedRequest
-from cartd.server.request_body import BodySpace
+from cartd.server.request_body import TempFileLimit
 from cartd.server.request_head import RequestRules
 from cartd.server.request_normalizer import RequestNormalizer
 from cartd.threads import ThreadRunner
@@ -44,12 +44,12 @@ class LimitedSite(Site):
         limits: Limits,
         authenticator: Authenticator | None = None,
         *,
-        hosts: Collection[str] = (),
-        origins: Collection[str] = (),
+        allowed_hosts: Collection[str] = (),
+        allowed_origins: Collection[str] = (),
         threads: ThreadRunner,
     ) -> None:
-        """``hosts`` are names by which everybody may ask who reaches the service; where an
-        ``authenticator`` asks for tokens, any name does.  Pages of ``origins`` may change
+        """``allowed_hosts`` are names by which everybody may ask who reaches the service; where an
+        ``authenticator`` asks for tokens, any name does.  Pages of ``allowed_origins`` may change
         something.  Long bodies are written by ``threads``.
         """
         rules = RequestRules(
@@ -57,9 +57,11 @@ class LimitedSite(Site):
             route_table.CART_METHODS,
             max_body=limits.max_manifest_size,
             check_post=route_table.check_post,
-            hosts=frozenset(hosts) if authenticator is None else frozenset({ANY_HOST}),
+            allowed_hosts=frozenset(allowed_hosts)
+            if authenticator is None
+            else frozenset({ANY_HOST}),
             hosts_setting="[server] allowed_hosts",
-            origins=frozenset(origins),
+            allowed_origins=frozenset(allowed_origins),
             origins_setting="[server] allowed_origins",
         )
         super().__init__(
@@ -75,7 +77,7 @@ class LimitedSite(Site):
         self._limits = limits
         self._rules = rules
         self._authenticator = authenticator
-        self._bodies = BodySpace(limits.temp_file_limit, threads)
+        self._temp_file_limit = TempFileLimit(limits.temp_file_limit, threads)
         self._connection_limits = ConnectionLimits(
             limits.max_connections, limits.max_connections_per_address
         )
@@ -139,7 +141,7 @@ class LimitedSite(Site):
         channel.limits = self._limits
         channel.rules = self._rules
         channel.authenticator = self._authenticator
-        channel.bodies = self._bodies
+        channel.temp_file_limit = self._temp_file_limit
         channel.on_disconnect = partial(self._connection_limits.release, addr)
         admitted: LimitedChannel = channel
         return admitted
