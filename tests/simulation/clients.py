@@ -108,7 +108,7 @@ async def _read(
     pace: float,
 ) -> str:
     reader: Any = await opened.reader(start, stop)
-    client = _Client(process.reactor, pace, lambda: reader._kept._held is not None)
+    client = _Client(process.reactor, pace, lambda: reader._lock._fd is not None)
     sender = PushSender(reader, process.services.threads, client, CHUNK)
     try:
         await sender.start()

@@ -35,7 +35,11 @@ from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed, SimulatedFileSystem
 from tests.simulation.reactor import LONG_DELAY, SimulatedReactor, SimulatedThreads, SimulatedWorker
 
-SMALL_BUFFERS = ((incoming, "BLOCK", 64), (incoming, "HIGH", 128), (bundles, "BLOCK", 4096))
+SMALL_BUFFERS = (
+    (incoming, "BLOCK", 64),
+    (incoming, "HIGH_WATERMARK", 128),
+    (bundles, "BLOCK", 4096),
+)
 SMALL_PAGES = (
     (volume, "BATCH", 2),
     (tar_index_cache, "PAGE_SIZE", 3),
