@@ -1,4 +1,4 @@
-# Every target does its own set-up: a virtual environment in .venv, from requirements.txt.
+# Each target creates the virtual environment .venv from requirements.txt if it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,22 +7,22 @@ READY := $(VENV)/.ready
 OLD := $(VENV)/old-requests/.ready
 MINUTES := 60
 
-# Otherwise every start of the service, of which the tests make hundreds, would compile it anew.
+# With it, each start of the service, of which the tests make hundreds, would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo run test fuzz soak api-check bench check audit clean
 
 help:
-	@echo "make demo   try cartd: an archive, a cart, its download, with the commands shown"
-	@echo "make run    keep cartd and an archive running, and print what to type next"
+	@echo "make demo   demonstrate cartd: start an archive, post a cart, download it; prints the commands"
+	@echo "make run    run cartd and an archive until Ctrl-C; prints example commands"
 	@echo "make test   run the whole test suite"
-	@echo "make fuzz   feed what reads foreign text with mutations for MINUTES=10, and report findings"
-	@echo "make soak   kill cartd under load for MINUTES=60, and report what it took and sent"
-	@echo "make api-check  ask cartd what its OpenAPI description allows for MINUTES=60"
-	@echo "make bench  measure cartd beside its peers (bench/README.md)"
-	@echo "make check  formatting, lint, types, the order of imports and known weaknesses"
-	@echo "make audit  ask whether a package of requirements.txt is known to be vulnerable"
-	@echo "make clean  remove what the other targets made"
+	@echo "make fuzz   fuzz all parsers of foreign text for MINUTES=10, and report findings"
+	@echo "make soak   kill cartd under load for MINUTES=60, and write a report"
+	@echo "make api-check  test cartd with requests from its OpenAPI description for MINUTES=60"
+	@echo "make bench  compare the performance of cartd with other tools (bench/README.md)"
+	@echo "make check  formatting, lint, types, import layers and known vulnerabilities"
+	@echo "make audit  check requirements.txt for known vulnerabilities"
+	@echo "make clean  remove what the other targets created"
 
 $(READY): requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit("cartd needs Python 3.11 or newer: make PYTHON=python3.12" \

@@ -1,13 +1,13 @@
-"""Cartd stages files out of an archive, verifies them and streams them as one tar.
+"""Cartd stages files from an archive, verifies them and streams them as one tar.
 
-The modules stand on four floors, and import only downwards (``make check`` holds it):
+The modules form four layers, and import only downwards (``make check`` enforces it):
 
 * edge: :mod:`~cartd.service`, :mod:`~cartd.cli`, :mod:`~cartd.rest`, :mod:`~cartd.options`
-* flows: what happens to a cart, in order (:mod:`~cartd.staging`, :mod:`~cartd.downloads`, ...)
+* flows: what happens to a cart, step by step (:mod:`~cartd.staging`, :mod:`~cartd.downloads`, ...)
 * adapters: the volume, the store, the archive and the sender
 * pure: values and decisions, without I/O and without Deferreds
 
-``docs/architecture.md`` follows a cart through them.
+``docs/architecture.md`` follows a cart through them; ``docs/glossary.md`` defines the terms.
 """
 
 __version__ = "1.0.0"

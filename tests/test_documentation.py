@@ -1,4 +1,4 @@
-"""The pages say what is so, as far as that can be looked up: links, files, commands, requests."""
+"""The pages are right, as far as a test can tell: links, files, modules, commands, requests."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def code(page: Path) -> list[str]:
-    """What stands between backticks in the page's prose."""
+    """The spans between backticks in the page's prose."""
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 def section(page: Path, heading: str) -> str:
-    """What stands between a heading and the next one, of whatever level."""
+    """The text between a heading and the next one, of whatever level."""
     parts = re.split(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[heading]
 
@@ -73,7 +73,7 @@ def options(text: str) -> set[str]:
 
 
 def documented_options(heading: str) -> set[str]:
-    """Those that the section's table has; its prose may speak of options of others."""
+    """The options in the section's table; its prose may mention options of other commands."""
     return set().union(*(options(row[0]) for row in rows(section(DOCS / "commands.md", heading))))
 
 
@@ -111,7 +111,11 @@ def test_every_file_of_the_repository_that_is_named_is_there(page: Path) -> None
             assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("page", [DOCS / "architecture.md", DRAWING], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [DOCS / "architecture.md", DRAWING, DOCS / "glossary.md", DOCS / "performance.md"],
+    ids=lambda page: page.name,
+)
 def test_every_module_that_the_architecture_names_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
     modules = set(re.findall(r"(?<![\w/.])[a-z_]+(?:/[a-z_]+)*\.py\b", text))
@@ -121,7 +125,7 @@ def test_every_module_that_the_architecture_names_is_there(page: Path) -> None:
         assert (ROOT / "cartd" / module).is_file(), module
 
 
-def test_the_floors_name_every_module() -> None:
+def test_the_layers_name_every_module() -> None:
     named = set(code(DOCS / "architecture.md"))
     there = {
         f"{path.name}/" if path.is_dir() else path.name
@@ -166,7 +170,7 @@ def test_every_make_target_is_explained() -> None:
 def help_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What a command prints when it is asked for help."""
+    """What a command prints with --help."""
 
     def ask(main: Callable[[], Any], *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *arguments, "--help"])

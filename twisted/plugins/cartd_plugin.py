@@ -1,4 +1,4 @@
-"""Teaches ``twistd`` the commands ``cartd`` and ``cartd-archive``."""
+"""Defines the ``twistd`` commands ``cartd`` and ``cartd-archive``."""
 
 from twisted.application.service import ServiceMaker
 
