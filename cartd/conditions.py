@@ -1,8 +1,8 @@
 """Preconditions and ranges of a request, evaluated in one place (RFC 9110, sections 13 and 14).
 
-Every route that has a representation asks :func:`evaluate`, whatever its method.  It is asked last:
-a request that would be answered with anything but 2xx or 412 without its conditions is answered so
-with them as well (section 13.2.1).
+Every route with a representation calls :func:`evaluate`, for every method, and calls it last:
+conditions are ignored if the response without them would be anything but 2xx or 412 (section
+13.2.1).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONDITIONAL = frozenset(
         b"If-Range",
     }
 )
-"""The header fields of :class:`Conditions`, spelt as in the RFC."""
+"""The headers of :class:`Conditions`, spelled as in the RFC."""
 
 _WHITESPACE = " \t"
 _TAG = re.compile(r'(W/)?("[^"]*")')
@@ -49,18 +49,18 @@ _DATES = (
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """What a GET would send now."""
+    """The representation that a GET would send now."""
 
     length: int = 0
     etag: str | None = None
-    """Strong, with its quotes; none for what has no validator."""
+    """A strong ETag with its quotes; None without validator."""
     last_modified: float | None = None
-    """Unix seconds since which it has had these bytes."""
+    """Unix seconds of the last change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The header fields that make a request conditional or partial; none for those not sent."""
+    """The headers that make a request conditional or partial; None for those not sent."""
 
     if_match: str | None = None
     if_unmodified_since: str | None = None
@@ -71,7 +71,7 @@ class Conditions:
 
     @classmethod
     def read(cls, field: Callable[[str], str | None]) -> Conditions:
-        """``field`` gives the value of a header field, joined by commas if it comes repeatedly."""
+        """``field`` returns the value of a header, joined by commas if repeated."""
         return cls(
             field("If-Match"),
             field("If-Unmodified-Since"),
@@ -83,7 +83,7 @@ class Conditions:
 
     @property
     def has_precondition(self) -> bool:
-        """Whether there is a precondition, on which any method may depend."""
+        """Whether there is a precondition, which may apply to any method."""
         found = (
             self.if_match,
             self.if_unmodified_since,
@@ -94,26 +94,26 @@ class Conditions:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the client has, or had, something of the representation already."""
+        """Whether there is a precondition or a range: the client may have a part already."""
         return self.has_precondition or self.range is not None
 
     @property
     def needs_strong_date(self) -> bool:
-        """Whether :func:`evaluate` has to know if the date of a GET is a strong validator."""
+        """Whether :func:`evaluate` needs ``date_is_strong`` for a GET."""
         return self.range is not None and self.if_range is not None and not _is_tag(self.if_range)
 
 
 UNCONDITIONAL = Conditions()
-"""Those of a request that has none of these fields."""
+"""The conditions of a request with none of these headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to answer: OK (the method is to be performed), PARTIAL_CONTENT or NOT_MODIFIED."""
+    """The result: OK (perform the method), PARTIAL_CONTENT or NOT_MODIFIED."""
 
     status: HTTPStatus
     selected: ByteRange
-    """The bytes to send, but for NOT_MODIFIED."""
+    """The bytes to send, unless NOT_MODIFIED."""
 
 
 def evaluate(
@@ -124,21 +124,21 @@ def evaluate(
     now: float,
     date_is_strong: bool = False,
 ) -> Decision:
-    """Decide on a request for ``current``, or for nothing, in the order of RFC 9110, 13.2.2.
+    """Evaluate the conditions in the order of RFC 9110, 13.2.2; ``current`` is None if absent.
 
-    ``date_is_strong``: the representation is known not to have changed twice in the second of its
-    ``last_modified``, and that is over (section 8.8.2.2); looked at only if
+    ``date_is_strong``: the representation did not change twice in the second of its
+    ``last_modified``, and that second is over (section 8.8.2.2).  Used only if
     ``conditions.needs_strong_date``.
 
     :raises PreconditionFailed: the method must not be performed.
-    :raises RangeNotSatisfiable: there is none of the bytes that a GET wants.
+    :raises RangeNotSatisfiable: the range of a GET selects no byte.
     """
     _check_unchanged(conditions, current, now)
     whole = ByteRange(0, current.length if current is not None else 0, partial=False)
     if _is_not_modified(method, conditions, current, now):
         if method in _READ_METHODS:
             return Decision(HTTPStatus.NOT_MODIFIED, whole)
-        raise PreconditionFailed("If-None-Match names what is there")
+        raise PreconditionFailed("If-None-Match matches the current representation")
     if method != "GET" or current is None or conditions.range is None:
         return Decision(HTTPStatus.OK, whole)
     if not _range_applies(conditions.if_range, current, now, date_is_strong):
@@ -149,21 +149,21 @@ def evaluate(
 
 
 def _check_unchanged(conditions: Conditions, current: Representation | None, now: float) -> None:
-    """Steps 1 and 2: If-Match, and If-Unmodified-Since where that is not there."""
+    """Steps 1 and 2: If-Match or, without it, If-Unmodified-Since."""
     if conditions.if_match is not None:
         if not _matches(conditions.if_match, current, weakly=False):
-            raise PreconditionFailed("If-Match does not name what is there now")
+            raise PreconditionFailed("If-Match does not match the current representation")
     elif conditions.if_unmodified_since is not None:
         since = parse_date(conditions.if_unmodified_since, now)
         modified = _modified(current)
         if since is not None and modified is not None and modified > since:
-            raise PreconditionFailed("It has been modified since the time in If-Unmodified-Since")
+            raise PreconditionFailed("Modified since the time in If-Unmodified-Since")
 
 
 def _is_not_modified(
     method: str, conditions: Conditions, current: Representation | None, now: float
 ) -> bool:
-    """Steps 3 and 4: If-None-Match, and for reads If-Modified-Since where that is not there."""
+    """Steps 3 and 4: If-None-Match or, without it and for reads, If-Modified-Since."""
     if conditions.if_none_match is not None:
         return _matches(conditions.if_none_match, current, weakly=True)
     if conditions.if_modified_since is None or method not in _READ_METHODS:
@@ -176,7 +176,7 @@ def _is_not_modified(
 def _range_applies(
     if_range: str | None, current: Representation, now: float, date_is_strong: bool
 ) -> bool:
-    """Step 5 (section 13.1.5): weak tags never hold, dates must be strong and equal."""
+    """Step 5 (section 13.1.5): weak tags never match, dates must be strong and equal."""
     if if_range is None:
         return True
     if _is_tag(if_range):
@@ -186,7 +186,7 @@ def _range_applies(
 
 
 def _matches(listed: str, current: Representation | None, *, weakly: bool) -> bool:
-    """Whether a list of tags, or ``*``, names what is there (sections 13.1.1 and 13.1.2)."""
+    """Return whether a list of tags, or ``*``, matches (sections 13.1.1 and 13.1.2)."""
     if current is None:
         return False
     if listed.strip(_WHITESPACE) == "*":
@@ -199,17 +199,17 @@ def _is_tag(validator: str) -> bool:
 
 
 def _modified(current: Representation | None) -> int | None:
-    """In whole seconds, as ``Last-Modified`` tells it."""
+    """Return whole seconds, as in ``Last-Modified``."""
     if current is None or current.last_modified is None:
         return None
     return floor(current.last_modified)
 
 
 def parse_date(text: str, now: float) -> int | None:
-    """The Unix time of an HTTP date in any of its three forms (RFC 9110, section 5.6.7).
+    """Return the Unix time of an HTTP date in any of its three forms (RFC 9110, section 5.6.7).
 
-    None for anything else.  A year of two digits is of the century of ``now``, or of the one
-    before if that is more than 50 years ahead.
+    None if it is invalid.  A year of two digits is in the century of ``now``, or in the previous
+    one if it would be more than 50 years ahead.
     """
     text = text.strip(_WHITESPACE)
     match = next((found for form in _DATES if (found := form.fullmatch(text))), None)

@@ -1,4 +1,4 @@
-"""Which bytes a request wants: the HTTP Range header, and dates as headers have them (RFC 9110)."""
+"""The Range header, and the format of dates in headers (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _WHITESPACE = " \t"
 _UNIT = "bytes="
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 _DIGITS = 30
-"""More than any length has."""
+"""More digits than any length has."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The bytes from ``start`` up to, and without, ``stop``."""
+    """The bytes from ``start`` up to, but not including, ``stop``."""
 
     start: int
     stop: int
@@ -27,15 +27,15 @@ class ByteRange:
 
 
 def http_date(when: float) -> str:
-    """Write Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7)."""
+    """Return Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7)."""
     return formatdate(floor(when), usegmt=True)
 
 
 def select(length: int, range_header: str) -> ByteRange:
-    """Choose the bytes to send of a representation of ``length`` bytes (RFC 9110, section 14.2).
+    """Return the bytes to send of a representation of ``length`` bytes (RFC 9110, section 14.2).
 
-    A Range that is not understood or asks for more than one range is ignored: the whole is sent.
-    Raises :class:`RangeNotSatisfiable` for a range that is understood but holds no byte.
+    A Range that is invalid or has several ranges is ignored: the complete representation is sent.
+    Raises :class:`RangeNotSatisfiable` for a valid range that selects no byte.
     """
     whole = ByteRange(0, length, partial=False)
     found = _parse(range_header, length) if length else None
@@ -43,14 +43,14 @@ def select(length: int, range_header: str) -> ByteRange:
         return whole
     start, stop = found
     if start >= stop:
-        raise RangeNotSatisfiable(f"None of the {length} bytes is in the range {range_header}")
+        raise RangeNotSatisfiable(f"The range {range_header} selects none of the {length} bytes")
     return ByteRange(start, stop, partial=True)
 
 
 def _parse(header: str, length: int) -> tuple[int, int] | None:
-    """Read the one range of ``header`` (RFC 9110, section 14.1.2), cut to ``length``.
+    """Return the single range of ``header`` (RFC 9110, section 14.1.2), cut to ``length``.
 
-    None if it is no range, or not just one; an empty range is one that cannot be satisfied.
+    None if the header is invalid or has several ranges; an empty range is not satisfiable.
     """
     header = header.strip(_WHITESPACE)
     if header[: len(_UNIT)].lower() != _UNIT:
@@ -71,12 +71,12 @@ def _parse(header: str, length: int) -> tuple[int, int] | None:
 
 
 def _order(digits: str) -> tuple[int, str]:
-    """What sorts as the numbers do, however many digits they have."""
+    """Return a key that sorts like the number, for any number of digits."""
     significant = digits.lstrip("0")
     return len(significant), significant
 
 
 def _number(digits: str) -> int:
-    """The number, or one beyond any length: int() refuses thousands of digits."""
+    """Return the number, or one beyond any length: int() rejects thousands of digits."""
     size, significant = _order(digits)
     return int(significant or "0") if size <= _DIGITS else 10**_DIGITS

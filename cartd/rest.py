@@ -1,4 +1,4 @@
-"""The REST interface: routes, and how answers are spelt in HTTP; no logic of its own."""
+"""The REST interface: routes and their HTTP responses, without logic of its own."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.error_responses import RETRY_AFTER, escape_header
 from cartd.server.request import LimitedRequest, header_field
 
-INTERNAL_ERROR = "Internal error; the service's log has the cause"
+INTERNAL_ERROR = "Internal error: see the log of the service"
 OPENAPI = openapi.to_json().encode()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
 
 Fields = tuple[tuple[bytes, bytes], ...]
-"""Names and values of headers, in printable ASCII."""
+"""Header names and values in printable ASCII."""
 HEADER_CACHE_SIZE = 1024
-"""Of how many carts the headers are remembered."""
+"""Number of carts whose headers are cached."""
 
 _OLD_REQUESTS = re.compile(rb"python-requests/2\.([12]?[0-9]|3[01])(\.|$)")
 
@@ -63,7 +63,7 @@ log = Logger()
 
 
 class Rest:
-    """Klein's routes over the carts (:class:`Carts`) and the downloads."""
+    """Klein routes for :class:`Carts` and :class:`Downloads`."""
 
     app = Klein()
     app.url_map.strict_slashes = False  # a URL may end in a slash, as in Pacifica Cartd
@@ -76,10 +76,9 @@ class Rest:
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` gives what is read to the client, as
-        :meth:`cartd.sending.push.BaseSender.start`.
+        """``send`` sends to the client, like :meth:`cartd.sending.push.BaseSender.start`.
 
-        Nothing is told of carts, and none is taken, before ``recovered()``.
+        All requests for carts wait for ``recovered()``.
         """
         self._carts = carts
         self._downloads = downloads
@@ -95,10 +94,10 @@ class Rest:
     def openapi_document(self, request: Request) -> bytes:
         return _static_response(request, OPENAPI, OPENAPI_ETAG, PUBLIC)
 
-    # Klein answers a HEAD with the first route that takes it: this one stays above GET.
+    # Klein uses the first route that accepts HEAD, so this one must precede GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
-        """Tell the status; with a ``filename``, of a ready cart, what a GET would be headed by."""
+        """Send the status; for a ready cart and a ``filename``, the headers of a GET."""
         with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
@@ -108,7 +107,7 @@ class Rest:
                 return _error_response(request, 500, cart.error)
             request.setResponseCode(204)
             if cart.status != CartStatus.READY or (name is None and cart.bytes_total is None):
-                return b""  # one of Pacifica's is measured before more can be told of it
+                return b""  # a cart of Pacifica has no sizes until it is measured
             try:
                 tar = await self._downloads.describe(cart, name)
             except NotReady as error:
@@ -178,7 +177,7 @@ class Rest:
         return _json_response(request, {"message": "Cart Deleted Successfully"})
 
     async def _check_conditions(self, request: Request, uid: str) -> None:
-        """Raise PreconditionFailed if a change of the carts of ``uid`` must not be made."""
+        """Raise PreconditionFailed if the carts of ``uid`` must not be changed."""
         conditions = _conditions(request)
         if conditions.has_precondition:
             method = request.method.decode("ascii")
@@ -186,27 +185,29 @@ class Rest:
             await self._downloads.check_write_conditions(method, conditions, viewer, uid, name)
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
-        """Send the bytes; a failure breaks the connection, unless nothing was sent yet."""
+        """Send the bytes.  On failure abort the connection, or raise if nothing was sent yet."""
         try:
             reader = await download.reader(wanted.start, wanted.stop)
             await self._sender(reader, request)
         except ClientDisconnected:
-            log.debug("A client left while {uid} was sent", uid=download.cart.display_uid)
+            log.debug(
+                "Client disconnected while cart {uid} was sent", uid=download.cart.display_uid
+            )
             await _abort(request)
         except VolumeDamaged as error:
             unreadable = error.path if isinstance(error, FileUnreadable) else None
             reported = self._downloads.restage(download.cart, unreadable)
             reported.addCallback(_log_damage, download.cart, error)
             if not request.startedWriting:
-                told = await reported
+                result = await reported
                 await self._downloads.check_ready(download.cart)
-                raise told from error
+                raise result from error
             await _abort(request)
         except DiskUnavailable as error:
             if not request.startedWriting:
                 raise
             log.warn(
-                "Sending cart {uid} is broken off: {error}",
+                "Sending cart {uid} aborted: {error}",
                 uid=download.cart.display_uid,
                 error=error,
             )
@@ -219,39 +220,39 @@ class Rest:
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
-        """The one place where an error becomes an answer."""
+        """Return the error response for any exception of a route."""
         error = failure.value
         if isinstance(error, NotReady):
             if _conditions(request).is_conditional:
-                # To a client that has a part already, a 2xx would be the rest of it, or the whole.
+                # A client that resumes would mistake a 2xx for the rest of the tar.
                 return _error_response(request, 503, str(error))
-            # No error: plain text, as in Pacifica Cartd, and when to ask again.
+            # Not an error: plain text, as in Pacifica Cartd, with Retry-After.
             _set(request, "Retry-After", RETRY_AFTER)
             return _response(request, 202, "text/plain", str(error).encode())
         if isinstance(error, CartdError):
             return _error_response(request, error.code, str(error), error.limit)
         if isinstance(error, HTTPException):
-            # An unknown path, or one that Klein would redirect.
+            # An unknown path, or a redirect by Klein.
             return _error_response(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
         return _error_response(request, 500, INTERNAL_ERROR)
 
 
-def _log_damage(told: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
-    """Say in the log what was found, unless it is the volume's fault, of which the log has a line.
+def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
+    """Log the damage, unless the volume is at fault, which is logged once elsewhere.
 
-    Whoever asks for a cart that cannot be mended would have a line each time.
+    Otherwise each request for a cart that cannot be repaired would log a line.
     """
-    if not isinstance(told, VolumeNotWritable):
-        log.warn("Cart {uid} is not sent: {error}", uid=cart.display_uid, error=damage)
-    return told
+    if not isinstance(result, VolumeNotWritable):
+        log.warn("Cart {uid} not sent: {error}", uid=cart.display_uid, error=damage)
+    return result
 
 
 async def _abort(request: Request) -> None:
-    """Break the connection and wait until it is broken: then nobody can end the answer well."""
+    """Abort the connection and wait until it is closed, so that the response stays incomplete."""
     channel: Any = request.channel
     if channel is None:
-        return  # it is broken, and notifyFinish would never fire
+        return  # already closed: notifyFinish would never fire
     broken = request.notifyFinish()
     channel.transport.abortConnection()
     with suppress(Exception, CancelledError):
@@ -259,7 +260,7 @@ async def _abort(request: Request) -> None:
 
 
 def _viewer(request: Request) -> Viewer:
-    """For whom the carts are looked up, and whose they become."""
+    """Return the viewer, which owns new carts and whose carts are visible."""
     assert isinstance(request, LimitedRequest)
     return Viewer.of(request.authenticated_user)
 
@@ -278,11 +279,11 @@ def _filename(request: Request) -> str | None:
     try:
         return content_disposition.check_filename(values[0].decode())
     except UnicodeDecodeError:
-        raise InvalidInput("filename: it is not UTF-8") from None
+        raise InvalidInput("filename: must be UTF-8") from None
 
 
 def _set_validators(request: Request, tar: TarDescription) -> None:
-    """Tell of the tar what changes with it, and that a part of it can be had."""
+    """Set the validators and the length of the tar, and Accept-Ranges."""
     _set_fields(request, _validators(tar.etag, tar.last_modified, tar.length))
 
 
@@ -305,7 +306,7 @@ def _set_download_headers(request: Request, tar: TarDescription) -> None:
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
-    """Say how long the answer is; but to some clients, in chunks, only when it has ended."""
+    """Set Content-Length; without it, for some old clients, the response is chunked."""
     if not _accepts_truncated_bodies(request):
         _set(request, "Content-Length", str(selected.stop - selected.start))
     if selected.partial:
@@ -313,11 +314,11 @@ def _set_length(request: Request, selected: ByteRange, length: int) -> None:
 
 
 def _accepts_truncated_bodies(request: Request) -> bool:
-    """Whether the client may be one of urllib3 1, and asks for the whole tar.
+    """Return whether the client may use urllib3 1, and requests the complete tar.
 
-    With that, a body that is shorter than its Content-Length raises nothing, so Pacifica's
-    downloader takes what it has of a tar for all of it when this process dies.  A chunk that is
-    cut off raises; Pacifica Cartd sent chunks.  From requests 2.32 on, nearly all have urllib3 2.
+    urllib3 1 raises no error if a body is shorter than its Content-Length, so Pacifica's downloader
+    would accept a truncated tar if this process died.  It does raise for a truncated chunk, and
+    Pacifica Cartd sent chunks.  Nearly all clients with requests 2.32 or later have urllib3 2.
     """
     return (
         request.clientproto == b"HTTP/1.1"
@@ -327,7 +328,7 @@ def _accepts_truncated_bodies(request: Request) -> bool:
 
 
 def _not_modified(request: Request) -> None:
-    """Answer 304, with no more of the representation than caches need (RFC 9110, 15.4.5)."""
+    """Set 304, with only the headers that caches need (RFC 9110, section 15.4.5)."""
     request.setResponseCode(304)
     _set(request, "Cache-Control", REVALIDATED)
     for name in ("Accept-Ranges", "Last-Modified", "X-Pacifica-Tar-Length"):
@@ -336,7 +337,7 @@ def _not_modified(request: Request) -> None:
 
 @contextmanager
 def _errors_in_headers(request: Request) -> Iterator[None]:
-    """Have an error told in the headers as well: some clients, and caches, read only these."""
+    """Set the status headers for an error, too: some clients and caches read only these."""
     try:
         yield
     except NotReady as error:
@@ -345,28 +346,28 @@ def _errors_in_headers(request: Request) -> Iterator[None]:
     except Exception as error:
         if not request.responseHeaders.hasHeader("X-Pacifica-Status"):
             _set(request, "X-Pacifica-Status", CartStatus.ERROR)
-            told = str(error) if isinstance(error, CartdError) else INTERNAL_ERROR
-            _set(request, "X-Pacifica-Message", told)
+            message = str(error) if isinstance(error, CartdError) else INTERNAL_ERROR
+            _set(request, "X-Pacifica-Message", message)
         raise
 
 
 def _set_status_headers(request: Request, cart: Cart) -> None:
-    told = _status_fields(
+    fields = _status_fields(
         cart.status,
         cart.message,
         (cart.files_staged, cart.files_total),
         None if cart.bytes_total is None else (cart.bytes_staged, cart.bytes_total),
     )
-    _set_fields(request, told)
+    _set_fields(request, fields)
 
 
 @lru_cache(maxsize=HEADER_CACHE_SIZE)
 def _status_fields(
     status: CartStatus, message: str, files: tuple[int, int], sizes: tuple[int, int] | None
 ) -> Fields:
-    # Pacifica's clients wait for as long as it says staging, and take any other word for the end.
+    # Pacifica's clients poll while the status is staging, and stop at any other.
     bundling = status == CartStatus.BUNDLING
-    told = {
+    fields = {
         "X-Pacifica-Status": CartStatus.STAGING if bundling else status,
         "X-Pacifica-Phase": status,
         "X-Pacifica-Message": message,
@@ -374,9 +375,9 @@ def _status_fields(
         "X-Pacifica-Files-Staged": str(files[0]),
     }
     if sizes is not None:
-        told["X-Pacifica-Bytes-Total"] = str(sizes[1])
-        told["X-Pacifica-Bytes-Staged"] = str(sizes[0])
-    return _fields(told)
+        fields["X-Pacifica-Bytes-Total"] = str(sizes[1])
+        fields["X-Pacifica-Bytes-Staged"] = str(sizes[0])
+    return _fields(fields)
 
 
 def _fields(values: Mapping[str, str]) -> Fields:
@@ -384,24 +385,24 @@ def _fields(values: Mapping[str, str]) -> Fields:
 
 
 def _set_fields(request: Request, fields: Fields) -> None:
-    """Set headers whose values are spelt already: carts are asked for again and again."""
+    """Set headers that are encoded already: clients poll, so these are cached."""
     for name, value in fields:
         request.responseHeaders.setRawHeaders(name, [value])
 
 
 def _set(request: Request, name: str, value: str) -> None:
-    """Set a header; what is not printable ASCII is escaped, so that nothing is smuggled in."""
+    """Set a header; escapes all but printable ASCII, against header injection."""
     request.setHeader(name, escape_header(value))
 
 
 def _static_response(
     request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE
 ) -> bytes:
-    """Answer what is the same for all, under the conditions of the request."""
+    """Return a static response, subject to the conditions of the request."""
     method = request.method.decode("ascii")
     conditions = replace(_conditions(request), range=None)
     current = Representation(len(body), etag)
-    # It has no date that one of theirs could be compared with.
+    # It has no date, so ``now`` is not used.
     decision = evaluate(method, conditions, current, now=0.0)
     if decision.status == HTTPStatus.NOT_MODIFIED:
         request.setResponseCode(304)
@@ -424,7 +425,7 @@ def _error_response(request: Request, code: int, message: str, limit: str | None
 
 
 def _response(request: Request, code: int, content_type: str, body: bytes) -> bytes:
-    """A short answer."""
+    """Set status and headers of a short response; return its body."""
     _remove_download_headers(request, code)
     request.setResponseCode(code)
     _set(request, "Content-Type", content_type)
@@ -433,7 +434,7 @@ def _response(request: Request, code: int, content_type: str, body: bytes) -> by
 
 
 def _remove_download_headers(request: Request, code: int) -> None:
-    """Take back the headers of a download that was being prepared."""
+    """Remove the headers of a download that was being prepared."""
     _set(request, "Cache-Control", NO_STORE)
     for name in (
         *("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"),

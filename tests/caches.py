@@ -1,4 +1,4 @@
-"""Real caches in front of the service, which keep all that they may, as an admin may set them."""
+"""Real caches in front of the service, configured to store all that they may."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _numbers = count(1)
 
 @dataclass(frozen=True, slots=True)
 class CartSite:
-    """Both of them; everything that they write is below ``root``."""
+    """Archive and service; everything that they write is below ``root``."""
 
     root: Path
     cartd: RunningCartd
@@ -65,7 +65,7 @@ class CartSite:
         return self.query(f"SELECT * FROM {table} ORDER BY id")
 
     def query(self, sql: str, *parameters: object) -> list[sqlite3.Row]:
-        """Ask the store, whose file others may read while the service runs."""
+        """Query the store, whose file can be read while the service runs."""
         with closing(sqlite3.connect(self.cartd.directory / "cartd.sqlite3")) as database:
             database.row_factory = sqlite3.Row
             return database.execute(sql, parameters).fetchall()
@@ -75,7 +75,7 @@ class CartSite:
         return psutil.Process(self.cartd.process.pid)
 
     def open_files(self, uid: str) -> list[str]:
-        """What the service holds open of these carts on the volume."""
+        """Return the files of these carts that the service has open on the volume."""
         held = (Path(file.path) for file in self.process().open_files())
         trees = self.on_volume(uid)
         return [str(file) for file in held if any(file.is_relative_to(tree) for tree in trees)]
@@ -83,7 +83,7 @@ class CartSite:
 
 @contextmanager
 def cart_site(directory: Path, *archive_options: str, ini: str = "") -> Iterator[CartSite]:
-    """Start both; in the end the service must stop well, with nothing odd in its log."""
+    """Start both; at the end the service must stop cleanly, with a clean log."""
     with (
         served_directory(directory, *archive_options) as archive,
         running_cartd(directory / "cartd", archive=archive.url, ini=ini) as cartd,

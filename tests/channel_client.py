@@ -1,4 +1,4 @@
-"""A client's connection to a site without sockets, with a clock that the test moves."""
+"""A client's connection to a site without sockets, with a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @implementer(IPushProducer)
 class Body:
-    """A body that goes on until the test ends it."""
+    """A response body that continues until the test ends it."""
 
     def pauseProducing(self) -> None: ...
     def resumeProducing(self) -> None: ...
@@ -47,7 +47,7 @@ class Download(Resource):
 
 
 class Connected:
-    """A client's connection to a site, with a clock that the test moves."""
+    """A client's connection to a site, with a clock that the test advances."""
 
     def __init__(self, threads: ThreadRunner | None = None, **changed: Any) -> None:
         self.limits = limits(**{"max_manifest_size": 100, **changed})
@@ -67,7 +67,7 @@ class Connected:
         self.send(GET)
 
     def answers(self) -> list[tuple[int, str | None]]:
-        """The status of each refusal, and the limit that it names."""
+        """Return the status of each rejection, and the limit that it names."""
         told = []
         for answer in self.transport.value().split(b"HTTP/1.1 ")[1:]:
             body = json.loads(answer.partition(b"\r\n\r\n")[2])

@@ -14,7 +14,7 @@ from tests.running_cartd import wait_for
 
 @contextmanager
 def running_nginx(directory: Path, locations: str) -> Iterator[int]:
-    """nginx as one process with these ``location`` blocks; gives its port."""
+    """Run nginx as one process with these ``location`` blocks; yield its port."""
     port = free_port()
     paths = "".join(
         f"{kind}_temp_path {directory}/{kind};"
@@ -34,7 +34,7 @@ def running_nginx(directory: Path, locations: str) -> Iterator[int]:
 
 @contextmanager
 def running_haproxy(directory: Path, backend: str) -> Iterator[Path]:
-    """HAProxy with one ``backend`` named b; gives the socket that its state is asked by."""
+    """Run HAProxy with one ``backend`` named b; yield its statistics socket."""
     control, config = directory / "haproxy.sock", directory / "haproxy.cfg"
     config.write_text(
         f"global\n  stats socket {control}\n"

@@ -1,4 +1,4 @@
-"""Tables of what a hostile client sends: manifests, uids, names of files; by readable ids."""
+"""Hostile input by name: manifests, uids and file names."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ FILENAMES = {
     "written from right to left": "gpj%e2%80%aerat.tar", "next line": "x%c2%85X-Evil:%201",
     "a separator of lines": "x%e2%80%a8X-Evil:%201",
 }  # fmt: skip
-"""Names that are refused, as they are in a query."""
+"""Invalid names, as they are in a query."""
 
 ODD_FILENAMES = {
     "a quote": 'x"; filename="y', "a semicolon": "x; filename=y",
@@ -143,4 +143,4 @@ ODD_FILENAMES = {
     "a slash's cousin": "\u2025\uff0fx", "255 bytes": "€" * 85, "two endings": "x.tar.tar",
     "a formula": "=cmd()", "a host's name": "con.tar", "dots behind": "x...", "a star": "*",
 }  # fmt: skip
-"""Names that are odd and right: a file may be called so."""
+"""Unusual but valid names."""

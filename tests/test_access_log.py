@@ -1,4 +1,4 @@
-"""The log of requests: one line for each, of one form, however its answer ended."""
+"""The access log: one line per request, whatever became of its response."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ FORM = re.compile(
 )
 PREFIX = r"\S+ \[cartd\.server\.access_log#info\] "
 LARGE = Random(7).randbytes(24 * 2**20)
-"""More than all buffers between the service and a client that does not read take."""
+"""More than all buffers between the service and a stalled client hold."""
 
 
 def lines(site: CartSite, text: str) -> list[dict[str, str]]:
-    """Those whose request has ``text``."""
+    """Return the lines whose request contains ``text``."""
     found = []
     for line in site.cartd.log.splitlines():
         if "access_log" in line and text in line:

@@ -145,10 +145,10 @@ async def test_a_peer_without_tls_is_reported_and_retryable(
     ("content", "message"),
     [
         (None, "cannot be read: No such file or directory"),
-        (b"", "holds no certificate in PEM form"),
+        (b"", "contains no PEM certificate"),
         (
             b"-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n",
-            "holds a certificate that cannot be read",
+            "contains an invalid certificate",
         ),
     ],
     ids=["missing", "empty", "garbled"],

@@ -1,4 +1,4 @@
-"""Bodies that are too long, too short, cut, slow or large, and how the service bears them."""
+"""Request bodies that are too long, too short, truncated, slow or large."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.wire import Wire, assert_is_error, wire
 
 LIMIT = 8_000_000
 MAX_MANIFEST = "server.max_manifest_size"
-TOO_LONG = f"The body is over {LIMIT} bytes ({MAX_MANIFEST})"
-NOT_HTTP = "This is not HTTP"
+TOO_LONG = f"The body exceeds {LIMIT} bytes ({MAX_MANIFEST})"
+NOT_HTTP = "Invalid HTTP request"
 FILES = {"a/one": b"first"}
 
 
@@ -47,12 +47,12 @@ def chunk(data: bytes) -> bytes:
 
 
 def unknown(uid: str, count: int) -> bytes:
-    """A manifest of files that the archive does not have."""
+    """Return a manifest of files that the archive does not have."""
     return manifest(entry(f"{uid}-{n}", f"d/{n}", b"", "md5") for n in range(count))
 
 
 def posted(site: CartSite, uid: str) -> int:
-    """How many carts of this uid there are; each of them must have all of its files."""
+    """Return the number of carts of this uid; check that each has all of its files."""
     carts = site.query(
         "SELECT files_total, (SELECT count(*) FROM file WHERE cart_id = cart.id) AS entered"
         " FROM cart WHERE cart_uid = ?",

@@ -1,4 +1,4 @@
-"""Files that were damaged on the volume: never a wrong byte, and the cart heals by itself."""
+"""Files damaged on the volume: never a wrong byte, and the cart is restaged."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ DAMAGES = [cut, lengthen, Path.unlink, point_elsewhere, remove_the_tree]
 
 
 def changed(site: CartSite, uid: str) -> str:
-    """When the status of the one cart of that uid last changed."""
+    """Return when the status of the only cart of that uid last changed."""
     [when] = [row["updated_date"] for row in site.rows("cart") if row["cart_uid"] == uid]
     return str(when)
 
 
 def assert_heals(site: CartSite, uid: str, whole: bytes, since: str = "") -> None:
-    """Fails unless the cart becomes ready, later than ``since``, and is as it was."""
+    """Check that the cart becomes ready after ``since``, with the same bytes."""
     wait_for(lambda: changed(site, uid) > since)
     site.cartd.wait_until(uid, "ready")
     assert site.cartd.get(f"/{uid}?filename=data.tar").body == whole
@@ -63,9 +63,9 @@ def assert_heals(site: CartSite, uid: str, whole: bytes, since: str = "") -> Non
 
 
 def assert_breaks_and_heals(site: CartSite, uid: str, damage: Callable[[], object]) -> None:
-    """Begin a download and damage what it reads: fewer bytes come than are due, all of them right.
+    """Start a download and damage its files: it must be truncated, with correct bytes.
 
-    The connection may break before the cart is back in staging.
+    The connection may be aborted before the cart is staging again.
     """
     whole = site.cartd.get(f"/{uid}?filename=data.tar").body
     before = changed(site, uid)

@@ -1,4 +1,4 @@
-"""Cache-Control: every answer says who may keep it, whatever the route and the status."""
+"""Cache-Control is set on every response, for every route and status."""
 
 from __future__ import annotations
 

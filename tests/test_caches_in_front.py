@@ -1,4 +1,4 @@
-"""Caches between the service and its clients: nobody gets another's tar, or one that is gone."""
+"""Caches between service and clients: no user gets a tar of another, or a deleted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PASS_HEAD = 'sub vcl_recv { if (req.method == "HEAD") { return (pass); } }'
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """A service that asks who its clients are, and the caches in front of it."""
+    """A service with authentication, and the caches in front of it."""
 
     site: CartSite
     tokens: dict[str, str]

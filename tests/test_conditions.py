@@ -30,7 +30,7 @@ def decide(
     strong: bool = True,
     **fields: Any,
 ) -> Decision:
-    """``range_`` is the field Range."""
+    """``range_`` is the Range header."""
     given = {name.rstrip("_"): value for name, value in fields.items()}
     return evaluate(method, Conditions(**given), current, now=NOW, date_is_strong=strong)
 
@@ -187,7 +187,7 @@ DATES = {
 
 @pytest.mark.parametrize(("text", "seconds"), DATES.items())
 def test_a_date_in_any_form_of_the_rfc_is_read(text: str, seconds: int) -> None:
-    # A year of two digits may lie 50 years ahead of 2027, but no more.
+    # A year of two digits may be up to 50 years after 2027.
     year_2027 = 1_800_000_000.0
     assert parse_date(text, year_2027) == seconds
 

@@ -1,4 +1,4 @@
-"""How many clients are let in, in all and from one address, and how the others are told."""
+"""Limits on connections, in total and per address, and the responses beyond them."""
 
 from __future__ import annotations
 

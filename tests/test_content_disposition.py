@@ -1,4 +1,4 @@
-"""Names of downloads: which are allowed, and what real clients read from the header."""
+"""File names of downloads: validation, and what real clients read from the header."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_invalid_filename_is_rejected(name: str) -> None:
 
 
 NAMES = {
-    # name: what a client reads that knows nothing but filename="..."
+    # name: what a client reads that supports only filename="..."
     "data.tar": "data.tar",
     "data": "data",
     "my data (2).tar": "my data (2).tar",
@@ -120,7 +120,7 @@ def test_a_simple_parser_reads_the_plain_name(name: str, plain: str) -> None:
 
 @contextmanager
 def server_that_says(disposition: str) -> Iterator[str]:
-    """One answer with the header, written as it is."""
+    """Serve one response with this header, unmodified."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -128,7 +128,7 @@ def server_that_says(disposition: str) -> Iterator[str]:
             self.wfile.write(head.encode("latin-1"))
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])

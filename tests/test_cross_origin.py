@@ -1,4 +1,4 @@
-"""Requests of a browser for a page of another site: what they may not do, and for whom they may."""
+"""Cross-origin requests of browsers: forgery protection and CORS headers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.wire import ask, assert_is_error, wire
 PORTAL = "https://portal.example.org"
 FILES = {"a": b"data"}
 REASON = (
-    "A page of another site may not change anything here, unless [server] allowed_origins names it;"
-    " a proxy in front must pass the header Host on"
+    "Cross-origin changes are forbidden: add the origin to [server] allowed_origins; if the"
+    " origin is the service's own, let the proxy forward the Host header"
 )
 
 
@@ -111,7 +111,9 @@ def test_cross_origin_post_and_delete_are_rejected(site: CartSite, sent: str) ->
     assert ask(site.port, f"DELETE /kept HTTP/1.1\r\n{more}\r\n".encode()).status == 403
     assert site.cartd.request("HEAD", "/forged").status == 404
     assert site.cartd.status("kept") == ("ready", "")
-    assert "Refused 403" not in site.cartd.log[before:]  # or a page could have its reader banned
+    assert (
+        "Refused 403" not in site.cartd.log[before:]
+    )  # otherwise a page could get its reader banned
 
 
 def test_post_from_same_and_allowed_origins_is_accepted(site: CartSite) -> None:
@@ -124,7 +126,7 @@ def test_post_from_same_and_allowed_origins_is_accepted(site: CartSite) -> None:
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CartSite, str]]:
-    """A service with tokens that a portal's pages use, and the token of a user."""
+    """A service with tokens that allows the portal's origin, and the token of a user."""
     directory = tmp_path_factory.mktemp("portal")
     file = TokenFile(directory / "tokens")
     token = file.add("alice", admin=False)
@@ -137,7 +139,7 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CartSite,
 
 
 def from_page(method: str, target: str, *fields: str, origin: str = PORTAL) -> bytes:
-    """As a browser sends it for a script."""
+    """Return a request as a browser sends it for a script."""
     lines = [
         f"{method} {target} HTTP/1.1", "Host: cartd.example.org", f"Origin: {origin}",
         "Sec-Fetch-Mode: cors", "Sec-Fetch-Site: cross-site", *fields, "", "",
@@ -146,7 +148,7 @@ def from_page(method: str, target: str, *fields: str, origin: str = PORTAL) -> b
 
 
 def head_of(port: int, request: bytes) -> tuple[int, list[str]]:
-    """The status and the fields of the answer; a 401 has two of one name."""
+    """Return status and headers of the response; a 401 has two of one name."""
     with wire(port) as connection:
         connection.send(request)
         received = b""

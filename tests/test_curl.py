@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 
 def shell(site: CartSite, command: str, directory: Path) -> str:
-    """Run a command of the page, against this service, and give what it prints."""
+    """Run a command of the page against this service; return its output."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED, f"{site.cartd.url}/")],
         cwd=directory,
@@ -40,13 +40,13 @@ def shell(site: CartSite, command: str, directory: Path) -> str:
 
 
 def documented(start: str) -> str:
-    """The first block of the page that begins so."""
+    """Return the first block of the page that begins with ``start``."""
     blocks: list[str] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     return next(block for block in blocks if block.startswith(start))
 
 
 def answers_to(start: str) -> list[str]:
-    """The answers that the page shows below the first command that begins so."""
+    """Return the responses shown below the first command that begins with ``start``."""
     behind = PAGE[PAGE.index(f"```sh\n{start}") :]
     found = re.search(r"```sh\n.*?```\s+```(?:json)?\n(.*?)```", behind, re.DOTALL)
     assert found
@@ -103,7 +103,7 @@ def test_curl_does_not_send_a_body_that_is_over_the_limit(
     assert written == "413 0"
     assert (
         json.loads(answer)["message"]
-        == f"The body is over {LIMIT} bytes (server.max_manifest_size)"
+        == f"The body exceeds {LIMIT} bytes (server.max_manifest_size)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Every error has the one form, whoever finds it: the routes, the site or twisted.web itself."""
+"""Every error is the same JSON, whether from the routes, the site or twisted.web."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_one_form(answer: WireAnswer, *, to_head: bool = False) -> None:
 
 
 def answer_to(site: CartSite, request: bytes) -> WireAnswer:
-    """What comes back; after an answer that ends the connection, nothing more comes."""
+    """Return the response; check that nothing follows one that closes the connection."""
     to_head = request.startswith(b"HEAD ")
     with wire(site.port) as connection:
         connection.send(request)

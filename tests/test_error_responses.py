@@ -1,4 +1,4 @@
-"""Answers that no route gives."""
+"""Error responses sent before there is a request."""
 
 from __future__ import annotations
 

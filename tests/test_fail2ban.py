@@ -1,4 +1,4 @@
-"""What the real fail2ban reads of a log: each refusal, of its address, and nothing forged."""
+"""What the real fail2ban matches in a log: each rejection with its address, nothing forged."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def log_of(site: CartSite) -> bytes:
 def banned(
     log: bytes, directory: Path, *, options: str = "", journal: bool = False
 ) -> dict[str, int]:
-    """How often fail2ban finds which address in a log file, or in the journal.
+    """Return how often fail2ban finds each address in a log file, or in the journal.
 
-    Of the journal it gets each line without a date of its own, behind the host and the process.
+    Lines of the journal have no date of their own, but host and process in front.
     """
     read = directory / "log"
     begin, date = b"@2026-11-24T06:30:56+0000@h twistd[9]: ", "^@%Y-%m-%dT%H:%M:%S%z@"
@@ -119,7 +119,7 @@ def test_log_injection_cannot_ban_another_address(
         with wire(site.port) as connection:
             connection.send(request)
             assert connection.answer().status in (400, 404)
-    # Paths may hold anything but NUL, and come to the log when they fail.
+    # Paths may contain anything but NUL, and are logged when they fail.
     undated = LINE[LINE.index(b" ") :].decode()
     for path in (f"\n{undated}", *(f"{sign}{LINE.decode()}" for sign in "\n\r\x0b\x85\u2028")):
         files = manifest([entry("none", path, b"")])

@@ -1,4 +1,4 @@
-"""The header Host: what is one, and by which names a service may be asked."""
+"""The Host header: validation and allowed hosts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def get(port: int, *fields: bytes, target: bytes = b"/", version: bytes = b"1.1"
 
 
 WRONG = {
-    "none": ([], "There is no header Host"),
-    "two": ([b"Host: localhost", b"Host: localhost"], "There is more than one header Host"),
+    "none": ([], "The Host header is missing"),
+    "two": ([b"Host: localhost", b"Host: localhost"], "More than one Host header"),
     **{
-        name: ([b"Host: " + value], "The header Host, or the target's, is no host")
+        name: ([b"Host: " + value], "The Host header, or the host in the target, is invalid")
         for name, value in {
             "an empty one": b"", "bytes": b"\xff\xfe", "a path": b"../../etc", "a URL": b"http://x",
             "a port that is none": b"x:port", "a user": b"user@localhost", "two in one": b"a, b",
@@ -82,8 +82,8 @@ def test_other_host_is_rejected_and_names_the_setting(
 ) -> None:
     answer = ask(site.port, method + b" /x HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
     message = (
-        f"This service does not know itself as {host.decode()}: without authentication it answers"
-        " to its addresses, to localhost and to the names in [server] allowed_hosts"
+        f"Unknown host {host.decode()}: without authentication only IP addresses,"
+        " localhost and the names in [server] allowed_hosts are allowed"
     )
     assert_is_error(answer, 421, message)
     target = get(site.port, b"Host: localhost", target=b"http://%s/" % host)

@@ -1,4 +1,4 @@
-"""Whatever is posted or asked for, only good manifests leave something behind."""
+"""Hostile input: only valid manifests leave something behind."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.hostile_inputs import FILENAMES, GOOD, MANIFESTS, ODD_FILENAMES, UIDS
 from tests.running_cartd import manifest, unpacked
 from tests.wire import ask, assert_is_error, wire
 
-BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
+BAD_UID = "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
 WRITTEN_ALL_THE_TIME = (".log", ".sqlite3", ".sqlite3-shm", ".sqlite3-wal")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    """Some directories deep, so that what climbs out of the volume lands where it is seen."""
+    """A site several directories deep, so that writes outside the volume are detected."""
     directory = tmp_path_factory.mktemp("around") / "one/two/three"
     directory.mkdir(parents=True)
     with cart_site(directory) as running:
@@ -34,7 +34,7 @@ Entry = tuple[str, int, int, str]
 
 
 def everything(site: CartSite) -> tuple[list[dict[str, object]], list[Entry]]:
-    """What the store and the disk hold, in the service's directory and around it."""
+    """Return the contents of store and disk, in the service's directory and around it."""
     around = site.root.parents[2]
     assert around.name.startswith("around")
     rows = [

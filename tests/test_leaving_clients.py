@@ -1,4 +1,4 @@
-"""Clients that read slowly, stop reading or leave: nobody else notices, and nothing is held."""
+"""Clients that read slowly, stall or disconnect: others are unaffected, nothing stays pinned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.wire import Wire, wire
 
 SMALL_BUFFER = 64 * 1024
 LARGE = Random(1).randbytes(24 * 2**20)
-"""Far more than what the sockets between the service and a client hold."""
+"""Far more than the socket buffers between the service and a client hold."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 @contextmanager
 def download(site: CartSite, uid: str) -> Iterator[tuple[Wire, int]]:
-    """A client that has read the head of the answer and then reads no more; and the length."""
+    """A client that stops reading after the head of the response; and the length of the tar."""
     with wire(site.port, receive_buffer=SMALL_BUFFER) as connection:
         connection.get(f"/{uid}?filename=data.tar", "Connection: close")
         head = connection.head()
@@ -37,7 +37,7 @@ def download(site: CartSite, uid: str) -> Iterator[tuple[Wire, int]]:
 
 
 def break_off(connection: Wire) -> None:
-    """End it without a farewell, as a killed client's system does."""
+    """Close it abruptly, as the system does for a killed client."""
     at_once = struct.pack("ii", 1, 0)
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
     connection.socket.close()
@@ -107,7 +107,7 @@ def test_disconnect_before_the_response_pins_nothing(site: CartSite) -> None:
         with wire(site.port) as connection:
             connection.get(f"/planned?filename={number}.tar", f"Range: bytes={number}-")
             if number % 2:
-                site.cartd.status("planned")  # meanwhile the download gets on
+                site.cartd.status("planned")  # meanwhile the download proceeds
     assert site.cartd.delete("planned").status == 200
     wait_for(lambda: not tree.parent.exists())
 

@@ -1,4 +1,4 @@
-"""Each limit of the running service: who goes over it is told its name; others notice nothing."""
+"""Each limit of the running service: a client over it gets its name; others are unaffected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def others_notice_nothing(site: CartSite) -> Iterator[None]:
 
 
 def assert_refused(connection: Wire, code: int, message: str, limit: str) -> None:
-    """It is answered at once, with the limit's name, and the connection is ended."""
+    """Check that the error names the limit, and that the connection is closed."""
     answer = connection.answer()
     assert_is_error(answer, code, f"{message} ({limit})", limit)
     assert answer.headers["connection"] == "close"
@@ -66,7 +66,7 @@ def test_head_over_max_header_size_is_rejected(site: CartSite, request_: bytes) 
         connection.send(request_)
         if request_.startswith(HEAD + b"\r\n"):
             assert connection.answer().status == 200
-        message = "The head of the request is over 2000 bytes"
+        message = "The request head exceeds 2000 bytes"
         assert_refused(connection, 431, message, "server.max_header_size")
 
 
@@ -74,7 +74,7 @@ def test_head_over_max_header_size_is_rejected(site: CartSite, request_: bytes) 
 def test_more_than_max_headers_is_rejected(site: CartSite, end: bytes) -> None:
     with wire(site.port) as connection:
         connection.send(HEAD + b"X: y\r\n" * 20 + end)
-        message = "The head of the request is over 20 headers"
+        message = "The request head exceeds 20 headers"
         assert_refused(connection, 431, message, "server.max_headers")
 
 
@@ -86,7 +86,7 @@ def test_a_head_within_its_limits_is_answered(site: CartSite) -> None:
 
 
 def send_slowly(connection: Wire, data: bytes) -> None:
-    """A byte whenever nothing has come for a while, until something comes."""
+    """Send a byte at a time, with pauses, until a response arrives."""
     connection.socket.settimeout(0.05)
     for at in range(len(data)):
         connection.send(data[at : at + 1])
@@ -101,7 +101,7 @@ def send_slowly(connection: Wire, data: bytes) -> None:
 def test_slow_head_is_rejected_after_header_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         send_slowly(connection, HEAD + b"X: y\r\n" * 18)
-        message = "The head has not come in 1.5 s"
+        message = "The head is incomplete after 1.5 s"
         assert_refused(connection, 408, message, "server.header_timeout")
 
 
@@ -109,14 +109,14 @@ def test_slow_body_is_rejected_after_body_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.send(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         send_slowly(connection, b" " * 1000)
-        assert_refused(connection, 408, "The body has not come in 2 s", "server.body_timeout")
+        assert_refused(connection, 408, "The body is incomplete after 2 s", "server.body_timeout")
     assert site.cartd.request("HEAD", "/slow").status == 404
 
 
 def test_stalled_body_is_rejected_after_idle_timeout(site: CartSite) -> None:
     with wire(site.port) as connection:
         connection.send(b"POST /still HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
-        message = "Nothing has come of the body in 1 s"
+        message = "No body data arrived for 1 s"
         assert_refused(connection, 408, message, "server.idle_timeout")
 
 
@@ -154,7 +154,7 @@ def test_stalled_download_is_aborted_and_its_cart_unpinned(site: CartSite) -> No
         assert len(connection.rest()) < 20_000_000
 
 
-# What takes a service of its own
+# Tests with a service of their own
 
 
 def test_connections_over_max_connections_are_rejected(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_connections_over_max_connections_are_rejected(tmp_path: Path) -> None:
             assert connection.answer().status == 200
         with wire(site.port) as fourth:
             fourth.get("/")
-            message = "There are 3 connections already (server.max_connections); come again later"
+            message = "The limit of 3 connections is reached (server.max_connections); retry later"
             answer = fourth.answer()
             assert_is_error(answer, 503, message, "server.max_connections")
             assert answer.headers["retry-after"] == "2"
@@ -192,7 +192,7 @@ def test_one_address_cannot_use_all_connections(tmp_path: Path) -> None:
             assert connection.answer().status == 200
         limit = "server.max_connections_per_address"
         answer = site.cartd.get("/")
-        message = f"There are 2 connections from your address already ({limit}); come again later"
+        message = f"The limit of 2 connections from your address is reached ({limit}); retry later"
         assert_is_error(answer, 429, message, limit)
         for _ in range(5):
             with wire(site.port, source="127.0.0.2") as other:
@@ -214,7 +214,7 @@ def test_no_more_than_max_carts_staging_are_staged(tmp_path: Path) -> None:
         assert_is_error(answer, 503, message, limit)
         assert answer.headers["retry-after"] == "2"
         assert site.cartd.request("HEAD", "/three").status == 404
-        # The very same again changes nothing, and so is no more.
+        # The same manifest again creates no cart, so it does not count.
         assert site.cartd.post("two", bodies["two"]).status == 201
         assert_is_error(site.cartd.post("two", bodies["three"]), 503, message, limit)
         assert site.cartd.delete("one").status == 200
@@ -226,7 +226,7 @@ def test_rlimit_nofile_limits_connections(tmp_path: Path) -> None:
         cartd.program = ("/bin/sh", "-c", f"ulimit -n 472; exec {' '.join(cartd.twistd)}")
         cartd.fresh = True
         cartd.start()
-        assert "Only 2 of max_connections = 4000 are taken" in cartd.log
+        assert "max_connections reduced from 4000 to 2" in cartd.log
         assert cartd.process is not None
         assert resource.prlimit(cartd.process.pid, resource.RLIMIT_NOFILE) == (472, 472)
         with wire(cartd.port) as one, wire(cartd.port) as two:

@@ -1,4 +1,4 @@
-"""Carts of Pacifica Cartd whose uids no new cart may have: they are reached, and do no harm."""
+"""Carts of Pacifica Cartd with uids that new carts cannot have: usable and harmless."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ OLD = {
     "a formatted number": "%s%n", "spaces around": " a ",
 }  # fmt: skip
 NOWHERE = {"the directory above": "..", "the directory itself": "."}
-"""What no tree on the volume can be called, though Pacifica's database may have it."""
+"""Uids that cannot be directory names, though Pacifica's database may contain them."""
 LOST = {"a line": "lost\ny", "a line separator": "lost\u2028y", "a sequence": "lost\x1b[2J"}
-"""Of carts whose files are not on the volume any more, which is logged."""
+"""Uids of carts whose files are missing on the volume, which is logged."""
 DATA = b"what was staged"
-BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
+BAD_UID = "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
 NOT_THERE = "The cart does not exist or has already been deleted"
 each_old = pytest.mark.parametrize("uid", OLD.values(), ids=OLD.keys())
 
 
 @pytest.fixture(scope="module")
 def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
-    """The service over a database of Pacifica's, of which each uid has one cart that is ready."""
+    """The service with a database of Pacifica that has one ready cart for each uid."""
     directory = tmp_path_factory.mktemp("old")
     database = f"sqlite:///{directory / 'db.sqlite3'}"
     with (

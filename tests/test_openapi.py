@@ -1,4 +1,4 @@
-"""The OpenAPI document: it is valid, it is the one that is kept, and it says what the code does."""
+"""The OpenAPI document: it is valid, up to date, and matches the code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ each_operation = pytest.mark.parametrize(
 
 
 def resolved(value: Any) -> Any:
-    """A value of the document, or what its reference leads to."""
+    """Return a value of the document with its reference resolved."""
     while "$ref" in value:
         found: Any = DOCUMENT
         for key in value["$ref"].removeprefix("#/").split("/"):
@@ -85,7 +85,7 @@ def test_every_reference_resolves_and_every_component_is_used() -> None:
     }
     schemes = {name for need in DOCUMENT["security"] for name in need}
     used |= {f"#/components/securitySchemes/{name}" for name in schemes}
-    # No operation that there is answers 405.
+    # No documented operation returns 405.
     assert there - used == {"#/components/responses/MethodNotAllowed"}
 
 
@@ -95,7 +95,7 @@ def test_the_operations_are_the_routes_of_the_service() -> None:
         for rule in Rest.app.url_map.iter_rules()
         for method in rule.methods or ()
     }
-    # werkzeug takes every GET for a HEAD as well.
+    # werkzeug accepts HEAD for every GET.
     assert {name for name, _ in OPERATIONS} == routes - {"HEAD /", "HEAD /-/openapi.json"}
 
 

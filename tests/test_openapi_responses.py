@@ -1,4 +1,4 @@
-"""The service as its own description says: what it serves, and each answer that it can give."""
+"""The responses of the running service match its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 @pytest.fixture(scope="module")
 def tapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    """A site whose files never come back from tape."""
+    """A site whose files are never recalled from tape."""
     with cart_site(tmp_path_factory.mktemp("tapes"), "--tape-delay=1e8") as running:
         yield running
 
 
 def ask(site: CartSite, method: str, path: str, status: int, **request: Any) -> Any:
-    """Make a request of the description, and hold the answer against it."""
+    """Send a documented request, and check the response against the document."""
     operation = DOCUMENT[path][method]
     if "body" in request:
         request["media_type"] = "application/json"
@@ -66,7 +66,7 @@ def test_served_document_is_docs_openapi_json(site: CartSite) -> None:
     assert site.cartd.request("HEAD", "/-/openapi.json").headers["content-length"] == str(
         len(answer.body)
     )
-    assert_is_error(site.cartd.delete("-/openapi.json"), 405, "This method is not known here")
+    assert_is_error(site.cartd.delete("-/openapi.json"), 405, "Method not allowed")
     ask(site, "GET", "/-/openapi.json", 200)
 
 

@@ -1,4 +1,4 @@
-"""Range, case by case and against a naive reading."""
+"""The Range header, case by case and against a naive implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line that each refused request gets: its form, and what is none of its business."""
+"""The log line of each rejected request: its format, and what is not logged."""
 
 from __future__ import annotations
 

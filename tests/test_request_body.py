@@ -1,4 +1,4 @@
-"""Bodies are written by threads, with back-pressure, and take no more of the disk than they may."""
+"""Request bodies are spooled by threads, with back-pressure and a limit on disk space."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT = 10 * MAX_IN_MEMORY
 
 
 class Reads(Resource):
-    """Keeps the body of each request that it is asked to answer."""
+    """Stores the body of each request."""
 
     isLeaf = True
 
@@ -38,7 +38,7 @@ class Reads(Resource):
 
 
 class Client:
-    """One client after the other on a site whose threads the test turns by hand."""
+    """One client after the other on a site whose threads the test controls."""
 
     def __init__(self, threads: HeldThreads | None = None, **changed: Any) -> None:
         self.threads = threads or HeldThreads()
@@ -114,7 +114,7 @@ def test_slow_client_occupies_no_thread() -> None:
     client.send(CHUNK)
     for _ in range(100):
         client.send(b"x")
-    assert client.threads.made == 1  # with what was in memory
+    assert client.threads.made == 1  # including the bytes in memory
     client.threads.run_all()
     assert not client.threads.held
 
@@ -126,7 +126,7 @@ def test_reading_pauses_while_the_disk_is_slow() -> None:
     assert not client.paused
     client.send(b"x" * HIGH_WATER)
     assert client.paused
-    client.channel.resumeProducing()  # as for a connection that can be written to again
+    client.channel.resumeProducing()  # as for a connection that becomes writable again
     client.send(b"x")
     assert client.paused
     client.threads.run_one()
@@ -260,7 +260,7 @@ def test_disk_error_names_the_directory(
     with logged() as events:
         client.threads.run_all()
     code, body = client.answer()
-    message = f"The body cannot be kept in {tempfile.gettempdir()}: {os.strerror(number)}"
+    message = f"Cannot store the request body in {tempfile.gettempdir()}: {os.strerror(number)}"
     assert (code, body["message"]) == (status, message)
     assert message in [event.get("message") for event in events]
     assert client.transport.disconnecting
@@ -282,7 +282,7 @@ def test_body_in_use_is_closed_after_its_reader() -> None:
         assert is_open
         client.leave()
         client.threads.run_all()
-        assert body.seek(0) == 0  # it is open still
+        assert body.seek(0) == 0  # still open
     with pytest.raises(ValueError, match="closed"):
         body.read()
     with pytest.raises(ValueError, match="closed"):

@@ -1,4 +1,4 @@
-"""What the head of a request decides by itself, before a byte of the body is asked for."""
+"""Requests that are rejected by their head, before the body is requested."""
 
 from __future__ import annotations
 
@@ -35,30 +35,31 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
         yield running
 
 
-BAD_UID = "uid: is not 1 to 255 of A-Z a-z 0-9 . _ ~ -, beginning with neither . nor -"
-GZIP = "A body with a Content-Encoding is not decoded here: send it as it is, without that header"
+BAD_UID = "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
+GZIP = "Content-Encoding is not supported: send the body unencoded, without that header"
 DECIDED = {
-    "an unknown method": ("PUT /x", "Content-Length: 9", 405, "This method is not known here"),
-    "nothing to post to": ("POST /", "Content-Length: 9", 405, "This method is not known here"),
+    "an unknown method": ("PUT /x", "Content-Length: 9", 405, "Method not allowed"),
+    "nothing to post to": ("POST /", "Content-Length: 9", 405, "Method not allowed"),
     "an unknown path": ("POST /a/b", "Content-Length: 9", 404, "Not Found"),
     "a bad uid": ("POST /.bad", "Content-Length: 9", 400, BAD_UID),
     "a long body": (
         "POST /x", f"Content-Length: {MOST + 1}", 413,
-        f"The body is over {MOST} bytes (server.max_manifest_size)"),
+        f"The body exceeds {MOST} bytes (server.max_manifest_size)"),
     "gzip": ("POST /x", "Content-Length: 9\r\nContent-Encoding: gzip", 415, GZIP),
     "two codings": ("POST /x", "Content-Length: 9\r\nContent-Encoding: identity, BR", 415, GZIP),
     "gzip in chunks": (
         "POST /x", "Transfer-Encoding: chunked\r\nContent-Encoding: deflate", 415, GZIP),
     "an unknown transfer coding": (
         "POST /x", "Transfer-Encoding: gzip, chunked", 501,
-        "The only transfer coding that is known here is chunked"),
+        "The only supported transfer coding is chunked"),
     "a transfer coding of old": (
         "POST /x", "Content-Length: 9\r\nTransfer-Encoding: identity", 501,
-        "The only transfer coding that is known here is chunked"),
+        "The only supported transfer coding is chunked"),
     "chunks in HTTP/1.0": (
-        "POST /x HTTP/1.0", "Transfer-Encoding: chunked", 400, "HTTP/1.0 has no Transfer-Encoding"),
+        "POST /x HTTP/1.0", "Transfer-Encoding: chunked", 400,
+        "Transfer-Encoding is not allowed in HTTP/1.0"),
     "a small letter": ("post /x", "Content-Length: 9", 400,
-                       "The method is not written in capitals"),
+                       "The method must be in upper case"),
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_early_response_is_sent_before_100_continue(
         more = "Host: localhost\r\nExpect: 100-continue"
         version = "" if "HTTP/" in line else " HTTP/1.1"
         connection.send(f"{line}{version}\r\n{more}\r\n{fields}\r\n\r\n".encode())
-        answer = connection.answer()  # 100 Continue would be the first
+        answer = connection.answer()  # a 100 Continue would come first
         limit = "server.max_manifest_size" if status == 413 else None
         assert_is_error(answer, status, message, limit)
         assert answer.headers["connection"] == "close"
@@ -115,7 +116,7 @@ def test_options_needs_no_authentication_and_is_not_a_rejection(
 ) -> None:
     before = len(guarded.cartd.log)
     with wire(guarded.port) as connection:
-        for _ in range(2):  # the connection stays of use
+        for _ in range(2):  # the connection stays usable
             connection.send(f"OPTIONS {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             answer = connection.answer()
             assert (answer.status, answer.headers["allow"]) == (204, ALLOWED[target])

@@ -1,4 +1,4 @@
-"""The table of the REST interface, row by row, as a client sees it."""
+"""The REST interface as a client sees it, request by request."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 @pytest.fixture(scope="module")
 def tapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    """A site whose files never come back from tape."""
+    """A site whose files are never recalled from tape."""
     with cart_site(tmp_path_factory.mktemp("tapes"), NEVER) as running:
         yield running
 
 
 def fail(site: CartSite, uid: str, path: str = "gone") -> str:
-    """Post a cart that ends in error and give the reason."""
+    """Post a cart that ends in error; return the reason."""
     site.cartd.post(uid, manifest([entry("no-such-id", path, b"")]))
     return site.cartd.wait_until(uid, "error")
 

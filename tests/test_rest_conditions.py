@@ -1,4 +1,4 @@
-"""Conditional requests for carts, and what HEAD tells of a tar, on the wire."""
+"""Conditional requests for carts, and the headers of HEAD."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 @pytest.fixture(scope="module")
 def tapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    """A site with one cart whose files never come back from tape."""
+    """A site with one cart whose files are never recalled from tape."""
     with cart_site(tmp_path_factory.mktemp("tapes"), "--tape-delay=1e8") as running:
         assert running.cartd.post("taped", running.manifest(FILES)).status == 201
         yield running
@@ -50,13 +50,13 @@ def whole(site: CartSite, target: str) -> Answer:
 
 
 def wait_for_the_second_to_end(answer: Answer) -> None:
-    """Until then, a date is no strong validator."""
+    """Wait until the date is a strong validator."""
     modified = parsedate_to_datetime(answer.headers["last-modified"]).timestamp()
     wait_for(lambda: time.time() >= modified + 1)
 
 
 def date(answer: Answer, seconds: int = 0) -> str:
-    """Its Last-Modified, or so many seconds later."""
+    """Return its Last-Modified, plus ``seconds``."""
     modified = parsedate_to_datetime(answer.headers["last-modified"]).timestamp()
     return formatdate(modified + seconds, usegmt=True)
 
@@ -173,7 +173,7 @@ def test_conditions_apply_to_static_responses(site: CartSite, path: str) -> None
     assert (etag is None) is (path == "/")
 
 
-# What would change something
+# Changes
 
 
 def test_conditional_delete(site: CartSite) -> None:
@@ -216,7 +216,7 @@ def test_a_cart_that_is_not_ready_is_there_but_has_no_tag(tapes: CartSite) -> No
     assert tapes.cartd.status("taped")[0] == "staging"
 
 
-# What is not ready
+# Carts that are not ready
 
 
 @pytest.mark.parametrize(

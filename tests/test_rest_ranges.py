@@ -1,4 +1,4 @@
-"""Parts of a download, and downloads that a client has already: validators on the wire."""
+"""Ranges of a download, and revalidation by ETag and Last-Modified."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_range_beyond_the_end_is_refused_and_tells_the_length(
     site: CartSite, header: str
 ) -> None:
     answer = get(site, f"Range: {header}")
-    message = f"None of the {LAST + 1} bytes is in the range {header}"
+    message = f"The range {header} selects none of the {LAST + 1} bytes"
     assert_is_error(answer, 416, message)
     assert answer.headers["content-range"] == f"bytes */{LAST + 1}"
     assert not {"content-disposition", "etag", "accept-ranges"} & answer.headers.keys()
@@ -134,7 +134,7 @@ def test_what_the_client_has_already_is_not_sent(site: CartSite, whole: Answer) 
             told = {name for name in answer.headers if not name.startswith("x-pacifica-")}
             assert told == {"server", "date", "etag", "cache-control"}
             assert answer.headers["etag"] == etag
-            connection.get("/")  # the connection is good for more: there was no body
+            connection.get("/")  # the connection stays usable: there was no body
             assert connection.answer().status == 200
     assert get(site, 'If-None-Match: "other"').status == 200
 

@@ -1,4 +1,4 @@
-"""Requests as no polite client sends them: the service answers each rightly, and goes on."""
+"""Unusual and invalid requests: each gets the right response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cart_site import CartSite, cart_site
 from tests.wire import ask, assert_is_error, wire
 
 FILES = {"a/one": b"first"}
-NOT_HTTP = "This is not HTTP"
+NOT_HTTP = "Invalid HTTP request"
 UP = {"message": "Pacifica Cartd Interface Up and Running"}
 END = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -32,7 +32,7 @@ def test_unknown_method_is_405_with_allow(
     site: CartSite, method: str, path: str, allowed: str
 ) -> None:
     answer = ask(site.port, f"{method} {path}".encode() + END)
-    assert_is_error(answer, 405, "This method is not known here")
+    assert_is_error(answer, 405, "Method not allowed")
     assert answer.headers["allow"] == allowed
 
 

@@ -1,4 +1,4 @@
-"""What the heads of requests are judged by is what the routes take."""
+"""The route table matches the routes."""
 
 from __future__ import annotations
 

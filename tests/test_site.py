@@ -1,4 +1,4 @@
-"""The server's connections: what they may agree on, what is logged of them, and how they end."""
+"""The server's connections: ALPN and closing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers wrote, put into messages: on one line, seen, and not too long."""
+"""Untrusted text in messages: one line, printable and not too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a client may take: for heads, bodies and downloads, and between them."""
+"""Timeouts of heads, bodies and downloads, and between requests."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_client_below_min_progress_is_aborted() -> None:
         client.channel.on_send_pause(True, 10**6 + taken)
         client.clock.advance(10)
         client.channel.on_send_pause(False, 10**6 + taken)
-        client.clock.advance(50)  # the service's own time
+        client.clock.advance(50)  # time of the service
     assert not client.broken
     client.channel.on_send_pause(True, 10**6 + 60)
     client.clock.advance(10)

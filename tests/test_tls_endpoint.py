@@ -48,7 +48,7 @@ def test_body_over_the_limit_is_rejected_and_closed(behind: TlsSite) -> None:
         connection.send(
             b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
         )
-        message = "The body is over 256000000 bytes (server.max_manifest_size)"
+        message = "The body exceeds 256000000 bytes (server.max_manifest_size)"
         assert_is_error(connection.answer(), 413, message, "server.max_manifest_size")
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_is_cut_breaks_the_connection(behind: TlsSite) -> None:
         (tree / "later").unlink()
         try:
             came = len(connection.rest())
-        except ssl.SSLError:  # it broke without the farewell of TLS
+        except ssl.SSLError:  # it was aborted, without close_notify
             came = 0
         assert came < length
     behind.site.cartd.wait_until("cut", "ready")

@@ -1,4 +1,4 @@
-"""What may be written of an ``ssl:`` endpoint: as Twisted reads it, and refused with a reason."""
+"""The syntax of an ``ssl:`` endpoint: as in Twisted, and rejected with a reason."""
 
 from __future__ import annotations
 

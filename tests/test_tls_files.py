@@ -1,4 +1,4 @@
-"""Certificates and keys in files: what is read, what is refused with a reason, and renewal."""
+"""Certificates and keys in files: what is accepted, what is rejected, and reloading."""
 
 from __future__ import annotations
 
@@ -92,38 +92,37 @@ def too_weak() -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(
     ("certificate", "key", "reason"),
     [
-        (b"", KEY, "certKey DIR/cert holds no certificate in PEM form"),
-        (KEY, KEY, "certKey DIR/cert holds no certificate in PEM form"),
-        (OWN[:-40], KEY, "certKey DIR/cert holds no certificate in PEM form"),
+        (b"", KEY, "certKey DIR/cert contains no PEM certificate"),
+        (KEY, KEY, "certKey DIR/cert contains no PEM certificate"),
+        (OWN[:-40], KEY, "certKey DIR/cert contains no PEM certificate"),
         (
             OWN[:60] + b"\n-----END CERTIFICATE-----\n",
             KEY,
-            "certKey DIR/cert holds a certificate that cannot be read",
+            "certKey DIR/cert contains an invalid certificate",
         ),
-        (OWN, OWN, "privateKey DIR/key holds no private key in PEM form"),
-        (OWN, KEY[:-20], "privateKey DIR/key holds no private key in PEM form"),
+        (OWN, OWN, "privateKey DIR/key contains no PEM private key"),
+        (OWN, KEY[:-20], "privateKey DIR/key contains no PEM private key"),
         (
             OWN,
             KEY[:80] + KEY[100:],
-            "privateKey DIR/key holds a private key that cannot be read",
+            "privateKey DIR/key contains an invalid private key",
         ),
         (
             OWN,
             encoded(PrivateFormat.PKCS8, b"secret"),
-            "privateKey DIR/key holds a key with a passphrase, for which nobody can be asked",
+            "privateKey DIR/key contains an encrypted key: passphrases are not supported",
         ),
         (
             OWN,
             encoded(PrivateFormat.TraditionalOpenSSL, b"secret"),
-            "privateKey DIR/key holds a key with a passphrase, for which nobody can be asked",
+            "privateKey DIR/key contains an encrypted key: passphrases are not supported",
         ),
         (
             MIDDLE + OWN,
             KEY,
-            "privateKey DIR/key holds a key that is not that of the first certificate in"
-            " certKey DIR/cert",
+            "privateKey DIR/key does not match the first certificate in certKey DIR/cert",
         ),
-        (*too_weak(), "certKey DIR/cert holds a certificate that is too weak to use"),
+        (*too_weak(), "certKey DIR/cert contains a certificate that is too weak"),
     ],
     ids=[
         *("empty", "only-a-key", "cut", "garbled", "no-key", "key-cut", "key-garbled"),
@@ -142,11 +141,10 @@ def test_unusable_file_is_rejected_with_a_reason(
     ("files", "reason"),
     [
         ({"key_file": KEY}, "key_file DIR/key_file is of no use without a cert_file"),
-        ({"cert_file": OWN}, "cert_file DIR/cert_file holds no private key in PEM form"),
+        ({"cert_file": OWN}, "cert_file DIR/cert_file contains no PEM private key"),
         (
             {"cert_file": OWN, "key_file": OTHER.private_key_pem.bytes()},
-            "key_file DIR/key_file holds a key that is not that of the first certificate in"
-            " cert_file DIR/cert_file",
+            "key_file DIR/key_file does not match the first certificate in cert_file DIR/cert_file",
         ),
     ],
 )
@@ -160,7 +158,7 @@ def test_unusable_client_certificate_names_its_setting(
 
 
 class Directly:
-    """In place of threads; it counts what it has run."""
+    """Replaces threads; counts the calls."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -171,7 +169,7 @@ class Directly:
 
 
 class Watched:
-    """A file, and what is made of it by a parser that refuses ``bad``."""
+    """A file, and the result of a parser that rejects ``bad``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -234,7 +232,7 @@ async def test_failed_reload_keeps_the_old_certificate(watched: Watched) -> None
             with pytest.raises(ConfigError) as caught:
                 await watched.look()
             assert str(caught.value) == (
-                f"The thing is not renewed, and the old one kept: {reason}"
+                f"The thing not reloaded, the previous one stays in use: {reason}"
             )
             assert watched.reloading.current == "first"
     watched.path.write_text("good again")

@@ -1,4 +1,4 @@
-"""What an ``ssl:`` endpoint agrees to: versions and ciphers, and nothing after that."""
+"""TLS handshakes with an ``ssl:`` endpoint: versions, ciphers, no renegotiation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsSite]:
 
 
 def at_any_price(behind: TlsSite) -> ssl.SSLContext:
-    """A client that would take whatever OpenSSL still has."""
+    """Return a client context that accepts every version and cipher of OpenSSL."""
     context = behind.context()
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")

@@ -1,4 +1,4 @@
-"""The service takes up certificates that have changed while it runs, at both of its ends."""
+"""The running service reloads changed certificates, for clients and for the archive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tls_site import LARGE, NAME, TlsSite, tls_site
 
 
 def believes(behind: TlsSite, authority: trustme.CA) -> bool:
-    """Whether a new connection is shown a certificate of this authority."""
+    """Return whether a new connection gets a certificate of this authority."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     try:
@@ -45,10 +45,10 @@ def test_new_connections_get_the_reloaded_certificate(tmp_path: Path) -> None:
             put(second.issue_cert(NAME))
             wait_for(lambda: believes(behind, second))
             assert not believes(behind, first)
-            # Half of the next one: its certificate without its key.
+            # Half of the next reload: the certificate without its key.
             torn = third.issue_cert(NAME).cert_chain_pems[0].bytes()
             pem.write_bytes(second.issue_cert(NAME).private_key_pem.bytes() + torn)
-            wait_for(lambda: "is not renewed, and the old one kept" in behind.site.cartd.log)
+            wait_for(lambda: "not reloaded, the previous one stays in use" in behind.site.cartd.log)
             assert believes(behind, second)
             put(third.issue_cert(NAME))
             wait_for(lambda: believes(behind, third))
@@ -57,8 +57,8 @@ def test_new_connections_get_the_reloaded_certificate(tmp_path: Path) -> None:
             assert old.answer().status == 404
         log = behind.site.cartd.log
         [line] = [line for line in log.splitlines() if "it is tried again every" in line]
-        assert f"privateKey {pem} holds a key that is not that of the first certificate" in line
-        assert log.count(f"The certificate of ssl:{behind.port} is renewed") == 2
+        assert f"privateKey {pem} does not match the first certificate" in line
+        assert log.count(f"The certificate of ssl:{behind.port} reloaded") == 2
 
 
 INI = """
@@ -104,7 +104,7 @@ async def test_carts_wait_for_a_valid_client_certificate(
         await deferToThread(wait_for, lambda: says(cartd, "mine", refused))
         write(directory, clients.issue_cert("cartd.example"))
         await deferToThread(cartd.wait_until, "mine", "ready")
-        assert "TLS to the archive works with is renewed" in cartd.log
+        assert "TLS to the archive works with reloaded" in cartd.log
     finally:
         await deferToThread(running.__exit__, None, None, None)
         await archive.stop()

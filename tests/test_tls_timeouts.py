@@ -1,4 +1,4 @@
-"""How long an ``ssl:`` endpoint waits for a client that does not go on: a test moves the clock."""
+"""Timeouts of an ``ssl:`` endpoint, with a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Socket(StringTransport):
 
 
 class Connected:
-    """A client's connection to a site over TLS, with a clock that the test moves."""
+    """A client's connection to a site over TLS, with a clock that the test advances."""
 
     def __init__(self, directory: Path) -> None:
         pem = directory / "server.pem"
@@ -55,13 +55,13 @@ class Connected:
         return bool(self.transport.disconnecting or self.transport.disconnected)
 
     def hello(self) -> bytes:
-        """What the client begins with."""
+        """Return the ClientHello."""
         with pytest.raises(ssl.SSLWantReadError):
             self.client.do_handshake()
         return self._to_server.read()
 
     def exchange(self, step: Callable[[], object]) -> None:
-        """Let the client do something, for which it may need answers."""
+        """Run a step of the client, passing bytes both ways until it is done."""
         while True:
             try:
                 step()
@@ -75,7 +75,7 @@ class Connected:
         assert self.server is not None
         if sent := self._to_server.read():
             self.server.dataReceived(sent)
-        self.clock.advance(0)  # small writes are put together until then
+        self.clock.advance(0)  # small writes are buffered until then
         self._to_client.write(self.transport.value())
         self.transport.clear()
 

@@ -1,4 +1,4 @@
-"""A Unix socket to listen on: who may connect, and whose file may be taken over."""
+"""Listening on a Unix socket: its mode, and the replacement of stale files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UP = b'{"message": "Pacifica Cartd Interface Up and Running"}'
 
 @contextmanager
 def on_a_socket(directory: Path, more: str = "", ini: str = "") -> Iterator[RunningCartd]:
-    """A service on ``http.sock`` in its directory, and on a port by which the test waits for it."""
+    """A service on ``http.sock`` in its directory, and on a port that the test polls."""
     nowhere = "http://127.0.0.1:9/"
     with running_cartd(directory, archive=nowhere, ini=ini, started=False) as cartd:
         cartd.options = (
@@ -55,7 +55,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.fixture
 def left_over(tmp_path: Path) -> Path:
-    """The socket of a process that has ended without removing it."""
+    """The socket file of a process that ended without removing it."""
     path = tmp_path / "http.sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -68,7 +68,7 @@ def test_a_service_that_was_killed_starts_again_on_its_socket(tmp_path: Path) ->
         path = tmp_path / "http.sock"
         assert ask(path) == UP
         cartd.kill()
-        # As in a container: both files name a process that is alive, but is another one.
+        # As in a container: both files name a running process, but a different one.
         (tmp_path / "http.sock.lock").symlink_to("1")
         (tmp_path / "twistd.pid").write_text("1")
         options = ("--port", str(cartd.port), *cartd.options)
@@ -98,7 +98,7 @@ def test_socket_of_a_running_service_is_not_replaced(tmp_path: Path) -> None:
     with on_a_socket(tmp_path / "first"):
         path = tmp_path / "first" / "http.sock"
         line = why_it_ends(tmp_path, "--endpoint", f"unix:{path}")
-        assert line == f"cartd: cannot listen on unix:{path}: another service answers there"
+        assert line == f"cartd: cannot listen on unix:{path}: another process listens on it"
         assert ask(path) == UP
 
 
@@ -126,7 +126,7 @@ def test_socket_mode_follows_endpoint_and_umask(
 
 @contextmanager
 def listening(endpoint: UnixEndpoint, umask: int = 0o077) -> Iterator[None]:
-    """Within the test's own reactor."""
+    """Listen in the test's own reactor."""
     outcome: list[object] = []
     UnixSocketEndpoint(reactor, endpoint, umask).listen(Factory()).addBoth(outcome.append)
     [port] = outcome
@@ -155,7 +155,7 @@ def test_socket_with_full_backlog_counts_as_in_use(tmp_path: Path) -> None:
         busy.bind(str(path))
         busy.listen(0)
         waiting.connect(str(path))
-        with pytest.raises(ConfigError, match="another service answers there"), listening(at(path)):
+        with pytest.raises(ConfigError, match="another process listens on it"), listening(at(path)):
             pass
     assert path.exists()
 
@@ -166,7 +166,7 @@ def test_file_that_is_not_a_socket_is_kept(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     for taken in (path, link):
-        with pytest.raises(ConfigError, match="is no socket"), listening(at(taken)):
+        with pytest.raises(ConfigError, match="is not a socket"), listening(at(taken)):
             pass
     assert path.read_bytes() == b"kept" and link.is_symlink()
 
@@ -175,7 +175,7 @@ def test_datagram_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "datagrams"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
         bound.bind(str(path))
-        refused = pytest.raises(ConfigError, match="cannot be seen: Protocol wrong type")
+        refused = pytest.raises(ConfigError, match="listens on it: Protocol wrong type")
         with refused, listening(at(path)):
             pass
     assert path.exists()
@@ -183,7 +183,7 @@ def test_datagram_socket_is_kept(tmp_path: Path) -> None:
 
 def test_failing_probe_is_reported(left_over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unix_socket, "_connect", lambda path: errno.EACCES)
-    refused = pytest.raises(ConfigError, match="cannot be seen: Permission denied")
+    refused = pytest.raises(ConfigError, match="listens on it: Permission denied")
     with refused, listening(at(left_over)):
         pass
     assert left_over.exists()
@@ -222,7 +222,7 @@ def test_of_concurrent_starts_one_listens(left_over: Path) -> None:
             assert start.stdin is not None
             start.stdin.write("go\n")
         said = sorted(start.stdout.readline() for start in starts if start.stdout)
-        assert said == ["another service answers there\n"] * 3 + ["listening\n"]
+        assert said == ["another process listens on it\n"] * 3 + ["listening\n"]
     finally:
         for start in starts:
             start.communicate()
@@ -235,7 +235,7 @@ def test_a_directory_that_stays_locked_stops_the_start(
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         assert try_lock(descriptor)
-        refused = pytest.raises(ConfigError, match="another process keeps the directory")
+        refused = pytest.raises(ConfigError, match="is locked by another process")
         with refused, listening(at(tmp_path / "http.sock")):
             pass
     finally:

@@ -21,7 +21,7 @@ from tests.wire import Wire
 
 NAME = "cartd.example"
 LARGE = Random(3).randbytes(24 * 2**20)
-"""More than all buffers between the service and a client that does not read take."""
+"""More than all buffers between the service and a stalled client hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TlsSite:
     roots: Path
 
     def context(self) -> ssl.SSLContext:
-        """Of a client that believes the site's authority, and would speak HTTP/2."""
+        """A client context that trusts the site's authority, and offers HTTP/2."""
         context = ssl.create_default_context(cafile=str(self.roots))
         context.set_alpn_protocols(["h2", "http/1.1"])
         return context
@@ -47,7 +47,7 @@ class TlsSite:
 
     @contextmanager
     def plainly(self) -> Iterator[socket.socket]:
-        """The connection before TLS begins; it takes in little at a time."""
+        """The connection before TLS starts, with a small receive buffer."""
         with socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
             plain.settimeout(DEADLINE)

@@ -1,6 +1,6 @@
-"""HTTP as it is on the wire: requests byte by byte, and answers that are taken at their word.
+"""HTTP at the byte level: requests as given, responses parsed strictly.
 
-Python's client refuses to send what a hostile one sends, and forgives what no answer may hold.
+Python's client cannot send invalid requests, and tolerates invalid responses.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Wire:
         return WireAnswer(head.version, head.status, head.headers, self.read(_length(head)))
 
     def read(self, size: int) -> bytes:
-        """Read so many bytes of a body."""
+        """Read ``size`` bytes of a body."""
         while len(self._unread) < size:
             self._receive()
         data, self._unread = self._unread[:size], self._unread[size:]
@@ -100,7 +100,7 @@ class Wire:
 def wire(port: int, *, receive_buffer: int | None = None, source: str = "") -> Iterator[Wire]:
     """Connect, from the address ``source`` if it is given.
 
-    With a small receive buffer, the service cannot be far ahead of who reads.
+    With a small receive buffer, the service cannot be far ahead of the reader.
     """
     with socket.socket() as connecting:
         if receive_buffer is not None:
@@ -120,7 +120,7 @@ def ask(port: int, request: bytes, *, to_head: bool = False) -> WireAnswer:
 
 
 def assert_is_error(answer: Any, code: int, message: str, limit: str | None = None) -> None:
-    """The JSON that every error has, with nothing of a trace in it."""
+    """Check the JSON of an error; it must not contain a traceback."""
     assert answer.status == code, answer
     assert answer.headers["content-type"] == "application/json"
     said = answer.json

@@ -1,4 +1,4 @@
-"""The description of the REST interface: one OpenAPI 3.1 document, made of the rules themselves.
+"""The OpenAPI 3.1 document of the REST interface, built from the rules of the code.
 
 ``docs/openapi.json`` is what ``python -m cartd.openapi`` prints, and what the service
 serves at :data:`PATH`.
@@ -15,37 +15,35 @@ from cartd.openapi.responses import HEADERS, RESPONSES
 from cartd.openapi.schemas import SCHEMAS
 
 PATH = "/-/openapi.json"
-"""No uid begins with ``-``, so no cart is in its way."""
+"""No uid begins with ``-``, so this path cannot be that of a cart."""
 
 _DESCRIPTION = """\
-cartd stages files out of an archive, verifies them and hands them out as one tar. Post a
-manifest under a uid of your choice, ask for its status with HEAD until it is `ready`, download
-it, delete it.
+cartd stages files from an archive, verifies them and serves them as one tar. Post a manifest under
+a uid of your choice, poll its status with HEAD until it is `ready`, download it, delete it.
 
-Every error is JSON of one form, the schema `Error`; a HEAD has its headers only. So is what can go
-wrong at any path: 400 for what is not HTTP, 404 for a path that is none of these, and 405 for
-another method, with those that there are in `Allow`. OPTIONS of any path is answered with 204 and
-the same `Allow`.
+Every error response is JSON with the schema `Error`; to HEAD only its headers are sent. This also
+holds for errors of any path: 400 for invalid HTTP, 404 for an unknown path, and 405 for another
+method, with the allowed ones in `Allow`. OPTIONS of any path returns 204 with the same `Allow`.
 
-Whether a client has to say who it is depends on the service's configuration.
+Whether clients must authenticate depends on the configuration of the service.
 """
 
 
 def document() -> dict[str, Any]:
-    """The document as values that JSON knows."""
+    """Return the document as JSON values."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "cartd",
             "version": __version__,
-            "summary": "Carts of files out of an archive, each as one tar",
+            "summary": "Carts of files from an archive, each as one tar",
             "description": _DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "../", "description": "The service that serves this document"}],
+        "servers": [{"url": "../", "description": "The service of this document"}],
         "security": [{}, {"bearer": []}, {"basic": []}],
         "tags": [
-            {"name": "carts", "description": "Post, watch, download and delete carts"},
+            {"name": "carts", "description": "Post, poll, download and delete carts"},
             {"name": "service", "description": "About the service itself"},
         ],
         "paths": PATHS,
@@ -63,5 +61,5 @@ def document() -> dict[str, Any]:
 
 
 def to_json() -> str:
-    """The document as it is served and kept."""
+    """Return the document as it is served and stored."""
     return json.dumps(document(), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Print the description, for ``docs/openapi.json``."""
+"""Print the document, for ``docs/openapi.json``."""
 
 import sys
 

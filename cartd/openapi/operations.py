@@ -1,4 +1,4 @@
-"""The operations: what can be asked for, with which parameters, and what comes of it."""
+"""The operations, with their parameters and responses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PARAMETERS: dict[str, Any] = {
         "in": "path",
         "required": True,
         "description": (
-            "The name of the cart, which the client chooses; one that nobody guesses or takes by "
-            "accident, such as a UUID. Of several carts of one uid the newest answers."
+            "The name of the cart, chosen by the client: unique and hard to guess, such as a UUID. "
+            "Of several carts with one uid the newest is used."
         ),
         "schema": {"type": "string", "minLength": 1},
         "examples": {"one": {"value": "my-cart"}},
@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Any] = {
         "in": "path",
         "required": True,
         "description": (
-            "The name of the new cart. Carts that an older service has left may have others."
+            "The name of the new cart. Carts of an older service may have other names."
         ),
         "schema": {"type": "string", "pattern": f"^{UID_PATTERN}$"},
         "examples": {"one": {"value": "my-cart"}},
@@ -56,9 +56,9 @@ PARAMETERS: dict[str, Any] = {
         "name": "filename",
         "in": "query",
         "description": (
-            "The name of the download and, without its '.tar', the top folder in it: any name of "
-            f"a file of up to {MAX_BYTES} bytes in UTF-8, without '/', '\\' and NUL. Without it, "
-            "the name is made of the time at which the cart was posted."
+            "The file name of the download and, without its '.tar', of the top folder in it: up to "
+            f"{MAX_BYTES} bytes in UTF-8, without '/', '\\' and control characters. Default: made "
+            "of the time when the cart was posted."
         ),
         "schema": {
             "type": "string",
@@ -73,36 +73,36 @@ PARAMETERS: dict[str, Any] = {
     },
     "Range": _request_header(
         "Range",
-        "Which bytes to send, as `bytes=FIRST-LAST`, `bytes=FIRST-` or `bytes=-LAST_N`. More than "
-        "one range, or what is none, is answered with the whole.",
+        "The bytes to send: `bytes=FIRST-LAST`, `bytes=FIRST-` or `bytes=-LAST_N`. Several ranges "
+        "or an invalid one get the complete tar.",
         "bytes=0-1023",
     ),
     "If-Range": _request_header(
         "If-Range",
-        "The `ETag`, or the exact `Last-Modified`, of what the client has; if the tar is another "
-        "now, the whole is sent.",
+        "The `ETag`, or the exact `Last-Modified`, of the client's part; if the tar has changed, "
+        "the complete tar is sent.",
         '"88e035b47aa44fae656e675378280ce6e953faf82bb5e121ce0236f2bc5a7dcd"',
     ),
     "If-None-Match": _request_header(
         "If-None-Match",
-        "The `ETag` of what the client has, or `*`; if the tar is still the same, 304 says so, and "
-        "412 to a request that would change something.",
+        "The `ETag` of the client's copy, or `*`; if the tar has not changed, the response is 304, "
+        "or 412 to a request that would change something.",
         '"88e035b47aa44fae656e675378280ce6e953faf82bb5e121ce0236f2bc5a7dcd"',
     ),
     "If-Match": _request_header(
         "If-Match",
-        "The `ETag` of the tar that is meant, or `*`; if there is another one now, or none, 412 "
-        "says so and nothing is done.",
+        "The `ETag` of the expected tar, or `*`; if it has changed, or there is none, the response "
+        "is 412 and nothing is done.",
         '"88e035b47aa44fae656e675378280ce6e953faf82bb5e121ce0236f2bc5a7dcd"',
     ),
     "If-Modified-Since": _request_header(
         "If-Modified-Since",
-        "The `Last-Modified` of what the client has; looked at where there is no If-None-Match.",
+        "The `Last-Modified` of the client's copy; ignored with If-None-Match.",
         "Tue, 24 Nov 2026 06:30:54 GMT",
     ),
     "If-Unmodified-Since": _request_header(
         "If-Unmodified-Since",
-        "The `Last-Modified` of the tar that is meant; looked at where there is no If-Match.",
+        "The `Last-Modified` of the expected tar; ignored with If-Match.",
         "Tue, 24 Nov 2026 06:30:54 GMT",
     ),
 }
@@ -116,7 +116,7 @@ def _parameters(*names: str) -> list[dict[str, Any]]:
 
 
 def _links(*operations: str) -> dict[str, Any]:
-    """What can be done next with the same cart."""
+    """Return links to the next operations with the same cart."""
     return {name: {"operationId": name, "parameters": _SAME_UID} for name in operations}
 
 
@@ -125,12 +125,12 @@ _SAME_UID = {"path.uid": "$request.path.uid"}
 _RESUME_LINKS = {
     "ifChanged": {
         "operationId": "downloadCart",
-        "description": "Ask, with the same filename, whether it is still the same tar.",
+        "description": "Check, with the same filename, whether the tar has changed.",
         "parameters": {**_SAME_UID, "header.If-None-Match": "$response.header.ETag"},
     },
-    "goOn": {
+    "resume": {
         "operationId": "downloadCart",
-        "description": "Go on, with the same filename and a Range, where a download broke.",
+        "description": "Resume an aborted download, with the same filename and a Range.",
         "parameters": {**_SAME_UID, "header.If-Range": "$response.header.ETag"},
     },
 }
@@ -139,7 +139,7 @@ _ROOT = {
     "get": {
         "operationId": "getServiceStatus",
         "tags": ["service"],
-        "summary": "Say that the service runs",
+        "summary": "Check that the service runs",
         "security": [],
         "responses": {
             "200": message_response("It runs.", "Pacifica Cartd Interface Up and Running"),
@@ -158,10 +158,10 @@ _CART_HEADERS = {
 _HEAD = {
     "operationId": "getCartStatus",
     "tags": ["carts"],
-    "summary": "Tell the status of a cart, in headers alone",
+    "summary": "Get the status of a cart, in headers only",
     "description": (
-        "With a `filename`, a ready cart is answered as a GET is, without the tar; the conditions "
-        "are looked at only if the cart is ready."
+        "With a `filename`, the response for a ready cart is that of a GET, without the tar. "
+        "Preconditions are ignored unless the cart is ready."
     ),
     "parameters": _parameters(*_READ),
     "responses": {
@@ -182,7 +182,7 @@ _HEAD = {
             "links": _links("downloadCart", "deleteCart"),
         },
         "304": {
-            "description": "The client has this very tar.",
+            "description": "The client's copy of the tar is current.",
             "headers": {**_CART_HEADERS, **CACHE_HEADERS},
         },
         "404": {
@@ -193,7 +193,7 @@ _HEAD = {
             },
         },
         "500": {
-            "description": "The cart is in error, and the message says why; or the service failed.",
+            "description": "The cart is in error, as its message explains, or the service failed.",
             "headers": {
                 "X-Pacifica-Status": ref("headers", "StatusError"),
                 "X-Pacifica-Message": ref("headers", "Message"),
@@ -205,7 +205,7 @@ _HEAD = {
 _GET = {
     "operationId": "downloadCart",
     "tags": ["carts"],
-    "summary": "Download the tar of a cart, or a part of it",
+    "summary": "Download the tar of a cart, or a range of it",
     "parameters": _parameters(*_READ, "Range", "If-Range"),
     "responses": {
         "200": {
@@ -216,8 +216,8 @@ _GET = {
         },
         "202": {
             "description": (
-                "The cart is not ready. Wait with HEAD, then ask again. A request with Range or a "
-                "condition is answered with 503."
+                "The cart is not ready. Poll with HEAD, then retry. A request with Range or a "
+                "precondition gets 503."
             ),
             "headers": {**_CART_HEADERS, "Retry-After": ref("headers", "RetryAfter")},
             "content": {
@@ -228,7 +228,7 @@ _GET = {
             },
         },
         "206": {
-            "description": "The bytes that were asked for.",
+            "description": "The requested bytes.",
             "headers": {
                 **_CART_HEADERS,
                 **DOWNLOAD_HEADERS,
@@ -237,7 +237,7 @@ _GET = {
             "content": _TAR,
         },
         "304": {
-            "description": "The client has this very tar.",
+            "description": "The client's copy of the tar is current.",
             "headers": {**_CART_HEADERS, **CACHE_HEADERS},
         },
         **errors(404, 412, 416),
@@ -248,15 +248,15 @@ _GET = {
 _POST = {
     "operationId": "postCart",
     "tags": ["carts"],
-    "summary": "Make a cart of a manifest",
+    "summary": "Create a cart from a manifest",
     "description": (
-        "To post the very same manifest again while its cart is staged or ready changes nothing: "
-        "a client whose connection broke may simply do so. Any other makes a new cart."
+        "Posting the same manifest again while its cart is staging or ready changes nothing, so a "
+        "client may simply retry. Any other manifest creates a new cart."
     ),
     "parameters": _parameters("newUid", *_CHANGE_CONDITIONS),
     "requestBody": {
         "required": True,
-        "description": "The manifest, in UTF-8. Any other content type, or none, does as well.",
+        "description": "The manifest, in UTF-8. The content type is ignored.",
         "content": {
             "application/json": {
                 "schema": ref("schemas", "Manifest"),
@@ -266,7 +266,7 @@ _POST = {
     },
     "responses": {
         "201": message_response(
-            "The whole manifest was checked and recorded; the cart is staged from here on.",
+            "The manifest was checked and stored; staging has begun.",
             "Cart Processing has begun",
             links=_links("getCartStatus", "downloadCart", "deleteCart"),
         ),
@@ -278,11 +278,11 @@ _DELETE = {
     "operationId": "deleteCart",
     "tags": ["carts"],
     "summary": "Delete all carts of a uid",
-    "description": "Running downloads end first; staging stops.",
+    "description": "Running downloads are completed; staging stops.",
     "parameters": _parameters(*_CHANGE_CONDITIONS),
     "responses": {
         "200": message_response(
-            "They are deleted.",
+            "The carts are deleted.",
             "Cart Deleted Successfully",
             links=_links("getCartStatus", "downloadCart"),
         ),
@@ -294,7 +294,7 @@ _DESCRIPTION = {
     "get": {
         "operationId": "getApiDescription",
         "tags": ["service"],
-        "summary": "Give this document",
+        "summary": "Get this document",
         "responses": {
             "200": {
                 "description": "An OpenAPI 3.1 document.",

@@ -1,4 +1,4 @@
-"""What stands in bodies, as JSON Schema (draft 2020-12): the manifest, messages and errors."""
+"""JSON Schemas (draft 2020-12) of bodies: manifest, messages and errors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ HASH_TYPES = (
     *("md5", "sha1", "sha224", "sha256", "sha384", "sha512"),
     *("sha3_224", "sha3_256", "sha3_384", "sha3_512", "blake2b", "blake2s"),
 )
-"""Those of a fixed length that every Python has."""
+"""Hashes of a fixed length that every Python has."""
 
 NUL = r"\u0000"
 CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
-"""Within brackets, what ``content_disposition.check_filename`` refuses wherever it stands."""
+"""Characters, within brackets, that ``content_disposition.check_filename`` rejects."""
 _DOT = r"(?:\.|%2[Ee])"
 _SLASH = r"(?:[/\\]|%2[Ff]|%5[Cc])"
 
 
 def ref(kind: str, name: str) -> dict[str, Any]:
-    """A reference to one of the document's components."""
+    """Return a reference to a component of the document."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def _hash_sums() -> list[dict[str, Any]]:
-    """For each length, which hashes have it and how a sum of it looks."""
+    """Return, for each digest length, its hashes and the pattern of their sums."""
     by_digits: dict[int, list[str]] = {}
     for name in HASH_TYPES:
         by_digits.setdefault(2 * digest_size(name), []).append(name)
@@ -42,14 +42,14 @@ def _hash_sums() -> list[dict[str, Any]]:
 
 _ENTRY = {
     "type": "object",
-    "description": "One file. Other keys may be there and are read past.",
+    "description": "One file. Unknown keys are ignored.",
     "required": ["id", "path", "hashtype", "hashsum"],
     "properties": {
         "id": {
             "description": (
-                f"The file's id in the archive, 1 to {ID_LIMIT:,} bytes in UTF-8; a number is "
-                "written without fraction and exponent. It has no NUL and, encoded by % or not, "
-                "no segment '.' or '..'."
+                f"The file's id in the archive, 1 to {ID_LIMIT:,} bytes in UTF-8; a number has "
+                "neither fraction nor exponent. NUL and segments '.' and '..' are forbidden, "
+                "percent-encoded as well."
             ),
             "anyOf": [
                 {"type": "integer"},
@@ -68,9 +68,9 @@ _ENTRY = {
         "path": {
             "type": "string",
             "description": (
-                f"Where the file lies below the top folder: up to {PATH_LIMIT:,} bytes in UTF-8, "
+                f"The path of the file below the top folder: up to {PATH_LIMIT:,} bytes in UTF-8, "
                 f"each component up to {COMPONENT_LIMIT}. Leading '/' and components that are "
-                "empty or '.' are dropped; what is left must name a file. No '..', no NUL."
+                "empty or '.' are dropped; the rest must not be empty. No '..', no NUL."
             ),
             "pattern": r"(?:^|/)(?:[^/.]|\.[^/])",
             "allOf": [
@@ -82,16 +82,16 @@ _ENTRY = {
         "hashtype": {
             "type": "string",
             "description": (
-                "The hash of hashsum. A service may take more: every hash of a fixed length that "
-                "its Python's hashlib knows."
+                "The hash of hashsum. A service may accept more: every hash of a fixed length in "
+                "its Python's hashlib."
             ),
             "enum": list(HASH_TYPES),
         },
         "hashsum": {
             "type": "string",
             "description": (
-                "Hex digits, as many as the hash has, in either case. Empty: the client knows "
-                "none; it is computed and recorded. Some services refuse an empty one."
+                "Hex digits of the hash, in upper or lower case. Empty if unknown: the service "
+                "computes and stores it. Some services reject an empty one."
             ),
             "examples": ["d7417fc887b39e4160e442551e1e98231915cbf2"],
         },
@@ -102,23 +102,23 @@ _ENTRY = {
 _MANIFEST = {
     "type": "object",
     "description": (
-        "The files of a cart, in the order in which they come in its tar. No two entries have "
-        "the same path once that is normalised, and no path is a file in one entry and a "
-        "directory in another; 400 says which. Other keys may be there and are read past."
+        "The files of a cart, in the order of its tar. No two entries may have the same "
+        "normalized path, and no path may be a file in one entry and a directory in another; the "
+        "message of 400 names it. Unknown keys are ignored."
     ),
     "required": ["fileids"],
     "properties": {
         "fileids": {
             "type": "array",
-            "description": "The files; of an empty list the cart is ready at once.",
+            "description": "The files; a cart of an empty list is ready at once.",
             "items": ref("schemas", "Entry"),
         },
         "bundle": {
             "type": ["boolean", "null"],
             "description": (
-                "Whether the tar is written to the volume once, instead of being put together "
-                "for each download. Not for a uid over 251 characters. Without it, the "
-                "service's configuration decides."
+                "Whether the tar is written to the volume once, instead of being generated for "
+                "each download. Not allowed for a uid over 251 characters. Default: the "
+                "configuration of the service."
             ),
         },
     },
@@ -133,7 +133,7 @@ _MESSAGE = {
 
 _ERROR = {
     "type": "object",
-    "description": "What every error's body is.",
+    "description": "The body of every error.",
     "required": ["status", "message", "traceback", "version"],
     "properties": {
         "status": {
@@ -141,12 +141,12 @@ _ERROR = {
             "description": "The status and its phrase.",
             "pattern": "^[45][0-9]{2}( .+)?$",
         },
-        "message": {"type": "string", "description": "In a sentence, what is wrong."},
-        "traceback": {"const": "", "description": "Always empty: a trace goes to the log."},
-        "version": {"type": "string", "description": "That of the service."},
+        "message": {"type": "string", "description": "The error, in one sentence."},
+        "traceback": {"const": "", "description": "Always empty: tracebacks are logged."},
+        "version": {"type": "string", "description": "The version of the service."},
         "limit": {
             "type": "string",
-            "description": "The setting that was gone over, if one was.",
+            "description": "The setting of the exceeded limit, if any.",
             "examples": ["server.max_manifest_size"],
         },
     },

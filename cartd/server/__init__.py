@@ -1,1 +1,1 @@
-"""The HTTP server: who may connect and for how long, up to the routes of ``cartd.rest``."""
+"""The HTTP server around the routes of ``cartd.rest``: connections, limits, timeouts, logs."""

@@ -1,13 +1,13 @@
-"""The log of requests: one line for each, however its answer ended.
+"""The access log: one line per request, whatever became of its response.
 
 ::
 
     192.0.2.7 - alice [30/Nov/2026:12:00:05 +0000] "GET /u HTTP/1.1" 200 512 "-" "curl/8" 9728 3.207
 
-That is the Combined Log Format of Apache and nginx, whose third field is the user, and two fields
-more: how many bytes the body was to have, and how many seconds passed from the request's first
-line to the answer's end.  Where fewer bytes were sent, the download broke off.  499, as in nginx,
-is what no answer was begun to, since the client had left.  ``-`` stands for what is not known.
+This is the Combined Log Format of Apache and nginx, whose third field is the user, followed by the
+declared length of the response body and the seconds from the request line to the end of the
+response.  If fewer bytes were sent than declared, the download was aborted.  499, as in nginx: the
+client disconnected before a response was started.  ``-`` means unknown.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from cartd import log_file
 from cartd.server.rejection_log import client_address
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status where the client has gone before there was an answer."""
+"""The client disconnected before a response was started."""
 MAX_FIELD = 2000
-"""Characters of what a client has sent, each.  The journal breaks a line of 48 KiB in two, and the
-second would begin with whatever a client had chosen."""
+"""Maximum characters of each text that the client sent.  The journal splits a line at 48 KiB, and
+the second part would begin with text that the client chose."""
 
 _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
@@ -36,9 +36,9 @@ log = Logger()
 
 
 class AccessLog:
-    """Writes the lines; those of one turn of the reactor together, where the log takes that.
+    """Writes the lines; batches those of one reactor iteration if the log supports that.
 
-    Their date, which is the machine's, is made once a second.
+    The date, in local time, is formatted once a second.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -61,7 +61,7 @@ class AccessLog:
         headers: Headers,
         seconds: float,
     ) -> None:
-        """Write a line.  ``request`` is the first one of what a client has sent."""
+        """Write one line.  ``request`` is the request line."""
         line = (
             f'{client_address(peer)} - {user} {self._now()} "{_escape(request)}"'
             f" {status} {sent or '-'}"
@@ -76,7 +76,7 @@ class AccessLog:
             self._flush_call = self._clock.callLater(0, self._flush)
 
     def close(self) -> None:
-        """Write what is left, and from now on each line at once; again does nothing."""
+        """Write the pending lines, and from now on each line at once.  Idempotent."""
         self._closed = True
         if self._flush_call is not None:
             self._flush_call.cancel()
@@ -100,7 +100,7 @@ def _field(headers: Headers, name: bytes) -> str:
 
 
 def _escape(sent: bytes) -> str:
-    """Printable ASCII without quotes, on one line."""
+    """Return ``sent`` as printable ASCII without quotes, on one line."""
     text = sent.decode("latin-1")
     if len(text) > MAX_FIELD:
         text = f"{text[:MAX_FIELD]}..."

@@ -1,4 +1,4 @@
-"""The resource in front of the routes: they see only requests of which it is known who asks."""
+"""The resource in front of the routes that authenticates every request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from cartd.server.route_table import is_public
 
 
 class AuthResource(Resource):
-    """Passes on to ``routes``, with ``request.authenticated_user`` set, or answers in their place.
+    """Sets ``request.authenticated_user`` and passes the request to ``routes``, or rejects it.
 
-    A request with a body was asked at its head (:class:`cartd.server.request.ValidatedRequest`).
+    A request with a body is authenticated already, when its head is complete
+    (:class:`cartd.server.request.ValidatedRequest`).
     """
 
     def __init__(self, routes: IResource, authenticator: Authenticator) -> None:

@@ -1,16 +1,15 @@
-"""Who may keep an answer: Cache-Control, on every answer (RFC 9111, section 5.2.2).
+"""Values of Cache-Control, which every response has (RFC 9111, section 5.2.2).
 
-An answer that says nothing may be kept by its heuristics' grace, a 404 and a 204 too (RFC 9110,
-section 15.1): a shared cache would go on telling what is no longer so, or tell one user what is
-another's.
+Caches may store a response without it by heuristics, even a 404 or a 204 (RFC 9110, section 15.1):
+a shared cache would then serve outdated responses, or those of one user to another.
 """
 
 from __future__ import annotations
 
 NO_STORE = "no-store"
-"""For what is true at this moment only: statuses, errors, and what came of a change."""
+"""For statuses, errors, and responses to changes."""
 REVALIDATED = "private, no-cache, no-transform"
-"""For bytes with validators: their receiver may keep them and asks, before each use, whether they
-are still there for it; nobody on the way keeps or changes them."""
+"""For bytes with validators: the client may store them but must revalidate before each use; proxies
+must neither store nor change them."""
 PUBLIC = "public, max-age=3600"
-"""For what is the same for everybody, and changes with a release."""
+"""For content that is the same for all users and changes only with a release."""

@@ -1,4 +1,4 @@
-"""A connection: heads and bodies that come in time and in size, and answers that are taken."""
+"""One client connection: enforces the limits and timeouts of requests and responses."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cartd.server.request_head import RequestRules
 from cartd.server.timeouts import Timeout, Timeouts
 
 CLOSE_TIMEOUT = 15.0
-"""Seconds that a connection may take to close: what was answered is still on its way."""
+"""Seconds a connection may take to close, while its last response is still being sent."""
 
 
 class LimitedChannel(HTTPChannel):
-    """Answers in JSON whatever it cannot read or does not wait for, and gives up stuck clients.
+    """Rejects invalid, oversized and late requests with JSON, and aborts stalled downloads.
 
     The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
-    connection is lost, and ``temp_file_limit`` if its requests are of
+    connection is lost, and ``temp_file_limit`` if its requests are
     :class:`cartd.server.request.LimitedRequest`.
     """
 
@@ -37,9 +37,9 @@ class LimitedChannel(HTTPChannel):
     rules: RequestRules
     temp_file_limit: TempFileLimit
     authenticator: Authenticator | None = None
-    """Who finds out who asks; none where that does not matter."""
+    """Authenticates requests with a body; None without authentication."""
     limit_name: Callable[[str], str | None] = staticmethod(setting_name)
-    """The setting of a limit; none where limits are no settings."""
+    """Returns the setting of a limit, or None if the limit cannot be configured."""
     on_disconnect: Any
     _networkProducer: Any
     _timeouts: Timeouts
@@ -65,7 +65,7 @@ class LimitedChannel(HTTPChannel):
         super().connectionLost(reason)
         self.on_disconnect()
 
-    # What comes in
+    # --- receiving
 
     def dataReceived(self, data: bytes) -> None:
         if self._rejected:
@@ -76,7 +76,7 @@ class LimitedChannel(HTTPChannel):
             self._on_head_data()
 
     def lineReceived(self, line: bytes) -> bool | None:
-        """True if nothing more is to be read."""
+        """Return whether to stop reading."""
         if self._rejected:
             return True
         if line:
@@ -96,7 +96,7 @@ class LimitedChannel(HTTPChannel):
         try:
             return bool(super().headerReceived(line))
         except ValueError:
-            # Python refuses to read a Content-Length of thousands of digits.
+            # Python does not parse a Content-Length of thousands of digits.
             self._respondToBadRequestAndDisconnect()
             return False
 
@@ -104,19 +104,19 @@ class LimitedChannel(HTTPChannel):
         self._reject_head("bytes", "max_header_size", self.totalHeadersSize)
 
     def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
-        # Twisted answers 400 to a coding that it does not know, and takes "identity" for none
-        # (RFC 9112, section 7).  The head is refused when it is whole.
+        # Twisted answers 400 to an unknown coding and accepts "identity" (RFC 9112, section 7).
+        # Here the request is rejected when its head is complete.
         if header == b"Transfer-Encoding" and data.lower() != b"chunked":
             return True
         return bool(super()._maybeChooseTransferDecoder(header, data))
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
-        """Method, target and version of the request that is being read."""
+        """Return method, target and version of the request being received."""
         return self._command, self._path, self._version
 
     def request_line(self) -> bytes:
-        """The same as it has come; empty before that."""
-        # Twisted keeps them from a request's first line to its end.
+        """Return the request line as received; empty before it has arrived."""
+        # Twisted sets these attributes with the request line.
         return b" ".join(self.first_line()) if hasattr(self, "_version") else b""
 
     def allHeadersReceived(self) -> None:
@@ -133,7 +133,7 @@ class LimitedChannel(HTTPChannel):
         super().requestDone(request)
 
     def pause_for_disk(self, paused: bool) -> None:
-        """Read no more of a body for the moment, or go on; the client is not late meanwhile."""
+        """Pause or resume reading the body.  The client's timeouts stand still meanwhile."""
         self._timeouts.on_disk_pause(paused)
         if paused:
             self.transport.pauseProducing()
@@ -144,7 +144,7 @@ class LimitedChannel(HTTPChannel):
         if self._timeouts.between_requests:
             self._timeouts.on_header_start(first=self._first_request)
 
-    # What is refused
+    # --- rejecting
 
     def reject(
         self,
@@ -155,9 +155,9 @@ class LimitedChannel(HTTPChannel):
         *,
         logged: bool = True,
     ) -> None:
-        """Answer at once what is not read to its end, read past the rest, and end.
+        """Send an error at once, ignore all further input, and close the connection.
 
-        Only once: what comes after it is no answer to anything.
+        Later calls do nothing.
         """
         if not self._rejected:
             self._rejected = True
@@ -180,7 +180,7 @@ class LimitedChannel(HTTPChannel):
         if self.requests:
             sent = self.requests[-1].requestHeaders
             headers = [*headers, *cross_origin.cors_headers(sent, self.rules.allowed_origins)]
-        # Twisted keeps method and target from a request's first line to its end.
+        # Twisted sets these attributes with the request line.
         return serialize_error(
             self.getPeer(),
             code,
@@ -194,35 +194,35 @@ class LimitedChannel(HTTPChannel):
 
     def _reject_head(self, what: str, limit: str, maximum: int) -> None:
         name = self.limit_name(limit)
-        self.reject(
-            431, f"The head of the request is over {maximum} {what}{_named_setting(name)}", name
-        )
+        self.reject(431, f"The request head exceeds {maximum} {what}{_named_setting(name)}", name)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own answer has neither a length nor a body.
-        self.reject(400, "This is not HTTP")
+        # Twisted's own response has neither Content-Length nor body.
+        self.reject(400, "Invalid HTTP request")
 
     def _on_timeout(self, timeout: Timeout) -> None:
         if timeout is Timeout.KEEPALIVE:
             self._schedule_abort(self.callLater(CLOSE_TIMEOUT, self.transport.abortConnection))
             self.loseConnection()
         elif timeout is Timeout.STALL:
-            message, limit = self._timeout_message("The download is not taken", "stall_timeout")
-            self._rejection(408, message, limit)  # nobody would read it
+            message, limit = self._timeout_message("The client read too little in", "stall_timeout")
+            self._rejection(408, message, limit)  # only logged: the client does not read
             self.transport.abortConnection()
         elif timeout is Timeout.HEADER:
-            self.reject(408, *self._timeout_message("The head has not come", "header_timeout"))
+            self.reject(
+                408, *self._timeout_message("The head is incomplete after", "header_timeout")
+            )
         elif timeout is Timeout.BODY:
-            self.reject(408, *self._timeout_message("The body has not come", "body_timeout"))
+            self.reject(408, *self._timeout_message("The body is incomplete after", "body_timeout"))
         else:
-            self.reject(408, *self._timeout_message("Nothing has come of the body", "idle_timeout"))
+            self.reject(408, *self._timeout_message("No body data arrived for", "idle_timeout"))
 
     def _timeout_message(self, what: str, limit: str) -> tuple[str, str | None]:
         name = self.limit_name(limit)
-        return f"{what} in {getattr(self.limits, limit):g} s{_named_setting(name)}", name
+        return f"{what} {getattr(self.limits, limit):g} s{_named_setting(name)}", name
 
     def getHost(self) -> Any:
-        # Each request asks for this and the next, and they stay the same.
+        # Cached, as is isSecure: both are called for every request.
         if self._host is None:
             self._host = super().getHost()
         return self._host
@@ -232,18 +232,18 @@ class LimitedChannel(HTTPChannel):
             self._secure = bool(super().isSecure())
         return self._secure
 
-    # How it ends
+    # --- closing
 
     def _schedule_abort(self, call: IDelayedCall | None) -> None:
-        """Have ``call`` break the connection, if it does not close before; and no other one."""
+        """Make ``call`` the one that aborts the connection; cancel the one before."""
         if self._abort_call is not None and self._abort_call.active():
             self._abort_call.cancel()
         self._abort_call = call
 
     def disconnect(self) -> None:
-        """Close the connection, after what was answered; break it in the middle of a cart.
+        """Close the connection after its response was sent; abort it during a download.
 
-        To break it throws away what the client has not taken yet, of a finished download too.
+        An abort discards all bytes that the client has not read, even of a finished download.
         """
         if self._lost or self.transport is None:
             return
@@ -252,10 +252,10 @@ class LimitedChannel(HTTPChannel):
         else:
             self.loseConnection()
 
-    # What goes out: who does not read holds a cart in its place, so not for ever
+    # --- sending: a client that stops reading keeps its cart pinned, hence the stall timeout
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
-        # Twisted's writes four pieces for each field, and the transport looks at every one.
+        # Twisted writes four chunks per field, each of which the transport handles separately.
         head = [b"%s %s %s\r\n" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
             head += [b"%s: %s\r\n" % (name, value) for value in values]
@@ -280,9 +280,9 @@ class LimitedChannel(HTTPChannel):
         super().resumeProducing()
 
     def on_send_pause(self, paused: bool, sent: int) -> None:
-        """While a cart is sent: the client has yet to take some of it, or has done so.
+        """Start or stop the stall timeout, if a cart is being sent.
 
-        ``sent`` is how many bytes of it the client was given so far.
+        ``paused``: the client has not read all bytes sent so far, ``sent`` in number.
         """
         if self._sending:
             self._timeouts.on_send_pause(paused, sent)

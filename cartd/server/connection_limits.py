@@ -1,4 +1,4 @@
-"""How many clients are connected, in all and from each address."""
+"""Limits the number of connections, in total and per client address."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ipaddress import IPv6Address, IPv6Network
 from twisted.internet.interfaces import IAddress
 
 IPV6_PREFIX = 64
-"""Bits of an IPv6 address that tell who it is: the rest its owner chooses, for each connection
-anew if need be (RFC 8981)."""
+"""Bits of an IPv6 address that identify a client.  It can choose the rest freely, even for each
+connection (RFC 8981)."""
 
 
 class ConnectionLimits:
-    """Counts those who enter and leave."""
+    """Counts the open connections."""
 
     def __init__(self, maximum: int, maximum_per_address: int) -> None:
         self._max = maximum
@@ -22,7 +22,7 @@ class ConnectionLimits:
         self._per_address: Counter[str] = Counter()
 
     def acquire(self, address: IAddress | None) -> str | None:
-        """Count one more client, or give the name of the limit that keeps it out."""
+        """Count one more connection, or return the name of the limit that it would exceed."""
         if self._count >= self._max:
             return "max_connections"
         counted = _counted_address(address)
@@ -34,7 +34,7 @@ class ConnectionLimits:
         return None
 
     def release(self, address: IAddress | None) -> None:
-        """One who has entered is gone."""
+        """Count one connection less, which :meth:`acquire` had counted."""
         self._count -= 1
         counted = _counted_address(address)
         if counted is not None:
@@ -44,7 +44,7 @@ class ConnectionLimits:
 
 
 def _counted_address(address: IAddress | None) -> str | None:
-    """What counts as one address; None for who has none, as on a UNIX socket."""
+    """Return what counts as one address; None if there is none, as on a Unix socket."""
     host: str | None = getattr(address, "host", None)
     if host is None or ":" not in host:
         return host

@@ -1,13 +1,12 @@
-"""Requests that a browser sends for a page of another site, and which of these a page may send.
+"""Cross-origin requests of browsers: protection against forgery (CSRF), and CORS headers.
 
-A browser sends with them what authenticates its user, be it a remembered password or only the
-place of the machine in the network.  Such a page may not change anything (cross-site request
-forgery): the rule is that of ``CrossOriginProtection`` in Go's ``net/http``.  Clients that are no
-browsers send none of these headers, and are not concerned.
+A browser sends a request of a foreign page with its user's remembered password and from its user's
+network.  Such a request must not change anything (cross-site request forgery).  The rule is that
+of ``CrossOriginProtection`` in Go's ``net/http``.  Clients that are not browsers send none of these
+headers and are not affected.
 
-What a page of a named origin may send and read is told to the browser by the headers of the Fetch
-standard (CORS).  Credentials in its sense, cookies and remembered passwords, are not among it: a
-page sends its user's token itself, in Authorization.
+Pages of allowed origins may read responses: browsers get the CORS headers of the Fetch standard,
+without ``Access-Control-Allow-Credentials``.  A page sends its user's token in Authorization.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ALLOWED_HEADERS = (
     "If-Unmodified-Since",
     "Range",
 )
-"""The fields that a page may send."""
+"""Request headers that a page of an allowed origin may send."""
 EXPOSED_HEADERS = (
     "Accept-Encoding",
     "Accept-Ranges",
@@ -47,22 +46,22 @@ EXPOSED_HEADERS = (
     "X-Pacifica-Status",
     "X-Pacifica-Tar-Length",
 )
-"""The fields of an answer that a page may read, beside those that every page may."""
+"""Response headers that a page of an allowed origin may read, beside the safelisted ones."""
 MAX_AGE = 600
-"""Seconds for which a browser need not ask again what a page may send."""
+"""Seconds for which a browser may cache a preflight response."""
 
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
-"""They change nothing (RFC 9110, section 9.2.1)."""
+"""Methods that change nothing (RFC 9110, section 9.2.1)."""
 _SAME_ORIGIN = frozenset({b"same-origin", b"none"})
-"""Of a page of this very origin, or of the user, who has typed the address."""
+"""Values of Sec-Fetch-Site for a page of this origin, or for an address the user typed."""
 
 
 def is_forbidden(
     method: bytes, host: bytes | None, headers: Headers, origins: Collection[str]
 ) -> bool:
-    """Whether the request would change something for a page of another origin.
+    """Return whether the request would change something for a page of another origin.
 
-    ``origins`` are those whose pages may.
+    Pages of ``origins`` may.
     """
     if method in _SAFE:
         return False
@@ -76,7 +75,7 @@ def is_forbidden(
 
 
 def cors_headers(headers: Headers, origins: Collection[str]) -> list[tuple[bytes, bytes]]:
-    """What an answer has for the pages of ``origins``; it goes with every answer, or with none."""
+    """Return the CORS headers that every response has if there are allowed ``origins``."""
     if not origins:
         return []
     origin = _allowed_origin(headers, origins)
@@ -92,9 +91,9 @@ def cors_headers(headers: Headers, origins: Collection[str]) -> list[tuple[bytes
 def preflight_headers(
     headers: Headers, origins: Collection[str], methods: Sequence[str]
 ) -> list[tuple[bytes, bytes]]:
-    """What the answer to OPTIONS has beside that, if a browser asks by it what a page may send."""
-    asks = headers.hasHeader(b"access-control-request-method")
-    if not asks or _allowed_origin(headers, origins) is None:
+    """Return the further headers of a response to OPTIONS, if it is a preflight request."""
+    is_preflight = headers.hasHeader(b"access-control-request-method")
+    if not is_preflight or _allowed_origin(headers, origins) is None:
         return []
     return [
         (b"Access-Control-Allow-Methods", ", ".join(methods).encode()),
@@ -104,13 +103,13 @@ def preflight_headers(
 
 
 def _allowed_origin(headers: Headers, origins: Collection[str]) -> bytes | None:
-    """The origin of the page, if it is one of ``origins``."""
+    """Return the origin of the page if it is one of ``origins``."""
     sent = headers.getRawHeaders(b"origin", [])
     return sent[0] if len(sent) == 1 and sent[0].decode("latin-1") in origins else None
 
 
 def _is_same_origin(origin: bytes, host: bytes | None) -> bool:
-    """Whether an ``Origin`` is that of the host; ``null`` is of none (RFC 6454, section 7.3)."""
+    """Return whether ``origin`` has this host; ``null`` has none (RFC 6454, section 7.3)."""
     try:
         netloc = urlsplit(origin.decode("ascii")).netloc
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where the service listens: a Twisted endpoint, and a certificate if it is one of TLS."""
+"""Listening on the configured endpoints: TCP, TLS, Unix sockets and the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cartd.tls import ServerTls
 def listen(
     reactor: Any, description: str, site: IProtocolFactory, *, umask: int
 ) -> tuple[IListeningPort, ServerTls | None]:
-    """Bind one endpoint.  Its certificate, if it has one, is to be looked after.
+    """Bind one endpoint; return the port and, for TLS, the certificate for the caller to poll.
 
-    Twisted's endpoints bind at once, so that a failure can stop the start.  ``umask`` takes rights
-    from a Unix socket for which the endpoint names no mode.
+    Twisted's endpoints bind at once, so that a failure can stop the start.  ``umask`` restricts the
+    mode of a Unix socket if the endpoint specifies none.
 
-    :raises ConfigError: it is no endpoint, its certificate cannot be used, or it cannot be bound.
+    :raises ConfigError: the endpoint is invalid, its certificate is unusable, or binding fails.
     """
     endpoint, tls = _endpoint(reactor, description, umask)
     outcome: list[IListeningPort | Failure] = []

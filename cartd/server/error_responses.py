@@ -1,4 +1,4 @@
-"""Answers that are errors: to a request, or to what did not become one.  Refusals are logged."""
+"""Error responses, to requests and to input that is no complete request; logs rejections."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cartd.server.request_head import EarlyResponse
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""
 RETRY_AFTER = "2"
-"""Seconds after which a client may ask again for what is not ready, or refused for the moment."""
+"""Seconds after which a client may retry."""
 STATUS_HEADER = b"X-Pacifica-Status"
 RETRYABLE = frozenset({429, 503})
-"""The statuses that pass."""
+"""Statuses that get a Retry-After header."""
 
 
 def serialize_error(
@@ -35,13 +35,13 @@ def serialize_error(
     target: bytes = b"",
     logged: bool = True,
 ) -> bytes:
-    """The whole answer to what is no request yet, or never will be one; then comes the end.
+    """Return a complete HTTP response that closes the connection, and log the rejection.
 
-    It is got here even if the client cannot be answered any more.  ``method`` and ``target`` are as
-    the client has sent them, if it has.  Unless ``logged``, the refusal gets no line in the log.
+    For input that is no complete request.  ``method`` and ``target`` are as received; empty if
+    they were not.  ``logged``: whether the rejection log gets a line.
 
-    Pacifica's clients read the status of a cart from two fields of any answer to HEAD, and where
-    the method is not known yet it may be one.
+    Pacifica's clients read the status of a cart from two headers of every response to HEAD.  These
+    are also set while the method is unknown, as it may be HEAD.
     """
     if logged:
         rejection_log.log_rejection(code, message, limit, peer=peer, method=method, target=target)
@@ -66,7 +66,7 @@ def serialize_error(
 def prepare_error(
     request: Request, code: int, message: str, limit: str | None = None, *, logged: bool = True
 ) -> bytes:
-    """Make the answer to ``request`` an error, and give its body."""
+    """Set status and headers of an error response; return its body."""
     if logged:
         peer = request.getClientAddress()
         rejection_log.log_rejection(
@@ -90,7 +90,7 @@ def _status_headers(message: str) -> Headers:
 
 
 def escape_header(text: str) -> str:
-    """The text as the value of a header: what is not printable ASCII is escaped."""
+    """Return ``text`` as a header value, with all but printable ASCII escaped."""
     if text.isascii() and text.isprintable():
         return text
     text = text.encode("ascii", "backslashreplace").decode()
@@ -98,13 +98,13 @@ def escape_header(text: str) -> str:
 
 
 def respond(request: Request, early: EarlyResponse) -> Any:
-    """Answer ``request`` by ``early``; gives what a resource's ``render`` is to give."""
+    """Send ``early`` as the response; return what a resource's ``render`` has to return."""
     for name, value in early.headers:
         request.setHeader(name, value)
     if early.code == HTTPStatus.NO_CONTENT:
         request.setResponseCode(early.code)
-        request.finish()  # Twisted would add a Content-Length, which 204 must not have
+        request.finish()  # otherwise Twisted adds Content-Length, which 204 must not have
         return NOT_DONE_YET
     body = prepare_error(request, early.code, early.message, early.limit)
-    # Twisted notes in the log that it leaves out the body of an answer to HEAD.
+    # Twisted logs a line if a response to HEAD has a body.
     return b"" if request.method == b"HEAD" else body

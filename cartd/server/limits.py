@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may take of the server: values only."""
+"""The limits of the HTTP server, per client and in total: values only."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Limits:
 
 
 def setting_name(limit: str) -> str:
-    """The name by which a client is told of a limit of the server."""
+    """Return the name of a limit's setting, for error messages."""
     return f"server.{limit}"

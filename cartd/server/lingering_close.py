@@ -1,7 +1,7 @@
-"""How a connection is ended so that the client can still read the last answer.
+"""Lingering close: closes a connection so that the client can still read the last response.
 
-To close a socket at once, with bytes in it that nobody has read, resets the connection: then the
-system may throw away what the client has not read yet (RFC 9112, section 9.6).
+Closing a socket with unread bytes resets the connection, and the client's system may then discard
+the response before the client has read it (RFC 9112, section 9.6).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, ISSLTransport, ITCPTransport
 
 LINGER_TIMEOUT = 2.0
-"""Seconds for which what a refused client sends is read past, so that it sees the answer."""
+"""Seconds for which input is ignored before the connection is aborted."""
 
 
 def lingering_close(transport: Any, call_later: Callable[..., IDelayedCall]) -> IDelayedCall:
-    """Tell the client that nothing more comes, and break the connection if it does not close it.
+    """Close the sending side; abort the connection if the client does not close it in time.
 
-    What is received meanwhile is for the caller to drop.  The call that is given breaks it; it is
-    to be cancelled when the connection is lost.
+    The caller must ignore all further input, and cancel the returned call, which aborts the
+    connection, when the connection is lost.
     """
     if ITCPTransport.providedBy(transport) and not ISSLTransport.providedBy(transport):
         transport.loseWriteConnection()

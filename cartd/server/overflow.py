@@ -1,4 +1,4 @@
-"""A connection over a limit: told so in one answer, and closed without a request being read."""
+"""Connections over a limit: they get one error response and are closed; no request is read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from twisted.python.failure import Failure
 from cartd.server.lingering_close import lingering_close
 
 MAX_OPEN = 100
-"""How many are told at the same time: each is an open file.  The others are closed at once."""
+"""Maximum number of these connections, each an open file; further ones are aborted at once."""
 
 
 class OverflowFactory:
-    """Makes the connections of those who are turned away."""
+    """Builds the protocols of connections over a limit."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -26,7 +26,7 @@ class OverflowFactory:
 
 
 class OverflowProtocol(Protocol):
-    """Says ``answer``, reads past what comes, and ends."""
+    """Sends ``answer``, ignores all input, and closes."""
 
     transport: Any
 
@@ -47,7 +47,7 @@ class OverflowProtocol(Protocol):
         self._abort_call = lingering_close(self.transport, self._clock.callLater)
 
     def disconnect(self) -> None:
-        """Break it; for those who end all connections."""
+        """Abort the connection."""
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

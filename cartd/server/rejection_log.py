@@ -1,11 +1,11 @@
-"""The log of refused requests: a line of its own for each, which nobody can forge.
+"""The rejection log: one line per rejected request, which clients cannot forge.
 
 ::
 
     Refused 404 192.0.2.7 "GET /guess" "The cart does not exist or has already been deleted"
 
-That is the status, the address of the peer (``-`` if it has none), and two JSON strings: what was
-asked for, and why it was refused.  Programs that shut out addresses read it (``contrib/fail2ban``).
+Status, address of the peer (``-`` if it has none), and two JSON strings: the request and the
+reason.  The filters of ``contrib/fail2ban`` match these lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from twisted.logger import Logger
 
 REJECTED_STATUSES = frozenset({400, 401, 404, 405, 408, 413, 429, 431})
-"""What the client is to blame for.  A 503 is one too, if a limit has brought it about."""
+"""Statuses logged as rejections; 503 is, too, if it is caused by a limit."""
 BROWSER_PROBES = frozenset(
     b"/" + name
     for name in (
@@ -28,9 +28,9 @@ BROWSER_PROBES = frozenset(
         b"apple-touch-icon-precomposed.png",
     )
 )
-"""What browsers and their kin ask of each site by themselves: that it is not there is no guess."""
+"""Paths that browsers request by themselves: a 404 for them is no guessed uid."""
 MAX_TEXT = 200
-"""Characters that are told of what was asked for, and of the reason: lines must be no flood."""
+"""Maximum characters logged of the request and of the reason."""
 
 log = Logger()
 
@@ -44,15 +44,15 @@ def log_rejection(
     method: bytes = b"",
     target: bytes = b"",
 ) -> None:
-    """Log the answer ``code`` if it is a refusal; other answers are passed over.
+    """Log a response with status ``code`` if that counts as a rejection.
 
-    ``peer`` is an address of Twisted's; ``method`` and ``target`` are as the client has sent them.
+    ``peer`` is a Twisted address; ``method`` and ``target`` are as received.
     """
     if code == 404 and target.partition(b"?")[0] in BROWSER_PROBES:
         return
     if code in REJECTED_STATUSES or (code == 503 and limit is not None):
         request_line = b"%s %s" % (method, target) if method else b""
-        # All that a client chooses stands behind its address.
+        # Text chosen by the client comes after its address, so that it cannot forge one.
         log.info(
             "Refused {code} {address} {request_line} {reason}",
             code=code,
@@ -63,7 +63,7 @@ def log_rejection(
 
 
 def client_address(peer: Any) -> str:
-    """The IP address, or ``-``; a proxy in front (``haproxy:``) may have told anything for one."""
+    """Return the IP address, or ``-``; with ``haproxy:``, a proxy may have sent any text for it."""
     return _canonical_address(getattr(peer, "host", ""))
 
 
@@ -80,7 +80,7 @@ def _canonical_address(host: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A JSON string in printable ASCII."""
+    """Return a JSON string in printable ASCII."""
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}..."
     return json.dumps(text)

@@ -1,4 +1,4 @@
-"""A request: its body is kept, or refused as soon as it is known that it cannot be taken."""
+"""Requests that are validated, authenticated and limited before their body is received."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ log = Logger()
 
 
 def header_field(request: Request, name: str) -> str | None:
-    """What a client sent, byte by byte: it may be no UTF-8 (RFC 9110, section 5.5).
+    """Return the value of a header, decoded as Latin-1 (RFC 9110, section 5.5); None if absent.
 
-    Values of a field that comes repeatedly are joined (section 5.3).
+    The values of a repeated header are joined by commas (section 5.3).
     """
     values: Sequence[bytes] | None = request.requestHeaders.getRawHeaders(name.encode("ascii"))
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
 class ValidatedRequest(Request):
-    """A request on a :class:`cartd.server.channel.LimitedChannel`.
+    """A request on a :class:`cartd.server.channel.LimitedChannel`, validated by its head.
 
-    What its head decides is answered before its body is asked for.  The site keeps the body.
-    Nobody keeps the answer, unless its route says otherwise.
+    It is rejected before its body is requested, if its head is sufficient for that.  The site
+    stores the body.  The response is not cached unless its route allows it.
     """
 
     channel: Any
     content: Any
     authenticated_user: User | None = None
-    """Who asks; none where nobody is asked who they are."""
+    """The user; None without authentication."""
     logged = False
-    """Whether it has its line in the log of requests."""
+    """Whether it has its line in the access log."""
     head_validated = False
-    """Whether its head has been judged already, as that of a request with a body."""
+    """Whether its head has been validated already, as with a request that has a body."""
     _rejected = False
     _producer: Any = None
 
@@ -61,7 +61,7 @@ class ValidatedRequest(Request):
 
     @property
     def seconds(self) -> float:
-        """How long ago its first line came."""
+        """Seconds since its request line arrived."""
         seconds: float = self.channel.site.reactor.seconds() - self._started_at
         return seconds
 
@@ -78,7 +78,7 @@ class ValidatedRequest(Request):
         if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
             self._validate_head(length)
         else:
-            self.requestHeaders.removeHeader(b"expect")  # there is nothing to go on with
+            self.requestHeaders.removeHeader(b"expect")  # no "100 Continue" without a body
         if self._rejected:
             self.content = BytesIO()
         else:
@@ -96,7 +96,7 @@ class ValidatedRequest(Request):
         super().gotLength(length)
 
     def _handleStar(self) -> None:
-        # Twisted's own answer names no methods, and has no body where it is an error.
+        # Twisted's own response lacks Allow and, for errors, the JSON body.
         self.render(self.channel.site.getResourceFor(self))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -105,8 +105,8 @@ class ValidatedRequest(Request):
 
     @property
     def bytes_sent(self) -> int:
-        """How much of the body the client's connection has taken."""
-        # What sends into the socket itself tells the request only now and then.
+        """Bytes of the response body passed to the connection so far."""
+        # A producer that writes to the socket itself updates sentLength only now and then.
         return max(self.sentLength, getattr(self._producer, "bytes_sent", 0))
 
     def connectionLost(self, reason: Failure) -> None:
@@ -119,7 +119,7 @@ class ValidatedRequest(Request):
             self.channel.on_send_pause(paused, self.sentLength)
 
     def _validate_head(self, length: int | None) -> None:
-        """Answer now what needs no body to be answered."""
+        """Validate the head and authenticate; reject the request if either fails."""
         self.head_validated = True
         head = RequestHead(self.method, self.uri, self.clientproto, self.requestHeaders, length)
         early = validate_head(head, self.channel.rules)
@@ -145,15 +145,15 @@ class ValidatedRequest(Request):
         *,
         logged: bool = True,
     ) -> None:
-        """Answer now (for 413, RFC 9110, section 15.5.14), and close when the client has read."""
+        """Send an error now (for 413, RFC 9110, section 15.5.14) and close the connection."""
         self._rejected = True
-        # No "100 Continue" to a client that asks first.
+        # No "100 Continue" to a client that waits for it.
         self.requestHeaders.removeHeader(b"expect")
         self.channel.reject(code, message, limit, headers, logged=logged)
 
 
 class LimitedRequest(ValidatedRequest):
-    """One whose body is kept up to a limit, and off the reactor's thread if it is long."""
+    """A request whose body is limited in size and spooled to disk by threads if it is long."""
 
     _received = 0
     _body: SpooledBody | None = None
@@ -173,7 +173,7 @@ class LimitedRequest(ValidatedRequest):
             written.addCallback(lambda _: self._serve(command, path, version))
 
     def _serve(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The body is on the disk; if the client has not left meanwhile, it is answered now."""
+        """Serve the request, now that its body is on disk, unless the client has disconnected."""
         if self.channel is not None:
             super().requestReceived(command, path, version)
 
@@ -193,8 +193,8 @@ class LimitedRequest(ValidatedRequest):
         return maximum
 
     def _on_disk_error(self, error: OSError) -> None:
-        """A long body is kept in the system's temporary files, which are full or broken."""
-        message = f"The body cannot be kept in {_directory()}: {error.strerror}"
+        """Reject the request: its body could not be written to the temporary directory."""
+        message = f"Cannot store the request body in {_directory()}: {error.strerror}"
         log.warn("{message}", message=message)
         self._reject(507 if error.errno in DISK_FULL_ERRNOS else 503, message)
 
@@ -202,14 +202,14 @@ class LimitedRequest(ValidatedRequest):
         limit = setting_name("temp_file_limit")
         self._reject(
             503,
-            f"The bodies of other requests take what may be taken of {_directory()}"
-            f" ({self.channel.temp_file_limit.limit} bytes, {limit}); send it again later",
+            f"Other request bodies use the space allowed in {_directory()}"
+            f" ({self.channel.temp_file_limit.limit} bytes, {limit}); retry later",
             limit,
         )
 
     def _reject_too_large(self) -> None:
         limit = setting_name("max_manifest_size")
-        self._reject(413, f"The body is over {self._max_body()} bytes ({limit})", limit)
+        self._reject(413, f"The body exceeds {self._max_body()} bytes ({limit})", limit)
 
     def _reject(
         self,
@@ -226,7 +226,7 @@ class LimitedRequest(ValidatedRequest):
 
 
 def _directory() -> str:
-    """Where the system keeps temporary files (``TMPDIR``, else /tmp or the like)."""
+    """Return the system's directory of temporary files (``TMPDIR``, else /tmp or the like)."""
     try:
         return gettempdir()
     except OSError:

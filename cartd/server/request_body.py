@@ -1,9 +1,8 @@
-"""The bodies of requests on their way to the system's temporary files, and their bytes there.
+"""Request bodies: short ones stay in memory, long ones are spooled to temporary files by threads.
 
-Strategy: the reactor collects, a thread writes.  A short body stays in memory.  Of a longer one, a
-lot goes to a thread whenever one is worth the trip, one at a time, so the order needs no queue;
-what comes meanwhile is collected, and when that is a lot too, no more is read from the client.  A
-client that sends slowly keeps no thread.
+The reactor collects chunks; once they are large enough, a thread writes them, one batch at a time,
+so that their order needs no queue.  Chunks received meanwhile are collected, and above a high-water
+mark the client is paused.  A slow client occupies no thread.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from twisted.python.failure import Failure
 from cartd.threads import ThreadRunner
 
 MAX_IN_MEMORY: Final = 16 * 2**10
-"""Bytes of a body that are kept in memory, and that are worth a trip to a thread: thousands of
-clients may be sending one."""
+"""Maximum bytes of a body kept in memory, and minimum bytes of a batch for a thread.  Small, as
+thousands of clients may send bodies at a time."""
 HIGH_WATER: Final = 64 * 2**10
-"""Bytes collected beside a busy thread at which no more are read from the client."""
+"""Bytes collected while a thread is busy at which the client is paused."""
 
 
 class TempFileLimit:
-    """At most ``limit`` bytes of temporary files, those of all requests under way together.
+    """Limits the temporary files of all current requests to ``limit`` bytes in total.
 
-    A body that is larger than that is taken if there is no other.
+    A larger body is accepted if it is the only one.
     """
 
     def __init__(self, limit: int, threads: ThreadRunner) -> None:
@@ -40,7 +39,7 @@ class TempFileLimit:
         self.used = 0
 
     def reserve(self, size: int, own: int = 0) -> bool:
-        """Take ``size`` bytes for a body that has ``own`` already; false if there is no room."""
+        """Reserve ``size`` bytes beside the ``own`` of a body; return False without space."""
         if self.used > own and self.used + size > self.limit:
             return False
         self.used += size
@@ -51,10 +50,10 @@ class TempFileLimit:
 
 
 class SpooledBody:
-    """One body: written on the reactor's thread, read in a worker's when it is whole.
+    """One body: written by the reactor and, when it is complete, read by a worker thread.
 
-    ``pause(True)`` is called when no more should be written for the moment, ``pause(False)`` when
-    it may go on, and ``failed`` once, with the reason, if the disk refuses it.
+    ``pause(True)`` is called when the caller should stop writing, ``pause(False)`` when it may
+    continue, and ``failed`` once if the disk reports an error.
     """
 
     def __init__(
@@ -75,18 +74,18 @@ class SpooledBody:
         self._paused = False
         self._closed = False
         self._finished: Deferred[None] | None = None
-        # What threads share with the reactor's.
+        # Shared with threads, under the lock.
         self._lock = threading.Lock()
         self._file: IO[bytes] = BytesIO()
         self._in_use = False
         self._discarded = False
 
     def reserve(self, length: int) -> bool:
-        """Take room for ``length`` bytes, which the client has declared; false if there is none."""
+        """Reserve space for the declared ``length``; return False if there is none."""
         return length <= MAX_IN_MEMORY or self._reserve(length)
 
     def write(self, data: bytes) -> bool:
-        """Add to it; false, and nothing is added, if there is no room."""
+        """Append ``data``; return False, without appending, if there is no space."""
         size = self._size + len(data)
         if size > max(self._reserved, MAX_IN_MEMORY) and not self._reserve(size - self._reserved):
             return False
@@ -96,15 +95,15 @@ class SpooledBody:
         if self._size > MAX_IN_MEMORY and self._pending_size >= MAX_IN_MEMORY:
             self._flush()
         if self._busy and self._pending_size >= HIGH_WATER:
-            # Again and again: a connection that could be written to again reads, too.
+            # Repeatedly, as a connection that becomes writable resumes reading.
             self._paused = True
             self._pause(True)
         return True
 
     def finish(self) -> Deferred[None] | None:
-        """Nothing more comes; fires when it can be read, or is none if it can already.
+        """End the body; return a Deferred that fires when it can be read, None if it can already.
 
-        It never fires if the disk refuses it, or if it is closed before.
+        The Deferred never fires if the disk reports an error or the body is closed before.
         """
         if self._size <= MAX_IN_MEMORY:
             self._file = BytesIO(b"".join(self._pending))
@@ -115,10 +114,10 @@ class SpooledBody:
             self._finished = Deferred()
         return self._finished
 
-    # As a file, for who reads it.
+    # The interface of a file, for its reader.
 
     def read(self) -> bytes:
-        """What follows of it, all of it; blocks.  Raises ``ValueError`` if it is closed."""
+        """Return the rest of the body; blocks.  Raises ``ValueError`` if it is closed."""
         with self._file_in_use() as is_open:
             if not is_open:
                 raise ValueError("the body is closed")
@@ -131,7 +130,7 @@ class SpooledBody:
         return self._file.tell()
 
     def close(self) -> None:
-        """Let go of what it takes; may be called at any time, and again."""
+        """Release memory, file and reserved space.  Idempotent, may be called at any time."""
         if self._closed:
             return
         self._closed = True
@@ -182,7 +181,7 @@ class SpooledBody:
             failure.raiseException()
         self._on_error(error)
 
-    # What follows runs in threads.
+    # The following methods run in threads.
 
     def _append(self, chunks: list[bytes]) -> None:
         with self._file_in_use() as is_open:
@@ -196,7 +195,7 @@ class SpooledBody:
 
     @contextmanager
     def _file_in_use(self) -> Iterator[bool]:
-        """Whether the file is there, and stays while the block runs."""
+        """Yield whether the file is open; it stays open while the block runs."""
         with self._lock:
             is_open = self._in_use = not self._discarded
         try:
@@ -212,7 +211,7 @@ class SpooledBody:
         with self._lock:
             self._discarded = True
             if self._in_use:
-                return  # who uses it closes it
+                return  # its user closes it
         self._close_file()
 
     def _close_file(self) -> None:

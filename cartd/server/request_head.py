@@ -1,9 +1,8 @@
-"""What the head of a request decides, before any of its body is asked for.
+"""Validation of a request's head, before its body is received.
 
-One function, :func:`validate_head`, for everything that method, target and headers tell by
-themselves.  A server must not send ``100 Continue`` where it can give the final answer already
-(RFC 9110, section 10.1.1), and a client should not have to send 100 MB to be told that its method
-is not known.
+:func:`validate_head` makes all checks for which method, target and headers suffice.  A server must
+not send ``100 Continue`` if it can send the final response already (RFC 9110, section 10.1.1), and
+a client should not have to send 100 MB to learn that its method is not allowed.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from cartd.server.limits import setting_name
 
 OPTIONS = b"OPTIONS"
 _IDENTITY_CODINGS = frozenset({b"", b"identity"})
-"""The content codings in which a body is taken (RFC 9110, section 8.4)."""
+"""The accepted content codings of a body (RFC 9110, section 8.4)."""
 
 
 @dataclass(frozen=True)
 class RequestHead:
-    """As the client has sent it."""
+    """The head of a request as received."""
 
     method: bytes
     target: bytes
     version: bytes
     headers: Headers
     length: int | None = 0
-    """Bytes of the body; None: it comes in chunks."""
+    """Bytes of the body; None if it is chunked."""
 
     @cached_property
     def segments(self) -> list[bytes]:
-        """As :func:`path_segments`."""
+        """See :func:`path_segments`."""
         return path_segments(self.target)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyResponse:
-    """The final answer: an error, or to OPTIONS 204 without a body."""
+    """The final response: an error, or 204 to OPTIONS."""
 
     code: int
     message: str = ""
@@ -53,31 +52,32 @@ class EarlyResponse:
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
-    """What a service takes."""
+    """What requests a service accepts."""
 
     methods: Callable[[Sequence[str]], Sequence[str]]
-    """Those of a path, given as its segments; none where there is no such path."""
+    """Returns the methods of a path, given as its segments; empty for an unknown path."""
     all_methods: Sequence[str]
-    """Those that the service knows at all."""
+    """All methods of the service."""
     max_body: int | None = None
-    """Bytes; None: any number."""
+    """Maximum bytes of a body; None for no limit."""
     length_required: Collection[bytes] = ()
     """The methods whose body must have a Content-Length (RFC 9110, section 15.5.12)."""
     check_post: Callable[[Sequence[str]], object] | None = None
-    """Raises :class:`cartd.errors.CartdError` if nothing may be posted to that path."""
+    """Raises :class:`cartd.errors.CartdError` if a path cannot be posted to."""
     allowed_hosts: frozenset[str] = frozenset()
-    """The names by which it may be asked, beside its addresses and localhost."""
+    """Allowed values of Host, beside IP addresses and localhost."""
     hosts_setting: str = ""
-    """Where they are set."""
+    """The setting of ``allowed_hosts``, for error messages."""
     allowed_origins: Collection[str] = ()
-    """Those whose pages may change something."""
+    """Allowed origins of cross-origin requests."""
     origins_setting: str = ""
+    """The setting of ``allowed_origins``, for error messages."""
 
 
 def path_segments(target: bytes) -> list[bytes]:
-    """The decoded segments of the target's path.
+    """Return the decoded segments of the target's path.
 
-    :raises InvalidInput: it is no path, or not text.
+    :raises InvalidInput: it is not a path, or not UTF-8.
     """
     path = target.partition(b"?")[0]
     if host := host_header.AUTHORITY.match(path):
@@ -95,12 +95,12 @@ def path_segments(target: bytes) -> list[bytes]:
 
 
 def route_path(segments: Sequence[bytes]) -> list[str]:
-    """A path as the routes take it: an encoded slash is one, empty segments count for nothing."""
+    """Return the path as the routes see it: encoded slashes split, empty segments are dropped."""
     return [name for name in b"/".join(segments).decode().split("/") if name]
 
 
 def validate_head(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
-    """The answer, if it can be given now; None if the request is to be read and served."""
+    """Return the final response if the head suffices for it; None if the request is acceptable."""
     try:
         return (
             _check_framing(head)
@@ -113,42 +113,42 @@ def validate_head(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
 
 
 def _check_framing(head: RequestHead) -> EarlyResponse | None:
-    """Where the body ends, if there is one."""
+    """Check that the end of the body is unambiguous."""
     codings = head.headers.getRawHeaders(b"transfer-encoding", [])
     if codings and head.version == b"HTTP/1.0":
-        # RFC 9112, section 6.1: who sends that may have been misread on the way.
-        raise InvalidInput("HTTP/1.0 has no Transfer-Encoding")
+        # RFC 9112, section 6.1: proxies may have misread such a message.
+        raise InvalidInput("Transfer-Encoding is not allowed in HTTP/1.0")
     if any(coding.lower() != b"chunked" for coding in codings):
-        return EarlyResponse(501, "The only transfer coding that is known here is chunked")
+        return EarlyResponse(501, "The only supported transfer coding is chunked")
     return None
 
 
 def _check_origin(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
-    """By which name it is asked, and for a page of which site."""
+    """Check the Host header (DNS rebinding) and the origin (CSRF)."""
     host = host_header.request_host(
         head.target, head.version, head.headers.getRawHeaders(b"host", [])
     )
-    # Without a name it is no browser, which alone can be led here.
+    # A request without Host is not from a browser, so DNS rebinding is impossible.
     if host is not None and not host_header.is_allowed_host(host, rules.allowed_hosts):
         return EarlyResponse(
             421,
-            f"This service does not know itself as {host.decode()[:100]}: without authentication it"
-            f" answers to its addresses, to localhost and to the names in {rules.hosts_setting}",
+            f"Unknown host {host.decode()[:100]}: without authentication only IP addresses,"
+            f" localhost and the names in {rules.hosts_setting} are allowed",
         )
     if cross_origin.is_forbidden(head.method, host, head.headers, rules.allowed_origins):
         return EarlyResponse(
             403,
-            f"A page of another site may not change anything here, unless {rules.origins_setting}"
-            " names it; a proxy in front must pass the header Host on",
+            f"Cross-origin changes are forbidden: add the origin to {rules.origins_setting}; if the"
+            " origin is the service's own, let the proxy forward the Host header",
         )
     return None
 
 
 def _check_method(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
-    """Whether there is such a method at such a place."""
+    """Check path and method."""
     if head.method != head.method.upper():
-        # Klein would take it for that method (RFC 9110, section 9.1).
-        raise InvalidInput("The method is not written in capitals")
+        # Methods are case-sensitive (RFC 9110, section 9.1), but not for Klein.
+        raise InvalidInput("The method must be in upper case")
     if head.method == OPTIONS and head.target == b"*":
         return _options_response(head, rules, rules.all_methods)
     path = route_path(head.segments)
@@ -158,7 +158,7 @@ def _check_method(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
     if not methods:
         return EarlyResponse(404, "Not Found")
     if head.method.decode("latin-1") not in methods:
-        return EarlyResponse(405, "This method is not known here", headers=[_allow_header(methods)])
+        return EarlyResponse(405, "Method not allowed", headers=[_allow_header(methods)])
     if head.method == b"POST" and rules.check_post is not None:
         rules.check_post(path)
     return None
@@ -167,7 +167,7 @@ def _check_method(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
 def _options_response(
     head: RequestHead, rules: RequestRules, methods: Sequence[str]
 ) -> EarlyResponse:
-    """RFC 9110, section 9.3.7: balancers and browsers ask so, and before they say who they are."""
+    """Return the response to OPTIONS (RFC 9110, section 9.3.7), which needs no authentication."""
     cors = cross_origin.preflight_headers(head.headers, rules.allowed_origins, methods)
     return EarlyResponse(204, headers=[_allow_header(methods), *cors])
 
@@ -183,13 +183,12 @@ def _check_body(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
         if any(coding.strip().lower() not in _IDENTITY_CODINGS for coding in codings.split(b",")):
             return EarlyResponse(
                 415,
-                "A body with a Content-Encoding is not decoded here: send it as it is,"
-                " without that header",
+                "Content-Encoding is not supported: send the body unencoded, without that header",
                 headers=[(b"Accept-Encoding", b"identity")],
             )
     if head.length is None and head.method in rules.length_required:
-        return EarlyResponse(411, "This method needs a Content-Length")
+        return EarlyResponse(411, "This method requires Content-Length")
     if rules.max_body is not None and head.length is not None and head.length > rules.max_body:
         limit = setting_name("max_manifest_size")
-        return EarlyResponse(413, f"The body is over {rules.max_body} bytes ({limit})", limit)
+        return EarlyResponse(413, f"The body exceeds {rules.max_body} bytes ({limit})", limit)
     return None

@@ -1,4 +1,4 @@
-"""What of a request the routes could not tell is put right, or refused, before they see it."""
+"""Validates requests and normalizes path and Host before the routes see them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cartd.server.request_head import RequestHead, RequestRules, validate_head
 
 
 class RequestNormalizer(Resource):
-    """Passes on to ``routes`` what the head of a request does not refuse.
+    """Passes requests with a valid head to ``routes``, and rejects all others.
 
-    Those have a path in UTF-8; for others Klein would answer HTML and log a trace.
+    For a path that is not UTF-8, Klein would send HTML and log a traceback.
     """
 
     def __init__(self, routes: IResource, rules: RequestRules) -> None:
@@ -25,11 +25,11 @@ class RequestNormalizer(Resource):
 
     def render(self, request: Request) -> Any:
         head = RequestHead(request.method, request.uri, request.clientproto, request.requestHeaders)
-        if not getattr(request, "head_validated", False):  # else that was before its body was read
+        if not getattr(request, "head_validated", False):  # else done before its body was received
             early = validate_head(head, self._rules)
             if early is not None:
                 return error_responses.respond(request, early)
         request.postpath = head.segments
-        # Klein takes the host apart, and fails over what is no name; no route asks for it.
+        # Klein fails on some values of Host, which no route uses.
         request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
         return self._routes.render(request)

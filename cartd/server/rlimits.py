@@ -1,4 +1,4 @@
-"""How many connections the system's limit of open files allows."""
+"""Raises the limit of open files (RLIMIT_NOFILE) and derives the number of connections."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 FILES_PER_CONNECTION = 4
-"""Open files of one connection, at most: its socket, the one by which a download is sent, a file of
-the cart and the lock of its directory."""
+"""Maximum open files per connection: its socket, the duplicate that a download is sent with, a file
+of the cart and the lock of its directory."""
 OTHER_FILES = 400
-"""For all the rest: the database, those who are turned away, what is being staged, and Python."""
+"""For everything else: database, overflow connections, staging and Python."""
 
 log = Logger()
 
 
 def raise_nofile_limit(wanted: int, archive_max_connections: int) -> int:
-    """Raise the process's limit as far as is needed, and give how many connections it allows.
+    """Raise the process's limit of open files; return how many connections it allows.
 
-    That is ``wanted``, or fewer, with a line in the log, if the system does not give as many.
-    Each of ``archive_max_connections`` has a socket, and a file that it writes.
+    That is ``wanted``, or less, with a warning, if the hard limit is too low.  Each of
+    ``archive_max_connections`` uses a socket and a file on the volume.
     """
     others = OTHER_FILES + 2 * archive_max_connections
     allowed = _raise_nofile(wanted * FILES_PER_CONNECTION + others)
@@ -28,8 +28,8 @@ def raise_nofile_limit(wanted: int, archive_max_connections: int) -> int:
     if fit >= wanted:
         return wanted
     log.warn(
-        "Only {fit} of max_connections = {wanted} are taken: a process may have {allowed} open"
-        " files here (ulimit -Hn, LimitNOFILE=), and would need {needed}",
+        "max_connections reduced from {wanted} to {fit}: the process may open {allowed} files"
+        " (ulimit -Hn, LimitNOFILE=), and needs {needed}",
         fit=fit,
         wanted=wanted,
         allowed=allowed,
@@ -41,14 +41,14 @@ def raise_nofile_limit(wanted: int, archive_max_connections: int) -> int:
 if sys.platform == "win32":
 
     def _raise_nofile(needed: int) -> int:
-        """There is no such limit."""
+        """Return ``needed``: Windows has no such limit."""
         return needed
 
 else:
     import resource
 
     def _raise_nofile(needed: int) -> int:
-        """Have at least ``needed`` open files allowed, if that can be; gives how many are."""
+        """Raise the limit to ``needed`` if possible; return the resulting limit."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY:
             return needed

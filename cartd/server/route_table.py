@@ -1,6 +1,6 @@
-"""What can be asked for at which path, for the head of a request to be judged by.
+"""Methods and access by path, for the validation of a request's head.
 
-The routes are in :mod:`cartd.rest`; a test compares both.
+The routes themselves are in :mod:`cartd.rest`; a test compares both.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _OPENAPI_PATH = openapi.PATH.strip("/").split("/")
 
 
 def allowed_methods(path: Sequence[str]) -> Sequence[str]:
-    """The methods of a path, given as its segments without empty ones; none if it is unknown."""
+    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
     if len(path) == 1:
         return CART_METHODS
     return _READ_METHODS if not path or list(path) == _OPENAPI_PATH else ()
 
 
 def check_post(path: Sequence[str]) -> None:
-    """See that a cart may be made there.
+    """Check that a cart can be posted to ``path``.
 
-    :raises InvalidInput: its uid is none.
+    :raises InvalidInput: its uid is invalid.
     """
     check_uid(path[0])
 
 
 def is_public(method: bytes, path: Sequence[str]) -> bool:
-    """Whether nobody needs a name for it: it is asked if the service is there, or for its rules."""
+    """Return whether the request needs no authentication: the root and the OpenAPI document."""
     return method in (b"GET", b"HEAD") and allowed_methods(path) == _READ_METHODS

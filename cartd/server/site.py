@@ -1,4 +1,4 @@
-"""The HTTP server around the routes: who may connect, and what all connections have in common."""
+"""The HTTP server around the routes: accepts connections, enforces limits, logs requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_HEADERS = Headers()
 
 
 class LimitedSite(Site):
-    """The factory of the server's connections, which it can break."""
+    """The factory of the server's connections, which it can also close."""
 
     protocol: Any = LimitedChannel
 
@@ -48,9 +48,8 @@ class LimitedSite(Site):
         allowed_origins: Collection[str] = (),
         threads: ThreadRunner,
     ) -> None:
-        """``allowed_hosts`` are names by which everybody may ask who reaches the service; where an
-        ``authenticator`` asks for tokens, any name does.  Pages of ``allowed_origins`` may change
-        something.  Long bodies are written by ``threads``.
+        """``allowed_hosts``: the allowed values of Host; with an ``authenticator`` any is allowed.
+        Pages of ``allowed_origins`` may send cross-origin requests.  ``threads`` write long bodies.
         """
         rules = RequestRules(
             route_table.allowed_methods,
@@ -72,7 +71,7 @@ class LimitedSite(Site):
             parsePOSTFormSubmission=False,  # any content type is a manifest
             reactor=reactor,
         )
-        self.timeOut = None  # the channels have timers of their own
+        self.timeOut = None  # the channels have their own timeouts
         self._access_log = AccessLog(reactor)
         self._limits = limits
         self._rules = rules
@@ -85,10 +84,10 @@ class LimitedSite(Site):
         self._connections: WeakSet[LimitedChannel | OverflowProtocol] = WeakSet()
 
     def startFactory(self) -> None:
-        """Twisted's opens a log of its own, and sets a timer for its dates."""
+        """Do nothing: Twisted would open its own access log and start a timer for its dates."""
 
     def log(self, request: Any) -> None:
-        """Note a request whose answer has ended, or is broken off."""
+        """Log a request whose response has ended or was aborted."""
         request.logged = True
         self._access_log.log_request(
             request.getClientAddress(),
@@ -102,7 +101,7 @@ class LimitedSite(Site):
         )
 
     def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
-        """Note what has been refused before it was a whole request, by ``sent`` bytes of a body."""
+        """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
         request = channel.requests[-1] if channel.requests else None
         if request is not None:
             request.logged = True
@@ -118,7 +117,7 @@ class LimitedSite(Site):
         )
 
     def acceptableProtocols(self) -> list[bytes]:
-        """What TLS may agree on: not HTTP/2, in which neither limits nor aborts would hold."""
+        """Return the protocols for ALPN: not HTTP/2, where limits and aborts would not work."""
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -128,12 +127,12 @@ class LimitedSite(Site):
         return connection
 
     def close_connections(self) -> None:
-        """End all connections: those break on which a cart is being sent."""
+        """Close all connections; abort those on which a cart is being sent."""
         for connection in list(self._connections):
             connection.disconnect()
 
     def close_log(self) -> None:
-        """Nothing is served any more: write the log to its end."""
+        """Write the rest of the access log, after the last request."""
         self._access_log.close()
 
     def _accept(self, addr: IAddress | None) -> LimitedChannel:
@@ -150,7 +149,8 @@ class LimitedSite(Site):
         code, whose = (503, "") if limit == "max_connections" else (429, " from your address")
         most = getattr(self._limits, limit)
         message = (
-            f"There are {most} connections{whose} already ({setting_name(limit)}); come again later"
+            f"The limit of {most} connections{whose} is reached ({setting_name(limit)});"
+            " retry later"
         )
         return self._overflow.build_protocol(
             serialize_error(addr, code, message, setting_name(limit))
@@ -158,10 +158,10 @@ class LimitedSite(Site):
 
 
 def _length(request: Any) -> bytes:
-    """How many bytes the body of the answer was to have, as far as that is known."""
+    """Return the declared length of the response body, ``-`` if unknown."""
     if request.method == b"HEAD" or request.code in NO_BODY_CODES:
         return b"-"
-    # The whole tar has its length in the second, where it comes in chunks.
+    # A chunked tar has its length only in the second.
     for name in (b"content-length", b"x-pacifica-tar-length"):
         if values := request.responseHeaders.getRawHeaders(name):
             length: bytes = values[0]

@@ -1,7 +1,7 @@
-"""How long one client may take for what it has to do next.
+"""The timeouts of one connection: header, body, idle, stall and keepalive.
 
-Strategy: what is waited for changes several times in each request, so a change only sets when it
-is due.  One timer runs for all of them; if it fires before that, it is set again for the rest.
+The current timeout changes several times per request, so a change only sets its deadline.  One
+delayed call serves all; if it fires before the deadline, it is scheduled again.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from cartd.server.limits import Limits
 
 MIN_PROGRESS = 64 * 2**10
-"""Bytes of a download that a client must take within ``stall_timeout``: who takes fewer, one at a
-time for example, holds its cart in its place as one does who takes none."""
+"""Bytes of a download that a client must read within ``stall_timeout``.  Otherwise a client that
+reads one byte at a time would keep its cart pinned for ever."""
 
 
 class Timeout(Enum):
-    """What a client is late with."""
+    """The timeout that is running."""
 
     KEEPALIVE = auto()
-    """It has not begun with its first request, or with the next one."""
+    """Waiting for the first or the next request."""
     HEADER = auto()
-    """It has begun a request, but its head is not whole."""
+    """Waiting for the rest of a request's head."""
     BODY = auto()
-    """The whole body has not come in time."""
+    """Waiting for the rest of the body, limited by ``body_timeout``."""
     IDLE = auto()
-    """Nothing of the body has come for some time."""
+    """Waiting for more of the body, limited by ``idle_timeout``."""
     STALL = auto()
-    """It has not taken enough of what it is sent."""
+    """Waiting for the client to read more of the response."""
 
 
 _IN_BODY = (Timeout.BODY, Timeout.IDLE)
 
 
 class Timeouts:
-    """The timers of one connection; ``on_timeout`` is called once, and then all are stopped."""
+    """The timeouts of one connection; calls ``on_timeout`` when the first expires, then stops."""
 
     def __init__(
         self, limits: Limits, clock: IReactorTime, on_timeout: Callable[[Timeout], object]
@@ -53,20 +53,20 @@ class Timeouts:
         self._body_deadline = inf
         self._paused_at = 0.0
         self._stall_left = limits.stall_timeout
-        """Seconds that the client still has for the next bytes of its download."""
+        """Seconds left for the next ``MIN_PROGRESS`` bytes of the download."""
         self._sent_at_start = 0
-        """How many bytes it had been sent when they began."""
+        """Bytes sent when ``_stall_left`` was reset."""
 
     @property
     def between_requests(self) -> bool:
         return self._running is Timeout.KEEPALIVE
 
     def on_connect(self) -> None:
-        """The first request may begin."""
+        """Start the timeout of the first head."""
         self._start(Timeout.KEEPALIVE, self._limits.header_timeout)
 
     def on_header_start(self, *, first: bool) -> None:
-        """The first bytes of a request have come; of the ``first`` one the time runs already."""
+        """The first bytes of a request arrived.  For the ``first`` one the timeout runs already."""
         if first:
             self._running = Timeout.HEADER
         else:
@@ -78,14 +78,14 @@ class Timeouts:
         self.on_data()
 
     def on_data(self) -> None:
-        """Bytes have come; they count only in a body."""
+        """Data arrived.  Restarts the idle timeout within a body, else does nothing."""
         if self._running in _IN_BODY:
             left = self._body_deadline - self._clock.seconds()
             idle = self._limits.idle_timeout
             self._start(Timeout.IDLE if idle < left else Timeout.BODY, min(idle, left))
 
     def on_disk_pause(self, paused: bool) -> None:
-        """No more of a body is read for the moment, or it is again: the time stands still."""
+        """Suspend the timeouts of the body while reading is paused."""
         now = self._clock.seconds()
         if self._running in _IN_BODY and paused and self._deadline != inf:
             self._paused_at, self._deadline = now, inf
@@ -94,18 +94,18 @@ class Timeouts:
             self.on_data()
 
     def on_request_complete(self) -> None:
-        """It is the service's turn."""
+        """The request is complete: no timeout runs while the service works."""
         self._running, self._deadline = Timeout.STALL, inf
         self._stall_left, self._sent_at_start = self._limits.stall_timeout, 0
 
     def on_response_end(self) -> None:
-        """The next request may begin."""
+        """Start the keepalive timeout."""
         self._start(Timeout.KEEPALIVE, self._limits.keepalive_timeout)
 
     def on_send_pause(self, paused: bool, sent: int) -> None:
-        """The client has yet to take some of the ``sent`` bytes, or has made room for more.
+        """Run the stall timeout while the client has not read all of the ``sent`` bytes.
 
-        The time stands still while it is not the client who is waited for.
+        It is suspended while the connection waits for the service.
         """
         if paused:
             if sent - self._sent_at_start >= MIN_PROGRESS:

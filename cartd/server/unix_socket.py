@@ -1,8 +1,8 @@
-"""A Unix socket to listen on: taken over from a service that was killed, and closed to strangers.
+"""Listening on a Unix socket: replaces a stale socket file, and restricts its mode.
 
-A socket's file outlives the process that listened on it.  Whether anybody still does is found out
-by connecting: a process's number tells nothing, as in a container every service is number 1.
-Nothing stands beside the file that could be left over as well.
+The file of a socket outlives the process that listened on it.  Whether a process still listens is
+determined by connecting; process ids would not help, as in a container every service has id 1.
+There is no lock file, which could become stale as well.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from cartd.errors import ConfigError
 from cartd.locks import LocksUnsupported, try_lock
 
 DEFAULT_MODE = 0o660
-"""The mode of the file, if the endpoint names none."""
+"""The mode of the socket if the endpoint specifies none, before the umask."""
 LOCK_TIMEOUT = 5.0
-"""Seconds for which a start waits until another one, which takes milliseconds, has its socket."""
+"""Seconds to wait for another start, which holds the lock for milliseconds."""
 POLL_INTERVAL = 0.02
 
 _LISTENING = frozenset({0, errno.EAGAIN, errno.EINPROGRESS})
-"""What connecting gives where somebody listens, be it with a full queue."""
+"""Results of connecting to a socket that a process listens on, even with a full backlog."""
 
 
 @implementer(IStreamServerEndpoint)
 class UnixSocketEndpoint:
-    """Listens on a Unix socket, as Twisted's endpoint does but for the file."""
+    """Listens on a Unix socket as Twisted's endpoint does, but handles stale files and the mode."""
 
     def __init__(self, reactor: Any, endpoint: UnixEndpoint, umask: int) -> None:
         self._reactor = reactor
@@ -51,13 +51,14 @@ class UnixSocketEndpoint:
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Bind at once.
 
-        The Deferred may fail with ConfigError: somebody answers there, or it cannot be taken over.
+        The Deferred fails with ConfigError if a process listens there already, or if the file
+        cannot be replaced.
         """
         return defer.execute(self._listen, factory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         path = self._endpoint.path
-        # Between bind and listen nobody answers, and another start would take it for left over.
+        # Between bind and listen, another start would consider the socket stale.
         with _locked(path.parent):
             _remove_stale_socket(path)
             return _bind(path, factory, self._endpoint.backlog, self._mode, self._reactor)
@@ -71,13 +72,13 @@ if sys.platform == "win32":
     def _bind(
         path: Path, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any
     ) -> IListeningPort:
-        raise ConfigError("there are no Unix sockets here")
+        raise ConfigError("Unix sockets are not supported on this system")
 
 else:
     from twisted.internet import unix
 
     class _Port(unix.Port):
-        """Removes its file in the end only if that is still its own."""
+        """Removes its file when it is closed, but only if the file is still its own."""
 
         _own_inode: tuple[int, int] | None = None
 
@@ -88,19 +89,19 @@ else:
         def connectionLost(self, reason: Failure) -> None:
             if self._own_inode is not None and _inode(self._bindPath) == self._own_inode:
                 super().connectionLost(reason)
-            else:  # Twisted would fail, and never say that the port is closed
+            else:  # Twisted would fail, and the port would never count as closed
                 tcp.Port.connectionLost(self, reason)
 
     def _connect(path: Path) -> int:
-        """The errno of connecting; 0 if that works."""
+        """Return the errno of connecting; 0 on success."""
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)  # a service whose queue is full would have it wait
+            probe.setblocking(False)  # connecting to a full backlog would block
             return probe.connect_ex(os.fsencode(path))
 
     def _bind(
         path: Path, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any
     ) -> IListeningPort:
-        """Twisted sets the mode before it listens, so that nobody connects in between."""
+        """Bind and listen.  Twisted sets the mode before it listens, before clients can connect."""
         port = _Port(os.fsencode(path), factory, backlog, mode, reactor)
         port.startListening()
         return port
@@ -116,20 +117,20 @@ def _inode(path: bytes) -> tuple[int, int] | None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let no other start look at the sockets of ``directory`` meanwhile, if it can be locked.
+    """Hold a lock on ``directory``, if it supports that, against concurrent starts.
 
-    :raises ConfigError: another process keeps it locked.
+    :raises ConfigError: another process holds the lock for too long.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:
-        yield  # it may not be read, or is not there, which binding will say
+        yield  # not readable or missing, which binding will report
         return
     try:
         end = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(descriptor):
             if time.monotonic() >= end:
-                raise ConfigError(f"another process keeps the directory {directory} locked")
+                raise ConfigError(f"the directory {directory} is locked by another process")
             time.sleep(POLL_INTERVAL)
         yield
     finally:
@@ -144,24 +145,24 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Remove a socket on which nobody answers.
+    """Remove a socket that no process listens on.
 
-    :raises ConfigError: somebody does, or that cannot be found out; or it is something else.
+    :raises ConfigError: a process listens on it, that cannot be determined, or it is no socket.
     """
     try:
         mode = path.lstat().st_mode
     except OSError:
-        return  # what there is to be said of the path, binding says
+        return  # binding will report what is wrong with the path
     if not stat.S_ISSOCK(mode):
-        raise ConfigError("the file is there already, and is no socket")
+        raise ConfigError("the file exists and is not a socket")
     outcome = _connect(path)
     if outcome in _LISTENING:
-        raise ConfigError("another service answers there")
+        raise ConfigError("another process listens on it")
     if outcome not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise ConfigError(f"whether a service answers there cannot be seen: {os.strerror(outcome)}")
+        raise ConfigError(f"cannot check whether a process listens on it: {os.strerror(outcome)}")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"no service answers there, but the file cannot be removed: {error.strerror}"
+            f"no process listens on it, but the file cannot be removed: {error.strerror}"
         ) from None

@@ -1,4 +1,4 @@
-"""TLS at both ends: certificates and keys from files, renewed while they are used."""
+"""TLS: certificates and keys from files, reloaded when they change."""
 
 from cartd.tls.pem import Identity, PemFile, certificates, read_identity
 from cartd.tls.reloading import RELOAD_INTERVAL, ReloadingCertificate

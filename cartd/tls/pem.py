@@ -1,6 +1,6 @@
-"""Certificates and keys out of PEM files (RFC 7468), or one sentence that says what is wrong.
+"""Certificates and keys in PEM files (RFC 7468).
 
-Everything here blocks.  Words between the blocks are read past, as administrators write them.
+All functions block.  Text between the PEM blocks is ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEY = re.compile(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.+?-----END \1PRIVATE K
 
 
 class PemFile(NamedTuple):
-    """A file, and the name of what it was given as, for whoever must mend it."""
+    """A file, and the name of its setting, for error messages."""
 
     name: str
     path: Path
@@ -32,7 +32,7 @@ class PemFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who one is, and the certificates between that and a root."""
+    """A private key, its certificate, and the chain between that and a root."""
 
     key: PKey
     certificate: X509
@@ -40,10 +40,11 @@ class Identity:
 
 
 def read_identity(certificate: PemFile, key: PemFile, chain: PemFile | None = None) -> Identity:
-    """A certificate with its key, which may be in one file.
+    """Return a certificate with its key; both may be in one file.
 
-    The first one in ``certificate`` is one's own; those behind it, and those in ``chain``, are sent
-    with it.  Raises :class:`ConfigError` if a file cannot be used or the two do not match.
+    The first certificate in ``certificate`` belongs to the key; the others there, and those in
+    ``chain``, form the chain.  Raises :class:`ConfigError` if a file is unusable or the key does
+    not match.
     """
     own, *above = certificates(certificate)
     if chain is not None:
@@ -54,37 +55,37 @@ def read_identity(certificate: PemFile, key: PemFile, chain: PemFile | None = No
     try:
         context.use_certificate(identity.certificate.to_cryptography())
     except SSL.Error as error:
-        raise ConfigError(f"{certificate} holds a certificate that is too weak to use") from error
+        raise ConfigError(f"{certificate} contains a certificate that is too weak") from error
     try:
         context.use_privatekey(private)
         context.check_privatekey()
     except SSL.Error as error:
-        message = f"{key} holds a key that is not that of the first certificate in {certificate}"
+        message = f"{key} does not match the first certificate in {certificate}"
         raise ConfigError(message) from error
     return identity
 
 
 def certificates(file: PemFile) -> list[X509]:
-    """All certificates of a file, at least one; raises :class:`ConfigError`."""
+    """Return all certificates of a file; raise :class:`ConfigError` if there is none."""
     blocks = _CERTIFICATE.findall(_content(file))
     if not blocks:
-        raise ConfigError(f"{file} holds no certificate in PEM form")
+        raise ConfigError(f"{file} contains no PEM certificate")
     try:
         return [load_certificate(FILETYPE_PEM, block) for block in blocks]
     except (CryptoError, ValueError) as error:
-        raise ConfigError(f"{file} holds a certificate that cannot be read") from error
+        raise ConfigError(f"{file} contains an invalid certificate") from error
 
 
 def _private_key(file: PemFile) -> PKey:
     block = _KEY.search(_content(file))
     if block is None:
-        raise ConfigError(f"{file} holds no private key in PEM form")
+        raise ConfigError(f"{file} contains no PEM private key")
     if b"ENCRYPTED" in block[0]:
-        raise ConfigError(f"{file} holds a key with a passphrase, for which nobody can be asked")
+        raise ConfigError(f"{file} contains an encrypted key: passphrases are not supported")
     try:
         return load_privatekey(FILETYPE_PEM, block[0], passphrase=b"")
     except (CryptoError, ValueError) as error:
-        raise ConfigError(f"{file} holds a private key that cannot be read") from error
+        raise ConfigError(f"{file} contains an invalid private key") from error
 
 
 def _content(file: PemFile) -> bytes:

@@ -1,4 +1,4 @@
-"""What is made of files, and made again when these have changed."""
+"""Certificates that are reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cartd.threads import ThreadRunner
 T = TypeVar("T")
 
 RELOAD_INTERVAL = 2.0
-"""Seconds between two looks at the files; nothing but their dates and sizes is read then."""
+"""Seconds between two polls of the files, which only read their metadata."""
 
 log = Logger()
 
 
 class ReloadingCertificate(Generic[T]):
-    """Holds what ``make`` made of ``files``: as ``current``, for whoever begins to use it.
+    """Holds the result of ``make``, which reads ``files``, as ``current``; :meth:`poll` reloads it.
 
-    ``make`` runs away from the reactor, and raises :class:`ConfigError` if a file cannot be used;
-    the first time, here and at once, that comes out of the constructor.
+    The constructor calls ``make`` at once, and raises its :class:`ConfigError` if a file is
+    unusable.  Later calls are made in a thread.
     """
 
     def __init__(self, name: str, files: Sequence[Path], make: Callable[[], T]) -> None:
-        """``name`` is for the log, as ``the certificate of ssl:443``."""
+        """``name`` is for the log, such as ``The certificate of ssl:443``."""
         self._files = tuple(files)
         self._name = name
         self._make = make
@@ -35,23 +35,23 @@ class ReloadingCertificate(Generic[T]):
         self.current = make()
 
     async def poll(self, threads: ThreadRunner) -> None:
-        """Make it again if a file is another one than it was made of.
+        """Reload if a file has changed since the last reload.
 
-        Raises :class:`ConfigError`, and keeps what there is, if the files cannot be used as they
-        are now: half of them may be written.  The next look tries again.
+        Raises :class:`ConfigError`, and keeps ``current``, if the files are unusable, which may be
+        because they are only partly written.  The next poll tries again.
         """
         try:
             found = await threads.run(self._reload_if_changed)
         except ConfigError as error:
             raise ConfigError(
-                f"{self._name} is not renewed, and the old one kept: {error}"
+                f"{self._name} not reloaded, the previous one stays in use: {error}"
             ) from error
         if found is not None:
             self._loaded_state, self.current = found
-            log.info("{name} is renewed", name=self._name)
+            log.info("{name} reloaded", name=self._name)
 
     def _reload_if_changed(self) -> tuple[object, T] | None:
-        # The look comes first: what is written meanwhile is seen by the next one.
+        # The state first: changes made while reading are detected by the next poll.
         state = self._file_states()
         return None if state == self._loaded_state else (state, self._make())
 
@@ -63,5 +63,5 @@ def _file_state(file: Path) -> object:
     try:
         found = file.stat()
     except OSError as error:
-        return error.errno  # to read it will tell
+        return error.errno  # make reports it
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

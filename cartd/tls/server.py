@@ -1,4 +1,4 @@
-"""The TLS of an ``ssl:`` endpoint: which versions and ciphers, and who one is."""
+"""TLS of an ``ssl:`` endpoint: versions, ciphers and certificate."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
 )
 """For TLS 1.2: forward secrecy and authenticated encryption (RFC 9325, section 4.2).
 
-Those of TLS 1.3 are all of that kind.
+All ciphers of TLS 1.3 have both.
 """
 
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """Begins every connection with the certificate that the files hold now.
+    """Starts TLS on connections, with the certificate that was loaded last.
 
-    Blocks, and raises :class:`ConfigError` if they cannot be used, when it is made.
+    The constructor blocks, and raises :class:`ConfigError` if a file is unusable.
     """
 
     def __init__(self, endpoint: TlsEndpoint) -> None:
@@ -44,7 +44,7 @@ class ServerTls:
         self._options = ReloadingCertificate(name, endpoint.files, self._make)
 
     def endpoint(self, reactor: Any) -> IStreamServerEndpoint:
-        """Where to listen with it."""
+        """Return the endpoint to listen on."""
         return SSL4ServerEndpoint(
             reactor,
             self._endpoint.port,
@@ -54,7 +54,7 @@ class ServerTls:
         )
 
     async def poll(self, threads: ThreadRunner) -> None:
-        """As :meth:`ReloadingCertificate.poll`: connections that there are keep theirs."""
+        """See :meth:`ReloadingCertificate.poll`; open connections keep their certificate."""
         await self._options.poll(threads)
 
     def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
@@ -71,7 +71,7 @@ class ServerTls:
         if endpoint.dh_parameters is not None:
             path = FilePath(str(endpoint.dh_parameters))
             dh_parameters = DiffieHellmanParameters.fromFile(path)
-        # Without compression, sessions and tickets, as Twisted has it.
+        # Twisted disables compression, sessions and tickets.
         options = CertificateOptions(
             privateKey=identity.key,
             certificate=identity.certificate,
@@ -86,6 +86,6 @@ class ServerTls:
         except SSL.Error as error:
             file = PemFile("dhParameters", endpoint.dh_parameters or endpoint.certificate)
             raise ConfigError(f"{file} cannot be used") from error
-        # A handshake costs a server many times what it costs a client.
+        # A handshake costs the server many times what it costs the client.
         context.set_options(SSL.OP_NO_RENEGOTIATION)
         return options
