@@ -68,11 +68,11 @@ class Connected:
 
     def answers(self) -> list[tuple[int, str | None]]:
         """Return the status of each rejection, and the limit that it names."""
-        told = []
+        rejections = []
         for answer in self.transport.value().split(b"HTTP/1.1 ")[1:]:
             body = json.loads(answer.partition(b"\r\n\r\n")[2])
-            told.append((int(answer[:3]), body.get("limit")))
-        return told
+            rejections.append((int(answer[:3]), body.get("limit")))
+        return rejections
 
     @property
     def closing(self) -> bool:

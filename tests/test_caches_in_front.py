@@ -51,36 +51,42 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
         yield Users(site, tokens, ports)
 
 
-def stage(users: Users, uid: str, files: dict[str, bytes], **who: str) -> None:
-    assert ask(users.site.port, "POST", f"/{uid}", users.site.manifest(files), **who).status == 201
-    wait_until_ready(users.site.port, uid, **who)
+def stage(users: Users, uid: str, files: dict[str, bytes], **credentials: str) -> None:
+    assert (
+        ask(users.site.port, "POST", f"/{uid}", users.site.manifest(files), **credentials).status
+        == 201
+    )
+    wait_until_ready(users.site.port, uid, **credentials)
 
 
-def wait_until_ready(port: int, uid: str, **who: str) -> None:
+def wait_until_ready(port: int, uid: str, **credentials: str) -> None:
     wait_for(
-        lambda: ask(port, "HEAD", f"/{uid}", None, **who).headers["x-pacifica-status"] == "ready"
+        lambda: (
+            ask(port, "HEAD", f"/{uid}", None, **credentials).headers["x-pacifica-status"]
+            == "ready"
+        )
     )
 
 
-def download(port: int, uid: str, **who: str) -> Answer:
-    return ask(port, "GET", f"/{uid}{TAR}", None, **who)
+def download(port: int, uid: str, **credentials: str) -> Answer:
+    return ask(port, "GET", f"/{uid}{TAR}", None, **credentials)
 
 
 @each_cache
 @pytest.mark.parametrize("way", ["by_token", "by_proxy"])
 def test_no_user_gets_the_tar_of_another(users: Users, cache: str, way: str) -> None:
-    uid, port, who = f"{way}-{cache}", users.ports[cache], getattr(users, way)
+    uid, port, credentials = f"{way}-{cache}", users.ports[cache], getattr(users, way)
     for name in ("alice", "bob"):
-        stage(users, uid, {"whose": name.encode() * 100}, **who(name))
+        stage(users, uid, {"whose": name.encode() * 100}, **credentials(name))
     for _ in range(2):
         for name in ("alice", "bob"):
             got, direct = (
-                download(port, uid, **who(name)),
-                download(users.site.port, uid, **who(name)),
+                download(port, uid, **credentials(name)),
+                download(users.site.port, uid, **credentials(name)),
             )
             assert (got.status, got.body) == (200, direct.body)
             assert name.encode() * 100 in got.body
-        assert download(port, uid, **who("carol")).status == 404
+        assert download(port, uid, **credentials("carol")).status == 404
         assert download(port, uid).status == 401
         assert "no-store" in download(port, uid).headers["cache-control"]
 
@@ -128,7 +134,7 @@ def test_cache_configured_to_pass_head_forwards_it(
         direct = ask(users.site.port, "HEAD", "/passed", None, **alice)
         through = ask(port, "HEAD", "/passed", None, **alice)
     assert (through.status, direct.status) == (204, 204)
-    told = {name for name in direct.headers if name.startswith("x-pacifica")}
-    assert {name: through.headers[name] for name in told} == {
-        name: direct.headers[name] for name in told
+    status_headers = {name for name in direct.headers if name.startswith("x-pacifica")}
+    assert {name: through.headers[name] for name in status_headers} == {
+        name: direct.headers[name] for name in status_headers
     }

@@ -172,13 +172,13 @@ def test_preflight_is_answered_without_authentication(
             "OPTIONS", "/mine", f"Access-Control-Request-Method: {method}",
             "Access-Control-Request-Headers: authorization,range",
         )  # fmt: skip
-        told = ask(site.port, request)
-        assert told.status == 204
-        assert told.headers["access-control-allow-origin"] == PORTAL
-        assert method in names(told.headers["access-control-allow-methods"])
-        assert {"Authorization", "Range"} <= names(told.headers["access-control-allow-headers"])
-        assert told.headers["access-control-max-age"] == "600"
-        assert "access-control-allow-credentials" not in told.headers
+        response = ask(site.port, request)
+        assert response.status == 204
+        assert response.headers["access-control-allow-origin"] == PORTAL
+        assert method in names(response.headers["access-control-allow-methods"])
+        assert {"Authorization", "Range"} <= names(response.headers["access-control-allow-headers"])
+        assert response.headers["access-control-max-age"] == "600"
+        assert "access-control-allow-credentials" not in response.headers
     assert "Refused" not in site.cartd.log[before:]
 
 
@@ -225,8 +225,8 @@ def test_allowed_origin_can_read_every_response_header(portal: tuple[CartSite, s
         assert "Vary: Origin" in fields
         [exposed] = [field for field in fields if field.startswith("Access-Control-Expose-Headers")]
         readable = names(exposed.partition(": ")[2].lower()) | ALWAYS_READABLE
-        told = {name.lower() for name, colon, _ in (field.partition(":") for field in fields)}
-        assert {name for name in told if name not in NOT_FOR_PAGES} <= readable
+        sent = {name.lower() for name, colon, _ in (field.partition(":") for field in fields)}
+        assert {name for name in sent if name not in NOT_FOR_PAGES} <= readable
         if status == 201:
             wait_for(is_ready)
 
@@ -256,9 +256,9 @@ def test_every_header_of_openapi_is_exposed() -> None:
 def test_without_allowed_origins_no_cors_headers_are_sent(tmp_path: Path) -> None:
     with cart_site(tmp_path) as plain:
         request = from_page("OPTIONS", "/x", "Access-Control-Request-Method: GET")
-        told = ask(plain.port, request.replace(b"cartd.example.org", b"localhost"))
-        assert told.status == 204
-        assert not {"vary", "access-control-allow-origin"} & told.headers.keys()
+        response = ask(plain.port, request.replace(b"cartd.example.org", b"localhost"))
+        assert response.status == 204
+        assert not {"vary", "access-control-allow-origin"} & response.headers.keys()
 
 
 @pytest_twisted.ensureDeferred

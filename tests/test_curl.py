@@ -58,11 +58,11 @@ def test_documented_commands_download_a_cart(site: CartSite, tmp_path: Path) -> 
     post, head, delete = "curl -X POST --upload-file", "curl -I -X HEAD", "curl -X DELETE"
     assert [shell(site, documented(post), tmp_path)] == answers_to(post)
     shell(site, documented("while curl").replace("sleep 2", "sleep 0.05"), tmp_path)
-    told = shell(site, documented(head), tmp_path).splitlines()
-    assert told[0] == answers_to(head)[0] == "HTTP/1.1 204 No Content"
+    printed = shell(site, documented(head), tmp_path).splitlines()
+    assert printed[0] == answers_to(head)[0] == "HTTP/1.1 204 No Content"
     names = {line.partition(":")[0] for line in answers_to(head)[1:]}
-    assert {line.partition(":")[0] for line in told[1:] if line} == names
-    assert "X-Pacifica-Status: ready" in told
+    assert {line.partition(":")[0] for line in printed[1:] if line} == names
+    assert "X-Pacifica-Status: ready" in printed
     shell(site, documented("curl -O -J"), tmp_path)
     assert shell(site, documented("tar tvf"), tmp_path).count("\n") == 4
     shell(site, "tar xf my-data.tar", tmp_path)

@@ -41,5 +41,5 @@ def test_error_to_head_has_status_headers(method: bytes) -> None:
 def test_every_error_has_a_date(code: int) -> None:
     head = serialize_error(PEER, code, "Why").partition(b"\r\n\r\n")[0].decode()
     [date] = [line[6:] for line in head.split("\r\n") if line.startswith("Date: ")]
-    told = parsedate_to_datetime(date)
-    assert abs(datetime.now(UTC) - told) < timedelta(hours=1)
+    sent_at = parsedate_to_datetime(date)
+    assert abs(datetime.now(UTC) - sent_at) < timedelta(hours=1)

@@ -85,8 +85,8 @@ def request(cartd: RunningCartd, method: str, uid: str, body: bytes | None = Non
 
 @each_old
 def test_cart_with_an_old_uid_can_be_used_and_deleted(cartd: RunningCartd, uid: str) -> None:
-    told = head(cartd, uid)
-    assert (told.status, told.headers["x-pacifica-status"]) == (204, "ready")
+    reply = head(cartd, uid)
+    assert (reply.status, reply.headers["x-pacifica-status"]) == (204, "ready")
     got = request(cartd, "GET", uid)
     assert (got.status, unpacked(got.body)) == (200, {"a": DATA})
     deleted = request(cartd, "DELETE", uid)
@@ -120,9 +120,9 @@ def test_old_uid_that_is_no_file_name_causes_no_error(cartd: RunningCartd, uid: 
 
 @pytest.mark.parametrize("uid", ["nobody's", "x\0y", "v" * 256, "w" * 6000, "\ud7ff", "'; DROP--"])
 def test_a_uid_that_no_cart_has_is_not_found(cartd: RunningCartd, uid: str) -> None:
-    told = head(cartd, uid)
-    assert (told.status, told.headers["x-pacifica-status"]) == (404, "error")
-    assert len(told.headers["x-pacifica-message"]) < 2000
+    reply = head(cartd, uid)
+    assert (reply.status, reply.headers["x-pacifica-status"]) == (404, "error")
+    assert len(reply.headers["x-pacifica-message"]) < 2000
     assert_is_error(request(cartd, "GET", uid), 404, NOT_THERE)
     assert_is_error(request(cartd, "DELETE", uid), 404, "Not Found")
 

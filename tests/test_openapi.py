@@ -133,8 +133,8 @@ def kinds(error: type[CartdError]) -> list[type[CartdError]]:
 
 def test_cart_statuses_are_complete() -> None:
     headers = DOCUMENT["components"]["headers"]
-    told = {*headers["Status"]["schema"]["enum"], headers["StatusError"]["schema"]["const"]}
-    assert told == set(CartStatus) - {CartStatus.DELETED, CartStatus.BUNDLING}
+    statuses = {*headers["Status"]["schema"]["enum"], headers["StatusError"]["schema"]["const"]}
+    assert statuses == set(CartStatus) - {CartStatus.DELETED, CartStatus.BUNDLING}
     phases = {*headers["Phase"]["schema"]["enum"], CartStatus.ERROR}
     assert phases == set(CartStatus) - {CartStatus.DELETED}
 

@@ -17,37 +17,39 @@ FORGED = (
 )
 
 
-def noted(code: int, message: str = "Why", limit: str | None = None, **request: Any) -> list[str]:
+def log_lines(
+    code: int, message: str = "Why", limit: str | None = None, **request: Any
+) -> list[str]:
     with capturedLogs() as entries:
         rejection_log.log_rejection(code, message, limit, **{"peer": PEER, **request})
     return [formatEvent(entry) for entry in entries]
 
 
 def test_rejection_logs_status_address_request_and_reason() -> None:
-    [line] = noted(404, "No cart", method=b"GET", target=b"/a?filename=b")
+    [line] = log_lines(404, "No cart", method=b"GET", target=b"/a?filename=b")
     assert line == 'Refused 404 192.0.2.7 "GET /a?filename=b" "No cart"'
 
 
 def test_rejection_before_a_request_is_logged() -> None:
-    assert noted(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP"']
+    assert log_lines(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP"']
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 405, 408, 413, 429, 431])
 def test_client_errors_are_logged_as_rejections(code: int) -> None:
-    assert len(noted(code)) == 1
+    assert len(log_lines(code)) == 1
 
 
 @pytest.mark.parametrize("code", [200, 202, 204, 206, 304, 403, 415, 416, 421, 500, 501, 503, 507])
 def test_other_statuses_are_not_logged_as_rejections(code: int) -> None:
-    assert noted(code) == []
+    assert log_lines(code) == []
 
 
 def test_503_with_a_limit_is_logged_as_rejection() -> None:
-    assert len(noted(503, limit="server.max_connections")) == 1
+    assert len(log_lines(503, limit="server.max_connections")) == 1
 
 
 @pytest.mark.parametrize(
-    ("peer", "told"),
+    ("peer", "expected"),
     [
         (PEER, "192.0.2.7"),
         (IPv6Address("TCP", "2001:db8::7", 1), "2001:db8::7"),
@@ -59,9 +61,9 @@ def test_503_with_a_limit_is_logged_as_rejection() -> None:
     ],
     ids=str,
 )
-def test_the_address_is_an_ip_address_or_none(peer: Any, told: str) -> None:
-    [line] = noted(404, peer=peer)
-    assert line.split()[2] == told
+def test_the_address_is_an_ip_address_or_none(peer: Any, expected: str) -> None:
+    [line] = log_lines(404, peer=peer)
+    assert line.split()[2] == expected
 
 
 @pytest.mark.parametrize(
@@ -77,14 +79,14 @@ def test_client_text_cannot_break_out_of_its_quotes(text: str) -> None:
     [line] = map(formatEventAsClassicLogText, entries)
     assert line is not None and line.endswith("\n")
     assert line[:-1].isascii() and line[:-1].isprintable()
-    _, _, told = line[:-1].partition(" 192.0.2.7 ")
-    asked, end = json.JSONDecoder().raw_decode(told)
-    assert asked == "GET " + target.decode("latin-1")
-    assert json.loads(told[end + 1 :]) == text
+    _, _, strings = line[:-1].partition(" 192.0.2.7 ")
+    request_line, end = json.JSONDecoder().raw_decode(strings)
+    assert request_line == "GET " + target.decode("latin-1")
+    assert json.loads(strings[end + 1 :]) == text
 
 
 def test_log_line_length_is_limited() -> None:
-    [line] = noted(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
+    [line] = log_lines(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
     assert line.count("\\u00e9") == line.count("GET ") * rejection_log.MAX_TEXT
     assert line.count('..."') == 2
     assert len(line) < 3000

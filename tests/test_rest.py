@@ -75,8 +75,10 @@ def test_manifest_of_any_content_type_is_accepted(site: CartSite, content_type: 
 def test_status_of_ready_cart_is_in_headers_only(site: CartSite) -> None:
     answer = ask(site.port, b"HEAD /ready HTTP/1.1\r\nHost: localhost\r\n\r\n", to_head=True)
     assert answer.status == 204
-    told = {name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")}
-    assert told == {
+    fields = {
+        name: value for name, value in answer.headers.items() if name.startswith("x-pacifica")
+    }
+    assert fields == {
         "x-pacifica-status": "ready",
         "x-pacifica-phase": "ready",
         "x-pacifica-message": "",
@@ -95,9 +97,9 @@ def test_new_cart_is_staging_and_not_ready_for_download(
     assert tapes.cartd.post("taped", tapes.manifest(FILES)).status == 201
     assert tapes.cartd.status("taped")[0] == "staging"
     wait_for(lambda: "x-pacifica-bytes-total" in tapes.cartd.request("HEAD", "/taped").headers)
-    told = tapes.cartd.request("HEAD", "/taped").headers
-    assert (told["x-pacifica-bytes-total"], told["x-pacifica-bytes-staged"]) == ("6005", "0")
-    assert (told["x-pacifica-files-total"], told["x-pacifica-files-staged"]) == ("3", "0")
+    fields = tapes.cartd.request("HEAD", "/taped").headers
+    assert (fields["x-pacifica-bytes-total"], fields["x-pacifica-bytes-staged"]) == ("6005", "0")
+    assert (fields["x-pacifica-files-total"], fields["x-pacifica-files-staged"]) == ("3", "0")
     answer = tapes.cartd.get("/taped?filename=x.tar")
     assert (answer.status, answer.body) == (202, b"The cart is not ready for download.")
     assert answer.headers["content-type"] == "text/plain"
@@ -115,8 +117,8 @@ def test_bundling_cart_is_staging_with_phase_header(
         database.execute("UPDATE cart SET status = 'bundling' WHERE cart_uid = 'bundled'")
     for target in ("/bundled", "/bundled?filename=x"):
         head = tapes.cartd.request("HEAD", target)
-        told = head.headers["x-pacifica-status"], head.headers["x-pacifica-phase"]
-        assert (head.status, *told) == (204, "staging", "bundling")
+        fields = head.headers["x-pacifica-status"], head.headers["x-pacifica-phase"]
+        assert (head.status, *fields) == (204, "staging", "bundling")
     assert tapes.cartd.get("/bundled").headers["x-pacifica-phase"] == "bundling"
     assert tapes.cartd.delete("bundled").status == 200
 
