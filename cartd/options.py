@@ -16,26 +16,26 @@ from cartd.errors import ConfigError
 from cartd.pidfile import disable_pidfile
 
 DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
-"""Below the home directory: where Pacifica Cartd looks as well."""
+"""Relative to the home directory; the same as Pacifica Cartd's."""
 
 
 class Options(usage.Options):
-    """What the command line says, as text: :func:`read_config` makes sense of it."""
+    """The options as text, which :func:`read_config` parses."""
 
     synopsis = "[options]"
     longdesc = (
-        "Stages files out of an archive, verifies them and hands them out as one tar. What is not"
-        " given here is taken from the environment (CARTD_PORT, VOLUME_PATH, ARCHIVE_INTERFACE_URL,"
-        " DATABASE_URL and others), then from the configuration file, which has further settings;"
-        " docs/configuration.md lists them all. The values in parentheses are the defaults."
+        "Stages files from an archive, verifies them and serves them as one tar. Settings that are"
+        " not given here are read from the environment (CARTD_PORT, VOLUME_PATH,"
+        " ARCHIVE_INTERFACE_URL, DATABASE_URL and others), then from the configuration file, which"
+        " has more settings; docs/configuration.md lists all of them. Defaults are in parentheses."
     )
     optParameters = [  # noqa: RUF012 (Twisted's way)
         [
             "config",
             "c",
             None,
-            "Configuration file (INI), as CARTD_CONFIG. (~/.pacifica-cartd/config.ini, if it is"
-            " there)",
+            "Configuration file (INI); also CARTD_CONFIG. (~/.pacifica-cartd/config.ini, if it"
+            " exists)",
         ],
         *(
             [setting.option, setting.short, None, f"{setting.description} ({setting.default})"]
@@ -55,28 +55,28 @@ class Options(usage.Options):
     opt_e = opt_endpoint
 
     def opt_version(self) -> None:
-        """Say which version this is, and end."""
+        """Print the version and exit."""
         sys.stdout.write(f"cartd {__version__}\n")
         sys.exit(0)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Raises SystemExit with one line, where twistd would print the whole of ``--help``."""
+        """Raise SystemExit with one line, where twistd would print all of ``--help``."""
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
         disable_pidfile(getattr(self, "parent", None))
         log_file.install(getattr(self, "parent", None))
-        # twistd has such an option too: given there it is meant for what cartd makes.
+        # twistd has an option --umask, too: it applies to the files of cartd as well.
         given = (getattr(self, "parent", None) or {}).get("umask")
         if given is not None and self["umask"] is None:
             self["umask"] = f"{given:03o}"
 
 
 def read_config(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
-    """Read the file that options or environment name, or the default one if it is there.
+    """Read the file named by option or environment, or the default one if it exists.
 
-    Raises ConfigError with one line, which says where the fault is.
+    Raises ConfigError with one line that names the place and the reason.
     """
     named = options.get("config") or environ.get("CARTD_CONFIG")
     path = Path(named) if named else _home(environ) / DEFAULT_FILE
@@ -88,7 +88,7 @@ def _home(environ: Mapping[str, str]) -> Path:
     home = environ.get("HOME")
     try:
         return Path(home) if home else Path.home()
-    except RuntimeError:  # this account has none
+    except RuntimeError:  # the account has no home directory
         return Path()
 
 
@@ -98,7 +98,7 @@ def _read(path: Path, *, required: bool) -> str | None:
     except FileNotFoundError:
         if not required:
             return None
-        raise ConfigError(f"{path}: there is no such file") from None
+        raise ConfigError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {_reason(error)}") from None
 
@@ -106,4 +106,4 @@ def _read(path: Path, *, required: bool) -> str | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

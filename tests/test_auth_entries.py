@@ -64,17 +64,17 @@ def test_comments_and_empty_lines_have_no_name() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("alice", "line 1: is not NAME ROLE HASH"),
-        (f"# x\n\n{LINE} more", "line 3: is not NAME ROLE HASH"),
-        (LINE.replace("user", "User"), "line 1: the role is neither user nor admin"),
-        (f"{LINE}\n{LINE}", "line 2: alice is there twice"),
-        (LINE.replace("alice", ".alice"), "line 1: a name is "),
-        ("alice user secret", "line 1: the hash is not sha256:"),
-        ("alice user sha256:", "line 1: the hash is not sha256:"),
-        (LINE[:-1], "line 1: the hash is not sha256:"),
-        (LINE + "0", "line 1: the hash is not sha256:"),
-        (LINE.replace("sha256", "SHA256"), "line 1: the hash is not sha256:"),
-        ("alice user $scrypt$ln=14,r=8,p=1$c2FsdA$a2V5", "line 1: the hash is not sha256:"),
+        ("alice", "line 1: must be NAME ROLE HASH"),
+        (f"# x\n\n{LINE} more", "line 3: must be NAME ROLE HASH"),
+        (LINE.replace("user", "User"), "line 1: the role must be user or admin"),
+        (f"{LINE}\n{LINE}", "line 2: alice occurs twice"),
+        (LINE.replace("alice", ".alice"), "line 1: a name has "),
+        ("alice user secret", "line 1: the hash must be sha256:"),
+        ("alice user sha256:", "line 1: the hash must be sha256:"),
+        (LINE[:-1], "line 1: the hash must be sha256:"),
+        (LINE + "0", "line 1: the hash must be sha256:"),
+        (LINE.replace("sha256", "SHA256"), "line 1: the hash must be sha256:"),
+        ("alice user $scrypt$ln=14,r=8,p=1$c2FsdA$a2V5", "line 1: the hash must be sha256:"),
     ],
     ids=lambda value: re.sub("[0-9a-f]{63,}", "HEX", value),  # the same in every process
 )
@@ -93,5 +93,5 @@ def test_names_that_are_taken(name: str) -> None:
     "name", ["", ".a", "-a", "@a", "a b", "a:b", "a/b", "a\n", "\u00fc", "a\0", "x" * 256, "a,b"]
 )
 def test_names_that_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="a name is 1 to 255 of"):
+    with pytest.raises(ValueError, match="a name has 1 to 255 characters of"):
         check_name(name)

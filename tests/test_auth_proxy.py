@@ -55,7 +55,7 @@ def test_a_header_without_exactly_one_name_is_refused(
 ) -> None:
     refused = harness.authenticate(request("unix", x_user=values))
     assert isinstance(refused, Unauthenticated)
-    assert str(refused).startswith("The proxy names nobody whose name can be a user's: '")
+    assert str(refused).startswith("The proxy sent no valid user name: '")
 
 
 def test_a_token_spelling_a_known_name_does_not_authenticate(harness: AuthHarness) -> None:
@@ -73,7 +73,7 @@ def test_without_a_token_file_tokens_are_ignored(tmp_path: Path) -> None:
     token = f"Bearer {harness.tokens['alice']}"
     refused = harness.authenticate(request("unix", authorization=token))
     assert isinstance(refused, Unauthenticated)
-    assert str(refused).startswith("Nobody is asking: requests come here through a proxy")
+    assert str(refused).startswith("Authentication required: the proxy in front must")
     assert harness.authenticator.headers(refused) == [
         (b"WWW-Authenticate", b'Bearer realm="cartd"')
     ]
@@ -84,8 +84,11 @@ def test_without_a_token_file_tokens_are_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ini", "fault"),
     [
-        ("[auth]\nproxy_header = X-User", "trusted_proxies must say from whom"),
-        ("[auth]\ntrusted_proxies = 10.0.0.1", "there is no proxy_header"),
+        ("[auth]\nproxy_header = X-User", "needs trusted_proxies, the peers"),
+        (
+            "[auth]\ntrusted_proxies = 10.0.0.1",
+            "trusted_proxies has no effect without proxy_header",
+        ),
         (f"[server]\nendpoint = haproxy:tcp:80\n[auth]\n{PROXY}", "on a haproxy: endpoint"),
     ],
 )

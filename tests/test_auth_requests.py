@@ -20,7 +20,7 @@ from tests.wire import Wire, wire
 
 FILES = {"a/one": b"first"}
 CREDENTIALS_REQUIRED = (
-    "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
+    "Authentication required: send your token as a bearer token or as the HTTP Basic password"
 )
 WRONG = "The name or the token is wrong"
 CHALLENGES = ['Bearer realm="cartd"', 'Basic realm="cartd", charset="UTF-8"']
@@ -156,9 +156,9 @@ def test_curl_sends_a_large_manifest_with_a_token_that_is_new(
     auth_site: AuthSite, tmp_path: Path
 ) -> None:
     """It waits to be told to go on, and is told only when it is known who it is."""
-    before = len(auth_site.lines("was read again"))
+    before = len(auth_site.lines(" reloaded: "))
     token = auth_site.file.add("large", admin=False)
-    wait_for(lambda: len(auth_site.lines("was read again")) > before)
+    wait_for(lambda: len(auth_site.lines(" reloaded: ")) > before)
     (tmp_path / "manifest").write_bytes(auth_site.site.manifest(FILES) + b" " * 2_000_000)
     done = subprocess.run(
         ["curl", "-sSv", "-u", f"large:{token}", "-X", "POST", "-T", str(tmp_path / "manifest"),
@@ -283,7 +283,7 @@ def test_revoked_tokens_and_an_unreadable_file_are_refused(
     assert auth_site.site.cartd.request("DELETE", "/ready", authorization=by).status == 503
     assert auth_site.site.cartd.get("/").status == 200
     [line] = auth_site.lines("NO TOKEN IS ACCEPTED")
-    assert "tokens: line 1: is not NAME ROLE HASH: who was revoked" in line
+    assert "tokens: line 1: must be NAME ROLE HASH: NO TOKEN IS ACCEPTED" in line
     auth_site.file.path.write_text(good)
     auth_site.file.revoke("bob")
     wait_for(lambda: auth_site.head("ready", authorization=bob).status == 401)

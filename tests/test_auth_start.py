@@ -16,8 +16,8 @@ from tests.free_ports import free_port
 from tests.running_cartd import RunningCartd, running_cartd
 from tests.test_start_errors import why_it_ends
 
-OPEN = "may post, download and delete every cart: [auth] in the configuration is off"
-PLAIN = "can be read on their way"
+OPEN = "may post, download and delete every cart: [auth] is off"
+PLAIN = "are not encrypted"
 
 
 def said(cartd: RunningCartd) -> list[str]:
@@ -49,9 +49,9 @@ def test_an_exposed_address_logs_one_warning(tmp_path: Path, tokens: bool) -> No
         tls = f"0.0.0.0 port {options[9].split(':')[1]}"
         [line] = said(cartd)
     if tokens:
-        assert line.startswith(f"Tokens that are sent to {', '.join(plain)} {PLAIN}")
+        assert line.startswith(f"Tokens sent to {', '.join(plain)} {PLAIN}")
     else:
-        assert line.startswith(f"Whoever reaches {', '.join([*plain, tls])} {OPEN}")
+        assert line.startswith(f"Any client that reaches {', '.join([*plain, tls])} {OPEN}")
 
 
 @pytest.mark.parametrize(("address", "warned"), [("127.0.0.1", 0), ("::1", 0), ("0.0.0.0", 1)])
@@ -91,7 +91,7 @@ def test_which_addresses_are_warned_of(
     assert [text in line for text, line in zip(expected, lines, strict=True)] == [True] * len(lines)
 
 
-LOCAL = "Every account of this machine may name any user in proxy_header by "
+LOCAL = "Every local account may impersonate any user with proxy_header through "
 PROXIES = parsers.networks("unix 127.0.0.1 10.0.0.0/8")
 
 
@@ -103,7 +103,7 @@ PROXIES = parsers.networks("unix 127.0.0.1 10.0.0.0/8")
         (0o606, None, (), []),
         (0o660, "127.0.0.1", PROXIES, [LOCAL + "a loopback address, "]),
         (0o660, "0.0.0.0", PROXIES, [LOCAL + "a loopback address, "]),
-        (0o666, "::1", PROXIES, [LOCAL + "{} and by a loopback address, "]),
+        (0o666, "::1", PROXIES, [LOCAL + "{} and a loopback address, "]),
         (0o660, "192.0.2.1", PROXIES, []),
         (0o660, "127.0.0.1", parsers.networks("unix 10.0.0.0/8"), []),
         (0o660, "127.0.0.1", parsers.networks("0.0.0.0/0"), [LOCAL + "a loopback address, "]),
@@ -143,9 +143,12 @@ def test_a_world_writable_socket_is_warned_of(tmp_path: Path) -> None:
 
 def test_a_start_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, ini="[auth]\ntoken_file = tokens\n")
-    assert line == "cartd: tokens: there is no such file; cartd-cmd token add NAME makes it"
+    assert line == "cartd: tokens: no such file; create it with cartd-cmd token add NAME"
 
 
 def test_incomplete_proxy_settings_stop_the_start(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, ini="[auth]\nproxy_header = X-User\n")
-    assert line == "cartd: [auth] proxy_header: trusted_proxies must say from whom it is believed"
+    assert (
+        line
+        == "cartd: [auth] proxy_header: needs trusted_proxies, the peers from which it is accepted"
+    )

@@ -123,7 +123,7 @@ def test_an_unreadable_token_file_fails_closed_after_the_grace(
         path.write_text(good.replace("alice admin", "alice user"))
         harness.poll_for(1)
         assert harness.ask(alice) == User("alice")
-        assert formatEvent(logged[-1]) == f"{path} can be read again, and tokens are accepted"
+        assert formatEvent(logged[-1]) == f"{path} is readable again: tokens are accepted"
     assert alice not in repr(logged)
 
 
@@ -140,7 +140,7 @@ def test_a_poll_that_hangs_fails_closed_after_the_grace(harness: AuthHarness) ->
         harness.clock.advance(1)
         assert isinstance(harness.ask(alice), Unavailable)
         [said] = errors(logged)
-        assert f"{harness.file.path}: the disk does not answer" in said
+        assert f"{harness.file.path}: the disk does not respond" in said
         harness.threads.run_all()
         assert looking.called
         assert harness.ask(alice) == ALICE
@@ -196,7 +196,7 @@ def test_a_broken_token_file_rejects_only_admins_of_the_proxy(
 def test_a_broken_token_file_stops_the_start(tmp_path: Path) -> None:
     harness = AuthHarness(tmp_path)
     harness.file.path.write_text("x\n")
-    with pytest.raises(ConfigError, match="tokens: line 1: is not NAME ROLE HASH"):
+    with pytest.raises(ConfigError, match="tokens: line 1: must be NAME ROLE HASH"):
         TokenRegistry(harness.file, harness.threads, harness.clock)
 
 

@@ -311,5 +311,5 @@ def test_root_is_warned_of_another_owner_of_the_volume(
     os.chown(volume, 65534, 65534)
     status, said = shell.run("dbsync")
     assert status == 0
-    assert "cartd-cmd: this is run by root, but the volume belongs to nobody: what" in said
+    assert "cartd-cmd: running as root, but the volume belongs to nobody: the" in said
     assert "runuser -u nobody -- cartd-cmd" in said

@@ -236,20 +236,22 @@ def test_a_file_of_pacifica_works_unchanged() -> None:
         config(), volume_path=Path("/tmp/")
     )
     celery, logging = pacifica.warnings
-    assert celery == "[celery] of site.ini read past: cartd needs no broker and no workers"
-    assert "debug_logging of site.ini read past" in logging
+    assert celery == "[celery] of site.ini ignored: cartd needs no broker and no workers"
+    assert "debug_logging of site.ini ignored" in logging
 
 
 def test_a_broker_in_the_environment_is_ignored_with_a_line() -> None:
     environ = {"BROKER_URL": "pyamqp://", "BACKEND_URL": "rpc://"}
     (note,) = config("[celery]\n", environ=environ).warnings
-    assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL read past")
+    assert note.startswith("[celery] of site.ini and BROKER_URL and BACKEND_URL ignored")
 
 
 def test_a_proxy_in_the_environment_is_ignored_with_a_line() -> None:
     environ = {"http_proxy": "http://squid:3128", "HTTPS_PROXY": "http://squid:3128"}
     (note,) = config(environ=environ).warnings
-    assert note == "http_proxy and HTTPS_PROXY not used: cartd asks the archive without a proxy"
+    assert (
+        note == "http_proxy and HTTPS_PROXY ignored: cartd connects to the archive without a proxy"
+    )
     assert config(environ={"http_proxy": ""}).warnings == ()
 
 
@@ -386,8 +388,8 @@ UNKNOWN: dict[str, tuple[str, str]] = {
     ),
     "nothing like it": ("[cartd]\nxyzzy = 1", "site.ini: [cartd] xyzzy is unknown"),
     "no section like it": ("[xyzzy]", "site.ini: section [xyzzy] is unknown"),
-    "key twice": ("[server]\nport = 1\nport = 2", "site.ini: line 3: [server] port is there twice"),
-    "section twice": ("[server]\n[server]", "site.ini: line 2: section [server] is there twice"),
+    "key twice": ("[server]\nport = 1\nport = 2", "site.ini: line 3: [server] port occurs twice"),
+    "section twice": ("[server]\n[server]", "site.ini: line 2: section [server] occurs twice"),
     "unseen characters": (
         "[\x1b[2J\x00]",
         "site.ini: section [\\x1b[2J\\x00] is unknown",
@@ -396,11 +398,11 @@ UNKNOWN: dict[str, tuple[str, str]] = {
         "[server]\nxyzzy\u202e = 1",
         "site.ini: [server] xyzzy\\u202e is unknown",
     ),
-    "no section": ("port = 1", "site.ini: line 1: stands before any [section]"),
+    "no section": ("port = 1", "site.ini: line 1: a key before the first [section]"),
     "not INI": ("[server]\n\nsecret", "site.ini: line 3: is neither [section] nor key = value"),
     "refers to nothing": (
         "[cartd]\nvolume_path = %(top)s/x",
-        "site.ini: [cartd] volume_path: refers to %(top)s, which is not there; a % is written %%",
+        "site.ini: [cartd] volume_path: refers to %(top)s, which does not exist; write %% for a %",
     ),
     "refers to itself": (
         "[cartd]\nvolume_path = %(volume_path)s",
@@ -531,12 +533,12 @@ def test_a_malformed_host_among_several_is_refused(hosts: str) -> None:
 
 
 def test_hosts_are_named_in_one_place() -> None:
-    with pytest.raises(ConfigError, match="both behind the user and in the query"):
+    with pytest.raises(ConfigError, match="both after the user and in the query"):
         sqlalchemy_url("postgresql://u@h1,h2/d?host=h3")
 
 
 def test_the_url_of_another_driver_is_refused_with_a_hint() -> None:
-    with pytest.raises(ConfigError, match=r"leave out \+psycopg2") as caught:
+    with pytest.raises(ConfigError, match=r"remove \+psycopg2") as caught:
         sqlalchemy_url("postgresql+psycopg2://u:secret@h/d")
     assert "secret" not in str(caught.value)
 
@@ -569,7 +571,7 @@ def test_a_database_url_is_never_shown(url: str) -> None:
 def test_a_password_like_a_reference_is_not_shown() -> None:
     said = refusal("[database]\nurl = postgresql://u:%(secret)s@h/d\n")
     assert "secret" not in said
-    assert "a % is written %%" in said
+    assert "write %% for a %" in said
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ async def test_put_and_patch_replace_nothing_by_default(tmp_path: Path, data: by
         again = await client.ask("PUT", "/a", data, content_length=str(len(data)))
         moved = await client.ask("PATCH", "/a", b'{"path": "b"}')
     assert (again.status, moved.status) == (409, 409)
-    reason = "a is there already, and nothing is replaced here"
+    reason = "a exists, and this archive does not replace files"
     assert json.loads(again.body)["message"] == json.loads(moved.body)["message"] == reason
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == {
         "a": b"old",

@@ -57,7 +57,7 @@ def test_fixit_fetches_only_missing_files(archive: FaultyArchive, tmp_path: Path
             1,
             [
                 "bundle: ready, nothing to fix",
-                "nobody: there is no such cart",
+                "nobody: no such cart",
                 "tree: ready, nothing to fix",
             ],
         )

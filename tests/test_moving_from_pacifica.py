@@ -51,7 +51,7 @@ def test_a_site_of_pacifica_keeps_carts_and_configuration(
         cartd.run("cartd-cmd", "dbsync")
         bundle = (site.volume / "2/bundle.tar").read_bytes()
         cartd.start()
-        assert "read past" in cartd.log
+        assert " ignored: cartd needs no broker" in cartd.log
         ready_carts_are_there_at_once(cartd, bundle)
         assert fetched(archive, "tree") == fetched(archive, "bundle") == [0, 0, 0]
         unfinished_carts_are_finished(cartd)

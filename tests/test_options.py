@@ -129,7 +129,7 @@ def test_the_file_at_the_default_place_may_be_missing(tmp_path: Path) -> None:
 
 def test_a_named_file_may_not_be_missing(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.ini")
-    expected = f"{missing}: there is no such file"
+    expected = f"{missing}: no such file"
     assert refusal(tmp_path, "--config", missing) == expected
     assert refusal(tmp_path, CARTD_CONFIG=missing) == expected
 
@@ -138,7 +138,7 @@ def test_an_unreadable_file_is_refused_with_its_name(tmp_path: Path) -> None:
     assert refusal(tmp_path, "-c", str(tmp_path)).startswith(f"{tmp_path}: cannot be read: ")
     latin = tmp_path / "latin.ini"
     latin.write_bytes("[cartd]\nvolume_path = /ü\n".encode("latin-1"))
-    assert refusal(tmp_path, "-c", str(latin)) == f"{latin}: cannot be read: it is not UTF-8"
+    assert refusal(tmp_path, "-c", str(latin)) == f"{latin}: cannot be read: not UTF-8"
     assert "cannot be read" in refusal(tmp_path, CARTD_CONFIG="a\0b")
 
 

@@ -41,7 +41,7 @@ def site(tmp_path: Path, tokens: Path) -> RunningCartd:
 def test_a_token_is_printed_once_and_kept_as_a_hash(site: RunningCartd, tokens: Path) -> None:
     added = site.run("cartd-cmd", "token", "add", "alice", "--admin")
     assert re.fullmatch(r"cartd_alice\.[A-Za-z0-9_-]{43}\n", added.stdout)
-    assert added.stderr == "The token of alice; it is shown only now:\n"
+    assert added.stderr == "The token of alice; it is shown only once:\n"
     token = added.stdout.strip()
     [entry] = parse(tokens.read_text()).values()
     assert entry.user.admin
@@ -63,11 +63,15 @@ def test_names_are_listed_and_revoked(site: RunningCartd, tokens: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["add", ".x"], 2, "argument NAME: a name is 1 to 255 of"),
+        (["add", ".x"], 2, "argument NAME: a name has 1 to 255 characters of"),
         (["add"], 2, "the following arguments are required: NAME"),
         ([], 2, "the following arguments are required: ACTION"),
-        (["add", "alice"], 1, "cartd-cmd: alice has a token; to give a new one, revoke that"),
-        (["revoke", "nobody"], 1, "tokens: there is no 'nobody'"),
+        (
+            ["add", "alice"],
+            1,
+            "cartd-cmd: alice already has a token; to replace it, revoke it first",
+        ),
+        (["revoke", "nobody"], 1, "tokens: 'nobody' not found"),
     ],
 )
 def test_a_failing_command_says_why_and_changes_nothing(
@@ -90,13 +94,15 @@ def test_a_missing_token_file_setting_is_an_error(site: RunningCartd) -> None:
 
 
 def test_a_file_that_is_not_there_and_one_in_the_way_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none: there is no such file; cartd-cmd token add"):
+    with pytest.raises(
+        ConfigError, match=r"none: no such file; create it with cartd-cmd token add"
+    ):
         TokenFile(tmp_path / "none").entries()
     (tmp_path / "directory").mkdir()
     with pytest.raises(ConfigError, match=r"directory: Is a directory"):
         TokenFile(tmp_path / "directory").add("alice", admin=False)
     (tmp_path / "latin").write_bytes(b"\xfc")
-    with pytest.raises(ConfigError, match=r"latin: it is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"latin: not UTF-8"):
         TokenFile(tmp_path / "latin").entries()
 
 
@@ -114,7 +120,7 @@ def test_comments_in_the_token_file_stay(tokens: Path) -> None:
 def test_a_broken_token_file_is_not_overwritten(tokens: Path) -> None:
     tokens.write_text("alice\n")
     for change in (lambda: TokenFile(tokens).add("bob", admin=False), _revoke(tokens)):
-        with pytest.raises(ConfigError, match="tokens: line 1: is not NAME ROLE HASH"):
+        with pytest.raises(ConfigError, match="tokens: line 1: must be NAME ROLE HASH"):
             change()
     assert tokens.read_text() == "alice\n"
 
@@ -225,7 +231,7 @@ def test_a_lock_timeout_names_the_directory_and_the_holder(
     before = tokens.read_text()
     locked = os.open(tokens.parent, os.O_RDONLY)
     assert try_lock(locked)
-    by = f"(process {os.getpid()}|another process) has locked {tokens.parent} for 0 s"
+    by = f"{tokens.parent} has been locked by (process {os.getpid()}|another process) for 0 s"
     with pytest.raises(ConfigError, match=rf"{tokens}: {by}.*try again"):
         TokenFile(tokens).add("bob", admin=False)
     assert tokens.read_text() == before
@@ -244,7 +250,7 @@ def test_a_concurrent_edit_is_not_overwritten(
         return lines
 
     monkeypatch.setattr(token_file, "_with_final_newline", edited_first)
-    with pytest.raises(ConfigError, match="somebody else has changed it just now; try again"):
+    with pytest.raises(ConfigError, match="changed by another process in the meantime; try again"):
         file.add("bob", admin=False)
     assert tokens.read_text() == "# by hand\n"
 

@@ -263,10 +263,10 @@ def test_invalid_endpoint_is_rejected(endpoint: str) -> None:
 def test_world_writable_socket_with_proxy_header_is_warned_about(tmp_path: Path) -> None:
     ini = "[auth]\nproxy_header = X-Remote-User\ntrusted_proxies = unix\n"
     with on_a_socket(tmp_path, ":mode=666", ini=ini) as cartd:
-        wait_for(lambda: "may name any user in proxy_header" in cartd.log)
+        wait_for(lambda: "may impersonate any user with proxy_header" in cartd.log)
         assert mode_of(tmp_path / "http.sock") == 0o666
         cartd.terminate()
         cartd.options = (*cartd.options[:3], f"unix:{tmp_path}/http.sock:mode=660")
         before = len(cartd.log)
         cartd.start()
-        assert "Every account" not in cartd.log[before:]
+        assert "Every local account" not in cartd.log[before:]

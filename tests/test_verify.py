@@ -100,7 +100,7 @@ def test_verify_repairs_damage_beside_the_service(site: CartSite) -> None:
     [tree] = site.on_volume("healed")
     spoil(tree / "spoilt")
     status, lines = verify(site, "--cartid", "healed", "--repair")
-    assert (status, lines[-1]) == (0, "healed: repaired, and right")
+    assert (status, lines[-1]) == (0, "healed: repaired and intact")
     assert site.cartd.download("healed") == files
     assert verify(site, "--cartid", "healed")[0] == 0
 
@@ -157,7 +157,7 @@ def test_verify_checks_again_after_a_repair() -> None:
         "mine: 1 of 2 files damaged",
         "mine: x/data has other bytes than its hash tells",
         "mine: 1 of 2 files damaged",
-        "mine: is damaged again: look after the volume's disk",
+        "mine: damaged again after the repair: check the volume's disk",
     ]
 
 
@@ -170,5 +170,5 @@ def test_missing_and_unready_carts_are_not_verified(site: CartSite) -> None:
     site.cartd.wait_until("failed", "error")
     assert verify(site, "--cartid", "nobody", "failed") == (
         1,
-        ["nobody: there is no such cart", "failed: is error, and not verified"],
+        ["nobody: no such cart", "failed: not verified, its status is error"],
     )

@@ -1,4 +1,4 @@
-"""Who may: the file of tokens, the trusted proxies, and the guard who finds out who asks."""
+"""Authentication: the token file, trusted proxies, and the authenticator of requests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ __all__ = ["Authenticator", "TokenFile", "create_authenticator"]
 def create_authenticator(
     config: Config, threads: ThreadRunner, clock: IReactorTime
 ) -> Authenticator | None:
-    """The guard that the configuration asks for, if any.  Reads the file of tokens, blocking.
+    """Return the configured authenticator, or None if [auth] is off.
 
-    :raises ConfigError: that cannot be read, or the settings do not fit each other.
+    Reads the token file, which blocks.
+
+    :raises ConfigError: the file cannot be read, or the settings contradict each other.
     """
     proxies = TrustedProxies.from_config(config)
     if config.auth_token_file is None and proxies is None:

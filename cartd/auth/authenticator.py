@@ -1,4 +1,4 @@
-"""Finds out who asks, of each request anew: that takes microseconds, and nothing is remembered."""
+"""Authenticates each request anew: it takes microseconds, and nothing is cached."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from cartd.errors import CartdError, NoCredentials, Unauthenticated
 from cartd.model import User
 
 MAX_NAME_SHOWN = 64
-"""Characters of it in the message, and so in the log of refusals."""
+"""Characters of a name that are shown in the message, and so in the rejection log."""
 
 CREDENTIALS_REQUIRED = (
-    "Say who you are: send your token as a bearer token, or as your password by HTTP Basic"
+    "Authentication required: send your token as a bearer token or as the HTTP Basic password"
 )
 BAD_AUTHORIZATION = "The Authorization header is neither a bearer token nor HTTP Basic"
 WRONG_CREDENTIALS = "The name or the token is wrong"
-PROXY_REQUIRED = "Nobody is asking: requests come here through a proxy that says who asks"
-BAD_PROXY_NAME = "The proxy names nobody whose name can be a user's"
+PROXY_REQUIRED = "Authentication required: the proxy in front must send the user's name"
+BAD_PROXY_NAME = "The proxy sent no valid user name"
 
 log = Logger()
 
 
 class Authenticator:
-    """Compares what a request says with the file of tokens, or believes a trusted proxy."""
+    """Checks a request's token against the token file, or accepts a trusted proxy's user name."""
 
     def __init__(
         self, registry: TokenRegistry, proxies: TrustedProxies | None, *, tokens: bool
     ) -> None:
-        """``tokens``: whether there are any, or a proxy alone says who asks."""
+        """``tokens``: whether tokens are accepted; otherwise only the proxy names users."""
         self.tokens = tokens
         self._registry = registry
         self._proxies = proxies
 
     async def poll(self) -> None:
-        """Look for changes of the tokens."""
+        """Reload the token file if it has changed."""
         await self._registry.poll()
 
     def try_authenticate(self, request: Any) -> User | CartdError:
-        """Who asks, or what the request is to be refused with."""
+        """Return the user, or the error to reject the request with."""
         try:
             return self.authenticate(request)
         except CartdError as error:
             return error
         except Exception:
-            log.failure("It cannot be found out who asks")
+            log.failure("Internal error while a request was authenticated")
             return CartdError("Internal error; the service's log has the cause")
 
     def authenticate(self, request: Any) -> User:
-        """Who asks, by the head of the request.
+        """Return the user of the request, from its head.
 
-        :raises Unauthenticated: nobody (:class:`NoCredentials`), or nobody who may.
-        :raises Unavailable: the file of tokens cannot be read.
+        :raises Unauthenticated: no credentials (:class:`NoCredentials`), or wrong ones.
+        :raises Unavailable: the token file cannot be read.
         """
         named = None if self._proxies is None else self._proxies.user_name(request)
         if named is not None:
@@ -70,17 +70,17 @@ class Authenticator:
         return self._user_with_token(_credentials_in(values))
 
     def headers(self, error: CartdError) -> list[tuple[bytes, bytes]]:
-        """What an answer to that error has beside its body."""
+        """Return the headers of the response to that error."""
         if not isinstance(error, Unauthenticated):
             return []
-        # At least one challenge (RFC 9110, section 15.5.2); for Basic, browsers ask for a name,
-        # which is of no use where only a proxy can give one.
+        # At least one challenge (RFC 9110, section 15.5.2).  Browsers react to Basic with a dialog,
+        # which is useless where only the proxy can set the name.
         schemes = SCHEMES if self.tokens else SCHEMES[:1]
         return [(b"WWW-Authenticate", scheme.challenge) for scheme in schemes]
 
     def _user_with_token(self, token: Credentials) -> User:
         entry = self._registry.entry(token.name)
-        # Names are no secrets, but who has a token is nobody's business: always one comparison.
+        # Always exactly one comparison, so that timing does not reveal which names exist.
         if not (DUMMY_HASH if entry is None else entry.hash).matches(token.secret) or entry is None:
             raise Unauthenticated(_with_name(WRONG_CREDENTIALS, token.name))
         return entry.user
@@ -99,5 +99,5 @@ def _credentials_in(values: Sequence[bytes]) -> Credentials:
 
 
 def _with_name(message: str, name: str) -> str:
-    """The message, and whom the client has named: that tells whose token failed."""
+    """Append the name sent by the client: it shows whose token failed."""
     return f"{message}: {redact_secret(name)[:MAX_NAME_SHOWN]!a}"

@@ -1,4 +1,4 @@
-"""What a request says of who asks, before anybody knows whether it is so."""
+"""Parses the credentials of a request; they are not verified here."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ REALM = b"cartd"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A token, and the name that it is said to belong to."""
+    """A token and the user name sent with it, neither of them verified."""
 
     name: str
     secret: bytes = field(repr=False)
 
 
 class BearerScheme:
-    """Tokens as RFC 6750, section 2.1, has them sent."""
+    """Tokens in an Authorization header (RFC 6750, section 2.1)."""
 
     scheme = b"bearer"
     challenge = b'Bearer realm="%s"' % REALM
 
     def parse(self, value: bytes) -> Credentials:
-        """Raises LoginFailed for what cannot be anybody's."""
+        """Raise LoginFailed if ``value`` contains no name."""
         name = token_name(value)
         if name is None:
             raise LoginFailed
@@ -43,7 +43,7 @@ class BasicScheme:
     _factory = BasicCredentialFactory(REALM)
 
     def parse(self, value: bytes) -> Credentials:
-        """Raises LoginFailed for what cannot be anybody's."""
+        """Raise LoginFailed if ``value`` is malformed."""
         given: Any = self._factory.decode(value, None)
         return Credentials(_text(given.username), given.password)
 
@@ -52,7 +52,7 @@ SCHEMES = (BearerScheme(), BasicScheme())
 
 
 def parse_authorization(value: bytes) -> Credentials:
-    """What the value of an ``Authorization`` holds.  Raises LoginFailed if that is unknown."""
+    """Parse the value of ``Authorization``.  Raises LoginFailed for any other scheme."""
     scheme, _, rest = value.strip().partition(b" ")
     for known in SCHEMES:
         if scheme.lower() == known.scheme:

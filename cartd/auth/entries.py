@@ -1,8 +1,8 @@
-"""The form of the file of tokens: who may use the service, one line a name.
+"""The format of the token file: the users of the service, one per line.
 
 ::
 
-    # Comments and empty lines may stand anywhere.
+    # Comments and empty lines are ignored.
     alice  admin  sha256:HASH
     bob    user   sha256:HASH
 """
@@ -18,12 +18,12 @@ from cartd.model import User
 
 ROLES = {"user": False, "admin": True}
 NAME = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._~@-]{0,254}")
-"""What a uid may be, and an ``@`` in it: many sites name people by their addresses."""
+"""The syntax of a uid, and ``@``: many sites use e-mail addresses as user names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: a name, what it may, and what is kept of its token."""
+    """One line: a name, its role, and the hash of its token."""
 
     user: User
     hash: TokenHash
@@ -33,22 +33,22 @@ class Entry:
 
 
 def check_name(name: str) -> str:
-    """Raises ValueError with the rule that ``name`` breaks."""
+    """Return ``name``; raise ValueError with the rule that it breaks."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            "a name is 1 to 255 of A-Z a-z 0-9 . _ ~ @ - and begins with none of . @ -"
+            "a name has 1 to 255 characters of A-Z a-z 0-9 . _ ~ @ - and does not begin with . @ -"
         )
     return name
 
 
 def parse(text: str) -> Mapping[str, Entry]:
-    """The entries by their names.  Raises ValueError, which tells the line and the fault."""
+    """Return the entries by name.  Raises ValueError with the line number and the reason."""
     entries: dict[str, Entry] = {}
     for number, line in _lines(text):
         try:
             entry = _entry(line)
             if entry.user.name in entries:
-                raise ValueError(f"{entry.user.name} is there twice")
+                raise ValueError(f"{entry.user.name} occurs twice")
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
         entries[entry.user.name] = entry
@@ -56,7 +56,7 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def line_name(line: str) -> str | None:
-    """Whose line it is; nobody's, if it is a comment or empty."""
+    """Return the name in a line, or None for a comment or an empty line."""
     stripped = line.strip()
     return None if not stripped or stripped.startswith("#") else stripped.split()[0]
 
@@ -70,8 +70,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def _entry(line: str) -> Entry:
     parts = line.split()
     if len(parts) != 3:
-        raise ValueError("is not NAME ROLE HASH")
+        raise ValueError("must be NAME ROLE HASH")
     name, role, kept = parts
     if role not in ROLES:
-        raise ValueError("the role is neither user nor admin")
+        raise ValueError("the role must be user or admin")
     return Entry(User(check_name(name), ROLES[role]), TokenHash.parse(kept))

@@ -1,4 +1,4 @@
-"""The proxies whose word is taken for who asks."""
+"""Trusted proxies, which send the user's name in a header."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from cartd.config import UNIX, Config, Network
 from cartd.errors import ConfigError
 
 UNIX_PEER = "unix"
-"""In place of an address: who is on this machine, and may open the socket's file."""
+"""In place of an address: a local process that may open the socket's file."""
 
 
 class TrustedProxies:
-    """Reads one header, of requests from some networks only."""
+    """Reads the user's name from one header, only in requests from trusted networks."""
 
     @classmethod
     def from_config(cls, config: Config) -> TrustedProxies | None:
-        """Those of the configuration, if it has any.
+        """Return the configured proxies, or None.
 
-        :raises ConfigError: the header would be believed from nobody, or from anybody.
+        :raises ConfigError: the header could be accepted from no peer, or from any client.
         """
         if config.auth_proxy_header is None:
             if config.auth_trusted_proxies:
-                raise ConfigError("[auth] trusted_proxies: there is no proxy_header to believe")
+                raise ConfigError("[auth] trusted_proxies has no effect without proxy_header")
             return None
         if not config.auth_trusted_proxies:
             raise ConfigError(
-                "[auth] proxy_header: trusted_proxies must say from whom it is believed"
+                "[auth] proxy_header: needs trusted_proxies, the peers from which it is accepted"
             )
         if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
             raise ConfigError(
-                "[auth] proxy_header: on a haproxy: endpoint a client may name its own address,"
-                " so the header cannot be believed; listen on another kind"
+                "[auth] proxy_header: on a haproxy: endpoint clients can forge their address,"
+                " so the header cannot be trusted; use another kind of endpoint"
             )
         return cls(config.auth_proxy_header, config.auth_trusted_proxies)
 
@@ -45,7 +45,10 @@ class TrustedProxies:
         self._unix = UNIX in networks
 
     def user_name(self, request: Any) -> bytes | None:
-        """Whom a trusted proxy names; of several names, all, which then is nobody's."""
+        """Return the name in the header if the peer is trusted, else None.
+
+        Several headers are joined with a comma, which no valid name contains.
+        """
         values = request.requestHeaders.getRawHeaders(self._header)
         if not values or not self._trusts(peer_of(request)):
             return None
@@ -56,11 +59,11 @@ class TrustedProxies:
             return self._unix
         address = ip_address(peer)
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # an IPv4 client of a socket for both
+            address = address.ipv4_mapped  # an IPv4 client of a dual-stack socket
         return any(address in network for network in self._networks)
 
 
 def peer_of(request: Any) -> str:
-    """The address of whoever is at the other end of the request's connection."""
+    """Return the peer's address, or :data:`UNIX_PEER`."""
     address: IAddress = request.channel.getPeer()
     return str(getattr(address, "host", UNIX_PEER))

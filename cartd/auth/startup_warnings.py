@@ -1,4 +1,4 @@
-"""What a site should know about the addresses on which it listens."""
+"""Warnings, logged at the start, about addresses that are open to others."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ def startup_warnings(
     tokens: bool,
     proxies: Sequence[Network] = (),
 ) -> Iterator[str]:
-    """One line for each danger.
+    """Yield one line for each danger.
 
-    ``listening`` are endpoints, and the addresses that they bound; from ``proxies`` it is believed
-    who asks.
+    ``listening``: endpoints with the addresses that they bound; ``proxies``: the trusted ones.
     """
     yield from _local_account_warnings([address for _, address in listening], auth_enabled, proxies)
     exposed = [(endpoint, address) for endpoint, address in listening if _is_exposed(address)]
     if exposed and not auth_enabled:
         yield (
-            f"Whoever reaches {_shown(exposed)} may post, download and delete every cart:"
-            " [auth] in the configuration is off (docs/authentication.md); who asks by a name that"
-            " is not in [server] allowed_hosts is answered with 421"
+            f"Any client that reaches {_shown(exposed)} may post, download and delete every cart:"
+            " [auth] is off (docs/authentication.md). Requests with a host name that is not in"
+            " [server] allowed_hosts get 421"
         )
     plain = [
         (endpoint, address)
@@ -44,29 +43,28 @@ def startup_warnings(
     ]
     if plain and tokens:
         yield (
-            f"Tokens that are sent to {_shown(plain)} can be read on their way: listen there"
-            " with TLS (an ssl: endpoint), or on a loopback address behind a gateway with TLS"
+            f"Tokens sent to {_shown(plain)} are not encrypted: use TLS (an ssl: endpoint), or a"
+            " loopback address behind a proxy with TLS"
         )
 
 
 def _local_account_warnings(
     addresses: Sequence[IAddress], auth_enabled: bool, proxies: Sequence[Network]
 ) -> Iterator[str]:
-    """What every account of this machine may do."""
+    """Yield what every local account may do."""
     open_sockets = ", ".join(_world_writable_sockets(addresses))
     if open_sockets and not auth_enabled:
         yield (
-            f"Every account of this machine may post, download and delete every cart by"
-            f" {open_sockets}, whose mode lets all connect: write mode=660 into the endpoint, or"
-            " set [auth]"
+            f"Every local account may post, download and delete every cart through {open_sockets},"
+            " which is world-writable: add mode=660 to the endpoint, or enable [auth]"
         )
     ways = [open_sockets] if open_sockets and UNIX in proxies else []
     if any(map(_is_loopback, proxies)) and any(map(_accepts_loopback, addresses)):
-        ways.append("a loopback address, which trusted_proxies trusts")
+        ways.append("a loopback address, which trusted_proxies includes")
     if ways:
         yield (
-            f"Every account of this machine may name any user in proxy_header by"
-            f" {' and by '.join(ways)}: let the proxy connect to a unix: endpoint with mode=660"
+            f"Every local account may impersonate any user with proxy_header through"
+            f" {' and '.join(ways)}: let the proxy connect to a unix: endpoint with mode=660"
             " and a group of its own (docs/authentication.md)"
         )
 
@@ -77,7 +75,7 @@ def _world_writable_sockets(addresses: Iterable[IAddress]) -> Iterator[str]:
             path = os.fsdecode(address.name)
             try:
                 mode = Path(path).stat().st_mode
-            except OSError:  # one without a file
+            except OSError:  # an abstract socket has no file
                 continue
             if mode & stat.S_IWOTH:
                 yield path
@@ -85,13 +83,13 @@ def _world_writable_sockets(addresses: Iterable[IAddress]) -> Iterator[str]:
 
 def _is_loopback(network: Network) -> bool:
     if isinstance(network, IPv4Network | IPv6Network):
-        # Networks of two versions of IP do not overlap, but may not be compared either.
+        # overlaps() raises TypeError for networks of different IP versions.
         return any(network.version == own.version and network.overlaps(own) for own in LOOPBACK)
     return False
 
 
 def _accepts_loopback(address: IAddress) -> bool:
-    """Whether it is, or includes, an address that only this machine can use."""
+    """Whether the address is a loopback address or includes it."""
     host = getattr(address, "host", None)
     if host is None:
         return False
@@ -100,7 +98,7 @@ def _accepts_loopback(address: IAddress) -> bool:
 
 
 def _is_exposed(address: IAddress) -> bool:
-    """A file of a Unix socket is reached from this machine only."""
+    """Whether other machines can reach it; a Unix socket is local."""
     host = getattr(address, "host", None)
     return host is not None and not ip_address(host).is_loopback
 

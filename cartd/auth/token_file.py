@@ -1,6 +1,6 @@
-"""The file of tokens on the disk: read by the service, changed by ``cartd-cmd token``.
+"""The token file: read by the service, changed by ``cartd-cmd token``.
 
-Everything here blocks.
+All functions block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cartd.model import User
 from cartd.permissions import describe_permissions, this_user
 
 LOCK_WAIT = 10.0
-"""Seconds for which a change waits for another one, which takes milliseconds."""
+"""Seconds that a change waits for the lock; a change takes milliseconds."""
 LOCK_PAUSE = 0.05
 """Seconds between two tries."""
 
@@ -28,36 +28,36 @@ Stamp = tuple[int, ...]
 
 
 class TokenFile:
-    """Raises ConfigError, with one line that names the file, for all that goes wrong."""
+    """Raises ConfigError, with one line that names the file, for every failure."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def stamp(self) -> Stamp:
-        """What changes whenever the file does."""
+        """Return a value that differs whenever the file has changed."""
         with self._errors_with_path():
             return _stamp(self.path)
 
     def read(self) -> tuple[Stamp, Mapping[str, Entry]]:
-        """All who are in it, and the stamp of the very file that says so."""
+        """Return all entries by name, and the stamp of the file that they were read from."""
         stamp = self.stamp()
         entries = self.entries()
         if self.stamp() != stamp:
-            raise ConfigError(f"{self.path}: it is being changed")
+            raise ConfigError(f"{self.path}: changed while it was read")
         return stamp, entries
 
     def entries(self) -> Mapping[str, Entry]:
-        """All who are in it, by name."""
+        """Return all entries by name."""
         with self._errors_with_path():
             return parse(self.path.read_text(encoding="utf-8"))
 
     def add(self, name: str, *, admin: bool) -> str:
-        """Enter a new name and give its token, which is kept nowhere."""
+        """Add a new name and return its token, which is not stored."""
         with self._exclusive():
             check_name(name)
             if self.path.exists() and name in self.entries():
                 raise ConfigError(
-                    f"{name} has a token; to give a new one, revoke that first"
+                    f"{name} already has a token; to replace it, revoke it first"
                     f" (cartd-cmd token revoke {name})"
                 )
             token = new_token(name)
@@ -66,38 +66,37 @@ class TokenFile:
             return token
 
     def revoke(self, name: str) -> None:
-        """Take a name out."""
+        """Remove a name."""
         with self._exclusive():
             if name not in self.entries():
-                raise ConfigError(f"{self.path}: there is no {name!a}")
+                raise ConfigError(f"{self.path}: {name!a} not found")
             self._rewrite(lambda lines: [line for line in lines if line_name(line) != name])
 
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
-        """Put a changed file in its place; who reads sees the old one or the new one."""
-        # Where a link leads is what is to be changed.
+        """Replace the file atomically: readers see the old one or the new one."""
+        # Change the file that a symbolic link points to.
         path = self.path.resolve()
         before = _stamp(path) if path.exists() else None
         lines = [] if before is None else path.read_text("utf-8").splitlines(keepends=True)
         data = "".join(change(lines)).encode()
-        # Who edits it by hand, and two commands where there are no locks, cannot be kept away.
+        # Editors, and commands on file systems without locks, are not excluded by the lock.
         if before != (_stamp(path) if path.exists() else None):
-            raise ConfigError(f"{self.path}: somebody else has changed it just now; try again")
+            raise ConfigError(f"{self.path}: changed by another process in the meantime; try again")
         try:
             replace_file(path, data)
         except PermissionError as error:
             raise ConfigError(
-                f"{self.path}: {this_user()} cannot replace it ({error.strerror}): that takes write"
-                f" access to {path.parent} ({describe_permissions(path.parent)}), and its owner,"
-                f" group and"
-                f" mode are kept{_current_mode(path)}"
+                f"{self.path}: {this_user()} cannot replace it ({error.strerror}): it needs write"
+                f" access to {path.parent} ({describe_permissions(path.parent)}), and the file's"
+                f" owner, group and mode are kept{_current_mode(path)}"
             ) from None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """One at a time: two that add at once would lose one of their tokens.
+        """Lock out concurrent changes: two at once would lose one of the tokens.
 
-        The directory is locked: the file itself is another one after each change, and a file beside
-        it would belong to whoever comes first, and keep others out.
+        The lock is on the directory: the file itself is replaced by each change, and a lock file
+        would belong to the first user and exclude others.
         """
         with self._errors_with_path():
             directory = self.path.resolve().parent
@@ -113,16 +112,16 @@ class TokenFile:
                 os.close(fd)
 
     def _wait_for_lock(self, fd: int, directory: Path) -> None:
-        """Where there are no locks, nothing is waited for."""
+        """Wait for the lock; do nothing if the file system has none."""
         until = time.monotonic() + LOCK_WAIT
         with suppress(LocksUnsupported):
             while not try_lock(fd):
                 if time.monotonic() >= until:
                     holder = lock_holder(fd) or "another process"
                     raise ConfigError(
-                        f"{self.path}: {holder} has locked {directory} for {LOCK_WAIT:g} s, as"
-                        " cartd-cmd token does while it changes the file; wait until it has ended,"
-                        " or end it, and try again"
+                        f"{self.path}: {directory} has been locked by {holder} for {LOCK_WAIT:g} s,"
+                        " as by cartd-cmd token while it changes the file; wait for it to end, or"
+                        " stop it, and try again"
                     )
                 time.sleep(LOCK_PAUSE)
 
@@ -132,10 +131,10 @@ class TokenFile:
             yield
         except FileNotFoundError:
             raise ConfigError(
-                f"{self.path}: there is no such file; cartd-cmd token add NAME makes it"
+                f"{self.path}: no such file; create it with cartd-cmd token add NAME"
             ) from None
         except UnicodeDecodeError:
-            raise ConfigError(f"{self.path}: it is not UTF-8") from None
+            raise ConfigError(f"{self.path}: not UTF-8") from None
         except PermissionError as error:
             raise ConfigError(
                 f"{self.path}: {error.strerror} for {this_user()}{_current_mode(self.path)}"
@@ -155,7 +154,7 @@ def _current_mode(path: Path) -> str:
 
 
 def _with_final_newline(lines: list[str]) -> list[str]:
-    """The last line of a file that was edited by hand may lack its end."""
+    """Append the final newline, which a file edited by hand may lack."""
     if lines and not lines[-1].endswith("\n"):
         return [*lines[:-1], lines[-1] + "\n"]
     return lines

@@ -1,4 +1,4 @@
-"""Who may use the service at the moment, as the file of tokens says it."""
+"""The users that may currently use the service, from the token file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from cartd.model import User
 from cartd.threads import ThreadRunner
 
 GRACE = 5.0
-"""Seconds for which the tokens read before are accepted although the file cannot be read.
+"""Seconds for which the tokens read last stay valid while the file cannot be read.
 
-Long enough for a file that is edited in its place or copied to a slow disk, so that a change is
-never an outage; short enough that a token whose revocation cannot be read ends in seconds."""
+Long enough for a file that is edited in place or copied to a slow disk, so that a change is never
+an outage; short enough that a revoked token stops working within seconds."""
 LOG_INTERVAL = 60.0
-"""Seconds between two lines in the log that say that no token is accepted."""
+"""Seconds between two log lines that say that no token is accepted."""
 
 log = Logger()
 
 
 class TokenRegistry:
-    """The entries of the file, read again when it changes.
+    """The entries of the token file, reloaded when it changes.
 
-    It fails closed: when the file cannot be read for :data:`GRACE`, or a look at it does not come
-    back for so long, nobody is in it until it can be read again.
+    It fails closed: if the file cannot be read for :data:`GRACE` seconds, or a poll hangs for that
+    long, no token is accepted until the file can be read again.
     """
 
     def __init__(self, file: TokenFile | None, threads: ThreadRunner, clock: IReactorTime) -> None:
-        """Reads the file, blocking.  Without one there is nobody in it.
+        """Read the file, which blocks.  Without a file the registry is empty.
 
-        :raises ConfigError: it cannot be read.
+        :raises ConfigError: the file cannot be read.
         """
         self._file = file
         self._threads = threads
@@ -42,21 +42,21 @@ class TokenRegistry:
         self._entries: Mapping[str, Entry] = {}
         self._stamp: Stamp = ()
         self._failing_since: float | None = None
-        """When the first look began of those that have not ended well; none after one that has."""
+        """When the first of the failing polls began; None after a successful poll."""
         self._reason = ""
         self._logged_at: float | None = None
         if file is not None:
             self._stamp, self._entries = file.read()
 
     def entry(self, name: str) -> Entry | None:
-        """Raises Unavailable if that is not known now."""
+        """Return the entry of ``name``.  Raises Unavailable while the file cannot be read."""
         self._require_open()
         return self._entries.get(name)
 
     def user(self, name: str) -> User:
-        """Somebody of that name, who is an admin if the file says so.
+        """Return the user of that name, an admin if the file says so.
 
-        :raises Unavailable: it said so, but may not any more.
+        :raises Unavailable: it said so, and the file cannot be read any more.
         """
         entry = self._entries.get(name)
         if entry is None:
@@ -66,7 +66,7 @@ class TokenRegistry:
         return entry.user
 
     async def poll(self) -> None:
-        """Read the file again if it has changed; that it cannot be read is for the log."""
+        """Reload the file if it has changed; a failure is logged, not raised."""
         if self._file is None:
             return
         if self._failing_since is None:
@@ -82,16 +82,14 @@ class TokenRegistry:
         self._reason = ""
         if self._logged_at is not None:
             self._logged_at = None
-            log.info("{file} can be read again, and tokens are accepted", file=self._file.path)
+            log.info("{file} is readable again: tokens are accepted", file=self._file.path)
 
     async def _read(self, file: TokenFile) -> None:
-        # Of a file that cannot be read, the stamp of the one before is kept: it is tried again.
+        # If reading fails, the old stamp is kept, so that the next poll tries again.
         if await self._threads.run(file.stamp) == self._stamp:
             return
         self._stamp, self._entries = await self._threads.run(file.read)
-        log.info(
-            "{file} was read again: {number} tokens", file=file.path, number=len(self._entries)
-        )
+        log.info("{file} reloaded: {number} tokens", file=file.path, number=len(self._entries))
 
     def _closed(self) -> bool:
         since = self._failing_since
@@ -100,7 +98,7 @@ class TokenRegistry:
     def _require_open(self) -> None:
         if self._closed():
             self._log_closed()
-            raise Unavailable("The file of tokens cannot be read, so no token is accepted now")
+            raise Unavailable("The token file cannot be read, so no token is accepted now")
 
     def _log_closed(self) -> None:
         now = self._clock.seconds()
@@ -109,7 +107,7 @@ class TokenRegistry:
         self._logged_at = now
         assert self._file is not None
         log.error(
-            "{fault}: who was revoked cannot be known, so NO TOKEN IS ACCEPTED, and requests get"
-            " 503, until it can be read; it is tried every second",
-            fault=self._reason or f"{self._file.path}: the disk does not answer",
+            "{fault}: NO TOKEN IS ACCEPTED and requests get 503 until the token file can be read,"
+            " because revoked tokens are unknown; retried every second",
+            fault=self._reason or f"{self._file.path}: the disk does not respond",
         )

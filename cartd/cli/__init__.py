@@ -1,4 +1,4 @@
-"""``cartd-cmd``: the commands for who runs the service."""
+"""``cartd-cmd``: the commands for administrators."""
 
 from cartd.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""``cartd-cmd``: the commands for who runs the service."""
+"""``cartd-cmd``: the commands for administrators."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Command = Callable[[Config, Namespace], int]
 
 
 def main() -> None:
-    """Run one command; the process's exit status says how it went."""
+    """Run one command and exit with its status."""
     args = create_parser().parse_args()
     try:
         config = _config(args)
@@ -53,25 +53,25 @@ def main() -> None:
 
 
 def _warn_if_root(config: Config, args: Namespace) -> None:
-    """What root makes on the volume, or as a database file, the service cannot use."""
+    """Warn that the service may not be able to use files that root creates."""
     if sys.platform == "win32" or os.geteuid() != 0 or args.command is _token:
         return
     with suppress(OSError):
         owner = config.volume_path.stat().st_uid
         if owner != 0:
             _warn(
-                f"this is run by root, but the volume belongs to {user_name(owner)}: what it makes"
-                f" may be of no use to the service. Run it as {user_name(owner)} (runuser -u"
-                f" {user_name(owner)} -- cartd-cmd ...)"
+                f"running as root, but the volume belongs to {user_name(owner)}: the service may be"
+                f" unable to use the files that this command creates. Run it as {user_name(owner)}"
+                f" (runuser -u {user_name(owner)} -- cartd-cmd ...)"
             )
 
 
 def create_parser() -> ArgumentParser:
-    """What may be typed behind ``cartd-cmd``; ``command`` is the function to call with it."""
+    """Return the parser of ``cartd-cmd``; ``args.command`` is the function to call."""
     parser = ArgumentParser(
         prog="cartd-cmd",
-        description="Looks after cartd's store and volume, whether the service runs or not.",
-        epilog="Exit status: 0 if it went well, 1 if not, 2 for a wrong command line.",
+        description="Maintains cartd's database and volume; the service may be running or not.",
+        epilog="Exit status: 0 for success, 1 for failure, 2 for a wrong command line.",
     )
     parser.add_argument(
         "-c",
@@ -92,9 +92,9 @@ def create_parser() -> ArgumentParser:
         return added
 
     check = add("dbchk", _dbchk, "Check that the database's schema is safe to use.")
-    check.add_argument("--equal", action="store_true", help="ask for exactly the current schema")
+    check.add_argument("--equal", action="store_true", help="require exactly the current schema")
     check.add_argument(
-        "--no-wait", action="store_true", help="try a database that does not answer only once"
+        "--no-wait", action="store_true", help="do not retry a database that does not answer"
     )
     add(
         "dbsync",
@@ -105,27 +105,27 @@ def create_parser() -> ArgumentParser:
     add(
         "import",
         _import,
-        "Make the configured directory the volume of this database.\n"
-        "For a volume that was replaced, or a database that was: carts that are not on it are\n"
-        "staged again when they are asked for.",
+        "Bind the configured volume to this database.\n"
+        "For a replaced volume or a replaced database. Carts that are not on the volume are\n"
+        "restaged when they are requested; carts that are not in the database stay unknown.",
     )
     add(
         "fixit",
         _fixit,
-        "Stage again what carts lack, and finish them.\n"
-        "A cart that the running service is staging is only watched.",
+        "Restage missing files of carts, and wait until the carts are ready.\n"
+        "If the running service is staging a cart, the command only waits for it.",
     ).add_argument("--cartid", nargs="+", required=True, metavar="UID", help="the carts' uids")
     verify = add(
         "verify",
         _verify,
-        "Compare what carts have on the volume with its hashes.\n"
-        "All ready carts, or the newest of each uid that is given.",
+        "Compare the files of carts on the volume with their hashes.\n"
+        "Verifies all ready carts, or the newest cart of each given uid.",
     )
     verify.add_argument("--cartid", nargs="+", metavar="UID", help="the carts' uids")
     verify.add_argument(
         "--repair",
         action="store_true",
-        help="stage again what is damaged, and remove what belongs to no cart",
+        help="restage damaged files, and remove directories that belong to no cart",
     )
     add("dump", _dump, "Print every active cart with its files.").add_argument(
         "--json", action="store_true", help="as JSON instead of YAML"
@@ -133,10 +133,12 @@ def create_parser() -> ArgumentParser:
     purge = add(
         "purge",
         _purge,
-        "Delete the carts that have not been used for a time.\n"
-        "Their rows stay as history until the service forgets them ([cartd] retention).",
+        "Delete carts that have not been used for some time.\n"
+        "Their rows stay in the database for the time of [cartd] retention.",
     )
-    purge.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    purge.add_argument(
+        "--dry-run", action="store_true", help="print what would be deleted, and delete nothing"
+    )
     purge.add_argument(
         "--time-ago",
         type=_parse_age,
@@ -148,9 +150,10 @@ def create_parser() -> ArgumentParser:
         add(
             "token",
             _token,
-            "Keep the tokens of those who may use the service.\n"
-            "add NAME makes one, with --admin for an administrator, and prints it once;\n"
-            "list shows the names; revoke NAME ends one. A running service sees it in seconds.",
+            "Manage the users' tokens.\n"
+            "add NAME creates a token, with --admin for an administrator, and prints it once;\n"
+            "list prints the names; revoke NAME revokes a token. A running service reloads the\n"
+            "file within seconds.",
         )
     )
     return parser
@@ -161,7 +164,7 @@ def _token(config: Config, args: Namespace) -> int:
 
 
 def _parse_age(text: str) -> timedelta:
-    """Read ``NUMBER UNIT ago``, as Pacifica's command does."""
+    """Parse ``NUMBER UNIT ago``, as Pacifica's command does."""
     try:
         number, unit, ago = text.split()
         time = timedelta(**{unit if unit.endswith("s") else f"{unit}s": float(number)})
@@ -267,7 +270,7 @@ def _dump(config: Config, args: Namespace) -> int:
             await dump(services.store, services.volume, sys.stdout, as_json=args.json)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever reads has seen enough; nor shall the interpreter tell of it at its end.
+            # The reader closed the pipe; prevent a second error when the interpreter flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         return 0
@@ -286,10 +289,10 @@ def _purge(config: Config, args: Namespace) -> int:
 
 
 def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -> int:
-    """Run ``work`` in a reactor and give its exit status."""
+    """Run ``work`` in a reactor and return its exit status."""
     _wait(config)
-    # What the service has sent lately is known here only when it writes that down.  What it is
-    # sending now is locked; where there are no locks, nothing but this keeps it from being evicted.
+    # The service writes its access times late, so carts used very recently must not be evicted.
+    # Carts being sent are locked; on file systems without locks only this protects them.
     unseen = TOUCH_INTERVAL + 2 * config.lru_interval
     config = replace(config, lru_buffer_time=max(config.lru_buffer_time, unseen))
     _check_schema(config)
@@ -310,7 +313,7 @@ def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -
         finally:
             await services.stop()
             if hanging := await services.close():
-                _warn(f"not waited for, as of a disk that does not answer: {hanging}")
+                _warn(f"exiting while a disk does not respond: {hanging}")
 
     try:
         task.react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

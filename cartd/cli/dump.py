@@ -20,8 +20,7 @@ Row = dict[str, str]
 async def dump(store: Store, volume: Volume, out: TextIO, *, as_json: bool) -> None:
     """Write the carts one after the other, and their files page by page.
 
-    Keys and spelling are those of Pacifica Cartd, whose values are all text; what it did
-    not know comes after them.
+    The keys, and that all values are text, are Pacifica Cartd's; new keys come after them.
     """
     form: Form = JsonForm(out) if as_json else YamlForm(out)
     for cart in await store.active():
@@ -35,7 +34,7 @@ async def dump(store: Store, volume: Volume, out: TextIO, *, as_json: bool) -> N
 
 
 class Form(Protocol):
-    """Writes a list of carts; a cart without files has no list of them."""
+    """Writes a list of carts; a cart without files has no key ``files``."""
 
     def begin(self, cart: Row) -> None: ...
     def add_files(self, files: Sequence[Row]) -> None: ...
@@ -67,7 +66,7 @@ class JsonForm:
 
 class YamlForm:
     _dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    """libyaml's, where it is there: many times as fast."""
+    """libyaml's, where available: many times as fast."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -120,7 +119,7 @@ def _cart_row(cart: Cart, volume: Volume) -> Row:
 
 
 def _bundle_path(cart: Cart, volume: Volume) -> object:
-    """Only what is ready surely has a name that can be on a volume."""
+    """Return the path; empty unless ready, because only then the name is known to be valid."""
     if cart.status != CartStatus.READY:
         return ""
     return volume.tar(cart) if cart.bundle else volume.tree(cart)

@@ -1,4 +1,4 @@
-"""``cartd-cmd fixit``: stages again what a cart lacks, and shows how far it is."""
+"""``cartd-cmd fixit``: restages missing files of carts, and shows the progress."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store
 
 POLL_INTERVAL = 0.5
-"""Seconds between two looks at a cart that is being staged."""
+"""Seconds between two polls of a cart that is being staged."""
 
 
 class Fixit:
-    """Fixes one cart after the other; ``begin`` stages a cart here, unless somebody else does."""
+    """Fixes carts one by one; ``begin`` stages a cart unless another process does."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Fixit:
         self._out = out
 
     async def fix(self, uid: str) -> bool:
-        """Bring the newest cart of ``uid`` to ready; say whether that went well."""
+        """Restage the newest cart of ``uid`` if needed; return whether it is ready."""
         cart = await self._store.newest(uid)
         if cart is None:
-            self._print(f"{uid}: there is no such cart")
+            self._print(f"{uid}: no such cart")
             return False
         if cart.status == CartStatus.READY and await self._is_whole(cart):
             self._print(f"{uid}: ready, nothing to fix")
@@ -45,7 +45,7 @@ class Fixit:
         return await self.restore(cart)
 
     async def restore(self, cart: Cart, damaged: Sequence[int] = ()) -> bool:
-        """Stage again what the cart lacks, and the files at the positions ``damaged``."""
+        """Restage missing files and those at the positions ``damaged``; return success."""
         if cart.status not in UNFINISHED:
             await self._repair.restage(cart, damaged)
         cart = await self._watch(cart.id)
@@ -58,9 +58,9 @@ class Fixit:
         return await self._repair.is_intact(cart)
 
     async def _watch(self, cart_id: int) -> Cart:
-        """Show the progress of the cart, whoever stages it, until it has ended.
+        """Show the progress of the cart until it is finished, and return it.
 
-        Whoever did may die or let go of it: then this process goes on.
+        If another process stages it and dies or releases it, this process continues.
         """
         said = ""
         while True:

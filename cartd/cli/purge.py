@@ -1,4 +1,4 @@
-"""``cartd-cmd purge``: deletes the carts that have not been used for a time."""
+"""``cartd-cmd purge``: deletes carts that have not been used for some time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cartd.store import Store
 
 
 class Purge:
-    """Deletes carts last used before the Unix time ``before``, and says so on ``out``.
+    """Deletes carts last used before the Unix time ``before``, and prints them to ``out``.
 
-    A finished cart is evicted: one that has been used since it was looked at stays, and so does one
-    whose files cannot be removed.
+    A finished cart is evicted: it stays if it has been used in the meantime, or if its files cannot
+    be removed.
     """
 
     def __init__(
         self, store: Store, removal: Removal, before: float, out: TextIO, *, dry_run: bool
     ) -> None:
-        """``dry_run``: nothing is deleted."""
+        """``dry_run``: print only, delete nothing."""
         self._store = store
         self._removal = removal
         self._before = before
@@ -27,9 +27,9 @@ class Purge:
         self._dry_run = dry_run
 
     async def run(self) -> None:
-        """Delete what is to be deleted, least recently used first.
+        """Delete the carts, least recently used first.
 
-        :raises CannotRemove: files of a second cart cannot be removed; the others stay.
+        :raises CannotRemove: the files of a second cart cannot be removed; the rest stays.
         """
         try:
             await self._delete_all()
@@ -53,7 +53,7 @@ class Purge:
                 failed += 1
                 if failed > 1:
                     raise
-                self._print(f"{error}; it stays")
+                self._print(f"{error}; the cart stays")
 
     async def _delete(self, cart: Cart) -> None:
         while cart.status not in UNFINISHED:
@@ -63,12 +63,11 @@ class Purge:
             if now is None or now.status == CartStatus.DELETED or now.used >= self._before:
                 return
             if now.evicting is not None:
-                return  # by the service, which keeps it if it cannot be removed
+                return  # the service is evicting it, and keeps it if it cannot be removed
             if now.used == cart.used:
                 break
-            cart = now  # The service notes a use some time after it.
-        # It is unfinished, without files of its own, or being sent: then the client who has it
-        # gets it to its end.
+            cart = now  # the service writes access times late
+        # It is unfinished, has no files of its own, or is being sent; a running download completes.
         await self._removal.delete(cart)
 
     def _print(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""``cartd-cmd token``: who may use the service."""
+"""``cartd-cmd token``: manages the users' tokens."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from cartd.permissions import describe_permissions, group_name, unreadable_by, u
 
 
 def add_actions(parser: ArgumentParser) -> None:
-    """What may be typed behind ``cartd-cmd token``."""
+    """Add the arguments of ``cartd-cmd token`` to the parser."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = actions.add_parser("add", help="make a token for a new name, and print it once")
+    add = actions.add_parser("add", help="create a token for a new name, and print it once")
     add.add_argument("name", type=_name, metavar="NAME")
-    add.add_argument("--admin", action="store_true", help="for somebody who may see all carts")
-    actions.add_parser("list", help="print the names, and who is an administrator")
-    revoke = actions.add_parser("revoke", help="end the token of a name")
+    add.add_argument(
+        "--admin", action="store_true", help="for an administrator, who may access all carts"
+    )
+    actions.add_parser("list", help="print the names and their roles")
+    revoke = actions.add_parser("revoke", help="revoke the token of a name")
     revoke.add_argument("name", metavar="NAME")
 
 
 def token(config: Config, args: Namespace, out: TextIO, messages: TextIO) -> int:
-    """Do it; ``out`` gets what a script may want to have, ``messages`` what people read."""
+    """Run the action; ``out`` gets output for scripts, ``messages`` text for people."""
     if config.auth_token_file is None:
-        raise ConfigError(
-            "[auth] token_file is not set: the configuration says where the tokens are"
-        )
+        raise ConfigError("[auth] token_file is not set in the configuration")
     file = TokenFile(config.auth_token_file)
     if args.action == "add":
         made = file.add(args.name, admin=args.admin)
-        messages.write(f"The token of {args.name}; it is shown only now:\n")
+        messages.write(f"The token of {args.name}; it is shown only once:\n")
         messages.flush()
         out.write(f"{made}\n")
         _warn_if_unreadable(file.path, config, messages)
@@ -48,7 +48,7 @@ def token(config: Config, args: Namespace, out: TextIO, messages: TextIO) -> int
 
 
 def _warn_if_unreadable(path: Path, config: Config, messages: TextIO) -> None:
-    """Say so if the service cannot read the file; it runs as the owner of the volume, as a rule."""
+    """Warn if the service, usually run by the volume's owner, cannot read the file."""
     try:
         uid = config.volume_path.stat().st_uid
     except OSError:

@@ -1,4 +1,4 @@
-"""``cartd-cmd verify``: compares what is on the volume with its hashes, and has it repaired."""
+"""``cartd-cmd verify``: compares files on the volume with their hashes, and repairs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cartd.text import escape
 
 
 class Verify:
-    """Verifies one cart after the other; ``restore`` stages again what is damaged of one."""
+    """Verifies carts one by one; ``restore`` restages the damaged files of a cart."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Verify:
         progress: TextIO,
         now: Callable[[], float],
     ) -> None:
-        """Without ``restore`` nothing is changed; ``progress`` is shown only on a terminal."""
+        """Without ``restore`` nothing is changed; ``progress`` is used only if it is a terminal."""
         self._store = store
         self._verification = verification
         self._orphans = orphans
@@ -35,9 +35,9 @@ class Verify:
         self._now = now
 
     async def all(self) -> bool:
-        """Verify every ready cart, and that all else is some cart's.
+        """Verify every ready cart, and look for orphans.
 
-        Whether all is right, or has been made so.
+        Returns whether all is intact, or has been repaired.
         """
         carts = [cart for cart in await self._store.active() if cart.status == CartStatus.READY]
         right = [await self.cart(cart) for cart in reversed(carts)]
@@ -56,13 +56,13 @@ class Verify:
         """Verify the newest cart of ``uid``."""
         cart = await self._store.newest(uid)
         if cart is None:
-            self._print(f"{uid}: there is no such cart")
+            self._print(f"{uid}: no such cart")
             return False
         return await self.cart(cart)
 
     async def cart(self, cart: Cart) -> bool:
         if cart.status != CartStatus.READY:
-            self._print(f"{cart.display_uid}: is {cart.status}, and not verified")
+            self._print(f"{cart.display_uid}: not verified, its status is {cart.status}")
             return False
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
@@ -74,14 +74,14 @@ class Verify:
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
-            self._print(f"{cart.display_uid}: has been deleted or staged again meanwhile")
+            self._print(f"{cart.display_uid}: was deleted or restaged in the meantime")
             return True
         self._report(cart, damages)
         if self._restore is None:
             return False
         if not await self._restore(cart, [damage.position for damage in damages]):
             return False
-        # That it was fetched again says nothing of what the volume has made of it.
+        # Verify again: the volume may have damaged the new files, too.
         return await self._is_repaired(cart)
 
     async def _is_repaired(self, cart: Cart) -> bool:
@@ -89,15 +89,15 @@ class Verify:
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.record_verified(cart.id, begun)
-            self._print(f"{cart.uid}: repaired, and right")
+            self._print(f"{cart.uid}: repaired and intact")
             return True
         self._report(cart, damages)
-        self._print(f"{cart.uid}: is damaged again: look after the volume's disk")
+        self._print(f"{cart.uid}: damaged again after the repair: check the volume's disk")
         return False
 
     def _report(self, cart: Cart, damages: Sequence[Damage]) -> None:
         for damage in damages:
-            # A path may hold what a terminal would obey.
+            # A path may contain terminal control sequences.
             self._print(f"{cart.display_uid}: {escape(damage.path)} {damage.fault}")
         self._print(f"{cart.display_uid}: {len(damages):,} of {_files(cart.files_total)} damaged")
 

@@ -1,4 +1,4 @@
-"""What the site has chosen: options, environment and file made into one value."""
+"""The configuration: command line, environment and INI file, parsed into one Config."""
 
 from cartd.config.config import Config, load, parse_size, sqlalchemy_url
 from cartd.config.parsers import UNIX, Network, is_unix

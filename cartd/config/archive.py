@@ -1,4 +1,4 @@
-"""How the archive is asked: the settings of the section ``[archiveinterface]``."""
+"""Settings of the section ``[archiveinterface]``: requests to the archive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARCHIVE = (
         "http://127.0.0.1:8080/",
         parsers.archive_url,
         "URL",
-        "The archive; http: or https:, with a path if it has one.",
+        "URL of the archive, http: or https:, optionally with a path.",
         "ARCHIVE_INTERFACE_URL",
         "archive",
     ),
@@ -24,8 +24,8 @@ ARCHIVE = (
         "32",
         parsers.integer(1, 1000),
         "connections",
-        "How many requests the archive is asked at the same time, at most; it is asked for fewer"
-        " while it closes connections or mixes up files.",
+        "Maximum parallel requests to the archive. Reduced automatically while the archive"
+        " drops connections or returns wrong files.",
     ),
     Setting(
         "archive_max_attempts",
@@ -33,8 +33,8 @@ ARCHIVE = (
         "max_attempts",
         "5",
         parsers.integer(1, 1000),
-        "tries",
-        "How often a failing request is tried, the first time included, with growing waits.",
+        "attempts",
+        "Maximum attempts per failing request, including the first, with growing waits in between.",
     ),
     Setting(
         "archive_outage_limit",
@@ -43,7 +43,7 @@ ARCHIVE = (
         "86400",
         parsers.seconds,
         "seconds",
-        "How long a cart waits for an archive that is away before it is in error.",
+        "How long a cart waits during an outage of the archive before it fails.",
     ),
     Setting(
         "archive_connect_timeout",
@@ -52,7 +52,7 @@ ARCHIVE = (
         "10",
         parsers.positive_seconds,
         "seconds",
-        "How long connecting to the archive may take.",
+        "Timeout for connecting to the archive.",
     ),
     Setting(
         "archive_stall_timeout",
@@ -61,7 +61,7 @@ ARCHIVE = (
         "60",
         parsers.positive_seconds,
         "seconds",
-        "How long the archive may be silent, before its answer or within it.",
+        "How long the archive may send nothing, before or within a response.",
     ),
     Setting(
         "archive_min_rate",
@@ -69,9 +69,9 @@ ARCHIVE = (
         "min_rate",
         "1 KB",
         parsers.parse_size,
-        "size a second",
-        "How slowly a file may come, on the average of five minutes, before its transfer is given"
-        " up and tried again; 0 is no limit.",
+        "size per second",
+        "Minimum transfer rate of a file, averaged over five minutes; a slower transfer is"
+        " aborted and retried. 0 is no limit.",
     ),
     Setting(
         "archive_tape_poll_rate",
@@ -79,8 +79,8 @@ ARCHIVE = (
         "tape_poll_rate",
         "100",
         parsers.integer(1, 1_000_000),
-        "requests a second",
-        "How often the archive is asked in a second, at most, whether files have come from tape.",
+        "requests per second",
+        "Maximum rate of the requests that poll whether files have been read from tape.",
     ),
     Setting(
         "archive_recall_retry_interval",
@@ -89,7 +89,7 @@ ARCHIVE = (
         "21600",
         parsers.seconds,
         "seconds",
-        "How long after a file was asked from tape it is asked for again, if it has not come.",
+        "How long to wait for a file recalled from tape before the recall is repeated.",
     ),
     Setting(
         "archive_ca_file",
@@ -98,7 +98,7 @@ ARCHIVE = (
         "none",
         parsers.optional(parsers.path),
         "file (PEM), or none",
-        "The authorities that may vouch for an https: archive; none means the system's.",
+        "CA certificates to verify an https: archive with; none uses the system's.",
     ),
     Setting(
         "archive_cert_file",
@@ -107,7 +107,7 @@ ARCHIVE = (
         "none",
         parsers.optional(parsers.path),
         "file (PEM), or none",
-        "The certificate that is shown to an https: archive which asks for one.",
+        "Client certificate, followed by intermediates, for an https: archive that requests one.",
     ),
     Setting(
         "archive_key_file",
@@ -116,6 +116,6 @@ ARCHIVE = (
         "none",
         parsers.optional(parsers.path),
         "file (PEM), or none",
-        "The key of cert_file; none means that it is in the same file.",
+        "Private key of cert_file; none means that cert_file contains it.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Who may use the service, and what one user may have under way: the section ``[auth]``."""
+"""Settings of the section ``[auth]``: authentication and limits per user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUTH = (
         "none",
         parsers.optional(parsers.path),
         "file, or none",
-        "The names and hashed tokens of those who may use the service; cartd-cmd token keeps it.",
+        "File with the users' names and hashed tokens, managed by cartd-cmd token.",
     ),
     Setting(
         "auth_proxy_header",
@@ -22,7 +22,7 @@ AUTH = (
         "none",
         parsers.optional(parsers.header_name),
         "header's name, or none",
-        "The header in which a trusted proxy says who asks, as X-Remote-User.",
+        "Header in which a trusted proxy passes the user's name, such as X-Remote-User.",
     ),
     Setting(
         "auth_trusted_proxies",
@@ -31,8 +31,8 @@ AUTH = (
         "none",
         parsers.networks,
         "IP addresses, networks, unix",
-        "The peers from which that header is believed, with white space or commas between them;"
-        " unix is whoever connects to a unix: endpoint.",
+        "Peers from which proxy_header is accepted, separated by white space or commas; unix is"
+        " every client of a unix: endpoint.",
     ),
     Setting(
         "auth_max_carts_staging",
@@ -41,7 +41,7 @@ AUTH = (
         "none",
         parsers.limit_or_none(parsers.integer(0, 1_000_000_000)),
         "carts, or none",
-        "How many carts of one user may be on their way to ready at the same time.",
+        "Maximum number of unfinished carts per user.",
     ),
     Setting(
         "auth_max_files",
@@ -50,7 +50,7 @@ AUTH = (
         "none",
         parsers.limit_or_none(parsers.integer(0, 1_000_000_000)),
         "files, or none",
-        "How many files of one user's carts may be still to be staged, a new cart's included.",
+        "Maximum number of unstaged files per user, including those of the cart being posted.",
     ),
     Setting(
         "auth_max_bytes",
@@ -59,6 +59,6 @@ AUTH = (
         "none",
         parsers.limit_or_none(parsers.parse_size),
         "size, or none",
-        "A user of whose carts so many bytes are still to be staged may post no more.",
+        "Reject new carts of a user who has at least this many bytes waiting to be staged.",
     ),
 )

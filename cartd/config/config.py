@@ -22,13 +22,13 @@ _LIKE_A_PASSWORD = re.compile(r":.*@", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the service works with.  Sizes are bytes, times are seconds."""
+    """The parsed configuration.  Sizes are in bytes, times in seconds."""
 
     # [server]
     port: int
     address: str
     endpoints: tuple[str, ...]
-    """In place of port and address, if there are any."""
+    """Replace port and address, unless empty."""
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
     shutdown_grace: float
@@ -55,7 +55,7 @@ class Config:
     lru_interval: float
     scrub_interval: float
     retention: float
-    """Seconds; 0 is for ever."""
+    """Seconds; 0 keeps the rows forever."""
     bundle_task: bool
     require_hashsum: bool
     volume_quota: int | None
@@ -77,7 +77,7 @@ class Config:
     archive_ca_file: Path | None
     archive_cert_file: Path | None
     archive_key_file: Path | None
-    # [auth]: off if there is neither of the first two
+    # [auth]: off if neither of the first two is set
     auth_token_file: Path | None
     auth_proxy_header: str | None
     auth_trusted_proxies: tuple[Network, ...]
@@ -86,11 +86,11 @@ class Config:
     auth_max_bytes: int | None
     # [database]
     database_url: str
-    """As SQLAlchemy takes it."""
+    """In SQLAlchemy's form."""
     database_connect_attempts: int
     database_connect_wait: float
     warnings: tuple[str, ...]
-    """Lines worth logging once: what is read past."""
+    """Lines to log once at the start: what is ignored."""
 
 
 _PROXY_VARIABLES = (
@@ -101,7 +101,7 @@ _PROXY_VARIABLES = (
     "all_proxy",
     "ALL_PROXY",
 )
-"""Variables by which curl and others are told of a proxy."""
+"""Environment variables that set a proxy for curl and other clients."""
 
 
 def load(
@@ -111,11 +111,11 @@ def load(
     ini: str | None,
     ini_name: str = "",
 ) -> Config:
-    """Join what was given; of one setting, option goes before environment before file.
+    """Return the configuration; options override the environment, which overrides the file.
 
-    ``options`` maps a long option's name to its text (a list for one that may be given again),
-    ``ini`` is the text of the file ``ini_name``.  An empty environment variable counts as not
-    given.  Raises ConfigError with one line that says where the fault was written and why.
+    ``options`` maps the names of long options to their text (a list for repeatable ones), ``ini``
+    is the text of the file ``ini_name``.  An empty environment variable is ignored.  Raises
+    ConfigError with one line that names the place and the reason.
     """
     file = ConfigFile(ini or "", ini_name or "configuration file")
     chosen = {
@@ -136,13 +136,13 @@ def sqlalchemy_url(url: str) -> str:
 def _sources(
     setting: Setting, options: Mapping[str, Any], environ: Mapping[str, str], file: ConfigFile
 ) -> Iterator[tuple[str, Sequence[str]]]:
-    """Where it is written and what is written there, the weightiest place first."""
+    """Yield the places that set it, with the texts there, highest precedence first."""
     if setting.option and (given := options.get(setting.option)) not in (None, []):
         yield f"--{setting.option}", given if setting.repeatable else [str(given)]
     names = [(setting.environment, setting.key), (setting.pacifica_variable, setting.pacifica_key)]
     for variable, key in names:
         if variable and (text := environ.get(variable)):
-            # Pacifica put the values of its variables through the parser of its file.
+            # Pacifica interpolated its environment variables like the values of its file.
             text = (
                 unescape_percent(text, setting.pacifica_key)
                 if key == setting.pacifica_key
@@ -162,7 +162,7 @@ def _value(setting: Setting, place: str, texts: Sequence[str]) -> Any:
             return tuple(setting.parse(text) for text in stripped if text not in ("", "none"))
         return setting.parse(texts[0].strip())
     except ValueError as error:
-        # A URL that was written to the wrong line may hold a password.
+        # A URL on the wrong line may contain a password.
         raise ConfigError(f"{place}: {_LIKE_A_PASSWORD.sub(':***@', str(error))}") from None
 
 
@@ -170,9 +170,9 @@ def _warnings(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
     variables = [name for name in ("BROKER_URL", "BACKEND_URL") if environ.get(name)]
     places = [f"[celery] of {file.name}"] if file.has_section("celery") else []
     if places or variables:
-        yield f"{' and '.join(places + variables)} read past: cartd needs no broker and no workers"
+        yield f"{' and '.join(places + variables)} ignored: cartd needs no broker and no workers"
     proxies = [name for name in _PROXY_VARIABLES if environ.get(name)]
     if proxies:
-        yield f"{' and '.join(proxies)} not used: cartd asks the archive without a proxy"
+        yield f"{' and '.join(proxies)} ignored: cartd connects to the archive without a proxy"
     if file.get("database", "debug_logging") is not None:
-        yield f"[database] debug_logging of {file.name} read past: queries are not logged"
+        yield f"[database] debug_logging of {file.name} ignored: queries are not logged"

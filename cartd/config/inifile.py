@@ -1,4 +1,4 @@
-"""The text of an INI file, with the unknown refused and Pacifica's ways understood."""
+"""Reads an INI file: unknown names are errors, Pacifica's syntax is accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
 
 IGNORED_SECTIONS = {"celery"}
-"""Sections of Pacifica's whose keys mean nothing here."""
+"""Sections of Pacifica that have no meaning here."""
 
 _KEYS: dict[str, set[str]] = {"database": {"debug_logging"}}
 for _setting in SETTINGS:
@@ -30,7 +30,7 @@ _MAX_DEPTH = 10
 
 
 class ConfigFile:
-    """Raises ConfigError, with one line, for what is not INI or not known."""
+    """A parsed INI file.  Raises ConfigError, with one line, for bad syntax or an unknown name."""
 
     def __init__(self, text: str, name: str) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class ConfigFile:
         return self._parser.has_section(section)
 
     def get(self, section: str, key: str) -> str | None:
-        """What is written there, other values put in; none if nothing is."""
+        """Return the value with its references expanded, or None if it is not set."""
         if not self._parser.has_option(section, key):
             return None
         try:
@@ -61,17 +61,17 @@ class ConfigFile:
             hint = _suggestion(section, [*_KEYS, *IGNORED_SECTIONS], "[{}]")
             raise ConfigError(f"{self.name}: section [{section}] is unknown{hint}")
         for key in self._parser[section]:
-            # [DEFAULT] may hold anything, for use in other values.
+            # [DEFAULT] may have any key, for references in other values.
             if key not in _KEYS[section] and key not in self._parser.defaults():
                 hint = _suggestion(key, _KEYS[section], "{}") or _other_section(key)
                 raise ConfigError(f"{self.name}: [{section}] {key} is unknown{hint}")
 
 
 def unescape_percent(text: str, key: str | None) -> str:
-    """Read Pacifica's ``%%``, a percent sign.
+    """Replace Pacifica's ``%%`` by a percent sign.
 
-    In the URL of its database (``peewee_url``) it stays one: peewee does not decode a password,
-    SQLAlchemy does, so it is encoded for it.
+    In ``peewee_url`` the sign is percent-encoded: SQLAlchemy decodes the password of a URL, peewee
+    does not.
     """
     return text.replace("%%", _percent_sign(text, key))
 
@@ -81,7 +81,7 @@ def _percent_sign(text: str, key: str | None) -> str:
 
 
 def _interpolate(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
-    """Read ``%%`` and ``%(key)s`` as configparser does; any other ``%`` stands for itself."""
+    """Expand ``%%`` and ``%(key)s`` as configparser does; any other ``%`` is literal."""
     if depth > _MAX_DEPTH:
         raise LookupError("refers to itself")
     sign = _percent_sign(text, key)
@@ -90,9 +90,9 @@ def _interpolate(text: str, key: str, others: Mapping[str, str], depth: int) -> 
         if mark[1] is None:
             return sign
         if (other := others.get(mark[1])) is None:
-            # In a URL, what looks like a reference may be of a password.
+            # In a URL, what looks like a reference may be part of a password.
             name = "..." if "@" in text else mark[1]
-            raise LookupError(f"refers to %({name})s, which is not there; a % is written %%")
+            raise LookupError(f"refers to %({name})s, which does not exist; write %% for a %")
         return _interpolate(other, key, others, depth + 1)
 
     return _REFERENCE.sub(replace, text)
@@ -109,13 +109,13 @@ def _other_section(key: str) -> str:
 
 
 def _reason(error: IniError) -> str:
-    """One line, and never the text of the file's, which may hold a password."""
+    """Return one line without the text of the file, which may contain a password."""
     if isinstance(error, DuplicateOptionError):
-        return f"line {error.lineno}: [{error.section}] {error.option} is there twice"
+        return f"line {error.lineno}: [{error.section}] {error.option} occurs twice"
     if isinstance(error, DuplicateSectionError):
-        return f"line {error.lineno}: section [{error.section}] is there twice"
+        return f"line {error.lineno}: section [{error.section}] occurs twice"
     if isinstance(error, MissingSectionHeaderError):
-        return f"line {error.lineno}: stands before any [section]"
+        return f"line {error.lineno}: a key before the first [section]"
     if isinstance(error, ParsingError):
         return f"line {error.errors[0][0]}: is neither [section] nor key = value"
     return "is not an INI file"

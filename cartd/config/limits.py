@@ -1,6 +1,6 @@
-"""The limits of what a client may take, as settings of the section ``[server]``.
+"""Settings of the section ``[server]`` that limit clients.
 
-Who goes over one is told its name, ``server.max_entries`` for example.
+The error of a client that exceeds one has its name, ``server.max_entries`` for example.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LIMITS = (
         "256 MB",
         parsers.positive_size,
         "size",
-        "The largest manifest that is taken.",
+        "Maximum size of a manifest.",
     ),
     Setting(
         "max_entries",
@@ -25,7 +25,7 @@ LIMITS = (
         "5000000",
         parsers.integer(1, 1_000_000_000),
         "entries",
-        "How many entries a manifest may have.",
+        "Maximum number of entries in a manifest.",
     ),
     Setting(
         "manifest_memory",
@@ -34,8 +34,8 @@ LIMITS = (
         "32 MB",
         parsers.positive_size,
         "size",
-        "How many bytes of manifests are read and entered at the same time; others wait for them."
-        " Each takes about three times its size of memory.",
+        "Maximum total size of the manifests that are parsed and stored at the same time;"
+        " further ones wait. Parsing takes about three times this size in memory.",
     ),
     Setting(
         "temp_file_limit",
@@ -44,7 +44,7 @@ LIMITS = (
         "2 GB",
         parsers.positive_size,
         "size",
-        "How many bytes of temporary files all requests under way may take.",
+        "Maximum total size of the temporary files of all requests in progress.",
     ),
     Setting(
         "max_header_size",
@@ -53,7 +53,7 @@ LIMITS = (
         "16 Kb",
         parsers.positive_size,
         "size",
-        "How long the head of a request may be, its first line and all headers.",
+        "Maximum size of a request's head: the request line and all headers.",
     ),
     Setting(
         "max_headers",
@@ -62,7 +62,7 @@ LIMITS = (
         "500",
         parsers.integer(1, 1_000_000),
         "headers",
-        "How many headers a request may have.",
+        "Maximum number of headers in a request.",
     ),
     Setting(
         "header_timeout",
@@ -71,8 +71,8 @@ LIMITS = (
         "60",
         parsers.positive_seconds,
         "seconds",
-        "How long a client may take from connecting, or from the first byte of a later"
-        " request, to the end of the request's head.",
+        "Maximum time for a complete request head, from the connection or from the first byte"
+        " of a later request.",
     ),
     Setting(
         "body_timeout",
@@ -81,7 +81,7 @@ LIMITS = (
         "3600",
         parsers.positive_seconds,
         "seconds",
-        "How long a client may take for the whole body of a request.",
+        "Maximum time for a complete request body.",
     ),
     Setting(
         "idle_timeout",
@@ -90,7 +90,7 @@ LIMITS = (
         "60",
         parsers.positive_seconds,
         "seconds",
-        "How long a client may pause within the body of a request.",
+        "Maximum gap within a request body.",
     ),
     Setting(
         "keepalive_timeout",
@@ -99,8 +99,8 @@ LIMITS = (
         "75",
         parsers.positive_seconds,
         "seconds",
-        "How long a connection is kept open for the next request; longer than a proxy in front"
-        " keeps it, which is 60 s in most.",
+        "How long an idle connection is kept open for the next request. Must be longer than a"
+        " proxy in front keeps it, which is 60 s in most.",
     ),
     Setting(
         "stall_timeout",
@@ -109,7 +109,8 @@ LIMITS = (
         "600",
         parsers.positive_seconds,
         "seconds",
-        "How long a client may take for each 64 KiB of a download; until then its cart is pinned.",
+        "Maximum time for a client to receive each 64 KiB of a download; until then the cart"
+        " stays pinned.",
     ),
     Setting(
         "max_download_time",
@@ -118,8 +119,7 @@ LIMITS = (
         "86400",
         parsers.seconds,
         "seconds",
-        "How long one download may take, whatever its client takes of it; until then its cart is"
-        " pinned. 0: for ever.",
+        "Maximum duration of a download; until then the cart stays pinned. 0 is no limit.",
     ),
     Setting(
         "max_connections",
@@ -128,7 +128,7 @@ LIMITS = (
         "4000",
         parsers.integer(1, 1_000_000),
         "connections",
-        "How many clients may be connected.",
+        "Maximum number of client connections.",
     ),
     Setting(
         "max_connections_per_address",
@@ -137,6 +137,6 @@ LIMITS = (
         "2000",
         parsers.integer(1, 1_000_000),
         "connections",
-        "How many clients may be connected from one address; of IPv6, from one network (/64).",
+        "Maximum number of client connections from one address; for IPv6, from one /64 network.",
     ),
 )

@@ -1,6 +1,6 @@
-"""Values of the configuration: from what an administrator wrote to what the service works with.
+"""Parsers of the values of settings.
 
-Every function takes text and raises ValueError with a reason that can follow the setting's name.
+Each takes text and raises ValueError with a reason that can follow the setting's name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SIZE_UNITS = {
     for letter, base in (("B", 1000), ("b", 1024))
     for power, prefix in enumerate(_PREFIXES)
 }
-"""Pacifica's: of the same letters, a final ``B`` counts in thousands, a final ``b`` in 1,024s."""
+"""Pacifica's units: powers of 1,000 end in ``B``, powers of 1,024 in ``b``."""
 SIZE_LIMIT = 2**63 - 1
 
 ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
-"""The kinds of Twisted's server endpoints on which HTTP makes sense."""
+"""The kinds of Twisted's server endpoints that can serve HTTP."""
 
 UNIX = "unix"
-"""In place of a network: whoever connects to a Unix socket."""
+"""In place of a network: every peer on a Unix socket."""
 Network = IPv4Network | IPv6Network | str
 """A string is :data:`UNIX`."""
 
@@ -49,7 +49,7 @@ _PEEWEE_ONLY = {"max_connections", "stale_timeout", "register_hstore", "server_s
 
 def text(value: str) -> str:
     if not value or "\0" in value:
-        raise ValueError("is empty" if not value else "holds a NUL")
+        raise ValueError("is empty" if not value else "contains a NUL")
     return value
 
 
@@ -58,7 +58,7 @@ def path(value: str) -> Path:
 
 
 def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    """Let nothing, or ``none``, mean that there is none."""
+    """Return a parser that accepts an empty text or ``none`` as None."""
 
     def parse_optional(value: str) -> T | None:
         return None if value.lower() in ("", "none") else parse(value)
@@ -67,7 +67,7 @@ def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
 
 
 def limit_or_none(parse: Callable[[str], int]) -> Callable[[str], int | None]:
-    """Let nothing, ``none`` or 0 mean that there is none."""
+    """Return a parser that accepts an empty text, ``none`` or 0 as None."""
 
     def parse_limit(value: str) -> int | None:
         return optional(parse)(value) or None
@@ -85,11 +85,11 @@ def integer(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 def umask(value: str) -> int:
-    """As the command of that name takes it: octal."""
+    """Parse an octal umask."""
     if not re.fullmatch(r"[0-7]{1,4}", value) or int(value, 8) > 0o777:
         raise ValueError(f"{value!r} is not an octal number from 000 to 777")
     if int(value, 8) & 0o700:
-        raise ValueError(f"{value!r} would keep cartd itself from what it makes")
+        raise ValueError(f"{value!r} would deny cartd access to its own files")
     return int(value, 8)
 
 
@@ -110,7 +110,7 @@ def positive_seconds(value: str) -> float:
 
 
 def days(value: str) -> float:
-    """In seconds."""
+    """Parse days and return seconds."""
     try:
         return seconds(value) * 86400
     except ValueError:
@@ -118,7 +118,7 @@ def days(value: str) -> float:
 
 
 def boolean(value: str) -> bool:
-    """As :mod:`configparser` reads a boolean."""
+    """Parse a boolean as :mod:`configparser` does."""
     try:
         return ConfigParser.BOOLEAN_STATES[value.lower()]
     except KeyError:
@@ -126,9 +126,9 @@ def boolean(value: str) -> bool:
 
 
 def parse_size(value: str) -> int:
-    """Read a number of bytes with one of Pacifica's units: ``4 Mb`` is 4 * 1,048,576.
+    """Parse a size with one of Pacifica's units: ``4 Mb`` is 4 * 1,048,576 bytes.
 
-    The space may be left out, and a number alone is bytes.  The case of the unit counts.
+    The space is optional, a number alone is bytes, and units are case-sensitive.
     """
     match = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{0,20})?)\s*([A-Za-z]*)\s*", value)
     unit = SIZE_UNITS.get(match[2] or "B") if match else None
@@ -150,12 +150,12 @@ def positive_size(value: str) -> int:
 
 
 def endpoint(value: str) -> str:
-    """A Twisted endpoint; but for ``ssl:`` and ``unix:``, its kind alone is looked at here."""
+    """Check the kind of a Twisted endpoint, and the arguments of ``ssl:`` and ``unix:``."""
     value = text(value)
     kind, colon, _ = value.partition(":")
     if not colon or kind not in ENDPOINT_KINDS:
         raise ValueError(
-            f"{value!r} begins with none of {', '.join(f'{k}:' for k in ENDPOINT_KINDS)}"
+            f"{value!r} does not begin with one of {', '.join(f'{k}:' for k in ENDPOINT_KINDS)}"
         )
     try:
         if kind == "ssl":
@@ -168,7 +168,7 @@ def endpoint(value: str) -> str:
 
 
 def is_unix(endpoint: str) -> bool:
-    """Whether that endpoint is a Unix socket, be it with HAProxy's line before each connection."""
+    """Whether the endpoint is a Unix socket, with or without the PROXY protocol."""
     return endpoint.removeprefix("haproxy:").startswith("unix:")
 
 
@@ -179,33 +179,33 @@ def header_name(value: str) -> str:
 
 
 def networks(value: str) -> tuple[Network, ...]:
-    """Addresses and networks (CIDR), with white space or commas between them."""
+    """Parse addresses and networks (CIDR), separated by white space or commas."""
     try:
         return tuple(UNIX if word == UNIX else ip_network(word) for word in _words(value))
     except ValueError as error:
         raise ValueError(
-            f"{error}; it takes addresses, networks such as 10.0.0.0/8, or {UNIX}"
+            f"{error}; expected are addresses, networks such as 10.0.0.0/8, or {UNIX}"
         ) from None
 
 
 def hosts(value: str) -> tuple[str, ...]:
-    """Names without ports, in small letters, or ``*``."""
+    """Parse host names without ports, or ``*``, into lower case."""
     names = _words(value.lower())
     for name in names:
         if not re.fullmatch(r"\*|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?", name):
-            raise ValueError(f"{name!r} is not the name of a host, without a port")
+            raise ValueError(f"{name!r} is not a host name without a port")
     return names
 
 
 def origins(value: str) -> tuple[str, ...]:
-    """As browsers send them (RFC 6454, section 6.2): no path, and no port that is the scheme's."""
+    """Parse origins into what browsers send (RFC 6454, section 6.2): no path, no default port."""
     return tuple(_origin(word) for word in _words(value.lower()))
 
 
 def _origin(word: str) -> str:
     found = re.fullmatch(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", word)
     if found is None:
-        raise ValueError(f"{word!r} is not an origin, as https://portal.example.org")
+        raise ValueError(f"{word!r} is not an origin such as https://portal.example.org")
     scheme, host, port = found.groups()
     usual = port is None or int(port) == {"http": 80, "https": 443}[scheme]
     return f"{scheme}://{host}" if usual else f"{scheme}://{host}:{int(port)}"
@@ -216,29 +216,29 @@ def _words(value: str) -> tuple[str, ...]:
 
 
 def archive_url(value: str) -> str:
-    """The archive's URL with a final ``/``, so that an id may be put behind it."""
+    """Parse the archive's URL and end it with ``/``, so that ids can be appended."""
     if re.search(r"[\s\x00-\x1f\x7f]", value):
-        raise ValueError("holds white space or a control character")
+        raise ValueError("contains white space or a control character")
     parts = _split(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{value!r} is not http://HOST... or https://HOST...")
     if parts.username is not None:
-        raise ValueError("holds a user or a password, which cartd does not send")
+        raise ValueError("contains a user or a password, which cartd does not send")
     if "?" in value or "#" in value:
-        raise ValueError(f"{value!r} has a query or a fragment, but ids are put behind it")
+        raise ValueError(f"{value!r} has a query or a fragment, but ids are appended to it")
     value = parts.scheme + value[len(parts.scheme) :]
     return value if value.endswith("/") else value + "/"
 
 
 def sqlalchemy_url(value: str) -> str:
-    """Turn the URL of a database, peewee's or SQLAlchemy's, into the one to connect with.
+    """Convert the URL of a database, peewee's or SQLAlchemy's, to SQLAlchemy's.
 
-    peewee's ``sqliteext:``, ``postgres:``, ``postgresext:`` and the pooled variants are known
-    (its playhouse.db_url), its parameters for pools are dropped, and an ``@`` or a space in a
-    password need not be encoded.  A reason never shows the URL, which may hold a password.
+    peewee's ``sqliteext:``, ``postgres:``, ``postgresext:`` and the pooled variants are accepted
+    (its playhouse.db_url), its pool parameters are dropped, and an ``@`` or a space in a password
+    need not be encoded.  A reason never shows the URL, which may contain a password.
     """
     if re.search(r"[\x00-\x1f\x7f]", value):
-        raise ValueError("holds a control character")
+        raise ValueError("contains a control character")
     kind, _, rest = value.partition(":")
     kind = kind.lower().removesuffix("+pool")
     dialect = _DATABASES.get(kind)
@@ -249,48 +249,49 @@ def sqlalchemy_url(value: str) -> str:
             raise ValueError("an SQLite database is written sqlite:///FILE or sqlite:////DIR/FILE")
         return f"{dialect}:{_without_peewee_parameters(rest)}"
     if "#" in rest:
-        # Else one reader's fragment is another's part of a host or a password.
-        raise ValueError("holds a #, which a URL writes %23")
+        # Some parsers begin a fragment there, others take it as part of the host or password.
+        raise ValueError("contains a #; encode it as %23")
     authority = re.fullmatch(r"//([^/?]*)(.*)", rest, re.DOTALL)
     if authority is None:
         raise ValueError("a PostgreSQL database is written postgresql://USER:PASSWORD@HOST/NAME")
     login, at, host = authority[1].rpartition("@")
     if re.search(r"\s", host + authority[2]):
-        raise ValueError("holds white space, which a URL writes %20")
+        raise ValueError("contains white space; encode it as %20")
     hosts = [_host_and_port(one) for one in host.split(",")]
     login = re.sub(r"[@\s]", lambda found: quote(found[0]), login)
     place = _without_peewee_parameters(authority[2])
     if len(hosts) == 1:
         return f"{dialect}://{login}{at}{host}{place}"
-    # As libpq writes several hosts; SQLAlchemy has them in the query.
+    # libpq's form of several hosts; SQLAlchemy takes them in the query.
     if re.search(r"[?&](host|port)=", place):
-        raise ValueError("names hosts both behind the user and in the query")
+        raise ValueError("names hosts both after the user and in the query")
     names, ports = (",".join(column) for column in zip(*hosts, strict=True))
     listed = urlencode({"host": names, "port": ports} if ports.strip(",") else {"host": names})
     return f"{dialect}://{login}{at}{place}{'&' if '?' in place else '?'}{listed}"
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
-    """One host as it stands in a URL, without an address's brackets, and its port; or nothing."""
+    """Split HOST:PORT of a URL into the host, without brackets, and the port, maybe empty."""
     if text.endswith(":"):
-        raise ValueError("is not a URL: there is no port behind the colon")
+        raise ValueError("is not a URL: no port after the colon")
     port = _split(f"//{text}").port
     name = re.sub(r":[0-9]*$", "", text) if port is not None else text
     return unquote(name.strip("[]")), "" if port is None else str(port)
 
 
 def _unknown_database(kind: str) -> str:
-    works = "cartd keeps its carts in SQLite (sqlite:) or PostgreSQL (postgresql:)"
+    works = "cartd supports SQLite (sqlite:) and PostgreSQL (postgresql:)"
     for name in ("mysql", "mariadb"):
         if kind.startswith(name):
             return (
-                f"{name}: databases are not supported; {works}. To move, copy the tables to a"
-                " PostgreSQL database (pgloader does) and run cartd-cmd dbsync, or begin with none"
+                f"{name}: databases are not supported; {works}. To migrate, copy the tables to a"
+                " PostgreSQL database (with pgloader) and run cartd-cmd dbsync, or start with an"
+                " empty database"
             )
     if kind.startswith(("postgres", "sqlite")) and "+" in kind:
-        return f"is of a driver that is not supported: leave out +{kind.partition('+')[2]}"
-    # Where a colon is missing, what looks like the kind is a name or a password.
-    return f"is not a kind of database that is supported; {works}" if kind else works
+        return f"names an unsupported driver: remove +{kind.partition('+')[2]}"
+    # Without a colon, what looks like the kind may be a name or a password.
+    return f"is not a supported kind of database; {works}" if kind else works
 
 
 def _without_peewee_parameters(rest: str) -> str:
@@ -307,5 +308,5 @@ def _split(value: str) -> SplitResult:
         parts = urlsplit(value)
         _ = parts.port
     except ValueError:
-        raise ValueError("is not a URL: its host or its port cannot be read") from None
+        raise ValueError("is not a URL: its host or its port is invalid") from None
     return parts

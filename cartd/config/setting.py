@@ -1,4 +1,4 @@
-"""What is known of one setting: where it may be written, what it means, and how it is read."""
+"""One setting: its names, its default, its parser and its description."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Setting:
     section: str
     key: str
     default: str
-    """As an administrator would write it."""
+    """As it is written in a file."""
     parse: Callable[[str], Any]
     unit: str
     description: str
@@ -25,7 +25,7 @@ class Setting:
     option: str | None = None
     short: str | None = None
     repeatable: bool = False
-    """Given again for more; one a line in the file, between white space in the environment."""
+    """Takes several values: one per line in a file, separated by white space in a variable."""
     pacifica_key: str | None = None
-    """Pacifica's key, and ``pacifica_variable`` its variable, where this one has another name."""
+    """Pacifica's name of the key, as ``pacifica_variable`` of the variable, where it differs."""
     pacifica_variable: str | None = None

@@ -1,7 +1,7 @@
-"""The one table of what can be set.
+"""The table of all settings.
 
-The options of the command line, the reading of environment and file, and the tables of
-``docs/configuration.md`` all follow it.
+The options of the command line, the parsing of environment and file, and the tables of
+``docs/configuration.md`` follow it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SETTINGS = (
         "8081",
         parsers.integer(0, 65535),
         "TCP port",
-        "Where to listen; 0 takes any free port.",
+        "TCP port to listen on; 0 takes any free port.",
         "CARTD_PORT",
         "port",
         "p",
@@ -34,7 +34,7 @@ SETTINGS = (
         "127.0.0.1",
         parsers.text,
         "IP address",
-        "The interface to listen on; 0.0.0.0 is every one of IPv4, :: of IPv6.",
+        "IP address to listen on; 0.0.0.0 is every IPv4 interface, :: every IPv6 interface.",
         "CARTD_ADDRESS",
         "address",
         "a",
@@ -46,8 +46,8 @@ SETTINGS = (
         "none",
         parsers.endpoint,
         "Twisted endpoint",
-        "Where to listen in place of port and address, as ssl:443:privateKey=KEY:certKey=CERT"
-        " or unix:/run/cartd/http.sock:mode=660; may be given again.",
+        "Endpoint to listen on instead of port and address, such as"
+        " ssl:443:privateKey=KEY:certKey=CERT or unix:/run/cartd/http.sock:mode=660. Repeatable.",
         "CARTD_ENDPOINT",
         "endpoint",
         "e",
@@ -60,8 +60,8 @@ SETTINGS = (
         "none",
         parsers.hosts,
         "host names",
-        "Names by which clients may ask where [auth] is off, with white space or commas between"
-        " them; * is any.",
+        "Host names, besides IP addresses and localhost, that requests may name while [auth] is"
+        " off; separated by white space or commas. * allows any.",
         "CARTD_ALLOWED_HOSTS",
     ),
     Setting(
@@ -71,8 +71,8 @@ SETTINGS = (
         "none",
         parsers.origins,
         "origins",
-        "Other sites whose pages may use the service, as https://portal.example.org, with white"
-        " space or commas between them.",
+        "Origins of other sites whose pages may use the service, such as"
+        " https://portal.example.org; separated by white space or commas.",
     ),
     Setting(
         "shutdown_grace",
@@ -81,7 +81,7 @@ SETTINGS = (
         "30",
         parsers.seconds,
         "seconds",
-        "How long running downloads may go on when the service is asked to stop.",
+        "How long running downloads may continue after the signal to stop.",
     ),
     *LIMITS,
     Setting(
@@ -91,7 +91,7 @@ SETTINGS = (
         "volume",
         parsers.path,
         "directory",
-        "Where staged carts are kept; made if it is not there.",
+        "Directory for staged carts; created if it does not exist.",
         "VOLUME_PATH",
         "volume-path",
     ),
@@ -102,8 +102,8 @@ SETTINGS = (
         "077",
         parsers.umask,
         "octal",
-        "What other accounts may not do with what is made: directories, files, the database;"
-        " 027 or 022 lets them read.",
+        "Umask for directories, files and the SQLite database that cartd creates. 027: the"
+        " group may read; 022: everybody may read.",
         "CARTD_UMASK",
         "umask",
     ),
@@ -114,8 +114,7 @@ SETTINGS = (
         "4 Mb",
         parsers.positive_size,
         "size",
-        "How much of a download is sent before others have their turn;"
-        " over TLS, how much of it is read from the volume at a time.",
+        "Bytes sent per download before switching to the next one; with TLS, the read size.",
         "TRANSFER_SIZE",
     ),
     Setting(
@@ -125,7 +124,7 @@ SETTINGS = (
         "0",
         parsers.seconds,
         "seconds",
-        "How long after its last use a cart may not be evicted.",
+        "How long a cart cannot be evicted after its last use.",
         "LRU_BUFFER_TIME",
     ),
     Setting(
@@ -135,7 +134,7 @@ SETTINGS = (
         "on",
         parsers.boolean,
         "on or off",
-        "Whether the least recently used carts are evicted when the volume needs room.",
+        "Whether to evict the least recently used carts when the volume needs space.",
         "LRU_PURGE",
     ),
     Setting(
@@ -145,7 +144,7 @@ SETTINGS = (
         "60",
         parsers.positive_seconds,
         "seconds",
-        "How often the volume is looked at for room; a cart that needs room asks at once.",
+        "How often free space is checked; a cart that needs space triggers a check at once.",
     ),
     Setting(
         "scrub_interval",
@@ -154,7 +153,7 @@ SETTINGS = (
         "0",
         parsers.seconds,
         "seconds",
-        "Within about how long each ready cart is compared once with its hashes; 0 is never.",
+        "Re-verify every ready cart about once per this many seconds. 0 disables it.",
     ),
     Setting(
         "retention",
@@ -163,7 +162,8 @@ SETTINGS = (
         "90",
         parsers.days,
         "days",
-        "How long the database remembers a cart after it has gone from the volume; 0 is for ever.",
+        "How long the database keeps a cart's rows after its removal from the volume. 0 keeps"
+        " them forever.",
     ),
     Setting(
         "bundle_task",
@@ -172,7 +172,7 @@ SETTINGS = (
         "off",
         parsers.boolean,
         "on or off",
-        "Whether a cart whose manifest does not say is written to the volume as one tar.",
+        "Whether a cart is stored on the volume as one tar if its manifest does not say.",
         "BUNDLE_TASK",
     ),
     Setting(
@@ -182,7 +182,7 @@ SETTINGS = (
         "off",
         parsers.boolean,
         "on or off",
-        "Whether a manifest with an empty hash sum is refused.",
+        "Whether to reject a manifest with an empty hashsum.",
     ),
     Setting(
         "volume_quota",
@@ -191,7 +191,7 @@ SETTINGS = (
         "none",
         parsers.optional(parsers.positive_size),
         "size, or none",
-        "The most that all carts together may take of the volume.",
+        "Maximum total size of all carts on the volume.",
     ),
     Setting(
         "volume_reserve",
@@ -200,7 +200,7 @@ SETTINGS = (
         "1 GB",
         parsers.parse_size,
         "size",
-        "What is left free on the volume's file system.",
+        "Minimum free space to keep on the volume's file system.",
     ),
     Setting(
         "max_carts_staging",
@@ -209,7 +209,7 @@ SETTINGS = (
         "10000",
         parsers.integer(1, 1_000_000_000),
         "carts",
-        "How many carts may be on their way to ready at the same time, those of all users.",
+        "Maximum number of unfinished carts, over all users.",
     ),
     *ARCHIVE,
     *AUTH,
@@ -220,7 +220,7 @@ SETTINGS = (
         "sqlite:///db.sqlite3",
         parsers.sqlalchemy_url,
         "URL",
-        "The database that keeps the carts; sqlite: or postgresql:.",
+        "Database of the carts' records; sqlite: or postgresql:.",
         "DATABASE_URL",
         "database",
         pacifica_key="peewee_url",
@@ -232,8 +232,8 @@ SETTINGS = (
         "connect_attempts",
         "10",
         parsers.integer(1, 1_000_000),
-        "tries",
-        "How often the database is tried at the start.",
+        "attempts",
+        "Maximum attempts to connect to the database at the start.",
         "DATABASE_CONNECT_ATTEMPTS",
     ),
     Setting(
@@ -243,7 +243,7 @@ SETTINGS = (
         "20",
         parsers.seconds,
         "seconds",
-        "The wait between two of these tries.",
+        "Wait between these attempts.",
         "DATABASE_CONNECT_WAIT",
     ),
 )

@@ -1,8 +1,7 @@
-"""Reads what an administrator wrote of an ``ssl:`` endpoint.
+"""Parses ``ssl:`` endpoints.
 
 The syntax is that of Twisted's endpoint strings: ``:`` separates, ``=`` assigns, and a backslash
-takes the meaning from whatever follows it.  What may be named, and in which order if it is not, is
-as in Twisted too.
+escapes the next character.  The names of the arguments and their order are Twisted's too.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _ONLY_1_2 = "TLSv1_2_METHOD"
 
 @dataclass(frozen=True, slots=True)
 class TlsEndpoint:
-    """Where to listen, and the files (PEM) that say who listens there."""
+    """Where to listen, and with which key and certificates (PEM files)."""
 
     port: int
     private_key: Path
     certificate: Path
-    """May hold, behind the certificate, those of the authorities between it and the root."""
+    """May contain intermediates after the certificate."""
     chain: Path | None
-    """More of these."""
+    """More intermediates."""
     dh_parameters: Path | None
     interface: str
-    """An address, or nothing for every one of IPv4."""
+    """An address; empty for every IPv4 interface."""
     backlog: int
     only_1_2: bool
-    """Whether TLS 1.3 is not to be spoken."""
+    """Whether TLS 1.3 is disabled."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -50,7 +49,7 @@ class TlsEndpoint:
 
 
 def parse_tls_endpoint(description: str) -> TlsEndpoint:
-    """Read ``ssl:PORT:privateKey=FILE...``; a ValueError says what is wrong with it."""
+    """Parse ``ssl:PORT:privateKey=FILE...``; raise ValueError with the reason."""
     given = arguments(description, _NAMES)
     if "port" not in given:
         raise ValueError("it has no port")
@@ -75,7 +74,7 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
 
 
 def arguments(description: str, names: Sequence[str]) -> dict[str, str]:
-    """The arguments behind the kind of an endpoint, by their ``names``, which are in order."""
+    """Return the arguments of an endpoint by name; ``names`` has the order of positional ones."""
     given: dict[str, str] = {}
     unnamed = iter(names)
     for field in _fields(description)[1:]:
@@ -98,7 +97,7 @@ def _fields(description: str) -> list[str]:
         position = match.end()
         if not match[2]:
             return fields
-    raise ValueError("it ends in a backslash, which takes the meaning from what follows it")
+    raise ValueError("it ends in a backslash, which escapes nothing")
 
 
 def _plain(text: str) -> str:

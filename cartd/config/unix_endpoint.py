@@ -1,4 +1,4 @@
-"""Reads what an administrator wrote of a ``unix:`` endpoint; the syntax is Twisted's."""
+"""Parses ``unix:`` endpoints; the syntax is Twisted's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _NAMES = ("address", "mode", "backlog", "lockfile")
 
 @dataclass(frozen=True, slots=True)
 class UnixEndpoint:
-    """Where to listen, and who may connect."""
+    """Where to listen, and the mode of the socket, which decides who may connect."""
 
     path: Path
     mode: int | None
-    """Of the socket's file; None: what the umask leaves of 660."""
+    """None: 660 less the bits of the umask."""
     backlog: int
 
 
 def parse_unix_endpoint(description: str) -> UnixEndpoint:
-    """Read ``unix:PATH:mode=660...``; a ValueError says what is wrong with it.
+    """Parse ``unix:PATH:mode=660...``; raise ValueError with the reason.
 
-    ``lockfile`` is taken and means nothing: Twisted's names a process by its number.
+    ``lockfile`` is accepted and ignored: Twisted's lock file only has a process number.
     """
     given = arguments(description, _NAMES)
     path = given.get("address", "")

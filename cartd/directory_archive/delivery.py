@@ -1,4 +1,4 @@
-"""A file's bytes on their way to the client, whole or, on a bad day, not."""
+"""Sends a file to the client, with an injected fault if requested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cartd.tar.virtual_tar import Slice
 from cartd.threads import ThreadRunner
 
 CHUNK = 1 << 20
-"""Bytes that are read in one trip to a thread."""
+"""Bytes read by one call in a thread."""
 
 log = Logger()
 
@@ -30,7 +30,7 @@ log = Logger()
 async def deliver(
     request: Request, opened: OpenedFile, root: Path, threads: ThreadRunner, fault: Fault | None
 ) -> bytes:
-    """Send the head and what ``opened`` selects; return what is left to be written."""
+    """Send the head and the selected bytes; return those still to be written."""
     selected = opened.decision.selected
     length = selected.stop - selected.start
     if fault is not None and length == 0:
@@ -48,9 +48,9 @@ async def deliver(
 
 
 async def disconnect(request: Request, *, abort: bool) -> NoReturn:
-    """End the connection: at once (a reset), or when what was written has gone out.
+    """Close the connection: at once with a reset (``abort``), or after flushing.
 
-    Never returns: the route that awaits it is cancelled when the connection is gone.
+    Never returns: the awaiting route is cancelled when the connection is lost.
     """
     channel: Any = request.channel
     if channel is not None and abort:
@@ -84,12 +84,12 @@ def _reader(opened: OpenedFile, root: Path, length: int) -> Reader:
 
 
 async def _send(request: Request, reader: Reader, threads: ThreadRunner) -> None:
-    """Write all of ``reader``, which the sender closes; a failure breaks the connection."""
+    """Send all of ``reader``, which the sender closes; a failure aborts the connection."""
     try:
         await PushSender(reader, threads, request, CHUNK).start()
     except ClientDisconnected:
-        if request.channel is not None:  # the cancellation of the route is still to come
+        if request.channel is not None:  # the route is not cancelled yet
             await disconnect(request, abort=True)
     except Exception:
-        log.failure("{uri} broke off", uri=request.uri)
+        log.failure("{uri}: sending failed", uri=request.uri)
         await disconnect(request, abort=True)

@@ -1,4 +1,4 @@
-"""Why the archive refuses a request, each with the HTTP status that says so."""
+"""The errors of the archive, each with its HTTP status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cartd.errors import CartdError, RangeNotSatisfiable, Unavailable
 
 
 class ErrorWithHeaders(CartdError):
-    """A refusal with header fields of its own."""
+    """An error whose response has extra headers."""
 
     headers: Mapping[str, str] = MappingProxyType({})
 
@@ -25,37 +25,37 @@ class NotInArchive(CartdError):
 
 
 class Forbidden(CartdError):
-    """The operating system does not let the service do this."""
+    """The operating system denies the access."""
 
     code: ClassVar[int] = 403
 
 
 class Conflict(CartdError):
-    """The id cannot name a file, because of what is there already."""
+    """The id conflicts with an existing file or directory."""
 
     code: ClassVar[int] = 409
 
 
 class LengthRequired(CartdError):
-    """A body came without a declared length (RFC 9110, section 15.5.12)."""
+    """A body without a declared length (RFC 9110, section 15.5.12)."""
 
     code: ClassVar[int] = 411
 
     def __init__(self) -> None:
-        super().__init__("a file needs a Content-Length")
+        super().__init__("PUT needs a Content-Length")
 
 
 class OnTape(ErrorWithHeaders, Unavailable):
-    """The file must be staged before it can be read (RFC 9110, section 10.2.3)."""
+    """The file must be recalled before it can be read (RFC 9110, section 10.2.3)."""
 
     def __init__(self, archive_id: str, wait: int) -> None:
-        """``wait``: whole seconds after which it may be on disk."""
+        """``wait``: seconds after which it may be on disk, an integer."""
         super().__init__(f"{archive_id} is on tape")
         self.headers = {"Retry-After": str(wait)}
 
 
 class BeyondEnd(ErrorWithHeaders, RangeNotSatisfiable):
-    """A range begins behind the file's last byte (RFC 9110, section 15.5.17)."""
+    """A range begins after the last byte of the file (RFC 9110, section 15.5.17)."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"the file has {size} bytes")
@@ -63,7 +63,7 @@ class BeyondEnd(ErrorWithHeaders, RangeNotSatisfiable):
 
 
 class InjectedError(CartdError):
-    """The request was made to fail, as the service was asked to let some do."""
+    """An injected fault."""
 
     def __init__(self) -> None:
-        super().__init__("pretended: the archive failed")
+        super().__init__("injected fault: the archive failed")

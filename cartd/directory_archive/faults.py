@@ -1,4 +1,4 @@
-"""A bad day: which requests go wrong, and how."""
+"""Fault injection: which requests fail, and how."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cartd.sending.reader import Reader
 
 
 class Fault(Enum):
-    """One way in which a request goes wrong."""
+    """One way in which a request fails."""
 
-    SERVER_ERROR = "500 without having done anything"
-    UNAVAILABLE = "503 without having done anything"
-    RESET = "the connection is reset before the head of the answer"
+    SERVER_ERROR = "500, and nothing was done"
+    UNAVAILABLE = "503, and nothing was done"
+    RESET = "the connection is reset before the response head"
     TRUNCATED = "half of the body, then the connection ends"
     WRONG_BYTES = "a body of the right length whose first byte is wrong"
 
@@ -22,7 +22,7 @@ WITHOUT_BODY = (Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.RESET)
 
 
 class FaultInjector:
-    """Lets a share of the requests go wrong; the same seed gives the same sequence."""
+    """Makes a fraction of the requests fail; the same seed gives the same sequence."""
 
     def __init__(self, rate: float, seed: int | None = None) -> None:
         """``rate``: from 0 (none) to 1 (all)."""
@@ -30,14 +30,14 @@ class FaultInjector:
         self._random = random.Random(seed)  # noqa: S311  no secret  # nosec B311
 
     def draw(self, *, body: bool) -> Fault | None:
-        """What befalls the next request; ``body``: whether its answer is a file's bytes."""
+        """Return the fault of the next request, if any; ``body``: the response has a body."""
         if self._rate == 0 or self._random.random() >= self._rate:
             return None
         return self._random.choice(tuple(Fault) if body else WITHOUT_BODY)
 
 
 class CorruptingReader:
-    """A reader whose first byte is not what it should be."""
+    """A reader that inverts the first byte."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader

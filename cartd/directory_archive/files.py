@@ -1,10 +1,10 @@
-"""The directory that is the archive: paths, jail, and what is read and written in it.
+"""The directory that is the archive: paths, jail, reading and writing.
 
-Strategy: every method blocks and is one trip to a thread.  An id becomes a path in two steps:
-its text is checked (:mod:`.ids`), then symbolic links are resolved, and what they lead to must
-lie below the root.  What is opened is the resolved path, with O_NOFOLLOW, so a link that is put
-there in between is not followed.  Those who may write to the directory by other means are
-trusted not to exchange its directories for links in that same moment.
+Strategy: every method blocks and is one call in a thread.  An id becomes a path in two steps: its
+text is checked (:mod:`.ids`), then symbolic links are resolved, and the target must be below the
+root.  The resolved path is opened with O_NOFOLLOW, so that a link created in between is not
+followed.  Other processes that may write to the directory are trusted not to replace directories
+by links at that moment.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.errors import InvalidInput, NoSpace
 
 INLINE_LIMIT = 1 << 18
-"""Bytes; a slice up to this long is read in the trip that opens its file."""
+"""Bytes; a slice up to this size is read in the same call that opens the file."""
 
 STALE_AFTER = 3600.0
-"""Seconds without a write after which a file in ``INCOMING`` belongs to nobody."""
+"""Seconds without a write after which a file in ``INCOMING`` is stale."""
 
 _COPY = 1 << 20
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 # Opening a FIFO must not hang a thread.
 _READ = os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-# Read-only, as Pacifica leaves its files; but Windows would not replace or delete such a one.
+# Read-only, as Pacifica's files; Windows could not replace or delete such a file.
 _MODE = 0o444 if os.name == "posix" else 0o644
 
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """What the file system tells of one file: bytes, and Unix seconds."""
+    """Size and times of a file, in bytes and Unix seconds."""
 
     size: int
     mtime: float
     ctime: float
     etag: str
-    """Of all by which the file system tells two states of a file apart: who puts a file sets its
-    modification time, but nobody sets the time of its last change (RFC 9110, section 8.8.3)."""
+    """Made of everything that changes with the file: a client sets the modification time, but none
+    can set ctime (RFC 9110, section 8.8.3)."""
 
     @property
     def representation(self) -> Representation:
@@ -61,41 +61,41 @@ class FileStatus:
 
 
 Check = Callable[[FileStatus | None], object]
-"""Raises to prevent a change; it is given what has the id now, if anything has."""
+"""Raises to prevent a change; it gets the status of the current file, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedFile:
-    """A slice of a file: read already if it is small, else yet to be read."""
+    """A slice of a file, already read if it is small."""
 
     status: FileStatus
     decision: Decision
     data: bytes | None
     path: str
-    """Below the root, with '/' and without links."""
+    """Relative to the root, with '/', links resolved."""
 
 
 class Directory:
-    """A directory whose files are addressed by ids: their paths below it.
+    """A directory whose files are addressed by ids, their relative paths.
 
-    What is there is not replaced, unless it ``replaces``.
+    Existing files are replaced only with ``replaces``.
     """
 
     def __init__(self, root: Path, *, replaces: bool = False) -> None:
         self._replaces = replaces
         self._lock = Lock()
-        """Held from the look at what is there until it is changed."""
+        """Held from the check of the existing file until the change."""
         self.root = root.resolve()
         self._prefix = str(self.root / "_")[:-1]
         self._incoming = self.root / INCOMING
 
     def status(self, archive_id: str) -> FileStatus:
-        """Raise :class:`NotInArchive` for what is missing or is not an ordinary file."""
+        """Return the status; raise :class:`NotInArchive` if it is not a regular file."""
         with _os_errors_explained(archive_id):
             return _status(archive_id, os.lstat(self._resolve(archive_id)))
 
     def open(self, archive_id: str, decide: Callable[[FileStatus], Decision]) -> OpenedFile:
-        """Open a file, and let ``decide`` say what of it is wanted; its exceptions pass."""
+        """Open a file and read the part that ``decide`` selects; its exceptions propagate."""
         with _os_errors_explained(archive_id):
             path = self._resolve(archive_id)
             fd = os.open(path, _READ)
@@ -112,14 +112,16 @@ class Directory:
     def put(
         self, archive_id: str, content: IO[bytes], length: int, mtime: float, check: Check
     ) -> None:
-        """Write a file beside, then give it its name.
+        """Write a temporary file, then rename it.
 
-        ``content`` must hold exactly ``length`` bytes; :class:`InvalidInput` if it does not.
-        :class:`Conflict` if a file is there that may not be replaced.
+        :raises InvalidInput: ``content`` does not have exactly ``length`` bytes.
+        :raises Conflict: a file exists that may not be replaced.
         """
         with _os_errors_explained(archive_id, writing=True):
             target = Path(self._resolve(archive_id))
-            self._check_target(archive_id, check)  # here to spare the writing, below to be sure
+            self._check_target(
+                archive_id, check
+            )  # early, to avoid the writing; checked again below
             part = self._new_part()
             try:
                 _write(part, content, length)
@@ -133,9 +135,9 @@ class Directory:
                 part.unlink(missing_ok=True)
 
     def move(self, archive_id: str, old_path: str, check: Check) -> str:
-        """Give the file at ``old_path`` (an id, or an absolute path below the root) this id.
+        """Rename the file at ``old_path`` (an id, or an absolute path below the root) to this id.
 
-        Returns the id that it had; :class:`Conflict` as in :meth:`put`.
+        Returns its old id.  Raises :class:`Conflict` as :meth:`put`.
         """
         old_id = old_path.removeprefix(self._prefix)
         with _os_errors_explained(old_id):
@@ -150,39 +152,39 @@ class Directory:
         return old_id
 
     def remove(self, archive_id: str, check: Check) -> None:
-        """Delete a file; of a link to one, the link."""
+        """Delete a file; if the id is a link, delete the link."""
         with _os_errors_explained(archive_id), self._lock:
             check(_status(archive_id, os.lstat(self._resolve(archive_id))))
             self._name(archive_id).unlink()
 
     def spool(self) -> IO[bytes]:
-        """An unnamed file for a body that is on its way, on the archive's own file system."""
+        """Return an unnamed file for an incoming body, on the archive's own file system."""
         self._incoming.mkdir(exist_ok=True)
         return tempfile.TemporaryFile(dir=self._incoming)
 
     def sweep(self) -> None:
-        """Remove what a service that died left behind; what is still being written is young."""
+        """Remove temporary files of a killed service; those being written are not stale."""
         if self._incoming.is_dir():
             for part in self._incoming.iterdir():
                 if part.lstat().st_mtime < time.time() - STALE_AFTER:
                     part.unlink(missing_ok=True)
 
     def _check_target(self, archive_id: str, check: Check) -> None:
-        """Look at what has the id that a file is about to get."""
+        """Raise if the existing file with this id may not be replaced."""
         try:
             current = _status(archive_id, os.lstat(self._resolve(archive_id)))
         except (FileNotFoundError, NotInArchive):
             current = None
         if current is not None and not self._replaces:
-            raise Conflict(f"{archive_id} is there already, and nothing is replaced here")
+            raise Conflict(f"{archive_id} exists, and this archive does not replace files")
         check(current)
 
     def _resolve(self, archive_id: str) -> str:
-        """Where the file is or would be, all links followed; raise if that is not inside."""
+        """Return the path with all links resolved; raise if it is outside the root."""
         return self._inside(archive_id, os.path.realpath(self._prefix + check_id(archive_id)))
 
     def _name(self, archive_id: str) -> Path:
-        """As :meth:`_resolve`, but a link that is the last component stands for itself."""
+        """As :meth:`_resolve`, but a link that is the last component is not resolved."""
         self._resolve(archive_id)
         path = Path(self._prefix + archive_id)
         return path.parent.resolve() / path.name
@@ -207,14 +209,14 @@ def _status(archive_id: str, found: os.stat_result) -> FileStatus:
 
 
 def _read(fd: int, start: int, length: int) -> bytes:
-    """Exactly ``length`` bytes; OSError if the file was cut meanwhile."""
+    """Read exactly ``length`` bytes; raise OSError if the file has been truncated."""
     if start:
         os.lseek(fd, start, os.SEEK_SET)
     data = os.read(fd, length)
     while len(data) < length:
         more = os.read(fd, length - len(data))
         if not more:
-            raise OSError(errno.EIO, "the file became shorter while it was read")
+            raise OSError(errno.EIO, "the file was truncated while it was read")
         data += more
     return data
 
@@ -224,7 +226,7 @@ def _write(part: Path, content: IO[bytes], length: int) -> None:
     with os.fdopen(os.open(part, _CREATE, _MODE), "wb", buffering=0) as written:
         shutil.copyfileobj(content, written, _COPY)
         if written.tell() != length:
-            raise InvalidInput(f"{written.tell()} bytes came where {length} were declared")
+            raise InvalidInput(f"received {written.tell()} bytes, but {length} were declared")
 
 
 def _set_mtime(part: Path, mtime: float) -> None:
@@ -236,7 +238,7 @@ def _set_mtime(part: Path, mtime: float) -> None:
 
 @contextmanager
 def _os_errors_explained(archive_id: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what the operating system says about an id into the answer to the client."""
+    """Convert an OSError into the error for the client."""
     try:
         yield
     except OSError as error:

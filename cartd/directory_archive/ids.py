@@ -1,4 +1,4 @@
-"""Which ids may name a file below the root: decided from the text alone."""
+"""Checks the text of an id: whether it may name a file below the root."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import re
 from cartd.errors import InvalidInput
 
 INCOMING = ".cartd-archive"
-"""The directory below the root where files are written before they get their names."""
+"""The directory below the root for incoming files."""
 
 MAX_COMPONENT = 255
-"""Bytes; what POSIX file systems allow for one name."""
+"""Bytes; the limit of POSIX file systems for one name."""
 
 _WINDOWS_FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\.|$)")
 
 
 def check_id(archive_id: str, *, windows: bool = os.name == "nt") -> str:
-    """Return ``archive_id`` if it is a relative path that stays below the root.
+    """Return ``archive_id`` if it is a relative path below the root, else raise InvalidInput.
 
-    The id is taken as it came out of one percent-decoding: ``%2e%2e`` that is still in it is an
-    ordinary name.  One file has one id, so empty, ``.`` and ``..`` components are refused, never
-    resolved.  Raises :class:`InvalidInput`.
+    The id has been percent-decoded once: a remaining ``%2e%2e`` is an ordinary name.  One file has
+    one id, so empty, ``.`` and ``..`` components are rejected, never resolved.
     """
     if "\0" in archive_id:
-        raise InvalidInput("an id cannot hold a NUL")
+        raise InvalidInput("an id cannot contain a NUL")
     if archive_id.startswith("/"):
         raise InvalidInput("an id is a path relative to the root: it does not begin with '/'")
     components = archive_id.split("/")

@@ -17,21 +17,31 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "Serves the files of a directory by Pacifica's Archive Interface protocol: the id of a "
-        "file is its path below the directory."
+        "Serves the files of a directory with Pacifica's Archive Interface protocol: the id of a "
+        "file is its path relative to the directory."
     )
     optParameters: ClassVar[list[list[Any]]] = [
-        ["root", "r", None, "The directory that is the archive; it must exist."],
-        ["port", "p", "8080", "TCP port to listen on; 0 takes any that is free."],
+        ["root", "r", None, "Directory to serve; it must exist."],
+        ["port", "p", "8080", "TCP port to listen on; 0 takes any free port."],
         ["address", "a", "127.0.0.1", "Address to listen on."],
-        ["tape-delay", None, None, "Seconds a file takes from tape; without it all are on disk."],
-        ["tape-rate", None, None, "Files a second from tape, one by one; without it all at once."],
-        ["fail-rate", None, "0", "Share of requests that go wrong, from 0 to 1."],
-        ["fail-seed", None, None, "A whole number; the same one fails in the same order."],
+        [
+            "tape-delay",
+            None,
+            None,
+            "Seconds that a recall from tape takes; without it all files are on disk.",
+        ],
+        [
+            "tape-rate",
+            None,
+            None,
+            "Files per second from tape, one after the other; default: all at once.",
+        ],
+        ["fail-rate", None, "0", "Fraction of requests that fail, from 0 to 1."],
+        ["fail-seed", None, None, "Integer; the same seed gives the same sequence of failures."],
     ]
 
     optFlags: ClassVar[list[list[Any]]] = [
-        ["replace", None, "Let PUT and PATCH replace a file that is there; otherwise: 409."],
+        ["replace", None, "Let PUT and PATCH replace an existing file; without it they get 409."],
     ]
 
     def __init__(self) -> None:
@@ -40,11 +50,11 @@ class Options(usage.Options):
         self["allowed-origin"] = ()
 
     def opt_allowed_host(self, names: str) -> None:
-        """A name, beside its addresses and localhost, by which it may be asked; again for more."""
+        """Host name to accept besides IP addresses and localhost; repeatable."""
         self._add("allowed-host", parsers.hosts, names)
 
     def opt_allowed_origin(self, origins: str) -> None:
-        """Another site whose pages may change files, as https://portal.example.org."""
+        """Origin of another site whose pages may change files; repeatable."""
         self._add("allowed-origin", parsers.origins, origins)
 
     def _add(self, key: str, parse: Callable[[str], tuple[str, ...]], text: str) -> None:
@@ -73,7 +83,7 @@ class Options(usage.Options):
         self._convert("tape-delay", float, "0 or more seconds", lambda delay: 0 <= delay < 1e9)
         self._convert("tape-rate", float, "more than 0 files a second", lambda rate: 0 < rate < 1e9)
         if self["tape-rate"] is not None and self["tape-delay"] is None:
-            raise usage.UsageError("--tape-rate is of no use without --tape-delay")
+            raise usage.UsageError("--tape-rate has no effect without --tape-delay")
         self._convert("fail-rate", float, "0 to 1", lambda rate: 0 <= rate <= 1)
         self._convert("fail-seed", int, "a whole number", lambda seed: True)
 

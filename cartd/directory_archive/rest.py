@@ -3,9 +3,9 @@
 =======================  =========================================================================
 request                  answer
 =======================  =========================================================================
-``GET /``                200, a JSON message that the service runs
+``GET /``                200, a JSON message that the service is running
 ``PUT /ID``              201; the request's Last-Modified sets the modification time; 409 if a
-                         file is there, unless the directory replaces
+                         file exists, unless the archive replaces files
 ``HEAD /ID``             204; size, times, and ``disk`` or ``tape``, in headers
 ``GET /ID``              200, the bytes; 206 for a Range; ``?byte_range=START-END``, END exclusive
 ``POST /ID``             200; a file on tape is recalled
@@ -52,13 +52,13 @@ from cartd.server.request import header_field
 from cartd.threads import ThreadRunner
 
 PATCH_LIMIT = 1 << 16
-"""Bytes of a PATCH's body."""
+"""Bytes; the limit of the body of a PATCH."""
 
 log = Logger()
 
 
 class _WholePath(BaseConverter):
-    """All that follows the first slash, whatever it is: what an id may be is not decided here."""
+    """Everything after the first slash; the syntax of ids is not checked here."""
 
     part_isolating = False
     regex = r"[\s\S]+"
@@ -66,7 +66,7 @@ class _WholePath(BaseConverter):
 
 
 class ArchiveInterface:
-    """Answers requests for the files of one directory."""
+    """The routes for the files of one directory."""
 
     app = Klein()
     app.url_map.converters["whole"] = _WholePath
@@ -88,7 +88,7 @@ class ArchiveInterface:
     def running(self, request: Request) -> bytes:
         return _message(request, message="Pacifica Archive Interface Up and Running")
 
-    # Before GET: a rule for GET takes HEAD as well.
+    # Before GET: a rule for GET matches HEAD as well.
     @app.route("/<whole:archive_id>", methods=["HEAD"])
     async def head(self, request: Request, archive_id: str) -> bytes:
         await self._inject_fault(request)
@@ -156,12 +156,12 @@ class ArchiveInterface:
         return _json(request, b"")
 
     async def _inject_fault(self, request: Request, *, body: bool = False) -> Fault | None:
-        """Let the request go wrong if its turn has come; give back what befalls its body."""
+        """Fail the request if a fault is due; return a fault that concerns the body."""
         fault = self._fault_injector.draw(body=body)
         if fault is Fault.SERVER_ERROR:
             raise InjectedError
         if fault is Fault.UNAVAILABLE:
-            raise Unavailable("pretended: try again")
+            raise Unavailable("injected fault: try again")
         if fault is Fault.RESET:
             await disconnect(request, abort=True)
         return fault
@@ -218,7 +218,7 @@ def _not_modified(request: Request, status: FileStatus) -> bytes:
 
 
 def _content(request: Request) -> IO[bytes]:
-    """The body, which is whole before a route is called."""
+    """Return the body, which is complete before a route is called."""
     assert request.content is not None
     content: IO[bytes] = request.content
     return content

@@ -1,4 +1,4 @@
-"""``twistd -n cartd-archive``: the one place that joins the parts of the archive."""
+"""``twistd -n cartd-archive``: builds, starts and stops the archive."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = Logger()
 
 
 class DirectoryArchive(Service):
-    """The archive as twistd starts and stops it."""
+    """The service that twistd starts and stops."""
 
     def __init__(self, options: Options, reactor: Any, clock: IReactorTime) -> None:
-        """``clock`` is what the pretended tapes go by."""
+        """``clock``: for the simulated tapes."""
         self._reactor = reactor
         self._address: str = options["address"]
         self._number: int = options["port"]
@@ -49,10 +49,10 @@ class DirectoryArchive(Service):
             options["allowed-origin"],
         )
         self.port: IListeningPort | None = None
-        """Where it listens, once it does."""
+        """The listening port, after the start."""
 
     def privilegedStartService(self) -> None:
-        """Listen, while twistd still has the right to low ports."""
+        """Listen before twistd drops privileges, for ports below 1024."""
         if self.port is None:
             try:
                 self.port = self._reactor.listenTCP(
@@ -72,7 +72,7 @@ class DirectoryArchive(Service):
             await maybeDeferred(self.port.stopListening)
             self.port = None
         if hanging := self._threads.stop():
-            log.error("Not waited for, as of a disk that does not answer: {what}", what=hanging)
+            log.error("Stopping while a disk does not respond: {what}", what=hanging)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -82,8 +82,8 @@ class DirectoryArchive(Service):
 def makeService(
     options: Options, reactor: Any = None, clock: IReactorTime | None = None
 ) -> DirectoryArchive:
-    """What twistd calls; a test passes its own reactor and clock."""
+    """Return the service for twistd; tests pass their own reactor and clock."""
     if reactor is None:
-        from twisted.internet import reactor  # twistd has installed its choice by now
+        from twisted.internet import reactor  # twistd has installed it by now
     use_monotonic_clock(reactor)
     return DirectoryArchive(options, reactor, reactor if clock is None else clock)

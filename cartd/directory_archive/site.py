@@ -20,9 +20,9 @@ from cartd.server.request_normalizer import RequestNormalizer
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
-"""Bytes; a longer body that comes in is kept in a file until it is whole."""
+"""Bytes; a longer body is written to a temporary file."""
 LIMITS = Limits(
-    max_manifest_size=0,  # there are none
+    max_manifest_size=0,  # the archive has no manifests
     temp_file_limit=0,
     max_header_size=16384,
     max_headers=100,
@@ -31,14 +31,14 @@ LIMITS = Limits(
     idle_timeout=60.0,
     keepalive_timeout=75.0,
     stall_timeout=3600.0,
-    max_connections=0,  # as many as come
+    max_connections=0,  # unlimited
     max_connections_per_address=0,
 )
-"""A file may be of any size and take any time, as long as some of it comes every minute."""
+"""A file may have any size and take any time, if bytes arrive at least every minute."""
 
 
 class ArchiveChannel(LimitedChannel):
-    """Has limits that are no settings."""
+    """A channel with fixed limits."""
 
     limits = LIMITS
     limit_name = staticmethod(lambda limit: None)
@@ -48,7 +48,7 @@ class ArchiveChannel(LimitedChannel):
 
 
 class ArchiveSite(Site):
-    """Keeps bodies on the archive's own file system, never in ``/tmp``, and logs no request."""
+    """Spools bodies to the archive's own file system, not to ``/tmp``; has no access log."""
 
     protocol: Any = ArchiveChannel
 
@@ -60,7 +60,7 @@ class ArchiveSite(Site):
         hosts: Collection[str],
         origins: Collection[str],
     ) -> None:
-        """``hosts`` are names by which it may be asked; pages of ``origins`` may change files."""
+        """``hosts``: accepted host names; ``origins``: sites whose pages may change files."""
         self._rules = RequestRules(
             _methods,
             METHODS,
@@ -73,10 +73,10 @@ class ArchiveSite(Site):
         super().__init__(
             RequestNormalizer(routes, self._rules),
             requestFactory=ValidatedRequest,
-            parsePOSTFormSubmission=False,  # no body of a POST is of use
+            parsePOSTFormSubmission=False,  # bodies of POST are ignored
             reactor=reactor,
         )
-        self.timeOut = None  # the channels have timers of their own
+        self.timeOut = None  # the channels have their own timeouts
         self._directory = directory
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -85,16 +85,16 @@ class ArchiveSite(Site):
         return channel
 
     def getContentFile(self, length: int | None) -> IO[bytes]:
-        """What :meth:`twisted.web.server.Request.gotLength` asks for; None: unknown."""
+        """Called by :meth:`twisted.web.server.Request.gotLength`; None: unknown length."""
         if length is not None and length < IN_MEMORY:
             return BytesIO()
         return self._directory.spool()
 
     def log(self, request: object) -> None:
-        """A line for each of thousands of requests a second would cost more than they do."""
+        """Log nothing: a line would cost more than most requests."""
 
     def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
-        """What was refused has its line already, as a refusal."""
+        """Log nothing: the rejection log has a line already."""
 
 
 def _methods(path: Sequence[str]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""A pretended library of tapes: every file is on tape until it has been recalled."""
+"""A simulated tape library: every file is on tape until it has been recalled."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from twisted.internet.interfaces import IReactorTime
 
 
 class TapeLibrary:
-    """Remembers, for as long as the process lives, which files were recalled and when."""
+    """Remembers in memory which files were recalled and when."""
 
     def __init__(self, clock: IReactorTime, delay: float, rate: float | None = None) -> None:
         """``delay``: seconds from a recall until the file is on disk.
 
-        ``rate``: files a second that its one drive reads, one after the other; none: any number.
+        ``rate``: files per second that its only drive reads; None: unlimited.
         """
         self._clock = clock
         self._delay = delay
         self._read_seconds = 0.0 if rate is None else 1.0 / rate
         self._last = -math.inf
-        """When the drive has read what was recalled last."""
+        """When the drive will have read the file that was recalled last."""
         self._ready: dict[str, float] = {}
 
     def on_disk(self, archive_id: str) -> bool:
@@ -27,12 +27,12 @@ class TapeLibrary:
         return ready is not None and ready <= self._clock.seconds()
 
     def seconds_until_on_disk(self, archive_id: str) -> float:
-        """Seconds until the file is on disk, if it is recalled now at the latest."""
+        """Return the seconds until the file is on disk, if it is recalled by now."""
         ready = self._ready.get(archive_id, self._next())
         return max(0.0, ready - self._clock.seconds())
 
     def recall(self, archive_id: str) -> None:
-        """Begin to bring the file to disk; asking again changes nothing."""
+        """Start the recall of the file; a repeated call changes nothing."""
         if archive_id not in self._ready:
             self._last = self._ready[archive_id] = self._next()
 
@@ -40,5 +40,5 @@ class TapeLibrary:
         return max(self._clock.seconds() + self._delay, self._last + self._read_seconds)
 
     def forget(self, archive_id: str) -> None:
-        """The file was written, moved or deleted: what bears this id now is on tape."""
+        """Put the id back on tape, after a write, a move or a deletion."""
         self._ready.pop(archive_id, None)

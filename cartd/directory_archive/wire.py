@@ -1,4 +1,4 @@
-"""What the protocol's headers and parameters say, as values, and values as headers."""
+"""Parses and formats the headers and parameters of the protocol."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cartd.ranges import ByteRange
 
 
 def modified_time(header: str | None) -> float:
-    """The Unix time in a ``Last-Modified`` request header; now if there is none.
+    """Return the Unix time in a ``Last-Modified`` request header; now if there is none.
 
-    Either an HTTP date (RFC 9110, section 5.6.7) or, as HEAD tells it, seconds with a fraction.
+    It is an HTTP date (RFC 9110, section 5.6.7) or, as in responses to HEAD, decimal seconds.
     """
     if header is None:
         return time.time()
@@ -47,13 +47,13 @@ def _http_date(text: str) -> float:
 def range_selector(
     byte_range: str | None, conditions: Conditions
 ) -> Callable[[FileStatus], Decision]:
-    """What a GET wants of a file that has yet to be opened.
+    """Return a function that selects the bytes of a GET, for when the file is open.
 
-    ``byte_range`` is Pacifica's parameter ``START-END``, END exclusive, and comes before the
-    header; what it selects is answered 200, and what lies beyond the file's end is left out.
+    ``byte_range`` is Pacifica's parameter ``START-END``, END exclusive, and overrides the header;
+    the response is 200, and bytes beyond the end of the file are left out.
 
-    A date in If-Range gives no range: it is that which the file was put with, and says nothing of
-    the bytes (RFC 9110, section 8.8.2.2).
+    A date in If-Range never matches: clients set the date of a file, so it does not identify the
+    bytes (RFC 9110, section 8.8.2.2).
     """
     span = _byte_range(byte_range) if byte_range else None
     if span is not None:
@@ -77,7 +77,7 @@ def range_selector(
 def precondition_check(
     method: str, conditions: Conditions
 ) -> Callable[[FileStatus | None], Decision]:
-    """Whether the conditions allow ``method``, given what is there when it is to be performed."""
+    """Return a function that checks the conditions of ``method`` against the current file."""
 
     def check(status: FileStatus | None) -> Decision:
         current = None if status is None else status.representation
@@ -98,7 +98,7 @@ def _is_number(text: str) -> bool:
 
 
 def status_headers(archive_id: str, status: FileStatus, media: str) -> Iterator[tuple[str, str]]:
-    """The headers of HEAD; the first is misspelt in Pacifica's service, and clients know it so."""
+    """Yield the headers of HEAD; Pacifica's clients use the misspelt one, too."""
     yield "X-Pacifica-Messsage", "File was found"
     yield "X-Pacifica-Message", "File was found"
     yield "X-Pacifica-File", quote(archive_id, safe="/ !$&'()*+,;=:@~")
@@ -112,7 +112,7 @@ def status_headers(archive_id: str, status: FileStatus, media: str) -> Iterator[
 
 
 def old_path(body: bytes) -> str:
-    """The ``path`` in the JSON body of a PATCH."""
+    """Return the ``path`` in the JSON body of a PATCH."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
