@@ -1,4 +1,4 @@
-"""How many carts may be on their way at the same time, those of all users together."""
+"""Admission control: a limit of the carts of all users that are staged at the same time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LIMIT_SETTING = "cartd.max_carts_staging"
 
 
 class AdmissionControl:
-    """Lets a cart in, or not, before anything is done for it.
+    """Admits or rejects a cart before anything is done for it.
 
-    ``unfinished`` tells how many carts are neither ready nor in error; those that are let in count
-    from then on, so that no more come in by being posted at once.
+    ``unfinished`` returns how many carts are neither ready nor in error.  Admitted carts count at
+    once, so that concurrent posts do not exceed the limit.
     """
 
     def __init__(self, limit: int, unfinished: Callable[[], Awaitable[int]]) -> None:
@@ -26,20 +26,20 @@ class AdmissionControl:
     async def slot(
         self, is_repost: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[Unavailable | None]:
-        """Around a post, from before its manifest is read until its cart is in the store.
+        """Hold a slot for a post, from before its manifest is read until its cart is stored.
 
-        A cart that was posted before, by ``is_repost``, is let in nevertheless, with the error that
-        is to be raised if the cart is another one after all.
+        Without a free slot, a possible repost (``is_repost``) is admitted nevertheless; then the
+        value is the error to raise if it turns out to be another cart.
 
-        :raises Unavailable: there are enough carts.
+        :raises Unavailable: the limit is reached.
         """
         self._slots += 1
         try:
             full: Unavailable | None = None
             if await self._unfinished() + self._slots > self._limit:
                 full = Unavailable(
-                    f"There are {self._limit} carts being staged already ({LIMIT_SETTING});"
-                    " post the cart again later",
+                    f"{self._limit} carts are being staged, the limit ({LIMIT_SETTING});"
+                    " try again later",
                     limit=LIMIT_SETTING,
                 )
                 if not await is_repost():

@@ -1,4 +1,4 @@
-"""What a client may ask of carts, apart from downloading: post, look, delete."""
+"""Client operations on carts other than downloads: post, find and delete."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ IsRepost = Callable[[], Awaitable[bool]]
 
 
 class Carts:
-    """The desk of the service; it takes no more carts once it is closed.
+    """Posts, finds and deletes carts; once closed, it accepts no more carts.
 
-    A cart is not there for a user whose it is not, whatever is asked of it.
+    To a user, another user's cart does not exist, whatever the operation.
     """
 
     def __init__(
@@ -48,10 +48,9 @@ class Carts:
     ) -> None:
         """``admission_slot`` is :meth:`cartd.admission.AdmissionControl.slot`.
 
-        It is entered before anything is done for a post, and left when the post is done.  It is
-        given whether the cart may have been posted before, and yields the error to reject another
-        cart with, if any.
-        ``memory`` bounds the bytes of manifests that are read and entered at once.
+        A post holds a slot from its beginning to its end.  The argument tells whether the cart may
+        have been posted before; the slot's value is the error that any other cart is rejected with,
+        if there is one.  ``memory`` limits the bytes of manifests that are processed concurrently.
         """
         self._store = store
         self._removal = removal
@@ -78,13 +77,13 @@ class Carts:
     ) -> Cart:
         """Accept the manifest in ``body``, which is read and parsed in a thread.
 
-        The very same manifest posted again while its cart lives changes nothing.  ``check`` is
-        asked when nothing else speaks against the cart; what it raises refuses it.
+        Posting the same manifest again while its cart exists changes nothing.  ``check`` is called
+        after all other checks; what it raises rejects the cart.
 
         :raises InvalidInput: the uid or the manifest breaks a rule.
         :raises TooLarge: it has too many entries.
-        :raises QuotaExceeded: the user has as much under way as one may have.
-        :raises Unavailable: the service is stopping, or has enough carts to stage.
+        :raises QuotaExceeded: the user has reached a limit of unfinished carts.
+        :raises Unavailable: the service is stopping, or is staging as many carts as it may.
         """
         if not self._open:
             raise Unavailable("The service is stopping; post the cart again in a minute")
@@ -104,7 +103,7 @@ class Carts:
         check: Callable[[], Awaitable[None]] | None,
         refusal: CartdError | None,
     ) -> Cart:
-        # To its end, whoever leaves: until then it has its memory.
+        # Not cancelled if the client disconnects: the thread uses the memory until it ends.
         manifest = await uncancellable(
             self._threads.run(
                 lambda: parse(
@@ -129,7 +128,7 @@ class Carts:
     async def _store_and_stage(
         self, viewer: Viewer, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
     ) -> Cart:
-        """Enter the cart and begin with it; a client that leaves does not stop it half-way."""
+        """Store the cart and start staging it; a disconnected client does not interrupt this."""
         cart, new = await self._store.post(
             uid,
             manifest,
@@ -144,7 +143,7 @@ class Carts:
         return cart
 
     async def find(self, viewer: Viewer, uid: str) -> Cart:
-        """The newest cart of ``uid`` that is there for ``viewer``.
+        """Return the newest cart of ``uid`` that ``viewer`` may see.
 
         :raises CartNotFound: there is none that has not been deleted.
         """
@@ -154,7 +153,7 @@ class Carts:
         return cart
 
     async def delete(self, viewer: Viewer, uid: str) -> None:
-        """Delete all carts of ``uid`` that are there for ``viewer``, even if nobody waits for it.
+        """Delete all carts of ``uid`` that ``viewer`` may see, even if the client disconnects.
 
         :raises CartNotFound: there is none that has not been deleted.
         """

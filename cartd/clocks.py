@@ -1,8 +1,8 @@
-"""The two clocks: a steady one for whatever waits, the machine's for dates.
+"""Makes the reactor's timers use the monotonic clock; dates use the system clock.
 
-Twisted's reactor reads the machine's clock.  Set back by an hour it would make every timer
-wait an hour longer: no lease is renewed, no stalled connection given up.  Set ahead, all timers
-would fire at once.
+Twisted's reactor uses the system clock.  If that is set back by an hour, every timer waits an hour
+longer: leases are not renewed, stalled connections not closed.  If it is set ahead, all timers fire
+at once.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 def monotonic_clock_from(
     wall: Callable[[], float], monotonic: Callable[[], float]
 ) -> Callable[[], float]:
-    """A clock that agrees with ``wall`` now, and goes on from there as ``monotonic`` does."""
+    """Return a clock that equals ``wall`` now, and advances as ``monotonic`` does."""
     offset = wall() - monotonic()
     return lambda: offset + monotonic()
 
 
 def use_monotonic_clock(reactor: Any) -> None:
-    """Have the timers of ``reactor`` go by a steady clock.
+    """Make the timers of ``reactor`` use the monotonic clock.
 
-    It begins at the present time, so what was scheduled before stays right.  After a while
-    ``reactor.seconds()`` is no date.
+    It starts at the present time, so that calls scheduled before remain correct; but
+    ``reactor.seconds()`` is no longer a date once the system clock is changed.
     """
     reactor.seconds = monotonic_clock_from(time.time, time.monotonic)

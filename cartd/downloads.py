@@ -1,4 +1,4 @@
-"""A ready cart on its way to a client: found, pinned, planned and, if damaged, given back."""
+"""Downloads: find and pin a ready cart, describe and read its tar, restage a damaged cart."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from cartd.uids import may_be_stored
 from cartd.volume import Volume
 
 TOUCH_INTERVAL = 60.0
-"""Seconds since the last use that the store knows, after which a new one is told at once."""
+"""Seconds: an older access time in the store is updated at once, not with the next batch."""
 TOUCH_TIMEOUT = 1.0
-"""Seconds that the touching may take; a download is not refused because the store cannot write."""
+"""Seconds that this may take; a download does not fail because the store cannot write."""
 EVICTION_POLL_INTERVAL = 0.05
-"""Seconds between two looks whether an eviction has gone through: as a rule it takes less."""
+"""Seconds between polls for the end of an eviction, which as a rule takes less."""
 EVICTION_POLLS = 100
 
 log = Logger()
@@ -54,36 +54,33 @@ class NotReady(CartdError):
 
 @dataclass(frozen=True, slots=True)
 class TarDescription:
-    """What can be told of a tar before any of it is read.
-
-    Equal ``etag`` means equal bytes.
-    """
+    """What is known of a tar before any of it is read; equal ``etag`` means equal bytes."""
 
     name: str
-    """The tar's file name; without its ending, the top folder inside."""
+    """File name of the tar; without its suffix, the top folder inside."""
     length: int
     etag: str
     last_modified: float
     """Unix time since which the cart's tar has had these bytes.
 
-    It is no earlier than the last time at which it had others, but may be in the same second.
+    It is not before the last change of the tar, but may be in the same second.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Download(TarDescription):
-    """A tar that can be read from any of its bytes on."""
+    """A tar that can be read from any byte on."""
 
     cart: Cart
     reader: Callable[[int, int], Awaitable[SendingReader]]
-    """Gives a reader of the half-open range of bytes; it must be closed.
+    """Returns a reader of the half-open range of bytes, to be closed by the caller.
 
-    Raises :class:`VolumeDamaged` as the reader itself, and :class:`NotReady`.
+    Raises :class:`VolumeDamaged`, as the reader does, and :class:`NotReady`.
     """
 
 
 class Downloads:
-    """Opens carts for reading; what is open is pinned and cannot be evicted."""
+    """Opens carts for reading; an open cart is pinned, so that it cannot be evicted."""
 
     def __init__(
         self,
@@ -105,22 +102,22 @@ class Downloads:
         self._clock = clock
         self._now = now
         self._restaging: dict[int, Deferred[CartdError]] = {}
-        """By cart id, what is under way."""
+        """By cart id, the restaging of damaged carts that is under way."""
 
     @asynccontextmanager
     async def open(self, viewer: Viewer, uid: str, name: str | None) -> AsyncIterator[Download]:
-        """The newest cart of ``uid`` that is there for ``viewer``, pinned meanwhile.
+        """Open, and pin, the newest cart of ``uid`` that ``viewer`` may see, as a tar ``name``.
 
-        It is a tar called ``name``.  Without a name it is called after the time of its posting, not
-        of the request: who resumes a download goes on with the same tar.
+        The default name contains the time at which the cart was posted, not that of the request,
+        so that a resumed download continues the same tar.
 
-        :raises CartNotFound: there is none.
+        :raises CartNotFound: there is no such cart.
         :raises NotReady: it is still being staged.
         :raises CartdError: it is in error; the message is the cause.
         """
         cart = _check_ready(await self._newest(viewer, uid))
         with self._pins.pin(cart.id):
-            # What was deleted before the pin may already be gone: look again under the pin.
+            # A cart deleted before the pin may already be gone: read it again under the pin.
             cart = _check_ready(await self._after_eviction(cart.id))
             cart = await self._with_tar_facts(cart)
             await self._touch(cart)
@@ -142,18 +139,18 @@ class Downloads:
                 self._access_times.record(cart.id, self._now())
 
     async def _after_eviction(self, cart_id: int) -> Cart | None:
-        """The cart, once an eviction of it that is under way has gone through or was given up.
+        """Return the cart, once an eviction of it is done or was aborted.
 
-        One that begins later sees the pin.
+        An eviction that begins later sees the pin.
 
-        :raises Unavailable: that takes long.
+        :raises Unavailable: the eviction takes too long.
         """
         for _ in range(EVICTION_POLLS):
             cart = await self._store.cart(cart_id)
             if cart is None or cart.evicting is None:
                 return cart
             await deferLater(self._clock, EVICTION_POLL_INTERVAL)
-        raise Unavailable("The cart may be about to be evicted; ask again")
+        raise Unavailable("The cart may be about to be evicted; try again")
 
     async def evaluate_conditions(
         self, method: str, conditions: Conditions, cart: Cart, tar: TarDescription
@@ -176,10 +173,10 @@ class Downloads:
     ) -> None:
         """Evaluate the conditions of a request that would change the carts of ``uid``.
 
-        A cart that is not ready is there, but has no tag and no date.  Where there is no cart at
-        all, only a POST would do anything.
+        A cart that is not ready exists, but has neither tag nor date.  If there is no cart, only a
+        POST is checked, as other methods would change nothing.
 
-        :raises PreconditionFailed: the change must not be made.
+        :raises PreconditionFailed: the request must be rejected.
         """
         cart = await self._newest(viewer, uid)
         current = None if cart is None else Representation()
@@ -194,7 +191,7 @@ class Downloads:
         return await self._store.newest_for(viewer, uid) if may_be_stored(uid) else None
 
     async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
-        """Whether no other tar under this uid has the same ``Last-Modified``, or ever will.
+        """Whether no other tar of this uid has, or will have, the same ``Last-Modified``.
 
         (RFC 9110, section 8.8.2.2.)
         """
@@ -204,25 +201,23 @@ class Downloads:
         return not await self._store.has_other_tar_of_second(cart, second)
 
     async def _touch(self, cart: Cart) -> None:
-        """Remember the use, and tell the store: the commands see no pins, but that."""
+        """Record the use, and write it to the store for the commands, which do not see pins."""
         now = self._now()
         self._access_times.record(cart.id, now)
         if now - cart.used > TOUCH_INTERVAL:
             touching = Deferred.fromCoroutine(self._store.touch({cart.id: now}))
             touching.addTimeout(TOUCH_TIMEOUT, self._clock)
-            with suppress(TimeoutError, Unavailable):  # it is told later, with all others
+            with suppress(TimeoutError, Unavailable):  # written with the next batch
                 await touching
 
     async def describe(self, cart: Cart, name: str | None) -> TarDescription:
-        """The tar of a ready cart under that name, or under its own, and nothing else is done.
+        """Describe the tar of a ready cart, called ``name`` or by default after its posting.
 
-        It is answered from the cart alone: no index of the tar is needed, nothing is pinned, and
-        no use is noted.  So HEAD has it, and a GET has it within :meth:`open`, where all that can
-        be answered without bytes (304, 412, 416) is answered before ``reader`` is called.  Only
-        the first time after an upgrade of cartd, or of a cart that Pacifica Cartd has staged, is
-        an index built for it.
+        The cart's row suffices: no index is built, nothing is pinned and no use is recorded, so
+        HEAD requests and 304, 412 and 416 responses are cheap.  An index is built only once after
+        an upgrade of cartd, and once for a cart that Pacifica Cartd has staged.
 
-        :raises NotReady: it is staged again, as it is a cart of Pacifica's that is not there.
+        :raises NotReady: a cart of Pacifica's is not on the volume, and is restaged.
         :raises CartNotFound: it was deleted meanwhile.
         :raises VolumeDamaged: the store does not know a size.
         """
@@ -230,8 +225,8 @@ class Downloads:
         name = name or default_filename(cart.created)
         tar = cart.tar
         if tar is None:
-            # Of a tar that Pacifica wrote nobody knows more.  When it is lost, and written anew,
-            # cartd does that, and records what it is.
+            # A tar that Pacifica wrote: no more is known.  If it is lost, cartd writes it anew and
+            # records its facts.
             length = cart.volume_bytes
             key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
             return TarDescription(
@@ -240,7 +235,7 @@ class Downloads:
         return _tar_description(tar, name, _top_of(cart, name))
 
     async def _with_tar_facts(self, cart: Cart) -> Cart:
-        """The cart with what is known of its tar, unless Pacifica wrote that."""
+        """Return the cart with the facts of its tar, unless Pacifica wrote the tar."""
         if cart.bytes_total is None:
             cart = await self._imported(cart)
         if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT_VERSION):
@@ -251,7 +246,7 @@ class Downloads:
         tar = tar_facts(index, self._now())
         await self._store.record_tar(cart.id, tar)
         cart = _check_ready(await self._store.cart(cart.id))
-        # Unless a service of another layout has recorded its own meanwhile.
+        # A service of another version, with another layout, may have recorded its own meanwhile.
         return (
             cart
             if cart.tar is not None and cart.tar.layout == LAYOUT_VERSION
@@ -259,10 +254,10 @@ class Downloads:
         )
 
     async def _tree_reader(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:
-        """The bytes of the tar of what is in the cart's directory."""
+        """Return a reader of the tar of the cart's directory."""
         bundle = await self._tar_indexes.tar_below(cart, top_folder(name))
         if cart.tar is not None and bundle.index.digest != cart.tar.digest:
-            # What was promised is not what the store has by now.
+            # The client was announced another tar than the store describes by now.
             await self._record_tar(cart, bundle.index)
             raise _restaging_error(cart)
         tree, root = self._volume.tree(cart), self._volume.root
@@ -275,19 +270,19 @@ class Downloads:
         return TarReader(path, length, start, stop, self._volume.shared_lock(cart), root=root)
 
     async def _imported(self, cart: Cart) -> Cart:
-        """A ready cart of Pacifica's, measured; staged again if it is not on the volume.
+        """Return a ready cart of Pacifica's, with its sizes; restage it if it is not on the volume.
 
-        :raises NotReady: so it is.
+        :raises NotReady: it is restaged.
         """
         if not await self._repair.import_cart(cart):
             raise await self.restage(cart)
         return _check_ready(await self._store.cart(cart.id))
 
     def restage(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
-        """Have the cart given back, once, whether or not the clients that found out stay.
+        """Restage a damaged cart; concurrent calls share one run, which no caller can cancel.
 
-        ``unreadable`` is the path of a file whose bytes the disk does not give, if there is one.
-        Fires when that is done, well or not, with what a client is to be told.
+        ``unreadable`` is the path of a file that the disk cannot read, if there is one.  Fires when
+        that is done, successfully or not, with the error to respond with.
         """
         outcome: Deferred[CartdError] = Deferred()
         job = self._restaging.get(cart.id)
@@ -304,7 +299,7 @@ class Downloads:
         return outcome
 
     async def check_ready(self, cart: Cart) -> None:
-        """Raises what :meth:`open` raises, as things are now, if the cart is not ready any more."""
+        """Raise what :meth:`open` raises, if the cart is no longer ready."""
         _check_ready(await self._store.cart(cart.id))
 
     async def _restage(self, cart: Cart, unreadable: str | None) -> CartdError:
@@ -313,17 +308,17 @@ class Downloads:
         except CancelledError:
             raise
         except (VolumeUnavailable, VolumeNotWritable) as error:
-            return error  # the cart is as it was
+            return error  # the cart is unchanged
         except CartdError as error:
-            log.warn("Cannot give back cart {id}: {error}", id=cart.id, error=error)
+            log.warn("Cart {id} cannot be restaged: {error}", id=cart.id, error=error)
         except Exception:
-            log.failure("Cannot give back cart {id}", id=cart.id)
+            log.failure("Cart {id} cannot be restaged", id=cart.id)
         finally:
             self._restaging.pop(cart.id, None)
         return _restaging_error(cart)
 
     async def stop(self) -> None:
-        """Cancel what is under way on its own."""
+        """Cancel the restaging that is under way."""
         jobs = list(self._restaging.values())
         for job in jobs:
             job.cancel()
@@ -331,13 +326,13 @@ class Downloads:
 
 
 def _restaging_error(cart: Cart) -> NotReady:
-    """What a client is told that has found ``cart`` damaged, or other than it was."""
+    """Return the response to a client that found ``cart`` damaged, or changed."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
 
 
 @lru_cache(maxsize=1024)
 def _tar_description(tar: TarFacts, name: str, top: str) -> TarDescription:
-    """Remembered, as a client that waits, or compares, asks for it again and again."""
+    """Cached, as clients request it repeatedly while they wait or compare."""
     return TarDescription(
         name,
         Lengths.loaded(tar.lengths).length(top),
@@ -347,7 +342,7 @@ def _tar_description(tar: TarFacts, name: str, top: str) -> TarDescription:
 
 
 def _top_of(cart: Cart, name: str) -> str:
-    """The top folder in the tar; in one on the volume it is always the same."""
+    """Return the top folder in the tar; a bundle on the volume always has the same."""
     return cart.uid if cart.bundle else top_folder(name)
 
 

@@ -1,4 +1,4 @@
-"""Which carts leave the volume, and how many bytes have to: values in, values out."""
+"""Eviction policy: how many bytes must be freed, and which carts to evict; pure functions."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A cart that may be evicted, as far as its status goes."""
+    """A cart whose status allows its eviction."""
 
     cart_id: int
     size: int
-    """Bytes of the volume that it owns; those that it only links to are their owner's."""
+    """Bytes on the volume that it owns; bytes that it only links to count for their owner."""
     used: float
     """Unix time of its last use."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedBytes:
-    """Bytes that several carts hold together: they become free when the last of these goes."""
+    """Bytes that several carts share; they become free when the last of these is removed."""
 
     owner: int
-    """The cart that they are counted with."""
+    """The cart that the bytes count for."""
     links: frozenset[int]
-    """The other carts that hold them."""
+    """The other carts that link to them."""
     size: int
 
     @property
@@ -40,12 +40,12 @@ def choose(
     buffer_time: float,
     shares: Collection[SharedBytes] = (),
 ) -> list[Candidate]:
-    """The carts to evict, in that order, so that at least ``needed`` bytes become free.
+    """Return the carts to evict, in that order, so that at least ``needed`` bytes become free.
 
-    Least recently used first, equal times by id.  A cart goes only when its last use is at least
-    ``buffer_time`` seconds past; a time in the future (a clock was set back) counts as now.
-    A cart whose eviction frees nothing stays, and so does every cart after enough is found.
-    If all that may go is not enough, all of it is chosen: the caller compares (:func:`freed`).
+    Least recently used carts come first, equal times by id.  A cart is evictable once its last use
+    is ``buffer_time`` seconds ago; a time in the future (a clock was set back) counts as now.
+    Carts whose eviction frees nothing are left out.  If all evictable carts are not enough, all are
+    returned: the caller compares (:func:`freed`).
     """
     may_go = (one for one in candidates if max(now - one.used, 0) >= buffer_time)
     order = sorted(may_go, key=lambda one: (one.used, one.cart_id))
@@ -60,12 +60,12 @@ def choose(
 
 
 def freed(chosen: Iterable[Candidate], shares: Collection[SharedBytes] = ()) -> int:
-    """Bytes that become free when all of ``chosen`` go."""
+    """Return the bytes that become free when all of ``chosen`` are evicted."""
     return sum(_gains(list(chosen), shares))
 
 
 def _gains(order: list[Candidate], shares: Collection[SharedBytes]) -> list[int]:
-    """What the eviction of each cart frees when those before it in ``order`` have gone."""
+    """Return what evicting each cart frees, after those before it in ``order``."""
     order_of = {one.cart_id: number for number, one in enumerate(order)}
     gains = [one.size for one in order]
     for share in shares:
@@ -77,7 +77,7 @@ def _gains(order: list[Candidate], shares: Collection[SharedBytes]) -> list[int]
 
 
 def _without_useless(chosen: list[Candidate], shares: Collection[SharedBytes]) -> list[Candidate]:
-    """Those of ``chosen`` that own something alone, or share it only with others of them."""
+    """Return those of ``chosen`` that own bytes alone, or share them only with others of them."""
     evicted = {one.cart_id for one in chosen}
     sole_bytes = {one.cart_id: one.size for one in chosen}
     useful: set[int] = set()
@@ -92,20 +92,20 @@ def _without_useless(chosen: list[Candidate], shares: Collection[SharedBytes]) -
 def shortfall(
     *, wanted: int, free: int, promised: int, used: int, quota: int | None, reserve: int
 ) -> int:
-    """Bytes that must be freed before ``wanted`` more may be promised; zero or less: they fit.
+    """Return the bytes to free before ``wanted`` more can be reserved; zero or less: they fit.
 
-    Two limits hold at once, and the tighter one decides:
+    Two limits apply, and the tighter one decides:
 
-    * ``used``, all that carts take or were promised, and ``wanted`` stay within ``quota``;
-    * the disk keeps ``reserve`` bytes free when every promise has been kept: of its ``free``
+    * ``used``, all that carts occupy or have reserved, plus ``wanted`` must not exceed ``quota``;
+    * the disk must keep ``reserve`` bytes free once all reservations are used: of its ``free``
       bytes, ``promised`` are still to be written by carts in staging.
 
-    A disk with 100 free bytes, 30 of them promised and 20 in reserve, has room for 50::
+    A disk with 100 free bytes, 30 of them promised and 20 in reserve, has space for 50::
 
         shortfall(wanted=60, free=100, promised=30, used=500, quota=None, reserve=20) == 10
 
-    and with a quota of 520, of which 500 are used, those 60 bytes lack 40.  ``wanted=0`` asks
-    whether the limits hold as things stand.
+    With a quota of 520, of which 500 are used, 40 of those 60 bytes are missing.  ``wanted=0``
+    checks whether the limits hold at present.
     """
     missing_on_disk = wanted + promised + reserve - free
     if quota is None:

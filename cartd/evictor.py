@@ -1,4 +1,4 @@
-"""Room on the volume: promised to carts that are staged, made by evicting old ones."""
+"""Reserves space on the volume for carts in staging, and evicts old carts to free it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class SpaceRules:
-    """What the site allows: sizes in bytes, times in seconds."""
+    """Limits that the site sets; sizes in bytes, times in seconds."""
 
     quota: int | None
     reserve: int
@@ -33,15 +33,15 @@ class SpaceRules:
 
 
 class Evictor:
-    """Decides who gets room and who must leave.
+    """Reserves space for carts, evicting the least recently used carts where necessary.
 
     ``free_bytes`` returns the disk's free bytes, ``incoming_bytes`` those of files being written.
-    ``in_use`` tells which of some carts are being sent, by other processes too.  ``evict`` gives
-    the bytes that it has freed, and is :meth:`cartd.removal.Removal.evict`; ``sweep`` removes what
-    deleted carts have left.  ``now`` gives Unix time, ``monotonic`` is a steady clock.
+    ``in_use`` returns which of the given carts any process is sending.  ``evict`` is
+    :meth:`cartd.removal.Removal.evict` and returns the bytes that it freed; ``sweep`` removes the
+    leftovers of deleted carts.  ``now`` returns Unix time, ``monotonic`` is a monotonic clock.
 
-    A cart that cannot be removed stays as it is, and is no candidate for a while.  When a second
-    one cannot be, it is taken for the file system's fault, and the round ends.
+    A cart that cannot be removed is kept, and is not tried again for a while.  If a second cart
+    cannot be removed, the file system is considered faulty, and the eviction ends.
     """
 
     def __init__(
@@ -70,30 +70,30 @@ class Evictor:
         self._sweep = sweep
         self._now = now
         self._eviction_lock = DeferredLock()
-        """Held by who frees room, as long as carts are removed for it; others wait in their order,
-        but for those who find room without that."""
+        """Held while carts are evicted for a reservation.  Other reservations that need an eviction
+        wait in order; those that fit do not wait."""
         self._reservation_lock = DeferredLock()
-        """Held by who finds room without that, for as long as it takes to promise it."""
+        """Held while space is reserved without an eviction."""
         self._earmarked = 0
-        """Bytes of the room that is there already, for the cart that carts are removed for: it has
-        come first, and needs them beside what these free."""
+        """Free bytes that the reservation in eviction needs beside what the eviction frees; later
+        reservations may not take them."""
         self._unremovable: Backoff[int] = Backoff(monotonic)
-        """Carts that could not be removed when they were tried, by their ids."""
+        """By id, carts that could not be removed."""
         self._removal_blocked: Backoff[None] = Backoff(monotonic)
-        """One key: no cart can be removed, as far as is known."""
+        """Has its one key while no cart can be removed."""
         self._reason = ""
-        """What the system said last of a cart that could not be removed."""
+        """The system's last error for a cart that could not be removed."""
 
     async def reserve(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
     ) -> None:
-        """Promise ``volume_bytes`` to ``cart``, evicting others if that makes enough room.
+        """Reserve ``volume_bytes`` for ``cart``, evicting other carts if that frees enough.
 
-        What of it is on the volume already, fetched or linked, needs none; nor does what the cart
-        was promised before a stop, even if there is too little room by now.
+        Bytes of the cart that are on the volume already, fetched or linked, need no new space; nor
+        do bytes that were reserved before a stop, even if space is short by now.
 
-        :raises NoSpace: there is not enough, even with all evicted that may be.
-        :raises EvictionFailed: there would be, but what is to be evicted cannot be removed.
+        :raises NoSpace: there is not enough space, even after all possible evictions.
+        :raises EvictionFailed: there would be, but the carts to evict cannot be removed.
         """
 
         async def promised(most: int | None) -> bool:
@@ -114,24 +114,24 @@ class Evictor:
                 most = await self._free_space_for(cart, more) if more > 0 else None
                 if await promised(most):
                     return
-                # Others may have got the room meanwhile, or counted more of this cart.
+                # Other processes may have reserved the space meanwhile, or staged more of the cart.
         finally:
             self._earmarked = 0
             self._eviction_lock.release()
 
     async def enforce_limits(self) -> None:
-        """Write down the uses, then evict until quota and reserve hold again."""
+        """Write the access times, then evict until quota and reserve hold again."""
         await self.write_access_times()
         await self._eviction_lock.acquire()
         try:
             _, missing = await self._shortfall(0)
-            with suppress(EvictionFailed, RemovalStopped):  # it has been said, or need not be
+            with suppress(EvictionFailed, RemovalStopped):  # logged already, or no error
                 await self._evict_bytes(missing)
         finally:
             self._eviction_lock.release()
 
     async def write_access_times(self) -> None:
-        """Write the uses since the last time to the store; what is being sent is used now."""
+        """Write new access times to the store; a pinned cart is used now."""
         now = self._now()
         for cart_id in self._pins.cart_ids():
             self._access_times.record(cart_id, now)
@@ -145,7 +145,7 @@ class Evictor:
     async def _reserve_without_eviction(
         self, more: int, promised: Callable[[int | None], Awaitable[bool]]
     ) -> bool:
-        """Promise so many bytes if there is room for them as things are."""
+        """Reserve ``more`` bytes if they fit without an eviction; return whether they do."""
         if more <= 0:
             return await promised(None)
         await self._reservation_lock.acquire()
@@ -156,19 +156,18 @@ class Evictor:
             self._reservation_lock.release()
 
     async def _free_space_for(self, cart: Cart, wanted: int) -> int:
-        """Make room for so many bytes more of the cart.
+        """Free ``wanted`` bytes for the cart.
 
-        Gives what all carts together take then, with them.
+        Return the bytes that all carts may then occupy together, ``wanted`` included.
 
-        :raises NoSpace: there is not enough, even with all evicted that may be.
-        :raises EvictionFailed: there would be, but what is to be evicted cannot be removed.
+        :raises NoSpace, EvictionFailed: as :meth:`reserve`.
         """
         used, missing = await self._shortfall(wanted)
         left = await self._evict_bytes(missing, wanted=wanted)
         if left > 0:
             log.warn(
-                "Cart {id} ({uid}) needs {wanted:,} bytes more: {missing:,} are missing, with all"
-                " evicted that may be; all carts have {used:,}, of volume_quota = {quota}",
+                "Cart {id} ({uid}): no space for {wanted:,} more bytes: {missing:,} are missing"
+                " after all possible evictions; all carts use {used:,}, volume_quota = {quota}",
                 id=cart.id,
                 uid=cart.display_uid,
                 wanted=wanted,
@@ -180,9 +179,10 @@ class Evictor:
         return used + wanted - (missing - left)
 
     async def _shortfall(self, wanted: int) -> tuple[int, int]:
-        """Bytes that all carts take or were promised, and those that are missing for more.
+        """Return the bytes that all carts use or have reserved, and the bytes missing for more.
 
-        Before any are, what deleted carts have left goes: they may have been deleted for this.
+        If bytes are missing, leftovers of deleted carts are removed first: these may have been
+        deleted to free space.
         """
         used, missing = await self._shortfall_now(wanted)
         if missing > 0 and await self._store.pending_removal():
@@ -201,8 +201,8 @@ class Evictor:
         )
         missing = short(free=await self._free_bytes(), promised=promised)
         if missing > 0:
-            # The disk has less free for what arrives, though it still counts as promised.  It
-            # takes a look into every cart's directory, so only when it matters.
+            # Incoming bytes occupy the disk, but still count as promised.  Measuring them means
+            # listing every cart's directory, so it is done only when it matters.
             incoming_bytes = await self._incoming_bytes()
             missing = short(
                 free=await self._free_bytes(), promised=max(promised - incoming_bytes, 0)
@@ -210,11 +210,10 @@ class Evictor:
         return used, missing
 
     async def _evict_bytes(self, missing: int, *, wanted: int | None = None) -> int:
-        """Evict carts of ``missing`` bytes together; give how many are missing then.
+        """Evict carts until ``missing`` bytes are freed; return the bytes still missing.
 
-        These are for a cart that wants so many bytes, if one does: then all is freed, or nothing.
-
-        A chosen cart may escape because somebody begins to download it: then others are chosen.
+        If the bytes are for a cart that needs ``wanted`` bytes, nothing is evicted unless all of
+        ``missing`` can be freed.  If a download of a chosen cart begins, others are chosen.
         """
         refused = 0
         while missing > 0:
@@ -236,33 +235,33 @@ class Evictor:
                 except CannotRemove as error:
                     refused += 1
                     self._note_unremovable(candidate, error, blocked=refused > 1)
-                    break  # another is chosen in its place
+                    break  # choose another cart
         return missing
 
     def _note_unremovable(
         self, candidate: Candidate, error: CannotRemove, *, blocked: bool
     ) -> None:
-        """Leave the cart alone for a while, and all others too if no cart can be removed.
+        """Do not try the cart again for a while; if ``blocked``, try no cart for a while.
 
-        :raises EvictionFailed: none can.
+        :raises EvictionFailed: no cart can be removed.
         """
         known = self._reason == error.reason and bool(self._unremovable)
         self._reason = error.reason
         self._unremovable.failed(candidate.cart_id)
         if not blocked and not self._removal_blocked:
             if not known:
-                log.warn("{error}; it stays, and another is evicted if possible", error=error)
+                log.warn("{error}; it is kept, trying to evict another cart", error=error)
             return
         if not self._removal_blocked:
             log.error(
-                "The volume cannot be freed: {reason}; carts that are ready stay",
+                "The volume cannot be freed: {reason}; ready carts are kept",
                 reason=error.reason,
             )
         self._removal_blocked.failed(None)
         raise EvictionFailed(error.reason)
 
     async def _evict_candidate(self, candidate: Candidate) -> int:
-        """Evict the cart if it is still as it was when it was chosen; the bytes that were freed.
+        """Evict the cart if it is unchanged since it was chosen; return the bytes freed.
 
         :raises CannotRemove: the file system refuses.
         """
@@ -270,7 +269,7 @@ class Evictor:
         if cart is None or cart.status in UNFINISHED or self._pins.is_pinned(cart.id):
             return 0
         if cart.status == CartStatus.DELETED:
-            return candidate.size  # by somebody else, meanwhile
+            return candidate.size  # by another process or a client, meanwhile
         if self._access_times.last(cart.id, cart.used) != candidate.used:
             return 0
         freed = await self._evict(cart)
@@ -284,9 +283,9 @@ class Evictor:
     async def _choose_candidates(
         self, missing: int, *, include_unremovable: bool = False
     ) -> tuple[list[Candidate], int]:
-        """The carts that are to go, and the bytes that all of them free together.
+        """Return the carts to evict, and the bytes that they free together.
 
-        ``include_unremovable``: and those among them that could not be removed of late.
+        ``include_unremovable``: include carts that could not be removed recently.
         """
         if not self._rules.eviction_enabled:
             return [], 0

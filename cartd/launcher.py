@@ -19,14 +19,16 @@ def twistd_arguments(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (INI)")
     parser.add_argument("-p", "--port", metavar="PORT", help="port to listen on")
     parser.add_argument("-a", "--address", metavar="ADDRESS", help="address to listen on")
-    parser.add_argument("--cpconfig", metavar="FILE", help="read past: CherryPy is not used")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--cpconfig", metavar="FILE", help="ignored, as cartd does not use CherryPy"
+    )
+    args = parser.parse_args(arguments)
     options = [
         f"--{name}={value}"
         for name in ("config", "port", "address")
-        if (value := getattr(given, name)) is not None
+        if (value := getattr(args, name)) is not None
     ]
-    # On Windows twistd writes no such file, and does not know the option.
+    # On Windows, twistd writes no pid file and does not know the option.
     no_pidfile = [] if os.name == "nt" else ["--pidfile="]
     return ["twistd", "--nodaemon", *no_pidfile, "cartd", *options]
 

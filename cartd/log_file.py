@@ -1,7 +1,7 @@
-"""The service's log as ``twistd`` writes it, but that one event may be many lines.
+"""Lets the log of ``twistd`` write one event as several lines, for the access log.
 
-Twisted indents what follows the first line of an event, without date and namespace, and to write
-each request as an event of its own takes a sixth of the time of telling a status.
+Twisted writes date and namespace only before the first line of an event, and one event per request
+would take a sixth of the time of a HEAD request.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from twisted.logger import (
 from twisted.python import usage
 
 LINES_KEY = "lines"
-"""The key of an event whose lines each become one of the log."""
+"""Key of the list of lines in an event; each becomes a line of the log."""
 
 _supports_multiline = False
 _options: dict[str, Any] = {}
-"""Those of ``twistd``, which hands none of them to a logger."""
+"""The options of ``twistd``, which does not pass them to a logger."""
 
 
 def supports_multiline() -> bool:
-    """Whether the log of this process writes an event of many lines as such."""
+    """Whether the log of this process can write events of several lines."""
     return _supports_multiline
 
 
 def format_event(event: LogEvent) -> str | None:
-    """Twisted's form of an event; one with :data:`LINES_KEY` is that many lines of that form."""
+    """Format an event as Twisted does; each of its :data:`LINES_KEY` becomes such a line."""
     lines = event.get(LINES_KEY)
     if lines is None:
         return formatEventAsClassicLogText(event)
@@ -42,14 +42,14 @@ def format_event(event: LogEvent) -> str | None:
 
 
 def install(twistd: usage.Options | None) -> None:
-    """Have ``twistd`` write its log in this way, unless it was told another one."""
+    """Make ``twistd`` use :func:`observer` as its logger, unless another one was chosen."""
     if twistd is not None and not twistd.get("logger"):
         _options.update(twistd)
         twistd["logger"] = f"{__name__}.{observer.__name__}"
 
 
 def observer() -> ILogObserver:
-    """What ``twistd`` itself makes of its options: a file, standard output, or syslog."""
+    """Return the observer that ``twistd`` would create: for a file, standard output or syslog."""
     global _supports_multiline
     made: ILogObserver = _logger()({**_options, "logger": None})._getLogObserver()
     if isinstance(made, FileLogObserver):

@@ -1,4 +1,4 @@
-"""The file in which ``twistd`` keeps the number of its process."""
+"""The pid file of ``twistd``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ DEFAULT = "twistd.pid"
 
 
 def disable_pidfile(twistd: usage.Options | None) -> None:
-    """Have ``twistd -n`` write no ``twistd.pid``; a file that was named is written.
+    """Make ``twistd -n`` write no ``twistd.pid`` unless ``--pidfile`` names a file.
 
-    Whoever starts it knows the process already, and after a SIGKILL the file only keeps it from
-    starting again: in a container the number in it, 1, is that of the new process.
+    In the foreground it serves no purpose, and after a SIGKILL it prevents a start: in a container
+    the new process has the same pid, 1.
     """
     if twistd is not None and twistd["nodaemon"] and twistd.get("pidfile") == DEFAULT:
         twistd["pidfile"] = ""

@@ -1,9 +1,9 @@
-"""What one user may have under way, and how much of what carts share each of them gets.
+"""Per-user quotas of unfinished carts, and fair shares of what carts in staging share.
 
-Strategy: a post is refused before anything is entered, by what the store knows of the user's
-unfinished carts at that moment.  How many files a cart has is known then; how many bytes, only
-when the archive has told the sizes of all of them.  So a cart of unknown size is let in while the
-known bytes are below their limit, and counts from when its size is known.
+A post is checked before it is stored, against what the store knows of the user's unfinished carts.
+The number of files is known then, but the number of bytes only once the archive has returned the
+sizes of all files.  So a cart of unknown size is accepted while the known bytes are below the
+limit, and counts from the moment its size is known.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from cartd.model import Viewer
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """Of the unfinished carts of one user: how many, and what of them is not staged yet."""
+    """The unfinished carts of one user, and their files and bytes that are not staged yet."""
 
     carts: int = 0
     files: int = 0
     bytes: int = 0
-    """Those of the carts whose sizes are known."""
+    """Of carts whose sizes are known."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserQuota:
-    """The most that may be outstanding for one user; none is no limit."""
+    """Limits of what may be outstanding for one user; ``None`` is no limit."""
 
     carts: int | None = None
     files: int | None = None
@@ -37,30 +37,30 @@ class UserQuota:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
     def applicable_to(self, asker: Viewer) -> UserQuota:
-        """Those are for users, and not for admins."""
+        """Return the quota of a user; admins have none."""
         return NO_QUOTA if asker.sees_all else self
 
     def check(self, outstanding: Outstanding, files: int) -> None:
-        """Whether one more cart, of so many files, may come.
+        """Check whether one more cart, with that many files, is within the quota.
 
-        :raises QuotaExceeded: it may not; the message tells its client why.
+        :raises QuotaExceeded: it is not; the message is for the client.
         """
         if self.carts is not None and outstanding.carts >= self.carts:
             raise QuotaExceeded(
-                f"{outstanding.carts} of your carts are being staged, and no more than"
-                f" {self.carts} may be (auth.max_carts_staging); post it when one is ready",
+                f"{outstanding.carts} of your carts are being staged, and the limit is"
+                f" {self.carts} (auth.max_carts_staging); try again when one is ready",
                 limit="auth.max_carts_staging",
             )
         if self.files is not None and outstanding.files + files > self.files:
             raise QuotaExceeded(
-                f"This cart has {files} files and {outstanding.files} of your others are not"
-                f" staged yet; together no more than {self.files} may be (auth.max_files)",
+                f"This cart has {files} files, and {outstanding.files} files of your other carts"
+                f" are not staged yet; the limit is {self.files} (auth.max_files)",
                 limit="auth.max_files",
             )
         if self.bytes is not None and outstanding.bytes >= self.bytes:
             raise QuotaExceeded(
-                f"{outstanding.bytes} bytes of your carts are not staged yet, and no more than"
-                f" {self.bytes} may be (auth.max_bytes); post it when some are",
+                f"{outstanding.bytes} bytes of your carts are not staged yet; the limit is"
+                f" {self.bytes} (auth.max_bytes); try again when some carts are ready",
                 limit="auth.max_bytes",
             )
 
@@ -69,7 +69,7 @@ NO_QUOTA = UserQuota()
 
 
 class FairShare:
-    """The carts that are being staged, by their owners: users share evenly, then their carts."""
+    """Shares of the carts in staging: users get equal shares, and the carts of a user, too."""
 
     def __init__(self) -> None:
         self._owners: dict[int, str | None] = {}
@@ -79,13 +79,13 @@ class FairShare:
         return len(self._owners)
 
     def add(self, cart_id: int, owner: str | None) -> None:
-        """The cart is staged from now on, unless it was already."""
+        """Count the cart, unless it is counted already."""
         if cart_id not in self._owners:
             self._owners[cart_id] = owner
             self._carts[owner] += 1
 
     def remove(self, cart_id: int) -> None:
-        """The cart is not staged any more, if it was."""
+        """Stop counting the cart, if it was counted."""
         if cart_id in self._owners:
             owner = self._owners.pop(cart_id)
             self._carts[owner] -= 1
@@ -93,9 +93,10 @@ class FairShare:
                 del self._carts[owner]
 
     def divisor(self, owner: str | None, *, unknown_owners: int = 0) -> int:
-        """Into how many parts that is cut of which a cart of ``owner`` gets one.
+        """Return the number that a shared amount is divided by for a cart of ``owner``.
 
-        ``unknown_owners`` are carts that nobody knows the owners of yet: they count as this one's.
+        ``unknown_owners`` is the number of further carts whose owners are not known yet; they count
+        as carts of ``owner``.
         """
         others = len(self._carts) - (owner in self._carts)
         return (others + 1) * max(self._carts[owner] + unknown_owners, 1)

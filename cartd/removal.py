@@ -1,4 +1,4 @@
-"""The end of a cart: marked in the store, taken out of staging, removed from the volume."""
+"""Deletion and eviction of carts: mark in the store, stop staging, remove the files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from cartd.volume.remove import RemovalStopped
 
 T = TypeVar("T")
 CONCURRENCY = 4
-"""Carts that are removed at the same time: each has a thread."""
+"""Carts that are removed at the same time, each in a thread."""
 SMALL_CART_FILES = 1000
-"""Files of a cart for whose removal a client waits."""
+"""A client waits for the removal of a cart with at most this many files."""
 CLIENT_WAIT = 2.0
-"""Seconds for which it waits at most."""
+"""Seconds that a client waits at most."""
 
 log = Logger()
 
 
 class CannotRemove(CartdError):
-    """The file system refuses to remove files of a cart; ``reason`` is what it says."""
+    """The file system refuses to remove files of a cart; ``reason`` is its error."""
 
     def __init__(self, cart: Cart, reason: str) -> None:
         super().__init__(f"Cart {cart.id} ({cart.display_uid}) cannot be removed: {reason}")
@@ -50,14 +50,14 @@ class CannotRemove(CartdError):
 
 
 class Removal:
-    """Removes carts for whoever asks: a client, the evictor or an admin.
+    """Removes carts for clients, for the evictor and for the commands.
 
-    What a client deletes is marked in the store first: from then on nobody finds it, and a removal
-    that is cut short is finished by the next :meth:`sweep`.  What is evicted is marked when its
-    first file has gone: on a file system that refuses to remove files nothing is lost.  Until all
-    files have gone, a cart counts for the room.
+    A cart deleted by a client is marked in the store first: from then on it does not exist for
+    clients, and an interrupted removal is finished by the next :meth:`sweep`.  An evicted cart is
+    marked after its first file was removed, so that no cart is lost on a file system that refuses
+    removals.  Until all files are removed, the cart counts as used space.
 
-    What is to be removed is known to the store alone; here are no more than are being removed.
+    The queue of carts to remove is in the store; in memory are only the removals under way.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Removal:
         now: Callable[[], float],
         clock: IReactorTime,
     ) -> None:
-        """``now`` gives Unix time, for the dates in the store; ``clock`` is a steady one."""
+        """``now`` returns Unix time, for dates in the store; ``clock`` is monotonic."""
         self._store = store
         self._volume = volume
         self._pins = pins
@@ -77,27 +77,27 @@ class Removal:
         self._now = now
         self._clock = clock
         self._unpin_waits: set[Deferred[None]] = set()
-        """For the last download of a deleted cart."""
+        """Waiting for the last download of a deleted cart."""
         self._jobs: set[Deferred[int | None]] = set()
-        """Deleted carts that are being removed, apart from sweeps."""
+        """Removals of deleted carts that are under way, sweeps excluded."""
         self._backlog: Deferred[None] | None = None
-        """The removal of those that had to wait, in the order of their ids."""
+        """The removal of carts that had to wait, in the order of their ids."""
         self._backlog_grew = False
-        """Whether more has come since it began."""
+        """Whether carts were added since the backlog was read."""
         self._cart_locks: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
-        """By cart id: who comes to remove one that is being removed waits until it has gone."""
+        """By cart id: a second removal of the same cart waits for the first."""
         self._evicting: set[int] = set()
         self._retry_pauses: Backoff[int] = Backoff(clock.seconds)
-        """Deleted carts whose files the disk will not let go of, by their ids."""
+        """By id, deleted carts whose files the disk refuses to remove."""
         self._logged_reason: str | None = None
-        """What the log has said of them."""
+        """The reason that was logged for them last."""
 
     async def delete(self, cart: Cart) -> int:
-        """Delete ``cart`` and give the bytes that are free now: what it shares with others is not.
+        """Delete ``cart``; return the bytes freed so far, without those shared with other carts.
 
-        The files of a large cart go later; so do those of any cart while several are being removed.
-        Files that are being downloaded go when the last download of them ends; if that is another
-        process's, with the first sweep after it.
+        The files of a large cart are removed later, and those of any cart while several removals
+        are under way.  Files that are being downloaded are removed when the last download ends, or,
+        if another process sends them, with the first sweep after that.
         """
         await self._store.mark_deleted(cart.id, self._now())
         await self._stop_staging(cart.id)
@@ -115,10 +115,9 @@ class Removal:
         return 0
 
     async def delete_all(self, viewer: Viewer, uid: str) -> int:
-        """Delete every cart of ``uid`` that ``viewer`` sees, and give their number.
+        """Delete every cart of ``uid`` that ``viewer`` may see; return their number.
 
-        The newest goes last: if the process ends in between, none that is older answers in its
-        place.
+        The newest is deleted last: if the process ends in between, no older cart takes its place.
         """
         carts = await self._store.carts_for(viewer, uid)
         for cart in reversed(carts):
@@ -126,59 +125,57 @@ class Removal:
         return len(carts)
 
     async def evict(self, expected: Cart) -> int:
-        """Evict a finished cart if it is still as it was ``expected``; the bytes that are free now.
+        """Evict a finished cart if it is unchanged (``expected``); return the bytes freed.
 
-        None are if it is being sent, or has been used, staged again or deleted meanwhile.
+        Return 0 if it is being sent, or was used, restaged or deleted meanwhile.
 
-        :raises CannotRemove: the file system refuses.  If it refuses the first file, the cart
-            stays as it is, ready above all; else it is deleted, and the rest goes with a sweep.
-        :raises RemovalStopped, VolumeUnavailable: so it is with these; no other cart makes room
-        either.
+        :raises CannotRemove: the file system refuses.  If it refuses to remove the first file, the
+            cart is kept as it is; otherwise it is deleted, and a sweep removes the rest.
+        :raises RemovalStopped, VolumeUnavailable: as above; evicting another cart fails, too.
         """
         if self._pins.is_pinned(expected.id):
             return 0
-        # To its end, whoever gives up: a note that is left keeps clients from the cart until a
-        # sweep has finished what it says.
+        # Not cancellable: an eviction left marked in the store blocks downloads of the cart until
+        # a sweep finishes it.
         if not await uncancellable(Deferred.fromCoroutine(self._begin_eviction(expected))):
             return 0
         return await self._remove_files(expected) or 0
 
     async def _begin_eviction(self, expected: Cart) -> bool:
-        """Whether its first file has gone, and it is marked as deleted."""
+        """Remove the first file and mark the cart as deleted; return whether that was done."""
         token = secrets.token_hex(16)
         if not await self._store.begin_eviction(expected, token):
             return False
         return await self._continue_eviction(expected, token)
 
     async def sweep(self) -> None:
-        """Remove what deleted carts have left on the volume, and finish evictions.
+        """Remove leftovers of deleted carts from the volume, and finish interrupted evictions.
 
-        That is what a crash or a failing disk kept from being removed, and what this process went
-        on staging when another one deleted the cart.  A cart that cannot be removed is tried again
-        after growing pauses.
+        Leftovers remain after a crash or disk errors, or if this process was still staging a cart
+        when another process deleted it.  Failed removals are retried after growing pauses.
         """
         await self._volume.check()
         with suppress(RemovalStopped):
             await self._finish_interrupted_evictions()
         leaving = await self._store.pending_removal()
         there = await self._volume.cart_ids()
-        # One that has no directory may have left its link.
+        # A cart without a directory may have left its link.
         ids = {*leaving, *await self._store.deleted_among(there)}
         self._retry_pauses.keep(ids)
         await self._remove_all(ids, log_each=True)
         if self._logged_reason is not None and not self._retry_pauses:
             self._logged_reason = None
-            log.info("All that deleted carts had left on the volume has been removed")
+            log.info("All leftovers of deleted carts have been removed from the volume")
 
     async def wait_until_idle(self) -> None:
-        """Wait until nothing is being removed that :meth:`delete` has begun."""
+        """Wait until all removals that :meth:`delete` has started are done."""
         while jobs := self._active_jobs():
             ended: Deferred[None] = Deferred()
             _notify_when_done(jobs[0], ended)
             await ended
 
     async def stop(self) -> None:
-        """Leave the rest to the next start's sweep."""
+        """Cancel all removals; the sweep after the next start finishes them."""
         self._backlog_grew = False
         for later in list(self._unpin_waits):
             later.cancel()
@@ -191,7 +188,7 @@ class Removal:
         return [*self._jobs, *([] if self._backlog is None else [self._backlog])]
 
     async def _begin(self, cart: Cart) -> int:
-        """Have the cart removed; the bytes that are free by the time that a client may wait."""
+        """Start to remove the cart; return the bytes freed within the time that a client waits."""
         if len(self._jobs) >= CONCURRENCY:
             self._start_backlog()
             return 0
@@ -217,7 +214,7 @@ class Removal:
         return (freed and freed[0]) or 0
 
     def _start_backlog(self) -> None:
-        """Have all removed that can be, soon."""
+        """Have all deleted carts removed in the background."""
         self._backlog_grew = True
         if self._backlog is None:
             backlog = Deferred.fromCoroutine(self._remove_backlog())
@@ -237,10 +234,10 @@ class Removal:
                 self._backlog_grew = False
                 await self._remove_all(await self._store.pending_removal())
         except Unavailable as error:
-            log.warn("Deleted carts are removed later: {error}", error=error)
+            log.warn("Deleted carts will be removed later: {error}", error=error)
 
     async def _remove_all(self, ids: Collection[int], *, log_each: bool = False) -> None:
-        """Remove those deleted carts that can be, some at once; ``log_each``: in the log."""
+        """Remove these deleted carts, a few concurrently; with ``log_each``, log each removal."""
         left = iter(sorted(ids))
 
         async def remove_sequentially() -> None:
@@ -254,7 +251,7 @@ class Removal:
                     continue
                 if await self._remove(cart) is not None and log_each:
                     log.info(
-                        "Removed what was left of deleted cart {id} ({uid})",
+                        "Removed the leftovers of deleted cart {id} ({uid})",
                         id=cart.id,
                         uid=cart.display_uid,
                     )
@@ -266,7 +263,7 @@ class Removal:
             error.subFailure.raiseException()
 
     async def _continue_eviction(self, cart: Cart, token: str, *, finish: bool = False) -> bool:
-        """As :meth:`_begin_eviction`, of one that has been noted in the store."""
+        """As :meth:`_begin_eviction`, for an eviction that is marked in the store."""
         self._evicting.add(cart.id)
         try:
             if not await self._remove_first_file(cart, token, finish):
@@ -283,11 +280,11 @@ class Removal:
             self._evicting.discard(cart.id)
 
     async def _remove_first_file(self, cart: Cart, token: str, finish: bool) -> bool:
-        """Whether a file of the cart has gone; if not, it is not being evicted any more.
+        """Remove one file of the cart; if that is not possible, end the eviction.
 
-        A download that is not expected here sees the note, and waits for what comes of it.  So who
-        comes to ``finish`` what others have begun sees only such downloads, as files of the cart
-        may be missing; one that reads has a lock.
+        Return whether a file was removed.  A download that began after the eviction was marked in
+        the store waits for its end, so ``finish``, for an eviction that another process began and
+        that may have removed files, ignores pins.  A download that is reading holds a lock.
         """
         try:
             may_go = finish or not self._pins.is_pinned(cart.id)
@@ -303,13 +300,13 @@ class Removal:
         return False
 
     async def _finish_interrupted_evictions(self) -> None:
-        """Go on with evictions that nobody goes on with: their process has died, or lost the store.
+        """Finish evictions whose process has died, or has lost its database connection.
 
-        Should it be alive after all, both do the same.
+        If it is still alive, both processes do the same, which is harmless.
         """
         for cart_id, token in (await self._store.evicting()).items():
             cart = await self._store.cart(cart_id)
-            # It may have been given up while another one was finished.
+            # It may have been aborted while another eviction was finished.
             if cart is None or cart.evicting != token or cart_id in self._evicting:
                 continue
             try:
@@ -325,18 +322,20 @@ class Removal:
         await self._remove(cart)
 
     async def _remove(self, cart: Cart) -> int | None:
-        """The bytes that are free now; none if the cart is still there."""
+        """Remove the cart; return the bytes freed, or ``None`` if the cart is still there."""
         try:
             return await self._remove_files(cart)
         except (RemovalStopped, VolumeUnavailable):
-            pass  # the sweep removes it at the next start, or once the volume is back
+            pass  # a sweep removes it after the next start, or once the volume is back
         except CannotRemove as error:
             if error.reason != self._logged_reason:
                 self._logged_reason = error.reason
-                log.error("{error}; it is tried again, and so are others", error=error)
+                log.error(
+                    "{error}; it is retried, and further failures are not logged", error=error
+                )
         except Unavailable as error:
             log.warn(
-                "Cart {id} ({uid}) is removed later: {error}",
+                "Cart {id} ({uid}) will be removed later: {error}",
                 id=cart.id,
                 uid=cart.display_uid,
                 error=error,
@@ -347,7 +346,7 @@ class Removal:
         """As :meth:`_remove`.
 
         :raises CannotRemove: the file system refuses.
-        :raises RemovalStopped, VolumeUnavailable: the rest goes another time.
+        :raises RemovalStopped, VolumeUnavailable: a later sweep removes the rest.
         """
         lock = self._cart_locks.setdefault(cart.id, DeferredLock())
         await lock.acquire()
@@ -355,7 +354,9 @@ class Removal:
             await self._repoint_link(cart)
             if not await self._volume.remove(cart):
                 log.debug(
-                    "Cart {id} ({uid}) goes later: it is in use", id=cart.id, uid=cart.display_uid
+                    "Cart {id} ({uid}) is in use and will be removed later",
+                    id=cart.id,
+                    uid=cart.display_uid,
                 )
                 return None
             freed = await self._store.record_removed(cart.id, self._now())
@@ -368,35 +369,35 @@ class Removal:
         return freed
 
     async def _repoint_link(self, cart: Cart) -> None:
-        """Point the link of the uid at the older cart that answers now, if there is one."""
+        """Point the link of the uid at the older cart that takes its place, if there is one."""
         older = await self._store.newest(cart.uid)
         if older is None or older.id > cart.id or older.status != CartStatus.READY:
             return
         await self._volume.link(older)
         newest = await self._store.newest(cart.uid)
         if newest is None or newest.id != older.id:
-            # It was deleted meanwhile, perhaps removed before the link was there.
+            # It was deleted meanwhile, perhaps even removed before the link was made.
             await self._volume.unlink(older)
 
 
 def _reason_of(error: OSError | NoSpace) -> str:
-    """What the system says; ``NoSpace`` would be said of a cart that finds no room."""
+    """Return the system's error; the message of ``NoSpace`` is for a cart being staged."""
     cause = error.__cause__ if isinstance(error, NoSpace) else error
     return str(getattr(cause, "strerror", None) or cause)
 
 
 def _notify_when_done(job: Deferred[Any], ended: Deferred[None]) -> None:
-    """Fire ``ended`` when ``job`` has ended; who gives up waiting does not disturb it."""
+    """Fire ``ended`` when ``job`` has ended; cancelling ``ended`` does not affect ``job``."""
 
-    def tell(result: T) -> T:
+    def notify(result: T) -> T:
         if not ended.called:
             ended.callback(None)
         return result
 
-    job.addBoth(tell)
+    job.addBoth(notify)
 
 
 def _log_unless_cancelled(failure: Failure) -> None:
-    """For what nobody waits for."""
+    """Errback of jobs whose result is not awaited."""
     if not failure.check(CancelledError):
-        log.failure("A deleted cart is removed later", failure)
+        log.failure("A deleted cart will be removed later", failure)

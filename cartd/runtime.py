@@ -1,4 +1,4 @@
-"""How Python itself is set for a service whose small answers must not wait for its large work."""
+"""Process-wide tuning of Python: thread switching, malloc arenas and garbage collection."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from contextlib import suppress
 from typing import Final
 
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a thread that computes lets another one go on.
+"""Seconds after which a computing thread releases the interpreter lock.
 
-Python's own 5 ms are waited for several times within one request: by the reactor whenever it comes
-back from ``epoll``, and by the store's thread after every step of a query.
+One request waits several times for Python's default of 5 ms: in the reactor after each ``epoll``,
+and in the store's thread after each step of a query.
 """
 
 
 MAX_ARENAS: Final = 2
-"""Heaps that threads allocate from.
+"""Malloc arenas of the process.
 
-By itself the C library of Linux gives each thread its own, up to eight a core, and each keeps what
-the largest manifest that its thread has read took: with 24 clients twice the memory.
+By default glibc creates up to eight arenas per core, and each keeps the memory of the largest
+manifest that its thread has read: with 24 clients, memory doubles.
 """
 _M_ARENA_MAX: Final = -8  # malloc.h of glibc
 
 
 def tune() -> None:
-    """Set it, for the whole process, when everything is loaded and built.
+    """Tune the process, once everything is loaded and built.
 
-    What is there by then stays for good.  To look through it for garbage takes about 50 ms, in
-    which no thread runs, and happens all the more often the more is under way; so it is left out.
+    The objects that exist by then are never freed, so they are excluded from garbage collection: to
+    traverse them blocks all threads for about 50 ms, and happens more often under load.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library
+        with suppress(AttributeError, OSError):  # not glibc
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, MAX_ARENAS)
     gc.collect()
     gc.freeze()

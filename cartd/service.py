@@ -1,4 +1,4 @@
-"""The service: what listens, the parts behind it, and their upkeep, from start to stop."""
+"""The service: listening ports, the components behind them, periodic jobs, start and stop."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ from cartd.volume.check import check_reserve
 __all__ = ["Cartd", "Options", "makeService"]
 
 SCRUB_POLL_INTERVAL = 60.0
-"""Seconds between two looks for carts that are to be compared with their hashes."""
+"""Seconds between polls for carts that are due for a comparison with their hashes."""
 RETENTION_INTERVAL = 3600.0
-"""Seconds between two looks for rows of carts that are to be forgotten."""
+"""Seconds between deletions of expired rows of removed carts."""
 TOKENS_POLL_INTERVAL = 1.0
-"""Seconds between two looks whether the file of tokens has changed."""
+"""Seconds between polls for changes of the token file."""
 
 STOP_TIMEOUT = 30.0
-"""Seconds beyond ``shutdown_grace`` after which a stop ends, whatever hangs: the last sync may take
-20, and a database that does not answer gets five at each of a few steps."""
+"""Seconds beyond ``shutdown_grace`` after which a stop ends, even if something hangs: the last sync
+may take 20 s, and each of a few steps waits 5 s for a database that does not respond."""
 
 log = Logger()
 
@@ -157,9 +157,9 @@ class Cartd(Service):
         self._stop_timer: IDelayedCall | None = None
 
     def privilegedStartService(self) -> None:
-        """Bind the endpoints, before privileges are shed."""
+        """Bind the endpoints, before privileges are dropped."""
         listening = []
-        # Again: when twistd goes to the background it has set its own.
+        # Once more, as twistd sets its own umask when it daemonizes.
         os.umask(self._services.config.umask)
         for description in _endpoints(self._services.config):
             try:
@@ -203,7 +203,7 @@ class Cartd(Service):
             work.start()
 
     async def _check_volume_once(self) -> None:
-        """Once, as soon as both the volume and the database are there for all of it."""
+        """Import carts of Pacifica and warn of orphans, once volume and database are available."""
         if not self._volume_checked:
             await self._services.repair.import_all()
             await self._services.orphans.warn()
@@ -235,7 +235,7 @@ class Cartd(Service):
         await self._drain()
 
     def stopService(self) -> Deferred[None]:
-        """Stop taking carts and staging, let downloads end for a while, then close all."""
+        """Reject new carts, stop staging, wait for downloads up to the grace time, then close."""
         super().stopService()
         self._stopped = Deferred()
         self._stop_timer = self._services.reactor.callLater(
@@ -246,8 +246,8 @@ class Cartd(Service):
 
     def _on_stopped(self, result: Failure | None) -> None:
         if isinstance(result, Failure):
-            # Nobody else would tell.
-            log.failure("The service stopped badly", result)
+            # Twisted does not log it.
+            log.failure("The stop failed", result)
         if self._stop_timer is not None and self._stop_timer.active():
             self._stop_timer.cancel()
             self._stopped.callback(None)
@@ -258,13 +258,13 @@ class Cartd(Service):
 
     def _log_hanging(self, left: str) -> None:
         log.error(
-            "The service ends without waiting for what hangs, as of a disk that does not answer:"
-            " {hanging}. The next start goes on from there",
+            "The service exits without waiting for operations that hang, as on a disk that does not"
+            " respond: {hanging}. The next start continues them",
             hanging=left or "no thread for the disk",
         )
 
     def force_stop(self) -> None:
-        """Wait no longer for the downloads."""
+        """Stop waiting for downloads."""
         self._force_stopped = True
         if self._draining is not None:
             self._draining.cancel()
@@ -280,7 +280,7 @@ class Cartd(Service):
         try:
             await self._draining
         except (TimeoutError, CancelledError):
-            log.warn("Breaking {number} downloads", number=self._services.pins.count())
+            log.warn("Aborting {number} downloads", number=self._services.pins.count())
         finally:
             self._draining = None
 
@@ -288,7 +288,7 @@ class Cartd(Service):
 def makeService(options: Options, reactor: Any = None) -> IService:
     """Build the service for ``twistd``.
 
-    :raises SystemExit: it cannot run; the one line says why.
+    :raises SystemExit: it cannot run; the message is one line.
     """
     if reactor is None:
         from twisted.internet import reactor
@@ -305,7 +305,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         log.warn("{note}", note=note)
     cartd = Cartd(services, authenticator)
     service = MultiService()
-    # In this order: what has begun to listen can be stopped.
+    # In this order, so that a service that listens can already be stopped.
     StopSignals(reactor, cartd.force_stop).setServiceParent(service)
     cartd.setServiceParent(service)
     runtime.tune()
@@ -313,7 +313,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 
 
 def _prepare(config: Config) -> int | None:
-    """Check what a start needs, blocking: nothing else runs yet.  The number of the volume."""
+    """Check what a start needs, blocking, as nothing else runs yet; return the volume's number."""
     wait_for_database(
         config.database_url,
         attempts=config.database_connect_attempts,
@@ -343,19 +343,19 @@ def _endpoints(config: Config) -> tuple[str, ...]:
 
 
 def _limits(config: Config) -> Limits:
-    """As they are set, but for what the system does not allow."""
+    """Return the configured limits, reduced to what the system allows."""
     fit = raise_nofile_limit(config.max_connections, config.archive_max_connections)
     return replace(Limits.of(config), max_connections=fit)
 
 
 def _exit_with(reason: str) -> NoReturn:
-    """End a start that ``twistd`` logs already: what is raised only comes to the log."""
+    """Exit after ``twistd`` has opened its log, where an exception alone would end up."""
     _print_error(reason)
     raise SystemExit(f"cartd: {reason}")
 
 
 def _print_error(line: str) -> None:
-    """Tell whoever has started it: the log has not begun, or is elsewhere."""
+    """Print to the terminal: the log is not open yet, or is a file."""
     if sys.__stderr__ is not None:
         sys.__stderr__.write(f"cartd: {line}\n")
         sys.__stderr__.flush()

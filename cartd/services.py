@@ -1,4 +1,4 @@
-"""Everything that works on one store and one volume, built and joined."""
+"""Builds and connects the components that work on one store and one volume."""
 
 from __future__ import annotations
 
@@ -40,25 +40,24 @@ from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 
 THREADS = 16
-"""For the disk: enough that slow reads do not wait for each other."""
+"""Threads for the disk: enough that slow reads do not wait for each other."""
 REMOVAL_THREADS = CONCURRENCY
-"""Threads of their own for the removal of carts: nothing else waits for it, however large it is."""
+"""Threads for the removal of carts, so that nothing else waits for a large cart."""
 
 log = Logger()
 
 _WITHOUT_LOCKS = (
-    "The volume {} has no file locks ({}). If a process ends without a stop, the carts that it was"
-    f" staging wait up to {LEASE_SECONDS:.0f} s for another one; and a cart that one process is"
-    f" sending may"
-    " be removed by another. Mount the volume with locks (Lustre: -o flock), or run one process on"
-    " it (docs/reliability.md)"
+    "The volume {} has no file locks ({}). After a crash of a process, the carts that it was"
+    f" staging wait up to {LEASE_SECONDS:.0f} s for another process; and a cart that one process is"
+    " sending may be removed by another. Mount the volume with locks (Lustre: -o flock), or run a"
+    " single process (docs/reliability.md)"
 )
 
 
 class Services:
-    """Joined, but not started: the service and the admin commands are made of the same parts.
+    """The components of the service and of the commands, connected but not started.
 
-    Timers run on the clock of ``reactor``; ``now``, Unix time, is for what is a date.
+    Timers use the clock of ``reactor``, dates use ``now``, which returns Unix time.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class Services:
         *,
         warn: Callable[[str], None] = lambda line: log.warn("{line}", line=line),
     ) -> None:
-        """``volume_number`` is what :func:`cartd.integrity.identity.bind_volume` gave.
+        """``volume_number`` is the result of :func:`cartd.integrity.identity.bind_volume`.
 
-        ``warn`` tells whoever starts this what the volume lacks.
+        ``warn`` is called with a line about each feature that the volume lacks.
         """
         self.config = config
         self.reactor = reactor
@@ -170,7 +169,7 @@ class Services:
         )
 
     def start(self, *, resume: bool) -> None:
-        """Start the threads and the stager; ``resume``: with what others left unfinished."""
+        """Start the threads and the stager; with ``resume``, continue unfinished carts."""
         self.threads.start()
         self._removal_threads.start()
         self._process_locks.start()
@@ -217,15 +216,16 @@ class Services:
         self.stager.start(context, claim_unfinished=resume)
 
     async def stop(self) -> None:
-        """Stop staging; what is staged is on the disk then, unless that takes too long."""
+        """Stop staging, and sync staged files to the disk unless that takes too long."""
         await self.stager.stop()
         await self._syncing.stop()
         await self._with_timeout(self.threads.run(self._process_locks.stop))
 
     async def close(self) -> str:
-        """Let go of everything; nothing is staged or sent any more.
+        """Close everything, after staging and sending have ended.
 
-        Gives what does not end, as a disk hangs, '' if nothing; the process need not wait for it.
+        Return the names of threads that do not end, as the disk hangs, or ''; the process need not
+        wait for them.
         """
         try:
             await self._close()
@@ -240,15 +240,15 @@ class Services:
         await self._with_timeout(Deferred.fromCoroutine(self._outage_status.stop()))
         await self._with_timeout(
             Deferred.fromCoroutine(self.evictor.write_access_times()),
-            "The last uses are not recorded",
+            "The last access times are not written",
         )
         await self._with_timeout(
-            Deferred.fromCoroutine(self.store.close()), "What the database was asked is given up"
+            Deferred.fromCoroutine(self.store.close()), "Pending database operations are aborted"
         )
         await self._with_timeout(self._connections.closeCachedConnections())
 
     async def _with_timeout(self, work: Deferred[Any], warning: str = "") -> None:
-        """Wait for some seconds; ``warning`` tells what is not done if that is not enough."""
+        """Wait for ``work``, but only some seconds; then log ``warning``, if there is one."""
         try:
             await with_timeout(STOP_STEP_TIMEOUT, work, self.reactor)
         except (Unavailable, TimeoutError) as error:

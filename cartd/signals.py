@@ -1,6 +1,6 @@
-"""What SIGTERM, SIGINT and SIGHUP do: the first stops the service, the second hurries it.
+"""SIGTERM, SIGINT and SIGHUP: the first signal stops the service, a second one forces the stop.
 
-There is nothing to read anew on SIGHUP, and left alone it would kill without a word.
+SIGHUP does not reload anything; without a handler it would kill the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ log = Logger()
 
 
 class StopSignals(Service):
-    """Takes the signals over from the reactor, which would end with the signal's status, not 0."""
+    """Handles the signals instead of the reactor, whose exit status would not be 0."""
 
     def __init__(self, reactor: Any, force_stop: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -24,14 +24,14 @@ class StopSignals(Service):
         self._stopping = False
 
     def privilegedStartService(self) -> None:
-        """Take them over before there is a port to connect to."""
+        """Install the handlers before any port is open."""
         self._install()
-        # The reactor installs its own when it starts: take over again after that.
+        # The reactor installs its own handlers when it starts; replace these again.
         self._reactor.callWhenRunning(self._install)
 
     def _install(self) -> None:
         numbers = [signal.SIGTERM, signal.SIGINT]
-        # Ignored is what nohup makes of it.
+        # nohup ignores SIGHUP: keep that.
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
         for number in numbers:
@@ -39,9 +39,9 @@ class StopSignals(Service):
 
     def _stop(self) -> None:
         if self._stopping:
-            log.info("Stopping at once")
+            log.info("Stopping without waiting for downloads")
             self._force_stop()
         else:
             self._stopping = True
-            log.info("Stopping; a second signal ends running downloads at once")
+            log.info("Stopping; a second signal aborts running downloads")
             self._reactor.stop()

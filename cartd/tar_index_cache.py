@@ -1,4 +1,4 @@
-"""From a cart's rows in the store to the index of its tar, and to the tar below one name."""
+"""Builds the index of a cart's tar from the rows of the store, and caches it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from cartd.threads import ThreadRunner
 T = TypeVar("T")
 
 PAGE_SIZE = 5000
-"""Members read at once."""
+"""Members read from the store at a time."""
 MAX_BYTES = 64 * 2**20
-"""Of all indexes together: of a million files with paths of 30 characters."""
+"""Of all indexes together: enough for a million files with paths of 30 characters."""
 MAX_SHIFTS_PER_INDEX = 8
-"""Of one index."""
+"""Cached shifts of one index; the least recently used is evicted."""
 LARGE_CART_FILES = 50_000
-"""Files of a cart from which on one index is built at a time."""
+"""Carts with this many files or more are indexed one at a time."""
 SMALL_CONCURRENCY = 16
-"""Indexes of other carts that are built at once: they have some 64 MiB at most."""
+"""Indexes of smaller carts that are built concurrently; together they need 64 MiB at most."""
 
 Variant = tuple[bool, int]
 """See :meth:`cartd.tar.lengths.Lengths.variant`."""
@@ -42,10 +42,10 @@ class _Entry:
     index: TarIndex
     shifts: OrderedDict[Variant, Shift] = field(default_factory=OrderedDict)
     size: int = 0
-    """Bytes of memory, as counted last."""
+    """Bytes of memory, as of the last :meth:`update_size`."""
 
     def update_size(self) -> int:
-        """Count anew; by how much it has grown."""
+        """Recount ``size``; return by how much it has grown."""
         before = self.size
         sums = sum(getsizeof(shift.sums) for shift in self.shifts.values())
         self.size = self.index.weight + sums
@@ -53,10 +53,11 @@ class _Entry:
 
 
 class TarIndexCache:
-    """Builds the tars' indexes, and keeps the last ones: many ranges are asked of one tar.
+    """An LRU cache of tar indexes, as clients request many ranges of one tar.
 
-    One index serves all names under which a cart is downloaded.  The last one is kept in any case,
-    and so is what a download holds.  Those who ask for the same while it is built wait together.
+    One index serves all names under which a cart is downloaded.  The last one is cached whatever
+    its size, and an index that a download holds is never built again.  Concurrent requests for one
+    index share one build.
     """
 
     def __init__(self, store: Store, threads: ThreadRunner) -> None:
@@ -65,20 +66,20 @@ class TarIndexCache:
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._bytes = 0
         self._live: WeakValueDictionary[int, TarIndex] = WeakValueDictionary()
-        """By cart, the indexes that are in use, even if they were evicted."""
+        """By cart id, the indexes that are in use, evicted ones included."""
         self._builds: dict[tuple[int, Variant | None], SingleFlight[Any]] = {}
         self._small = DeferredSemaphore(SMALL_CONCURRENCY)
         self._large = DeferredSemaphore(1)
 
     async def get(self, cart: Cart) -> TarIndex:
-        """The index of a ready cart.
+        """Return the index of a ready cart.
 
         :raises VolumeDamaged: the store does not know a size.
         """
         return (await self._get_entry(cart)).index
 
     async def tar_below(self, cart: Cart, top: str) -> VirtualTar:
-        """The tar of a ready cart below the folder ``top``.
+        """Return the tar of a ready cart with the top folder ``top``.
 
         :raises VolumeDamaged: the store does not know a size.
         """
@@ -101,19 +102,19 @@ class TarIndexCache:
         return VirtualTar(top, entry.index, entry.shifts[variant])
 
     async def build(self, cart: Cart) -> TarIndex:
-        """The index of a cart whose files' sizes are all known; it is not cached.
+        """Build the index of a cart whose files' sizes are all known; it is not cached.
 
         :raises VolumeDamaged: the store does not know a size.
         """
         return await self._limited(cart, lambda: self._build(cart))
 
     def put(self, cart_id: int, index: TarIndex) -> None:
-        """Have this one for what comes: the cart is about to be ready."""
+        """Cache the index of a cart that is about to become ready."""
         self.invalidate(cart_id)
         self._put(cart_id, index)
 
     def invalidate(self, cart_id: int) -> None:
-        """Drop what is known of a cart that goes back to staging or away."""
+        """Forget the index of a cart that is restaged or deleted."""
         for key in [key for key in self._builds if key[0] == cart_id]:
             del self._builds[key]
         self._drop(cart_id)
@@ -124,16 +125,16 @@ class TarIndexCache:
         index = self._live.get(cart.id) if entry is None else entry.index
         if index is not None and (cart.tar is None or cart.tar.digest == index.digest):
             return self._put(cart.id, index)
-        # There is none, or another process has staged the cart anew.
+        # None is cached, or another process has restaged the cart.
         built, first = await self._single_flight((cart.id, None), lambda: self.build(cart))
         return self._put(cart.id, built) if first else self._entries.get(cart.id) or _Entry(built)
 
     async def _single_flight(
         self, key: tuple[int, Variant | None], begin: Callable[[], Coroutine[Any, Any, T]]
     ) -> tuple[T, bool]:
-        """What ``begin`` gives, once for all who ask meanwhile.
+        """Return the result of ``begin``, which runs once for all concurrent callers.
 
-        And whether this is the first of them to go on, and the result is to be cached.
+        The second value is true for one caller only: that one has to cache the result.
         """
         job: SingleFlight[T] | None = self._builds.get(key)
         if job is None or not job.in_progress:
@@ -141,14 +142,14 @@ class TarIndexCache:
         try:
             result = await job.result()
         finally:
-            # True for the first who goes on after its end, unless it was to be forgotten.
+            # True for the first caller to resume, unless the index was invalidated meanwhile.
             first = not job.in_progress and self._builds.get(key) is job
             if first:
                 del self._builds[key]
         return result, first
 
     async def _limited(self, cart: Cart, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Do ``work`` for that cart, when not too much of its kind is under way."""
+        """Run ``work`` once the limit for carts of that size allows it."""
         semaphore = self._small if cart.files_total < LARGE_CART_FILES else self._large
         await semaphore.acquire()
         try:
@@ -164,7 +165,7 @@ class TarIndexCache:
             members = await self._store.members(cart.id, range(first, first + PAGE_SIZE))
             await added
             found += len(members.paths)
-            # Not waited for until the next page is there: the database reads it meanwhile.
+            # Awaited after the next page was read, so that the database reads meanwhile.
             added = self._threads.run(builder.add, members)
         await added
         if found < cart.files_total:

@@ -360,6 +360,6 @@ async def test_why_a_cart_finds_no_space_is_in_the_log_with_numbers(
     with pytest.raises(NoSpace, match=r"^No Space Available$"):
         await reserve(disk.evictor(), await claimed(store, "new"), 64_000_000)
     assert logged() == [
-        "Cart 2 (new) needs 64,000,000 bytes more: 63,990,000 are missing, with all evicted that"
-        " may be; all carts have 100, of volume_quota = 6000000"
+        "Cart 2 (new): no space for 64,000,000 more bytes: 63,990,000 are missing after all"
+        " possible evictions; all carts use 100, volume_quota = 6000000"
     ]

@@ -210,7 +210,7 @@ def test_no_more_than_max_carts_staging_are_staged(tmp_path: Path) -> None:
             assert site.cartd.post(uid, bodies[uid]).status == 201
         answer = site.cartd.post("three", bodies["three"])
         limit = "cartd.max_carts_staging"
-        message = f"There are 2 carts being staged already ({limit}); post the cart again later"
+        message = f"2 carts are being staged, the limit ({limit}); try again later"
         assert_is_error(answer, 503, message, limit)
         assert answer.headers["retry-after"] == "2"
         assert site.cartd.request("HEAD", "/three").status == 404

@@ -144,7 +144,7 @@ async def test_a_download_that_takes_too_long_is_broken(tmp_path: Path) -> None:
                 return rest_of(client)
 
         assert len(await deferToThread(scenario)) < len(LARGE)
-        assert "Breaking 1 downloads" in cartd.log
+        assert "Aborting 1 downloads" in cartd.log
 
 
 @pytest_twisted.ensureDeferred
@@ -228,6 +228,6 @@ def test_a_stop_with_a_hanging_disk_ends_and_logs_it(
             hang(cartd)
             wait_for(lambda: hangs(cartd))
             assert cartd.terminate() == 0
-        [line] = [line for line in cartd.log.splitlines() if "what hangs" in line]
-        assert "#error] The service ends without waiting for what hangs" in line
-        assert re.search(r"disk that does not answer: \d+ in cartd\.\w+", line), line
+        [line] = [line for line in cartd.log.splitlines() if "operations that hang" in line]
+        assert "#error] The service exits without waiting for operations that hang" in line
+        assert re.search(r"disk that does not respond: \d+ in cartd\.\w+", line), line
