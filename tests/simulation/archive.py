@@ -1,4 +1,4 @@
-"""An archive on disk and tape that is slow, fails and lies as its state says."""
+"""A simulated archive with disk and tape that is slow, fails and sends wrong data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from tests.simulation.reactor import SimulatedReactor
 
 SIZES = {"none": 0, "one": 1, "some": 90, "page": 512, "more": 700, "much": 3000}
-"""The files: their ids and bytes."""
+"""The files: sizes by id."""
 WITHOUT_HASH = frozenset({"one", "page"})
-"""Those whose hash a client may not know.  They never come with other bytes of the right number:
-nobody could find it out."""
+"""Files whose manifest entries may have no hash.  They are never sent with wrong bytes of the right
+size, which cartd could not detect."""
 FAULTS = ("busy", "refused", "gone", "wrong", "short", "cut", "long", "silent")
 BODY_FAULTS = frozenset({"wrong", "short", "cut", "long", "silent"})
 PERMANENT = "gone"
@@ -40,24 +40,24 @@ def mtime(archive_id: str) -> int:
 
 
 class ArchiveState:
-    """What is in the archive, and how it will behave: it outlives every process that asks it."""
+    """State of the archive and its coming faults; outlives every simulated process."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self.on_tape: set[str] = set()
         self.recalled: dict[str, float] = {}
-        """When a file that was asked for will be on disk."""
+        """When a requested file will be on disk."""
         self.next_faults: defaultdict[str, deque[str]] = defaultdict(deque)
-        """The faults that the next requests for a file meet."""
+        """Faults for the next requests of a file."""
         self.chance = 0.0
-        """That any request meets one."""
+        """Probability of a random fault per request."""
         self.down_until = 0.0
         self.requests = 0
-        """How many requests there were."""
+        """Number of requests."""
         self.fault_counts: Counter[str] = Counter()
-        """How many faults the requests for each file have met."""
+        """Number of faults per file."""
         self.messages: dict[str, set[str]] = {name: set() for name in SIZES}
-        """What was told of the faults, or is to be told of what came; of each file."""
+        """Per file, error messages that a cart may have because of its faults."""
 
     def heal(self) -> None:
         self.next_faults.clear()
@@ -78,7 +78,7 @@ class ArchiveState:
             self.recalled[archive_id] = now + self.random.choice((0.1, 3.0, 40.0))
 
     def fault(self, archive_id: str, now: float, *, body: bool) -> str | None:
-        """What the request that is made now meets; what is wrong with a body waits for one."""
+        """Return the fault of this request; a fault of a body waits for a request with a body."""
         self.requests += 1
         if now < self.down_until:
             return "refused"
@@ -106,7 +106,7 @@ class ArchiveState:
 
 
 class SimulatedArchive(ArchiveClient):
-    """How one process asks the archive; bodies come as the real archive's do."""
+    """The archive client of one process; bodies are received by the real archive client's code."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class SimulatedArchive(ArchiveClient):
         await receive(response, sink, self._reactor, self._timeout, self._min_rate)
 
     async def _respond(self, archive_id: str, *, body: bool = False) -> str | None:
-        """The fault of the body that is to come, if one is."""
+        """Return the fault of the body to come, if there is one."""
         random = self._archive_state.random
         await deferLater(self._reactor, random.choice((0.0, 0.001, 0.02, 0.5)))
         fault = self._archive_state.fault(archive_id, self._reactor.seconds(), body=body)
@@ -159,7 +159,7 @@ class SimulatedArchive(ArchiveClient):
 
 
 class _Response:
-    """The body of an answer, given to its protocol piece by piece."""
+    """The body of a response, passed to its protocol in pieces."""
 
     def __init__(self, reactor: SimulatedReactor, archive_id: str, fault: str | None) -> None:
         self._reactor = reactor

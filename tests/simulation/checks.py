@@ -1,4 +1,4 @@
-"""The sentences that must hold, asked of the tables and the files themselves."""
+"""Checks of the invariants in the tables and in the files themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOST = ("is missing on the volume", "were recorded", "while it was read")
 
 
 class Checks:
-    """Each check appends what is wrong to the oracle's list."""
+    """Each check appends violations to the oracle's list."""
 
     def __init__(self, machine: Machine, oracle: Oracle, archive_state: ArchiveState) -> None:
         self._machine = machine
@@ -39,7 +39,7 @@ class Checks:
         return [row["id"] for row in found]
 
     def check_always(self) -> None:
-        """What holds whenever somebody looks, after a kill above all."""
+        """Check what holds at any moment, even right after a kill."""
         carts = {row["id"]: row for row in self.rows("SELECT * FROM cart")}
         self._check_no_cart_is_lost(carts)
         self._read_file_rows()
@@ -48,7 +48,7 @@ class Checks:
                 self._check_contents(cart_id, row)
 
     def check_idle(self) -> None:
-        """What holds when every fault is healed and nothing is under way."""
+        """Check what holds when all faults are healed and nothing is under way."""
         carts = {row["id"]: row for row in self.rows("SELECT * FROM cart")}
         live = {key: row for key, row in carts.items() if row["deleted_date"] is None}
         self._check_no_cart_is_lost(carts)
@@ -81,7 +81,7 @@ class Checks:
                 self._wrong(f"cart {cart_id} was deleted and nobody asked for it")
 
     def _read_file_rows(self, *, idle: bool = False) -> None:
-        """See which files are staged, and not known to be in doubt: in the end nothing is."""
+        """Read which files are staged and synced to the disk; when idle, all are."""
         staged = self.rows("SELECT cart_id, position FROM file WHERE status = 'staged'")
         dirty = [] if idle else self.rows("SELECT cart_id, positions FROM dirty_files")
         self._synced = {tuple(row) for row in staged}.difference(
@@ -97,10 +97,10 @@ class Checks:
         if tar.exists():
             if tar.read_bytes() != spec.tar(spec.uid):
                 self._wrong(f"{tar} holds wrong bytes")
-            return  # what is left of its tree is of no use
+            return  # leftovers of its tree do not matter
         for position, (name, body) in enumerate(_expected(spec, top)):
             synced = (cart_id, position) in self._synced and not row["bundle"]
-            # Of an eviction that was cut short, the store has a note.
+            # An interrupted eviction is marked in the store.
             synced = synced and row["evicting"] is None
             if not os.path.lexists(name):
                 if synced:
@@ -111,7 +111,7 @@ class Checks:
                 self._wrong(f"{name} holds wrong bytes")
 
     def _tar_size(self, row: sqlite3.Row) -> int:
-        """Zero if it has none."""
+        """Return the size of the cart's tar, or 0."""
         tar = self._machine.volume / str(row["id"]) / f"{row['cart_uid']}.tar"
         return tar.stat().st_size if tar.exists() else 0
 
@@ -139,7 +139,7 @@ class Checks:
             self._wrong(f"cart {cart_id} is {row['status']} for ever")
 
     def _has_undetected_damage(self, row: sqlite3.Row) -> bool:
-        """Whether a file of it may be damaged: only what is downloaded is looked at."""
+        """Whether damage of the cart may be undetected, as only the newest cart is downloaded."""
         newest = self.rows(
             f"SELECT max(id) AS id FROM cart WHERE {_NOT_DELETED} AND cart_uid = ?", row["cart_uid"]
         )[0]["id"]
@@ -147,7 +147,7 @@ class Checks:
         return row["id"] in self._oracle.damaged and unread
 
     def _is_real_cause(self, row: sqlite3.Row) -> bool:
-        """Whether the error names a fault that was made."""
+        """Whether the error names a fault that was injected."""
         error: str = row["error"]
         disk = self._machine.disk
         if error.startswith("The volume cannot be freed: "):
@@ -187,7 +187,7 @@ class Checks:
 
     def _check_no_leftovers(self, live: dict[int, sqlite3.Row]) -> None:
         volume = self._machine.volume
-        # What a failing disk has not removed is left until the cart is staged again, or goes.
+        # Files that a failing disk did not remove stay until the cart is restaged or deleted.
         left = list(files_below(volume / "incoming"))
         if left and not self._machine.disk.failed:
             self._wrong(f"left in incoming: {left}")
@@ -226,8 +226,8 @@ class Checks:
             for cart_id in live
             for status in map(Path.lstat, files_below(self._machine.volume / str(cart_id)))
         }
-        # Of a cart in error, what waits to be verified when it is staged again counts as before, as
-        # does what a failing disk has let nobody look at.
+        # Files of a cart in error that wait for verification still count, and so do files that a
+        # failing disk did not let verify.
         waiting = sum(
             row["volume_bytes"] - (self._tar_size(row) or row["bytes_staged"])
             for row in live.values()

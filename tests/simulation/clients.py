@@ -1,4 +1,4 @@
-"""What clients do: post, delete, and download at a pace of their own."""
+"""Simulated clients: post, delete, and download at a given pace."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def post(process: SimulatedProcess, oracle: Oracle, spec: Spec) -> None:
         await process.services.recovery.wait_until_recovered()
         cart = await process.carts.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
     except CartdError:
-        return  # nobody knows whether it is there
+        return  # unknown whether it was stored
     oracle.accepted[cart.id] = spec
     if process.deleting[spec.uid]:
         oracle.may_be_deleted.add(cart.id)
@@ -55,7 +55,7 @@ async def delete(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
 
 
 async def purge(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
-    """A command beside the service deletes the carts: it sees no pins, but locks."""
+    """Delete the carts as a command beside the service does: it sees no pins, but locks."""
     before = oracle.ids_of(uid)
     oracle.may_be_deleted |= before
     oracle.purged |= before
@@ -80,7 +80,7 @@ async def download(
     part: tuple[float, float],
     pace: float,
 ) -> str:
-    """Read a part of a cart's tar, from one share of its length to another; how it ended."""
+    """Read a part of a cart's tar, given as fractions of its length; return how that ended."""
     try:
         await process.services.recovery.wait_until_recovered()
         async with process.services.downloads.open(UNRESTRICTED, uid, name) as opened:
@@ -88,7 +88,7 @@ async def download(
             oracle.tagged(opened.etag, tar)
             if opened.length != len(tar):
                 oracle.violations.append(f"a tar of {opened.length} bytes instead of {len(tar)}")
-            # Sending may have to wait for its turn.
+            # Sending may be delayed.
             await deferLater(process.reactor, process.reactor.random.choice((0.0, 0.7)) * pace)
             start, stop = (int(share * opened.length) for share in part)
             return await _read(process, oracle, opened, tar, start, max(start, stop), pace)
@@ -120,7 +120,7 @@ async def _read(
         await process.services.downloads.restage(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
-        # Another process sees that a cart is used when its first bytes are read, if it is there.
+        # Another process sees that a cart is in use only once its first bytes are read.
         purged = opened.cart.id in oracle.purged and not client.was_locked
         if opened.cart.id not in oracle.damaged and not purged:
             oracle.violations.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
@@ -138,14 +138,14 @@ async def _read(
 
 @implementer(IConsumer)
 class _Client:
-    """Takes what is sent, with a pause after each piece."""
+    """Receives data, with a pause after each piece."""
 
     def __init__(
         self, reactor: SimulatedReactor, pace: float, is_locked: Callable[[], bool]
     ) -> None:
         self.data = b""
         self.was_locked = False
-        """Whether a lock kept the cart from other processes when the first bytes came."""
+        """Whether a lock protected the cart from other processes when the first bytes arrived."""
         self._is_locked = is_locked
         self._reactor = reactor
         self._random: Random = reactor.random

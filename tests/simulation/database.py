@@ -1,4 +1,4 @@
-"""A real SQLite database that goes away when it is told to, before it has committed or after."""
+"""A real SQLite database with injected faults, before or after a commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAULT = "disk I/O error (simulated)"
 
 
 class Database:
-    """Its faults, and the connections that one process has open.
+    """The faults, and the connections that one process has open.
 
     The engines outlive the processes: they hold compiled statements and nothing else.
     """
@@ -28,19 +28,19 @@ class Database:
     def reset(self, random: Random) -> None:
         self.random = random
         self.chance = 0.0
-        """That a statement fails, or that a commit does, whether or not it has been done."""
+        """Probability that a statement fails, or that a commit fails, done or not."""
         self.failed = 0
         self._open: list[_Connection] = []
 
     def delay(self) -> float:
-        """Seconds that a trip to its thread takes."""
+        """Return the seconds that a call of its thread takes."""
         return self.random.choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.001, 0.002, 0.01))
 
     def on_death(self) -> None:
-        """End all connections as the system does for a process that died."""
+        """Close all connections, as the system does when a process dies."""
         for connection in self._open:
             connection.dead = True
-            # What the dead keep of a statement would keep its lock as well.
+            # A statement of the dead process would keep its lock.
             sqlite3.Connection.rollback(connection)
             sqlite3.Connection.close(connection)
         self._open.clear()

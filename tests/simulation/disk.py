@@ -1,4 +1,4 @@
-"""A disk that fails when it is told to, and on which a process may die between two system calls."""
+"""A disk with injected errors, on which a process may die between two system calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Stands between the volume's work in threads and the system.
+    """Intercepts the system calls that threads make for the volume.
 
     Only calls in a :meth:`thread_running` block may fail or be cut short; a test's own calls on the
     same files always work.
@@ -49,25 +49,25 @@ class Disk:
         self.reset(self.random)
 
     def reset(self, random: Random) -> None:
-        """A sound disk, for a new day."""
+        """Start a scenario with a healthy disk."""
         self.random = random
         self.failing: tuple[int, ...] = ()
-        """The errors that it gives, by chance, until it is healed."""
+        """Errors that calls fail with at random, until the disk is healed."""
         self.chance = 0.0
         self.failed: set[int] = set()
-        """The errors that it has given."""
+        """Errors that were raised."""
         self.calls = 0
         self.kill_after: int | None = None
         """System calls until the process dies in the middle of one."""
         self.unsynced = UnsyncedWrites()
         self.boots = 0
-        """How often the machine has started anew."""
+        """Number of reboots of the machine."""
         self._working = False
         self._killed = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have the system calls of this process looked at."""
+        """Intercept the system calls of this process."""
         watched: dict[str, Any] = {
             name: self._intercepted(name, getattr(os, name)) for name in (*CHANGES, *READS)
         }
@@ -77,7 +77,7 @@ class Disk:
 
     @contextmanager
     def thread_running(self) -> Iterator[None]:
-        """For as long as a thread of the simulated process works."""
+        """Mark the work of a thread of the simulated process."""
         self._working = True
         try:
             yield
@@ -87,12 +87,12 @@ class Disk:
             raise Killed
 
     def on_start(self) -> None:
-        """A new process begins."""
+        """Reset the kill for a new process."""
         self._killed = False
         self.kill_after = None
 
     def on_death(self) -> None:
-        """Close what the process has left open, as the system does."""
+        """Close the files that the process has left open, as the system does."""
         self._killed = False
         self.kill_after = None
         here, holders = f"{self.root}/", f"{self.root}/holders/"
@@ -100,7 +100,7 @@ class Disk:
             try:
                 target = str(entry.readlink())
             except OSError:
-                continue  # that of the listing itself
+                continue  # the descriptor of the listing itself
             if target.startswith(here) and not target.startswith(holders):
                 os.close(int(entry.name))
 
@@ -108,11 +108,11 @@ class Disk:
         self.failing, self.chance = (), 0.0
 
     def has_raised(self, text: str) -> bool:
-        """Whether ``text`` names an error that it has given."""
+        """Whether ``text`` contains an error that was raised."""
         return any(os.strerror(number) in text for number in self.failed)
 
     def sync(self) -> None:
-        """Have everything written; raises as :meth:`FileSystem.sync` does."""
+        """Mark everything as synced; raises as :meth:`FileSystem.sync` does."""
         try:
             self._maybe_fail("sync", _nothing, ())
         except OSError as error:
@@ -121,7 +121,7 @@ class Disk:
         self.unsynced.sync_succeeded()
 
     def lose_power(self) -> None:
-        """Every process on it is dead by then."""
+        """Lose what was not synced; all processes are dead by then."""
         self.unsynced.power_fails(self.root, self.random)
         self.boots += 1
 
@@ -175,7 +175,7 @@ def _nothing(*_args: Any) -> None:
 
 
 class SimulatedFileSystem(FileSystem):
-    """The one that the volume is on, as one process syncs it."""
+    """The file system of the volume, as one process syncs it."""
 
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk.root)

@@ -1,4 +1,4 @@
-"""What clients were promised and what they got, to be compared with the store and the volume."""
+"""The oracle: what clients were promised and got, to compare with the store and the volume."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Spec:
         return parse(self.body).fingerprint
 
     def tar(self, top: str) -> bytes:
-        """The tar as :mod:`tarfile` writes it, each directory before the first file below it.
+        """Return the tar as :mod:`tarfile` writes it; directories come before their first file.
 
         A directory has the time of the newest file below it.
         """
@@ -85,11 +85,11 @@ class Spec:
 
 
 class Oracle:
-    """All promises of one day."""
+    """All promises of one scenario."""
 
     def __init__(self) -> None:
         self.specs: dict[tuple[str, str], Spec] = {}
-        """All that was ever posted, answered or not."""
+        """All manifests that were posted, with or without a response."""
         self.last: dict[str, Spec] = {}
         self.accepted: dict[int, Spec] = {}
         self.may_be_deleted: set[int] = set()
@@ -97,12 +97,12 @@ class Oracle:
         self.purged: set[int] = set()
         """Carts that another process may have deleted."""
         self.damaged: set[int] = set()
-        """Carts of which the test has damaged a file."""
+        """Carts with a file that the test has damaged."""
         self.violations: list[str] = []
-        """The promises that were broken, in words."""
+        """Messages about broken promises."""
         self.evicts = False
         self.read = 0
-        """Downloads that were read to their ends."""
+        """Number of downloads read to the end."""
         self._tags: dict[str, bytes] = {}
         self._tars: dict[tuple[Spec, str], bytes] = {}
 
@@ -121,6 +121,6 @@ class Oracle:
         return {cart_id for cart_id, spec in self.accepted.items() if spec.uid == uid}
 
     def tagged(self, etag: str, tar: bytes) -> None:
-        """Somebody is promised ``tar`` under ``etag``."""
+        """Record that a client was promised ``tar`` under ``etag``."""
         if self._tags.setdefault(etag, tar) != tar:
             self.violations.append(f"two tars under the tag {etag}")

@@ -1,4 +1,4 @@
-"""What a power failure takes: all that the system was told to write, and the disk has not got."""
+"""Power failures: what the system was told to write, but the disk has not received, is lost."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ NAMES_AT = {
     "link": 1,
     "symlink": 1,
 }
-"""Which argument of a call is a name that it makes."""
+"""By call, the index of the argument that is the created name."""
 NAME_LOSS_CHANCE = 0.1
-"""How often a name is lost; what is removed stays removed."""
+"""Probability that a name is lost; removals are never lost."""
 OUTCOMES = ("whole", "whole", "cut", "zeros", "zeros")
-"""What may be found of a file whose bytes were still in memory."""
+"""States of a file after a power failure whose bytes were not synced."""
 
 
 class UnsyncedWrites:
-    """The bytes and the names that only the system's memory has.
+    """Bytes and names that are in the system's memory only.
 
-    They come by every call that changes the volume, and go with a sync of the file system, or of
-    the file or directory.
+    Every call that changes the volume adds to them; a sync of the file system, file or directory
+    removes them.
     """
 
     def __init__(self) -> None:
         self._data: set[Inode] = set()
         self._names: set[str] = set()
         self._unwritten: set[Inode] = set()
-        """Files that a sync has failed to write; the system takes them for written."""
+        """Files that a failed sync did not write; the system treats them as written."""
         self.corrupt_inodes: set[Inode] = set()
-        """Files whose bytes are not what was written any more."""
+        """Files whose bytes were lost."""
 
     def record(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """A system call has done its work."""
+        """Record a system call that was done."""
         if name == "write":
             self._data.add(_inode(os.fstat(args[0])))
         elif name == "fsync":
@@ -64,12 +64,12 @@ class UnsyncedWrites:
         self._names.clear()
 
     def sync_failed(self, random: Random) -> None:
-        """A sync has failed, and those after it will not tell."""
+        """A sync has failed; later syncs will not report it."""
         self._unwritten |= self._data if random.random() < 0.5 else set()
         self.sync_succeeded()
 
     def page_cache_dropped(self, fd: int) -> None:
-        """What the system's memory has of a file is to be read from the disk again."""
+        """The page cache of a file was dropped: it is read from the disk again."""
         inode = _inode(os.fstat(fd))
         if inode in self._unwritten:
             self._unwritten.discard(inode)
@@ -112,7 +112,7 @@ def _path(fd: int) -> Path:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """In an order that is the same each time."""
+    """In a deterministic order."""
     for found, directories, names in os.walk(root):
         directories.sort()
         for name in sorted(names):

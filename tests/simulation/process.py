@@ -1,4 +1,4 @@
-"""One life of the service after the other, over one volume and one database."""
+"""Simulated processes of the service, one after the other, on one volume and one database."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALL_PAGES = (
     (fetch, "PAGE", 6),
     (fetch, "WINDOW", 6),
 )
-"""Sizes at which the flows go in several steps, made so small that small carts need them."""
+"""Page sizes of loops, made so small that small carts need several steps."""
 MAX_DEAD = 40
 
 
@@ -57,7 +57,7 @@ class _Connections:
 
 
 class Machine:
-    """What outlives a process: a directory, a database and their faults; and the dead."""
+    """What outlives a process: volume and database with their faults; and dead processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,13 +68,13 @@ class Machine:
         self.database = Database(sqlite_url(self.database_file))
         self.disk = Disk(self.volume)
         self.logged: list[str] = []
-        """What must not be in a log: failures that nobody has expected."""
+        """Unexpected failures in the log."""
         self._dead: list[SimulatedProcess] = []
         self.scenarios = self.starts = self.steps = 0
 
     @contextmanager
     def simulated(self) -> Iterator[None]:
-        """Have the service made of simulated parts, for as long as the block runs."""
+        """Replace reactor, threads, archive and disk by simulated ones while the block runs."""
         with ExitStack() as stack:
             for module, name, value in (
                 *SMALL_BUFFERS,
@@ -97,7 +97,7 @@ class Machine:
             self.discard_dead()
 
     def clean(self, random: Random) -> None:
-        """Empty everything, for a new day."""
+        """Empty everything for a new scenario."""
         # Not earlier: the last scenario has held its last process.
         self._discard_dead_if_many()
         self.scenarios += 1
@@ -110,13 +110,13 @@ class Machine:
         self.logged.clear()
 
     def discard_dead(self) -> None:
-        """Let go of the dead.  What their coroutines try to do in the end is done to nobody."""
+        """Free the dead processes; what their coroutines do while being collected has no effect."""
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             self._dead.clear()
             logged = list(self.logged)
             while gc.collect():
-                pass  # who is waked by another's end has one of its own
+                pass  # a collected coroutine may resume another one
             self.logged[:] = logged
         finally:
             sys.unraisablehook = hook
@@ -168,7 +168,7 @@ class SimulatedProcess:
     ) -> None:
         self.machine = machine
         self.deleting: Counter[str] = Counter()
-        """How many deletions are under way, by uid."""
+        """Number of deletions under way, by uid."""
         self.clients: list[Deferred[Any]] = []
         machine.starts += 1
         machine.disk.on_start()
@@ -178,17 +178,17 @@ class SimulatedProcess:
         self.config = _config(machine, quota)
         number = bind_volume(self.config.database_url, self.config.volume_path)
         self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
-        # How long a trip takes is no matter of real time here.
+        # Durations of thread calls are not measured in real time here.
         self.services.volume._batch_threads._timer = self.reactor.seconds
         self.service = Cartd(self.services, None)
         self.carts = self.service._carts
         self.other_removal = _removal_of_other_process(self.services, self.config)
-        # There are no connections to be closed, but clients that would see it.
+        # There are no connections to close; disconnect the clients instead.
         self.service._site.close_connections = self._disconnect_all  # type: ignore[method-assign]
         self.service.startService()
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
-        """Let a client begin; what it raises is a failure of the simulation or of the service."""
+        """Start a client; its exceptions are failures of the simulation or of the service."""
         client = Deferred.fromCoroutine(coroutine)
         client.addErrback(self._unexpected)
         if not client.called:
@@ -202,7 +202,7 @@ class SimulatedProcess:
 
     def _unexpected(self, failure: Failure) -> None:
         if failure.check(CancelledError):
-            return  # the connection was broken
+            return  # the client was disconnected
         self.machine.logged.append(f"a client got {failure.value!r}\n{failure.getTraceback()}")
 
     def _client_done(self, result: Any, client: Deferred[Any]) -> Any:
@@ -210,7 +210,7 @@ class SimulatedProcess:
         return result
 
     def step(self) -> bool:
-        """Run the next event; false if that was the process's last."""
+        """Run the next event; return false if the process died in it."""
         self.machine.steps += 1
         try:
             self.reactor.step()
@@ -219,7 +219,7 @@ class SimulatedProcess:
         return not self.reactor.dead
 
     def run_until(self, when: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Run all events up to a time, or until ``done()``; false if the process died."""
+        """Run all events up to a time, or until ``done()``; return false if the process died."""
         while not done():
             due = self.reactor.next_time()
             if due is None or due > when:
@@ -236,7 +236,7 @@ class SimulatedProcess:
         return not self.reactor.dead
 
     def kill(self, *, seen: bool = True) -> None:
-        """End it at once.  ``seen``: others can tell, since its lock is free."""
+        """Kill the process; ``seen``: its lock is released, so that others detect it."""
         self.reactor.die()
         if seen:
             self.release_lock()
@@ -250,7 +250,7 @@ class SimulatedProcess:
             process_locks._lock_fd = None
 
     def stop(self) -> bool:
-        """End it as SIGTERM does; whether it did not die on the way."""
+        """Stop the process as SIGTERM does; return false if it died meanwhile."""
         stopped: list[object] = []
         self.service.stopService().addBoth(stopped.append)
         if not self.run_until(self.reactor.seconds() + 600, lambda: bool(stopped)):
@@ -260,12 +260,12 @@ class SimulatedProcess:
         return self.run_until(self.reactor.seconds() + 2 * LONG_DELAY)
 
     def pending_calls(self) -> list[str]:
-        """What is still to happen after a stop."""
+        """Return the calls that are still scheduled after a stop."""
         return [str(call) for call in self.reactor.calls]
 
 
 def _removal_of_other_process(services: Services, config: Config) -> Removal:
-    """What another process removes carts with, on the same store and volume."""
+    """Return the removal of another process on the same store and volume."""
 
     async def stages_nothing(_cart_id: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Time and threads of one life of the service: every event comes from here, one after the other."""
+"""Simulated time and threads of one process: all events run here, one after the other."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.simulation.disk import Disk, Killed
 P = ParamSpec("P")
 T = TypeVar("T")
 DELAYS = (0.0, 0.0, 0.0, 0.0, 0.001, 0.003, 0.02, 0.3)
-"""Seconds that a trip to a thread may take, each as likely as the others."""
+"""Seconds that a call in a thread may take, with equal probability."""
 LONG_DELAY_CHANCE = 0.01
 LONG_DELAY = 4.0
-"""Seconds that it takes seldom: longer than whoever looks around waits."""
+"""Seconds that a call rarely takes: longer than the timeouts of periodic checks."""
 
 
 class SimulatedReactor(Clock):
-    """A clock that runs one event at a time, for one process: with that it dies, and stays dead."""
+    """A clock that runs one event at a time, for one process, and stops for ever when that dies."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class SimulatedReactor(Clock):
         self.archive_state = archive_state
         self.dead = False
         self.dies_next = False
-        """Whether it dies before the next event."""
+        """Whether the process dies before the next event."""
         self._kept_alive: list[object] = []
-        """What will not happen.  Coroutines wait for it, and must not be collected before they are
-        buried: they would run to their ends."""
+        """Calls that will never run.  Coroutines wait for them, and would run to their ends if they
+        were collected before the process is discarded."""
 
     def die(self) -> None:
-        """Nothing happens any more."""
+        """Stop for ever: no further event runs."""
         self.dead = True
         for call in self.calls:
-            call.canceller = self.keep_alive  # what will not happen may be cancelled still
+            call.canceller = self.keep_alive  # cancelling a call that will not run is still allowed
         self._kept_alive += self.calls
         self.calls.clear()
 
@@ -61,7 +61,7 @@ class SimulatedReactor(Clock):
         self._kept_alive.append(what)
 
     def never_fires(self) -> Deferred[Any]:
-        """What the dead wait for."""
+        """Return a Deferred for a dead process to wait for."""
         waiting: Deferred[Any] = Deferred()
         self.keep_alive(waiting)
         return waiting
@@ -83,12 +83,12 @@ class SimulatedReactor(Clock):
         )
 
     def next_time(self) -> float | None:
-        """When the next event is due; none if there will be none."""
+        """Return when the next event is due, or ``None``."""
         self._sortCalls()
         return self.calls[0].getTime() if self.calls else None
 
     def step(self) -> None:
-        """Run the next event; raises ``Killed`` when the process dies in it."""
+        """Run the next event; raise ``Killed`` if the process dies in it."""
         call = self.calls.pop(0)
         self.rightNow = max(self.rightNow, call.getTime())
         call.called = 1
@@ -102,7 +102,7 @@ class SimulatedReactor(Clock):
 
 
 class SimulatedThreads:
-    """``ThreadRunner``: the work is done in one event, what it gives arrives in another."""
+    """``ThreadRunner`` in two events: the work runs in one, its result arrives in another."""
 
     def __init__(self, reactor: SimulatedReactor, size: int = 1) -> None:
         self._reactor = reactor
@@ -113,7 +113,7 @@ class SimulatedThreads:
         pass
 
     def stop(self) -> None:
-        """As with real threads: what is under way is done before this returns."""
+        """Run all pending work before returning, as real threads do."""
         self._stopped = True
         for work, call in list(self._waiting.items()):
             call.cancel()
@@ -143,7 +143,7 @@ class SimulatedThreads:
 
 
 class SimulatedWorker:
-    """The worker of one connection to the database: what it is given is done in its order."""
+    """The worker of one database connection; runs its work in order."""
 
     def __init__(self, reactor: SimulatedReactor) -> None:
         self._reactor = reactor

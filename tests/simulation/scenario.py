@@ -1,4 +1,4 @@
-"""The rules of a day: what clients, the machine and the archive do to the service."""
+"""The state machine of random scenarios: actions of clients, machine and archive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.simulation.process import Machine, SimulatedProcess, files_below
 
 START_TIME = 1_700_000_000.0
 RECOVERY_TIMEOUT = 3600.0
-"""Seconds after which every cart must have ended, when all is healed."""
+"""Seconds within which every cart must finish after all faults are healed."""
 
 UIDS = ("a", "b")
 RemovalStep = Callable[[SimulatedProcess, Oracle, str], Coroutine[Any, Any, None]]
@@ -52,7 +52,7 @@ specs = st.builds(Spec, uids, wanted(), st.sampled_from([False, False, True]))
 
 
 class RandomScenario(RuleBasedStateMachine):
-    """What clients, the machine and the archive do to the service."""
+    """Random actions of clients, machine and archive against the service."""
 
     machine: Machine
 
@@ -62,7 +62,7 @@ class RandomScenario(RuleBasedStateMachine):
         carts=st.lists(specs, min_size=1, max_size=3),
     )
     def begin(self, seed: int, quota: int | None, carts: list[Spec]) -> None:
-        assume(seed)  # the simplest day of all is the same each time
+        assume(seed)  # the simplest scenario is the same each time
         self.random = Random(seed)
         self.machine.clean(self.random)
         self.quota = quota
@@ -72,9 +72,9 @@ class RandomScenario(RuleBasedStateMachine):
         self.checks = Checks(self.machine, self.oracle, self.archive_state)
         self.failed = False
         self.power_failing = False
-        """Whether the process that dies next is ended by a power failure."""
+        """Whether the next death of the process is a power failure."""
         self.undetected: list[SimulatedProcess] = []
-        """The dead whose locks look held."""
+        """Dead processes whose locks still look held."""
         self.downloads: list[Deferred[Any]] = []
         self.outcomes: list[str] = []
         self.now = START_TIME
@@ -132,7 +132,7 @@ class RandomScenario(RuleBasedStateMachine):
 
     @rule(uid=uids, bundle=st.booleans(), then=st.sampled_from(["delete", "purge", "damage", ""]))
     def share(self, uid: str, bundle: bool, then: str) -> None:
-        """Another cart wants the same files; then something happens to those of the first."""
+        """Post another cart of the same files; then remove or damage those of the first."""
         with self._checked():
             if uid not in self.oracle.last:
                 return
@@ -173,7 +173,7 @@ class RandomScenario(RuleBasedStateMachine):
         share=st.sampled_from([0.1, 0.6, 1.5]),
     )
     def remove_during_download(self, uid: str, ending: str, pace: float, share: float) -> None:
-        """Slowly, from its first byte on."""
+        """Remove a cart during a slow download, begun at its first byte."""
         with self._checked():
             self.machine.disk.heal()
             self.machine.database.heal()
@@ -248,13 +248,13 @@ class RandomScenario(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 99), how=st.sampled_from(["cut", "removed"]))
     def damage(self, which: int, how: str) -> None:
-        """Somebody else has his hands on the volume."""
+        """Damage a file behind the service's back."""
         with self._checked():
             if files := self._files():
                 self._damage(files[which % len(files)], how)
 
     def _files(self, *, linked: bool = False) -> list[Path]:
-        """Those of carts that have bytes, or of these those with several names."""
+        """Return non-empty files of carts; with ``linked``, only those with several names."""
         return sorted(
             path
             for cart in self.machine.volume.iterdir()
@@ -274,7 +274,7 @@ class RandomScenario(RuleBasedStateMachine):
         else:
             path.unlink()
 
-    # Ends
+    # Kills and stops
 
     @rule(events=st.integers(0, 60), seen=st.booleans())
     def kill(self, events: int, seen: bool) -> None:
@@ -292,7 +292,7 @@ class RandomScenario(RuleBasedStateMachine):
 
     @rule(spec=st.one_of(st.none(), specs), events=st.integers(0, 60))
     def power_failure(self, spec: Spec | None, events: int) -> None:
-        """At any moment, or when a cart may have become ready just now."""
+        """Lose power at any moment, or when a cart may just have become ready."""
         with self._checked():
             if spec is not None:
                 self.process.begin(post(self.process, self.oracle, spec))
@@ -329,7 +329,7 @@ class RandomScenario(RuleBasedStateMachine):
                 process.release_lock()
 
     def _heal_and_check(self) -> None:
-        """Heal everything, wait until all carts have ended, and look at what there is."""
+        """Heal everything, wait until all carts have finished, and check the final state."""
         self.machine.disk.kill_after = None
         self.machine.disk.heal()
         self.machine.database.heal()
@@ -339,7 +339,7 @@ class RandomScenario(RuleBasedStateMachine):
         process = self.process
         self._run_until_idle()
         for uid in UIDS:
-            for _ in range(2):  # the first may find damage
+            for _ in range(2):  # the first may detect damage
                 process.begin(download(process, self.oracle, uid, "final", (0.0, 1.0), 0.0))
                 self._run_until_idle()
         self._run_until_idle(least=65.0)
@@ -356,4 +356,4 @@ class RandomScenario(RuleBasedStateMachine):
         while not done() or self.process.clients:
             self.process.run_until(self.process.reactor.seconds() + 2.0)
             if self.process.reactor.seconds() > now + RECOVERY_TIMEOUT:
-                break  # the checks tell
+                break  # the checks report it

@@ -1,10 +1,10 @@
 """Random sequences of posts, downloads, kills and every kind of failure: five invariants hold.
 
-1. A complete answer is byte-exact, or the connection is broken.
-2. Two downloads under one ``ETag`` are the same bytes, across restarts.
+1. A complete response is byte-exact, or the connection is aborted.
+2. Two downloads with one ``ETag`` have the same bytes, across restarts.
 3. A kill at any point loses no accepted cart and leaves no file with wrong bytes under its name.
-4. Each accepted cart ends ready, or in error with the true cause, and the others go on.
-5. No byte is taken away that an open download still needs.
+4. Each accepted cart ends ready, or in error with the true cause, and other carts continue.
+5. No byte is removed that an open download still needs.
 
 The suite runs the same scenarios each time.  ``CARTD_SCENARIOS=5000`` runs so many others, with
 random seeds, or with those from ``CARTD_SEED`` on.  A failing scenario is shrunk, which takes long;
@@ -39,7 +39,7 @@ def test_the_five_invariants_hold_in_random_scenarios() -> None:
         RandomScenario.machine = Machine(root)
         with RandomScenario.machine.simulated():
             for number in range(FIRST, FIRST + (SCENARIOS or DEFAULT_SCENARIOS)):
-                # Of the many examples of one run, most are like each other.
+                # Of the examples of one run, most are similar.
                 scenario = seed(number)(type("RandomScenario", (RandomScenario,), {}))
                 run_state_machine_as_test(scenario, settings=_settings())
     finally:

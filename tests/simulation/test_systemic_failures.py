@@ -1,7 +1,7 @@
-"""Many carts and one failure that meets them all; one cart that waits for long.
+"""Many carts during one systemic failure, and one cart that waits for a long time.
 
-What :mod:`tests.simulation.test_random_scenarios` does by chance, to few carts, is done here on
-purpose to many: one cause fails for everybody, for long, and then is healed.
+:mod:`tests.simulation.test_random_scenarios` tests a few carts at random; here one cause makes
+many carts fail for a long time, and then is healed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def machine() -> Iterator[Machine]:
 
 
 class Scenario:
-    """Carts that are ready, and what as many others meet."""
+    """Ready carts, and as many others that are posted during a failure."""
 
     def __init__(self, machine: Machine, quota: int | None) -> None:
         self.machine = machine
@@ -53,7 +53,7 @@ class Scenario:
         self.process = SimulatedProcess(machine, self.archive_state, START_TIME, quota)
 
     def post(self, *uids: str) -> None:
-        """A cart of all files for each: with a quota a bundled one, which shares no bytes."""
+        """Post a cart of all files per uid: with a quota a bundled one, which shares no bytes."""
         for uid in uids:
             files = tuple(Wanted(name, f"{uid}/{name}", True) for name in SIZES)
             self.process.begin(
@@ -104,7 +104,7 @@ def database_down(scenario: Scenario) -> None:
     ("fail", "quota"),
     [
         (archive_down, None),
-        (disk_read_only, 205_000),  # not enough for all: something would have to go
+        (disk_read_only, 205_000),  # not enough for all: a ready cart would have to be evicted
         (disk_full, None),
         (database_down, 205_000),
     ],
@@ -126,7 +126,7 @@ def test_no_ready_cart_is_lost_in_a_systemic_failure(
     scenario.machine.disk.heal()
     scenario.machine.database.heal()
     scenario.run_until_idle()
-    scenario.post(*during)  # what was refused or has failed may be asked for again
+    scenario.post(*during)  # rejected or failed carts may be posted again
     scenario.run_until_idle()
     assert scenario.ready() >= set(during)
     how: list[object] = []
@@ -149,9 +149,9 @@ def test_a_cart_that_waits_for_tape_has_a_constant_cost(
     stager: Stager = scenario.process.services.stager
 
     def some_time() -> tuple[int, int, int]:
-        """Twenty minutes; then the requests in them, and how many callbacks and objects there are.
+        """Run 20 minutes; return the requests in them, and the numbers of callbacks and objects.
 
-        Of each file, two polls at most: they are ten minutes apart by then.
+        There are at most two polls per file, as polls are ten minutes apart by then.
         """
         before = scenario.archive_state.requests
         scenario.run(1200.0)
