@@ -60,7 +60,7 @@ def test_sequential_posts_never_exceed_the_limits(limits: UserQuota, posts: list
 
 def test_a_rejection_names_the_usage_and_the_limit() -> None:
     with pytest.raises(
-        QuotaExceeded, match=r"^This cart has 5 files and 7 of your others .* than 11 "
+        QuotaExceeded, match=r"^This cart has 5 files, and 7 files of your other .* limit is 11 "
     ):
         UserQuota(files=11).check(Outstanding(2, 7, 0), 5)
 

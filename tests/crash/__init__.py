@@ -1,6 +1,6 @@
-"""The service killed at any moment, under load, and what must hold of it all the same.
+"""Crash tests: the service is killed at any moment under load, and then must be consistent.
 
-``model`` says what must be, ``load`` asks and compares, ``doomed`` is the service that ends where
-it is told to, ``ordeal`` kills it and starts it again, ``checks`` and ``accounts`` compare the
-volume with the store, and ``soak`` goes on with all that for as long as it is told.
+``load`` are the clients, ``model`` is what they may receive, ``kill_points`` is the service that
+kills itself at a given point, ``harness`` kills and restarts it, ``checks`` and ``consistency``
+compare volume and store, and ``soak`` repeats all that for a given time.
 """

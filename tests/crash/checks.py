@@ -1,4 +1,4 @@
-"""The volume and the store against what clients know, and against each other.
+"""Compares volume and store with what clients know, and with each other.
 
 What :meth:`Checks.check_contents` compares holds at any moment, even right after a kill; the rest
 holds once the service has been started again and is idle.
@@ -25,17 +25,17 @@ _UNEXPECTED = re.compile("Traceback|Unhandled|never awaited")
 
 @dataclass(slots=True)
 class Checks:
-    """Each method raises ``AssertionError`` with all that it has found wrong."""
+    """Each method raises ``AssertionError`` with all faults that it has found."""
 
     cartd: RunningCartd
     model: Model
     _evicted: set[int] = field(default_factory=set)
     _log_seen: int = 0
     _settled: int = 0
-    """The last cart that the model knows to be deleted or alive."""
+    """The last cart that the model has been reconciled with."""
 
     def check_contents(self) -> None:
-        """Whatever has a cart's name on the volume has the right bytes, recorded or not."""
+        """Check that every file of a cart on the volume has the right bytes, recorded or not."""
         found = list(files_of(self.cartd.volume))
         carts = read_carts(self.cartd.database, and_of={cart_id for cart_id, _ in found})
         faults = []
@@ -48,7 +48,7 @@ class Checks:
         fail_if_any(faults)
 
     def check_idle(self) -> None:
-        """Wait until all is quiet; then compare everything."""
+        """Wait until the service is idle; then compare everything."""
         self._wait_until_idle()
         self._download_all()
         self._wait_until_idle()
@@ -68,7 +68,7 @@ class Checks:
         self.check_volume_and_store()
 
     def check_volume_and_store(self) -> None:
-        """Each is what the other says, to the byte."""
+        """Check that volume and store agree to the byte."""
         volume = self.cartd.volume
         live = [cart for cart in read_carts(self.cartd.database).values() if cart.lives]
         there: dict[int, set[Path]] = defaultdict(set)
@@ -94,18 +94,18 @@ class Checks:
         fail_if_any(faults)
 
     def check_stopped(self) -> None:
-        """A clean stop leaves no lease and no lock."""
+        """Check that a clean stop has left no lease and no lock."""
         carts = read_carts(self.cartd.database).values()
         faults = [f"cart {cart.id} is held by {cart.holder}" for cart in carts if cart.holder]
         faults += [f"{path} is left" for path in (self.cartd.volume / "holders").iterdir()]
         fail_if_any(faults)
 
-    # Quiet
+    # Idle
 
     def _wait_until_idle(self) -> None:
         end = time.monotonic() + DEADLINE
-        # Answered once the service knows what the last kill may have left unwritten: not before
-        # that are the carts concerned in staging again.
+        # Requests are answered with 503 until recovery has found what the last kill may have left
+        # unwritten; only then are the carts concerned in staging again.
         while self.cartd.request("HEAD", "/any").status == 503:
             assert time.monotonic() < end, "the service does not get over the last kill"
         while activity := list(self._activity()):
@@ -133,7 +133,7 @@ class Checks:
     # Downloads
 
     def _download_all(self) -> None:
-        """Every uid answers what the store says of its newest cart; what was damaged heals."""
+        """Check every uid's response against its newest cart; damaged carts must recover."""
         carts = read_carts(self.cartd.database, with_files=False).values()
         uids = {cart.uid for cart in carts} | set(self.model.uids)
         fail_if_any(fault for uid in sorted(uids) if (fault := self._answer_error(uid)))
@@ -174,7 +174,7 @@ class Checks:
         return ""
 
     def _put_back(self) -> None:
-        """What was taken from a cart that is not the newest of its uid is missed by nobody."""
+        """Put back files taken from carts that no client can download any more."""
         carts = read_carts(self.cartd.database)
         aside = removed_files(self.cartd)
         for cart_id, path in list(files_of(aside)):
@@ -186,7 +186,7 @@ class Checks:
             else:
                 path.unlink()
 
-    # What else is known
+    # Other sources
 
     def _expected(self, cart: CartRow, path: Path) -> bytes | None:
         post = self.model.posts.get(number_of(cart))
@@ -205,13 +205,13 @@ class Checks:
             text = log.read().decode(errors="replace")
             self._log_seen = log.tell()
         self._evicted |= {int(cart_id) for cart_id in re.findall(r"Evicting cart (\d+) ", text)}
-        # A damaged file on the volume is logged with its trace, and nothing else is.
+        # Only a damaged file on the volume is logged with a traceback.
         if len(_UNEXPECTED.findall(text)) != text.count("VolumeDamaged: "):
             fail_if_any([text])
 
 
 def number_of(cart: CartRow) -> int:
-    """Of which post it is."""
+    """Return the number of the cart's post."""
     number = number_in(cart.files[0].path)
     assert number is not None, cart
     return number

@@ -1,4 +1,4 @@
-"""What must be true of the rows, and of what is on the volume, when the service is quiet."""
+"""Consistency of rows, and of rows and volume, while the service is idle."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.crash.rows import CartRow
 
 
 def files_of(volume: Path) -> Iterator[tuple[int, Path]]:
-    """All that is no directory below the carts' directories, and of which cart it is."""
+    """Yield all files and links below the carts' directories, with their cart ids."""
     for of_cart in volume.glob("[0-9]*"):
         for directory, _, names in os.walk(of_cart):
             yield from ((int(of_cart.name), Path(directory, name)) for name in names)
 
 
 def link_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
-    """The link of a uid leads to its newest cart, if that is ready."""
+    """The link of a uid must lead to its newest cart, if that is ready."""
     newest = {cart.uid: cart for cart in sorted(live, key=lambda cart: cart.id)}
     there = {path.name: str(path.readlink()) for path in volume.glob("cartuids/*")}
     for uid, cart in newest.items():
@@ -28,7 +28,7 @@ def link_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
 
 
 def counter_errors(live: Sequence[CartRow]) -> Iterator[str]:
-    """What a cart's row counts is what the rows of its files say."""
+    """The counters of a cart's row must agree with the rows of its files."""
     for cart in live:
         size = sum(file.size or 0 for file in cart.staged)
         linked = sum(file.size or 0 for file in cart.staged if file.linked_to is not None)
@@ -38,14 +38,14 @@ def counter_errors(live: Sequence[CartRow]) -> Iterator[str]:
 
 
 def ownership_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
-    """Of the files that are one on the disk, one owns the bytes, and the others say so."""
+    """Of files that are hard links of each other, one owns the bytes, and the others name it."""
     inodes: dict[int, int] = {}
     owning: dict[int, list[int]] = defaultdict(list)
     linked: dict[int, int] = {}
     for cart in live:
         for file in [] if cart.in_tar else cart.staged:
             path = volume / str(cart.id) / cart.uid / file.path
-            if path.exists():  # what is not there is told of elsewhere
+            if path.exists():  # missing files are reported elsewhere
                 inodes[file.id] = path.stat().st_ino
                 if file.linked_to is None:
                     owning[inodes[file.id]].append(file.id)

@@ -1,4 +1,4 @@
-"""The service under load, killed and started again, and looked at after every start.
+"""The service under load, killed and restarted, and checked after every start.
 
 ::
 
@@ -7,8 +7,8 @@
         it.kill_within(0.5)
         it.stop_cleanly()
 
-The seed decides what is in the archive, what the clients do, and the moment of each kill.  In what
-order threads and processes come it cannot decide: it repeats a failure as a rule, not always.
+The seed decides what is in the archive, what the clients do, and the moment of each kill, but not
+the scheduling of threads and processes: it reproduces a failure usually, not always.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ lru_interval = 0.5
 max_attempts = {{tries}}
 """
 POINT_TIMEOUT = 20.0
-"""Seconds of load in which a point must be passed."""
+"""Seconds of load within which a point must be reached."""
 
 
 @dataclass(slots=True)
 class Harness:
-    """What is done to one service; what it should have done otherwise raises."""
+    """Kills, stops and checks one service; each method raises ``AssertionError`` on a fault."""
 
     cartd: RunningCartd
     seed: str
@@ -64,11 +64,11 @@ class Harness:
 
     @property
     def order(self) -> Path:
-        """Where the process is told at which point to end."""
+        """The file that names the point at which the process kills itself."""
         return self.cartd.directory / "order"
 
     def kill_at(self, point: str, passage: int) -> bool:
-        """Load, until the process ends at that passage of the point; whether it came there."""
+        """Run load until the process dies at that passage of the point; return whether it did."""
         load = self._start_load()
         self.order.write_text(f"{point}:{passage}")
         fired = self._exits_within(POINT_TIMEOUT)
@@ -80,7 +80,7 @@ class Harness:
         return fired
 
     def kill_within(self, seconds: float) -> None:
-        """Load for so long, then kill."""
+        """Run load for so many seconds, then kill."""
         load = self._start_load()
         if not self._exits_within(seconds):
             self.cartd.kill()
@@ -88,7 +88,7 @@ class Harness:
         self.done["killed at a moment"] += 1
 
     def kill_at_start(self, point: str) -> None:
-        """Load and kill, and then kill the next start where it first passes the point."""
+        """Run load and kill; then kill the next start at its first passage of the point."""
         load = self._start_load()
         self._exits_within(0.3)
         self.cartd.kill()
@@ -104,7 +104,7 @@ class Harness:
         self._restart_and_check()
 
     def work(self, seconds: float) -> None:
-        """Load for so long, and no kill."""
+        """Run load for so many seconds, without a kill."""
         load = self._start_load()
         if self._exits_within(seconds):
             load.faults.append("the service has ended by itself")
@@ -112,7 +112,7 @@ class Harness:
         self.checks.check_idle()
 
     def stop_cleanly(self) -> None:
-        """Stop the service in the middle of its work; it must leave nothing to be cleared up."""
+        """Stop the service under load; it must leave nothing to clean up."""
         load = self._start_load()
         self._exits_within(0.5)
         assert self.cartd.terminate() == 0
@@ -164,7 +164,7 @@ class Harness:
 def crash_harness(
     directory: Path, *, seed: str, database: str = "", fail_rate: float = 0.0
 ) -> Iterator[Harness]:
-    """Start an archive and the service; what fails says how it is run again."""
+    """Start an archive and the service; add the seed to a failure."""
     files = archived_files(seed)
     ini = INI.format(tries=4 if fail_rate else 2)
     failing = ("--fail-rate", str(fail_rate), "--fail-seed", str(Random(seed).randrange(10**6)))

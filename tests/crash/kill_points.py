@@ -1,10 +1,10 @@
 """``kill_points.py ORDER ARGUMENTS``: run ``twistd ARGUMENTS``, killed at the point in ORDER.
 
-The order is a file: as long as it is there and holds ``POINT:N``, the N-th passage of that point
-from then on is the process's last.  So a running process can be told, and a starting one.
+ORDER is a file: while it exists and contains ``POINT:N``, the N-th passage of that point kills the
+process, whether it was running already or is starting.
 
 A point is before or after a call that changes the volume, or before or after the commit of a
-transaction, which is called after the method of the store that it is in.
+transaction, which is named after the method of the store.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ POINTS = (
     *("after-begin_eviction", "before-unlink-staged", "after-unlink-staged"),
     *("after-unlink-link", "after-rename-removed", "after-unlink-file"),
 )
-"""Those that the tests use: each leaves something else behind."""
+"""The points that the tests use; each leaves another state behind."""
 RARE_POINTS = (
     *("before-restage", "after-restage"),
     *("after-begin_eviction", "before-unlink-staged", "after-unlink-staged"),
 )
-"""Those that a load may pass only once in many seconds."""
+"""Points that a load may not reach for many seconds."""
 
 _KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
-"""What a name in ``incoming/`` is for; a number is a file's."""
+"""The purpose of a name in ``incoming/``; a number is that of a file."""
 _BEING_REMOVED = re.compile(r"/incoming/[0-9]+/[^/]+/")
-"""What is in a tree that is removed."""
+"""Paths in a tree that is being removed."""
 _STAGED = re.compile(r"/volume/[0-9]+/[^/]+")
-"""What is in its place."""
+"""Paths in a cart's directory."""
 
 
 class KillPoint:
-    """Counts passages."""
+    """Counts the passages of the point in the order file."""
 
     def __init__(self, order: Path) -> None:
         self._order = order
@@ -61,7 +61,7 @@ class KillPoint:
         self._lock = threading.Lock()
 
     def reached(self, point: str) -> bool:
-        """Whether this is where it ends."""
+        """Whether this passage is the one to die at."""
         try:
             wanted, _, number = self._order.read_text().partition(":")
         except FileNotFoundError:
@@ -83,7 +83,7 @@ def kill_self() -> None:
 
 
 def watch_volume(kill_point: KillPoint) -> None:
-    """Have the calls of :mod:`os` that change names pass by, and ``os.write``."""
+    """Intercept the calls of :mod:`os` that change names, and ``os.write``."""
 
     def watched(name: str, kind: Callable[[Sequence[Any], Mapping[str, Any]], str]) -> None:
         call = getattr(os, name)
@@ -109,7 +109,7 @@ def watch_writes(kill_point: KillPoint) -> None:
     write = os.write
 
     def passing(fd: int, data: Any) -> int:
-        # The reactor wakes itself with single bytes, of another type.
+        # The reactor wakes itself up with single bytes, of another type.
         if isinstance(data, memoryview) and len(data) > 1:
             tar = _kind(Path(f"/proc/self/fd/{fd}").readlink()) == "-tar"
             if kill_point.reached("during-write-tar" if tar else "during-write"):
@@ -137,7 +137,7 @@ def _kind_of_unlinked(names: Sequence[Any], options: Mapping[str, Any]) -> str:
 
 
 def watch_store(kill_point: KillPoint) -> None:
-    """Have transactions pass by when all is written, and when it is committed."""
+    """Intercept transactions before and after their commit."""
     from cartd.store.database import Database, Transaction
 
     begun = Database.transaction
@@ -163,7 +163,9 @@ def _method(frame: FrameType | None) -> str:
 
 def main() -> None:
     order, *arguments = sys.argv[1:]
-    assert shutil.rmtree.avoids_symlink_attacks  # it looks at os's functions before we come
+    assert (
+        shutil.rmtree.avoids_symlink_attacks
+    )  # it inspects os's functions before they are replaced
     kill_point = KillPoint(Path(order))
     watch_volume(kill_point)
     watch_store(kill_point)

@@ -1,4 +1,4 @@
-"""Clients that use the service in every way at once, and compare all that they get."""
+"""Clients that use the service in every way concurrently, and check all responses."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.slow_reader import SlowReader
 
 CLIENTS = 4
 UIDS = 3
-"""Of each client."""
+"""Uids per client."""
 CART_WAIT = 2.0
-"""Seconds that a client waits for a cart before it does something else."""
+"""Seconds that a client waits for a cart before its next action."""
 EXIT_TIMEOUT = DEADLINE
-"""Seconds within which a process whose connections broke must be seen to have ended."""
+"""Seconds within which a process must have ended after its connections broke."""
 BROKEN = (OSError, HTTPException)
 
 
 class Load:
-    """The clients of one stretch; what goes wrong is in ``faults``, what was done in ``done``."""
+    """The clients of one run; ``faults`` are their findings, ``done`` counts their actions."""
 
     def __init__(
         self, cartd: RunningCartd, model: Model, files: dict[str, Archived], numbers: count[int]
@@ -53,7 +53,7 @@ class Load:
             client.thread.start()
 
     def stop(self) -> None:
-        """Let every client end what it does, and wait for that."""
+        """Let every client finish its action, and wait for that."""
         self.stopped.set()
         for client in self._clients:
             client.thread.join()
@@ -112,7 +112,7 @@ class Client:
     def _fault(self, what: str) -> None:
         self._load.faults.append(f"{self.thread.name}: {what}")
 
-    # What clients do
+    # Actions of clients
 
     def _post(self, uid: str) -> None:
         post = post_of(next(self._load.numbers), uid, self._random, self._load.files)
@@ -157,7 +157,7 @@ class Client:
             self._check(uid, known, name, answer)
 
     def _ranges(self, uid: str) -> None:
-        """Some bytes, and then others of the same tar."""
+        """Request some ranges of the same tar."""
         name, known, etag = self._random.choice(["data", "other"]), self._known(uid), ""
         self._await_end(uid)
         for _ in range(3):
@@ -177,7 +177,7 @@ class Client:
         self._read_slowly(uid, lambda: self._post(self._random.choice(others)))
 
     def _read_slowly(self, uid: str, meanwhile: Callable[[], object]) -> None:
-        """What is being sent is sent to its end, though the cart is deleted meanwhile."""
+        """Delete or evict the cart during a slow download, which must still get all bytes."""
         self._send(slow_post(next(self._load.numbers), uid, self._load.files))
         known = self._known(uid)
         if self._await_end(uid) != "ready":
@@ -192,7 +192,7 @@ class Client:
             reader.close()
 
     def _remove_a_file(self, uid: str) -> None:
-        """Take a staged file away behind the service's back: a download finds that out."""
+        """Remove a staged file behind the service's back: a download must detect that."""
         post = self._known(uid)[-1].post
         if self._await_end(uid) == "ready" and post.contents:
             self._model.damaged(post)
@@ -200,7 +200,7 @@ class Client:
             move_away(self._cartd, f"cartuids/{uid}", path)
         self._download(uid)
 
-    # What they compare
+    # Checks
 
     def _known(self, uid: str) -> list[Known]:
         return list(self._model.uids.get(uid, []))
@@ -212,7 +212,7 @@ class Client:
         return answer
 
     def _get(self, uid: str, name: str, **headers: str) -> Answer | None:
-        """The answer to a GET; none if it broke, as it must where a file is lost."""
+        """Return the response to a GET, or ``None`` if it was aborted because of a removed file."""
         try:
             return self._request("GET", _target(uid, name), None, **headers)
         except BROKEN:
@@ -260,12 +260,12 @@ class Client:
 
 
 def removed_files(cartd: RunningCartd) -> Path:
-    """Where the files are that were taken away, by their paths on the volume."""
+    """Return the directory of removed files, with their paths on the volume."""
     return cartd.directory / "removed"
 
 
 def move_away(cartd: RunningCartd, tree: str, path: str) -> None:
-    """Move a file out of a cart's tree, if it is there."""
+    """Move a file out of a cart's tree, if it exists."""
     with suppress(FileNotFoundError, NotADirectoryError):
         staged = (cartd.volume / tree).resolve(strict=True) / path
         aside = removed_files(cartd) / staged.relative_to(cartd.volume.resolve())
@@ -274,7 +274,7 @@ def move_away(cartd: RunningCartd, tree: str, path: str) -> None:
 
 
 def _default_top(answer: Answer) -> str:
-    """The top folder of a tar that was asked for without a name."""
+    """Return the top folder of a tar that was requested without a name."""
     named = re.search(r'"(data_\d{4}(?:_\d\d){5})\.tar"', answer.headers["content-disposition"])
     assert named, answer.headers
     return named[1]
@@ -285,7 +285,7 @@ def _target(uid: str, name: str) -> str:
 
 
 def _is_not_ready(answer: Answer) -> bool:
-    """Whether it stands in place of a 202, as a request for a range gets it."""
+    """Whether it replaces a 202, as for a range request."""
     return answer.status == 503 and (
         answer.json["message"] == "The cart is not ready for download."
     )

@@ -1,8 +1,8 @@
-"""What clients know of their carts, and so what the service may answer: values, no I/O.
+"""What clients know of their carts, and so which responses are right; no I/O.
 
-A request without an answer may have been carried out or not: the model goes on with both, until
-the store is looked into (:meth:`Model.reconcile`).  Each uid belongs to one client, which sends one
-request at a time; the files are the same for all, so that carts of different clients share them.
+A request without a response may have been processed or not: the model allows both until it is
+compared with the store (:meth:`Model.reconcile`).  Each uid belongs to one client, which sends one
+request at a time; all carts use the same files, so that carts of different clients share them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from tests.running_cartd import entry, manifest
 
 NO_SPACE = "No Space Available"
 GIANT = "giant"
-"""The id of a file that no volume here has room for."""
+"""Id of a file that is too large for the volume."""
 CORRUPT = "corrupt"
-"""The id of a file that comes from the archive with other bytes than a manifest says."""
+"""Id of a file that the archive sends with other bytes than the manifest declares."""
 LARGE_BYTES = 8 * 2**20
-"""Of a file that does not fit between the service and a client that does not read."""
+"""Size of a file that exceeds all buffers between the service and a client that does not read."""
 ETAGS = 20_000
-"""So many are remembered."""
+"""Number of tags and tars that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """A file as the archive has it; ``mtime`` in whole Unix seconds."""
+    """A file in the archive; ``mtime`` in whole Unix seconds."""
 
     data: bytes
     mtime: int
 
 
 def archived_files(seed: str) -> dict[str, Archived]:
-    """The archive's files by their ids: few, so that many carts share them."""
+    """Return the archive's files by id: few, so that many carts share them."""
     random = Random(f"{seed}/files")
     sizes = {
         **{f"small{n}": random.choice([0, 1, 511, 512, 4096, 20_000]) for n in range(24)},
@@ -55,12 +55,12 @@ def archived_files(seed: str) -> dict[str, Archived]:
 
 @dataclass(frozen=True, eq=False)
 class Post:
-    """One manifest, whose paths no other manifest has."""
+    """One manifest; its paths are in no other manifest."""
 
     number: int
     uid: str
     files: tuple[tuple[str, str, Archived | None], ...]
-    """(archive id, path, content; none for what the archive has not)."""
+    """(archive id, path, content); the content of a file that cannot be staged is ``None``."""
     bundle: bool
 
     @cached_property
@@ -73,19 +73,19 @@ class Post:
 
     @cached_property
     def contents(self) -> dict[str, Archived]:
-        """The files that can be staged, by path."""
+        """Return the files that can be staged, by path."""
         return {path: archived for _, path, archived in self.files if archived}
 
     @property
     def complete(self) -> bool:
-        """Whether all of it can be had."""
+        """Whether all files can be staged."""
         return all(archived for _, _, archived in self.files)
 
     def explains(self, error: str) -> bool:
-        """Whether that is a true cause for the cart to be in error.
+        """Whether the error is a true cause for this cart to fail.
 
-        Small carts find room as well as large ones only while nothing else is in the way, so a
-        lack of room is believed of any; that there is room again is found out by later carts.
+        A small cart may fail for lack of space while larger ones are in the way, so that error is
+        accepted for any cart; later carts detect it if space is not freed.
         """
         return error == NO_SPACE or any(
             error.startswith(f"Failed to stage {path} (archive id {name}): ")
@@ -96,7 +96,7 @@ class Post:
 
 
 def post_of(number: int, uid: str, random: Random, files: dict[str, Archived]) -> Post:
-    """A manifest like any other: mostly small files, now and then one that cannot be had."""
+    """Return a random manifest: mostly small files, sometimes one that cannot be staged."""
     weights = [1.0 if name.startswith("large") else 3.0 for name in files]
     names = random.choices(list(files), weights, k=random.choice([1, 2, 3, 5, 8]))
     bad_file = random.choices(["", "missing", CORRUPT, GIANT], [20, 1, 1, 1])[0]
@@ -109,7 +109,7 @@ def post_of(number: int, uid: str, random: Random, files: dict[str, Archived]) -
 
 
 def slow_post(number: int, uid: str, files: dict[str, Archived]) -> Post:
-    """One of which most is to be opened yet, when its first bytes are in all the buffers."""
+    """Return a manifest of which most must still be sent once all buffers are full."""
     names = ("large0", "small0", "small1")
     return Post(
         number, uid, tuple((name, f"c{number}/{name}", files[name]) for name in names), False
@@ -117,13 +117,13 @@ def slow_post(number: int, uid: str, files: dict[str, Archived]) -> Post:
 
 
 def number_in(path: str) -> int | None:
-    """The number of the post that has such a path."""
+    """Return the number of the post that has such a path."""
     found = re.match(r"c(\d+)/", path)
     return int(found[1]) if found else None
 
 
 class Utf8Info(tarfile.TarInfo):
-    """Has the name in its ustar block in UTF-8 as well, where tarfile puts question marks."""
+    """Has the name in UTF-8 in its ustar block, too, where tarfile writes question marks."""
 
     def create_pax_header(self, info: Any, encoding: str) -> bytes:
         blocks = super().create_pax_header(info, encoding)
@@ -135,7 +135,7 @@ class Utf8Info(tarfile.TarInfo):
 
 @lru_cache(maxsize=24)
 def tar_of(post: Post, top: str) -> bytes:
-    """The cart's tar, by Python's own tarfile; a folder is as old as its newest file."""
+    """Return the cart's tar, by Python's tarfile; a folder has the time of its newest file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, archived in _members(post, top):
@@ -168,20 +168,20 @@ def _members(post: Post, top: str) -> Iterator[tuple[str, Archived | None]]:
 
 @dataclass(slots=True)
 class Known:
-    """What its client knows of one accepted cart, or of one that may have been accepted."""
+    """What a client knows of a cart that was accepted, or may have been."""
 
     post: Post
     accepted: bool = False
     """Whether 201 was received."""
     may_be_deleted: bool = False
-    """Whether a DELETE of it had no answer."""
+    """Whether a DELETE of it got no response."""
     damaged: bool = False
-    """Whether somebody has removed a file of it from the volume, behind the service's back."""
+    """Whether a file of it was removed behind the service's back."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveCart:
-    """A cart in the store that is not deleted, and the post that it was made of."""
+    """A cart in the store that is not deleted, and its post."""
 
     cart_id: int
     post: int
@@ -191,16 +191,16 @@ class LiveCart:
 
 @dataclass
 class Model:
-    """All carts that may be there, and the tars that were seen."""
+    """All carts that may exist, and the tars that were received."""
 
     posts: dict[int, Post] = field(default_factory=dict)
     uids: dict[str, list[Known]] = field(default_factory=dict)
     deleted_posts: set[int] = field(default_factory=set)
-    """The posts of which a DELETE was answered, since the store was last looked into."""
+    """Posts with a successful DELETE since the last :meth:`reconcile`."""
     _tars: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
     _etags: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
 
-    # What clients do
+    # Actions of clients
 
     def posting(self, post: Post) -> None:
         """The manifest is about to be sent, for the first time or again."""
@@ -228,7 +228,7 @@ class Model:
             if known.post is post:
                 known.damaged = True
 
-    # What they may be told
+    # Allowed responses
 
     def is_damaged(self, uid: str) -> bool:
         return any(known.damaged for known in self.uids.get(uid, []))
@@ -237,16 +237,16 @@ class Model:
     def matching_tars(
         known: list[Known], name: str, start: int, body: bytes, length: int
     ) -> list[bytes]:
-        """The tars of these carts that have ``body`` from ``start`` on, and that length."""
+        """Return the tars of these carts with that length and with ``body`` at ``start``."""
         tars = [tar_of(one.post, top_of(one.post, name)) for one in known if one.post.complete]
         return [
             tar for tar in tars if len(tar) == length and tar[start : start + len(body)] == body
         ]
 
     def etag_is_consistent(self, etag: str, tars: list[bytes]) -> bool:
-        """Whether one ETag has always meant one tar, and that tar that ETag.
+        """Whether an ETag has always stood for one tar, and the tar for that ETag.
 
-        Of several tars that have the bytes that came, it must be so with one.
+        If several tars contain the received bytes, it must be true for one of them.
         """
         digests = [hashlib.sha256(tar).digest() for tar in tars]
         same = [one for one in digests if self._tars.get(etag, one) == one]
@@ -259,14 +259,14 @@ class Model:
                 self._etags.popitem(last=False)
         return bool(same)
 
-    # What the store must say when all is quiet
+    # The store, while the service is idle
 
     def reconcile(
         self, live_carts: Iterable[LiveCart], evicted: set[int], rows: dict[int, int]
     ) -> list[str]:
-        """Compare with the store, then believe it; what is wrong, in words.
+        """Compare with the store and then adopt its state; return faults as messages.
 
-        ``rows``: the newest cart of each post, deleted or not.  ``evicted``: the ids of carts.
+        ``rows``: the newest cart of each post, deleted or not.  ``evicted``: ids of carts.
         """
         there = list(live_carts)
         faults = [*self._lost({one.post for one in there}, evicted, rows)]
@@ -302,5 +302,5 @@ class Model:
 
 
 def top_of(post: Post, name: str) -> str:
-    """The top folder of the cart's tar, if it is asked for as ``name``."""
+    """Return the top folder of the cart's tar, if it is requested as ``name``."""
     return post.uid if post.bundle else name

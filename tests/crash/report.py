@@ -1,4 +1,4 @@
-"""What a soak has shown: figures, and a picture of what the service took over time."""
+"""The report of a soak test: figures, and a plot of the service's resources over time."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _ROOT = Path(__file__).parent.parent.parent
 _BENCH = _ROOT / ".bench"
 _DRAW = _ROOT / "bench" / "draw.py"
 LONG = 20
-"""Seconds that a process must have lived for its growth to be told."""
+"""Processes that lived at least so many seconds are in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The service at one moment, one of every second."""
+    """Resources of the service at one moment."""
 
     minutes: float
     memory: float
-    """Resident, in MiB."""
+    """Resident memory, in MiB."""
     threads: int
     files: int
-    """Open ones, sockets among them."""
+    """Open files, sockets included."""
     process: int
     kills: int
-    """Survived so far."""
+    """Kills so far."""
 
     def values(self) -> dict[str, float]:
         return asdict(self)
 
 
 def draw(samples: Path, directory: Path) -> str:
-    """The line of the report that shows the picture, or says why there is none."""
+    """Return the line of the report with the plot, or with the reason why there is none."""
     try:
         python = peers.pictures(_BENCH) / "python"
         command = [str(python), str(_DRAW), str(samples), str(directory), "--soak"]
@@ -100,7 +100,7 @@ def _processes(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
             (
                 f"{lived[0].minutes:.1f}",
                 f"{lived[-1].minutes:.1f}",
-                # Of the first tenth too: it has begun to work by its end.
+                # Over the first tenth, in which the process starts to work.
                 f"{max(one.memory for one in lived[:tenth]):.0f}",
                 f"{statistics.median(one.memory for one in lived[-tenth:]):.0f}",
                 f"{max(one.memory for one in lived):.0f}",

@@ -1,4 +1,4 @@
-"""What the store's tables say, read beside the service."""
+"""Reads the store's tables beside the service."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CartRow:
 
     @property
     def names(self) -> list[str]:
-        """What it must have in its directory, once it is finished."""
+        """Return the names that its directory must contain once it is finished."""
         if self.in_tar:
             return [f"{self.uid}.tar"]
         return [f"{self.uid}/{file.path}" for file in self.staged]
@@ -61,7 +61,7 @@ def read_carts(
     and_of: Collection[int] = (),
     with_files: bool = True,
 ) -> dict[int, CartRow]:
-    """By their ids, the carts that live, those with an id above ``after``, and those ``and_of``."""
+    """Return, by id, carts that are not deleted, those after ``after``, and those ``and_of``."""
     wanted = or_(cart.c.deleted_date.is_(None), cart.c.id.in_(and_of))
     if after is not None:
         wanted = or_(wanted, cart.c.id > after)

@@ -1,8 +1,8 @@
-"""``python -m tests.crash.soak --minutes 60``: load and kills for so long, and a report.
+"""``python -m tests.crash.soak --minutes 60``: load and kills for that time, and a report.
 
-A quarter of the time the service is killed again and again, at named points, at any moment and at
-its starts; for the rest it works without a kill, and what it takes is looked at every second.  The
-first thing that is wrong ends it; the report says what, and how to run it again.
+For a quarter of the time the service is killed again and again, at named points, at any moment and
+at its starts; for the rest it runs without a kill, and its resources are sampled every second.  The
+first fault ends the soak test; the report says what it was and how to run it again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.crash.report import Sample, draw, report
 
 PLACE = Path(__file__).parent.parent.parent / ".soak"
 CYCLES = 6
-"""So many times kills, and then work without them."""
+"""Number of times that kills alternate with work."""
 KILL_SHARE = 0.25
 SAMPLE_INTERVAL = 1.0
 
 
 @dataclass
 class Sampler:
-    """What the service takes, sampled in a thread of its own while the block runs."""
+    """Samples the service's resources in a thread while the block runs."""
 
     it: Harness
     samples: list[Sample] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Sampler:
 
 
 def soak(it: Harness, seconds: float) -> None:
-    """Kills and work in turn, until the time is over."""
+    """Alternate kills and work until the time is over."""
     random = Random(f"{it.seed}/soak")
     cycle = seconds / CYCLES
     points: list[str] = []

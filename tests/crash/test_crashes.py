@@ -1,4 +1,4 @@
-"""Nothing is lost, wrong or left over, wherever the service is killed.
+"""No cart is lost, wrong or left over, wherever the service is killed.
 
 Each point at which it may be killed is named in :mod:`tests.crash.kill_points` and reached here
 once; other kills come at any moment, and while the service recovers from the last one.
@@ -18,14 +18,14 @@ from tests.databases import Postgres
 pytest_plugins = ("tests.database_fixtures",)
 
 PARTS = 4
-"""Of the points: one test each, so that tests can share the cores."""
+"""Parts into which the points are divided, one test each, to run in parallel."""
 
 
 def meet(it: Harness, points: list[str]) -> None:
-    """Be killed once at each point, a few passages from now."""
+    """Kill the service once at each point, at one of its next passages."""
     random = Random(it.seed)
     for point in points:
-        # The later the passage, the longer it may take to come.
+        # A later passage may take longer to be reached.
         passage = 1 if point in RARE_POINTS else random.randint(1, 3)
         assert it.kill_at(point, passage) or it.kill_at(point, 1), point
 
