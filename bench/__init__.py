@@ -1,4 +1,4 @@
-"""Cartd measured beside what its users would run in its place; ``bench/README.md`` explains.
+"""Benchmark of cartd against its alternatives; see ``bench/README.md``.
 
-Nothing of it is installed with the package: it runs from a checkout, on Linux.
+It is not installed with the package: it runs from a checkout, on Linux.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench NAME...``: run comparisons, print their table, keep their figures."""
+"""``python -m bench NAME...``: run comparisons, print the table, store the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACE = Path(__file__).parent.parent / ".bench"
 
 
 def main(arguments: list[str]) -> int:
-    """Run what was asked for; 1 if a comparison could not be made."""
+    """Run the chosen comparisons; return 1 if one failed."""
     options = _parser().parse_args(arguments)
     file: Path = options.results
     if options.names == ["report"]:
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare_all(names: list[str], options: argparse.Namespace) -> list[str]:
-    """Keep the outcomes one by one; the names and reasons of those that failed."""
+    """Run and store the comparisons one by one; return names and reasons of failed ones."""
     failed = []
     for name in names:
         outcome = _compare(name, quick=options.quick, rounds=options.rounds)
@@ -60,7 +60,7 @@ def _compare_all(names: list[str], options: argparse.Namespace) -> list[str]:
 
 @contextmanager
 def exclusive_lock() -> Iterator[None]:
-    """Two benchmarks at once would measure each other, and share one directory."""
+    """Prevent concurrent benchmarks, which would measure each other and share one directory."""
     PLACE.mkdir(exist_ok=True)
     with (PLACE / "lock").open("w") as lock:
         try:

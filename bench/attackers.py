@@ -1,6 +1,6 @@
-"""Clients that hold connections: they send or read a byte at a time, and never come to an end.
+"""Slow clients that hold connections: they send or read one byte at a time, without an end.
 
-They are made by a process of their own, which prints what became of them when it is told to end.
+They run in a process of their own, which prints their figures when its input ends.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from bench.helper_process import helper_process
 from bench.server import Server
 
 ADDRESS = "127.0.0.1"
-"""Where they come from: not where honest clients of the comparison do."""
+"""Source address of the attackers, other than that of the honest clients."""
 PAUSE = 0.5
 """Seconds between two bytes of one client."""
 RAMP = 100.0
-"""How many come in a second, at first: an attack that lasts is measured, not how it begins."""
+"""New clients per second at first, as the lasting attack is measured, not its beginning."""
 _HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 _SMALL = 4096
-"""Bytes of a receive buffer: what does not fit waits in the server."""
+"""Bytes of a receive buffer; what does not fit stays in the server."""
 
 
 Stream = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 Begun = Callable[[], None]
-"""To be called when the client has begun to hold its connection."""
+"""Called when the client has begun to hold its connection."""
 Kind = Callable[[Stream, Writer, Begun], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class Attack:
-    """How many there are of each kind, and what became of all of them."""
+    """The number of attackers of each kind, and their figures."""
 
     heads: int
     bodies: int
     readers: int
     bytes: int = 0
-    """How many they have sent and read, one at a time."""
+    """Bytes that they have sent and read, one at a time."""
     held: int = 0
-    """How many connections they had in the end."""
+    """Connections that they held at the end."""
     ended: dict[str, int] = field(default_factory=dict)
-    """How many connections the server has ended, by the status of its answer."""
+    """Connections that the server has closed, by the status of its response."""
 
     @property
     def clients(self) -> int:
@@ -57,9 +57,9 @@ class Attack:
 
 @contextmanager
 def attacking(server: Server, path: str, attack: Attack) -> Iterator[Attack]:
-    """Attack meanwhile, from before the block begins; the figures are complete when it has ended.
+    """Run the attack during the block; the figures are complete after it.
 
-    Readers ask for ``path``.  Whoever is cut off comes again.
+    Readers request ``path``.  A client that is disconnected connects again.
     """
 
     def complete(told: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class _Attackers:
         await self._send(stream, writer, b"")
 
     async def _send(self, stream: Stream, writer: Writer, data: bytes) -> None:
-        """Send ``data`` and then more without an end, until there is an answer."""
+        """Send ``data`` and then more bytes without an end, until there is a response."""
         answered = asyncio.create_task(stream.read())
         try:
             while not (await asyncio.wait([answered], timeout=PAUSE))[0]:
@@ -160,7 +160,7 @@ async def _attack(port: int, path: str, attack: Attack) -> None:
 
 
 def _main() -> None:
-    """Attack from the first line of output until the end of input, then print what came of it."""
+    """Attack from the first line of output until the end of input, then print the figures."""
     attack = Attack(**json.loads(sys.argv[3]))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""What every comparison is given: its sizes, its directory, its data and its servers."""
+"""The environment of a comparison: its sizes, directories, data and servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Bench:
-    """A context for one comparison: what it has started ends with it."""
+    """The context of one comparison; its servers end with it."""
 
     def __init__(self, place: Path, *, quick: bool, rounds: int) -> None:
         self.place = place
@@ -56,27 +56,27 @@ class Bench:
                 shutil.rmtree(path)
 
     def sized(self, full: T, quick: T) -> T:
-        """The size to work with."""
+        """Return the size to work with."""
         return quick if self.quick else full
 
     def fresh(self, name: str) -> Path:
-        """The path of a directory that is not there any more."""
+        """Return the path of a directory that does not exist."""
         path = self._work / name
         self._trash.move(path)
         return path
 
     def peers(self) -> Path:
-        """The commands of the peers from PyPI; raises ``PeerUnavailable``."""
+        """Return the directory of the peers' commands from PyPI; raises ``PeerUnavailable``."""
         return peers.environment(self.place)
 
     def nginx(self) -> Server:
-        """The archive that is never the limit, and the server of static files."""
+        """Start the archive that is never the bottleneck, and the server of static files."""
         return self.started(
             nginx(self.place / "nginx", archive=self.data.archive, files=self.files)
         )
 
     def pacifica_archive(self) -> Server:
-        """The real archive interface; raises ``PeerUnavailable``."""
+        """Start the real archive interface; raises ``PeerUnavailable``."""
         directory = self._work / "archive-interface"
         return self.started(pacifica_archive(directory, self.peers(), self.data.archive))
 
@@ -85,9 +85,9 @@ class Bench:
         return self._started.enter_context(server)
 
     def cartd(self, name: str, archive: Server) -> Server:
-        """A cartd with an empty volume, until the comparison ends."""
+        """Start a cartd with an empty volume, until the comparison ends."""
         return self.started(cartd(self.fresh(name), archive.url))
 
     def directory(self, name: str) -> Path:
-        """Where the service of that name keeps its volume."""
+        """Return the directory of the service of that name."""
         return self._work / name

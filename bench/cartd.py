@@ -17,7 +17,7 @@ TWISTD = Path(sys.executable).with_name("twistd")
 
 @contextmanager
 def cartd(directory: Path, archive_url: str) -> Iterator[Server]:
-    """Run it with its volume and its SQLite database in ``directory``, new or left from before."""
+    """Run it with volume and SQLite database in ``directory``, which may be in use already."""
     with timed_cartd(directory, archive_url) as (server, _):
         yield server
 
@@ -26,7 +26,7 @@ def cartd(directory: Path, archive_url: str) -> Iterator[Server]:
 def timed_cartd(
     directory: Path, archive_url: str, *, every: float = 0.01
 ) -> Iterator[tuple[Server, float]]:
-    """The same, and the seconds until its first answer, looked for ``every`` so many seconds."""
+    """Run it, and measure the seconds until its first response, polled each ``every`` seconds."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "cartd.pid").unlink(missing_ok=True)
     port = processes.free_port()

@@ -1,4 +1,4 @@
-"""What a client of a cart service does, cartd's or Pacifica's: post a manifest, ask, wait."""
+"""Client of a cart service, cartd's or Pacifica's: post a manifest, poll, wait, delete."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bench.server import Server
 
 ANSWER_SECONDS = 600.0
 MIN_RATE = 10.0
-"""Files a second, after two minutes: who is slower stands still."""
+"""Files per second; after two minutes, a slower service counts as hanging."""
 
 
 def post(server: Server, uid: str, manifest: bytes) -> None:
-    """Post a manifest and wait for the answer."""
+    """Post a manifest and wait for the response."""
     answer = _asked(server, "POST", uid, manifest)
     if answer.status != 201:
         raise MeasurementFailed(f"the manifest of {uid} was answered with {answer.status}")
@@ -28,10 +28,10 @@ def delete(server: Server, uid: str) -> None:
 
 
 def wait_until_ready(server: Server, uid: str, files: int, began: float) -> None:
-    """Ask for the status until it is ``ready``; ``MeasurementFailed`` if that never comes.
+    """Poll the status until it is ``ready``; ``MeasurementFailed`` if that never happens.
 
-    It is asked so seldom that the asking costs nothing to speak of, and so often that the wait is
-    told to a few parts in a hundred: every hundredth of a second, or fiftieth of the wait so far.
+    The poll interval is 10 ms or a fiftieth of the wait so far: too rare to cost anything, but
+    frequent enough to measure the wait within a few percent.
     """
     while True:
         answer = _asked(server, "HEAD", uid)
@@ -46,7 +46,7 @@ def wait_until_ready(server: Server, uid: str, files: int, began: float) -> None
 
 
 def stage(server: Server, uid: str, data: CartData) -> float:
-    """Post a cart, and give the seconds until it is ready."""
+    """Post a cart; return the seconds until it is ready."""
     manifest = data.manifest
     began = time.monotonic()
     post(server, uid, manifest)
@@ -55,7 +55,7 @@ def stage(server: Server, uid: str, data: CartData) -> float:
 
 
 def _asked(server: Server, method: str, uid: str, body: bytes | None = None) -> HTTPResponse:
-    """The answer to one request, read to its end."""
+    """Return the response to one request, read to its end."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     connection = HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)
     try:

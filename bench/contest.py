@@ -1,4 +1,4 @@
-"""Sides measured in turns, so that what changes with time meets all of them alike."""
+"""Contests: sides are measured alternately, so that changes over time affect all alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bench.processes import MeasurementFailed
 from bench.server import Server
 
 Sample = Mapping[str, float]
-"""What one run gave, by the name of the measure; ``cpu`` is its CPU seconds."""
+"""Figures of one run, by measure; ``cpu`` is its CPU seconds."""
 Side = Callable[[], Sample]
 FAILURES = (PeerUnavailable, MeasurementFailed, OSError, HTTPException)
-"""What may befall a peer."""
+"""Failures that a peer may have."""
 PEAK = "MiB at peak"
 
 
 def with_peak(server: Server, run: Side) -> Side:
-    """The same side, and the most memory that its server had meanwhile."""
+    """Return the same side, with its server's peak memory added."""
 
     def watched() -> Sample:
         server.forget_peak()
@@ -32,7 +32,7 @@ def with_peak(server: Server, run: Side) -> Side:
 
 
 class Contest:
-    """The sides of one comparison, and their samples, round by round."""
+    """The sides of one comparison, and their samples of each round."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
@@ -42,11 +42,11 @@ class Contest:
         self._samples: dict[str, list[Sample]] = {}
 
     def side(self, name: str, run: Side) -> None:
-        """One of cartd's own sides: where it fails, the comparison fails."""
+        """Add one of cartd's own sides: if it fails, the comparison fails."""
         self._sides[name] = run
 
     def peer(self, name: str, prepare: Callable[[], Side]) -> None:
-        """Another side; where it cannot be had or fails, its rows say so and the others go on."""
+        """Add a peer: if it is unavailable or fails, its rows say so, and other sides continue."""
         self._peers.add(name)
         try:
             self._sides[name] = prepare()
@@ -54,7 +54,7 @@ class Contest:
             self._leave_out(name, error)
 
     def run(self) -> None:
-        """Run each side once a round, in order: A B A B."""
+        """Run each side once per round, in order: A B A B."""
         for number in range(1, self._rounds + 1):
             for name in list(self._sides):
                 try:
@@ -78,7 +78,7 @@ class Contest:
         side: str = "cartd",
         cpu: str = "cpu",
     ) -> Row:
-        """One measure as a line of the table, ``side`` against ``peer``."""
+        """Return one measure as a row of the table, ``side`` against ``peer``."""
         ours = self._figures(side, measure, cpu)
         assert ours is not None
         absent = self._absent.get(peer, "")

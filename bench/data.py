@@ -1,7 +1,7 @@
-"""The files of the archive, and the manifests that name them.
+"""The files of the archive, and the manifests that list them.
 
-Made once and kept.  Small files are named by their number in five digits.  The nginx archive
-answers for a longer number with the file of its last five digits, so that a million ids need no
+They are created once and kept.  Small files are named by their number in five digits.  For a longer
+number, the nginx archive returns the file of its last five digits, so that a million ids need no
 million files.
 """
 
@@ -48,7 +48,7 @@ class CartData:
 
 
 class Data:
-    """The archive's directory; ``sums`` holds the hash sums of what is in it."""
+    """The archive's directory; ``sums`` holds the hash sums of its files."""
 
     def __init__(self, archive: Path, sums: Path) -> None:
         self.archive = archive
@@ -57,7 +57,7 @@ class Data:
         sums.mkdir(parents=True, exist_ok=True)
 
     def small(self, count: int) -> CartData:
-        """``count`` files of 4 KiB, a thousand to a directory, no two alike below 100,000."""
+        """Return ``count`` files of 4 KiB, 1,000 per directory, all different below 100,000."""
         sums = self._small_sums(min(count, MOST_SMALL))
         entries = tuple(
             Entry(
@@ -70,12 +70,12 @@ class Data:
         return CartData(entries, count * SMALL_SIZE)
 
     def big(self, size: int, count: int = 4, *, first: int = 0) -> CartData:
-        """``count`` files of ``size`` bytes, from the number ``first`` on."""
+        """Return a cart of ``count`` files of ``size`` bytes, numbered from ``first``."""
         numbers = range(first, first + count)
         return CartData(tuple(self._big(size, number) for number in numbers), size * count)
 
     def warm(self) -> CartData:
-        """A few files that no other cart has, to warm a server up."""
+        """Return a cart of a few files that no other cart has, to warm up a server."""
         entries = []
         for number in range(WARM):
             content = b"warm" * (number + 1)

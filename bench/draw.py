@@ -1,6 +1,6 @@
-"""``draw.py CURVES.json DIRECTORY``: draw the curves, with the peers' Python, which can.
+"""``draw.py CURVES.json DIRECTORY``: plot the curves, with the Python that has matplotlib.
 
-``draw.py SAMPLES.json DIRECTORY --soak`` draws what a service took over time.
+``draw.py SAMPLES.json DIRECTORY --soak`` plots a service's resources over time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def draw(
     scale: str = "log",
     marker: str = "o",
 ) -> None:
-    """One picture: lines over the number of files in the cart, or over what ``over`` says."""
+    """Write one plot: lines over the number of files in the cart, or over what ``over`` says."""
     figure, all_axes = plt.subplots(1, len(panels), figsize=(9, 3.6), squeeze=False)
     key, label = over
     places = [point[key] for point in points]
@@ -50,7 +50,7 @@ def draw(
 
 
 def main(curves: Path, directory: Path, *options: str) -> None:
-    """The same points give the same bytes."""
+    """Equal points give equal bytes."""
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "cartd"
     points: Any = json.loads(curves.read_text())

@@ -1,4 +1,4 @@
-"""What was measured, as values: medians, ratios, targets and whether they hold."""
+"""Measured values: medians, ratios, targets and whether they are met."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` (0 to 1) of them do not exceed."""
+    """Return the smallest value that at least ``share`` (0 to 1) of all do not exceed."""
     ordered = sorted(values)
     if not ordered:
         raise ValueError("no values, no percentile")
@@ -18,7 +18,7 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one side did in each round, and the CPU seconds that it took for it, if counted."""
+    """The values of one side in each round, and its CPU seconds, if measured."""
 
     values: tuple[float, ...]
     cpu: tuple[float, ...] = ()
@@ -50,10 +50,10 @@ class Target:
 
     limit: float
     at_least: bool = False
-    """Whether more is better."""
+    """Whether a higher value is better."""
     ratio: bool = False
     aim: float | None = None
-    """What would be better still; it does not decide whether the target holds."""
+    """A better value to aim for; it does not decide whether the target is met."""
 
     def holds(self, figure: float) -> bool:
         return figure >= self.limit if self.at_least else figure <= self.limit
@@ -66,29 +66,29 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: cartd, and at most one other side."""
+    """One row of the table: cartd, and at most one other side."""
 
     work: str
     measure: str
-    """The unit, with what is measured where the unit alone does not say it."""
+    """The unit, and what is measured where the unit does not say it."""
     ours: Figures | None
-    """``None`` if what cartd was to be measured with could not be had."""
+    """``None`` if the measurement was not possible."""
     peer: str = ""
     theirs: Figures | None = None
     absent: str = ""
-    """Why the other side could not be had."""
+    """Why the other side was not available."""
     target: Target | None = None
 
     @property
     def ratio(self) -> float | None:
-        """Of the medians, cartd's to the peer's."""
+        """The ratio of the medians, cartd's to the peer's."""
         if self.ours is None or self.theirs is None or self.theirs.median == 0:
             return None
         return self.ours.median / self.theirs.median
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target holds; ``None`` if there is none, or nothing to compare with."""
+        """Whether the target is met; ``None`` if there is none, or nothing to compare with."""
         if self.target is None or self.ours is None:
             return None
         figure = self.ratio if self.target.ratio else self.ours.median

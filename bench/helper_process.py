@@ -1,4 +1,4 @@
-"""A program of the benchmark's own that works beside what is measured, and tells how that went."""
+"""Runs a module of the benchmark in a process of its own beside a measurement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bench.processes import MeasurementFailed
 def helper_process(
     module: str, *arguments: str, on_result: Callable[[Any], None]
 ) -> Iterator[None]:
-    """Run a module from its first line of output until the block has ended.
+    """Run a module from its first line of output until the block ends.
 
-    Then its input ends, and ``on_result`` gets what it prints, which is JSON.
+    Then its input is closed, and ``on_result`` receives its output, which is JSON.
 
-    :raises MeasurementFailed: it has failed.
+    :raises MeasurementFailed: the process has failed.
     """
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],

@@ -1,4 +1,4 @@
-"""Work that goes on in the background while something else is measured."""
+"""Background load during a measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.server import Server
 
 
 class Repeated(threading.Thread):
-    """One piece of work, begun again whenever it has ended."""
+    """A thread that repeats one piece of work."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -55,7 +55,7 @@ class Staging(Repeated):
 
 
 class Download(Repeated):
-    """Downloads a cart to nowhere, with curl."""
+    """Downloads a cart with curl, discarding it."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Download(Repeated):
 
 @contextmanager
 def loaded(server: Server, *, staged: CartData, uid: str, downloads: int) -> Iterator[None]:
-    """Stage one cart again and again, while so many downloads of the cart ``uid`` run."""
+    """Stage one cart repeatedly, while so many downloads of the cart ``uid`` run."""
     works: list[Repeated] = [Staging(server, staged)]
     works += [Download(f"{server.url}{uid}?filename=load.tar") for _ in range(downloads)]
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""nginx: as an archive so quick that cartd is the limit, and as a server of static files."""
+"""nginx: an archive fast enough that cartd is the bottleneck, and a server of static files."""
 
 from __future__ import annotations
 

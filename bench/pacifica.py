@@ -29,7 +29,7 @@ print(json.dumps([server.get_pid(), server.get_uri()]))
 
 @contextmanager
 def pacifica_archive(directory: Path, bin_directory: Path, archive: Path) -> Iterator[Server]:
-    """The real archive interface over the files in ``archive``, under uWSGI."""
+    """Run the real archive interface over the files in ``archive``, under uWSGI."""
     directory.mkdir(parents=True, exist_ok=True)
     with _uwsgi(
         directory,
@@ -48,7 +48,7 @@ def pacifica_archive(directory: Path, bin_directory: Path, archive: Path) -> Ite
 
 @contextmanager
 def pacifica_cartd(directory: Path, bin_directory: Path, archive_url: str) -> Iterator[Server]:
-    """Pacifica Cartd 0.7.0 with its Celery workers, redis and PostgreSQL, all of them counted."""
+    """Run Pacifica Cartd 0.7.0 with Celery workers, redis and PostgreSQL; all are measured."""
     directory.mkdir(parents=True)
     (directory / "volume").mkdir()
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def _uwsgi(
         *(str(bin_directory / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master"),
         *("--processes", str(number), "--module", module, "--need-app", "--enable-threads"),
         *("--disable-logging", "--die-on-term"),
-        # It closes after each answer, and by itself does not say so.
+        # It closes the connection after each response, but does not say so by default.
         *("--add-header", "Connection: close"),
     ]
     with processes.running(
@@ -135,7 +135,7 @@ def _redis(directory: Path) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _postgres(directory: Path, bin_directory: Path) -> Iterator[tuple[str, int]]:
-    """It starts as a daemon, in no process group of ours."""
+    """Start PostgreSQL, which becomes a daemon in a process group of its own."""
     command = [
         str(bin_directory / "python"),
         "-Wignore",

@@ -1,4 +1,4 @@
-"""What is installed for the comparisons: Debian's commands, and a virtual environment."""
+"""Installs what the comparisons need: Debian commands and a virtual environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _REQUIREMENTS = Path(__file__).parent / "peers.txt"
 
 
 class PeerUnavailable(Exception):
-    """A peer cannot be had here; the message says why."""
+    """A peer is not available; the message says why."""
 
 
 def tool(command: str) -> str:
-    """The path of a Debian command, installed if need be and if we may."""
+    """Return the path of a Debian command; install it if necessary and permitted."""
     if shutil.which(command) is None:
         done = subprocess.run([_TOOLS, command], capture_output=True, text=True)
         if done.returncode != 0:
@@ -28,12 +28,12 @@ def tool(command: str) -> str:
 
 
 def environment(place: Path) -> Path:
-    """The ``bin`` directory of the peers' virtual environment, made or renewed if need be."""
+    """Return the ``bin`` directory of the peers' virtual environment, created or updated."""
     return _environment(place / "venv", _REQUIREMENTS.read_text())
 
 
 def pictures(place: Path) -> Path:
-    """The ``bin`` directory of one that can run ``draw.py``, and need not have the peers."""
+    """Return the ``bin`` directory of an environment for ``draw.py``, without the peers."""
     lines = _REQUIREMENTS.read_text().splitlines()
     wanted = [line for line in lines if line.startswith("matplotlib")]
     return _environment(place / "pictures", "\n".join(wanted))

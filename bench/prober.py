@@ -1,10 +1,10 @@
-"""HEAD requests at a steady rate, as clients that ask for a cart's status make them.
+"""HEAD requests at a steady rate, like those of clients that poll a cart's status.
 
-Each is due at its own time, and its wait counts from then, whether or not the one before it has
-been answered: a service that stands still for a second is charged for all who ask meanwhile.
+Each request has a scheduled time and its wait counts from then, whether or not the one before it
+was answered: a stall of the service for a second counts for all requests due in it.
 
-They are made by a process of their own: in the benchmark's, whoever starts a curl for the load
-stops all threads until it has been started, which takes long on a busy machine.
+They run in a process of their own: in the benchmark's process, starting a curl for the load would
+stop all threads, for long on a busy machine.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from bench.server import Server
 
 CLIENTS = 10
 EACH = 10.0
-"""Requests a second of one client, on a connection of its own."""
+"""Requests per second of one client, on a connection of its own."""
 RATE = CLIENTS * EACH
 
 
 class Waits:
-    """What the requests waited, known when all have been made."""
+    """The waits of the requests, complete when all have been made."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     @property
     def milliseconds(self) -> list[float]:
-        """Of all requests; ``MeasurementFailed`` if none was made."""
+        """Return the waits of all requests; ``MeasurementFailed`` if there was none."""
         if not self.seconds:
             raise MeasurementFailed("no HEAD request was made")
         return [wait * 1000 for wait in self.seconds]
@@ -43,7 +43,7 @@ class Waits:
 
 @contextmanager
 def probing(server: Server, uid: str, *, address: str = "127.0.0.1") -> Iterator[Waits]:
-    """Ask for one cart meanwhile; the waits are complete when the block has ended."""
+    """Poll one cart during the block; the waits are complete after it."""
     waits = Waits()
 
     def complete(seconds: list[float]) -> None:
@@ -54,7 +54,7 @@ def probing(server: Server, uid: str, *, address: str = "127.0.0.1") -> Iterator
 
 
 class _Clients:
-    """Ask until they are stopped, or one of them fails."""
+    """Clients that poll until they are stopped, or one of them fails."""
 
     def __init__(self, port: int, uid: str, address: str) -> None:
         self._port = port
@@ -96,7 +96,7 @@ class _Clients:
 
 
 def _main() -> None:
-    """Ask from the first line of output until the end of input, then print what each waited."""
+    """Poll from the first line of output until the end of input, then print the waits."""
     clients = _Clients(int(sys.argv[1]), *sys.argv[2:4])
     print("asking", flush=True)
     sys.stdin.read()

@@ -1,4 +1,4 @@
-"""Servers that run for a while, and commands that run to their end."""
+"""Runs servers for a while, and commands to their end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ STOP_SECONDS = 30.0
 
 
 class MeasurementFailed(Exception):
-    """Something that is measured did not do its work: its figures would mean nothing."""
+    """A measured program failed, so that its figures would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A command that has ended well."""
+    """The result of a command that succeeded."""
 
     seconds: float
     cpu: float
-    """CPU seconds, of the children that it waited for as well."""
+    """CPU seconds, with those of its children."""
     output: str
 
 
@@ -38,7 +38,7 @@ def running(
     log: str,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in ``directory``, and end it and all that it started."""
+    """Run a server in ``directory``; then end it and all its children."""
     with (directory / log).open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -80,14 +80,14 @@ def finished(command: Sequence[str | Path], *, directory: Path | None = None) ->
 
 
 def sync_disks() -> None:
-    """Have the system write out all that is left to be written, before a measurement begins."""
+    """Write all dirty pages to the disk, before a measurement begins."""
     os.sync()
 
 
 def wait_for(
     condition: Callable[[], bool], what: str, *, seconds: float = 60, every: float = 0.01
 ) -> None:
-    """Look until ``condition()`` holds; ``MeasurementFailed`` if it does not within ``seconds``."""
+    """Poll until ``condition()`` holds; ``MeasurementFailed`` if it does not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -98,7 +98,7 @@ def wait_for(
 def wait_until_responding(
     process: subprocess.Popen[bytes], port: int, log: Path, *, every: float = 0.01
 ) -> None:
-    """Wait until the server answers any request at all on ``port``."""
+    """Wait until the server responds to any request on ``port``."""
 
     def answers() -> bool:
         if process.poll() is not None:

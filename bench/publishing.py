@@ -1,4 +1,4 @@
-"""The documentation's page of figures: its table and its pictures, from the results so far."""
+"""Writes table and plots of the results into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PICTURES = """
 
 
 def publish(outcomes: Mapping[str, Outcome], place: Path) -> None:
-    """Draw the curves into ``docs/pictures``, and put the table into ``docs/performance.md``.
+    """Draw the plots into ``docs/pictures``, and put the table into ``docs/performance.md``.
 
-    :raises SystemExit: the figures are of quick sizes, which tell nobody anything.
+    :raises SystemExit: the results are of ``--quick`` sizes, which mean nothing.
     """
     quick = [name for name, outcome in outcomes.items() if outcome.circumstances["quick"]]
     if quick or not outcomes:
@@ -38,7 +38,7 @@ def publish(outcomes: Mapping[str, Outcome], place: Path) -> None:
 
 
 def with_figures(page: str, figures: str) -> str:
-    """The page with ``figures`` in the place of those that are there."""
+    """Return the page with its figures replaced."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not (begin and end):

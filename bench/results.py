@@ -1,4 +1,4 @@
-"""The figures of each comparison's last run, kept as JSON, with the circumstances of that run."""
+"""The results of each comparison's last run, stored as JSON with their circumstances."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from bench.tables import from_plain, markdown, plain
 from bench.usage import busy_cores
 
 BUSY = 0.2
-"""Cores that a quiet machine does not have at work while nothing is measured yet."""
+"""A machine with more busy cores before a measurement is not quiet."""
 SAMPLE_SECONDS = 2.0
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one comparison."""
+    """The result of one comparison."""
 
     circumstances: Mapping[str, Any]
     rows: list[Row]
@@ -31,7 +31,7 @@ class Outcome:
 
 
 def circumstances(*, quick: bool, rounds: int) -> dict[str, Any]:
-    """Under what a comparison is about to run."""
+    """Return the circumstances of the comparison that is about to run."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -52,7 +52,7 @@ def circumstances(*, quick: bool, rounds: int) -> dict[str, Any]:
 
 
 def read(file: Path) -> dict[str, Outcome]:
-    """The comparisons by their names; none if there are no results yet."""
+    """Return the results by comparison; none if there is no file yet."""
     if not file.exists():
         return {}
     return {
@@ -64,7 +64,7 @@ def read(file: Path) -> dict[str, Outcome]:
 
 
 def keep(file: Path, name: str, outcome: Outcome) -> None:
-    """Put one comparison's outcome in the place of its last."""
+    """Store the result of one comparison in place of its last."""
     outcomes = {**read(file), name: outcome}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
@@ -83,7 +83,7 @@ def keep(file: Path, name: str, outcome: Outcome) -> None:
 
 
 def report(outcomes: Mapping[str, Outcome]) -> str:
-    """One table of all rows, and below it what a reader must know of how they came about."""
+    """Return one table of all rows, and notes on how they were measured."""
     rows = [row for outcome in outcomes.values() for row in outcome.rows]
     notes = [f"- {note}" for name, it in outcomes.items() for note in _notes(name, it)]
     return "\n".join([markdown(rows), *notes])

@@ -1,4 +1,4 @@
-"""A server that is measured: where it listens, and what its processes take."""
+"""A measured server: its address, and the resources of its processes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Server:
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def cpu(self) -> float:
-        """CPU seconds so far."""
+        """Return the CPU seconds so far."""
         return usage.cpu_seconds(*self.pids)
 
     def resident(self) -> int:
-        """Bytes in RAM now."""
+        """Return the resident bytes."""
         return usage.resident(*self.pids)
 
     def peak(self) -> int:
-        """The most bytes in RAM since ``forget_peak``; of a server of one process."""
+        """Return the peak of resident bytes since ``forget_peak``, for a server of one process."""
         [pid] = self.pids
         return usage.peak(pid)
 

@@ -1,4 +1,4 @@
-"""Many clients that read slowly, each another part of the same tar, and check every byte of it."""
+"""Slow clients that read different parts of the same tar, and check every byte."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PIECE = 64 * 2**10
 
 @dataclass(slots=True)
 class Reading:
-    """What all of them have read."""
+    """Bytes that all clients have read."""
 
     right: int = 0
     wrong: int = 0
-    """Bytes, of the pieces in which any differed."""
+    """Bytes of pieces that differed."""
 
 
 def read_slowly(
     server: Server, path: str, tar: Path, *, clients: int, rate: int, seconds: float
 ) -> Reading:
-    """Let ``clients`` read ``rate`` bytes a second each; ``tar`` holds the right ones.
+    """Let ``clients`` read ``rate`` bytes per second each; ``tar`` is the expected content.
 
-    The first begins at the tar's first byte, the others evenly spread behind it; who comes to the
-    end of the tar has ended.
+    They start evenly spread over the tar, the first at its first byte; a client that reaches the
+    end of the tar stops.
     """
     with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as right:
         return asyncio.run(_read_all(server.port, path, right, clients, rate, seconds))

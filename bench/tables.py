@@ -1,4 +1,4 @@
-"""Rows as Markdown for people, and as plain values for JSON."""
+"""Rows as Markdown, and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VERDICTS = {True: "yes", False: "**no**"}
 
 
 def number(value: float) -> str:
-    """Three significant digits, never in scientific notation."""
+    """Format with three significant digits, without scientific notation."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -38,7 +38,7 @@ def number(value: float) -> str:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """A table of GitHub's Markdown, with a line for each row."""
+    """Return a GitHub Markdown table, with a line for each row."""
     lines = [
         _line([name for name, _ in _HEAD]),
         _line(["---:" if right else "---" for _, right in _HEAD]),
@@ -48,7 +48,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def plain(row: Row) -> dict[str, Any]:
-    """The row with all its rounds, and what follows from them."""
+    """Return the row with all its rounds, and values derived from them."""
     return {
         "work": row.work,
         "measure": row.measure,
@@ -63,7 +63,7 @@ def plain(row: Row) -> dict[str, Any]:
 
 
 def from_plain(values: dict[str, Any]) -> Row:
-    """The row that :func:`plain` was given."""
+    """Return the row that was passed to :func:`plain`."""
     target = values["target"]
     return Row(
         values["work"],

@@ -1,9 +1,9 @@
-"""What measurements leave on the disk: removed when all of them are over.
+"""Files that measurements leave on the disk; removed when all measurements are done.
 
-Strategy: ext4 does not give the inode of a removed file to another for some minutes, and passes
-over each of them again and again while it looks for a free one (``recently_deleted`` in the
-kernel's ``fs/ext4/ialloc.c``).  To remove 10,000 files makes the next 10,000 cost up to five times
-as much: whoever is measured next would pay.  Great files are few, and take room: they go at once.
+ext4 does not reuse the inode of a removed file for some minutes, and skips each of them whenever it
+searches a free one (``recently_deleted`` in the kernel's ``fs/ext4/ialloc.c``).  After removing
+10,000 files, creating 10,000 others takes up to five times as long, which would distort the next
+measurement.  Large files are few but occupy space, so they are removed at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ LARGE = 2**20
 
 
 class Trash:
-    """A directory to which trees are moved that nobody needs any more."""
+    """A directory to which unused trees are moved."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def move(self, tree: Path) -> None:
-        """Move ``tree`` out of the way, if it is there, without its great files."""
+        """Move ``tree`` away, if it exists, without its large files."""
         if not tree.exists():
             return
         for folder, _, names in os.walk(tree):
@@ -35,5 +35,5 @@ class Trash:
         tree.rename(self._directory / f"{time.time_ns()}")
 
     def empty(self) -> None:
-        """Remove all of it."""
+        """Remove all of them."""
         shutil.rmtree(self._directory, ignore_errors=True)

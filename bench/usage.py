@@ -1,4 +1,4 @@
-"""CPU seconds and resident memory of processes and of all that they started, from ``/proc``."""
+"""CPU seconds and resident memory of process trees, from ``/proc``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHILDREN_CPU = slice(13, 15)  # cutime and cstime, counted after the name
 
 
 def tree(*roots: int) -> list[int]:
-    """The processes ``roots`` and their descendants that are there now."""
+    """Return the existing processes among ``roots`` and their descendants."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
@@ -28,16 +28,16 @@ def tree(*roots: int) -> list[int]:
 
 
 def cpu_seconds(*roots: int) -> float:
-    """CPU time, of the user's and the system's, that these trees have taken so far.
+    """Return the user and system CPU time of these process trees so far.
 
-    What a process took is read from its CPU clock, to the nanosecond; what its ended children
-    took, from ``/proc``, in hundredths of a second.
+    The time of a process is read from its CPU clock, in nanoseconds; that of its ended children
+    from ``/proc``, in hundredths of a second.
     """
     return sum(_own_cpu(pid) + _ended_children_cpu(pid) for pid in tree(*roots))
 
 
 def resident(*roots: int) -> int:
-    """Bytes of memory that these trees have in RAM; pages shared within a tree count once."""
+    """Return the resident bytes of these trees; pages shared within a tree count once."""
     pids = tree(*roots)
     if len(pids) == 1:
         return _status_bytes(pids[0], "VmRSS")
@@ -45,17 +45,17 @@ def resident(*roots: int) -> int:
 
 
 def peak(pid: int) -> int:
-    """The most bytes that the process had in RAM since :func:`forget_peak`."""
+    """Return the peak of the process's resident bytes since :func:`forget_peak`."""
     return _status_bytes(pid, "VmHWM")
 
 
 def forget_peak(pid: int) -> None:
-    """Count the peak from now on."""
+    """Reset the peak."""
     (_PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def busy_cores(seconds: float) -> float:
-    """How many cores the whole machine has at work, on the average of the next ``seconds``."""
+    """Return the average number of busy cores of the machine over ``seconds``."""
     before = _busy_seconds()
     time.sleep(seconds)
     return (_busy_seconds() - before) / seconds
@@ -69,7 +69,7 @@ def _busy_seconds() -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the name, which may itself hold blanks; none if the process is gone."""
+    """Return the fields after the name, which may contain blanks; none if the process has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -78,7 +78,7 @@ def _stat(pid: int) -> list[str]:
 
 def _own_cpu(pid: int) -> float:
     try:
-        # What clock_getcpuclockid(3) makes of a process's id.
+        # As clock_getcpuclockid(3) derives it from a process id.
         return time.clock_gettime((~pid << 3) | 2)
     except OSError:
         return 0.0

@@ -1,4 +1,4 @@
-"""HEAD requests as fast as they are answered, by wrk."""
+"""HEAD requests at full rate, by wrk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ end
 def heads_at_full_rate(
     server: Server, uid: str, directory: Path, *, seconds: int
 ) -> dict[str, float]:
-    """``requests/s`` over 16 connections, and the milliseconds that one of them waits."""
+    """Measure ``requests/s`` over 16 connections, and the latency in milliseconds."""
     script = directory / "head.lua"
     script.write_text(_SCRIPT)
     before = server.cpu()

@@ -1,4 +1,4 @@
-"""The comparisons by their names, in the order in which they run."""
+"""The comparisons by name, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.figures import Row
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison and the sentence that tells what it is."""
+    """A comparison and its description."""
 
     about: str
     compare: Callable[[Bench], Iterable[Row]]

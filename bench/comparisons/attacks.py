@@ -1,4 +1,4 @@
-"""Clients that hold connections a byte at a time: what honest ones wait meanwhile, and memory."""
+"""Slow clients that hold connections: waits of honest clients meanwhile, and memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bench.figures import Row, Target, percentile
 from bench.prober import RATE, probing
 
 HONEST = "127.0.0.2"
-"""The address of those who ask for a status."""
+"""Source address of the clients that poll a status."""
 _WAIT = Target(200.0)
 _RESIDENT = Target(200.0)
 _ALL = Target(0.95, at_least=True)
-"""Who is cut off is away for a moment."""
+"""A client that was disconnected is missing for a moment."""
 
 
 def attacks(bench: Bench) -> list[Row]:
-    """Heads, bodies and answers, so many of each; the status of a cart is asked for meanwhile."""
+    """Equal numbers of slow heads, bodies and readers, while the status of a cart is polled."""
     each, seconds = bench.sized((500, 75.0), (50, 3.0))  # longer than a head may take
     server = bench.cartd("cartd", bench.nginx())
     data = bench.data.big(16 * MIB)  # more than what fits between a server and its client

@@ -1,7 +1,7 @@
-"""Speed and memory over the number of files in a cart, for the pictures in the documentation.
+"""Speed and memory over the number of files in a cart, for the plots in the documentation.
 
-Carts of up to 10,000 files are measured as often as everything else, greater ones once: they take
-long, and last long enough to be their own average.
+Carts of up to 10,000 files are measured in each round, larger ones once: they take long enough for
+variations to average out.
 """
 
 from __future__ import annotations

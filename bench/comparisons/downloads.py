@@ -1,4 +1,4 @@
-"""Downloads of a ready cart by curl: of big files against nginx, of small ones against tar."""
+"""Downloads of a ready cart by curl: large files against nginx, small ones against tar."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def small(bench: Bench) -> list[Row]:
 
 
 def fetch_checked(url: str, tar: Path, data: CartData) -> None:
-    """Download to ``tar``, and see that it holds the files of the cart, each with its hash."""
+    """Download to ``tar``, and check that it contains the cart's files, each with its hash."""
     processes.finished([tool("curl"), "-sSf", "-o", tar, url])
     wanted = {entry.path: entry.sha1 for entry in data.entries}
     with tarfile.open(tar) as opened:
@@ -107,7 +107,7 @@ def _pacifica(bench: Bench, archive: Server, data: CartData) -> Side:
 
 
 def _downloaded(server: Server, url: str, size: int) -> Sample:
-    """One download to nowhere; ``cpu`` is the server's and curl's."""
+    """Download and discard; ``cpu`` is that of the server and of curl."""
     processes.sync_disks()
     before = server.cpu()
     run = processes.finished([tool("curl"), "-sSf", "-o", "/dev/null", "-w", _FORMAT, url])

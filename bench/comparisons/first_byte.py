@@ -1,4 +1,4 @@
-"""The wait for the first byte of a download: at the start of the tar and at its end."""
+"""Time to the first byte of a download: at the start of the tar and at its end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.processes import MeasurementFailed
 from bench.server import Server
 
 _AS_QUICK = Target(1.25, ratio=True)
-"""Two waits of some milliseconds are never quite alike."""
+"""Two times of some milliseconds always differ."""
 
 
 def first_byte(bench: Bench) -> Iterator[Row]:
-    """Of a cart that nobody has asked for since cartd's start, and then again."""
+    """Of a cart that was not requested since cartd's start, and then again."""
     for count, limit in bench.sized(
         {10_000: 50.0, 100_000: 300.0}, {500: 50.0, 2_000: 300.0}
     ).items():
@@ -60,7 +60,7 @@ def _of_a_cart(bench: Bench, count: int, target: Target) -> list[Row]:
 
 
 def wait_for_first_byte(server: Server, uid: str, headers: str = "") -> float:
-    """Seconds from connecting to the first byte of the body; the rest is not read."""
+    """Return the seconds from connecting to the first byte of the body; the rest is not read."""
     request = f"GET /{uid}?filename=a.tar HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode()
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:

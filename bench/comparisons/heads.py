@@ -1,4 +1,4 @@
-"""The status of a ready cart: how many ask for it a second, and how long each of them waits."""
+"""The status of a ready cart: requests per second, and their latency."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _UNDER_LOAD = Target(50.0)
 
 
 def heads(bench: Bench) -> list[Row]:
-    """At full rate against Pacifica; at a steady rate alone, and while cartd has much to do."""
+    """At full rate against Pacifica; at a steady rate while idle, and under load."""
     archive = bench.nginx()
     cartd = bench.cartd("cartd", archive)
     ready = bench.data.small(100)
     size = bench.sized(256 * MIB, 16 * MIB)
     big = bench.data.big(size)
-    # Files of its own: those of the other would be linked, and not fetched.
+    # Other files, which must be fetched: files of the other cart would be linked.
     staged = bench.data.big(size, first=len(big.entries))
     stage(cartd, "ready", ready)
     stage(cartd, "big", big)

@@ -1,4 +1,4 @@
-"""A start, and what a service takes that has nothing to do."""
+"""Start time, and resources of an idle service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESIDENT = Target(90.0)
 
 
 def idle(bench: Bench) -> list[Row]:
-    """On an empty directory, whose database is made first, and on one that is there."""
+    """With an empty directory, where the database is created first, and with an existing one."""
     archive = bench.nginx()
     with timed_cartd(bench.fresh("again"), archive.url):
         pass

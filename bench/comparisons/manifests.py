@@ -1,4 +1,4 @@
-"""Great manifests: how long the POST takes, who waits meanwhile, and what memory it needs."""
+"""Large manifests: duration of the POST, latency of other requests meanwhile, and memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.prober import RATE, probing
 from bench.processes import sync_disks
 
 STAGING_SECONDS = 20.0
-"""How long the staging that follows is watched."""
+"""Seconds of staging that are measured after the POST."""
 
 
 def manifests(bench: Bench) -> Iterator[Row]:
-    """100,000 and 1,000,000 entries: seconds, then MiB, that are allowed."""
+    """100,000 and 1,000,000 entries: maximum seconds, and MiB."""
     full = {100_000: (3.0, 250.0), 1_000_000: (30.0, 1024.0)}
     quick = {1_000: (3.0, 250.0), 10_000: (30.0, 1024.0)}
     for count, (seconds, memory) in bench.sized(full, quick).items():

@@ -1,4 +1,4 @@
-"""Downloads by many clients that read slowly: what memory they cost, and if every byte is right."""
+"""Downloads by many slow clients: memory, and whether every byte is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NONE_WRONG = Target(0.0)
 
 
 def slow_clients(bench: Bench) -> list[Row]:
-    """Together they read the whole tar, each from another place, at 1 MiB a second."""
+    """Together they read the whole tar, each from another position, at 1 MiB per second."""
     clients, size, seconds = bench.sized((200, 256 * MIB, 20.0), (20, 16 * MIB, 3.0))
     data = bench.data.big(size)
     server = bench.cartd("cartd", bench.nginx())

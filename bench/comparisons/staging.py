@@ -1,4 +1,4 @@
-"""Staging, from the POST to ready: against Pacifica Cartd, and against aria2c of the same URLs."""
+"""Staging, from the POST to ready: against Pacifica Cartd, and against aria2c (same URLs)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def small(bench: Bench) -> Iterator[Row]:
 
 
 def flat(bench: Bench) -> list[Row]:
-    """Whether a file of a great cart costs what a file of a small one does."""
+    """Whether a file of a large cart costs as much as a file of a small one."""
     few, many = bench.sized((1_000, 100_000), (100, 1_000))
     archive = bench.nginx()
     contest = Contest(bench.rounds)
@@ -64,7 +64,7 @@ def flat(bench: Bench) -> list[Row]:
 
 
 def staged_by_cartd(bench: Bench, archive: Server, data: CartData) -> Side:
-    """Stage the cart with a cartd that is warm, and has an empty volume."""
+    """Stage the cart with a warmed-up cartd that has an empty volume."""
 
     def run() -> Sample:
         with cartd(bench.fresh("cartd"), archive.url) as server:
@@ -77,7 +77,7 @@ def staged_by_cartd(bench: Bench, archive: Server, data: CartData) -> Side:
 def _from(
     start: Callable[[], Server], work: str, compare: Callable[[Server, str], list[Row]]
 ) -> list[Row]:
-    """The rows of ``compare``, or one that says that the archive could not be had."""
+    """Return the rows of ``compare``, or one that says that the archive was not available."""
     try:
         archive = start()
     except PeerUnavailable as error:
@@ -145,9 +145,9 @@ def _staged_by_pacifica(bench: Bench, archive: Server, data: CartData) -> Side:
 def _fetched_by_aria2c(
     bench: Bench, archive: Server, data: CartData, at_once: int, *, checked: bool = False
 ) -> Side:
-    """Into the tree that the manifest describes, with aria2c at its quickest.
+    """Fetch into the tree that the manifest describes, with aria2c at its fastest.
 
-    It sets no space aside, and writes no control file beside each file.
+    It preallocates no space, and writes no control file beside each file.
     """
     aria2c = tool("aria2c")
     entries = data.entries

@@ -1,4 +1,4 @@
-"""The header Authorization: a name and a secret, both as they were sent, or a failed login.
+"""The Authorization header: a name and a secret, both unchanged, or a failed login.
 
 An input is the header's value.
 """
@@ -38,5 +38,5 @@ def check(data: bytes) -> None:
 
 
 def _check_name(token: Credentials, sent: bytes) -> None:
-    """What was not sent as anybody's name is not read as one."""
+    """A name that was not sent must not be returned."""
     assert token.name.encode() == sent or not NAME.fullmatch(token.name), token

@@ -1,9 +1,9 @@
-"""``python -m tests.fuzz.campaign --minutes 10``: all targets in turns, led by coverage; a report.
+"""``python -m tests.fuzz.campaign --minutes 10``: fuzz all targets, guided by coverage; a report.
 
-Each turn goes on from what the turns before have reached, which is kept in ``.fuzz/`` beside the
-findings.  A finding ends the turns of its target, and makes the exit status 1: its input, as a line
-for the corpus, is in the report.  ``--keep`` then adds the smallest inputs that reached something
-new to the corpora of the repository.
+The targets run alternately, each from what it has reached before, which is kept in ``.fuzz/``
+beside the findings.  A finding ends the runs of its target, and makes the exit status 1: its input,
+as a line for the corpus, is in the report.  ``--keep`` then adds the smallest inputs that reached
+something new to the corpora of the repository.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.fuzz.targets import NAMES, target
 
 PLACE = Path(__file__).parent.parent.parent / ".fuzz"
 SLICE_SECONDS = 60.0
-"""Seconds of a turn, at most."""
+"""Maximum seconds of one run of a target."""
 HANG_SECONDS = 10
-"""Seconds after which one input counts as a hang."""
+"""An input that takes so many seconds counts as a hang."""
 MEMORY_LIMIT = 1024
-"""MiB at which it counts as a leak."""
+"""An input that takes so many MiB counts as a leak."""
 MAX_KEPT = 20
-"""Inputs that ``--keep`` adds to a corpus: small ones, and few, for each is read by the suite."""
+"""Inputs that ``--keep`` adds to a corpus; few and small, as the suite reads all of them."""
 
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s+([0-9]+)")
 _NEW = re.compile(r"stat::new_units_added:\s+([0-9]+)")
@@ -37,14 +37,14 @@ _COVERED = re.compile(r"cov: ([0-9]+)")
 
 @dataclass
 class TargetRun:
-    """What came of one target so far."""
+    """Results of one target so far."""
 
     name: str
     executions: int = 0
     new: int = 0
     """Inputs that reached something new."""
     first: int = 0
-    """Places covered at the beginning, and ``last``, in the end."""
+    """Places covered at the beginning; ``last``: at the end."""
     last: int = 0
     findings: list[bytes] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class TargetRun:
         (PLACE / f"{self.name}.dict").write_text("".join(words), "ascii")
 
     def fuzz(self, seconds: float) -> None:
-        """One turn; afterwards ``findings`` may hold something."""
+        """Fuzz the target for that time; ``findings`` may have grown afterwards."""
         found = PLACE / "findings" / self.name
         found.mkdir(parents=True, exist_ok=True)
         before = {*found.iterdir()}
@@ -94,7 +94,7 @@ class TargetRun:
         return done.stdout.decode(errors="replace")
 
     def save_new_inputs(self) -> None:
-        """Put the smallest inputs that reached something new into the corpus of the repository."""
+        """Add the smallest inputs that reached something new to the corpus of the repository."""
         reached = [file.read_bytes() for file in self.corpus.iterdir()]
         new = sorted({*reached} - {*load(self.name)}, key=len)
         save(self.name, [*load(self.name), *new[:MAX_KEPT]])

@@ -1,8 +1,8 @@
-"""Conditions: what is decided is what RFC 9110, section 13.2.2, says, read anew and step by step.
+"""Conditions: the decision must be that of RFC 9110, section 13.2.2, implemented once more.
 
 An input is eight lines: the method, the length, then ``If-Match``, ``If-Unmodified-Since``,
 ``If-None-Match``, ``If-Modified-Since``, ``Range`` and ``If-Range``; an empty line is a field that
-was not sent.  A method of ``-`` is a GET of what is not there, and one with ``!`` behind it meets a
+was not sent.  The method ``-`` is a GET of a missing resource; a method followed by ``!`` has a
 date that is no strong validator.
 """
 
@@ -27,7 +27,7 @@ WORDS = (
 ETAG = '"tag"'
 MODIFIED = 7.9
 NOW = 1_530_000_000.0
-"""In 2018, when a year of two digits means what Python's email package always takes it for."""
+"""In 2018, when Python's email package reads years of two digits as cartd does."""
 
 
 def check(data: bytes) -> None:
@@ -95,12 +95,12 @@ _YEAR_1000 = datetime(1000, 1, 1, tzinfo=UTC).timestamp()
 
 
 def _seconds(field: str, *, otherwise: int) -> float:
-    """The date as Python's email package reads it, where ours takes it for one at all."""
+    """Parse the date with Python's email package, if cartd accepts it as a date."""
     found = parse_date(field, NOW)
     if found is None:
         return otherwise
     if found < _YEAR_1000:
-        return found  # of such years the email package makes others
+        return found  # the email package changes such years
     if not field.strip(" \t").endswith("GMT"):
         field = f"{field} +0000"  # the form of asctime has no zone
     assert found == parsedate_to_datetime(field.replace(":60", ":59")).timestamp() + (

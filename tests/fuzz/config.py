@@ -1,4 +1,4 @@
-"""The configuration: any text of a file gives a Config that can be used, or one line of why not.
+"""The configuration: any text must give a usable Config, or an error message of one line.
 
 An input is the file.
 """
@@ -27,7 +27,7 @@ WORDS = (
 
 PASSWORD = "hunter2"
 _LONGEST = 4500
-"""A file may quote itself, a line of it; its name and a reason come with that."""
+"""A message may quote a line of the file, with its name and a reason."""
 
 
 def check(data: bytes) -> None:

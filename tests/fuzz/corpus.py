@@ -1,6 +1,6 @@
-"""Inputs that are worth keeping: a text file for each target, one input a line, bytes escaped.
+"""The corpora: a text file for each target, one input per line, with escaped bytes.
 
-So a change of a corpus can be read, and a finding be added by hand.
+So changes of a corpus can be reviewed, and findings added by hand.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ PLACE = Path(__file__).parent / "corpus"
 
 
 def load(name: str) -> list[bytes]:
-    """All inputs of a target, in their order."""
+    """Return all inputs of a target, in their order."""
     return [unescaped(line) for line in _file(name).read_text("ascii").split("\n") if line]
 
 
 def save(name: str, inputs: Iterable[bytes]) -> None:
-    """Write the corpus of a target anew: sorted, each input once."""
+    """Write the corpus of a target: sorted, each input once."""
     lines = sorted({escaped(data) for data in inputs if data}, key=lambda line: (len(line), line))
     _file(name).write_text("".join(f"{line}\n" for line in lines), "ascii")
 
 
 def escaped(data: bytes) -> str:
-    """As between the quotes of a bytes literal."""
+    """Escape as between the quotes of a bytes literal."""
     return data.decode("latin-1").encode("unicode_escape").decode("ascii")
 
 

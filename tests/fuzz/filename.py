@@ -1,4 +1,4 @@
-"""Names of downloads: no header is smuggled out, and a client reads the very name back.
+"""File names of downloads: no header injection, and clients read back the same name.
 
 An input is the name in UTF-8; other bytes stand for lone surrogates.
 """

@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz.guided TARGET [libFuzzer's arguments]``: one target, led by coverage.
+"""``python -m tests.fuzz.guided TARGET [libFuzzer's arguments]``: one target, guided by coverage.
 
-Atheris runs it in this process until the time is over or something is found.  All of cartd is
-instrumented, so nothing of it may be imported before.
+Atheris runs it in this process until the time is over or something is found.  It instruments all of
+cartd, which therefore must not be imported before.
 """
 
 from __future__ import annotations

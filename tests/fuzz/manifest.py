@@ -1,6 +1,6 @@
-"""Manifests: whatever is accepted is what JSON says, stays below its root, and can be said again.
+"""Manifests: an accepted manifest agrees with JSON, stays below its root, and round-trips.
 
-An input is a body; a ``!`` before it stands for ``require_hashsum``.
+An input is a body; a leading ``!`` stands for ``require_hashsum``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _check_entry(entry: Entry, strict: bool) -> None:
 
 
 def _check_tree(paths: list[str]) -> None:
-    """No two files in one place, and no file in the place of a directory."""
+    """No two files may have one path, and no path may be a directory of another."""
     files = set(paths)
     assert len(files) == len(paths)
     for path in paths:
@@ -78,7 +78,7 @@ def _check_tree(paths: list[str]) -> None:
 
 
 def _check_against_json(body: bytes, manifest: Manifest, entries: list[Entry]) -> None:
-    """Another reader of JSON finds the same in it."""
+    """Python's JSON parser must read the same."""
     said: Any = json.loads(body.decode("utf-8-sig"), parse_float=_whole)
     assert manifest.bundle == said.get("bundle")
     assert len(said["fileids"]) == len(entries)

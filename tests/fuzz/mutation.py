@@ -1,4 +1,4 @@
-"""New inputs from old ones, by a seed: the blind part of a fuzzer, for the suite's short run."""
+"""Deterministic mutations of inputs, for the short run in the suite."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 LIMIT = 4096
-"""Bytes of an input."""
+"""Maximum bytes of an input."""
 _MOST_STEPS = 4
 _BYTES = b'\0\t\n\r "%&,-./:;=@[\\]{}\x7f\x80\xc3\xff019aA'
-"""Those that mean something to somebody."""
+"""Bytes with a meaning in some format."""
 
 
 def mutations(seed: str, corpus: Sequence[bytes], words: Sequence[bytes]) -> Iterator[bytes]:
-    """Without end; of equal arguments, the same."""
+    """Yield mutations without end; equal arguments give equal mutations."""
     random = Random(seed)
     while True:
         data = random.choice(corpus)

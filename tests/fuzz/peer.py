@@ -1,4 +1,4 @@
-"""A connection of the archive's client to nobody: a test says what comes over it, and when."""
+"""The archive client's connection to a peer whose bytes the test supplies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cartd.archive.agent.response import Response
 
 
 class Transport(StringTransport):
-    """Says whether anything may still come."""
+    """Tells whether the connection still accepts bytes."""
 
     @property
     def is_open(self) -> bool:
@@ -29,7 +29,7 @@ class Transport(StringTransport):
 
 
 class Exchange:
-    """One request over a connection of its own, and what it comes to."""
+    """One request on a connection of its own, and its outcome."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -48,24 +48,24 @@ class Exchange:
         self.answered.errback(reason)
 
     def receive(self, pieces: Iterable[bytes]) -> None:
-        """Let these come, for as long as the connection is open."""
+        """Receive these pieces, for as long as the connection is open."""
         for piece in pieces:
             if piece and self.transport.is_open:
                 self.connection.dataReceived(piece)
 
     def is_kept(self) -> bool:
-        """Whether another request would go over the connection; asked once."""
+        """Whether the connection is reused for another request; may be called once."""
         return self.pool.take(self.request.origin) is not None
 
     def end(self) -> None:
-        """The peer closes the connection in good order, unless it is gone."""
+        """Close the connection cleanly, unless it is closed."""
         self.connection.connectionLost(Failure(ConnectionDone()))
         self.pool.closeCachedConnections()
         assert self.clock.getDelayedCalls() == []
 
 
 class Collected(Protocol):
-    """A body, and how it ended."""
+    """Collects a body, and how it ended."""
 
     transport: Any
 
@@ -85,7 +85,7 @@ class Collected(Protocol):
 
 @implementer(IAgent)
 class FixedResponse:
-    """An agent to which everything is answered with the same bytes, and then the end."""
+    """An agent that receives the same bytes for every request, and then the end of the stream."""
 
     def __init__(self, wire: bytes) -> None:
         self._wire = wire

@@ -1,4 +1,4 @@
-"""Ranges: what is selected lies within the length, and is what plain arithmetic says.
+"""Ranges: the selected range is within the length, and is what plain arithmetic gives.
 
 An input is two lines: the length, and ``Range``.
 """
@@ -34,7 +34,7 @@ def check(data: bytes) -> None:
 
 
 def selected(length: int, wanted: str) -> ByteRange | None:
-    """None for what cannot be satisfied."""
+    """Return ``None`` for an unsatisfiable range."""
     try:
         return select(length, wanted)
     except RangeNotSatisfiable:
@@ -42,7 +42,7 @@ def selected(length: int, wanted: str) -> ByteRange | None:
 
 
 def expected(length: int, wanted: str) -> ByteRange | None:
-    """By RFC 9110 and Python's own numbers; none for what cannot be satisfied."""
+    """Select by RFC 9110 and Python's integers; ``None`` for an unsatisfiable range."""
     whole = ByteRange(0, length, partial=False)
     unit, equals, listed = wanted.strip(" \t").partition("=")
     one = _ONE.fullmatch(listed)

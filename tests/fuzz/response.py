@@ -1,7 +1,7 @@
-"""What answers mean: a value within bounds, or an error fit for any user; and nobody else is asked.
+"""The archive's responses: a value within bounds, or an error message that any user may see.
 
-An input is a letter for what is asked (``H`` status, ``P`` stage, all else fetch), and what the
-archive sends then, each time that it is asked.
+No other server may be contacted.  An input is a letter for the request (``H`` status, ``P`` stage,
+any other fetch), and then what the archive sends in response to each request.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check(data: bytes) -> None:
 
 
 def _outcome(asking: Coroutine[Any, Any, Any]) -> Any:
-    """What it gives, or the ArchiveError that it raises; everything else is raised."""
+    """Return the result, or the ArchiveError that was raised; raise any other exception."""
     outcomes: list[Any] = []
     Deferred.fromCoroutine(asking).addBoth(outcomes.append)
     [outcome] = outcomes

@@ -1,7 +1,7 @@
-"""What comes over a connection: the same answer however it is cut, and none of it for the next.
+"""A connection's bytes: the same response however they are split, and no byte left for the next.
 
-An input is a letter for the method (``H`` is HEAD, all else GET), a byte that says how the rest is
-cut, and the rest: what the archive sends.
+An input is a letter for the method (``H`` is HEAD, any other GET), a byte that decides how the rest
+is split, and the rest: what the archive sends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FAILS = (ResponseFailed, ResponseNeverReceived)
 
 
 class Outcome(NamedTuple):
-    """What became of one answer; ``code`` is 0 if there was none."""
+    """The outcome of one response; ``code`` is 0 if there was none."""
 
     code: int
     fields: list[tuple[bytes, list[bytes]]]
@@ -89,7 +89,7 @@ def _outcome(request: Request, pieces: Iterator[bytes] | list[bytes]) -> Outcome
 
 
 def _check_rules(request: Request, outcome: Outcome, wire: bytes) -> None:
-    """A connection is kept only if the answer's last byte was the last one that came."""
+    """A connection may be reused only if no byte followed the response."""
     assert all(not re.search(rb"[\r\n\0]", value) for _, some in outcome.fields for value in some)
     if outcome.end in _ENDS_WELL:
         assert 200 <= outcome.code <= 999
@@ -112,7 +112,7 @@ def _check_rules(request: Request, outcome: Outcome, wire: bytes) -> None:
 
 
 def _end_of_head(wire: bytes) -> int:
-    """Where the head of the answer ends, those of interim answers before it left behind."""
+    """Return where the head of the response ends, after any interim responses."""
     end = 0
     while True:
         start, end = end, wire.index(END, end) + len(END)

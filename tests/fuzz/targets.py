@@ -1,4 +1,4 @@
-"""The table of targets.  A new one is a module beside this, a name here, a file in ``corpus/``."""
+"""The targets.  A new target is a module in this package, a name here, a file in ``corpus/``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class Target(NamedTuple):
 
 
 def target(name: str) -> Target:
-    """Import it: whoever instruments imports does so before."""
+    """Import the target; imports must be instrumented before this call."""
     module = import_module(f"tests.fuzz.{name}")
     return Target(name, module.check, module.WORDS)

@@ -1,6 +1,6 @@
-"""The file of tokens: all its entries, the same when written anew, or one line of why not.
+"""The token file: all its entries, which round-trip, or an error message of one line.
 
-An input is the file; a reason never shows what it keeps of a secret.
+An input is the file; a message never contains any part of a secret's hash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Uids: what is accepted is one segment of a URL, one name on a disk and one header, unchanged.
+"""Uids: an accepted uid is one URL segment, one file name and one header value, unchanged.
 
 An input is the text in UTF-8; other bytes stand for lone surrogates.
 """
