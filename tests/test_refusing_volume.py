@@ -131,7 +131,7 @@ def test_a_read_only_file_system_costs_no_ready_cart(
             assert cartd.post(uid, manifest_of(archive, uid, SIZE)).status == 201
             assert cartd.wait_until(uid, "error") == READ_ONLY
         assert ready(cartd) == CARTS
-        assert lines(cartd, REFUSED, "ready stay") == 1
+        assert lines(cartd, REFUSED, "ready carts are kept") == 1
         # What a client deletes is gone for clients, and stays on the volume.
         assert cartd.delete(CARTS[0]).status == 200
         assert ready(cartd) == CARTS[1:]
