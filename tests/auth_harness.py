@@ -1,4 +1,4 @@
-"""An authenticator over a file of tokens, whose threads and time a test moves by hand."""
+"""An authenticator with a token file, whose threads and clock the test controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.volume_parts import HeldThreads
 
 
 class AuthHarness:
-    """``ask`` is a request, ``threads`` has what it waits for, ``file`` is what it goes by."""
+    """``ask`` sends a request; ``threads`` holds blocking calls; ``file`` is the token file."""
 
     def __init__(self, directory: Path, auth: str = "token_file = {file}") -> None:
         self.file = TokenFile(directory / "tokens")
@@ -42,21 +42,21 @@ class AuthHarness:
         return self.authenticator.try_authenticate(asking)
 
     def poll(self) -> None:
-        """Have the file looked at, and read if it has changed; that is not told by an error."""
+        """Poll the token file; a failure must not raise."""
         looking = Deferred.fromCoroutine(self.authenticator.poll())
         self.threads.run_all()
         assert looking.called
         looking.addErrback(lambda failure: failure.raiseException())
 
     def poll_for(self, seconds: int) -> None:
-        """So long, once a second as the service does."""
+        """Poll once a second, as the service does."""
         for _ in range(seconds):
             self.clock.advance(1)
             self.poll()
 
 
 def request(peer: str, **headers: str | list[str]) -> Any:
-    """As much of a request as is looked at; ``x_user`` is the header X-User."""
+    """Return a request with these headers; ``x_user`` is the header X-User."""
     given = Headers()
     for name, values in headers.items():
         for value in [values] if isinstance(values, str) else values:

@@ -25,7 +25,7 @@ reactor: Any = _reactor
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came until the connection was closed; no status if nothing did."""
+    """The response until the connection was closed; status None if nothing came."""
 
     status: int | None
     headers: Mapping[str, str]
@@ -34,12 +34,12 @@ class Answer:
 
     @property
     def whole(self) -> bool:
-        """Whether the body is as long as was declared."""
+        """Whether the body has the declared length."""
         return self.headers.get("content-length") == str(len(self.body))
 
 
 class Exchange(Protocol):
-    """Sends one request and collects what comes until the connection is closed."""
+    """Sends one request and collects the response until the connection is closed."""
 
     transport: Any
 
@@ -48,7 +48,7 @@ class Exchange(Protocol):
         self._pause = pause
         self._received: list[bytes] = []
         self.begun: Deferred[None] = Deferred()
-        """Fires with the first bytes of the answer; then, if asked to pause, no more are read."""
+        """Fires with the first bytes; then, if ``pause``, reading stops."""
         self.closed: Deferred[Answer] = Deferred()
 
     def connectionMade(self) -> None:
@@ -77,7 +77,7 @@ def _parse(raw: bytes) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks the archive at ``port``; what it puts below ``root`` is the archive's."""
+    """A client of the archive at ``port`` that serves ``root``."""
 
     port: int
     root: Path
@@ -96,7 +96,7 @@ class Client:
         return exchange
 
     async def ask(self, method: str, target: str, body: bytes = b"", **headers: str) -> Answer:
-        """Send a request and read all of its answer."""
+        """Send a request and read the whole response."""
         exchange = await self.begin(method, target, body, pause=False, **headers)
         return await exchange.closed
 
@@ -105,7 +105,7 @@ class Client:
 async def directory_archive(
     root: Path, *options: str, clock: IReactorTime | None = None, failures: int = 0
 ) -> AsyncIterator[Client]:
-    """Start it for ``root`` with these options; afterwards exactly ``failures`` must be logged."""
+    """Start the archive for ``root``; at the end exactly ``failures`` must be logged."""
     parsed = Options()
     parsed.parseOptions(["--root", str(root), "--port", "0", *options])
     service = makeService(parsed, reactor, clock)

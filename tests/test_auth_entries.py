@@ -1,4 +1,4 @@
-"""The file of tokens as text: what a line may be, and what of a secret is in it."""
+"""The format of the token file: valid lines, errors, and no secrets in them."""
 
 from __future__ import annotations
 

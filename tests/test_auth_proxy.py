@@ -1,4 +1,4 @@
-"""The header of a proxy: from whom it is believed, and what may stand in it."""
+"""The proxy header: the peers from which it is accepted, and its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service with tokens, as clients meet it: who is let in, who not, and what is logged."""
+"""A service with tokens: accepted and rejected requests, and the log."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def auth_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthSite]:
 
 
 OTHERS = 404
-"""What a user is told who is known, but whose the cart is not."""
+"""The message for an authenticated user about a cart of another user."""
 
 
 def basic(name: str, token: str) -> str:
@@ -78,7 +78,7 @@ def declare(connection: Wire, length: int, *headers: str) -> None:
 
 
 def refusal(connection: Wire) -> dict[str, object]:
-    """Read a 401 that ends its connection."""
+    """Read a 401 after which the connection is closed."""
     raw = connection.rest()
     head, _, body = raw.partition(b"\r\n\r\n")
     status, *fields = head.decode().split("\r\n")
@@ -155,7 +155,7 @@ def test_curl_sends_a_token_as_bearer_and_basic(auth_site: AuthSite) -> None:
 def test_curl_sends_a_large_manifest_with_a_token_that_is_new(
     auth_site: AuthSite, tmp_path: Path
 ) -> None:
-    """It waits to be told to go on, and is told only when it is known who it is."""
+    """curl waits for 100 Continue, which is sent only after authentication."""
     before = len(auth_site.lines(" reloaded: "))
     token = auth_site.file.add("large", admin=False)
     wait_for(lambda: len(auth_site.lines(" reloaded: ")) > before)
@@ -205,7 +205,7 @@ def test_an_unauthenticated_manifest_is_not_stored(auth_site: AuthSite) -> None:
 
 
 GUESSES = 40
-"""Of one address, at the same time."""
+"""Concurrent requests from one address."""
 
 
 def test_failed_tokens_lock_out_no_one_behind_a_gateway(auth_site: AuthSite) -> None:

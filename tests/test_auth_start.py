@@ -1,4 +1,4 @@
-"""What a start says of the addresses that others reach, and without which it does not begin."""
+"""Warnings of a start about exposed addresses, and [auth] settings that stop it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def said(cartd: RunningCartd) -> list[str]:
 
 
 def endpoints(directory: Path, port: int) -> list[str]:
-    """All addresses in clear and over TLS, and loopback ones."""
+    """Endpoints on all addresses, plain and with TLS, and on loopback ones."""
     pem = directory / "server.pem"
     trustme.CA().issue_cert("x.example").private_key_and_cert_chain_pem.write_to_path(pem)
     listening = [

@@ -1,4 +1,4 @@
-"""The authenticator: whom it lets in, however many others fail, and the file that it goes by."""
+"""The authenticator: accepted and rejected tokens, and reloads of the token file."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_poll_that_hangs_fails_closed_after_the_grace(harness: AuthHarness) ->
 
 
 def test_a_token_file_replaced_repeatedly_stays_valid(harness: AuthHarness) -> None:
-    """Also when each second look meets it in the middle."""
+    """Also if every second poll sees a file that is being replaced."""
     alice, path = harness.tokens["alice"], harness.file.path
     good = path.read_text()
     with capturedLogs() as logged:

@@ -1,4 +1,4 @@
-"""``cartd-cmd`` as a shell runs it: the schema, the dump, the purge, and exit statuses."""
+"""``cartd-cmd`` from a shell: schema, dump, purge, and exit statuses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEVER = 10**9
 
 
 class Shell:
-    """Runs commands in this process; gives the exit status and what was printed."""
+    """Runs commands in this process; returns the exit status and the output."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
@@ -222,7 +222,7 @@ def test_a_shell_can_go_by_the_exit_statuses(tmp_path: Path) -> None:
 
 
 def age(cartd: RunningCartd, uid: str, days: int) -> None:
-    """Have the cart used so long ago."""
+    """Set the last use of the cart to ``days`` ago."""
     with begin(cartd.database) as connection:
         connection.execute(
             text("UPDATE cart SET used_date = datetime('now', :ago) WHERE cart_uid = :uid"),

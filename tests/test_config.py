@@ -1,4 +1,4 @@
-"""The configuration: what each value means, what goes before what, and what is refused how."""
+"""The configuration: parsing of values, precedence, and error messages."""
 
 from __future__ import annotations
 

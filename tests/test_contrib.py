@@ -1,4 +1,4 @@
-"""What contrib/ has for systemd and fail2ban fits the service and its documentation."""
+"""The files for systemd and fail2ban in contrib/ match the service and its documentation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unit() -> dict[str, list[str]]:
 
 
 def command(unit: dict[str, list[str]]) -> tuple[str, list[str], list[str]]:
-    """The program of the unit, the options of twistd and those of cartd."""
+    """Return the program of the unit, the options of twistd and those of cartd."""
     [start] = unit["ExecStart"]
     program, *options = start.split()
     at = options.index("cartd")
@@ -90,7 +90,7 @@ def test_the_unit_takes_nothing_away_that_the_service_needs(unit: dict[str, list
     # /proc/sys/kernel/random/boot_id names who holds a cart.
     assert unit["ProcSubset"] in ([], ["all"])
     assert {"AF_INET", "AF_INET6", "AF_UNIX"} == set(unit["RestrictAddressFamilies"][0].split())
-    # Long manifests are kept on a disk, where nobody else sees them.
+    # Long manifests are written to a disk, in a private directory.
     assert unit["Environment"] == ["TMPDIR=/var/tmp"]
     assert unit["PrivateTmp"] == ["yes"]
 

@@ -18,7 +18,7 @@ from cartd.errors import InvalidInput
 from tests.directory_archive_client import Client, directory_archive, reactor
 
 LARGE = random.Random(1).randbytes(3_000_001)
-"""Longer than what is sent in one trip, and than what stays in memory on its way in."""
+"""Longer than one read in a thread, and than a body that is kept in memory."""
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 

@@ -1,4 +1,4 @@
-"""``twistd -n cartd-archive`` as a real shell starts it, and the commands of its page."""
+"""``twistd -n cartd-archive`` from a shell, and the commands of its page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TWISTD = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "ca
 
 @contextmanager
 def started(root: Path, *options: str) -> Iterator[str]:
-    """Start the service on a free port and give its URL; SIGTERM must end it in good order."""
+    """Start the service on a free port and yield its URL; SIGTERM must stop it cleanly."""
     process = subprocess.Popen(
         [*TWISTD, "--root", str(root), "--port", "0", *options],
         stdout=subprocess.PIPE,
@@ -166,11 +166,11 @@ EXCHANGES = [
 ]
 TRANSPORT = {"server", "date", "transfer-encoding", "connection", "content-length", "allow"}
 MORE = {"cache-control", "x-pacifica-message", "etag", "accept-ranges", "last-modified"}
-"""What the directory archive tells beyond Pacifica's."""
+"""Headers that Pacifica's archive does not send."""
 
 
 def exchanges(url: str, directory: Path) -> list[tuple[str, set[str], str]]:
-    """Status, header names, and the body up to what the two may say in different words."""
+    """Return status, header names, and the body without the parts that may differ."""
     answers = []
     for arguments in EXCHANGES:
         said = shell(f"curl -sS -i {arguments.replace('URL', url)}", directory)

@@ -1,4 +1,4 @@
-"""Conditional requests to the directory archive: which changes are made, and what is sent."""
+"""Conditional requests to the directory archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory archive as a library of tapes and on a bad day."""
+"""The simulated tapes and the injected faults of the directory archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.directory_archive_client import Answer, Client, directory_archive
 
 SMALL = bytes(range(10))
 LARGE = bytes(range(1, 251)) * 12_000
-"""Longer than what is sent in one trip."""
+"""Longer than one read in a thread."""
 
 
 async def media(client: Client) -> str:

@@ -1,4 +1,4 @@
-"""What the directory archive refuses by the head of a request, and what is no HTTP."""
+"""Requests that the directory archive rejects by their head, and malformed HTTP."""
 
 from __future__ import annotations
 

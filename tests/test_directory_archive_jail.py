@@ -1,4 +1,4 @@
-"""No id leads out of the directory archive's root."""
+"""No id reaches a file outside the root of the directory archive."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CLIMBING = [
     "/" + "%C3%A9" * 128,
     "/" + "d/" * 3000 + "x",
 ]
-"""Each must be refused, whatever is asked."""
+"""Each must be rejected with every method."""
 HARMLESS = [
     "/%252e%252e%252fsecret",
     "/..%255c..%255csecret",
@@ -58,12 +58,12 @@ HARMLESS = [
     "/%2Fetc%2Fpasswd",
     "///etc/passwd",
 ]
-"""Ordinary names on POSIX: a file that is put lies below the root."""
+"""Ordinary names on POSIX: the file must be created below the root."""
 METHODS = ["HEAD", "GET", "PUT", "POST", "PATCH", "DELETE"]
 
 
 def build(tmp_path: Path) -> Path:
-    """A root with links that leave it, beside a file that must not be reached."""
+    """A root with links that leave it, next to a file that must not be accessed."""
     root = tmp_path / "root"
     (root / "deep").mkdir(parents=True)
     (root / ".cartd-archive").mkdir()

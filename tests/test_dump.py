@@ -1,4 +1,4 @@
-"""``cartd-cmd dump``: what Pacifica's ``cart.dict()`` and ``file.dict()`` said, and more."""
+"""``cartd-cmd dump``: the keys of Pacifica's ``cart.dict()`` and ``file.dict()``, and more."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def database(synced_sqlite: Path, tmp_path: Path) -> str:
 
 
 async def dumped(store: Store) -> list[dict[str, Any]]:
-    """What both forms say, which must be the same."""
+    """Return the content of both formats, which must be equal."""
     volume = Volume(Path("/volume"), InThisThread())
     as_json, as_yaml = io.StringIO(), io.StringIO()
     await dump(store, volume, as_json, as_json=True)

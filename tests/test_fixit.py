@@ -26,7 +26,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 ONE_TRY = "[archiveinterface]\nmax_attempts = 1\n"
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until the file is on disk; more than any test waits for."""
 
 
 def fixit(cartd: RunningCartd, *uids: str) -> tuple[int, list[str]]:
@@ -40,7 +40,7 @@ def on_tape(archive: FaultyArchive, archive_id: str, size: int) -> None:
 
 
 def come(archive: FaultyArchive, archive_id: str) -> None:
-    """The tape has been found."""
+    """Let the file be on disk."""
     archive.files[archive_id].tape_heads = 0
 
 
@@ -85,7 +85,7 @@ def test_fixit_restages_a_cart_in_error(archive: FaultyArchive, tmp_path: Path) 
         wait_for(lambda: cartd.staged("mine") == 2)
         the_reactor().callFromThread(gate.open)
         cartd.wait_until("mine", "error")
-        # This one fails before anybody knows its size.
+        # This one fails before its size is known.
         archive.fault("other-0", status(503), method="HEAD")
         cartd.post("other", manifest_of(archive, "other", 10))
         assert "503" in cartd.wait_until("other", "error")
@@ -125,13 +125,13 @@ class Terminal:
             assert self._read(), self.shown
 
     def end(self) -> int:
-        """Read on until the command has ended; give its exit status."""
+        """Read until the command has ended; return its exit status."""
         while self._read():
             pass
         return self.process.wait(DEADLINE)
 
     def _read(self) -> bool:
-        """False when nobody has the terminal open any more, which Linux tells by an error."""
+        """Return False when no process has the terminal open, which is an error on Linux."""
         left = self._end - time.monotonic()
         assert select.select([self._master], [], [], max(left, 0))[0], self.shown
         try:
@@ -204,7 +204,7 @@ def test_fixit_takes_over_a_cart_of_a_killed_service(
         wait_for(lambda: cartd.staged("mine") == 1)
         cartd.kill()
         with begin(cartd.database) as connection:
-            # As if it had been renewed just now, for a day: nobody waits for it to run out.
+            # As if the lease had been renewed just now, for a day: it must not be waited for.
             connection.execute(text("UPDATE cart SET lease_until = lease_until + 86400"))
         come(archive, "mine-1")
         code, [*waiting, ready] = fixit(cartd, "mine")

@@ -1,4 +1,4 @@
-"""The command line, and which file is read."""
+"""The command line, and the choice of the configuration file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parsed(*arguments: str) -> Options:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home directory with a configuration file at its default place."""
+    """A home directory with the default configuration file."""
     file = tmp_path / "home" / ".pacifica-cartd" / "config.ini"
     file.parent.mkdir(parents=True)
     file.write_text("[server]\nport = 1\n", encoding="utf-8")
@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def named(tmp_path: Path) -> Path:
-    """Another file, in UTF-8 with the mark that editors on Windows begin it with."""
+    """Another file, in UTF-8 with a byte order mark."""
     file = tmp_path / "named.ini"
     file.write_text("[server]\nport = 2\n[cartd]\nvolume_path = /ü\n", encoding="utf-8-sig")
     return file

@@ -1,4 +1,4 @@
-"""``cartd-cmd purge`` beside a service that notes uses late, and evicts carts itself."""
+"""``cartd-cmd purge`` beside a service that writes access times late and evicts carts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> RemovalBench:
 def purge_while(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
 ) -> Purge:
-    """A purge of what was last used before ``BEFORE``; ``happens`` to a cart once it has begun."""
+    """Purge carts last used before ``BEFORE``; ``happens`` runs once the purge has begun."""
     begin_eviction = bench.store.begin_eviction
     left = [happens]
 

@@ -1,4 +1,4 @@
-"""``cartd-cmd token``: what it prints, and what it does to the file."""
+"""``cartd-cmd token``: its output, and its changes of the token file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tokens(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path, tokens: Path) -> RunningCartd:
-    """A configuration; the service does not run, and there is no database."""
+    """A configuration without a running service and without a database."""
     ini = f"[auth]\ntoken_file = {tokens}\n"
     with running_cartd(tmp_path / "cartd", archive="http://x/", ini=ini, started=False) as cartd:
         return cartd
@@ -184,7 +184,7 @@ NOBODYS = 2**32 - 1
 
 
 def attributes_given(path: Path) -> dict[str, bytes]:
-    """Give the file an ACL and an attribute, as far as the file system has such; those it has."""
+    """Set an ACL and an attribute if the file system supports them; return those that are set."""
     # As linux/posix_acl_xattr.h has it: owner, user 12345, group, mask, others.
     mode = stat.S_IMODE(path.stat().st_mode)
     entries = [
@@ -257,7 +257,7 @@ def test_a_concurrent_edit_is_not_overwritten(
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """One that all users may pass."""
+    """A directory that all users may traverse."""
     with TemporaryDirectory() as directory:
         path = Path(directory)
         path.chmod(0o755)
@@ -266,7 +266,7 @@ def open_directory() -> Iterator[Path]:
 
 @contextmanager
 def another_user(path: Path) -> Iterator[None]:
-    """While somebody works who may not read ``path``: root may always."""
+    """Run as a user who may not read ``path``; root always may."""
     path.chmod(0o600 if os.geteuid() == 0 else 0)
     user = os.geteuid()
     if user == 0:
@@ -300,7 +300,7 @@ def test_a_file_unreadable_to_the_service_is_warned_of(
     ) as site:
         site.volume.mkdir()
         os.chown(site.volume, 65534, 65534)
-        told = f"nobody, to whom the volume belongs, cannot read {tokens}: {tokens} is root:root"
+        told = f"nobody, the owner of the volume, cannot read {tokens}: {tokens} is root:root"
         added = site.run("cartd-cmd", "token", "add", "alice")
         assert told in added.stderr
         group = grp.getgrgid(pwd.getpwuid(65534).pw_gid).gr_name

@@ -1,4 +1,4 @@
-"""What cartd makes is its own account's alone, unless a site says otherwise."""
+"""Files of cartd are private to its account unless the site sets another umask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 
 def modes(cartd: RunningCartd) -> dict[str, int]:
-    """Of all that is on the volume, and of the database with its journal; links apart."""
+    """Return the modes of everything on the volume except links, and of the database files."""
     made = [
         cartd.volume,
         *(path for path in cartd.volume.rglob("*") if not path.is_symlink()),

@@ -1,4 +1,4 @@
-"""``cartd-cmd verify``: damage that names and sizes do not show is found, and repaired."""
+"""``cartd-cmd verify`` finds and repairs damage that names and sizes do not show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def verify(site: CartSite, *arguments: str) -> tuple[int, list[str]]:
 
 
 def spoil(path: Path) -> None:
-    """Other bytes, as many as before, at the same time."""
+    """Overwrite with other bytes of the same length, keeping the modification time."""
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -106,27 +106,27 @@ def test_verify_repairs_damage_beside_the_service(site: CartSite) -> None:
 
 
 def test_damage_in_a_shared_file_is_not_copied_back(site: CartSite) -> None:
-    """They share the file, so its damage too; each is repaired from the archive."""
+    """The carts share the damaged file; each is repaired from the archive."""
     files = {"spoilt": os.urandom(5000), "fine": os.urandom(5000)}
     manifest = site.manifest(files)
-    for uid in ("twin-a", "twin-b"):
+    for uid in ("shared-a", "shared-b"):
         assert site.cartd.post(uid, manifest).status == 201
         site.cartd.wait_until(uid, "ready")
-    [one], [other] = site.on_volume("twin-a"), site.on_volume("twin-b")
+    [one], [other] = site.on_volume("shared-a"), site.on_volume("shared-b")
     assert (one / "spoilt").samefile(other / "spoilt")
     spoil(one / "spoilt")
-    status, lines = verify(site, "--cartid", "twin-a", "twin-b", "--repair")
+    status, lines = verify(site, "--cartid", "shared-a", "shared-b", "--repair")
     assert status == 0
     assert [line for line in lines if "other bytes" in line] == [
-        f"{uid}: spoilt has other bytes than its hash tells" for uid in ("twin-a", "twin-b")
+        f"{uid}: spoilt has other bytes than its hash tells" for uid in ("shared-a", "shared-b")
     ]
-    for uid in ("twin-a", "twin-b"):
+    for uid in ("shared-a", "shared-b"):
         assert site.cartd.download(uid) == files
     assert (one / "spoilt").samefile(other / "spoilt")
 
 
 class StillDamaged(Verification):
-    """A disk that makes other bytes of whatever is written to it."""
+    """A disk that corrupts everything written to it."""
 
     def __init__(self) -> None:
         self.looks = 0

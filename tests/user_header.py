@@ -1,4 +1,4 @@
-"""Runs ``twistd`` with a service that believes whoever says who they are.
+"""Runs ``twistd`` with a service that trusts a user name in a header.
 
 ::
 
@@ -21,13 +21,13 @@ from tests.running_cartd import Answer, RunningCartd, wait_for
 
 
 def trusting_user_header(command: Sequence[str]) -> tuple[str, ...]:
-    """The command line of ``command``, a script, in which headers say who asks."""
+    """Return the command line of ``command``, a script, with trusted user headers."""
     return sys.executable, __file__, *command
 
 
 @dataclass(eq=False, slots=True)
 class Client:
-    """A client of one user; without a name, of a service that asks nobody."""
+    """A client of one user; without a name, of a service without authentication."""
 
     cartd: RunningCartd
     name: str = ""
@@ -47,7 +47,7 @@ class Client:
         wait_for(lambda: self.status(uid) == status)
 
     def owners(self) -> list[str]:
-        """Those of all carts, newest first, as the command beside the service tells."""
+        """Return the owners of all carts, newest first, from ``cartd-cmd dump``."""
         return [
             cart["owner"]
             for cart in json.loads(self.cartd.run("cartd-cmd", "dump", "--json").stdout)

@@ -51,7 +51,7 @@ def startup_warnings(
 def _local_account_warnings(
     addresses: Sequence[IAddress], auth_enabled: bool, proxies: Sequence[Network]
 ) -> Iterator[str]:
-    """Yield what every local account may do."""
+    """Yield warnings about what every local account may do."""
     open_sockets = ", ".join(_world_writable_sockets(addresses))
     if open_sockets and not auth_enabled:
         yield (

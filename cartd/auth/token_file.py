@@ -22,7 +22,7 @@ from cartd.permissions import describe_permissions, this_user
 LOCK_WAIT = 10.0
 """Seconds that a change waits for the lock; a change takes milliseconds."""
 LOCK_PAUSE = 0.05
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 
 Stamp = tuple[int, ...]
 
@@ -102,7 +102,7 @@ class TokenFile:
             directory = self.path.resolve().parent
             try:
                 fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-            except PermissionError:  # Windows opens no directory
+            except PermissionError:  # Windows cannot open a directory
                 yield
                 return
             try:

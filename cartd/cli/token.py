@@ -57,10 +57,9 @@ def _warn_if_unreadable(path: Path, config: Config, messages: TextIO) -> None:
     if place is not None:
         user, mode = user_name(uid), "0750" if place.is_dir() else "0640"
         messages.write(
-            f"cartd-cmd: {user}, to whom the volume belongs, cannot read {path}: {place} is"
-            f" {describe_permissions(place)}. A service that runs as {user} accepts no token"
-            f" until that is"
-            f" mended: chgrp {group_name(uid)} {place} && chmod {mode} {place}\n"
+            f"cartd-cmd: {user}, the owner of the volume, cannot read {path}: {place} is"
+            f" {describe_permissions(place)}. A service that runs as {user} accepts no token until"
+            f" that is fixed: chgrp {group_name(uid)} {place} && chmod {mode} {place}\n"
         )
 
 
