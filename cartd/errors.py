@@ -1,4 +1,4 @@
-"""The few errors that cross floors, each with the HTTP status that it becomes."""
+"""The errors that cross layers, each with its HTTP status."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cartd.text import escape
 
 
 class CartdError(Exception):
-    """Something that a user can be told about in one sentence.
+    """An error with a message for the user.
 
-    ``str(error)`` is that sentence, fit for a log or a terminal whatever names it quotes; ``code``
-    is the HTTP status that answers it.
+    ``str(error)`` is the message, escaped for logs and terminals; ``code`` is the HTTP status of
+    the response.
     """
 
     code: ClassVar[int] = 500
@@ -26,30 +26,33 @@ class CartdError(Exception):
 
 
 class InvalidInput(CartdError):
-    """What the client sent breaks a rule; nothing was changed."""
+    """The client's input is invalid; nothing was changed."""
 
     code = 400
 
 
 class Unauthenticated(CartdError):
-    """Who asks has not said who that is, or it is not so (RFC 9110, section 15.5.2)."""
+    """The client sent no valid credentials (RFC 9110, section 15.5.2)."""
 
     code = 401
 
 
 class NoCredentials(Unauthenticated):
-    """The request names nobody.  The answer asks for a name, as HTTP clients expect before they
-    send one (RFC 9110, section 11.6.1): no attempt has failed."""
+    """The request has no credentials.
+
+    Not a failed attempt: HTTP clients send credentials only after a response has asked for them
+    (RFC 9110, section 11.6.1).
+    """
 
 
 class CartNotFound(CartdError):
-    """No cart of that uid exists, or it has been deleted."""
+    """No cart with this uid exists, or it has been deleted."""
 
     code = 404
 
 
 class PreconditionFailed(CartdError):
-    """A condition of the client's does not hold; nothing was done (RFC 9110, section 13.1)."""
+    """A precondition of the request is false; nothing was done (RFC 9110, section 13.1)."""
 
     code = 412
 
@@ -61,75 +64,76 @@ class TooLarge(CartdError):
 
 
 class RangeNotSatisfiable(CartdError):
-    """No byte of the asked range exists (RFC 9110, section 15.5.17)."""
+    """No byte of the requested range exists (RFC 9110, section 15.5.17)."""
 
     code = 416
 
 
 class QuotaExceeded(CartdError):
-    """The client has as much under way as a limit allows (RFC 6585, section 4)."""
+    """The client has reached a limit of carts or files in progress (RFC 6585, section 4)."""
 
     code = 429
 
 
 class Unavailable(CartdError):
-    """The service cannot answer now, but may soon: it stops, or its store is away."""
+    """The service cannot answer now: it is stopping, or the database or volume is unavailable."""
 
     code = 503
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be used now.  What a client is told names no host, account or table."""
+    """The database is unavailable.  ``str(error)`` is for clients: it names no host, account or
+    table."""
 
     def __init__(self, reason: str, *, transient: bool = True) -> None:
-        """``transient``: by waiting, and not only when an administrator mends it."""
-        super().__init__("The database cannot be used at the moment; ask again")
+        """``transient``: a retry may succeed; otherwise an administrator has to act."""
+        super().__init__("The database is unavailable; try again later")
         self.reason = escape(reason)
         self.transient = transient
 
     @property
     def admin_message(self) -> str:
-        """For the log, and for whoever runs a command."""
+        """The message with the reason, for the log and for administrators."""
         return f"The database cannot be used: {self.reason}"
 
 
 class StatementRejected(CartdError):
-    """The database takes a statement amiss for what it is given: it would again."""
+    """The database rejected a statement because of its values; a retry would fail, too."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Internal error: the database refused what was to be recorded ({reason})")
+        super().__init__(f"Internal error: the database rejected a statement ({reason})")
 
 
 class VolumeUnavailable(Unavailable):
-    """The directory of the volume is not the volume now: its disk is not mounted, for example."""
+    """The directory of the volume is not the volume: its disk is not mounted, for example."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The volume is away ({reason}); once its disk is mounted again, all goes on by itself"
+            f"The volume is unavailable ({reason}); work resumes when its disk is mounted again"
         )
 
 
 class DiskUnavailable(Unavailable):
-    """The disk cannot be asked now, for a reason that says nothing of the files on it."""
+    """The disk fails for a reason that tells nothing about the files on it."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"The volume cannot be used now ({reason}); ask again in a moment")
+        super().__init__(f"The volume cannot be used now ({reason}); try again later")
 
 
 class VolumeNotWritable(Unavailable):
-    """A cart is damaged, but no file of it can be fetched again: the volume cannot be written."""
+    """A cart is damaged and cannot be restaged, because the volume is not writable."""
 
     def __init__(self, reason: str) -> None:
-        """``reason`` is what the system says."""
+        """``reason`` is the system's error message."""
         super().__init__(
-            f"The cart is damaged, and the volume cannot be written ({reason}): it is staged again"
-            " when somebody asks for it once the disk is well"
+            f"The cart is damaged, and the volume is not writable ({reason}): the cart is restaged"
+            " on the next request after the volume is writable again"
         )
         self.reason = reason
 
 
 class NoSpace(CartdError):
-    """The volume has no room for a cart and nothing on it may be evicted."""
+    """The volume has no space for a cart, and no cart on it may be evicted."""
 
     code = 507
 
@@ -138,34 +142,34 @@ class NoSpace(CartdError):
 
 
 class EvictionFailed(CartdError):
-    """Carts could be evicted to make room, but the file system refuses to remove their files."""
+    """Carts may be evicted, but the file system fails to remove their files."""
 
     code = 507
 
     def __init__(self, reason: str) -> None:
-        """``reason`` is what the system says."""
-        super().__init__(f"The volume cannot be freed: {reason}")
+        """``reason`` is the system's error message."""
+        super().__init__(f"Cannot free space on the volume: {reason}")
 
 
 class PathCollision(CartdError):
-    """Two paths of a cart are one on the volume."""
+    """Two paths of a cart name the same file on the volume (case or Unicode folding)."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(
-            f"{first} and {second} are one file on this volume: it cannot hold both of them"
+            f"{first} and {second} name the same file on this volume, which cannot hold both"
         )
 
 
 class LeaseLost(CartdError):
-    """Another process has taken over the cart that this one was staging."""
+    """Another process has taken over the cart that this process was staging."""
 
 
 class VolumeDamaged(CartdError):
-    """A file on the volume is missing or has another size than was recorded."""
+    """A file on the volume is missing or differs in size from the recorded one."""
 
 
 class FileUnreadable(VolumeDamaged):
-    """A file on the volume is there, but the disk does not give its bytes."""
+    """A file on the volume exists, but reading it fails."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path} cannot be read on the volume: {reason}")
@@ -173,11 +177,11 @@ class FileUnreadable(VolumeDamaged):
 
 
 class ConfigError(CartdError):
-    """The configuration cannot be used; the message names the key and the reason."""
+    """The configuration is invalid; the message names the key and the reason."""
 
 
 def admin_message(error: CartdError) -> str:
-    """The sentence of an error, with what clients are not told."""
+    """Return the message of an error, with details that clients do not get."""
     return error.admin_message if isinstance(error, DatabaseUnavailable) else str(error)
 
 
@@ -187,11 +191,11 @@ _REASON_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Of RFC 9110, section 15.5; Python has them since 3.13, and before it those of RFC 2616."""
+"""Of RFC 9110, section 15.5.  Python before 3.13 has those of RFC 2616."""
 
 
 def reason_phrase(code: int) -> str:
-    """What a status is called, whichever Python this is; '' for one that has no name."""
+    """Return the reason phrase of a status, the same in each Python version; '' if it has none."""
     try:
         return _REASON_PHRASES.get(code) or HTTPStatus(code).phrase
     except ValueError:
@@ -199,9 +203,9 @@ def reason_phrase(code: int) -> str:
 
 
 def error_body(code: int, message: str, limit: str | None = None) -> bytes:
-    """The JSON of an error, in the form of Pacifica's services; a trace only goes to the log.
+    """Return an error as JSON, in the form of Pacifica's services; tracebacks only go to the log.
 
-    ``limit`` is the setting that was gone over, if one was, and stands there by that name.
+    ``limit`` is the setting that was exceeded, if any; it is added under that key.
     """
     status = f"{code} {reason_phrase(code)}".rstrip()
     error = {"status": status, "message": message, "traceback": "", "version": __version__}

@@ -254,7 +254,7 @@ class Evictor:
             return
         if not self._removal_blocked:
             log.error(
-                "The volume cannot be freed: {reason}; ready carts are kept",
+                "Cannot free space on the volume: {reason}; ready carts are kept",
                 reason=error.reason,
             )
         self._removal_blocked.failed(None)

@@ -1,4 +1,4 @@
-"""The words of the service as values: carts, their files, and the statuses of both."""
+"""The data model: carts, their files, the statuses of both, users and viewers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cartd.text import escape
 
 
 class CartStatus(StrEnum):
-    """Where a cart stands.  The values are what Pacifica's clients and database know."""
+    """The status of a cart.  The values are those of Pacifica's clients and database."""
 
     WAITING = "waiting"
     STAGING = "staging"
@@ -21,60 +21,60 @@ class CartStatus(StrEnum):
 
 
 class FileStatus(StrEnum):
-    """Where one file of a cart stands."""
+    """The status of a file of a cart."""
 
     WAITING = "waiting"
     STAGING = "staging"
     STAGED = "staged"
     ERROR = "error"
     DELETED = "deleted"
-    """Its cart was."""
+    """Its cart was deleted."""
 
 
 UNFINISHED = frozenset({CartStatus.WAITING, CartStatus.STAGING, CartStatus.BUNDLING})
-"""The statuses of a cart that still has work to be done."""
+"""The statuses of a cart that is not ready yet, and neither failed nor deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who asks, where the service wants to know."""
+    """An authenticated user."""
 
     name: str
     admin: bool = False
-    """Whether all carts are theirs."""
+    """Whether the user may access all carts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Whose the carts are that a client posts, and which ones are there for it."""
+    """The owner of the carts that a client posts, and which carts the client may see."""
 
     owner: str | None
-    """The name that its carts get; none where nobody is asked who they are."""
+    """The owner of new carts; none without authentication."""
     sees_all: bool
-    """Whether others' carts, and those without an owner, are there as well."""
+    """Whether the client also sees the carts of other users and those without an owner."""
 
     @classmethod
     def of(cls, user: User | None) -> Viewer:
-        """A user sees what is theirs, an admin everything; so does everybody without users."""
+        """A user sees the user's own carts; an admin, and without authentication anyone, all."""
         return UNRESTRICTED if user is None else cls(user.name, user.admin)
 
 
 UNRESTRICTED = Viewer(owner=None, sees_all=True)
-"""Who asks where nobody is asked who they are."""
+"""The viewer where authentication is off."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarFacts:
-    """What is known of a cart's tar without a look at its members."""
+    """What is known of a cart's tar without reading its members."""
 
     layout: int
-    """The number of the layout in which it was, or would be, written."""
+    """The version of the tar's layout."""
     digest: str
-    """SHA-256 of all that its bytes follow from, beside the layout and the top folder."""
+    """SHA-256 of everything that determines the tar's bytes, except layout and top folder."""
     lengths: str
-    """Its lengths below all top folders, as :class:`cartd.tar.lengths.Lengths` dumps them."""
+    """Its lengths for all top folders, as :class:`cartd.tar.lengths.Lengths` dumps them."""
     since: float
-    """Unix time since which the cart's tar has had these bytes."""
+    """Unix time of the last change of the tar's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Cart:
     used: float
     """When a client last posted or downloaded it."""
     error: str = ""
-    """Why it is in error; empty otherwise."""
+    """The error message if the cart is in error; empty otherwise."""
     bundle: bool = False
     """Whether its tar is written to the volume."""
     fingerprint: str | None = None
@@ -101,33 +101,33 @@ class Cart:
     files_total: int = 0
     files_staged: int = 0
     bytes_total: int | None = None
-    """Sum of its files' sizes; none until the archive has told all of them."""
+    """Sum of its files' sizes; none until all of them are known."""
     bytes_staged: int = 0
     volume_bytes: int = 0
-    """What it takes of the volume: promised while it is staged, real afterwards."""
+    """Its bytes on the volume: reserved while it is staged, used afterwards."""
     bytes_linked: int = 0
-    """How much of that it shares with other carts, and is counted with those."""
+    """How many of these are shared with other carts and counted there."""
     owner: str | None = None
-    """The name of the user who posted it; none if nobody was asked who they are."""
+    """The name of the user who posted it; none if authentication was off."""
     evicting: str | None = None
-    """Token of the eviction that is under way; none if there is none."""
+    """Token of the running eviction; none without one."""
     waits_for: str | None = None
-    """What keeps the archive from answering; none while that does not keep the cart waiting."""
+    """Why the archive is unavailable; none unless the cart waits for that."""
     tape_files: int | None = None
-    """How many of its files were to come from tape, when that was last recorded; none: none."""
+    """How many of its files were on tape when last recorded; none if none were."""
     waits_since: float | None = None
     tape_since: float | None = None
     tar: TarFacts | None = None
-    """Of its tar when it was last made ready; none for a cart that Pacifica Cartd made ready."""
+    """The tar when the cart was last made ready; none if Pacifica Cartd made it ready."""
 
     @property
     def display_uid(self) -> str:
-        """The uid for logs and terminals: Pacifica Cartd took nearly any character in it."""
+        """The uid, escaped for logs and terminals: Pacifica Cartd accepted almost any character."""
         return escape(self.uid)
 
     @property
     def message(self) -> str:
-        """What a client is told beside the status: why it is in error, or what it waits for."""
+        """The message for clients beside the status: the error, or what the cart waits for."""
         if self.error:
             return self.error
         if self.waits_for is not None and self.waits_since is not None:
@@ -141,19 +141,19 @@ class Cart:
 
 
 def format_time(time: float) -> str:
-    """A Unix time for people, as ``2026-11-24 10:00:00 UTC``."""
+    """Format a Unix time as ``2026-11-24 10:00:00 UTC``."""
     return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateFile:
-    """A file that one cart lacks and another has staged: the same id and hash, hence bytes."""
+    """A file that one cart lacks and another cart has staged: with the same id and hash."""
 
     position: int
-    """Where the cart that lacks it has it, and below which path."""
+    """Position in the cart that lacks the file; ``path`` is its path there."""
     path: str
     staged_id: int
-    """The row in the store of the staged one; then its cart, that one's uid, and its path there."""
+    """Row of the staged file in the store; its cart, the cart's uid, and its path follow."""
     staged_cart: int
     staged_uid: str
     staged_path: str
@@ -162,7 +162,7 @@ class DuplicateFile:
     hash_type: str
     hash_sum: str
     losses: int = 0
-    """How often that cart had lost files then; after one more it may be another file."""
+    """The invalidation counter of that cart; if it has changed, the file may be another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +170,18 @@ class CartFile:
     """One entry of a cart's manifest."""
 
     position: int
-    """Its place in the manifest, from 0."""
+    """Position in the manifest, from 0."""
     archive_id: str
     path: str
     """Normalised: relative, no empty, ``.`` or ``..`` component."""
     hash_type: str
-    """A name that :func:`hashlib.new` takes."""
+    """A name that :func:`hashlib.new` accepts."""
     hash_sum: str
-    """Lower-case hex; empty while nobody knows it."""
+    """Lower-case hex; empty while unknown."""
     status: FileStatus = FileStatus.WAITING
     error: str = ""
     size: int | None = None
     mtime: int | None = None
-    """Whole Unix seconds, as the archive told them."""
+    """Whole Unix seconds, from the archive."""
     id: int | None = field(default=None, compare=False)
-    """The number of its row in the store, which says nothing of the file itself."""
+    """The id of its row in the store; not compared."""

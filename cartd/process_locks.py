@@ -1,16 +1,16 @@
-"""Who works on this volume, and who has died.
+"""Lock files of the processes that work on a volume, to detect dead ones.
 
-A process that stages carts holds leases in the store under a name of its own, and keeps a
-locked file of that name on the volume.  The system lets go of the lock when the process
-ends, however it ends: so the leases of a killed process can be taken over at once, and
-those of a process on another machine, whose lock cannot be seen, when they expire.
+A process that stages carts holds leases in the store under a unique name, and keeps a locked file
+of that name on the volume.  The system releases the lock when the process ends, however it ends:
+so the leases of a killed process can be taken over at once, and those of a process on another
+machine, whose lock cannot be seen, when they expire.
 
-Where the volume has no locks, that is so for all processes: a name whose file was never locked says
-so by what is in the file, for a process that sees locks there later.
+Without file locks on the volume, all leases are taken over when they expire.  A file that was never
+locked says so in its content, for processes that see locks there later.
 
-A name tells the machine in two ways, either of which will do: a container may have another host
-name at each start, but shares the kernel, and with it the locks, of all containers beside it; and
-a machine has another boot id after a restart, but its host name still.
+A process is on this machine if its name has this machine's host name or boot id: a container may
+get a new host name at each start, but shares the kernel and its locks with the other containers; a
+machine gets a new boot id at a restart, but keeps its host name.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from cartd.rooted_fs import LOCK_FLAGS, RootedFS, require_regular
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
 LOCK_ATTEMPTS = 10
-"""How often a process tries to lock its file, which another one may just look at."""
+"""How often a process tries to lock its file, which another process may be checking."""
 NOT_LOCKED = b"This file is not locked, as the volume had no locks when it was made.\n"
 _NAME = re.compile(r"(?P<host>[^/\\]+)-(?P<boot>[0-9a-f]{8}|0)-[0-9]+-[0-9a-f]{8}")
 
 
 def boot_id() -> str:
-    """What a kernel is called from its start to its end; ``NO_BOOT_ID`` where it has no name."""
+    """Return the boot id of the kernel; ``NO_BOOT_ID`` if it has none."""
     try:
         return BOOT_ID.read_text()[:8]
     except OSError:
@@ -44,7 +44,7 @@ def boot_id() -> str:
 
 
 class ProcessLocks:
-    """The lock files in one directory; all methods block for no more than a file's touch."""
+    """The lock files in one directory; all methods block only for a few file operations."""
 
     def __init__(self, directory: Path, *, host: str = "", boot: str = "") -> None:
         """``host`` and ``boot`` are this machine's unless given."""
@@ -52,24 +52,24 @@ class ProcessLocks:
         self._host = re.sub(r"[/\\]", "_", host or socket.gethostname()) or "localhost"
         self._boot = boot or boot_id()
         self.name = f"{self._host}-{self._boot}-{os.getpid()}-{secrets.token_hex(4)}"
-        # The directory may be exchanged for a link; the one above it is the volume's root.
+        # The directory may be replaced by a symbolic link; its parent is the volume's root.
         self._fs = RootedFS(directory.parent)
         self._lock_fd: int | None = None
         self.no_locks_reason = ""
-        """Why nobody can see whether this process is alive; '' if the file is locked."""
+        """Why other processes cannot see whether this one is alive; '' if the file is locked."""
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.lock"
 
     def start(self) -> None:
-        """Take the lock of this process, and sweep away those that dead ones left."""
+        """Create and lock the file of this process, and remove those of dead processes."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._fs:
             for _ in range(LOCK_ATTEMPTS):
                 if self._lock_fd is None:
                     self._lock_fd = self._create_and_lock()
             if self._lock_fd is None:
-                reason = "other processes keep locking what this one makes there; start it again"
+                reason = "other processes keep locking this process's lock file; start it again"
                 raise OSError(errno.EBUSY, reason, str(self._directory))
             with self._fs.directory(self._directory) as opened, os.scandir(opened) as found:
                 names = [entry.name for entry in found]
@@ -78,9 +78,9 @@ class ProcessLocks:
                 self._is_dead(name.removesuffix(".lock"))
 
     def _create_and_lock(self) -> int | None:
-        """A descriptor of this process's new file, locked if there are locks; or to be tried again.
+        """Return a descriptor of this process's new file, locked if possible; None to retry.
 
-        Between its creation and its lock another process that starts may take it for a dead one's.
+        Another process that starts may remove the file between its creation and its lock.
         """
         path = self._path(self.name)
         fd = self._fs.open(path, LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
@@ -98,7 +98,7 @@ class ProcessLocks:
         return None
 
     def stop(self) -> None:
-        """Let go of the lock, if it is held; others may then take over what this process had."""
+        """Release the lock if it is held; other processes may then take over the leases."""
         if self._lock_fd is not None:
             held, self._lock_fd = self._lock_fd, None
             os.close(held)
@@ -106,11 +106,11 @@ class ProcessLocks:
                 self._fs.unlink(self._path(self.name))
 
     def dead_among(self, names: Iterable[str]) -> set[str]:
-        """Give those of ``names`` whose process has ended on this volume."""
+        """Return those of ``names`` whose process has ended on this machine."""
         return {name for name in names if name != self.name and self._is_dead(name)}
 
     def _is_local(self, name: str) -> bool:
-        """Whether the lock of that name can be seen here; false for what is no such name."""
+        """Whether the lock of this name can be checked on this machine; false for other names."""
         parts = _NAME.fullmatch(name)
         if parts is None:
             return False
@@ -127,32 +127,32 @@ class ProcessLocks:
             except FileNotFoundError:
                 return True
             except OSError:
-                return False  # it is no lock of ours, or cannot be seen: its leases will tell
+                return False  # not a lock file, or not accessible: the leases decide
             try:
                 if not try_lock(lock) or os.fstat(lock).st_size:
                     return False
             except LocksUnsupported:
-                return False  # its leases will tell
+                return False  # the leases decide
             finally:
-                os.close(lock)  # Windows removes no file that is open
+                os.close(lock)  # Windows cannot remove an open file
             self._fs.unlink(path)
         return True
 
 
 class LeaseObserver:
-    """Who has renewed no lease for so many ``seconds``, by the steady clock of who looks.
+    """Finds holders that have renewed no lease for ``seconds``, by the observer's monotonic clock.
 
-    By their dates alone, the leases of a dead process seem to hold for as long as this machine's
-    clock has been set back, or is behind that of another.
+    By their dates alone, the leases of a dead process would be valid longer if this machine's
+    clock was set back or is behind that of the other machine.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._seen: dict[str, tuple[float, float]] = {}
-        """By name, the end of the lease that was seen last, and when it was seen first."""
+        """By holder, the end of the latest lease, and when that was first observed."""
 
     def expired(self, ends: Mapping[str, float], now: float) -> set[str]:
-        """Give the silent ones; ``ends`` has the latest end of a lease of each holder."""
+        """Return the expired holders; ``ends`` has the latest end of a lease of each holder."""
         before = self._seen
         self._seen = {
             name: before[name] if name in before and before[name][0] == end else (end, now)

@@ -10,7 +10,7 @@ import pytest
 
 from cartd.errors import DatabaseUnavailable
 
-UNAVAILABLE = "The database cannot be used at the moment; ask again"
+UNAVAILABLE = "The database is unavailable; try again later"
 
 
 @contextmanager

@@ -84,7 +84,7 @@ async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
         log = cartd.log
         assert log.count("The archive is away") == log.count("The archive is back") == len(AWAY)
         # Of what is answered, the first may be the fault of its file alone.
-        assert log.count("Trying") <= len({"502", "503", "504"})
+        assert log.count("Retrying") <= len({"502", "503", "504"})
 
 
 @pytest_twisted.ensureDeferred

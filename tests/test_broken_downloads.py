@@ -168,7 +168,7 @@ def test_concurrent_ranges_restage_a_damaged_cart_once(site: CartSite, bundle: b
             good = (206, whole[start : stop + 1])
             assert (answer.status, answer.body) == good or answer.status == 503
     assert_heals(site, uid, whole)
-    assert site.cartd.log.count(f" ({uid}) goes back to staging") == 1
+    assert site.cartd.log.count(f" ({uid}): restaging") == 1
 
 
 def test_late_abort_leaves_a_restaged_cart_alone(site: CartSite) -> None:
@@ -185,7 +185,7 @@ def test_late_abort_leaves_a_restaged_cart_alone(site: CartSite) -> None:
         assert len(connection.rest()) < len(whole)
     wait_for(lambda: site.cartd.log.count("Cart late is not sent") == 2)
     assert_heals(site, "late", whole)
-    assert site.cartd.log.count(" (late) goes back to staging") == 1
+    assert site.cartd.log.count(" (late): restaging") == 1
 
 
 def test_cart_that_cannot_be_restaged_is_in_error(site: CartSite) -> None:

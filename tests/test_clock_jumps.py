@@ -107,7 +107,7 @@ def test_a_clock_jump_disturbs_no_cart(archive: FaultyArchive, tmp_path: Path) -
         assert_right(cartd)
         assert cartd.terminate() == 0
         assert_no_unexpected_errors(cartd.log)
-        assert not re.search("Trying|did not|silent|Aborting", cartd.log)
+        assert not re.search("Retrying|did not|silent|Aborting", cartd.log)
 
 
 @in_a_thread

@@ -69,7 +69,7 @@ def logged() -> Iterator[Callable[[], list[str]]]:
         ]
 
 
-STUCK = "The volume cannot be freed: Read-only file system"
+STUCK = "Cannot free space on the volume: Read-only file system"
 
 
 @pytest.mark.parametrize("whose", ["a post's", "its own"])

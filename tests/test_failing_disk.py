@@ -192,16 +192,16 @@ def test_damaged_carts_on_a_broken_disk_are_logged_once(
         for uid in uids:
             answer = site.cartd.get(f"/{uid}?filename=data.tar")
             assert answer.status == 503
-            assert b"cannot be written (Input/output error)" in answer.body
+            assert b"is not writable (Input/output error)" in answer.body
             assert site.cartd.status(uid) == ("ready", "")
-        assert site.cartd.log.count("The volume cannot be written: Input/output error") == 1
-        assert "goes back to staging" not in site.cartd.log
+        assert site.cartd.log.count("The volume is not writable: Input/output error") == 1
+        assert "restaging" not in site.cartd.log
         site.disk.heal()
         for uid in uids:
             assert site.cartd.get(f"/{uid}?filename=data.tar").status == 202
             site.cartd.wait_until(uid, "ready")
         site.is_right(*uids)
-        assert site.cartd.log.count("The volume can be written again") == 1
+        assert site.cartd.log.count("The volume is writable again") == 1
 
 
 @pytest.mark.parametrize("bundle", [False, True], ids=["a tree", "a bundle"])

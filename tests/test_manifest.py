@@ -176,27 +176,27 @@ NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
     "lone surrogate": (
         b'{"fileids": [{"id": 1, "path": "\\ud800x\\u0041bcdefg", "hashtype": "sha1",'
         b' "hashsum": ""}]}',
-        "fileids[0].path: holds a lone surrogate (\\ud800, byte 32), which is no Unicode text",
+        "fileids[0].path: contains a lone surrogate (\\ud800, byte 32), which is invalid Unicode",
     ),
     "second half of a pair alone": (
         b'{"fileids": [{"id": 1, "path": "caf\\udce9.dat", "hashtype": "sha1", "hashsum": ""}]}',
-        "fileids[0].path: holds a lone surrogate (\\udce9, byte 35), which is no Unicode text",
+        "fileids[0].path: contains a lone surrogate (\\udce9, byte 35), which is invalid Unicode",
     ),
     "lone surrogate at a string's end": (
         b'{"fileids": [{"id": 1, "path": "a\\ud83d", "hashtype": "sha1", "hashsum": ""}]}',
-        "fileids[0].path: holds a lone surrogate (\\ud83d, byte 33), which is no Unicode text",
+        "fileids[0].path: contains a lone surrogate (\\ud83d, byte 33), which is invalid Unicode",
     ),
     "lone surrogate in a key that is ignored": (
         b'{"fileids": [], "x": {"y": "\\ud800"}}',
-        "x: holds a lone surrogate (\\ud800, byte 28), which is no Unicode text",
+        "x: contains a lone surrogate (\\ud800, byte 28), which is invalid Unicode",
     ),
     "lone surrogate in a name of a key": (
         b'{"fileids": [{"\\ud800": 1}]}',
-        "fileids[0]: holds a lone surrogate (\\ud800, byte 15), which is no Unicode text",
+        "fileids[0]: contains a lone surrogate (\\ud800, byte 15), which is invalid Unicode",
     ),
     "pairs and two backslashes before a lone surrogate": (
         b'{"fileids": [], "x": "\\ud83d\\ude00\\\\ud800", "y": "\\ud83d\\ude00\\uDE00"}',
-        "y: holds a lone surrogate (\\uDE00, byte 62), which is no Unicode text",
+        "y: contains a lone surrogate (\\uDE00, byte 62), which is invalid Unicode",
     ),
     "lone surrogate in what is no JSON either": (
         b'{"fileids": [], "x": "\\ud800"',
@@ -258,7 +258,7 @@ def test_only_lone_surrogates_are_rejected(
     lone = any(0xD800 <= ord(character) <= 0xDFFF for character in said)
     data = b'{"fileids": [], "x": "%s"}' % text.encode()
     if lone:
-        assert re.match(r"x: holds a lone surrogate \(\\u(d83d|de00), byte \d+\)", refusal(data))
+        assert re.match(r"x: contains a lone surrogate \(\\u(d83d|de00), byte \d+\)", refusal(data))
     else:
         assert list(parse(data).entries) == []
 
@@ -272,8 +272,8 @@ BAD_ENTRY: dict[str, tuple[str, Any, str]] = {
     "id fraction": ("id", 1.5, "id: expected int | str, got float"),
     "id of 4,000 digits": ("id", 10**3999, "id: is over 1024 bytes"),
     "id empty": ("id", "", "id: is empty"),
-    "id with NUL": ("id", "a\0", "id: holds a NUL"),
-    "id with encoded NUL": ("id", "a%00", "id: holds a NUL"),
+    "id with NUL": ("id", "a\0", "id: contains a NUL"),
+    "id with encoded NUL": ("id", "a%00", "id: contains a NUL"),
     "id dots": ("id", "..", "id: has a segment '.' or '..'"),
     "id climbs": ("id", "a/../../b", "id: has a segment '.' or '..'"),
     "id begins with dot": ("id", "./a", "id: has a segment '.' or '..'"),
@@ -288,11 +288,11 @@ BAD_ENTRY: dict[str, tuple[str, Any, str]] = {
     "path empty": ("path", "", "path: names no file"),
     "path root": ("path", "//", "path: names no file"),
     "path dot": ("path", "./.", "path: names no file"),
-    "path with NUL": ("path", "a\0b", "path: holds a NUL"),
-    "path dots": ("path", "..", "path: climbs out by '..'"),
-    "path climbs": ("path", "a/../b", "path: climbs out by '..'"),
-    "path climbs at once": ("path", "/../b", "path: climbs out by '..'"),
-    "path climbs at the end": ("path", "a/..", "path: climbs out by '..'"),
+    "path with NUL": ("path", "a\0b", "path: contains a NUL"),
+    "path dots": ("path", "..", "path: must not contain '..'"),
+    "path climbs": ("path", "a/../b", "path: must not contain '..'"),
+    "path climbs at once": ("path", "/../b", "path: must not contain '..'"),
+    "path climbs at the end": ("path", "a/..", "path: must not contain '..'"),
     "component too long": ("path", "a/" + "x" * 256, "path: has a component over 255 bytes"),
     "component too long in bytes": ("path", "é" * 128, "path: has a component over 255 bytes"),
     "path too long": ("path", "x/" * 1537, "path: is over 3072 bytes"),
@@ -349,23 +349,23 @@ CLASHES: dict[str, tuple[list[str], str]] = {
     "same when normal": (["a/b", "./a//b"], "fileids[1].path: is the same as that of fileids[0]"),
     "file, then directory": (
         ["x", "a", "a/b"],
-        "fileids[2].path: lies below the file of fileids[1]",
+        "fileids[2].path: is below the file of fileids[1]",
     ),
     "directory, then file": (
         ["a/b", "x", "a"],
-        "fileids[2].path: is a directory in that of fileids[0]",
+        "fileids[2].path: is a directory in the path of fileids[0]",
     ),
     "far below": (
         ["a/b/c/d/e/f", "a/b"],
-        "fileids[1].path: is a directory in that of fileids[0]",
+        "fileids[1].path: is a directory in the path of fileids[0]",
     ),
     "after a directory with a longer name": (
         ["long/name/x", "b", "b/c/d"],
-        "fileids[2].path: lies below the file of fileids[1]",
+        "fileids[2].path: is below the file of fileids[1]",
     ),
     "beside names that sort between": (
         ["d/a", "d/a.b", "d/a b/c", "d/a!", "d/a/z/y", "d/a0/x"],
-        "fileids[4].path: lies below the file of fileids[0]",
+        "fileids[4].path: is below the file of fileids[0]",
     ),
 }
 
@@ -403,7 +403,7 @@ def test_paths_clash_however_many_there_are() -> None:
     place = f"fileids[{names.index('9001/file')}]"
     message = f"fileids[10007].path: is the same as that of {place}"
     assert refusal(body(*[entry(path=name) for name in [*names, "9001/file"]])) == message
-    message = f"fileids[10007].path: is a directory in that of {place}"
+    message = f"fileids[10007].path: is a directory in the path of {place}"
     assert refusal(body(*[entry(path=name) for name in [*names, "9001"]])) == message
 
 

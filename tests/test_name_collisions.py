@@ -148,9 +148,9 @@ def test_limitations_of_the_volume_are_reported(tmp_path: Path) -> None:
         directories = MkdirFS(paths.root, folds=True)
         for name, content in (("data", b"1"), ("data", b"2")):
             place(directories, paths.root / "5" / "uid" / "x" / name, content)
-        with pytest.raises(PathCollision, match=r"^x/data and x/DATA are one file"):
+        with pytest.raises(PathCollision, match=r"^x/data and x/DATA name the same file"):
             place(directories, paths.root / "5" / "uid" / "x" / "DATA", b"3")
-        with pytest.raises(PathCollision, match=r"^x/data and x/Data are one file"):
+        with pytest.raises(PathCollision, match=r"^x/data and x/Data name the same file"):
             place(directories, paths.root / "5" / "uid" / "x" / "Data" / "y", b"3")
         assert (paths.root / "5" / "uid" / "x" / "data").read_bytes() == b"2"
 
@@ -193,7 +193,7 @@ def test_only_the_cart_with_colliding_paths_is_in_error(
         posted(cartd, "bundled", "x/data", "X/DATA", bundle=True)
         posted(cartd, "below", "x", "y", "X/y")
         posted(cartd, "good", "x/data", "X/other", COMPOSED)
-        said = "are one file on this volume: it cannot hold both of them"
+        said = "name the same file on this volume, which cannot hold both"
         assert cartd.wait_until("same", "error") == f"x/data and x/DATA {said}"
         assert cartd.wait_until("bundled", "error") == f"x/data and X/DATA {said}"
         assert cartd.wait_until("below", "error") == f"x and X/y {said}"

@@ -131,6 +131,6 @@ def test_a_uid_that_no_cart_has_is_not_found(cartd: RunningCartd, uid: str) -> N
 def test_old_uid_is_escaped_in_the_log(cartd: RunningCartd, uid: str) -> None:
     shown = uid.replace("\n", r"\n").replace("\u2028", r"\u2028").replace("\x1b", r"\x1b")
     assert request(cartd, "GET", uid).status == 202
-    lines = [line for line in cartd.log.split("\n") if f"({shown}) goes back to staging" in line]
+    lines = [line for line in cartd.log.split("\n") if f"({shown}): restaging" in line]
     assert len(lines) == 1
     assert uid not in cartd.log

@@ -288,7 +288,7 @@ def test_a_hanging_disk_blocks_no_stop_and_is_verified(
         stage(cartd, archive, "mine", 50_000, files=5)
         body = cartd.get("/mine").body
         assert cartd.terminate() == 0
-        assert "is verified at the next start" in cartd.log
+        assert "are verified at the next start" in cartd.log
         assert unsynced(cartd) == {"mine": {*range(5)}}
         empty(tree(cartd, "mine") / "dir/file-2")
         start(cartd, OFTEN)
@@ -307,7 +307,7 @@ def test_unwritten_files_are_verified_while_the_service_runs(
         tape = [entry("tape", "tape", b"on tape")]
         cartd.post("mine", json.dumps({"fileids": json.loads(body)["fileids"] + tape}).encode())
         wait_for(lambda: len(hashed(cartd)) == 5)
-        assert cartd.log.count("Please look after the disk") == 1
+        assert cartd.log.count("Check the disk") == 1
         archive.files["tape"].tape_heads = 0
         # The disk stays broken: what has come last is doubted once more, after ever longer rests.
         answers: list[Answer] = []

@@ -116,7 +116,7 @@ def lines(cartd: RunningCartd, *having: str) -> int:
     return sum(all(text in line for text in having) for line in cartd.log.splitlines())
 
 
-REFUSED = "The volume cannot be freed: "
+REFUSED = "Cannot free space on the volume: "
 READ_ONLY = REFUSED + "Read-only file system"
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
         for _ in range(3):
             answer = cartd.get("/hurt?filename=data.tar")
             assert (answer.status, answer.headers["retry-after"]) == (503, "2")
-            assert b"the volume cannot be written (Read-only file system)" in answer.body
+            assert b"the volume is not writable (Read-only file system)" in answer.body
             assert cartd.status("hurt") == ("ready", "")
         fixed = cartd.run("cartd-cmd", "fixit", "--cartid", "hurt", check=False)
         repaired = cartd.run("cartd-cmd", "verify", "--repair", "--cartid", "hurt", check=False)
@@ -224,8 +224,8 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
         assert "cannot be used: Read-only file system" in repaired.stderr
         assert cartd.status("hurt") == cartd.status("long") == ("ready", "")
         assert ready(cartd) == CARTS
-        assert lines(cartd, "The volume cannot be written: Read-only file system") == 1
-        assert lines(cartd, "is not sent") == lines(cartd, "goes back to staging") == 0
+        assert lines(cartd, "The volume is not writable: Read-only file system") == 1
+        assert lines(cartd, "is not sent") == lines(cartd, "restaging") == 0
 
         assert cartd.terminate() == 0
         disk.repair()
@@ -246,7 +246,7 @@ def test_an_unsynced_cart_is_ready_after_verification(
         restart(cartd, 2**30)
         stage(cartd, archive, "fresh", SIZE)
         disk.breaks()
-        wait_for(lambda: lines(cartd, "(fresh): 1 files are verified") == 1)
+        wait_for(lambda: lines(cartd, "(fresh): verifying 1 files") == 1)
         cartd.wait_until("fresh", "ready")
         assert cartd.download("fresh") == {"dir/file-0": content("fresh-0", SIZE)}
         assert len(archive.seen("GET", "fresh-0")) == 1

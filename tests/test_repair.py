@@ -57,7 +57,7 @@ class Lacking:
         self.refuses = ""
         """Why nothing can be written."""
 
-    async def measure(
+    async def stat_files(
         self, _: Cart, files: Sequence[CartFile]
     ) -> list[tuple[int, int, int] | None]:
         return [None if file.position >= self._first else (file.position, 1, 0) for file in files]
@@ -126,9 +126,7 @@ def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
         bench.restage()
     assert len(bench.staged) == MAX_RESTAGES
     [message] = bench.rows.ended
-    assert message.startswith(
-        f"Its files were found damaged on the volume {MAX_RESTAGES + 1} times"
-    )
+    assert message.startswith(f"Its files were damaged on the volume {MAX_RESTAGES + 1} times")
     assert [event["log_level"].name for event in events] == ["error"]
     # Whoever has looked after the disk stages it again, and it may begin anew.
     bench.restage()

@@ -118,7 +118,7 @@ def test_an_older_volume_is_repaired_after_a_restore(
         assert cartd.download("half") == {
             f"dir/file-{n}": content(f"half-{n}", 500) for n in (0, 1)
         }
-        assert "1 files that were staged are not on the volume" in cartd.log
+        assert "1 staged files are missing on the volume" in cartd.log
 
         assert cartd.get("/ready").status == 202
         cartd.wait_until("ready", "ready")

@@ -356,7 +356,7 @@ class TestStandingStill:
             assert bench.status(cart.id) is CartStatus.STAGING
             bench.clock.pump([60.0] * 2)
         assert bench.status(cart.id) is CartStatus.READY
-        assert sum("has stood still" in str(event.get("log_format")) for event in events) == 1
+        assert sum("no progress for" in str(event.get("log_format")) for event in events) == 1
 
     @pytest.mark.parametrize("what", ["tape", "archive", "transfer", "pause"])
     def test_a_cart_that_waits_for_something_does_not_stand_still(
@@ -377,7 +377,7 @@ class TestStandingStill:
         with logged() as events:
             bench.clock.pump([60.0] * (8 if what == "pause" else 60))
         assert bench.status(cart.id) is CartStatus.STAGING
-        assert not any("has stood still" in str(event.get("log_format")) for event in events)
+        assert not any("no progress for" in str(event.get("log_format")) for event in events)
 
     def test_an_archive_that_may_be_silent_for_long_is_waited_for(self, tmp_path: Path) -> None:
         bench = Staged(tmp_path / "volume", stall_timeout=2 * STALL_TIMEOUT)
@@ -403,7 +403,7 @@ class TestStandingStill:
         assert bench.archive.times("HEAD", "4") == 0
         result_of(bench.stager.stop())
         bench.clock.advance(1)  # for what opens places, and finds nobody in line any more
-        assert not any("has stood still" in str(event.get("log_format")) for event in events)
+        assert not any("no progress for" in str(event.get("log_format")) for event in events)
 
 
 class TestWaitingForLong:

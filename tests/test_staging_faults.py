@@ -153,7 +153,7 @@ async def test_a_mismatch_is_reported_although_the_last_try_differs(
             posted = manifest([entry(name, "file", DATA)])
             await deferToThread(cartd.post, name, posted)
         unlucky = await deferToThread(cartd.wait_until, "unlucky", "error")
-        assert " was declared; at the last try, the archive answered 500 " in unlucky
+        assert " was declared; last attempt: the archive answered 500 " in unlucky
         gone = await deferToThread(cartd.wait_until, "gone", "error")
         assert "declared" not in gone
 

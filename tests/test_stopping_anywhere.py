@@ -192,12 +192,12 @@ def test_while_another_program_has_locked_the_database(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     """What it has of it cannot be written down; who starts next sees that it has ended."""
-    patiences = (
+    timeouts = (
         "staging.stager.STOP_STEP_TIMEOUT",
-        "parts.STOP_STEP_TIMEOUT",
+        "services.STOP_STEP_TIMEOUT",
         "integrity.syncing.FINAL_SYNC_TIMEOUT",
     )
-    soon = {f"cartd.{patience}": 0.5 for patience in patiences}
+    soon = {f"cartd.{timeout}": 0.5 for timeout in timeouts}
     with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
         cartd.program = with_values(cartd.twistd, soon)
         cartd.start()

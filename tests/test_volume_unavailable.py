@@ -72,7 +72,7 @@ def test_an_unavailable_volume_does_not_damage_a_cart(
         wait_for(lambda: BACK in cartd.log)
         assert (cartd.log.count(GONE), cartd.log.count(BACK)) == (1, 1)
         assert len(archive.requests) == asked
-        assert "goes back to staging" not in cartd.log
+        assert "restaging" not in cartd.log
 
 
 @in_a_thread

@@ -1,1 +1,1 @@
-"""What the store says is on the volume, and what is there: compared, and put right."""
+"""Compares the carts on the volume with the store: binding, recovery, repair, scrub, orphans."""

@@ -1,8 +1,8 @@
-"""That a volume and a database belong together, made sure of before anything else is done.
+"""Checks at the start that the volume and the database belong together.
 
-Strategy: a number, drawn when both are new, is written to either.  Where it differs, or one
-has none, the disk may not be mounted, or the volume may hold another database's carts: then nothing
-is made, written or removed.  Everything here blocks: for the start and the commands.
+Strategy: a random number is written to both when they are new.  If the numbers differ or one is
+missing, the disk may not be mounted, or the volume may have another database's carts: then nothing
+is created, written or removed.  All functions block: they are for the start and the commands.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cartd.volume.paths import VolumePaths
 
 
 def _discard(_line: str) -> None:
-    """Is told."""
+    """Ignore the line."""
 
 
 def bind_volume(
     url: str, root: Path, *, adopt: bool = False, report: Callable[[str], object] = _discard
 ) -> int | None:
-    """Prepare the volume at ``root`` for the database; the number that it is known by.
+    """Prepare the volume at ``root`` for the database; return its identity number.
 
-    None if the disk is too full for even that: it is tried again at the next start.  ``adopt``:
-    it is the database's volume from now on, whatever it was.  ``report`` is given what a site
-    should know of the volume, a line each.
+    None if the disk is too full to write it: that is retried at the next start.  ``adopt``: make it
+    the volume of this database, whatever it was.  ``report`` is called with each warning about the
+    volume.
 
-    :raises ConfigError: it is not the database's volume, or cannot be used; says what to do.
+    :raises ConfigError: it is not the volume of this database, or it cannot be used.
     """
     try:
         with volume_record(url) as record:
@@ -66,11 +66,11 @@ def _check_match(record: VolumeRecord, there: int | None, root: Path) -> None:
         return
     if known is not None and record.has_carts:
         raise ConfigError(
-            f"volume_path: {str(root)!r} is not the volume that this database's carts are on"
-            " (is it mounted?); cartd-cmd import makes it that, if it shall be"
+            f"volume_path: {str(root)!r} is not the volume of this database (is it mounted?);"
+            " to use it anyway, run cartd-cmd import"
         )
     if there is not None and holds_carts(root):
         raise ConfigError(
-            f"volume_path: {str(root)!r} has carts of another database (is the database the right"
-            " one?); cartd-cmd import makes it this database's volume, if it shall be"
+            f"volume_path: {str(root)!r} has carts of another database (is the database right?);"
+            " to use it anyway, run cartd-cmd import"
         )

@@ -1,6 +1,6 @@
-"""What the store says is staged of an unfinished cart, and is not on the volume.
+"""Staged files of an unfinished cart that are missing or damaged on the volume: restaged.
 
-So it may be after a restore of either of them from a backup, or after a power failure.
+They appear after the store or the volume was restored from a backup, or after a power failure.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ log = Logger()
 
 
 def may_have_files(cart: Cart) -> bool:
-    """Whether something may be on the volume that was fetched for this cart.
+    """Whether files may be on the volume that were fetched for this cart.
 
-    If not, what is in its place is of another that had the same id: the database was restored.
-    How far Pacifica's carts had come nobody knows.
+    If not, files in its directory are of another cart with the same id: the database was restored.
+    True for Pacifica's carts, whose progress is unknown.
     """
     return cart.files_staged > 0 or cart.bytes_total is not None or cart.fingerprint is None
 
 
 async def invalidate_unreadable(store: Store, cart_id: int, holder: str, path: str) -> None:
-    """Have the file at ``path``, whose bytes the disk does not give, fetched again."""
+    """Mark the file at ``path``, which the disk fails to read, to be fetched again."""
     after = -1
     while files := await store.files(cart_id, after=after):
         after = files[-1].position
@@ -37,11 +37,11 @@ async def invalidate_unreadable(store: Store, cart_id: int, holder: str, path: s
 async def invalidate_missing(
     store: Store, volume: Volume, cart: Cart, holder: str, page: Callable[[], int]
 ) -> Cart:
-    """Have the staged files of ``cart`` that are missing, or have a wrong size, staged again.
+    """Mark staged files of ``cart`` that are missing or have a wrong size to be fetched again.
 
-    Names and sizes are compared, ``page()`` files at a time.  The cart as it is then.
+    Names and sizes are compared, ``page()`` files at a time.  Return the updated cart.
 
-    :raises LeaseLost: somebody else has the cart now.
+    :raises LeaseLost: another process has taken over the cart.
     """
     after, lost = -1, 0
     while files := await store.files(cart.id, after=after, limit=page()):
@@ -58,5 +58,5 @@ async def invalidate_missing(
             lost += len(missing)
     if not lost:
         return cart
-    log.warn("Cart {id}: {n} files that were staged are not on the volume", id=cart.id, n=lost)
+    log.warn("Cart {id}: {n} staged files are missing on the volume", id=cart.id, n=lost)
     return await store.cart(cart.id) or cart

@@ -1,6 +1,6 @@
-"""Directories on the volume that belong to no cart of the store: found, told of, removed.
+"""Orphans: directories on the volume that belong to no cart of the store.
 
-They come about when a database is restored from a backup: carts posted since are lost to it.
+They appear when the database is restored from a backup, which lacks the carts posted since.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from cartd.volume import Volume
 from cartd.volume.orphans import Orphan
 
 BATCH = 100
-"""Directories that are put aside before they are removed."""
+"""Directories that are renamed before they are removed."""
 
 log = Logger()
 
 
 class Orphans:
-    """Only what looks as cartd makes it; whatever else somebody keeps on the volume is theirs."""
+    """Finds and removes orphans; files that cartd did not create are ignored."""
 
     def __init__(self, store: Store, volume: Volume) -> None:
         self._store = store
         self._volume = volume
 
     async def find(self) -> list[Orphan]:
-        """Those that are there now; a cart that is posted later may get the id of one of them."""
+        """Return the current orphans; a cart that is posted later may get the id of one of them."""
         there = await self._volume.cart_ids()
         return await self._volume.orphans(sorted(await self._store.unknown_among(there)))
 
     async def remove(self, orphans: Sequence[Orphan]) -> None:
-        """Remove what is still an orphan of them.
+        """Remove those that are still orphans.
 
-        No new cart can get their ids by then, so that none loses its files.
+        Their ids cannot be given to new carts any more, so that no new cart loses its files.
         """
         for first in range(0, len(orphans), BATCH):
             ids = [orphan.cart_id for orphan in orphans[first : first + BATCH]]
@@ -43,7 +43,7 @@ class Orphans:
             await self._volume.remove_aside(aside)
 
     async def warn(self) -> None:
-        """Say in the log if there are any."""
+        """Log a warning if there are orphans."""
         if orphans := await self.find():
             log.warn(
                 "{number} directories on the volume, such as {first}, belong to no cart of this"

@@ -1,7 +1,7 @@
-"""What somebody has staged who died before the disk had it: verified before anybody sees it.
+"""Crash recovery: files that may not have reached the disk are verified before they are sent.
 
-After the death of a process alone nothing is verified: what it wrote is in the system's memory
-(:func:`cartd.volume.file_system.page_cache_id`), and who looks after it then syncs it.
+After the crash of a process alone nothing is verified: its files are in the system's page cache
+(:func:`cartd.volume.file_system.page_cache_id`), and the process that takes over syncs them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 TAKEOVER_LEASE = 60.0
-"""Seconds for which rows of the dead are ours at first; they are renewed with our own."""
+"""Seconds of the first lease on dirty rows of dead processes; it is renewed with the others."""
 RECOVERY_TIMEOUT = 20.0
 """Seconds for which a request waits for the first recovery."""
 
@@ -27,9 +27,9 @@ log = Logger()
 
 
 class Recovery:
-    """Puts carts back to staging whose files a power failure may have damaged.
+    """Restages carts whose files a power failure may have damaged.
 
-    They are hashed there, in their places, and what is wrong is fetched again.
+    The pipeline verifies their files in place, and fetches damaged ones again.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Recovery:
         now: Callable[[], float],
         page_cache: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """``page_cache`` gives what this process knows the system's memory by, if it can."""
+        """``page_cache`` returns the id of the system's page cache, None if unknown."""
         self._page_cache = page_cache
         self._store = store
         self._volume = volume
@@ -52,7 +52,7 @@ class Recovery:
         self._waiting: list[Deferred[None]] = []
 
     async def recover(self, holder: str, dead: Collection[str]) -> None:
-        """Doubt what the ``dead`` have left, and those whose leases have run out."""
+        """Revalidate dirty rows of ``dead`` processes, and of those whose leases have expired."""
         now = self._now()
         left = await self._store.abandoned_dirty_rows(holder, dead=dead, now=now)
         cache = self._page_cache()
@@ -67,9 +67,9 @@ class Recovery:
             done.callback(None)
 
     async def wait_until_recovered(self) -> None:
-        """Wait until it is known which carts are whole after a crash.
+        """Wait until the first recovery has found the carts that must be verified.
 
-        :raises Unavailable: that takes long.
+        :raises Unavailable: it takes longer than ``RECOVERY_TIMEOUT``.
         """
         if self._recovered:
             return
@@ -79,10 +79,10 @@ class Recovery:
         try:
             await done
         except TimeoutError:
-            raise Unavailable("What was staged before a crash is looked for; ask again") from None
+            raise Unavailable("Crash recovery is in progress; try again later") from None
 
     async def take_over(self, cart: Cart, holder: str) -> Cart:
-        """The cart that ``holder`` has just claimed, without what others left unsynced of it."""
+        """Take over dirty rows of a cart that ``holder`` has claimed; return the updated cart."""
         dirty = await self._store.dirty_rows_of_others(cart.id, holder)
         cache = self._page_cache()
         if dirty and cache is not None:
@@ -95,7 +95,7 @@ class Recovery:
         return await self._store.cart(cart.id) or cart
 
     async def revalidate(self, dirty: Mapping[int, Sequence[int]]) -> None:
-        """Have the files verified that these rows name, by their carts."""
+        """Restage carts so that the files of these dirty rows, by cart, are verified."""
         for cart_id, rows in dirty.items():
             cart = await self._store.cart(cart_id)
             if cart is None or await self._is_bundled(cart):
@@ -104,13 +104,13 @@ class Recovery:
             number = await self._store.revalidate(cart_id, rows, now=self._now())
             self._tar_indexes.invalidate(cart_id)
             log.warn(
-                "Cart {id} ({uid}): {number} files are verified, nobody knows if the disk had them",
+                "Cart {id} ({uid}): verifying {number} files that may not have reached the disk",
                 id=cart_id,
                 uid=cart.display_uid,
                 number=number,
             )
 
     async def _is_bundled(self, cart: Cart) -> bool:
-        """Whether its tar is there, which has been synced, and its tree is of no use any more."""
+        """Whether its tar exists: it has been synced, and the files are not needed any more."""
         whole = cart.bundle and cart.files_staged == cart.files_total
         return whole and await self._volume.tar_size(cart) is not None

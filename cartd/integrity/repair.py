@@ -1,4 +1,4 @@
-"""Carts whose files on the volume are not what was recorded: found out, and staged again."""
+"""Repair: restages carts whose files on the volume differ from what is recorded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 PAGE = 2000
-"""Files that are looked at at once: a cart of a million costs no more memory than a small one."""
+"""Files checked at a time: a cart of a million files takes no more memory than a small one."""
 MAX_RESTAGES = 5
-"""How often a cart may be found damaged within ``RESTAGE_WINDOW``: what is fetched again so often
-and does not stay is not damaged by chance."""
+"""How often a cart may be restaged within ``RESTAGE_WINDOW``: after that, the disk is broken."""
 RESTAGE_WINDOW = 600.0
 """Seconds."""
 
@@ -25,7 +24,7 @@ log = Logger()
 
 
 class Repair:
-    """Compares names and sizes, not hashes; ``stage`` begins the staging of a cart."""
+    """Compares names and sizes, not hashes; ``stage`` starts the staging of a cart."""
 
     def __init__(
         self,
@@ -42,15 +41,14 @@ class Repair:
         self._stage = stage
         self._now = now
         self._restaged_at: dict[int, list[float]] = {}
-        """When carts were, by their ids; only what is within ``RESTAGE_WINDOW`` matters, so a
-        process that begins anew may well have forgotten it."""
+        """By cart id, the times within ``RESTAGE_WINDOW``; they need not survive a restart."""
         self._write_error: str | None = None
-        """What the log has said why the volume cannot be written."""
+        """The last logged reason why the volume is not writable."""
 
     async def import_cart(self, cart: Cart) -> bool:
-        """Measure a ready cart that Pacifica Cartd staged: its rows have no sizes.
+        """Record the sizes of a ready cart that Pacifica Cartd staged, whose rows have none.
 
-        False, and nothing is recorded, if not all of it is on the volume.
+        Return False, and record nothing, if some of it is missing on the volume.
         """
         files = await self._all_files(cart)
         if cart.bundle:
@@ -67,9 +65,9 @@ class Repair:
         return True
 
     async def import_all(self) -> None:
-        """Measure Pacifica's carts, ready or in error, so that they count for the room.
+        """Record the sizes of Pacifica's carts, ready or in error, so that their space is counted.
 
-        A ready one that is not there is left alone until somebody asks for it.
+        A ready cart that is missing on the volume is kept until it is requested.
         """
         for cart in await self._store.unmeasured():
             if cart.status == CartStatus.ERROR:
@@ -87,10 +85,10 @@ class Repair:
     async def damaged_positions(
         self, cart: Cart, damaged: Container[int] = (), unreadable: str | None = None
     ) -> Sequence[int]:
-        """The positions of the files that are missing on the volume or have a wrong size.
+        """Return the positions of files that are missing on the volume or have a wrong size.
 
-        And of those that are known to be ``damaged``, or are at the path ``unreadable``.  All of a
-        bundle, if anything is wrong with it: its files are in one tar, which is written anew.
+        Includes those known to be ``damaged`` and the one at the path ``unreadable``.  All
+        positions for a damaged bundle: its files are in one tar, which is written again.
         """
         if cart.bundle and cart.status == CartStatus.READY:
             known = unreadable is not None or damaged
@@ -109,43 +107,43 @@ class Repair:
         return range(cart.files_total) if cart.bundle and damaged else lost
 
     async def is_intact(self, cart: Cart) -> bool:
-        """Whether a ready cart has on the volume what was recorded, by names and sizes."""
+        """Whether the files of a ready cart are on the volume, compared by names and sizes."""
         return (
             await self._has_its_tar(cart) if cart.bundle else not await self.damaged_positions(cart)
         )
 
     async def _has_its_tar(self, cart: Cart) -> bool:
-        """Whether a ready cart that is bundled has a tar of the size that was recorded."""
+        """Whether a ready bundle has a tar of the recorded size."""
         measured = cart.bytes_total is not None
         return measured and await self._volume.tar_size(cart) == cart.volume_bytes
 
     async def restage(
         self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
     ) -> None:
-        """Put a damaged cart, or one in error, back to staging: what is lost is fetched again.
+        """Restage a damaged cart, or one in error: fetch its damaged files again.
 
-        Lost is what is missing or has a wrong size, what is ``damaged``, positions of files, and
-        the one file at the path ``unreadable``, or the bundle that has it.
+        These are files that are missing or have a wrong size, those at the positions ``damaged``,
+        and the one at the path ``unreadable``, or the bundle that contains it.
 
-        :raises VolumeNotWritable: nothing could be written, so a ready cart stays as it is; the log
-            has one line for all of them.
+        :raises VolumeNotWritable: a ready cart is kept, as nothing can be written; logged once for
+            all carts.
         """
         current = await self._store.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
-            return  # another download found it out, or it is its deletion that was found out
+            return  # another download has restaged it, or it was deleted
         lost = await self.damaged_positions(current, frozenset(damaged), unreadable)
         self._tar_indexes.invalidate(cart.id)
-        # A bundle of no files has none to lose, and yet may be damaged.
+        # A bundle without files may be damaged, too.
         whole = not lost and (not current.bundle or await self._has_its_tar(current))
         if current.status == CartStatus.READY and whole:
-            return  # it has been healed meanwhile
+            return  # it has been repaired meanwhile
         if current.status == CartStatus.READY:
             await self._check_writable(current)
         if current.status == CartStatus.READY and self._restaged_too_often(cart.id):
             await self._fail_permanently(current)
             return
         log.info(
-            "Cart {id} ({uid}) goes back to staging: {lost} of its {total} files are fetched again",
+            "Cart {id} ({uid}): restaging, fetching {lost} of {total} files again",
             id=cart.id,
             uid=cart.display_uid,
             lost=len(lost),
@@ -161,9 +159,9 @@ class Repair:
             if self._write_error != error.reason:
                 self._write_error = error.reason
                 log.error(
-                    "The volume cannot be written: {reason}. Carts that are damaged stay ready and"
-                    " are not sent until it can be; cart {id} ({uid}) is one. Please look after"
-                    " the disk",
+                    "The volume is not writable: {reason}. Damaged carts, such as cart {id}"
+                    " ({uid}),"
+                    " stay ready and are not sent until it is. Check the disk",
                     reason=error.reason,
                     id=cart.id,
                     uid=cart.display_uid,
@@ -171,10 +169,10 @@ class Repair:
             raise
         if self._write_error is not None:
             self._write_error = None
-            log.info("The volume can be written again")
+            log.info("The volume is writable again")
 
     def _restaged_too_often(self, cart_id: int) -> bool:
-        """Whether the cart has been given back too often of late; if not, it is once more now."""
+        """Whether the cart was restaged too often recently; if not, count one more."""
         now = self._now()
         self._restaged_at = {
             one: times
@@ -191,9 +189,9 @@ class Repair:
 
     async def _fail_permanently(self, cart: Cart) -> None:
         message = (
-            f"Its files were found damaged on the volume {MAX_RESTAGES + 1} times within"
-            f" {RESTAGE_WINDOW / 60:.0f} minutes, though they were fetched again each time:"
-            " look after the volume's disk, then stage it again with cartd-cmd fixit"
+            f"Its files were damaged on the volume {MAX_RESTAGES + 1} times within"
+            f" {RESTAGE_WINDOW / 60:.0f} minutes, although they were fetched again each time:"
+            " check the volume's disk, then restage the cart with cartd-cmd fixit"
         )
         if await self._store.record_unrecoverable(cart.id, message, now=self._now()):
             log.error(

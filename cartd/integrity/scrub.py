@@ -1,11 +1,11 @@
-"""Ready carts compared with their hashes, one after the other, while the service runs.
+"""The scrub: verifies the hashes of ready carts, one after the other, while the service runs.
 
-Strategy: the cart whose last comparison is longest ago is next, and the dates are in the store, so
-a restart goes on where the last one was.  A cart is not pinned: it may be evicted or deleted while
-it is read, and is then given up.  After each trip the disk has nine times as long for others.
+Strategy: the cart that was verified longest ago is next; the dates are in the store, so that a
+restart continues.  A cart is not pinned: it may be evicted or deleted while it is read, and is then
+skipped.  After each read the scrub pauses for nine times as long.
 
-When a few carts in a row are damaged it is the disk that is broken, and to have all others fetched
-again would not mend it: the rest waits for an administrator, or for a long while.
+If several carts in a row are damaged, the disk is broken, and restaging all others would not help:
+the scrub pauses, for longer each time, until an administrator has repaired the disk.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cartd.model import Cart, CartStatus
 from cartd.store import Store
 
 REST_RATIO = 9
-"""Times as long as it has read it rests."""
+"""Seconds of pause per second of reading."""
 MAX_DAMAGED_IN_A_ROW = 3
-"""Carts that are found damaged one after the other before it pauses."""
+"""Damaged carts in a row after which the scrub pauses."""
 INITIAL_PAUSE = 600.0
 MAX_PAUSE = 86_400.0
-"""Seconds; each pause in a row is twice as long as the one before."""
+"""Seconds; consecutive pauses double."""
 MAX_NAMED = 3
-"""Damaged files that the log names."""
+"""Maximum number of damaged files that are logged by name."""
 
 log = Logger()
 
 
 class Scrub:
-    """Compares every ready cart about once in ``interval`` seconds, if the disk is quick enough."""
+    """Verifies every ready cart about once per ``interval`` seconds, if the disk is fast enough."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Scrub:
         now: Callable[[], float],
         interval: float,
     ) -> None:
-        """``clock`` is for the rests; ``now`` gives Unix time, for the dates in the store."""
+        """``clock`` is for the pauses; ``now`` returns Unix time, for the dates in the store."""
         self._store = store
         self._verification = verification
         self._repair = repair
@@ -59,10 +59,10 @@ class Scrub:
         self._backoff: Backoff[None] = Backoff(
             clock.seconds, first=INITIAL_PAUSE, longest=MAX_PAUSE
         )
-        """One key: after damage to a few carts in a row, or while the volume cannot be written."""
+        """One key: after several damaged carts in a row, or while the volume is not writable."""
 
     async def scrub(self) -> None:
-        """Compare, one after the other, all carts whose time has come, unless it pauses."""
+        """Verify all carts that are due, one after the other, unless the scrub is paused."""
         in_a_row = 0
         while not self._backoff.is_waiting(None):
             before = self._now() - self._interval
@@ -72,19 +72,20 @@ class Scrub:
             try:
                 in_a_row = 0 if await self._verify(cart) else in_a_row + 1
             except VolumeNotWritable:
-                # That has been said.  The cart is the next one again.
+                # Logged already.  The same cart is the next one after the pause.
                 self._backoff.failed(None)
                 return
             if in_a_row >= MAX_DAMAGED_IN_A_ROW:
                 log.error(
-                    "{number} carts in a row were found damaged, and are staged again: please look"
-                    " after the volume's disk. The others are compared later",
+                    "{number} carts in a row were damaged and are restaged: check the volume's"
+                    " disk."
+                    " The scrub is paused",
                     number=in_a_row,
                 )
                 self._backoff.failed(None)
 
     async def _verify(self, cart: Cart) -> bool:
-        """Compare the cart and give it back if it is damaged; whether it was not."""
+        """Verify the cart and restage it if it is damaged; return whether it was intact."""
         begun = self._now()
         self._since = self._clock.seconds()
         damages = await self._verification.damages(cart, self._rest)
@@ -94,7 +95,7 @@ class Scrub:
             return True
         now = await self._store.cart(cart.id)
         if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:
-            return True  # what was missing had been taken away, or replaced
+            return True  # it was removed or replaced while it was read
         await self._repair.restage(cart, [damage.position for damage in damages])
         _log_damage(cart, damages)
         return False

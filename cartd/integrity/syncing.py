@@ -1,4 +1,4 @@
-"""Telling the store what the disk has: of all that is staged, not file by file."""
+"""Syncs the volume's file system, and records in the store which files have reached the disk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cartd.threads import ThreadRunner
 from cartd.volume.file_system import FileSystem, SyncFailed
 
 SYNC_INTERVAL = 5.0
-"""Seconds between two syncs: what a crash leaves to be verified is no more than that."""
+"""Seconds between two syncs: a crash leaves the files of this time to be verified."""
 MAX_REST = 300.0
-"""Seconds between two syncs, at the most, while the disk is slow or fails."""
+"""Maximum seconds between two syncs while the disk is slow or fails."""
 FINAL_SYNC_TIMEOUT = 20.0
 """Seconds that a stop waits for the disk."""
 
@@ -27,11 +27,11 @@ Revalidate = Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
 
 
 class Syncing:
-    """Syncs the volume while there is something to sync, one sync at a time.
+    """Syncs the volume while there are dirty rows, one sync at a time.
 
-    After a sync that failed the system takes for written what it could not write, and the next one
-    would succeed.  So what was to be synced is given to ``revalidate``: it is hashed, and staged
-    again.
+    After a failed sync the system treats pages as clean that it could not write, and the next sync
+    succeeds.  So ``revalidate`` is called with all dirty rows: their files are hashed, and fetched
+    again if damaged.
     """
 
     def __init__(
@@ -45,8 +45,7 @@ class Syncing:
         revalidate: Revalidate,
         clock: IReactorTime,
     ) -> None:
-        """``check_volume`` raises :class:`~cartd.errors.VolumeUnavailable`: then nothing is
-        synced."""
+        """Nothing is synced if ``check_volume`` raises :class:`~cartd.errors.VolumeUnavailable`."""
         self._check_volume = check_volume
         self._store = store
         self._holder = holder
@@ -57,19 +56,19 @@ class Syncing:
         self._loop = Periodic(clock, SYNC_INTERVAL, self._sync_if_due)
         self._running: Deferred[None] | None = None
         self._needs_revalidation = False
-        """Whether a sync has failed, and the store could not be told of what it was to write."""
+        """Whether a sync has failed, and the revalidation of its rows is not recorded yet."""
         self._page_cache_recorded = False
-        """Whether the store knows which memory has what this process writes, or nobody can."""
+        """Whether the store has the id of the page cache of this process, if it has one."""
         self._next_sync_at = 0.0
         self._failure_pause = SYNC_INTERVAL
 
     def start(self) -> None:
-        """Begin, when the volume can be used; blocks for no more than opening a directory."""
+        """Start; the volume must be available.  Blocks only to open a directory."""
         self._file_system.open()
         self._loop.start()
 
     async def stop(self) -> None:
-        """Sync once more, if the disk does not take too long; else the next start verifies."""
+        """Sync a last time; if that takes too long, the next start verifies the files."""
         await self._loop.stop()
         last = Deferred.fromCoroutine(self._final_sync())
         last.addTimeout(FINAL_SYNC_TIMEOUT, self._clock)
@@ -77,12 +76,12 @@ class Syncing:
             await last
         except TimeoutError:
             log.warn(
-                "The disk has not written in {seconds} s: what was staged last is verified at the"
-                " next start",
+                "The last sync has not ended in {seconds} s: the files staged last are verified at"
+                " the next start",
                 seconds=FINAL_SYNC_TIMEOUT,
             )
         except Unavailable as error:
-            log.warn("What was staged last is verified at the next start: {error}", error=error)
+            log.warn("The files staged last are verified at the next start: {error}", error=error)
         if self._running is not None:
             self._running.cancel()
         self._file_system.close()
@@ -92,16 +91,16 @@ class Syncing:
             await self._sync()
         await self._sync()
         if self._page_cache_recorded and self._file_system.page_cache is not None:
-            await self._store.forget_page_cache(self._holder)  # nothing of it is left
+            await self._store.forget_page_cache(self._holder)  # it has no dirty pages
 
     async def _sync_if_due(self) -> None:
         if self._clock.seconds() >= self._next_sync_at:
             await self._sync()
 
     def _sync(self) -> Deferred[None]:
-        """Fires when the sync is over that is under way, or else begins now.
+        """Return a Deferred that fires when the running sync, or else a new one, has ended.
 
-        Cancelling gives up the waiting alone: what a sync tells is told only once.
+        Cancelling it stops only the wait, not the sync.
         """
         job = self._running
         if job is None:
@@ -124,7 +123,7 @@ class Syncing:
                 await self._record_page_cache([])
             return
         await self._check_volume()
-        # Should this process be killed by the time that the sync has failed, nobody else knows it.
+        # If this process is killed after the sync has failed, no other process knows of that.
         self._page_cache_recorded = self._file_system.page_cache is None
         if not self._page_cache_recorded:
             await self._store.forget_page_cache(self._holder)
@@ -138,13 +137,13 @@ class Syncing:
             await self._revalidate_unsynced()
             return
         self._failure_pause = SYNC_INTERVAL
-        # Who else uses a slow disk shall have as much of it.
+        # Leave a slow disk to others for as long as the sync took.
         ended = self._clock.seconds()
         self._next_sync_at = ended + min(ended - begun, MAX_REST)
         await self._record_page_cache([row for rows in dirty.values() for row in rows])
 
     async def _record_page_cache(self, synced: Sequence[int]) -> None:
-        """Record what is ``synced``, and which memory has whatever is written from now on."""
+        """Record ``synced`` rows, and the id of the page cache for later writes."""
         cache = self._file_system.page_cache
         if synced or cache is not None:
             await self._store.record_synced(synced, holder=self._holder, cache=cache)
@@ -158,8 +157,9 @@ class Syncing:
     def _failed(self, error: SyncFailed) -> None:
         if self._failure_pause == SYNC_INTERVAL:
             log.error(
-                "{error}. Please look after the disk. What was staged since the last sync is"
-                " verified, and fetched again if it is wrong",
+                "{error}. Check the disk. Files staged since the last sync are verified, and"
+                " fetched"
+                " again if damaged",
                 error=error,
             )
         self._failure_pause = min(self._failure_pause * 2, MAX_REST)

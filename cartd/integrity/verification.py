@@ -1,4 +1,4 @@
-"""What ready carts have on the volume, read to its last byte and compared with the store."""
+"""Verification: reads all bytes of ready carts and compares them with the recorded hashes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Damage:
     position: int
     path: str
     fault: str
-    """In a few words: ``is missing``."""
+    """A short description, as ``is missing``."""
 
 
 class Verification:
-    """Reads carts; nothing is changed."""
+    """Reads carts; changes nothing."""
 
     def __init__(self, store: Store, volume: Volume) -> None:
         self._store = store
         self._volume = volume
 
     async def damages(self, cart: Cart, read: Callable[[int], Awaitable[None]]) -> list[Damage]:
-        """All that is wrong with a ready cart, in the manifest's order.
+        """Return all damage of a ready cart, in the order of the manifest.
 
-        ``read`` is told of each number of bytes that was read, and may rest.  The cart should stay
-        while it is read: what is deleted meanwhile is missing.
+        ``read`` is called with each number of bytes read, and may pause.  A cart that is deleted
+        while it is read has missing files.
         """
         damages = []
         async for files, faults in self._checked(cart, read):
@@ -44,7 +44,7 @@ class Verification:
     async def _checked(
         self, cart: Cart, read: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
-        """The files page by page, each with what is wrong with it; nothing is empty."""
+        """Yield the files page by page, with the fault of each; '' if it is intact."""
         if cart.bundle:
             async for page in self._volume.bundle_faults(cart, self._pages(cart), read):
                 yield page

@@ -1,9 +1,9 @@
-"""How many entries a posted manifest has, known before any of them is decoded.
+"""Checks the number of entries of a posted manifest before any of them is decoded.
 
-Strategy: an entry that is none, as ``0``, takes fifty times as much memory as it takes of the body,
-so they are counted while the body is only text.  Commas tell it of all but the greatest manifests:
-there is one less than entries at least.  Of those, block by block, all that is not structure is
-removed by passes over the bytes that are each one call; what is left is short.
+Strategy: a decoded entry, even an invalid one as ``0``, may take fifty times its bytes in the body,
+so entries are counted in the bytes.  A manifest of n entries has at least n - 1 commas, so counting
+commas is enough for all but the largest manifests.  For those, everything but the JSON structure
+is removed, block by block, by calls that each process a whole block.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _BLOCK = 1 << 20
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'{}[],"'))
 _STRINGS = re.compile(rb'"[^"]*"?')
 _PLAIN = (b"{,,,}", b"{}", b"[]", b"{}", b"[]")
-"""What is in most entries, and in what is in them: two levels of it."""
+"""What remains of most entries, for two levels of nesting."""
 _NO_BACKSLASH = re.compile(rb"[^\\]")
 _TOKENS = re.compile(rb"[][{}]|,+")
 _DEPTH = 2
-"""Of what is in the lists of the manifest itself: ``{"fileids": [here]}``."""
+"""Nesting depth of the entries: ``{"fileids": [here]}``."""
 
 
 def check_entries(body: bytes, max_entries: int) -> None:
     """Raise TooLarge if a list of the manifest has more than ``max_entries`` entries.
 
-    What ``body`` is if it is no JSON is for others to say.
+    Invalid JSON is not reported here.
     """
     if _more_commas(body, max_entries) and _longest_list(body, max_entries) > max_entries:
         raise TooLarge(f"fileids: has more than {max_entries} entries ({LIMIT})", limit=LIMIT)
 
 
 def _more_commas(body: bytes, max_entries: int) -> bool:
-    """Whether there are ``max_entries`` or more; the interpreter's lock is let go in between."""
+    """Whether there are ``max_entries`` commas or more, counted in blocks to let threads run."""
     commas = 0
     for start in range(0, len(body), _BLOCK):
         commas += body.count(b",", start, start + _BLOCK)
@@ -46,7 +46,7 @@ def _more_commas(body: bytes, max_entries: int) -> bool:
 
 
 def _longest_list(body: bytes, max_entries: int) -> int:
-    """How many entries the longest has, or the first that has more than ``max_entries``."""
+    """Return the length of the longest list, or of the first with more than ``max_entries``."""
     depth = longest = entries = 0
     in_list = False
     for structure in _structures(body):
@@ -66,12 +66,12 @@ def _longest_list(body: bytes, max_entries: int) -> int:
 
 
 def _structures(body: bytes) -> Iterator[bytes]:
-    """The brackets and commas outside of strings, without most of those inside of entries."""
+    """Yield brackets and commas outside of strings, without most of those within entries."""
     in_string = False
     for block in _blocks(body):
-        # Pairs first: what is before a quote then escapes it.
+        # Pairs of backslashes first: a remaining backslash before a quote then escapes it.
         unescaped = block.replace(b"\\\\", b"").replace(b'\\"', b"")
-        # Two strings that touch each other, now that what was between them is gone, become one.
+        # Adjacent strings, whose separators have been removed, become one.
         bare = unescaped.translate(None, _NO_STRUCTURE).replace(b'""', b"")
         if in_string:
             bare = b'"' + bare
@@ -83,7 +83,7 @@ def _structures(body: bytes) -> Iterator[bytes]:
 
 
 def _blocks(body: bytes) -> Iterator[bytes]:
-    """Never cut behind a backslash, which has a meaning for what follows."""
+    """Split ``body`` into blocks, never directly behind a backslash, which may be an escape."""
     start = 0
     while start < len(body):
         last = _NO_BACKSLASH.search(body, start + _BLOCK - 1)

@@ -1,13 +1,13 @@
-"""A posted manifest: from bytes to normalised entries, or an error that names the entry.
+"""Parses a posted manifest: from bytes to normalised entries, or an error that names the entry.
 
-The shape is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``,
-and as in its schema other keys are allowed; they are read past.
+The format is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``;
+as in its schema, other keys are ignored.
 
-Strategy: a manifest may hold millions of entries and is read in a thread beside the reactor, so
-this must be quick, and must never hold the interpreter's lock for long.  The outer pass finds
-where each entry lies; the entries are then decoded, checked and digested some thousands at a time,
-and each column of such a batch is first looked at as one text: only if something in it is out of
-the ordinary are its values looked at one by one.  Nor is there any container of millions.
+Strategy: a manifest may have millions of entries and is parsed in a thread beside the reactor, so
+this must be fast, and must never hold the interpreter's lock for long.  A first pass locates the
+entries; they are then decoded, checked and digested in batches of some thousands.  Each column of a
+batch is first checked as one text, and value by value only if that finds something suspicious.
+There is no container of millions of objects.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from cartd.manifest.path_set import PathSet
 from cartd.manifest.unicode_errors import describe_invalid_utf8, describe_lone_surrogate
 
 ID_LIMIT = 1024
-"""Bytes of an archive id."""
+"""Maximum bytes of an archive id."""
 PATH_LIMIT = 3072
-"""Bytes of a path: leaves room for the volume's own directories within a PATH_MAX of 4,096."""
+"""Maximum bytes of a path; the volume's own directories must fit into PATH_MAX, 4,096, too."""
 COMPONENT_LIMIT = 255
-"""Bytes of one component, the NAME_MAX of the file systems in use."""
+"""Maximum bytes of a component of a path, the NAME_MAX of common file systems."""
 
 _BATCH = 4096
 _BLOCK = 1 << 20
@@ -51,17 +51,17 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Relative, no empty, ``.`` or ``..`` component."""
     hash_type: str
     hash_sum: str
-    """Lower-case hex; empty if the client knows none."""
+    """Lower-case hex; empty if the client sent none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a client asks for."""
+    """A parsed manifest."""
 
     entries: Collection[Entry] = field(compare=False)
-    """In the client's order; to compare them is what the fingerprint is for."""
+    """In the client's order; manifests are compared by ``fingerprint``."""
     bundle: bool | None
-    """Whether a tar is to be written; none if the client does not say."""
+    """Whether a tar is to be written; none if the client sent no value."""
     fingerprint: str
     """SHA-256, hex, of the normalised entries in their order and of ``bundle``."""
 
@@ -79,7 +79,7 @@ class _PostedEntry(msgspec.Struct, gc=False):
 
 
 class _Entries(Collection[Entry]):
-    """Entries as the lines that are digested, and decoded again whenever they are read."""
+    """Entries, kept as the JSON lines that are digested, and decoded at each iteration."""
 
     def __init__(self) -> None:
         self._batches: list[bytes] = []
@@ -109,11 +109,11 @@ _lines = msgspec.json.Encoder()
 def parse(
     body: bytes, *, require_hashsum: bool = False, max_entries: int = sys.maxsize
 ) -> Manifest:
-    """Read a manifest (JSON in UTF-8, with or without a byte order mark).
+    """Parse a manifest (JSON in UTF-8, with or without a byte order mark).
 
-    Of a key that comes twice the last one counts.  ``require_hashsum`` refuses entries whose
-    hash sum is empty.  Raises InvalidInput, whose message begins with the place of the fault,
-    ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``; nothing else.
+    The last one of duplicate keys counts.  ``require_hashsum`` rejects entries with an empty hash
+    sum.  Raises only InvalidInput, whose message begins with the place of the fault, as
+    ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``.
     """
     check_entries(body, max_entries)
     posted = _decode(body)
@@ -148,7 +148,7 @@ def _decode(body: bytes) -> _Posted:
 
 
 def _check_utf8(body: bytes) -> None:
-    """Raise InvalidInput: msgspec does not look into the strings that it reads past."""
+    """Raise InvalidInput if ``body`` is not UTF-8: msgspec does not check ignored strings."""
     if body.isascii():
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -157,7 +157,7 @@ def _check_utf8(body: bytes) -> None:
         try:
             decoder.decode(body[start:end], final=end == len(body))
         except UnicodeDecodeError as error:
-            # What it was given begins with what the block before has left of a character.
+            # The decoder's input begins with the incomplete character of the block before.
             at = end - len(error.object) + error.start
             raise InvalidInput(describe_invalid_utf8(body, at)) from None
 
@@ -168,12 +168,12 @@ def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntr
     except _DECODE_ERRORS as error:
         if len(raws) == 1:
             raise InvalidInput(_reason(error, f"fileids[{first}]")) from None
-    # One of them is at fault: alone, its position is known.
+    # Decode them one by one, to find the position of the invalid one.
     return [_decode_entries([raw], first + offset)[0] for offset, raw in enumerate(raws)]
 
 
 def _reason(error: Exception, entry: str) -> str:
-    """Say in our words where and why msgspec stopped; ``entry`` is the place, if it is known."""
+    """Return the place and reason of an error of msgspec; ``entry`` is the place, if known."""
     if isinstance(error, RecursionError):
         return f"{entry or 'manifest'}: is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -207,9 +207,9 @@ def _ids(posted: Sequence[_PostedEntry], first: int) -> list[str]:
 
 
 def _check_id(archive_id: str, position: int) -> None:
-    """Refuse what could name something else than a file of the archive.
+    """Reject an id that could address anything but a file of the archive.
 
-    The id is percent-encoded on its way; a server may decode it twice, or take ``\\`` for ``/``.
+    The id is percent-encoded in the URL; a server may decode it twice, or treat ``\\`` as ``/``.
     """
     if not archive_id:
         raise _fault(position, "id", "is empty")
@@ -217,7 +217,7 @@ def _check_id(archive_id: str, position: int) -> None:
         raise _fault(position, "id", f"is over {ID_LIMIT} bytes")
     for text in (archive_id, unquote(archive_id)):
         if "\0" in text:
-            raise _fault(position, "id", "holds a NUL")
+            raise _fault(position, "id", "contains a NUL")
         if not _DOTS.isdisjoint(text.replace("\\", "/").split("/")):
             raise _fault(position, "id", "has a segment '.' or '..'")
 
@@ -233,14 +233,14 @@ def _paths(posted: Sequence[_PostedEntry], first: int) -> list[str]:
 
 def _path(path: str, position: int) -> str:
     if "\0" in path:
-        raise _fault(position, "path", "holds a NUL")
+        raise _fault(position, "path", "contains a NUL")
     components = path.split("/")
     if not _DROPPED.isdisjoint(components):
         components = [component for component in components if component not in _DROPPED]
     if not components:
         raise _fault(position, "path", "names no file")
     if ".." in components:
-        raise _fault(position, "path", "climbs out by '..'")
+        raise _fault(position, "path", "must not contain '..'")
     normal = "/".join(components)
     encoded = normal.encode()
     if len(encoded) > PATH_LIMIT:
@@ -256,7 +256,7 @@ def _hashes(
     types = [sys.intern(entry.hashtype) for entry in posted]
     sums = [entry.hashsum for entry in posted]
     digits = {name: 2 * _digest_size(name, first + types.index(name)) for name in set(types)}
-    # Each of the right length and together hex: then each is hex.
+    # All of the right length, and hex when joined: then each of them is hex.
     if len(digits) > 1 or set(map(len, sums)) != {*digits.values()} or not _is_hex("".join(sums)):
         columns = zip(types, sums, strict=True)
         for index, (hash_type, hash_sum) in enumerate(columns):
@@ -273,7 +273,7 @@ def _digest_size(hash_type: str, position: int) -> int:
 
 
 def _is_hex(text: str) -> bool:
-    """Whether it is lower-case hex and nothing else (``fromhex`` skips white space)."""
+    """Whether ``text`` is lower-case hex only (``fromhex`` skips white space)."""
     try:
         return bytes.fromhex(text).hex() == text
     except ValueError:
@@ -302,5 +302,5 @@ def _file_and_directory(entries: Iterable[Entry], path: str) -> InvalidInput:
     file = next(at for at, entry in enumerate(entries) if entry.path == path)
     below = next(at for at, entry in enumerate(entries) if entry.path.startswith(path + "/"))
     if file < below:
-        return _fault(below, "path", f"lies below the file of fileids[{file}]")
-    return _fault(file, "path", f"is a directory in that of fileids[{below}]")
+        return _fault(below, "path", f"is below the file of fileids[{file}]")
+    return _fault(file, "path", f"is a directory in the path of fileids[{below}]")

@@ -1,7 +1,7 @@
-"""The paths of a manifest of millions, and whether two of them cannot be in one tree.
+"""The set of paths of a manifest, up to millions; finds paths that are a file and a directory.
 
-Strategy: to enlarge, sort or free a set of a million is a single step of a tenth of a second, in
-which no other thread runs; so there is none, but many small ones.
+Strategy: to grow, sort or free a set of a million strings holds the interpreter's lock for a tenth
+of a second; so the set is partitioned into many small ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SORTED_AT_ONCE = 4096
 
 
 class PathSet:
-    """Normalised paths of files, and the directories that they lie in."""
+    """Normalised paths of files, and the directories that contain them."""
 
     def __init__(self) -> None:
         self._files = _PartitionedSet()
@@ -25,23 +25,23 @@ class PathSet:
         self._directories.update({path[: path.rfind("/") + 1] for path in paths})
 
     def __len__(self) -> int:
-        """How many different ones there are."""
+        """The number of different paths."""
         return len(self._files)
 
     def file_as_directory(self) -> str | None:
-        """A path that is claimed for a file, and is on the way to another one; if there is any."""
+        """Return a path that is both a file and a directory of another path, if there is any."""
         return _file_as_directory(self._files, self._directories)
 
     def clear(self) -> None:
-        """Empty it step by step, where its end would free all of it at once."""
+        """Empty the set step by step; its destruction would free all of it at once."""
         self._files.clear()
         self._directories.clear()
 
 
 class _PartitionedSet(Collection[str]):
-    """A set of texts in many parts."""
+    """A set of strings, partitioned by hash."""
 
-    # A prime: the sets themselves go by the last bits of the hash.
+    # A prime, as each set uses the last bits of the hash.
     _PARTS = 251
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _PartitionedSet(Collection[str]):
             parts[hash(text) % self._PARTS].add(text)
 
     def clear(self) -> None:
-        """Empty it part by part."""
+        """Empty the set, partition by partition."""
         for part in self._parts:
             part.clear()
 
@@ -68,12 +68,12 @@ class _PartitionedSet(Collection[str]):
 
 
 def _file_as_directory(files: Container[str], directories: Collection[str]) -> str | None:
-    """Give a path that is among ``files`` and on the way to one of ``directories``, if any.
+    """Return one of ``files`` that is also one of ``directories`` or their parents, if any.
 
-    A file that is in the way lies itself in one of the directories.  Sorted, with their final
-    ``/``, each of them follows those that it lies in, and the last of these is on top of the
-    stack: of the way from there on, only the first step is new.  So the work grows with the
-    text, not with its depth.
+    Such a file is itself in one of the directories.  In sorted order, with their final ``/``, each
+    directory follows its parents, and the nearest parent is on top of the stack: only its first
+    component below that parent has to be checked.  So the work grows with the length of the text,
+    not with its depth.
     """
     stack = [""]
     for directory in _in_order(directories):
@@ -87,7 +87,7 @@ def _file_as_directory(files: Container[str], directories: Collection[str]) -> s
 
 
 def _in_order(texts: Collection[str]) -> Iterator[str]:
-    """What ``sorted`` gives, some thousands at a time: a sample says what belongs together."""
+    """Yield ``texts`` sorted, in batches of some thousands, which are split by a sample."""
     bounds = sorted(islice(texts, 0, None, _SORTED_AT_ONCE))
     between: list[list[str]] = [[] for _ in range(len(bounds) + 1)]
     for text in texts:

@@ -1,8 +1,8 @@
-"""Where a manifest is no Unicode text: bytes that are not UTF-8, or an escape that is no character.
+"""Locates invalid Unicode in a manifest: bytes that are not UTF-8, or lone surrogates.
 
-Strategy: this is looked for only after the parser has stopped.  The parser tells no offsets of
-entries, so the fault is replaced by a marker that occurs nowhere else, and the body is parsed once
-more: the entry that has the marker is the one.
+Strategy: called only after the parser has failed.  The parser reports no offsets of entries, so the
+fault is replaced by a unique marker, and the body is parsed again to find the entry with the
+marker.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _LONE_SURROGATE: Final = re.compile(
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb")"
 )
-"""Half of a pair without its other half (RFC 8259, section 8.2); two backslashes are not there."""
+"""A surrogate without its other half (RFC 8259, section 8.2), in text without double
+backslashes."""
 _SPACES: Final = b"\xff\xff"
-"""In place of two backslashes: whatever is no part of an escape."""
+"""Replaces two backslashes: bytes that are not part of an escape."""
 _ESCAPE: Final = 6
-"""Bytes of ``\\udce9``."""
+"""Length of ``\\udce9`` in bytes."""
 _KEY: Final = re.compile(r"\w{1,100}", re.ASCII)
-"""A key that a message may name as it is."""
+"""A key that is safe to quote in a message."""
 
 _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def describe_lone_surrogate(body: bytes) -> str | None:
-    """Say where ``body``, which is no JSON to the parser, holds half of a surrogate pair.
+    """Return where ``body``, which the parser rejected, contains a lone surrogate.
 
-    None if it holds none, or is no JSON for another reason as well.
+    None if it contains none, or if it is also invalid for another reason.
     """
     found = next(_find_lone_surrogates(body), None)
     if found is None:
@@ -51,11 +52,11 @@ def describe_lone_surrogate(body: bytes) -> str | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     escape = body[found : found + _ESCAPE].decode()
-    return f"{place}: holds a lone surrogate ({escape}, byte {found}), which is no Unicode text"
+    return f"{place}: contains a lone surrogate ({escape}, byte {found}), which is invalid Unicode"
 
 
 def describe_invalid_utf8(body: bytes, at: int) -> str:
-    """Say where the byte ``at`` of ``body``, which is not UTF-8, is."""
+    """Return the place of the byte ``at`` of ``body``, which is not UTF-8."""
     marker = _marker(body, 8)
     marked = b"".join((body[:at], marker, body[at + 1 :]))
     try:
@@ -66,7 +67,7 @@ def describe_invalid_utf8(body: bytes, at: int) -> str:
 
 
 def _marker(body: bytes, length: int) -> bytes:
-    """Letters that are not in ``body``."""
+    """Return a string that does not occur in ``body``."""
     while True:
         marker = secrets.token_hex(length)[:length].encode()
         if marker not in body:
@@ -76,7 +77,7 @@ def _marker(body: bytes, length: int) -> bytes:
 def _find_lone_surrogates(body: bytes) -> Iterator[int]:
     start = 0
     while start < len(body):
-        # Behind a quote no escape goes on.
+        # No escape extends beyond a quote.
         quote = body.find(b'"', start + _BLOCK)
         end = len(body) if quote < 0 else quote + 1
         block = body[start:end].replace(b"\\\\", _SPACES)
@@ -86,9 +87,9 @@ def _find_lone_surrogates(body: bytes) -> Iterator[int]:
 
 
 def _locate(marked: bytes, marker: bytes) -> str:
-    """The place in a manifest at which the marker is; ``manifest`` if it is in no entry's value.
+    """Return the place of the marker in a manifest; ``manifest`` if it is in no entry's value.
 
-    Raises ``msgspec.DecodeError`` for what is no JSON.
+    Raises ``msgspec.DecodeError`` for invalid JSON.
     """
     try:
         keys = _object.decode(marked)
@@ -109,7 +110,7 @@ def _locate_in_entries(value: msgspec.Raw, marker: bytes) -> str | None:
             if marker in bytes(entry):
                 return ".".join(filter(None, (f"fileids[{position}]", _key_in(entry, marker))))
     except msgspec.ValidationError:
-        pass  # it is no list
+        pass  # not a list
     return None
 
 
@@ -122,5 +123,5 @@ def _key_in(entry: msgspec.Raw, marker: bytes) -> str:
 
 
 def _safe_key(key: str) -> str:
-    """The key, unless a message must not hold it."""
+    """Return the key if it is safe to quote, else ''."""
     return key if _KEY.fullmatch(key) else ""

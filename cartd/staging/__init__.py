@@ -1,1 +1,1 @@
-"""From the archive to the volume: which carts, which of their files, and in which order."""
+"""Staging: copies the files of carts from the archive to the volume."""

@@ -1,4 +1,4 @@
-"""Collects what happened to files and writes it to the store in batches."""
+"""Collects updates of files and writes them to the store in batches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Batcher(Generic[T]):
-    """Gives ``write`` lists of items: when enough are there, or the last are old enough.
+    """Calls ``write`` with a batch of items when it has ``size`` items or is ``max_age`` old.
 
-    Whoever adds an item that fills a batch waits until that is written: so the store's
-    speed bounds what is collected.
+    The call of :meth:`add` that fills a batch waits until it is written, so that the speed of the
+    store limits the number of collected items.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Batcher(Generic[T]):
         self._written = 0
         self._writing = False
         self._waiting: list[Deferred[None]] = []
-        """Who waits for the end of the write that is under way."""
+        """Calls that wait for the end of the running write."""
 
     async def add(self, item: T) -> None:
         if not self._items:
@@ -46,12 +46,12 @@ class Batcher(Generic[T]):
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all that has been added so far; what cannot be written is kept."""
+        """Write all items that were added so far; they are kept if the write fails."""
         wanted = self._added
         while self._written < wanted:
             if self._writing:
-                # All at once are told, not each by the one before: a long chain of Deferreds
-                # that fire each other is deeper than Python's stack.
+                # The running write notifies all waiters itself: a chain in which each notifies
+                # the next one would exceed Python's recursion limit.
                 ended: Deferred[None] = Deferred()
                 self._waiting.append(ended)
                 await ended

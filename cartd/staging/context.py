@@ -1,4 +1,4 @@
-"""What every staging of a cart works with."""
+"""The dependencies that the staging of all carts shares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cartd.volume import Volume
 
 
 class ReserveSpace(Protocol):
-    """Promises room on the volume to a cart, or raises NoSpace."""
+    """Reserves space on the volume for a cart, or raises NoSpace."""
 
     def __call__(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
@@ -29,7 +29,7 @@ class ReserveSpace(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StagingContext:
-    """What every staging works with."""
+    """The dependencies that the staging of all carts shares."""
 
     store: Store
     volume: Volume
@@ -40,15 +40,15 @@ class StagingContext:
     concurrency_limit: AdaptiveLimit
     retry_policy: RetryPolicy
     poll_limiter: FairRateLimiter
-    """How often files on tape are asked for, all carts together."""
+    """Limits the polls of files on tape, of all carts together."""
     recall_retry_interval: float
     """Seconds after which a file that is still on tape is announced again."""
     clock: IReactorTime
     now: Callable[[], float]
     """Unix time."""
     share_divisor: Callable[[str | None], int]
-    """Into how many parts carts in staging share pages and windows, for one of that owner."""
+    """By owner, the number by which a cart of that owner divides pages and windows."""
 
     def share(self, cart: Cart, whole: int) -> int:
-        """The part of ``whole`` that ``cart``, one of those in staging, has; two at least."""
+        """Return the fair share of ``whole`` for ``cart``, which is being staged; at least two."""
         return max(whole // self.share_divisor(cart.owner), 2)

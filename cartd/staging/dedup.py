@@ -1,4 +1,4 @@
-"""Files that are on the volume already, in another cart: linked, and not fetched again."""
+"""Deduplication: files that another cart has on the volume are linked, not fetched again."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ async def link_duplicates(
     *,
     hashed: bool,
 ) -> Cart:
-    """Link into ``cart`` what other carts have staged, ``page()`` files at a time.
+    """Link files of ``cart`` to those of other carts, ``page()`` files at a time.
 
-    The cart as it is then.  A file that cannot be linked is left to be fetched.  If a duplicate
-    goes before its link is recorded, another is looked for.
+    Return the updated cart.  A file that cannot be linked is fetched later.  If a duplicate is
+    removed before its link is recorded, the next one is used.
 
-    ``hashed``: only to files whose bytes have their hash.  So it is for a cart that is staged
-    again, which may have been found damaged: what is wrong with it shall not come back from a cart
-    that shares it.  A new one trusts the size, as downloads do.
+    ``hashed``: link only to files whose hash is right.  For a cart that is restaged, which may have
+    been damaged: the damage must not come back from a cart that shares the file.  A new cart trusts
+    the size, as downloads do.
 
-    :raises LeaseLost: somebody else has the cart now.
+    :raises LeaseLost: another process has taken over the cart.
     """
     linked = first = 0
     unlinked = ""
@@ -49,10 +49,14 @@ async def link_duplicates(
             again = await store.duplicates(cart.id, positions) if gone else []
             duplicates = [duplicate for duplicate in again if duplicate.position in gone]
         if unlinked and not linked:
-            break  # what fails for a whole page (no hard links here) fails for the next
+            break  # if no link of a page works (no hard links here), none of the next will
     if unlinked:
-        log.info("Not all of cart {id} can be linked: {reason}", id=cart.id, reason=unlinked)
+        log.info(
+            "Cart {id}: some duplicates cannot be linked: {reason}", id=cart.id, reason=unlinked
+        )
     if linked:
-        log.info("Cart {id}: {number} files are links to other carts'", id=cart.id, number=linked)
+        log.info(
+            "Cart {id}: {number} files linked to other carts' files", id=cart.id, number=linked
+        )
         return await store.cart(cart.id) or cart
     return cart

@@ -1,9 +1,8 @@
-"""The files of one cart that cannot be had, while the others are staged all the same.
+"""The files of one cart that cannot be fetched, while all others are staged.
 
-Strategy: one bad file keeps no other from being tried, so that whoever mends the cart learns of all
-that is wrong with it, and has only that left to fetch.  But a cart is not tried to its end when
-nothing comes of it: a million files that all fail for the same reason are a load for the archive
-and tell nothing new.
+Strategy: a bad file does not prevent attempts of the others, so that the user gets a complete list
+of errors and only those files have to be fetched later.  But the cart is aborted if most of its
+files fail: a million failures for the same reason load the archive and tell nothing new.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from cartd.staging.batcher import Batcher
 from cartd.staging.retry import FileFailed
 
 MAX_FAILED_FILES = 1000
-"""Failed files after which no more are tried."""
+"""Number of failed files at which the cart is aborted."""
 MAX_FAILED_IF_MOST_FAIL = 100
-"""The same for a cart of which more has failed than gone well since its states, or bytes, are
-asked for."""
+"""The same if more files have failed than succeeded in this phase (states, or bytes)."""
 
 
 class FilesFailed(CartdError):
-    """Some files of a cart could not be staged; the store knows which, and why."""
+    """Some files of a cart could not be staged; the store has their positions and causes."""
 
 
 class Failures:
-    """Told of each file how it went; ``record`` writes positions and causes to the store."""
+    """Counts successes and failures; ``record`` writes positions and causes to the store."""
 
     def __init__(
         self,
@@ -36,7 +34,7 @@ class Failures:
         self._unwritten: Batcher[tuple[int, str]] = Batcher(record, now)
         self._positions: set[int] = set()
         self._first: FileFailed | None = None
-        """The one of them that the manifest names first."""
+        """The failure with the lowest position in the manifest."""
         self._succeeded = 0
         self._failed = 0
 
@@ -47,17 +45,17 @@ class Failures:
         return bool(self._positions)
 
     def begin_phase(self) -> None:
-        """From now on something else is asked for: that the last went well tells nothing of it."""
+        """Begin the next phase: earlier successes tell nothing about it."""
         self._succeeded = self._failed = 0
 
     def record_success(self) -> None:
         self._succeeded += 1
 
     async def add(self, failed: FileFailed) -> None:
-        """Keep a failure for the end.
+        """Record a failure; it is raised at the end, by :meth:`check`.
 
-        :raises FileFailed: it is of the volume, and every other file would fail as well.
-        :raises FilesFailed: so many have failed that the rest is not tried.
+        :raises FileFailed: the volume failed, so that every other file would fail, too.
+        :raises FilesFailed: too many files have failed; the cart is aborted.
         """
         if failed.is_volume_error:
             raise failed
@@ -76,7 +74,7 @@ class Failures:
         await self._unwritten.flush()
 
     async def check(self) -> None:
-        """At the end: raises :class:`FilesFailed` if any file has failed."""
+        """Raise :class:`FilesFailed` if any file has failed."""
         await self.flush()
         if self._first is not None:
             raise FilesFailed(self._summary())

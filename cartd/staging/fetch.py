@@ -1,4 +1,4 @@
-"""The files of one cart out of the archive: their states first, then their bytes, tape last."""
+"""Fetching the files of one cart from the archive: states first, then bytes, tape last."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from cartd.volume.incoming import IncomingFile
 
 T = TypeVar("T")
 PAGE = 2000
-"""Rows read at once, shared by the carts in staging."""
+"""Rows read at a time, shared by all carts in staging."""
 WINDOW = 128
-"""Files under way at once, shared by the carts in staging."""
+"""Files in progress at a time, shared by all carts in staging."""
 
 
 class FileFetcher:
-    """Brings the unstaged files of ``cart`` to the volume; tells ``on_staged`` of each, and its
-    hash.
+    """Fetches the unstaged files of ``cart``; calls ``on_staged`` with the position and hash of
+    each.
 
-    Those that cannot be had come into ``failures``.
-    Files are read from the store page by page, so what is not unstaged any more is passed over.
+    Files that cannot be fetched are added to ``failures``.  Files are read from the store page by
+    page, so those that have been staged meanwhile are skipped.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FileFetcher:
         self._on_staged = on_staged
         self._failures = failures
         self._transfers = 0
-        """How many files are on their way.  Whether one is too slow, the archive's client tells."""
+        """How many files are being transferred.  The archive's client aborts slow transfers."""
         self._tape = TapeRecall(
             context,
             cart,
@@ -60,11 +60,11 @@ class FileFetcher:
         )
 
     def skip_recall(self, positions: Collection[int]) -> None:
-        """The files at ``positions`` need not be recalled: they are on the volume."""
+        """Exclude the files at ``positions`` from the recall: they are on the volume."""
         self._tape.queue.unmark(positions)
 
     def idle(self) -> float:
-        """For how many seconds nothing was done, though there was something to do."""
+        """For how many seconds nothing was done, although there was work to do."""
         if self._transfers or self._tape.queue.remaining:
             return 0.0
         return self._context.retry_policy.idle(self._cart.id)
@@ -78,10 +78,10 @@ class FileFetcher:
             yield page
             after = page[-1].position
 
-    # Learning what the archive has
+    # File states
 
     async def query_states(self) -> int:
-        """Ask for the state of every unstaged file; give the bytes of all that can be had."""
+        """Query the state of every unstaged file; return the total size of the available ones."""
         cart_id, holder = self._cart.id, self._holder
         states: Batcher[tuple[int, int, int]] = Batcher(
             lambda batch: self._context.store.record_states(cart_id, holder, batch),
@@ -111,7 +111,7 @@ class FileFetcher:
 
     @contextmanager
     def _track_idle_time(self) -> Iterator[None]:
-        """Within the block there is always something to ask for."""
+        """Measure idle time within the block, in which there are always requests to send."""
         retry_policy = self._context.retry_policy
         retry_policy.begin(self._cart.id)
         try:
@@ -134,7 +134,7 @@ class FileFetcher:
     # Fetching
 
     async def fetch(self) -> None:
-        """Fetch what is on disk, and all else as soon as it has come from tape."""
+        """Fetch the files on disk, and the others as soon as they are recalled from tape."""
         self._failures.begin_phase()
         with self._track_idle_time():
             await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
@@ -185,7 +185,7 @@ class FileFetcher:
         try:
             await self._context.archive.fetch(file.archive_id, incoming)
         except (ArchiveError, CancelledError):
-            # A disk that fails, or a body too long, stops the transfer: that is the cause.
+            # A failing disk or a too long body aborts the transfer: raise that cause.
             if incoming.failure is not None:
                 raise incoming.failure from None
             raise

@@ -1,10 +1,10 @@
-"""One cart from its manifest to ready: link, learn, reserve, recall, fetch, bundle.
+"""Staging of one cart, from manifest to ready: deduplicate, query, reserve, recall, fetch, bundle.
 
-Strategy: what another cart has on the volume is linked.  For the rest, the archive is asked
-for the state of every file before a byte is fetched, so that the cart's size is known and
-room for all of it is promised at once.  Then what is on disk is fetched, while what is on
-tape is announced, all of it, and asked for again with growing waits.  Files are read from
-the store page by page: a cart of a million costs no more memory than one of a thousand.
+Strategy: files that another cart has on the volume are linked.  For the others, the archive is
+queried for the state of every file before a byte is fetched, so that the cart's size is known and
+space for all of it is reserved at once.  Then files on disk are fetched, while files on tape are
+announced, all of them, and polled with backoff.  Files are read from the store page by page: a
+cart of a million files takes no more memory than one of a thousand.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class StagingPipeline:
         self._cart = cart
         self._holder = holder
         self._resumed = resumed
-        """Whether files may be on the volume that the store does not know of."""
+        """Whether files may be on the volume that the store has not recorded."""
         self._sizes_unknown = False
-        """Whether nobody knew the sizes of all files when it began, as of Pacifica Cartd's."""
+        """Whether sizes of files were unknown at the start, as of Pacifica Cartd's carts."""
         self.tar_bytes: int | None = None
-        """Those of its tar, which is on the volume in place of its files; none until it is."""
+        """Size of its tar, once that is on the volume in place of the files; else None."""
         self._staged: Batcher[tuple[int, str]] = Batcher(self._record_staged, context.clock.seconds)
         self._failures = Failures(self._record_failed, context.clock.seconds)
         self._fetcher = FileFetcher(context, cart, holder, self._staged.add, self._failures)
 
     async def run(self) -> None:
-        """Stage all that is not staged yet, and make the cart ready.
+        """Stage all files that are not staged yet, and make the cart ready.
 
-        :raises InvalidInput: the cart's uid cannot be on the volume.
-        :raises FilesFailed: some files could not be had; all others are on the volume.
-        :raises PathCollision: the volume cannot tell two of its paths apart.
-        :raises FileFailed: a file could not be written, nor could another.
-        :raises NoSpace: the volume has no room.
-        :raises OutageTooLong: the archive was away for too long.
-        :raises LeaseLost: somebody else has the cart now.
+        :raises InvalidInput: the cart's uid is not possible as a file name on the volume.
+        :raises FilesFailed: some files could not be fetched; all others are on the volume.
+        :raises PathCollision: two paths name the same file on the volume.
+        :raises FileFailed: the volume failed while a file was written.
+        :raises NoSpace: the volume has no space.
+        :raises OutageTooLong: the archive was unavailable for too long.
+        :raises LeaseLost: another process has taken over the cart.
         """
         self._context.volume.check_uid(self._cart)
         self._context.breaker.resume_cart(self._cart)
@@ -92,18 +92,18 @@ class StagingPipeline:
             after = page[-1].position
 
     async def flush(self) -> None:
-        """Write down which files have been staged, and which have failed, so far."""
+        """Record which files have been staged, and which have failed, so far."""
         await self._staged.flush()
         await self._failures.flush()
 
     def idle(self) -> float:
-        """For how many seconds nothing was done to fetch its files, though nothing hindered it."""
+        """For how many seconds no file was fetched, although nothing prevented it."""
         return self._fetcher.idle()
 
     async def reconcile_volume(self) -> None:
-        """Record what is on the volume and right, and remove the rest: the cart ends in error.
+        """Record the intact files on the volume, and remove the others: the cart ends in error.
 
-        Such is what was placed as the end came, or before a crash that nobody has recorded since.
+        Unrecorded files were placed just before the failure, or before a crash.
         """
         volume, cart = self._context.volume, self._cart
         await volume.clear_incoming(cart.id)
@@ -112,10 +112,10 @@ class StagingPipeline:
             await volume.drop_files(cart, [one for one in page if one.position not in recorded])
 
     async def _remove_leftovers(self) -> None:
-        """Remove what is of no use any more.
+        """Remove files of earlier attempts that cannot be used.
 
-        A bundle is written when all files are staged: if they are not, it was found damaged, or
-        Pacifica Cartd has left it.
+        A bundle is written when all files are staged: if they are not, the bundle was damaged, or
+        Pacifica Cartd has left it behind.
         """
         cart, volume = self._cart, self._context.volume
         await volume.clear_incoming(
@@ -125,11 +125,11 @@ class StagingPipeline:
             await volume.drop_tar(cart)
 
     async def _tar_is_complete(self) -> bool:
-        """Whether the cart is a bundle that was written before a stop: then nothing is lacking."""
+        """Whether the cart is a bundle whose tar was written before a stop, and is complete."""
         cart = self._cart
         if not cart.bundle or cart.files_staged < cart.files_total:
             return False
-        # What a tar holds that is there was recorded before it was written.
+        # The facts of a tar are recorded before it is written.
         if cart.tar is None:
             return False
         length = Lengths.loaded(cart.tar.lengths).length(cart.uid)
@@ -149,31 +149,32 @@ class StagingPipeline:
         )
 
     async def _find_in_place(self) -> bool:
-        """Record what is on the volume and right, before the archive is asked for it.
+        """Record intact files on the volume that are not recorded, instead of fetching them again.
 
-        A crash has kept it from being recorded, or from being known to be on the disk.  Whether
-        something that is right has got a duplicate meanwhile, in another cart, and is to be linked.
+        A crash has prevented their recording, or they may not have reached the disk before it.
+        Return whether some of them have a duplicate in another cart meanwhile, and are to be
+        linked.
         """
         if not self._resumed:
             return False
         duplicates = False
         async for page in self._fetcher.unstaged_pages():
             self._sizes_unknown = self._sizes_unknown or any(file.size is None for file in page)
-            async for right, recorded in self._record_found(page):
+            async for intact, recorded in self._record_found(page):
                 self._fetcher.skip_recall(recorded)
-                duplicates = duplicates or len(recorded) < right
+                duplicates = duplicates or len(recorded) < intact
         self._cart = await self._context.store.cart(self._cart.id) or self._cart
         return duplicates
 
     async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
-        """Record those of the files that are in their places; how many, and those positions."""
-        async for right in self._context.volume.intact_files(self._cart, files):
-            found = {file.position: file.hash_sum for file in right}
+        """Record the intact ones of the files; yield their number and the recorded positions."""
+        async for intact in self._context.volume.intact_files(self._cart, files):
+            found = {file.position: file.hash_sum for file in intact}
             recorded = await self._context.store.record_found(self._cart.id, self._holder, found)
             yield len(found), recorded
 
     async def _reserve(self, bytes_total: int) -> None:
-        """Have room promised for all that can be had; a cart that lacks some gets no bundle."""
+        """Reserve space for all available files; a cart with failed files gets no bundle."""
         volume_bytes = bytes_total
         if self._cart.bundle and not self._failures:
             index = await self._context.tar_indexes.build(self._cart)
@@ -214,13 +215,13 @@ class StagingPipeline:
         )
 
     async def _build_tar_index(self) -> TarFacts:
-        """Lay out its tar, now that all is known; the first download finds the index there."""
+        """Build the index of its tar and keep it for the first download."""
         index = await self._context.tar_indexes.build(self._cart)
         self._context.tar_indexes.put(self._cart.id, index)
         return tar_facts(index, self._context.now())
 
     async def _bundle(self) -> int:
-        """Write the tar, unless a start before this one has; give its length."""
+        """Write the tar, unless it is there already; return its length."""
         cart, volume, now = self._cart, self._context.volume, self._context.now()
         if self.tar_bytes is None:
             tar = await self._build_tar_index()

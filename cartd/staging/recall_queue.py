@@ -1,8 +1,8 @@
-"""When to ask for each file of a cart that is on tape: exponential backoff, file by file.
+"""When to poll each file of a cart that is on tape: exponential backoff per file.
 
-A cart may have a million such files, all of them waiting for days.  So of each there are nine bytes
-in arrays, and no object: a byte that says how often it was polled, four for when it was announced,
-and four for its place among those that are due in the same second (a calendar queue).
+A cart may have a million such files, all of them waiting for days.  So each file takes nine bytes
+in arrays, and no object: one for the number of polls, four for the time when it was announced, and
+four for its position in the list of those due in the same second (a calendar queue).
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from heapq import heappop, heappush
 
 INITIAL_WAIT = 1.0
 MAX_WAIT = 600.0
-"""Seconds between two polls of one file: they double from the first to the longest."""
+"""Seconds between two polls of a file: they double from the first wait to the maximum."""
 MAX_RETRY_AFTER = 3600.0
-"""Seconds of an archive's Retry-After that are honoured."""
+"""Maximum seconds of an archive's Retry-After that are honoured."""
 
 _MAX_POLLS = 254
 
 
 class RecallQueue:
-    """The files at some positions of a cart of ``files_total``; times are those of one clock."""
+    """The files on tape of a cart with ``files_total`` files; all times are of one clock."""
 
     def __init__(self, files_total: int) -> None:
         self._files_total = files_total
         self._marks = bytearray()
-        """By position: 0 for a file that never was on tape, else 1 and the number of its polls."""
+        """By position: 0 for a file that never was on tape, else 1 plus the number of polls."""
         self._announced = array("I")
-        """By position: the second in which it was announced."""
+        """By position: the second when it was announced."""
         self._due: dict[int, array[int]] = {}
-        """By second: the positions to poll in it."""
+        """By second: the positions to poll then."""
         self._seconds: list[int] = []
-        """A heap of the keys of that."""
+        """A heap of the keys of ``_due``."""
         self.remaining = 0
-        """How many files have not come yet."""
+        """How many files have not been recalled yet."""
 
     def mark(self, position: int) -> None:
-        """The file is on tape; to be marked before the first is added."""
+        """Mark the file as on tape; call this before the first :meth:`add`."""
         if not self._marks:
             self._marks = bytearray(self._files_total)
             self._announced = array("I", bytes(4 * self._files_total))
@@ -47,21 +47,21 @@ class RecallQueue:
             self.remaining += 1
 
     def unmark(self, positions: Iterable[int]) -> None:
-        """The files need not be recalled: they were found on the volume."""
+        """Unmark files that need no recall: they were found on the volume."""
         for position in positions:
             if position in self:
                 self._marks[position] = 0
                 self.remaining -= 1
 
     def __contains__(self, position: int) -> bool:
-        """Whether the file was on tape when the archive was asked first, though it may have come.
+        """Whether the file was on tape at the first query, even if it has been recalled since.
 
-        Who fetches what is on disk has to leave it alone, whenever that is found out.
+        Such a file is fetched by its poll, never together with the files on disk.
         """
         return bool(self._marks) and self._marks[position] > 0
 
     def done(self, number: int = 1) -> None:
-        """So many files need no more polls."""
+        """Count ``number`` files as recalled or failed: they need no more polls."""
         self.remaining -= number
 
     def record_announced(self, position: int, now: float) -> None:
@@ -71,9 +71,9 @@ class RecallQueue:
         return now - self._announced[position]
 
     def add(self, position: int, now: float, retry_after: float | None = None) -> float:
-        """Have the file polled again after its next wait; when that is.
+        """Schedule the next poll of the file; return its time.
 
-        ``retry_after`` are the seconds that the archive wants it to be left alone, if it said.
+        ``retry_after``: seconds that the archive asks to wait, if any.
         """
         polls = self._marks[position] - 1
         wait = min(INITIAL_WAIT * 2.0**polls, MAX_WAIT)
@@ -87,17 +87,16 @@ class RecallQueue:
         return float(second)
 
     def next_due(self) -> float | None:
-        """When the next file is to be polled; none if none waits for that."""
+        """Return the time of the next poll; None if none is scheduled."""
         return float(self._seconds[0]) if self._seconds else None
 
     def pop_due(self, now: float, limit: int) -> list[int]:
-        """Up to ``limit`` positions of files that are due, in their order, those due first
-        first."""
+        """Remove and return up to ``limit`` due positions, the earliest due, in ascending order."""
         positions: list[int] = []
         while self._seconds and self._seconds[0] <= now and len(positions) < limit:
             due = self._due[self._seconds[0]]
             number = min(limit - len(positions), len(due))
-            # From the end, where it costs nothing: all of them are due.
+            # From the end, which is cheap: all of them are due.
             positions += due[len(due) - number :]
             del due[len(due) - number :]
             if not due:

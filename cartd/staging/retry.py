@@ -1,4 +1,4 @@
-"""Trying a file again: how often, after how long, and what is told of it in the end."""
+"""Retries of requests to the archive: how often, after which delays, and the final error."""
 
 from __future__ import annotations
 
@@ -25,32 +25,31 @@ T = TypeVar("T")
 _PATH_ERRORS = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
 )
-"""Errors of the file system that are about one path only."""
+"""Errors of the file system that concern one path only."""
 log = Logger()
 
 
 class FileFailed(CartdError):
-    """A file could not be staged; carries which one, for the store.
+    """A file could not be staged; carries its position and the cause, for the store.
 
-    That it came with a ``mismatch`` in an earlier try says more of it than that the last one
-    failed.
+    A ``mismatch`` of an earlier attempt is part of the cause: it tells more than the last failure.
     """
 
     def __init__(self, file: CartFile, cause: Exception, mismatch: Mismatch | None = None) -> None:
-        self.cause = str(cause) if mismatch is None else f"{mismatch}; at the last try, {cause}"
+        self.cause = str(cause) if mismatch is None else f"{mismatch}; last attempt: {cause}"
         super().__init__(
             f"Failed to stage {file.path} (archive id {file.archive_id}): {self.cause}"
         )
         self.position = file.position
         self.is_volume_error = isinstance(cause, OSError) and cause.errno not in _PATH_ERRORS
-        """Whether the volume has failed, which would refuse any other file as well."""
+        """Whether the volume failed, so that other files would fail, too."""
 
 
 class RetryPolicy:
-    """So many ``max_attempts`` for each request, each in its cart's turn; none counts during an
-    outage.
+    """Attempts each request up to ``max_attempts`` times; attempts during an outage do not count.
 
-    What comes wrong is told to ``concurrency_limit``.
+    Each attempt holds a slot of the semaphore.  Corrupt files are reported to
+    ``concurrency_limit``.
     """
 
     def __init__(
@@ -69,29 +68,29 @@ class RetryPolicy:
         self._clock = clock
         self._random = random
         self._queued: Counter[int] = Counter()
-        """How many requests of a cart, by its id, wait for their turns."""
+        """How many requests of a cart, by its id, wait for a slot."""
         self._last_request_ended: dict[int, float] = {}
-        """When the last request of a cart ended, well or not."""
+        """When the last request of a cart, by its id, ended or failed."""
 
     def begin(self, cart_id: int) -> None:
-        """From now on the cart has something to ask for."""
+        """Start to measure the cart's idle time: it has requests to send."""
         self._last_request_ended[cart_id] = self._clock.seconds()
 
     def end(self, cart_id: int) -> None:
         self._last_request_ended.pop(cart_id, None)
 
     def idle(self, cart_id: int) -> float:
-        """For how many seconds nothing was asked for the cart, though nothing was in its way."""
+        """For how many seconds no request was sent for the cart, although nothing prevented it."""
         ended_at = self._last_request_ended.get(cart_id)
         if ended_at is None or self._queued[cart_id] or not self._breaker.is_closed:
             return 0.0
         return self._clock.seconds() - ended_at
 
     async def call(self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What ``attempt`` gives, once it works.
+        """Return the result of ``attempt``, retried until it succeeds.
 
-        :raises FileFailed: the tries are used up, or the failure is final.
-        :raises OutageTooLong: the archive was away for too long.
+        :raises FileFailed: all attempts failed, or the failure is permanent.
+        :raises OutageTooLong: the archive was unavailable for too long.
         """
         pauses = delays(self._max_attempts, self._random)
         answers = paused_at = self._breaker.successes
@@ -122,7 +121,7 @@ class RetryPolicy:
                 continue
             paused_at = self._breaker.successes
             if pause is not None and getattr(failure, "retryable", True):
-                log.info("Trying {path} again: {failure}", path=escape(file.path), failure=failure)
+                log.info("Retrying {path}: {failure}", path=escape(file.path), failure=failure)
                 await self._pause(pause, failure)
             elif await self._wait_out_archive_fault(cart, file, failure, answers):
                 pauses = delays(self._max_attempts, self._random)
@@ -133,7 +132,7 @@ class RetryPolicy:
     async def _attempt_once(
         self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]
     ) -> T:
-        """Try once, when the archive is there.  A file that waits for that holds no turn."""
+        """Attempt once while the archive is available.  Holds no slot while waiting for that."""
         while True:
             await self._breaker.wait(cart.id, file.archive_id)
             await self._acquire_slot(cart)
@@ -141,7 +140,7 @@ class RetryPolicy:
                 if self._breaker.is_closed:
                     return await attempt()
             except ArchiveError as error:
-                # Before the turn is left, and somebody else asks the same in vain.
+                # Before the slot is released, so that no other request fails in the same way.
                 if error.unavailable:
                     self._breaker.record_unavailable(file.archive_id, error)
                 elif error.outage:
@@ -167,7 +166,7 @@ class RetryPolicy:
     async def _wait_out_outage(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
     ) -> bool:
-        """Whether this failure was one of an archive that was away; then it is back."""
+        """If the failure is part of an outage, wait until it is over; whether it was."""
         if isinstance(failure, Mismatch) or not failure.outage:
             return False
         return await self._breaker.wait(cart.id, file.archive_id, failed=True)
@@ -175,10 +174,10 @@ class RetryPolicy:
     async def _wait_out_unavailability(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
-        """The same of one that says "unavailable", and still does at the last try.
+        """The same if the archive answers "unavailable" up to the last attempt.
 
-        Until then it keeps only its own file waiting.  The file is to blame if others were answered
-        since there were so many ``answers``: when it was tried the last time but one.
+        Until then only this file waits.  It is a failure of the file, not of the archive, if other
+        files were answered since the count of answers was ``answers``, at the attempt before.
         """
         if isinstance(failure, Mismatch) or not failure.unavailable:
             return False
@@ -190,10 +189,9 @@ class RetryPolicy:
     async def _wait_out_archive_fault(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
-        """Whether any file would have failed as this one did in the end; then the archive is back.
+        """If the archive fails for every file, wait until that is over; whether it did.
 
-        What was asked about at its own time, and what the archive says of this file alone, is so
-        no more.
+        False for outages, which were handled before, and for failures of this file alone.
         """
         if isinstance(failure, Mismatch) or failure.outage:
             return False
@@ -207,7 +205,7 @@ class RetryPolicy:
         )
 
     def _report_mismatch(self, reasons: list[str], reason: str) -> None:
-        """Find out whose fault it is that a file came wrong, by how it comes the second time."""
+        """Report a corrupt file, and whether it is corrupt in the same way as the first time."""
         if not reasons and not self._concurrency_limit.record_corrupt_file():
             reason = ""
         reasons.append(reason)

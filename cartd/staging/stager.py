@@ -1,4 +1,4 @@
-"""Which carts are staged by this process: begun, taken up, dropped, stopped."""
+"""Starts, resumes and aborts the staging of carts by this process, and holds their leases."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ from cartd.threads import ThreadRunner
 from cartd.uncancellable import with_timeout
 
 LEASE_SECONDS = 60.0
-"""Seconds for which a lease holds unless it is renewed."""
+"""Seconds until a lease expires unless it is renewed."""
 MAX_BACKOFF = 300.0
 """Seconds; a cart is retried at once if the database has not failed for twice as long."""
 CLAIM_INTERVAL = 5.0
-"""Seconds between two looks for carts that nobody stages; leases are renewed as often."""
+"""Seconds between two scans for carts without a lease; leases are renewed as often."""
 STOP_STEP_TIMEOUT = 5.0
-"""Seconds for which a stop waits for the database, at each of a few steps."""
+"""Maximum seconds of each step of a stop."""
 WATCHDOG_INTERVAL = 60.0
 STALL_TIMEOUT = 900.0
-"""Seconds without any progress after which a cart is begun anew: three times the longest pause.  To
-be added is for how long the archive may be silent."""
+"""Seconds without progress after which a cart is restarted: three times the longest pause.  The
+archive's stall timeout is added."""
 FLUSH_INTERVAL = 1.0
-"""Seconds after which the store knows at the latest what has been staged."""
+"""Seconds after which staged files are recorded at the latest."""
 
 log = Logger()
 
 
 class Stager:
-    """Stages carts, each under a lease in the store that no two processes hold at once.
+    """Stages carts, each under a lease in the store, which only one process holds at a time.
 
-    What is to be staged is known to the store alone: :meth:`begin` only spares a new cart
-    the wait until the next look around.
+    The store is the only queue: :meth:`begin` just saves a new cart the wait until the next scan.
     """
 
     def __init__(
@@ -71,9 +70,9 @@ class Stager:
         *,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
-        """``clock`` is for timers; ``now`` gives Unix time, for the dates in the store.
+        """``clock`` is for timers; ``now`` returns Unix time, for the dates in the store.
 
-        A cart of which nothing was done for ``stall_timeout`` seconds is begun anew.
+        A cart without progress for ``stall_timeout`` seconds is restarted.
         """
         self._store = store
         self._process_locks = process_locks
@@ -96,13 +95,13 @@ class Stager:
             free_failures=1,
             forget_after=2 * MAX_BACKOFF,
         )
-        """Of carts that the database has given trouble again and again."""
+        """For carts whose staging is interrupted by database errors again and again."""
         self._loops: list[Periodic] = []
 
     def start(self, context: StagingContext, *, claim_unfinished: bool = True) -> None:
-        """Begin to stage; with ``claim_unfinished``, also what others have left unfinished.
+        """Start to stage; with ``claim_unfinished``, also carts that other processes have left.
 
-        The lock of this process is taken by then, and kept for longer than it stages.
+        The process lock must be held before, and until :meth:`stop` has returned.
         """
         self._context = context
         self._claim_unfinished = claim_unfinished
@@ -115,20 +114,20 @@ class Stager:
             loop.start()
 
     async def stop(self) -> None:
-        """Stop staging and let go of all leases; others, or the next start, take up."""
+        """Stop staging and release all leases; other processes, or the next start, resume."""
         self._context = None
         for loop in self._loops:
-            with suppress(TimeoutError):  # a disk that hangs
+            with suppress(TimeoutError):  # the disk hangs
                 await self._with_timeout(loop.stop())
         busy = bool(self._running)
         try:
-            # Who is cancelled writes down what is staged; who is cancelled twice does not.
+            # A cancelled pipeline records what is staged; one that is cancelled twice does not.
             await self._with_timeout(self._cancel(list(self._running)))
             if busy:
                 await self._with_timeout(self._store.release_all(self._process_locks.name))
         except (Unavailable, TimeoutError) as error:
-            # Others see by the lock file that this process has ended.
-            log.warn("Leases are left: {error}", error=error)
+            # Other processes see by the lock file that this one has ended.
+            log.warn("Leases not released: {error}", error=error)
 
     def _with_timeout(self, work: Coroutine[Any, Any, None]) -> Deferred[None]:
         return with_timeout(STOP_STEP_TIMEOUT, Deferred.fromCoroutine(work), self._clock)
@@ -138,14 +137,14 @@ class Stager:
         return len(self._running)
 
     def share_divisor(self, owner: str | None) -> int:
-        """Into how many parts these carts cut what they share, for one of ``owner``."""
+        """Return the number by which a cart of ``owner`` divides resources that carts share."""
         return self._fair_share.divisor(owner, unknown_owners=self.count() - len(self._fair_share))
 
     def begin(self, cart_id: int, *, resumed: bool = True) -> None:
-        """Stage the cart, unless that is under way; the store tells how it ends.
+        """Stage the cart, unless it is being staged; the outcome is recorded in the store.
 
-        ``resumed`` says that parts of it may be on the volume already.  Pollers call this again and
-        again: nothing may be kept of a call for as long as the cart is staged.
+        ``resumed``: parts of it may be on the volume already.  Pollers call this repeatedly: a call
+        must not keep memory for as long as the cart is staged.
         """
         if cart_id in self._running or self._context is None:
             return
@@ -186,14 +185,14 @@ class Stager:
             except FileUnreadable:
                 raise
             except VolumeDamaged as error:
-                log.warn("Cart {id} is staged on: {error}", id=cart_id, error=error)
-                # What was staged has been taken away meanwhile: that is found out once.
+                log.warn("Cart {id}: staged again: {error}", id=cart_id, error=error)
+                # Staged files have been removed meanwhile: retry once.
                 await self._run(context, await self._store.cart(cart_id) or cart, True)
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
         except VolumeUnavailable:
             await self._release_lease(cart_id)
         except (LeaseLost, Unavailable) as error:
-            # The one has another holder now, the other will be taken up again.
+            # Another process has taken over the cart, or this one resumes it later.
             self._log_interrupted(cart_id, error)
         except (CartdError, OSError) as error:
             await self._handle_failure(context, cart_id, error)
@@ -205,11 +204,11 @@ class Stager:
 
     def _log_interrupted(self, cart_id: int, error: CartdError) -> None:
         if isinstance(error, DatabaseUnavailable):
-            # The log has it once, for all.  A statement that fails for this cart alone may fail
-            # each time: what is fetched in between is not to be fetched every few seconds.
+            # Logged once for all carts.  A statement that fails for this cart alone may fail each
+            # time: back off, so that its files are not fetched every few seconds.
             self._backoff.failed(cart_id)
         else:
-            log.warn("Cart {id} is not staged on: {error}", id=cart_id, error=error)
+            log.warn("Cart {id}: staging interrupted: {error}", id=cart_id, error=error)
 
     async def _run(self, context: StagingContext, cart: Cart, resumed: bool) -> None:
         pipeline = StagingPipeline(context, cart, self._process_locks.name, resumed=resumed)
@@ -220,7 +219,7 @@ class Stager:
     async def _handle_failure(
         self, context: StagingContext, cart_id: int, error: CartdError | OSError
     ) -> None:
-        """The cart is in error, unless the volume was to blame: then it is taken up again."""
+        """Put the cart in error, unless the volume is unavailable: then it is resumed later."""
         try:
             await context.volume.check()
         except VolumeUnavailable:
@@ -237,15 +236,15 @@ class Stager:
     async def _invalidate_unreadable(self, cart_id: int, error: FileUnreadable) -> None:
         try:
             await invalidate_unreadable(self._store, cart_id, self._process_locks.name, error.path)
-        except (LeaseLost, Unavailable) as away:
-            log.warn("What cart {id} has lost is not recorded: {error}", id=cart_id, error=away)
+        except (LeaseLost, Unavailable) as failure:
+            log.warn("Cart {id}: lost files not recorded: {error}", id=cart_id, error=failure)
 
     async def _release_lease(self, cart_id: int) -> None:
-        """For whoever has the volume; the volume itself has told that it is away."""
+        """Release the lease, for a process that has the volume; its absence is logged already."""
         try:
             await self._store.release(self._process_locks.name, cart_id)
         except Unavailable as error:
-            log.warn("The lease of cart {id} is left to expire: {error}", id=cart_id, error=error)
+            log.warn("Cart {id}: lease not released: {error}", id=cart_id, error=error)
 
     async def _fail(
         self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
@@ -265,36 +264,36 @@ class Stager:
                 rest_unknown=not known,
             )
         except (LeaseLost, Unavailable) as error:
-            log.warn("The error of cart {id} is not recorded: {error}", id=cart_id, error=error)
+            log.warn("Cart {id}: error not recorded: {error}", id=cart_id, error=error)
 
     async def _reconcile_volume(self, cart_id: int) -> bool:
-        """Whether all that is on the volume of the cart is recorded now."""
+        """Reconcile the cart's files on the volume with the store; whether that succeeded."""
         pipeline = self._pipelines.get(cart_id)
         if pipeline is None:
             return False
         try:
-            # Who has taken the cart over has files there that are not recorded yet.
+            # A process that has taken over the cart may have unrecorded files there.
             if cart_id in await self._store.renew(
                 self._process_locks.name, self._now() + LEASE_SECONDS
             ):
                 await pipeline.reconcile_volume()
                 return True
         except Unavailable:
-            raise  # it is staged again: what is on the volume must not go uncounted
+            raise  # the cart is staged again: files on the volume must not go uncounted
         except (CartdError, OSError) as error:
             log.warn(
-                "What cart {id} has left is neither recorded nor removed: {error}",
+                "Cart {id}: leftover files neither recorded nor removed: {error}",
                 id=cart_id,
                 error=error,
             )
         except CancelledError:
             raise
         except Exception:
-            # Whatever it is, the cart is to be told to be in error.
-            log.failure("What cart {id} has left is neither recorded nor removed", id=cart_id)
+            # In any case the cart has to end in error.
+            log.failure("Cart {id}: leftover files neither recorded nor removed", id=cart_id)
         return False
 
-    # What is done again and again
+    # Periodic work
 
     async def _flush(self) -> None:
         for cart_id, pipeline in list(self._pipelines.items()):
@@ -304,11 +303,11 @@ class Stager:
                 await self._abort_all([cart_id])
 
     async def _restart_stalled(self) -> None:
-        """Begin carts anew that stand still: no fault of ours is to keep one from its end."""
+        """Watchdog: restart carts without progress, in case of a bug in cartd."""
         for cart_id, pipeline in list(self._pipelines.items()):
             if pipeline.idle() >= self._stall_timeout and cart_id in self._running:
                 log.error(
-                    "Cart {id} has stood still for {seconds:.0f} s and is staged anew;"
+                    "Cart {id}: no progress for {seconds:.0f} s, restarting its staging;"
                     " please report this line",
                     id=cart_id,
                     seconds=pipeline.idle(),
@@ -316,7 +315,7 @@ class Stager:
                 self._running[cart_id].cancel()
 
     async def _renew(self) -> None:
-        """Keep the leases; drop the carts whose lease somebody else has taken."""
+        """Renew the leases; abort carts whose lease is lost."""
         claimed = list(self._pipelines)
         held = await self._store.renew(self._process_locks.name, self._now() + LEASE_SECONDS)
         await self._abort_all([cart_id for cart_id in claimed if cart_id not in held])
@@ -331,11 +330,11 @@ class Stager:
         await self._cancel(cart_ids)
 
     async def _claim_carts(self) -> None:
-        """Renew, see who has died, then take up every unfinished cart that nobody is staging.
+        """Renew leases, find dead processes, then claim every unfinished cart without a lease.
 
-        What the dead have not synced comes first: no cart is to be linked to it.  Carts that others
-        stage are not even tried: each try is a transaction.  Without the volume nothing can
-        be staged, and nobody's lock be seen.
+        Files that dead processes have not synced come first: no cart may be linked to them.  Carts
+        with a valid lease are not claimed: each attempt is a transaction.  Without the volume
+        nothing can be staged, and no lock be checked.
         """
         await self._renew()
         if self._context is not None:

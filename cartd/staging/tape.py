@@ -1,10 +1,10 @@
-"""The recall of a cart's files from tape: announce all, poll each with its own waits, fetch once.
+"""The recall of a cart's files from tape: announce all, poll each with backoff, fetch once.
 
-Strategy: a library of tapes orders its recalls best when it knows all of them, so every file is
-announced as early as can be, and then only after hours again, in case that the archive has
-forgotten.  How long a file takes, nobody knows: it is polled when it has waited for about as long
-again as before, so the number of its polls grows as the logarithm of its wait.  What other files do
-changes nothing about it.  All carts together poll no more often than a limit, in turns.
+Strategy: a tape library schedules recalls best when it knows all of them, so every file is
+announced as early as possible, and again only after hours, in case that the archive has lost the
+request.  The duration of a recall is unknown: each file is polled with exponential backoff, so the
+number of polls grows with the logarithm of its wait, independently of other files.  A rate limit,
+shared fairly, bounds the polls of all carts together.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from cartd.staging.recall_queue import RecallQueue
 from cartd.staging.retry import FileFailed
 
 PAGE = 500
-"""Rows of due files read at once."""
+"""Rows of due files read at a time."""
 PROGRESS_INTERVAL = 60.0
-"""Seconds between two updates of what the cart's client is told."""
+"""Minimum seconds between two updates of the number of files on tape that clients see."""
 
 log = Logger()
 
 
 class TapeRecall:
-    """``stage`` announces a file and ``poll`` asks whether it has come.
+    """Recalls the files of a cart: ``announce`` requests a recall, ``poll`` checks for it.
 
-    ``announce`` gives the seconds that the archive wants to be left alone, if it says so; ``poll``
-    gives the state of a file that is still on tape, and none when it has come and was fetched.
-    If one raises :class:`FileFailed`, that goes to ``failed`` and the file is given up; all else
-    that they raise ends the cart.
+    ``announce`` returns the archive's Retry-After in seconds, if any; ``poll`` returns the state of
+    a file that is still on tape, and None when it was recalled and fetched.  If one of them raises
+    :class:`FileFailed`, ``failed`` is called with it and the file is skipped; any other exception
+    aborts the cart.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class TapeRecall:
         self._progress_recorded_at = 0.0
 
     async def run(self, unstaged: Callable[[], AsyncIterator[CartFile]]) -> None:
-        """Fetch all that is marked in :attr:`queue`; ``unstaged`` gives the rows that there are."""
+        """Recall and fetch all files marked in :attr:`queue`; ``unstaged`` iterates over rows."""
         if not self.queue.remaining:
-            if self._cart.tape_files:  # as it was when another process, or start, had the cart
+            if self._cart.tape_files:  # recorded by an earlier process
                 await self._record_progress()
             return
         await self._record_progress()
@@ -101,14 +101,14 @@ class TapeRecall:
         await for_each(self._due_files(), self._poll, self._window)
 
     async def _due_files(self) -> AsyncIterator[CartFile]:
-        """Each file whenever it is to be polled, until all have come."""
+        """Yield each file when its poll is due, until no file remains."""
         while self.queue.remaining:
             positions = self.queue.pop_due(self._now(), self._context.share(self._cart, PAGE))
             if not positions:
                 await self._pause()
                 continue
             files = await self._context.store.files_at(self._cart.id, positions)
-            self.queue.done(len(positions) - len(files))  # the others are staged by now
+            self.queue.done(len(positions) - len(files))  # the others have been staged
             for file in files:
                 await self._context.poll_limiter.acquire(self._cart.owner)
                 yield file
@@ -131,14 +131,14 @@ class TapeRecall:
             self._add(file, state.retry_after)
 
     async def _record_progress(self) -> None:
-        """Let the cart's client be told how many files it waits for."""
+        """Record how many files are on tape, for the cart's clients."""
         self._progress_recorded_at = self._now()
         try:
             await self._context.store.record_tape(
                 self._cart.id, self._holder, self.queue.remaining, now=self._context.now()
             )
         except Unavailable as error:
-            log.debug("Not recorded how many files are on tape: {error}", error=error)
+            log.debug("Number of files on tape not recorded: {error}", error=error)
 
     def _add(self, file: CartFile, retry_after: float | None) -> None:
         before = self.queue.next_due()
@@ -147,7 +147,7 @@ class TapeRecall:
             self._wake()
 
     async def _pause(self) -> None:
-        """Until the next file is due, or something has changed."""
+        """Wait until the next file is due or :meth:`_wake` is called."""
         woken = self._woken = Deferred()
         due = self.queue.next_due()
         timer = None

@@ -150,7 +150,7 @@ class Checks:
         """Whether the error names a fault that was injected."""
         error: str = row["error"]
         disk = self._machine.disk
-        if error.startswith("The volume cannot be freed: "):
+        if error.startswith("Cannot free space on the volume: "):
             return self._oracle.evicts and disk.has_raised(error)
         if error == "No Space Available":
             return self._oracle.evicts or os.strerror(28) in {os.strerror(n) for n in disk.failed}
