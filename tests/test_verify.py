@@ -148,8 +148,8 @@ def test_verify_checks_again_after_a_repair() -> None:
         return True
 
     out, verification = StringIO(), StillDamaged()
-    kept, nobody = cast(Any, Kept()), cast(Any, None)
-    command = Verify(kept, verification, nobody, restore, out, StringIO(), lambda: 0.0)
+    kept, unused = cast(Any, Kept()), cast(Any, None)
+    command = Verify(kept, verification, unused, restore, out, StringIO(), lambda: 0.0)
     assert result_of(command.cart(cart)) is False
     assert verification.looks == 2
     assert out.getvalue().splitlines() == [
