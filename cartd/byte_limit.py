@@ -1,4 +1,4 @@
-"""A bound on the bytes that all clients together may have somewhere: a semaphore with weights."""
+"""Limit of the bytes that all clients together may hold: a weighted semaphore."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from twisted.internet.defer import Deferred
 
 
 class ByteLimit:
-    """At most ``limit`` bytes at once; who comes first is let in first.
+    """At most ``limit`` bytes at once, granted in order.
 
-    What is larger than that is let in when nobody else is, so that it is not kept out for ever.
+    A request that is larger than the limit is granted when no other bytes are held.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[tuple[int, Deferred[None]]] = deque()
         self.taken = 0
-        """Bytes of all that have been let in and have not left."""
+        """Bytes that are held now."""
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Around what needs ``size`` bytes; cancelling ends the wait for them."""
+        """Hold ``size`` bytes while the block runs; cancelling ends the wait for them."""
         if self._waiting or not self._fits(size):
             admitted: Deferred[None] = Deferred(self._cancelled)
             self._waiting.append((size, admitted))
@@ -47,4 +47,4 @@ class ByteLimit:
 
     def _cancelled(self, left: Deferred[None]) -> None:
         self._waiting = deque(one for one in self._waiting if one[1] is not left)
-        self._admit()  # it may have kept out smaller ones behind it
+        self._admit()  # smaller ones behind it may fit now

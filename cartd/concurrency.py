@@ -1,4 +1,4 @@
-"""Many coroutines at once, but never too many: fair turns, a bounded loop, a pair."""
+"""Limited concurrency: a fair semaphore, a worker pool, and two coroutines in parallel."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from twisted.python.failure import Failure
 T = TypeVar("T")
 
 INITIAL_SLOTS = 4
-"""Places that are open at first."""
+"""Slots that may be held at first."""
 RAMP_UP_SECONDS = 0.05
-"""Seconds after which as many more are open; each turn that ends opens one more at once."""
+"""Seconds after which as many more may be held; each release allows one more at once."""
 
 
 _Queues = OrderedDict[Hashable, deque[Deferred[None]]]
 
 
 class FairSemaphore:
-    """Up to ``limit()`` places that keys take in rotation.
+    """A semaphore of up to ``limit()`` slots, which it grants to keys in rotation.
 
-    A key that asks for a thousand places gets every other one as soon as a second key
-    asks for one: whoever has much to do does not make the others wait.  Keys may have owners: then
-    the owners take places in rotation, and the keys of each among themselves.
+    A key with a thousand waiters gets every other slot as soon as a second key has one: it does not
+    starve the others.  Keys may have owners: then slots go to the owners in rotation, and to the
+    keys of each owner in rotation.
 
-    The places open one after the other.  A server has a short queue for new connections (of five,
-    in Pacifica's archive interface) and drops what a burst brings beyond it; TCP tries that again
-    only after a second (RFC 6298, section 2.1), and then after two more.
+    The number of slots ramps up.  A server has a short backlog for new connections (five in
+    Pacifica's archive interface) and drops those that a burst brings beyond it; TCP retries only
+    after a second (RFC 6298, section 2.1), and then after two more.
     """
 
     def __init__(self, limit: Callable[[], int], clock: IReactorTime) -> None:
@@ -40,16 +40,16 @@ class FairSemaphore:
         self._allowed = INITIAL_SLOTS
         self._held = 0
         self._waiting: OrderedDict[Hashable, _Queues] = OrderedDict()
-        """By owner and key; none of them is empty."""
+        """By owner and key; no queue is empty."""
         self._ramp_timer: IDelayedCall | None = None
         self._granting = False
 
     def slot(self, key: Hashable, owner: Hashable = None) -> AbstractAsyncContextManager[None]:
-        """Hold one place for as long as the block runs."""
+        """Hold one slot for as long as the block runs."""
         return _Slot(self, key, owner)
 
     async def acquire(self, key: Hashable, owner: Hashable = None) -> None:
-        """Wait for a place, which is to be left."""
+        """Wait for a slot, which the caller must release."""
         if self._has_slot() and not self._waiting:
             self._held += 1
         else:
@@ -62,7 +62,7 @@ class FairSemaphore:
         self._grant()
 
     def slow_start(self) -> None:
-        """Open the places one after the other again, for a server that was away."""
+        """Ramp up from the initial number of slots again, after an outage of the server."""
         self._allowed = INITIAL_SLOTS
 
     def _has_slot(self) -> bool:
@@ -96,7 +96,7 @@ class FairSemaphore:
 
     def _grant(self) -> None:
         if self._granting:
-            return  # a turn that ended at once, within the loop below: that goes on, no deeper
+            return  # a slot that was released at once, within the loop below, which goes on
         self._granting = True
         try:
             while self._waiting and self._has_slot():
@@ -117,7 +117,7 @@ class FairSemaphore:
 
 
 class _Slot(AbstractAsyncContextManager[None]):
-    """One turn of one key."""
+    """One slot of one key."""
 
     __slots__ = ("_key", "_owner", "_semaphore")
 
@@ -140,21 +140,21 @@ async def for_each(
 ) -> None:
     """Run ``work`` on each item of ``source``, at most ``limit()`` of them at a time.
 
-    The first failure cancels the others, waits until they have cleaned up, and is raised;
-    so does a cancellation from outside.  ``source`` is read only as fast as work ends.
+    The first failure cancels the others, and is raised after they have cleaned up; a cancellation
+    from outside does the same.  ``source`` is read only as fast as work ends.
     """
     await _WorkerPool(source, work, limit).run()
 
 
 class _Exhausted:
-    """What there is after the last item."""
+    """Stands for the end of the source."""
 
 
 class _WorkerPool(Generic[T]):
-    """Workers that take one item after the other: a Deferred for each of them, not for each item.
+    """Workers that take one item after the other: one Deferred per worker, not per item.
 
-    Each that takes an item looks whether more workers are wanted by now, each that has done one
-    whether fewer are.
+    After taking an item a worker spawns more workers if the limit has grown; after an item it ends
+    if the limit has shrunk.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class _WorkerPool(Generic[T]):
         self._reading = False
         self._at_end = False
         self._waiting: list[Deferred[None]] = []
-        """Workers that want an item while another one is getting its own."""
+        """Workers that wait while another one reads from the source."""
         self._failure: Failure | None = None
         self._changed: Deferred[None] | None = None
 
@@ -195,7 +195,7 @@ class _WorkerPool(Generic[T]):
 
     def _spawn(self) -> None:
         if self._spawning:
-            return  # by a new worker, within the loop below: that goes on, no deeper
+            return  # called by a new worker, within the loop below, which goes on
         self._spawning = True
         while self._worker_count < self._size and not self._at_end:
             self._worker_count += 1
@@ -213,7 +213,7 @@ class _WorkerPool(Generic[T]):
             await self._work(item)
 
     async def _next(self) -> T | _Exhausted:
-        """The next item of the source, which gives them one at a time."""
+        """Return the next item of the source, which is read by one worker at a time."""
         while self._reading:
             read: Deferred[None] = Deferred()
             self._waiting.append(read)
@@ -256,11 +256,11 @@ async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, Non
     try:
         await for_each(items(), run, lambda: 2)
     finally:
-        second.close()  # if the first failed at once, it has never begun
+        second.close()  # it has never begun if the first failed at once
 
 
 async def _cancel_all(jobs: set[Deferred[None]]) -> None:
-    """Cancel all ``jobs`` and wait until each has let go of what it held."""
+    """Cancel all ``jobs`` and wait until each has cleaned up."""
     left = list(jobs)
     for job in left:
         job.cancel()

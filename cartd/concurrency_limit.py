@@ -1,15 +1,15 @@
-"""How many requests at once an archive can bear.
+"""Adaptive limit of parallel requests to the archive (AIMD).
 
-Strategy: Pacifica's own archive interface, run with threads, keeps one file handle for all of
-them: requests that meet in it get each other's bytes.  A wrong file now and then is what any
-archive may have.  But when several come in a short while, and not alone, files are asked for one
-at a time from then on; after a while two at a time are tried, then four and so on.  A wrong file on
-that way takes it back to one, and doubles the while.  A file that comes wrong twice in the same way
-would have come so in any company: what was concluded from it is taken back.
+Strategy: Pacifica's own archive interface, run with threads, has one file handle for all of them:
+parallel requests get each other's bytes.  A corrupt file now and then is normal for any archive.
+But when several corrupt files come in a short time, and not at limit 1, files are fetched one at a
+time; the limit then doubles at regular intervals.  Another corrupt file meanwhile resets the limit
+to 1 and doubles the interval.  A file that is corrupt twice in the same way is corrupt in the
+archive: its effect on the limit is undone.
 
-With threads or without, it keeps no connection open while it has ten, and the time that goes into
-new ones is more than is won by asking for more at once.  So each connection that an archive closes
-after its answer means one request fewer at once, down to a few; many that it keeps, one more.
+With threads or without, that archive keeps no connection open while it has ten, and new connections
+cost more time than more parallel requests save.  So each connection that an archive closes after
+its response lowers the limit by one, down to a minimum; many reusable ones raise it by one.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 CORRUPTION_THRESHOLD = 2.0
-"""So many wrong files together mean that it is the company."""
+"""Score at which corrupt files are attributed to parallel requests."""
 SCORE_DECAY = 0.9
-"""What is left of a suspicion after a file that is right."""
+"""Factor of the score for each intact file."""
 MIN_LIMIT = 8
-"""Requests at once that are left in any case: of so many connections, Pacifica keeps each."""
+"""Parallel requests that closed connections leave: Pacifica keeps so many connections open."""
 INCREASE = 1 / 256
-"""Requests more at once for each connection that is kept."""
+"""Additive increase for each response whose connection is reusable."""
 FIRST_DOUBLING_SECONDS = 5.0
 MAX_DOUBLING_SECONDS = 300.0
-"""Seconds."""
+"""Seconds after which the limit doubles."""
 
 
 class AdaptiveLimit:
-    """Told how files come, says how many may be asked for at once; at most ``maximum``."""
+    """The limit of parallel requests, at most ``maximum``, adapted to the outcome of requests."""
 
     def __init__(self, maximum: int, now: Callable[[], float]) -> None:
         self._maximum = maximum
         self._minimum = min(MIN_LIMIT, maximum)
         self._limit = float(maximum)
-        """How many requests at once the archive has kept connections for."""
+        """The limit by reusable connections alone."""
         self._now = now
         self._corruption_score = 0.0
         self._serial_since: float | None = None
         self._serial_score = 0.0
-        """The suspicion for which files are asked for alone."""
+        """The score for which files are fetched one at a time."""
         self._doubling_seconds = FIRST_DOUBLING_SECONDS
 
     def current(self) -> int:
@@ -54,23 +54,23 @@ class AdaptiveLimit:
         return min(1 << doublings, int(self._limit))
 
     def record_response(self, reusable: bool) -> None:
-        """An answer has come, and its connection is kept by the archive or closed."""
+        """A response has come; its connection is reusable, or closed by the archive."""
         if reusable:
             self._limit = min(self._limit + INCREASE, self._maximum)
         else:
             self._limit = max(self._limit - 1, self._minimum)
 
     def record_intact_file(self) -> None:
-        """A file has come as it should."""
+        """A file has come with the declared bytes."""
         self._corruption_score *= SCORE_DECAY
 
     def record_corrupt_file(self) -> bool:
-        """Other bytes than declared have come, for the first time for this file.
+        """A file has come with other bytes than declared, for the first time.
 
-        Says whether its company is suspected of that.
+        Return whether that was counted as an effect of parallel requests.
         """
         if self.current() == 1:
-            return False  # it met nobody
+            return False  # no other request ran
         self._corruption_score += 1
         if self._serial_since is not None:
             self._doubling_seconds = min(self._doubling_seconds * 2, MAX_DOUBLING_SECONDS)
@@ -82,7 +82,7 @@ class AdaptiveLimit:
         return True
 
     def record_same_corruption(self) -> None:
-        """A file for which its company was suspected has come wrong in the same way again."""
+        """A file that was counted is corrupt in the same way again: undo its effect."""
         if self._serial_since is None:
             self._corruption_score = max(self._corruption_score - 1, 0.0)
             return

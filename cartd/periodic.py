@@ -1,4 +1,4 @@
-"""Work that is done again and again, and survives its own failures."""
+"""Periodic work that goes on after its own failures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = Logger()
 
 
 class Periodic:
-    """Calls ``work`` every ``seconds``, at first at once; never twice at a time.
+    """Call ``work`` at once and then every ``seconds``; never twice at a time.
 
-    A failure that goes on is logged once, and so is its end.
+    A failure that repeats is logged once, and its end is logged once.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Periodic:
         self._work = work
         self._seconds = seconds
         self._failure: str | None = None
-        """What was said of the last run, if it failed."""
+        """The message of the last run, if it failed."""
         self._loop = LoopingCall(self._run)
         self._loop.clock = clock
         self._ended: Deferred[LoopingCall] | None = None
@@ -36,7 +36,7 @@ class Periodic:
         self._ended = self._loop.start(self._seconds)
 
     async def stop(self) -> None:
-        """End the loop; work that is under way is cancelled, and waited for."""
+        """End the loop; cancel running work and wait for its end."""
         if self._ended is None:
             return
         self._loop.stop()
@@ -54,14 +54,14 @@ class Periodic:
         try:
             await self._work()
         except (CancelledError, DatabaseUnavailable, VolumeUnavailable):
-            pass  # that the volume, or the database, is away is told once, by itself
+            pass  # the volume and the database log their outages themselves
         except (CartdError, OSError) as error:
             if str(error) != self._failure:
                 self._failure = str(error)
-                log.warn("{error}; it is tried again every {s} s", error=error, s=self._seconds)
+                log.warn("{error}; retrying every {s} s", error=error, s=self._seconds)
         except Exception:
-            log.failure("Periodic work failed; it is tried again in {s} s", s=self._seconds)
+            log.failure("Periodic work failed; retrying in {s} s", s=self._seconds)
         else:
             if self._failure is not None:
-                log.info("It works again: {failure}", failure=self._failure)
+                log.info("No longer failing: {failure}", failure=self._failure)
             self._failure = None

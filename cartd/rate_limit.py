@@ -1,4 +1,4 @@
-"""A limit on how often something is done in a second, shared out fairly."""
+"""Rate limiter: a token bucket that serves owners fairly."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 BURST_SECONDS = 0.1
-"""What was not taken is kept for so long: a limit of 100 a second allows ten in one moment."""
+"""Seconds of unused tokens that are kept: a rate of 100 a second allows bursts of ten."""
 MIN_TIMER_SECONDS = 0.01
-"""Seconds between two looks at who waits: a high limit is not to cost a timer each time."""
+"""Seconds between two timers at least, so that a high rate does not need one per token."""
 
 
 class FairRateLimiter:
-    """A token bucket (``per_second`` tokens) from which owners take in rotation.
+    """A token bucket (``per_second`` tokens) that serves owners in rotation.
 
-    Those of one owner are served in the order in which they came.  Nothing is kept of an owner
-    who does not wait.
+    Waiters of one owner are served in order.  No state is kept of an owner without waiters.
     """
 
     def __init__(self, per_second: float, clock: IReactorTime) -> None:
@@ -32,7 +31,7 @@ class FairRateLimiter:
         self._granting = False
 
     def acquire(self, owner: Hashable = None) -> Deferred[None]:
-        """Fires when it is the owner's turn; may be cancelled until then."""
+        """Fire when the owner gets a token; may be cancelled until then."""
         token: Deferred[None] = Deferred(lambda left: self._cancelled(owner, left))
         self._waiting.setdefault(owner, deque()).append(token)
         self._grant()
@@ -49,7 +48,7 @@ class FairRateLimiter:
 
     def _grant(self) -> None:
         if self._granting:
-            return  # by one who was granted a token, within the loop below
+            return  # called by a waiter that got a token, within the loop below
         self._granting = True
         try:
             self._refill()
@@ -67,7 +66,7 @@ class FairRateLimiter:
         self._grant()
 
     def _refill(self) -> None:
-        """Add what has come since the last time; rounding must not cost a whole pause."""
+        """Add the tokens since the last refill; rounding must not cost another timer."""
         now = self._clock.seconds()
         came = (now - self._refilled_at) * self._per_second
         self._tokens = min(self._tokens + came + 1e-9, self._capacity)

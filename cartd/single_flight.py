@@ -1,4 +1,4 @@
-"""One job for all who want its result at the same time."""
+"""Single flight: concurrent callers share one execution and its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Begins at once.  Who leaves does not disturb the others; when the last leaves, it ends."""
+    """Starts at once.
+
+    Cancelling one result does not affect the others; cancelling the last one cancels the execution.
+    """
 
     def __init__(self, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._waiting: list[Deferred[T]] = []
@@ -23,11 +26,11 @@ class SingleFlight(Generic[T]):
 
     @property
     def in_progress(self) -> bool:
-        """Whether it still is under way, for one more to join."""
+        """Whether it still runs, so that another caller may join."""
         return not self._outcome and not self._abandoned
 
     def result(self) -> Deferred[T]:
-        """Its result or its failure, for one who may cancel it."""
+        """Fire with the result or the failure; the caller may cancel it."""
         waiting: Deferred[T] = Deferred(self._unsubscribe)
         self._waiting.append(waiting)
         if self._outcome:
@@ -45,7 +48,7 @@ class SingleFlight(Generic[T]):
         self._notify(outcome)
 
     def _notify(self, outcome: T | Failure) -> None:
-        while self._waiting:  # who is told may cancel the next
+        while self._waiting:  # a callback may cancel the next one
             waiting = self._waiting.pop(0)
             if isinstance(outcome, Failure):
                 waiting.errback(outcome)

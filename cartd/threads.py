@@ -1,4 +1,4 @@
-"""A pool of threads for work that would block the reactor: disk, hashing, large JSON."""
+"""Threads for work that would block the reactor: disk, hashing, large JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 STOP_WAIT = 5.0
-"""Seconds for which the end of a process waits for what threads have begun: a read or write of a
-disk that works takes less."""
+"""Seconds for which the end of a process waits for running threads: a read or write takes less,
+unless the disk hangs."""
 _POOL = "cartd"
 _DEDICATED = "cartd dedicated"
 
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 
 class ThreadRunner(Protocol):
-    """What the adapters ask for; a test may answer at once, in the calling thread."""
+    """What adapters need; tests may run the work at once, in the calling thread."""
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Run ``work`` away from the reactor and give its result or its exception.
+        """Run ``work`` in a thread; fire with its result or its exception.
 
-        Cancelling the Deferred gives up the result, never the work: a thread cannot be
+        Cancelling the Deferred drops the result but does not stop the work: a thread cannot be
         interrupted, so ``work`` must own, and close, whatever it opens.
         """
 
 
 class Threads:
-    """``ThreadRunner`` over a pool of its own, so that DNS look-ups never wait behind a disk."""
+    """``ThreadRunner`` with a pool of its own, so that DNS look-ups never wait for a disk."""
 
     def __init__(self, reactor: Any, size: int) -> None:
         self._reactor = reactor
@@ -55,9 +55,9 @@ class Threads:
         self._pool.start()
 
     def stop(self) -> str:
-        """End the threads; blocks until what they have begun is done, for a while at most.
+        """End the threads; block until their work is done, at most ``STOP_WAIT`` seconds.
 
-        What is not done by then ends with the process.  Gives what hangs, '' if nothing does.
+        Work that is not done by then ends with the process.  Return what hangs, '' if nothing.
         """
         self._stop_by = time.monotonic() + STOP_WAIT
         threads = list(self._pool.threads)
@@ -69,7 +69,7 @@ class Threads:
 
 
 class _PoolThread(Thread):
-    """A thread for which the stop of its pool waits only so long."""
+    """A thread that ``ThreadPool.stop`` joins only for the seconds that are left."""
 
     def __init__(self, left: Callable[[], float], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, daemon=True, **kwargs)
@@ -81,7 +81,7 @@ class _PoolThread(Thread):
 
 
 def hanging() -> str:
-    """What the threads for the disk are doing now, for a message: ``2 in volume.hashes.read``."""
+    """Return what the threads are doing now, for a message: ``2 in cartd.volume.verify.read``."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     doing: Counter[str] = Counter()
     for ident, frame in sys._current_frames().items():
@@ -99,9 +99,9 @@ def hanging() -> str:
 
 
 class DedicatedThread:
-    """``ThreadRunner`` with a new thread for each work, for whose end nobody need wait.
+    """``ThreadRunner`` with a new daemon thread for each work.
 
-    Not even the process's end: a disk that hangs keeps no other work from being done.
+    Neither other work nor the end of the process waits for it, even if a disk hangs.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -123,7 +123,7 @@ class DedicatedThread:
 
 
 class LimitedPool:
-    """At most ``limit`` of the threads at once; what comes beyond waits, in its order."""
+    """``ThreadRunner`` that uses at most ``limit`` threads at once; further work waits in order."""
 
     def __init__(self, threads: ThreadRunner, limit: int) -> None:
         self._threads = threads

@@ -1,4 +1,4 @@
-"""Waiting for work that cannot be interrupted."""
+"""Wait for work that cannot be interrupted: to its end, or at most for some seconds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 async def uncancellable(job: Deferred[T]) -> T:
-    """The result of ``job``, waited for to its end even by a coroutine that is cancelled.
+    """Return the result of ``job``; if cancelled, raise that only after ``job`` has ended.
 
-    A thread goes on after its Deferred was cancelled.  Whoever lets go of a lock or removes a
-    file when its coroutine ends must know that no thread is still at it: so a cancellation is
-    raised only after ``job`` has ended, and then in place of whatever that gave.
+    A thread goes on after its Deferred was cancelled.  A coroutine that releases a lock or removes
+    a file at its end must be sure that no thread still uses it.  A cancellation replaces the result
+    or the failure of ``job``.
     """
     outcome: list[T | Failure] = []
     cancelled: CancelledError | None = None
@@ -42,7 +42,7 @@ async def uncancellable(job: Deferred[T]) -> T:
 
 
 def with_timeout(seconds: float, work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
-    """The result of ``work``, or ``TimeoutError`` after so many seconds.
+    """Fire with the result of ``work``, or fail with ``TimeoutError`` after so many seconds.
 
     ``work`` is cancelled then, but not waited for even if that does not end it, as in
     :func:`uncancellable` work of a disk that hangs: unlike ``Deferred.addTimeout``, this always

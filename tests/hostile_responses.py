@@ -32,7 +32,7 @@ STALL = 0.5
 OTHER_HOST = "127.0.0.2"
 """An address that nobody is to be asked at."""
 
-NOT_HTTP = "the archive's answer is not HTTP"
+NOT_HTTP = "the archive's response is not HTTP"
 NO_RESPONSE = f"did not answer within {STALL:g} seconds"
 
 _OK = b"HTTP/1.1 200 OK\r\n"
@@ -83,27 +83,27 @@ STATES = {
     "a size of 31 digits": Hostile(
         "HEAD", state(x_content_length="1" + "0" * 30), "no sense: 1000"
     ),
-    "a size of 20 digits": Hostile("HEAD", state(x_content_length="9" * 20), "beyond all bounds"),
-    "a size below zero": Hostile("HEAD", state(x_content_length="-1"), "makes no sense: -1"),
+    "a size of 20 digits": Hostile("HEAD", state(x_content_length="9" * 20), "out of range"),
+    "a size below zero": Hostile("HEAD", state(x_content_length="-1"), "is malformed: -1"),
     "two sizes": Hostile("HEAD", state(x_content_length="5\r\nX-Content-Length: 6"), "several"),
     "a size that fills any disk": Hostile(
         "HEAD", state(x_content_length=str(1 << 50)), "No Space Available"
     ),
-    "a date of 19 digits": Hostile("HEAD", state(last_modified="1" + "0" * 18), "makes no sense"),
+    "a date of 19 digits": Hostile("HEAD", state(last_modified="1" + "0" * 18), "is malformed"),
     "a date of 60,000 digits": Hostile(
-        "HEAD", state(last_modified="9" * 15 + "." + "0" * 60_000), "beyond all bounds: 9999"
+        "HEAD", state(last_modified="9" * 15 + "." + "0" * 60_000), "out of range: 9999"
     ),
-    "no number": Hostile("HEAD", state(last_modified="nan"), "makes no sense: nan"),
-    "infinity": Hostile("HEAD", state(last_modified="-inf"), "makes no sense: -inf"),
+    "no number": Hostile("HEAD", state(last_modified="nan"), "is malformed: nan"),
+    "infinity": Hostile("HEAD", state(last_modified="-inf"), "is malformed: -inf"),
     "a date that is prose": Hostile(
-        "HEAD", state(last_modified="so \xa0\x85 on" * 4000), "makes no sense: so"
+        "HEAD", state(last_modified="so \xa0\x85 on" * 4000), "is malformed: so"
     ),
     # elsewhere
     "another host": Hostile("HEAD", redirect(f"http://{OTHER_HOST}:9/"), "to another server"),
     "a file": Hostile("HEAD", redirect("file:///etc/passwd"), "to another server"),
-    "another scheme": Hostile("HEAD", redirect("gopher:x"), "to what is no URL: gopher:x"),
-    "the scheme alone": Hostile("HEAD", redirect("http:"), "to what is no URL: http:"),
-    "itself": Hostile("HEAD", redirect("/itself"), "redirects without end"),
+    "another scheme": Hostile("HEAD", redirect("gopher:x"), "to an invalid URL: gopher:x"),
+    "the scheme alone": Hostile("HEAD", redirect("http:"), "to an invalid URL: http:"),
+    "itself": Hostile("HEAD", redirect("/itself"), "redirects more than 5 times"),
     "a host of 60,000 letters": Hostile(
         "HEAD", redirect(f"http://{'h' * 60_000}/"), "to another server"
     ),
@@ -138,10 +138,14 @@ BODIES = {
         "more than the 1000 bytes",
     ),
     # what expands
-    "gzip": Hostile("GET", _encoded("gzip", gzip.compress(_BOMB)), "encoded, unasked: gzip"),
-    "GZip": Hostile("GET", _encoded("GZip", gzip.compress(_BOMB)), "encoded, unasked: gzip"),
+    "gzip": Hostile(
+        "GET", _encoded("gzip", gzip.compress(_BOMB)), "unrequested Content-Encoding: gzip"
+    ),
+    "GZip": Hostile(
+        "GET", _encoded("GZip", gzip.compress(_BOMB)), "unrequested Content-Encoding: gzip"
+    ),
     "deflate": Hostile("GET", _encoded("deflate", zlib.compress(_BOMB)), "unasked: deflate"),
-    "br": Hostile("GET", _encoded("br", b"\x5b" + bytes(999)), "encoded, unasked: br"),
+    "br": Hostile("GET", _encoded("br", b"\x5b" + bytes(999)), "unrequested Content-Encoding: br"),
     "several codings": Hostile(
         "GET", _encoded("identity, gzip", gzip.compress(_BOMB)), "unasked: identity,gzip"
     ),

@@ -54,20 +54,28 @@ HTTP_FAULTS = [
     pytest.param("POST", status(503), "503 Service Unavailable", True, id="503"),
     pytest.param("GET", status(599), "answered 599 to GET", True, id="code-without-a-name"),
     pytest.param("GET", status(304), "304 Not Modified", False, id="304"),
-    pytest.param("GET", status(204), "answered 204 to GET where 200 was due", True, id="204"),
+    pytest.param("GET", status(204), "answered 204 to GET instead of 200", True, id="204"),
     pytest.param("GET", status(206, body=b"xy"), "answered 206 to GET", True, id="206"),
-    pytest.param("GET", gzipped(), "sent the file encoded, unasked: gzip", False, id="gzip"),
+    pytest.param(
+        "GET",
+        gzipped(),
+        "sent the file with an unrequested Content-Encoding: gzip",
+        False,
+        id="gzip",
+    ),
 ]
 
-BROKEN = "broke the connection "
+BROKEN = "closed the connection "
 CONNECTION_FAULTS = [
-    pytest.param("POST", close_before_head(), BROKEN + "before it answered", id="closed"),
-    pytest.param("HEAD", reset_before_head(), BROKEN + "before it answered", id="reset"),
-    pytest.param("GET", truncated(0), BROKEN + "in the middle of its answer", id="no-body"),
-    pytest.param("GET", truncated(10239), BROKEN + "in the middle of its answer", id="truncated"),
-    pytest.param("GET", reset_after(5), BROKEN + "in the middle of its answer", id="reset-within"),
+    pytest.param("POST", close_before_head(), BROKEN + "before it responded", id="closed"),
+    pytest.param("HEAD", reset_before_head(), BROKEN + "before it responded", id="reset"),
+    pytest.param("GET", truncated(0), BROKEN + "in the middle of its response", id="no-body"),
+    pytest.param("GET", truncated(10239), BROKEN + "in the middle of its response", id="truncated"),
+    pytest.param(
+        "GET", reset_after(5), BROKEN + "in the middle of its response", id="reset-within"
+    ),
     pytest.param("GET", chunked(cut=True), BROKEN + "in the middle", id="last-chunk-lacks"),
-    pytest.param("HEAD", garbage(), "answer is not HTTP", id="garbage"),
+    pytest.param("HEAD", garbage(), "response is not HTTP", id="garbage"),
     # Too long a line for one agent, no line of HTTP for the other.
     pytest.param("GET", garbage(b"\0" * 40_000), "the archive", id="garbage-without-lines"),
     pytest.param("GET", steps(Send(head(200, [("Content-Length", "x")]))), "not HTTP", id="length"),
@@ -138,7 +146,7 @@ async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: ClientUnd
 
 @pytest.mark.parametrize(
     ("fault", "when"),
-    [(hang_before_head(), "before it answered"), (hang_after(5), "in the middle of its answer")],
+    [(hang_before_head(), "before it responded"), (hang_after(5), "in the middle of its response")],
     ids=["before-head", "within-body"],
 )
 @pytest_twisted.ensureDeferred
@@ -153,7 +161,7 @@ async def test_a_reset_connection_is_reported_like_a_closed_one(
         await sink.first
     asked.faulty.drop_connections()
     error = await failing
-    assert str(error) == f"the archive broke the connection {when}"
+    assert str(error) == f"the archive closed the connection {when}"
     assert error.retryable
 
 
@@ -271,7 +279,7 @@ async def test_a_500_whose_trace_names_the_file_means_it_is_missing(
     asked.faulty.fault("7", status(500, body=trace_of(named)))
     error = await failure_of(asked.archive.stage("7"))
     assert str(error) == (
-        "the archive does not have it"
+        "the archive does not have the file"
         " (500 Internal Server Error to POST: no such file or directory)"
     )
     assert (error.missing, error.retryable, error.outage) == (True, False, False)

@@ -45,9 +45,7 @@ async def test_an_archive_with_old_tls_is_rejected(
     offered = Offers(authority.issue_cert(HOST), newest=version)
     async with asking(make_client, tls=offered, ca_file=roots) as asked:
         error = await failure_of(asked.archive.status("7"))
-        assert str(error) == (
-            "the archive (127.0.0.1) speaks no TLS that is new enough: cartd takes 1.2 and newer"
-        )
+        assert str(error) == ("the archive (127.0.0.1) does not support TLS 1.2 or newer")
         assert error.outage
         assert asked.faulty.requests == []
 
@@ -84,12 +82,12 @@ async def test_a_missing_client_certificate_is_reported(
     if case != "none":
         cert_file = shown(tmp_path, trustme.CA().issue_cert("cartd.example"))
         message = (
-            "the archive (127.0.0.1) refuses the certificate that cartd shows"
+            "the archive (127.0.0.1) rejects cartd's client certificate"
             " (archiveinterface.cert_file): unknown ca"
         )
     elif version == SSL.TLS1_3_VERSION:
         message = (
-            "the archive (127.0.0.1) wants to see a certificate of cartd's, and"
+            "the archive (127.0.0.1) requires a client certificate, and"
             " archiveinterface.cert_file names none"
         )
     async with asking(make_client, tls=offered, ca_file=roots, cert_file=cert_file) as asked:

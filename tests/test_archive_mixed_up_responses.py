@@ -1,4 +1,4 @@
-"""An archive that mixes up requests: told of another file, cartd asks again."""
+"""An archive that mixes up requests: cartd repeats the request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_mixed_up_responses_are_retryable(
 ) -> None:
     asked.faulty.fault("7", says("/srv/archive/8", 8))
     asked.faulty.fault("7", says("/srv/archive/9", 9), request=2)
-    with pytest.raises(ArchiveError, match="told of another file") as caught:
+    with pytest.raises(ArchiveError, match="described another file") as caught:
         await asked.archive.status("7")
     assert caught.value.retryable
     assert await asked.archive.status("7") == FileState(5, 1500000007, True)

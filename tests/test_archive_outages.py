@@ -27,9 +27,9 @@ FILES = 40
 SINCE = r"Waiting for the archive since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC): "
 
 AWAY: dict[str, tuple[Fault, str]] = {
-    "closed": (close_before_head(), "the archive broke the connection before it answered"),
-    "reset": (reset_before_head(), "the archive broke the connection before it answered"),
-    "garbage": (garbage(), "the archive's answer is not HTTP"),
+    "closed": (close_before_head(), "the archive closed the connection before it responded"),
+    "reset": (reset_before_head(), "the archive closed the connection before it responded"),
+    "garbage": (garbage(), "the archive's response is not HTTP"),
     "502": (status(502), "the archive answered 502 Bad Gateway to HEAD"),
     "503": (
         status(503, [("Retry-After", "1")]),
@@ -82,7 +82,11 @@ async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
             for uid in uids:
                 assert await deferToThread(cartd.wait_until, uid, "ready") == ""
         log = cartd.log
-        assert log.count("The archive is away") == log.count("The archive is back") == len(AWAY)
+        assert (
+            log.count("The archive is unavailable")
+            == log.count("The archive is available again")
+            == len(AWAY)
+        )
         # Of what is answered, the first may be the fault of its file alone.
         assert log.count("Retrying") <= len({"502", "503", "504"})
 
@@ -99,13 +103,13 @@ async def test_outage_limit_counts_across_a_restart(
         since = await deferToThread(wait_until_it_waits, cartd, "mine", refused)
         await deferToThread(cartd.terminate)
         await deferToThread(cartd.start)
-        await deferToThread(wait_for, lambda: cartd.log.count("The archive is away") == 2)
+        await deferToThread(wait_for, lambda: cartd.log.count("The archive is unavailable") == 2)
         assert await deferToThread(wait_until_it_waits, cartd, "mine", refused) == since
         cartd.kill()
         cartd.configure(INI + "outage_limit = 0.5\n")
         await deferToThread(cartd.start)
         assert await deferToThread(cartd.wait_until, "mine", "error") == (
-            f"The archive has been away since {since}, which is longer than the"
+            f"The archive has been unavailable since {since}, longer than the"
             f" outage_limit of 0.5 seconds: {refused}"
         )
         archive.listen(port=port)

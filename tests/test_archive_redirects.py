@@ -48,11 +48,11 @@ async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
         ("https://127.0.0.1:{port}/7", "redirects to another server"),
         ("http://u@127.0.0.1:{port}/7", "redirects to another server"),
         ("file:///etc/passwd", "redirects to another server"),
-        ("http://[oops/", "redirects to what is no URL"),
-        ("http:", "redirects to what is no URL: http:"),
-        ("http:7", "redirects to what is no URL: http:7"),
-        ("", "redirects to nowhere"),
-        ("/moved", "redirects without end"),
+        ("http://[oops/", "redirects to an invalid URL"),
+        ("http:", "redirects to an invalid URL: http:"),
+        ("http:7", "redirects to an invalid URL: http:7"),
+        ("", "redirects without a Location"),
+        ("/moved", "redirects more than 5 times"),
     ],
 )
 @pytest_twisted.ensureDeferred

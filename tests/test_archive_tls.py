@@ -51,11 +51,12 @@ CASES = {
     "other-host": "the archive's certificate is for another host than 127.0.0.1:"
     " it is for archive.example, *.lab.example, b.example, ...",
     "no-host": "the archive's certificate is for another host than 127.0.0.1: it names no host",
-    "unknown-root": "the archive's certificate is of an unknown authority (127.0.0.1, issued by ",
-    "system-roots-only": "the archive's certificate is of an unknown authority (127.0.0.1,",
-    "missing-between": "the archive's certificate is of an unknown authority (127.0.0.1,",
-    "root-in-chain": "the archive's certificate is of an unknown authority (127.0.0.1,",
-    "self-signed": "the archive's certificate is signed by nobody but itself (127.0.0.1): if that"
+    "unknown-root": "the archive's certificate is signed by an unknown authority (127.0.0.1,"
+    " issued by ",
+    "system-roots-only": "the archive's certificate is signed by an unknown authority (127.0.0.1,",
+    "missing-between": "the archive's certificate is signed by an unknown authority (127.0.0.1,",
+    "root-in-chain": "the archive's certificate is signed by an unknown authority (127.0.0.1,",
+    "self-signed": "the archive's certificate is self-signed (127.0.0.1): if that"
     " is right, archiveinterface.ca_file must name it",
 }
 

@@ -25,7 +25,11 @@ from tests.staging_parts import Bench, outage, passing, unavailable
 from tests.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}
-LINES = ("The archive is away", "The archive is back", "Nothing waits any more")
+LINES = (
+    "The archive is unavailable",
+    "The archive is available again",
+    "No cart waits for the archive any more",
+)
 
 
 class OutageScenario(Bench):
@@ -263,10 +267,10 @@ class TestWaiting:
             scene.archive.away = outage()
             scene.begin(*FILES)
             scene.run(10)
-            assert in_log(events) == ["The archive is away, and carts wait for it:"]
+            assert in_log(events) == ["The archive is unavailable, carts wait for it:"]
             scene.archive.away = None
             scene.run(20)
-            assert in_log(events)[1:] == ["The archive is back after"]
+            assert in_log(events)[1:] == ["The archive is available again after"]
             urls = {event["url"] for event in events if "url" in event}
             assert urls == {"http://archive.example:8080/"}
             assert [event["length"] for event in events if "length" in event] == [15.625]
@@ -476,7 +480,7 @@ class TestOutageLimit:
         second = scene.begin("3")
         scene.run(5)
         assert scene.cart(first).error == (
-            "The archive has been away since 1970-01-01 00:00:00 UTC, which is longer than the"
+            "The archive has been unavailable since 1970-01-01 00:00:00 UTC, longer than the"
             " outage_limit of 10 seconds: the archive refuses the connection"
         )
         assert not any(file.error for file in scene.store.rows[first])
@@ -588,7 +592,9 @@ class TestEnding:
             result_of(scene.stager.abort(carts[0]))
             assert in_log(events) == []
             result_of(scene.stager.abort(carts[1]))
-            assert in_log(events) == ["Nothing waits any more for the archive, which was away for"]
+            assert in_log(events) == [
+                "No cart waits for the archive any more, which was unavailable for"
+            ]
         for cart in carts:
             scene.store.carts[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)
         asked = len(scene.heads())

@@ -58,9 +58,9 @@ def test_a_repeated_failure_is_logged_once_and_so_is_its_end() -> None:
         clock.pump([10] * 4)
     assert not away
     assert [formatEvent(entry) for entry in entries] == [
-        "away; it is tried again every 10 s",
-        "full; it is tried again every 10 s",
-        "It works again: full",
+        "away; retrying every 10 s",
+        "full; retrying every 10 s",
+        "No longer failing: full",
     ]
     Deferred.fromCoroutine(periodic.stop())
 

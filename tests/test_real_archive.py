@@ -131,7 +131,8 @@ def test_a_missing_file_is_named_and_others_go_on(
     message = cartd.wait_until("incomplete", "error")
     assert message == (
         "Failed to stage run/gone.dat (archive id 404): "
-        "the archive does not have it (500 Internal Server Error to GET: no such file or directory)"
+        "the archive does not have the file"
+        " (500 Internal Server Error to GET: no such file or directory)"
     )
     # That is sure at once: another try would tell the same.
     assert archive.log.count('"HEAD /404 ') == 1

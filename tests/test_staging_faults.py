@@ -55,10 +55,10 @@ PASSING = {
     "503": Row(
         "GET", status(503, [("Retry-After", "1")]), "answered 503 Service Unavailable to GET"
     ),
-    "closed": Row("GET", close_before_head(), "broke the connection"),
-    "reset": Row("GET", reset_before_head(), "broke the connection"),
-    "reset-in-the-middle": Row("GET", reset_after(4000), "broke the connection"),
-    "truncated": Row("GET", truncated(4000), "broke the connection"),
+    "closed": Row("GET", close_before_head(), "closed the connection"),
+    "reset": Row("GET", reset_before_head(), "closed the connection"),
+    "reset-in-the-middle": Row("GET", reset_after(4000), "closed the connection"),
+    "truncated": Row("GET", truncated(4000), "closed the connection"),
     "too-short": Row("GET", other_body(DATA[:4000]), "4000 bytes where 10000 were declared"),
     "too-long": Row(
         "GET", other_body(DATA + b"more"), "more than the 10000 bytes that were declared"

@@ -140,7 +140,7 @@ def test_unusable_file_is_rejected_with_a_reason(
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"key_file": KEY}, "key_file DIR/key_file is of no use without a cert_file"),
+        ({"key_file": KEY}, "key_file DIR/key_file needs a cert_file"),
         ({"cert_file": OWN}, "cert_file DIR/cert_file contains no PEM private key"),
         (
             {"cert_file": OWN, "key_file": OTHER.private_key_pem.bytes()},

@@ -56,7 +56,7 @@ def test_new_connections_get_the_reloaded_certificate(tmp_path: Path) -> None:
             old.get("/nobody")
             assert old.answer().status == 404
         log = behind.site.cartd.log
-        [line] = [line for line in log.splitlines() if "it is tried again every" in line]
+        [line] = [line for line in log.splitlines() if "retrying every" in line]
         assert f"privateKey {pem} does not match the first certificate" in line
         assert log.count(f"The certificate of ssl:{behind.port} reloaded") == 2
 
@@ -98,13 +98,13 @@ async def test_carts_wait_for_a_valid_client_certificate(
     try:
         await deferToThread(cartd.post, "mine", manifest([entry("7", "a", b"data")]))
         refused = (
-            "the archive (127.0.0.1) refuses the certificate that cartd shows"
+            "the archive (127.0.0.1) rejects cartd's client certificate"
             " (archiveinterface.cert_file): unknown ca"
         )
         await deferToThread(wait_for, lambda: says(cartd, "mine", refused))
         write(directory, clients.issue_cert("cartd.example"))
         await deferToThread(cartd.wait_until, "mine", "ready")
-        assert "TLS to the archive works with reloaded" in cartd.log
+        assert "The TLS configuration for the archive reloaded" in cartd.log
     finally:
         await deferToThread(running.__exit__, None, None, None)
         await archive.stop()

@@ -1,4 +1,4 @@
-"""The archive that holds the files, asked by Pacifica's Archive Interface protocol through treq."""
+"""Client of the archive that holds the files: Pacifica's Archive Interface over HTTP."""
 
 from cartd.archive.client import ArchiveClient
 from cartd.archive.http_client import http_client

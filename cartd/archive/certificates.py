@@ -1,6 +1,6 @@
-"""Why an archive's certificate is not believed: OpenSSL's verdict, and the host's name, in words.
+"""Verification of the archive's certificate: OpenSSL's result and the host name, with the reason.
 
-Whether it has been revoked is not looked at.
+Revocation is not checked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAX_NAMES = 3
 
 
 class CertificateRejected(Exception):
-    """The archive's certificate does not prove who it is; ``str`` says why, in one sentence."""
+    """The archive's certificate is rejected; ``str`` is the reason in one sentence."""
 
 
 def is_address(host: str) -> bool:
@@ -51,11 +51,11 @@ def is_address(host: str) -> bool:
 def rejection_reason(
     host: str, certificate: x509.Certificate, depth: int, error: int
 ) -> str | None:
-    """Why ``host``, which showed ``certificate``, is not believed; None if it is.
+    """Return why the ``certificate`` of ``host`` is rejected; None if it is accepted.
 
     ``host`` is a name in ASCII (with A-labels, RFC 5890) or an address.  ``error`` is OpenSSL's
-    verdict, 0 if it has found nothing, and ``depth`` the number of certificates from the archive's
-    own up to this one.
+    error code, 0 for none, and ``depth`` the number of certificates from the archive's own up to
+    this one.
     """
     if error:
         return _openssl_reason(host, certificate, depth, error)
@@ -76,14 +76,15 @@ def _openssl_reason(host: str, certificate: x509.Certificate, depth: int, error:
         return f"the archive's {whose} is not valid yet ({host}, valid from {since})"
     if error == Codes.ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
         return (
-            f"the archive's certificate is signed by nobody but itself ({host}): if that is right,"
+            f"the archive's certificate is self-signed ({host}): if that is right,"
             f" {_SETTING} must name it"
         )
     if error in _UNKNOWN_ISSUER:
         issuer = one_line(certificate.issuer.rfc4514_string(), 80)
         return (
-            f"the archive's certificate is of an unknown authority ({host}, issued by {issuer}):"
-            f" {_SETTING} does not have it, or the archive does not send what is in between"
+            f"the archive's certificate is signed by an unknown authority ({host}, issued by"
+            f" {issuer}): {_SETTING} does not contain it, or the archive sends no intermediate"
+            " certificates"
         )
     if error == Codes.ERR_INVALID_PURPOSE:
         return f"the archive's {whose} is not meant for a server ({host})"
@@ -100,7 +101,7 @@ def _matches_host(host: str, certificate: x509.Certificate) -> bool:
 
 
 def _names(certificate: x509.Certificate) -> Sequence[str]:
-    """The first hosts that it is for."""
+    """Return the first hosts that it is for."""
     try:
         patterns = extract_patterns(certificate)
     except CertificateError:

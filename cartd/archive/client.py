@@ -1,4 +1,4 @@
-"""The archive that holds the files: Pacifica's Archive Interface over HTTP, asked through treq."""
+"""Client of the archive that holds the files: Pacifica's Archive Interface over HTTP, by treq."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_REDIRECTS = 5
 _REDIRECTS = {
     "HEAD": frozenset({301, 302, 303, 307, 308}),
     "GET": frozenset({301, 302, 303, 307, 308}),
-    # 303 would turn a POST into a GET (RFC 9110, section 15.4.4), which stages nothing.
+    # 303 would turn a POST into a GET (RFC 9110, section 15.4.4), which recalls nothing.
     "POST": frozenset({301, 302, 307, 308}),
 }
 
@@ -46,18 +46,18 @@ _PLAIN_ID = re.compile("[0-9A-Za-z_~-]+")
 """Of unreserved characters, and no dot segment."""
 
 _NO_COOKIES = CookieJar()
-"""Spares treq the making of an empty one for each request."""
+"""Otherwise treq makes an empty one for each request."""
 
 _HEADERS = Headers({b"User-Agent": [f"cartd/{__version__}".encode()]})
 
 
 class ArchiveClient:
-    """Asks for the state of a file, for its staging, and for its bytes.
+    """Requests the state of a file, its recall from tape, and its bytes.
 
-    ``base_url`` is ``http:`` or ``https:`` and may have a path of its own.  ``now`` gives Unix
-    time, for archives that say by a date when to ask again.  ``head_timeout`` is how many seconds
-    an answer may take to begin, connecting included; ``stall_timeout`` how long it may be silent in
-    its body, and ``min_rate`` how many bytes a second of a file must come on the average of some
+    ``base_url`` is ``http:`` or ``https:`` and may have a path.  ``now`` returns Unix time, for a
+    Retry-After that is a date.  ``head_timeout``: seconds until the head of a response must have
+    come, connecting included.  ``stall_timeout``: seconds without a byte of a body after which it
+    is aborted.  ``min_rate``: bytes a second that a file must come with on the average of some
     minutes (0: any).  All three requests raise :class:`ArchiveError`; each may be cancelled, which
     closes its connection at once.  A request keeps its connection until its body has ended.
     """
@@ -82,10 +82,10 @@ class ArchiveClient:
         self._min_rate = min_rate
 
     async def status(self, archive_id: str) -> FileState:
-        """``HEAD /ID``: the file's size and time, and whether it must be staged first.
+        """``HEAD /ID``: return the file's size and time, and whether it is on disk.
 
-        Pacifica's archive interface, run with threads, may tell of another file that is asked for
-        in the same moment.  One that names its files in a way of its own is asked twice.
+        Pacifica's archive interface, run with threads, may describe another file that is requested
+        at the same time.  If a response names a file in an unknown way, the request is repeated.
         """
         headers = (await self._request("HEAD", archive_id)).headers
         named = named_file(headers)
@@ -93,7 +93,7 @@ class ArchiveClient:
             headers = (await self._request("HEAD", archive_id)).headers
             again = named_file(headers)
             if again != named and not names_file(again, archive_id):
-                raise ArchiveError("the archive told of another file", retryable=True)
+                raise ArchiveError("the archive described another file", retryable=True)
         return read_state(headers, self._now())
 
     async def explain(self, archive_id: str, failed: ArchiveError) -> ArchiveError:
@@ -108,20 +108,20 @@ class ArchiveClient:
         return failed
 
     async def stage(self, archive_id: str) -> float | None:
-        """``POST /ID``: asks for the file to be brought from tape to disk.  Any 2xx accepts.
+        """``POST /ID``: recall the file from tape to disk.  Any 2xx accepts.
 
-        Gives the seconds of a ``Retry-After`` in the answer, if it has one.
+        Return the seconds of a ``Retry-After`` in the response, if it has one.
         """
         response = await self._request("POST", archive_id)
         await self._excerpt(response)
         return retry_after(response.headers, self._now())
 
     async def fetch(self, archive_id: str, sink: IConsumer) -> None:
-        """``GET /ID``: writes the file's bytes to ``sink``.
+        """``GET /ID``: write the file's bytes to ``sink``.
 
-        The sink is given a push producer, for as long as bytes come, and must check their number
-        and hash: a server may say neither.  What its ``write`` raises comes out of here, and ends
-        the transfer; its ``stopProducing`` ends it as a cancel does.
+        The sink gets a push producer while bytes come, and must check their number and hash: a
+        server may declare neither.  An exception of its ``write`` ends the transfer and is raised;
+        ``stopProducing`` ends it as a cancel does.
         """
         response = await self._request("GET", archive_id)
         wrong = _unusable_response(response)
@@ -131,7 +131,7 @@ class ArchiveClient:
         await receive(response, sink, self._clock, self._stall_timeout, self._min_rate)
 
     async def _request(self, method: str, archive_id: str) -> IResponse:
-        """The first answer that is 2xx; redirects that stay with the same server are followed."""
+        """Return the first response that is 2xx; follow redirects within the same server."""
         url = self._base + _segment(archive_id)
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._response_head(method, url)
@@ -142,7 +142,9 @@ class ArchiveClient:
                 now = self._now()
                 raise error_response(method, archive_id, response.code, response.headers, body, now)
             url = _redirected(url, response.headers)
-        raise ArchiveError("the archive redirects without end", retryable=False)
+        raise ArchiveError(
+            f"the archive redirects more than {MAX_REDIRECTS} times", retryable=False
+        )
 
     async def _response_head(self, method: str, url: str) -> IResponse:
         reactor: Any = self._clock
@@ -184,9 +186,9 @@ class ArchiveClient:
 
 
 class _ParsedURL(EncodedURL):
-    """A URL that is known by its text: treq wants no more of it, and would parse mere text.
+    """A URL that holds only its text: treq needs no more of it, and would parse a plain string.
 
-    Putting one together from parts, and its text from that, costs a tenth of a whole request.
+    Building one from its parts, and the text from that, costs a tenth of a whole request.
     """
 
     def __init__(self, text: str) -> None:
@@ -200,9 +202,9 @@ class _ParsedURL(EncodedURL):
 
 
 def _base(base_url: str) -> str:
-    """The URL below which files are, with its final slash.
+    """Return the URL below which files are, with its final slash.
 
-    Raises :class:`ConfigError` for one that names no such place.
+    Raises :class:`ConfigError` if it is invalid.
     """
     try:
         url = EncodedURL.from_text(base_url).to_uri()
@@ -217,15 +219,12 @@ def _base(base_url: str) -> str:
     try:
         Request(b"HEAD", text.encode("ascii"), _HEADERS)
     except ValueError as error:
-        raise ConfigError("the archive's url names no host and port that can be asked") from error
+        raise ConfigError("the archive's url has no valid host and port") from error
     return text
 
 
 def _segment(archive_id: str) -> str:
-    """Percent-encodes all but unreserved characters (RFC 3986, section 2.3).
-
-    The dot segments are made of unreserved characters alone, so these are encoded too.
-    """
+    """Percent-encode all but unreserved characters (RFC 3986, section 2.3), and dot segments."""
     if _PLAIN_ID.fullmatch(archive_id):
         return archive_id
     if not archive_id:
@@ -239,17 +238,17 @@ def _segment(archive_id: str) -> str:
 
 
 def _redirected(text: str, headers: Headers) -> str:
-    """Where a redirect leads (RFC 9110, section 10.2.2); raises if that is another server."""
+    """Return the target of a redirect (RFC 9110, 10.2.2); raise if that is another server."""
     location = (header_values(headers, b"Location") or [""])[0]
     if not location:
-        raise ArchiveError("the archive redirects to nowhere", retryable=True)
+        raise ArchiveError("the archive redirects without a Location", retryable=True)
     url = EncodedURL.from_text(text)
     try:
         target = url.click(location)
     except (URLParseError, ValueError, NotImplementedError) as error:
         # The last one for "http:x", which RFC 3986 (section 5.2.2) leaves open.
         raise ArchiveError(
-            f"the archive redirects to what is no URL: {one_line(location)}", retryable=False
+            f"the archive redirects to an invalid URL: {one_line(location)}", retryable=False
         ) from error
     if _origin(target) != _origin(url):
         raise ArchiveError(
@@ -264,14 +263,13 @@ def _origin(url: EncodedURL) -> tuple[str, str, str, int | None]:
 
 
 def _unusable_response(response: IResponse) -> ArchiveError | None:
-    """Why a 2xx answer to a GET is not the file, or none if it is."""
+    """Return why a 2xx response to a GET is not the file, or None if it is."""
     if response.code != 200:
-        message = f"the archive answered {response.code} to GET where 200 was due"
+        message = f"the archive answered {response.code} to GET instead of 200"
         return ArchiveError(message, retryable=True)
     encodings = ",".join(header_values(response.headers, b"Content-Encoding"))
     if encodings.lower() not in ("", "identity"):
-        message = (
-            f"the archive sent the file encoded, unasked: {one_line(encodings.lower(), MAX_QUOTED)}"
-        )
+        shown = one_line(encodings.lower(), MAX_QUOTED)
+        message = f"the archive sent the file with an unrequested Content-Encoding: {shown}"
         return ArchiveError(message, retryable=False)
     return None

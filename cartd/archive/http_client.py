@@ -1,4 +1,4 @@
-"""The HTTP client through which the archive is asked: connections and their limits."""
+"""HTTP client for the archive: treq on a connection pool with limits."""
 
 # Twisted leaves Agent, its pool and its policies without types.
 
@@ -14,7 +14,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from cartd.archive.agent import Agent, Pool
 
 IDLE_SECONDS = 30
-"""How long an unused connection is kept; servers commonly close theirs after some more."""
+"""How long an unused connection is kept; most servers close theirs later than that."""
 
 
 def http_client(
@@ -25,7 +25,7 @@ def http_client(
     policy: IPolicyForHTTPS,
     on_response: Callable[[bool], object] = lambda reusable: None,
 ) -> tuple[HTTPClient, Pool]:
-    """A client that keeps up to ``connections`` idle connections, and their pool to close them.
+    """Return a client that keeps up to ``connections`` idle connections, and their pool.
 
     How many requests run at once is the caller's business; ``on_response`` is called after each
     with whether its connection is reusable.  ``policy`` says which certificates to accept over
@@ -37,7 +37,7 @@ def http_client(
 
 
 class NoCookies(IndexableCookieJar):
-    """A jar that takes no cookies and gives none: an archive has no sessions."""
+    """A jar that stores and sends no cookies: an archive has no sessions."""
 
     def add_cookie_header(self, request: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""TLS to the archive: whom to believe, and who one is oneself."""
+"""TLS to the archive: trusted roots and the client certificate."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
 
 @implementer(IPolicyForHTTPS)
 class TlsPolicy:
-    """``https:`` is verified against the system's roots, or against those in ``ca_file`` alone.
+    """Verify ``https:`` against the system's roots, or against those in ``ca_file`` alone.
 
-    With ``cert_file``, an archive that asks for a certificate is shown that one; its key is in
-    ``key_file``, or else in the same file.  All are PEM, read here, which blocks, and again when
+    ``cert_file`` is the client certificate, for an archive that requests one; its key is in
+    ``key_file``, or else in the same file.  All are PEM, read here, which blocks, and reloaded when
     they have changed.  Raises :class:`ConfigError` if one of them cannot be used.
     """
 
@@ -42,19 +42,19 @@ class TlsPolicy:
         key_file: Path | None = None,
     ) -> None:
         if key_file is not None and cert_file is None:
-            raise ConfigError(f"key_file {key_file} is of no use without a cert_file")
+            raise ConfigError(f"key_file {key_file} needs a cert_file")
         self._ca_file = _pem_file("ca_file", ca_file)
         self._cert_file = _pem_file("cert_file", cert_file)
         self._key_file = _pem_file("key_file", key_file) or self._cert_file
         given = (self._ca_file, self._cert_file, self._key_file)
         self.files = tuple({file.path for file in given if file is not None})
-        """What there is to :meth:`poll`."""
+        """The files that :meth:`poll` checks."""
         self._options = ReloadingCertificate(
-            "What TLS to the archive works with", self.files, self._make
+            "The TLS configuration for the archive", self.files, self._make
         )
 
     async def poll(self, threads: ThreadRunner) -> None:
-        """As :meth:`ReloadingCertificate.poll`: connections that there are go on as they are."""
+        """As :meth:`ReloadingCertificate.poll`; existing connections are not affected."""
         await self._options.poll(threads)
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
@@ -73,8 +73,8 @@ class TlsPolicy:
             trustRoot=self._roots(), raiseMinimumTo=TLSVersion.TLSv1_2, **own
         )
         if self.files:
-            # Not when a connection begins.  But the system's roots take some time, and most
-            # archives need none.
+            # Not later, when a connection begins.  Without files this is skipped: loading the
+            # system's roots takes some time, and most archives need none.
             options.getContext()
         return options
 
@@ -92,7 +92,7 @@ def _pem_file(name: str, path: Path | None) -> PemFile | None:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _ConnectionCreator:
-    """Begins connections to one host."""
+    """Creates TLS connections to one host."""
 
     def __init__(self, options: Callable[[], CertificateOptions], host: str) -> None:
         self._options = options
@@ -101,7 +101,7 @@ class _ConnectionCreator:
     def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
         connection = self._options().clientConnectionForTLS(protocol)
         if not is_address(self._host):
-            # Addresses may not stand there (RFC 6066, section 3).
+            # SNI has no addresses (RFC 6066, section 3).
             connection.set_tlsext_host_name(self._host.encode("ascii"))
         connection.set_verify(
             SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
@@ -111,8 +111,8 @@ class _ConnectionCreator:
 
 
 def _verify_callback(host: str, protocol: Any) -> Callable[..., bool]:
-    """What OpenSSL asks of each certificate, from the root down, and of each fault it has found."""
-    waiting = [protocol]  # until the verdict; else the two would keep each other for ever
+    """Return OpenSSL's callback for each certificate, from the root down, and each error."""
+    waiting = [protocol]  # until the result; else the two would keep each other alive
 
     def verify(_: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
         if ok and depth:

@@ -1,8 +1,8 @@
-"""The body of one answer on its way from the socket into a consumer.
+"""Transfer of the body of one response from the socket into a consumer.
 
-Strategy: the consumer is told of a push producer that passes its pauses on to the socket, so that
-nothing is buffered here.  A body ends in exactly one way (whole, lost, stalled, refused by the
-consumer, cancelled), and :meth:`_Body._end` is the only place where that is said.
+Strategy: the consumer gets a push producer that passes its pauses on to the socket, so that nothing
+is buffered here.  A body ends in exactly one way (complete, lost, stalled, rejected by the
+consumer, cancelled), and :meth:`_Body._end` is the only place that reports it.
 """
 
 # Twisted leaves Failure and deliverBody without types.
@@ -25,10 +25,10 @@ from cartd.archive.responses import ArchiveError
 from cartd.archive.transport_errors import transport_error
 
 EXCERPT_LIMIT = 16 * 1024
-"""Bytes of a body that nobody needs; a longer one costs its connection."""
+"""Bytes of an error body that are read; a longer one costs its connection."""
 
 RATE_WINDOW = 300.0
-"""Over how long it is looked at whether a body comes fast enough: networks have bad minutes."""
+"""Seconds over which the minimum rate is averaged: networks have bad minutes."""
 
 
 def receive(
@@ -38,14 +38,14 @@ def receive(
     stall_timeout: float,
     min_rate: float = 0.0,
 ) -> Deferred[None]:
-    """Write the body of ``response`` to ``sink``; fires when all of it is written.
+    """Write the body of ``response`` to ``sink``; fire when all of it is written.
 
     Fails with a retryable :class:`ArchiveError` if the body is cut short (by its own framing: the
-    declared length or the last chunk), or if not a byte comes for ``stall_timeout`` seconds while
-    the sink did not pause, or in some minutes on the average fewer than ``min_rate`` a second,
-    which ends a drip of single bytes; and with whatever ``sink.write`` raises.  A body that only
-    the end of the connection delimits is taken as whole: the sink must know how long it should be.
-    Except after a whole body the connection is dropped at once; so it is when cancelled.
+    declared length or the last chunk), if no byte comes for ``stall_timeout`` seconds while the
+    sink does not pause, or if fewer than ``min_rate`` bytes a second come on the average of some
+    minutes; and with whatever ``sink.write`` raises.  A body that only the end of the connection
+    delimits counts as complete: the sink must know its length.  Unless the body is complete, the
+    connection is dropped at once, also by a cancel.
     """
     body = _Body(sink, clock, stall_timeout, min_rate)
     response.deliverBody(body)
@@ -54,9 +54,9 @@ def receive(
 
 
 async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> bytes:
-    """The first KiB of a body that only explains something, or as much as came in ``timeout``.
+    """Return the first KiB of an error body, or as much as came in ``timeout``.
 
-    The connection can be used again if the body was short and whole, and is dropped otherwise.
+    The connection is reusable if the body was short and complete, and is dropped otherwise.
     """
     sink = _Excerpt()
     done = receive(response, sink, clock, timeout)
@@ -89,7 +89,7 @@ class _Body(Protocol):
         self._sink.registerProducer(self, True)
 
     def wait(self) -> None:
-        """For the rest of a body that did not come together with its head."""
+        """Start the stall timeout for a body that did not come together with its head."""
         if not self._ended and not self._paused:
             self._start_stall_timer()
 
@@ -125,7 +125,7 @@ class _Body(Protocol):
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """The sink wants no more, or the Deferred was cancelled: nobody failed."""
+        """End the transfer: the sink wants no more, or the Deferred was cancelled."""
         self._abort(Failure(CancelledError()))
 
     def _start_stall_timer(self) -> None:
@@ -139,7 +139,7 @@ class _Body(Protocol):
         self._stall_timer = None
 
     def _is_fast_enough(self, came: int) -> bool:
-        """Count bytes; no timer is needed, for there is one that ends a silence."""
+        """Count bytes; no timer is needed, since the stall timer ends a silence."""
         self._window_bytes += came
         seconds = self._clock.seconds() - self._window_start
         if seconds < RATE_WINDOW:
@@ -173,7 +173,7 @@ class _Body(Protocol):
 
 
 class _ExcerptCompleteError(Exception):
-    """Nobody needs more of this body."""
+    """The excerpt of the body is complete."""
 
 
 @implementer(IConsumer)

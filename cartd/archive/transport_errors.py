@@ -1,8 +1,8 @@
-"""What it means that the archive has not answered, or not to the end: Twisted's errors in words.
+"""Errors of DNS, TCP, TLS and HTTP framing: Twisted's exceptions as ArchiveError.
 
-Strategy: whoever did not begin to answer, in time and in HTTP, would not have answered for another
-file either: an ``outage``.  A certificate that does not verify is one too, though asking again at
-once is of no use.
+Strategy: an archive that did not begin to respond, in time and in HTTP, would not have responded
+for another file either: an ``outage``.  So is a certificate that does not verify, although an
+immediate retry is useless.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cartd.text import one_line
 def transport_error(
     raised: BaseException, *, url: str = "", begun: bool = False
 ) -> ArchiveError | None:
-    """The error for what Twisted raised, or none if that is no failure of the archive's.
+    """Return the error for what Twisted raised, or None if the archive did not cause it.
 
-    ``url`` is what was asked for, and ``begun`` says whether the head of an answer had arrived.
+    ``url`` is that of the request; ``begun``: the head of the response had arrived.
     """
     leaves = tuple(_leaves(raised))
     for types, sentence, retryable in _CAUSES:
@@ -43,16 +43,16 @@ def transport_error(
             message = f"the archive cannot be reached: {one_line(str(leaf))}"
             return ArchiveError(message, retryable=True, outage=True)
     if any(isinstance(leaf, _LOST) for leaf in leaves):
-        when = "in the middle of its answer" if begun else "before it answered"
-        message = f"the archive broke the connection {when}"
+        when = "in the middle of its response" if begun else "before it responded"
+        message = f"the archive closed the connection {when}"
         return ArchiveError(message, retryable=True, outage=not begun)
     if isinstance(raised, _WRAPPERS):
-        return ArchiveError("the archive's answer is not HTTP", retryable=True, outage=not begun)
+        return ArchiveError("the archive's response is not HTTP", retryable=True, outage=not begun)
     return None
 
 
 def response_timeout(seconds: float) -> ArchiveError:
-    """The error for an answer that did not begin in time."""
+    """Return the error for a response that did not begin in time."""
     message = f"the archive did not answer within {seconds:g} seconds"
     return ArchiveError(message, retryable=True, outage=True)
 
@@ -81,7 +81,7 @@ def _leaves(raised: BaseException) -> Iterator[BaseException]:
 
 
 def _tls_error(raised: SSL.Error, url: str) -> ArchiveError:
-    """What came of a handshake: OpenSSL's last word on it, or the archive's (RFC 8446, 6.2)."""
+    """Return the error of a handshake, by OpenSSL's last error or the archive's alert."""
     host = urlsplit(url).hostname
     who = f"the archive ({host})" if host else "the archive"
     [*_, (_, _, word)] = (raised.args[0] if raised.args else ()) or [("", "", "no reason given")]
@@ -98,7 +98,7 @@ _OWN = "archiveinterface.cert_file"
 _HANDSHAKES = (
     (
         ("unsupported protocol", "alert protocol version"),
-        "{who} speaks no TLS that is new enough: cartd takes 1.2 and newer",
+        "{who} does not support TLS 1.2 or newer",
         False,
     ),
     (
@@ -108,12 +108,12 @@ _HANDSHAKES = (
     ),
     (
         ("alert certificate required",),
-        f"{{who}} wants to see a certificate of cartd's, and {_OWN} names none",
+        f"{{who}} requires a client certificate, and {_OWN} names none",
         False,
     ),
     (
         ("alert handshake failure",),
-        f"{{who}} and cartd cannot agree on TLS: it may want to see a certificate ({_OWN})",
+        f"{{who}} and cartd cannot agree on TLS: it may require a client certificate ({_OWN})",
         True,
     ),
     (
@@ -126,7 +126,7 @@ _HANDSHAKES = (
             "alert unknown ca",
             "alert access denied",
         ),
-        f"{{who}} refuses the certificate that cartd shows ({_OWN}): {{word}}",
+        f"{{who}} rejects cartd's client certificate ({_OWN}): {{word}}",
         False,
     ),
 )

@@ -286,7 +286,7 @@ class CircuitBreaker:
             trip.confirmed = True
             trip.cause = failure
             log.warn(
-                "The archive is away, and carts wait for it: {cause} ({url})",
+                "The archive is unavailable, carts wait for it: {cause} ({url})",
                 cause=failure,
                 url=self._url,
             )
@@ -297,7 +297,7 @@ class CircuitBreaker:
         self._unavailable_files.clear()
         if not was_unavailable:
             self._ignored_until = self._clock.seconds() + FALSE_TRIP_SECONDS
-        self._log_end("The archive is back after {length:.1f} s")
+        self._log_end("The archive is available again after {length:.1f} s")
         self._trip = None
         self._probing = False
         self._semaphore.slow_start()
@@ -306,7 +306,9 @@ class CircuitBreaker:
 
     def _stop_probing(self) -> None:
         """No file waits any more; the store keeps the status for the next process."""
-        self._log_end("Nothing waits any more for the archive, which was away for {length:.1f} s")
+        self._log_end(
+            "No cart waits for the archive any more, which was unavailable for {length:.1f} s"
+        )
         self._trip = None
         self._probing = False
         self._status.forget_cause()

@@ -115,9 +115,11 @@ class OutageStatus:
                 raise
             except Exception as error:
                 if isinstance(error, CartdError):
-                    log.warn("It is not recorded yet which carts wait: {error}", error=error)
+                    log.warn(
+                        "Cannot record yet which carts wait for the archive: {error}", error=error
+                    )
                 else:
-                    log.failure("It is not recorded yet which carts wait")
+                    log.failure("Cannot record yet which carts wait for the archive")
                 self._pending = self._pending or update
                 await deferLater(self._clock, RETRY_SECONDS)
 

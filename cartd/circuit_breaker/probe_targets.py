@@ -44,7 +44,7 @@ class ProbeTargets:
         try:
             known_to_store = await self._store.recently_staged_file(other_than)
         except CartdError as error:
-            log.warn("No file is known that the archive has: {error}", error=error)
+            log.warn("Cannot look up a file to probe the archive with: {error}", error=error)
             return None
         if known_to_store is not None:
             self._remember(known_to_store, 0)

@@ -92,6 +92,6 @@ class Waiters:
     def _timeout_message(self, since: float, cause: Exception) -> str:
         date = format_time(self._status.date(since))
         return (
-            f"The archive has been away since {date}, which is longer than the"
+            f"The archive has been unavailable since {date}, longer than the"
             f" outage_limit of {self._limit:g} seconds: {cause}"
         )

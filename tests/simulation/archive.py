@@ -229,7 +229,7 @@ class _Response:
         elif self._fault == "silent":
             self._archive_state.record_fault(self._archive_id, "the archive sent nothing for")
         elif self._fault == "cut":
-            message = "the archive broke the connection in the middle of its answer"
+            message = "the archive closed the connection in the middle of its response"
             self._archive_state.record_fault(self._archive_id, message)
             self._protocol.connectionLost(Failure(ResponseFailed([Failure(ConnectionLost())])))
         else:
