@@ -225,7 +225,7 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
         assert cartd.status("hurt") == cartd.status("long") == ("ready", "")
         assert ready(cartd) == CARTS
         assert lines(cartd, "The volume is not writable: Read-only file system") == 1
-        assert lines(cartd, "is not sent") == lines(cartd, "restaging") == 0
+        assert lines(cartd, " not sent: ") == lines(cartd, "restaging") == 0
 
         assert cartd.terminate() == 0
         disk.repair()
