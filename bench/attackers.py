@@ -62,8 +62,8 @@ def attacking(server: Server, path: str, attack: Attack) -> Iterator[Attack]:
     Readers request ``path``.  A client that is disconnected connects again.
     """
 
-    def complete(told: dict[str, Any]) -> None:
-        for name, value in told.items():
+    def complete(figures: dict[str, Any]) -> None:
+        for name, value in figures.items():
             setattr(attack, name, value)
 
     order = json.dumps(asdict(attack))
@@ -153,10 +153,10 @@ async def _attack(port: int, path: str, attack: Attack) -> None:
         await attackers.all_have_begun.wait()
         print("attacking", flush=True)
         await asyncio.to_thread(sys.stdin.read)
-        told = json.dumps(asdict(attack))
+        figures = json.dumps(asdict(attack))
         for task in tasks:
             task.cancel()
-    print(told, flush=True)
+    print(figures, flush=True)
 
 
 def _main() -> None:

@@ -65,8 +65,8 @@ class Contest:
                     self._leave_out(name, error)
                     continue
                 self._samples.setdefault(name, []).append(sample)
-                told = ", ".join(f"{key} {value:.4g}" for key, value in sample.items())
-                _print(f"round {number}, {name}: {told}")
+                values = ", ".join(f"{key} {value:.4g}" for key, value in sample.items())
+                _print(f"round {number}, {name}: {values}")
 
     def row(
         self,
@@ -97,7 +97,7 @@ class Contest:
     def _leave_out(self, name: str, error: Exception) -> None:
         self._sides.pop(name, None)
         self._absent[name] = str(error)
-        _print(f"{name} COULD NOT BE HAD: {error}")
+        _print(f"{name} NOT AVAILABLE: {error}")
 
 
 def _print(text: str) -> None:

@@ -32,7 +32,7 @@ def helper_process(
         try:
             yield
         finally:
-            told, _ = process.communicate()
+            output, _ = process.communicate()
     if process.returncode != 0:
         raise MeasurementFailed(f"{module} failed")
-    on_result(json.loads(told))
+    on_result(json.loads(output))

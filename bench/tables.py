@@ -84,7 +84,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _cells(row: Row) -> list[str]:
     if row.absent:
-        theirs = [f"**could not be had: {row.absent}**", "", ""]
+        theirs = [f"**not available: {row.absent}**", "", ""]
     else:
         theirs = _figure_cells(row.theirs)
     return [

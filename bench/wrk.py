@@ -39,14 +39,14 @@ def heads_at_full_rate(
         ]
     )
     cpu = server.cpu() - before
-    told = json.loads(run.output.splitlines()[-1])
-    if told["errors"]:
+    figures = json.loads(run.output.splitlines()[-1])
+    if figures["errors"]:
         raise MeasurementFailed(
-            f"{told['errors']:.0f} of {told['requests']:.0f} HEAD requests failed"
+            f"{figures['errors']:.0f} of {figures['requests']:.0f} HEAD requests failed"
         )
     return {
-        "requests/s": told["requests"] / told["seconds"],
-        "ms, p50 of 16 at full rate": told["p50"],
-        "ms, p99 of 16 at full rate": told["p99"],
+        "requests/s": figures["requests"] / figures["seconds"],
+        "ms, p50 of 16 at full rate": figures["p50"],
+        "ms, p99 of 16 at full rate": figures["p99"],
         "cpu": cpu,
     }

@@ -186,11 +186,11 @@ class Cartd(Service):
         ):
             log.warn("{warning}", warning=warning)
 
-    def _reload_periodically(self, look: Callable[[ThreadRunner], Awaitable[None]]) -> None:
-        """Look after certificates that are in files."""
+    def _reload_periodically(self, poll: Callable[[ThreadRunner], Awaitable[None]]) -> None:
+        """Reload certificates when their files change."""
         threads = self._services.threads
         self._periodic_jobs.append(
-            Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: look(threads))
+            Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: poll(threads))
         )
 
     def startService(self) -> None:

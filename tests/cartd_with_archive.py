@@ -1,4 +1,4 @@
-"""The service beside an archive that misbehaves, for tests in the reactor that the archive runs in.
+"""The service with a faulty archive, for tests in the reactor in which the archive runs.
 
 ::
 
@@ -7,7 +7,7 @@
         await deferToThread(cartd.post, "mine", manifest([entry("1", "a", b"data")]))
         await deferToThread(cartd.wait_until, "mine", "ready")
 
-Whatever asks the service blocks, and so goes through ``deferToThread``.
+Requests to the service block, so they need ``deferToThread``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ reactor: Any = _reactor
 async def cartd_with_archive(
     directory: Path, ini: str = ""
 ) -> AsyncIterator[tuple[RunningCartd, FaultyArchive]]:
-    """Start both.  In the end a service that still runs must stop well; its log is looked at."""
+    """Start both.  At the end, a running service must stop cleanly; its log is checked."""
     archive = FaultyArchive(reactor)
     url = archive.listen()
     running = running_cartd(directory / "cartd", archive=url, ini=ini)
@@ -48,14 +48,14 @@ async def cartd_with_archive(
 
 
 def assert_no_unexpected_errors(log: str) -> None:
-    """Fails if the log tells of an error that the service did not expect."""
+    """Fail if the log contains an unexpected error."""
     assert not re.search("Traceback|Unhandled|never awaited", log), log
 
 
 def on_the_volume(cartd: RunningCartd) -> set[str]:
-    """What is being written, and the trees and bundles of carts; no directories in between.
+    """Return files being written, and trees and bundles of carts, without directories in between.
 
-    What goes meanwhile does not matter.
+    Files that are removed meanwhile are skipped.
     """
     tops = [top for part in ("incoming", "[0-9]*") for top in cartd.volume.glob(part)]
     return {

@@ -1,4 +1,4 @@
-"""What holds for every run of the tests."""
+"""Settings of every run of the tests."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 
 import pytest
 
-gc.disable()  # There is no garbage worth the search while modules are read.
+gc.disable()  # Modules that are being imported create no garbage worth collecting.
 
 
 def pytest_collection_finish() -> None:
-    """Leave what all modules have made out of the garbage collection from now on.
+    """Exclude the objects of all imported modules from garbage collection.
 
-    Many tests collect garbage to hear of Deferreds that failed unheard; looking through everything
-    each time would take a fifth of a second.
+    Many tests collect garbage to detect failed Deferreds that nothing handled; traversing all
+    objects would take a fifth of a second each time.
     """
     gc.collect()
     gc.freeze()
@@ -23,5 +23,5 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: there is always a test that waits."""
+    """Return one worker more than there are cores, as there is always a test that waits."""
     return len(os.sched_getaffinity(0)) + 1

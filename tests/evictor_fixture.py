@@ -1,4 +1,4 @@
-"""An evictor over a store, and a disk that is as full as a test says."""
+"""An evictor with a store, and a disk whose free space the test sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Disk:
     in_use: set[str] = field(default_factory=set)
     quota: int | None = None
     meanwhile: list[Coroutine[Any, Any, None]] = field(default_factory=list)
-    """What others do, each when the disk is looked at."""
+    """Coroutines of other processes; one is run at each check of the disk."""
 
     async def evict(self, cart: Cart) -> int:
         if not await self.store.begin_eviction(cart, "token"):

@@ -1,14 +1,13 @@
-"""A disk that fails to order, below a service that runs: a program around ``twistd``.
+"""A disk that fails on request, for a running service: a wrapper of ``twistd``.
 
-``python failing_disk.py ORDERS ROOT CONSTANTS ARGUMENTS...`` runs ``twistd ARGUMENTS...``.  What
-the file ORDERS says, in JSON, is done from then on to system calls on files below ROOT, until it
-says otherwise::
+``python failing_disk.py ORDERS ROOT CONSTANTS ARGUMENTS...`` runs ``twistd ARGUMENTS...``.  The
+file ORDERS contains JSON that is applied to system calls on files below ROOT, until it changes::
 
     {"errno": 28, "calls": ["write"], "path": "/incoming/2/"}
 
-``path`` is a part of the paths that are meant.  With an ``errno`` of none the calls do not fail but
-wait, each in its thread, until the file says otherwise; ORDERS.waiting tells which did.  So a test
-can switch faults on and off while the service runs, by a :class:`FailingDisk`.
+``path`` is a substring of the affected paths.  Without an ``errno`` the calls do not fail but block
+their threads until the file changes; ORDERS.waiting lists them.  A test switches faults on and off
+with a :class:`FailingDisk` while the service runs.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from typing import Any
 from tests.system_calls import path_of
 
 CHANGES = ("write", "create", "fsync", "mkdir", "replace", "rename", "unlink", "symlink", "link")
-"""The calls of which a read-only file system refuses each; the other one is ``read``."""
+"""The calls that fail on a read-only file system, one by one; the other one is ``read``."""
 
 
 class FailingDisk:
-    """The side of the test; nothing fails until it says so."""
+    """The test's side; nothing fails until a fault is set."""
 
     def __init__(self, orders: Path, root: Path) -> None:
         self._orders = orders
@@ -38,7 +37,7 @@ class FailingDisk:
         self.heal()
 
     def program(self, twistd: tuple[str, ...], **removal: int) -> tuple[str, ...]:
-        """What to start in place of ``twistd``; ``removal``: constants of :mod:`cartd.removal`."""
+        """Return the replacement of ``twistd``; ``removal``: constants of :mod:`cartd.removal`."""
         places = str(self._orders), str(self._root)
         return (sys.executable, __file__, *places, json.dumps(removal), *twistd[1:])
 
@@ -46,11 +45,11 @@ class FailingDisk:
         self._write({"errno": number, "calls": calls, "path": path})
 
     def hold(self, *calls: str, path: str = "") -> None:
-        """Let these calls wait, until it is healed."""
+        """Block these calls, until the disk is healed."""
         self._write({"errno": None, "calls": calls, "path": path})
 
     def waiting(self) -> set[str]:
-        """The paths of calls that wait, or have waited."""
+        """Return the paths of calls that block, or have blocked."""
         noted = self._orders.with_suffix(".waiting")
         return set(noted.read_text().splitlines()) if noted.exists() else set()
 
@@ -64,7 +63,7 @@ class FailingDisk:
 
 
 class _Calls:
-    """The side of the service."""
+    """The service's side."""
 
     def __init__(self, orders: str, root: str) -> None:
         self._orders = orders
@@ -73,7 +72,7 @@ class _Calls:
         self._open = os.open
 
     def refuse(self, call: str, path: Any) -> None:
-        """Raise, if that is ordered for this call on this path, or open file."""
+        """Raise or block if ORDERS says so for this call on this path or open file."""
         if isinstance(path, int):
             if not stat.S_ISREG(os.fstat(path).st_mode):
                 return

@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 for servers that are told where to listen."""
+"""Free ports of 127.0.0.1 for servers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import random
 import socket
 
 BELOW_THE_EPHEMERAL = range(10_000, 32_000)
-"""Where no system takes ports for outgoing connections: those come and go in every test."""
+"""Outside of the range of outgoing connections, which come and go in every test."""
 
 
 def free_port() -> int:
-    """A port on which nobody listens, drawn at random: tests at once draw different ones."""
+    """Return a free port, drawn at random so that concurrent tests draw different ones."""
     draw = random.SystemRandom()
     while True:
         port = draw.choice(BELOW_THE_EPHEMERAL)

@@ -1,4 +1,4 @@
-"""Runs ``twistd`` with a service whose volume hangs, as a file server's that went away, when told.
+"""Runs ``twistd`` with a service whose volume can be made to hang, like a lost file server.
 
 ::
 
@@ -6,9 +6,8 @@
     cartd.start()
     hang(cartd)
 
-Every call of the system for something on the volume then blocks its thread for ever, in the kernel,
-and in the reactor's thread too.  ``waits`` takes the place of the seconds that each step of a stop
-may take, ``limit`` that of those for all together.
+Every system call on the volume then blocks its thread for ever, in the reactor's thread, too.
+``waits`` replaces the timeout of each step of a stop, ``limit`` that of the whole stop.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ CALLS = ("open", "stat", "lstat", "scandir", "listdir", "unlink", "rmdir", "mkdi
 def hanging_disk(
     command: Sequence[str], *, waits: float = 5.0, limit: float = 30.0
 ) -> tuple[str, ...]:
-    """The command line of ``command``, a script, whose volume may begin to hang."""
+    """Return a command line that runs ``command``, a script, with a volume that can hang."""
     return sys.executable, __file__, str(waits), str(limit), *command
 
 
 def hang(cartd: RunningCartd) -> None:
-    """From now on nothing on the volume is answered."""
+    """From now on, calls on the volume block."""
     (cartd.directory / FLAG).touch()
 
 
 def hangs(cartd: RunningCartd) -> bool:
-    """Whether a thread is held up by that."""
+    """Whether a thread is blocked."""
     return (cartd.directory / HUNG).exists()
 
 

@@ -1,4 +1,4 @@
-"""Processes that start in a tenth of the time: forked from one that has loaded what cartd imports.
+"""Processes that start ten times as fast, forked from one that has imported cartd's dependencies.
 
 ::
 
@@ -6,12 +6,12 @@
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
 
-What is started is a Python script, or ``python FILE`` or ``python -c CODE``, as one would give it
-to :class:`subprocess.Popen`; of that class the process has what the tests use.  Klein is left
-for each process to load, since it brings the reactor, which must not be forked.
+The command is a Python script, ``python FILE`` or ``python -c CODE``, as for
+:class:`subprocess.Popen`; the process has the methods of that class that the tests use.  Klein is
+imported by each process, as it imports the reactor, which must not be forked.
 
-A program of the tests' own replaces functions in modules that others have imported already: who
-has taken such a function for itself keeps the old one.
+A test program that replaces functions in modules does not affect modules that have imported such a
+function already.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Process:
-    """One that was forked; its end is told by the process that waits for it."""
+    """A forked process; the process that waits for it reports its end."""
 
     def __init__(self, args: Sequence[str], keeper: socket.socket) -> None:
         self.args = args
@@ -56,14 +56,14 @@ class Process:
         self._looking = Lock()
 
     def poll(self) -> int | None:
-        """Its exit status, or the number of the signal that ended it below zero."""
+        """The exit status, or the negative number of the signal that ended it."""
         with self._looking:
             if self.returncode is None and self._has_ended(0):
                 self.returncode = os.waitstatus_to_exitcode(int(self._keeper.recv(32)))
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same, when it has ended."""
+        """Return the same once it has ended."""
         self._has_ended(timeout)
         status = self.poll()
         if status is None:
@@ -71,7 +71,7 @@ class Process:
         return status
 
     def _has_ended(self, timeout: float | None) -> bool:
-        """Whether it has within so many seconds; the end can be read until it has been."""
+        """Wait up to so many seconds for its end; return whether it has ended."""
         return self.returncode is not None or bool(select([self._keeper], [], [], timeout)[0])
 
     def send_signal(self, number: int) -> None:
@@ -90,7 +90,7 @@ def start(
     output: IO[bytes],
     errors: IO[bytes] | None = None,
 ) -> Process:
-    """Start ``command``, whose standard error goes to ``output`` too unless it is given."""
+    """Start ``command``; its standard error is redirected to ``output``, too, unless given."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     order = json.dumps([list(command), str(cwd), dict(env)]).encode()
     files = [there.fileno(), output.fileno(), (errors or output).fileno()]
@@ -102,7 +102,7 @@ def start(
 def run(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` to its end, as :func:`subprocess.run` would."""
+    """Run ``command`` to its end, as :func:`subprocess.run`."""
     with TemporaryFile() as output, TemporaryFile() as errors:
         process = start(command, cwd=cwd, env=env, output=output, errors=errors)
         try:
@@ -130,7 +130,7 @@ def _server() -> socket.socket:
 
 
 def _serve(orders: socket.socket) -> None:
-    """Fork a process for each order; returns in those."""
+    """Fork a process for each order; returns in the forked processes."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         order, files, _, _ = socket.recv_fds(orders, ORDER_SIZE, 3)
@@ -144,7 +144,7 @@ def _serve(orders: socket.socket) -> None:
 
 
 def _keep(order: bytes, telling: int, output: int, errors: int) -> None:
-    """Fork what was ordered, and tell its process number and how it ended; returns in it."""
+    """Fork a process, report its id and exit status; returns in the forked process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid:
@@ -164,10 +164,10 @@ def _keep(order: bytes, telling: int, output: int, errors: int) -> None:
 
 
 def _run() -> None:
-    """Run what ``sys.argv`` says, as Python would."""
+    """Run the command in ``sys.argv``, as Python would."""
     if sys.argv[0] == sys.executable:
         del sys.argv[0]
-        # Before the packages: one of them has tests of that name, too.
+        # Before the packages, one of which has tests of that name, too.
         sys.path.insert(1, str(ROOT))
     if sys.argv[0] == "-c":
         code = sys.argv.pop(1)
@@ -182,13 +182,13 @@ def _main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
     del sys.path[0]
     reactor = "twisted.internet.reactor"
-    sys.modules[reactor] = cast("ModuleType", None)  # whoever imports it here shall fail
+    sys.modules[reactor] = cast("ModuleType", None)  # an import of it here must fail
     for name in LOADED:
         import_module(name)
     del sys.modules[reactor]
     sys.path.insert(0, "")
     gc.collect()
-    gc.freeze()  # Those to come need not look through it, nor copy it.
+    gc.freeze()  # Forked processes need not traverse these objects, nor copy them.
     _serve(orders)
     _run()
 

@@ -1,4 +1,4 @@
-"""The service as its users meet it: a process of its own, asked over HTTP.
+"""The service in a process of its own, used over HTTP.
 
 ::
 
@@ -7,8 +7,8 @@
         cartd.wait_until("my-cart", "ready")
         tar = cartd.download("my-cart")
 
-It can be stopped, killed and started again on the same store and volume.  Everything here
-blocks: an archive in the test's own reactor needs ``threads.deferToThread`` around it.
+It can be stopped, killed and restarted on the same store and volume.  Everything here blocks: with
+an archive in the test's own reactor, use ``threads.deferToThread``.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from tests import preloaded
 from tests.free_ports import free_port
 
 DEADLINE = 60.0
-"""Seconds after which what a test waits for counts as never coming."""
+"""Seconds after which a wait fails."""
 POLL_INTERVAL = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; header names are in lower case."""
+    """A complete response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(slots=True)
 class RunningCartd:
-    """A directory for the volume and the store, and the process that serves them."""
+    """Directory, store and volume of a service, and its process."""
 
     directory: Path
     archive: str
@@ -64,11 +64,11 @@ class RunningCartd:
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = ()
-    """What to start in place of ``twistd -n cartd``; the port is in its environment."""
+    """The program to start instead of ``twistd -n cartd``; its environment contains the port."""
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | preloaded.Process | None = None
     fresh: bool = False
-    """Whether to start a Python with nothing loaded, or what is no Python script."""
+    """Whether to start a fresh Python, or a program that is no Python script."""
 
     @property
     def volume(self) -> Path:
@@ -84,14 +84,14 @@ class RunningCartd:
 
     @property
     def twistd(self) -> tuple[str, ...]:
-        """The usual way to start it."""
+        """The default command line."""
         return (
             *(command("twistd"), "-n", f"--pidfile={self.directory / 'cartd.pid'}"),
             *("cartd", "--port", str(self.port), *self.options),
         )
 
     def settings(self) -> dict[str, str]:
-        """The environment of the service, and of the commands beside it."""
+        """Return the environment of the service, and of the commands beside it."""
         return {
             **{key: value for key, value in os.environ.items() if not key.startswith("CARTD")},
             "CARTD_CONFIG": str(self.directory / "config.ini"),
@@ -107,7 +107,7 @@ class RunningCartd:
         (self.directory / "config.ini").write_text(ini)
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process and wait until it responds."""
         with (self.directory / "cartd.log").open("ab") as log:
             program, directory, settings = (
                 self.program or self.twistd,
@@ -132,29 +132,29 @@ class RunningCartd:
         wait_for(answers)
 
     def kill(self) -> None:
-        """End it in the middle of whatever it does."""
+        """Kill it in the middle of whatever it does."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
         (self.directory / "cartd.pid").unlink(missing_ok=True)
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal and do not wait for what comes of it."""
+        """Send it a signal, and do not wait."""
         assert self.process is not None
         self.process.send_signal(number)
 
     def ended(self) -> int:
-        """Wait until it has ended, and give its exit status."""
+        """Wait until it has ended; return its exit status."""
         assert self.process is not None
         return self.process.wait(DEADLINE)
 
     def terminate(self) -> int:
-        """Ask it to stop and give its exit status."""
+        """Stop it by SIGTERM; return its exit status."""
         self.send(signal.SIGTERM)
         return self.ended()
 
     def listens(self) -> bool:
-        """Whether somebody may connect."""
+        """Whether it accepts connections."""
         with socket.socket() as connecting:
             return connecting.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -174,16 +174,16 @@ class RunningCartd:
         return self.request("DELETE", f"/{uid}")
 
     def status(self, uid: str) -> tuple[str, str]:
-        """The cart's status and message."""
+        """Return the cart's status and message."""
         headers = self.request("HEAD", f"/{uid}").headers
         return headers["x-pacifica-status"], headers["x-pacifica-message"]
 
     def staged(self, uid: str) -> int:
-        """How many files of the cart are said to be staged."""
+        """Return how many files of the cart are staged."""
         return int(self.request("HEAD", f"/{uid}").headers["x-pacifica-files-staged"])
 
     def wait_until(self, uid: str, *statuses: str) -> str:
-        """Wait until the cart has one of ``statuses``, and give its message."""
+        """Wait until the cart has one of ``statuses``; return its message."""
         seen: list[tuple[str, str]] = [("", "")]
 
         def is_there() -> bool:
@@ -196,7 +196,7 @@ class RunningCartd:
         return seen[0][1]
 
     def download(self, uid: str, filename: str = "data.tar") -> dict[str, bytes]:
-        """The files of the cart by their paths below the top folder."""
+        """Return the files of the cart by their paths below the top folder."""
         answer = self.get(f"/{uid}?filename={filename}")
         assert answer.status == 200, answer
         return unpacked(answer.body)
@@ -237,9 +237,9 @@ def running_cartd(
     fresh: bool = False,
     **environment: str,
 ) -> Iterator[RunningCartd]:
-    """Start the service in ``directory``, or leave that to the test; in any case, end it.
+    """Start the service in ``directory``, unless ``started`` is false, and end it afterwards.
 
-    If it is to be started here, with nothing said otherwise, it finds cartd's tables made.
+    Started with the defaults, it finds a database whose tables exist already.
     """
     directory.mkdir(exist_ok=True)
     file = directory / "cartd.sqlite3"
@@ -266,7 +266,7 @@ def running_cartd(
 
 @cache
 def _tables() -> bytes:
-    """A SQLite file with cartd's tables and no carts."""
+    """Return a SQLite file with cartd's tables and no carts."""
     with TemporaryDirectory() as directory:
         file = Path(directory) / "cartd.sqlite3"
         sync(f"sqlite:///{file}")
@@ -274,14 +274,14 @@ def _tables() -> bytes:
 
 
 def command(name: str) -> str:
-    """The path of a command that the tests' environment has installed."""
+    """Return the path of a command in the tests' environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def entry(
     archive_id: str | int, path: str, data: bytes, hash_type: str = "sha1"
 ) -> dict[str, object]:
-    """One entry of a manifest, whose hash sum is that of ``data``."""
+    """Return one entry of a manifest, with the hash sum of ``data``."""
     return {
         "id": archive_id,
         "path": path,
@@ -295,7 +295,7 @@ def manifest(entries: Iterable[Mapping[str, object]], **more: object) -> bytes:
 
 
 def unpacked(tar: bytes) -> dict[str, bytes]:
-    """The files of a tar by their paths below its top folder."""
+    """Return the files of a tar by their paths below its top folder."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         files = {}
         for member in opened:
@@ -306,7 +306,7 @@ def unpacked(tar: bytes) -> dict[str, bytes]:
 
 
 def wait_for(condition: Any) -> None:
-    """Look until ``condition()`` holds; a deadline turns what never comes into a failure."""
+    """Poll until ``condition()`` holds; fail at the deadline."""
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"

@@ -1,4 +1,4 @@
-"""A machine whose clocks a test sets while the service runs on it.
+"""A machine whose clocks a test sets while the service runs.
 
 ::
 
@@ -8,7 +8,7 @@
         cartd.start()
         clocks.set(date=-3600)
 
-Run as a program, this module puts the clocks in the place of Python's, then runs a command.
+As a program, this module replaces Python's clocks, then runs a command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 class Clocks:
-    """A file that says how far the clocks of those who run with it are from the true ones."""
+    """A file with the offsets of the clocks from the true ones."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,15 +30,15 @@ class Clocks:
         self.set()
 
     def set(self, *, date: float = 0, passed: float = 0) -> None:
-        """Set the machine's date ahead of the true one, or back, by so many seconds.
+        """Set the machine's date ahead or back, by so many seconds.
 
-        ``passed`` are seconds that seem to have passed for all clocks.
+        ``passed`` are seconds by which all clocks, monotonic ones too, are set ahead.
         """
         with self._path.open("r+") as file:
             file.write(f"{date + passed:20} {passed:20}")
 
     def command(self, command: Sequence[str]) -> tuple[str, ...]:
-        """The command line of ``command``, a Python script, under these clocks."""
+        """Return the command line that runs ``command``, a Python script, with these clocks."""
         return sys.executable, __file__, str(self._path), *command
 
 

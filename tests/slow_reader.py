@@ -1,4 +1,4 @@
-"""A client that has begun to read a download, and reads on only when it is told to."""
+"""A client that starts to read a download, and reads the rest when the test says so."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from http.client import HTTPResponse
 from tests.running_cartd import DEADLINE, RunningCartd
 
 TOO_MUCH_FOR_SOCKETS = 8 * 2**20
-"""Bytes of a download that do not fit between the service and a client that does not read.
+"""Bytes of a download that exceed all buffers between the service and a client.
 
-Linux takes 4 MiB into a send buffer, where nobody has set ``tcp_wmem``.
+By default (``tcp_wmem``), Linux buffers 4 MiB for sending.
 """
 
 
@@ -34,7 +34,7 @@ class SlowReader:
         self.first = self._answer.read(1)
 
     def rest(self) -> bytes:
-        """The whole body; raises if the connection breaks before its end."""
+        """Return the whole body; raise if the connection is closed before its end."""
         return self.first + self._answer.read()
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class SlowReader:
 
 @contextmanager
 def slow_reader(cartd: RunningCartd, uid: str) -> Iterator[SlowReader]:
-    """While the block runs, a download of the cart goes on, its first byte read."""
+    """Run a download of the cart during the block, with its first byte read."""
     reader = SlowReader(cartd, f"/{uid}?filename=data.tar")
     try:
         assert reader.status == 200

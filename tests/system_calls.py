@@ -1,4 +1,4 @@
-"""Which path a system call is about, whatever way it was told."""
+"""The path of a system call, given in any way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def path_of(arguments: Sequence[Any], options: Mapping[str, Any], position: int = 0) -> str:
-    """The path at ``position`` of a call of :mod:`os`, whose directory may be a descriptor."""
+    """Return the path at ``position`` of a call of :mod:`os`, resolving directory descriptors."""
     own = ("src_dir_fd", "dst_dir_fd")[position]
     at = options.get(own, options.get("dir_fd"))
     path = os.fsdecode(arguments[position])

@@ -1,4 +1,4 @@
-"""How many carts may be on their way at the same time."""
+"""Admission control: the limit of carts in staging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cartd.errors import Unavailable
 
 
 class Posts:
-    """Posts that go on until they are told to end, and carts that are in the store."""
+    """Posts that run until the test ends them, and a number of stored carts."""
 
     def __init__(self, most: int) -> None:
         self.stored = 0
@@ -20,7 +20,7 @@ class Posts:
         self.admission = AdmissionControl(most, lambda: succeed(self.stored))
 
     def post(self, *, again: bool = False) -> tuple[Deferred[None], Deferred[None]]:
-        """Its end, and what ends it."""
+        """Return the post's end, and the Deferred that ends it."""
         end: Deferred[None] = Deferred()
 
         async def enter() -> None:
@@ -76,4 +76,4 @@ def test_a_repost_is_admitted_with_the_pending_rejection() -> None:
     [refusal] = posts.refusals
     assert refusal is not None and refusal.limit == "cartd.max_carts_staging"
     posts.stored = 0
-    assert posts.is_refused()  # it counts all the same
+    assert posts.is_refused()  # it counts nevertheless

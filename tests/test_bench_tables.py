@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: what is made of the rounds, and how it is told."""
+"""The benchmark's statistics and tables."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_missed_target_is_marked() -> None:
 def test_an_unavailable_peer_is_marked_with_the_reason() -> None:
     missing = row(2.0, None, Target(1.0, ratio=True), absent="no such\npackage")
     line = markdown([missing]).splitlines()[2]
-    assert "**could not be had: no such package**" in line
+    assert "**not available: no such package**" in line
     assert cells(line)[-1] == "**not compared**"
 
 

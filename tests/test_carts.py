@@ -1,4 +1,4 @@
-"""What Carts does with a post before the store hears of it."""
+"""Carts: what is done for a post before it reaches the store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.volume_parts import HeldThreads
 
 
 class NoStore:
-    """Fails a test that asks anything of the store, or of whoever else works with it."""
+    """Fails a test that uses the store or another component."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was asked for")
@@ -82,7 +82,7 @@ def test_posts_are_rejected_while_the_service_stops() -> None:
 
 
 class Entering:
-    """A store that enters a cart when it is told to."""
+    """A store whose ``post`` waits for the test."""
 
     def __init__(self) -> None:
         self.entered: list[Deferred[tuple[Any, bool]]] = []
@@ -94,7 +94,7 @@ class Entering:
 
 
 def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
-    """From before one is read until it is in the store, whoever leaves meanwhile."""
+    """The memory is held until the manifest is stored, even if its client disconnects."""
     body = b'{"fileids": []}' + b" " * 25  # 40 bytes
     threads, store, memory = HeldThreads(), Entering(), ByteLimit(100)
     posting = carts_with(threads, store=store, memory=memory)
@@ -107,9 +107,9 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     assert (len(threads.held), memory.taken) == (2, 80)
     posts[0].cancel()
     assert (len(threads.held), memory.taken) == (2, 80)
-    threads.run_one()  # for nobody
+    threads.run_one()  # without a client
     assert (len(threads.held), memory.taken) == (2, 80)
-    posts[3].cancel()  # it waits, and is forgotten
+    posts[3].cancel()  # it waits, and is cancelled
     done = 0
     while threads.held or len(store.entered) > done:
         while threads.held:

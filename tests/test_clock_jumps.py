@@ -1,4 +1,4 @@
-"""The service on a machine whose clock is set while it works, or that sleeps for an hour."""
+"""The service on a machine whose clock is changed, or that sleeps for an hour."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ pytest_plugins = ("tests.archive_fixture",)
 
 HOUR = 3600
 LARGE = 2 * 2**20
-"""Bytes of a file, half of which are on the disk before the rest comes."""
+"""Size of a file of which half is on the disk before the rest is sent."""
 
 
 @contextmanager
 def cartd_with(
     clocks: Clocks, archive: FaultyArchive, directory: Path, beside: RunningCartd | None = None
 ) -> Iterator[RunningCartd]:
-    """A service that goes by these clocks, on a store and volume of its own or another's."""
+    """A service with these clocks, on its own or another service's store and volume."""
     with running_cartd(directory, archive=url_of(archive), started=False, fresh=True) as cartd:
         if beside is not None:
             cartd.database = beside.database
@@ -44,7 +44,7 @@ def cartd_with(
 
 
 def begun(cartd: RunningCartd, archive: FaultyArchive) -> Gate:
-    """Post a cart of two files, and wait until one is staged and the other stopped half-way."""
+    """Post a cart of two files; wait until one is staged and the other half received."""
     gate = Gate()
     posted = manifest_of(archive, "mine", 2 * LARGE, files=2)
     archive.fault("mine-1", halted(LARGE // 2, gate), method="GET")
@@ -55,17 +55,17 @@ def begun(cartd: RunningCartd, archive: FaultyArchive) -> Gate:
 
 
 def let_come(gate: Gate) -> None:
-    """Let the rest come of what stopped half-way."""
+    """Send the rest of the half-received file."""
     the_reactor().callFromThread(gate.open)
 
 
 def fetched(archive: FaultyArchive) -> list[int]:
-    """How often each file of the cart was fetched."""
+    """Return how often each file of the cart was fetched."""
     return [len(archive.seen("GET", f"mine-{n}")) for n in range(2)]
 
 
 def assert_right(cartd: RunningCartd) -> None:
-    """Its bytes and its times are those of the archive, in the tar and on the volume."""
+    """Check that its bytes and times are the archive's, in the tar and on the volume."""
     with tarfile.open(fileobj=io.BytesIO(cartd.get("/mine").body)) as tar:
         members = [member for member in tar if member.isfile()]
         got = [(tar.extractfile(member) or io.BytesIO()).read() for member in members]
@@ -76,7 +76,7 @@ def assert_right(cartd: RunningCartd) -> None:
 
 
 def leases(cartd: RunningCartd) -> list[tuple[str, float]]:
-    """Who holds carts, and until when."""
+    """Return the lease holders and expiry times of carts."""
     engine = create_engine(cartd.database)
     with engine.connect() as connection:
         query = "SELECT lease_holder, lease_until FROM cart WHERE lease_holder IS NOT NULL"
@@ -92,7 +92,7 @@ def test_a_clock_jump_disturbs_no_cart(archive: FaultyArchive, tmp_path: Path) -
         stage(cartd, archive, "large", TOO_MUCH_FOR_SOCKETS)
         with slow_reader(cartd, "large") as reader:
             gate = begun(cartd, archive)
-            # The timers go on: the lease is renewed.
+            # The timers continue: the lease is renewed.
             clocks.set(date=-HOUR)
             wait_for(lambda: leases(cartd)[0][1] < time.time())
             stage(cartd, archive, "back", 1000)
@@ -120,7 +120,7 @@ def test_a_service_that_was_suspended_for_an_hour_goes_on(
         cartd.send(signal.SIGSTOP)
         clocks.set(passed=HOUR)
         cartd.send(signal.SIGCONT)
-        # The archive seems to have sent nothing for an hour: that is tried again.
+        # The archive seems to have sent nothing for an hour: the request is retried.
         cartd.wait_until("mine", "ready")
         assert fetched(archive) == [1, 2]
         assert_right(cartd)

@@ -1,6 +1,6 @@
-"""A service that is killed in the middle of its work goes on where it was, by itself.
+"""A service that is killed during its work continues by itself.
 
-For one that is killed while it bundles, see :mod:`tests.test_bundled_carts`.
+For a kill during bundling, see :mod:`tests.test_bundled_carts`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_arc
 from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
 LARGE = bytes(range(256)) * (16 * 1024)
-"""4 MiB: some of it is on the disk before the last byte has come."""
+"""4 MiB: some of it is on the disk before the last byte has been received."""
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until a file is staged from tape: the test does not wait for it."""
 
 
 def lease_ends(cartd: RunningCartd) -> float:
-    """When the first of the leases that are held now runs out, in Unix seconds."""
+    """Return when the first of the current leases expires, in Unix seconds."""
     engine = create_engine(cartd.database)
     with engine.connect() as connection:
         ends = connection.scalar(text("SELECT min(lease_until) FROM cart"))

@@ -1,8 +1,7 @@
-"""A volume on a file system with a quota of its own, which the free space does not show.
+"""A volume with a file system quota that the free space does not show.
 
-It is a btrfs on a loop device; the volume is a subvolume of it, whose size is limited.  The kernel
-refuses with ``EDQUOT`` what goes beyond that, at any write, and knows of nothing that is removed
-before it has committed that.
+It is a btrfs on a loop device; the volume is a subvolume with a size limit.  The kernel fails
+writes beyond it with ``EDQUOT``, and frees removed bytes only when it has committed the removal.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def run(*command: str | Path) -> None:
 
 @contextmanager
 def limited(directory: Path, mounted: Path) -> Iterator[None]:
-    """A subvolume of ``LIMIT`` bytes, of a file system of 256 MiB, mounted at ``mounted``."""
+    """Mount a file system of 256 MiB at ``mounted``, with a subvolume of ``LIMIT`` bytes."""
     image, whole = directory / "image", directory / "whole"
     with image.open("wb") as file:
         file.truncate(256 * 2**20)
@@ -87,7 +86,7 @@ def test_only_a_cart_beyond_the_disk_quota_is_in_error(
         stage(cartd, archive, "c", 2 * MB)
         for uid in [*carts, "c"]:
             is_right(cartd, uid, 2 * MB)
-        # What is deleted makes room again, though the quota was reached.
+        # A deletion frees space again, though the quota was reached.
         for uid in carts:
             assert cartd.delete(uid).status == 200
         wait_for(lambda: on_the_volume(cartd) == {"5/c/dir/file-0"})

@@ -1,4 +1,4 @@
-"""What becomes of a cart that a download has found damaged."""
+"""Restaging of carts that a download has found damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)
 
 
 class Slow:
-    """A repair in whose middle the service stops."""
+    """A repair that is interrupted by a stop of the service."""
 
     def __init__(self) -> None:
         self.asked = 0

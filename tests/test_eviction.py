@@ -1,4 +1,4 @@
-"""Which carts are evicted, and how many bytes have to go."""
+"""The eviction policy: which carts are evicted, and how many bytes must be freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The volume keeps its room while carts are staged and downloaded."""
+"""Eviction in the running service: the volume stays within its limits."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS
 NO_SPACE = "No Space Available"
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until a file is staged from tape: the test does not wait for it."""
 
 
 def answers(cartd: RunningCartd, uids: str) -> dict[str, int]:
-    """What a HEAD of each one-letter uid answers: 204 or 404."""
+    """Return the status of a HEAD for each one-letter uid: 204 or 404."""
     return {uid: cartd.request("HEAD", f"/{uid}").status for uid in uids}
 
 
 def refused(cartd: RunningCartd, archive: FaultyArchive, uid: str, size: int) -> None:
-    """Post a cart that finds no room: nothing of it may have been fetched."""
+    """Post a cart that does not fit: none of its files may be fetched."""
     cartd.post(uid, manifest_of(archive, uid, size))
     assert cartd.wait_until(uid, "error") == NO_SPACE
     assert archive.seen("GET", f"{uid}-0") == []
@@ -91,7 +91,7 @@ def test_a_deleted_cart_counts_until_its_files_are_gone(
             assert unpacked(reader.rest()) == {"dir/file-0": content("a-0", LARGE)}
         wait_for(lambda: not list(cartd.volume.glob("[0-9]*")))
         stage(cartd, archive, "b", 2 * MB)
-        # What is written for it when it is deleted already goes by itself.
+        # A large file written after the deletion is removed by itself.
         (cartd.volume / "1/a").mkdir(parents=True)
         (cartd.volume / "1/a/late").write_bytes(b"late")
         wait_for(lambda: not (cartd.volume / "1").exists())
@@ -115,7 +115,7 @@ def test_a_cart_without_space_fails_before_any_fetch(
         assert cartd.get("/c").json["message"] == NO_SPACE
         head = cartd.request("HEAD", "/c")
         assert (head.status, head.headers["x-pacifica-message"]) == (500, NO_SPACE)
-        # It takes no room, and can be deleted.
+        # It uses no space, and can be deleted.
         assert cartd.delete("c").status == 200
         assert cartd.download("a") == {"dir/file-0": content("a-0", MB)}
 
@@ -138,7 +138,7 @@ def test_carts_are_evicted_when_their_buffer_time_is_over(
         cartd.configure(quota(MB, "lru_buffer_time = 3600\nlru_interval = 0.1"))
         cartd.start()
         with slow_reader(cartd, "c"):
-            # Two hours later, as far as the carts are concerned.
+            # Two hours later, by the carts' access times.
             with begin(cartd.database) as connection:
                 connection.execute(
                     text("UPDATE cart SET used_date = datetime(used_date, '-2 hours')")

@@ -1,4 +1,4 @@
-"""Which carts are evicted when several hold the same bytes, and what becomes free."""
+"""The eviction policy for carts that share bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ amounts = st.integers(1, 500)
 
 
 class Volume:
-    """What carts hold alone and together; of some of them nobody may delete any."""
+    """Bytes that carts own alone and share; some carts are not evictable."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Volume:
     ) -> None:
         self.alone = dict(zip(IDS, alone, strict=True))
         self.shared = shared
-        # The second of a file's carts owns it: it need not be the oldest.
+        # The second of a file's carts owns it: the owner need not be the oldest.
         self.shares = [
             SharedBytes(sorted(carts)[1], carts - {sorted(carts)[1]}, size)
             for carts, size in shared
@@ -47,7 +47,7 @@ class Volume:
         ]
 
     def freed_by(self, gone: set[int]) -> int:
-        """The truth, from what is left."""
+        """Recount from the carts that remain."""
         return sum(self.alone[one] for one in gone) + sum(
             size for carts, size in self.shared if carts <= gone
         )
@@ -97,6 +97,6 @@ def test_a_link_and_its_owner_go_together() -> None:
         return choose(candidates, needed=100, now=NOW, buffer_time=0, shares=shares)
 
     assert chosen(link, owner, other) == [link, owner]
-    # While the other of the two must stay, neither of them frees anything.
+    # While one of the two is not evictable, evicting the other frees nothing.
     assert chosen(link, other) == [other]
     assert chosen(owner, other) == [other]

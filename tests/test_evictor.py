@@ -1,4 +1,4 @@
-"""What the evictor counts on a disk that is nearly full, and whom it takes."""
+"""The evictor: reservations on a nearly full disk, and the choice of carts to evict."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_an_unremovable_cart_is_replaced_by_another(store: Store) -> None:
 
 @pytest.fixture
 def logged() -> Iterator[Callable[[], list[str]]]:
-    """Warnings and errors of the evictor so far."""
+    """Warnings and errors that the evictor has logged."""
     with capturedLogs() as events:
         yield lambda: [
             formatEvent(event)
@@ -91,12 +91,12 @@ async def test_a_disk_that_removes_nothing_is_logged_once(
                 await reserve(evictor, new, 100)
     assert uids(await store.active()) == {*names, "new"}
     assert await store.evicting() == {}
-    assert disk.tried == ["a", "b"]  # the second is one too many
+    assert disk.tried == ["a", "b"]  # eviction ends at the second
     assert [line.partition(";")[0] for line in logged()] == [
         "Cart 1 (a) cannot be removed: Read-only file system",
         STUCK,
     ]
-    # It is tried again at growing distances: not at the rate of the posts.
+    # It is retried at growing intervals, not at the rate of the posts.
     for _ in range(1000):
         disk.clock.advance(10)
         await evictor.enforce_limits()
@@ -131,7 +131,7 @@ async def test_too_large_a_cart_fails_despite_unremovable_carts(
 async def test_a_candidate_that_is_reposted_is_not_evicted(
     store: Store,
 ) -> None:
-    """On the very moment: with the clock that stands still, too."""
+    """At the same moment, with a clock that does not advance."""
     first, _ = [await with_status(store, uid, CartStatus.READY) for uid in "ab"]
 
     class PostedMeanwhile(Disk):
@@ -266,7 +266,7 @@ async def test_carts_that_share_files_are_evicted_together(store: Store) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_bytes_taken_over_from_an_evicted_cart_still_count(store: Store) -> None:
-    """It links to a cart that must go for the room of its other files."""
+    """It links to a cart that is evicted to free space for its other files."""
     await staged(store, "a", 3)
     cart = await claimed(store, "new", 4)
     await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
@@ -319,7 +319,7 @@ def put(path: Path, size: int) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_fits_is_not_delayed_by_an_eviction(store: Store) -> None:
-    """What is being freed for one is no other's, and who needs more to go waits."""
+    """Bytes freed for one cart are reserved for it; others that need an eviction wait."""
     for uid in "abc":
         await with_status(store, uid, CartStatus.READY)
     carts = {uid: await claimed(store, uid, 1) for uid in ("large", "small", "greedy", "next")}
@@ -338,7 +338,7 @@ async def test_a_cart_that_fits_is_not_delayed_by_an_eviction(store: Store) -> N
     while not going:
         await deferLater(reactor, 0)
     await reserve(evictor, carts["small"], 20)
-    # Of the 50 that are left, large needs 20 beside the 100 that go.
+    # Of the 50 free bytes, ``large`` needs 20 beside the 100 that are freed.
     greedy = Deferred.fromCoroutine(reserve(evictor, carts["greedy"], 15))
     await reserve(evictor, carts["next"], 10)
     assert not large.called

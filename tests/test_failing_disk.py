@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or broken while the service runs, and then as it should be."""
+"""A disk that is full, read-only or broken while the service runs, and then works again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Site:
         stage(self.cartd, self.archive, uid, size, **more)  # type: ignore[arg-type]
 
     def fails(self, uid: str, size: int = SIZE, **more: object) -> str:
-        """Post a cart, which ends in error; its message."""
+        """Post a cart that ends in error; return its message."""
         body = manifest_of(self.archive, uid, size, **more)  # type: ignore[arg-type]
         assert self.cartd.post(uid, body).status == 201
         return self.cartd.wait_until(uid, "error")
@@ -50,7 +50,7 @@ class Site:
             assert self.cartd.download(uid) == {"dir/file-0": content(f"{uid}-0", size)}
 
     def taken(self) -> int:
-        """What the store says that all carts take, which is what they do take."""
+        """Return the bytes that all carts use according to the store, which must be right."""
         with closing(sqlite3.connect(self.cartd.directory / "cartd.sqlite3")) as database:
             query = "SELECT sum(volume_bytes) FROM cart WHERE deleted_date IS NULL"
             [(taken,)] = database.execute(query)
@@ -93,7 +93,7 @@ def test_a_failing_disk_is_reported_and_harms_no_other_cart(
             site.disk.fail(code, call, path=f"/incoming/{cart_id}")
             uid, other = f"fails-{number}", f"other-{number}"
             assert message in site.fails(uid, LARGE // 8)
-            assert len(archive.seen("GET", f"{uid}-0")) <= 1  # no endless trying
+            assert len(archive.seen("GET", f"{uid}-0")) <= 1  # it is not retried for ever
             site.stage(other)
             site.is_right("before", other)
             assert not list((site.cartd.volume / "incoming").glob("*/*"))
@@ -124,7 +124,7 @@ def test_a_disk_that_refuses_a_bundle_keeps_what_was_fetched(
         where = "/dir/file-0" if call == "read" else "/incoming/1/tar-"
         site.disk.fail(code, call, path=where)
         assert message in site.fails("mine", bundle=True)
-        # What cannot be read is of no use, and would take room that nobody counts.
+        # An unreadable file is useless, and would use space that is not counted.
         readable = call != "read"
         assert on_the_volume(site.cartd) == ({"1/mine/dir/file-0"} if readable else set())
         assert site.cartd.staged("mine") == readable
@@ -226,7 +226,7 @@ def test_a_process_out_of_descriptors_recovers(
 def test_whatever_is_planted_in_a_tree_gives_way(
     half: slice, archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    """The link is not followed, and what others keep on the volume stays."""
+    """The link is not followed, and foreign files on the volume are kept."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file-0").write_bytes(bytes(SIZE))
@@ -291,7 +291,7 @@ LARGE_CARTS = [f"large-{number}" for number in range(16)]
 def test_deleting_many_large_carts_delays_no_request(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    """Their removal stands still in its first files, all the while."""
+    """Their removal hangs at the first files all the while."""
     archive.put("one", b"1")
     entries = [entry("one", f"{number // 10}/{number}", b"1") for number in range(MANY)]
     with site_beside(tmp_path, archive, SMALL_CART_FILES=MANY - 1) as site:

@@ -1,4 +1,4 @@
-"""The main thing: a posted cart of real files comes back as a tar."""
+"""The main path: a posted cart of real files is downloaded as a tar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzzing targets over their corpora, and over some thousands of mutations of these."""
+"""The fuzzing targets with their corpora, and with thousands of mutations of these."""
 
 from __future__ import annotations
 

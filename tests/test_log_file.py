@@ -1,4 +1,4 @@
-"""The service's log as text: one event of many lines, and what twistd was told of it."""
+"""The log as text: events of several lines, and the logger options of twistd."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def a_tar_that_is_written_anew_has_other_validators(
 
 @contextmanager
 def short_of_room(directory: Path) -> Iterator[RunningCartd]:
-    """A site whose database has been upgraded, and whose carts take more than they may."""
+    """A site with an upgraded database, whose carts exceed the quota."""
     site = PacificaSite(directory / "site", "2.0")
     ini = site.configuration("http://127.0.0.1:9/").replace(
         "[cartd]", "[cartd]\nvolume_quota = 3500\nlru_interval = 0.1"
@@ -191,7 +191,7 @@ def test_carts_of_pacifica_are_evicted_like_others(archive: FaultyArchive, tmp_p
         whole = cartd.run("cartd-cmd", "fixit", "--cartid", "tree", "bundle")
         assert whole.stderr == "tree: ready, nothing to fix\nbundle: ready, nothing to fix\n"
         cartd.start()
-        # There is room for the tree alone: what was used before goes, in error or not.
+        # Only the tree fits: the carts used before are evicted, in error or not.
         wait_for(lambda: cartd.request("HEAD", "/bundle").status == 404)
         wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
         assert cartd.request("HEAD", "/tree").status == 204

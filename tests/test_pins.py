@@ -39,7 +39,7 @@ def test_a_cancelled_waiter_is_not_notified() -> None:
 
 
 def test_a_notified_waiter_may_cancel_other_waiters() -> None:
-    """As a stop does, which waits for the last download and then gives up what waits for it."""
+    """As at a stop, which waits for the last download and then cancels what waits for it."""
     pins = Pins()
     notified: list[object] = []
     with pins.pin(7):

@@ -1,4 +1,4 @@
-"""The rules of what one user may have under way, and of how carts in staging share."""
+"""Per-user quotas of unfinished carts, and fair shares of carts in staging."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADA = Viewer.of(User("ada"))
 
 
 def refusal(limits: UserQuota, outstanding: Outstanding, files: int) -> str | None:
-    """The name of the limit that refuses one more cart, if one does."""
+    """Return the name of the limit that rejects one more cart, if any."""
     try:
         limits.check(outstanding, files)
     except QuotaExceeded as error:
@@ -40,7 +40,7 @@ def test_one_more_cart_is_refused_by_the_limit_that_it_goes_over(
     over = {
         "auth.max_carts_staging": limits.carts is not None and carts + 1 > limits.carts,
         "auth.max_files": limits.files is not None and files + more > limits.files,
-        # How many bytes the new one has, nobody knows.
+        # The bytes of the new cart are not known yet.
         "auth.max_bytes": limits.bytes is not None and size >= limits.bytes,
     }
     named = refusal(limits, Outstanding(carts, files, size), more)
@@ -90,7 +90,7 @@ def test_users_share_evenly_and_then_the_carts_of_each() -> None:
         for _ in range(carts):
             fair_share.add(next(numbers), owner)
     assert [fair_share.divisor(owner) for owner in ("ada", "bob", "eve")] == [300, 3, 12]
-    # One who comes makes room for themselves, before anybody knows whose the cart is.
+    # A new cart counts before its owner is known.
     assert fair_share.divisor("new", unknown_owners=1) == 4
 
 

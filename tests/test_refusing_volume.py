@@ -34,7 +34,7 @@ def run(*command: str | Path) -> str:
 
 
 class Ext4:
-    """A file system of 16 MiB, mounted at ``mounted``."""
+    """Mount a file system of 16 MiB at ``mounted``."""
 
     def __init__(self, image: Path, mounted: Path) -> None:
         self._image = image
@@ -48,12 +48,12 @@ class Ext4:
         run("umount", self.mounted)
 
     def breaks(self) -> None:
-        """The kernel finds an error in it, and lets nobody write any more."""
+        """Make the kernel find an error in it and remount it read-only."""
         device = Path(run("findmnt", "--noheadings", "--output", "SOURCE", self.mounted))
         Path("/sys/fs/ext4", device.name, "trigger_fs_error").write_text("1")
 
     def repair(self) -> None:
-        """As an administrator does, while nobody uses it."""
+        """Repair it, as an administrator does while it is not mounted."""
         self.unmount()
         subprocess.run(["e2fsck", "-fy", self._image], check=False, stdout=subprocess.DEVNULL)
         self.mount()
@@ -82,7 +82,7 @@ def ini(quota: int, reserve: int = 0) -> str:
 
 @contextmanager
 def site_with_carts(archive: FaultyArchive, directory: Path) -> Iterator[tuple[RunningCartd, Ext4]]:
-    """The service, with eight ready carts, which fill their quota."""
+    """Start the service with eight ready carts, which fill their quota."""
     beside = running_cartd(
         directory / "cartd", archive=url_of(archive), ini=ini(8 * SIZE), started=False
     )
@@ -104,7 +104,7 @@ def restart(cartd: RunningCartd, quota: int, reserve: int = 0) -> None:
 
 
 def ready(cartd: RunningCartd) -> list[str]:
-    """The uids of the carts that are sent, right ones."""
+    """Return the uids of the carts that are sent, with the right bytes."""
     answer = [uid for uid in CARTS if cartd.request("HEAD", f"/{uid}").status == 204]
     for uid in answer:
         assert cartd.download(uid) == {"dir/file-0": content(f"{uid}-0", SIZE)}
@@ -112,7 +112,7 @@ def ready(cartd: RunningCartd) -> list[str]:
 
 
 def lines(cartd: RunningCartd, *having: str) -> int:
-    """How many lines of the log have all of these."""
+    """Return how many lines of the log contain all of these."""
     return sum(all(text in line for text in having) for line in cartd.log.splitlines())
 
 
@@ -132,7 +132,7 @@ def test_a_read_only_file_system_costs_no_ready_cart(
             assert cartd.wait_until(uid, "error") == READ_ONLY
         assert ready(cartd) == CARTS
         assert lines(cartd, REFUSED, "ready carts are kept") == 1
-        # What a client deletes is gone for clients, and stays on the volume.
+        # A cart that a client deletes is gone for clients, and stays on the volume.
         assert cartd.delete(CARTS[0]).status == 200
         assert ready(cartd) == CARTS[1:]
         assert (cartd.volume / "1").exists()
@@ -147,7 +147,7 @@ def test_a_read_only_file_system_costs_no_ready_cart(
 def test_a_disk_filled_by_others_costs_no_ready_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    """Nobody posts: it is the reserve that cannot be kept."""
+    """Without a post: it is the reserve that cannot be kept."""
     with site_with_carts(archive, tmp_path) as (cartd, disk):
         restart(cartd, 8 * SIZE, reserve=8 * 2**20)
         cartd.send(signal.SIGSTOP)
@@ -176,7 +176,7 @@ def test_unremovable_files_cost_no_ready_cart(
         assert ready(cartd) == CARTS
         disk.flag(f"-{flag[1]}", *carts)
         wait_for(lambda: lines(cartd, "The volume can be freed again") == 1)
-        assert len(ready(cartd)) == 7  # one was too many
+        assert len(ready(cartd)) == 7  # eviction ended at the second
         stage(cartd, archive, "new", SIZE)
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
             came = connection.read(1000)
             os.truncate(cartd.volume / "9" / ("hurt.tar" if bundle else "hurt/dir/file-0"), 10)
             os.truncate(cartd.volume / "10/long/dir/file-0", 59 * SIZE)
-            run("sync", "--file-system", cartd.volume)  # what is in the journal alone would be lost
+            run("sync", "--file-system", cartd.volume)  # what is only in the journal would be lost
             disk.breaks()
             came += connection.rest()
         assert len(came) < len(long)

@@ -1,4 +1,4 @@
-"""How a cart ends: nobody finds it any more, nobody stages it, and then its files go."""
+"""Deletion, eviction and sweeps of carts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RemovalBench(Bench):
         return self.store.carts[cart.id]
 
     def left(self) -> set[str]:
-        """What carts have on the volume."""
+        """Return what carts have on the volume."""
         return {path for path in everything(self.root) - EMPTY if not path.endswith(".lock")}
 
 
@@ -108,7 +108,7 @@ def test_a_second_removal_of_a_cart_waits_for_the_first(tmp_path: Path) -> None:
     deleting = begin(bench.removal.delete(cart))
     sweeping = begin(bench.removal.sweep())
     for _ in ("that it is the volume", "the cart"):
-        threads.held.pop()()  # so much has the sweep seen
+        threads.held.pop()()  # the sweep has got that far
     assert (len(threads.held), deleting, sweeping) == (1, [], [])
     threads.run_one()
     assert (deleting, sweeping) == ([0], [])
@@ -119,7 +119,7 @@ def test_a_second_removal_of_a_cart_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def test_the_newest_of_a_uid_goes_last(bench: RemovalBench) -> None:
-    """If the process ends in between, no older cart answers for one that was deleted."""
+    """If the process ends in between, no older cart takes the place of a deleted one."""
     carts = [bench.ready() for _ in range(3)]
     order: list[int] = []
     mark_deleted = bench.store.mark_deleted
@@ -265,7 +265,7 @@ def test_a_sweep_finishes_what_a_crash_has_left(bench: RemovalBench) -> None:
 def refusing(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> Callable[[], None]:
-    """Have the disk refuse to remove a file; until the result is called."""
+    """Make the disk refuse to remove files, until the result is called."""
     unlink = os.unlink
 
     def refuse(name: str, **more: int) -> None:
@@ -325,7 +325,7 @@ def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: RemovalBenc
 
 
 def test_nothing_is_evicted_while_the_service_stops(bench: RemovalBench) -> None:
-    """Whoever needs room would take the next cart, and the next, as none makes any."""
+    """Otherwise the evictor would try cart after cart, without freeing anything."""
     carts = [bench.ready(uid) for uid in ("a", "b")]
     before = bench.left()
     bench.volume.stop()
@@ -353,7 +353,7 @@ def test_a_stop_ends_an_eviction_for_a_reservation(
 
 
 def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> None:
-    """Clients would be kept from the cart until the next sweep."""
+    """Otherwise downloads of the cart would wait for the next sweep."""
     cart = bench.ready()
     looked: Deferred[None] = Deferred()
     remove_one_file = bench.volume.remove_one_file
@@ -392,7 +392,7 @@ def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
 def test_a_waiting_download_does_not_undo_an_eviction(
     bench: RemovalBench,
 ) -> None:
-    """The cart would be served without the file that has gone."""
+    """Otherwise the cart would be sent without the file that was removed."""
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
     assert result_of(bench.volume.remove_one_file(cart))

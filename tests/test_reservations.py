@@ -1,4 +1,4 @@
-"""Two processes that promise room of one volume together never promise more than there is."""
+"""Two processes that reserve space on one volume never reserve more than there is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest_plugins = ("tests.database_fixtures",)
 
 @pytest_twisted.ensureDeferred
 async def test_space_reserved_by_another_process_is_not_reused(store: Store, database: str) -> None:
-    """Both find room for 100 bytes beside the old cart; who comes second looks again."""
+    """Both find space for 100 bytes beside the old cart; the second one checks again."""
     await with_status(store, "old", CartStatus.READY)
     theirs, mine, late = [await claimed(store, uid) for uid in ("theirs", "mine", "late")]
     other = Store(database, the_reactor())
@@ -59,14 +59,14 @@ async def test_the_store_rejects_more_than_the_limit(store: Store) -> None:
     wanted = {"bytes_total": 70, "volume_bytes": 80}
     assert not await store.reserve(cart.id, "me", **wanted, limit=179)
     assert await store.cart(cart.id) == cart
-    for _ in range(2):  # what it has already counts once
+    for _ in range(2):  # bytes already counted count once
         assert await store.reserve(cart.id, "me", **wanted, limit=180)
     assert await store.usage() == (180, 80)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_stale_cart_is_read_again(store: Store) -> None:
-    """Else it would ask for too little for as long as the store says no."""
+    """Otherwise it would request too little for as long as the store rejects it."""
     cart = await claimed(store, "new")
     disk = Disk(store, free=1000, quota=200)
     await reserve(disk.evictor(), replace(cart, volume_bytes=60), 100)

@@ -1,4 +1,4 @@
-"""Rows of carts that have gone from the volume: remembered for a while, then deleted."""
+"""Retention: rows of removed carts are kept for a while, then deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAY = 86400.0
 
 
 def rows(url: str) -> tuple[list[int], int]:
-    """The ids of the carts that the database has, and how many files."""
+    """Return the ids of the carts in the database, and the number of files."""
     engine = create_engine(url)
     with engine.connect() as connection:
         carts = list(connection.scalars(text("SELECT id FROM cart ORDER BY id")))
@@ -39,7 +39,7 @@ def rows(url: str) -> tuple[list[int], int]:
 
 
 async def gone(store: Store, uid: str, files: int, removed: float) -> Cart:
-    """A cart that was deleted, and gone from the volume at ``removed``."""
+    """Make a cart that was deleted, and removed from the volume at ``removed``."""
     cart = await posted(store, uid, files)
     assert await store.mark_deleted(cart.id, removed - 1)
     await store.record_removed(cart.id, removed)
@@ -83,7 +83,7 @@ async def test_rows_go_in_batches_between_which_others_write(
     forgetting = Deferred.fromCoroutine(Retention(store, 50, clock, lambda: 1000).delete_expired())
     batches, seen = 0, [75]
     while not forgetting.called:
-        # Behind the batch that is under way, before the next.
+        # After the present batch, before the next.
         await posted(store, f"meanwhile {batches}", 1)
         await store.usage()
         left = rows(database)[1] - batches - 1

@@ -1,4 +1,4 @@
-"""How Python is set once the service is built."""
+"""Process-wide tuning of Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from cartd.runtime import MAX_ARENAS, SWITCH_INTERVAL
 
-# In a process of its own: what is set holds for a whole process.
+# In another process, as the settings are process-wide.
 BUILD = """
 import gc, sys
 from twisted.internet import reactor

@@ -1,4 +1,4 @@
-"""A service that cannot run says why in one line, and ends with a status that is not 0."""
+"""A service that cannot start prints why in one line, and exits with a status that is not 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAC = str(Path(__file__).parents[1] / "cartd.tac")
 def why_it_ends(
     directory: Path, *options: str, ini: str = "", program: tuple[str, ...] = (), **environment: str
 ) -> str:
-    """Start it with ``options``; it must end by itself, in error.  Gives its one line."""
+    """Start it with ``options``; it must exit with an error.  Return its line of output."""
     (directory / "config.ini").write_text(ini)
     started = preloaded.run(
         program or (command("twistd"), "-n", "--pidfile=", "cartd", *options),

@@ -1,4 +1,4 @@
-"""What a signal does, whatever the service is doing: it ends well, and nothing is lost."""
+"""Signals: the service stops cleanly whatever it is doing, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.served_directory import served_directory
 
 NOWHERE = "http://127.0.0.1:9/"
 LARGE = bytes(range(256)) * (64 * 1024)
-"""16 MiB: more than the sockets between the service and its client hold."""
+"""16 MiB: more than all buffers between the service and its client."""
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until a file is staged from tape: the test does not wait for it."""
 
 
 @contextmanager
 def download_of(cartd: RunningCartd, uid: str) -> Iterator[socket.socket]:
-    """A client that has asked for the cart and read the first byte of the answer, no more."""
+    """A client that has read only the first byte of the response."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         client.settimeout(60)
@@ -50,7 +50,7 @@ def download_of(cartd: RunningCartd, uid: str) -> Iterator[socket.socket]:
 
 
 def rest_of(client: socket.socket) -> bytes:
-    """What still comes, until the connection is closed or broken."""
+    """Return what is received until the connection is closed or aborted."""
     pieces = []
     try:
         while piece := client.recv(1 << 20):
@@ -61,13 +61,13 @@ def rest_of(client: socket.socket) -> bytes:
 
 
 def stops_listening(cartd: RunningCartd, number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask it to stop, and wait until it has begun to."""
+    """Request a stop, and wait until it has begun."""
     cartd.send(number)
     wait_for(lambda: not cartd.listens())
 
 
 def post_large(cartd: RunningCartd) -> None:
-    """Have a large cart made ready."""
+    """Stage a large cart."""
     cartd.post("large", manifest([entry("large", "large", LARGE)]))
     cartd.wait_until("large", "ready")
 

@@ -1,4 +1,4 @@
-"""A stop in the middle of anything: it ends well and soon, and the next start goes on."""
+"""A stop during any operation: it ends cleanly and soon, and the next start continues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest_plugins = ("tests.archive_fixture",)
 
 MB = 10**6
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until a file is staged from tape: the test does not wait for it."""
 MANY = 2000
 
 
@@ -35,7 +35,7 @@ def appears(cartd: RunningCartd, pattern: str) -> None:
 
 
 def begun(cartd: RunningCartd, request: bytes) -> socket.socket:
-    """A connection on which a request was sent, or its beginning, and nothing was read."""
+    """A connection with a request, or a part of one, whose response is not read."""
     connection = socket.create_connection(("127.0.0.1", cartd.port))
     connection.sendall(request)
     return connection
@@ -49,8 +49,8 @@ def post_many(archive: FaultyArchive, uid: str) -> bytes:
     )
 
 
-# Each brings the service into the middle of something, and gives the carts that must be ready in
-# the end, however it was stopped there.
+# Each starts an operation, and returns the uids that must be ready in the end, however it was
+# interrupted.
 State = Callable[[RunningCartd, FaultyArchive], list[str]]
 
 
@@ -136,10 +136,10 @@ def test_in_the_middle_of_any_work(archive: FaultyArchive, tmp_path: Path) -> No
             for uid in uids:
                 cartd.wait_until(uid, "ready")
         assert cartd.request("HEAD", "/cut").status == 404
-        # Whether it was found damaged before the stop or is now: it is made whole.
+        # Whether the damage was found before the stop or is found now, the cart is restaged.
         wait_for(lambda: cartd.get("/many").status == 200)
         assert len(cartd.download("many")) == MANY
-        # Of what was being removed nothing is left; what was being entered is there, or is not.
+        # A removal is completed; a post that was interrupted is stored or not.
         wait_for(lambda: not any(cartd.volume.glob("incoming/*")))
         assert {path.name for path in cartd.volume.glob("[0-9]*/*")} - {"entered"} == {
             *("asks", "tape", "again", "fetches", "bundle.tar", "many")
@@ -191,7 +191,7 @@ def test_a_stop_during_an_eviction(archive: FaultyArchive, tmp_path: Path) -> No
 def test_while_another_program_has_locked_the_database(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    """What it has of it cannot be written down; who starts next sees that it has ended."""
+    """Its leases cannot be released; the next start detects that it has ended."""
     timeouts = (
         "staging.stager.STOP_STEP_TIMEOUT",
         "services.STOP_STEP_TIMEOUT",
@@ -217,7 +217,7 @@ def test_while_another_program_has_locked_the_database(
         archive.files["mine-0"].tape_heads = 0
         cartd.start()
         cartd.wait_until("mine", "ready")
-        # The request of which nothing was heard again has done nothing, or all.
+        # A request without a response had either no effect or its whole effect.
         assert cartd.request("HEAD", "/ready").status in (204, 404)
 
 

@@ -1,4 +1,4 @@
-"""TarIndexCache of a store's carts, and those that are kept."""
+"""The tar index cache: builds, hits, evictions and concurrent requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER = replace(CART, id=8)
 
 
 class MembersInMemory(Store):
-    """A store that knows the members of two carts, and counts the pages that were asked for."""
+    """A store that knows the members of two carts, and counts the pages that were read."""
 
     def __init__(self, members: list[Member]) -> None:
         self._members = members

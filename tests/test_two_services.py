@@ -30,7 +30,7 @@ pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs until a file is staged from tape: the test does not wait for it."""
 NO_SPACE = "No Space Available"
 
 
@@ -38,7 +38,7 @@ NO_SPACE = "No Space Available"
 def two_services(
     directory: Path, archive: FaultyArchive, database: str, ini: str = ""
 ) -> Iterator[tuple[RunningCartd, RunningCartd]]:
-    """Whatever still runs in the end must stop well."""
+    """At the end, running services must stop cleanly."""
     url = url_of(archive)
     with (
         running_cartd(directory / "first", archive=url, database=database, ini=ini) as first,
@@ -135,7 +135,7 @@ def test_the_quota_holds_with_posts_to_both_services(
         first, second = both
         stage(first, archive, "large", LARGE)
         with slow_reader(second, "large") as reader, Watch(first.volume) as watch:
-            # It would have to go for this one, and only the other service knows that it cannot.
+            # It would be evicted for this one, and only the other service knows that it is in use.
             first.post("larger", manifest_of(archive, "larger", 5 * MB))
             assert first.wait_until("larger", "error") == NO_SPACE
             uids = [f"u{number}" for number in range(16)]
@@ -166,14 +166,14 @@ def ended(cartd: RunningCartd, uid: str) -> bool:
 
 
 def is_purged(cartd: RunningCartd, uid: str) -> bool:
-    """Whether a purge has deleted the cart: one that is noted as used meanwhile stays."""
+    """Whether a purge has deleted the cart: one that is used meanwhile is kept."""
     purged = cartd.run("cartd-cmd", "purge", "--time-ago", "0 seconds ago")
     assert purged.stdout.startswith(f"deleting {uid} ")
     return cartd.request("HEAD", f"/{uid}").status == 404
 
 
 def wait_for_a_sweep(cartd: RunningCartd) -> None:
-    """Until the service has removed what a deleted cart, the second one, has left."""
+    """Wait until the service has removed the deleted cart, the second one."""
     (cartd.volume / "2/gone").mkdir(parents=True)
     wait_for(lambda: is_gone(cartd, 2))
 

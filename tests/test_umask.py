@@ -50,7 +50,7 @@ def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path
 @in_a_thread
 def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = "[cartd]\numask = 022\n"
-    # The service itself makes the database.
+    # The service itself creates the database.
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:
         cartd.start()
         found = look(cartd, archive)

@@ -1,4 +1,4 @@
-"""What must go on Windows, with Python's Unix-only modules and names hidden from cartd."""
+"""What must work on Windows, with Python's Unix-only modules and names hidden from cartd."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Runs a script with a cartd that finds itself on Windows, as far as Python's own modules tell.
+"""Runs a script with a cartd that runs on Windows, as far as Python's own modules tell.
 
 ::
 
     cartd.program = on_windows(cartd.twistd)
 
-Only modules of cartd see it, in what they import: ``sys.platform`` is ``win32``, the modules and
-the names of ``os``, ``signal`` and ``socket`` that Windows lacks are not there, a directory cannot
-be opened, and ``msvcrt`` locks as there.  What else differs (a file that is open cannot be removed,
-other paths) is left to a real one.  Without a script, all modules of cartd are imported and those
-that cannot be are printed.
+Only modules of cartd are affected, in what they import: ``sys.platform`` is ``win32``, modules and
+names of ``os``, ``signal`` and ``socket`` that Windows lacks are missing, a directory cannot be
+opened, and ``msvcrt`` locks as on Windows.  Other differences (an open file cannot be removed,
+other paths) need a real Windows.  Without a script, all modules of cartd are imported, and those
+that fail are printed.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ NOT_THERE = {
 
 
 def on_windows(command: Sequence[str]) -> tuple[str, ...]:
-    """The command line of ``command``, a script, in which cartd takes the system for Windows."""
+    """Return a command line that runs ``command``, a script, with cartd as on Windows."""
     return sys.executable, __file__, *command
 
 
 class Seen(ModuleType):
-    """A module as it is on Windows; what is set in it is set in the real one."""
+    """A module as on Windows; attributes that are set on it are set on the real one."""
 
     def __init__(self, real: ModuleType, missing: frozenset[str], other: Mapping[str, Any]) -> None:
         super().__init__(real.__name__)

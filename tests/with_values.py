@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def with_values(command: Sequence[str], values: Mapping[str, float]) -> tuple[str, ...]:
-    """The command line of ``command``, a script, with these constants, by module and name."""
+    """Return a command line that runs ``command``, a script, with these constants by name."""
     given = [f"{name}={value}" for name, value in values.items()]
     return sys.executable, __file__, *given, "--", *command
 
@@ -24,7 +24,7 @@ def _run(arguments: list[str]) -> None:
     end = arguments.index("--")
     sys.argv = arguments[end + 1 :]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    # Where cartd is loaded already, its modules have taken the values from each other.
+    # Modules of cartd that are loaded already have imported the values from each other.
     for name in [name for name in sys.modules if name.partition(".")[0] == "cartd"]:
         del sys.modules[name]
     for given in arguments[:end]:

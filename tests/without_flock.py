@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def without_flock(command: Sequence[str]) -> tuple[str, ...]:
-    """The command line of ``command``, a script, in which nothing can be locked."""
+    """Return a command line that runs ``command``, a script, without file locks."""
     return sys.executable, __file__, *command
 
 

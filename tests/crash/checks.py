@@ -79,10 +79,12 @@ class Checks:
         for cart in live:
             expected = {volume / str(cart.id) / name for name in cart.names}
             found = there.pop(cart.id, set())
-            faults += [f"{path} is recorded and not there" for path in expected - found]
-            faults += [f"{path} is there and not recorded" for path in found - expected]
+            faults += [f"{path} is recorded, but missing" for path in expected - found]
+            faults += [f"{path} exists, but is not recorded" for path in found - expected]
             inodes |= {path.stat().st_ino: path.stat().st_size for path in found}
-        faults += [f"{path} is of no living cart" for found in there.values() for path in found]
+        faults += [
+            f"{path} belongs to no existing cart" for found in there.values() for path in found
+        ]
         faults += [
             *link_errors(live, volume),
             *counter_errors(live),
@@ -90,14 +92,14 @@ class Checks:
         ]
         taken = sum(cart.volume_bytes - cart.bytes_linked for cart in live)
         if taken != sum(inodes.values()):
-            faults.append(f"{taken} bytes are counted where {sum(inodes.values())} are taken")
+            faults.append(f"{taken} bytes are counted, but {sum(inodes.values())} are used")
         fail_if_any(faults)
 
     def check_stopped(self) -> None:
         """Check that a clean stop has left no lease and no lock."""
         carts = read_carts(self.cartd.database).values()
         faults = [f"cart {cart.id} is held by {cart.holder}" for cart in carts if cart.holder]
-        faults += [f"{path} is left" for path in (self.cartd.volume / "holders").iterdir()]
+        faults += [f"{path} is left over" for path in (self.cartd.volume / "holders").iterdir()]
         fail_if_any(faults)
 
     # Idle
@@ -123,12 +125,12 @@ class Checks:
                 yield f"cart {cart.id} is being evicted"
         for path in volume.glob("[0-9]*"):
             if int(path.name) not in carts:
-                yield f"{path} is of no living cart"
+                yield f"{path} belongs to no existing cart"
         for path in volume.glob("incoming/*"):
-            yield f"{path} is left"
+            yield f"{path} is left over"
         for path in volume.glob("cartuids/*"):
             if not path.exists():
-                yield f"{path} leads nowhere"
+                yield f"{path} is a broken link"
 
     # Downloads
 
@@ -150,7 +152,7 @@ class Checks:
         try:
             answer = self.cartd.get(f"/{uid}?filename=data")
         except BROKEN as error:
-            return f"the download of {uid} breaks: {error!r}"
+            return f"the download of {uid} is aborted: {error!r}"
         of_uid = [cart for cart in read_carts(self.cartd.database).values() if cart.uid == uid]
         newest = max(of_uid, key=lambda cart: cart.id, default=None)
         if newest is None:
@@ -160,7 +162,7 @@ class Checks:
             return "" if right else f"{uid} is in error ({newest.error}), but answers {answer}"
         post = self.model.posts.get(number_of(newest))
         if post is None:
-            return f"cart {newest.id} of {uid} is of a manifest that was deleted"
+            return f"cart {newest.id} of {uid} has a manifest that was deleted"
         if answer.status != 200:
             return f"cart {newest.id} of {uid} is {newest.status}, but answers {answer}"
         return self._compared(post, answer)
@@ -168,9 +170,9 @@ class Checks:
     def _compared(self, post: Post, answer: Answer) -> str:
         tar = tar_of(post, top_of(post, "data"))
         if answer.body != tar:
-            return f"the tar of c{post.number} is not what it should be"
+            return f"the tar of c{post.number} has wrong bytes"
         if not self.model.etag_is_consistent(answer.headers["etag"], [tar]):
-            return f"another tar has had the ETag of c{post.number}'s"
+            return f"c{post.number} has the ETag of another tar"
         return ""
 
     def _put_back(self) -> None:

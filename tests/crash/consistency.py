@@ -52,7 +52,7 @@ def ownership_errors(live: Sequence[CartRow], volume: Path) -> Iterator[str]:
         linked |= {file.id: file.linked_to for file in cart.files if file.linked_to is not None}
     for file_id, owner in linked.items():
         if owner not in inodes or owner in linked:
-            yield f"file {file_id} is linked to {owner}, which owns nothing"
+            yield f"file {file_id} is linked to {owner}, which owns no bytes"
         elif inodes.get(file_id) != inodes[owner]:
-            yield f"file {file_id} is linked to {owner}, but is another on the disk"
+            yield f"file {file_id} is linked to {owner}, but is no hard link of it"
     yield from (f"files {ids} own the same bytes" for ids in owning.values() if len(ids) > 1)

@@ -26,7 +26,12 @@ from tests.system_calls import path_of
 
 POINTS = (
     *("before-post", "after-post", "after-claim", "after-reserve"),
-    *("after-link-twin", "after-replace-twin", "before-record_linked", "after-record_linked"),
+    *(
+        "after-link-duplicate",
+        "after-replace-duplicate",
+        "before-record_linked",
+        "after-record_linked",
+    ),
     *("during-write", "before-replace-file", "after-replace-file"),
     *("before-record_staged", "after-record_staged"),
     *("during-write-tar", "before-replace-tar", "after-replace-tar"),
@@ -44,7 +49,7 @@ RARE_POINTS = (
 )
 """Points that a load may not reach for many seconds."""
 
-_KINDS = re.compile(r"(twin|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
+_KINDS = re.compile(r"(duplicate|link|tar|tree|removed|\d+)-[0-9a-f]{16}-\d+$")
 """The purpose of a name in ``incoming/``; a number is that of a file."""
 _BEING_REMOVED = re.compile(r"/incoming/[0-9]+/[^/]+/")
 """Paths in a tree that is being removed."""

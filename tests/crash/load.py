@@ -90,7 +90,7 @@ class Client:
                 action(self._random.choice(known))
             except BROKEN as error:
                 if not self._has_died():
-                    self._fault(f"{action.__name__}: broken without a kill: {error!r}")
+                    self._fault(f"{action.__name__}: aborted without a kill: {error!r}")
                 return
             except Exception as error:
                 self._fault(f"{action.__name__}: {error!r}")
@@ -225,11 +225,11 @@ class Client:
         if answer.status == 200:
             self._check_bytes(known, name, answer, 0, len(answer.body))
         elif answer.status == 206:
-            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["content-range"])
-            assert told is not None
-            first, last, length = map(int, told.groups())
+            found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["content-range"])
+            assert found is not None
+            first, last, length = map(int, found.groups())
             if len(answer.body) != last - first + 1:
-                self._fault(f"{len(answer.body)} bytes where {told[0]} were told")
+                self._fault(f"{len(answer.body)} bytes, but Content-Range is {found[0]}")
             self._check_bytes(known, name, answer, first, length)
         elif answer.status == 500:
             self._check_cause(uid, answer.json["message"])
@@ -250,7 +250,7 @@ class Client:
             return
         with self._load.lock:
             if not self._model.etag_is_consistent(answer.headers["etag"], tars):
-                self._fault(f"another tar has had the ETag of this one: {dict(answer.headers)}")
+                self._fault(f"the ETag is that of another tar: {dict(answer.headers)}")
         self._count("downloads compared" if len(answer.body) == length else "ranges compared")
         self._count("bytes compared", len(answer.body))
 

@@ -273,11 +273,11 @@ class Model:
         for one in there:
             post = self.posts.get(one.post)
             if post is None or one.post in self.deleted_posts:
-                faults.append(f"cart {one.cart_id} lives, though it was deleted")
+                faults.append(f"cart {one.cart_id} exists, though it was deleted")
             elif one.status == "error" and not post.explains(one.error):
                 faults.append(f"cart {one.cart_id} is in error without a cause: {one.error}")
             elif one.status == "ready" and not post.complete:
-                faults.append(f"cart {one.cart_id} is ready, though not all of it can be had")
+                faults.append(f"cart {one.cart_id} is ready, though not all files can be staged")
             elif one.status not in ("ready", "error"):
                 faults.append(f"cart {one.cart_id} is still {one.status}")
         self._reset_to(there)

@@ -43,7 +43,7 @@ def draw(samples: Path, directory: Path) -> str:
         command = [str(python), str(_DRAW), str(samples), str(directory), "--soak"]
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (peers.PeerUnavailable, OSError, subprocess.CalledProcessError) as error:
-        return f"No picture could be drawn: {error}"
+        return f"No plot could be drawn: {error}"
     return "![Memory, threads, open files and kills over time](soak.svg)"
 
 
@@ -65,7 +65,7 @@ def report(
         "bytes compared": f"{done['bytes compared']:,}",
         "manifests posted": f"{done['post'] + done['post_again']:,}",
         "carts deleted while they were read": f"{done['delete_while_reading']:,}",
-        "carts read while others needed room": f"{done['evict_while_reading']:,}",
+        "carts read while others needed space": f"{done['evict_while_reading']:,}",
         "files removed": f"{done['remove_a_file']:,}",
     }
     lines = [

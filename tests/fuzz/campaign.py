@@ -133,7 +133,7 @@ def main() -> int:
         for one in runs:
             one.save_new_inputs()
     print(report(runs))
-    print(f"\nInputs, findings and the log of each target's last turn are in {PLACE}")
+    print(f"\nInputs, findings and the log of each target's last run are in {PLACE}")
     return any(one.findings for one in runs)
 
 

@@ -55,12 +55,12 @@ class Checks:
         self._read_file_rows(idle=True)
         for cart_id, row in live.items():
             if row["evicting"] is not None:
-                self._wrong(f"cart {cart_id} is being evicted for ever")
+                self._wrong(f"cart {cart_id} is stuck in eviction")
             self._check_contents(cart_id, row)
             self._check_final_status(cart_id, row)
             self._check_totals(cart_id, row)
         for cart_id in self._oracle.must_be_deleted & live.keys():
-            self._wrong(f"cart {cart_id} was deleted and lives")
+            self._wrong(f"cart {cart_id} was deleted, but still exists")
         self._check_no_leftovers(live)
         self._check_hard_links(live)
         self._check_byte_accounting(live)
@@ -72,13 +72,13 @@ class Checks:
         for cart_id, spec in self._oracle.accepted.items():
             row = carts.get(cart_id)
             if row is None:
-                self._wrong(f"cart {cart_id} was accepted and is lost")
+                self._wrong(f"cart {cart_id} was accepted, but is lost")
                 continue
             if (row["cart_uid"], row["fingerprint"]) != (spec.uid, spec.fingerprint):
-                self._wrong(f"cart {cart_id} is another one")
+                self._wrong(f"cart {cart_id} has another uid or manifest")
             gone = row["deleted_date"] is not None
             if gone and cart_id not in self._oracle.may_be_deleted and not self._oracle.evicts:
-                self._wrong(f"cart {cart_id} was deleted and nobody asked for it")
+                self._wrong(f"cart {cart_id} was deleted without a request")
 
     def _read_file_rows(self, *, idle: bool = False) -> None:
         """Read which files are staged and synced to the disk; when idle, all are."""
@@ -104,7 +104,7 @@ class Checks:
             synced = synced and row["evicting"] is None
             if not os.path.lexists(name):
                 if synced:
-                    self._wrong(f"{name} is staged and not there")
+                    self._wrong(f"{name} is staged, but missing")
             elif name.read_bytes() != body and (
                 synced or not self._machine.disk.unsynced.is_corrupt(name)
             ):
@@ -131,12 +131,12 @@ class Checks:
                 else {str(name) for name, _ in _expected(spec, top)}
             )
             if there != names and not self._has_undetected_damage(row):
-                self._wrong(f"ready cart {cart_id} has {there ^ names} too much or too little")
+                self._wrong(f"ready cart {cart_id} has extra or missing files: {there ^ names}")
         elif row["status"] == "error":
             if not self._is_real_cause(row):
                 self._wrong(f"cart {cart_id} is in error without a cause: {row['error']}")
         else:
-            self._wrong(f"cart {cart_id} is {row['status']} for ever")
+            self._wrong(f"cart {cart_id} is stuck in {row['status']}")
 
     def _has_undetected_damage(self, row: sqlite3.Row) -> bool:
         """Whether damage of the cart may be undetected, as only the newest cart is downloaded."""
@@ -190,10 +190,10 @@ class Checks:
         # Files that a failing disk did not remove stay until the cart is restaged or deleted.
         left = list(files_below(volume / "incoming"))
         if left and not self._machine.disk.failed:
-            self._wrong(f"left in incoming: {left}")
+            self._wrong(f"leftovers in incoming: {left}")
         for entry in volume.iterdir():
             if entry.name.isdigit() and int(entry.name) not in live:
-                self._wrong(f"left of cart {entry.name}: {list(files_below(entry))}")
+                self._wrong(f"leftovers of cart {entry.name}: {list(files_below(entry))}")
         for link in (volume / "cartuids").iterdir():
             target = link.readlink()
             if int(target.parts[1]) not in live:
@@ -208,14 +208,14 @@ class Checks:
         )
         for mine, path, other, its_path, status, further in links:
             if other not in live or status != "staged" or further is not None:
-                self._wrong(f"{path} of cart {mine} is linked to what is not there")
+                self._wrong(f"{path} of cart {mine} is linked to a file that does not exist")
             elif not {mine, other} & self._oracle.damaged:
                 names = [
                     self._machine.volume / str(cart) / live[cart]["cart_uid"] / name
                     for cart, name in ((mine, path), (other, its_path))
                 ]
                 if not all(map(Path.exists, names)) or not names[0].samefile(names[1]):
-                    self._wrong(f"{names[0]} and {names[1]} are not one file")
+                    self._wrong(f"{names[0]} and {names[1]} are not hard links of one file")
 
     def _check_byte_accounting(self, live: dict[int, sqlite3.Row]) -> None:
         if any(map(self._has_undetected_damage, live.values())):
@@ -234,7 +234,7 @@ class Checks:
             if row["status"] == "error"
         )
         if not counted - waiting <= sum(found.values()) <= counted:
-            self._wrong(f"{counted} bytes are counted where {sum(found.values())} are")
+            self._wrong(f"{counted} bytes are counted, but {sum(found.values())} exist")
             for key, row in live.items():
                 numbers = [row[name] for name in ("volume_bytes", "bytes_staged", "bytes_linked")]
                 files = [

@@ -123,4 +123,4 @@ class Oracle:
     def tagged(self, etag: str, tar: bytes) -> None:
         """Record that a client was promised ``tar`` under ``etag``."""
         if self._tags.setdefault(etag, tar) != tar:
-            self.violations.append(f"two tars under the tag {etag}")
+            self.violations.append(f"two tars with the ETag {etag}")

@@ -1,4 +1,4 @@
-"""Power failures: what the system was told to write, but the disk has not received, is lost."""
+"""Power failures: writes that the disk has not received yet are lost."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ class RandomScenario(RuleBasedStateMachine):
         if not process.stop():
             self.checks.check_always()
         elif left := process.pending_calls():
-            self.oracle.violations.append(f"left behind by a stop: {left}")
+            self.oracle.violations.append(f"pending calls after a stop: {left}")
         self.now = process.reactor.seconds()
 
     def teardown(self) -> None:
