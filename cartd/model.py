@@ -161,7 +161,7 @@ class DuplicateFile:
     mtime: int
     hash_type: str
     hash_sum: str
-    losses: int = 0
+    invalidations: int = 0
     """The invalidation counter of that cart; if it has changed, the file may be another one."""
 
 

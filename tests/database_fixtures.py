@@ -1,4 +1,4 @@
-"""Fixtures of databases and stores, each test having one of its own, on SQLite and PostgreSQL.
+"""Fixtures of databases and stores, one per test, on SQLite and PostgreSQL.
 
 Use with ``pytest_plugins = ("tests.database_fixtures",)`` in a test module.
 """

@@ -4,10 +4,10 @@
 
     with DatabaseProxy.to(url) as proxy:
         ... proxy.url ...
-        proxy.block()     # nothing comes through any more, and nobody is told
+        proxy.block()           # drops all data, without closing connections
         proxy.unblock()
-        proxy.disconnect_all()       # whoever is connected is thrown out
-        proxy.close()     # nobody may connect
+        proxy.disconnect_all()  # closes all connections
+        proxy.close()           # refuses new connections
         proxy.open()
 """
 
@@ -24,13 +24,13 @@ from tests.free_ports import free_port
 
 
 class DatabaseProxy:
-    """Threads that carry bytes between a port of ours and a PostgreSQL server's socket."""
+    """Threads that copy bytes between a local port and a PostgreSQL server's socket."""
 
     def __init__(self, directory: str, user: str, name: str) -> None:
         self._server = f"{directory}/.s.PGSQL.5432"
         self._port = free_port()
         self.opened = 0
-        """How many connections there have been."""
+        """Number of connections so far."""
         self._passes = Event()
         self._passes.set()
         self._listening: socket.socket | None = None
@@ -38,7 +38,7 @@ class DatabaseProxy:
         self.url = f"postgresql+psycopg://{user}@127.0.0.1:{self._port}/{name}?connect_timeout=2"
 
     def behind(self, first: DatabaseProxy) -> str:
-        """The URL that names the way ``first`` before this one, as libpq has it."""
+        """Return a libpq URL that names the proxy ``first`` before this one."""
         both = f"127.0.0.1:{first._port},127.0.0.1:{self._port}"
         url = self.url.replace("+psycopg", "").replace(f"127.0.0.1:{self._port}", both)
         return f"{url}&target_session_attrs=read-write"
@@ -46,7 +46,7 @@ class DatabaseProxy:
     @classmethod
     @contextmanager
     def to(cls, url: str) -> Iterator[DatabaseProxy]:
-        """Open a way to the database of that URL, which names its server's directory."""
+        """Open a proxy to the database of that URL, which names its server's directory."""
         parsed = make_url(url)
         proxy = cls(str(parsed.query["host"]), parsed.username or "", parsed.database or "")
         proxy.open()
@@ -68,7 +68,7 @@ class DatabaseProxy:
             self._listening.close()
 
     def connected(self) -> int:
-        """How many connections there are, those included that nothing has come through yet."""
+        """Return the number of connections, including those that are blocked."""
         return (len(self._ends) + 1) // 2
 
     def block(self) -> None:

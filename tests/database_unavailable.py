@@ -1,4 +1,4 @@
-"""What a client is told of a database that cannot be used, and what only the log has."""
+"""The error for clients while the database is unavailable, and its reason for the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNAVAILABLE = "The database is unavailable; try again later"
 
 @contextmanager
 def database_unavailable(reason: str) -> Iterator[None]:
-    """The block ends in an outage whose reason, for the log, the regular expression finds."""
+    """The block must raise an outage whose reason for the log matches the regular expression."""
     with pytest.raises(DatabaseUnavailable) as raised:
         yield
     assert str(raised.value) == UNAVAILABLE

@@ -17,18 +17,18 @@ from sqlalchemy import make_url
 
 
 class Postgres:
-    """A PostgreSQL server of our own that listens on a socket in a temporary directory."""
+    """A PostgreSQL server that listens on a socket in a temporary directory."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="cartd-pg-"))
         self._server = get_server(self._directory / "data", cleanup_mode="delete")
         self._names = (f"cartd_{number}" for number in count())
-        # Nothing here needs to survive a power cut.
+        # Nothing here has to survive a power failure.
         self.execute("ALTER SYSTEM SET fsync = off")
         self.execute("SELECT pg_reload_conf()")
 
     def create(self, template: str = "template1") -> str:
-        """The URL of a new database that is a copy of ``template``."""
+        """Create a copy of the database ``template``; return its URL."""
         name = next(self._names)
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
@@ -51,18 +51,18 @@ class Postgres:
             connection.execute(statement.encode())
 
     def terminate_connections(self, url: str) -> None:
-        """End all connections to the database of that URL, as an administrator does."""
+        """Terminate all connections to the database of that URL, as an administrator does."""
         self.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             f" WHERE datname = '{make_url(url).database}'"
         )
 
     def stop(self) -> None:
-        """As an administrator would: whoever is connected is thrown out."""
+        """Stop the server; all connections are terminated."""
         self._server.stop()
 
     def kill(self) -> None:
-        """Without a word to anybody: those who are connected find out."""
+        """Kill the server without notice to its clients."""
         pid = int((self._directory / "data" / "postmaster.pid").read_text().split()[0])
         server = psutil.Process(pid)
         processes = [server, *server.children()]
@@ -80,9 +80,9 @@ class Postgres:
 
 
 class DatabasePool:
-    """Databases like one that is not used itself, each for one test after the other.
+    """Copies of a template database, each reused by one test after the other.
 
-    To empty one takes a tenth of the time of making it and dropping it.
+    Emptying one takes a tenth of the time of creating and dropping it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DatabasePool:
 
     @contextmanager
     def one(self) -> Iterator[str]:
-        """The URL of one; whoever is still connected in the end is thrown out."""
+        """Yield the URL of one; remaining connections are terminated in the end."""
         url = self._free.pop() if self._free else self._server.create(self._template)
         yield url
         if self._emptied(url):
@@ -106,14 +106,14 @@ class DatabasePool:
             self._server.drop(url)
 
     def _emptied(self, url: str) -> bool:
-        """Whether it is as it was made: a test may have changed more than the rows of carts."""
+        """Empty it; return whether it is as it was created: a test may have changed more."""
         with psycopg.connect(self._plain(url)) as connection:
             connection.execute(_OTHERS_END)
             self._empty(connection)
             return self._contents(connection) == self._pristine
 
     def _contents(self, connection: psycopg.Connection[Any]) -> list[object]:
-        """All that an emptied database has."""
+        """Return all content of an emptied database."""
         tables = {name for (name,) in connection.execute(_TABLES)} & KEPT_ROWS
         return [
             *connection.execute(_COLUMNS),
@@ -137,13 +137,13 @@ def without_tables(connection: psycopg.Connection[Any]) -> None:
 
 
 KEPT_ROWS = {"alembic_version", "cartsystem"}
-"""The tables that hold rows before there is a cart."""
+"""The tables that have rows before there is a cart."""
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 _COLUMNS = """
 SELECT relname, attname, atttypid, attnotnull FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
 WHERE relnamespace = 'public'::regnamespace AND attnum > 0 ORDER BY 1, attnum
 """
-"""Of tables, and of their indexes."""
+"""Of tables and of indexes."""
 _OTHERS_END = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()

@@ -1,6 +1,6 @@
-"""A store in memory, for tests of what is done with one.
+"""A store in memory, for tests of its callers.
 
-It answers at once; a test may have it fail, or hold somebody's lease.
+It answers at once; a test may let calls fail, or hold a lease as another process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MTIME = 1_234_567_890
 
 
 class MemoryStore(Store):
-    """Carts, files and leases as the tables have them; it is ``away`` for so many questions."""
+    """Carts, files and leases as in the tables; the next ``failing_calls`` calls fail."""
 
     def __init__(self) -> None:
         self.carts: dict[int, Cart] = {}
@@ -44,7 +44,7 @@ class MemoryStore(Store):
         self.failing_calls: float = 0
 
     def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
-        """A posted cart whose files have their ids for names."""
+        """Post a cart whose files are named by their ids."""
         cart_id = len(self.carts) + 1
         total = len(files)
         self.carts[cart_id] = Cart(
@@ -57,16 +57,16 @@ class MemoryStore(Store):
         return self.carts[cart_id]
 
     def set_owner(self, cart_id: int, owner: str) -> Cart:
-        """Say who has posted the cart."""
+        """Set the user who posted the cart."""
         self._change(cart_id, owner=owner)
         return self.carts[cart_id]
 
     def staged(self, cart_id: int) -> list[str]:
-        """The ids of the files that are recorded as staged."""
+        """Return the ids of the files that are recorded as staged."""
         return [one.archive_id for one in self.rows[cart_id] if one.status is FileStatus.STAGED]
 
     def invalidate(self, cart_id: int, position: int) -> None:
-        """Put a ready cart back to staging for the sake of one file."""
+        """Put a ready cart back to staging because of one file."""
         self._change_file(cart_id, position, status=FileStatus.WAITING)
         size = self.rows[cart_id][position].size or 0
         staged = self.carts[cart_id].volume_bytes - size
@@ -75,7 +75,7 @@ class MemoryStore(Store):
     def _check_call(self, cart_id: int = 0, holder: str = "") -> None:
         if self.failing_calls:
             self.failing_calls -= 1
-            raise Unavailable("The database is away")
+            raise Unavailable("The database is unavailable")
         if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
             raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
 

@@ -42,7 +42,7 @@ _FILE = (
 
 
 def make_tables(connection: Connection, version: str) -> None:
-    """The tables of ``version``, which the table ``cartsystem`` tells."""
+    """Create the tables of ``version``, which is recorded in the table ``cartsystem``."""
     statements = [_CARTSYSTEM, _CART, *_FILE]
     if version != "0.1":
         statements.append(_BUNDLE)
@@ -75,7 +75,7 @@ def add_cart(
     deleted: str | None = None,
     files: Iterable[dict[str, Any]] = (),
 ) -> None:
-    """One cart, with ``bundle`` where the schema has it, and its files in that order.
+    """Add a cart, with ``bundle`` if the schema has it, and its files in that order.
 
     Without a ``cart_id`` the database chooses one.
     """
@@ -102,5 +102,5 @@ def add_cart(
 
 
 def begin(url: str) -> Any:
-    """A connection in a transaction that commits at the end, outside all that cartd does."""
+    """A connection in a transaction that is committed at the end, independent of cartd."""
     return create_engine(url).begin()

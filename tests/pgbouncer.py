@@ -1,4 +1,4 @@
-"""A real PgBouncer before the tests' PostgreSQL, as a site runs one."""
+"""A real PgBouncer in front of the tests' PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.running_cartd import wait_for
 def pgbouncer(
     database: str, *, pool_mode: str, pool_size: int, **settings: str | int
 ) -> Iterator[str]:
-    """The URL by which the database of that URL, whose server has a socket, is reached."""
+    """Yield a URL through PgBouncer for the database of that URL, whose server has a socket."""
     parsed = make_url(database)
     port = free_port()
     directory = Path(tempfile.mkdtemp(prefix="cartd-pgbouncer-"))
@@ -42,7 +42,7 @@ def pgbouncer(
     ini.write_text(f"[databases]\n{parsed.database} = {server}\n[pgbouncer]\n{lines}\n")
     as_whom: tuple[str, ...] = ()
     if os.geteuid() == 0:
-        # It refuses to run as root; whom the server's directory belongs to may connect.
+        # It does not run as root; the owner of the server's directory may connect.
         owner = Path(str(parsed.query["host"])).owner()
         shutil.chown(directory, owner)
         shutil.chown(ini, owner)

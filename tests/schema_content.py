@@ -1,4 +1,4 @@
-"""What is in a database, to be compared."""
+"""The content of a database, for comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pacifica_schema import begin
 
 
 def as_it_is(url: str) -> dict[str, Any]:
-    """All tables with their columns and rows."""
+    """Return all tables with their columns and rows."""
     with begin(url) as connection:
         inspector = inspect(connection)
         return {

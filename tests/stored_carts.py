@@ -1,4 +1,4 @@
-"""Carts in a store, brought to where a test wants them."""
+"""Carts in a store, in the states that tests need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ended(CartdError):
 
 
 def end_after(monkeypatch: pytest.MonkeyPatch, where: str, transactions: int) -> None:
-    """The process ends when it takes its turn after so many transactions with one."""
+    """Raise ``Ended`` at the next ``lock_writers`` after so many transactions with one."""
     taken = 0
 
     async def take(transaction: Transaction) -> None:
@@ -117,13 +117,13 @@ async def linked(store: Store, uid: str, files: int = 2) -> Cart:
 
 
 async def deleted(store: Store, cart: Cart) -> int:
-    """Delete the cart and remove it from the volume; how many bytes that frees."""
+    """Delete the cart and remove it from the volume; return the number of bytes freed."""
     assert await store.mark_deleted(cart.id, 14)
     return await store.record_removed(cart.id, 14)
 
 
 async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, which run at once; or the first failure."""
+    """Run all concurrently and return their results; raise the first failure."""
     running = [Deferred.fromCoroutine(coroutine) for coroutine in coroutines]
     try:
         return await gatherResults(running, consumeErrors=True)

@@ -1,4 +1,4 @@
-"""What errors of a real database come to: waited for, told at once, or a fault of the data."""
+"""Errors of a real database: retried, reported at once, or rejected because of the data."""
 
 from __future__ import annotations
 
@@ -188,6 +188,6 @@ class TestWhileItRuns:
             postgres.execute_in(url, mend.format(name), read_write=True)
             postgres.terminate_connections(url)
             cartd.wait_until("cart", "ready")
-            wait_for(lambda: "The database can be used again" in cartd.log)
+            wait_for(lambda: "The database is available again" in cartd.log)
             assert cartd.terminate() == 0
         postgres.drop(url)

@@ -1,4 +1,4 @@
-"""The service while PostgreSQL is restarted, killed, out of reach, or says nothing any more."""
+"""The service while PostgreSQL is restarted, killed, unreachable, or hangs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INI = "[cartd]\nlru_interval = 0.5\n"
 
 @pytest.fixture
 def proxy(postgres: Postgres) -> Iterator[DatabaseProxy]:
-    """A way to a database of the test's own."""
+    """A proxy to a database of the test's own."""
     url = postgres.create(template="synced")
     with DatabaseProxy.to(url) as proxy:
         yield proxy
@@ -47,7 +47,7 @@ def proxy(postgres: Postgres) -> Iterator[DatabaseProxy]:
 def short_timeout_cartd(
     directory: Path, archive: FaultyArchive, database: str
 ) -> Iterator[RunningCartd]:
-    """A service that waits for nothing long; in the end it must stop well."""
+    """A service with short timeouts; in the end it must stop cleanly."""
     running = running_cartd(
         directory, archive=url_of(archive), database=database, ini=INI, started=False
     )
@@ -61,7 +61,7 @@ def short_timeout_cartd(
 
 
 def is_refused(answer: Answer) -> bool:
-    """Whether the answer is one that tells a client to come back."""
+    """Whether the answer asks the client to retry."""
     if answer.status != 503:
         return False
     assert answer.headers["retry-after"]
@@ -77,7 +77,7 @@ def resources(cartd: RunningCartd) -> int:
 
 
 def warnings(cartd: RunningCartd) -> list[str]:
-    """The lines of its log, but for those of requests."""
+    """The lines of its log without those of requests."""
     return [line for line in cartd.log.splitlines() if "cartd.server.access_log" not in line]
 
 
@@ -113,7 +113,7 @@ def test_downloads_and_staging_survive_a_database_restart(
 
 
 def last_use(url: str) -> str:
-    """When the large cart was last used, as the database knows it."""
+    """When the large cart was last used, according to the database."""
     engine = create_engine(url)
     with engine.connect() as connection:
         found = connection.scalar(text("SELECT used_date FROM cart WHERE cart_uid = 'large'"))
@@ -135,7 +135,7 @@ def test_lost_connections_leak_no_threads_files_or_log_lines(
             assert is_refused(cartd.get("/mine"))
             proxy.open()
             assert len(cartd.download("mine")) == 300
-        # A few threads and connections more, which are kept, may have been needed meanwhile.
+        # A few more persistent threads and connections may have been opened meanwhile.
         wait_for(lambda: resources(cartd) < before + restarts)
         lines = len(warnings(cartd))
         proxy.close()
@@ -145,7 +145,7 @@ def test_lost_connections_leak_no_threads_files_or_log_lines(
         assert len(warnings(cartd)) - lines <= 5
         proxy.open()
         wait_for(lambda: not is_refused(cartd.get("/mine")))
-        wait_for(lambda: "The database can be used again" in cartd.log)
+        wait_for(lambda: "The database is available again" in cartd.log)
 
 
 @in_a_thread
@@ -184,7 +184,7 @@ def test_a_slow_query_continues_while_the_server_answers_probes(
             connection.execute(text("LOCK TABLE cart"))
             opened = proxy.opened
             waiting = posting.submit(cartd.post, "next", manifest_of(archive, "next", 10))
-            wait_for(lambda: proxy.opened >= opened + 3)  # so often it was seen to answer
+            wait_for(lambda: proxy.opened >= opened + 3)  # three probes were answered
             assert not waiting.done()
         assert waiting.result().status == 201
         engine.dispose()

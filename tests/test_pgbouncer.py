@@ -1,4 +1,4 @@
-"""The service behind a real PgBouncer, whose server connections belong to nobody."""
+"""The service behind a real PgBouncer, which shares server connections between clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
 
 CARTS = 10
 REQUESTS = 1000
-"""To each of the two pools."""
+"""For each of the two pools."""
 CLIENTS = 4
 
 
@@ -36,7 +36,7 @@ def database(postgres: Postgres) -> Iterator[str]:
 
 
 def statuses(cartd: RunningCartd, client: int) -> set[int]:
-    """What one client is answered, over one connection."""
+    """The statuses of one client's requests over one connection."""
     connection = HTTPConnection("127.0.0.1", cartd.port)
     seen = set()
     for number in range(REQUESTS // CLIENTS):
@@ -74,7 +74,7 @@ def test_transaction_pooling_costs_no_cart_and_no_request(
 
 
 def assert_leaves_no_state(url: str, size: int) -> None:
-    """Every server connection of the pool is as PostgreSQL made it."""
+    """Every server connection of the pool has PostgreSQL's defaults."""
     plain = [psycopg.connect(url) for _ in range(size)]
     for connection in plain:
         with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Databases of Pacifica Cartd become cartd's, carts and all, or stay as they were."""
+"""Databases of Pacifica Cartd are upgraded with all carts, or not changed at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["UTC", "America/New_York"])
 def time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where this process believes to be: Pacifica wrote local times."""
+    """The time zone of this process: Pacifica wrote local times."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", request.param)
         time.tzset()
@@ -286,7 +286,7 @@ class TestUpgrading:
         with begin(empty_database) as connection:
             make_tables(connection, version)
             fill_with_carts(connection, version)
-            # What the upgrade makes last has a name that is taken.
+            # The last table that the upgrade creates exists already.
             connection.execute(text(f"CREATE TABLE {obstacle} (id INTEGER)"))
         before = as_it_is(empty_database)
         with pytest.raises(UpgradeError, match=f"changed nothing: .*{obstacle}"):

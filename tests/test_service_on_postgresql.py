@@ -1,4 +1,4 @@
-"""The service with PostgreSQL in place of SQLite, once from end to end."""
+"""The service with PostgreSQL instead of SQLite, once from end to end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_carts_go_from_posting_to_purging_with_a_kill_between(
         dumped = json.loads(cartd.run("cartd-cmd", "dump", "--json").stdout)
         assert [cart["cart_uid"] for cart in dumped] == ["failing", "slow", "bundle", "tree"]
         assert len(dumped[3]["files"]) == 300
-        # These two were used before the others, so they go when there is no room for all.
+        # These two were used before the others, so they are evicted when space runs out.
         stage(cartd, archive, "large", 800_000)
         assert cartd.get("/failing").status == cartd.get("/tree").status == 404
         purged = cartd.run("cartd-cmd", "purge", "--time-ago", "0 seconds ago")

@@ -1,4 +1,4 @@
-"""The service while its SQLite file is locked, full, or gone."""
+"""The service while its SQLite file is locked, its disk full, or the file moved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest_plugins = ("tests.archive_fixture",)
 SOON = {
     "cartd.store.engines.BUSY_TIMEOUT": 0.3,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
-    # Every download has a use to tell.
+    # Every download has an access time to write.
     "cartd.downloads.TOUCH_INTERVAL": -1.0,
 }
 
@@ -42,7 +42,7 @@ def file_of(cartd: RunningCartd) -> Path:
 
 
 def refusal_of(cartd: RunningCartd, body: bytes) -> str:
-    """What a client is told whose cart is refused for now."""
+    """The error for a client whose cart is rejected for now."""
     answer = cartd.post("refused", body)
     assert answer.status == 503
     assert answer.headers["retry-after"]
@@ -79,7 +79,7 @@ def test_staging_waits_while_the_databases_disk_is_full(
         assert cartd.process is not None
         limits = resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE)
         full = file_of(cartd).with_name("cartd.sqlite3-wal").stat().st_size
-        assert len(cartd.log) < full / 2  # that has room still
+        assert len(cartd.log) < full / 2  # the log has space still
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, (full, limits[1]))
         told = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
         assert told == UNAVAILABLE

@@ -135,7 +135,7 @@ def test_a_start_prints_what_it_waits_for(tmp_path: Path) -> None:
         )
         assert run.returncode == 1
         assert run.stderr.splitlines() == [
-            *[f"{name}: {why}; it is tried again in 0.1 s"] * 2,
+            *[f"{name}: {why}; retrying in 0.1 s"] * 2,
             f"{name}: {why}",
         ]
 

@@ -1,4 +1,4 @@
-"""Carts in the store, on SQLite and on PostgreSQL: what is written is what is found."""
+"""Carts in the store, on SQLite and PostgreSQL: what is written is what is read."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class TestEvicting:
             await with_status(store, "u", CartStatus.READY),
             await with_status(store, "v", CartStatus.ERROR),
         ]:
-            for now in (seen.used, seen.used - 100):  # the clock stands still, or was set back
+            for now in (seen.used, seen.used - 100):  # the clock has not advanced, or was set back
                 if seen.status is CartStatus.READY:
                     again, new = await store.post(
                         seen.uid, manifest(1, bundle=True), bundle=False, now=now
@@ -233,7 +233,7 @@ class TestDeleting:
     async def test_the_files_of_a_removed_cart_are_recorded_in_short_transactions(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, cut_after: int
     ) -> None:
-        """Cut short between two of them, each byte counts once, and what is left is done again."""
+        """Interrupted between two of them, each byte still counts once; the rest is repeatable."""
         monkeypatch.setattr("cartd.store.removals.FILE_BATCH", 2)
         owner = await staged(store, "owner", 5)
         await store.mark_deleted((gone := await staged(store, "gone", 5)).id, 14)
@@ -326,13 +326,13 @@ class TestSpace:
     async def test_usage_counts_undeleted_carts_and_their_reservations(self, store: Store) -> None:
         for status in STATUSES:
             await with_status(store, status, status)
-        # In error: nothing was staged, so it takes nothing.  Deleted: does not count.
+        # In error: nothing was staged, so it uses no space.  Deleted: does not count.
         assert await store.usage() == (300, 100)
         cart = await store.newest(CartStatus.STAGING)
         assert cart is not None
         await store.record_staged(cart.id, "me", [(0, SHA1)], now=30)
         assert await store.usage() == (300, 0)
-        # What is finished has nothing to be written, though a tar is larger than its files.
+        # A finished cart has no unwritten bytes, though a tar is larger than its files.
         await store.record_ready(cart.id, "me", volume_bytes=110, now=31)
         assert await store.usage() == (310, 0)
 
@@ -352,7 +352,7 @@ class TestSpace:
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest_twisted.ensureDeferred
 async def test_all_dates_have_one_form_on_sqlite(store: Store, tmp_path: Path) -> None:
-    """Python's own form of them, deprecated since 3.12, has no fraction at whole seconds."""
+    """Python's own conversion, deprecated since 3.12, omits the fraction at whole seconds."""
     waiting, _ = await store.post("waiting", manifest(1), bundle=False, now=10)
     assert await store.claim(waiting.id, "me", now=11, until=100)
     cart = await with_status(store, "ready", CartStatus.READY)

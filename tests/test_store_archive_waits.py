@@ -1,4 +1,4 @@
-"""What the store says of carts that wait for the archive, on SQLite and on PostgreSQL."""
+"""Carts that wait for the archive, in the store, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

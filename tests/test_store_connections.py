@@ -1,4 +1,4 @@
-"""The store when much happens at once, is cancelled, or the database goes away."""
+"""The store under concurrency, cancellation and outages of the database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytest_plugins = ("tests.database_fixtures",)
 
 @pytest.fixture
 def without_collector() -> Iterator[None]:
-    """Only what nobody refers to is let go of."""
+    """Without the collector, only objects without references are freed."""
     gc.disable()
     yield
     gc.enable()
@@ -57,7 +57,7 @@ def store_threads() -> list[threading.Thread]:
 
 
 class WatchedEntries(list[Entry]):
-    """Entries that tell when the second batch of them is on its way into the database."""
+    """Entries that report when the second batch of them is being inserted."""
 
     def __init__(self, number: int) -> None:
         super().__init__(entries(number))
@@ -221,7 +221,7 @@ class TestConnections:
 
     @pytest_twisted.ensureDeferred
     async def test_any_number_may_wait_when_it_closes(self, database: str) -> None:
-        """Each told by the one before would be deeper than Python's stack."""
+        """Waiters must not fail recursively: that would exceed Python's recursion limit."""
         store = Store(database, the_reactor())
         outcomes: list[object] = []
         for _ in range(1000):
@@ -406,7 +406,7 @@ class TestConnections:
     @pytest.mark.parametrize(
         ("url", "said"),
         [
-            ("no url, secret", "not a URL"),
+            ("no url, secret", "not a valid SQLAlchemy URL"),
             ("oracle+nothing://u:secret@h/d", "'oracle\\+nothing' are not supported"),
             ("mysql+pymysql_absent://u:secret@h/d", "are not supported"),
         ],
@@ -487,8 +487,8 @@ class TestPostgresqlState:
     @pytest.mark.parametrize(
         ("query", "said"),
         [
-            ("autocommit=1", "autocommit cannot be chosen"),
-            ("row_factory=x", "row_factory cannot be chosen"),
+            ("autocommit=1", "autocommit cannot be set"),
+            ("row_factory=x", "row_factory cannot be set"),
             ("prepare_threshold=many", "prepare_threshold is neither a whole number nor none"),
             ("prepare_threshold=1&prepare_threshold=2", "prepare_threshold is neither"),
             ("connect_timeout=soon", "connect_timeout is not a whole number"),

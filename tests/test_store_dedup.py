@@ -123,7 +123,7 @@ async def test_one_duplicate_is_returned_per_requested_position(
 async def test_a_link_to_a_deleted_duplicate_is_not_recorded(
     store: Store,
 ) -> None:
-    """Else its bytes would count with the heir and with it."""
+    """Otherwise its bytes would count for the new owner and for the linked cart."""
     first = await staged(store, "first")
     heir, cart = await claimed(store, "heir"), await claimed(store, "again")
     assert (
@@ -143,7 +143,7 @@ async def test_a_link_to_a_deleted_duplicate_is_not_recorded(
 
 @pytest_twisted.ensureDeferred
 async def test_a_link_to_an_invalidated_duplicate_is_not_recorded(store: Store) -> None:
-    """There are two files then, and both take room."""
+    """There are two files on the disk then, and both use space."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
     twins = await store.duplicates(cart.id, range(2))
@@ -169,7 +169,7 @@ async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
 
 
 class TestRecordFound:
-    """What a crash has left in its place, and nobody has recorded."""
+    """Files that a crash left on the volume without a record."""
 
     @pytest_twisted.ensureDeferred
     async def test_a_found_file_without_duplicates_belongs_to_the_cart(self, store: Store) -> None:
@@ -229,7 +229,7 @@ async def bundled(store: Store) -> None:
 
 
 async def measured(store: Store, files: Sequence[Entry]) -> Cart:
-    """A cart of files of 10 bytes, none of which is recorded."""
+    """A cart of files of 10 bytes, none of which is recorded as staged."""
     cart = await claimed(store, "measured", files)
     await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(len(files))])
     return await found(store, cart)
@@ -254,7 +254,7 @@ async def test_a_bundle_killed_between_batches_can_be_recorded_again(
     monkeypatch.undo()
     assert (await found(store, last)).bytes_linked == 60 - 20 * ends_after
     assert list(await store.dirty_rows("me"))[:1] == [cart.id]
-    # Who takes it over finds its tar, whole: its files count as staged.
+    # The next holder finds the whole tar, so its files count as staged.
     assert (await found(store, cart)).files_staged == 6
     assert await store.claim(cart.id, "you", now=200, until=300)
     with pytest.raises(LeaseLost):
@@ -266,7 +266,7 @@ async def test_a_bundle_killed_between_batches_can_be_recorded_again(
 
 @pytest_twisted.ensureDeferred
 async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Store) -> None:
-    """Their downloads can be resumed."""
+    """So downloads of it can be resumed."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
     await store.record_states(cart.id, "me", [(0, 10, 99)])
@@ -300,7 +300,7 @@ TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
 async def test_lock_writers_serializes_changes_of_several_carts(
     store: Store, database: str, what: str
 ) -> None:
-    """On SQLite whoever writes at all does."""
+    """On SQLite every writer waits."""
     cart = await claimed(store)
     other = Database(database, the_reactor())
     async with other.transaction() as transaction:

@@ -1,6 +1,6 @@
-"""What is staged and may not be on the disk: noted, forgotten when it is, doubted if nobody knows.
+"""Dirty rows: marked when files are staged, deleted after a sync, revalidated after a crash.
 
-That each byte counts once whatever is doubted, :mod:`tests.test_store_dedup` shows.
+:mod:`tests.test_store_dedup` shows that each byte counts once whatever is revalidated.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class TestRevalidate:
     async def test_a_revalidation_killed_between_batches_is_resumed(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, ends_after: int, bundle: bool
     ) -> None:
-        """Until all is doubted, whoever takes the cart over learns of it; nobody sends it."""
+        """Until all is revalidated, the next holder finds the rows, and the cart is not ready."""
         monkeypatch.setattr("cartd.store.durability.BATCH", 2)
         cart, _ = await store.post("u", manifest(8, bundle=bundle), bundle=bundle, now=10)
         await store.claim(cart.id, "me", now=10, until=100)
@@ -255,7 +255,7 @@ class TestRevalidate:
     async def test_files_staged_during_a_revalidation_are_revalidated(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each batch ends the lease of who noted the rows, and so what that does meanwhile."""
+        """Each batch ends the lease of the rows' holder, and discards what it stages meanwhile."""
         cart, _ = await store.post("u", manifest(4, bundle=True), bundle=True, now=10)
         await store.claim(cart.id, "me", now=10, until=100)
         await store.record_states(cart.id, "me", [(n, 10, 5) for n in range(4)])
@@ -296,11 +296,11 @@ class TestRevalidate:
 
 
 class TestTakeOver:
-    """What is in the system's memory when its process has died."""
+    """Writes that are still in the page cache when their process has died."""
 
     @staticmethod
     async def note(store: Store, uid: str, holder: str, cache: str | None) -> Cart:
-        """A cart of which ``holder``, who knows the memory by ``cache``, has staged a file."""
+        """A cart with a file staged by ``holder``, whose page cache is ``cache``."""
         cart = await posted(store, uid)
         await store.claim(cart.id, holder, now=10, until=100)
         await store.record_staged(cart.id, holder, [(0, SHA1)], now=11)
@@ -362,7 +362,7 @@ class TestTakeOver:
 def test_sqlite_commits_are_synced_to_disk(
     engine_for: Callable[[str], Engine], tmp_path: Path
 ) -> None:
-    """Whatever the build of SQLite takes for granted: 2 is FULL."""
+    """Whatever the default of the SQLite build: 2 is FULL."""
     (tmp_path / "new.sqlite3").touch()
     engine = engine_for(sqlite_url(tmp_path / "new.sqlite3"))
     with engine.connect() as connection:

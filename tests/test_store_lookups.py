@@ -1,4 +1,4 @@
-"""Look-ups by uid share queries, and none is answered by what was before it was asked."""
+"""Look-ups by uid share queries, and never see a state older than their call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cartd.store.rows import date_of
 
 
 class Queries:
-    """A database that answers when it is told to, with one cart of each uid that exists."""
+    """A database that answers on demand, with one cart for each existing uid."""
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""An outage of the database in the log: said once, and once that it is over."""
+"""An outage of the database is logged once, and its end once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from cartd.errors import DatabaseUnavailable
 from cartd.store.outage_log import LOG_INTERVAL, OutageLog
 
-AWAY, OVER = "The database cannot be used: {}; it is tried again", "The database can be used again"
+AWAY, OVER = "The database cannot be used: {}; retrying", "The database is available again"
 
 
 class LoggedOutage:
-    """An outage log by a clock, and the lines that it has made."""
+    """An outage log with its clock, and the lines that it has logged."""
 
     def __init__(self, entries: Sequence[LogEvent]) -> None:
         self.clock = Clock()
@@ -33,7 +33,7 @@ class LoggedOutage:
             pass
 
     def lines(self) -> list[str]:
-        """Those that have come since it was last asked."""
+        """Return the lines since the last call."""
         lines = [formatEvent(entry) for entry in self._entries[self._seen :]]
         self._seen += len(lines)
         return lines

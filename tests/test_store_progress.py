@@ -1,4 +1,4 @@
-"""Who stages a cart, and what is recorded of it: nothing by anyone who lost it."""
+"""Leases and staging progress: a process that lost its lease writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose carts are whose, in the store, on SQLite and on PostgreSQL; and what each may have."""
+"""Viewers and quotas in the store, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Viewer.of(User("root", admin=True))
 async def post(
     store: Store, viewer: Viewer, uid: str = "u", files: int = 2, **more: Any
 ) -> tuple[Cart, bool]:
-    """A cart, and whether it is new."""
+    """Return a cart, and whether it is new."""
     mark = more.pop("mark", "")
     return await store.post(
         uid, manifest(files, mark=mark), bundle=False, now=10, viewer=viewer, **more
@@ -71,7 +71,7 @@ class TestVisibility:
 
     @pytest_twisted.ensureDeferred
     async def test_concurrent_lookups_are_not_mixed_up(self, store: Store) -> None:
-        """The names are such that one user's is another one's uid."""
+        """Some users' names are other users' uids."""
         names = [f"n{number}" for number in range(50)]
         carts = {
             (name, uid): await posted(store, Viewer.of(User(name)), uid, 0)
@@ -109,14 +109,14 @@ class TestPostingAgain:
 
 
 async def is_posted_again(cart: Cart, posting: Coroutine[Any, Any, tuple[Cart, bool]]) -> bool:
-    """Whether ``cart`` is the answer, and as it was but for the time of its last use."""
+    """Whether the post returns ``cart``, changed only in the time of its last use."""
     again, new = await posting
     assert again.used > cart.used
     return not new and replace(again, used=cart.used) == cart
 
 
 async def rejection_of(store: Store, viewer: Viewer, **given: Any) -> str | None:
-    """The name of the limit."""
+    """Return the name of the exceeded limit."""
     before = await store.active()
     with pytest.raises(QuotaExceeded) as error:
         await post(store, viewer, "more", mark="more", **given)
@@ -205,7 +205,7 @@ class TestQuota:
 
         taken = await gathered([attempt(number) for number in range(24)])
         assert sum(taken) == 3 == len(await store.active())
-        # Others of other names have not waited for any of that.
+        # Other users have not waited for this lock.
         assert (await found(other, await posted(other, BOB))).status is CartStatus.STAGING
         await other.close()
 
@@ -222,7 +222,7 @@ class TestQuota:
 def test_queries_for_one_user_use_the_owner_index(
     statement: Executable, by: str, synced_sqlite: Path
 ) -> None:
-    """So it takes as long, however many carts others have of the same uid."""
+    """So the time does not depend on the number of other users' carts of the same uid."""
     asked = {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
     assert f"SEARCH cart USING INDEX {by}" in plan_of(statement, asked, synced_sqlite)
 

@@ -1,4 +1,4 @@
-"""Questions without an answer: aborted when the database answers nothing else either."""
+"""Queries without an answer are aborted when a new connection is not answered either."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PROBE_TIMEOUT = TIMEOUT + PROBE_GRACE
 
 
 class WatchedQueries:
-    """Questions to a database, and the new connections that the watchdog opens."""
+    """Queries, and the probe connections that the watchdog opens."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.connecting: list[Deferred[object]] = []
         self.aborted: list[str] = []
         self.servers: list[str] = []
-        """That of each of these connections."""
+        """The server of each probe."""
         self.watchdog = Watchdog(self.clock, self.connect, TIMEOUT)
 
     async def connect(self, server: str) -> object:

@@ -1,8 +1,8 @@
 """Carts and files in a database: SQLite, or PostgreSQL by its URL.
 
-Strategy: SQLAlchemy Core statements, made once and run over a few alchimia connections that are
-kept open; rows are written in batches.  ``Store`` is for the reactor, ``schema`` for the start and
-the commands, which may block.
+Strategy: SQLAlchemy Core statements, built once and run over a few persistent alchimia connections;
+rows are written in batches.  ``Store`` is for the reactor; ``schema`` blocks and is for the start
+and the commands.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Store(
     Verification,
     ArchiveWaits,
 ):
-    """All that outlives the process.
+    """All state that survives the process.
 
-    Every method raises ``Unavailable`` while the database is away.  A cancelled one has written
-    nothing, unless it was already committing.
+    Every method raises ``Unavailable`` while the database is unavailable.  A cancelled method has
+    written nothing, unless it was already committing.
     """
 
     def __init__(self, url: str, reactor: Any) -> None:
-        """Connects to nothing yet; raises ``ConfigError`` for a URL that cannot be used."""
+        """Does not connect yet.  Raises ``ConfigError`` for an unusable URL."""
         self._database = Database(url, reactor)
         self._lookups = Lookups(self._database)
 
     async def close(self) -> None:
-        """Wait for what was asked, close all connections and end their threads."""
+        """Wait for running queries, close all connections and end their threads."""
         await self._database.close()

@@ -1,8 +1,8 @@
-"""alchimia on SQLAlchemy 2: the only module that imports it, and that knows how it is made.
+"""Adapts alchimia to SQLAlchemy 2; the only module that imports it or uses its internals.
 
-alchimia's last release derives a class that nothing here uses from ``DefaultEngineStrategy``, a
-name that SQLAlchemy 1.4 removed.  With an empty class of that name in its place the import passes,
-and the rest of alchimia needs only what SQLAlchemy still has.
+alchimia's last release derives a class that cartd does not use from ``DefaultEngineStrategy``,
+which SQLAlchemy 1.4 removed.  With an empty class of that name the import succeeds; the rest of
+alchimia needs only what SQLAlchemy still has.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["all_rows", "driver_connection", "roll_back", "wrap_engine"]
 def all_rows(
     alchimia: Any, statement: Executable, parameters: Any, *, end: bool = False
 ) -> Deferred[Sequence[Any]]:
-    """What ``execute`` and then ``fetchall`` give, by one trip to the connection's thread.
+    """Return what ``execute`` and ``fetchall`` return, in one trip to the connection's thread.
 
-    By two, the reactor would come round once more within each query, which takes long when it is
-    busy.  alchimia has no name for this, and will not change any more.  ``end`` also ends the
-    transaction that the query has begun by itself.
+    Two trips would need one more iteration of the reactor per query, which is slow under load.
+    alchimia has no public name for this, and is no longer developed.  ``end`` also ends the
+    transaction that the query has begun implicitly.
     """
     connection = alchimia._connection
 
@@ -46,9 +46,9 @@ def all_rows(
 
 
 def roll_back(alchimia: Any) -> Deferred[None]:
-    """End whatever transaction is open, after what was asked before.
+    """Roll back any open transaction, after the calls queued before.
 
-    Fails if the connection was lost meanwhile.  alchimia's transactions would warn of one that was
+    Fails if the connection was lost.  alchimia's own rollback would warn if the transaction was
     committed already.
     """
     connection = alchimia._connection
@@ -56,11 +56,11 @@ def roll_back(alchimia: Any) -> Deferred[None]:
     def end() -> None:
         connection.rollback()
         if connection.invalidated:
-            raise DisconnectionError("it was lost")
+            raise DisconnectionError("connection lost")
 
     return alchimia._defer_to_cxn(end)  # type: ignore[no-any-return]
 
 
 def driver_connection(alchimia: Any) -> Any:
-    """The driver's own connection, of one that is open and not in use."""
+    """Return the driver's connection of an open, idle alchimia connection."""
     return alchimia._connection.connection.driver_connection

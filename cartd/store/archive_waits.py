@@ -1,4 +1,4 @@
-"""Which carts wait for the archive or for its tapes, and which file is known to be in it."""
+"""Which carts wait for the archive or its tapes, and a file that the archive should have."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ _STAGED = (
 
 
 class ArchiveWaits:
-    """The part of the store that knows of outages of the archive."""
+    """Queries for outages of the archive, and for tape recalls."""
 
     _database: Database
 
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
-        """All carts that ``holder`` stages wait, those that did already since when they did."""
+        """Mark all carts held by ``holder`` as waiting; those that wait already keep their time."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             values = {"holder": holder, "since": date_of(since), "cause": cause}
             await transaction.execute(_BEGIN, values)
 
     async def end_waiting(self, holder: str) -> None:
-        """No cart that ``holder`` stages waits any longer."""
+        """Mark all carts held by ``holder`` as no longer waiting."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await transaction.execute(_END, {"holder": holder})
 
     async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
-        """So many files of the cart are on tape, since ``now`` or since that was first recorded.
+        """Record how many files of the cart are on tape; the first time recorded is kept.
 
-        Nothing happens if another holds the cart by now.
+        Ignored if another process holds the cart.
         """
         values: dict[str, Any] = {"holder": holder, "one_cart": cart_id}
         statement = _OFF_TAPE
@@ -72,9 +72,9 @@ class ArchiveWaits:
             await transaction.execute(statement, values)
 
     async def recently_staged_file(self, other_than: str) -> str | None:
-        """The archive's id of a file of the newest cart that has some on the volume.
+        """Return the archive id of a staged file of the newest cart that has any.
 
-        It is not ``other_than``; none if that cart has no other.
+        The result is not ``other_than``; None if the cart has no other staged file.
         """
         rows = await self._database.rows(_STAGED, {"other_than": other_than})
         return rows[0].file_name if rows else None

@@ -1,4 +1,4 @@
-"""Rows in batches: how many go into one statement."""
+"""Batches of rows: how many go into one statement."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 BATCH = 2000
-"""Rows of one statement: few trips, and none that holds up the reactor while it is prepared."""
+"""Rows per statement: few round trips, and none that blocks the reactor while it is prepared."""
 
 
 def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """``items`` in lists of at most ``size``."""
+    """Yield ``items`` in lists of at most ``size``."""
     while batch := list(islice(items, size)):
         yield batch

@@ -1,13 +1,13 @@
-"""Who owns the bytes that several carts share by hard links, so that they are counted once.
+"""Which file owns the bytes that several carts share by hard links, so each byte counts once.
 
-Strategy: of the files that are one on the disk, one owns the bytes and all others are ``linked_to``
-it: in other carts, as a rule, and in its own where a manifest names a file twice.  What a cart has
-staged and takes of the volume (``bytes_staged``, ``volume_bytes``) knows nothing of that;
-``bytes_linked`` says how much of it is owned elsewhere, and so a cart counts with the difference.
-When an owner goes, its oldest link owns the bytes from then on, in the same transaction: only
-that one number of the new owner's cart changes, whatever else is written of it at the time.
+Strategy: of the files that are one inode on the volume, one owns the bytes and all others are
+``linked_to`` it: files of other carts, usually, or of the same cart if its manifest names a file
+twice.  ``bytes_staged`` and ``volume_bytes`` of a cart ignore sharing; ``bytes_linked`` says how
+many of these bytes are owned elsewhere, and the cart counts with the difference.  When an owner is
+removed, its oldest link becomes the owner in the same transaction.  Only ``bytes_linked`` of the
+new owner's cart changes then, so concurrent updates of its other columns are not lost.
 
-Of a row that is ``linked_to`` another, both are staged, in carts that live.
+Invariant: if a row is ``linked_to`` another, both files are staged and both carts are undeleted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SUBTRACT_LINKED_BYTES = (
 
 
 class _OwnershipTransfer:
-    """The statements that give what the files ``leaving`` own to the oldest links of others."""
+    """Statements that transfer the bytes owned by the files ``leaving`` to their oldest links."""
 
     def __init__(
         self, leaving: ColumnElement[bool], excluded: ColumnElement[bool] | None = None
@@ -76,10 +76,10 @@ _UNLINK = update(file).where(_LINKED).values(linked_to=None)
 
 
 async def lock_writers(transaction: Transaction) -> None:
-    """Be the only one, until the transaction ends, who changes rows of more than one cart.
+    """Lock out all other transactions that change rows of several carts, until this one ends.
 
-    Whoever does so begins with this: two that lock the same carts in another order would wait for
-    each other for ever.  SQLite has one writer at a time as it is.
+    Every such transaction must call this first: two that lock the same carts in different orders
+    would deadlock.  SQLite has a single writer anyway.
     """
     await transaction.rows(_WRITERS_ROW)
 
@@ -87,11 +87,10 @@ async def lock_writers(transaction: Transaction) -> None:
 async def transfer_ownership(
     transaction: Transaction, cart_id: int, positions: Sequence[int]
 ) -> int:
-    """Give away what files of the cart, those at ``positions``, own and others share.
+    """Transfer the bytes that the files at ``positions`` own and others share.
 
-    Links among these themselves stay behind, for the caller to end.
-
-    How many bytes that were.  The caller has taken its turn.
+    Returns the number of bytes transferred.  Links among these files are left for the caller to
+    clear.  The caller holds :func:`lock_writers`.
     """
     which = {"of_cart": cart_id, "positions": positions}
     return await _transfer_ownership(transaction, _TRANSFER_AT, which)
@@ -100,7 +99,7 @@ async def transfer_ownership(
 async def transfer_ownership_between(
     transaction: Transaction, of_cart: int, first: int, last: int
 ) -> int:
-    """As :func:`transfer_ownership`, for the files ``first`` to ``last`` of a cart that goes."""
+    """As :func:`transfer_ownership`, for ``first`` to ``last``; the whole cart is leaving."""
     which = {"of_cart": of_cart, "first": first, "last": last}
     return await _transfer_ownership(transaction, _TRANSFER_BETWEEN, which)
 
@@ -121,9 +120,9 @@ async def _transfer_ownership(
 async def end_sharing_between(
     transaction: Transaction, cart_id: int, first: int, last: int
 ) -> None:
-    """No file of the cart is on the volume any more: of the files ``first`` to ``last``, say so.
+    """Record that the files ``first`` to ``last`` are no longer on the volume.
 
-    They are no links, and own nothing that others share.
+    Afterwards they are no links, and own no bytes that others share.  All files of the cart leave.
     """
     await transfer_ownership_between(transaction, cart_id, first, last)
     which = {"of_cart": cart_id, "first": first, "last": last}

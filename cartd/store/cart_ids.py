@@ -1,4 +1,4 @@
-"""Which ids are those of carts, for what is found on the volume under them."""
+"""Which ids belong to carts, for directories found on the volume."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KNOWN = select(cart.c.id).where(cart.c.id.in_(bindparam("cart_ids", expanding=T
 
 
 class CartIds:
-    """The part of the store that is asked for many ids at once."""
+    """Queries for many ids at once."""
 
     _database: Database
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
-        """Those of ``cart_ids`` that were deleted; one without a row is not among them."""
+        """Return the ids of deleted carts; ids without a row are not included."""
         deleted: set[int] = set()
         for batch in batched(iter(cart_ids), BATCH):
             rows = await self._database.rows(_DELETED, {"cart_ids": batch})
@@ -30,7 +30,7 @@ class CartIds:
         return deleted
 
     async def unknown_among(self, cart_ids: Sequence[int]) -> set[int]:
-        """Those of ``cart_ids`` that no cart has or had."""
+        """Return the ids that no cart has or had."""
         unknown = set(cart_ids)
         for batch in batched(iter(cart_ids), BATCH):
             rows = await self._database.rows(_KNOWN, {"cart_ids": batch})
@@ -38,7 +38,7 @@ class CartIds:
         return unknown
 
     async def retire_unknown_ids(self, cart_ids: Sequence[int]) -> set[int]:
-        """As :meth:`unknown_among`; and no cart ever gets one of these ids from now on."""
+        """As :meth:`unknown_among`, and no cart will ever get one of these ids."""
         async with self._database.transaction() as transaction:
             await transaction.lock_table(cart)
             rows = await transaction.rows(_KNOWN, {"cart_ids": cart_ids})

@@ -1,4 +1,4 @@
-"""Which carts there are: posting, finding, and the times of their use."""
+"""Posting and finding carts, and their access times."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ T = TypeVar("T")
 _NOT_DELETED = CARTS.where(cart.c.deleted_date.is_(None))
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
 _ACTIVE = _NOT_DELETED.order_by(cart.c.id.desc())
-# By the index of uids; of one uid there are few.  Of a tar that Pacifica Cartd has written nobody
-# knows for sure since when it was there.
+# Uses the index of uids; a uid has few carts.  The date of a tar that Pacifica Cartd wrote is
+# unknown.
 _OTHER_TARS = (
     select(cart.c.id)
     .where(
@@ -97,11 +97,11 @@ _POST_AGAIN = (
     .values(used_date=bindparam("used"))
 )
 _DATE_RESOLUTION = 1e-6
-"""Seconds by which two dates of a table differ at least."""
+"""Seconds: the smallest difference between two dates in a table."""
 
 
 class Carts:
-    """The part of the store that knows carts as a whole."""
+    """Queries for whole carts."""
 
     _database: Database
     _lookups: Lookups
@@ -117,23 +117,22 @@ class Carts:
         limits: UserQuota = NO_QUOTA,
         refusal: CartdError | None = None,
     ) -> tuple[Cart, bool]:
-        """The cart of this manifest, and whether it is new.
+        """Return the cart of this manifest, and whether it is new.
 
-        The newest cart of ``uid`` that ``viewer`` sees, if it is their own, is unfinished or ready
-        and was made of the same manifest, which counts as a use of it; otherwise a new one in
-        ``staging``, with all its files, or nothing at all.
+        An existing cart is reused, and its access time updated, if it is the newest cart of ``uid``
+        that ``viewer`` may see, belongs to ``viewer``, is unfinished or ready, and has the same
+        manifest.  Otherwise a new cart is inserted in ``staging`` with all its files, or nothing.
 
-        ``refusal`` is raised in place of a new one.
+        ``refusal`` is raised instead of inserting a new cart.
 
-        :raises QuotaExceeded: a new one would go over ``limits``, which are for what ``viewer``
-        owns.
+        :raises QuotaExceeded: a new cart would exceed ``limits``, the quota of its owner.
         """
         async with self._database.transaction() as transaction:
-            # Of two nodes that get the same manifest at once, one finds the cart of the other.
+            # If two nodes get the same manifest at once, the second finds the cart of the first.
             await transaction.advisory_lock(f"carts of {uid} of {viewer.owner or ''}")
             newest = await newest_in(transaction, viewer, uid)
             if newest and newest.owner == viewer.owner and _is_reusable(newest, manifest):
-                # Always another date: who has seen the last one must not evict it any more.
+                # Always a new date: an eviction that has read the old one must not begin.
                 used = date_of(max(now, newest.used + _DATE_RESOLUTION))
                 again = {"cart_id": newest.id, "used": used}
                 if await transaction.execute(_POST_AGAIN, again):
@@ -149,16 +148,16 @@ class Carts:
         return posted, True
 
     async def newest(self, uid: str) -> Cart | None:
-        """The newest cart of ``uid``, whoever's it is, that is not deleted."""
+        """Return the newest undeleted cart of ``uid``, of any owner."""
         return await self._lookups.newest(uid)
 
     async def cart(self, cart_id: int) -> Cart | None:
-        """That cart, deleted or not."""
+        """Return the cart of this id, deleted or not."""
         rows = await self._database.rows(_BY_ID, {"cart_id": cart_id})
         return cart_of(rows[0]) if rows else None
 
     async def has_other_tar_of_second(self, one: Cart, second: int) -> bool:
-        """Whether another cart of its uid, deleted or not, may have a tar that came to be then.
+        """Whether another cart of the same uid, deleted or not, may have a tar of that second.
 
         ``second`` is a whole Unix second.
         """
@@ -171,34 +170,34 @@ class Carts:
         return bool(await self._database.rows(_OTHER_TARS, parameters))
 
     async def active(self) -> list[Cart]:
-        """All carts that are not deleted, newest first."""
+        """Return all undeleted carts, newest first."""
         return await self._carts(_ACTIVE)
 
     async def unmeasured(self) -> list[Cart]:
-        """The finished carts of which nobody knows the size: Pacifica's, oldest first."""
+        """Return the finished carts of unknown size (from Pacifica), oldest first."""
         return await self._carts(_UNMEASURED)
 
     async def files(
         self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
     ) -> list[CartFile]:
-        """At most ``limit`` files behind the position ``after``, in the manifest's order."""
+        """Return at most ``limit`` files after the position ``after``, in manifest order."""
         query = _UNSTAGED_FILES if unstaged else _FILES
         page = {"cart_id": cart_id, "after": after, "count": limit}
         return [file_of(row) for row in await self._database.rows(query, page)]
 
     async def files_at(self, cart_id: int, positions: Sequence[int]) -> list[CartFile]:
-        """Those of the files at ``positions``, some hundreds, that are not staged, in order."""
+        """Return the unstaged files among some hundreds of ``positions``, in order."""
         page = {"cart_id": cart_id, "positions": list(positions)}
         return [file_of(row) for row in await self._database.rows(_UNSTAGED_AT, page)]
 
     async def members(self, cart_id: int, positions: range) -> Members:
-        """What the tar is made of at ``positions``, in order; without files of unknown size."""
+        """Return the tar members at ``positions``, in order, without files of unknown size."""
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)
 
     async def touch(self, uses: Mapping[int, float]) -> None:
-        """Note when carts, by id, were last used; an earlier time than is known changes nothing."""
+        """Record the last use of carts, by id; an earlier time than recorded is ignored."""
         if not uses:
             return
         rows = [{"cart_id": cart_id, "used": date_of(used)} for cart_id, used in uses.items()]

@@ -1,10 +1,9 @@
-"""alchimia connections, kept and lent out one user at a time.
+"""A pool of persistent alchimia connections, each used by one caller at a time.
 
-Strategy: a connection belongs to one thread, and what is asked of it runs there in order.  So
-whoever gives up in the middle (an error, a cancelled coroutine) need not wait: rolling back, or
-closing, is queued behind what still runs, and the connection, or its place, is free again only
-after that.  What a
-server leaves without an answer is ended from outside, by its socket (see ``watchdog``).
+Strategy: a connection belongs to one thread, which runs its calls in order.  A caller that gives up
+(an error, a cancelled coroutine) need not wait: the rollback or close is queued behind the running
+call, and the connection, or its slot in the pool, is free again only after that.  A call that the
+server never answers is aborted by shutting down the socket (see ``watchdog``).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 
 class WorkerThread:
-    """The worker that alchimia asks for: one thread that runs what it is given, in order."""
+    """The worker that alchimia requires: one thread that runs its jobs in order."""
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
         self._reactor = reactor
@@ -49,7 +48,7 @@ class WorkerThread:
         self._queue.put(work)
 
     def quit(self) -> None:
-        """End the thread after what was asked before."""
+        """End the thread after the jobs queued before."""
         self._queue.put(None)
 
     def _run(self) -> None:
@@ -64,7 +63,7 @@ class WorkerThread:
 
 
 class Connection:
-    """An alchimia connection with the thread that it lives on."""
+    """An alchimia connection and its thread."""
 
     def __init__(self, alchimia: Any, worker: WorkerThread, watchdog: Watchdog) -> None:
         self._alchimia = alchimia
@@ -75,33 +74,33 @@ class Connection:
         self._server = None if self._socket is None else postgresql.server_of(driver)
 
     def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
-        """alchimia's result of a statement that gives no rows: ``rowcount`` and such."""
+        """Fires with alchimia's result of a statement without rows: ``rowcount`` and such."""
         return self._watched(self._alchimia.execute(statement, parameters))
 
     def rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
-        """All rows of a query within a transaction."""
+        """Fires with all rows of a query within a transaction."""
         return self._watched(all_rows(self._alchimia, statement, parameters))
 
     def autocommit_rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
-        """All rows of a query outside any transaction; on PostgreSQL it is one of its own."""
+        """Fires with all rows of a query outside a transaction; PostgreSQL runs it in its own."""
         end = self._socket is not None
         return self._watched(all_rows(self._alchimia, statement, parameters, end=end))
 
     def begin(self) -> Deferred[Any]:
-        """alchimia's transaction, for :meth:`commit` and :meth:`rollback`."""
+        """Fires with alchimia's transaction, for :meth:`commit` and :meth:`rollback`."""
         return self._watched(self._alchimia.begin())
 
     def commit(self, transaction: Any) -> Deferred[Any]:
         return self._watched(transaction.commit())
 
     def rollback(self) -> Deferred[None]:
-        """Roll back what is open, behind what still runs; fails if the connection was lost."""
+        """Roll back after the running call; fails if the connection was lost."""
         return self._watched(roll_back(self._alchimia))
 
     def close(self) -> Deferred[None]:
-        """Roll back what is open, close and end the thread; fires when it has ended."""
+        """Roll back, close and end the thread; fires when the thread has ended."""
         closing: Deferred[None] = self._watched(self._alchimia.close())
-        # The driver of a lost connection may complain; it is gone either way.
+        # The driver may fail to close a lost connection; it is closed either way.
         closing.addErrback(lambda _: None)
         return closing.addCallback(self._closed)
 
@@ -122,18 +121,19 @@ class Connection:
 
 
 def _socket_of(driver: Any) -> socket.socket | None:
-    """A socket of our own that leads where that of ``driver`` does; none for a file's.
+    """Return a duplicate of the driver's socket; None for a database file.
 
-    The driver may close its own at any time, in its thread, and the number be another's then.
+    The driver may close its own socket at any time, in its thread, and the descriptor number may
+    then be reused.
     """
     number = getattr(driver, "fileno", None)
     return None if number is None else socket.socket(fileno=os.dup(number()))
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Forget what the calls that ended in ``error`` had in hand.
+    """Clear the frames of ``error`` and of its causes.
 
-    psycopg leaves a socket there on which it has waited in vain, in a circle that keeps it open.
+    psycopg leaves a socket in them, in a reference cycle that would keep the socket open.
     """
     while error is not None:
         clear_frames(error.__traceback__)
@@ -169,17 +169,17 @@ class Pool:
         self._engine = engine
         self._size = size
         self._free = size
-        """How many of them nobody has; some of these are open, the others not yet."""
+        """Slots without a caller; the connections of some are idle, others are not open yet."""
         self._waiting: deque[Deferred[None]] = deque()
         self._idle: list[Connection] = []
         self._closed: Deferred[None] | None = None
-        """Fires when the pool is closed and nobody has a connection any more."""
+        """Fires when the pool is closed and all connections have been released."""
 
     async def acquire(self) -> Connection:
-        """A connection for the caller alone, who must give it back or discard it.
+        """Return a connection for the caller alone, who must release or discard it.
 
-        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises, also to
-        those who wait for their slot: one after the other would wait as long for the same.
+        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises.  All waiting
+        callers get that error, too: each of them would wait as long for the same result.
         """
         if self._closed is not None:
             raise Unavailable(_STOPPING)
@@ -198,17 +198,17 @@ class Pool:
         self._release_slot()
 
     def discard(self, connection: Connection) -> None:
-        """Close it, even in mid-query; another takes its place when its thread has ended."""
+        """Close the connection, even during a query; its slot is free when its thread has ended."""
         connection.close().addBoth(lambda _: self._release_slot())
 
     def close_idle(self) -> None:
-        """Close those that nobody uses: the database went away, and they with it."""
+        """Close the idle connections: the database became unavailable, and they are lost."""
         while self._idle:
             self._free -= 1
             self.discard(self._idle.pop())
 
     async def close(self) -> None:
-        """Wait for what runs, then close all; fires when all threads have ended."""
+        """Wait for running calls, then close all; fires when all threads have ended."""
         self._closed = closed = succeed(None) if self._free == self._size else Deferred()
         while self._waiting:  # a callback may cancel the next
             self._waiting.popleft().errback(Unavailable(_STOPPING))
@@ -225,7 +225,7 @@ class Pool:
             self._closed.callback(None)
 
     def _open(self) -> Deferred[Connection]:
-        """Opens a connection; whoever stops waiting for it leaves it to the next."""
+        """Open a connection; if the caller cancels, the next caller gets it."""
         worker = WorkerThread(self._reactor)
         engine = wrap_engine(self._reactor, self._engine, create_worker=lambda: worker)
         waiting: Deferred[Connection] = Deferred()

@@ -1,4 +1,4 @@
-"""Queries and transactions over the kept connections."""
+"""Queries and transactions over the pools of connections."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from cartd.threads import DedicatedThread
 
 READERS = 3
 CONNECTIONS = READERS + 1
-"""Connections: those that read, and the one that writes."""
-_CONNECTIONS_NOTE = f"cartd keeps {CONNECTIONS} connections and opens one more at times"
+"""Persistent connections: the readers and the writer."""
+_CONNECTIONS_NOTE = f"cartd keeps {CONNECTIONS} connections open, and sometimes one more"
 log = Logger()
-# 64 bits of it: two names that share a turn wait for each other, and no more comes of it.
+# A hash of 64 bits: names that collide only wait for each other.
 _ADVISORY_LOCK = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
 _ADVANCE_POSTGRESQL = text(
     "SELECT setval(s, greatest(coalesce(pg_sequence_last_value(s), 0), :last))"
@@ -43,19 +43,19 @@ Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
 class Transaction:
-    """What may be asked while one transaction is open."""
+    """The statements of one open transaction."""
 
     def __init__(self, connection: Connection, dialect: str) -> None:
         self._connection = connection
         self._dialect = dialect
 
     async def execute(self, statement: Executable, parameters: Parameters = None) -> int:
-        """How many rows it changed."""
+        """Return the number of changed rows."""
         result = await self._connection.execute(statement, parameters)
         return int(result.rowcount)
 
     async def insert(self, statement: Executable, parameters: Parameters = None) -> int:
-        """The id of the one row that was inserted."""
+        """Return the id of the one inserted row."""
         result = await self._connection.execute(statement, parameters)
         return int(result.inserted_primary_key[0])
 
@@ -63,15 +63,15 @@ class Transaction:
         return await self._connection.rows(statement, parameters)
 
     async def lock_table(self, table: Table) -> None:
-        """Let nobody else change the table until the end; to be asked for before all else.
+        """Lock the table against all other writers until the end; call this first.
 
-        SQLite has one writer at a time as it is.
+        SQLite has a single writer anyway.
         """
         if self._dialect == "postgresql":
             await self._connection.execute(text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
 
     async def advance_ids(self, table: Table, last: int) -> None:
-        """New rows of the table, which is locked, get ids beyond ``last``."""
+        """Make new rows of the table, which is locked, get ids greater than ``last``."""
         parameters = {"name": table.name, "last": last}
         if self._dialect == "postgresql":
             await self._connection.rows(_ADVANCE_POSTGRESQL, parameters)
@@ -80,18 +80,18 @@ class Transaction:
                 await self._connection.execute(statement, parameters)
 
     async def advisory_lock(self, name: str) -> None:
-        """Let nobody else who asks for the turn of this name go on until the end.
+        """Lock out other transactions that take the lock of this name, until the end.
 
-        To be asked for before any row is changed.  SQLite has one writer at a time as it is.
+        Call this before any row is changed.  SQLite has a single writer anyway.
         """
         if self._dialect == "postgresql":
             await self._connection.rows(_ADVISORY_LOCK, {"name": name})
 
 
 def connection_limit_warning(url: str, within: float = 5.0) -> str | None:
-    """A line for the administrator of a database that does not give as many as are kept; blocking.
+    """Return a warning if the database accepts too few connections, else None; blocking.
 
-    Seconds are waited ``within`` which all must have answered.
+    All connections must have answered ``within`` so many seconds.
     """
     engine = reading_engine(url)
     if engine.dialect.name != "postgresql":
@@ -100,22 +100,21 @@ def connection_limit_warning(url: str, within: float = 5.0) -> str | None:
     if given == CONNECTIONS:
         return None
     return (
-        f"The database answers on {given} of {CONNECTIONS} connections, and {_CONNECTIONS_NOTE}:"
-        " requests and staging will wait for each other or fail. Raise the limit of the server"
-        " or of the role, or PgBouncer's default_pool_size, or have that pool by transactions"
+        f"The database answers on {given} of {CONNECTIONS} connections. {_CONNECTIONS_NOTE};"
+        " requests and staging will be delayed or fail. Raise the connection limit of the server"
+        " or of the role, or PgBouncer's default_pool_size, or set its pool_mode to transaction"
     )
 
 
 class _Disconnected(DatabaseUnavailable):
-    """The connection was lost: it may be only the kept one that is dead, and a new one tells."""
+    """The connection was lost; a new connection may succeed."""
 
 
 class Database:
-    """A few connections that read, and one that writes: SQLite allows no more.
+    """A pool of readers and one writer: SQLite allows only one.
 
-    Everything raises ``DatabaseUnavailable`` while the database is away, and works again when it is
-    back; ``StatementRejected`` what would be refused again.  The log says when it is away, and
-    since when it is not.
+    All methods raise ``DatabaseUnavailable`` while the database is unavailable, and work again once
+    it is back; ``StatementRejected`` if a retry would fail again.  Outages are logged.
     """
 
     def __init__(self, url: str, reactor: Any) -> None:
@@ -132,7 +131,7 @@ class Database:
         self._writer = Pool(reactor, engine, 1, self._watchdog)
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
-        """All rows of one query outside any transaction."""
+        """Return all rows of one query outside a transaction."""
         with self._outage.track("read"):
             try:
                 return await self._read(statement, parameters)
@@ -141,7 +140,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Commits at the end; an exception, or cancelling, leaves nothing written."""
+        """Commits at the end; an exception or a cancellation rolls back."""
         with self._outage.track("write"):
             async with self._transaction() as transaction:
                 yield transaction
@@ -162,13 +161,13 @@ class Database:
         self._writer.release(connection)
 
     async def close(self) -> None:
-        """Wait for what was asked, close all connections and end their threads."""
+        """Wait for running calls, close all connections and end their threads."""
         await self._readers.close()
         await self._writer.close()
         self._watchdog.stop()
 
     async def _begin_retrying(self) -> tuple[Connection, Any]:
-        """A connection in a transaction, known to live: nobody can begin anew in its middle."""
+        """Begin on a live connection; later, a lost one cannot be replaced."""
         try:
             return await self._begin()
         except _Disconnected:
@@ -178,7 +177,7 @@ class Database:
         connection = await self._acquire(self._readers)
 
         def finished_late(outcome: object) -> None:
-            """The query was cancelled, but has ended as if it were not."""
+            """The query was cancelled, but has ended all the same."""
             if isinstance(outcome, Failure):
                 self._readers.discard(connection)
             else:
@@ -191,7 +190,7 @@ class Database:
         except CancelledError:
             raise
         except BaseException as error:
-            # It may have a cursor open on an old state of the database.
+            # It may have a cursor open on an old snapshot of the database.
             self._readers.discard(connection)
             self._raise_if_unavailable(error)
             raise
@@ -201,7 +200,7 @@ class Database:
     async def _begin(self) -> tuple[Connection, Any]:
         connection = await self._acquire(self._writer)
         try:
-            # Asks the database, so that it is known to live.
+            # BEGIN is a round trip, so the connection is known to be alive.
             begun = connection.begin()
             transaction = await detach_on_cancel(begun, lambda _: self._roll_back(connection))
         except CancelledError:
@@ -213,7 +212,7 @@ class Database:
         return connection, transaction
 
     def _roll_back(self, connection: Connection) -> None:
-        """Behind what still runs; then another may have the connection."""
+        """Roll back after the running call, then release the connection."""
         connection.rollback().addCallbacks(
             lambda _: self._writer.release(connection),
             lambda _: self._writer.discard(connection),
@@ -237,9 +236,9 @@ class Database:
             raise (
                 _Disconnected(unavailable.reason) if is_disconnect(error) else unavailable
             ) from error
-        log.failure("The database refused a statement", Failure(error))
+        log.failure("The database rejected a statement", Failure(error))
         raise unavailable from error
 
     async def _probe(self, server: postgresql.Server) -> None:
-        """See whether a server of which something was asked answers anything."""
+        """Check whether a server answers a new connection."""
         await self._probe_thread.run(postgresql.probe, self._engine, server)

@@ -1,8 +1,8 @@
-"""What an error of the database means: that it is away, and whether waiting helps; or our fault.
+"""Translate database errors: unavailable (transient or permanent), or rejected because of the data.
 
-Strategy: whatever the environment can have caused counts as "away": it is waited for, and no cart
-ends by it.  Only what the data themselves cause (PostgreSQL's classes 22, 23 and 54) would come
-again with the same data.
+Strategy: every error that the environment can cause counts as "unavailable": callers wait, and no
+cart fails because of it.  Only errors caused by the data themselves (PostgreSQL's classes 22, 23
+and 54) would recur with the same data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from cartd.errors import DatabaseUnavailable, StatementRejected
 from cartd.permissions import this_user, user_name
 
 _DATA_ERROR_CLASSES = ("22", "23", "54")
-"""Classes of SQLSTATEs: data exceptions, violated constraints, limits of rows and indexes."""
+"""Classes of SQLSTATE: data exceptions, violated constraints, limits of rows and indexes."""
 _SEQUENCE_EXHAUSTED = "2200H"
-"""In class 22, but no fault of the data."""
+"""In class 22, but not caused by the data."""
 _DATA_ERRORS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 _PERMANENT = ("0A", "28", "3D", "3F", "42")
-"""Classes of SQLSTATEs that only an administrator ends: rights, names, what is not supported."""
+"""Classes of SQLSTATE that need an administrator: privileges, names, unsupported features."""
 _PERMANENT_MESSAGE = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|(Peer|Ident|GSSAPI|LDAP|PAM|certificate) authentication failed"
@@ -41,7 +41,7 @@ _PERMANENT_MESSAGE = re.compile(
     r"|unsupported startup parameter|server does not support SSL|certificate verify failed",
     re.IGNORECASE,
 )
-"""What libpq says of a connection that is refused, for which it gives no SQLSTATE."""
+"""Messages of libpq for a rejected connection, for which it has no SQLSTATE."""
 _TOO_MANY_CONNECTIONS = re.compile(
     r"too many (connections|clients)|connection slots are reserved|no more connections allowed"
     r"|query_wait_timeout",
@@ -52,9 +52,9 @@ _TOO_MANY_CONNECTIONS = re.compile(
 def translate_error(
     error: BaseException, connections_note: str = ""
 ) -> DatabaseUnavailable | StatementRejected | None:
-    """What to raise in place of an error of the database; None if it is another.
+    """Return the exception to raise for a database error; None for any other error.
 
-    ``connections_note`` says how many connections are kept, for when there are too few.
+    ``connections_note`` is appended if the server has too few connections.
     """
     if not isinstance(error, StatementError):
         return None
@@ -78,7 +78,7 @@ def translate_error(
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether it tells of a connection that is of no use any more: a new one may be."""
+    """Whether the error means that the connection is lost; a new one may succeed."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
@@ -88,13 +88,13 @@ def _is_data_error(error: DBAPIError, code: str | None) -> bool:
     return code[:2] in _DATA_ERROR_CLASSES and code != _SEQUENCE_EXHAUSTED
 
 
-def with_file_reason(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
-    """``away``, with what keeps SQLite from the file of ``url``, where that can be seen."""
+def with_file_reason(unavailable: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
+    """Add why the SQLite file of ``url`` cannot be accessed, if that can be found out."""
     if url.get_backend_name() != "sqlite" or not url.database:
-        return away
+        return unavailable
     path = Path(url.database).absolute()
     if not path.parent.is_dir():
-        return DatabaseUnavailable(f"{away.reason}: {path.parent} is not a directory")
+        return DatabaseUnavailable(f"{unavailable.reason}: {path.parent} is not a directory")
     for needed in (path.parent, path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))):
         wanted = os.W_OK | (os.X_OK if needed == path.parent else os.R_OK)
         effective = os.access in os.supports_effective_ids
@@ -102,12 +102,12 @@ def with_file_reason(away: DatabaseUnavailable, url: URL) -> DatabaseUnavailable
             return DatabaseUnavailable(
                 f"{needed}: permission denied ({_ownership(needed)})", transient=False
             )
-    return away
+    return unavailable
 
 
 def _ownership(path: Path) -> str:
     if sys.platform == "win32":
-        return "look at who may read and write it"
+        return "check its permissions"
     found = path.stat()
     return (
         f"owner {user_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"

@@ -1,4 +1,4 @@
-"""Files that another cart has staged already: found, and recorded when they are linked."""
+"""Deduplication: find files that another cart has staged, and record them when they are linked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cartd.store.leases import require_lease
 from cartd.store.progress import record_staged_in
 from cartd.store.tables import cart, file
 
-# As it is in the index's own condition: a parameter would hide from SQLite that they agree.
+# A literal, as in the index's condition: with a parameter SQLite would not use the index.
 _STAGED: ColumnElement[str] = literal_column("'staged'")
 _other = file.alias("other")
 _others_cart = cart.alias("others_cart")
@@ -26,9 +26,9 @@ _NOT_DELETED = _others_cart.c.deleted_date.is_(None)
 _HAS_TREE = _NOT_DELETED & (
     ~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value)
 )
-"""Whether a staged file may be one on the volume: a bundle gives none, but has them until then."""
+"""Whether a staged file may be on the volume by itself: a bundle's is until its tar is ready."""
 _IN_PLACE = _NOT_DELETED & ~_others_cart.c.bundle
-"""Whether a staged file is one on the volume: those of a bundled cart are in its tar."""
+"""Whether a staged file is on the volume by itself: a bundle's is in its tar."""
 _SAME_CONTENT = (
     _other.c.file_name == file.c.file_name,
     _other.c.status == _STAGED,
@@ -41,7 +41,7 @@ _DUPLICATE = (
     .where(
         *_SAME_CONTENT,
         _other.c.cart_id != file.c.cart_id,
-        # Pacifica's carts have no sizes until they are measured.
+        # Carts of Pacifica have no sizes until they are measured.
         _other.c.size.is_not(None),
         _other.c.mtime.is_not(None),
         _IN_PLACE,
@@ -92,7 +92,7 @@ _DUPLICATES = (
     )
     .order_by(file.c.position)
 )
-# In two steps, each by primary keys: a join may be planned from the carts, over all their files.
+# Two queries by primary key: a join might be planned from the carts, over all their files.
 _STAGED_FILES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
     file.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -111,7 +111,7 @@ _RECORD_LINKED = (
         status=FileStatus.STAGED.value,
         error="",
         size=bindparam("new_size"),
-        # A cart that is staged again keeps its tar, byte for byte: downloads of it can resume.
+        # A restaged cart keeps its tar byte for byte, so downloads can resume.
         mtime=func.coalesce(file.c.mtime, bindparam("new_mtime")),
         linked_to=bindparam("owner"),
     )
@@ -124,7 +124,7 @@ _COUNT = (
         files_staged=cart.c.files_staged + bindparam("more_files"),
         bytes_staged=_STAGED_NOW,
         bytes_linked=cart.c.bytes_linked + bindparam("more_bytes"),
-        # Room was promised to a cart that is staged again, but not to a new one.
+        # A restaged cart has a reservation, a new one does not.
         volume_bytes=case(
             (cart.c.volume_bytes < _STAGED_NOW, _STAGED_NOW), else_=cart.c.volume_bytes
         ),
@@ -133,23 +133,23 @@ _COUNT = (
 
 
 class Dedup:
-    """The part of the store that knows what need not be fetched."""
+    """Queries for files that need not be fetched."""
 
     _database: Database
 
     async def duplicates(self, cart_id: int, positions: range) -> list[DuplicateFile]:
-        """Of the files at ``positions`` that are not staged, those that another cart has.
+        """Return a staged duplicate in another cart for each unstaged file at ``positions``.
 
-        Nothing is said of a file whose hash nobody knows.
+        Files of unknown hash are skipped.
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         return list(starmap(DuplicateFile, await self._database.rows(_DUPLICATES, page)))
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
-        """Files that are on the volume and were not recorded, their digests by position.
+        """Record files found on the volume, their digests by position; return those recorded.
 
-        Which are recorded: those that are not staged elsewhere.  What another cart has, or this one
-        at another position, may be the same file under another name, and is counted there.
+        A file that is also staged elsewhere is not recorded: it may be the same inode under another
+        name, in another cart or at another position of this one, and is counted there.
         """
         recorded: set[int] = set()
         async with self._database.transaction() as transaction:
@@ -175,13 +175,13 @@ class Dedup:
         (a third cart may own the bytes now), or has had files invalidated, after which the same
         row may describe another file on the disk.
         """
-        gone: set[int] = set()
+        invalid: set[int] = set()
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await require_lease(transaction, cart_id, holder)
             for batch in batched(iter(linked), BATCH):
-                gone |= await _record_linked(transaction, cart_id, batch)
-        return gone
+                invalid |= await _record_linked(transaction, cart_id, batch)
+        return invalid
 
 
 async def _record_linked(
@@ -192,9 +192,11 @@ async def _record_linked(
     wanted = [duplicate for duplicate in linked if duplicate.position in unstaged]
     owners = await _owners(transaction, wanted)
     new = [duplicate for duplicate in wanted if duplicate.staged_id in owners]
-    gone = {duplicate.position for duplicate in wanted} - {duplicate.position for duplicate in new}
+    invalid = {duplicate.position for duplicate in wanted} - {
+        duplicate.position for duplicate in new
+    }
     if not new:
-        return gone
+        return invalid
     await transaction.execute(
         _RECORD_LINKED,
         [
@@ -213,17 +215,17 @@ async def _record_linked(
     await transaction.execute(
         _COUNT, {"cart_id": cart_id, "more_files": len(new), "more_bytes": size}
     )
-    return gone
+    return invalid
 
 
 async def _owners(transaction: Transaction, duplicates: Sequence[DuplicateFile]) -> dict[int, int]:
-    """Of the files that are staged and in place still, by their ids, who owns their bytes."""
+    """Return the owners of the duplicates that are still staged and in place, by their ids."""
     files = await transaction.rows(
         _STAGED_FILES, {"ids": [duplicate.staged_id for duplicate in duplicates]}
     )
     carts = list({row.cart_id for row in files})
     invalidations = dict(await transaction.rows(_CARTS_IN_PLACE, {"ids": carts}))
-    known = {duplicate.staged_id: duplicate.losses for duplicate in duplicates}
+    known = {duplicate.staged_id: duplicate.invalidations for duplicate in duplicates}
     return {
         row.id: row.linked_to or row.id
         for row in files

@@ -1,17 +1,17 @@
-"""Staged files of which nobody knows yet that the disk has them, and what becomes of them.
+"""Dirty rows: staged files that may not have reached the disk, and their revalidation.
 
-Strategy: no file is waited for until the disk has it.  The transaction that records files as staged
-also notes them in a row of ``dirty_files``, which goes when the file system has been synced.
-So these rows name whatever a power failure can damage.  What a process leaves there that has died
-is to be verified: it waits again, and who stages the cart hashes it in its place.
+Strategy: staging does not wait for fsync.  The transaction that records files as staged also
+inserts a row of ``dirty_files``, which is deleted after a sync of the file system.  These rows thus
+name all files that a power failure can damage.  Rows left by a dead process must be revalidated:
+their files are set to waiting, and the process that stages the cart hashes them in place.
 
-A process that dies alone takes nothing with it: what it wrote is in the system's memory.  So a
-process says in ``page_cache`` which memory that is, and who has the same one takes such rows over
-as its own.  While a process syncs it takes that back, and after a sync that failed: of what could
-not be written the system tells once, and who is killed then may be the only one who was told.
+The death of a process alone loses no data: what it wrote is in the system's page cache.  Every
+process records in ``page_cache`` the identity of that cache, and a process with the same page
+cache takes over such rows as its own.  The record is removed during a sync and after a failed one:
+the kernel reports a write error only once, and the process that received it may be killed.
 
-The rows of an unfinished cart are its holder's: whoever takes one over doubts at first what others
-have recorded of it.
+The dirty rows of an unfinished cart belong to its holder: a process that claims a cart revalidates
+the rows of others first.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, dirty_files, page_cache
 
 DELETE_BATCH = 500
-"""Rows that are deleted at once."""
+"""Rows per DELETE statement."""
 DirtyRows = dict[int, list[int]]
-"""The ids of rows, by the carts that they are of."""
+"""Ids of dirty rows, by cart id."""
 
 _MARK = insert(dirty_files).from_select(
     ["cart_id", "positions", "holder", "lease_until"],
@@ -112,7 +112,7 @@ _RESTAGE = (
         updated_date=case(
             (_IS_FINISHED, bindparam("date", type_=DateTime)), else_=cart.c.updated_date
         ),
-        # They may be alive after all, and in the middle of it.
+        # The holder may be alive, and still staging this cart.
         lease_holder=case((_IS_HELD, null()), else_=cart.c.lease_holder),
         lease_until=case((_IS_HELD, null()), else_=cart.c.lease_until),
     )
@@ -121,36 +121,36 @@ _IS_BUNDLED = select(cart.c.bundle).where(cart.c.id == bindparam("of_cart"))
 
 
 class Durability:
-    """The part of the store that knows what is staged, but may not be on the disk."""
+    """Queries for dirty rows and page caches."""
 
     _database: Database
 
     async def dirty_rows(self, holder: str) -> DirtyRows:
-        """What ``holder`` has staged since it was last told to be on the disk."""
+        """Return the dirty rows of ``holder``."""
         return _by_cart(await self._database.rows(_BY_HOLDER, {"holder": holder}))
 
     async def dirty_holders(self) -> set[str]:
-        """Everyone who has staged what may not be on the disk, or could have."""
+        """Return every process that has dirty rows, or may have had some."""
         return {row.holder for row in await self._database.rows(_HOLDERS)}
 
     async def dirty_rows_of_others(self, cart_id: int, holder: str) -> DirtyRows:
-        """What anybody but ``holder`` has recorded of the cart."""
+        """Return the dirty rows of the cart that are not of ``holder``."""
         among = {"cart_id": cart_id, "holder": holder}
         return _by_cart(await self._database.rows(_BY_OTHERS, among))
 
     async def abandoned_dirty_rows(
         self, holder: str, *, dead: Collection[str], now: float
     ) -> DirtyRows:
-        """What others than ``holder`` have left who are ``dead``, or whose leases have run out."""
+        """Return dirty rows of other processes that are ``dead`` or have expired leases."""
         parameters = {"holder": holder, "dead": list(dead), "now": now}
         return _by_cart(await self._database.rows(_ABANDONED, parameters))
 
     async def record_synced(
         self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
     ) -> None:
-        """The disk has what these rows name.
+        """Delete dirty rows: a sync has written their files to the disk.
 
-        All else that ``holder`` has written is in the memory ``cache`` then, if that is known.
+        If ``cache`` is given, all else that ``holder`` has written is in that page cache.
         """
         async with self._database.transaction() as transaction:
             for first in range(0, len(rows), DELETE_BATCH):
@@ -160,16 +160,17 @@ class Durability:
                 await transaction.execute(_RECORD_PAGE_CACHE, {"holder": holder, "cache": cache})
 
     async def forget_page_cache(self, holder: str) -> None:
-        """Nobody knows what the system's memory has of what ``holder`` has written."""
+        """Record that it is unknown which page cache holds what ``holder`` has written."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_CLEAR_PAGE_CACHES, {"holders": [holder]})
 
     async def take_over_dirty_rows(
         self, holder: str, cache: str, *, dead: Collection[str], now: float, until: float
     ) -> int:
-        """Let ``holder`` have the rows of the ``dead``, and of those whose leases have run out.
+        """Make ``holder`` the holder of dirty rows of ``dead`` processes and of expired leases.
 
-        Only what is in the memory ``cache``: the disk will have it.  How many rows that were.
+        Only rows in the page cache ``cache`` are taken over: the next sync writes their files.
+        Returns the number of rows.
         """
         parameters = {"by": holder, "cache": cache, "until": until, "dead": list(dead), "now": now}
         async with self._database.transaction() as transaction:
@@ -188,16 +189,16 @@ class Durability:
             await transaction.execute(_TAKE_OVER_CART, parameters)
 
     async def revalidate(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
-        """Let the files wait again that these rows of the cart name; how many those are.
+        """Set the files named by these dirty rows of the cart to waiting; return their number.
 
-        A cart that was ready, or in error, is in staging then; who recorded the rows holds it no
-        longer.  Of a bundled cart all files wait: some may be in the tar that was to be written.
-        Rows that have gone meanwhile name nothing.
+        A cart that was ready or in error returns to staging; the lease of the rows' holder ends.
+        All files of a bundled cart are set to waiting: some may be in the tar that was being
+        written.  Rows that no longer exist are ignored.
 
-        Each row, and each batch of a bundled cart's files, has a transaction of its own, which puts
-        the cart back: in between, nobody makes it ready, or others' claims of it end with the next.
-        What a process that dies has not come to is found by its rows; those of a bundled cart go
-        last, so that all of it is done again.
+        Each row, and each batch of a bundled cart's files, is one transaction, which also returns
+        the cart to staging: if another process makes it ready or claims it in between, the next
+        transaction undoes that.  If this process dies, the remaining rows are found again; the rows
+        of a bundled cart are deleted last, so all of it is repeated.
         """
         number = 0
         bundled = await self._database.rows(_IS_BUNDLED, {"of_cart": cart_id})
@@ -221,7 +222,7 @@ class Durability:
                 if dirty and after is not None:
                     after = await invalidate_next(transaction, cart_id, after=after, limit=BATCH)
                 if not dirty or after is None:
-                    # Without rows, somebody else has done it all.
+                    # If the rows no longer exist, another process has completed this.
                     await transaction.execute(_DELETE, {"ids": list(rows)})
                     return sum(map(len, dirty))
 
@@ -229,9 +230,9 @@ class Durability:
 async def _restage(
     transaction: Transaction, cart_id: int, rows: Sequence[int], now: float
 ) -> list[list[int]]:
-    """Put the cart back to staging for what these rows of it name, which is given.
+    """Return the cart to staging, and return the positions named by these rows of it.
 
-    Nothing is if they have gone, or the cart has.
+    Returns an empty list if the rows or the cart were deleted.
     """
     dirty = await transaction.rows(_POSITIONS, {"cart_id": cart_id, "ids": list(rows)})
     holders = list({row.holder for row in dirty})
@@ -242,18 +243,18 @@ async def _restage(
 
 
 async def mark_dirty(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
-    """The holder of the cart has staged these files, and nobody knows whether the disk has them."""
+    """Record that the cart's holder has staged these files and they are not yet synced."""
     at = msgspec.json.encode(positions).decode()
     await transaction.execute(_MARK, {"of_cart": cart_id, "at": at})
 
 
 async def clear_dirty(transaction: Transaction, cart_id: int) -> None:
-    """Nothing of the cart's tree matters any more."""
+    """Delete all dirty rows of the cart, whose tree is no longer needed."""
     await transaction.execute(_CLEAR, {"of_cart": cart_id})
 
 
 async def renew_dirty_rows(transaction: Transaction, holder: str, until: float) -> None:
-    """``holder`` is alive: nobody but it need care for what it has staged."""
+    """Extend the leases of the dirty rows of ``holder``, which is alive."""
     await transaction.execute(_RENEW, {"by": holder, "until": until})
 
 

@@ -1,10 +1,10 @@
-"""SQLAlchemy engines for a database's URL: opening one connects to nothing.
+"""SQLAlchemy engines for a database URL; creating one does not connect.
 
-No pool: who opens a connection keeps it, or closes it for good.  On SQLite every transaction is
-begun in so many words: the driver begins one only at the first write, so that DDL would stand
-outside, and two writers who had both read could neither go on.  A kept connection to a file that
-was removed or replaced would go on writing to what nobody finds any more, so each transaction
-looks; and only the schema's engine makes a file that is not there.
+Engines have no pool: the caller keeps its connection or closes it for good.  On SQLite every
+transaction is begun explicitly: the driver would begin one only at the first write, so DDL would
+run outside it, and of two writers that had both read neither could continue.  A persistent
+connection to a file that was removed or replaced would write to the unlinked file, so every
+transaction checks the file's identity; only the schema's engine creates a missing file.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from cartd.errors import ConfigError
 from cartd.store import postgresql
 
 BUSY_TIMEOUT = 30.0
-"""Seconds that a database waits for another program that has locked what is to be changed."""
+"""Seconds to wait for a lock held by another program."""
 
 
 OLDEST_SQLITE = (3, 33)
-"""The first that has UPDATE ... FROM; window functions and partial indexes are older."""
+"""The first version with UPDATE ... FROM; window functions and partial indexes are older."""
 
 
 def reading_engine(url: str) -> Engine:
-    """For single queries.  On SQLite each stands for itself: no transaction is begun or ended."""
+    """Return an engine for single queries; on SQLite in autocommit mode."""
     engine = _engine(url, isolation_level="AUTOCOMMIT")
     _prepare(engine)
     return engine
 
 
 def writing_engine(url: str) -> Engine:
-    """For transactions; on SQLite each one holds the write lock from its first moment."""
+    """Return an engine for transactions; on SQLite each takes the write lock when it begins."""
     if parse(url).get_backend_name() == "postgresql":
-        return reading_engine(url)  # each of whose queries is a transaction
+        return reading_engine(url)  # each query is a transaction
     engine = _engine(url)
     _prepare(engine)
     if engine.dialect.name == "sqlite":
@@ -47,9 +47,9 @@ def writing_engine(url: str) -> Engine:
 
 
 def schema_engine(url: str) -> Engine:
-    """For changes of the schema: DDL is part of the transaction, foreign keys are not enforced.
+    """Return an engine for schema changes: DDL is transactional, foreign keys are not enforced.
 
-    SQLite changes a table by making another in its place, during which keys point nowhere.
+    SQLite alters a table by replacing it, and foreign keys dangle meanwhile.
     """
     engine = _engine(url)
     if engine.dialect.name == "sqlite":
@@ -74,12 +74,12 @@ def _engine(url: str, **options: Any) -> Engine:
 
 
 def parse(url: str) -> URL:
-    """The parts of ``url``; raises ``ConfigError`` if it is none."""
+    """Return the parsed ``url``; raises ``ConfigError`` if it is invalid."""
     try:
         return make_url(url)
     except (ArgumentError, ValueError) as error:
-        # The text may hold a password: do not repeat it.
-        raise ConfigError("database url: not a URL as SQLAlchemy reads it") from error
+        # The URL may contain a password: do not repeat it.
+        raise ConfigError("database url: not a valid SQLAlchemy URL") from error
 
 
 def _connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -96,7 +96,7 @@ def _connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
 
 
 def _prepare(engine: Engine) -> None:
-    """For connections that are kept."""
+    """Prepare an engine for persistent connections."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "do_connect", _require_file)
         event.listen(engine, "connect", _prepare_sqlite)
@@ -112,7 +112,7 @@ def _require_file(_dialect: object, _record: object, args: list[Any], options: A
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
-    # What is committed outlasts a power failure; some builds of SQLite take less for granted.
+    # Commits survive a power failure; some builds of SQLite default to less.
     connection.execute("PRAGMA synchronous = FULL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
     record.info["file"] = file = connection.execute("PRAGMA database_list").fetchone()[2]
@@ -120,7 +120,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_postgresql(connection: Any) -> None:
-    # The driver, in autocommit mode, would begin none itself; it ends what has begun.
+    # In autocommit mode the driver begins no transaction itself, but ends an open one.
     connection.exec_driver_sql(postgresql.begin(BUSY_TIMEOUT))
 
 
@@ -136,7 +136,7 @@ def _begin_immediate(connection: Any) -> None:
 
 
 def _identity(file: str) -> tuple[int, int] | None:
-    """Which file it is; none if there is none."""
+    """Return device and inode of the file; None if it does not exist."""
     try:
         found = Path(file).stat()
     except OSError:

@@ -1,6 +1,6 @@
-"""Files that are not on the volume, or not known to be right there, whatever was recorded of them.
+"""Invalidate staged files that are missing on the volume, or may be damaged there.
 
-The caller has taken its turn (:func:`cartd.store.byte_ownership.lock_writers`).
+The caller holds :func:`cartd.store.byte_ownership.lock_writers`.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _STAGED_AFTER = (
 async def count(
     transaction: Transaction, cart_id: int, *, files: int = 0, size: int = 0, linked: int = 0
 ) -> None:
-    """More files of the cart are staged, or fewer, with so many bytes."""
+    """Add to the cart's counters of staged files and bytes; values may be negative."""
     if files or size:
         more = {"more_files": files, "more_bytes": size, "more_linked": linked}
         await transaction.execute(_COUNT, {"cart_id": cart_id, **more})
 
 
 async def invalidate(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
-    """The files at ``positions`` wait again.  Links to them hold what they were."""
+    """Set the files at ``positions`` to waiting.  Links to them keep the old bytes."""
     await transfer_ownership(transaction, cart_id, positions)
     among = {"in_cart": cart_id, "positions": positions}
     staged = await transaction.rows(STAGED_AT_POSITIONS, among)
@@ -78,9 +78,9 @@ async def invalidate(transaction: Transaction, cart_id: int, positions: Sequence
 async def invalidate_next(
     transaction: Transaction, cart_id: int, *, after: int, limit: int
 ) -> int | None:
-    """The first files beyond the position ``after`` that are staged wait again, ``limit`` of them.
+    """Invalidate the first ``limit`` staged files after the position ``after``.
 
-    Gives the last one's position, from which to go on; none when that were all.
+    Returns the last position, to continue from, or None if no staged file is left.
     """
     which = {"in_cart": cart_id, "after": after, "count": limit}
     positions = [row.position for row in await transaction.rows(_STAGED_AFTER, which)]

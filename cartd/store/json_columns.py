@@ -1,6 +1,6 @@
-"""Many rows as one, each column a JSON array: what a tar is made of, without an object a file.
+"""Fetch many rows as one, with a JSON array per column, to avoid one object per tar member.
 
-SQLAlchemy's row of one file takes twice as long as the database's work for it.
+SQLAlchemy's row object for a file costs twice as much as the database's own work for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class JsonArray(FunctionElement[str]):
-    """Aggregates a column in the order of its rows; null if there are none."""
+    """Aggregates a column into a JSON array in row order; null if there are no rows."""
 
     type = Text()
     inherit_cache = True
@@ -27,11 +27,11 @@ def _of_sqlite(array: JsonArray, compiler: SQLCompiler, **options: Any) -> str:
 
 @compiles(JsonArray, "postgresql")
 def _of_postgresql(array: JsonArray, compiler: SQLCompiler, **options: Any) -> str:
-    # A driver would decode a value of the type json by itself.
+    # Cast to text: the driver would decode a json value itself.
     return f"CAST(json_agg({compiler.process(array.clauses, **options)}) AS TEXT)"
 
 
 def as_json_columns(rows: Select[Any]) -> Select[Any]:
-    """One row with a JSON array of each column of ``rows``, in their order."""
+    """Return a query for one row with a JSON array of each column of ``rows``, in their order."""
     columns: list[ColumnElement[Any]] = [JsonArray(column) for column in rows.subquery().c]
     return select(*columns)

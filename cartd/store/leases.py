@@ -1,4 +1,4 @@
-"""Who stages a cart: at most one process, for as long as it says that it is alive."""
+"""Leases: at most one process stages a cart, until its lease expires."""
 
 from __future__ import annotations
 
@@ -43,33 +43,33 @@ _HOLDERS = (
     .where(cart.c.lease_holder.is_not(None), cart.c.deleted_date.is_(None))
     .group_by(cart.c.lease_holder)
 )
-# Without waiting for anybody: a row that another transaction has just now is renewed the next time.
+# Does not wait: a row that another transaction has locked is renewed the next time.
 _UNLOCKED = select(cart.c.id).where(*_HELD).with_for_update(skip_locked=True)
 _RENEW = update(cart).where(cart.c.id.in_(_UNLOCKED)).values(lease_until=bindparam("until"))
 _RENEWED = select(cart.c.id).where(*_HELD)
 _RELEASE_ALL = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
 _RELEASE = _RELEASE_ALL.where(cart.c.id == bindparam("cart_id"))
-# The row stays locked until the transaction ends, so that nobody takes the cart over meanwhile.
+# The row stays locked until the transaction ends, so no other process can claim the cart.
 _LOCK = select(cart.c.id).where(cart.c.id == bindparam("cart_id"), *_HELD).with_for_update()
 
 
 class Leases:
-    """The part of the store that says who works on what."""
+    """Queries for leases."""
 
     _database: Database
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
-        """The ids of the carts that :meth:`claim` would give to ``holder``, oldest first."""
+        """Return the ids of the carts that ``holder`` could :meth:`claim`, oldest first."""
         parameters = {"holder": holder, "now": now, "dead": list(dead)}
         return [row.id for row in await self._database.rows(_TO_CLAIM, parameters)]
 
     async def claim(
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
     ) -> Cart | None:
-        """The cart, now held by ``holder`` until the Unix time ``until``; None if it may not.
+        """Lease the cart to ``holder`` until the Unix time ``until``; return it, or None.
 
-        It may if the cart is unfinished and not deleted, and its lease is free, its own, run out,
-        or held by one of ``dead``.  A cart that was waiting is now in staging.
+        The cart must be unfinished and not deleted, and its lease must be free, expired, the
+        holder's own, or of one of ``dead``.  A waiting cart is set to staging.
         """
         wanted = {
             "cart_id": cart_id,
@@ -85,14 +85,14 @@ class Leases:
             return cart_of((await transaction.rows(_CLAIMED, {"cart_id": cart_id}))[0])
 
     async def holders(self) -> dict[str, float]:
-        """Everyone who holds a lease, run out or not, and when the last of theirs ends."""
+        """Return every lease holder with the end of its last lease, expired or not."""
         return {holder: float(until) for holder, until in await self._database.rows(_HOLDERS)}
 
     async def renew(self, holder: str, until: float) -> set[int]:
-        """Prolong all leases of ``holder``; the ids of the carts that it still holds.
+        """Extend all leases of ``holder``; return the ids of the carts that it still holds.
 
-        What it has staged, and nobody knows to be on the disk, is its own for as long.  It does not
-        take its turn: whoever keeps that long must not cost others their leases.
+        Its dirty rows are extended, too.  Does not take :func:`lock_writers`: a transaction that
+        holds that lock for long must not cost other processes their leases.
         """
         async with self._database.transaction() as transaction:
             await transaction.execute(_RENEW, {"holder": holder, "until": until})
@@ -101,18 +101,18 @@ class Leases:
         return {row.id for row in rows}
 
     async def release(self, holder: str, cart_id: int) -> None:
-        """Let go of the cart; nothing happens if another holds it by now."""
+        """Release the lease on the cart; ignored if another process holds it."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_RELEASE, {"cart_id": cart_id, "holder": holder})
 
     async def release_all(self, holder: str) -> None:
-        """Let go of all carts that ``holder`` holds still."""
+        """Release all leases of ``holder``."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await transaction.execute(_RELEASE_ALL, {"holder": holder})
 
 
 async def require_lease(transaction: Transaction, cart_id: int, holder: str) -> None:
-    """Make sure, until the transaction ends, that ``holder`` holds the cart; else ``LeaseLost``."""
+    """Lock the lease of ``holder`` on the cart until the transaction ends; else ``LeaseLost``."""
     if not await transaction.rows(_LOCK, {"cart_id": cart_id, "holder": holder}):
         raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")

@@ -1,8 +1,8 @@
-"""Many look-ups of carts by their uids, answered by few queries.
+"""Batched look-ups of carts by uid.
 
-Strategy: a look-up that comes while a query is under way waits for its end, and is then
-answered by one query together with all others that have come meanwhile.  So a look-up never
-sees what was before it was asked, and the more are asked, the less each costs.
+Strategy: look-ups that arrive during a query wait for its end, and are then answered together by
+one query.  A look-up never sees a state older than its call, and the cost per look-up falls with
+the load.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cartd.store.tables import cart
 
 K = TypeVar("K")
 MAX_UIDS = 500
-"""Uids of one query: SQLite allows 32,766 parameters, older ones 999."""
+"""Uids per query: SQLite allows 32,766 parameters, older versions 999."""
 MAX_OWNED_UIDS = 32
-"""Pairs of an owner and a uid: the database looks for each of these owners with each uid."""
+"""Owner and uid pairs per query: the database looks up every owner with every uid."""
 
 _UID = cart.c.cart_uid.in_(bindparam("uids", expanding=True))
 _OWNER = cart.c.owner.in_(bindparam("owners", expanding=True))
@@ -41,7 +41,7 @@ _NEWEST_OF_OWNERS = _newest_of_each([cart.c.owner, cart.c.cart_uid], _OWNER, _UI
 
 
 class Lookups:
-    """Finds the newest cart of a uid that is not deleted, whoever's it is or of one owner."""
+    """Finds the newest undeleted cart of a uid, of any owner or of one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -49,11 +49,11 @@ class Lookups:
         self._of_owners = _BatchedLookup(self._find_owned, MAX_OWNED_UIDS)
 
     def newest(self, uid: str) -> Deferred[Cart | None]:
-        """That cart, as it is after this call; None if there is none."""
+        """Return the newest cart of ``uid``, not older than this call; None if there is none."""
         return self._of_all.find(uid)
 
     def newest_of(self, owner: str, uid: str) -> Deferred[Cart | None]:
-        """The same among the carts of ``owner``."""
+        """As :meth:`newest`, among the carts of ``owner``."""
         return self._of_owners.find((owner, uid))
 
     async def _find(self, uids: set[str]) -> Mapping[str, Cart]:
@@ -68,7 +68,7 @@ class Lookups:
 
 
 class _BatchedLookup(Generic[K]):
-    """Has ``find`` look for at most ``limit`` keys at once, while others wait."""
+    """Calls ``find`` with at most ``limit`` keys at a time; other keys wait."""
 
     def __init__(
         self, find: Callable[[set[K]], Coroutine[Any, Any, Mapping[K, Cart]]], limit: int

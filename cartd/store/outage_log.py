@@ -1,4 +1,4 @@
-"""What the log says of a database that cannot be used: once that, and once that it can again."""
+"""Log lines for an outage of the database: one at its start, one at its end."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from twisted.logger import Logger
 from cartd.errors import DatabaseUnavailable
 
 LOG_INTERVAL = 60.0
-"""Seconds between two lines that say why, at least."""
+"""Minimum seconds between two log lines with a cause."""
 
 log = Logger()
 
 
 class OutageLog:
-    """Whoever asks is not told by the log: all of them would say the same.
+    """Logs an outage once, for all callers that fail because of it.
 
-    Reading and writing are looked at apart, as a full disk or a server that has become read-only
-    stops only one of them.  It is over when neither has failed last.
+    Reads and writes are tracked separately: a full disk or a read-only server stops only writes.
+    The outage is over when the last read and the last write have succeeded.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._failing: set[str] = set()
         self._reason = ""
-        """What was said last."""
+        """The cause that was logged last."""
         self._logged_at: float | None = None
         self._is_logged = False
-        """Whether it is to be said that this outage is over."""
+        """Whether the end of this outage has to be logged."""
 
     @contextmanager
     def track(self, kind: str) -> Iterator[None]:
-        """Note how what is done meanwhile ends; ``kind`` is ``read`` or ``write``."""
+        """Track the outcome of the block; ``kind`` is ``read`` or ``write``."""
         try:
             yield
-        except DatabaseUnavailable as away:
-            self._failed(kind, away)
+        except DatabaseUnavailable as error:
+            self._failed(kind, error)
             raise
         self._worked(kind)
 
-    def _failed(self, kind: str, away: DatabaseUnavailable) -> None:
+    def _failed(self, kind: str, error: DatabaseUnavailable) -> None:
         is_new = not self._failing
         self._failing.add(kind)
         now = self._clock.seconds()
-        is_same = away.reason == self._reason
+        is_same = error.reason == self._reason
         is_recent = self._logged_at is not None and now - self._logged_at < LOG_INTERVAL
         if not (is_same and is_recent if is_new else is_same or is_recent):
-            log.warn("{away}; it is tried again", away=away.admin_message)
-            self._reason, self._logged_at, self._is_logged = away.reason, now, True
+            log.warn("{error}; retrying", error=error.admin_message)
+            self._reason, self._logged_at, self._is_logged = error.reason, now, True
 
     def _worked(self, kind: str) -> None:
         if self._failing:
             self._failing.discard(kind)
             if not self._failing and self._is_logged:
                 self._is_logged = False
-                log.info("The database can be used again")
+                log.info("The database is available again")

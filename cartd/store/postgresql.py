@@ -1,9 +1,9 @@
-"""PostgreSQL by psycopg: what a connection is opened with, and what a transaction begins with.
+"""PostgreSQL by psycopg: connection parameters, and the statement that begins a transaction.
 
-Strategy: nothing is set or prepared for as long as a connection lasts.  A pooler in transaction
-mode (PgBouncer) gives each transaction any of its server connections: what is set once would be
-lost, or reach strangers, and a prepared statement's name may be another program's statement.  So
-every limit is set with the statement that begins a transaction, and ends with it.
+Strategy: no session state.  A pooler in transaction mode (PgBouncer) runs each transaction on any
+of its server connections: a setting would be lost or affect other clients, and a prepared
+statement's name may belong to another program.  So every limit is set by the statement that begins
+a transaction, and ends with it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from sqlalchemy import URL, Engine
 from cartd.errors import ConfigError
 
 IDLE_TIMEOUT = 15.0
-"""Seconds for which a transaction may stand still before the server ends it: a process that was
-stopped, or a host that has gone, in the middle of one would keep its locks from all others."""
+"""Seconds after which the server ends an idle transaction: a stopped process or a host that
+vanished would otherwise hold its locks for ever."""
 CONNECT_TIMEOUT = 10
-"""Seconds that connecting to one host may take, unless the URL says otherwise."""
+"""Seconds that connecting to one host may take, unless the URL sets another value."""
 LIBPQ_DEFAULTS = {
     "connect_timeout": CONNECT_TIMEOUT,
-    # A host that vanished without a word is noticed within a minute, not after two hours.
+    # Detect a vanished host within a minute, not after two hours.
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
 _RESERVED = frozenset({"autocommit", "context", "cursor_factory", "row_factory"})
-"""Parameters of psycopg.connect() that are values of Python, and ours to choose."""
+"""Parameters of psycopg.connect() that take Python objects, and are set by cartd."""
 
 
 def begin(lock_timeout: float) -> str:
-    """The statement that begins a transaction, with limits (in seconds) that end with it."""
+    """Return the statement that begins a transaction, with limits (in seconds) that end with it."""
     return (
         f"BEGIN; SET LOCAL lock_timeout = {lock_timeout * 1000:.0f};"
         f" SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT * 1000:.0f}"
@@ -43,15 +43,15 @@ def begin(lock_timeout: float) -> str:
 
 
 def connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
-    """The URL and the keyword arguments to connect with.
+    """Return the URL and the keyword arguments to connect with.
 
     Raises ``ConfigError`` for a parameter that libpq does not know; values are never shown.
     """
-    import psycopg  # here and not above: SQLite does without
+    import psycopg  # imported here: not needed for SQLite
     from psycopg.conninfo import make_conninfo
 
     if own := sorted(_RESERVED & url.query.keys()):
-        raise ConfigError(f"database url: {own[0]} cannot be chosen; leave it out")
+        raise ConfigError(f"database url: {own[0]} cannot be set; remove it")
     threshold = _threshold(url)
     plain = url.difference_update_query(["prepare_threshold"])
     try:
@@ -67,29 +67,29 @@ def connect_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
 
 
 class Server(NamedTuple):
-    """Where a connection leads to: of several hosts, or addresses of one name, the one in use."""
+    """The server of a connection: with several hosts or addresses, the one in use."""
 
     host: str
     address: str
-    """Empty for a socket of this machine."""
+    """Empty for a Unix socket."""
     port: int
 
 
 def server_of(driver: Any) -> Server:
-    """Of an open connection of psycopg's."""
+    """Return the server of an open psycopg connection."""
     return Server(driver.info.host, driver.info.hostaddr, driver.info.port)
 
 
 def connect_timeout(engine: Engine) -> float:
-    """Seconds after which an attempt to connect to one host is given up; psycopg takes no less."""
+    """Return the connect timeout for one host in seconds; psycopg's minimum is 2."""
     return max(2, int(_parameters(engine)["connect_timeout"]))
 
 
 def probe(engine: Engine, server: Server) -> None:
-    """Connect anew to ``server`` alone, and leave; blocking.
+    """Connect to ``server`` and disconnect; blocking.
 
-    Raises ``TimeoutError`` if it says nothing; that it refuses is an answer, too.  Nothing is asked
-    of it: in a pooler that would wait for what is under way.
+    Raises ``TimeoutError`` if there is no answer; a rejection is an answer.  No query is sent: in a
+    pooler it would wait for running transactions.
     """
     import psycopg
 
@@ -104,10 +104,10 @@ def probe(engine: Engine, server: Server) -> None:
 
 
 def available_connections(engine: Engine, wanted: int, within: float) -> int:
-    """How many of ``wanted`` connections answer while all of them are open; blocking.
+    """Return how many of ``wanted`` connections answer while all of them are open; blocking.
 
-    A server has limits of them, also for one role, and a pooler in session mode lets those wait
-    for which it has none.
+    Servers and roles have connection limits, and a pooler in session mode lets further clients
+    wait.
     """
     import psycopg
 
@@ -129,18 +129,18 @@ def available_connections(engine: Engine, wanted: int, within: float) -> int:
 
 
 def _parameters(engine: Engine) -> dict[str, Any]:
-    """The keyword arguments by which ``engine`` connects."""
+    """Return the keyword arguments with which ``engine`` connects."""
     _, parameters = engine.dialect.create_connect_args(engine.url)
     return {**LIBPQ_DEFAULTS, **parameters}
 
 
 def _threshold(url: URL) -> int | None:
-    """After how many uses psycopg prepares a statement; none: never, as poolers need it."""
+    """Return after how many uses psycopg prepares a statement; None: never, as poolers need it."""
     written = url.query.get("prepare_threshold", "none")
     if isinstance(written, str):
         if written.lower() in ("", "none"):
             return None
         if written.isascii() and written.isdecimal() and len(written) < 10:
-            # 0 would prepare what begins a transaction, which is more than one statement.
+            # 0 would prepare the BEGIN, which is more than one statement.
             return max(1, int(written))
     raise ConfigError("database url: prepare_threshold is neither a whole number nor none")

@@ -1,7 +1,7 @@
-"""What the holder of a cart records on its way from staging to ready or error.
+"""What the holder of a cart records, from staging to ready or error.
 
-Every method is one transaction and writes nothing if the lease was lost.  ``files_staged`` and
-``bytes_staged`` of a cart always say how many of its files are ``staged``, and their bytes.
+Every method is one transaction, unless it says otherwise, and writes nothing if the lease was lost.
+``files_staged`` and ``bytes_staged`` of a cart always match its files of status ``staged``.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ _RECORD_UNRECOVERABLE = _FINISHED.where(
 
 
 class Progress:
-    """The part of the store that follows a cart while it is staged."""
+    """Statements for a cart that is staged."""
 
     _database: Database
 
     async def record_states(
         self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
     ) -> None:
-        """What the archive says of files: (position, bytes, Unix time of the last change)."""
+        """Record files as the archive describes them: (position, bytes, mtime as Unix time)."""
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
             await _record_states(transaction, cart_id, states)
@@ -104,13 +104,13 @@ class Progress:
         volume_bytes: int,
         limit: int | None = None,
     ) -> bool:
-        """Promise the cart its bytes of the volume, once all its sizes are known.
+        """Reserve the cart's space on the volume, once all its sizes are known.
 
-        False, and nothing is written, if all carts together would then take more than ``limit``.
+        Returns False and writes nothing if all carts together would exceed ``limit``.
         """
         values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
         async with self._database.transaction() as transaction:
-            # Of those who promise at the same time, each sees what those before it have promised.
+            # Concurrent reservations are counted one after the other.
             await lock_writers(transaction)
             await require_lease(transaction, cart_id, holder)
             if limit is not None:
@@ -124,9 +124,9 @@ class Progress:
     async def record_staged(
         self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
     ) -> None:
-        """Files that are on the volume: (position, digest); to say it twice changes nothing.
+        """Record files on the volume: (position, digest); repeating it changes nothing.
 
-        A digest is kept only for a file whose manifest named none.
+        A digest is stored only for a file whose manifest has none.
         """
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
@@ -136,7 +136,7 @@ class Progress:
     async def record_file_errors(
         self, cart_id: int, holder: str, failed: Sequence[tuple[int, str]]
     ) -> None:
-        """Files that cannot be had, of a cart that is still staged: (position, why)."""
+        """Record files that cannot be fetched, while the cart is staged: (position, reason)."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await require_lease(transaction, cart_id, holder)
@@ -155,10 +155,10 @@ class Progress:
         volume_bytes: int | None = None,
         rest_unknown: bool = False,
     ) -> None:
-        """The cart is in error, and the file at ``position``, if one, is why; the lease ends.
+        """Set the cart, and the file at ``position`` if given, to error; the lease ends.
 
-        Of the volume it takes from now on ``volume_bytes``, or else what was staged.  If nobody
-        knows what else of it is there, ``rest_unknown``, it takes what it was promised at least.
+        Its space becomes ``volume_bytes``, by default the bytes staged.  With ``rest_unknown``,
+        other files of it may be on the volume, so it keeps at least its reservation.
         """
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
@@ -176,9 +176,9 @@ class Progress:
     async def begin_bundling(
         self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
     ) -> None:
-        """Its files are there, and its tar is about to be written.
+        """Set the cart to bundling: its files are staged, and its tar is about to be written.
 
-        ``tar`` is what will be written; none if the tar that was recorded is there already.
+        ``tar`` describes the tar to be written; None if the recorded tar exists already.
         """
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
@@ -188,10 +188,10 @@ class Progress:
             await _change(transaction, cart_id, values)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
-        """Its files are in its tar, their tree is gone: no other cart shares bytes with it.
+        """Record that the cart's files are in its tar, and its tree is removed.
 
-        The tar has been synced when it was written.  Its files are recorded in many transactions,
-        none of which is long; should the process end in between, it is to be said again.
+        No other cart shares bytes with it afterwards.  The tar was synced when it was written.  The
+        files are recorded in many short transactions; if the process dies in between, repeat it.
         """
         [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
         for first in range(0, -1 if last is None else last + 1, BATCH):
@@ -213,9 +213,9 @@ class Progress:
         now: float,
         tar: TarFacts | None = None,
     ) -> None:
-        """The cart may be downloaded and takes ``volume_bytes`` of the volume; the lease ends.
+        """Set the cart to ready, with ``volume_bytes`` on the volume; the lease ends.
 
-        ``tar`` is none for one whose tar is on the volume: it was recorded before it was written.
+        ``tar`` is None if the tar is on the volume: it was recorded before it was written.
         """
         values = _end(CartStatus.READY, "", now) | (_tar(tar) if tar is not None else {})
         async with self._database.transaction() as transaction:
@@ -223,21 +223,21 @@ class Progress:
             await _change(transaction, cart_id, {**values, "volume_bytes": volume_bytes})
 
     async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
-        """What the tar of a ready cart is; its time stays if it is so already."""
+        """Record the tar of a ready cart; an identical tar keeps its date."""
         async with self._database.transaction() as transaction:
             await _change(transaction, cart_id, _tar(tar))
 
     async def restage(self, cart_id: int, *, lost: Sequence[int] | None, now: float) -> bool:
-        """Put a ready cart, or one in error, back to staging; False if it is neither.
+        """Set a ready or failed cart back to staging; return False if it is neither.
 
-        Nor may it be on its way out: of a cart that is being evicted, files are missing.
+        A cart that is being evicted is not restaged: some of its files are removed already.
 
-        The files at the positions ``lost``, and those that never were staged, wait again.  All but
-        the last of many do so in transactions before that one, each as short as the others.
+        The files at the positions ``lost``, and all unstaged files, are set to waiting.  If there
+        are many, all but the last batch are invalidated in transactions of their own before.
         """
-        gone = list(lost or ())
-        first = max(0, (len(gone) - 1) // BATCH * BATCH)
-        for batch in batched(iter(gone[:first]), BATCH):
+        invalid = list(lost or ())
+        first = max(0, (len(invalid) - 1) // BATCH * BATCH)
+        for batch in batched(iter(invalid[:first]), BATCH):
             async with self._database.transaction() as transaction:
                 await lock_writers(transaction)
                 if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
@@ -250,19 +250,19 @@ class Progress:
             values = {"cart_id": cart_id, "date": date_of(now)}
             if not await transaction.execute(_RESTAGE, values):
                 return False
-            if gone:
-                await invalidate(transaction, cart_id, gone[first:])
+            if invalid:
+                await invalidate(transaction, cart_id, invalid[first:])
         return True
 
     async def record_unrecoverable(self, cart_id: int, message: str, *, now: float) -> bool:
-        """A ready cart that does not stay whole is in error; false if it is not ready any more."""
+        """Set a ready cart that keeps getting damaged to error; False if it is not ready."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             values = {"cart_id": cart_id, "date": date_of(now), "message": message}
             return bool(await transaction.execute(_RECORD_UNRECOVERABLE, values))
 
     async def _retry_files(self, cart_id: int) -> bool:
-        """Let files wait again that never were staged; False if the cart is not finished."""
+        """Set unstaged files to waiting, in batches; False if the cart is not finished."""
         while True:
             async with self._database.transaction() as transaction:
                 if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
@@ -272,9 +272,9 @@ class Progress:
                     return True
 
     async def invalidate_files(self, cart_id: int, holder: str, positions: Sequence[int]) -> None:
-        """Files of a cart in staging that are not on the volume, whatever was recorded of them.
+        """Invalidate files of a cart in staging that are not on the volume.
 
-        A transaction for each batch: whoever changes several carts need not wait for all.
+        One transaction per batch, so that other writers of several carts need not wait for all.
         """
         for batch in batched(iter(positions), BATCH):
             async with self._database.transaction() as transaction:
@@ -290,10 +290,10 @@ class Progress:
         bytes_total: int | None,
         volume_bytes: int,
     ) -> None:
-        """What was found on the volume of a cart of Pacifica's, as of ``record_states``.
+        """Record what was found on the volume of one of Pacifica's carts.
 
-        ``bytes_total`` is none for a cart that lacks files.  Nothing is recorded of one that went
-        back to staging meanwhile.
+        ``sizes`` is as for ``record_states``; ``bytes_total`` is None for a cart that lacks files.
+        Ignored if the cart went back to staging meanwhile.
         """
         async with self._database.transaction() as transaction:
             values = {"bytes_total": bytes_total, "volume_bytes": volume_bytes}
@@ -321,7 +321,7 @@ async def _change(transaction: Transaction, cart_id: int, values: dict[str, Any]
 
 
 def _tar(tar: TarFacts) -> dict[str, Any]:
-    """Its time stays with the same tar, as clients may have it in part."""
+    """An identical tar keeps its date: clients may have downloaded a part of it."""
     same = and_(cart.c.tar_layout == tar.layout, cart.c.tar_digest == tar.digest)
     return {
         "tar_date": case((same, cart.c.tar_date), else_=date_of(tar.since)),
@@ -353,7 +353,7 @@ async def _record_states(
 async def record_staged_in(
     transaction: Transaction, cart_id: int, digests: Mapping[int, str]
 ) -> None:
-    """As :meth:`Progress.record_staged`, of a cart that is held: digests by position."""
+    """As :meth:`Progress.record_staged`, within a transaction that has the lease."""
     new = await transaction.rows(
         _UNSTAGED_AT_POSITIONS, {"in_cart": cart_id, "positions": list(digests)}
     )

@@ -1,7 +1,7 @@
-"""Carts that leave the volume: evicted, deleted, and gone at last.
+"""Carts that leave the volume: eviction, deletion, removal.
 
-An eviction is noted in the cart's row before its first file goes.  Until that file has gone the
-cart is ready, as before; an eviction that a crash has cut short is found by its note.
+An eviction is recorded in the cart's row before its first file is removed.  Until then the cart
+stays ready; an eviction that a crash has interrupted is found by this record.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cartd.store.rows import FINISHED, date_of
 from cartd.store.tables import cart, file
 
 FILE_BATCH = 5000
-"""Files of a cart that one transaction records: it takes less than a second."""
+"""Files of a cart per transaction, which takes less than a second."""
 
 _NOT_DELETED = cart.c.deleted_date.is_(None)
 _BY_ID = cart.c.id == bindparam("cart_id")
@@ -80,33 +80,33 @@ _DELETE_FILES = (
 
 
 class Removals:
-    """The part of the store that knows which carts leave the volume."""
+    """Statements for eviction and deletion."""
 
     _database: Database
 
     async def begin_eviction(self, seen: Cart, token: str) -> bool:
-        """Note that the cart is being evicted, if it is still as it was ``seen``.
+        """Record the eviction of the cart, if it still is as it was ``seen``.
 
-        False, and nothing is written, if it has been used, staged again or deleted meanwhile, or
-        is being evicted already.  A post that comes later makes a new cart.
+        Returns False and writes nothing if it was used, restaged or deleted meanwhile, or is being
+        evicted already.  A later post creates a new cart.
         """
         values = {"cart_id": seen.id, "seen": date_of(seen.used), "token": token}
         async with self._database.transaction() as transaction:
             return bool(await transaction.execute(_BEGIN_EVICTION, values))
 
     async def end_eviction(self, cart_id: int, token: str) -> None:
-        """The cart stays; nothing of it has been removed.  Another's eviction is left alone."""
+        """Cancel the eviction: no file was removed.  An eviction with another token is kept."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_END_EVICTION, {"cart_id": cart_id, "token": token})
 
     async def evicting(self) -> dict[int, str]:
-        """The carts whose eviction has begun, and the tokens of these evictions."""
+        """Return the carts being evicted, with the tokens of their evictions."""
         return {row.id: row.evicting for row in await self._database.rows(_EVICTING)}
 
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
-        """Whether it was there to be deleted.  Nobody finds or holds it any longer.
+        """Mark the cart as deleted, which ends its lease; return False if it was deleted already.
 
-        What it takes of the volume counts as before, until it has been removed.
+        Its space counts until it has been removed from the volume.
         """
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
@@ -116,10 +116,10 @@ class Removals:
             )
 
     async def record_removed(self, cart_id: int, now: float) -> int:
-        """A deleted cart has gone from the volume; how many bytes are free now, the first time.
+        """Record that a deleted cart is gone from the volume; return the bytes freed by that.
 
-        What it owned and others share is theirs.  Its files are recorded in many transactions,
-        none of which is long; should the process end in between, it is to be said again.
+        Returns 0 if it was recorded before.  Bytes that others share are transferred to them.  The
+        files are recorded in many short transactions; if the process dies in between, repeat it.
         """
         [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
         for first in range(0, -1 if last is None else last + 1, FILE_BATCH):
@@ -134,7 +134,7 @@ class Removals:
         return int(owned[0][0])
 
     async def _record_files_removed(self, cart_id: int, first: int) -> bool:
-        """Some files of a deleted cart have gone; false if all was recorded before."""
+        """Record one batch of files of a deleted cart; False if the cart was recorded before."""
         files = {"of_cart": cart_id, "first": first, "last": first + FILE_BATCH - 1}
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
@@ -142,7 +142,7 @@ class Removals:
                 return False
             transferred = await transfer_ownership_between(transaction, **files)
             if transferred:
-                # So each byte goes on counting once.
+                # Each byte still counts once.
                 await transaction.execute(
                     _SUBTRACT_TRANSFERRED, {"cart_id": cart_id, "size": transferred}
                 )
@@ -150,5 +150,5 @@ class Removals:
         return True
 
     async def pending_removal(self) -> set[int]:
-        """The deleted carts that nobody has removed from the volume yet."""
+        """Return the deleted carts that are not removed from the volume yet."""
         return {row.id for row in await self._database.rows(_PENDING_REMOVAL_IDS)}

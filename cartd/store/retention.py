@@ -1,8 +1,8 @@
-"""Rows of carts that have gone from the volume: kept as history for a while, then deleted.
+"""Prune the rows of carts that are gone from the volume, after a retention time.
 
-Strategy: what has a ``removed_date`` never comes back, and no row refers to it any more, so nobody
-else touches it.  Each call is a short transaction that deletes a batch of rows, without the turn
-that those take who change what several carts share (see ``owners``).
+Strategy: a cart with a ``removed_date`` never returns, and no row refers to it, so nothing else
+changes its rows.  Each call is a short transaction that deletes one batch, and does not take
+:func:`cartd.store.byte_ownership.lock_writers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cartd.store.tables import cart, dirty_files, file
 
 FILE_BATCH = 5000
 CART_BATCH = 500
-"""Rows of one transaction."""
+"""Rows per transaction."""
 
 _OLDEST = (
     select(cart.c.id)
@@ -34,15 +34,14 @@ _CARTS = delete(cart).where(cart.c.id.in_(_AMONG), ~exists().where(file.c.cart_i
 
 
 class Retention:
-    """The part of the store that forgets."""
+    """Statements that delete history."""
 
     _database: Database
 
     async def prune_removed(self, before: float) -> int:
-        """Delete some of what is kept of carts that had gone from the volume by a Unix time.
+        """Delete one batch of rows of carts that were removed before a Unix time; return its size.
 
-        The longest gone first, and a cart's own row after those of its files.  How many rows there
-        were; none if that is all.
+        The oldest first, and a cart's row after those of its files.  Returns 0 if none is left.
         """
         oldest = {"before": date_of(before), "count": CART_BATCH}
         ids = [row.id for row in await self._database.rows(_OLDEST, oldest)]
@@ -53,6 +52,6 @@ class Retention:
             deleted = await transaction.execute(_FILES, {**carts, "count": FILE_BATCH})
             if deleted < FILE_BATCH:
                 await transaction.execute(_UNSYNCED, carts)
-                # Of another process's batch that is under way, files may be left.
+                # Files of a concurrent batch of another process may remain.
                 deleted += await transaction.execute(_CARTS, carts)
         return deleted

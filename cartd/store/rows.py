@@ -1,4 +1,4 @@
-"""Between the rows of the tables and the values of the model."""
+"""Conversion between rows of the tables and values of the model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cartd.model import Cart, CartFile, CartStatus, FileStatus, TarFacts
 from cartd.store.tables import cart, file
 from cartd.tar.index_builder import Members
 
-# A naive UTC date plus seconds: right for any time, where fromtimestamp() is not on Windows.
+# A naive UTC date plus seconds is correct for any time; fromtimestamp() on Windows is not.
 _EPOCH = datetime(1970, 1, 1)
 
 UNFINISHED = (CartStatus.WAITING.value, CartStatus.STAGING.value, CartStatus.BUNDLING.value)
 FINISHED = (CartStatus.READY.value, CartStatus.ERROR.value)
 
-# The columns in the order that the two functions below unpack.
+# The columns in the order in which the functions below unpack them.
 CARTS: Select[Any] = select(
     cart.c.id,
     cart.c.cart_uid,
@@ -59,7 +59,7 @@ FILES: Select[Any] = select(
     file.c.mtime,
     file.c.id,
 )
-# What a tar is made of, in the order of the fields of Members.
+# The content of a tar, in the order of the fields of Members.
 MEMBERS: Select[Any] = select(
     file.c.bundle_path, file.c.size, file.c.mtime, file.c.hash_type, file.c.hash_value
 )
@@ -68,17 +68,17 @@ _NUMBERS = Decoder(list[int])
 
 
 def date_of(time: float) -> datetime:
-    """A Unix time as the tables hold it."""
+    """Return a Unix time as the tables store it."""
     return _EPOCH + timedelta(seconds=time)
 
 
 def time_of(date: datetime) -> float:
-    """The Unix time of a date of the tables."""
+    """Return the Unix time of a date in the tables."""
     return (date - _EPOCH).total_seconds()
 
 
 def cart_of(row: Any) -> Cart:
-    """The cart of a row of ``CARTS``."""
+    """Return the cart of a row of ``CARTS``."""
     id_, uid, status, created, updated, used, *rest, waits_since, tape_since = row[:-4]
     layout, digest, lengths, date = row[-4:]
     last: Sequence[Any] = (
@@ -99,7 +99,7 @@ def cart_of(row: Any) -> Cart:
 
 
 def members_of(row: Any) -> Members:
-    """The members whose columns are JSON arrays, in a row of ``MEMBERS``; or none."""
+    """Return the members of a row of ``MEMBERS``, whose columns are JSON arrays or null."""
     paths, sizes, mtimes, hash_types, hash_sums = (column or "[]" for column in row)
     return Members(
         _TEXTS.decode(paths),
@@ -111,7 +111,7 @@ def members_of(row: Any) -> Members:
 
 
 def file_of(row: Any) -> CartFile:
-    """The file of a row of ``FILES``."""
+    """Return the file of a row of ``FILES``."""
     position, archive_id, path, hash_type, hash_sum, status, error, *rest = row
     return CartFile(
         position, archive_id, path, hash_type, hash_sum, FileStatus(status), error, *rest

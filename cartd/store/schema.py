@@ -1,8 +1,8 @@
-"""The version of a database's schema, and its upgrade: blocking, for the start and the commands.
+"""Check and upgrade the schema of a database; blocking, for the start and the commands.
 
-Strategy: one transaction takes a database from whatever version to ours, or leaves it as it was.
-A database of Pacifica Cartd tells its version in the table ``cartsystem``; from the upgrade on
-Alembic keeps it.
+Strategy: one transaction upgrades a database from any version to the current one, or changes
+nothing.  A database of Pacifica Cartd has its version in the table ``cartsystem``; after the
+upgrade Alembic records it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from cartd.store.engines import parse, schema_engine
 from cartd.store.schema_version import SchemaCondition, SchemaState, state_of
 from cartd.store.tables import cartsystem
 
-# Any number that no other program is likely to choose; it spells "cartd".
+# Unlikely to be used by another program: "cartd" in ASCII.
 _UPGRADE_LOCK = 0x6361727464
 
 
 def schema_state(url: str) -> SchemaState:
-    """Which version the database has; raises ``Unavailable`` if it cannot be asked."""
+    """Return the state of the database's schema; raises ``Unavailable``."""
     if _is_missing_file(url):
         return state_of(tables=frozenset(), version=None)
     with schema_transaction(url) as connection:
@@ -33,9 +33,9 @@ def schema_state(url: str) -> SchemaState:
 
 
 def sync(url: str) -> SchemaState:
-    """Create the tables, or upgrade them to our version; what is current or newer stays.
+    """Create the tables, or upgrade them; a current or newer minor version is not changed.
 
-    Raises ``ConfigError`` for a database that is not cartd's or of a version from the future,
+    Raises ``ConfigError`` for a database that is not cartd's or has an unknown version,
     ``UpgradeError`` with nothing changed, ``Unavailable``.
     """
     with schema_transaction(url) as connection:
@@ -44,7 +44,7 @@ def sync(url: str) -> SchemaState:
         if state.condition in (SchemaCondition.FOREIGN, SchemaCondition.NEWER):
             raise ConfigError(state.explanation)
         if state.condition in (SchemaCondition.MISSING, SchemaCondition.OLDER):
-            # Here and not above: Alembic takes longer to load than all else, and is seldom used.
+            # Imported here: Alembic is slow to load and seldom used.
             from cartd.store.upgrade import upgrade
 
             upgrade(connection, state.version)
@@ -58,11 +58,10 @@ def wait_for_database(
     sleep: Callable[[float], object],
     notify: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Return once the database answers; after ``attempts`` in vain raise the last
-    ``DatabaseUnavailable``.
+    """Return once the database answers; raise ``DatabaseUnavailable`` after ``attempts``.
 
-    Between two attempts ``notify`` is called with why it waits, and ``sleep(wait)``.  What waiting
-    does not mend, as a wrong password, is raised at once.
+    Between two attempts ``notify`` is called with the reason, and ``sleep(wait)``.  Permanent
+    failures, such as a wrong password, are raised at once.
     """
     for _ in range(attempts - 1):
         try:
@@ -70,7 +69,7 @@ def wait_for_database(
         except DatabaseUnavailable as error:
             if not error.transient:
                 raise
-            notify(f"{error.admin_message}; it is tried again in {wait:g} s")
+            notify(f"{error.admin_message}; retrying in {wait:g} s")
             sleep(wait)
     return _ping(url)
 
@@ -83,7 +82,7 @@ def _ping(url: str) -> None:
 
 @contextmanager
 def schema_transaction(url: str) -> Iterator[Connection]:
-    """A connection in a transaction that is committed at the end.  Raises ``Unavailable``."""
+    """Open a connection in a transaction, committed at the end.  Raises ``Unavailable``."""
     engine = schema_engine(url)
     try:
         with engine.begin() as connection:
@@ -100,7 +99,7 @@ def schema_transaction(url: str) -> Iterator[Connection]:
 
 
 def _is_missing_file(url: str) -> bool:
-    """Whether it is a SQLite file that nobody has made: to look at it would make it."""
+    """Whether it is a SQLite file that does not exist; connecting would create it."""
     parsed = parse(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return False
@@ -126,6 +125,6 @@ def _version(connection: Connection, tables: frozenset[str]) -> str | None:
 
 
 def lock_schema(connection: Connection) -> None:
-    """No two upgrades, or starts, at once.  SQLite's transaction holds its one lock already."""
+    """Serialize upgrades and starts.  On SQLite the transaction holds the only lock already."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))

@@ -1,4 +1,4 @@
-"""What the version of a schema means to this release: values in, values out."""
+"""What a schema version means to this release: values in, values out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CURRENT_TEXT = "{}.{}".format(*CURRENT)
 
 
 class SchemaCondition(StrEnum):
-    """How a database's schema stands to the one of this release."""
+    """How a database's schema compares with the schema of this release."""
 
     MISSING = "missing"
     OLDER = "older"
@@ -28,7 +28,7 @@ class SchemaCondition(StrEnum):
 
 
 _EXPLANATIONS = {
-    SchemaCondition.MISSING: "The database has no tables yet; cartd-cmd dbsync makes them",
+    SchemaCondition.MISSING: "The database has no tables yet; cartd-cmd dbsync creates them",
     SchemaCondition.OLDER: (
         "The database's schema is version {found}, older than {ours}; cartd-cmd dbsync upgrades it"
     ),
@@ -37,8 +37,8 @@ _EXPLANATIONS = {
         "The database's schema is version {found}, newer than {ours} but safe to use"
     ),
     SchemaCondition.NEWER: (
-        "The database's schema is version {found}, which this release does not know;"
-        " it uses {ours}: run the release that made it"
+        "The database's schema is version {found}, which this release does not support;"
+        " it uses {ours}: run the release that created it"
     ),
     SchemaCondition.FOREIGN: (
         "The database has tables named cart or file, but no version of cartd's schema:"
@@ -53,15 +53,15 @@ class UpgradeError(CartdError):
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """The schema that a database has."""
+    """The schema of a database."""
 
     condition: SchemaCondition
     version: str | None
-    """As the database tells it; none if it does not."""
+    """As recorded in the database; None if it is not recorded."""
 
     @property
     def safe(self) -> bool:
-        """Whether this release may use it: the same major version, and no older minor one."""
+        """Whether this release may use it: same major version, and not an older minor one."""
         return self.condition in (SchemaCondition.CURRENT, SchemaCondition.NEWER_MINOR)
 
     @property
@@ -76,7 +76,7 @@ class SchemaState:
 
 
 def state_of(*, tables: Set[str], version: str | None) -> SchemaState:
-    """The state of a database that has ``tables`` and says that it is of ``version``."""
+    """Return the state of a database that has ``tables`` and the recorded ``version``."""
     return SchemaState(_condition(tables, version), version)
 
 

@@ -1,4 +1,4 @@
-"""What the carts take of the volume, as the tables know it."""
+"""Space used by the carts on the volume, according to the tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNWRITTEN = case(
 )
 _OWNED = cart.c.volume_bytes - cart.c.bytes_linked
 _COUNTED = (_OWNED.label("owned"), _UNWRITTEN.label("unwritten"), cart.c.bytes_linked)
-# Two queries of an index each: deleted carts stay as history.
+# Two queries with an index each: deleted carts are kept as history.
 _ON_VOLUME = union_all(
     select(*_COUNTED).where(_NOT_DELETED),
     select(*_COUNTED).where(cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None)),
@@ -29,7 +29,7 @@ _EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
     _NOT_DELETED, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0, cart.c.evicting.is_(None)
 )
 _LINKED = select(func.sum(_ON_VOLUME.c.bytes_linked))
-# One row a file that is shared, then one for all files that the same carts share.
+# One row per shared file, then one for all files shared by the same carts.
 _links = (
     select(
         file.c.linked_to,
@@ -54,24 +54,24 @@ async def usage_in(database: Database | Transaction) -> tuple[int, int]:
 
 
 class Space:
-    """The part of the store that knows how full the volume is."""
+    """Queries for used and shared space."""
 
     _database: Database
 
     async def usage(self) -> tuple[int, int]:
-        """Bytes that all carts take or were promised, and those still to be written.
+        """Return the bytes that all carts use or have reserved, and those not yet written.
 
-        What several of them share counts once, and deleted ones until they are removed.
+        Bytes shared by several carts count once; deleted carts count until they are removed.
         """
         return await usage_in(self._database)
 
     async def evictable(self) -> list[Candidate]:
-        """The carts that could go: finished, and with something on the volume."""
+        """Return the carts that may be evicted: finished, with bytes on the volume."""
         rows = await self._database.rows(_EVICTABLE)
         return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
 
     async def shared_bytes(self) -> list[SharedBytes]:
-        """What carts share; to find none costs hardly anything."""
+        """Return which carts share bytes; cheap if none do."""
         [(linked,)] = await self._database.rows(_LINKED)
         if not linked:
             return []

@@ -1,6 +1,6 @@
-"""The tables as the queries see them; ``migrations`` makes them.
+"""The tables as the queries use them; ``migrations`` creates them.
 
-``cart`` and ``file`` keep the names and columns of Pacifica Cartd, so that a site's own SQL goes on
+``cart`` and ``file`` keep the names and columns of Pacifica Cartd, so that a site's own SQL keeps
 working.  Dates are UTC without a zone.
 """
 
@@ -26,8 +26,8 @@ from sqlalchemy import (
 metadata = MetaData()
 
 ID = BigInteger().with_variant(Integer, "sqlite")
-"""Rows are numbered for years at thousands a second.  SQLite's integers have 64 bits as they are,
-and only one that is called so is a primary key that it fills in."""
+"""Ids are 64 bits wide, for years at thousands of rows per second.  SQLite's INTEGER has 64 bits
+anyway, and only a column of that type is a primary key with generated ids."""
 
 cartsystem = Table(
     "cartsystem",
@@ -37,16 +37,16 @@ cartsystem = Table(
         "value",
         Integer,
         nullable=False,
-        comment="Of the schema's version; or what the volume is known by",
+        comment="Part of the schema's version; or the identity of the volume",
     ),
-    comment="The schema's version, where Pacifica's own programs look for it",
+    comment="The schema's version, where Pacifica's programs read it",
 )
 
 cart = Table(
     "cart",
     metadata,
-    Column("id", ID, primary_key=True, comment="Also names its directory on the volume"),
-    Column("cart_uid", String(255), nullable=False, comment="The name that its client gave it"),
+    Column("id", ID, primary_key=True, comment="Also the name of its directory on the volume"),
+    Column("cart_uid", String(255), nullable=False, comment="The uid that its client chose"),
     Column(
         "bundle",
         Boolean,
@@ -56,7 +56,7 @@ cart = Table(
     ),
     Column("creation_date", DateTime, nullable=False, comment="When it was posted"),
     Column("updated_date", DateTime, nullable=False, comment="When its status last changed"),
-    Column("deleted_date", DateTime, comment="When it was deleted; null while it lives"),
+    Column("deleted_date", DateTime, comment="When it was deleted; null if it was not"),
     Column(
         "status",
         Text,
@@ -75,14 +75,14 @@ cart = Table(
         Integer,
         nullable=False,
         server_default=text("0"),
-        comment="How many files it has",
+        comment="Number of its files",
     ),
     Column(
         "files_staged",
         Integer,
         nullable=False,
         server_default=text("0"),
-        comment="How many of them have the status staged",
+        comment="Number of its files with the status staged",
     ),
     Column("bytes_total", BigInteger, comment="Sum of its files' sizes; null until all are known"),
     Column(
@@ -97,47 +97,51 @@ cart = Table(
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="What it takes of the volume, or was promised of it while it is staged",
+        comment="Space used on the volume, or reserved while it is staged",
     ),
     Column(
         "bytes_linked",
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="How much of bytes_staged and volume_bytes is counted with other files",
+        comment="Part of bytes_staged and volume_bytes that other files own",
     ),
     Column(
         "invalidations",
         Integer,
         nullable=False,
         server_default=text("0"),
-        comment="How often staged files of it were found lost; links to those are no links to it",
+        comment="How often its staged files were invalidated; older links to them are not recorded",
     ),
-    Column("waits_since", DateTime, comment="Since when it waits for the archive; null if not"),
-    Column("waits_for", Text, comment="What it waits for, for its client; null if it does not"),
+    Column(
+        "waits_since", DateTime, comment="Since when it waits for the archive; null if it does not"
+    ),
+    Column("waits_for", Text, comment="Why it waits, for its client; null if it does not"),
     Column("tape_since", DateTime, comment="Since when files of it are on tape; null if none is"),
-    Column("tape_files", Integer, comment="How many of its files were on tape when last recorded"),
+    Column("tape_files", Integer, comment="Number of its files on tape when last recorded"),
     Column("verified_date", DateTime, comment="When its bytes were last compared with its hashes"),
-    Column("removed_date", DateTime, comment="When a deleted cart had gone from the volume"),
-    Column("owner", String(255), comment="Which user posted it; null if nobody was asked who"),
-    Column("tar_layout", Integer, comment="The layout of its tar; null until it is laid out"),
-    Column("tar_digest", String(64), comment="SHA-256 of what its tar's bytes follow from"),
-    Column("tar_lengths", Text, comment="The lengths of its tar below all names, as JSON"),
+    Column("removed_date", DateTime, comment="When a deleted cart was removed from the volume"),
+    Column("owner", String(255), comment="User who posted it; null without authentication"),
+    Column("tar_layout", Integer, comment="Version of its tar's layout; null until determined"),
+    Column(
+        "tar_digest", String(64), comment="SHA-256 of the input that determines its tar's bytes"
+    ),
+    Column("tar_lengths", Text, comment="Lengths of its tar for all top folder names, as JSON"),
     Column("tar_date", DateTime, comment="Since when its tar has had these bytes"),
-    Column("evicting", String(32), comment="Token of its eviction under way; null if none is"),
-    Column("lease_holder", Text, comment="Which process stages it; null if none does"),
-    Column("lease_until", Double, comment="Unix time from which another may take it over"),
+    Column("evicting", String(32), comment="Token of its running eviction; null if none"),
+    Column("lease_holder", Text, comment="Process that stages it; null if none does"),
+    Column("lease_until", Double, comment="Unix time at which the lease expires"),
     comment="One posted manifest under one uid",
-    # A directory on the volume has the id of its cart: no other cart may ever get it.
+    # Ids are not reused: a directory on the volume is named by the id of its cart.
     sqlite_autoincrement=True,
 )
-# The newest cart of a uid is the last entry of a range of this index.
+# The newest cart of a uid is the last entry of its range in this index.
 Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
-# Deleted carts stay as history; what looks over all living ones shall not read through them.
+# Deleted carts are kept as history; queries for undeleted carts must not read them.
 _NOT_DELETED = text("deleted_date IS NULL")
 Index("cart_living", cart.c.status, sqlite_where=_NOT_DELETED, postgresql_where=_NOT_DELETED)
-# Where nobody is asked who they are, these two stay empty.  By the first, a look-up of one user's
-# cart need not read others'; by the second, a post finds what its user has under way.
+# Without authentication these two stay empty.  With the first, a look-up of a user's cart reads no
+# others; with the second, a post finds the unfinished carts of its user.
 _OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")
 _OF_OWNER = (cart.c.owner, cart.c.cart_uid, cart.c.id)
 Index("cart_owner_uid_id", *_OF_OWNER, sqlite_where=_OWNED, postgresql_where=_OWNED)
@@ -151,12 +155,12 @@ Index(
     sqlite_where=_PENDING_REMOVAL,
     postgresql_where=_PENDING_REMOVAL,
 )
-# Every few seconds it is asked which carts are staged, or on their way out: few among all.
+# Polled every few seconds: which carts are leased or being evicted, few among all.
 _LEASED = text("lease_holder IS NOT NULL")
 Index("cart_leased", cart.c.lease_holder, sqlite_where=_LEASED, postgresql_where=_LEASED)
 _EVICTING = text("evicting IS NOT NULL")
 Index("cart_evicting", cart.c.id, sqlite_where=_EVICTING, postgresql_where=_EVICTING)
-# By this, what has been gone for long is found without reading through all that has.
+# Finds the carts removed long ago without reading all removed ones.
 _REMOVED = text("removed_date IS NOT NULL")
 Index("cart_removed", cart.c.removed_date, sqlite_where=_REMOVED, postgresql_where=_REMOVED)
 
@@ -167,23 +171,23 @@ file = Table(
     Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Its cart"),
     Column("file_name", Text, nullable=False, comment="Its id in the archive"),
     Column("bundle_path", Text, nullable=False, comment="Its path within the cart"),
-    Column("hash_type", String(255), nullable=False, comment="A name that hashlib knows"),
+    Column("hash_type", String(255), nullable=False, comment="Hash algorithm, by hashlib's name"),
     Column("hash_value", Text, nullable=False, comment="Lower-case hex; empty while unknown"),
     Column("status", Text, nullable=False, comment="waiting, staging, staged, error or deleted"),
     Column("error", Text, nullable=False, comment="Why it is in error; empty otherwise"),
-    Column("position", Integer, nullable=False, comment="Its place in the manifest, from 0"),
-    Column("size", BigInteger, comment="Bytes, as the archive told; null until then"),
-    Column("mtime", BigInteger, comment="Unix time of its last change, as the archive told"),
+    Column("position", Integer, nullable=False, comment="Its position in the manifest, from 0"),
+    Column("size", BigInteger, comment="Bytes, according to the archive; null until known"),
+    Column("mtime", BigInteger, comment="Unix time of its last change, according to the archive"),
     Column(
         "linked_to",
         ID,
-        comment="The file whose bytes it shares by a hard link; null if it owns its own",
+        comment="File whose bytes it shares by a hard link; null if it owns its bytes",
     ),
     comment="One entry of a cart's manifest",
 )
 Index("file_cart_id_position", file.c.cart_id, file.c.position, unique=True)
-# What is on the volume, by its id in the archive.  Rows enter it when they are staged and leave
-# it with their cart: posting costs nothing more, and the past does not slow down the search.
+# Files on the volume, by id in the archive.  Rows are in it from staging until their cart is
+# removed: posting costs nothing more, and history does not slow down the search.
 _STAGED = text("status = 'staged'")
 Index("file_staged", file.c.file_name, sqlite_where=_STAGED, postgresql_where=_STAGED)
 _LINKED = text("linked_to IS NOT NULL")
@@ -192,25 +196,27 @@ Index("file_linked_to", file.c.linked_to, sqlite_where=_LINKED, postgresql_where
 page_cache = Table(
     "page_cache",
     metadata,
-    Column("holder", Text, primary_key=True, comment="Which process"),
-    Column("cache", Text, nullable=False, comment="Boot and mount whose memory has what it wrote"),
-    comment="Processes of which no sync of the volume is under way, or has failed",
+    Column("holder", Text, primary_key=True, comment="The process"),
+    Column(
+        "cache", Text, nullable=False, comment="Boot and mount whose page cache has what it wrote"
+    ),
+    comment="Processes without a running or failed sync of the volume",
 )
 
 dirty_files = Table(
     "dirty_files",
     metadata,
     Column("id", ID, primary_key=True),
-    Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Whose files"),
-    Column("positions", Text, nullable=False, comment="Their places, as a JSON array"),
-    Column("holder", Text, nullable=False, comment="Which process has staged them"),
+    Column("cart_id", ID, ForeignKey("cart.id"), nullable=False, comment="Cart of the files"),
+    Column("positions", Text, nullable=False, comment="Their positions, as a JSON array"),
+    Column("holder", Text, nullable=False, comment="Process that staged them"),
     Column(
         "lease_until",
         Double,
         nullable=False,
-        comment="Unix time from which another may verify them",
+        comment="Unix time from which another process may verify them",
     ),
-    comment="Staged files that a power failure may damage: nobody knows that the disk has them",
-    # What is deleted while a sync is under way must not come back under the same id.
+    comment="Staged files that may not have reached the disk: a power failure can damage them",
+    # Ids are not reused: a row deleted during a sync must not return under the same id.
     sqlite_autoincrement=True,
 )

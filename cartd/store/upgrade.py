@@ -1,4 +1,4 @@
-"""The upgrade of a schema by Alembic's migrations; blocking."""
+"""Upgrade a schema by Alembic's migrations; blocking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cartd.store.tables import metadata
 
 
 def upgrade(connection: Connection, version: str | None) -> None:
-    """Bring a database of ``version`` (none: an empty one) to ours, in the open transaction.
+    """Upgrade a database of ``version`` (None: an empty one) in the open transaction.
 
     Raises :class:`UpgradeError`; then the transaction must be rolled back.
     """
@@ -33,7 +33,7 @@ def upgrade(connection: Connection, version: str | None) -> None:
 
 
 def _comment(connection: Connection) -> None:
-    """What each table and column is, for those who look into the database."""
+    """Store the comments of tables and columns in the database."""
     if not connection.dialect.supports_comments:
         return
     for table in metadata.sorted_tables:

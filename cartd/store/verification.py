@@ -10,7 +10,7 @@ from cartd.store.rows import CARTS, cart_of, date_of
 from cartd.store.tables import cart
 
 _READY = (cart.c.deleted_date.is_(None), cart.c.status == CartStatus.READY.value)
-# What was staged has been compared then.
+# Staging compares all files with their hashes.
 _LAST_VERIFIED = case(
     (cart.c.verified_date > cart.c.updated_date, cart.c.verified_date),
     else_=cart.c.updated_date,
@@ -28,20 +28,20 @@ _RECORD = (
 
 
 class Verification:
-    """The part of the store that knows what was read to its end, and when."""
+    """Queries for scrubbing."""
 
     _database: Database
 
     async def least_recently_verified(self, before: float) -> Cart | None:
-        """The ready cart whose last comparison, or staging, is longest ago.
+        """Return the ready cart whose last verification or staging is oldest.
 
-        None if no such time is before the Unix time ``before``.  Carts of which nobody knows the
-        size (Pacifica's that were never asked for) are left out.
+        Returns None if none is older than the Unix time ``before``.  Carts of unknown size (from
+        Pacifica, never requested) are skipped.
         """
         rows = await self._database.rows(_LEAST_RECENTLY_VERIFIED, {"before": date_of(before)})
         return cart_of(rows[0]) if rows else None
 
     async def record_verified(self, cart_id: int, now: float) -> None:
-        """All of it was right; of a cart that is not ready by now nothing is recorded."""
+        """Record that the whole cart is intact; ignored if the cart is no longer ready."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_RECORD, {"cart_id": cart_id, "date": date_of(now)})

@@ -1,6 +1,6 @@
-"""What is there for whom, and how much of it is on its way.
+"""Which carts a viewer may see, and how many unfinished carts an owner has.
 
-A client looks a uid up among the carts that it sees, and no others.
+A client finds a uid only among the carts that it may see.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ _UNFINISHED = select(func.count().label("carts")).where(
 
 
 class Viewers:
-    """The part of the store that knows whose carts are whose."""
+    """Queries by viewer and owner."""
 
     _database: Database
     _lookups: Lookups
 
     async def newest_for(self, viewer: Viewer, uid: str) -> Cart | None:
-        """The cart that answers ``viewer`` for ``uid``; deleted ones do not, nor do others'."""
+        """Return the newest undeleted cart of ``uid`` that ``viewer`` may see."""
         if viewer.sees_all:
             return await self._lookups.newest(uid)
         assert viewer.owner is not None
         return await self._lookups.newest_of(viewer.owner, uid)
 
     async def unfinished(self) -> int:
-        """How many carts are neither ready nor in error, whichever process stages them."""
+        """Return the number of carts that are neither ready nor in error, of all processes."""
         [row] = await self._database.rows(_UNFINISHED, {})
         count: int = row.carts
         return count
 
     async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
-        """All carts of ``uid`` that ``viewer`` sees and that are not deleted, newest first."""
+        """Return all undeleted carts of ``uid`` that ``viewer`` may see, newest first."""
         query = _OF_UID if viewer.sees_all else _OF_OWNER
         return [cart_of(row) for row in await self._database.rows(query, _parameters(viewer, uid))]
 
@@ -73,12 +73,12 @@ async def newest_in(transaction: Transaction, viewer: Viewer, uid: str) -> Cart 
 
 
 async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, files: int) -> None:
-    """Make sure that one more cart, of so many files, is within what ``owner`` may have.
+    """Check that ``owner`` may post one more cart of ``files`` files.
 
-    So it is until the transaction ends: of several posts of one user, in whatever process, each
-    sees what those before it have entered.
+    Takes an advisory lock until the transaction ends, so concurrent posts of one user, from any
+    process, are counted one after the other.
 
-    :raises QuotaExceeded: it is not.
+    :raises QuotaExceeded: the quota is exceeded.
     """
     await transaction.advisory_lock(f"quota of {owner}")
     [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})

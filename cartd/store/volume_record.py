@@ -1,4 +1,4 @@
-"""By which number the database knows the volume that its carts are on; blocking, for the start."""
+"""The identity number of the volume that the database's carts are on; blocking, for the start."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _HAS_CARTS = select(exists().where(cart.c.deleted_date.is_(None), cart.c.files_s
 
 
 class VolumeRecord:
-    """What the database says; nobody else changes it meanwhile."""
+    """The database's record of the volume, locked against other processes."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @property
     def number(self) -> int | None:
-        """None as long as nobody has given it one."""
+        """None until a number has been recorded."""
         return self._connection.scalar(_NUMBER)
 
     @property
     def has_carts(self) -> bool:
-        """Whether something of a living cart should be on the volume."""
+        """Whether an undeleted cart should have files on the volume."""
         return bool(self._connection.scalar(_HAS_CARTS))
 
     def write(self, number: int) -> None:
-        """``number`` is one of 31 bits."""
+        """Record ``number``, of 31 bits."""
         self._connection.execute(delete(cartsystem).where(cartsystem.c.part == _PART))
         self._connection.execute(insert(cartsystem).values(part=_PART, value=number))
 
 
 @contextmanager
 def volume_record(url: str) -> Iterator[VolumeRecord]:
-    """Look and write in one transaction; an exception leaves nothing written.
+    """Read and write in one transaction; an exception rolls it back.
 
     Raises ``Unavailable``.
     """

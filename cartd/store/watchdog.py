@@ -1,10 +1,9 @@
-"""A database that says nothing any more, while its connections look whole.
+"""Abort queries that a hanging database does not answer while the connection looks intact.
 
-Strategy: a server that is stopped, or a network that swallows what it is given, leaves a query
-without an answer, which looks just like one that takes long: a cart of a million files is deleted
-by one statement.  So when a query has taken long, a new connection is opened to the very server
-that it was probes of.  As long as that answers, well or not, the query is left alone; else its
-connection is broken, and the driver fails as if the server had gone.
+Strategy: a query on a stopped server, or on a network that drops packets, cannot be told from a
+slow one: deleting a cart of a million files is one statement.  So when a query is slow, a probe
+opens a new connection to the same server.  While probes are answered, even by an error, the query
+continues; otherwise its connection is aborted, and the driver fails as if the server had closed it.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 PROBE_AFTER = 10.0
-"""Seconds after which a query has taken long."""
+"""Seconds after which a running query is slow."""
 PROBE_GRACE = 5.0
-"""Seconds that a new connection may take beyond its own time-out."""
+"""Seconds that a probe may take beyond the connect timeout."""
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ class _Query(NamedTuple):
 
 
 class Watchdog:
-    """Watches the questions that are under way."""
+    """Watches running queries."""
 
     def __init__(
         self,
@@ -40,9 +39,9 @@ class Watchdog:
         probe: Callable[[Any], Awaitable[object]],
         connect_timeout: float,
     ) -> None:
-        """``probe`` connects anew to a server, and raises ``TimeoutError`` if that says nothing.
+        """``probe`` connects to a server, and raises ``TimeoutError`` if there is no answer.
 
-        It takes ``connect_timeout`` seconds at most, or has not been finished either.
+        A probe that takes longer than ``connect_timeout`` counts as not answered.
         """
         self._clock = clock
         self._probe = probe
@@ -54,7 +53,7 @@ class Watchdog:
     def watch(
         self, answer: Deferred[T], abort: Callable[[], None], server: Hashable
     ) -> Deferred[T]:
-        """``abort`` may be called, and more than once, until ``answer`` has fired."""
+        """Watch a query until ``answer`` fires; ``abort`` may be called several times before."""
         query = object()
         self._running[query] = _Query(self._clock.seconds(), abort, server)
 
@@ -67,7 +66,7 @@ class Watchdog:
         return answer
 
     def stop(self) -> None:
-        """Nothing is under way any more."""
+        """Stop watching; no query may be running."""
         if self._next_check is not None:
             self._next_check.cancel()
             self._next_check = None
@@ -83,7 +82,7 @@ class Watchdog:
         started_before = self._clock.seconds() - PROBE_AFTER
         servers = {query.server for query in self._slow(started_before)}
         if not servers:
-            # Looked for no later than the oldest becomes old.
+            # A query is found at most this long after it became slow.
             self._check_after(PROBE_AFTER / 2)
             return
         probes = {server: Deferred.fromCoroutine(self._probe_server(server)) for server in servers}

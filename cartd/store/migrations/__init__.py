@@ -1,5 +1,5 @@
-"""Alembic's numbered upgrades; a revision's id is the version of the schema that it makes.
+"""Alembic's numbered upgrades; a revision's id is the version of the schema that it creates.
 
-0.1, 1.0 and 2.0 are those of Pacifica Cartd, made as it made them, so that its databases and an
-empty one go the same way.  Nothing in here may import the tables of today.
+0.1, 1.0 and 2.0 create Pacifica Cartd's schemas as it did, so that its databases and an empty one
+are upgraded the same way.  Nothing in here may import the current tables.
 """

@@ -1,4 +1,4 @@
-"""What Alembic runs: the upgrades, in the transaction that ``cartd.store.schema`` has begun."""
+"""Alembic's environment: runs the upgrades in the transaction of ``cartd.store.schema``."""
 
 from alembic import context
 

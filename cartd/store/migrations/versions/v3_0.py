@@ -1,7 +1,8 @@
-"""cartd's first version: order, sizes and progress of files; leases and uses of carts.
+"""cartd's first version: order, sizes and progress of files; leases and access times of carts.
 
-Strategy: new columns first, then the rows are filled, all in the database where it can; last the
-rules that the rows now obey.  Pacifica's unfinished carts become what a stager can take up.
+Strategy: first add columns, then fill the rows, in the database where possible; last add the
+constraints that the rows satisfy by then.  Pacifica's unfinished carts become carts that a stager
+can claim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ down_revision = "2.0"
 BATCH = 1000
 ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 MANIFEST_LOST = "The manifest was lost with the old queue; post it again"
-# Paths with an empty or "." component, which name the same file as the path without it.
+# Paths with an empty or "." component, which name the same file as without it.
 UNTIDY = ("%//%", "./%", "%/./%", "%/.", "%/")
 
 cart = sa.table(
@@ -63,13 +64,13 @@ def upgrade() -> None:
     _count_files()
     _add_constraints()
     _create_durability_tables()
-    # Pacifica's own programs look here, and refuse a database of a version they do not know.
+    # Pacifica's programs read this, and reject a database of an unknown version.
     op.execute(cartsystem.delete())
     op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
 
 
 def _widen_ids() -> None:
-    """PostgreSQL writes both tables anew, once each; the sequences have a limit of their own."""
+    """PostgreSQL rewrites both tables, once each; sequences have a limit of their own."""
     if op.get_bind().dialect.name != "postgresql":
         return
     op.execute("ALTER TABLE cart ALTER COLUMN id TYPE bigint")
@@ -122,7 +123,7 @@ def _add_columns() -> None:
 
 
 def _dates_to_utc() -> None:
-    """Pacifica wrote local time; only Python knows, for each date, how far that is from UTC."""
+    """Pacifica wrote local time; only Python knows each date's offset from UTC."""
     columns = [cart.c.creation_date, cart.c.updated_date, cart.c.deleted_date]
     change = cart.update().where(cart.c.id == sa.bindparam("row"))
     for rows in _pages(sa.select(cart.c.id, *columns), cart.c.id):
@@ -147,7 +148,7 @@ def _utc(local: datetime) -> datetime:
 
 
 def _fill_files() -> None:
-    """Pacifica inserted a manifest's entries in order, so their ids tell their places."""
+    """Pacifica inserted a manifest's entries in order, so their ids give their positions."""
     place = sa.func.row_number().over(partition_by=file.c.cart_id, order_by=file.c.id) - 1
     ranked = sa.select(file.c.id, place.label("place")).subquery()
     op.execute(
@@ -181,7 +182,7 @@ def _tidied(path: str) -> str:
 
 
 def _fill_carts() -> None:
-    """In version 0.1 only the path told whether a cart was bundled."""
+    """In version 0.1 only the path says whether a cart is bundled."""
     bundled = sa.func.coalesce(cart.c.bundle, sa.false()) | cart.c.bundle_path.like(
         sa.literal("%") + cart.c.cart_uid + sa.literal(".tar")
     )
@@ -190,10 +191,10 @@ def _fill_carts() -> None:
 
 
 def _resume_unfinished() -> None:
-    """What was under way starts again; but a manifest that only the queue knew is gone.
+    """Unfinished carts start again, but a manifest that only the queue had is lost.
 
-    Its staged files wait as well: nobody knows their sizes.  Those that are on the volume and right
-    are not fetched again.
+    Their staged files wait as well, as their sizes are unknown.  Intact files on the volume are not
+    fetched again.
     """
     unfinished = cart.c.status.not_in(["ready", "error", "deleted"])
     has_files = sa.exists().where(file.c.cart_id == cart.c.id)
@@ -215,7 +216,7 @@ def _resume_unfinished() -> None:
 
 
 def _clear_deleted() -> None:
-    """What is on the volume no more must not look as if it were."""
+    """Files of deleted carts must not look as if they were on the volume."""
     op.execute(cart.update().values(removed_date=cart.c.deleted_date))
     deleted = sa.select(cart.c.id).where(cart.c.deleted_date.is_not(None))
     op.execute(file.update().where(file.c.cart_id.in_(deleted)).values(status="deleted", error=""))
@@ -236,7 +237,7 @@ def _count_files() -> None:
 
 
 def _add_constraints() -> None:
-    # No id of a cart is ever used again, on SQLite neither: it names a directory on the volume.
+    # Ids of carts are never reused, on SQLite either: they name directories on the volume.
     kept_ids = {"sqlite_autoincrement": True}
     with op.batch_alter_table("cart", table_kwargs=kept_ids) as batch:
         batch.drop_column("bundle_path")
@@ -294,7 +295,7 @@ def _create_partial_index(name: str, table: str, columns: Sequence[str], where: 
 
 
 def _pages(query: Any, key: Any) -> Iterator[list[Any]]:
-    """The rows of ``query`` by their key, some at a time: the table may be larger than memory."""
+    """Yield the rows of ``query`` by key, in batches: the table may be larger than memory."""
     last = -1
     while rows := (
         op.get_bind().execute(query.where(key > last).order_by(key).limit(BATCH)).fetchall()
