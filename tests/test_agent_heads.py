@@ -152,9 +152,9 @@ def test_a_body_of_known_length_takes_just_that() -> None:
     body = framing(read(OK + FIVE))
     assert isinstance(body, Sized)
     assert body.feed(b"ab") == ([b"ab"], False)
-    assert not body.whole
+    assert not body.complete
     assert body.feed(b"cdefg") == ([b"cde"], True)
-    assert body.whole
+    assert body.complete
     assert body.feed(b"h") == ([], True)
 
 
@@ -162,7 +162,7 @@ def test_a_body_without_length_takes_all() -> None:
     body = framing(read(OK))
     assert isinstance(body, UntilClosed)
     assert body.feed(b"ab") == ([b"ab"], False)
-    assert not body.whole
+    assert not body.complete
 
 
 WIRE = b'3\r\na\r\n\r\n0A;x="y"\r\n0123456789\r\n00\r\nTrailer: x\r\nOther: y\r\n\r\n'
@@ -175,11 +175,11 @@ def test_chunks_are_joined_however_they_come(step: int) -> None:
     assert isinstance(body, Chunked)
     got = b""
     for start in range(0, len(WIRE), step):
-        assert not body.whole
+        assert not body.complete
         pieces, extra = body.feed(WIRE[start : start + step])
         assert not extra
         got += b"".join(pieces)
-    assert body.whole
+    assert body.complete
     assert got == SAID
 
 
@@ -201,7 +201,7 @@ def test_bytes_after_the_last_chunk_are_reported(rest: bytes, together: bool) ->
     else:
         assert body.feed(WIRE) == ([SAID], False)
         assert body.feed(rest) == ([], True)
-    assert body.whole
+    assert body.complete
 
 
 @pytest.mark.parametrize(

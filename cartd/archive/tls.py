@@ -118,9 +118,9 @@ def _verify_callback(host: str, protocol: Any) -> Callable[..., bool]:
         if ok and depth:
             return True
         reason = rejection_reason(host, certificate.to_cryptography(), depth, 0 if ok else error)
-        told = waiting.pop() if waiting else None
-        if reason is not None and told is not None:
-            told.failVerification(Failure(CertificateRejected(reason)))
+        pending = waiting.pop() if waiting else None
+        if reason is not None and pending is not None:
+            pending.failVerification(Failure(CertificateRejected(reason)))
         return reason is None
 
     return verify

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client for below treq: persistent connections over llhttp, in few steps a request."""
+"""HTTP/1.1 agent for treq: persistent connections, responses parsed by llhttp."""
 
 from cartd.archive.agent.agent import Agent
 from cartd.archive.agent.pool import Pool

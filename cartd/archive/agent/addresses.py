@@ -1,10 +1,9 @@
-"""The addresses of a host name: looked up for a while, used in rotation, raced when one is silent.
+"""DNS cache with rotation, and connection attempts by Happy Eyeballs (RFC 8305).
 
 Strategy: a name may stand for several servers, or for one over IPv4 and IPv6.  Each new connection
-begins at the next address, so that the load is spread.  If that one refuses, the next is tried at
-once; if it is silent, the next is tried beside it after a moment ("Happy Eyeballs", RFC 8305,
-section 5).  An address that was not reached is left out until the name is looked up again, which
-happens early when there is none left.
+begins at the next address, which spreads the load.  If an address refuses, the next one is tried at
+once; if it is silent, the next one is tried in parallel after a moment (RFC 8305, section 5).  An
+unreachable address is skipped until the next look-up, which comes early when no address is left.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from zope.interface import implementer
 from cartd.archive.agent.request import Origin
 
 ADDRESS_SECONDS: Final = 30.0
-"""How long the addresses of a name are used: about as long as a connection to one would be.
+"""How long the addresses of a name are cached: about as long as an idle connection is kept.
 
-A server that closes each connection after its answer makes for thousands of look-ups, each of which
-takes more than the rest of a request.
+With a server that closes each connection after its response there would be thousands of look-ups,
+each of which takes longer than the rest of a request.
 """
 ATTEMPT_SECONDS: Final = 0.25
-"""How long one address may be silent before the next is tried beside it (RFC 8305, section 8)."""
+"""How long one address may be silent before the next is tried, too (RFC 8305, section 8)."""
 
 
 class Addresses:
-    """What names stand for, as the reactor resolves them."""
+    """DNS cache: addresses of names, as the reactor resolves them."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._cache: dict[Origin, tuple[deque[str], float]] = {}
-        """Addresses that may be reached, the next one first, and until when they are believed."""
+        """Addresses not known to be unreachable, the next one first, and when they expire."""
 
     def resolve(self, origin: Origin) -> Deferred[list[str]]:
-        """Those to try, in this order; fails with ``DNSLookupError`` if there are none."""
+        """Fire with the addresses to try, in order; fail with ``DNSLookupError`` if none."""
         if _is_address(origin.host):
             return succeed([origin.host])
         known, until = self._cache.get(origin, (None, 0.0))
@@ -56,7 +55,7 @@ class Addresses:
         return found
 
     def mark_unreachable(self, origin: Origin, address: str) -> None:
-        """Leave it out, as long as there are others."""
+        """Remove the address from the cache; without any left the name is looked up again."""
         known, _ = self._cache.get(origin, (None, 0.0))
         if known and address in known:
             known.remove(address)
@@ -88,9 +87,9 @@ class _Receiver:
 
 
 class HappyEyeballs:
-    """Connects to the first of ``addresses`` that answers; ``connect`` begins one attempt.
+    """Connects to the first of ``addresses`` that accepts; ``connect`` begins one attempt.
 
-    ``mark_unreachable`` is told of those that failed, or were silent while a later one answered.
+    ``mark_unreachable`` is called for those that failed, or were silent while a later one accepted.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class HappyEyeballs:
         mark_unreachable: Callable[[str], None],
     ) -> None:
         self.connected: Deferred[Any] = Deferred(lambda _: self._stop())
-        """Fires with the protocol, or fails as the last attempt did; cancelling ends all."""
+        """Fires with the protocol, or fails as the last attempt did; cancelling it ends all."""
         self._reactor = reactor
         self._left = deque(addresses)
         self._connect = connect

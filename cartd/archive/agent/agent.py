@@ -1,9 +1,9 @@
-"""Sends requests and gives their answers: what treq's client takes for its agent.
+"""HTTP agent for treq's client: sends requests and returns their responses.
 
-Strategy: a request is one object from its validation to the head of its answer.  It goes over a
-connection that was kept if there is one; such a connection may have been closed by the server in
-the very moment, so a request that is safe to send twice is sent once more, over a new connection,
-if the kept one dies without a byte.  No timers: who waits has one, and cancels.
+Strategy: a request is one object from its validation to the head of its response.  It reuses an
+idle connection if there is one.  The server may have closed that at the same time, so a request
+that is safe to repeat is retried once, over a new connection, if the reused one is lost without a
+byte.  There are no timers here: the caller has one, and cancels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cartd.archive.agent.response import Response
 class Agent:
     """An agent for ``http:`` and ``https:`` that keeps its connections in ``pool``.
 
-    ``policy`` says whom to believe over TLS; ``connect_timeout`` is in seconds.
+    ``policy`` says which certificates to accept; ``connect_timeout`` is in seconds.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Agent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        """Fires with the answer when its head has come; a cancel drops the connection at once.
+        """Fire with the response when its head has come; a cancel drops the connection at once.
 
-        Fails with ``ValueError`` for what cannot be sent (a body among it, for which there is no
-        use yet); with the endpoint's failure if no connection comes about; and with
+        Fails with ``ValueError`` for an invalid request (bodies are not supported); with the
+        endpoint's failure if connecting fails; and with
         :class:`~twisted.web.client.ResponseNeverReceived` or
         :class:`~twisted.web.client.ResponseFailed`, as Twisted's own agent.
         """
@@ -75,7 +75,7 @@ class Agent:
         return exchange.answered
 
     def connect(self, origin: Origin) -> Deferred[Connection]:
-        """A new connection, to be given to the pool by itself when it is free."""
+        """Fire with a new connection, which puts itself into the pool when it is free."""
         return Deferred.fromCoroutine(self._connect(origin))
 
     async def _connect(self, origin: Origin) -> Connection:
@@ -112,7 +112,7 @@ class _ConnectionFactory(Factory):
 
 
 class _Exchange:
-    """One request, from here to the head of its answer."""
+    """One request, until the head of its response."""
 
     __slots__ = (
         "_agent",
@@ -155,7 +155,7 @@ class _Exchange:
             self._fail(reason)
 
     def _fail(self, reason: Failure) -> None:
-        # A name that is being resolved fails as unknown when that is cancelled.
+        # A look-up that is cancelled fails as if the name were unknown.
         if not self._cancelled:
             self.answered.errback(reason)
 
@@ -168,10 +168,10 @@ class _Exchange:
 
 
 def _prevent_decoding(headers: Headers) -> None:
-    """Keeps treq from decoding what comes encoded, unasked: the bytes would not be those stored.
+    """Keep treq from decoding an encoded body: its bytes would not be those of the file.
 
-    It knows gzip by its lower-case name only.  Names of codings are case-insensitive (RFC 9110,
-    section 8.4.1): in capitals they still say what they said.
+    treq knows gzip by its lower-case name only.  Names of codings are case-insensitive (RFC 9110,
+    section 8.4.1), so capitals do not change their meaning.
     """
     codings = headers.getRawHeaders(b"Content-Encoding")
     if codings is not None:

@@ -1,8 +1,8 @@
-"""One connection: one request at a time, and its answer taken apart as it comes.
+"""One connection: one request at a time, and its response parsed as it comes.
 
-Strategy: the end of every answer is known to the byte, so a connection is used again only if that
-much came and no more; what comes while nothing is asked closes it.  A body of known length passes
-through as it was read: llhttp sees heads and chunks alone.
+Strategy: the end of every response is known to the byte, so a connection is reused only if exactly
+that much came; bytes without a request close it.  A body of known length passes through unparsed:
+llhttp gets only heads and chunks.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from cartd.archive.agent.request import Origin, Request
 from cartd.archive.agent.response import DONE, Body, Response
 
 LARGE_BODY: Final = 1 << 20
-"""Bytes of a body that is read in large pieces, as is one whose length is not known."""
+"""Bytes of a body from which on it is read in large pieces, as is one of unknown length."""
 LARGE_READ: Final = 1 << 18
-"""Bytes of such a piece: fewer trips through the loop; more would leave the processor's cache."""
+"""Bytes of such a piece: fewer iterations of the reactor; more would exceed the CPU's cache."""
 DEFAULT_READ: Final = 1 << 16
-"""What Twisted reads at once by itself."""
+"""Bytes that Twisted reads at once by default."""
 
 
 class Exchange(TypingProtocol):
-    """A request that waits for the head of its answer."""
+    """A request that waits for the head of its response."""
 
     request: Request
 
     def respond(self, response: Response) -> None: ...
 
     def lost(self, reason: Failure, *, silent: bool) -> None:
-        """There will be no answer; ``silent``: not a byte of it came."""
+        """There will be no response; ``silent``: not a byte of it came."""
 
 
 class ConnectionObserver(TypingProtocol):
-    """What must know how a connection fares."""
+    """Is notified of the state of a connection; the pool implements it."""
 
     def put(self, connection: Connection) -> None:
-        """It can be used again."""
+        """It is free and reusable."""
 
     def ending(self, connection: Connection) -> None:
-        """It cannot, and is about to be lost."""
+        """It is not reusable, and about to be lost."""
 
     def not_reusable(self, connection: Connection) -> None:
-        """The server has said that it can not."""
+        """The server closes it after its response."""
 
     def lost(self, connection: Connection) -> None: ...
 
 
 class Connection(Protocol):
-    """A connection to ``origin``; :meth:`send` is for the one whom ``observer`` gave it to."""
+    """A connection to ``origin``; only the caller that took it from the pool may :meth:`send`."""
 
     transport: Any
 
@@ -83,13 +83,13 @@ class Connection(Protocol):
         self.transport.write(exchange.request.head)
 
     def close(self) -> None:
-        """Close in good order; nothing is under way."""
+        """Close the idle connection in good order."""
         self._ending = True
         self._observer.ending(self)
         self.transport.loseConnection()
 
     def abort(self) -> None:
-        """Drop the connection now; over TLS too, without waiting for the peer's goodbye."""
+        """Drop the connection now; over TLS, too, without waiting for the peer's close_notify."""
         if not self._lost:
             self._ending = True
             self._observer.ending(self)
@@ -126,7 +126,7 @@ class Connection(Protocol):
             except BadResponse:
                 self._reject_response()
         else:
-            # Nobody asked: a farewell, as 408, or what no answer can be told from (section 9.2).
+            # No request is pending: a 408 before a close, or bytes of no response (section 9.2).
             self.abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -156,14 +156,14 @@ class Connection(Protocol):
             head = Head(data[:end], to_head=exchange.request.method == b"HEAD")
             data = data[end:]
             if head.code >= 200:
-                self._answer(exchange, head, data)
+                self._on_head(exchange, head, data)
                 return
-            # An interim answer, which says nothing that is needed (RFC 9110, section 15.2).
+            # An interim response, which is ignored (RFC 9110, section 15.2).
             self._interim += end
             if not data:
                 return
 
-    def _answer(self, exchange: Exchange, head: Head, rest: bytes) -> None:
+    def _on_head(self, exchange: Exchange, head: Head, rest: bytes) -> None:
         self._exchange = None
         self._interim = 0
         self._persistent = head.persistent
@@ -172,14 +172,14 @@ class Connection(Protocol):
         response = Response(head, exchange.request, body)
         self._read_body(body, rest)
         if head.length == 0:
-            # Free for what its asker asks next, from within this answer.
+            # Free for the next request of the caller, which may be sent by the callback.
             body.release_connection()
-        elif not self._framing.whole and (head.length is None or head.length >= LARGE_BODY):
+        elif not self._framing.complete and (head.length is None or head.length >= LARGE_BODY):
             self._read_up_to(LARGE_READ)
         exchange.respond(response)
         body.open()
         if not body.wanted:
-            if self._framing.whole:
+            if self._framing.complete:
                 body.release_connection()
             else:
                 self.pause()
@@ -194,7 +194,7 @@ class Connection(Protocol):
             self._persistent = False
         if pieces:
             body.receive(pieces)
-        if self._framing.whole and not self._ending:
+        if self._framing.complete and not self._ending:
             body.finish(DONE)
 
     def _release(self) -> None:
@@ -211,22 +211,22 @@ class Connection(Protocol):
 
     def _read_up_to(self, size: int) -> None:
         self._large_reads = size == LARGE_READ
-        # Over TLS the connection below is the one that reads.
+        # Over TLS the transport below reads.
         reader = getattr(self.transport, "transport", self.transport)
         reader.bufferSize = size
 
     def _ends_well(self, reason: Failure) -> bool:
-        """Whether the end of the connection is that of the body, said in good order."""
+        """Whether the connection was closed in good order, which ends the body."""
         return isinstance(self._framing, UntilClosed) and reason.check(ConnectionDone) is not None
 
     def _reject_response(self) -> None:
-        """What came cannot be read, as the exception being raised says."""
+        """Fail the request with the exception being handled, and drop the connection."""
         reason = Failure(ResponseFailed([Failure()]))
         self.abort()
         self._fail_waiting(reason)
 
     def _fail_waiting(self, reason: Failure) -> None:
-        """Whoever waits for an answer or for its body is told that it will not come."""
+        """Fail the request or the body that waits."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lost(reason, silent=self._silent)

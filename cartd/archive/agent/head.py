@@ -1,8 +1,8 @@
-"""The head of an answer: what it says, and what it says of the body that follows.
+"""The head of a response: status, fields, and the length or framing of the body.
 
-Strategy: llhttp reads the lines, in its strict mode; what it leaves open is decided here (RFC 9112,
-section 6.3).  Where two readers could see two different bodies, the answer is refused, not guessed.
-A head is parsed only when all of it has come, so its end is known to the byte.
+Strategy: llhttp parses the lines, in its strict mode; the rest is decided here (RFC 9112, section
+6.3).  A response in which two parsers could see different bodies is rejected.  A head is parsed
+only when all of it has come, so its end is known to the byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ END: Final = b"\r\n\r\n"
 START: Final = b"HTTP/1."
 
 MAX_BYTES: Final = 64 * 1024
-"""Bytes of a head, those of the interim answers before it included."""
+"""Bytes of a head, including the interim responses before it."""
 MAX_LINES: Final = 256
 
 _NO_BODY: Final = frozenset({204, 304})
@@ -25,20 +25,20 @@ _FOLD = re.compile(rb"\r\n[ \t]+")
 
 
 class BadResponse(Exception):
-    """What came is not HTTP/1.1, or not so that its end can be told for sure."""
+    """The response is not HTTP/1.1, or its end is ambiguous."""
 
 
 class Head:
-    """The head of one answer.
+    """The head of one response.
 
-    ``length`` is that of the body in bytes, or none if only its own framing tells: ``chunked``, or
-    else the end of the connection.  ``persistent`` says whether the connection outlives the answer.
+    ``length`` is that of the body in bytes, or None if it ends by ``chunked`` framing or else with
+    the connection.  ``persistent``: the connection stays open after the response.
     """
 
     __slots__ = ("chunked", "code", "headers", "length", "persistent", "phrase")
 
     def __init__(self, data: bytes, *, to_head: bool) -> None:
-        """``data`` runs to the end of the empty line; ``to_head``: it answers a HEAD request.
+        """``data`` ends with the empty line; ``to_head``: it is the response to a HEAD request.
 
         Raises :class:`BadResponse`.
         """
@@ -53,7 +53,7 @@ class Head:
         codings = _tokens(self.headers, b"Transfer-Encoding")
         self.persistent = b"close" not in options
         if data.startswith(b"HTTP/1.0"):
-            # Who sends codings in 1.0 may not know what they mean (RFC 9112, section 6.1).
+            # A sender of codings in 1.0 may not implement them (RFC 9112, section 6.1).
             self.persistent = b"keep-alive" in options and not codings
         self.chunked = False
         self.length: int | None = 0
@@ -67,7 +67,7 @@ class Head:
         self.headers.addRawHeader(name, value)
 
     def _parse(self, data: bytes) -> int:
-        """Gives the code; llhttp itself refuses a length beside a coding, and several lengths."""
+        """Return the status; llhttp rejects several lengths, and a length beside a coding."""
         if b"\r\n " in data or b"\r\n\t" in data:
             data = _unfolded(data)
         parser = HttpResponseParser(self)
@@ -97,13 +97,13 @@ class Head:
 
 
 def _unfolded(data: bytes) -> bytes:
-    """Continued lines are joined (RFC 9112, section 5.2), but none to the status line."""
+    """Join continued lines (RFC 9112, section 5.2), except to the status line."""
     status, end, fields = data.partition(b"\r\n")
     return status + end + _FOLD.sub(b" ", fields)
 
 
 def _tokens(headers: Headers, name: bytes) -> list[bytes]:
-    """The lower-case members of a field that is a list (RFC 9110, section 5.6.1)."""
+    """Return the lower-case members of a list field (RFC 9110, section 5.6.1)."""
     values = headers.getRawHeaders(name)
     if values is None:
         return []

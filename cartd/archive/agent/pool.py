@@ -1,7 +1,7 @@
-"""The connections that wait for another request.
+"""Pool of idle connections.
 
-Strategy: the one used last is used next, so that no more are kept busy than are needed and the rest
-grow old together; one timer, not one for each, closes those.
+Strategy: the connection used last is reused first, so that no more are kept open than are needed
+and the others expire; a single timer closes those.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Pool:
         self._waiting: list[Deferred[None]] = []
 
     def take(self, origin: Origin) -> Connection | None:
-        """A connection on which nothing is under way, if there is one."""
+        """Return an idle connection, if there is one."""
         idle = self._idle.get(origin)
         return idle.pop() if idle else None
 
     def put(self, connection: Connection) -> None:
-        """The connection can be used again."""
+        """The connection is free and reusable."""
         self._on_response(True)
         if self._closed:
             connection.close()
@@ -60,11 +60,11 @@ class Pool:
             self._idle_timer = self._clock.callLater(self._idle_seconds, self._close_old)
 
     def not_reusable(self, connection: Connection) -> None:
-        """The server ends the connection after its answer."""
+        """The server closes the connection after its response."""
         self._on_response(False)
 
     def ending(self, connection: Connection) -> None:
-        """The connection can not be used again, and will be lost soon."""
+        """The connection is not reusable, and about to be lost."""
         self._ending.add(connection)
         self._remove(connection)
 
@@ -74,9 +74,9 @@ class Pool:
         self._notify_if_closed()
 
     def closeCachedConnections(self) -> Deferred[None]:
-        """Close what is idle, and keep nothing from now on; fires when all of that is gone.
+        """Close all idle connections and keep none from now on; fire when all are closed.
 
-        What was being closed already, as after a cancelled request, is waited for too.
+        Connections that were being closed already, as after a cancelled request, are included.
         """
         self._closed = True
         if self._idle_timer is not None:

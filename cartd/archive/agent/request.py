@@ -1,8 +1,8 @@
 """One request as it goes over the wire: validated, and rendered once.
 
-Strategy: nothing reaches the wire that was not matched against its grammar, so that no method, URI
-or header can end its line early and begin a second request (request smuggling, RFC 9112, section
-11.2).  What frames a message or names its host is written here and taken from nobody.
+Strategy: everything sent was matched against its grammar, so that no method, URI or header can end
+its line early and begin a second request (request smuggling, RFC 9112, section 11.2).  The fields
+for framing and the host are written here; a caller cannot set them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LABEL = rb"[0-9A-Za-z_-]{1,63}"
 _ORIGIN = re.compile(
     rb"(https?)://(\[[0-9A-Fa-f:.]+\]|%b(?:\.%b)*\.?)(?::([0-9]{0,5}))?" % (_LABEL, _LABEL)
 )
-"""A user before the host is refused with the rest: it would be a secret in the wrong place."""
+"""A user before the host does not match, either: it would be a secret in the wrong place."""
 
 _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 """A field's value without the control characters (RFC 9110, section 5.5)."""
@@ -39,14 +39,14 @@ _RESERVED_FIELDS: Final = frozenset(
         "Trailer", "Transfer-Encoding", "Upgrade",
     )
 )  # fmt: skip
-"""Fields of the connection and of framing, which no caller may set."""
+"""Fields of the connection and of framing, which a caller may not set."""
 
 _SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
 _METHODS_WITH_BODY: Final = frozenset({b"PATCH", b"POST", b"PUT"})
 
 
 class Origin(NamedTuple):
-    """Where connections lead that can be used for each other."""
+    """Scheme, host and port: connections to the same origin are interchangeable."""
 
     scheme: str
     host: str
@@ -58,9 +58,9 @@ class Origin(NamedTuple):
 
 @implementer(IClientRequest)
 class Request:
-    """A request without a body; raises ``ValueError`` for whatever HTTP/1.1 cannot say.
+    """A request without a body; raises ``ValueError`` if HTTP/1.1 cannot express it.
 
-    ``Accept-Encoding`` always asks for bytes as they are stored, whatever the caller offers.
+    ``Accept-Encoding`` is always ``identity``; a caller's value is ignored.
     """
 
     __slots__ = ("absoluteURI", "head", "headers", "method", "origin", "retryable")
@@ -79,7 +79,7 @@ class Request:
         self.headers = headers
         self.origin = _origin(base)
         self.retryable = method in _SAFE_METHODS
-        """Whether it may be sent again when nobody knows if it arrived (RFC 9110, 9.2.2)."""
+        """Whether it may be repeated if it is unknown whether it arrived (RFC 9110, 9.2.2)."""
         self.head = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\n%b%b\r\n" % (
             method,
             target,

@@ -1,11 +1,11 @@
-"""An answer as treq takes it, and its body on its way to whoever asks for that.
+"""A response as treq needs it, and the delivery of its body to a protocol.
 
-Strategy: a body is handed on in the pieces in which it was read, never faster than its protocol
-takes it: what was read before the protocol is there, or while it pauses, is held, and the
-connection reads no more meanwhile.  So at most one read is held, and after ``pauseProducing`` not a
-byte is delivered.  Nor is one before whoever was given the answer has returned: by then a coroutine
-awaits the body's end and can be cancelled.  A whole body ends when all of it is delivered, one that
-was cut short at once.
+Strategy: a body is delivered in the pieces in which it was read, at the speed of its protocol.
+Bytes that were read before there is a protocol, or while it pauses, are held, and the connection
+pauses reading.  So at most one read is held, and no byte is delivered after ``pauseProducing``.
+Nor is one before the callback of the response has returned: by then a coroutine awaits the end of
+the body and can be cancelled.  A complete body ends when all of it is delivered, one that was cut
+short ends at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zope.interface import implementer
 from cartd.archive.agent.head import Head
 from cartd.archive.agent.request import Request
 
-DONE: Final = Failure(ResponseDone("the whole body has come"))
+DONE: Final = Failure(ResponseDone("the body is complete"))
 
 
 class Source(Protocol):
@@ -34,12 +34,12 @@ class Source(Protocol):
     def abort(self) -> None: ...
 
     def body_ended(self) -> None:
-        """Nobody needs the connection for this body any more."""
+        """The body does not need the connection any more."""
 
 
 @implementer(IPushProducer)
 class Body:
-    """The way of one body from its connection to a protocol, whose transport it is."""
+    """Delivers one body from its connection to a protocol, as the transport of that."""
 
     __slots__ = ("_delivering", "_end", "_held", "_notified", "_paused", "_protocol", "_source")
 
@@ -52,16 +52,16 @@ class Body:
         self._end: Failure | None = None
         """How the body ended, once it has."""
         self._notified = False
-        """Whether the protocol knows."""
+        """Whether the protocol was notified of the end."""
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody has asked for the body."""
+        """Whether the body has a protocol to be delivered to."""
         return self._protocol is not None
 
     def deliver_to(self, protocol: IProtocol) -> None:
         if self._protocol is not None:
-            raise RuntimeError("the body of this answer has been delivered")
+            raise RuntimeError("the body of this response has been delivered")
         self._protocol = protocol
         try:
             protocol.makeConnection(cast(ITransport, self))
@@ -71,7 +71,7 @@ class Body:
         self._deliver()
 
     def open(self) -> None:
-        """Let what has come be delivered: the answer has been given."""
+        """Start delivery, after the callback of the response has returned."""
         self._delivering = False
         self._deliver()
 
@@ -80,19 +80,19 @@ class Body:
         self._deliver()
 
     def finish(self, reason: Failure) -> None:
-        """Nothing more will come, and the body is as whole as its framing can tell."""
+        """The body has ended, and is complete as far as its framing can tell."""
         self._end = reason
         self._deliver()
 
     def fail(self, reason: Failure) -> None:
-        """The body was cut short: what of it is held will not be delivered."""
+        """The body was cut short; held bytes are dropped."""
         if self._end is None:
             self._end = reason
             self._held.clear()
             self._notify()
 
     def release_connection(self) -> None:
-        """Give the connection back: what has come of the body is held here."""
+        """Release the connection; the rest of the body is held here."""
         source, self._source = self._source, None
         if source is not None:
             source.body_ended()
@@ -107,7 +107,7 @@ class Body:
         self._deliver()
 
     def abortConnection(self) -> None:
-        """Drop the connection and what is held at once, unless the connection was given back."""
+        """Drop the connection and held bytes at once, unless the connection was released."""
         if self._source is not None:
             self._held.clear()
             self._end = None
@@ -116,7 +116,7 @@ class Body:
     stopProducing = loseConnection = abortConnection
 
     def _deliver(self) -> None:
-        """Hand on what is held; within each piece a protocol may pause, resume or abort."""
+        """Deliver held bytes; in each call the protocol may pause, resume or abort."""
         protocol = self._protocol
         if protocol is None or self._delivering:
             return
@@ -145,10 +145,10 @@ class Body:
 
 @implementer(IResponse)
 class Response:
-    """An answer whose head has come.
+    """A response whose head has come.
 
-    Its connection is free when the body has been delivered.  One that is not whole by now waits,
-    paused, until somebody asks for its body.
+    Its connection is free when the body has been delivered.  If the body is not complete yet, the
+    connection is paused until the body is requested.
     """
 
     __slots__ = ("_body", "code", "headers", "length", "phrase", "previousResponse", "request")
@@ -165,11 +165,11 @@ class Response:
         self._body = body
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """The protocol's transport pauses, resumes and drops the connection, until the body ends.
+        """Deliver the body to a protocol, whose transport pauses, resumes and drops the connection.
 
-        Its ``connectionLost`` is given :class:`~twisted.web.client.ResponseDone`;
-        :class:`~twisted.web.http.PotentialDataLoss` where only the end of the connection said that
-        the body is whole; or :class:`~twisted.web.client.ResponseFailed`.
+        Its ``connectionLost`` gets :class:`~twisted.web.client.ResponseDone`;
+        :class:`~twisted.web.http.PotentialDataLoss` where only the end of the connection
+        ended the body; or :class:`~twisted.web.client.ResponseFailed`.
         """
         self._body.deliver_to(protocol)
 
