@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     names = options.names or list(COMPARISONS)
     unknown = [name for name in names if name not in COMPARISONS]
     if unknown:
-        print(f"no such comparison: {', '.join(unknown)}", file=sys.stderr)
+        print(f"unknown comparison: {', '.join(unknown)}", file=sys.stderr)
         return 2
     with exclusive_lock():
         failed = _compare_all(names, options)
@@ -89,15 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:{width}}  {it.about}" for name, it in COMPARISONS.items())
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure cartd beside what its users would run in its place.",
-        epilog=f"comparisons, all of them if none is named:\n{listed}\n"
-        f"  {'report':{width}}  print the table of the results so far, and measure nothing\n"
-        f"  {'publish':{width}}  put that table and the curves into docs/performance.md",
+        description="Compare cartd with its alternatives.",
+        epilog=f"comparisons (default: all):\n{listed}\n"
+        f"  {'report':{width}}  print the table of stored results\n"
+        f"  {'publish':{width}}  write that table and the plots into docs/performance.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side runs (5)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small sizes, as a check")
     parser.add_argument("--results", type=Path, default=PLACE / "results.json")
     return parser
 

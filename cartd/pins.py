@@ -1,4 +1,4 @@
-"""Which carts are being sent at this moment, and when each was last used."""
+"""Pins of carts that are being sent, and access times of carts."""
 
 from __future__ import annotations
 

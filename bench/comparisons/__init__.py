@@ -29,16 +29,16 @@ class Comparison:
 
 
 COMPARISONS: Mapping[str, Comparison] = {
-    "idle": Comparison("a start, and a service with nothing to do", idle.idle),
+    "idle": Comparison("start time, and an idle service", idle.idle),
     "download-big": Comparison("a cart of 4 big files, against nginx", downloads.big),
     "download-small": Comparison("a cart of 10,000 small files, against tar", downloads.small),
-    "first-byte": Comparison("the wait for the first byte of big carts", first_byte.first_byte),
+    "first-byte": Comparison("time to the first byte of large carts", first_byte.first_byte),
     "head": Comparison("the status of a cart, against Pacifica Cartd", heads.heads),
     "slow-clients": Comparison("200 slow downloads, every byte checked", slow_clients.slow_clients),
     "attacks": Comparison("1,500 clients that send or read a byte at a time", attacks.attacks),
     "manifests": Comparison("manifests of 100,000 and 1,000,000 entries", manifests.manifests),
     "staging-big": Comparison("staging 4 big files, against Pacifica and aria2c", staging.big),
     "staging-small": Comparison("staging 100 to 100,000 files, against both", staging.small),
-    "flat": Comparison("staging 100,000 files, against 1,000 of cartd's own", staging.flat),
+    "flat": Comparison("staging 100,000 files, against cartd's own 1,000", staging.flat),
     "curves": Comparison("speed and memory over the size of a cart", curves.curves),
 }
