@@ -12,7 +12,7 @@ GOOD: dict[str, Any] = {
 
 
 def _entries(*changes: dict[str, Any], **more: Any) -> bytes:
-    """A manifest of one good entry for each of ``changes``, with these keys in place of its own."""
+    """Return a manifest with a good entry for each of ``changes``, updated with its keys."""
     return json.dumps({"fileids": [{**GOOD, **change} for change in changes], **more}).encode()
 
 
@@ -38,7 +38,7 @@ def _two_paths(first: str, second: str) -> bytes:
 
 
 MANIFESTS: dict[str, tuple[bytes, str]] = {
-    # what is not JSON, or not of the shape: the body, and how the message begins
+    # invalid JSON, or a wrong schema: the body, and the beginning of the message
     "nothing": (b"", "manifest: is not JSON"),
     "a brace": (b"{", "manifest: is not JSON"),
     "words": (b"fileids", "manifest: is not JSON"),

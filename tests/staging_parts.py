@@ -1,6 +1,6 @@
-"""Parts for the tests of staging: an archive of scripts, and all that works with it.
+"""Fixtures for the tests of staging: a scripted archive and a complete staging context.
 
-Nothing here waits for anything but the test's own clock, and what the test holds back.
+They wait only for the test's clock and for Deferreds that the test controls.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from tests.volume_parts import InThisThread
 
 
 class ScriptedArchive(ArchiveClient):
-    """Has files by their ids.  A request that ``holds`` names waits; one of ``fails`` fails."""
+    """Files by their ids.  Requests in ``holds`` wait; those in ``fails`` fail."""
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
         self.on_tape: set[str] = set()
         self.comes_at: dict[str, float] = {}
-        """When files come from tape, by ``seconds``."""
+        """When files come from tape, on the clock ``seconds``."""
         self.seconds: Callable[[], float] = lambda: 0.0
         self.asks_to_wait: dict[str, float] = {}
-        """The ``Retry-After`` of answers about files on tape."""
+        """The ``Retry-After`` of responses for files on tape."""
         self.asked: list[tuple[str, str]] = []
         self.holds: dict[tuple[str, str], Deferred[None]] = {}
         self.fails: dict[tuple[str, str], list[Exception]] = {}
-        """The errors of the next requests, in their order."""
+        """The errors of the next requests, in order."""
         self.away: Exception | None = None
-        """Why no file can be had."""
+        """If set, all requests fail with it."""
         self.bad: dict[str, Exception] = {}
-        """Why these files cannot."""
+        """The errors of these files."""
         self.running = 0
         self.most_running = 0
 
     def times(self, method: str, archive_id: str = "") -> int:
-        """How often was asked, for one file or any."""
+        """Return the number of requests, for one file or all."""
         return sum(one == method and archive_id in ("", name) for one, name in self.asked)
 
     async def status(self, archive_id: str) -> FileState:
@@ -92,7 +92,7 @@ class ScriptedArchive(ArchiveClient):
 
 @implementer(IPushProducer)
 class _Unstoppable:
-    """Has sent everything before anybody can say a word."""
+    """A producer that has already sent everything."""
 
     def pauseProducing(self) -> None:
         pass
@@ -101,14 +101,14 @@ class _Unstoppable:
 
 
 class Bench:
-    """Everything that a staging works with; random waits are neither long nor short."""
+    """A complete staging context; random waits have their mean length."""
 
     def __init__(
         self, root: Path, files: Mapping[str, bytes], threads: ThreadRunner | None = None
     ) -> None:
         self.clock = Clock()
         self.set_ahead = 0.0
-        """Seconds by which the machine's clock was set ahead, while time itself went on."""
+        """Seconds by which the wall clock was set ahead of the monotonic clock."""
         self.store = MemoryStore()
         self.archive = ScriptedArchive(files)
         self.volume = Volume(root, threads or InThisThread())
@@ -174,13 +174,13 @@ class Bench:
         return Recovery(self.store, self.volume, tar_indexes, self.clock, self.now)
 
     def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:
-        """A posted cart of the archive's files, or of some."""
+        """Return a posted cart of all files of the archive, or of some."""
         wanted = list(names) or list(self.archive.files)
         files = {name: self.archive.files[name] for name in wanted}
         return self.store.put(uid, files, bundle=bundle)
 
     def times_until(self, what: Any, *, seconds: float) -> list[float]:
-        """Advance the clock in small steps; when ``what()`` changed, from now on."""
+        """Advance the clock in small steps; return the times when ``what()`` changed."""
         begun, changes, before = self.clock.seconds(), [], what()
         while self.clock.seconds() - begun < seconds:
             self.clock.advance(0.125)

@@ -1,4 +1,4 @@
-"""Batches are written when they are full or old, and who fills one waits for it."""
+"""The batcher writes full or old batches; the call that fills one waits for the write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Written:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.block: Deferred[None] | None = None
-        """What a write waits for, and fails with."""
+        """If set, writes wait for it, and fail with its failure."""
 
     async def __call__(self, items: Sequence[int]) -> None:
         if self.block is not None:
@@ -87,7 +87,7 @@ def test_a_failed_batch_is_retried_with_later_items(ends: str) -> None:
 
 
 def test_any_number_may_wait_for_a_slow_write() -> None:
-    """Deeper chains of Deferreds than Python's stack lose a result, and a cart stands still."""
+    """A chain of Deferreds deeper than the recursion limit would lose a result."""
     clock, written = Clock(), Written()
     written.block = Deferred()
     batches = Batcher(written, clock.seconds, max_age=1.0)

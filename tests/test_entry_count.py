@@ -1,4 +1,4 @@
-"""The number of entries of a manifest, told before any of them is decoded."""
+"""The number of entries of a manifest is checked before any of them is decoded."""
 
 from __future__ import annotations
 

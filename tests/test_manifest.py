@@ -1,4 +1,4 @@
-"""Manifests: what is taken, how it is normalised, and that the rest is refused by name."""
+"""Manifests: what is accepted, how it is normalised, and which error the rest gets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refusal(data: bytes, *, require_hashsum: bool = False) -> str:
     return str(caught.value)
 
 
-# --- what is taken ------------------------------------------------------------------------------
+# --- accepted ---------------------------------------------------------------------------------
 
 
 def test_a_manifest_is_read_in_its_order() -> None:
@@ -73,7 +73,7 @@ def test_a_byte_order_mark_is_read_past() -> None:
     assert parse(b"\xef\xbb\xbf" + body(entry())) == parse(body(entry()))
 
 
-def test_of_a_key_that_comes_twice_the_last_counts() -> None:
+def test_the_last_of_duplicate_keys_counts() -> None:
     data = body(entry()).replace(b'"path": "a"', b'"path": "first", "path": "last"')
     assert paths(parse(data)) == ["last"]
 
@@ -162,7 +162,7 @@ def test_another_manifest_has_another_fingerprint(other: bytes) -> None:
     assert parse(other).fingerprint != parse(body(entry(path="a"), entry(path="b"))).fingerprint
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- rejected ---------------------------------------------------------------------------------
 
 NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "manifest: is not JSON: "),
@@ -234,7 +234,7 @@ NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "message"), NOT_A_MANIFEST.values(), ids=list(NOT_A_MANIFEST))
-def test_what_is_no_manifest_is_refused(data: bytes, message: str) -> None:
+def test_invalid_manifests_are_rejected(data: bytes, message: str) -> None:
     assert refusal(data).startswith(message)
 
 
@@ -342,7 +342,7 @@ def test_hash_sums_are_checked_by_their_own_type() -> None:
     assert refusal(crossed) == "fileids[0].hashsum: is not the 40 hex digits of its hashtype"
 
 
-# --- paths against each other -------------------------------------------------------------------
+# --- path conflicts ---------------------------------------------------------------------------
 
 CLASHES: dict[str, tuple[list[str], str]] = {
     "same": (["x", "a", "y", "a"], "fileids[3].path: is the same as that of fileids[1]"),
@@ -380,7 +380,7 @@ def test_paths_that_share_a_name_prefix_do_not_collide() -> None:
     assert paths(parse(body(*[entry(path=name) for name in names]))) == names
 
 
-# A short alphabet, so that names meet often; '!' and '0' sort on either side of '/'.
+# A short alphabet, so that names collide often; '!' and '0' sort on either side of '/'.
 names = st.lists(st.sampled_from(["a", "b", "a!", "a0"]), min_size=1, max_size=4).map("/".join)
 
 
@@ -397,7 +397,7 @@ def test_paths_clash_exactly_when_one_is_on_the_way_to_another(some: list[str]) 
 
 
 def test_paths_clash_however_many_there_are() -> None:
-    # More than are read or sorted at once, and in no order.
+    # More than a batch, unsorted.
     names = [f"{n * 7919 % 10_007}/file" for n in range(10_007)]
     assert paths(parse(body(*[entry(path=name) for name in names]))) == names
     place = f"fileids[{names.index('9001/file')}]"
@@ -414,7 +414,7 @@ def test_very_deep_paths_cost_no_more_than_their_length() -> None:
     assert len(manifest.entries) == 1000
 
 
-# --- anything at all ----------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -453,7 +453,7 @@ def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
 
 
 @given(st.lists(near_entries | json_values, max_size=4), json_values)
-def test_what_is_nearly_a_manifest_is_parsed_or_refused(entries: list[Any], bundle: Any) -> None:
+def test_almost_valid_manifests_are_parsed_or_rejected(entries: list[Any], bundle: Any) -> None:
     parses_or_is_refused(body(*entries, bundle=bundle))
 
 
@@ -470,7 +470,7 @@ def test_a_damaged_manifest_is_parsed_or_refused(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("uid", ["a", "0", "_a-b.c~", "~", "1" * 255, "a..b"])
-def test_a_uid_of_unreserved_characters_is_taken(uid: str) -> None:
+def test_a_uid_of_unreserved_characters_is_accepted(uid: str) -> None:
     assert check_uid(uid) == uid
 
 

@@ -1,4 +1,4 @@
-"""Names that are one on the volume: found, told of, and never one file for two of a cart."""
+"""Names that collide on the volume are detected, reported and never merged into one file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(*command: str) -> None:
 
 @contextmanager
 def without_case(directory: Path, *, size: int = 32 << 20) -> Iterator[Path]:
-    """A directory on NTFS, which keeps the case of names and does not tell it apart."""
+    """Mount a directory on NTFS, which is case-preserving and case-insensitive."""
     image, mount = directory / "ntfs.image", directory / "ntfs"
     with image.open("wb") as opened:
         opened.truncate(size)
@@ -144,7 +144,7 @@ def test_limitations_of_the_volume_are_reported(tmp_path: Path) -> None:
         assert find_collision(paths, folded) == ("Y/a", "y/A")
         assert list(paths.all_incoming.iterdir()) == []
 
-        # Whatever was overlooked before: one file of a cart never takes the place of another.
+        # Even if a collision was missed before, no file of a cart replaces another one.
         directories = MkdirFS(paths.root, folds=True)
         for name, content in (("data", b"1"), ("data", b"2")):
             place(directories, paths.root / "5" / "uid" / "x" / name, content)

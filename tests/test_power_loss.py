@@ -1,8 +1,8 @@
-"""What the store calls staged is on the disk, or it is found out before anybody is sent it.
+"""Power failures: files that may not have reached the disk are verified before they are sent.
 
-No power is lost here: a service is killed, and then its files are cut and emptied that nobody has
-synced; the next one is told that it runs on a machine that has started anew.  It runs with changes
-that make a disk slow, broken or watched; see ``CHANGED``.
+A power failure is simulated: a service is killed, its unsynced files are truncated or emptied, and
+the next service runs as after a reboot, with patches that make the disk slow, broken or watched;
+see ``CHANGED``.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def changed_cartd(
 
 
 def another_boot() -> str:
-    """Have it run as if the machine had started anew."""
+    """Simulate a reboot of the machine."""
     return f"file_system.page_cache_id = lambda _: {str(uuid.uuid4())!r}\n"
 
 
 def start(cartd: RunningCartd, changes: str, boot: str | None = None) -> None:
-    """Start it with ``changes``, and forget what has been hashed before."""
+    """Start it with ``changes``, and forget which files were hashed."""
     (cartd.directory / "hashed").unlink(missing_ok=True)
     program = f"{CHANGED}{changes}{another_boot() if boot is None else boot}run()"
     cartd.program = (sys.executable, "-c", program, *cartd.twistd[1:])
@@ -88,13 +88,13 @@ def start(cartd: RunningCartd, changes: str, boot: str | None = None) -> None:
 
 
 def hashed(cartd: RunningCartd) -> set[Path]:
-    """The files on the volume that were read to compare them with their hashes."""
+    """Return the files on the volume that were read to verify their hashes."""
     listed = cartd.directory / "hashed"
     return set(map(Path, listed.read_text().splitlines())) if listed.exists() else set()
 
 
 def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
-    """The positions of files that may not be on the disk, by the uids of their carts."""
+    """Return the positions of dirty files, by the uids of their carts."""
     found: dict[str, set[int]] = {}
     with begin(cartd.database) as connection:
         rows = connection.execute(
@@ -106,7 +106,7 @@ def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
 
 
 def noted_memories(cartd: RunningCartd) -> list[str]:
-    """The processes of which it is known what the system's memory has."""
+    """Return the processes whose page cache is recorded."""
     with begin(cartd.database) as connection:
         return list(connection.execute(text("SELECT holder FROM page_cache")).scalars())
 
@@ -117,7 +117,7 @@ def cut(path: Path) -> None:
 
 
 def empty(path: Path) -> None:
-    """As a file system leaves blocks that were promised, and never written."""
+    """Damage the file as a file system leaves blocks that were allocated but not written."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -130,7 +130,7 @@ def damage(paths: Iterable[Path]) -> None:
 
 
 def answers_until_ready(cartd: RunningCartd, uid: str, answers: list[Answer]) -> Thread:
-    """Ask for the cart over and over, from before anybody listens until it is sent."""
+    """Request the cart repeatedly, from before the service listens until it is sent."""
     end = time.monotonic() + DEADLINE
 
     def ask() -> None:
@@ -196,7 +196,7 @@ def test_after_a_power_failure_only_damaged_files_are_fetched(
             damage([tree(cartd, "large") / f"dir/file-{number}"])
         damage(tree(cartd, "many") / f"{name[-1]}/{name}" for name in damaged)
         empty(tree(cartd, "unknown") / f"u/{names[5]}")
-        # A copy that is right under another name spares a file the archive, if it is found in time.
+        # An intact copy under another name saves fetching a file, if it is found in time.
         nowhere = {
             name
             for name in damaged
@@ -309,7 +309,7 @@ def test_unwritten_files_are_verified_while_the_service_runs(
         wait_for(lambda: len(hashed(cartd)) == 5)
         assert cartd.log.count("Check the disk") == 1
         archive.files["tape"].tape_heads = 0
-        # The disk stays broken: what has come last is doubted once more, after ever longer rests.
+        # The disk stays broken: the last files are revalidated again, with growing pauses.
         answers: list[Answer] = []
 
         def is_intact() -> bool:
@@ -337,7 +337,7 @@ def test_a_command_verifies_and_syncs_what_it_stages(
         empty(tree(cartd, "half") / "1")
         cut(tree(cartd, "mine") / "dir/file-2")
         archive.files["tape"].tape_heads = 0
-        # One was being staged, with links to the other, which was ready: both lose two files.
+        # One cart was being staged, with links to the ready one: both lose two files.
         assert noted_memories(cartd)
         cartd.run("cartd-cmd", "fixit", "--cartid", "half")
         cartd.run("cartd-cmd", "verify", "--cartid", "mine", "--repair")

@@ -1,4 +1,4 @@
-"""A process is alive for as long as it holds the lock of its name, however it ends."""
+"""A process is alive as long as its lock file is locked, however it ends."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def test_a_process_without_locks_is_not_considered_dead(
 
 
 @pytest.mark.parametrize("then", ["holds it still", "has removed it"])
-def test_a_start_is_not_taken_for_dead_before_it_has_its_lock(
+def test_a_starting_process_is_not_considered_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    """Another process looks at the new file between its creation and its lock."""
+    """Another process checks the new file between its creation and its lock."""
     lock = fcntl.flock
     looking: list[int] = []
 
@@ -148,7 +148,7 @@ def test_a_kernel_has_one_name_for_all_its_processes() -> None:
 @pytest.mark.parametrize(
     "name", ["", "here", "here-12-0badcafe", "../here-0badcafe-1-0badcafe", "here-0badcafe-x-y"]
 )
-def test_nothing_is_said_of_what_is_not_a_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_not_considered_dead(tmp_path: Path, name: str) -> None:
     (tmp_path / "here-0badcafe-1-0badcafe.lock").touch()
     (tmp_path / "holders").mkdir()
     process_locks = ProcessLocks(tmp_path / "holders", host="here", boot="0badcafe")

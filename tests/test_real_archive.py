@@ -77,7 +77,7 @@ def test_peculiar_files_come_out_as_they_are(archive: RealArchive, cartd: Runnin
         assert (staged.read_bytes(), staged.stat().st_mtime) == file.unpacked
 
 
-def test_a_cart_of_300_files_comes_out_in_the_order_of_its_manifest(
+def test_a_cart_of_300_files_has_the_order_of_its_manifest(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     files = many_files(300, first_id=1000)
@@ -92,7 +92,7 @@ def test_a_cart_of_300_files_comes_out_in_the_order_of_its_manifest(
     assert told["bytes-total"] == told["bytes-staged"] == str(sum(len(f.data) for f in files))
 
 
-def test_hash_sums_in_capitals_are_right_and_missing_ones_are_recorded(
+def test_upper_case_hashes_are_valid_and_missing_ones_recorded(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     known = [ArchivedFile(f"k-{name}", f"k/{name}", b"a" * 9, 0, name) for name in HASH_TYPES]
@@ -108,7 +108,7 @@ def test_hash_sums_in_capitals_are_right_and_missing_ones_are_recorded(
     assert recorded == {file.path: file.hash_sum for file in [*known, *unknown]}
 
 
-def test_leading_slashes_and_empty_components_of_a_path_are_dropped(
+def test_leading_slashes_and_empty_path_components_are_dropped(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
     one = ArchivedFile(100, "/rooted", b"one")
@@ -155,7 +155,7 @@ def test_a_corrupt_file_is_named_with_both_hashes(
     assert not list(cartd.volume.glob("*/damaged/damaged.dat"))
 
 
-def test_a_cart_of_files_that_were_put_by_http_is_bundled_when_it_asks(
+def test_files_that_were_put_by_http_are_bundled_on_request(
     archive: RealArchive, cartd: RunningCartd, tmp_path: Path
 ) -> None:
     archive.put("put", b"by http")

@@ -1,4 +1,4 @@
-"""The queue of the files on tape: growing waits, and few bytes a file."""
+"""The queue of files on tape: exponential backoff, and a few bytes per file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is told of carts before it is known which of them are whole after a crash."""
+"""Requests wait until crash recovery knows which carts must be verified."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.volume_parts import begin, failure_of
 
 
 class LeftBehind(MemoryStore):
-    """``noted`` is what the dead have not synced."""
+    """``noted``: dirty rows of dead processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Recovered(Bench):
         return begin(self.made.recover("me", {"you"}))
 
     def put_whole(self, *, bundle: bool = False) -> Cart:
-        """A cart all of whose files are recorded as staged."""
+        """Return a cart all of whose files are recorded as staged."""
         cart = self.put(bundle=bundle)
         self.left._change(cart.id, files_staged=cart.files_total)
         return self.left.carts[cart.id]

@@ -1,6 +1,6 @@
-"""A volume on a real file system that refuses to write or remove files: no ready cart is lost.
+"""A volume on a real file system that fails to write or remove files: no ready cart is lost.
 
-The file system is an ext4 of its own, on a loop device; that, and the flags of files, need root.
+The file system is a separate ext4 on a loop device; that, and the flags of files, need root.
 """
 
 from __future__ import annotations

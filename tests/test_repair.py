@@ -1,4 +1,4 @@
-"""Damaged carts go back to staging, whatever their size, and not for ever."""
+"""Damaged carts are restaged, whatever their size, but not endlessly."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=MANY, bytes_total=
 
 
 class Rows:
-    """A store with a cart of so many files, each of one byte, and no memory of its own."""
+    """A store with a cart of many files, each of one byte, which takes no memory."""
 
     def __init__(self, number: int = MANY, cart: Cart = CART) -> None:
         self.current = cart
         self._number = number
         self.pages = 0
         self.lost: list[int] = []
-        """How many files were lost, each time."""
+        """How many files were lost at each restage."""
         self.ended: list[str] = []
 
     async def cart(self, _: int) -> Cart:
@@ -55,7 +55,7 @@ class Lacking:
     def __init__(self, first: int = 0) -> None:
         self._first = first
         self.refuses = ""
-        """Why nothing can be written."""
+        """Why the volume is not writable."""
 
     async def stat_files(
         self, _: Cart, files: Sequence[CartFile]
@@ -94,7 +94,7 @@ class Bench:
 
 @pytest.mark.parametrize("first", [0, MANY // 2])
 def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
-    """The positions of what is lost are all that is kept: eight bytes a file."""
+    """Only the positions of lost files are kept in memory: eight bytes per file."""
     bench = Bench(Rows(), Lacking(first))
     tracemalloc.start()
     bench.restage([7])
@@ -128,7 +128,7 @@ def test_a_cart_that_is_damaged_again_and_again_ends_in_error() -> None:
     [message] = bench.rows.ended
     assert message.startswith(f"Its files were damaged on the volume {MAX_RESTAGES + 1} times")
     assert [event["log_level"].name for event in events] == ["error"]
-    # Whoever has looked after the disk stages it again, and it may begin anew.
+    # After an administrator has restaged it, counting starts again.
     bench.restage()
     assert len(bench.staged) == MAX_RESTAGES + 1
 
@@ -148,7 +148,7 @@ def test_a_cart_stays_ready_while_the_volume_is_not_writable() -> None:
     assert bench.staged == [1]
 
 
-def test_what_was_long_ago_is_forgiven() -> None:
+def test_restages_outside_the_window_do_not_count() -> None:
     bench = Bench(Rows(3), Lacking())
     for _ in range(3 * MAX_RESTAGES):
         bench.restage()
@@ -156,7 +156,7 @@ def test_what_was_long_ago_is_forgiven() -> None:
     assert (len(bench.staged), bench.rows.ended) == (3 * MAX_RESTAGES, [])
 
 
-def test_what_is_staged_again_by_an_administrator_does_not_count() -> None:
+def test_restages_by_an_administrator_do_not_count() -> None:
     bench = Bench(Rows(3, replace(CART, status=CartStatus.ERROR)), Lacking())
     for _ in range(3 * MAX_RESTAGES):
         bench.restage()

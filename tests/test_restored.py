@@ -36,7 +36,7 @@ def running(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
 
 
 def back_up(cartd: RunningCartd) -> None:
-    """Of the database, as it is while the service runs."""
+    """Back up the database while the service runs."""
     with (
         closing(sqlite3.connect(cartd.directory / "cartd.sqlite3")) as source,
         closing(sqlite3.connect(cartd.directory / "backup")) as target,
@@ -70,7 +70,7 @@ def test_new_carts_do_not_inherit_orphans_after_a_restore(
         wait_for(lambda: "3 directories on the volume, such as 2, belong to no cart" in cartd.log)
         assert cartd.log.count("belong to no cart") == 1
 
-        # It gets the id of one of the lost.
+        # It gets the id of a lost cart.
         stage(cartd, archive, "new", 1000)
         assert not any("lost/" in path for path in on_the_volume(cartd))
         assert cartd.download("new") == {"dir/file-0": content("new-0", 1000)}
@@ -113,7 +113,7 @@ def test_an_older_volume_is_repaired_after_a_restore(
         cartd.start()
         wait_for(lambda: not (cartd.volume / "1").exists())
 
-        # What was recorded as staged, and is not there, is fetched before the cart is ready.
+        # Files recorded as staged that are missing are fetched before the cart is ready.
         cartd.wait_until("half", "ready")
         assert cartd.download("half") == {
             f"dir/file-{n}": content(f"half-{n}", 500) for n in (0, 1)
@@ -128,10 +128,10 @@ def test_an_older_volume_is_repaired_after_a_restore(
 
 
 @in_a_thread
-def test_a_bundle_that_is_all_there_needs_no_tree_to_be_taken_up(
+def test_a_complete_bundle_is_resumed_without_its_tree(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    """As after a kill between the writing of the tar and its being recorded."""
+    """As after a kill between writing and recording the tar."""
     with running(tmp_path, archive) as cartd:
         stage(cartd, archive, "tar", 2000, files=2, bundle=True)
         whole = cartd.get("/tar").body
@@ -178,7 +178,7 @@ class TestOrphans:
         assert {one.cart_id: one.size for one in found} == {10: 10, 11: 10, 12: 10, 14: 0, 20: 3}
 
     @in_the_loop
-    async def test_what_has_become_a_cart_is_not_removed(
+    async def test_an_orphan_that_became_a_cart_is_not_removed(
         self, store: Store, volume: Volume, root: Path
     ) -> None:
         for path in ("1/mine/a", "2/lost/a"):
@@ -192,9 +192,7 @@ class TestOrphans:
         assert everything(root) == {"1", "1/mine", "1/mine/a", "cartuids", "incoming"}
 
     @in_the_loop
-    async def test_no_cart_ever_gets_the_id_of_what_is_removed(
-        self, store: Store, database: str
-    ) -> None:
+    async def test_ids_of_removed_orphans_are_not_reused(self, store: Store, database: str) -> None:
         assert await store.retire_unknown_ids([7, 4]) == {4, 7}
         cart = await posted(store)
         assert cart.id == 8

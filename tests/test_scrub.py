@@ -1,4 +1,4 @@
-"""Carts that are compared with their hashes while the service runs: which, how fast, what then."""
+"""The scrub: which carts it verifies, how fast, and what it does about damage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INTERVAL = 1000.0
 
 
 class DatedStore(MemoryStore):
-    """Knows when each of its carts was verified."""
+    """A store with the time of the last verification of each cart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class DatedStore(MemoryStore):
 
 
 class ScriptedVerification(Verification):
-    """Takes ``trips`` of one second each for a cart, and then finds what it was told to."""
+    """Reads each cart in ``trips`` of one second, and then returns preset damage."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -88,7 +88,7 @@ class Bench:
         self.clock = Clock()
         self.clock.rightNow = 10_000.0
         self.set_ahead = 0.0
-        """Seconds by which the machine's clock was set ahead, while time itself went on."""
+        """Seconds by which the wall clock was set ahead of the monotonic clock."""
         self.store = DatedStore()
         self.verification = ScriptedVerification(self.clock)
         self.repair = GivesBack()
@@ -118,7 +118,7 @@ class TestOrder:
         assert begin(bench.scrub.scrub()) == [None]
         assert bench.read() == [2, 3, 1]
 
-    def test_what_was_staged_within_the_interval_is_not_read(self) -> None:
+    def test_carts_staged_within_the_interval_are_not_scrubbed(self) -> None:
         bench = Bench(2)
         bench.store.change(bench.carts[0], updated=9_500.0)
         begin(bench.scrub.scrub())
@@ -272,14 +272,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 
 def dates(site: CartSite, uid: str) -> tuple[str, str, str]:
-    """When the cart was used, when its status changed, and when it was verified."""
+    """Return the times of the cart: last use, last change of status, last verification."""
     query = "SELECT used_date, updated_date, verified_date FROM cart WHERE cart_uid = ?"
     [row] = site.query(query, uid)
     return row[0], row[1], row[2]
 
 
 def spoil(path: Path) -> None:
-    """Other bytes, as many as before, at the same time."""
+    """Replace the content by other bytes, keeping size and mtime."""
     status = path.stat()
     path.write_bytes(bytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

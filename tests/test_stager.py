@@ -1,4 +1,4 @@
-"""Which carts a process stages: begun, taken up, let go of, each under a lease that it keeps."""
+"""The stager: carts are started, resumed and aborted, each under a lease."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {"1": b"one", "2": b"two"}
 
 
 class Staged(Bench):
-    """A bench with a stager on it."""
+    """A bench with a stager."""
 
     def __init__(self, root: Path, stall_timeout: float = STALL_TIMEOUT) -> None:
         super().__init__(root, FILES)
@@ -116,7 +116,7 @@ class TestErrors:
         assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
 
     def test_a_cart_in_error_keeps_what_is_recorded_and_nothing_else(self, bench: Staged) -> None:
-        """What a crash has left unrecorded would take room that nobody counts."""
+        """Otherwise files left by a crash would take space that is not counted."""
         cart = bench.put()
         unrecorded = bench.volume.member(cart, "dir/2")
         unrecorded.parent.mkdir(parents=True)
@@ -130,7 +130,7 @@ class TestErrors:
         assert list((bench.root / "incoming").iterdir()) == []
 
     def test_a_cart_fails_only_after_its_files_are_recorded(self, bench: Staged) -> None:
-        """Else what is on the volume, but not recorded, would take room that nobody counts."""
+        """Otherwise unrecorded files on the volume would take space that is not counted."""
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id)
@@ -148,7 +148,7 @@ class TestErrors:
     def test_a_failed_cart_stays_reserved_if_its_files_are_unknown(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As a failed disk lets nobody look: else that would take room that nobody counts."""
+        """A failed disk cannot be read: otherwise its files would not be counted."""
 
         async def hidden(_: int, *, include_staged: bool = False) -> None:
             raise OSError(errno.EIO, "Input/output error")
@@ -221,7 +221,7 @@ class TestErrors:
 
 
 class TestTakingUp:
-    def test_what_was_left_unfinished_is_taken_up_at_the_start(self, bench: Staged) -> None:
+    def test_unfinished_carts_are_resumed_at_the_start(self, bench: Staged) -> None:
         cart = bench.put()
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
@@ -284,7 +284,7 @@ class TestTakingUp:
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.staged(cart.id) == ["1", "2"]
-        # Both were on the volume: nothing is fetched again.
+        # Both files are on the volume: nothing is fetched again.
         assert bench.archive.times("GET") == 2
 
     def test_a_short_store_outage_does_not_fail_the_cart(self, bench: Staged) -> None:
@@ -326,7 +326,7 @@ class TestLeases:
         assert bench.status(cart.id) is CartStatus.STAGING
         assert bench.store.leases[cart.id][0] == "elsewhere-1-0badcafe"
 
-    def test_what_is_staged_is_known_to_the_store_within_a_second(self, bench: Staged) -> None:
+    def test_staged_files_are_recorded_within_a_second(self, bench: Staged) -> None:
         bench.start()
         cart = bench.put()
         bench.hold("GET", "2")
@@ -340,7 +340,7 @@ class TestStandingStill:
     def test_a_stalled_cart_is_restarted_and_logged(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As if a fault of ours had lost what its staging waits for."""
+        """As if a bug had lost the Deferred that the staging waits for."""
         lost: list[Deferred[list[CartFile]]] = [Deferred()]
         files = bench.store.files
 
@@ -424,7 +424,7 @@ class TestWaitingForLong:
         bench.start()
 
         def wait(days: int) -> tuple[int, int]:
-            """So long; then how many callbacks and objects there are."""
+            """Advance the clock; return the numbers of callbacks and objects."""
             bench.clock.pump([86_400.0] * days)
             assert bench.stager.count() == carts
             bench.archive.asked.clear()
@@ -448,7 +448,7 @@ class TestLettingGo:
         assert bench.stager.count() == 0
         assert list(bench.root.glob("incoming/*/*")) == []
 
-    def test_to_drop_what_is_not_staged_does_nothing(self, bench: Staged) -> None:
+    def test_aborting_a_cart_that_is_not_staged_does_nothing(self, bench: Staged) -> None:
         bench.start()
         assert begin(bench.stager.abort(99)) == [None]
 

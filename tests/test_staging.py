@@ -1,4 +1,4 @@
-"""The staging of one cart, second by second: patience, recalls, and what is left when it ends."""
+"""The staging of one cart on a test clock: retries, recalls, and the state when it ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def errors(bench: Bench, cart_id: int) -> dict[str, str]:
-    """What the store says of the files in error, by their ids."""
+    """Return the recorded errors of files, by their ids."""
     rows = bench.store.rows[cart_id]
     return {row.archive_id: row.error for row in rows if row.status is FileStatus.ERROR}
 
@@ -112,7 +112,7 @@ class TestPatience:
     @pytest.mark.parametrize(
         "error", [ArchiveError("no such file", retryable=False), OSError(5, "broken disk")]
     )
-    def test_what_would_fail_again_is_not_tried_again(self, bench: Bench, error: Exception) -> None:
+    def test_a_permanent_failure_is_not_retried(self, bench: Bench, error: Exception) -> None:
         bench.archive.fails["GET", "2"] = [error]
         _, ended = run(bench, bench.put())
         assert isinstance(failure_of(ended), FilesFailed | FileFailed)
@@ -130,7 +130,7 @@ class TestPatience:
 
 
 class TestFailedFiles:
-    """One bad file hides no other, and keeps none from being staged."""
+    """All bad files are reported, and all others staged."""
 
     @staticmethod
     def of(tmp_path: Path, number: int) -> Bench:
@@ -161,7 +161,7 @@ class TestFailedFiles:
         assert len(bench.store.staged(cart.id)) == 35
         assert not bench.clock.getDelayedCalls()
 
-        # What is mended needs only what has failed.
+        # A restaged cart fetches only the failed files.
         bench.archive.files["5"] = b"5"
         bench.archive.asked.clear()
         _, ended = run(bench, cart, resumed=True)
@@ -206,7 +206,7 @@ class TestFailedFiles:
             < MAX_FAILED_IF_MOST_FAIL + WINDOW
         )
 
-    def test_a_cart_of_which_most_can_be_had_is_given_up_late(self, tmp_path: Path) -> None:
+    def test_a_cart_whose_files_mostly_succeed_is_aborted_late(self, tmp_path: Path) -> None:
         bench = self.of(tmp_path, 1600)
         for name in list(bench.archive.files)[::5]:
             bench.archive.fails["HEAD", name] = [ArchiveError("404", retryable=False)]
@@ -229,7 +229,7 @@ class TestRoom:
         assert bench.archive.times("HEAD") == 3
         assert bench.archive.times("GET") == 0
 
-    def test_a_bundle_is_promised_room_beside_its_files(self, bench: Bench) -> None:
+    def test_space_for_a_bundle_is_reserved_beside_its_files(self, bench: Bench) -> None:
         asked: list[dict[str, int]] = []
 
         async def note(cart: Cart, holder: str, **sizes: int) -> None:
@@ -290,7 +290,7 @@ class TestTapes:
     def test_recalling_many_files_costs_a_few_requests_each(
         self, tmp_path: Path, number: int
     ) -> None:
-        """One a second, the first after 20 seconds."""
+        """One poll per second, the first after 20 seconds."""
         bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(number)})
         bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(number)}
         bench.archive.seconds = bench.clock.seconds
@@ -334,7 +334,7 @@ class TestTapes:
         running.cancel()
 
     def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
-        """More files are in front of it than are under way at once."""
+        """More files precede it than fit into the window."""
         disk = {f"disk{n}": b"" for n in range(300)}
         tape = {f"tape{n}": b"" for n in range(20)}
         bench = Bench(tmp_path / "volume", disk | tape)
@@ -369,7 +369,7 @@ class TestTapes:
         bench.clock.pump([0.1] * 30)
         asked = [int(name) // 30 for method, name in bench.archive.asked if method == "HEAD"]
         assert len(asked) - states <= 32
-        # Each cart gets its share, though the first has more than that due.
+        # Each cart gets its share, although the first has more polls due.
         assert all(asked[states:].count(cart) >= 8 for cart in range(3))
 
     def test_a_recall_can_be_cancelled_while_waiting_for_a_poll(self, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ class TestTapes:
 
 
 class TestTakingUp:
-    def test_what_is_on_the_volume_and_right_is_not_fetched_again(self, bench: Bench) -> None:
+    def test_intact_files_on_the_volume_are_not_fetched_again(self, bench: Bench) -> None:
         cart = bench.put()
         tree = bench.volume.tree(cart) / "dir"
         tree.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Staging onto a disk that refuses: an error that tells the cause, and no endless trying."""
+"""Staging to a failing disk: an error with the cause, and no endless retries."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def test_a_file_that_the_system_will_not_write_is_named(tmp_path: Path) ->
         assert len(archive.seen("GET", "large")) == 1
         assert not any("large" in path or "incoming" in path for path in on_the_volume(cartd))
 
-        # The next one is not harmed.
+        # The next cart is not affected.
         await deferToThread(cartd.post, "other", manifest(entries[:1]))
         await deferToThread(cartd.wait_until, "other", "ready")
         assert await deferToThread(cartd.download, "other") == {"a/small": b"small"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_in_the_place_of_a_new_cart_goes(tmp_path: Path) -> None:
+async def test_leftovers_in_the_directory_of_a_new_cart_are_removed(tmp_path: Path) -> None:
     async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two")

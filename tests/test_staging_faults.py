@@ -1,4 +1,4 @@
-"""Staging out of an archive that misbehaves: right in the end, or in error with the true cause."""
+"""Staging from a faulty archive: right in the end, or in error with the true cause."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A fault of one kind of request, and what a user is told of it if it stays."""
+    """A fault of one kind of request, and the message for the user if it is permanent."""
 
     method: str
     fault: Fault
@@ -69,16 +69,16 @@ PASSING = {
     "hangs-in-the-middle": Row("GET", hang_after(4000), "sent nothing for 0.4 seconds"),
     "garbage": Row("GET", garbage(), "is not HTTP"),
 }
-"""What may be over soon, and so is tried again."""
+"""Transient faults, which are retried."""
 FINAL = {
     "state-404": Row("HEAD", status(404), "answered 404 Not Found to HEAD"),
     "404": Row("GET", status(404), "answered 404 Not Found to GET"),
     "elsewhere": Row("GET", redirect("http://127.0.0.2:8080/404"), "redirects to another server"),
 }
-"""What the archive would say again: no second request is worth while."""
+"""Permanent faults, which are not retried."""
 
 SLOW = {"drips": Row("GET", drip(1000, 0.07), "")}
-"""What takes longer than the archive may be silent, but is never silent for long: no fault."""
+"""A transfer that takes longer than the stall timeout without stalling: no fault."""
 
 
 def settings(max_attempts: int) -> str:
@@ -91,7 +91,7 @@ def settings(max_attempts: int) -> str:
 def post_all(
     cartd: RunningCartd, archive: FaultyArchive, rows: dict[str, Row], *, times: int | None
 ) -> None:
-    """For each row a cart of its name: a file that fails ``times`` times, and a good one."""
+    """For each row, a cart with a file that fails ``times`` times and a good file."""
     for name, row in rows.items():
         archive.put(name, DATA)
         archive.fault(name, row.fault, method=row.method, times=times)
@@ -135,7 +135,7 @@ async def test_a_permanent_fault_is_reported_with_file_and_cause(tmp_path: Path)
             got = await deferToThread(cartd.get, f"/{name}")
             assert (got.status, got.json["message"]) == (500, message)
             tries = len(archive.seen(row.method, name))
-            # A kept connection that was closed meanwhile is no try.
+            # A closed keep-alive connection does not count as an attempt.
             assert tries == 1 if name in FINAL else 3 <= tries <= 6
         assert not any(path.endswith("/file") for path in on_the_volume(cartd))
         assert not any(path.startswith("incoming") for path in on_the_volume(cartd))
@@ -181,7 +181,7 @@ async def test_all_failed_files_are_reported_and_good_ones_are_kept(tmp_path: Pa
         assert set(failed) == {"f5", "f10", "f20", "f30"}
         assert "404" in failed["f20"] and "was declared" in failed["f30"]
 
-        # Posted again, it needs only what has failed.
+        # Posted again, it fetches only the failed files.
         archive.heal()
         before = len(archive.seen("GET"))
         await deferToThread(cartd.post, "many", body)

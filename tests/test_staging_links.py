@@ -1,4 +1,4 @@
-"""A cart whose files another has on the volume: linked, and the archive is not asked."""
+"""Deduplication: files that another cart has on the volume are linked, not fetched."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ready(bench: Bench, *names: str, **more: Any) -> Cart:
 
 
 def names_of(bench: Bench, cart: Cart) -> dict[str, int]:
-    """How many names each file of the cart's tree has on the disk."""
+    """Return the link count of each file of the cart's tree."""
     return {path.name: path.stat().st_nlink for path in (bench.volume.tree(cart) / "dir").iterdir()}
 
 
@@ -53,7 +53,7 @@ def test_a_repeated_cart_is_ready_without_a_request(bench: Bench) -> None:
     assert (again.bytes_total, again.volume_bytes) == (353, 353)
 
 
-def test_only_what_is_to_be_fetched_is_asked_for(bench: Bench) -> None:
+def test_space_is_reserved_only_for_files_to_be_fetched(bench: Bench) -> None:
     ready(bench, "1", "3", uid="first")
     bench.archive.asked.clear()
     asked: list[tuple[int, dict[str, int]]] = []
@@ -65,7 +65,7 @@ def test_only_what_is_to_be_fetched_is_asked_for(bench: Bench) -> None:
     again = ready(bench, uid="again")
     assert bench.archive.asked == [("HEAD", "2"), ("GET", "2")]
     assert names_of(bench, again) == {"1": 2, "2": 1, "3": 2}
-    # Those that are linked count as taken, so that no room is sought for them.
+    # Linked bytes count as used, so that no space is reserved for them.
     assert asked == [(350, {"bytes_total": 353, "volume_bytes": 353})]
 
 
@@ -145,8 +145,8 @@ def test_a_lease_that_is_lost_ends_it(bench: Bench) -> None:
     assert isinstance(failure_of(ended), LeaseLost)
 
 
-def test_what_was_linked_and_not_recorded_is_found_again(bench: Bench) -> None:
-    """As after kill -9 between the two."""
+def test_an_unrecorded_link_is_found_again(bench: Bench) -> None:
+    """As after kill -9 between linking and recording."""
     first = ready(bench, uid="first")
     cart = bench.put(uid="again")
     bench.volume.member(cart, "dir/1").parent.mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_what_was_linked_and_not_recorded_is_found_again(bench: Bench) -> None:
 def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     bench: Bench,
 ) -> None:
-    """Who stages the same again is linked to it."""
+    """A cart with the same files is linked to it."""
     first = ready(bench, "1", uid="first")
     third = ready(bench, "1", uid="third")
     cart = bench.put(["1"], uid="again")
@@ -173,7 +173,7 @@ def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     assert names_of(bench, cart) == {"1": 3}
 
 
-def test_a_cart_without_room_for_the_rest_keeps_its_links(bench: Bench) -> None:
+def test_a_cart_without_space_for_the_rest_keeps_its_links(bench: Bench) -> None:
     ready(bench, "1", uid="first")
 
     async def refuse(cart: Cart, holder: str, **sizes: int) -> None:

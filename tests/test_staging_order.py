@@ -1,4 +1,4 @@
-"""Who waits for whom: tapes for nobody, small carts not for large ones, all for a connection."""
+"""Order of staging: tape blocks no other file, and large carts do not block small ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.faulty_archive import FaultyArchive
 from tests.running_cartd import RunningCartd, entry, manifest, wait_for
 
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEAD requests until a file comes from tape: more than any test sends."""
 
 
 def put(
     archive: FaultyArchive, prefix: str, number: int, *, tape_heads: int | None = None
 ) -> dict[str, bytes]:
-    """Hold files with the ids ``prefix`` and a number; gives them."""
+    """Put files with the ids ``prefix`` and a number into the archive; return them."""
     files = {f"{prefix}{n}": f"{prefix} {n}".encode() for n in range(number)}
     for archive_id, data in files.items():
         archive.put(archive_id, data, tape_heads=tape_heads)
@@ -36,7 +36,7 @@ def downloaded(cartd: RunningCartd, uid: str) -> dict[str, bytes]:
 
 
 def asked(archive: FaultyArchive, method: str, prefix: str) -> Sequence[str]:
-    """The ids of the requests of one method for the files of ``prefix``, in their order."""
+    """Return the ids of the requests of one method for files of ``prefix``, in order."""
     ids = [request.target.removeprefix("/") for request in archive.seen(method)]
     return [archive_id for archive_id in ids if archive_id.startswith(prefix)]
 
@@ -48,12 +48,12 @@ async def test_files_on_tape_are_announced_and_do_not_block_others(tmp_path: Pat
         tape = put(archive, "tape", 30, tape_heads=NEVER)
         disk = put(archive, "disk", 3)
         await deferToThread(post, cartd, "mixed", tape | disk)
-        # Of a mixed cart, what is on disk does not wait for the rest.
+        # In a mixed cart, files on disk do not wait for tape.
         staged = {f"1/mixed/files/{name}" for name in disk}
         await deferToThread(wait_for, lambda: on_the_volume(cartd) == staged)
         await archive.until(lambda: set(asked(archive, "POST", "tape")) == set(tape))
         assert asked(archive, "POST", "disk") == []
-        # While all of that waits, a cart behind it has both connections.
+        # While the files on tape wait, a later cart uses both connections.
         await archive.until(lambda: archive.running == 0)
         behind = put(archive, "behind", 3)
         await deferToThread(post, cartd, "behind", behind)
@@ -81,7 +81,7 @@ async def test_a_small_cart_is_ready_before_an_earlier_large_one(
     async with cartd_with_archive(tmp_path, ini) as (cartd, archive):
         large = put(archive, "large", 2000)
         small = put(archive, "small", 3)
-        # In pieces, so that the answers overlap.
+        # In pieces, so that the responses overlap.
         archive.fault("*", drip(3), method="GET", times=None)
         await deferToThread(post, cartd, "large", large)
         await archive.until(lambda: len(archive.requests) >= 100)
@@ -91,12 +91,12 @@ async def test_a_small_cart_is_ready_before_an_earlier_large_one(
         last = max(n for n, seen in enumerate(archive.requests) if "small" in seen.target)
         assert last < len(large)  # of the twice as many that the large cart needs
 
-        # A cart that is deleted in the middle of all that is let go of at once.
+        # A cart that is deleted meanwhile is aborted at once.
         await archive.until(lambda: len(asked(archive, "GET", "large")) >= 100)
         assert (await deferToThread(cartd.delete, "large")).status == 200
         await archive.until(lambda: archive.running == 0)
         requests = len(archive.requests)
-        # A large tree is removed when the answer to the DELETE is there.
+        # A large tree is removed before the response to DELETE.
         small_ones = {f"2/small/files/{name}" for name in small}
         await deferToThread(wait_for, lambda: on_the_volume(cartd) == small_ones)
         assert await deferToThread(cartd.terminate) == 0

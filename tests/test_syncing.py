@@ -1,4 +1,4 @@
-"""The volume is synced while there is something to sync; the store is told what the disk has."""
+"""The volume is synced while there are dirty rows; the store records what is on the disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(*command: str) -> None:
 
 @contextmanager
 def mounted(directory: Path, image: str = "image") -> Iterator[Path]:
-    """A directory on a file system of its own; root alone may do that."""
+    """Mount a separate file system; needs root."""
     volume, device = directory / "volume", directory / image
     volume.mkdir(exist_ok=True)
     if not device.exists():
@@ -50,7 +50,7 @@ def mounted(directory: Path, image: str = "image") -> Iterator[Path]:
 
 
 def opened(volume: Path) -> str | None:
-    """What the memory of the file system is known by."""
+    """Return the id of the file system's page cache."""
     found = FileSystem(volume)
     found.open()
     found.close()
@@ -58,12 +58,12 @@ def opened(volume: Path) -> str | None:
 
 
 class NotedRows(Store):
-    """The rows of what may not be on the disk: ids, and their carts.  ``away`` so many times."""
+    """Dirty rows: ids and their carts.  Fails ``away`` times."""
 
     def __init__(self) -> None:
         self.rows: dict[int, int] = {}
         self.known: str | None = None
-        """Which memory has what was written, as the store knows it."""
+        """The recorded id of the page cache."""
         self.away = 0
         self.asked = 0
 
@@ -100,7 +100,7 @@ class NotedRows(Store):
 
 
 class Disk(FileSystem):
-    """Fails as often as it is told."""
+    """Fails ``fails`` times."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -121,7 +121,7 @@ class Disk(FileSystem):
 
 
 class Bench:
-    """A syncing on a disk that writes when it is told to; ``doubted`` is what it gave up."""
+    """Syncing on a disk that writes on demand; ``doubted``: rows given to ``revalidate``."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -131,7 +131,7 @@ class Bench:
         self.doubted: list[DirtyRows] = []
         self.revalidation_fails = 0
         self.away = False
-        """Whether the volume is."""
+        """Whether the volume is unavailable."""
         self.syncing = Syncing(
             self.store,
             ME,
@@ -156,11 +156,11 @@ class Bench:
                 del self.store.rows[row]
 
     def write(self) -> None:
-        """The disk writes all that it was asked to write."""
+        """Let the disk finish the running sync."""
         self.threads.run_all()
 
     def times_of_syncs(self, seconds: float) -> list[float]:
-        """Go on for so long with something to sync all the time; when the disk was asked to."""
+        """Advance the clock with rows to sync at all times; return the times of the syncs."""
         begun, times = self.clock.seconds(), []
         while self.clock.seconds() - begun < seconds:
             self.store.note(99)
@@ -221,7 +221,7 @@ def test_an_unknown_page_cache_is_not_recorded(bench: Bench) -> None:
     assert bench.store.known is None
 
 
-def test_what_is_not_the_volume_is_not_synced(bench: Bench) -> None:
+def test_an_unavailable_volume_is_not_synced(bench: Bench) -> None:
     bench.store.note(1)
     bench.away = True
     bench.clock.pump([SYNC_INTERVAL] * 3)
@@ -312,7 +312,7 @@ def test_an_unavailable_store_is_updated_at_the_next_sync(bench: Bench) -> None:
 
 
 class TestStop:
-    def test_it_syncs_what_was_noted_since(self, bench: Bench) -> None:
+    def test_stop_syncs_dirty_rows(self, bench: Bench) -> None:
         bench.store.note(1)
         stopped = begin(bench.syncing.stop())
         assert stopped == []

@@ -1,4 +1,4 @@
-"""A second service on the same store and volume, be it by mistake: the two share the work."""
+"""Two services on the same store and volume, even by mistake, share the work."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_quota_holds_with_posts_to_both_services(
             for number, uid in enumerate(uids):
                 both[number % 2].post(uid, manifest_of(archive, uid, MB // 2 * 3, files=3))
             wait_for(lambda: all(ended(second, uid) for uid in uids))
-            # Deleted, it counts for both until it has been sent.
+            # A deleted cart counts for both services until it has been sent.
             assert first.delete("large").status == 200
             for number, cartd in enumerate(both):
                 uid = f"late{number}"

@@ -1,4 +1,4 @@
-"""A volume and a database that belong together, and what is done where they do not."""
+"""Binding of volume and database, and the errors if they do not belong together."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_a_cart(root: Path) -> None:
 
 
 def refusal(database: str, root: Path) -> str:
-    """Why the two do not belong together; nothing is made, written or removed."""
+    """Return the error of binding; check that nothing is created, written or removed."""
     before = everything(root), number_in(database)
     with pytest.raises(ConfigError) as refused:
         bind_volume(database, root)
@@ -76,7 +76,7 @@ def test_the_number_is_drawn_anew_for_each(database: str, root: Path, tmp_path: 
 
 
 @in_the_loop
-async def test_what_pacifica_leaves_is_adopted(database: str, store: Store, root: Path) -> None:
+async def test_a_volume_of_pacifica_is_bound(database: str, store: Store, root: Path) -> None:
     await a_ready_cart(store)
     with_a_cart(root)
     assert bind_volume(database, root) == number_on(root) == number_in(database)
@@ -110,7 +110,7 @@ def test_another_databases_carts_are_left_alone(database: str, root: Path, tmp_p
     assert "carts of another database" in refusal(database, root)
 
 
-def test_another_databases_volume_without_carts_is_taken(
+def test_a_volume_of_another_database_without_carts_is_bound(
     database: str, root: Path, tmp_path: Path
 ) -> None:
     theirs = bind_volume(another_database(tmp_path), root)
@@ -145,7 +145,7 @@ async def test_an_administrator_can_have_it_adopted(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
 def test_files_written_by_root_get_the_volume_owner(database: str, root: Path) -> None:
-    """A mark that the service cannot read would be a volume that is away."""
+    """With a mark that the service cannot read, the volume would be unavailable."""
     root.mkdir()
     os.chown(root, 12345, 23456)
     for adopt in (False, True):
