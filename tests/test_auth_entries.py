@@ -24,7 +24,7 @@ def test_a_line_holds_name_role_and_token_hash() -> None:
     assert not read.hash.matches(TOKEN[:-1] + (b"A" if TOKEN[-1:] != b"A" else b"B"))
 
 
-def test_a_token_has_256_random_bits_and_a_prefix_that_scanners_find() -> None:
+def test_a_token_has_256_random_bits_and_a_scanner_prefix() -> None:
     tokens = {new_token("alice@example.org") for _ in range(100)}
     assert len(tokens) == 100
     for token in tokens:
@@ -85,13 +85,13 @@ def test_an_error_names_its_line_and_shows_no_hash(text: str, fault: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["a", "A-b.c_d~e@f.org", "0", "x" * 255, "~", "_"])
-def test_names_that_are_taken(name: str) -> None:
+def test_valid_user_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", ".a", "-a", "@a", "a b", "a:b", "a/b", "a\n", "\u00fc", "a\0", "x" * 256, "a,b"]
 )
-def test_names_that_are_refused(name: str) -> None:
+def test_invalid_user_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a name has 1 to 255 characters of"):
         check_name(name)

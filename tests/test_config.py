@@ -197,7 +197,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
-def test_option_goes_before_environment_before_file_before_default(setting: Any) -> None:
+def test_precedence_is_option_environment_file_default(setting: Any) -> None:
     one_text, one, two_text, two = EXAMPLES[setting.field]
     ini = f"[{setting.section}]\n{setting.key} = {one_text}"
     other = f"[{setting.section}]\n{setting.key} = {two_text}"
@@ -216,7 +216,7 @@ def test_option_goes_before_environment_before_file_before_default(setting: Any)
         assert getattr(config(other, options=nothing), setting.field) == two
 
 
-def test_endpoints_are_one_a_line_or_between_white_space_or_given_again() -> None:
+def test_several_endpoints_in_file_environment_and_options() -> None:
     ini = "[server]\nendpoint =\n  tcp:80\n\n  unix:/run/a b.sock\n"
     assert config(ini).endpoints == ("tcp:80", "unix:/run/a b.sock")
     assert config("[server]\nendpoint =").endpoints == ()

@@ -39,7 +39,7 @@ def command(unit: dict[str, list[str]]) -> tuple[str, list[str], list[str]]:
     return program, options[:at], options[at + 1 :]
 
 
-def test_the_unit_starts_the_service_as_twistd_and_cartd_understand_it(
+def test_the_options_of_the_unit_are_valid(
     unit: dict[str, list[str]],
 ) -> None:
     program, of_twistd, of_cartd = command(unit)
@@ -51,7 +51,7 @@ def test_the_unit_starts_the_service_as_twistd_and_cartd_understand_it(
     assert cartd["config"]
 
 
-def test_the_installation_makes_what_the_unit_names(unit: dict[str, list[str]]) -> None:
+def test_the_installation_creates_the_units_user_and_paths(unit: dict[str, list[str]]) -> None:
     program, _, of_cartd = command(unit)
     options = Options()
     options.parseOptions(of_cartd)
@@ -65,7 +65,7 @@ def test_the_installation_makes_what_the_unit_names(unit: dict[str, list[str]]) 
     assert f"cp {UNIT.relative_to(ROOT)} /etc/systemd/system/\n" in steps
 
 
-def test_the_service_may_write_what_the_installation_has_it_write(
+def test_the_unit_permits_the_documented_writes(
     unit: dict[str, list[str]],
 ) -> None:
     [shown] = [block for block in blocks(INSTALLATION, "ini") if "volume_path" in block]
@@ -77,7 +77,7 @@ def test_the_service_may_write_what_the_installation_has_it_write(
     assert config.database_url.startswith(f"sqlite:///{writable}/")
 
 
-def test_a_stop_is_given_the_time_that_it_may_take(unit: dict[str, list[str]]) -> None:
+def test_the_unit_allows_enough_time_for_a_stop(unit: dict[str, list[str]]) -> None:
     grace = load(options={}, environ={}, ini="", ini_name="config.ini").shutdown_grace
     told = re.search(r"Allow the service (\d+) seconds", (ROOT / "docs/reliability.md").read_text())
     assert told
@@ -107,7 +107,7 @@ def statuses(text: str) -> set[int]:
     return {int(status) for status in re.findall(r"\b[1-5]\d\d\b", text)}
 
 
-def test_the_jails_take_refusals_and_leave_out_what_busy_clients_get() -> None:
+def test_the_jails_match_rejections_but_not_busy_clients() -> None:
     filters = ConfigParser(interpolation=None)
     filters.read(FAIL2BAN / "filter.d/cartd.conf")
     jails = ConfigParser(interpolation=None)

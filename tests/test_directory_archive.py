@@ -28,7 +28,7 @@ async def put(client: Client, archive_id: str, data: bytes = b"0123456789") -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_says_that_it_runs(tmp_path: Path) -> None:
+async def test_get_root_answers_that_the_archive_is_running(tmp_path: Path) -> None:
     async with directory_archive(tmp_path) as client:
         answer = await client.ask("GET", "/")
     assert answer.status == 200
@@ -201,7 +201,7 @@ async def test_byte_range_has_an_exclusive_end(
     ids=str,
 )
 @pytest_twisted.ensureDeferred
-async def test_http_ranges_are_honoured(
+async def test_http_ranges_are_supported(
     tmp_path: Path, wanted: str, status: int, span: tuple[int, int] | None
 ) -> None:
     (tmp_path / "a").write_bytes(LARGE)
@@ -282,9 +282,7 @@ async def test_delete_removes_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["HEAD", "GET", "POST", "DELETE"])
 @pytest.mark.parametrize("target", ["/missing", "/directory", "/file/below", "/fifo"])
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_an_ordinary_file_is_not_there(
-    tmp_path: Path, method: str, target: str
-) -> None:
+async def test_only_regular_files_are_served(tmp_path: Path, method: str, target: str) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").write_bytes(b"x")
     os.mkfifo(tmp_path / "fifo")
@@ -311,7 +309,7 @@ async def test_what_is_not_an_ordinary_file_is_not_there(
     ids=lambda value: str(value),
 )
 @pytest_twisted.ensureDeferred
-async def test_a_request_that_cannot_be_done_is_refused_and_leaves_nothing(
+async def test_a_failing_request_leaves_nothing(
     tmp_path: Path, method: str, target: str, headers: dict[str, str], status: int
 ) -> None:
     (tmp_path / "directory").mkdir()
@@ -326,9 +324,7 @@ async def test_a_request_that_cannot_be_done_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("declared", [9, 11])
-def test_a_body_that_is_not_as_long_as_was_declared_leaves_nothing(
-    tmp_path: Path, declared: int
-) -> None:
+def test_a_body_of_another_length_leaves_nothing(tmp_path: Path, declared: int) -> None:
     with pytest.raises(InvalidInput):
         Directory(tmp_path).put("a", BytesIO(b"0123456789"), declared, 0.0, lambda _: None)
     assert [path.name for path in tmp_path.rglob("*")] == [".cartd-archive"]

@@ -63,7 +63,7 @@ def documented_commands(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def test_every_command_of_its_page_does_what_the_page_says(tmp_path: Path) -> None:
+def test_every_command_of_its_page_works_as_documented(tmp_path: Path) -> None:
     make, start, *curls = documented_commands(PAGE)
     assert shell(make, tmp_path) == ""
     assert start == "twistd -n cartd-archive --root archive --port 8080"
@@ -127,7 +127,7 @@ def test_a_refused_start_has_status_1_and_one_line() -> None:
     assert refused.stdout == ""
 
 
-def test_a_port_that_is_taken_stops_the_start_with_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_stops_the_start_with_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = refused_start("--root", str(tmp_path), "--port", str(port))

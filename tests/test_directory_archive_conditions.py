@@ -35,7 +35,7 @@ CHANGES = ("PUT", "POST", "PATCH", "DELETE")
 
 @pytest.mark.parametrize("method", SUCCESS)
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_there_any_more_is_neither_read_nor_changed(
+async def test_a_failed_precondition_prevents_reads_and_changes(
     tmp_path: Path, method: str
 ) -> None:
     fill(tmp_path)
@@ -50,7 +50,7 @@ async def test_what_is_not_there_any_more_is_neither_read_nor_changed(
 
 @pytest.mark.parametrize("method", CHANGES)
 @pytest_twisted.ensureDeferred
-async def test_a_change_of_what_must_not_be_there_is_refused(tmp_path: Path, method: str) -> None:
+async def test_if_none_match_star_prevents_changes(tmp_path: Path, method: str) -> None:
     fill(tmp_path)
     async with directory_archive(tmp_path, "--replace") as client:
         assert (await ask(client, method, if_none_match="*")).status == 412
@@ -64,7 +64,7 @@ async def test_a_change_of_what_must_not_be_there_is_refused(tmp_path: Path, met
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest_twisted.ensureDeferred
-async def test_what_the_client_has_already_is_not_sent(tmp_path: Path, method: str) -> None:
+async def test_an_unmodified_file_is_answered_with_304(tmp_path: Path, method: str) -> None:
     fill(tmp_path)
     async with directory_archive(tmp_path) as client:
         tag = (await ask(client, method)).headers["etag"]
@@ -78,7 +78,7 @@ async def test_what_the_client_has_already_is_not_sent(tmp_path: Path, method: s
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_condition_does_not_hide_what_is_wrong_without_it(tmp_path: Path) -> None:
+async def test_errors_take_precedence_over_conditions(tmp_path: Path) -> None:
     fill(tmp_path)
     async with directory_archive(tmp_path) as client:
         for condition in ({"if_match": '"x"'}, {"if_none_match": "*"}):
@@ -102,7 +102,7 @@ async def test_other_bytes_of_one_size_and_time_are_another_version(tmp_path: Pa
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_byte_range_is_given_under_conditions_too(tmp_path: Path) -> None:
+async def test_byte_range_works_with_conditions(tmp_path: Path) -> None:
     fill(tmp_path)
     async with directory_archive(tmp_path) as client:
         target = "/a?byte_range=2-5"

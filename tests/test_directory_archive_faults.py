@@ -90,7 +90,7 @@ async def test_a_file_that_changes_is_on_tape_again(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_not_there_is_not_on_tape(tmp_path: Path) -> None:
+async def test_a_missing_file_is_not_on_tape(tmp_path: Path) -> None:
     async with directory_archive(tmp_path, "--tape-delay", "30") as client:
         assert (await client.ask("GET", "/a")).status == 404
         assert (await client.ask("POST", "/a")).status == 404
@@ -162,7 +162,7 @@ async def test_a_faulty_empty_file_is_never_complete(tmp_path: Path) -> None:
     assert seen == {None, 500, 503}
 
 
-def test_the_same_seed_gives_the_same_failures_and_the_rate_is_kept() -> None:
+def test_the_same_seed_gives_the_same_failures() -> None:
     first, again = (expected(0.1, 5, 10_000, body=True) for _ in range(2))
     assert first == again
     assert first != expected(0.1, 6, 10_000, body=True)

@@ -56,7 +56,7 @@ async def test_early_response_is_sent_before_100_continue(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_of_a_named_origin_may_read_what_the_archive_answers(tmp_path: Path) -> None:
+async def test_a_page_of_an_allowed_origin_can_read_responses(tmp_path: Path) -> None:
     page = "https://portal.example.org"
     async with directory_archive(tmp_path, "--allowed-origin", page) as client:
         asked = await client.ask(

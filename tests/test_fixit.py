@@ -157,7 +157,7 @@ def terminal(cartd: RunningCartd, *arguments: str) -> Iterator[Terminal]:
 
 
 @in_a_thread
-def test_a_cart_that_the_service_is_staging_is_watched_on_a_terminal(
+def test_fixit_shows_progress_of_the_service_on_a_terminal(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:

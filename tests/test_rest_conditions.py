@@ -104,7 +104,7 @@ HELD = {
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("condition", HELD.values(), ids=HELD.keys())
-def test_what_the_client_has_already_is_not_sent(
+def test_an_unmodified_file_is_answered_with_304(
     site: CartSite, target: str, whole: Answer, method: str, condition: dict[str, str]
 ) -> None:
     modified = parsedate_to_datetime(whole.headers["last-modified"])

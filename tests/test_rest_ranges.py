@@ -124,7 +124,7 @@ def test_a_range_is_given_if_nothing_has_changed_and_else_the_whole(
         assert (answer.status, answer.body) == (200, whole.body)
 
 
-def test_what_the_client_has_already_is_not_sent(site: CartSite, whole: Answer) -> None:
+def test_an_unmodified_file_is_answered_with_304(site: CartSite, whole: Answer) -> None:
     etag = whole.headers["etag"]
     for header in (etag, f"W/{etag}", f'"other", {etag}', "*"):
         with wire(site.port) as connection:

@@ -36,7 +36,7 @@ def look(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
 
 
 @in_a_thread
-def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path) -> None:
+def test_by_default_files_are_private(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
         cartd.start()
         assert {mode & 0o077 for mode in look(cartd, archive).values()} == {0}
@@ -48,7 +48,7 @@ def test_by_default_others_may_do_nothing(archive: FaultyArchive, tmp_path: Path
 
 
 @in_a_thread
-def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: Path) -> None:
+def test_a_umask_of_the_site_lets_others_read(archive: FaultyArchive, tmp_path: Path) -> None:
     ini = "[cartd]\numask = 022\n"
     # The service itself creates the database.
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:
@@ -62,7 +62,7 @@ def test_others_may_read_where_a_site_says_so(archive: FaultyArchive, tmp_path: 
 
 
 @in_a_thread
-def test_what_twistd_sets_when_it_has_started_does_not_count(
+def test_the_umask_of_cartd_overrides_that_of_twistd(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -94,7 +94,7 @@ def test_files_of_twistd_obey_it_too(archive: FaultyArchive, tmp_path: Path) -> 
         (["-n", "--umask", "022", "cartd", "--umask", "007"], 0o007),
     ],
 )
-def test_the_option_of_twistd_is_taken_as_ours(line: list[str], mask: int) -> None:
+def test_the_umask_option_of_twistd_applies_to_cartd(line: list[str], mask: int) -> None:
     options = ServerOptions()
     options.parseOptions(line)
     assert read_config(options.subOptions, {"HOME": "/nonexistent"}).umask == mask
