@@ -1,4 +1,4 @@
-"""cartd's HTTP agent by itself, asking a :class:`~tests.faulty_archive.FaultyArchive`."""
+"""cartd's HTTP agent by itself, with a :class:`~tests.faulty_archive.FaultyArchive`."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Collected(Protocol):
 
 @dataclass
 class AgentClient:
-    """The agent, its pool with a clock that moves only when told, and the archive it asks."""
+    """The agent, its pool with a clock that the test advances, and the archive."""
 
     faulty: FaultyArchive
     url: str
     ca_file: Path | None = None
     clock: Clock = field(default_factory=Clock)
     reusable: list[bool] = field(default_factory=list)
-    """What was told of the connection of each answer."""
+    """For each response, whether its connection was reusable."""
 
     def __post_init__(self) -> None:
         self.pool = Pool(
@@ -78,7 +78,7 @@ class AgentClient:
         return asked.addTimeout(TEST_TIMEOUT, reactor)
 
     async def collect(self, method: str, archive_id: str = "7") -> tuple[bytes, BaseException]:
-        """Ask, take the whole body, and give it with how it ended."""
+        """Send a request; return the complete body and how it ended."""
         body = Collected()
         (await self.ask(method, archive_id)).deliverBody(body)
         end = await body.end()
@@ -88,12 +88,12 @@ class AgentClient:
         await self.faulty.until(condition).addTimeout(TEST_TIMEOUT, reactor)
 
     async def settled(self) -> None:
-        """Wait until other requests have been answered, sent after all that was sent before."""
+        """Wait until requests have been answered that are sent after all others."""
         for _ in range(3):
             await self.collect("HEAD", "settling")
 
     def connections(self, archive_id: str = "7") -> list[int]:
-        """Over which connection each request for the file came."""
+        """The connection of each request for the file."""
         target = f"/{archive_id}"
         return [asked.connection for asked in self.faulty.requests if asked.target == target]
 

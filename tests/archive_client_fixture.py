@@ -32,7 +32,7 @@ HEAD_TIMEOUT = 60.0
 STALL_TIMEOUT = 30.0
 MIN_RATE = 10.0
 TEST_TIMEOUT = 20.0
-"""Real seconds after which something that must happen is said to have failed."""
+"""Real seconds after which a wait fails the test."""
 
 DATA = bytes(range(256)) * 40
 
@@ -46,7 +46,7 @@ class ClientFactory(Protocol):
 
 
 class ClientUnderTest:
-    """An archive, the client's side of it, and a clock that moves only when told."""
+    """An archive, its client, and a clock that the test advances."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ClientUnderTest:
         return bytes(sink.data)
 
     async def ask(self, method: str) -> object:
-        """Ask for file 7 in one of the three ways."""
+        """Request file 7 by one of the three methods."""
         if method == "HEAD":
             return await self.archive.status("7")
         if method == "POST":
@@ -91,7 +91,7 @@ class ClientUnderTest:
         return await self.fetch("7")
 
     async def settled(self) -> None:
-        """Wait until other requests have been answered, sent after all that was sent before."""
+        """Wait until requests have been answered that are sent after all others."""
         for _ in range(3):
             await self.archive.status("7")
 
@@ -109,7 +109,7 @@ def begun(work: Coroutine[Any, Any, T]) -> Deferred[T]:
 
 @implementer(IConsumer)
 class Sink:
-    """Keeps what it is given, and calls ``on_write`` after each piece."""
+    """Collects what is written, and calls ``on_write`` after each piece."""
 
     def __init__(self, on_write: Callable[[Sink], object] = lambda sink: None) -> None:
         self.data = bytearray()
@@ -197,7 +197,7 @@ async def asking(
 
 @contextmanager
 def no_logged_errors() -> Iterator[None]:
-    """Fails if Twisted logged an error, as for a Deferred whose failure nobody took."""
+    """Fails if Twisted logged an error, as for a Deferred whose failure was not handled."""
     failures: list[Any] = []
 
     @implementer(ILogObserver)
@@ -206,7 +206,7 @@ def no_logged_errors() -> Iterator[None]:
             failures.append(event["log_failure"])
 
     globalLogPublisher.addObserver(observe)
-    gc.freeze()  # Only what is made from now on need be looked through.
+    gc.freeze()  # Only new objects need be collected.
     try:
         yield
         gc.collect()

@@ -1,4 +1,4 @@
-"""What an archive may answer, honest or not: steps on the wire, for :mod:`tests.faulty_archive`.
+"""Responses of an archive, right or faulty: steps on the wire, for :mod:`tests.faulty_archive`.
 
 A fault is a function from the request and the honest file (or none) to steps.
 """
@@ -18,7 +18,7 @@ class StoredFile:
     mtime: str = "1700000000.25"
     on_tape: bool = False
     tape_heads: int = 0
-    """After a POST, for how many HEADs it is still said to be on tape."""
+    """For how many HEADs after a POST it is still on tape."""
     staged: bool = False
 
 
@@ -50,7 +50,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """Bytes in pieces, ``delay`` seconds between them (0: a turn of the reactor)."""
+    """Bytes in pieces, ``delay`` seconds between them (0: an iteration of the reactor)."""
 
     data: bytes
     piece: int = 1
@@ -77,7 +77,7 @@ class Reset:
 
 
 class Gate:
-    """Nothing more until the test opens it; open or not, it is one for all who come."""
+    """Nothing more until the test opens it; one gate for all requests."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
@@ -101,7 +101,7 @@ Fault = Callable[[Seen, StoredFile | None], Sequence[Step]]
 
 
 def reply(code: int, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> Send:
-    """A whole answer with its right ``Content-Length``."""
+    """A complete response with its right ``Content-Length``."""
     return Send(head(code, [*headers, ("Content-Length", str(len(body)))]) + body)
 
 
@@ -140,12 +140,12 @@ def honest(request: Seen, file: StoredFile | None) -> Sequence[Step]:
 
 
 def steps(*fixed: Step) -> Fault:
-    """These steps, whatever was asked."""
+    """These steps for any request."""
     return lambda request, file: fixed
 
 
 def status(code: int, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> Fault:
-    """An answer of this code (a HEAD has its length, not its body)."""
+    """A response with this status (a HEAD has its length, not its body)."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
         if request.method == "HEAD":
@@ -213,7 +213,7 @@ def hang_after(count: int) -> Fault:
 
 
 def halted(count: int, gate: Gate) -> Fault:
-    """The right answer, after ``count`` bytes of whose body nothing comes before a gate opens."""
+    """The right response, paused after ``count`` bytes of its body until a gate opens."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
         data = _held(file).data
@@ -224,7 +224,7 @@ def halted(count: int, gate: Gate) -> Fault:
 
 
 def drip(piece: int = 1, delay: float = 0.0) -> Fault:
-    """The right answer, its body in pieces."""
+    """The right response, its body in pieces."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
         data = _held(file).data
@@ -256,7 +256,7 @@ def wrong_bytes() -> Fault:
 
 
 def other_body(data: bytes) -> Fault:
-    """A whole answer that holds other bytes."""
+    """A complete response with other bytes."""
     return steps(reply(200, (), data))
 
 
@@ -267,7 +267,7 @@ def endless(data: bytes = b"and so on " * 1000) -> Fault:
 
 
 def gzipped() -> Fault:
-    """The body in gzip, although nobody asked for that."""
+    """The body in gzip, which was not requested."""
     return lambda request, file: [
         reply(200, [("Content-Encoding", "gzip")], gzip.compress(_held(file).data))
     ]

@@ -1,4 +1,4 @@
-"""Files that an archive holds, how a manifest asks for them, and what a tar should hold of them."""
+"""Files of an archive, their manifest entries, and the expected members of a tar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ArchivedFile:
 
     @property
     def unpacked(self) -> tuple[bytes, int]:
-        """What a tar gives back of it: a time there has whole seconds."""
+        """The expected member of a tar: a time there has whole seconds."""
         return self.data, int(self.mtime // 1)
 
     def entry(self, **changed: object) -> Mapping[str, object]:

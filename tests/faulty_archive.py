@@ -1,4 +1,4 @@
-"""An archive over a real socket that misbehaves as it is told, for tests of all that asks one.
+"""A faulty archive over a real socket, for tests of its clients.
 
 It speaks HTTP by hand, so that it can break any rule of it::
 
@@ -47,7 +47,7 @@ from tests.archive_faults import (
 )
 
 _TLS_HELLO = b"\x16\x03"
-"""How a client begins that takes this port for one that speaks TLS (RFC 8446, section 5.1)."""
+"""The first byte of a TLS client (RFC 8446, section 5.1)."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class FaultyArchive:
     running: int = 0
     """Requests that are being answered now."""
     most_running: int = 0
-    """The most that were ever answered at once."""
+    """The most requests that were answered at once."""
     bytes_sent: int = 0
     """Bytes given to sockets by ``Endless`` steps."""
 
@@ -85,7 +85,7 @@ class FaultyArchive:
     def listen(
         self, context_factory: Any = None, *, port: int = 0, interface: str = "127.0.0.1"
     ) -> str:
-        """Begin to listen, over TLS if there is a context factory; gives the URL."""
+        """Begin to listen, over TLS if there is a context factory; return the URL."""
         factory = ServerFactory.forProtocol(lambda: _Connection(self))
         if context_factory is None:
             self._port = self.reactor.listenTCP(port, factory, interface=interface)
@@ -138,7 +138,7 @@ class FaultyArchive:
         self._planned.setdefault(archive_id, []).append(_Planned(fault, method, request, last))
 
     def heal(self) -> None:
-        """Be honest from now on; what is already being answered stays as it is."""
+        """Drop all faults; responses that have begun are not affected."""
         self._planned.clear()
 
     def seen(self, method: str, archive_id: str | None = None) -> list[Seen]:
@@ -150,14 +150,14 @@ class FaultyArchive:
         ]
 
     def until(self, condition: Callable[[], bool]) -> Deferred[None]:
-        """Fires when ``condition`` holds; it is tried after each request, answer and connection."""
+        """Fire when ``condition`` holds; checked after each request, response and connection."""
         waiting: Deferred[None] = Deferred()
         self._waiting.append((condition, waiting))
         self._changed()
         return waiting
 
     def answer(self, request: Seen) -> Sequence[Step]:
-        """What to do for a request: a planned fault, or the honest answer."""
+        """Return the steps for a request: a planned fault, or the right response."""
         archive_id = self._archive_id(request.target)
         file = self.files.get(archive_id)
         planned_for = [*self._planned.get(archive_id, []), *self._planned.get("*", [])]

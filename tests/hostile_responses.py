@@ -1,4 +1,4 @@
-"""What a hostile archive answers, by readable names: the fault, and what a user is told of it.
+"""Responses of a hostile archive, by name: the fault, and the message for the user.
 
 For each the file exists and is right, so whatever goes wrong is the answer's doing.
 """
@@ -27,10 +27,10 @@ from tests.archive_faults import (
 
 DATA = bytes(range(200)) * 5
 STALL = 0.5
-"""Seconds; what only time can end comes in a few of these."""
+"""Seconds of the stall timeout."""
 
 OTHER_HOST = "127.0.0.2"
-"""An address that nobody is to be asked at."""
+"""An address that must not be connected to."""
 
 NOT_HTTP = "the archive's response is not HTTP"
 NO_RESPONSE = f"did not answer within {STALL:g} seconds"
@@ -43,11 +43,11 @@ _ESCAPES = "\x1b[2J\x1b]0;owned\x07\r\nX-Evil: 1\r\n2026-01-01 [-] forged \u202e
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """A fault of one kind of request, and a part of what is told of it."""
+    """A fault of one kind of request, and a part of its message."""
 
     method: str
     fault: Fault
-    told: str
+    message: str
     on_tape: bool = False
 
 
@@ -81,7 +81,7 @@ STATES = {
     ),
     # sizes and dates
     "a size of 31 digits": Hostile(
-        "HEAD", state(x_content_length="1" + "0" * 30), "no sense: 1000"
+        "HEAD", state(x_content_length="1" + "0" * 30), "malformed: 1000"
     ),
     "a size of 20 digits": Hostile("HEAD", state(x_content_length="9" * 20), "out of range"),
     "a size below zero": Hostile("HEAD", state(x_content_length="-1"), "is malformed: -1"),
@@ -186,6 +186,6 @@ RECALLS = {
         "POST", redirect(f"http://{OTHER_HOST}:9/", 307), "to another server", on_tape=True
     ),
 }
-"""Of those that are agreed to nothing is told: the file comes."""
+"""Those without a message are accepted: the file comes."""
 
 HOSTILE_RESPONSES = STATES | BODIES | RECALLS

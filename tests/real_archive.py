@@ -117,7 +117,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
             if connection.getresponse().status == 200:
                 return
         except OSError:
-            # Polls another process, which tells of its start in no other way.
+            # Polls another process, which reports its start in no other way.
             time.sleep(0.02)
         finally:
             connection.close()

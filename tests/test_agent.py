@@ -1,4 +1,4 @@
-"""Answers to cartd's agent over real sockets, whole and broken, and the connection after each."""
+"""Responses to the HTTP agent over real sockets, and whether the connection is reused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_response_length_decides_about_connection_reuse(
         assert got == body
         assert isinstance(end, ResponseDone)
         if not kept and way == BY_BYTE:
-            # What is too much comes after the end: then it is the idle connection that is closed.
+            # Extra bytes come after the end: then the idle connection is closed.
             await asking.until(lambda: asking.faulty.open_connections == 0)
         assert await next_connection(asking) == (1 if kept else 2)
 

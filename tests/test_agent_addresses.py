@@ -1,4 +1,4 @@
-"""A name is looked up once for many connections, and all that it stands for is made use of."""
+"""DNS cache and Happy Eyeballs: look-ups, rotation and unreachable addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OF_IPV6 = [IPv6Address("TCP", "2001:db8::1", 8080)]
 
 @implementer(IHostnameResolver)
 class Names:
-    """Resolves every name to ``address`` and others, and counts how often it is asked."""
+    """Resolves every name to ``address`` and others, and counts look-ups."""
 
     def __init__(self) -> None:
         self.address: IPv4Address | IPv6Address = IPv4Address("TCP", "192.0.2.1", 8080)

@@ -1,4 +1,4 @@
-"""Bodies from cartd's agent: never faster than they are taken, whatever is done from within one."""
+"""Bodies from the HTTP agent: flow control, and re-entrant calls."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_a_complete_unread_body_releases_its_connection() -> None:
     async with agent_client() as asking:
         asking.faulty.put("7", b"abc")
         response = await asking.ask("GET")
-        # Not from within the answer, which may yet ask for the body.
+        # Not within the callback of the response, which may still request the body.
         await deferLater(reactor, 0)
         assert (await asking.collect("GET"))[0] == b"abc"
         assert asking.connections() == [1, 1]

@@ -1,4 +1,4 @@
-"""How bodies from cartd's agent end: dropped, refused, torn down, or lost while bytes are held."""
+"""Ends of bodies from the HTTP agent: dropped, rejected, reset, or lost while bytes are held."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of answers and the three ways in which a body may end (RFC 9112, section 6.3)."""
+"""Heads of responses and the framing of their bodies (RFC 9112, section 6.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of cartd's agent: kept, used again, grown old, dead in the wrong moment, closed."""
+"""Connection pool of the HTTP agent: reuse, expiry, loss and closing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of cartd's HTTP agent: what goes over the wire, and what never does."""
+"""Requests of the HTTP agent: their bytes, and invalid ones."""
 
 from __future__ import annotations
 

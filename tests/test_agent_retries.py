@@ -1,4 +1,4 @@
-"""Requests of cartd's agent that are sent once more, those that never are, and cancelled ones."""
+"""Requests of the HTTP agent: retries over a new connection, and cancels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archive asked over real sockets: what comes back when all goes well."""
+"""Archive client over real sockets, without faults."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_pacificas_own_archive_is_understood(
         assert await asked.fetch("104") == DATA
         assert (await asked.archive.status("empty")).size == 0
         assert await asked.fetch("empty") == b""
-        # Without a body nobody can say why; with one its trace does.
+        # Without a body there is no trace to explain the failure.
         error = await failure_of(asked.archive.status("5"))
         assert error.retryable and error.needs_explanation
         assert str(error) == "the archive answered 500 Internal Server Error to HEAD"

@@ -1,4 +1,4 @@
-"""Which host a certificate is for, and how it is said what is wrong with one."""
+"""Verification of certificates: host names, and reasons for a rejection."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ CLOSE = ("Connection", "close")
 
 
 def closes_when_crowded(archive: FaultyArchive) -> Fault:
-    """Slow enough for requests to overlap; honest, but for the connections that it closes."""
+    """Slow enough for requests to overlap; right, except that it closes connections."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
         assert file is not None

@@ -1,4 +1,4 @@
-"""What an archive can do wrong, what is said of it, and what it costs."""
+"""Errors of the archive: their messages, and their connections."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ async def test_the_body_of_an_error_response_is_read_up_to_a_limit(
     failing = begun(failure_of(asked.fetch("7")))
     await asked.until(lambda: asked.faulty.running == 1)
     if isinstance(rest, Hang):
-        # The head may still be on its way: only then is it the head's time that runs out.
+        # The head may not have come yet: then its timeout applies.
         await asked.settled()
         asked.clock.advance(HEAD_TIMEOUT)
     error = await failing
@@ -347,7 +347,7 @@ async def test_a_get_without_explanation_keeps_the_failure(
 
 
 def trace_of(named: str, after: str = "") -> bytes:
-    """The body of Pacifica's archive interface for a file that it does not find."""
+    """The error body of Pacifica's archive interface for a missing file."""
     trace = (
         "Traceback (most recent call last):\n"
         f"FileNotFoundError: [Errno 2] No such file or directory: '{named}'\n\n"

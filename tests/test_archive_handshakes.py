@@ -1,4 +1,4 @@
-"""Versions of TLS that the archive speaks, and the certificate that it wants to see of cartd's."""
+"""TLS handshakes with the archive: versions and client certificates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def roots(authority: trustme.CA, tmp_path: Path) -> Path:
 
 
 def shown(directory: Path, certificate: trustme.LeafCert) -> Path:
-    """A file with a certificate, its chain and its key, to be shown to the archive."""
+    """A file with a client certificate, its chain and its key."""
     path = directory / "cartd.pem"
     path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
     return path

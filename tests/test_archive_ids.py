@@ -1,4 +1,4 @@
-"""How the ids of files reach the archive: each as one segment of its URL."""
+"""Ids of files in URLs: each is one encoded segment."""
 
 from __future__ import annotations
 

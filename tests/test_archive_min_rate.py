@@ -1,4 +1,4 @@
-"""A body may come slowly, but not for ever: the rate below which a transfer is given up."""
+"""Minimum rate of a body, below which its transfer is aborted."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.archive_faults import Drip, Send, drip, head, steps
 pytest_plugins = ("tests.archive_clients",)
 
 STEP = 25.0
-"""Seconds from one piece to the next: less than the archive may be silent."""
+"""Seconds between pieces: less than the stall timeout."""
 ENOUGH = round(STEP * MIN_RATE) + 1
-"""Bytes of a piece that keep the pace."""
+"""Bytes of a piece at the minimum rate."""
 
 
 def passing(asked: ClientUnderTest) -> Sink:

@@ -23,7 +23,7 @@ async def asked(make_client: ClientFactory) -> AsyncIterator[ClientUnderTest]:
 
 
 def says(path: str, size: int) -> Fault:
-    """A HEAD that tells of a file at ``path``, of so many bytes."""
+    """The response to a HEAD that describes a file at ``path``, of so many bytes."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
         told = StoredFile(bytes(size), mtime="1500000000")

@@ -1,4 +1,4 @@
-"""The service beside an archive that goes away and comes back: carts wait, and then are ready."""
+"""Outages of the archive with a running service: carts wait, and are then staged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def post(cartd: RunningCartd, archive: FaultyArchive, uid: str) -> None:
 
 
 def wait_until_it_waits(cartd: RunningCartd, uid: str, cause: str) -> str:
-    """Since when it says to do so."""
+    """Since when the cart says that it waits."""
     since: list[str] = []
 
     def waits() -> bool:
@@ -87,7 +87,7 @@ async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
             == log.count("The archive is available again")
             == len(AWAY)
         )
-        # Of what is answered, the first may be the fault of its file alone.
+        # The first response may concern its file alone.
         assert log.count("Retrying") <= len({"502", "503", "504"})
 
 

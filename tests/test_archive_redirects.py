@@ -1,4 +1,4 @@
-"""Redirects of an archive's: followed within the same server, and nowhere else."""
+"""Redirects of the archive: followed within the same server only."""
 
 from __future__ import annotations
 

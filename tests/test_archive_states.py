@@ -1,4 +1,4 @@
-"""The headers of a HEAD, as archives write them and as they should not."""
+"""Headers of the response to a HEAD, valid and malformed."""
 
 from __future__ import annotations
 

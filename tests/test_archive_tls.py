@@ -1,4 +1,4 @@
-"""The archive over TLS: who is believed, who is not, and how a silent peer is left."""
+"""TLS to the archive: accepted and rejected certificates, and cancels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CASES = {
 
 
 def certificate_for(case: str, authority: trustme.CA) -> trustme.LeafCert:
-    """What the archive shows."""
+    """The certificate of the archive."""
     match case:
         case "expired":
             return authority.issue_cert(HOST, not_before=PAST, not_after=PAST)

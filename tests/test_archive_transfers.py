@@ -1,4 +1,4 @@
-"""Bodies on their way: silence, pauses, refusals and cancels, and what they leave behind."""
+"""Transfers of bodies: stall timeouts, pauses, exceptions and cancels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No more bytes are let in than may be; who came first is first, and who leaves is forgotten."""
+"""ByteLimit: order, limit and cancels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 10
 
 
 class Holder:
-    """Holds ``size`` bytes from when it is let in until it is told to leave."""
+    """Holds ``size`` bytes until the test ends it."""
 
     def __init__(self, limit: ByteLimit, size: int) -> None:
         self._limit = limit

@@ -1,4 +1,4 @@
-"""An archive that is away, second by second: who asks, who waits, and who is to blame."""
+"""Circuit breaker: probes, waiting files, false trips, the outage limit and the status."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ LINES = (
 
 
 class OutageScenario(Bench):
-    """A stager, an archive that comes and goes, and what the store was told of it."""
+    """A stager, an archive with outages, and what was recorded of them in the store."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, FILES)
         self.recorded: list[str] = []
         self.failing_writes: float = 0
-        """So many tellings are to fail."""
+        """So many writes of the status fail."""
         self._begun, self._ended = self.store.begin_waiting, self.store.end_waiting
         self.store.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
         self.store.end_waiting = self._end_waiting  # type: ignore[method-assign]
@@ -107,7 +107,7 @@ def in_log(events: list[LogEvent]) -> list[str]:
 
 
 class Files:
-    """Files that are asked for without a stager, as many as a test wants."""
+    """Files that are requested without a stager, as many as a test needs."""
 
     def __init__(self, root: Path, number: int, *, connections: int) -> None:
         self.scene = OutageScenario(root)
@@ -123,7 +123,7 @@ class Files:
         await self.context.retry_policy.call(self.cart, file, state)
 
     def ask(self, rows: Iterable[CartFile]) -> list[list[object]]:
-        """Begin to ask for each; the outcomes come into the lists."""
+        """Begin a request for each; the outcomes come into the lists."""
         return [begin(self._state(file)) for file in rows]
 
 
@@ -205,7 +205,7 @@ class TestWaiting:
         archive.bad["1"] = outage()
         files.ask(files.rows)
         while files.scene.slots() > 1:
-            # Nothing goes well that is asked for together.
+            # Every file that is requested in parallel is corrupt.
             files.context.concurrency_limit.record_corrupt_file()
         clock.advance(0)
         assert files.scene.heads() == ["0", "1"]
@@ -219,7 +219,7 @@ class TestWaiting:
         files.scene.archive.away = None
         wait = files.context.breaker.wait
         waiting = [Deferred.fromCoroutine(wait(1, str(number))) for number in (1, 2, 3)]
-        # The last to come is asked about, and so the last to be told; before it come 2 and 1.
+        # The last one is probed, and so released last; before it come 2 and 1.
         waiting[1].addCallback(lambda _: waiting[0].cancel())
         waiting[0].addErrback(lambda failure: failure.trap(CancelledError))
         told = [outcome(deferred) for deferred in waiting]
@@ -247,7 +247,7 @@ class TestWaiting:
         files.ask(files.rows[:2000])
         del archive.holds["HEAD", "*"]
         burst.callback(None)
-        assert archive.running == 1  # so many have been answered that all places are open
+        assert archive.running == 1  # so many were answered that the semaphore has all its slots
         archive.away = outage()
         files.ask(files.rows[2000:])
         assert archive.running == 1
@@ -293,7 +293,7 @@ class TestCause:
         assert scene.recorded == in_log(events) == []
 
     def test_one_unavailable_file_does_not_trip_the_breaker(self, scene: OutageScenario) -> None:
-        """No probe is sent for its sake, and it is asked for when it has asked to be."""
+        """It causes no probe, and is retried after its Retry-After."""
         scene.archive.bad["2"] = unavailable(retry_after=20)
         bad = scene.begin("2")
         good = [scene.begin("1"), *(scene.begin(name) for name in "345")]
@@ -604,7 +604,7 @@ class TestEnding:
         scene.archive.away = None
         scene.archive.fails["HEAD", "5"] = [outage()]
         one_failure = scene.begin("5")
-        assert scene.recorded == told  # nobody knows that the archive is away again
+        assert scene.recorded == told  # the new outage is not known yet
         scene.run(2)
         assert scene.status(one_failure) is CartStatus.READY
         assert scene.status(scene.begin("4")) is CartStatus.READY

@@ -1,4 +1,4 @@
-"""FairSemaphore in rotation, and loops that never run too many jobs nor leave one behind."""
+"""Fair semaphore, worker pool and both()."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def outcome(deferred: Deferred[None]) -> list[object]:
 
 
 class Jobs:
-    """Jobs that run until they are told to end."""
+    """Jobs that run until the test ends them."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -96,7 +96,7 @@ def test_a_cancelled_waiter_acquires_no_slot() -> None:
 
 
 class Holders:
-    """Holders of semaphore, each with a key of its own; ``log`` says who has got one."""
+    """Holders of slots, each with a key of its own; ``log`` has the keys that got one."""
 
     def __init__(self) -> None:
         self.most = 100
@@ -119,7 +119,7 @@ class Holders:
 
 @pytest.fixture
 def holders() -> Iterator[Holders]:
-    """Nobody of it is left behind."""
+    """All have got a slot at the end."""
     holders = Holders()
     yield holders
     holders.release(len(holders.ends))
@@ -130,7 +130,7 @@ def test_slots_ramp_up_with_each_release(holders: Holders) -> None:
     holders.acquire(50)
     assert len(holders.log) == INITIAL_SLOTS
     holders.release(1)
-    assert len(holders.log) == INITIAL_SLOTS + 2  # the place itself, and another one
+    assert len(holders.log) == INITIAL_SLOTS + 2  # the released slot, and another one
     holders.release(3)
     assert len(holders.log) == INITIAL_SLOTS + 8
 
@@ -160,7 +160,7 @@ def test_the_next_burst_begins_with_the_initial_slots(holders: Holders) -> None:
 
 
 def test_any_number_of_slots_may_be_released_at_once(holders: Holders) -> None:
-    """Each within the one before would be deeper than Python's stack."""
+    """Nested callbacks would exceed Python's stack."""
     holders.acquire(INITIAL_SLOTS + 2000)
     for key in list(holders.ends)[INITIAL_SLOTS:]:
         holders.ends.pop(key).callback(None)
@@ -213,7 +213,7 @@ def test_the_worker_pool_grows_and_shrinks_with_its_limit() -> None:
 
 
 class Pages:
-    """A source of as many items as are wanted, which come only when the test says so."""
+    """A source whose items come when the test provides them."""
 
     def __init__(self) -> None:
         self.page: Deferred[int] = Deferred()
@@ -229,7 +229,7 @@ class Pages:
 
 
 def test_any_number_of_workers_may_wait_for_the_source() -> None:
-    """Each told by the one before would be deeper than Python's stack."""
+    """Nested callbacks would exceed Python's stack."""
     pages, jobs = Pages(), Jobs()
     many = 2000
     done = outcome(Deferred.fromCoroutine(for_each(pages.items(), jobs.work, lambda: many)))

@@ -1,4 +1,4 @@
-"""How many requests at once an archive is asked, after what it has answered."""
+"""Adaptive limit of parallel requests to the archive."""
 
 from __future__ import annotations
 

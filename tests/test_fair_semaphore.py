@@ -1,4 +1,4 @@
-"""FairSemaphore go round the users, and within one user round the carts."""
+"""The fair semaphore serves users in rotation, and the carts of each user in rotation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SLOTS = 32
 
 
 class StagingSimulation:
-    """Carts whose files take a second each, staged with real semaphore and windows."""
+    """Carts whose files take a second each, staged with a real semaphore and windows."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.semaphore = FairSemaphore(lambda: SLOTS, self.clock)
         self.fair_share = FairShare()
         self.fetched: list[str] = []
-        """By whom each file was posted, in the order in which they came."""
+        """The user of each file, in the order in which they came."""
         self.staged: list[tuple[int, str]] = []
         self.carts = 0
 
@@ -68,10 +68,10 @@ def test_one_cart_does_not_wait_behind_the_hundred_of_another_user(before: int) 
     simulation.post("bob", carts=1, files=50)
     simulation.until(101 * 50)
     last = len(simulation.fetched) - simulation.fetched[::-1].index("bob") - already
-    # Every other file is bob's; what was under way as he came goes on.
+    # Every other file is bob's; fetches that had begun go on.
     assert 99 <= last <= 100 + 2 * SLOTS
     assert Counter(simulation.fetched) == {"ada": 5000, "bob": 50}
-    # And ada's carts go on side by side, as they do alone.
+    # And ada's carts are staged in parallel, as without bob.
     ready = [cart_id for cart_id, owner in simulation.staged if owner == "ada"]
     assert ready == sorted(ready)
 
@@ -83,7 +83,7 @@ async def _hold(semaphore: FairSemaphore, key: str, owner: str | None, log: list
 
 
 def _waiting(*keys: str) -> tuple[FairSemaphore, list[str]]:
-    """All places are taken; a key is of the user that it begins with."""
+    """All slots are held; a key belongs to the user that it begins with."""
     semaphore, log = FairSemaphore(lambda: INITIAL_SLOTS, Clock()), list[str]()
     for _ in range(INITIAL_SLOTS):
         Deferred.fromCoroutine(semaphore.acquire("first"))

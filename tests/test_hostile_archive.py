@@ -1,4 +1,4 @@
-"""The service beside an archive that may answer anything: told in one line, bounded, harmless."""
+"""Hostile responses of the archive: one line of message, bounded memory, no effect on others."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.running_cartd import RunningCartd, entry, manifest
 
 INI = f"[archiveinterface]\nmax_attempts = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
 MOST_MEMORY = 48 << 20
-"""Bytes that the service may take more at its worst: a bomb alone would be 20 MB."""
+"""Bytes by which memory may grow at most: a decompression bomb alone would be 20 MB."""
 LONGEST = 500
-"""Characters of a message, with the names of the file that it is about."""
+"""Characters of a message, including the names of the file."""
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
 
 
@@ -28,12 +28,12 @@ def uid(name: str) -> str:
 
 
 def path(name: str) -> str:
-    """A path that is itself one that no terminal should be shown."""
+    """A path with terminal control characters."""
     return f"{uid(name)}/\x1b[2J\r\n\u202efile"
 
 
 def most_memory(cartd: RunningCartd) -> int:
-    """The most that the process has had in memory so far, in bytes."""
+    """Peak memory of the process so far, in bytes."""
     assert cartd.process is not None
     status = Path(f"/proc/{cartd.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+([0-9]+) kB", status)
@@ -50,9 +50,9 @@ def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
 
 
 def assert_is_told(cartd: RunningCartd, name: str) -> None:
-    """The cart is in error, and in every answer that says so."""
+    """The message of the cart, which is in error, and of every response about it."""
     told = cartd.wait_until(uid(name), "error")
-    assert HOSTILE_RESPONSES[name].told in told
+    assert HOSTILE_RESPONSES[name].message in told
     assert told.isascii() and told.isprintable() and len(told) <= LONGEST
     got = cartd.get(f"/{uid(name)}")
     assert got.status == 500
@@ -70,7 +70,7 @@ async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path:
         before = most_memory(cartd)
         await deferToThread(post_all, cartd, archive)
         for name, row in HOSTILE_RESPONSES.items():
-            if row.told:
+            if row.message:
                 await deferToThread(assert_is_told, cartd, name)
             else:
                 await deferToThread(cartd.wait_until, uid(name), "ready")
@@ -78,7 +78,7 @@ async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path:
         assert most_memory(cartd) - before < MOST_MEMORY
         await deferToThread(cartd.post, "after", honest)
         await deferToThread(cartd.wait_until, "after", "ready")
-        agreed = [path(name) for name, row in HOSTILE_RESPONSES.items() if not row.told]
+        agreed = [path(name) for name, row in HOSTILE_RESPONSES.items() if not row.message]
         assert len(on_the_volume(cartd)) == len(["before", "after", *agreed])
         lines = cartd.log.split("\n")
         assert not [line for line in lines if UNSEEN.search(line) or len(line) > 2 * LONGEST]
@@ -93,7 +93,7 @@ async def test_memory_stays_bounded_during_endless_responses(tmp_path: Path) -> 
         "single": steps(Send(head(200, [("Transfer-Encoding", "chunked")])),
                         Drip(b"1\r\nx\r\n" * 500, 6)),
     }  # fmt: skip
-    # What should be cut at once would go on for as long as the archive may be silent.
+    # Without the limit these would last until the stall timeout.
     patient = INI.replace(f"stall_timeout = {STALL}", "stall_timeout = 5")
     async with cartd_with_archive(tmp_path, patient) as (cartd, archive):
         await deferToThread(cartd.get, "/")
@@ -114,7 +114,7 @@ async def test_memory_stays_bounded_during_endless_responses(tmp_path: Path) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_bytes_after_a_response_are_never_taken_for_the_next_one(tmp_path: Path) -> None:
-    """Not even of files whose hashes nobody knows, so that nothing else would find it out."""
+    """Even for files without a known hash, where nothing else would detect it."""
     evil = b"!" * len(DATA)
     async with cartd_with_archive(tmp_path, f"{INI}max_connections = 1\n") as (cartd, archive):
         files = []

@@ -1,4 +1,4 @@
-"""So many in a second and no more, in rotation over the owners who wait."""
+"""Rate limiter: bursts, refill, rotation among owners and cancels."""
 
 from __future__ import annotations
 

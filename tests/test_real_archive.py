@@ -1,4 +1,4 @@
-"""Carts out of Pacifica's own archive interface: what they may hold and how they come out."""
+"""Carts staged from Pacifica's own archive interface."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_missing_file_is_named_and_others_go_on(
         "the archive does not have the file"
         " (500 Internal Server Error to GET: no such file or directory)"
     )
-    # That is sure at once: another try would tell the same.
+    # There is no retry.
     assert archive.log.count('"HEAD /404 ') == 1
     assert cartd.request("HEAD", "/incomplete").status == 500
     answer = cartd.get("/incomplete")

@@ -16,7 +16,7 @@ from tests.running_cartd import manifest, running_cartd
 SIZE = 2**28
 MARK = bytes(range(256))
 MARKS = (0, 2**20 - 128, 2**26 + 1, SIZE // 2 - 256, SIZE // 2 + 4 * 2**20, SIZE - 256)
-"""Where the file is not zeros: before, on and behind the borders of likely blocks."""
+"""Offsets that are not zeros: before, on and behind the borders of likely blocks."""
 
 SHA1 = "ea9f7eb7ec920430f54b7c00ab0765d0c84084d0"
 """Of the file that :func:`write_sparse` makes."""
@@ -24,7 +24,7 @@ PIECE = 2**20
 
 
 def write_sparse(path: Path) -> None:
-    """Zeros that take no room, with marks that show whether a block was lost or moved."""
+    """Zeros that take no disk space, with marks that show a lost or moved block."""
     with path.open("wb") as file:
         file.truncate(SIZE)
         for number, place in enumerate(MARKS):

@@ -1,4 +1,4 @@
-"""Pacifica's archive interface run with threads, in which requests that meet break each other."""
+"""Pacifica's archive interface run with threads, which mixes up parallel requests."""
 
 from __future__ import annotations
 

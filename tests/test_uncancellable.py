@@ -1,4 +1,4 @@
-"""Waiting for work that cannot be interrupted."""
+"""uncancellable() and with_timeout()."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_uncancellable_raises_a_cancellation_after_the_work(times: int, succeeds
     assert isinstance(failure_of(results), CancelledError)
 
 
-# Waiting no longer than so many seconds
+# with_timeout
 
 
 def test_with_timeout_returns_a_result_or_failure_in_time() -> None:
@@ -70,7 +70,7 @@ def test_with_timeout_raises_after_its_time(shields: bool) -> None:
     assert str(late) == "it took more than 5 s"
     assert job.called is not shields
     if shields:
-        job.errback(OSError("too late"))  # told to nobody
+        job.errback(OSError("too late"))  # ignored
 
 
 def test_cancelling_with_timeout_cancels_the_work() -> None:

@@ -93,7 +93,7 @@ def read_state(headers: Headers, now: float) -> FileState:
 
     ``now`` is a Unix time.
 
-    Raises :class:`ArchiveError`, which names the header that is missing or makes no sense.  Any
+    Raises :class:`ArchiveError`, which names the header that is missing or malformed.  Any
     storage medium but ``disk`` is taken for a tape.
     """
     media = header_values(headers, _MEDIA)
