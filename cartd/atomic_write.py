@@ -1,7 +1,6 @@
-"""Files that are replaced as a whole, and stay whose they were.
+"""Atomic replacement of files that preserves owner, group, mode and ACL.  Blocks.
 
-A file that is replaced by a rename is another file: owner, group, mode and ACL are those of the new
-one, unless they are carried over.  Blocks.
+A rename replaces a file by a new one with its own owner, group, mode and ACL, so they are copied.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _NO_ATTRIBUTE: Final = frozenset(
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to the disk, then give it the name ``path``: readers see the old or the new.
+    """Write ``data`` to a new file and rename it to ``path``: readers see the old or the new one.
 
-    A file that is there keeps its owner, group and mode and, on Linux, its ACL and its other
-    extended attributes; where that is not permitted it is not replaced.  A new one has mode 0600
-    or, in a directory of another group than the caller's, that group and 0640, for a service that
-    runs in it.  ``path`` is not to be a symbolic link: what it leads to would stay as it is.
+    An existing file keeps its owner, group and mode and, on Linux, its ACL and other extended
+    attributes; if that is not permitted, it is not replaced.  A new one has mode 0600 or, in a
+    directory of another group than the caller's, that group and 0640, for a service that runs in
+    it.  ``path`` must not be a symbolic link: its target would stay unchanged.
 
-    :raises OSError: nothing has changed then.
+    :raises OSError: nothing has changed.
     """
     try:
         before = path.lstat()
@@ -55,10 +54,10 @@ def replace_file(path: Path, data: bytes) -> None:
 if sys.platform == "win32":
 
     def _inherit_group(_fd: int, _directory: Path) -> None:
-        """A new file inherits who may read it from its directory."""
+        """A new file inherits its permissions from its directory."""
 
     def _copy_metadata(_fd: int, _path: Path, _before: os.stat_result) -> None:
-        """The same: what is set for the file alone is lost."""
+        """The same: permissions of the old file are lost."""
 
 else:
 
@@ -87,7 +86,7 @@ if sys.platform == "linux":
                 return
             raise
         if _ACL not in names:
-            # The directory's default ACL has made one, in which the old file had no part.
+            # The new file has an ACL from the directory's default ACL; the old one had none.
             try:
                 os.removexattr(fd, _ACL)
             except OSError as error:
@@ -97,20 +96,20 @@ if sys.platform == "linux":
             try:
                 os.setxattr(fd, name, os.getxattr(path, name))
             except OSError:
-                if name == _ACL:  # all else, as a label, says nothing of who may read it
+                if name == _ACL:  # other attributes, as a label, do not affect permissions
                     raise
 
 else:
 
     def _copy_attributes(_path: Path, _fd: int) -> None:
-        """Python knows no such calls of other systems."""
+        """Python has no such calls on other systems."""
 
 
 def copy_ownership(path: Path, before: Path) -> None:
-    """Give the file at ``path`` the owner, group, mode and ACL of ``before``, if that is there.
+    """Copy owner, group, mode and ACL of ``before``, if it exists, to the file at ``path``.
 
-    Where that is not permitted its owner and group stay those of the caller, and its mode is that
-    of ``before`` without what the other group must not have from it.
+    If that is not permitted, owner and group stay those of the caller, and the group gets only the
+    permissions that ``before`` grants to others.
     """
     with suppress(FileNotFoundError):
         state = before.lstat()
@@ -126,7 +125,7 @@ def copy_ownership(path: Path, before: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Have the new name outlast a power failure, where a directory can be opened for that."""
+    """Sync the directory, so that the new name survives a power failure, where it can be opened."""
     with suppress(OSError):
         fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:

@@ -1,4 +1,4 @@
-"""Counting and hashing a stream of bytes against what was declared of it."""
+"""Verification of a stream of bytes against its declared size and hash."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cartd.errors import CartdError
 
 
 class Mismatch(CartdError):
-    """The bytes are not those that were declared: too many, too few, or of another hash."""
+    """The bytes differ from the declaration: too many, too few, or another hash."""
 
 
 class Checksum:
-    """Takes the bytes of one file as they come; holds none of them.
+    """Hashes and counts the bytes of one file as they arrive; stores none of them.
 
-    ``size`` is the declared number of bytes.  ``hash_sum`` is hex in either case; empty means
-    that nobody knows it: then any bytes of the right number are right, and :meth:`finish` tells
-    the hash.  An unusable ``hash_type`` raises ``ValueError``, as :func:`digest_size` does.
+    ``size`` is the declared number of bytes.  ``hash_sum`` is hex in either case; if it is empty,
+    only the size is verified, and :meth:`finish` returns the computed hash.  An unusable
+    ``hash_type`` raises ``ValueError``, as :func:`digest_size` does.
     """
 
     def __init__(self, hash_type: str, hash_sum: str, size: int) -> None:
@@ -37,7 +37,7 @@ class Checksum:
         self._hash.update(data)
 
     def finish(self) -> str:
-        """Lower-case hex of the hash; raises :class:`Mismatch` if anything is not as declared."""
+        """Return the hash in lower-case hex; raise :class:`Mismatch` if size or hash differ."""
         if self._seen != self._size:
             raise Mismatch(f"it has {self._seen} bytes where {self._size} were declared")
         computed: str = self._hash.hexdigest()
@@ -50,10 +50,10 @@ class Checksum:
 
 @lru_cache(maxsize=64)
 def digest_size(hash_type: str) -> int:
-    """Length in bytes of the digests of ``hash_type``, any name that ``hashlib.new`` takes.
+    """Return the bytes of a digest of ``hash_type``, a name that ``hashlib.new`` accepts.
 
-    Raises ``ValueError`` for a name that this Python cannot compute, and for the hashes whose
-    length the caller would have to choose (SHAKE, FIPS 202 section 6.2).
+    Raises ``ValueError`` for a hash that this Python cannot compute, and for one of variable length
+    (SHAKE, FIPS 202 section 6.2).
     """
     shown = repr(hash_type[:40])
     try:
@@ -70,5 +70,5 @@ def digest_size(hash_type: str) -> int:
 
 
 def _new(hash_type: str) -> Any:
-    # The hash finds damage, it guards no secret: so MD5 may be used where FIPS mode forbids it.
+    # Not used for security, only to detect damage: so MD5 is allowed in FIPS mode, too.
     return hashlib.new(hash_type, usedforsecurity=False)

@@ -1,11 +1,10 @@
-"""What an ``OSError`` of a disk says: of one file, or of this moment.
+"""Classification of disk errors: permanent errors of one file, or transient ones.
 
-Only what is said of a file itself is damage, for which the file is fetched again.  That the
-process may open no more files, that the system has no memory, or that a file server does not
-answer, is true of every file and passes: whoever asked is told to ask again, and nothing is taken
-for missing.
+Only an error of the file itself is damage, for which the file is fetched again.  A lack of
+descriptors or memory, or a file server that does not answer, affects every file and is transient:
+the client is asked to retry, and no file counts as missing.
 
-Permissions and read errors (``EIO``) are said of the file: it is fetched again, into new blocks.
+Permission and read errors (``EIO``) are errors of the file: it is fetched again, into new blocks.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from cartd.errors import DiskUnavailable
 
 
 def _numbers(*names: str) -> frozenset[int]:
-    """Those of the names that this system has."""
+    """Return the errnos of those names that exist on this system."""
     return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
 
 
 _MISSING: Final = _numbers("ENOENT", "ENOTDIR", "ELOOP")
-"""Missing, below something that is no directory, or a symbolic link (POSIX open)."""
+"""Missing, below a file, or a symbolic link (POSIX open)."""
 _EXHAUSTED: Final = _numbers("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EINTR", "EAGAIN")
-"""The process or the system has no more of what a call needs."""
+"""The process or the system is out of a resource."""
 _TRANSIENT: Final = _EXHAUSTED | _numbers(
     "ESTALE", "ETIMEDOUT", "ENOLCK", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"
 )
-"""And what is said of a file server that cannot be asked."""
+"""Those, and errors of a file server that does not answer."""
 
 
 def is_missing(error: OSError) -> bool:
-    """Whether there is no such file."""
+    """Whether the file does not exist."""
     return error.errno in _MISSING
 
 
 def is_exhausted(error: OSError) -> bool:
-    """Whether the process or the system lacks the means for any call."""
+    """Whether the process or the system is out of a resource."""
     return error.errno in _EXHAUSTED
 
 
 def raise_if_transient(error: Exception) -> None:
-    """Raise :class:`~cartd.errors.DiskUnavailable` for what says nothing of the file itself."""
+    """Raise :class:`~cartd.errors.DiskUnavailable` for a transient error."""
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
         number = errno.errorcode[error.errno]
         reason = error.strerror or str(error)
@@ -53,7 +52,7 @@ def raise_if_transient(error: Exception) -> None:
 
 @contextmanager
 def transient_raised() -> Iterator[None]:
-    """Around calls whose other errors, if any, go on as they are."""
+    """As :func:`raise_if_transient`, for errors of the block; other errors are not changed."""
     try:
         yield
     except OSError as error:

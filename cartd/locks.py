@@ -1,7 +1,7 @@
-"""Locks of the system on open files: they end with the process that holds them, however it ends.
+"""Locks on open files (flock): the kernel releases them when their process ends, however it ends.
 
-This is the only way in which a process of this machine is known to be alive or at work: the number
-of a process (its pid) may be another's by now, or another's in a container beside it.
+Only such locks prove that a process of this machine is alive: a pid may have been reused, or belong
+to another container.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 _HELD_ERRNOS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
-"""What flock(2) and Windows say of a lock that somebody else holds."""
+"""Errors of flock(2) and of Windows for a lock that is held already."""
 _PROC_LOCKS: Final = Path("/proc/locks")
 
 
 class LocksUnsupported(OSError):
-    """The file system, or the system itself, has no such locks."""
+    """The file system or the operating system does not support such locks."""
 
 
 if sys.platform == "win32":
@@ -38,10 +38,10 @@ else:
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock an open file, on Unix a directory too, until ``fd`` is closed; whether that was done.
+    """Lock an open file, on Unix also a directory, until ``fd`` is closed; return whether locked.
 
-    It never waits: false if somebody else holds the lock in a way that forbids this one, in this
-    process by another descriptor, or in another one.
+    It never waits: false if a conflicting lock is held, by another process or by another descriptor
+    in this one.
 
     :raises NoLocks: for any other reason: ENOSYS on Lustre without ``-o flock``, ENOLCK or EBADF on
         NFS, EOPNOTSUPP on some FUSE file systems.
@@ -56,10 +56,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def lock_holder(fd: int) -> str:
-    """Which process holds a lock on the file, in words for a message; '' if that is not known.
-
-    For people only: nothing may be decided by it.
-    """
+    """Return which process holds a lock on the file, for messages only; '' if unknown."""
     if sys.platform == "win32":
         return ""
     try:
@@ -70,5 +67,5 @@ def lock_holder(fd: int) -> str:
             if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == device:
                 return f"process {fields[4]}"
     except OSError:
-        pass  # it is Linux that has this file
+        pass  # the file exists on Linux only
     return ""

@@ -1,4 +1,4 @@
-"""Who may read a file, in words for a message.  Nothing is decided by it.  Blocks."""
+"""Descriptions of file permissions, for messages only.  Blocks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if sys.platform == "win32":
         return str(uid)
 
     def group_name(uid: int) -> str:
-        """The group of a user."""
+        """Return the name of the primary group of a user."""
         return str(uid)
 
     def this_user() -> str:
-        """Who runs this process."""
+        """Return the name of the user of this process."""
         return os.environ.get("USERNAME", "this user")
 
     def describe_permissions(path: Path) -> str:
-        """Owner, group and mode of a file: ``root:cartd 0640``; '' if that is not to be seen."""
+        """Return owner, group and mode of a file: ``root:cartd 0640``; '' if unknown."""
         return ""
 
     def unreadable_by(uid: int, path: Path) -> Path | None:
-        """What keeps a user from reading a file: that, or a directory above it."""
+        """Return the file or the parent directory that a user may not read; else None."""
         return None
 
 else:
@@ -39,18 +39,18 @@ else:
             return str(uid)
 
     def group_name(uid: int) -> str:
-        """The group of a user."""
+        """Return the name of the primary group of a user."""
         try:
             return grp.getgrgid(pwd.getpwuid(uid).pw_gid).gr_name
         except KeyError:
             return str(uid)
 
     def this_user() -> str:
-        """Who runs this process."""
+        """Return the name of the user of this process."""
         return user_name(os.geteuid())
 
     def describe_permissions(path: Path) -> str:
-        """Owner, group and mode of a file: ``root:cartd 0640``; '' if that is not to be seen."""
+        """Return owner, group and mode of a file: ``root:cartd 0640``; '' if unknown."""
         try:
             state = path.stat()
         except OSError:
@@ -62,9 +62,9 @@ else:
         return f"{user_name(state.st_uid)}:{group} {S_IMODE(state.st_mode):04o}"
 
     def unreadable_by(uid: int, path: Path) -> Path | None:
-        """What keeps a user from reading a file: that, or a directory above it; by mode alone.
+        """Return the file or the parent directory that a user may not read, judged by its mode.
 
-        None, too, where an ACL may say something else, or the user has no name.
+        None if all is readable, if an ACL may change the result, or if the user has no name.
         """
         try:
             user = pwd.getpwuid(uid)

@@ -1,10 +1,10 @@
-"""Files below a directory in which others may write, reached without ever leaving it.
+"""Access to files below a root directory that follows no symbolic link out of it.
 
-Strategy: in a path, the system follows a symbolic link wherever it finds one, and whoever swaps a
-directory for a link just then leads it elsewhere.  So it is never given a path: directories are
-opened one below the other, no link followed, and what is done is done to a name in the last one
-(openat(2) and its like, O_NOFOLLOW).  The last few stay open, as files come one directory after the
-other.  Everything here blocks: for threads.
+Strategy: given a path, the kernel follows every symbolic link in it, so a process that swaps a
+directory for a link at the right moment redirects the call.  Hence the kernel never gets a path:
+each directory is opened relative to its parent with O_NOFOLLOW (openat(2)), and the operation is
+done on a name in the last one.  The last few directories stay open, because consecutive files are
+mostly in the same one.  All of it blocks and belongs in a thread.
 
 Windows has no such calls: there, paths are used as they are.
 """
@@ -22,14 +22,14 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, Final
 
 MAX_OPEN: Final = 6
-"""Directories that stay open.  Few: a process may have 1,024 descriptors, and there may be as many
-of these objects as there are downloads and connections to the archive."""
+"""Directories that stay open.  Few: a process may have 1,024 descriptors, and each download and
+each connection to the archive may have an object of this class."""
 HAS_DIR_FD: Final = os.stat in os.supports_dir_fd
-"""Whether the system has calls that take a directory's descriptor."""
+"""Whether the system has calls that take the descriptor of a directory."""
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _SAFE_FLAGS: Final = (
     _NOFOLLOW
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO that somebody left there must not hold the thread
+    | getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not block the thread
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
@@ -38,16 +38,16 @@ CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS
 LOCK_FLAGS: Final = os.O_RDWR | _SAFE_FLAGS
 DIRECTORY_FLAGS: Final = READ_FLAGS | getattr(os, "O_DIRECTORY", 0)
 _LINK_ERRNOS: Final = frozenset({errno.ENOTDIR, errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP)})
-"""What systems say of a link that they were told not to follow."""
+"""Errors of systems for a symbolic link that must not be followed."""
 _FORBIDDEN_NAMES: Final = frozenset({"", ".", ".."})
 
 NameAt = tuple[str, int | None]
-"""A name, and the descriptor of the directory that it is in: ``dir_fd`` of the calls of ``os``.
-Where there are no such calls it is the whole path, and none."""
+"""A name and the descriptor of its directory (``dir_fd`` of the calls of ``os``); the whole path
+and None where there are no such calls."""
 
 
 class _OpenDirectory:
-    """A directory that is open for as long as it is kept, or somebody uses it."""
+    """A directory that stays open while it is cached or in use."""
 
     __slots__ = ("cached", "fd", "path", "users")
 
@@ -59,11 +59,11 @@ class _OpenDirectory:
 
 
 class RootedFS:
-    """What is below ``root``, for several threads; the path of ``root`` itself may hold links.
+    """The files below ``root``; thread-safe.  The path of ``root`` itself may contain links.
 
-    Paths are given as ``root / ...``.  Errors are ``OSError`` as of the call with the whole path,
-    and ``NotADirectoryError`` for a link on the way.  It holds no descriptor before its first use,
-    and none after :meth:`close`, which may come again and again.
+    Paths are given as ``root / ...``.  Errors are those of the call with the whole path;
+    ``NotADirectoryError`` for a symbolic link on the way.  No descriptor is open before the first
+    use and after :meth:`close`, which may be called repeatedly.
     """
 
     def __init__(self, root: Path) -> None:
@@ -79,7 +79,7 @@ class RootedFS:
         self.close()
 
     def close(self) -> None:
-        """Let go of what nobody uses; the rest is let go of when it is used no more."""
+        """Close the directories that are not in use; the others close when their use ends."""
         with self._lock:
             for directory in self._open_directories.values():
                 self._uncache(directory)
@@ -87,7 +87,7 @@ class RootedFS:
 
     @contextmanager
     def entry(self, path: Path) -> Iterator[NameAt]:
-        """The name of ``path`` in its directory, for as long as the block runs."""
+        """Yield the name of ``path`` and its open directory."""
         if not HAS_DIR_FD:
             self._prepare_path(path.parent)
             yield str(path), None
@@ -102,7 +102,7 @@ class RootedFS:
 
     @contextmanager
     def directory(self, path: Path) -> Iterator[Any]:
-        """A directory that is there, as ``os.scandir`` takes it."""
+        """Yield an existing directory in a form that ``os.scandir`` accepts."""
         if not HAS_DIR_FD:
             self._prepare_path(path)
             yield str(path)
@@ -118,7 +118,7 @@ class RootedFS:
             return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
     def exists(self, path: Path) -> bool:
-        """Whether something is there, a link among them; not behind one."""
+        """Whether the name exists, as a symbolic link too; false behind a link."""
         try:
             self.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -126,19 +126,18 @@ class RootedFS:
         return True
 
     def is_directory(self, path: Path) -> bool:
-        """Whether it is one itself, and no link to one."""
+        """Whether the name is a directory, not a link to one."""
         try:
             return S_ISDIR(self.lstat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def open(self, path: Path, flags: int = READ_FLAGS, mode: int = 0o600) -> int:
-        """``flags`` are :data:`READ_FLAGS`, :data:`CREATE_FLAGS`, :data:`LOCK_FLAGS`, or more than
-        these."""
+        """Open with :data:`READ_FLAGS`, :data:`CREATE_FLAGS` or :data:`LOCK_FLAGS`, or more."""
         return self.open_relative(self.relative(path), flags, mode)
 
     def open_relative(self, path: str, flags: int = READ_FLAGS, mode: int = 0o600) -> int:
-        """As :meth:`open`, for a path from ``root`` on, with ``/``."""
+        """As :meth:`open`, for a path relative to ``root``, with ``/``."""
         if not HAS_DIR_FD:
             self._prepare_path((self.root / path).parent)
             return os.open(self._prefix + path, flags, mode)
@@ -150,7 +149,7 @@ class RootedFS:
             self._release(directory)
 
     def open_file(self, path: Path) -> int:
-        """Open a regular file to be read; ``OSError`` with ``ENOTSUP`` for what is none."""
+        """Open a regular file for reading; ``OSError`` with ``ENOTSUP`` if it is not regular."""
         return require_regular(self.open(path))
 
     def mkdir(self, path: Path) -> None:
@@ -158,7 +157,7 @@ class RootedFS:
             os.mkdir(name, dir_fd=dir_fd)
 
     def ensure_directory(self, path: Path) -> None:
-        """Make the directory, unless it is there."""
+        """Create the directory unless it exists."""
         with suppress(FileExistsError):
             self.mkdir(path)
 
@@ -167,12 +166,12 @@ class RootedFS:
             os.rename(name, new_name, src_dir_fd=dir_fd, dst_dir_fd=new_dir_fd)
 
     def replace(self, old: Path, new: Path) -> None:
-        """As :meth:`rename`, whatever file or link is called ``new``."""
+        """As :meth:`rename`, and replace a file or link that is called ``new``."""
         with self.entry(old) as (name, dir_fd), self.entry(new) as (new_name, new_dir_fd):
             os.replace(name, new_name, src_dir_fd=dir_fd, dst_dir_fd=new_dir_fd)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file or a link; nothing to do if it is not there."""
+        """Remove a file or a link, if it exists."""
         with suppress(FileNotFoundError), self.entry(path) as (name, dir_fd):
             os.unlink(name, dir_fd=dir_fd)
 
@@ -181,19 +180,19 @@ class RootedFS:
             os.rmdir(name, dir_fd=dir_fd)
 
     def relative(self, path: Path) -> str:
-        """``path`` from ``root`` on."""
+        """Return ``path`` relative to ``root``, with ``/``."""
         text = str(path)
         if not text.startswith(self._prefix):
             raise _escape_error(text)
         return text[len(self._prefix) :].replace(os.sep, "/")
 
     def _prepare_path(self, directory: Path) -> None:
-        """A path in ``directory`` is about to be used as it is."""
+        """Hook for subclasses: a path in ``directory`` is about to be used as it is."""
 
-    # What follows is not for Windows.
+    # The methods below are not used on Windows.
 
     def _acquire(self, directory: str) -> _OpenDirectory:
-        """A directory by its path below ``root``, '' for that; to be given back."""
+        """Return an open directory by its path below ``root`` ('' for ``root``); release it."""
         with self._lock:
             found = self._open_directories.get(directory)
             if found is not None:
@@ -232,7 +231,7 @@ class RootedFS:
         return open_root(self.root)
 
     def _open_child(self, dir_fd: int, name: str, path: str) -> int:
-        """Open ``name``, which ``path`` from ``root`` on leads to, in the directory ``dir_fd``."""
+        """Open ``name`` in the directory ``dir_fd``; ``path`` is its path relative to ``root``."""
         return open_directory(dir_fd, name, path)
 
     def _cached(self, path: str) -> _OpenDirectory | None:
@@ -262,13 +261,13 @@ class RootedFS:
 
 
 def open_root(root: Path) -> int:
-    """Open the directory that all is below."""
-    # The administrator's path: it may lead through links.
+    """Open the root directory."""
+    # The administrator configured this path: it may contain symbolic links.
     return os.open(root, DIRECTORY_FLAGS & ~_NOFOLLOW)
 
 
 def open_directory(dir_fd: int, name: str, path: str) -> int:
-    """Open ``name`` in the directory ``dir_fd``; errors name ``path``, and a link is one."""
+    """Open ``name`` in the directory ``dir_fd``; a link is an error, and errors name ``path``."""
     try:
         return os.open(check_name(name), DIRECTORY_FLAGS, dir_fd=dir_fd)
     except OSError as error:
@@ -278,7 +277,7 @@ def open_directory(dir_fd: int, name: str, path: str) -> int:
 
 
 def require_regular(fd: int) -> int:
-    """``fd`` itself if it is a regular file; else it is closed, and ``OSError`` raised."""
+    """Return ``fd`` if it is a regular file; else close it and raise ``OSError``."""
     try:
         if S_ISREG(os.fstat(fd).st_mode):
             return fd
@@ -290,12 +289,12 @@ def require_regular(fd: int) -> int:
 
 
 def check_name(name: str) -> str:
-    """The name itself; ``OSError`` if it leads elsewhere, as ``..`` does."""
+    """Return the name; raise ``OSError`` if it refers to another directory, as ``..`` does."""
     if name in _FORBIDDEN_NAMES:
         raise _escape_error(name)
     return name
 
 
 def _escape_error(path: str) -> OSError:
-    """As openat2(2) says it."""
+    """Return the error that openat2(2) raises."""
     return OSError(errno.EXDEV, "it leads out of its directory", path)

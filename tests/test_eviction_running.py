@@ -206,10 +206,10 @@ def test_a_download_over_its_time_limit_is_aborted(archive: FaultyArchive, tmp_p
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         stage(cartd, archive, "a", LARGE)
         with slow_reader(cartd, "a") as reader:
-            wait_for(lambda: "is broken off after 0.5 s" in cartd.log)
+            wait_for(lambda: "is aborted after 0.5 s" in cartd.log)
             with pytest.raises((ConnectionError, IncompleteRead)):
                 reader.rest()
         stage(cartd, archive, "b", LARGE)
         assert answers(cartd, "ab") == {"a": 404, "b": 204}
-        assert cartd.log.count("is broken off") == 1
+        assert cartd.log.count("is aborted after") == 1
         assert_no_unexpected_errors(cartd.log)

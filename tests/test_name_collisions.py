@@ -135,7 +135,7 @@ def test_limitations_of_the_volume_are_reported(tmp_path: Path) -> None:
     with without_case(tmp_path) as mount:
         paths = VolumePaths(mount / "volume")
         [line] = prepare(paths)
-        assert line.startswith("The volume does not tell upper and lower case apart: ")
+        assert line.startswith("The volume does not distinguish upper and lower case: ")
         assert detect_folding(paths) == CASE
         folded = CollisionFinder(CASE)
         claimed = ["stra\u00dfe", "STRASSE", "Y/a", "y/A"]
@@ -188,7 +188,7 @@ def test_only_the_cart_with_colliding_paths_is_in_error(
         cartd.volume.symlink_to(mount / "volume")
         (mount / "volume").mkdir()
         cartd.start()
-        assert cartd.log.count("does not tell upper and lower case apart") == 1
+        assert cartd.log.count("does not distinguish upper and lower case") == 1
         posted(cartd, "same", "x/data", "x/DATA")
         posted(cartd, "bundled", "x/data", "X/DATA", bundle=True)
         posted(cartd, "below", "x", "y", "X/y")

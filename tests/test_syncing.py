@@ -413,7 +413,7 @@ class TestTheFileSystem:
             before = found.page_cache
             run("umount", "--lazy", str(volume))
             with mounted(tmp_path, image="other"):
-                with pytest.raises(SyncFailed, match="mounted anew"):
+                with pytest.raises(SyncFailed, match="remounted"):
                     found.sync()
                 assert found.page_cache not in (before, None)
                 found.sync()

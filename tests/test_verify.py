@@ -56,7 +56,7 @@ def test_verify_names_each_damage_and_changes_nothing(site: CartSite) -> None:
     (tree / "folder").unlink()
     (tree / "folder").mkdir()
     expected = [
-        "damaged: spoilt has other bytes than its hash tells",
+        "damaged: spoilt does not match its hash",
         "damaged: cut has 7 bytes where 300 were recorded",
         "damaged: lost is missing",
         "damaged: folder is not a regular file",
@@ -75,7 +75,7 @@ def test_a_bundle_is_read_member_by_member(site: CartSite) -> None:
     tar.write_bytes(data[:place] + b"X" + data[place + 1 :])
     assert verify(site, "--cartid", "tarred") == (
         1,
-        ["tarred: b has other bytes than its hash tells", "tarred: 1 of 2 files damaged"],
+        ["tarred: b does not match its hash", "tarred: 1 of 2 files damaged"],
     )
     assert verify(site, "--cartid", "tarred", "--repair")[0] == 0
     assert site.on_volume("tarred")[0].read_bytes() == data
@@ -117,8 +117,8 @@ def test_damage_in_a_shared_file_is_not_copied_back(site: CartSite) -> None:
     spoil(one / "spoilt")
     status, lines = verify(site, "--cartid", "shared-a", "shared-b", "--repair")
     assert status == 0
-    assert [line for line in lines if "other bytes" in line] == [
-        f"{uid}: spoilt has other bytes than its hash tells" for uid in ("shared-a", "shared-b")
+    assert [line for line in lines if "does not match" in line] == [
+        f"{uid}: spoilt does not match its hash" for uid in ("shared-a", "shared-b")
     ]
     for uid in ("shared-a", "shared-b"):
         assert site.cartd.download(uid) == files
@@ -133,7 +133,7 @@ class StillDamaged(Verification):
 
     async def damages(self, cart: Cart, read: object) -> list[Damage]:
         self.looks += 1
-        return [Damage(0, "x/data", "has other bytes than its hash tells")]
+        return [Damage(0, "x/data", "does not match its hash")]
 
 
 def test_verify_checks_again_after_a_repair() -> None:
@@ -153,9 +153,9 @@ def test_verify_checks_again_after_a_repair() -> None:
     assert result_of(command.cart(cart)) is False
     assert verification.looks == 2
     assert out.getvalue().splitlines() == [
-        "mine: x/data has other bytes than its hash tells",
+        "mine: x/data does not match its hash",
         "mine: 1 of 2 files damaged",
-        "mine: x/data has other bytes than its hash tells",
+        "mine: x/data does not match its hash",
         "mine: 1 of 2 files damaged",
         "mine: damaged again after the repair: check the volume's disk",
     ]

@@ -213,7 +213,9 @@ def test_a_bundle_in_order_is_never_held_in_memory(
     assert [found[path] for path in PATHS[:5]] == [""] * 5
     assert {found["dir/5"], found["dir/6"]} == {"cannot be read in the bundle"}
     tar.unlink()
-    assert {fault for _, fault in result_of(verified(volume, PAGES))} == {"is lost with the bundle"}
+    assert {fault for _, fault in result_of(verified(volume, PAGES))} == {
+        "is missing: its bundle does not exist"
+    }
 
 
 def test_extra_members_and_missing_members_are_distinguished(volume: Volume) -> None:
@@ -222,7 +224,7 @@ def test_extra_members_and_missing_members_are_distinguished(volume: Volume) -> 
     written_bundle(volume, bodies)
     found = dict(result_of(verified(volume, PAGES)))
     assert {path for path, fault in found.items() if fault} == {"dir/4"}
-    assert found["dir/4"] == "is missing in the bundle"
+    assert found["dir/4"] == "is missing from the bundle"
 
 
 def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:

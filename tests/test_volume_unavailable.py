@@ -21,8 +21,8 @@ pytest_plugins = ("tests.archive_fixture",)
 
 reactor: Any = _reactor
 OFTEN = "[cartd]\nlru_interval = 0.1\nvolume_reserve = 0\n"
-GONE = "volume is away"
-BACK = "volume is back"
+GONE = "volume is unavailable"
+BACK = "volume is available again"
 SIZE = 3000
 
 

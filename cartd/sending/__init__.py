@@ -1,1 +1,1 @@
-"""From the volume to the client: the bytes of a cart, as fast as they are taken."""
+"""Sending of a cart's bytes from the volume to the client, at the client's pace."""

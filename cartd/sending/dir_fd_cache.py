@@ -1,4 +1,4 @@
-"""Many files below a directory, opened one after the other to be read."""
+"""A cache of the directories of the last opened file, for reading many files in sequence."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from cartd.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, 
 
 
 class DirFdCache:
-    """Opens files below ``root`` to be read, one after the other; for one thread at a time.
+    """Opens files below ``root`` for reading, one after the other; for one thread at a time.
 
-    Strategy: most files are small, so no more is done for each than must be; the directory of the
-    last one, and the one above that, are at hand until :meth:`close`.
+    Strategy: most files are small, so each gets as few system calls as possible: the directory of
+    the last file and its parent stay open until :meth:`close`.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._prefix = str(root / "_")[:-1]
         self._open: list[tuple[str, int]] = []
-        """The last one last."""
+        """Path and descriptor of the parent, and of the directory itself."""
 
     def __enter__(self) -> None:
         pass
@@ -32,7 +32,7 @@ class DirFdCache:
             os.close(self._open.pop()[1])
 
     def open(self, path: str) -> int:
-        """``path`` is from ``root`` on, with ``/``; errors are those of :class:`RootedFS`."""
+        """Open ``path``, relative to ``root``, with ``/``; errors are those of RootedFS."""
         if not HAS_DIR_FD:
             return os.open(self._prefix + path, READ_FLAGS)
         parent, _, name = path.rpartition("/")
@@ -43,7 +43,7 @@ class DirFdCache:
     def _change_directory(self, directory: str) -> None:
         grandparent, _, name = directory.rpartition("/")
         if name and len(self._open) == 2 and self._open[0][0] == grandparent:
-            os.close(self._open.pop()[1])  # it was one beside the last one
+            os.close(self._open.pop()[1])  # it is a sibling of the last one
             self._enter(name, directory)
         else:
             self.close()

@@ -1,4 +1,4 @@
-"""Which way a download goes to its client, and how much of it at a time."""
+"""The sender of downloads: chooses between sendfile and push, and the size of each step."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cartd.threads import LimitedPool, ThreadRunner
 
 T = TypeVar("T")
 CACHED_DATA_THREADS = 2
-"""For bytes on their way from memory to memory: each of them keeps a processor busy."""
+"""Threads that copy cached data to sockets: each keeps a processor busy."""
 CHUNK_MEMORY = 32 * 2**20
-"""Bytes that all downloads over TLS together read at once."""
+"""Bytes that all downloads over TLS together hold in memory."""
 MIN_CHUNK = 64 * 2**10
 
 log = Logger()
 
 
 class DownloadSender:
-    """Sends straight into the socket where that can be, through the connection elsewhere.
+    """Sends directly to the socket where possible, else through the connection.
 
-    ``transfer_size`` is in bytes; ``downloads`` says how many there are now.  Whatever takes more
-    than ``max_seconds`` seconds is broken off, unless that is 0: until its end a cart is pinned.
+    ``transfer_size`` is in bytes; ``downloads`` returns their current number.  A download that
+    takes more than ``max_seconds`` seconds is aborted, unless that is 0: it pins its cart.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DownloadSender:
 
     def _abort(self, request: Any) -> None:
         log.warn(
-            "The download of {uri} is broken off after {seconds} s (server.max_download_time)",
+            "The download of {uri} is aborted after {seconds} s (server.max_download_time)",
             uri=escape(request.uri.decode("latin-1")),
             seconds=self._max_seconds,
         )
@@ -74,7 +74,7 @@ class DownloadSender:
         own_socket = None
         if request.responseHeaders.hasHeader("Content-Length"):
             own_socket = plain_socket(request.transport, self._reactor)
-        # Without a length the answer goes in chunks, which the connection frames.
+        # Without Content-Length the connection sends the response in chunked encoding.
         if own_socket is None:
             return PushSender(reader, self._threads, request, self._chunk).start()
         return SocketSender(

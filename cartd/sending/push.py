@@ -1,8 +1,8 @@
-"""From a reader to a client: bytes as fast as the client takes them, and no faster.
+"""Senders that push bytes from a reader to a consumer with backpressure.
 
-Strategy: whatever happens only changes the state, and what must be let go is let go in ``_end``
-and ``_close``, whichever event comes first.  One thread at most works for a sender; nothing is
-closed before it has come back.
+Strategy: events only change the state, and resources are released in ``_end`` and ``_close``,
+whichever event comes first.  At most one thread works for a sender; nothing is closed before it has
+returned.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from cartd.threads import ThreadRunner
 
 
 class ClientDisconnected(CartdError):
-    """The client went away, or the sending was cancelled, before all was written."""
+    """The client disconnected, or the sending was cancelled, before all was written."""
 
     def __init__(self) -> None:
-        super().__init__("The sending was stopped")
+        super().__init__("The client disconnected")
 
 
 @implementer(IPushProducer)
 class BaseSender(ABC):
-    """What every way of sending has in common: how it begins and how it ends.
+    """Start and end of every sender.
 
-    It owns the reader, and closes it once, when no thread works with it any more.
+    It owns the reader and closes it once, when no thread uses it any more.
     """
 
     def __init__(self, reader: Reader, threads: ThreadRunner, consumer: Any) -> None:
@@ -42,7 +42,7 @@ class BaseSender(ABC):
         self._consumer = consumer
         self._done: Deferred[None] = Deferred(self._cancel)
         self._busy = False
-        """Whether a thread is at work."""
+        """Whether a thread is working."""
         self._ended = False
         self._failure: Failure | Exception | None = None
 
@@ -50,9 +50,9 @@ class BaseSender(ABC):
         """Register with the consumer and send; call it once.
 
         The Deferred fires when the reader is closed: with None when all was written, with the
-        read's failure, or with :class:`ClientDisconnected` when the consumer stopped the sender or
-        the Deferred was cancelled.  After a failure the answer is cut short, so the caller must
-        break the connection.
+        failure of a read, or with :class:`ClientDisconnected` when the consumer stopped the sender
+        or the Deferred was cancelled.  After a failure the response is truncated, so the caller
+        must abort the connection.
         """
         self._consumer.registerProducer(self, True)
         self._begin()
@@ -65,7 +65,7 @@ class BaseSender(ABC):
     def resumeProducing(self) -> None: ...
 
     def stopProducing(self) -> None:
-        """End because the consumer has gone; it needs not be told."""
+        """End because the consumer has disconnected; it is not unregistered."""
         self._end(ClientDisconnected())
 
     @abstractmethod
@@ -73,7 +73,7 @@ class BaseSender(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Drop what is held beside the reader."""
+        """Release all resources but the reader."""
 
     def _finish(self) -> None:
         self._consumer.unregisterProducer()
@@ -85,7 +85,7 @@ class BaseSender(ABC):
             self._end(failure)
 
     def _cancel(self, done: Deferred[None]) -> None:
-        """Stop for the caller, and hold ``done`` back while a thread still works."""
+        """Stop for the caller; delay ``done`` while a thread still works."""
         self._fail(ClientDisconnected())
         if not done.called:
             done.pause()
@@ -111,11 +111,11 @@ class BaseSender(ABC):
 
 
 class PushSender(BaseSender):
-    """Writes what ``reader`` gives to ``consumer``, ``chunk`` bytes at a time.
+    """Writes the bytes of ``reader`` to ``consumer``, ``chunk`` bytes at a time.
 
-    A read runs in a thread, its bytes are written when the client is ready for them, and meanwhile
-    the next read runs.  So at most one chunk waits here, whatever the client does.  ``chunk`` may
-    be a callable that is asked, in the reactor's thread, before each read.
+    A read runs in a thread, its bytes are written when the client is ready for them, and the next
+    read runs meanwhile.  So at most one chunk is buffered here, whatever the client does.
+    ``chunk`` may be a callable, called in the reactor's thread before each read.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class PushSender(BaseSender):
         super().__init__(reader, threads, consumer)
         self._chunk = chunk
         self._buffer = b""
-        """What was read and not yet written."""
+        """Bytes that were read and not yet written."""
         self._at_end = False
         self._paused = False
         self._pumping = False
@@ -147,10 +147,10 @@ class PushSender(BaseSender):
         self._buffer = b""
 
     def _pump(self) -> None:
-        """Write and read for as long as nothing has to be waited for.
+        """Write and read until the sender has to wait.
 
-        A write may pause, resume or stop this sender before it returns, and a read may be done
-        at once: they change the state, and the loop that runs already goes by it.
+        A write may pause, resume or stop this sender before it returns, and a read may be done at
+        once: they change the state, and the running loop acts on it.
         """
         if self._pumping:
             return
@@ -164,7 +164,7 @@ class PushSender(BaseSender):
             self._pumping = False
 
     def _step(self) -> bool:
-        """Do what comes next; False if that is to wait."""
+        """Do the next step; return False if the sender has to wait."""
         if self._buffer:
             if self._paused:
                 return False
@@ -172,7 +172,7 @@ class PushSender(BaseSender):
             self._consumer.write(data)
         elif self._at_end:
             if self._paused:
-                # What was written is not taken yet.  Once the sending has ended, the connection
+                # The client has not received all yet.  Once the sender has ended, the connection
                 # counts as idle, and would soon be closed on a slow client.
                 return False
             self._finish()

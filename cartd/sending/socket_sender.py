@@ -1,10 +1,10 @@
-"""From a reader straight into a client's socket: neither copied nor held here.
+"""A sender that writes from a reader directly to the client's socket, without buffering.
 
-Strategy: a thread gives the socket what it takes; when it takes no more, the reactor watches for
-room, and then a thread is asked again.  The reactor knows the connection by its own descriptor
-already, so the socket is watched by a duplicate, which is closed before the connection is used for
-anything else.  The head of the answer goes through the connection as any does: until that has
-been sent the socket is left alone.
+Strategy: a thread writes until the send buffer is full; then the reactor waits until the socket is
+writable, and a thread writes again.  The reactor already watches the connection's own descriptor,
+so the socket is watched by a duplicate, which is closed before the connection is used for anything
+else.  The response head is sent by the connection as usual: the socket is not used before that is
+done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNREACHABLE_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTU
 
 
 class SendableRequest(Protocol):
-    """A request whose answer is sent: twisted.web's, with one thing more."""
+    """A request whose response is sent: that of twisted.web, with one more method."""
 
     transport: Any
     sentLength: int
@@ -41,10 +41,10 @@ class SendableRequest(Protocol):
 
 
 def plain_socket(transport: Any, reactor: Any) -> socket.socket | None:
-    """Another descriptor of the socket below ``transport``, for the caller to close.
+    """Return a duplicate of the socket of ``transport``, for the caller to close.
 
-    None if what goes into the socket is not what is written to the transport, as over TLS; or if
-    ``reactor`` watches no descriptors.
+    None if the bytes on the socket differ from those written to the transport, as over TLS, or if
+    ``reactor`` does not watch descriptors.
     """
     handle = getattr(transport, "getHandle", lambda: None)()
     if isinstance(handle, socket.socket) and IReactorFDSet.providedBy(reactor):
@@ -54,11 +54,10 @@ def plain_socket(transport: Any, reactor: Any) -> socket.socket | None:
 
 @implementer(IWriteDescriptor)
 class SocketSender(BaseSender):
-    """Sends what ``reader`` gives to ``own_socket``, the one below ``request``; it closes both.
+    """Sends the bytes of ``reader`` to ``own_socket``, that of ``request``; it closes both.
 
-    After ``transfer_size`` bytes the thread may serve others.  ``cached_data_threads`` are for what
-    is in memory already: a few of them send as much as many do, and leave the processor to others
-    in between.
+    After ``transfer_size`` bytes the thread is released.  ``cached_data_threads`` send data that is
+    in the page cache: a few of them are as fast as many, and leave the processor to others.
     """
 
     _reader: SendingReader
@@ -83,13 +82,13 @@ class SocketSender(BaseSender):
         self._head_sent = False
 
     def pauseProducing(self) -> None:
-        """The connection holds the head alone: that it is full is seen in the socket itself."""
+        """Ignored: the connection buffers only the head; backpressure comes from the socket."""
 
     resumeProducing = pauseProducing
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes the socket has taken, those of a thread that still works included."""
+        """How many bytes the socket has accepted, including those of a running thread."""
         return self._reader.bytes_sent
 
     def fileno(self) -> int:
@@ -99,7 +98,7 @@ class SocketSender(BaseSender):
         return type(self).__name__
 
     def doWrite(self) -> None:
-        """The socket has room."""
+        """The socket is writable."""
         if not self._head_sent:
             if self._connection_writes():
                 return
@@ -112,16 +111,16 @@ class SocketSender(BaseSender):
         threads.run(self._reader.send, self._socket, self._transfer_size).addBoth(self._send_done)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor has seen it before the connection itself, or is being shut down."""
+        """The reactor has detected it before the connection itself, or is shutting down."""
         self._fail(ClientDisconnected())
 
     def _connection_writes(self) -> bool:
-        """Whether the connection has something to send; the transport may be a wrapper of it."""
+        """Whether the connection has unsent bytes; the transport may be a wrapper of it."""
         descriptor = self._request.transport.fileno()
         return any(writer.fileno() == descriptor for writer in self._reactor.getWriters())
 
     def _begin(self) -> None:
-        # What is missing shall be known before there is a head that promises it.
+        # A missing file must be detected before the head is sent.
         self._busy = True
         self._threads.run(self._reader.prepare).addBoth(self._prepare_done)
 

@@ -1,9 +1,8 @@
-"""The bytes of a bundle from the volume; blocking, for a thread.
+"""Readers of the bytes of a cart's tar from the volume; blocking, for a thread.
 
-Strategy: a tar is literals and slices of files, in their order.  :meth:`TreeReader.read` gives
-them as bytes.  :meth:`TreeReader.send` gives them to a socket: what is small is gathered for few
-system calls, while a long slice of a file goes from the system's cache to the socket without ever
-coming here (sendfile), as with any good server of static files.
+Strategy: a tar is a sequence of literals and slices of files.  :meth:`TreeReader.read` returns them
+as bytes.  :meth:`TreeReader.send` sends them to a socket: small ones are coalesced into few system
+calls, a long slice of a file goes from the page cache to the socket by sendfile(2).
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from cartd.tar.virtual_tar import Literal, Slice
 SENDFILE_MIN: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
 COALESCE_SIZE: Final = 128 * 2**10
-"""Bytes up to which shorter ones are put together."""
+"""Bytes up to which shorter slices are coalesced."""
 SENDFILE_STEP: Final = 256 * 2**10
-"""Bytes of a long slice that are sent at once.  Of more, those sent first have left the processor's
-cache before the client reads them, which costs a third more."""
+"""Bytes of a long slice that are sent at once.  With more, the first have left the CPU cache before
+the client reads them, which costs a third more."""
 
 _FILE_ERRNOS = frozenset(
     {errno.EIO, errno.EBADMSG, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)}
 )
-"""What is said of the file and not of the socket, where a call has both."""
+"""Errors of the file, not of the socket, in a call that has both."""
 _SENDFILE_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-"""A file system, or a socket, that does not take part in it."""
+"""The file system or the socket does not support sendfile."""
 _NOT_READABLE_ERRNOS = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errno.ENXIO})
-"""A directory, or a pipe and the like, which :func:`os.pread` does not read."""
+"""A directory or a pipe, which :func:`os.pread` cannot read."""
 _RWF_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 _MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)
 
 
 class TreeReader:
-    """The pieces of a bundle, their files below ``tree``, which is ``root`` or below that.
+    """Reads the segments of a tar; their files are below ``tree``, which is ``root`` or below it.
 
     One file is open at a time, from its first byte to its last.  No symbolic link below ``root`` is
-    followed.  From the first byte on until it is closed, the reader has the cart ``lock`` on the
-    volume.  It keeps directories open only while it works, not while it waits for the client.
+    followed.  The reader holds ``lock`` from the first byte until it is closed.  Directories are
+    open only while it works, not while it waits for the client.
     """
 
     def __init__(
@@ -69,17 +68,17 @@ class TreeReader:
         self._path = ""
         self._offset = 0
         self._left = 0
-        """How many bytes are still to come of the open file, from ``_offset`` on."""
+        """How many bytes of the open file are left, from ``_offset`` on."""
         self._coalesced = memoryview(b"")
-        """What is to be sent before them."""
+        """Bytes to be sent before those of the open file."""
         self._has_sendfile = hasattr(os, "sendfile")
         self._by_sendfile = False
-        """Whether the open file is sent by it."""
+        """Whether the open file is sent by sendfile."""
         self.at_end = False
         self.bytes_sent = 0
 
     def read(self, limit: int) -> bytes:
-        """Give the next ``limit`` bytes, put together of as many pieces as it takes."""
+        """Return the next ``limit`` bytes, joined from as many segments as needed."""
         if limit < 1:
             raise ValueError(f"cannot read {limit} bytes")
         self._acquire_lock()
@@ -91,7 +90,7 @@ class TreeReader:
                 parts.append(part)
                 wanted -= len(part)
         if len(parts) == 1 and isinstance(parts[0], bytes):
-            return parts[0]  # from the middle of a file: never copied
+            return parts[0]  # from the middle of a file: not copied
         return b"".join(parts)
 
     def prepare(self) -> None:
@@ -99,7 +98,7 @@ class TreeReader:
             self._prepare()
 
     def is_cached(self, limit: int) -> bool:
-        """Only ever told of a long slice, from its first byte and its last."""
+        """Only for a long slice, by a test of its first and last byte."""
         if sys.platform == "win32" or not self._by_sendfile or _RWF_NOWAIT is None:
             return False
         last = self._offset + min(limit, self._left) - 1
@@ -109,7 +108,7 @@ class TreeReader:
                 for offset in (self._offset, last)
             )
         except OSError:
-            return False  # it is on the disk alone, or this file system does not tell
+            return False  # not cached, or not supported by the file system
 
     def send(self, out: socket.socket, limit: int) -> int:
         sent = 0
@@ -147,7 +146,7 @@ class TreeReader:
             self._lock.acquire()
 
     def _advance(self) -> bool:
-        """Go on to the next piece if the last one has been given; False at the end."""
+        """Go on to the next segment when the last one is finished; False at the end."""
         while not self._literal and not self._left:
             piece = next(self._segments, None)
             if piece is None:
@@ -159,7 +158,7 @@ class TreeReader:
         return True
 
     def _part(self, limit: int) -> bytes | memoryview:
-        """Give some bytes of the piece that it is at."""
+        """Return bytes of the current segment."""
         literal = self._literal
         if len(literal) > limit:
             self._literal = memoryview(literal)[limit:]
@@ -175,7 +174,7 @@ class TreeReader:
         return data
 
     def _coalesce(self) -> None:
-        """Put together what comes before the next long slice."""
+        """Join the bytes before the next long slice."""
         parts: list[bytes | memoryview] = []
         space = COALESCE_SIZE
         while space and self._advance():
@@ -231,9 +230,9 @@ class TreeReader:
         self._offset, self._left = piece.offset, piece.length
 
     def _read_whole(self, size: int) -> bool:
-        """Read the whole file, if it is one of that size: most are small, and need not be asked.
+        """Read the whole file if it has that size; so most files, being small, need no fstat.
 
-        That it has places to read at (pread) tells it from a pipe or a socket.
+        pread(2) fails for pipes and sockets.
         """
         try:
             data = _read_at(self._file, size + 1, 0)
@@ -248,9 +247,9 @@ class TreeReader:
         return True
 
     def _translate_error(self, error: OSError) -> Exception:
-        """What the system says of the file that it is at, as what it means for the cart.
+        """Return the error of the cart for an error of the current file.
 
-        Raises :class:`~cartd.errors.DiskUnavailable` for what it says of no file.
+        Raises :class:`~cartd.errors.DiskUnavailable` for a transient error.
         """
         if is_missing(error):
             return VolumeDamaged(f"{self._path} is missing on the volume")
@@ -259,7 +258,7 @@ class TreeReader:
 
     def _consumed(self, count: int) -> None:
         if not count:
-            raise VolumeDamaged(f"{self._path} has become shorter while it was read")
+            raise VolumeDamaged(f"{self._path} was truncated while it was read")
         self._offset += count
         self._left -= count
         if not self._left:

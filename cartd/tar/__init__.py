@@ -1,1 +1,1 @@
-"""The tar of a cart as arithmetic: which byte stands where, before any file is opened."""
+"""Computed tars: the position of every byte of a cart's tar, without opening any file."""

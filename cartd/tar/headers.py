@@ -1,8 +1,8 @@
-"""The header blocks of a tar's members: POSIX pax whose ustar fields say the same by themselves.
+"""Header blocks of tar members: POSIX pax, with ustar fields that are correct by themselves.
 
-Many programs that read tars ignore pax records, so every field of a ustar block holds what is
-true wherever it can, and records stand beside it only for what POSIX wants them for.  All bytes
-are made here: none depends on the version of Python, or on anything else but the arguments.
+Many programs that read tars ignore pax records, so every ustar field holds the correct value where
+it can, and pax records are added only where POSIX requires them.  The bytes depend only on the
+arguments, not on the version of Python.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ BLOCK: Final = 512
 """Bytes of a header block; data is padded to as many (POSIX ustar)."""
 NAME_BYTES: Final = 100
 PREFIX_BYTES: Final = 155
-"""The two fields of a name: ``PREFIX/NAME`` if the first is not empty."""
+"""The sizes of the two fields of a name: ``PREFIX/NAME`` if the prefix is not empty."""
 NUMBER_LIMIT: Final = 8**11
-"""What eleven octal digits cannot hold: larger sizes and times have a pax record."""
+"""Limit of eleven octal digits: sizes and times from here on have a pax record."""
 _OCTAL_LIMIT: Final = 8**12
-"""What twelve digits cannot hold, which leave no room for the NUL behind them."""
+"""Limit of twelve octal digits, without a NUL after them."""
 _PAX_NAME: Final = "././@PaxHeader"
 _DIGEST: Final = 12
-"""Hex digits at the end of a name that was cut."""
+"""Hex digits at the end of a truncated name."""
 
 
 def split(name: bytes) -> tuple[bytes, bytes] | None:
-    """The fields prefix and name that hold ``name``; none if no ``/`` parts it into such.
+    """Return the fields prefix and name that hold ``name``; None if it cannot be split.
 
-    The prefix is as short as can be.
+    The prefix is as short as possible.
     """
     if len(name) <= NAME_BYTES:
         return b"", name
@@ -39,7 +39,7 @@ def split(name: bytes) -> tuple[bytes, bytes] | None:
 
 
 def header_length(name: str, size: int, mtime: int) -> int:
-    """Bytes of a member's header: one block, or three and more with pax records."""
+    """Return the bytes of a member's header: one block, or three and more with pax records."""
     raw = name.encode()
     records = number_records_length(size, mtime)
     if len(raw) > len(name) or split(raw) is None:
@@ -48,12 +48,12 @@ def header_length(name: str, size: int, mtime: int) -> int:
 
 
 def length_with(records: int) -> int:
-    """Bytes of a header with ``records`` bytes of pax records."""
+    """Return the bytes of a header with ``records`` bytes of pax records."""
     return 2 * BLOCK + records + -records % BLOCK if records else BLOCK
 
 
 def number_records_length(size: int, mtime: int) -> int:
-    """Bytes of the pax records of a size and a time; none for most."""
+    """Return the bytes of the pax records of a size and a time; 0 for most."""
     records = 0
     if size >= NUMBER_LIMIT:
         records += record_length("size", len(str(size)))
@@ -63,22 +63,22 @@ def number_records_length(size: int, mtime: int) -> int:
 
 
 def record_length(keyword: str, value_length: int) -> int:
-    """Bytes of ``"LENGTH KEYWORD=VALUE\\n"``, where LENGTH counts its own digits too."""
+    """Return the bytes of ``"LENGTH KEYWORD=VALUE\\n"``; LENGTH includes its own digits."""
     rest = len(keyword) + value_length + 3
     length = rest + len(str(rest))
     return rest + len(str(length))
 
 
 class Headers:
-    """Headers of one type of member: of files, of directories, of pax records.
+    """Builds the headers of one type of member: files, directories, or pax records.
 
-    All but the name, the size and the time is the same for all of a type.  The checksum is the
-    sum of the block's bytes, its own field counted as eight spaces (POSIX ustar).
+    Only name, size and time differ between the members of a type.  The checksum is the sum of the
+    block's bytes, with its own field counted as eight spaces (POSIX ustar).
     """
 
     def __init__(self, type_flag: bytes, mode: int) -> None:
         self._owner = b"%07o\0%07o\0%07o\0" % (mode, 0, 0)
-        # What comes before the prefix: the type, no link, the magic and the version, no names of
+        # The fields before the prefix: type, empty link name, magic and version, empty names of
         # owner and group, no device.
         self._rest = type_flag + bytes(100) + b"ustar\x0000" + bytes(80)
         self._no_prefix = self._rest + bytes(BLOCK - 156 - len(self._rest))
@@ -103,13 +103,13 @@ class Headers:
         return records_block + records + bytes(-len(records) % BLOCK) + block
 
     def plain(self, name: str, size: int, mtime: int, before: bytes = b"") -> bytes:
-        """Build the one block of a member that is known to need no more, ``before`` before it.
+        """Build the header of a member that needs only one block, preceded by ``before``.
 
-        Such a name is ASCII.
+        The name is ASCII.
         """
         raw = name.encode()
         numbers = b"%011o\0%011o\0" % (size, mtime)
-        # The low half of Adler-32 is one and the sum of the bytes, while that is below 65,521
+        # The low half of Adler-32 is one plus the sum of the bytes, if that is below 65,521
         # (RFC 1950): these are at most 280 bytes of ASCII.
         if len(raw) <= NAME_BYTES:
             checksum = self._sum + (adler32(raw + numbers) & 0xFFFF) - 1
@@ -130,7 +130,7 @@ class Headers:
 
     def _block(self, prefix: bytes, name: bytes, size: bytes, mtime: int) -> bytes:
         numbers = b"%b%011o\0" % (size, mtime)
-        # Not by Adler-32: bytes that are not ASCII may add up to more than it holds.
+        # Not by Adler-32: the sum of bytes that are not ASCII may exceed its range.
         checksum = self._sum + sum(name) + sum(numbers) + sum(prefix)
         rest = self._rest + prefix
         block = b"%b%b%b%06o\0 %b" % (
@@ -144,10 +144,10 @@ class Headers:
 
 
 def _size_field(size: int) -> bytes:
-    """Octal with a NUL, or without one, or else in base 256, as GNU tar and libarchive have it.
+    """Return the size in octal with or without a NUL, or in base 256 (GNU tar, libarchive).
 
-    Readers that know no pax take what is too large here for the size itself: with a zero they
-    would read the member's data as further headers.
+    Readers without pax support use this field even if a pax record has the size: with zero in it
+    they would read the member's data as further headers.
     """
     if size < NUMBER_LIMIT:
         return b"%011o\0" % size
@@ -162,9 +162,9 @@ def _record(keyword: bytes, value: bytes) -> bytes:
 
 
 def _cut(name: bytes) -> bytes:
-    """What stands in the field of a name that does not fit, for readers that ignore its record.
+    """Return the truncated name for readers that ignore the pax record of a long name.
 
-    The digest keeps two such names apart, else the second file would replace the first.
+    It ends in a digest, so that two long names with the same beginning stay different.
     """
     whole = name[: NAME_BYTES - _DIGEST - 1].decode(errors="ignore").encode()
     return b"%b~%b" % (whole, sha256(name).hexdigest()[:_DIGEST].encode())

@@ -1,10 +1,10 @@
-"""Which byte of a cart's tar stands where, below any top folder.
+"""The index of a cart's tar: the position of every member, below any top folder.
 
-Strategy: the columns say where the data of each member would end if every header were one block
-and the top folder had none.  That is so for nearly all members of nearly all carts; which headers
-are longer is kept aside, and one more sum (:class:`Shift`) says by how much the members behind
-them are moved below the top folders of one variant (:meth:`Lengths.variant`).  So all names that
-clients give to their downloads of a cart share the index, and most carts have one variant.
+Strategy: the columns hold where the data of each member would end if every header were one block
+and the top folder had none.  That is correct for nearly all members of nearly all carts; longer
+headers are listed separately, and a list of sums (:class:`Shift`) holds by how much they shift the
+members after them, for the top folders of one variant (:meth:`Lengths.variant`).  So one index
+serves all names that clients choose for the download of a cart, and most carts have one variant.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from cartd.tar.headers import BLOCK, header_length
 from cartd.tar.lengths import PAX, Lengths, Shape, is_short
 
 SEPARATOR = "\0"
-"""What no path has in it."""
+"""A character that no path contains."""
 
 
 @dataclass(slots=True)
 class Columns:
-    """The members of a tar in their order; many paths are one string until one is asked for."""
+    """The members of a tar in order, as columns; many paths are joined into one string."""
 
     ends: array[int] = field(default_factory=lambda: array("q"))
-    """Where the data of each would end if each header were one block, without the top's."""
+    """Where the data of each would end if each header were one block, without the top folder's."""
     sizes: array[int] = field(default_factory=lambda: array("q"))
     mtimes: array[int] = field(default_factory=lambda: array("q"))
     directories: array[int] = field(default_factory=lambda: array("i"))
-    """How many directories stand in the tar by the end of each, the top folder apart."""
+    """How many directories precede the end of each, without the top folder."""
     joined: list[str] = field(default_factory=list)
-    """The paths, with separators between them."""
+    """The paths, joined by separators."""
     firsts: array[int] = field(default_factory=lambda: array("q"))
     """The number of the first member in each of these strings."""
 
     def paths(self, first: int) -> Iterator[str]:
-        """Give the paths from that of the member ``first`` on."""
+        """Yield the paths from that of the member ``first`` on."""
         place = bisect_right(self.firsts, first) - 1
         for number in range(max(place, 0), len(self.joined)):
             paths = self.joined[number].split(SEPARATOR)
@@ -48,10 +48,10 @@ class Columns:
 
 @dataclass(slots=True)
 class LongHeaders:
-    """The headers that are longer than one block, of files and of directories in their order."""
+    """The headers of files and directories, in order, that are longer than one block."""
 
     threes: array[int] = field(default_factory=lambda: array("i"))
-    """The number of the member with which each comes that has three blocks always."""
+    """For each header that always has three blocks, the number of its member."""
     members: array[int] = field(default_factory=lambda: array("i"))
     """The same for those whose length depends on the top folder."""
     shapes: array[int] = field(default_factory=lambda: array("i"))
@@ -59,7 +59,7 @@ class LongHeaders:
     known: list[Shape] = field(default_factory=list)
 
     def next(self, number: int) -> int | None:
-        """The first member from ``number`` on that has such a header, or comes with one."""
+        """Return the first member from ``number`` on that has such a header."""
         found = [
             members[place]
             for members in (self.threes, self.members)
@@ -70,16 +70,16 @@ class LongHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How far the members are moved below the top folders of one variant."""
+    """How far the members are shifted below the top folders of one variant."""
 
     short: bool
     sums: array[int]
-    """Bytes that the headers of ``LongHeaders.members``, up to each, have more than is usual."""
+    """Bytes by which the headers of ``LongHeaders.members``, up to each, exceed the usual ones."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class TarIndex:
-    """The members of a cart, whose tar has the same bytes whenever and wherever it is made."""
+    """The members of a cart's tar; the tar's bytes follow from it and the top folder alone."""
 
     members: Columns
     times: array[int]
@@ -87,12 +87,12 @@ class TarIndex:
     long: LongHeaders
     lengths: Lengths
     digest: str
-    """SHA-256 of all that the tar follows from, beside the top folder and the layout."""
+    """SHA-256 of everything that determines the tar, except the top folder and the layout."""
 
     def shift(self, top: str) -> Shift:
-        """What depends on the name ``top``; the same for all names of its variant.
+        """Return the shift below ``top``, which is the same for all names of its variant.
 
-        It takes time where many headers are long.
+        Slow if there are many long headers.
         """
         short = is_short(top)
         length = len(top.encode())
@@ -101,7 +101,7 @@ class TarIndex:
         return Shift(short, array("q", sums))
 
     def end(self, number: int, top: str, shift: Shift) -> int:
-        """Where the data of the member ``number`` ends in the tar below ``top``; -1: its start."""
+        """Return where the data of member ``number`` ends below ``top``; -1: the first start."""
         begin = header_length(f"{top}/", 0, 0)
         if number < 0:
             return begin
@@ -116,7 +116,7 @@ class TarIndex:
 
     @property
     def weight(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes of memory that the index takes."""
         members, long = self.members, self.long
         arrays = (
             members.ends, members.sizes, members.mtimes, members.directories, members.firsts,

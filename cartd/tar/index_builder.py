@@ -1,4 +1,4 @@
-"""From a cart's files, page by page, to the index of the tar of them all."""
+"""Builds the index of a cart's tar from its files, page by page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cartd.tar.index import SEPARATOR, Columns, LongHeaders, TarIndex
 from cartd.tar.lengths import Lengths, Shape, steps_of
 
 PATHS_PER_STRING: Final = 250
-"""Paths in one string: whoever reads the tar has so many apart, about 20 KiB."""
+"""Paths in one string: a reader of the tar splits so many at a time, about 20 KiB."""
 _NEVER: Final = -(2**63)
 """Earlier than any time."""
 
@@ -32,10 +32,10 @@ class Members(Struct, frozen=True, gc=False):
 
 
 class TarIndexBuilder:
-    """Lays out a tar by one running sum; what was added is kept in a compact form.
+    """Computes the positions of members by a running sum, and stores them in compact columns.
 
-    Every directory stands once, before the first member below it, with the time of the newest file
-    below it.  That no two members claim one path is the manifest's matter.
+    Every directory occurs once, before the first member below it, with the time of the newest file
+    below it.  The manifest ensures that paths are unique.
     """
 
     def __init__(self) -> None:
@@ -43,19 +43,19 @@ class TarIndexBuilder:
         self._long = LongHeaders()
         self._end = 0
         self._numbers = {"": 0}
-        """Of the directories that stand in the tar already."""
+        """Of the directories that are in the tar already."""
         self._parents = [0]
         self._times = [_NEVER]
         """The newest of the files in each directory itself."""
         self._shapes: dict[Shape, int] = {}
         self._digests = [sha256() for _ in Members.__struct_fields__]
-        """Of each column: they do not depend on how the members were paged."""
+        """One for each column, so that they do not depend on the size of pages."""
 
     def add(self, members: Members) -> None:
-        """Go on with these members.
+        """Add members.
 
         Raises :class:`ValueError` for a path that is not normalised or a size below zero; the
-        layout is of no use then.
+        builder must not be used afterwards.
         """
         paths, sizes, mtimes = members.paths, members.sizes, members.mtimes
         if not paths:
@@ -90,7 +90,7 @@ class TarIndexBuilder:
         self._end = end
 
     def index(self) -> TarIndex:
-        """The index of all members that were added; there must come no more."""
+        """Return the index of all members; none may be added afterwards."""
         long, columns = self._long, self._columns
         number = len(columns.ends)
         times = self._newest()
@@ -107,7 +107,7 @@ class TarIndexBuilder:
         return TarIndex(columns, times, long, lengths, digest)
 
     def _directory(self, path: str, member: int) -> int:
-        """The number of a directory, which enters the tar with its parents if it is new."""
+        """Return the number of a directory; a new one is added with its parents."""
         numbers = self._numbers
         found = numbers.get(path)
         if found is not None:
@@ -125,7 +125,7 @@ class TarIndexBuilder:
         return number
 
     def _record_header(self, member: int, shape: Shape) -> None:
-        """Remember the header of ``member``, or one that comes with it, unless it is one block."""
+        """Record the header of ``member``, or of a directory before it, unless it is one block."""
         if shape.always_three:
             self._long.threes.append(member)
         elif shape.path > NAME_BYTES or shape.records:
@@ -137,7 +137,7 @@ class TarIndexBuilder:
             self._long.shapes.append(number)
 
     def _newest(self) -> array[int]:
-        """The time of each directory: of the newest file below it, as far as a field holds it."""
+        """Return the time of each directory: the newest below it, within the range of a field."""
         times = self._times
         for number in range(len(times) - 1, 0, -1):  # no directory comes before its parent
             parent = self._parents[number]
@@ -146,7 +146,7 @@ class TarIndexBuilder:
 
 
 def _values(column: list[str] | list[int]) -> memoryview:
-    """One value behind the other as msgpack has them, which tells where each ends."""
+    """Return the concatenated values in msgpack, in which each value's end is unambiguous."""
     encoded = msgpack.encode(column)
     head = 1 if len(column) < 16 else 3 if len(column) < 2**16 else 5
     return memoryview(encoded)[head:]
@@ -161,7 +161,7 @@ def _check(paths: Sequence[str], sizes: Sequence[int]) -> None:
 
 
 def _normalised(paths: Sequence[str]) -> bool:
-    """Whether none has a NUL, or a component that is empty, ``.`` or ``..``; of all at once."""
+    """Whether no path has a NUL, or a component that is empty, ``.`` or ``..``."""
     framed = f"/{f'/{SEPARATOR}/'.join(paths)}/"
     return framed.count(SEPARATOR) == len(paths) - 1 and not any(
         bad in framed for bad in ("//", "/./", "/../")
@@ -169,7 +169,7 @@ def _normalised(paths: Sequence[str]) -> bool:
 
 
 def _all_plain(members: Members) -> bool:
-    """Whether every header is one block below a short top; seldom false, and quickly found out."""
+    """Whether every header is one block below a short top; rarely false, and cheap to test."""
     return (
         all(map(str.isascii, members.paths))
         and max(map(len, members.paths)) <= NAME_BYTES

@@ -1,7 +1,7 @@
-"""The length of a cart's tar below any top folder, without a look at its members.
+"""The length of a cart's tar below any top folder, without its members.
 
 The name of the top folder is part of every member's name, but the length of a header depends only
-on how many bytes the name has, and on whether all are ASCII.  A header is one block as long as its
+on the number of bytes of the name, and on whether all are ASCII.  A header is one block if its
 ustar fields hold the name: for a path of at most 100 ASCII characters below any top folder of at
 most 155.  Such tops are called short here.  Below others, every name has a pax record.
 """
@@ -33,7 +33,7 @@ PAX: Final = 2 * BLOCK
 
 
 class Shape(Struct, frozen=True, gc=False):
-    """What the length of a header depends on, beside the top folder; hashable."""
+    """What determines the length of a header, besides the top folder; hashable."""
 
     path: int
     """Bytes of the path below the top folder, with the final ``/`` of a directory."""
@@ -44,7 +44,7 @@ class Shape(Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, path: str, records: int = 0) -> Shape:
-        """The shape of a member with that path and so many bytes of other records."""
+        """Return the shape of a member with that path and so many bytes of other records."""
         raw = path.encode()
         if len(raw) > len(path):
             return cls(len(raw), 0, records)
@@ -61,7 +61,7 @@ class Shape(Struct, frozen=True, gc=False):
         return most <= BLOCK and (not self.longest_top or self.records > 0)
 
     def more(self, top: int, *, short: bool) -> int:
-        """Bytes by which the header is longer than is usual: one block below a short top, or three.
+        """Return the bytes above the usual length: one block below a short top, else three.
 
         ``top`` is the bytes of the top folder.
         """
@@ -71,7 +71,7 @@ class Shape(Struct, frozen=True, gc=False):
         return length_with(records) - (BLOCK if short else BLOCK + PAX)
 
     def steps(self, *, short: bool) -> dict[int, int]:
-        """By how much :meth:`more` grows at which lengths of the top folder."""
+        """Return by how much :meth:`more` grows at which lengths of the top folder."""
         last = PREFIX_BYTES if short else MAX_TOP
         edges = [1, last + 1]
         if short and 0 < self.longest_top < last:
@@ -91,34 +91,34 @@ class Shape(Struct, frozen=True, gc=False):
 
 
 class Lengths(Struct, frozen=True, array_like=True, gc=False):
-    """The lengths of one cart's tars, as they are kept with the cart."""
+    """The lengths of one cart's tars, as stored with the cart."""
 
     plain: int
     """Bytes up to the end of the last member's data if each header were one block, without the
     top folder's own."""
     headers: int
-    """How many headers those are."""
+    """How many headers are among them."""
     threes: int
-    """How many of them have three blocks always."""
+    """How many of them always have three blocks."""
     short: list[tuple[int, int]]
-    """From which length of a short top on, how many bytes the rest have more in all."""
+    """From which length of a short top on, how many more bytes the other headers have in total."""
     others: list[tuple[int, int]]
     """The same below other tops."""
 
     def length(self, top: str) -> int:
-        """Bytes of the whole tar below ``top``."""
+        """Return the bytes of the whole tar below ``top``."""
         end = self.plain + header_length(f"{top}/", 0, 0) + self.more(top)
         unpadded = end + -end % BLOCK + 2 * BLOCK
         return unpadded + -unpadded % RECORD
 
     def more(self, top: str) -> int:
-        """Bytes that the headers have beyond one block each."""
+        """Return the bytes of the headers beyond one block each."""
         steps, place = self._steps(top)
         usual = self.threes if is_short(top) else self.headers
         return usual * PAX + (steps[place - 1][1] if place else 0)
 
     def variant(self, top: str) -> tuple[bool, int]:
-        """What is the same for all tops below which every header has the same length."""
+        """Return a key that is equal for all tops below which every header has the same length."""
         return is_short(top), self._steps(top)[1]
 
     def _steps(self, top: str) -> tuple[list[tuple[int, int]], int]:
@@ -126,12 +126,12 @@ class Lengths(Struct, frozen=True, array_like=True, gc=False):
         return steps, bisect_right(steps, len(top.encode()), key=lambda step: step[0])
 
     def dumped(self) -> str:
-        """As a JSON array."""
+        """Serialize to a JSON array."""
         return json.encode(self).decode()
 
     @classmethod
     def loaded(cls, text: str) -> Lengths:
-        """What ``dumped`` gave."""
+        """Parse the result of ``dumped``."""
         return json.decode(text, type=cls)
 
 
@@ -141,7 +141,7 @@ def is_short(top: str) -> bool:
 
 
 def steps_of(shapes: Mapping[Shape, int], *, short: bool) -> list[tuple[int, int]]:
-    """The steps of so many headers of each of these shapes, together."""
+    """Return the summed steps of so many headers of each of these shapes."""
     growth: dict[int, int] = {}
     for shape, number in shapes.items():
         for top, more in shape.steps(short=short).items():

@@ -1,9 +1,9 @@
-"""The tar of a cart as arithmetic: which byte stands where, before any file is opened.
+"""The tar of a cart, computed: its length, its ETag and the bytes of any range.
 
 Strategy: member ``n`` covers the bytes from the end of the data of member ``n - 1`` to the end of
-its own: the padding that it finds, the directories that first occur with it, its header, its data.
-:mod:`cartd.tar.index_builder` makes the columns that are kept, 28 bytes and the path of each
-member; headers are built again whenever they are asked for.
+its own: padding, the directories that first occur with it, its header, its data.
+:mod:`cartd.tar.index_builder` builds the columns of the index, 28 bytes and the path of each
+member; headers are built whenever they are needed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from cartd.tar.headers import BLOCK, DIRECTORY, FILE
 from cartd.tar.index import Shift, TarIndex
 
 LAYOUT_VERSION: Final = 1
-"""The number of the layout: whoever changes a byte of any tar raises it, wherever the change is.
+"""The version of the tar's layout: increment it with every change to a byte of any tar.
 
 It is part of every ETag, so that no client joins the bytes of two layouts into one file.
 """
 
 
 class Literal(Struct, frozen=True, gc=False):
-    """Bytes of the tar as they are: headers, padding, the end."""
+    """Literal bytes of the tar: headers, padding, the end."""
 
     data: bytes
 
 
 class Slice(Struct, frozen=True, gc=False):
-    """``length`` bytes at ``offset`` of the file ``path``, which has ``size`` bytes in all."""
+    """``length`` bytes at ``offset`` of the file ``path``, which has ``size`` bytes."""
 
     path: str
     size: int
@@ -43,30 +43,30 @@ class Slice(Struct, frozen=True, gc=False):
 
 
 def etag(layout: int, digest: str, top: str) -> str:
-    """Strong and quoted: two tars with the same one are the same bytes.
+    """Return the ETag, strong and quoted: tars with the same ETag have the same bytes.
 
-    ``digest`` is that of the members (:attr:`TarIndex.digest`).
+    ``digest`` is :attr:`TarIndex.digest`.
     """
     return f'"{sha256(msgpack.encode((layout, top, digest))).hexdigest()}"'
 
 
 def tar_facts(index: TarIndex, now: float) -> TarFacts:
-    """What is recorded with a cart of the tar that it has from ``now`` on, in Unix time."""
+    """Return what is recorded with a cart about its tar, valid from ``now`` on (Unix time)."""
     return TarFacts(LAYOUT_VERSION, index.digest, index.lengths.dumped(), now)
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualTar:
-    """POSIX pax tar of the members of ``index`` in their order, all of them below ``top``.
+    """POSIX pax tar of the members of ``index`` in order, all below the folder ``top``.
 
-    Every directory stands once, before the first member below it, with the time of the newest file
+    Every directory occurs once, before the first member below it, with the time of the newest file
     below it.
     """
 
     top: str
     index: TarIndex
     shift: Shift
-    """Of that index and that top, or of another top of the same variant."""
+    """That of the index for ``top``, or for another top of the same variant."""
 
     def __post_init__(self) -> None:
         """Raises :class:`ValueError` if ``top`` is not the name of a folder."""
@@ -75,18 +75,18 @@ class VirtualTar:
 
     @property
     def length(self) -> int:
-        """Bytes of the whole tar, with its end padded to 10,240 as tarfile does."""
+        """Bytes of the whole tar, padded to a multiple of 10,240 as by tarfile."""
         return self.index.lengths.length(self.top)
 
     @property
     def etag(self) -> str:
-        """As :func:`etag` gives it."""
+        """The ETag, from :func:`etag`."""
         return etag(LAYOUT_VERSION, self.index.digest, self.top)
 
     def segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
-        """Give the bytes from ``start`` up to ``stop``, lazily; none of the pieces is empty.
+        """Return the bytes from ``start`` up to ``stop`` as a lazy iterator of non-empty segments.
 
-        A late range is found as quickly as an early one.
+        The time to find the start does not depend on its position.
         """
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"no bytes {start} to {stop} in a tar of {self.length}")
@@ -134,11 +134,11 @@ class VirtualTar:
             raise RuntimeError(f"member {number} ends at {end}, {planned} planned")
 
     def _next_odd(self, number: int) -> int | None:
-        """The first member from ``number`` on whose header, or what comes before it, is special."""
+        """Return the first member from ``number`` on that has or follows a long header."""
         return self.index.long.next(number) if self.shift.short else number
 
     def _head(self, number: int, path: str, padding: int) -> bytes:
-        """Build what stands before the data of a member: padding, new directories, its header."""
+        """Build the bytes before the data of a member: padding, new directories, its header."""
         members = self.index.members
         parts = [_ZEROS[:padding]]
         last = members.directories[number]
@@ -160,7 +160,7 @@ _ZEROS: Final = bytes(BLOCK)
 
 
 def _cut(head: bytes, path: str, size: int, start: int, stop: int) -> Iterator[Literal | Slice]:
-    """Give ``start`` to ``stop`` of a member's head and data; both may lie outside."""
+    """Yield the bytes ``start`` to ``stop`` of a member's head and data; both may lie outside."""
     if data := head[max(start, 0) : stop]:
         yield Literal(data)
     begin, finish = max(start - len(head), 0), min(stop - len(head), size)

@@ -1,4 +1,4 @@
-"""What every part of the volume works with: its paths, its threads, its number."""
+"""Base class of the parts of the volume: paths, threads, identity, errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class VolumeBase:
-    """The volume at ``root``, known by ``number``; without one it is never away."""
+    """The volume at ``root`` with the identity ``number``; None: the identity is not checked."""
 
     def __init__(
         self,
@@ -36,35 +36,37 @@ class VolumeBase:
         *,
         removal_threads: ThreadRunner | None = None,
     ) -> None:
-        """``removal_threads`` are the threads that remove what was whole; without them ``threads``
-        do."""
+        """``removal_threads`` remove staged trees and bundles; default: ``threads``."""
         self._paths = VolumePaths(root)
         self._identity = Identity(root, number)
         self._threads = threads
         self._removal_threads = removal_threads or threads
-        # For as long as a file of the cart is on its way: no cart's names are kept for ever.
+        # An entry lives only while a file of the cart is being written.
         self._cart_fs: WeakValueDictionary[int, MkdirFS] = WeakValueDictionary()
         self._stopping = threading.Event()
         self._folding: Folding | None = None
 
     def stop(self) -> None:
-        """End removals in their middle: a great tree takes minutes.  What is left goes later."""
+        """Interrupt removals: a large tree takes minutes.  The rest is removed later."""
         self._stopping.set()
 
     async def folding(self) -> Folding:
-        """Which names are one here: tried out once, before a file is put in place."""
+        """Return which names the volume treats as the same; detected once, with trial files."""
         if self._folding is None:
             try:
                 self._folding = await self._threads.run(self._detect_folding)
             except OSError as error:
-                log.warn("Whether names are one on the volume is not known: {error}", error=error)
+                log.warn("Cannot detect whether the volume folds names: {error}", error=error)
                 return Folding()
         return self._folding
 
     async def collision(
         self, pages: Callable[[], AsyncIterator[Sequence[CartFile]]]
     ) -> tuple[str, str] | None:
-        """The first two paths of a cart that are one on this volume; ``pages`` gives its files."""
+        """Return the first two paths of a cart that are the same file on this volume.
+
+        ``pages`` returns an iterator over the cart's files.
+        """
         folding = await self.folding()
         if not folding:
             return None
@@ -90,10 +92,10 @@ class VolumeBase:
     async def _remove_in_slices(
         self, threads: ThreadRunner, path: Path, work: Callable[[Callable[[], bool]], T]
     ) -> T:
-        """What ``work`` gives in the end, which removes until its argument raises.
+        """Return the result of ``work``, called again until it ends within one time slice.
 
-        So the trees that are removed at the same time take turns, however large they are, and
-        others' work in these threads waits for none of them.
+        ``work`` removes files until its argument raises :class:`TimeSliceEnded`.  So concurrent
+        removals share the threads fairly, and no other work waits for a large tree.
         """
 
         def run() -> T:
@@ -129,7 +131,7 @@ class VolumeBase:
     def _confirm_missing(
         self, read: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
-        """What ``read`` finds; that nothing is there is believed only of the volume itself."""
+        """Return the result of ``read``; if that is None, check first that this is the volume."""
         found = read(*args, **kwargs)
         if found is None:
             self._identity.check()

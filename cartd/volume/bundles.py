@@ -1,4 +1,4 @@
-"""Bundles: carts that are kept as one tar, ``ROOT/ID/UID.tar``, in place of their trees."""
+"""Bundles: carts that are stored as one tar, ``ROOT/ID/UID.tar``, instead of a tree."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ log = Logger()
 
 
 class Source(Protocol):
-    """The bytes of a bundle, read in threads."""
+    """A reader of the bytes of a bundle; called in threads."""
 
     def read(self, limit: int) -> bytes: ...
     def close(self) -> None: ...
 
 
 class Bundles(VolumeBase):
-    """The part of the volume that writes bundles, and looks at them."""
+    """The part of the volume that writes bundles and reads their headers."""
 
     async def stat_tar_members(
         self, cart: Cart, files: Iterable[CartFile]
     ) -> list[tuple[int, int, int]] | None:
-        """(position, size, mtime) of each file, from the cart's bundle; None if it lacks one."""
+        """Return (position, size, mtime) of each file in the cart's bundle; None if one lacks."""
         wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
         try:
             tar = self._paths.tar(cart)
@@ -48,8 +48,8 @@ class Bundles(VolumeBase):
     async def write_tar(self, cart: Cart, reader: Source, length: int) -> None:
         """Write the ``length`` bytes of ``reader`` as the cart's bundle, then remove its tree.
 
-        The reader is closed in any case.  Raises :class:`VolumeDamaged` if it gives another number
-        of bytes, what it raises itself, and ``ValueError`` as :meth:`tar` does.
+        The reader is closed in any case.  Raises :class:`VolumeDamaged` if it returns another
+        number of bytes, the reader's own errors, and ``ValueError`` as :meth:`tar` does.
         """
         partial: PartialFile | None = None
 
@@ -68,7 +68,7 @@ class Bundles(VolumeBase):
             self._close_fs(cart.id)
 
     async def tar_size(self, cart: Cart) -> int | None:
-        """Bytes of the cart's bundle, which is whole if it is there; none if it is not."""
+        """Return the size of the cart's bundle, which is complete if it exists; else None."""
         try:
             tar = self._paths.tar(cart)
         except ValueError:
@@ -79,20 +79,20 @@ class Bundles(VolumeBase):
         return None if found is None else found[0]
 
     async def drop_tar(self, cart: Cart) -> None:
-        """Remove the bundle of a cart, if there is one."""
+        """Remove the bundle of a cart, if it exists."""
         tar = self._paths.tar(cart)
         await self._change(tar, self._drop_tar, tar)
 
     async def drop_tree(self, cart: Cart) -> None:
-        """Remove the tree of a cart whose bundle is there."""
+        """Remove the tree of a cart that has a bundle."""
         tree = self._paths.tree(cart)
         try:
             await self._remove_in_slices(
                 self._threads, tree, lambda should_stop: self._drop_tree(cart, should_stop)
             )
         except (OSError, NoSpace) as error:
-            # The bundle is what counts; what is left of the tree goes with the cart.
-            log.error("{tree} is not removed: {error}", tree=tree, error=error)
+            # The bundle is used from now on; the rest of the tree is removed with the cart.
+            log.error("{tree} cannot be removed: {error}", tree=tree, error=error)
 
     async def _copy(self, reader: Source, partial: PartialFile, length: int) -> None:
         def copy_a_block() -> int:
@@ -106,15 +106,17 @@ class Bundles(VolumeBase):
             if copied > length:
                 break
         if copied != length:
-            raise VolumeDamaged(f"the bundle has {copied} bytes or more where {length} were due")
+            raise VolumeDamaged(
+                f"the bundle has {copied} bytes or more where {length} were expected"
+            )
 
-    # What follows runs in threads.
+    # The methods below run in threads.
 
     def _commit_tar(self, cart: Cart, partial: PartialFile) -> None:
         try:
             partial.commit(durable=True)
         except BaseException:
-            # It may have its name and yet not be safe: then nobody may take it for the bundle.
+            # It may have its final name without being synced: it must not be used as the bundle.
             with suppress(OSError), RootedFS(self._paths.root) as fs:
                 fs.unlink(self._paths.tar(cart))
             raise

@@ -1,4 +1,4 @@
-"""Whether a directory can be the volume, tried out before the service starts.  Blocks."""
+"""Checks that a directory can be used as the volume, before the service starts.  Blocks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cartd.volume.paths import NAME_MAX, VolumePaths
 from cartd.volume.trial_files import TRIAL, remove_leftovers, trial_file
 
 _REFUSED_ERRNOS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
-"""Read-only, as after errors of the disk; broken; not ours any more, or immutable."""
+"""Read-only, as after disk errors; I/O error; permissions lost, or immutable."""
 
 
 def prepare(paths: VolumePaths) -> list[str]:
-    """Make the fixed directories and try what staging does: write, sync, rename over a name.
+    """Create the fixed directories and test what staging does: write, sync, rename over a name.
 
-    What a site should know of the volume that is no reason not to use it, a line each.
-    Raises :class:`ConfigError` that names the path and the reason.  The volume's own parent is not
-    made: where a disk is not mounted, nothing must be written in its place.
+    Return the limitations of the volume that do not prevent its use, one line each.  Raise
+    :class:`ConfigError` with the path and the reason.  The parent of the volume is not created:
+    where a disk is not mounted, nothing must be written to its mount point.
     """
     for directory, mode in ((paths.root, 0o777), (paths.links, 0o777), (paths.all_incoming, 0o700)):
         try:
@@ -43,7 +43,7 @@ def prepare(paths: VolumePaths) -> list[str]:
         _test_write(paths)
         return [*_limitations(paths)]
     except NoSpace:
-        # A full volume is no reason not to start: eviction will make room on it.
+        # A full volume does not prevent the start: eviction will free space.
         return []
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -52,7 +52,7 @@ def prepare(paths: VolumePaths) -> list[str]:
 
 
 def check_reserve(root: Path, reserve: int) -> None:
-    """Raises :class:`ConfigError` if no cart could ever be staged on this volume."""
+    """Raise :class:`ConfigError` if no cart could ever be staged on this volume."""
     total = shutil.disk_usage(root).total
     if reserve >= total:
         raise ConfigError(
@@ -62,9 +62,9 @@ def check_reserve(root: Path, reserve: int) -> None:
 
 
 def check_writable(paths: VolumePaths) -> None:
-    """Raises :class:`VolumeNotWritable` if the file system or its disk lets nobody write.
+    """Raise :class:`VolumeNotWritable` if the file system or its disk rejects writes.
 
-    That it is full, or that this process cannot try now, does not say so.
+    A full disk and errors of this process alone do not count.
     """
     try:
         _test_write(paths)
@@ -93,7 +93,7 @@ def _replace_a_file(paths: VolumePaths, temporary: Path) -> None:
                 trial.discard()
         with RootedFS(paths.root) as fs:
             if fs.lstat(final).st_size != len(b"another"):
-                raise OSError(errno.EIO, "a file is not what was renamed over it")
+                raise OSError(errno.EIO, "a rename did not replace the file at its target")
     finally:
         with RootedFS(paths.root) as fs:
             fs.unlink(final)
@@ -102,8 +102,8 @@ def _replace_a_file(paths: VolumePaths, temporary: Path) -> None:
 def _limitations(paths: VolumePaths) -> Iterator[str]:
     if folding := detect_folding(paths):
         yield (
-            f"The volume does not tell {folding} apart: a cart with two paths that are one there"
-            " ends in error, and of two such uids one has no link in cartuids/"
+            f"The volume does not distinguish {folding}: a cart with two paths that are the same"
+            " there ends in error, and only one of two such uids has a link in cartuids/"
         )
     with trial_directory(paths) as (fs, directory):
         first = directory / "file"
@@ -113,18 +113,18 @@ def _limitations(paths: VolumePaths) -> Iterator[str]:
                 os.link(name, "link", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         except (OSError, NotImplementedError) as error:
             yield (
-                f"The volume makes no hard links ({error}): a file of several carts is fetched and"
-                " kept for each of them"
+                f"The volume has no hard links ({error}): a file of several carts is fetched and"
+                " stored once for each of them"
             )
         if (longest := _longest_name(fs, directory)) < NAME_MAX:
             yield (
-                f"The volume takes names of up to {longest} bytes: a cart with a longer one"
+                f"The volume allows names of up to {longest} bytes: a cart with a longer one"
                 " ends in error"
             )
 
 
 def _longest_name(fs: RootedFS, directory: Path) -> int:
-    """Bytes of the longest name that can be had, by halves."""
+    """Return the length in bytes of the longest possible name, by binary search."""
     fits, fails = 1, NAME_MAX + 1
     length = NAME_MAX
     while fails - fits > 1:
@@ -143,5 +143,5 @@ def _longest_name(fs: RootedFS, directory: Path) -> int:
 
 
 def unusable(path: Path, reason: str) -> ConfigError:
-    """What is to be raised for a path that cannot be used as part of the volume."""
+    """Return the error for a path that cannot be used as part of the volume."""
     return ConfigError(f"volume_path: {str(path)!r} cannot be used: {reason}")

@@ -1,4 +1,4 @@
-"""Making sure that the disk has all that was written to the volume.  Blocks: for a thread."""
+"""Syncing of the volume's file system to its disk.  Blocks: for a thread."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _MOUNTED = tuple(Path("/sys/fs", kind) for kind in ("ext4", "xfs", "f2fs"))
 
 
 class SyncFailed(CartdError):
-    """The system could not write all that it had in memory: some of it may be lost."""
+    """The system could not write all dirty pages to the disk: some may be lost."""
 
 
 class FileSystem:
     """The file system that the volume is on.
 
-    On Linux it alone is synced: data, names and directories, of whoever has written them
-    (syncfs(2), which tells since 5.8 of what could not be written).  Other systems sync every disk
-    and tell nothing; Windows has no such call, and nothing is done there.
+    On Linux only this file system is synced: data, names and directories of all processes
+    (syncfs(2), which reports write errors since 5.8).  Other systems sync every disk and report
+    no errors; Windows has no such call, and nothing is done there.
     """
 
     page_cache: str | None = None
-    """What :func:`page_cache_id` gave when it was opened."""
+    """The result of :func:`page_cache_id` when it was opened."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -45,7 +45,7 @@ class FileSystem:
                 self._sync = self._sync_volume
 
     def open(self) -> None:
-        """From now on every failure to write is told by the next sync, and by no later one."""
+        """Open it: from now on, the next sync reports every write error, later ones do not."""
         if sys.platform != "win32":
             self._fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self.page_cache = page_cache_id(os.fstat(self._fd).st_dev)
@@ -56,15 +56,15 @@ class FileSystem:
             self._fd = None
 
     def sync(self) -> None:
-        """Return when the disk has all that had been written before.
+        """Return when all earlier writes are on the disk.
 
-        :raises SyncFailed: not all of it is there, and to try again would not tell of it.
+        :raises SyncFailed: some are not, and a retry would not report it.
         """
         self._sync()
 
     def _sync_volume(self) -> None:
         if self._fd is None:
-            raise SyncFailed("The volume's file system is not synced: it has been let go of")
+            raise SyncFailed("The volume's file system is not synced: it is closed")
         self._check_mount(self._fd)
         assert self._syncfs is not None
         if self._syncfs(self._fd) != 0:
@@ -75,29 +75,28 @@ class FileSystem:
             raise SyncFailed(f"The volume's file system cannot be synced: {_reason(number)}")
 
     def _check_mount(self, before: int) -> None:
-        """Raises :class:`SyncFailed`, and opens it anew, if another one is mounted there now."""
+        """Raise :class:`SyncFailed`, and reopen, if another file system is mounted there now."""
         try:
             device = self._root.stat().st_dev
             if device == os.fstat(before).st_dev and page_cache_id(device) == self.page_cache:
                 return
             self.open()
         except OSError as error:
-            raise SyncFailed(f"The volume cannot be looked at: {error.strerror}") from error
+            raise SyncFailed(f"The volume cannot be read: {error.strerror}") from error
         os.close(before)
-        raise SyncFailed("The volume's file system has been mounted anew since the last sync")
+        raise SyncFailed("The volume's file system has been remounted since the last sync")
 
 
 def page_cache_id(device: int) -> str | None:
-    """By what one knows the memory that has what was written to a file system.
+    """Return an id of the page cache that holds the writes to a file system.
 
-    It is another one after another boot of the machine, or when the file system has been unmounted
-    since, which may have thrown away what it could not write.  A process that is killed, or a
-    container that is restarted, changes nothing.  None where that cannot be told: then nobody
-    knows what is left.
+    It changes with a boot of the machine and with a remount of the file system, after which
+    unwritten pages may be lost.  A killed process or a restarted container does not change it.
+    None where it cannot be determined.
 
-    ``device`` is its ``st_dev``, which is the same after each mount; so the boot id is not enough.
-    The kernel never gives the number of a directory in sysfs twice, and makes one for each mount of
-    the file systems that have any.
+    ``device`` is ``st_dev`` of the file system.  That is the same after each mount, so the boot id
+    is not enough; the inode number of its directory in sysfs is never reused, and is new for each
+    mount.
     """
     if sys.platform == "win32":
         return None
@@ -117,6 +116,6 @@ def _reason(number: int) -> str:
 
 
 def _sync_all() -> None:
-    """All disks; where there is no way to ask for that, nothing."""
+    """Sync all disks; a no-op on Windows."""
     if sys.platform != "win32":
         os.sync()

@@ -1,4 +1,4 @@
-"""Looking at what is staged, without changing it.  Everything here blocks: for threads."""
+"""Sizes, times and names of files on the volume.  Everything here blocks: for threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cartd.rooted_fs import RootedFS
 
 
 def stat_files(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:
-    """Size and whole Unix seconds of the modification time of each regular file, links apart."""
+    """Return size and mtime (whole Unix seconds) of each file; None if it is not a regular one."""
     with RootedFS(root) as fs:
         return [None if path is None else _stat_file(fs, path) for path in paths]
 
@@ -22,9 +22,9 @@ def stat_files(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int]
 def stat_tar_members(
     root: Path, path: Path, wanted: Mapping[str, int]
 ) -> list[tuple[int, int, int]] | None:
-    """(position, size, mtime) of the members of a tar that ``wanted`` names, in that order.
+    """Return (position, size, mtime) of the members of a tar in ``wanted``, in that order.
 
-    None if the tar cannot be read from its first header to its last, or lacks one of them.
+    None if the tar cannot be read from its first header to its last, or a member is missing.
     """
     found: dict[int, tuple[int, int]] = {}
     try:
@@ -36,7 +36,7 @@ def stat_tar_members(
             while (member := tar.next()) is not None:
                 if member.isreg() and (position := wanted.get(member.name)) is not None:
                     found[position] = member.size, int(member.mtime // 1)
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them
     except (OSError, ValueError, tarfile.TarError) as error:
         raise_if_transient(error)
         return None
@@ -62,9 +62,9 @@ def _stat_file(fs: RootedFS, path: Path) -> tuple[int, int] | None:
 
 
 def incoming_bytes(root: Path, incoming: Path) -> int:
-    """Bytes of the files in ``incoming/ID``, and of the bundle of each such cart in ``root/ID``.
+    """Return the bytes of the files in ``incoming/ID`` and of the bundles of these carts.
 
-    A file of two names is one of another cart on its way into this one, and takes no room.
+    A file with two names is being linked from another cart, and takes no space of its own.
     """
     with RootedFS(root) as fs:
         return sum(
@@ -77,9 +77,9 @@ def incoming_bytes(root: Path, incoming: Path) -> int:
 
 
 def list_entries(fs: RootedFS, directory: Path) -> list[tuple[str, os.stat_result]]:
-    """What is in a directory, links not followed; nothing if it is none, or is gone.
+    """Return the entries of a directory, links not followed; none if it is not a directory.
 
-    Raises :class:`~cartd.errors.DiskUnavailable`, as all that looks at files here does.
+    Raises :class:`~cartd.errors.DiskUnavailable`, as all functions here do.
     """
     found = []
     with (

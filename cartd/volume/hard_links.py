@@ -1,4 +1,4 @@
-"""Staged files under one more name, in another cart: hard links.  Blocks: for threads."""
+"""Hard links to staged files of other carts.  Blocks: for threads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ def link_duplicates(
     duplicates: Sequence[DuplicateFile],
     fs: MkdirFS,
 ) -> tuple[list[DuplicateFile], str]:
-    """Link the files of ``duplicates`` into ``cart``; which of them are, and why the first other is
-    not.
+    """Link ``duplicates`` into ``cart``; return those that are linked, and the first error.
 
-    There are many reasons, and none of them matters: what is not linked can be fetched.
+    No error is fatal: a file that is not linked can be fetched.
     """
     linked: list[DuplicateFile] = []
     reason = ""
@@ -47,9 +46,9 @@ def link_duplicates(
 
 
 def _link(staged: NameAt, size: int, temporary: Path, final: Path, fs: MkdirFS) -> None:
-    """Make ``final`` another name of ``staged``, which must be a regular file of ``size`` bytes.
+    """Make ``final`` a hard link to ``staged``, which must be a regular file of ``size`` bytes.
 
-    What is at ``final`` is replaced, a symbolic link not followed.
+    An existing ``final`` is replaced; a symbolic link is not followed.
     """
     try:
         name, dir_fd = staged
@@ -69,7 +68,7 @@ def _link(staged: NameAt, size: int, temporary: Path, final: Path, fs: MkdirFS) 
                 raise _not_recorded()
             replace(temporary, final, fs)
         finally:
-            # Also when all is well: of two names of one file, rename(2) leaves both.
+            # On success, too: rename(2) between two names of the same file leaves both.
             fs.unlink(temporary)
     except FileNotFoundError:
         fs.close()
@@ -77,9 +76,9 @@ def _link(staged: NameAt, size: int, temporary: Path, final: Path, fs: MkdirFS) 
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from one that took its place: that may well get the same number."""
+    """Return what identifies a file; a replacement may well get the same inode number."""
     return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns
 
 
 def _not_recorded() -> OSError:
-    return OSError(errno.EINVAL, "what it would link to is not what was recorded")
+    return OSError(errno.EINVAL, "the file to link to differs from its record")

@@ -1,7 +1,7 @@
-"""By what cartd knows its volume: a disk may be gone, and another one or none be in its place.
+"""Identity of the volume: detects that its disk is unmounted or replaced by another one.
 
-A file in the volume's root holds a number, and the database the same one.  Everything here blocks:
-for the start, the commands, and threads.
+A file in the volume's root holds a number, and the database holds the same one.  Everything here
+blocks: for the start, the commands, and threads.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = Logger()
 
 
 def read_volume_number(root: Path, dir_fd: int | None = None) -> int | None:
-    """The number of the volume at ``root``; none if there is no file that tells it.
+    """Return the number of the volume at ``root``; None if there is no valid identity file.
 
-    ``dir_fd`` is a descriptor of it, if it is open.  Raises ``OSError`` if that cannot be found
-    out.
+    ``dir_fd`` is a descriptor of ``root``, if it is open.  Raises ``OSError`` if the file cannot
+    be read.
     """
     path = VolumePaths(root).identity
     try:
@@ -49,7 +49,7 @@ def read_volume_number(root: Path, dir_fd: int | None = None) -> int | None:
 
 
 def write_volume_number(root: Path, number: int) -> None:
-    """Give the volume at ``root``, which has been prepared, its number, to outlast a power failure.
+    """Write the number of the volume at ``root``, which has been prepared, durably.
 
     Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
     """
@@ -65,7 +65,7 @@ def write_volume_number(root: Path, number: int) -> None:
 
 
 def holds_carts(root: Path) -> bool:
-    """Whether something in ``root`` looks like the directory of a cart."""
+    """Whether ``root`` contains what looks like the directory of a cart."""
     try:
         with os.scandir(root) as entries:
             return any(
@@ -77,9 +77,9 @@ def holds_carts(root: Path) -> bool:
 
 
 class Identity:
-    """Looks whether the volume is there; without a ``number`` nothing is asked of it.
+    """Checks that the volume is available; without a ``number`` nothing is checked.
 
-    The log is told once when it goes and once when it is back.
+    Logs once that it has become unavailable, and once that it is available again.
     """
 
     def __init__(self, root: Path, number: int | None) -> None:
@@ -91,9 +91,9 @@ class Identity:
     def check(self, dir_fd: int | None = None) -> None:
         """Raises :class:`~cartd.errors.VolumeUnavailable` if the directory is not the volume now.
 
-        :class:`~cartd.errors.DiskUnavailable` if this process cannot look: nothing has changed.
+        :class:`~cartd.errors.DiskUnavailable` if this process cannot check; the state is unchanged.
 
-        ``dir_fd`` is a descriptor of it, for who has it open and will go on with that.
+        ``dir_fd`` is an open descriptor of the directory, if the caller goes on to use that.
         """
         if self._number is None:
             return
@@ -103,13 +103,13 @@ class Identity:
             self._unavailable = bool(reason)
         if changed and reason:
             log.error(
-                "The volume {root} is away ({reason}): nothing is staged, sent or deleted until it"
-                " is back",
+                "The volume {root} is unavailable ({reason}): no cart is staged, sent or deleted"
+                " until it is available again",
                 root=str(self._root),
                 reason=reason,
             )
         elif changed:
-            log.warn("The volume {root} is back", root=str(self._root))
+            log.warn("The volume {root} is available again", root=str(self._root))
         if reason:
             raise VolumeUnavailable(reason)
 
@@ -122,4 +122,4 @@ class Identity:
             return error.strerror or str(error)
         if number == self._number:
             return ""
-        return "it has lost its mark" if number is None else "another one is in its place"
+        return "its identity file is missing" if number is None else "it is another volume"

@@ -1,8 +1,8 @@
-"""The body of one file on its way to the disk.
+"""The body of one file, received from the archive and written to the disk.
 
-Strategy: the reactor collects, a thread hashes and writes.  While a thread has one lot of bytes
-the next is collected; when that is large too, the producer pauses.  So at most two lots of
-a file are in memory, one thread at most works on it, and the order needs no queue.
+Strategy: the reactor collects bytes, a thread hashes and writes them.  While a thread writes one
+block, the next is collected; when that is large too, the producer is paused.  So at most two blocks
+of a file are in memory, at most one thread works on it, and the order needs no queue.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from cartd.uncancellable import uncancellable
 from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20
-"""Bytes that are worth a trip to a thread."""
+"""Bytes that are worth a call in a thread."""
 HIGH_WATERMARK: Final = 2 * BLOCK
-"""Bytes collected beside a busy thread at which the producer pauses."""
+"""Bytes collected while a thread is busy, at which the producer is paused."""
 MAX_PIECES: Final = 1024
-"""Pieces that are collected before they are joined: those of one byte must not fill the memory."""
+"""Pieces that are collected before they are joined: pieces of one byte must not fill the memory."""
 
 
 @implementer(IConsumer)
 class IncomingFile:
-    """Takes a file's bytes from a push producer; the file appears when it is verified.
+    """Consumer of a file's bytes from a push producer; the file appears when it is verified.
 
-    A body of less than a block goes to the disk in one trip, which ``batch_threads`` may make for
-    several files at once; all else is for ``threads``.  When a trip fails (a full disk, a byte too
-    many), the producer is stopped at once, and :meth:`finish` raises the reason.
+    A body of less than a block is written in one call, which ``batch_threads`` may batch with those
+    of other files; ``threads`` run all others.  When a call fails (a full disk, a byte too many),
+    the producer is stopped at once, and :meth:`finish` raises the error.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class IncomingFile:
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the producer was stopped, if it was: the cause behind a broken transfer."""
+        """The error for which the producer was stopped, if any: the cause of a broken transfer."""
         return self._outcome if isinstance(self._outcome, BaseException) else None
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -89,11 +89,11 @@ class IncomingFile:
             self._pause()
 
     async def finish(self) -> str:
-        """Wait for the writes, verify, place the file; gives the hash in lower-case hex.
+        """Wait for the writes, verify, commit the file; return the hash in lower-case hex.
 
         Raises :class:`~cartd.checksum.Mismatch`, :class:`~cartd.errors.NoSpace` or ``OSError``,
-        or ``CancelledError`` after :meth:`abort`; then nothing is left behind.  When it is
-        cancelled it ends only after the thread has; a file that was whole by then stays.
+        or ``CancelledError`` after :meth:`abort`; then no file is left.  When cancelled, it ends
+        only after the thread has ended; a file that was committed by then stays.
         """
         self._finishing = True
         self._advance()
@@ -108,7 +108,7 @@ class IncomingFile:
         return self._outcome
 
     async def abort(self) -> None:
-        """Give the file up, unless it is in its place already; ends when nothing is left of it."""
+        """Discard the file unless it is committed already; ends when it has been removed."""
         self._aborted = True
         self._advance()
         await uncancellable(self._end())
@@ -125,7 +125,7 @@ class IncomingFile:
         return waiter
 
     def _advance(self) -> None:
-        """Begin the next trip, if there is one to make and no thread is under way."""
+        """Start the next job, if there is one and no thread is busy."""
         if self._busy or self._ended:
             return
         if self._aborted:
@@ -133,7 +133,7 @@ class IncomingFile:
             if self._partial.started:
                 self._start_job(self._threads.run(self._discard))
             else:
-                self._partial.discard()  # it has no file yet, but needs its directories
+                self._partial.discard()  # it has no file yet, but retains its directories
                 self._set_outcome(CancelledError())
         elif self._finishing:
             small = not self._partial.started and self._collected < BLOCK
@@ -147,7 +147,7 @@ class IncomingFile:
         return taken
 
     def _start_job(self, job: Deferred[str | None]) -> None:
-        # Nobody outside ever holds this Deferred, so nobody can cancel it: a trip always ends.
+        # This Deferred is never passed out, so it cannot be cancelled: a job always ends.
         self._busy = True
         job.addCallbacks(self._job_done, self._job_failed)
 
@@ -183,7 +183,7 @@ class IncomingFile:
             self._paused = False
             self._producer.resumeProducing()
 
-    # What follows runs in threads, one trip at a time.
+    # The methods below run in threads, one call at a time.
 
     def _append(self, pieces: list[bytes]) -> None:
         try:
@@ -196,7 +196,7 @@ class IncomingFile:
 
     def _complete(self, pieces: list[bytes]) -> str:
         try:
-            data = b"".join(pieces)  # of one piece, that itself
+            data = b"".join(pieces)  # no copy if there is one piece
             self._checksum.update(data)
             digest = self._checksum.finish()
             self._partial.append(data)

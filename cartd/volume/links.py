@@ -1,4 +1,4 @@
-"""``ROOT/cartuids/UID``: for sites that serve the volume by other means.  Blocks: for threads."""
+"""Symbolic links ``ROOT/cartuids/UID``, for sites that export the volume.  Blocks: for threads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and de
 
 
 class LinksNotAllowedError(Exception):
-    """The system, the file system or its permissions refuse a symbolic link."""
+    """The system, the file system or its permissions do not allow symbolic links."""
 
 
 class LinkOccupiedError(Exception):
-    """A real file or directory is where the link belongs, or the link of another uid is."""
+    """The path of the link is a file, a directory, or the link of another uid."""
 
 
 def place_link(paths: VolumePaths, cart: Cart, fs: MkdirFS) -> None:
-    """Point the link of the cart's uid at this cart, in one step for whoever reads it.
+    """Point the link of the cart's uid at this cart, atomically.
 
-    Nothing is written if it does so already: a cart that is verified on a disk that has become
-    read-only is ready again.
+    Nothing is written if it does so already: a cart on a disk that has become read-only can be
+    verified and is ready again.
     """
     link = paths.link(cart)
     temporary = paths.temporary(cart.id, "link")
@@ -58,14 +58,14 @@ def place_link(paths: VolumePaths, cart: Cart, fs: MkdirFS) -> None:
 
 
 def _is_replaceable(fs: RootedFS, link: Path, uid: str) -> bool:
-    """Whether it is a link, and not that of a uid that is another name only to others."""
+    """Whether it is a link, and not that of another uid whose name folds to this one's."""
     target = _target(fs, link)
     carts = None if target is None else _CART_TARGET.fullmatch(target)
     return target is not None and (carts is None or carts["name"] in (uid, f"{uid}.tar"))
 
 
 def _target(fs: RootedFS, link: Path) -> str | None:
-    """Where it points to; none if it is no link, or not there."""
+    """Return the target of a link; None if it is not a link or does not exist."""
     if not fs.exists(link) or not S_ISLNK(fs.lstat(link).st_mode):
         return None
     with fs.entry(link) as (name, dir_fd):
@@ -78,7 +78,7 @@ def remove_link(paths: VolumePaths, cart: Cart) -> None:
 
 
 def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
-    """As :func:`remove_link`, for whoever has no more of the cart than this."""
+    """As :func:`remove_link`, for a caller that has only the id and the uid."""
     link = paths.links / check_component(uid)
     own_targets = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
     with RootedFS(paths.root) as fs:
@@ -87,7 +87,7 @@ def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
                 target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
         except (OSError, NotImplementedError) as error:
             raise_if_transient(error)
-            return  # there is none, or it is no link
+            return  # it does not exist, or is not a link
         if target in own_targets:
             with translate_disk_errors(link, paths.root):
                 fs.unlink(link)

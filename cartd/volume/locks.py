@@ -1,13 +1,13 @@
-"""Carts that are being sent, for every process on the volume to see.
+"""Locks on carts, shared between all processes on the volume.
 
 All but :class:`CartLocks` blocks: for threads.
 
-Strategy: who sends a cart holds a shared lock (flock) on its directory, who removes it an exclusive
-one.  The system lets go of a lock when its process ends, however it ends.  Nobody waits for a lock:
-what is in use is removed later, and what is being removed is not sent any more.
+Strategy: a process that sends a cart holds a shared lock (flock) on its directory, one that removes
+it an exclusive lock.  The kernel releases a lock when its process ends, however it ends.  No caller
+waits for a lock: a cart in use is removed later, and a cart that is being removed is not sent.
 
-Windows has no such locks, and neither have the directories of most network file systems: there,
-nothing is kept from being removed by another process.
+Windows has no such locks, nor have directories on most network file systems: there, another process
+may remove a cart that is being sent.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from cartd.volume.paths import VolumePaths
 
 ATTEMPTS = 50
 RETRY_INTERVAL = 0.02
-"""Seconds between two tries to mark a cart.  Whoever only looks whether it is in use holds it for a
-moment."""
+"""Seconds between two attempts to lock a cart: a check whether it is in use locks it briefly."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 def _lock(directory: Path, *, exclusive: bool) -> int | None:
-    """A descriptor that holds the lock; none if there is no directory, or no such locks.
+    """Return a descriptor that holds the lock; None without the directory, or without flock.
 
-    Raises ``BlockingIOError`` if somebody has it in a way that forbids this one.
+    Raises ``BlockingIOError`` if a conflicting lock is held.
     """
     try:
         fd = os.open(directory, _FLAGS)
@@ -55,12 +54,12 @@ def _lock(directory: Path, *, exclusive: bool) -> int | None:
         if not locked:
             os.close(fd)
     if not locked:
-        raise BlockingIOError(errno.EWOULDBLOCK, "it is locked by somebody else", str(directory))
+        raise BlockingIOError(errno.EWOULDBLOCK, "another lock is held on it", str(directory))
     return fd
 
 
 class SharedLock:
-    """A cart's directory that no process removes between ``take`` and ``let_go``."""
+    """A lock with which no process removes a cart's directory while it is held."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -68,9 +67,9 @@ class SharedLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Mark it as in use, the first time; nothing to do if it is not there.
+        """Acquire the lock, unless it is held or the directory does not exist.
 
-        Raises :class:`VolumeDamaged` if it is being removed.
+        Raises :class:`VolumeDamaged` if the directory is being removed.
         """
         if self._acquired:
             return
@@ -99,24 +98,24 @@ class SharedLock:
 
 
 class CartLocks:
-    """The part of the volume that knows what is being sent."""
+    """The part of the volume that locks carts against removal."""
 
     _paths: VolumePaths
     _threads: ThreadRunner
 
     def shared_lock(self, cart: Cart) -> SharedLock:
-        """For who sends the cart: what keeps every process from removing it."""
+        """Return a lock, not acquired yet, that keeps every process from removing the cart."""
         return SharedLock(self._paths.cart(cart.id))
 
     async def in_use(self, cart_ids: Iterable[int]) -> set[int]:
-        """Those of the carts that somebody is sending, this process or another one."""
+        """Return those of the carts that this process or another one is sending."""
         directories = {cart_id: self._paths.cart(cart_id) for cart_id in cart_ids}
         return await self._threads.run(_in_use, directories)
 
 
 @contextmanager
 def exclusive_lock(directory: Path) -> Iterator[bool]:
-    """Whether nobody sends from ``directory``; if so, nobody begins to while the block runs."""
+    """Yield whether the exclusive lock was acquired; it is held while the block runs."""
     try:
         fd = _lock(directory, exclusive=True)
     except BlockingIOError:

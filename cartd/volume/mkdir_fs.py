@@ -1,4 +1,4 @@
-"""Directories below the volume's root, made where they are missing.  Blocks: for threads."""
+"""A RootedFS that creates missing directories.  Blocks: for threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cartd.rooted_fs import RootedFS
 
 
 def raise_occupied(occupied: Path) -> None:
-    """What is at ``occupied`` stays there, and no directory can be made."""
+    """Raise ``NotADirectoryError``: ``occupied`` stays, and no directory can be created."""
     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(occupied))
 
 
@@ -24,11 +24,11 @@ def _no_check(_root: int | None) -> None:
 
 
 class MkdirFS(RootedFS):
-    """As :class:`RootedFS`, but a directory that is asked for is made, with those above it.
+    """As :class:`RootedFS`, but creates a directory that is missing, with its parents.
 
-    ``check`` is called with a descriptor of the root (none on Windows) before anything is done in
-    it: it raises if this is not the volume.  ``evict`` takes away what must not be at a path, or
-    raises.  Directories stay open only while somebody says that more files come.
+    ``check`` is called with a descriptor of the root (None on Windows) before anything is done in
+    it, and raises if this is not the volume.  ``evict`` removes what occupies the path of a
+    directory, or raises.  Directories stay open only between :meth:`retain` and :meth:`release`.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class MkdirFS(RootedFS):
         evict: Callable[[Path], None] = raise_occupied,
         folds: bool = False,
     ) -> None:
-        """``folds``: whether two names may be one here (:mod:`cartd.volume.name_collisions`)."""
+        """``folds``: two names may be the same file (:mod:`cartd.volume.name_collisions`)."""
         super().__init__(root)
         self._check = check
         self._evict = evict
         self._mkdir_lock = threading.RLock()
         self._placed: dict[int, set[Path]] | None = {} if folds else None
-        """By their numbers (inodes), the files that have been put in place."""
+        """The files that have been renamed into place, by inode number."""
         self._users_lock = threading.Lock()
         self._users = 0
 
     def retain(self) -> None:
-        """More files come, until :meth:`release`; each may have said so."""
+        """Keep directories open until the matching :meth:`release`; calls are counted."""
         with self._users_lock:
             self._users += 1
 
@@ -62,7 +62,7 @@ class MkdirFS(RootedFS):
 
     @contextmanager
     def retained(self) -> Iterator[None]:
-        """Files come while the block runs."""
+        """Keep directories open while the block runs."""
         self.retain()
         try:
             yield
@@ -72,7 +72,7 @@ class MkdirFS(RootedFS):
     def rename_into_place(self, temporary: Path, final: Path) -> None:
         """Rename ``temporary`` to ``final``, as :meth:`replace`.
 
-        :raises PathCollision: a file that has been put in place under another name is there.
+        :raises PathCollision: ``final`` is a file that was renamed into place under another name.
         """
         if self._placed is None:
             self.replace(temporary, final)
@@ -92,11 +92,11 @@ class MkdirFS(RootedFS):
             raise PathCollision(self._path_in_cart(min(known)), self._path_in_cart(path))
 
     def _path_in_cart(self, path: Path) -> str:
-        """Behind the directories of the cart and of its uid."""
+        """Return the path below the directories of the cart and of its uid."""
         return self.relative(path).split("/", 2)[-1]
 
     def evict_directory(self, occupied: Path) -> None:
-        """Take away a directory that is where a file belongs."""
+        """Remove a directory that occupies the path of a file."""
         with self._mkdir_lock:
             if self.is_directory(occupied):
                 self._evict(occupied)
@@ -129,7 +129,7 @@ class MkdirFS(RootedFS):
                 self._make(None, str(level), level)
 
     def _make(self, dir_fd: int | None, name: str, directory: Path) -> None:
-        # Threads may meet here.  One at a time: what another one has made must stay.
+        # One thread at a time: a directory that another thread has just created must stay.
         with self._mkdir_lock:
             try:
                 os.mkdir(name, dir_fd=dir_fd)

@@ -1,12 +1,12 @@
-"""Names that are one on this volume, though they are not one in a manifest.
+"""Collisions: different paths of a manifest that are the same file on this volume.
 
-Some file systems do not tell ``data`` from ``DATA`` (NTFS, exFAT, APFS and others as they come), or
-an accented letter from a letter with an accent (HFS+, and ZFS where it is told so).  Two files of a
-cart would take each other's place there.
+Some file systems do not distinguish ``data`` from ``DATA`` (by default NTFS, exFAT, APFS and
+others), or composed from decomposed characters (HFS+, and ZFS if configured so).  There, one file
+of a cart would replace another.
 
-Strategy: whether the volume is such a one is tried out, not asked.  If it is, the paths of a cart
-are compared as a file system of that kind might, which finds too many rather than too few; of what
-is found, the volume itself says whether it is one name.  Everything here but the arithmetic blocks.
+Strategy: whether the volume folds names is detected with trial files.  If it does, the paths of a
+cart are compared after folding, which finds too many pairs rather than too few; each pair is then
+tested with trial files on the volume.  Everything here but the arithmetic blocks.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from cartd.volume.remove import remove_tree
 from cartd.volume.trial_files import TRIAL, trial_file
 
 MAX_CANDIDATES: Final = 20
-"""Paths that are looked at of those that may be one name."""
+"""Paths compared of those with the same folded name."""
 Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What the volume does not tell apart; false if it tells all names apart."""
+    """What the volume does not distinguish; false if it distinguishes all names."""
 
     case: bool = False
     """Upper and lower case."""
@@ -49,26 +49,26 @@ class Folding:
         return ", or ".join(what)
 
     def key(self, path: str) -> str:
-        """Equal for all paths that may be one."""
+        """Return the folded path: equal for all paths that may be the same file."""
         if path.isascii():
             return path.lower() if self.case else path
         if self.normal_form:
             path = unicodedata.normalize("NFD", path)
         if self.case:
-            # Some systems fold by capitals, and others by small letters.
+            # Some systems fold to upper case, others to lower case.
             path = path.upper().casefold()
         return unicodedata.normalize("NFD", path) if self.normal_form else path
 
 
 class CollisionFinder:
-    """Finds the paths of a cart that may be one, or one of which may lie below another's file.
+    """Finds the paths of a cart that may collide, or of which one is a file above another.
 
-    They are to be given twice: to :meth:`look` all of them, then to :meth:`claim`.
+    All paths must be passed twice: first to :meth:`scan`, then to :meth:`collect`.
     """
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
-        # Of a million paths, numbers and not texts.
+        # Hashes instead of texts: there may be a million paths.
         self._files: set[int] = set()
         self._directories: set[int] = set()
         self._colliding_keys: set[str] = set()
@@ -102,7 +102,7 @@ class CollisionFinder:
                         candidates.append((path, place == key))
 
     def pairs(self) -> Iterator[Pair]:
-        """Two that may claim one name, at least one of them for a file."""
+        """Yield pairs with the same folded name, of which at least one is a file."""
         for candidates in self._candidates.values():
             for (first, is_file), (second, is_file_too) in combinations(candidates, 2):
                 if is_file or is_file_too:
@@ -110,14 +110,14 @@ class CollisionFinder:
 
 
 def _parents(key: str) -> Iterator[str]:
-    """The directories that it lies in, the nearest first."""
+    """Yield the parent directories, the nearest first."""
     while (end := key.rfind("/")) > 0:
         key = key[:end]
         yield key
 
 
 def detect_folding(paths: VolumePaths) -> Folding:
-    """What this volume does not tell apart.  Raises ``OSError``."""
+    """Detect what this volume does not distinguish.  Raises ``OSError``."""
     with trial_directory(paths) as (fs, directory):
         return Folding(
             case=_is_same_name(fs, directory, "a", "A"),
@@ -126,7 +126,7 @@ def detect_folding(paths: VolumePaths) -> Folding:
 
 
 def first_same_path(paths: VolumePaths, pairs: Iterable[Pair]) -> Pair | None:
-    """The first two paths that are one on this volume.  Raises ``OSError``."""
+    """Return the first two paths that are the same file on this volume.  Raises ``OSError``."""
     known: dict[Pair, bool] = {}
     with trial_directory(paths) as (fs, directory):
         for first, second in pairs:
@@ -142,13 +142,13 @@ def first_same_path(paths: VolumePaths, pairs: Iterable[Pair]) -> Pair | None:
 
 @contextmanager
 def trial_directory(paths: VolumePaths) -> Iterator[tuple[RootedFS, Path]]:
-    """A directory of nobody's, for a moment."""
+    """Yield a temporary directory for trial files."""
     with trial_file(paths, TRIAL) as path, RootedFS(paths.root) as fs:
         fs.mkdir(path)
         try:
             yield fs, path
         finally:
-            with suppress(OSError):  # the next start sweeps it
+            with suppress(OSError):  # the next start removes it
                 remove_tree(fs, path)
 
 
@@ -158,7 +158,7 @@ def _is_same_name(fs: RootedFS, directory: Path, first: str, second: str) -> boo
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
-        return False  # it cannot have that name at all
+        return False  # the volume does not allow that name at all
     try:
         return fs.exists(directory / second)
     finally:
@@ -166,6 +166,6 @@ def _is_same_name(fs: RootedFS, directory: Path, first: str, second: str) -> boo
 
 
 def find_collision(paths: VolumePaths, folded: CollisionFinder) -> Pair | None:
-    """The first two of the claimed paths that are one on this volume."""
+    """Return the first two of the collected paths that are the same file on this volume."""
     pairs: Sequence[Pair] = [*folded.pairs()]
     return first_same_path(paths, pairs) if pairs else None

@@ -1,4 +1,4 @@
-"""What is on the volume of carts that the store may not know."""
+"""Orphans: carts on the volume that may be missing in the store."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Orphan:
 
     cart_id: int
     size: int
-    """Bytes of its files; what they share with others, by hard links, among them."""
+    """Bytes of its files, including those shared with other carts by hard links."""
 
 
 class OrphanScan(VolumeBase):
-    """The part of the volume that looks at carts by their ids alone."""
+    """The part of the volume that finds carts by their ids alone."""
 
     async def cart_ids(self) -> list[int]:
-        """Ids, ascending, of which something is on the volume: carts, and what crashes left."""
+        """Return the ids, ascending, that have a directory: carts, and leftovers of crashes."""
         return await self._threads.run(self._ids)
 
     async def orphans(self, cart_ids: Sequence[int]) -> list[Orphan]:
-        """Of these ids, those of which nothing is there but what cartd makes."""
+        """Return those of the ids whose directories contain only what cartd creates."""
         return await self._threads.run(self._orphans, cart_ids)
 
     async def set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
-        """Take the directories of these out of their places, quickly; what is to be removed."""
+        """Rename the directories of these ids, quickly; return the paths to be removed."""
         return await uncancellable(self._threads.run(self._set_aside, cart_ids))
 
     async def remove_aside(self, aside: Sequence[Path]) -> None:
@@ -53,7 +53,7 @@ class OrphanScan(VolumeBase):
                 self._removal_threads, one, partial(self._remove_one_aside, one)
             )
 
-    # What follows runs in threads.
+    # The methods below run in threads.
 
     def _ids(self) -> list[int]:
         self._identity.check()
@@ -96,13 +96,13 @@ class OrphanScan(VolumeBase):
         with RootedFS(self._paths.root) as fs:
             remove_tree(fs, one, should_stop)
             with suppress(OSError):
-                fs.rmdir(one.parent)  # unless somebody needs it by now
+                fs.rmdir(one.parent)  # unless it is in use again
 
 
 def _uid_in(fs: RootedFS, place: Path) -> str | None:
-    """The uid whose tree or bundle is all that is in ``place``, if cartd can have made that.
+    """Return the uid if ``place`` contains only the tree or bundle of one, as cartd creates it.
 
-    An empty text if nothing is in it.
+    '' if it is empty; None if it contains something else.
     """
     uids = set()
     try:
@@ -120,7 +120,7 @@ def _uid_in(fs: RootedFS, place: Path) -> str | None:
 
 
 def _size_of(fs: RootedFS, *trees: Path) -> int:
-    """Bytes of all regular files, each once whatever names it has."""
+    """Return the bytes of all regular files, each counted once however many names it has."""
     seen: set[tuple[int, int]] = set()
     total = 0
     directories = list(trees)

@@ -1,6 +1,6 @@
-"""A file that is written beside its place and takes it when it is whole.
+"""Files that are written under a temporary name and renamed when they are complete.
 
-Everything here blocks and belongs in a thread; of one :class:`PartialFile`, in one at a time.
+Everything here blocks and belongs in a thread; for one :class:`PartialFile`, in one at a time.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cartd.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
 
 DISK_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-FILE_MODE = 0o644  # less the umask; until it is whole, the directory above keeps others out
+FILE_MODE = 0o644  # less the umask; until the rename, the mode of incoming/ denies others access
 
 
 @contextmanager
 def translate_disk_errors(path: Path, root: Path) -> Iterator[None]:
-    """Turn what the system says into what a user may read about ``path``, below ``root``.
+    """Translate errors of the system for ``path``, below ``root``, into errors for users.
 
-    A full disk, or a full quota of the disk, becomes :class:`NoSpace`, and what says nothing of
-    the path :class:`~cartd.errors.DiskUnavailable`; any other ``OSError`` keeps its number and
-    names the path as it is below the volume, or what is in its way.
+    A full disk or disk quota becomes :class:`NoSpace`, and a transient error
+    :class:`~cartd.errors.DiskUnavailable`; any other ``OSError`` keeps its errno and names the path
+    relative to ``root``, or the path that obstructs it.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def translate_disk_errors(path: Path, root: Path) -> Iterator[None]:
 
 
 class PartialFile:
-    """New bytes for ``final``, kept in ``temporary`` until :meth:`place`.
+    """New bytes for ``final``, written to ``temporary`` until :meth:`commit`.
 
-    Both are below the root of ``fs``, which are needed until it is placed or discarded,
+    Both are below the root of ``fs``, which is retained until the file is committed or discarded,
     and on one file system.  Errors are those of :func:`translate_disk_errors`.
     """
 
@@ -59,7 +59,7 @@ class PartialFile:
 
     @property
     def started(self) -> bool:
-        """Whether there is something to discard."""
+        """Whether the temporary file has been opened."""
         return self._fd is not None
 
     def append(self, data: bytes) -> None:
@@ -70,20 +70,20 @@ class PartialFile:
                 left = left[os.write(fd, left) :]
 
     def chown_to_owner_of(self, directory: Path) -> None:
-        """What root writes is to be the service's, to which the directory belongs."""
+        """Change the owner to that of ``directory``, the service's account, if this is root."""
         if sys.platform != "win32" and os.geteuid() == 0:
             owner = directory.stat()
             os.fchown(self._open_fd(), owner.st_uid, owner.st_gid)
 
     def sync(self) -> None:
-        """Have the disk take what was appended."""
+        """Sync the appended bytes to the disk."""
         with translate_disk_errors(self._final, self._fs.root):
             os.fsync(self._open_fd())
 
     def commit(self, *, mtime: int | None = None, durable: bool = False) -> None:
-        """Give the file its modification time (Unix seconds) and its name.
+        """Set the modification time (Unix seconds) and rename the file to its final name.
 
-        A final name that is a symbolic link is replaced, not followed.
+        A symbolic link at the final name is replaced, not followed.
         """
         with translate_disk_errors(self._final, self._fs.root):
             fd = self._open_fd()
@@ -98,15 +98,15 @@ class PartialFile:
         self._release_fs()
 
     def discard(self) -> None:
-        """Close and remove what there is; may be called at any time, and again.
+        """Close and remove the temporary file; may be called at any time, and repeatedly.
 
-        What cannot be removed now goes when the cart is staged again or deleted.
+        A file that cannot be removed now is removed when the cart is restaged or deleted.
         """
         if self._fd is not None:
             with suppress(OSError):
                 self._close()
         if self._created:
-            # Without making what has gone meanwhile.
+            # Not by MkdirFS: directories that have been removed must not be created again.
             with suppress(OSError), RootedFS(self._fs.root) as fs:
                 fs.unlink(self._temporary)
         self._release_fs()
@@ -140,24 +140,24 @@ class PartialFile:
 
 
 def replace(temporary: Path, final: Path, fs: MkdirFS) -> None:
-    """Rename ``temporary`` to ``final``, whatever is there."""
+    """Rename ``temporary`` to ``final``, and replace what is there."""
     try:
         try:
             fs.rename_into_place(temporary, final)
-        except (IsADirectoryError, PermissionError):  # the other one on Windows
+        except (IsADirectoryError, PermissionError):  # PermissionError on Windows
             if not fs.is_directory(final):
                 raise
             fs.evict_directory(final)
             fs.rename_into_place(temporary, final)
     except FileNotFoundError:
-        fs.close()  # somebody has removed one that was open
+        fs.close()  # an open directory has been removed
         raise
 
 
 def sync_directories(directory: Path, fs: RootedFS) -> None:
-    """Make the names in ``directory`` and those above it, up to the root, outlast a power failure.
+    """Sync ``directory`` and its parents up to the root, so that names survive a power failure.
 
-    Where a system lets one ask.
+    A no-op where directories cannot be opened.
     """
     if not HAS_DIR_FD:
         return

@@ -1,4 +1,4 @@
-"""Where everything of a cart is: every path on the volume comes from here."""
+"""The layout of the volume: every path on it is built here."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAME_MAX = 255
 
 
 def check_component(name: str) -> str:
-    """``name`` itself, if it can name one entry of a directory and nothing else.
+    """Return ``name`` if it is a valid name of a directory entry.
 
-    Raises ``ValueError`` for what is empty, ``.`` or ``..``, holds ``/`` or NUL, or is longer than
-    255 bytes in the file system's encoding, or cannot be said in that at all.
+    Raises ``ValueError`` if it is empty, ``.`` or ``..``, contains ``/`` or NUL, is longer than 255
+    bytes in the file system's encoding, or cannot be encoded.
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} cannot be a name on the volume")
@@ -27,7 +27,7 @@ def check_component(name: str) -> str:
 
 
 class VolumePaths:
-    """Paths below ``root``; none of them is looked at."""
+    """Builds paths below ``root``, without any access to the disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,8 +35,8 @@ class VolumePaths:
         self.all_incoming = root / "incoming"
         self.identity = root / ".cartd-volume"
         self._before_id = str(root / "1")[:-1]
-        # Drawn once: a system call a file, on the reactor's thread, hands the interpreter to
-        # some busy worker each time, and costs more than all else that is done for a small file.
+        # Generated once: a system call for each file, in the reactor's thread, would release the
+        # GIL to a busy worker each time, and cost more than all else done for a small file.
         self._token = secrets.token_hex(8)
         self._serial = count(1)
 
@@ -47,27 +47,27 @@ class VolumePaths:
         return self.all_incoming / str(cart_id)
 
     def temporary(self, cart_id: int, hint: object) -> Path:
-        """A name that nobody else has, in the cart's part of ``incoming/``."""
+        """Return a unique path in the cart's directory in ``incoming/``."""
         return self.incoming(cart_id) / f"{hint}-{self._token}-{next(self._serial)}"
 
     def tree(self, cart: Cart) -> Path:
         return self.cart(cart.id) / check_component(cart.uid)
 
     def tar(self, cart: Cart) -> Path:
-        """Raises ``ValueError`` for a uid too long to have ``.tar`` behind it."""
+        """Raises ``ValueError`` for a uid too long to be followed by ``.tar``."""
         return self.cart(cart.id) / check_component(f"{cart.uid}.tar")
 
     def member(self, cart: Cart, path: str) -> Path:
-        """Where the cart's file ``path`` is; raises ``ValueError`` if it cannot be in the tree."""
+        """Return the path of the cart's file; raise ``ValueError`` if it cannot be in the tree."""
         return self.staged(cart.id, cart.uid, path)
 
     def staged(self, cart_id: int, uid: str, path: str) -> Path:
-        """As :meth:`member`, for whoever has no more of the cart than this."""
+        """As :meth:`member`, for a caller that has only the id and the uid."""
         tree = f"{self._before_id}{cart_id}{os.sep}{check_component(uid)}"
         for component in path.split("/"):
             check_component(component)
         member = f"{tree}{os.sep}{path.replace('/', os.sep)}"
-        # The jail check should never fire on POSIX; on Windows "C:" and "a\\..\\b" come this far.
+        # This check should never fail on POSIX; on Windows "C:" and "a\\..\\b" come this far.
         if os.path.normpath(member) != member or not member.startswith(f"{tree}{os.sep}"):
             raise ValueError(f"{path!r} is outside its cart")
         return Path(member)
@@ -76,6 +76,6 @@ class VolumePaths:
         return self.links / check_component(cart.uid)
 
     def link_target(self, cart: Cart) -> str:
-        """What the link of the cart says: the bundle if it has one, else its tree."""
+        """Return the target of the cart's link: its bundle if it has one, else its tree."""
         name = self.tar(cart).name if cart.bundle else self.tree(cart).name
         return f"../{cart.id}/{name}"

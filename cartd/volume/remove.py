@@ -1,8 +1,8 @@
-"""Trees that go away, all at once for whoever looks.  Everything here blocks: for threads.
+"""Removal of trees, atomic for readers.  Everything here blocks: for threads.
 
-Strategy: a tree is first renamed into its cart's part of ``incoming/`` and only there taken
-apart, so no half of it is ever seen under its name.  A crash in between leaves
-``incoming/ID``, which the sweep at the next start finds and clears.
+Strategy: a tree is first renamed into its cart's directory in ``incoming/`` and removed there, so
+no partial tree is ever visible under its name.  A crash in between leaves ``incoming/ID``, which
+the next start finds and clears.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cartd.volume.mkdir_fs import raise_occupied
 from cartd.volume.paths import VolumePaths
 
 MAX_ATTEMPTS = 20
-"""How often a directory into which others still write is tried."""
+"""Attempts to remove a directory to which other processes still write."""
 MAX_DEPTH_OPEN: Final = 25
-"""Directories that are open at once, each twice; what is further down is brought up."""
+"""Directories that are open at once, with two descriptors each; deeper ones are moved up."""
 PAGE: Final = 1000
 """Entries of a directory that are in memory at once."""
 TIME_SLICE: Final = 0.5
@@ -38,20 +38,20 @@ TIME_SLICE: Final = 0.5
 _RACE_ERRNOS = frozenset(
     {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
 )
-"""Somebody adds to a directory, or has put something else where one was, or the reverse."""
+"""Another process adds to a directory, or has replaced a directory by a file or the reverse."""
 
 log = Logger()
 
 
 class TimeSliceEnded(Exception):
-    """The thread that removes a tree is to do other work first; the tree is still there."""
+    """The time slice of a removal is over; the rest of the tree still exists."""
 
 
 class TimeSlice:
-    """How long a thread removes files before it does other work.
+    """The time for which a thread removes files before it does other work.
 
-    To be called before each file: whether the service stops.  Raises :class:`TimeSliceEnded` when
-    the time is over.
+    Call it before each file: it returns whether the service stops, and raises
+    :class:`TimeSliceEnded` when the time is over.
     """
 
     def __init__(self, should_stop: Callable[[], bool], seconds: float = TIME_SLICE) -> None:
@@ -67,22 +67,22 @@ class TimeSlice:
 
 
 class RemovalStopped(Unavailable):
-    """The service stops, and what is left of the tree goes another time."""
+    """The service stops; the rest of the tree is removed later."""
 
     def __init__(self) -> None:
         super().__init__("The service is stopping")
 
 
 def evict_foreign(paths: VolumePaths, cart_id: int, occupied: Path) -> None:
-    """Take away what is in the tree of a cart where the cart's own belongs; nothing elsewhere.
+    """Remove a foreign file or directory in the tree of a cart that occupies a path of the cart.
 
-    Raises ``NotADirectoryError`` for what is not in that tree.
+    Raises ``NotADirectoryError`` if ``occupied`` is not in that tree.
     """
     own = paths.cart(cart_id)
     if occupied != own and own not in occupied.parents:
         raise_occupied(occupied)
     log.warn(
-        "{path} is in the way of a file of cart {id} and goes",
+        "{path} occupies the path of a file of cart {id}; it is removed",
         path=escape(str(occupied)),
         id=cart_id,
     )
@@ -102,30 +102,29 @@ def rename_then_remove(
     *,
     make: Callable[[RootedFS, Path], None] = RootedFS.ensure_directory,
 ) -> None:
-    """Rename ``tree`` to ``aside`` and remove it there; nothing to do if it is not there.
+    """Rename ``tree`` to ``aside`` and remove it there, if it exists.
 
-    If it cannot be renamed, as on a disk that is too full for another name, it is removed in its
-    place.  ``make`` is there to be replaced by such a disk.
+    If it cannot be renamed, as on a disk that is too full for another name, it is removed in place.
+    ``make`` is a parameter for the tests of such a disk.
     """
     try:
         for _ in range(MAX_ATTEMPTS):
             if not fs.exists(tree):
                 break
             make(fs, aside.parent)
-            # Another process that clears the same cart may remove either directory meanwhile.
+            # Another process that removes the same cart may have removed either directory.
             with suppress(FileNotFoundError):
                 fs.rename(tree, aside)
-            fs.close()  # what was open may be elsewhere, or nowhere
+            fs.close()  # open directories may have been renamed or removed
     except OSError:
         remove_tree(fs, tree, should_stop)
     remove_tree(fs, aside, should_stop)
 
 
 def remove_one_file(fs: RootedFS, tree: Path) -> None:
-    """Remove one file of ``tree``, in its place, or a directory that has none.
+    """Remove one file of ``tree``, in place, or an empty directory; nothing if it does not exist.
 
-    Nothing has changed if this raises: the tree is as whole as it was.  Nothing to do if there is
-    no tree.
+    If this raises, the tree is unchanged.
     """
     if not fs.is_directory(tree):
         fs.unlink(tree)
@@ -142,7 +141,7 @@ def remove_one_file(fs: RootedFS, tree: Path) -> None:
 
 
 def _any_entry(fs: RootedFS, directory: Path) -> tuple[str, bool] | None:
-    """A name in the directory and whether it is one itself; none if it is empty, or gone."""
+    """Return a name in the directory and whether that is a directory; None if there is no name."""
     with (
         suppress(FileNotFoundError, NotADirectoryError),
         fs.directory(directory) as opened,
@@ -154,11 +153,11 @@ def _any_entry(fs: RootedFS, directory: Path) -> tuple[str, bool] | None:
 
 
 def remove_tree(fs: RootedFS, tree: Path, should_stop: Callable[[], bool] = _never) -> None:
-    """Remove ``tree``, whatever it is, and whoever else adds to it or removes from it meanwhile.
+    """Remove ``tree``, a file or a directory, even if other processes add to it or remove from it.
 
-    A symbolic link, ``tree`` itself or one inside it, is removed and never followed; behind one on
-    the way to ``tree`` there is nothing to remove.
-    Raises :class:`RemovalStopped` as soon as ``should_stop()`` says so.
+    A symbolic link, ``tree`` itself or one inside it, is removed and never followed; if there is
+    one on the way to ``tree``, nothing is removed.
+    Raises :class:`RemovalStopped` as soon as ``should_stop()`` is true.
     """
     if not HAS_DIR_FD:
         _remove_by_path(tree)
@@ -174,7 +173,7 @@ def remove_tree(fs: RootedFS, tree: Path, should_stop: Callable[[], bool] = _nev
 
 
 def _remove_by_path(tree: Path) -> None:
-    """On Windows, in one piece."""
+    """On Windows, without interruption."""
     if tree.is_dir() and not tree.is_symlink():
         shutil.rmtree(tree)
     else:
@@ -207,10 +206,10 @@ def _remove_directory(name: str, dir_fd: int | None, should_stop: Callable[[], b
 
 
 def _remove_contents(directory: int, top: int, depth: int, should_stop: Callable[[], bool]) -> bool:
-    """Remove what is in it; whether something was so far down that it is in ``top`` now."""
+    """Remove the contents; return whether a deep directory was moved up into ``top``."""
     moved_up = False
     with os.scandir(directory) as found:
-        # What has been given may be removed while the rest is still to be read (POSIX, readdir).
+        # Entries that were returned may be removed while the rest is read (POSIX, readdir).
         while page := list(islice(found, PAGE)):
             for entry in page:
                 with suppress(FileNotFoundError):
@@ -221,7 +220,7 @@ def _remove_contents(directory: int, top: int, depth: int, should_stop: Callable
 def _remove_entry(
     entry: os.DirEntry[str], directory: int, top: int, depth: int, should_stop: Callable[[], bool]
 ) -> bool:
-    """As :func:`_remove_contents`, of one entry of ``directory``."""
+    """As :func:`_remove_contents`, for one entry of ``directory``."""
     if not entry.is_dir(follow_symlinks=False):
         if should_stop():
             raise RemovalStopped

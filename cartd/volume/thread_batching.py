@@ -1,9 +1,9 @@
-"""Many small pieces of blocking work in few trips to a thread.
+"""Batching of many small blocking calls into few calls in threads.
 
-Strategy: each system call gives the interpreter away and must win it back, so a dozen threads that
-place small files spend more on waking each other than on the files.  Work that comes while
-enough trips are under way waits, and goes together in the next one.  How many are enough
-is measured: on a quick disk two; where each piece waits long (a disk far away), more.
+Strategy: each system call releases the GIL and must acquire it again, so a dozen threads that write
+small files spend more on waking each other than on the files.  Calls that arrive while enough
+batches run are queued, and run together in the next batch.  The number of concurrent batches
+follows the measured latency: two on a fast disk, more where each call waits long (a remote disk).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_BATCH: Final = 16
 MIN_CONCURRENT: Final = 2
 MAX_CONCURRENT: Final = 8
 TARGET_RATE: Final = 1000.0
-"""Pieces a second for which trips are added, as long as that many are asked for."""
+"""Calls a second: below this rate, more batches run concurrently if there are enough calls."""
 
 
 class BatchingThreadRunner:
@@ -47,7 +47,7 @@ class BatchingThreadRunner:
 
     @property
     def limit(self) -> int:
-        """How many may be under way (Little's law: rate times time of each)."""
+        """The number of batches that may run concurrently (Little's law: rate times latency)."""
         return min(max(int(TARGET_RATE * self._seconds_each), MIN_CONCURRENT), MAX_CONCURRENT)
 
     def _dispatch(self) -> None:

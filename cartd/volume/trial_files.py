@@ -1,7 +1,7 @@
-"""Files of no cart, in ``incoming/`` for a moment of a start; and those that a kill has left there.
+"""Trial files: temporary files in ``incoming/`` that belong to no cart, and their leftovers.
 
-Strategy: who writes one has the directory of them all in use meanwhile, as one has that of a cart
-that is sent.  Who gets it alone knows that whoever wrote what is there has ended.
+Strategy: a process that writes one holds a shared lock on ``incoming/``, as on a cart that is being
+sent.  Under an exclusive lock, all trial files are leftovers of processes that have ended.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cartd.volume.remove import remove_tree
 
 TRIAL = ".trial"
 _LEFTOVER = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
-"""Files, and directories in which names are tried out."""
+"""Trial files, and directories in which names are tested."""
 
 
 @contextmanager
 def trial_file(paths: VolumePaths, hint: str) -> Iterator[Path]:
-    """A name in ``incoming/`` that nobody else has; what is written there is not swept away.
+    """Yield a unique path in ``incoming/``; :func:`remove_leftovers` does not remove it meanwhile.
 
-    Raises ``OSError`` if the directory is being swept, which takes no time.
+    Raises ``OSError`` if another process holds the exclusive lock.
     """
     lock = SharedLock(paths.all_incoming)
     try:
@@ -44,7 +44,7 @@ def trial_file(paths: VolumePaths, hint: str) -> Iterator[Path]:
 
 
 def remove_leftovers(paths: VolumePaths) -> None:
-    """Remove what starts that were killed have left, unless another one is at work just now."""
+    """Remove leftovers of killed starts, unless another process is writing trial files."""
     with exclusive_lock(paths.all_incoming) as acquired:
         if acquired:
             with RootedFS(paths.root) as fs:

@@ -1,8 +1,8 @@
-"""What is staged, compared with its hashes: the bytes themselves, not only names and sizes.
+"""Verification of staged files against their hashes, by reading all of their bytes.
 
-Strategy: the comparing is a generator that says after each piece how many bytes it has read.  A
-thread runs it for a while, and whoever asked may rest before the next one does: a large file takes
-no longer at a stretch than many small ones.
+Strategy: a scan is a generator that yields the number of bytes after each chunk.  A thread runs it
+for one step at a time, and the caller may pause between two steps: a large file occupies a thread
+no longer at a time than many small ones.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from cartd.volume.paths import VolumePaths
 
 CHUNK = 1 << 20
 BYTES_PER_STEP = 64 * 2**20
-"""Bytes that one trip to a thread reads."""
+"""Bytes that are read in one call in a thread."""
 MAX_BATCH_FILES = 1000
-"""Files that are looked at before what was found is told."""
+"""Files that are verified before the results are returned."""
 ShouldStop = Callable[[], bool]
 Scan = Generator[int, None, T]
-"""Gives numbers of bytes that were read, and returns what was found."""
+"""Yields numbers of bytes that were read, and returns the result."""
 Throttle = Callable[[int], Awaitable[None]]
 
 
 class Declared(Protocol):
-    """What is known of a file's bytes: their number, and lower-case hex of their hash."""
+    """The declared size of a file, and its hash in lower-case hex."""
 
     @property
     def hash_type(self) -> str: ...
@@ -51,7 +51,7 @@ class Declared(Protocol):
 
 
 class HashVerification:
-    """The part of the volume that reads files to their ends."""
+    """The part of the volume that verifies files."""
 
     _paths: VolumePaths
     _identity: Identity
@@ -60,11 +60,11 @@ class HashVerification:
     async def intact_files(
         self, cart: Cart, files: Sequence[CartFile]
     ) -> AsyncIterator[list[CartFile]]:
-        """Give those of the files that are there with the right size and hash, some at a time.
+        """Yield those of the files that exist with the right size and hash, batch by batch.
 
-        What the system keeps of them in its memory is read from the disk again.  A file whose hash
-        nobody knows is not among them: its size alone says nothing.  Nor is one of a bundled cart
-        that has another name: nobody is linked to such a cart, so the bytes are counted elsewhere.
+        They are read from the disk, not from the page cache.  A file without a known hash is not
+        yielded: its size alone proves nothing.  Nor is a file of a bundled cart with a second hard
+        link: no cart is linked to a bundled one, so its bytes are accounted to another cart.
         """
         for batch in _batches([file for file in files if file.hash_sum and file.size is not None]):
             faults = await self._run_scan(
@@ -73,10 +73,10 @@ class HashVerification:
             yield [file for file, fault in zip(batch, faults, strict=True) if not fault]
 
     async def faults(self, cart: Cart, files: Sequence[CartFile], throttle: Throttle) -> list[str]:
-        """What is wrong with each file of a ready cart, in a few words; nothing is empty.
+        """Return what is wrong with each file of a ready cart, in a few words; '' if nothing.
 
-        Without a known hash, or size, that is not compared.  ``throttle`` is told, now and then,
-        how many bytes have been read since the last time, and waited for.
+        A hash or size that is not known is not compared.  ``throttle`` is awaited after each step,
+        with the bytes read since the last call.
         """
         if cart.bundle:
             return await self._run_scan(_tar_faults(self._paths, cart, files), throttle)
@@ -85,10 +85,10 @@ class HashVerification:
     async def bundle_faults(
         self, cart: Cart, pages: AsyncIterator[list[CartFile]], throttle: Throttle
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
-        """As :meth:`faults`, of the bundle of a ready cart: each page of its files, and its faults.
+        """As :meth:`faults`, for the bundle of a ready cart: yield each page with its faults.
 
-        A tar that cartd has written is in the manifest's order, and read along with the pages.  Of
-        another one (Pacifica Cartd's), all files that are left are kept in memory.
+        A tar that cartd has written is in the order of the manifest, and read page by page.  For
+        another one (Pacifica Cartd's), all remaining files are held in memory.
         """
         walk = _TarWalk(self._paths, cart)
         async for files in pages:
@@ -100,7 +100,7 @@ class HashVerification:
             yield files, faults
 
     async def intact_duplicates(self, duplicates: Sequence[DuplicateFile]) -> list[DuplicateFile]:
-        """Those of the staged files whose bytes still have their hash."""
+        """Return those of the staged files whose bytes still match their hash."""
         faults = await self._run_scan(_duplicate_faults(self._paths, duplicates), _no_throttle)
         return [duplicate for duplicate, fault in zip(duplicates, faults, strict=True) if not fault]
 
@@ -118,11 +118,11 @@ class HashVerification:
         except CancelledError:
             should_stop.set()
             if not busy:
-                self._threads.run(scan.close)  # else the thread does that itself
+                self._threads.run(scan.close)  # else the thread closes it
             raise
 
     def _step(self, scan: Scan[list[str]], should_stop: ShouldStop) -> tuple[int, list[str] | None]:
-        """Read a trip's worth, in a thread; what was found, if that is the end."""
+        """Run one step, in a thread; return the bytes read, and the result at the end."""
         done = 0
         try:
             while done < BYTES_PER_STEP:
@@ -139,11 +139,11 @@ class HashVerification:
 
 
 async def _no_throttle(_size: int) -> None:
-    """Nobody rests."""
+    """Do not pause."""
 
 
 def _batches(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
-    """The files in lists that are worth a trip to a thread, and soon read."""
+    """Yield the files in batches that are worth a call in a thread and are read quickly."""
     batch: list[CartFile] = []
     size = 0
     for file in files:
@@ -185,12 +185,12 @@ def _duplicate_faults(paths: VolumePaths, duplicates: Sequence[DuplicateFile]) -
 def _file_fault(
     fs: RootedFS, path: Path, file: Declared, *, drop_cache: bool = False, only_name: bool = False
 ) -> Scan[str]:
-    """What is wrong with the file at ``path``; empty if nothing is.
+    """Return what is wrong with the file at ``path``; '' if nothing.
 
-    :raises DiskUnavailable: nobody can tell now.
+    :raises DiskUnavailable: it cannot be verified now.
 
-    A symbolic link is not followed.  ``drop_cache``: from the disk, whatever the system remembers
-    of it, where it can be told to.  ``only_name``: it must have no other name.
+    A symbolic link is not followed.  ``drop_cache``: read from the disk, not from the page cache,
+    where the system supports that.  ``only_name``: it must have no other hard link.
     """
     try:
         with os.fdopen(fs.open_file(path), "rb", buffering=0) as opened:
@@ -198,7 +198,7 @@ def _file_fault(
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if only_name and status.st_nlink > 1:
-                return "has another name"
+                return "has another hard link"
             size = status.st_size if file.size is None else file.size
             return (yield from _content_fault(opened, status.st_size, size, file))
     except FileNotFoundError:
@@ -220,21 +220,21 @@ def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declar
             yield len(chunk)
         checksum.finish()
     except Mismatch:
-        return "has other bytes than its hash tells"
+        return "does not match its hash"
     return ""
 
 
 def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Scan[list[str]]:
     wanted = {f"{cart.uid}/{file.path}": file for file in files}
     found: dict[str, str] = {}
-    missing = "is missing in the bundle"
+    missing = "is missing from the bundle"
     try:
         for member, content in _members(paths.root, paths.tar(cart)):
             if (file := wanted.get(member.name)) is not None:
                 size = member.size if file.size is None else file.size
                 found[member.name] = yield from _content_fault(content, member.size, size, file)
     except FileNotFoundError:
-        missing = "is lost with the bundle"
+        missing = "is missing: its bundle does not exist"
     except (OSError, ValueError, tarfile.TarError) as error:
         raise_if_transient(error)
         missing = "cannot be read in the bundle"
@@ -242,14 +242,14 @@ def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Sc
 
 
 class _TarWalk:
-    """The members of a bundle, compared with one page of the cart's files after the other."""
+    """Verifies the members of a bundle against the cart's files, page by page."""
 
     def __init__(self, paths: VolumePaths, cart: Cart) -> None:
         self._uid = cart.uid
         self._members = _members_of(paths, cart)
-        self._missing = "is missing in the bundle"
+        self._missing = "is missing from the bundle"
         self.in_order = True
-        """Whether no member has come yet that is not of the page that was looked at."""
+        """Whether all members so far were in the page that was being verified."""
 
     def faults(self, files: Sequence[CartFile]) -> Scan[list[str]]:
         wanted = {f"{self._uid}/{file.path}": file for file in files}
@@ -266,7 +266,7 @@ class _TarWalk:
                 size = member.size if file.size is None else file.size
                 found[member.name] = yield from _content_fault(content, member.size, size, file)
         except FileNotFoundError:
-            self._missing = "is lost with the bundle"
+            self._missing = "is missing: its bundle does not exist"
         except (OSError, ValueError, tarfile.TarError) as error:
             raise_if_transient(error)
             self._missing = "cannot be read in the bundle"
@@ -274,12 +274,12 @@ class _TarWalk:
 
 
 def _members_of(paths: VolumePaths, cart: Cart) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """Those of the cart's bundle; that it cannot have one is found out with the first."""
+    """Yield the members of the cart's bundle; ``ValueError`` at the first if it cannot have one."""
     yield from _members(paths.root, paths.tar(cart))
 
 
 def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """Each regular file of a tar with its content, to be read before the next one is taken."""
+    """Yield each regular file of a tar with its content, to be read before the next one."""
     with (
         RootedFS(root) as fs,
         os.fdopen(fs.open_file(tar), "rb") as opened,
@@ -288,4 +288,4 @@ def _members(root: Path, tar: Path) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         while (member := reading.next()) is not None:
             if member.isreg():
                 yield member, reading.extractfile(member)
-            reading.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            reading.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them

@@ -1,8 +1,8 @@
 """The directory that holds the staged carts.
 
 ``ROOT/ID/UID/PATH`` is a staged file, ``ROOT/ID/UID.tar`` a bundle and ``ROOT/cartuids/UID`` a
-link to either; ``ROOT/incoming/ID/`` holds what is not whole yet, or is being removed.
-What changes the disk runs in threads and ends before its coroutine does, cancelled or not.
+link to either; ``ROOT/incoming/ID/`` holds what is incomplete or being removed.
+Changes of the disk run in threads and end before their coroutine does, cancelled or not.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from cartd.volume.verify import HashVerification
 P = ParamSpec("P")
 T = TypeVar("T")
 BATCH = 1000
-"""Files that one trip to a thread looks at."""
+"""Files that are processed in one call in a thread."""
 
 
 class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
-    """Where the carts are, and all that is done to it.
+    """All operations on the directory that holds the carts.
 
     Errors of the disk are :class:`~cartd.errors.NoSpace`, or ``OSError`` with the path below ROOT.
-    While another directory is in the volume's place, or none, nothing is made in it, nothing is
-    removed, and nothing is said to be missing: that is :class:`~cartd.errors.VolumeUnavailable`.
+    While the directory is missing or is not the volume, nothing is created or removed there and no
+    file counts as missing: methods raise :class:`~cartd.errors.VolumeUnavailable`.
     """
 
     _log = Logger()
@@ -58,16 +58,16 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         *,
         removal_threads: ThreadRunner | None = None,
     ) -> None:
-        """``number`` is what the volume is known by; without one it is never away.
+        """``number`` is the identity of the volume; None: it is not checked.
 
-        ``removal_threads`` are the threads that remove carts; without them ``threads`` do.
+        ``removal_threads`` remove carts; default: ``threads``.
         """
         super().__init__(root, threads, number, removal_threads=removal_threads)
         self._batch_threads = BatchingThreadRunner(threads)
         self._links_allowed = True
 
     def prepare(self) -> None:
-        """Make what must be there and try it; blocks.  Raises :class:`ConfigError`."""
+        """Create the fixed directories and test the volume; blocks; raises ConfigError."""
         prepare(self._paths)
 
     async def check(self) -> None:
@@ -86,7 +86,7 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
 
     @property
     def root(self) -> Path:
-        """The directory itself: no link below it is to be followed."""
+        """The directory itself; links below it must not be followed."""
         return self._paths.root
 
     def tree(self, cart: Cart) -> Path:
@@ -102,7 +102,7 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         return self._paths.member(cart, path)
 
     def incoming(self, cart: Cart, file: CartFile, checksum: Checksum) -> IncomingFile:
-        """Where the bytes of ``file`` go; raises ``ValueError`` as :meth:`member` does."""
+        """Return the consumer of the bytes of ``file``; raises ``ValueError`` as :meth:`member`."""
         final = self._paths.member(cart, file.path)
         partial = self._partial(cart, file.position, final)
         return IncomingFile(partial, checksum, file.mtime, self._threads, self._batch_threads)
@@ -110,9 +110,9 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
     async def link_duplicates(
         self, cart: Cart, duplicates: Sequence[DuplicateFile]
     ) -> tuple[list[DuplicateFile], str]:
-        """Give the cart those files by hard links to their twins.
+        """Create files of the cart as hard links to their duplicates.
 
-        Which now are in their places, and why the first of the others is not, if there are any.
+        Return those that exist now, and the error for the first of the others, if any.
         """
         linked: list[DuplicateFile] = []
         reason = ""
@@ -127,9 +127,9 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         return linked, reason
 
     async def clear_incoming(self, cart_id: int, *, include_staged: bool = False) -> None:
-        """Remove what an interrupted staging, bundling or removal has left of the cart.
+        """Remove leftovers of an interrupted staging, bundling or removal of the cart.
 
-        ``include_staged``: and whatever is in its place already, which is not its own.
+        ``include_staged``: also remove the cart's own directory, which holds foreign files.
         """
         await self._remove_in_slices(
             self._threads,
@@ -141,7 +141,7 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
     async def stat_files(
         self, cart: Cart, files: Iterable[CartFile]
     ) -> list[tuple[int, int, int] | None]:
-        """(position, size, mtime) of each file, in their order; none for what is not there."""
+        """Return (position, size, mtime) of each file, in order; None for a missing one."""
         found: list[tuple[int, int, int] | None] = []
         left = iter(files)
         while batch := list(islice(left, BATCH)):
@@ -149,9 +149,9 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         return found
 
     def check_uid(self, cart: Cart) -> None:
-        """Raises :class:`InvalidInput` if no directory can be called by the cart's uid.
+        """Raise :class:`InvalidInput` if the cart's uid cannot be the name of a directory.
 
-        Pacifica Cartd took such uids, but could have staged none of these carts either.
+        Pacifica Cartd accepted such uids, but could not stage these carts either.
         """
         try:
             self._paths.tree(cart)
@@ -159,18 +159,18 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
             raise InvalidInput("uid: cannot be the name of a directory") from None
 
     async def link(self, cart: Cart) -> None:
-        """Point ``cartuids/UID`` at this cart; says in the log why it cannot, and goes on."""
+        """Point ``cartuids/UID`` at this cart; a failure is only logged."""
         try:
             fs = self._fs_of(cart)
             await self._change(self._paths.link(cart), place_link, self._paths, cart, fs)
         except LinkOccupiedError as error:
             self._log.warn(
-                "{link} is no symbolic link, or that of another uid, and is left as it is",
+                "{link} is not a symbolic link, or belongs to another uid; it is left unchanged",
                 link=error,
             )
         except LinksNotAllowedError as error:
             if self._links_allowed:
-                self._log.warn("No links to carts are made: {reason}", reason=error)
+                self._log.warn("Links to carts cannot be created: {reason}", reason=error)
             self._links_allowed = False
         self._close_fs(cart.id)
 
@@ -179,9 +179,9 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         await self._change(self._paths.link(cart), remove_link, self._paths, cart)
 
     async def remove_one_file(self, cart: Cart) -> bool:
-        """Remove one file of the cart, to see whether its files can be removed.
+        """Remove one file of the cart, to test whether its files can be removed.
 
-        False, and nothing is removed, if somebody is sending it; nor is anything if this raises.
+        False, and nothing is removed, if the cart is being sent; nor is anything if this raises.
         Raises :class:`RemovalStopped`, as the rest could not be removed.
         """
         return await self._remove_in_slices(
@@ -191,9 +191,9 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         )
 
     async def remove(self, cart: Cart) -> bool:
-        """Remove the cart's tree, bundle and link, and what is incoming; again does no harm.
+        """Remove the cart's tree, bundle, link and incoming files; idempotent.
 
-        False, and nothing is removed, if somebody is sending it.  Raises :class:`RemovalStopped`.
+        False, and nothing is removed, if the cart is being sent.  Raises :class:`RemovalStopped`.
         """
         removed = await self._remove_in_slices(
             self._removal_threads,
@@ -204,15 +204,15 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         return removed
 
     async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
-        """Remove those files of the cart's tree that are there."""
+        """Remove those files from the cart's tree, if they exist."""
         try:
             tree = self._paths.tree(cart)
         except ValueError:
-            return  # of a cart that cannot be on the volume nothing is there
+            return  # such a cart cannot have files on the volume
         await self._change(tree, self._drop, cart, files)
 
     async def free_space(self) -> int:
-        """Bytes of the disk that this process may still fill."""
+        """Return the bytes of the disk that are free for this process."""
 
         def probe() -> int:
             self._identity.check()
@@ -221,15 +221,12 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
         return await self._threads.run(probe)
 
     async def incoming_bytes(self) -> int:
-        """Bytes on the disk of files that are not whole yet, and of bundles in their trees' place.
-
-        A bundle counts while its tree is being removed.
-        """
+        """Return the bytes of incomplete files, and of bundles whose trees are being removed."""
         return await self._threads.run(
             found_files.incoming_bytes, self._paths.root, self._paths.all_incoming
         )
 
-    # What follows runs in threads.
+    # The methods below run in threads.
 
     def _clear(self, cart_id: int, include_staged: bool, should_stop: Callable[[], bool]) -> None:
         self._identity.check()
@@ -268,7 +265,7 @@ class Volume(Bundles, HashVerification, CartLocks, OrphanScan):
             if not fs.is_directory(self._paths.tree(cart)):
                 return
             for file in files:
-                with suppress(ValueError):  # what cannot have that path is not there
+                with suppress(ValueError):  # a file that cannot have that path does not exist
                     remove_tree(fs, self._paths.member(cart, file.path))
 
     def _stat_files(self, cart: Cart, batch: list[CartFile]) -> list[tuple[int, int, int] | None]:
