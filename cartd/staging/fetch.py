@@ -70,7 +70,7 @@ class FileFetcher:
         return self._context.retry_policy.idle(self._cart.id)
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
-        """The files that are not staged, in the manifest's order."""
+        """Yield pages of files that are not staged, in the order of the manifest."""
         after = -1
         while page := await self._context.store.files(
             self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
