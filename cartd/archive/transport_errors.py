@@ -83,13 +83,13 @@ def _leaves(raised: BaseException) -> Iterator[BaseException]:
 def _tls_error(raised: SSL.Error, url: str) -> ArchiveError:
     """Return the error of a handshake, by OpenSSL's last error or the archive's alert."""
     host = urlsplit(url).hostname
-    who = f"the archive ({host})" if host else "the archive"
+    peer = f"the archive ({host})" if host else "the archive"
     [*_, (_, _, word)] = (raised.args[0] if raised.args else ()) or [("", "", "no reason given")]
     for words, sentence, retryable in _HANDSHAKES:
         if any(known in word for known in words):
-            message = sentence.format(who=who, word=one_line(word.rpartition("alert ")[2]))
+            message = sentence.format(peer=peer, word=one_line(word.rpartition("alert ")[2]))
             return ArchiveError(message, retryable=retryable, outage=True)
-    message = f"{who} and cartd cannot agree on TLS: {one_line(word)}"
+    message = f"{peer} and cartd cannot agree on TLS: {one_line(word)}"
     return ArchiveError(message, retryable=True, outage=True)
 
 
@@ -98,22 +98,22 @@ _OWN = "archiveinterface.cert_file"
 _HANDSHAKES = (
     (
         ("unsupported protocol", "alert protocol version"),
-        "{who} does not support TLS 1.2 or newer",
+        "{peer} does not support TLS 1.2 or newer",
         False,
     ),
     (
         ("wrong version number", "packet length too long", "http request"),
-        "{who} does not speak TLS on this port: its url may have to begin with http:",
+        "{peer} does not speak TLS on this port: its url may have to begin with http:",
         True,
     ),
     (
         ("alert certificate required",),
-        f"{{who}} requires a client certificate, and {_OWN} names none",
+        f"{{peer}} requires a client certificate, and {_OWN} names none",
         False,
     ),
     (
         ("alert handshake failure",),
-        f"{{who}} and cartd cannot agree on TLS: it may require a client certificate ({_OWN})",
+        f"{{peer}} and cartd cannot agree on TLS: it may require a client certificate ({_OWN})",
         True,
     ),
     (
@@ -126,7 +126,7 @@ _HANDSHAKES = (
             "alert unknown ca",
             "alert access denied",
         ),
-        f"{{who}} rejects cartd's client certificate ({_OWN}): {{word}}",
+        f"{{peer}} rejects cartd's client certificate ({_OWN}): {{word}}",
         False,
     ),
 )

@@ -74,7 +74,7 @@ class Head:
         try:
             parser.feed_data(data)
         except HttpParserUpgrade:
-            raise BadResponse("it changes to another protocol, unasked") from None
+            raise BadResponse("it switches to another protocol, which was not requested") from None
         except HttpParserError as error:
             raise BadResponse(str(error)) from error
         code: int = parser.get_status_code()
