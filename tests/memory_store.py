@@ -313,19 +313,19 @@ class MemoryStore(Store):
         for file in self.rows[cart_id][positions.start : positions.stop]:
             there = staged.get((file.archive_id, file.hash_type, file.hash_sum))
             if there and file.hash_sum and file.status is not FileStatus.STAGED:
-                other, twin = there
-                assert twin.size is not None
-                assert twin.mtime is not None
-                at = (other.id, other.uid, twin.path, twin.size, twin.mtime)
+                other, duplicate = there
+                assert duplicate.size is not None
+                assert duplicate.mtime is not None
+                at = (other.id, other.uid, duplicate.path, duplicate.size, duplicate.mtime)
                 hashed = (file.hash_type, file.hash_sum)
                 found.append(DuplicateFile(file.position, file.path, 0, *at, *hashed))
         return found
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
-        twins = await self.duplicates(
+        duplicates = await self.duplicates(
             cart_id, range(min(found, default=0), max(found, default=0) + 1)
         )
-        alone = set(found).difference(twin.position for twin in twins)
+        alone = set(found).difference(duplicate.position for duplicate in duplicates)
         await self.record_staged(cart_id, holder, [(at, found[at]) for at in alone], now=0)
         return alone
 
@@ -334,16 +334,20 @@ class MemoryStore(Store):
     ) -> set[int]:
         self._check_call(cart_id, holder)
         gone = {
-            twin.position
-            for twin in linked
-            if self.carts[twin.staged_cart].status is CartStatus.DELETED
+            duplicate.position
+            for duplicate in linked
+            if self.carts[duplicate.staged_cart].status is CartStatus.DELETED
         }
-        linked = [twin for twin in linked if twin.position not in gone]
-        for twin in linked:
+        linked = [duplicate for duplicate in linked if duplicate.position not in gone]
+        for duplicate in linked:
             self._change_file(
-                cart_id, twin.position, status=FileStatus.STAGED, size=twin.size, mtime=twin.mtime
+                cart_id,
+                duplicate.position,
+                status=FileStatus.STAGED,
+                size=duplicate.size,
+                mtime=duplicate.mtime,
             )
-        staged = self.carts[cart_id].bytes_staged + sum(twin.size for twin in linked)
+        staged = self.carts[cart_id].bytes_staged + sum(duplicate.size for duplicate in linked)
         self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
         return gone
 

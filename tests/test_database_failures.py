@@ -95,9 +95,9 @@ class TestAtTheStart:
             target=_asked_by_nobody, args=(sqlite_url(path), tmp_path, theirs)
         )
         asking.start()
-        told = ours.recv()
+        answer = ours.recv()
         asking.join()
-        assert told == (
+        assert answer == (
             False,
             f"{foreign}: permission denied (owner root, mode 600; cartd runs as nobody)",
         )

@@ -45,7 +45,7 @@ def back_up(cartd: RunningCartd) -> None:
 
 
 def restore(cartd: RunningCartd) -> None:
-    """The service does not run."""
+    """Restore the database while the service is stopped."""
     for path in cartd.directory.glob("cartd.sqlite3*"):
         path.unlink()
     shutil.copy(cartd.directory / "backup", cartd.directory / "cartd.sqlite3")
@@ -135,7 +135,7 @@ def test_a_complete_bundle_is_resumed_without_its_tree(
     with running(tmp_path, archive) as cartd:
         stage(cartd, archive, "tar", 2000, files=2, bundle=True)
         whole = cartd.get("/tar").body
-        asked = len(archive.requests)
+        requests = len(archive.requests)
         cartd.kill()
         with closing(sqlite3.connect(cartd.directory / "cartd.sqlite3")) as database:
             database.execute("UPDATE cart SET status = 'bundling'")
@@ -143,7 +143,7 @@ def test_a_complete_bundle_is_resumed_without_its_tree(
         cartd.start()
         cartd.wait_until("tar", "ready")
         assert cartd.get("/tar").body == whole
-        assert len(archive.requests) == asked
+        assert len(archive.requests) == requests
 
 
 class TestOrphans:

@@ -313,10 +313,10 @@ async def assert_ids_go_beyond_32_bits(url: str) -> None:
     assert cart.id > last
     await store.record_states(cart.id, "me", [(0, 1, 1), (1, 1, 1)])
     await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
-    twin = await claimed(store, "twin", 2)
-    [first, _] = await store.duplicates(twin.id, range(2))
-    assert not await store.record_linked(twin.id, "me", [first])
-    assert (await found(store, twin)).bytes_linked == 1
+    duplicate = await claimed(store, "duplicate", 2)
+    [first, _] = await store.duplicates(duplicate.id, range(2))
+    assert not await store.record_linked(duplicate.id, "me", [first])
+    assert (await found(store, duplicate)).bytes_linked == 1
     await store.close()
 
 

@@ -1,4 +1,4 @@
-"""Carts of the same files, as users meet them: ready at once, and none the worse for the other."""
+"""Carts with the same files, end to end: ready at once, and independent of each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = {f"a-{number}": content(f"a-{number}", MB // 4) for number in range(4)}
 
 
 def under_other_paths(**more: object) -> bytes:
-    """A manifest of the files of the cart ``a``."""
+    """Return a manifest of the files of the cart ``a`` under other paths."""
     return manifest([entry(name, f"else/where/{name}", DATA[name]) for name in DATA], **more)
 
 
@@ -37,7 +37,7 @@ def stopping(archive: FaultyArchive) -> Any:
 
 
 def on_disk(volume: Path) -> int:
-    """Bytes of all files, those of several names once."""
+    """Return the bytes of all files; hard links count once."""
     found = [path.stat() for path in volume.glob("[0-9]*/**/*") if path.is_file()]
     return sum({one.st_ino: one.st_size for one in found}.values())
 
@@ -53,7 +53,7 @@ def staged_twice(cartd: RunningCartd, archive: FaultyArchive) -> None:
 
 
 @in_a_thread
-def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> None:
+def test_a_repeated_cart_is_ready_while_the_archive_is_down(tmp_path: Path) -> None:
     archive = FaultyArchive(the_reactor())
     blockingCallFromThread(the_reactor(), archive.listen)
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -75,7 +75,7 @@ def test_a_repeated_cart_is_ready_while_the_archive_is_away(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a")])
 @in_a_thread
-def test_the_one_that_is_deleted_takes_nothing_from_the_other(
+def test_deleting_a_cart_leaves_the_shared_files_of_another(
     archive: FaultyArchive, tmp_path: Path, first: str, second: str
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
@@ -93,20 +93,20 @@ def test_the_one_that_is_deleted_takes_nothing_from_the_other(
 
 
 @in_a_thread
-def test_what_two_carts_share_counts_once_and_goes_with_the_last(
+def test_shared_bytes_count_once_and_are_freed_with_the_last_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     ini = f"[cartd]\nvolume_quota = {2 * MB}\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini) as cartd:
         staged_twice(cartd, archive)
-        # There is room for as much again, and nothing has to go for it.
+        # There is space for as much again without an eviction.
         stage(cartd, archive, "c", MB)
         assert [cartd.status(uid)[0] for uid in "abc"] == ["ready"] * 3
-        # What is too large even for an empty volume sends nobody away.
+        # A cart larger than the empty volume evicts no other.
         cartd.post("d", manifest_of(archive, "d", 3 * MB))
         assert cartd.wait_until("d", "error") == "No Space Available"
         assert [cartd.status(uid)[0] for uid in "abc"] == ["ready"] * 3
-        # Only both together free anything.
+        # Only the eviction of both frees space.
         stage(cartd, archive, "e", MB)
         assert [cartd.request("HEAD", f"/{uid}").status for uid in "abce"] == [
             404,
@@ -119,7 +119,7 @@ def test_what_two_carts_share_counts_once_and_goes_with_the_last(
 
 
 @in_a_thread
-def test_a_full_volume_has_room_for_what_it_has_already(
+def test_a_full_volume_accepts_carts_of_files_that_it_has(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     ini = f"[cartd]\nvolume_quota = {MB}\nlru_purge = off\n"

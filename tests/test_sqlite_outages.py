@@ -62,8 +62,8 @@ def test_a_locked_sqlite_file_can_still_be_read(archive: FaultyArchive, tmp_path
             the_reactor().callFromThread(gate.open)
             assert cartd.status("mine") == ("ready", "")
             assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
-            told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-            assert told == UNAVAILABLE
+            error = refusal_of(cartd, manifest_of(archive, "refused", 10))
+            assert error == UNAVAILABLE
             assert "The database cannot be used: database is locked" in cartd.log
             assert cartd.status("slow")[0] == "staging"
         cartd.wait_until("slow", "ready")
@@ -81,8 +81,8 @@ def test_staging_waits_while_the_databases_disk_is_full(
         full = file_of(cartd).with_name("cartd.sqlite3-wal").stat().st_size
         assert len(cartd.log) < full / 2  # the log has space still
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, (full, limits[1]))
-        told = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
-        assert told == UNAVAILABLE
+        error = refusal_of(cartd, manifest_of(archive, "refused", 1000, files=500))
+        assert error == UNAVAILABLE
         assert "The database cannot be used: disk I/O error" in cartd.log
         assert cartd.download("mine") == {"dir/file-0": content("mine-0", 1000)}
         resource.prlimit(cartd.process.pid, resource.RLIMIT_FSIZE, limits)
@@ -97,8 +97,8 @@ def test_a_moved_sqlite_file_is_reported_and_used_once_back(
         stage(cartd, archive, "mine", 1000)
         file, away = file_of(cartd), tmp_path / "away"
         file.rename(away)
-        told = refusal_of(cartd, manifest_of(archive, "refused", 10))
-        assert told == UNAVAILABLE
+        error = refusal_of(cartd, manifest_of(archive, "refused", 10))
+        assert error == UNAVAILABLE
         assert "The database cannot be used: unable to open database file" in cartd.log
         assert cartd.get("/mine").status == 503
         away.rename(file)

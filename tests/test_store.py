@@ -238,8 +238,8 @@ class TestDeleting:
         owner = await staged(store, "owner", 5)
         await store.mark_deleted((gone := await staged(store, "gone", 5)).id, 14)
         await store.record_removed(gone.id, 14)
-        heir = await linked(store, "heir", 5)
-        await store.record_ready(heir.id, "me", volume_bytes=50, now=12)
+        new_owner = await linked(store, "new_owner", 5)
+        await store.record_ready(new_owner.id, "me", volume_bytes=50, now=12)
         assert await store.usage() == (50, 0)
         await store.mark_deleted(owner.id, 20)
         done = store._record_files_removed
@@ -260,10 +260,10 @@ class TestDeleting:
         monkeypatch.setattr(store, "_record_files_removed", done)
         assert await store.record_removed(owner.id, 21) == 0
         assert await store.usage() == (50, 0)
-        assert (await found(store, heir)).bytes_linked == 0
+        assert (await found(store, new_owner)).bytes_linked == 0
         assert {one.status for one in await store.files(owner.id)} == {FileStatus.DELETED}
-        await store.mark_deleted(heir.id, 22)
-        assert await store.record_removed(heir.id, 22) == 50
+        await store.mark_deleted(new_owner.id, 22)
+        assert await store.record_removed(new_owner.id, 22) == 50
         assert await store.usage() == (0, 0)
 
     @pytest_twisted.ensureDeferred

@@ -195,7 +195,7 @@ class TestConnections:
             return cart.id, new
 
         for number in range(20):
-            owner = None if number % 2 else "somebody"
+            owner = None if number % 2 else "ada"
             both = await gathered([post(node, f"u{number}", owner) for node in (store, other)])
             assert both[0][0] == both[1][0]
             assert sorted(new for _, new in both) == [False, True]
@@ -298,10 +298,10 @@ class TestConnections:
             proxy.block()
             store = Store(proxy.url, the_reactor())
             outcomes: list[object] = []
-            asked = [
+            lookups = [
                 Deferred.fromCoroutine(store.cart(1)).addBoth(outcomes.append) for _ in "12345"
             ]
-            await gatherResults(asked)
+            await gatherResults(lookups)
             assert all(isinstance(one, Failure) and one.check(Unavailable) for one in outcomes)
             assert proxy.opened == READERS
             proxy.unblock()
@@ -478,8 +478,8 @@ class TestPostgresqlState:
             connection = await pool.acquire()
             raw = driver_connection(connection._alchimia)
             assert raw.info.transaction_status == 0  # idle
-            asked = raw.execute("SHOW lock_timeout").fetchone()
-            assert asked == ("0",)
+            timeout = raw.execute("SHOW lock_timeout").fetchone()
+            assert timeout == ("0",)
             pool.release(connection)
         await store.close()
         postgres.drop(url)

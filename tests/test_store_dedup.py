@@ -113,10 +113,12 @@ async def test_one_duplicate_is_returned_per_requested_position(
 ) -> None:
     ids = {(await staged(store, uid, 5)).id for uid in "abc"}
     cart = await claimed(store, "again", [*entries(5)])
-    twins = await store.duplicates(cart.id, range(1, 4))
-    assert [twin.position for twin in twins] == [1, 2, 3]
-    assert {twin.staged_cart for twin in twins} <= ids
-    assert [twin.staged_path for twin in twins] == [f"dir/file{n}" for n in (1, 2, 3)]
+    duplicates = await store.duplicates(cart.id, range(1, 4))
+    assert [duplicate.position for duplicate in duplicates] == [1, 2, 3]
+    assert {duplicate.staged_cart for duplicate in duplicates} <= ids
+    assert [duplicate.staged_path for duplicate in duplicates] == [
+        f"dir/file{n}" for n in (1, 2, 3)
+    ]
 
 
 @pytest_twisted.ensureDeferred
@@ -125,17 +127,20 @@ async def test_a_link_to_a_deleted_duplicate_is_not_recorded(
 ) -> None:
     """Otherwise its bytes would count for the new owner and for the linked cart."""
     first = await staged(store, "first")
-    heir, cart = await claimed(store, "heir"), await claimed(store, "again")
+    new_owner, cart = await claimed(store, "new_owner"), await claimed(store, "again")
     assert (
-        await store.record_linked(heir.id, "me", await store.duplicates(heir.id, range(2))) == set()
+        await store.record_linked(
+            new_owner.id, "me", await store.duplicates(new_owner.id, range(2))
+        )
+        == set()
     )
-    twins = await store.duplicates(cart.id, range(2))
-    assert {twin.staged_cart for twin in twins} == {first.id}
+    duplicates = await store.duplicates(cart.id, range(2))
+    assert {duplicate.staged_cart for duplicate in duplicates} == {first.id}
     await store.mark_deleted(first.id, 20)
-    assert await store.record_linked(cart.id, "me", twins) == {0, 1}
+    assert await store.record_linked(cart.id, "me", duplicates) == {0, 1}
     assert (await found(store, cart)).files_staged == 0
     again = await store.duplicates(cart.id, range(2))
-    assert {twin.staged_cart for twin in again} == {heir.id}
+    assert {duplicate.staged_cart for duplicate in again} == {new_owner.id}
     assert await store.record_linked(cart.id, "me", again) == set()
     assert (await found(store, cart)).bytes_linked == 20
     assert await store.usage() == (20, 0)
@@ -146,13 +151,13 @@ async def test_a_link_to_an_invalidated_duplicate_is_not_recorded(store: Store) 
     """There are two files on the disk then, and both use space."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
-    twins = await store.duplicates(cart.id, range(2))
+    duplicates = await store.duplicates(cart.id, range(2))
     assert await store.restage(first.id, lost=[0], now=20)
     await store.claim(first.id, "me", now=20, until=1000)
     await store.record_staged(first.id, "me", [(0, "")], now=20)
-    assert await store.record_linked(cart.id, "me", twins) == {0, 1}
+    assert await store.record_linked(cart.id, "me", duplicates) == {0, 1}
     again = await store.duplicates(cart.id, range(2))
-    assert {twin.staged_cart for twin in again} == {first.id}
+    assert {duplicate.staged_cart for duplicate in again} == {first.id}
     assert await store.record_linked(cart.id, "me", again) == set()
 
 
@@ -160,10 +165,10 @@ async def test_a_link_to_an_invalidated_duplicate_is_not_recorded(store: Store) 
 async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again")
-    twins = await store.duplicates(cart.id, range(2))
+    duplicates = await store.duplicates(cart.id, range(2))
     await store.claim(cart.id, "you", now=200, until=300)
     with pytest.raises(LeaseLost):
-        await store.record_linked(cart.id, "me", twins)
+        await store.record_linked(cart.id, "me", duplicates)
     assert await store.usage() == (20, 0)
     assert (await found(store, cart)).files_staged == 0
 
@@ -186,7 +191,9 @@ class TestRecordFound:
         await staged(store, "first", 1)
         cart = await measured(store, entries(2))
         assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {1}
-        assert [twin.position for twin in await store.duplicates(cart.id, range(2))] == [0]
+        assert [duplicate.position for duplicate in await store.duplicates(cart.id, range(2))] == [
+            0
+        ]
 
     @pytest_twisted.ensureDeferred
     async def test_a_found_file_of_an_unwritten_bundle_is_left_to_link(self, store: Store) -> None:

@@ -323,10 +323,10 @@ class TestTakeOver:
         self, store: Store, cache: str | None, dead: set[str], now: float, mine: bool
     ) -> None:
         cart = await self.note(store, "mine", "you", cache)
-        inherited = await store.take_over_dirty_rows(
+        taken_over = await store.take_over_dirty_rows(
             "me", "this boot", dead=dead, now=now, until=now + 100
         )
-        assert inherited == mine
+        assert taken_over == mine
         assert bool(await rows_of(store, cart, "me")) == mine
         left = await store.abandoned_dirty_rows("me", dead={"you"}, now=20)
         assert (cart.id in left) != mine

@@ -17,18 +17,18 @@ class Queries:
     """A database that answers on demand, with one cart for each existing uid."""
 
     def __init__(self) -> None:
-        self.asked: list[set[str]] = []
+        self.queried: list[set[str]] = []
         self.existing: dict[str, int] = {}
         self._answers: list[Deferred[list[Any]]] = []
 
     async def rows(self, _statement: object, parameters: dict[str, list[str]]) -> list[Any]:
-        self.asked.append({*parameters["uids"], *parameters.get("owners", [])})
+        self.queried.append({*parameters["uids"], *parameters.get("owners", [])})
         answer: Deferred[list[Any]] = Deferred()
         self._answers.append(answer)
         return await answer
 
     def answer(self) -> None:
-        uids = self.asked[len(self.asked) - len(self._answers)]
+        uids = self.queried[len(self.queried) - len(self._answers)]
         rows = [
             (
                 cart_id,
@@ -69,14 +69,14 @@ def test_lookups_during_a_query_are_batched_in_the_next() -> None:
     lookups = Lookups(cast(Database, queries))
     first = lookup(lookups, "a")
     others = [lookup(lookups, uid) for uid in "abcb"]
-    assert queries.asked == [{"a"}]
+    assert queries.queried == [{"a"}]
     queries.answer()
-    assert queries.asked == [{"a"}, {"a", "b", "c"}]
+    assert queries.queried == [{"a"}, {"a", "b", "c"}]
     assert first == [1]
     assert others == [[], [], [], []]
     queries.answer()
     assert others == [[1], [2], [None], [2]]
-    assert len(queries.asked) == 2
+    assert len(queries.queried) == 2
 
 
 def test_a_lookup_sees_what_was_written_before_it_was_asked() -> None:
@@ -99,7 +99,7 @@ def test_a_query_has_at_most_the_databases_number_of_parameters() -> None:
         lookup(lookups, f"cart-{number}")
     queries.answer()
     queries.answer()
-    assert [len(uids) for uids in queries.asked] == [1, MAX_UIDS, 1]
+    assert [len(uids) for uids in queries.queried] == [1, MAX_UIDS, 1]
 
 
 def test_lookups_of_owned_carts_have_smaller_batches() -> None:
@@ -109,7 +109,7 @@ def test_lookups_of_owned_carts_have_smaller_batches() -> None:
         lookups.newest_of(f"owner-{number}", f"cart-{number}")
     queries.answer()
     queries.answer()
-    assert [len(asked) for asked in queries.asked] == [2, 2 * MAX_OWNED_UIDS, 2]
+    assert [len(queried) for queried in queries.queried] == [2, 2 * MAX_OWNED_UIDS, 2]
 
 
 def test_a_failed_query_fails_its_lookups_and_the_next_are_asked() -> None:

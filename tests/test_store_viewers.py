@@ -95,7 +95,7 @@ class TestPostingAgain:
         assert await is_posted_again(other, post(store, BOB))
 
     @pytest_twisted.ensureDeferred
-    @pytest.mark.parametrize("viewer", [ROOT, UNRESTRICTED], ids=["admin", "nobody asked"])
+    @pytest.mark.parametrize("viewer", [ROOT, UNRESTRICTED], ids=["admin", "no authentication"])
     async def test_a_repost_by_an_admin_reuses_only_their_own_newest_cart(
         self, store: Store, viewer: Viewer
     ) -> None:
@@ -223,8 +223,8 @@ def test_queries_for_one_user_use_the_owner_index(
     statement: Executable, by: str, synced_sqlite: Path
 ) -> None:
     """So the time does not depend on the number of other users' carts of the same uid."""
-    asked = {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
-    assert f"SEARCH cart USING INDEX {by}" in plan_of(statement, asked, synced_sqlite)
+    parameters = {"owners": ["a", "b"], "uids": ["u"], "owner": "a", "uid": "u"}
+    assert f"SEARCH cart USING INDEX {by}" in plan_of(statement, parameters, synced_sqlite)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_polling_queries_do_not_read_ready_carts(
 
 
 def plan_of(statement: Executable, parameters: dict[str, Any], database: Path) -> list[str]:
-    asked: list[Any] = []
+    executed: list[Any] = []
     engine = create_engine(sqlite_url(database), poolclass=NullPool)
-    event.listen(engine, "before_cursor_execute", lambda *given: asked.extend(given[2:4]))
+    event.listen(engine, "before_cursor_execute", lambda *given: executed.extend(given[2:4]))
     with engine.connect() as connection:
         connection.execute(statement, parameters)
-        text, values = asked
+        text, values = executed
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
         return [row[-1] for row in plan]

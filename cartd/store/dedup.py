@@ -168,7 +168,7 @@ class Dedup:
     async def record_linked(
         self, cart_id: int, holder: str, linked: Sequence[DuplicateFile]
     ) -> set[int]:
-        """Files that are on the volume, each as a hard link to its duplicate.
+        """Record files that are on the volume, each as a hard link to its duplicate.
 
         One transaction, which writes nothing if the lease was lost.  Returns the positions of
         links that are not recorded because their source is no longer valid: its cart was deleted
