@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -34,8 +36,27 @@ each_old = pytest.mark.parametrize("uid", OLD.values(), ids=OLD.keys())
 
 @pytest.fixture(scope="module")
 def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
-    """The service with a database of Pacifica that has one ready cart for each uid."""
-    directory = tmp_path_factory.mktemp("old")
+    """The service with the carts of OLD, and those of LOST without their files."""
+    with cartd_of_pacifica(tmp_path_factory.mktemp("old"), OLD.values(), LOST.values()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def quiet_cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
+    """A service whose volume no other test changes, not even by a cart that is being restaged."""
+    directory = tmp_path_factory.mktemp("quiet")
+    with cartd_of_pacifica(directory, OLD.values(), NOWHERE.values()) as running:
+        yield running
+
+
+@contextmanager
+def cartd_of_pacifica(
+    directory: Path, present: Collection[str], absent: Collection[str]
+) -> Iterator[RunningCartd]:
+    """The service with a database of Pacifica that has one ready cart for each uid.
+
+    The volume has only the files of those in ``present``.
+    """
     database = f"sqlite:///{directory / 'db.sqlite3'}"
     with (
         served_directory(directory) as archive,
@@ -45,7 +66,7 @@ def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
     ):
         with begin(database) as connection:
             make_tables(connection, "2.0")
-            for number, uid in enumerate([*OLD.values(), *NOWHERE.values(), *LOST.values()], 1):
+            for number, uid in enumerate([*present, *absent], 1):
                 tree = running.volume / str(number) / uid
                 add_cart(
                     connection,
@@ -61,7 +82,7 @@ def cartd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCartd]:
                         }
                     ],
                 )
-                if uid in OLD.values():
+                if uid in present:
                     tree.mkdir(parents=True)
                     (tree / "a").write_bytes(DATA)
         archive.put("none", DATA)
@@ -106,16 +127,17 @@ def test_a_new_cart_must_have_a_uid_of_the_new_rule(cartd: RunningCartd, uid: st
 
 
 @pytest.mark.parametrize("uid", NOWHERE.values(), ids=NOWHERE.keys())
-def test_old_uid_that_is_no_file_name_causes_no_error(cartd: RunningCartd, uid: str) -> None:
-    before = sorted(path for path in cartd.volume.rglob("*"))
+def test_old_uid_that_is_no_file_name_causes_no_error(quiet_cartd: RunningCartd, uid: str) -> None:
+    before = sorted(quiet_cartd.volume.rglob("*"))
+    port = quiet_cartd.port
     raw = f" /{uid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-    assert ask(cartd.port, b"HEAD" + raw, to_head=True).status == 204
-    assert ask(cartd.port, b"GET" + raw).status == 202
-    wait_for(lambda: ask(cartd.port, b"HEAD" + raw, to_head=True).status == 500)
-    assert ask(cartd.port, b"GET" + raw).json["message"] == "uid: cannot be the name of a directory"
-    assert ask(cartd.port, b"DELETE" + raw).status == 200
-    assert ask(cartd.port, b"GET" + raw).status == 404
-    assert sorted(path for path in cartd.volume.rglob("*")) == before
+    assert ask(port, b"HEAD" + raw, to_head=True).status == 204
+    assert ask(port, b"GET" + raw).status == 202
+    wait_for(lambda: ask(port, b"HEAD" + raw, to_head=True).status == 500)
+    assert ask(port, b"GET" + raw).json["message"] == "uid: cannot be the name of a directory"
+    assert ask(port, b"DELETE" + raw).status == 200
+    assert ask(port, b"GET" + raw).status == 404
+    assert sorted(quiet_cartd.volume.rglob("*")) == before
 
 
 @pytest.mark.parametrize("uid", ["nobody's", "x\0y", "v" * 256, "w" * 6000, "\ud7ff", "'; DROP--"])
