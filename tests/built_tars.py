@@ -1,4 +1,4 @@
-"""Bundles of members that a test lists one by one."""
+"""Builds tars from lists of members."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def columns(members: Sequence[Member]) -> Members:
 
 
 def index_of(members: Sequence[Member], *, page: int = 5000) -> TarIndex:
-    """The index of ``members``, added so many at a time."""
+    """Return the index of ``members``, added in pages of that size."""
     builder = TarIndexBuilder()
     for first in range(0, len(members), page):
         builder.add(columns(members[first : first + page]))
@@ -34,6 +34,6 @@ def index_of(members: Sequence[Member], *, page: int = 5000) -> TarIndex:
 
 
 def build_tar(members: Sequence[Member], *, top: str, page: int = 5000) -> VirtualTar:
-    """The bundle of ``members`` below ``top``."""
+    """Return the tar of ``members`` below ``top``."""
     index = index_of(members, page=page)
     return VirtualTar(top, index, index.shift(top))

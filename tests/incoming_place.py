@@ -1,4 +1,4 @@
-"""A place for an incoming file, and a disk that fails under it."""
+"""A directory for incoming files, and a disk that fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = random.Random(1).randbytes(3 * BLOCK + 12_345)
 
 @dataclass
 class Place:
-    """A directory that takes files, and what a test wants to know of it."""
+    """A directory for incoming files, and queries on it."""
 
     root: Path
     threads: ThreadRunner

@@ -1,4 +1,4 @@
-"""How many files and directories this process has open below a directory."""
+"""Counts the files and directories that this process has open below a directory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def open_below(root: Path) -> int:
-    """Only what is below ``root`` counts: a process of tests has other things to open and close."""
+    """Count only below ``root``: the test process opens and closes other files."""
     root = root.resolve()
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():

@@ -1,4 +1,4 @@
-"""What stands around a sender in its tests: a reader, a disk, a consumer."""
+"""Test doubles for senders: a reader, a disk, a consumer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cartd.threads import P, T
 
 
 class Bytes:
-    """A reader of the bytes that it was made of; it minds how it is used."""
+    """A reader of given bytes that asserts its correct use."""
 
     def __init__(self, data: bytes, *, fail_after: int | None = None) -> None:
         self.data = data
@@ -45,14 +45,14 @@ class Bytes:
 
 
 class AtOnce:
-    """Runs the work in the calling thread."""
+    """Runs calls in the calling thread."""
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return maybeDeferred(work, *args, **kwargs)
 
 
 class OneByOne:
-    """Holds the work until the test lets it be done, as a slow disk would."""
+    """Delays each call until the test runs it, as a slow disk would."""
 
     def __init__(self) -> None:
         self.held: list[Callable[[], None]] = []
@@ -67,7 +67,7 @@ class OneByOne:
         return result
 
     def finish(self) -> None:
-        """Let the one piece of work that runs come back."""
+        """Finish the one call that is pending."""
         (do,) = self.held
         self.held = []
         do()
@@ -75,7 +75,7 @@ class OneByOne:
 
 @implementer(IConsumer)
 class Sink:
-    """A consumer that remembers, and may react to a write while it happens."""
+    """A consumer that records writes, and may react during a write."""
 
     def __init__(self) -> None:
         self.producer: Any = None
@@ -99,7 +99,7 @@ class Sink:
 
 
 class Sending:
-    """A sender of ``data`` in chunks of four bytes, and all that is around it."""
+    """A sender of ``data`` in chunks of four bytes, with its reader and consumer."""
 
     def __init__(
         self, data: bytes = b"abcdefghij", *, fail_after: int | None = None, at_once: bool = False

@@ -1,7 +1,7 @@
-"""``swapper.py VOLUME OUTSIDE``: somebody who exchanges directories for links, as fast as can be.
+"""``swapper.py VOLUME OUTSIDE``: swaps directories for links, as fast as possible.
 
-Each directory of a cart, and of what is incoming of it, is a link to OUTSIDE for a moment, and then
-itself again.  It ends when its standard input does, and then says how often.
+Each directory of a cart and of its incoming files is briefly replaced by a link to OUTSIDE.  The
+program ends at the end of its standard input, and prints how often it has swapped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def directories(volume: Path) -> Iterator[Path]:
-    """Those two levels below each cart, and each that is incoming."""
+    """Return the two levels below each cart and below incoming/."""
     for cart in (*volume.glob("[0-9]*"), *volume.glob("incoming/[0-9]*")):
         for found, below, _ in os.walk(cart):
             yield Path(found)
@@ -23,7 +23,7 @@ def directories(volume: Path) -> Iterator[Path]:
 
 
 def swap(directory: Path, outside: Path) -> bool:
-    """Whether it was a link for a moment."""
+    """Swap it for a link and back; return whether that succeeded."""
     away = directory.with_name(f"{directory.name}.away")
     try:
         directory.rename(away)

@@ -1,4 +1,4 @@
-"""Carts that are kept on the volume as one tar."""
+"""Carts that are stored on the volume as one tar."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FILES = {
     "a/two": content("two", 10_240),
 }
 SLOW = 48 * 2**20
-"""Bytes that take a while to be written again."""
+"""Bytes that take a while to be written."""
 NEVER = 10**9
-"""So many HEADs does a tape take that nobody waits for."""
+"""HEADs after which a file that stays on tape would be available."""
 BUNDLE_TASK = "[cartd]\nbundle_task = on\n"
 
 
 def post(cartd: RunningCartd, archive: FaultyArchive, uid: str, **more: object) -> None:
-    """A cart of FILES, which are in the archive by their numbers."""
+    """Post a cart of FILES, whose archive ids are their numbers."""
     for number, data in enumerate(FILES.values()):
         archive.put(str(number), data)
     entries = [entry(number, path, data) for number, (path, data) in enumerate(FILES.items())]
@@ -164,7 +164,7 @@ def test_a_bundle_complete_at_a_crash_is_used_after_the_restart(
         before = cartd.get("/mine")
         cartd.kill()
         with begin(cartd.database) as connection:
-            # As it is between the renaming of the tar and the last word to the store.
+            # The state between the rename of the tar and its record in the store.
             connection.execute(text("UPDATE cart SET status = 'bundling'"))
         [inode] = [path.stat().st_ino for path in cartd.volume.glob("1/mine.tar")]
         cartd.start()
@@ -196,14 +196,14 @@ def test_a_damaged_bundle_is_restaged_and_none_of_it_is_sent(
             damage(tar)
             archive.put("0", FILES["a/one"], tape_heads=NEVER)
             assert answers_at_once(cartd, "/mine", 4) == [202] * 4
-            # While a file is waited for, the damaged bundle takes no room any more.
+            # While a file is recalled, the damaged bundle takes no space any more.
             wait_for(lambda: not tar.exists())
             archive.files["0"].tape_heads = 0
             cartd.wait_until("mine", "ready")
             after = cartd.get("/mine")
             assert (after.body, after.headers["etag"]) == (before.body, before.headers["etag"])
             assert on_the_volume(cartd) == {"1/mine.tar"}
-        # A damaged file on the volume is logged with its trace, and nothing else is.
+        # Only the damaged file on the volume is logged, with its traceback.
         assert cartd.log.count("Traceback") == cartd.log.count("VolumeDamaged: ")
 
 

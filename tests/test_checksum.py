@@ -1,4 +1,4 @@
-"""Counting and hashing a stream: what passes, what does not, and what the user is told."""
+"""Verification of streams against a declared size and hash, and its error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes by itself is told from damage, wherever the volume is looked at."""
+"""Transient disk errors are distinguished from damage wherever the volume is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = [a_file(b"content", "a/b.dat")]
 
 
 async def nobody_rests(_size: int) -> None:
-    """As the command verify does."""
+    """Verify as the command does."""
 
 
 def refuse_to_open(patch: pytest.MonkeyPatch, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Directories of the volume become links and themselves again while the real service works."""
+"""Directories of the volume are swapped for links and back while the real service runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INI = "[cartd]\nlru_interval = 0.2\nvolume_reserve = 0\n[archiveinterface]\nmax_
 
 @contextmanager
 def swapping(volume: Path, outside: Path) -> Iterator[list[int]]:
-    """Have it done beside the block; afterwards the list has how often."""
+    """Swap directories during the block; afterwards the list holds how often."""
     swaps: list[int] = []
     with subprocess.Popen(
         [sys.executable, swapper.__file__, str(volume), str(outside)],
@@ -42,7 +42,7 @@ def swapping(volume: Path, outside: Path) -> Iterator[list[int]]:
 
 
 def canaries(volume: Path, outside: Path) -> dict[Path, bytes]:
-    """Files called as those of the carts, and as large, wherever a link may lead."""
+    """Create files with the names and sizes of the carts' files, behind the links."""
     made = {
         outside / directory / f"file-{number}": CANARY * (SIZE // FILES // len(CANARY))
         for directory in ("", "dir", *(f"{uid}/dir" for uid in UIDS))
@@ -57,7 +57,7 @@ def canaries(volume: Path, outside: Path) -> dict[Path, bytes]:
 
 
 def got(cartd: RunningCartd, uid: str) -> bytes:
-    """What a client gets, if only a part."""
+    """Return what a client receives, even if truncated."""
     with closing(HTTPConnection("127.0.0.1", cartd.port)) as connection:
         try:
             connection.request("GET", f"/{uid}")
@@ -94,7 +94,7 @@ def test_swapped_directories_never_lead_outside_the_volume(
         assert swaps[0] > ROUNDS * len(UIDS)
         assert everything(outside) == names
         assert {path: path.read_bytes() for path in made} == made
-        # Once nobody does that any more, all is as ever.
+        # After the swapping has ended, everything works again.
         assert cartd.post("last", manifest_of(archive, "last", SIZE, FILES)).status == 201
         cartd.wait_until("last", "ready")
         assert cartd.download("last")["dir/file-1"] == content("last-1", SIZE // FILES)

@@ -1,4 +1,4 @@
-"""The body of one file on its way to the disk."""
+"""Files that are received and written to the disk."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_pieces_of_any_size_are_written_in_order_by_real_threads(tmp_path:
 
 @implementer(IPushProducer)
 class TurnByTurn:
-    """A push producer that writes a piece of random size in each turn of the loop."""
+    """A push producer that writes a piece of random size in each iteration of the reactor."""
 
     def __init__(self, consumer: IncomingFile, body: bytes, sizes: random.Random) -> None:
         self._consumer, self._body, self._sizes = consumer, body, sizes

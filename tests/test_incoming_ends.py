@@ -1,4 +1,4 @@
-"""An incoming file that is given up, finished or cancelled, in any order."""
+"""Incoming files that are aborted, finished or cancelled, in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the way of a file to the disk."""
+"""Errors while a file is received and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks: who holds one, and a system or a volume that has none."""
+"""File locks, and systems and volumes that do not support them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_lock_is_held_until_its_descriptor_is_closed(tmp_path: Path) -> None:
     assert try_lock(first)
     assert not try_lock(second)
     assert not try_lock(second, shared=True)
-    assert lock_holder(second) in (f"process {os.getpid()}", "")  # not each kernel has /proc/locks
+    assert lock_holder(second) in (f"process {os.getpid()}", "")  # not every kernel has /proc/locks
     os.close(first)
     assert try_lock(second)
     os.close(second)
@@ -77,7 +77,7 @@ def try_lock_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 
 
 def run_without(cartd: RunningCartd, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and errors of a command that can lock nothing."""
+    """Run a command without locks; return its exit status, output and errors."""
     line = without_flock([command("cartd-cmd"), *arguments])
     done = cartd.run(Path(sys.executable).name, *line[1:], check=False)
     return done.returncode, done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""The sender, event by event."""
+"""PushSender, event by event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a bundle back from real files."""
+"""Reading a computed tar from real files."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def tar(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_tree(tmp_path: Path) -> Path:
-    """One that the test may spoil."""
+    """A tree that the test may damage."""
     return fill(tmp_path)
 
 
 def everything(reader: Reader, limit: int) -> bytes:
-    """All bytes; every read but the last must be full."""
+    """Return all bytes; every read but the last must be full."""
     parts = []
     while data := reader.read(limit):
         parts.append(data)
@@ -145,7 +145,7 @@ def test_closing_in_mid_file_closes_it_and_may_be_repeated(tree: Path) -> None:
     assert open_below(tree) == 0
     other = os.dup(0)
     reader.close()
-    os.fstat(other)  # raises if the second close took a descriptor that is another's by now
+    os.fstat(other)  # raises if the second close closed a reused descriptor
     os.close(other)
 
 

@@ -1,4 +1,4 @@
-"""A tree given to a socket is the same bytes as a tree that is read."""
+"""A tree that is sent to a socket has the same bytes as one that is read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tar(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Ends:
-    """Both ends of a connection that holds only little; neither of them blocks."""
+    """Both ends of a non-blocking connection with small buffers."""
 
     def __init__(self) -> None:
         self.near, self.far = socket.socketpair()
@@ -63,7 +63,7 @@ class Ends:
             end.setblocking(False)
 
     def drain(self) -> bytes:
-        """What has come to the far end."""
+        """Return the bytes received at the far end."""
         parts = []
         try:
             while part := self.far.recv(2**20):
@@ -89,7 +89,7 @@ def whole(root: Path) -> TreeReader:
 
 
 def everything(reader: TreeReader, ends: Ends, limit: int = ENOUGH) -> bytes:
-    """All that it sends; it tells the truth about how much that is."""
+    """Return all bytes that it sends; check the counts that it returns."""
     parts: list[bytes] = []
     sent = 0
     while not reader.at_end:
@@ -216,7 +216,7 @@ def test_a_client_that_has_left_is_an_error_of_the_connection(tree: Path, ends: 
 
 def test_a_long_slice_that_was_just_written_is_cached(tree: Path) -> None:
     reader = whole(tree)
-    assert not reader.is_cached(ENOUGH)  # nobody has looked where it begins
+    assert not reader.is_cached(ENOUGH)  # its first segment has not been opened
     reader.prepare()
     assert reader.is_cached(ENOUGH) and reader.is_cached(1)
     reader.close()

@@ -1,4 +1,4 @@
-"""Nothing below a directory leads out of it, and nothing there is waited for."""
+"""RootedFS follows no link out of its root, and never blocks on a pipe."""
 
 from __future__ import annotations
 

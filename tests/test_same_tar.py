@@ -1,4 +1,4 @@
-"""The same manifest gives the same tar, whenever and wherever it is staged."""
+"""The same manifest yields the same tar, whenever and wherever it is staged."""
 
 from __future__ import annotations
 

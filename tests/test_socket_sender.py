@@ -1,4 +1,4 @@
-"""The socket sender between real threads, real files and real sockets, below the service's site."""
+"""SocketSender with real threads, files and sockets, in the service's site."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TURN = 2**20
 
 
 class WatchedReader(TreeReader):
-    """Says whether it is closed, and may hold a thread until the test lets it go."""
+    """Records whether it is closed, and can block a thread until the test releases it."""
 
     def __init__(self, root: Path) -> None:
         slices = [Slice(name, size, 0, size) for name, size in SIZES.items()]
@@ -68,7 +68,7 @@ class WatchedReader(TreeReader):
 
 
 class Download(Resource):
-    """Answers every GET with all files, and fires ``started`` with the first sender."""
+    """Responds to every GET with all files, and fires ``started`` with the first sender."""
 
     isLeaf = True
 
@@ -111,7 +111,7 @@ class Download(Resource):
 
 
 class Joined:
-    """A server of downloads, and a client that has asked for one."""
+    """A server of downloads, and a client that has requested one."""
 
     def __init__(self, root: Path) -> None:
         self.threads = CountedThreads(reactor, 2)
@@ -138,7 +138,7 @@ class Joined:
         return self.server.outcomes
 
     def stalled(self) -> bool:
-        """Whether nothing moves any more: every buffer on the way is full."""
+        """Whether all buffers are full and no byte is sent any more."""
         [sender] = self.server.senders
         waiting = sender in reactor.getWriters()
         return waiting and not select.select([], [sender], [], 0)[1]
@@ -261,7 +261,7 @@ async def test_a_file_missing_later_breaks_the_connection(
 
 @pytest_twisted.ensureDeferred
 async def test_no_head_is_overtaken_by_its_body(tmp_path: Path, monkeypatch: Any) -> None:
-    """Many answers on one connection, whose client begins to read when it is full."""
+    """Many responses on one connection, whose client starts to read when it is full."""
     monkeypatch.setitem(SIZES, "long", 70_001)
     monkeypatch.setitem(SIZES, "again long", 3)
     for name, size in SIZES.items():
@@ -288,7 +288,7 @@ def _is_full(transport: Any) -> bool:
 
 
 class Watching:
-    """A reactor that only watches; the test says when a socket has room."""
+    """A reactor that only registers writers; the test decides when a socket is writable."""
 
     def __init__(self) -> None:
         self.writers: list[Any] = []
@@ -305,14 +305,14 @@ class Watching:
 
 
 class Connection:
-    """What the reactor knows of the connection; its number is no real descriptor's."""
+    """The connection as the reactor sees it; its descriptor does not exist."""
 
     def fileno(self) -> int:
         return 10**6
 
 
 class Answer(Sink):
-    """An answer whose head goes out when the test says so; its transport is a wrapped one."""
+    """A request whose head is sent when the test says so, with a wrapped transport."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -330,7 +330,7 @@ class Answer(Sink):
 
 
 class Counted(AtOnce):
-    """Threads that count what is given to them."""
+    """A ThreadRunner that counts its calls."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -341,7 +341,7 @@ class Counted(AtOnce):
 
 
 class Alone:
-    """A sender whose threads work at once, between a real file and a real socket."""
+    """A sender whose calls run synchronously, between a real file and a real socket."""
 
     def __init__(self, path: Path, data: bytes = b"data") -> None:
         path.write_bytes(data)

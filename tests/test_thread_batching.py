@@ -1,4 +1,4 @@
-"""Many small pieces of work in few trips to a thread."""
+"""Batching of many small calls into few calls in threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fail(error: Exception) -> None:
 
 
 def seconds(each: float, started: int = 0) -> BatchingThreadRunner:
-    """Trips of which the timer says that each takes so long."""
+    """Return a runner whose timer measures so many seconds for each call."""
     ticks = count(started)
     return BatchingThreadRunner(InThisThread(), lambda: next(ticks) * each)
 

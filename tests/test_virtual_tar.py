@@ -1,4 +1,4 @@
-"""The bundle against what tarfile reads, against naive slicing, and against real tars."""
+"""Computed tars compared with tarfile, with naive slicing, and with real tar programs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def layouts(sizes: st.SearchStrategy[int]) -> st.SearchStrategy[list[Member]]:
 
 
 def content(path: str, size: int) -> bytes:
-    """Bytes that differ from file to file and from place to place."""
+    """Return bytes that differ between files and between positions."""
     seed = sum(path.encode())
     return bytes((seed + place * 7 + place // 251) % 256 for place in range(size))
 
@@ -65,7 +65,7 @@ def materialised(pieces: Iterable[Literal | Slice]) -> bytes:
 
 
 def merged(pieces: Iterable[Literal | Slice]) -> list[bytes | Slice]:
-    """The same bytes with neighbouring literals in one."""
+    """Return the same bytes with adjacent literals joined."""
     out: list[bytes | Slice] = []
     for piece in pieces:
         if isinstance(piece, Slice):
@@ -78,7 +78,7 @@ def merged(pieces: Iterable[Literal | Slice]) -> list[bytes | Slice]:
 
 
 def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member | int]]:
-    """Names in the order of the tar, each folder once, with its time, before what is in it."""
+    """Return names and times in the order of the tar, each folder before its contents."""
     seen: set[str] = set()
     for parts, each in [([top, ""], None), *(([top, *m.path.split("/")], m) for m in members)]:
         for depth in range(1, len(parts)):
@@ -90,7 +90,7 @@ def folders(members: Sequence[Member], top: str) -> Iterator[tuple[str, Member |
 
 
 def newest(members: Sequence[Member], folder: str, top: str) -> int:
-    """The time of the newest file below the folder, from 1970 to what eleven digits hold."""
+    """Return the time of the newest file below the folder, within the range of a field."""
     times = [each.mtime for each in members if f"{top}/{each.path}".startswith(f"{folder}/")]
     return min(max(times, default=0), OCTAL_LIMIT - 1) if max(times, default=0) > 0 else 0
 
@@ -102,7 +102,7 @@ def header_of(name: str, each: Member | int) -> bytes:
 
 
 def pieces_of(members: Sequence[Member], top: str) -> list[Literal | Slice]:
-    """The tar, one member behind the other."""
+    """Return the segments of the tar, member by member."""
     pieces: list[Literal | Slice] = []
     length = 0
     for name, each in folders(members, top):
@@ -116,7 +116,7 @@ def pieces_of(members: Sequence[Member], top: str) -> list[Literal | Slice]:
 
 
 class Sparse(io.RawIOBase):
-    """A tar that may be larger than any disk; what is in its files are zeros."""
+    """A tar, possibly larger than any disk, whose files contain zeros."""
 
     def __init__(self, bundle: VirtualTar) -> None:
         self._bundle = bundle
@@ -148,7 +148,7 @@ class Sparse(io.RawIOBase):
 
 
 class Ustar(NamedTuple):
-    """What one ustar block says by itself."""
+    """The fields of one ustar block."""
 
     name: bytes
     size: int
@@ -157,7 +157,7 @@ class Ustar(NamedTuple):
 
 
 def read_ustar(sparse: Sparse) -> Iterator[Ustar]:
-    """The members for a reader that skips pax records, and trusts the fields alone."""
+    """Yield the members as a reader that ignores pax records sees them."""
     at = 0
     while any(block := sparse.at(at, 512)):
         checksum = sum(block[:148]) + 8 * 32 + sum(block[156:])
@@ -291,7 +291,7 @@ def test_a_folder_has_the_time_of_the_newest_file_below_it() -> None:
 
 
 GOLDEN = {1: "6aea24b59ae25a033a66d1ecb5ec4ad24004bb59123f62562bfcec77dd512e07"}
-"""By the number of the layout, the digest of the bytes of these tars, and of their ETags."""
+"""By layout version, the digest of the bytes and ETags of these tars."""
 
 
 def test_a_changed_byte_of_the_tar_needs_a_new_layout_version() -> None:
@@ -379,7 +379,7 @@ def test_every_range_between_two_edges_is_the_slice_of_the_whole() -> None:
 
 
 def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterator[Literal | Slice]:
-    """Piece by piece from the beginning: slow and plain."""
+    """Yield the bytes by clipping every segment: slow and simple."""
     at = 0
     for piece in pieces:
         length = len(piece.data) if isinstance(piece, Literal) else piece.length
@@ -404,7 +404,7 @@ def test_a_range_of_a_huge_tar_is_cut_out_of_its_pieces(
 
 
 class Watched(str):
-    """Joined paths that count how often they are taken apart."""
+    """Joined paths that count how often they are split."""
 
     asked = 0
 
@@ -444,7 +444,7 @@ def test_a_range_outside_the_tar_is_refused_at_once(start: int, stop: int) -> No
 
 
 def sparse_tar(path: Path, members: list[Member]) -> None:
-    """The whole tar, but for the contents of its files."""
+    """Write the whole tar without the contents of its files."""
     bundle = build_tar(members, top="b")
     with path.open("wb") as file:
         for piece in bundle.segments(0, bundle.length):
@@ -467,7 +467,7 @@ LISTING = {
 
 @pytest.mark.parametrize("tool", LISTING)
 def test_readers_find_the_member_behind_one_of_more_than_8_gib(tool: str, tmp_path: Path) -> None:
-    # The pax of Debian knows no base 256, as GNU cpio, which reads the whole file in any case.
+    # Debian's pax does not support base 256; nor does GNU cpio, which reads the whole file anyway.
     sizes = [9 * 2**30] if tool == "pax" else [9 * 2**30, 65 * 2**30]
     members = [member(f"large-{number}", size) for number, size in enumerate(sizes)]
     path = tmp_path / "large.tar"
@@ -559,7 +559,7 @@ def real_tar(tmp_path: Path) -> Path:
 
 
 def assert_unpacked(root: Path) -> None:
-    """Exactly the members are there, with their bytes and times, below their folders."""
+    """Check that exactly the members exist, with their bytes and times."""
     found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     assert found == {f"my cart/{each.path}" for each in REAL}
     for each in REAL:

@@ -1,4 +1,4 @@
-"""The directory that holds the staged carts: paths, the start, many files at once."""
+"""The volume: paths, preparation at the start, many files at once."""
 
 from __future__ import annotations
 

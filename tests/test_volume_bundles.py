@@ -1,4 +1,4 @@
-"""Bundles written to the volume."""
+"""Writing and verifying bundles on the volume."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, trip
 
 
 def pacificas_tar(volume: Volume, *paths: str) -> Path:
-    """As Pacifica Cartd wrote it, of a tree with these files."""
+    """Write a bundle as Pacifica Cartd did, of a tree with these files."""
     tree, tar = volume.tree(CART), volume.tar(CART)
     for number, path in enumerate(paths):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +146,11 @@ def test_an_incomplete_or_unreadable_bundle_has_no_member_stats(volume: Volume) 
 
 
 async def no_throttle(_size: int) -> None:
-    """As the command verify does."""
+    """Verify as the command does."""
 
 
 async def verified(volume: Volume, pages: list[list[CartFile]]) -> list[tuple[str, str]]:
-    """What is found of each path, as the service looks at a bundled cart: page by page."""
+    """Return the fault of each path, verified page by page, as the service does."""
 
     async def given() -> AsyncIterator[list[CartFile]]:
         for page in pages:

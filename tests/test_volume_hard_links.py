@@ -1,4 +1,4 @@
-"""Files that a cart gets by hard links to another's: whole, the right ones, or none at all."""
+"""Hard links to files of other carts: complete and correct, or none at all."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def duplicate(
 
 
 def staged(volume: Volume) -> Path:
-    """The one file of the old cart."""
+    """Return the one file of the old cart."""
     return stage(volume, a_file(BODY), cart=OLD)
 
 
 def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
-    """Why it is not linked; nothing of it may be left."""
+    """Return why the file is not linked; check that nothing is left of it."""
     shared, reason = result_of(volume.link_duplicates(NEW, [one or duplicate()]))
     assert shared == []
     assert reason

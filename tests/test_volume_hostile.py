@@ -1,4 +1,4 @@
-"""Links where the volume's directories were: nothing behind them is read, written or removed."""
+"""Symbolic links in place of directories: nothing behind them is read, written or removed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Work = Callable[[Volume], Coroutine[Any, Any, object]]
 
 @pytest.fixture
 def volume(volume: Volume, root: Path) -> Volume:
-    """One cart, staged, with a bundle and a link, and something incoming."""
+    """A volume with a staged cart, its bundle and link, and an incoming file."""
     stage(volume, FILE)
     volume.tar(CART).write_bytes(BODY)
     result_of(volume.link(CART))
@@ -58,7 +58,7 @@ def volume(volume: Volume, root: Path) -> Volume:
 
 
 def plant(root: Path, where: str) -> Path:
-    """Have a link in the place of a directory, which is outside now, with all that it has."""
+    """Move a directory with its contents outside, and link to it from its old place."""
     outside = root.with_name("outside")
     (root / where).rename(outside)
     (root / where).symlink_to(outside)
@@ -174,7 +174,7 @@ def piece() -> Slice:
 
 
 def feed(pipe: Path) -> int:
-    """Have just as many bytes in a pipe as are wanted; its other end, to be closed."""
+    """Write the expected bytes into a pipe; return its other end, to be closed."""
     fd = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
     os.write(fd, BODY)
     return fd

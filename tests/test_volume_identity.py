@@ -1,4 +1,4 @@
-"""What the volume says and does while another directory, or none, is in its place."""
+"""The volume while its directory is missing or is another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The links to carts, for sites that serve the volume by other means."""
+"""The symbolic links to carts in cartuids/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process sends, no other one removes."""
+"""Locks: a cart that one process sends is not removed by another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A volume on which a cart has one file."""
+    """Return a volume on which a cart has one file."""
     root = tmp_path / "volume"
     Volume(root, InThisThread()).prepare()
     staged(root)
@@ -120,7 +120,7 @@ def test_a_brief_exclusive_lock_breaks_no_download(
 def test_the_replacement_of_a_removed_directory_is_locked(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between finding the directory and locking it, it went, and another came."""
+    """The directory is removed and created again between stat and lock."""
     directory = root / str(CART.id)
     flock = fcntl.flock
 

@@ -1,4 +1,4 @@
-"""What the volume tells of files that are there, after a crash above all."""
+"""Which files the volume reports as intact, above all after a crash."""
 
 from __future__ import annotations
 
@@ -174,5 +174,5 @@ def test_a_cancelled_verification_stops_hashing(root: Path) -> None:
     failed = outcome(cancelled)
     cancelled.cancel()
     assert isinstance(failure_of(failed), CancelledError)
-    # It was not read to its end, so nobody says that it is right.
+    # It was not read to its end, so it is not reported as intact.
     assert threads.results_of_all() == [(len(BODY), None)]

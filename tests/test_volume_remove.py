@@ -1,4 +1,4 @@
-"""Carts that leave the volume."""
+"""Removal of carts from the volume."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_cancelled_removal_ends_when_the_thread_has(root: Path) -> None:
 def test_a_large_directory_is_removed_page_by_page(
     tmp_path: Path,
 ) -> None:
-    """Memory above all that there was before it: that of a page, whatever the number."""
+    """The peak of memory is that of one page, whatever the number of files."""
     flat = tmp_path / "flat"
 
     def needed(number: int) -> int:
@@ -220,7 +220,7 @@ def test_concurrent_removals_share_a_thread_by_time_slices(
 
 
 class FilesAtATime:
-    """A slice that ends after so many files."""
+    """A time slice that ends after so many files."""
 
     def __init__(self, files: int, stopped: Callable[[], bool]) -> None:
         self._left = files

@@ -1,4 +1,4 @@
-"""What starts write on the volume for a moment, and leave there if they are killed meanwhile."""
+"""Trial files that starts write to the volume, and their leftovers after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A volume that vanishes under the service, and returns: nothing is judged, written or deleted."""
+"""A volume that becomes unavailable while the service runs: nothing is lost, written or deleted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def running(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
 
 @contextmanager
 def away(cartd: RunningCartd) -> Iterator[None]:
-    """Have an empty directory in the volume's place, as below a mount point, and then it again."""
+    """Replace the volume by an empty directory, like an unmounted mount point, during the block."""
     elsewhere = cartd.volume.with_name("elsewhere")
     cartd.volume.rename(elsewhere)
     cartd.volume.mkdir()
@@ -86,7 +86,7 @@ def test_staging_resumes_when_the_volume_is_back(archive: FaultyArchive, tmp_pat
             reactor.callFromThread(archive.drop_connections)
             wait_for(lambda: GONE in cartd.log)
             assert cartd.status("mine") == ("staging", "")
-            # Those that come meanwhile are taken as well.
+            # Carts that are posted meanwhile are accepted, too.
             stage_later = manifest_of(archive, "later", SIZE, files=3, bundle=True)
             assert cartd.post("later", stage_later).status == 201
             assert cartd.get("/later").status == 202

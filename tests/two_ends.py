@@ -1,4 +1,4 @@
-"""Two ends of a real connection, for tests of what sends between them."""
+"""Two ends of a real connection, for tests of senders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class CountedThreads(Threads):
-    """Threads that say how much of their work has not been handed back."""
+    """Threads that count the calls whose results are pending."""
 
     outstanding = 0
 
@@ -38,7 +38,7 @@ class CountedThreads(Threads):
 
 
 class Client(Protocol):
-    """Asks, then reads nothing until it is told to; fires ``closed`` at the end."""
+    """Sends a request, then reads only when the test says so; fires ``closed`` at the end."""
 
     def __init__(self, requests: bytes = LAST_GET) -> None:
         self.requests = requests

@@ -1,4 +1,4 @@
-"""Fixtures: a volume, prepared, whose work is done in the thread that asks for it.
+"""Fixtures: a prepared volume whose calls run in the calling thread.
 
 Use with ``pytest_plugins = ("tests.volume_fixture",)`` in a test module.
 """

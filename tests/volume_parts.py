@@ -1,4 +1,4 @@
-"""Parts for the tests of the volume: carts, files, and threads that a test turns by hand."""
+"""Helpers for tests of the volume: carts, files, and manually run threads."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class InThisThread:
-    """``ThreadRunner`` that does the work at once."""
+    """A ``ThreadRunner`` that runs calls synchronously."""
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return execute(work, *args, **kwargs)
 
 
 class HeldThreads:
-    """``ThreadRunner`` that holds each trip until the test lets it go.
+    """A ``ThreadRunner`` that delays each call until the test runs it.
 
-    As with a real thread, work whose Deferred was cancelled is done all the same.
+    As in a real thread, a call whose Deferred was cancelled is run all the same.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class HeldThreads:
             self.run_one()
 
     def results_of_all(self) -> list[object]:
-        """Let all go; what the work gave, whether or not anybody still waits for it."""
+        """Run all; return their results, even of those that were cancelled."""
         given = len(self.gave)
         self.run_all()
         return self.gave[given:]
@@ -78,7 +78,7 @@ def in_the_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
 
 @implementer(IPushProducer)
 class RecordingProducer:
-    """A push producer that writes down what it is told."""
+    """A push producer that records the calls of its methods."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -105,7 +105,7 @@ def outcome(deferred: Deferred[T]) -> list[T | Failure]:
 
 
 def result_of(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run ``coroutine``, which must not have to wait, and give what it gives."""
+    """Run ``coroutine``, which must not wait; return its result."""
     (result,) = begin(coroutine)
     if isinstance(result, Failure):
         result.raiseException()
@@ -124,7 +124,7 @@ def a_cart(cart_id: int = 7, uid: str = "mine", *, bundle: bool = False) -> Cart
 
 
 def a_file(body: bytes, path: str = "a/b.dat", *, position: int = 0) -> CartFile:
-    """A file of a cart that declares the size, SHA-1 and an old time of ``body``."""
+    """Return a file with the size and SHA-1 of ``body`` and an old time."""
     digest = hashlib.sha1(body).hexdigest()
     return CartFile(
         position, str(position), path, "sha1", digest, size=len(body), mtime=1_234_567_890
@@ -148,7 +148,7 @@ def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) 
 
 
 class Bytes:
-    """A reader of a bundle that is in memory, or that fails at its end."""
+    """A reader of bytes in memory, which may fail at their end."""
 
     def __init__(self, data: bytes, failure: Exception | None = None) -> None:
         self._data = data
@@ -166,7 +166,7 @@ class Bytes:
 
 
 async def has(volume: Volume, file: CartFile) -> bool:
-    """Whether the file is in its place."""
+    """Whether the file is staged and intact."""
     return [one async for some in volume.intact_files(CART, [file]) for one in some] == [file]
 
 

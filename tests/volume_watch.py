@@ -1,4 +1,4 @@
-"""How full a volume was at most."""
+"""Measures the peak use of a volume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 
 class Watch:
-    """The most bytes that were seen together in files of the volume while the block ran."""
+    """The peak of bytes in files of the volume during the block."""
 
     def __init__(self, volume: Path) -> None:
         self._volume = volume
@@ -27,12 +27,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            # What is seen twice was there at the moment between.
+            # A file that is seen twice existed at the moment between.
             first, second = self._files(), self._files()
             self.most = max(self.most, sum(first[name] for name in first.keys() & second.keys()))
 
     def _files(self) -> dict[str, int]:
-        """Sizes by path: no two files ever have the same one."""
+        """Return sizes by path: no path is ever reused."""
         found = {}
         for directory, _, names in os.walk(self._volume):
             for name in names:

@@ -1,10 +1,10 @@
-"""A process that is killed, or refused something, while it works on a volume.
+"""A process that is killed, or meets a limit of the system, while it uses a volume.
 
 ``python -m tests.volume_writer WHAT ROOT``, where WHAT is one of
 
-* ``kill``: writes some blocks of a file of the cart 7, says ``writing`` and waits to be killed;
-* ``limit``: the system allows it small files only; prints what the volume says of a large one;
-* ``links``: the system refuses symbolic links; prints the level of what is logged of two.
+* ``kill``: writes some blocks of a file of cart 7, prints ``writing`` and waits to be killed;
+* ``limit``: the system allows only small files; prints the error of the volume for a large one;
+* ``links``: the system rejects symbolic links; prints the level of each message logged for two.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def links(volume: Volume) -> None:
 
 
 def written_by(what: str, root: Path) -> str:
-    """What a process of its own prints."""
+    """Return what such a process prints."""
     return subprocess.run(
         [sys.executable, "-m", "tests.volume_writer", what, str(root)],
         check=True,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Reader(Protocol):
-    """A run of bytes, read from its beginning to its end."""
+    """A sequence of bytes, read from its beginning to its end."""
 
     def read(self, limit: int) -> bytes:
         """Return the next ``limit`` bytes, fewer only before the end, none at the end.

@@ -37,7 +37,7 @@ class SendableRequest(Protocol):
     def write(self, data: bytes) -> None: ...
 
     def on_send_pause(self, paused: bool) -> None:
-        """The client has yet to take what was sent; or it has taken some."""
+        """Note that sending waits for the client (``paused``), or goes on."""
 
 
 def plain_socket(transport: Any, reactor: Any) -> socket.socket | None:

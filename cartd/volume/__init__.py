@@ -1,4 +1,4 @@
-"""The local directory that holds the staged carts: every path and every change comes from here."""
+"""The local directory that holds the staged carts: all access to it is in this package."""
 
 from cartd.volume.volume import Volume
 

@@ -35,7 +35,7 @@ class Bundles(VolumeBase):
     async def stat_tar_members(
         self, cart: Cart, files: Iterable[CartFile]
     ) -> list[tuple[int, int, int]] | None:
-        """Return (position, size, mtime) of each file in the cart's bundle; None if one lacks."""
+        """Return (position, size, mtime) of each file in the bundle; None if one is missing."""
         wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
         try:
             tar = self._paths.tar(cart)

@@ -59,7 +59,7 @@ def _lock(directory: Path, *, exclusive: bool) -> int | None:
 
 
 class SharedLock:
-    """A lock with which no process removes a cart's directory while it is held."""
+    """A shared lock on a cart's directory: no process removes it while the lock is held."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -23,13 +23,13 @@ MAX_BATCH: Final = 16
 MIN_CONCURRENT: Final = 2
 MAX_CONCURRENT: Final = 8
 TARGET_RATE: Final = 1000.0
-"""Calls a second: below this rate, more batches run concurrently if there are enough calls."""
+"""Calls a second for which the number of concurrent batches is chosen."""
 
 
 class BatchingThreadRunner:
-    """``ThreadRunner`` for short work; each piece has its own result, in no order among them.
+    """``ThreadRunner`` for short calls; each has its own result, in no particular order.
 
-    What waits is as much as the callers have under way at once: they bound it.
+    The callers bound the queue by the number of their concurrent calls.
     """
 
     def __init__(self, threads: ThreadRunner, timer: Callable[[], float] = perf_counter) -> None:
