@@ -180,7 +180,7 @@ def test_carts_of_pacifica_are_measured_after_an_outage(
         cartd.program = (sys.executable, "-c", AWAY_AT_FIRST, *cartd.twistd[1:])
         cartd.start()
         wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
-        assert "away; it is tried again" in cartd.log
+        assert "away; retrying every" in cartd.log
         assert cartd.terminate() == 0
         assert_no_unexpected_errors(cartd.log)
 
