@@ -28,7 +28,7 @@ FORM = re.compile(
     r" (?P<status>\d{3}) (?P<sent>\d+|-) \"(?P<referer>[^\"]*)\" \"(?P<agent>[^\"]*)\""
     r" (?P<length>\d+|-) (?P<seconds>\d+\.\d{3})"
 )
-PREFIX = r"\S+ \[cartd\.server\.access_log#info\] "
+PREFIX = r"\S+ \[cartd\.access_log#info\] "
 LARGE = Random(7).randbytes(24 * 2**20)
 """More than all buffers between the service and a stalled client hold."""
 

@@ -78,7 +78,7 @@ def resources(cartd: RunningCartd) -> int:
 
 def warnings(cartd: RunningCartd) -> list[str]:
     """The lines of its log without those of requests."""
-    return [line for line in cartd.log.splitlines() if "cartd.server.access_log" not in line]
+    return [line for line in cartd.log.splitlines() if "cartd.access_log" not in line]
 
 
 @in_a_thread

@@ -16,10 +16,7 @@ from tests.running_cartd import DEADLINE, entry, manifest, wait_for
 from tests.wire import Wire, wire
 
 FILTER = Path(__file__).parent.parent / "contrib/fail2ban/filter.d/cartd.conf"
-LINE = (
-    b"2026-11-24T06:30:56+0000 [cartd.server.rejection_log#info]"
-    b' Refused 401 198.51.100.9 "GET /" ""'
-)
+LINE = b'2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
 ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
 
 

@@ -76,5 +76,5 @@ def test_all_lines_are_in_the_log_file_of_twistd(tmp_path: Path) -> None:
     lines = (tmp_path / "named.log").read_text().splitlines()
     marked = [line for line in lines if "/?mark" in line]
     assert len(marked) == 3
-    form = r"\d{4}-\d\d-\d\dT\S+ \[cartd\.server\.access_log#info\] 127\.0\.0\.1 - - \[.*"
+    form = r"\d{4}-\d\d-\d\dT\S+ \[cartd\.access_log#info\] 127\.0\.0\.1 - - \[.*"
     assert all(re.fullmatch(form, line) for line in marked)

@@ -12,9 +12,7 @@ from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogTex
 from cartd.server import rejection_log
 
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
-FORGED = (
-    '2026-11-24T06:30:56+0000 [cartd.server.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
-)
+FORGED = '2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
 
 
 def log_lines(

@@ -32,7 +32,7 @@ the second part would begin with text that the client chose."""
 
 _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
-log = Logger()
+log = Logger(namespace="cartd.access_log")
 
 
 class AccessLog:

@@ -32,7 +32,7 @@ BROWSER_PROBES = frozenset(
 MAX_TEXT = 200
 """Maximum characters logged of the request and of the reason."""
 
-log = Logger()
+log = Logger(namespace="cartd.rejection_log")  # contrib/fail2ban matches it
 
 
 def log_rejection(
