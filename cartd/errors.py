@@ -9,6 +9,9 @@ from typing import ClassVar
 from cartd import __version__
 from cartd.text import escape
 
+INTERNAL_ERROR = "Internal error: see the log of the service"
+"""The message for a client if an exception was not expected; the log has its traceback."""
+
 
 class CartdError(Exception):
     """An error with a message for the user.

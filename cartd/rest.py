@@ -31,6 +31,7 @@ from cartd.conditions import (
 )
 from cartd.downloads import Download, Downloads, NotReady, TarDescription
 from cartd.errors import (
+    INTERNAL_ERROR,
     CartdError,
     DiskUnavailable,
     FileUnreadable,
@@ -48,7 +49,6 @@ from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
 from cartd.server.error_responses import RETRY_AFTER, escape_header
 from cartd.server.request import LimitedRequest, header_field
 
-INTERNAL_ERROR = "Internal error: see the log of the service"
 OPENAPI = openapi.to_json().encode()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
 

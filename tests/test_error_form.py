@@ -12,8 +12,8 @@ from twisted.internet.testing import StringTransport
 from twisted.web.server import Site
 
 from cartd import __version__
-from cartd.errors import error_body, reason_phrase
-from cartd.rest import INTERNAL_ERROR, Rest
+from cartd.errors import INTERNAL_ERROR, error_body, reason_phrase
+from cartd.rest import Rest
 from tests.cart_site import CartSite, cart_site
 from tests.running_cartd import entry, manifest
 from tests.wire import WireAnswer, wire

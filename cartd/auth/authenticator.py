@@ -13,7 +13,7 @@ from cartd.auth.entries import NAME
 from cartd.auth.proxy import TrustedProxies
 from cartd.auth.token_registry import TokenRegistry
 from cartd.auth.tokens import DUMMY_HASH, redact_secret
-from cartd.errors import CartdError, NoCredentials, Unauthenticated
+from cartd.errors import INTERNAL_ERROR, CartdError, NoCredentials, Unauthenticated
 from cartd.model import User
 
 MAX_NAME_SHOWN = 64
@@ -53,7 +53,7 @@ class Authenticator:
             return error
         except Exception:
             log.failure("Internal error while a request was authenticated")
-            return CartdError("Internal error; the service's log has the cause")
+            return CartdError(INTERNAL_ERROR)
 
     def authenticate(self, request: Any) -> User:
         """Return the user of the request, from its head.

@@ -46,7 +46,7 @@ from cartd.directory_archive.wire import (
     range_selector,
     status_headers,
 )
-from cartd.errors import CartdError, TooLarge, Unavailable, error_body
+from cartd.errors import INTERNAL_ERROR, CartdError, TooLarge, Unavailable, error_body
 from cartd.server.cache_control import REVALIDATED
 from cartd.server.request import header_field
 from cartd.threads import ThreadRunner
@@ -199,7 +199,7 @@ class ArchiveInterface:
     @app.handle_errors(Exception)
     def broken(self, request: IRequest, failure: Failure) -> bytes:
         log.failure("{uri} failed", failure, uri=request.uri)
-        return _error(request, 500, "Internal error: the cause is in the service's log")
+        return _error(request, 500, INTERNAL_ERROR)
 
 
 def _conditions(request: Request) -> Conditions:
