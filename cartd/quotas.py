@@ -36,9 +36,9 @@ class UserQuota:
     def __bool__(self) -> bool:
         return (self.carts, self.files, self.bytes) != (None, None, None)
 
-    def applicable_to(self, asker: Viewer) -> UserQuota:
+    def applicable_to(self, viewer: Viewer) -> UserQuota:
         """Return the quota of a user; admins have none."""
-        return NO_QUOTA if asker.sees_all else self
+        return NO_QUOTA if viewer.sees_all else self
 
     def check(self, outstanding: Outstanding, files: int) -> None:
         """Check whether one more cart, with that many files, is within the quota.

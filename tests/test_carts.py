@@ -29,10 +29,10 @@ class NoStore:
 def carts_with(
     threads: OneByOne | HeldThreads, store: Any = None, memory: ByteLimit | None = None
 ) -> Carts:
-    nobody: Any = NoStore()
+    unused: Any = NoStore()
     return Carts(
-        store or nobody,
-        nobody,
+        store or unused,
+        unused,
         threads,
         bundle_task=False,
         require_hashsum=False,
@@ -40,7 +40,7 @@ def carts_with(
         memory=memory or ByteLimit(100),
         admission_slot=lambda _: nullcontext(),
         limits=NO_QUOTA,
-        stage=nobody,
+        stage=unused,
         now=lambda: 0.0,
     )
 

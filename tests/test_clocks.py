@@ -1,4 +1,4 @@
-"""The steady clock that timers go by, and who is silent by it."""
+"""The monotonic clock of the reactor's timers, and the observer of leases."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ print(sorted(set(fired)))
 
 
 def timers_that_fire(ahead: str) -> str:
-    """What fires within a moment after the machine's clock was set ``ahead`` by so many seconds."""
+    """Return the timers that fire shortly after the clock was set ``ahead`` by so many seconds."""
     program = TIMERS.replace("AHEAD", ahead)
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
@@ -68,7 +68,7 @@ def test_timers_do_not_fire_early_when_the_clock_is_set_ahead() -> None:
     assert timers_that_fire("3600") == "['loop', 'scheduled after', 'scheduled before']"
 
 
-class TestSilence:
+class TestLeaseObserver:
     def test_a_renewing_process_is_alive_whatever_the_dates(self) -> None:
         observer = LeaseObserver(60)
         for now in range(0, 600, 5):

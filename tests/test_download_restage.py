@@ -28,10 +28,10 @@ class Slow:
 
 
 def test_a_stop_cancels_restaging_silently() -> None:
-    repair, nobody = Slow(), cast(Any, None)
+    repair, unused = Slow(), cast(Any, None)
     clock = Clock()
     downloads = Downloads(
-        nobody, nobody, nobody, Pins(), AccessTimes(), cast(Any, repair), clock, clock.seconds
+        unused, unused, unused, Pins(), AccessTimes(), cast(Any, repair), clock, clock.seconds
     )
     told: list[object] = []
     for _ in range(2):

@@ -153,10 +153,10 @@ def test_a_link_to_a_cart_deleted_meanwhile_is_removed(
     first, second = bench.ready(), bench.ready()
     link = bench.volume.link
 
-    async def go_meanwhile(heir: Cart) -> None:
-        assert heir.id == first.id
+    async def go_meanwhile(older: Cart) -> None:
+        assert older.id == first.id
         await bench.removal.delete(first)
-        await link(heir)
+        await link(older)
 
     bench.volume.link = go_meanwhile  # type: ignore[method-assign,assignment]
     result_of(bench.removal.delete(second))

@@ -87,13 +87,13 @@ def bundles(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
     return ["bundle"]
 
 
-def links_twins(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
+def links_duplicates(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
     cartd.post("many", post_many(archive, "many"))
     cartd.wait_until("many", "ready")
-    before = set(cartd.volume.glob("*/twin"))
-    cartd.post("twin", post_many(archive, "twin"))
-    wait_for(lambda: set(cartd.volume.glob("*/twin")) - before)
-    return ["many", "twin"]
+    before = set(cartd.volume.glob("*/duplicate"))
+    cartd.post("duplicate", post_many(archive, "duplicate"))
+    wait_for(lambda: set(cartd.volume.glob("*/duplicate")) - before)
+    return ["many", "duplicate"]
 
 
 def measures_what_is_damaged(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
@@ -104,7 +104,7 @@ def measures_what_is_damaged(cartd: RunningCartd, archive: FaultyArchive) -> lis
 
 
 def removes_a_tree(cartd: RunningCartd, archive: FaultyArchive) -> list[str]:
-    begun(cartd, b"DELETE /twin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    begun(cartd, b"DELETE /duplicate HTTP/1.1\r\nHost: localhost\r\n\r\n")
     appears(cartd, "incoming/*/removed-*")
     return []
 
@@ -114,7 +114,7 @@ STATES: list[State] = [
     receives_a_manifest,
     enters_a_manifest,
     bundles,
-    links_twins,
+    links_duplicates,
     measures_what_is_damaged,
     removes_a_tree,
 ]
