@@ -49,23 +49,23 @@ def test_a_bundle_equals_the_tar_of_an_unbundled_cart_below_uid(
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
         post(cartd, archive, "mine", bundle=True)
-        post(cartd, archive, "twin")
-        twin = cartd.get("/twin?filename=mine")
+        post(cartd, archive, "unbundled")
+        unbundled = cartd.get("/unbundled?filename=mine")
         [tar] = cartd.volume.glob("[0-9]*/mine.tar")
         assert [path.name for path in tar.parent.iterdir()] == ["mine.tar"]
-        assert tar.read_bytes() == twin.body
+        assert tar.read_bytes() == unbundled.body
         for name in ("", "?filename=other", "?filename=other.tar"):
             answer = cartd.get(f"/mine{name}")
-            assert answer.body == twin.body
-            assert answer.headers["etag"] == twin.headers["etag"]
-            assert answer.headers["content-length"] == str(len(twin.body))
+            assert answer.body == unbundled.body
+            assert answer.headers["etag"] == unbundled.headers["etag"]
+            assert answer.headers["content-length"] == str(len(unbundled.body))
         assert "other.tar" in answer.headers["content-disposition"]
-        with tarfile.open(fileobj=io.BytesIO(twin.body)) as opened:
+        with tarfile.open(fileobj=io.BytesIO(unbundled.body)) as opened:
             assert {name.partition("/")[0] for name in opened.getnames()} == {"mine"}
-        assert unpacked(twin.body) == FILES
-        for first, last in ((0, 0), (511, 1536), (5000, 250_000), (len(twin.body) - 7, 10**9)):
+        assert unpacked(unbundled.body) == FILES
+        for first, last in ((0, 0), (511, 1536), (5000, 250_000), (len(unbundled.body) - 7, 10**9)):
             part = cartd.get("/mine", range=f"bytes={first}-{last}")
-            assert (part.status, part.body) == (206, twin.body[first : last + 1])
+            assert (part.status, part.body) == (206, unbundled.body[first : last + 1])
         assert cartd.terminate() == 0
         assert_no_unexpected_errors(cartd.log)
 

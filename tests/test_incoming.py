@@ -190,13 +190,13 @@ def test_the_producer_pauses_while_the_disk_is_slow(held: tuple[Place, HeldThrea
     incoming.registerProducer(producer, True)
     incoming.write(body[:BLOCK])
     incoming.write(body[: HIGH_WATERMARK - 1])
-    assert producer.told == []
+    assert producer.calls == []
     incoming.write(b"\0")
-    assert producer.told == ["pause"]
+    assert producer.calls == ["pause"]
     incoming.write(b"\0")
-    assert producer.told == ["pause"]
+    assert producer.calls == ["pause"]
     threads.run_one()
-    assert producer.told == ["pause", "resume"]
+    assert producer.calls == ["pause", "resume"]
 
 
 def test_only_one_thread_call_is_under_way_for_a_file(held: tuple[Place, HeldThreads]) -> None:

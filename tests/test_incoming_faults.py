@@ -39,7 +39,7 @@ def test_a_byte_too_many_stops_the_producer_at_once(place: Place) -> None:
     incoming, producer = place.incoming(SMALL), RecordingProducer()
     incoming.registerProducer(producer, True)
     incoming.write(LARGE)
-    assert producer.told == ["stop"]
+    assert producer.calls == ["stop"]
     incoming.write(LARGE)
     incoming.unregisterProducer()
     assert isinstance(incoming.failure, Mismatch)
@@ -56,7 +56,7 @@ def test_a_full_disk_raises_no_space(
     incoming, producer = place.incoming(LARGE), RecordingProducer()
     incoming.registerProducer(producer, True)
     incoming.write(LARGE)
-    assert producer.told == ["stop"]
+    assert producer.calls == ["stop"]
     with pytest.raises(NoSpace):
         result_of(incoming.finish())
     assert place.files() == []
@@ -79,7 +79,7 @@ def test_a_producer_that_comes_after_the_failure_is_stopped(place: Place) -> Non
     incoming, producer = place.incoming(b""), RecordingProducer()
     incoming.write(LARGE)
     incoming.registerProducer(producer, True)
-    assert producer.told == ["stop"]
+    assert producer.calls == ["stop"]
 
 
 def test_a_second_producer_or_one_that_is_pulled_is_refused(place: Place) -> None:

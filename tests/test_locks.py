@@ -97,10 +97,10 @@ def test_a_service_without_locks_logs_it_once_and_serves(tmp_path: Path) -> None
         assert f"#warn] The volume {cartd.volume} has no file locks (Function not imp" in line
         assert cartd.terminate() == 0
         assert list((cartd.volume / "holders").iterdir()) == []
-        told = f"cartd-cmd: The volume {cartd.volume} has no file locks (Function not implemented)"
+        line = f"cartd-cmd: The volume {cartd.volume} has no file locks (Function not implemented)"
         for arguments in (["verify"], ["fixit", "--cartid", "kept"], ["purge"], ["dump"]):
             status, _, said = run_without(cartd, *arguments)
             assert status == 0, said
             assert said.count("file locks") == 1
-            assert told in said
+            assert line in said
             assert "Traceback" not in said

@@ -44,7 +44,7 @@ from twisted.scripts.twistd import run
 
 look = verify._file_fault
 
-def told(below, path, *args, **more):
+def recorded(below, path, *args, **more):
     if below.exists(path):
         with open("hashed", "a") as hashed:
             hashed.write(f"{path}\\n")
@@ -53,7 +53,7 @@ def told(below, path, *args, **more):
 def broken(self):
     raise SyncFailed("broken")
 
-verify._file_fault = told
+verify._file_fault = recorded
 """
 SELDOM = "syncing.SYNC_INTERVAL = 1e9\n"
 OFTEN = "syncing.SYNC_INTERVAL = 0.05\n"

@@ -234,11 +234,11 @@ def test_data_on_the_disk_alone_is_not_cached(
     tree: Path, monkeypatch: pytest.MonkeyPatch, which: str, number: int
 ) -> None:
     size = SIZES["a/long"]
-    away = {"first": 10, "last": size - 1}[which]
+    uncached = {"first": 10, "last": size - 1}[which]
 
     def preadv(_file: int, buffers: list[bytearray], offset: int, flags: int) -> int:
         assert flags == os.RWF_NOWAIT
-        if offset == away:
+        if offset == uncached:
             raise OSError(number, os.strerror(number))
         return len(buffers[0])
 

@@ -51,15 +51,15 @@ class WatchedReader(TreeReader):
     def __init__(self, root: Path) -> None:
         slices = [Slice(name, size, 0, size) for name, size in SIZES.items()]
         super().__init__(root, iter(slices))
-        self.let_go = threading.Event()
-        self.let_go.set()
+        self.released = threading.Event()
+        self.released.set()
         self.held = threading.Event()
         self.closed = 0
 
     def send(self, out: socket.socket, limit: int) -> int:
-        if not self.let_go.is_set():
+        if not self.released.is_set():
             self.held.set()
-            self.let_go.wait()
+            self.released.wait()
         return super().send(out, limit)
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Joined:
     async def close(self) -> None:
         await self.port.stopListening()
         for reader in self.server.readers:
-            reader.let_go.set()
+            reader.released.set()
         await until(lambda: not self.threads.outstanding)
         self.threads.stop()
 
@@ -212,7 +212,7 @@ async def test_a_disconnect_frees_everything(joined: Joined) -> None:
 @pytest.mark.parametrize("how", ["the client leaves", "cancelled", "the reactor drops it"])
 @pytest_twisted.ensureDeferred
 async def test_nothing_is_released_while_a_thread_uses_it(joined: Joined, how: str) -> None:
-    joined.server.prepare = lambda reader: reader.let_go.clear()
+    joined.server.prepare = lambda reader: reader.released.clear()
     await joined.connect()
     [reader], [sender] = joined.server.readers, joined.server.senders
     await until(reader.held.is_set)
@@ -224,7 +224,7 @@ async def test_nothing_is_released_while_a_thread_uses_it(joined: Joined, how: s
     else:
         sender.connectionLost(Failure(ConnectionError()))
     assert reader.closed == 0 and sender.fileno() >= 0 and joined.outcomes == []
-    reader.let_go.set()
+    reader.released.set()
     await until(lambda: bool(joined.outcomes))
     assert isinstance(joined.outcomes[0], ClientDisconnected | CancelledError)
     joined.assert_all_let_go()

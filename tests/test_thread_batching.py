@@ -60,7 +60,7 @@ def test_a_call_starts_at_once_when_no_thread_is_busy() -> None:
 @pytest.mark.parametrize(
     ("each", "expected"),
     [(0.000_1, MIN_CONCURRENT), (0.005, 5), (3.0, MAX_CONCURRENT)],
-    ids=["a quick disk", "a slow one", "one far away"],
+    ids=["a quick disk", "a slow one", "a remote one"],
 )
 def test_slower_calls_get_more_threads(each: float, expected: int) -> None:
     limit = seconds(each)

@@ -593,7 +593,7 @@ def test_real_tars_list_and_unpack_it(tar: str, real_tar: Path, tmp_path: Path) 
 @pytest.mark.parametrize("mode", ["r:", "r|"], ids=["by offset", "as a stream"])
 def test_tarfile_lists_and_unpacks_it(mode: str, real_tar: Path, tmp_path: Path) -> None:
     with tarfile.open(real_tar, mode) as tar:  # type: ignore[call-overload]
-        # What Python 3.14 does unless it is told otherwise; 3.11 knows it since 3.11.4.
+        # The default of Python 3.14; supported by 3.11 since 3.11.4.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         infos = []
         for info in tar:

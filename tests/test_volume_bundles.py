@@ -88,14 +88,14 @@ def test_a_uid_too_long_for_a_bundle_closes_the_reader(volume: Volume) -> None:
     assert reader.closed == 1
 
 
-@pytest.mark.parametrize("trips", [0, 1, 2])
-def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, trips: int) -> None:
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, calls: int) -> None:
     threads, reader = HeldThreads(), Bytes(TAR)
     volume = Volume(root, threads)
     volume.prepare()
     writing = Deferred.fromCoroutine(volume.write_tar(CART, reader, len(TAR)))
     written = outcome(writing)
-    for _ in range(trips):
+    for _ in range(calls):
         threads.run_one()
     writing.cancel()
     assert (len(threads.held), reader.closed, written) == (1, 0, [])

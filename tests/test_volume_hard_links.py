@@ -238,7 +238,7 @@ def test_a_temporary_hard_link_takes_no_space(volume: Volume) -> None:
     old = staged(volume)
     incoming = volume.tree(NEW).parents[1] / "incoming" / str(NEW.id)
     incoming.mkdir()
-    (incoming / "twin-x").hardlink_to(old)
+    (incoming / "duplicate-x").hardlink_to(old)
     assert result_of(volume.incoming_bytes()) == 0
     (incoming / "0-x").write_bytes(BODY)
     assert result_of(volume.incoming_bytes()) == len(BODY)

@@ -133,9 +133,9 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> Non
 
 
 def test_a_system_limit_is_reported_with_the_relative_path(root: Path) -> None:
-    told = written_by("limit", root)
-    assert f"{errno.EFBIG} " in told
-    assert "'7/mine/a/b.dat'" in told
+    printed = written_by("limit", root)
+    assert f"{errno.EFBIG} " in printed
+    assert "'7/mine/a/b.dat'" in printed
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 

@@ -35,7 +35,7 @@ def running(directory: Path, archive: FaultyArchive) -> Iterator[RunningCartd]:
 
 
 @contextmanager
-def away(cartd: RunningCartd) -> Iterator[None]:
+def unavailable_volume(cartd: RunningCartd) -> Iterator[None]:
     """Replace the volume by an empty directory, like an unmounted mount point, during the block."""
     elsewhere = cartd.volume.with_name("elsewhere")
     cartd.volume.rename(elsewhere)
@@ -57,7 +57,7 @@ def test_an_unavailable_volume_does_not_damage_a_cart(
     with running(tmp_path, archive) as cartd:
         stage(cartd, archive, "tree", SIZE, files=3)
         stage(cartd, archive, "tar", SIZE, files=3, bundle=True)
-        with away(cartd):
+        with unavailable_volume(cartd):
             for _ in range(2):
                 for uid in ("tree", "tar"):
                     answer = cartd.get(f"/{uid}")
@@ -82,7 +82,7 @@ def test_staging_resumes_when_the_volume_is_back(archive: FaultyArchive, tmp_pat
         archive.fault("mine-2", hang_before_head(), method="GET")
         assert cartd.post("mine", body).status == 201
         wait_for(lambda: cartd.staged("mine") == 2)
-        with away(cartd):
+        with unavailable_volume(cartd):
             reactor.callFromThread(archive.drop_connections)
             wait_for(lambda: GONE in cartd.log)
             assert cartd.status("mine") == ("staging", "")
@@ -104,7 +104,7 @@ def test_deletions_are_finished_when_the_volume_is_back(
     with running(tmp_path, archive) as cartd:
         stage(cartd, archive, "mine", SIZE)
         stage(cartd, archive, "other", SIZE)
-        with away(cartd):
+        with unavailable_volume(cartd):
             assert cartd.delete("mine").status == 200
             assert cartd.get("/mine").status == 404
             wait_for(lambda: GONE in cartd.log)
@@ -138,7 +138,7 @@ def test_a_service_does_not_start_beside_its_volume(archive: FaultyArchive, tmp_
     with running(tmp_path, archive) as cartd:
         stage(cartd, archive, "mine", SIZE)
         cartd.terminate()
-        with away(cartd):
+        with unavailable_volume(cartd):
             done = cartd.run("twistd", *cartd.twistd[1:], check=False)
             assert done.returncode == 1
             assert done.stderr.startswith("cartd: volume_path: ")

@@ -81,16 +81,16 @@ class RecordingProducer:
     """A push producer that records the calls of its methods."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def pauseProducing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resumeProducing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def stopProducing(self) -> None:
-        self.told.append("stop")
+        self.calls.append("stop")
 
 
 def begin(coroutine: Coroutine[Any, Any, T]) -> list[T | Failure]:
