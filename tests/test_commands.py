@@ -24,7 +24,7 @@ from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
 pytest_plugins = ("tests.archive_fixture",)
 
-COMMANDS = ("dbchk", "dbsync", "import", "fixit", "verify", "dump", "token", "purge")
+COMMANDS = ("dbchk", "dbsync", "bind-volume", "fixit", "verify", "dump", "token", "purge")
 NEVER = 10**9
 
 

@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 DECISIONS = sorted((DOCS / "adr").glob("*.md"))
 DRAWING = DOCS / "architecture.svg"
-COMMANDS = ("dbchk", "dbsync", "dump", "fixit", "import", "purge", "token", "verify")
+COMMANDS = ("bind-volume", "dbchk", "dbsync", "dump", "fixit", "purge", "token", "verify")
 
 each_page = pytest.mark.parametrize(
     "page", [*PAGES, *DECISIONS], ids=lambda page: page.relative_to(ROOT).as_posix()
@@ -183,7 +183,7 @@ def help_of(
 
 
 def test_every_admin_command_is_explained(help_of: Callable[..., str]) -> None:
-    there = re.findall(r"^    ([a-z]+) {2,}", help_of(cartd_cmd), flags=re.MULTILINE)
+    there = re.findall(r"^    ([a-z-]+) {2,}", help_of(cartd_cmd), flags=re.MULTILINE)
     headings = re.findall(r"^### cartd-cmd (.+)$", prose(DOCS / "commands.md"), flags=re.MULTILINE)
 
     assert sorted(there) == sorted(headings) == sorted(COMMANDS)
@@ -212,7 +212,7 @@ def test_the_options_of_the_service_are_those_explained() -> None:
 def test_every_admin_command_in_an_example_exists(page: Path, help_of: Callable[..., str]) -> None:
     examples = "".join(blocks(page, "sh")).splitlines() + code(page)
     for example in examples:
-        if used := re.search(r"cartd-cmd(?: --config \S+)? ([a-z]\w+)(.*)", example):
+        if used := re.search(r"cartd-cmd(?: --config \S+)? ([a-z][\w-]+)(.*)", example):
             assert used[1] in COMMANDS, example
             there = options(help_of(cartd_cmd, used[1]))
             assert options(used[2]) <= there, example

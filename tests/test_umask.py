@@ -42,7 +42,7 @@ def test_by_default_files_are_private(archive: FaultyArchive, tmp_path: Path) ->
         assert {mode & 0o077 for mode in look(cartd, archive).values()} == {0}
         cartd.terminate()
         (cartd.volume / ".cartd-volume").unlink()
-        cartd.run("cartd-cmd", "import")
+        cartd.run("cartd-cmd", "bind-volume")
         assert (cartd.volume / ".cartd-volume").exists()
         assert {mode & 0o077 for mode in modes(cartd).values()} == {0}
 

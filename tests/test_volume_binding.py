@@ -92,7 +92,7 @@ async def test_an_empty_directory_is_rejected_as_volume_with_carts(
     root.mkdir()
     assert "is it mounted?" in refusal(database, root)
     root.rmdir()
-    assert "cartd-cmd import" in refusal(database, root)
+    assert "cartd-cmd bind-volume" in refusal(database, root)
     assert not root.exists()
     root.with_name("away").rename(root)
     assert bind_volume(database, root) == number_on(root)
@@ -130,7 +130,7 @@ async def test_two_volumes_that_were_swapped_are_left_alone(
 
 @pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "of another database"])
 @in_the_loop
-async def test_an_administrator_can_have_it_adopted(
+async def test_force_binds_a_replaced_volume(
     database: str, store: Store, root: Path, tmp_path: Path, marked: bool
 ) -> None:
     number = bind_volume(database, root)
@@ -139,7 +139,7 @@ async def test_an_administrator_can_have_it_adopted(
     if marked:
         bind_volume(another_database(tmp_path), replacement)
         with_a_cart(replacement)
-    assert bind_volume(database, replacement, adopt=True) == number
+    assert bind_volume(database, replacement, force=True) == number
     assert bind_volume(database, replacement) == number == number_on(replacement)
 
 
@@ -148,9 +148,9 @@ def test_files_written_by_root_get_the_volume_owner(database: str, root: Path) -
     """With a mark that the service cannot read, the volume would be unavailable."""
     root.mkdir()
     os.chown(root, 12345, 23456)
-    for adopt in (False, True):
+    for force in (False, True):
         (root / MARK).unlink(missing_ok=True)
-        bind_volume(database, root, adopt=adopt)
+        bind_volume(database, root, force=force)
         mark = (root / MARK).stat()
         assert (mark.st_uid, mark.st_gid) == (12345, 23456)
 

@@ -113,7 +113,7 @@ def test_deletions_are_finished_when_the_volume_is_back(
 
 
 @in_a_thread
-def test_a_command_refuses_a_foreign_volume_until_it_is_imported(
+def test_a_command_refuses_a_foreign_volume_until_it_is_bound(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running(tmp_path, archive) as cartd:
@@ -125,8 +125,8 @@ def test_a_command_refuses_a_foreign_volume_until_it_is_imported(
         assert done.returncode == 1
         assert "is it mounted?" in done.stderr and done.stderr.count("\n") == 1
         assert everything(cartd.volume) == set()
-        adopted = cartd.run("cartd-cmd", "import")
-        assert adopted.stdout == f"{cartd.volume} is the volume of this database.\n"
+        bound = cartd.run("cartd-cmd", "bind-volume")
+        assert bound.stdout == f"{cartd.volume} is the volume of this database.\n"
         cartd.start()
         assert cartd.get("/mine").status == 202
         cartd.wait_until("mine", "ready")

@@ -103,8 +103,8 @@ def create_parser() -> ArgumentParser:
         "A database of Pacifica Cartd is upgraded in place, with its carts.",
     )
     add(
-        "import",
-        _import,
+        "bind-volume",
+        _bind_volume,
         "Bind the configured volume to this database.\n"
         "For a replaced volume or a replaced database. Carts that are not on the volume are\n"
         "restaged when they are requested; carts that are not in the database stay unknown.",
@@ -214,10 +214,10 @@ def _warn(line: str) -> None:
     print(f"cartd-cmd: {line}", file=sys.stderr)
 
 
-def _import(config: Config, _args: Namespace) -> int:
+def _bind_volume(config: Config, _args: Namespace) -> int:
     _wait(config)
     _check_schema(config)
-    bind_volume(config.database_url, config.volume_path, adopt=True)
+    bind_volume(config.database_url, config.volume_path, force=True)
     print(f"{config.volume_path} is the volume of this database.")
     return 0
 

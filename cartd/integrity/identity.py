@@ -23,11 +23,11 @@ def _discard(_line: str) -> None:
 
 
 def bind_volume(
-    url: str, root: Path, *, adopt: bool = False, report: Callable[[str], object] = _discard
+    url: str, root: Path, *, force: bool = False, report: Callable[[str], object] = _discard
 ) -> int | None:
     """Prepare the volume at ``root`` for the database; return its identity number.
 
-    None if the disk is too full to write it: that is retried at the next start.  ``adopt``: make it
+    None if the disk is too full to write it: that is retried at the next start.  ``force``: make it
     the volume of this database, whatever it was.  ``report`` is called with each warning about the
     volume.
 
@@ -35,16 +35,16 @@ def bind_volume(
     """
     try:
         with volume_record(url) as record:
-            return _bind(record, root, adopt, report)
+            return _bind(record, root, force, report)
     except OSError as error:
         raise unusable(root, error.strerror or str(error)) from None
 
 
 def _bind(
-    record: VolumeRecord, root: Path, adopt: bool, report: Callable[[str], object]
+    record: VolumeRecord, root: Path, force: bool, report: Callable[[str], object]
 ) -> int | None:
     there = read_volume_number(root)
-    if not adopt:
+    if not force:
         _check_match(record, there, root)
     for line in prepare(VolumePaths(root)):
         report(line)
@@ -67,10 +67,10 @@ def _check_match(record: VolumeRecord, there: int | None, root: Path) -> None:
     if known is not None and record.has_carts:
         raise ConfigError(
             f"volume_path: {str(root)!r} is not the volume of this database (is it mounted?);"
-            " to use it anyway, run cartd-cmd import"
+            " to use it anyway, run cartd-cmd bind-volume"
         )
     if there is not None and holds_carts(root):
         raise ConfigError(
             f"volume_path: {str(root)!r} has carts of another database (is the database right?);"
-            " to use it anyway, run cartd-cmd import"
+            " to use it anyway, run cartd-cmd bind-volume"
         )
