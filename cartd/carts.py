@@ -12,12 +12,11 @@ from twisted.internet.defer import Deferred
 from cartd.byte_limit import ByteLimit
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
-from cartd.model import Cart, Viewer
+from cartd.model import MAX_UID_LENGTH, Cart, Viewer, check_uid, uid_may_be_stored
 from cartd.quotas import UserQuota
 from cartd.removal import Removal
 from cartd.store import Store
 from cartd.threads import ThreadRunner
-from cartd.uids import MAX_STORED_LENGTH, check_uid, may_be_stored
 from cartd.uncancellable import uncancellable
 
 MAX_BUNDLED_UID = 255 - len(".tar")
@@ -147,9 +146,9 @@ class Carts:
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        cart = await self._store.newest_for(viewer, uid) if may_be_stored(uid) else None
+        cart = await self._store.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
         if cart is None:
-            raise CartNotFound(f"No cart with uid {uid[:MAX_STORED_LENGTH]} found")
+            raise CartNotFound(f"No cart with uid {uid[:MAX_UID_LENGTH]} found")
         return cart
 
     async def delete(self, viewer: Viewer, uid: str) -> None:
@@ -157,7 +156,7 @@ class Carts:
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        if not may_be_stored(uid):
+        if not uid_may_be_stored(uid):
             raise CartNotFound("Not Found")
         deleting = Deferred.fromCoroutine(self._removal.delete_all(viewer, uid))
         if not await uncancellable(deleting):

@@ -19,7 +19,7 @@ from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
 from cartd.integrity.repair import Repair
-from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer
+from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
 from cartd.pins import AccessTimes, Pins
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
@@ -28,7 +28,6 @@ from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts
 from cartd.tar_index_cache import TarIndexCache
-from cartd.uids import may_be_stored
 from cartd.volume import Volume
 
 TOUCH_INTERVAL = 60.0
@@ -188,7 +187,7 @@ class Downloads:
             evaluate(method, conditions, current, now=self._now())
 
     async def _newest(self, viewer: Viewer, uid: str) -> Cart | None:
-        return await self._store.newest_for(viewer, uid) if may_be_stored(uid) else None
+        return await self._store.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
 
     async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
         """Whether no other tar of this uid has, or will have, the same ``Last-Modified``.

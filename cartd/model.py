@@ -1,11 +1,13 @@
-"""The data model: carts, their files, the statuses of both, users and viewers."""
+"""The data model: carts, their uids and files, the statuses of both, users and viewers."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from cartd.errors import InvalidInput
 from cartd.text import escape
 
 
@@ -185,3 +187,27 @@ class CartFile:
     """Whole Unix seconds, from the archive."""
     id: int | None = field(default=None, compare=False)
     """The id of its row in the store; not compared."""
+
+
+UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
+"""The pattern of a complete uid, the name that a client chooses for a cart."""
+_UID = re.compile(UID_PATTERN)
+MAX_UID_LENGTH = 255
+"""Characters of the database column, as in Pacifica Cartd."""
+
+
+def uid_may_be_stored(uid: str) -> bool:
+    """Return whether a cart in the database can have this uid; Pacifica Cartd accepted nearly any.
+
+    Look-ups of other uids are skipped: they would find nothing, or fail because of a NUL.
+    """
+    return "\0" not in uid and len(uid) <= MAX_UID_LENGTH
+
+
+def check_uid(uid: str) -> str:
+    """Return ``uid`` if a new cart may have it; else raise InvalidInput."""
+    if _UID.fullmatch(uid) is None:
+        raise InvalidInput(
+            "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
+        )
+    return uid

@@ -26,7 +26,6 @@ from cartd.integrity.repair import Repair
 from cartd.integrity.syncing import Syncing
 from cartd.integrity.verification import Verification
 from cartd.pins import AccessTimes, Pins
-from cartd.process_locks import ProcessLocks
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal
 from cartd.staging.context import StagingContext
@@ -38,6 +37,7 @@ from cartd.threads import DedicatedThread, Threads
 from cartd.uncancellable import with_timeout
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
+from cartd.volume.process_locks import ProcessLocks
 
 THREADS = 16
 """Threads for the disk: enough that slow reads do not wait for each other."""

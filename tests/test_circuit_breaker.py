@@ -17,9 +17,9 @@ from cartd.circuit_breaker.probe_targets import ProbeTargets
 from cartd.concurrency import INITIAL_SLOTS, RAMP_UP_SECONDS
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
-from cartd.process_locks import ProcessLocks
 from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
+from cartd.volume.process_locks import ProcessLocks
 from tests.memory_store import MemoryStore
 from tests.staging_parts import Bench, outage, passing, unavailable
 from tests.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of

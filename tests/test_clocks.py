@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from cartd.clocks import monotonic_clock_from
-from cartd.process_locks import LeaseObserver
+from cartd.volume.process_locks import LeaseObserver
 
 
 class Machine:

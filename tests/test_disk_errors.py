@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from cartd.disk_errors import raise_if_transient
-from cartd.errors import DiskUnavailable, Unavailable
+from cartd.errors import DiskUnavailable, Unavailable, raise_if_transient
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
 from cartd.volume.identity import Identity, write_volume_number

@@ -12,10 +12,10 @@ from twisted.internet.task import Clock, deferLater
 
 from cartd.concurrency import INITIAL_SLOTS, FairSemaphore, for_each
 from cartd.model import Cart
-from cartd.process_locks import ProcessLocks
 from cartd.quotas import FairShare
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
+from cartd.volume.process_locks import ProcessLocks
 from tests.staging_parts import Bench
 from tests.volume_parts import InThisThread, result_of
 

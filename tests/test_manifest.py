@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cartd.errors import InvalidInput
 from cartd.manifest import Entry, Manifest, parse
-from cartd.uids import check_uid
+from cartd.model import check_uid
 
 SHA1 = hashlib.sha1(b"content").hexdigest()
 

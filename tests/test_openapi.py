@@ -19,10 +19,9 @@ from cartd.checksum import digest_size
 from cartd.content_disposition import check_filename
 from cartd.errors import CartdError, InvalidInput
 from cartd.manifest import parse
-from cartd.model import CartStatus
+from cartd.model import CartStatus, check_uid
 from cartd.openapi.schemas import EXAMPLE_MANIFEST, HASH_TYPES
 from cartd.rest import Rest
-from cartd.uids import check_uid
 
 DOCUMENT = openapi.document()
 KEPT = Path(__file__).parent.parent / "docs/openapi.json"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cartd.process_locks import NO_BOOT_ID, ProcessLocks, boot_id
+from cartd.volume.process_locks import NO_BOOT_ID, ProcessLocks, boot_id
 from tests.without_flock import refuse
 
 HOLD = """
 import sys
 from pathlib import Path
-from cartd.process_locks import ProcessLocks
+from cartd.volume.process_locks import ProcessLocks
 process_locks = ProcessLocks(Path(sys.argv[1]))
 process_locks.start()
 print(process_locks.name, flush=True)
@@ -139,7 +139,11 @@ def test_a_starting_process_is_not_considered_dead(
 
 
 def test_a_kernel_has_one_name_for_all_its_processes() -> None:
-    asked = [sys.executable, "-c", "from cartd.process_locks import boot_id; print(boot_id())"]
+    asked = [
+        sys.executable,
+        "-c",
+        "from cartd.volume.process_locks import boot_id; print(boot_id())",
+    ]
     told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     assert told == boot_id()
     assert re.fullmatch("[0-9a-f]{8}|0", told)

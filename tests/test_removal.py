@@ -15,11 +15,11 @@ from twisted.logger import capturedLogs, formatEvent
 
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
-from cartd.process_locks import ProcessLocks
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import RootedFS
 from cartd.staging.stager import Stager
 from cartd.threads import ThreadRunner
+from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import RemovalStopped, remove_tree
 from tests.staging_parts import Bench
 from tests.volume_parts import (

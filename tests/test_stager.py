@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from cartd.errors import Unavailable
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
-from cartd.process_locks import ProcessLocks
 from cartd.staging.stager import CLAIM_INTERVAL, LEASE_SECONDS, STALL_TIMEOUT, Stager
+from cartd.volume.process_locks import ProcessLocks
 from tests.staging_parts import Bench, outage, passing
 from tests.volume_parts import InThisThread, begin, logged, result_of
 

@@ -13,12 +13,12 @@ import pytest
 
 from cartd.errors import CartdError, ConfigError, VolumeDamaged
 from cartd.model import DuplicateFile
-from cartd.process_locks import ProcessLocks
 from cartd.rooted_fs import RootedFS
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
 from cartd.volume import Volume
 from cartd.volume.identity import read_volume_number
+from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import MAX_DEPTH_OPEN, remove_tree
 from tests.open_files import open_below
 from tests.volume_parts import (

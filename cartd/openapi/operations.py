@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cartd.content_disposition import MAX_BYTES
+from cartd.model import UID_PATTERN
 from cartd.openapi.responses import (
     CACHE_HEADERS,
     COUNT_HEADERS,
@@ -15,7 +16,6 @@ from cartd.openapi.responses import (
     message_response,
 )
 from cartd.openapi.schemas import CONTROLS, EXAMPLE_MANIFEST, ref
-from cartd.uids import UID_PATTERN
 
 _TAR = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
-from cartd.disk_errors import is_missing, raise_if_transient
-from cartd.errors import FileUnreadable, VolumeDamaged
+from cartd.errors import FileUnreadable, VolumeDamaged, is_missing, raise_if_transient
 from cartd.sending.dir_fd_cache import DirFdCache
 from cartd.sending.reader import CartLock
 from cartd.tar.virtual_tar import Literal, Slice

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cartd import openapi
-from cartd.uids import check_uid
+from cartd.model import check_uid
 
 CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
 _READ_METHODS = ("GET", "HEAD")

@@ -25,7 +25,6 @@ from cartd.integrity.missing_files import invalidate_unreadable
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.periodic import Periodic
-from cartd.process_locks import LeaseObserver, ProcessLocks
 from cartd.quotas import FairShare
 from cartd.staging.context import StagingContext
 from cartd.staging.pipeline import StagingPipeline
@@ -34,6 +33,7 @@ from cartd.store import Store
 from cartd.text import escape
 from cartd.threads import ThreadRunner
 from cartd.uncancellable import with_timeout
+from cartd.volume.process_locks import LeaseObserver, ProcessLocks
 
 LEASE_SECONDS = 60.0
 """Seconds until a lease expires unless it is renewed."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.disk_errors import raise_if_transient, transient_raised
+from cartd.errors import raise_if_transient, transient_raised
 from cartd.rooted_fs import RootedFS
 
 

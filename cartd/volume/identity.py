@@ -13,8 +13,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from cartd.disk_errors import is_exhausted, raise_if_transient
-from cartd.errors import VolumeUnavailable
+from cartd.errors import VolumeUnavailable, is_exhausted, raise_if_transient
 from cartd.rooted_fs import READ_FLAGS, require_regular
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_ISLNK
 
-from cartd.disk_errors import raise_if_transient
+from cartd.errors import raise_if_transient
 from cartd.model import Cart
 from cartd.rooted_fs import RootedFS
 from cartd.volume.mkdir_fs import MkdirFS

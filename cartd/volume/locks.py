@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cartd.disk_errors import raise_if_transient
-from cartd.errors import VolumeDamaged
+from cartd.errors import VolumeDamaged, raise_if_transient
 from cartd.locks import LocksUnsupported, try_lock
 from cartd.model import Cart
 from cartd.threads import ThreadRunner

@@ -11,8 +11,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from cartd.errors import InvalidInput
+from cartd.model import check_uid
 from cartd.rooted_fs import RootedFS
-from cartd.uids import check_uid
 from cartd.uncancellable import uncancellable
 from cartd.volume.base import VolumeBase
 from cartd.volume.files import list_entries

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cartd.disk_errors import raise_if_transient
-from cartd.errors import NoSpace
+from cartd.errors import NoSpace, raise_if_transient
 from cartd.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
 

@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 from twisted.internet.defer import CancelledError
 
 from cartd.checksum import Checksum, Mismatch
-from cartd.disk_errors import raise_if_transient
+from cartd.errors import raise_if_transient
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import RootedFS
 from cartd.threads import T, ThreadRunner

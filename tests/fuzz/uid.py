@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from cartd.errors import InvalidInput
-from cartd.uids import check_uid
+from cartd.model import check_uid
 
 WORDS = (b"..", b".", b"-", b"~", b"a" * 255, b"\n", b"/", b"%2e", b"\xc3\xa9", b"\0", b"\xd9\xa1")
 
