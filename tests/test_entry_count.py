@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cartd import entry_count
+from cartd.entry_count import check_entries
 from cartd.errors import TooLarge
-from cartd.manifest import entry_count, parse
-from cartd.manifest.entry_count import check_entries
+from cartd.manifest import parse
 
 ENTRY = {"id": 1, "path": "a", "hashtype": "md5", "hashsum": ""}
 

@@ -24,10 +24,10 @@ from urllib.parse import unquote
 import msgspec
 
 from cartd.checksum import digest_size
+from cartd.entry_count import check_entries
 from cartd.errors import InvalidInput
-from cartd.manifest.entry_count import check_entries
-from cartd.manifest.path_set import PathSet
-from cartd.manifest.unicode_errors import describe_invalid_utf8, describe_lone_surrogate
+from cartd.path_set import PathSet
+from cartd.unicode_errors import describe_invalid_utf8, describe_lone_surrogate
 
 ID_LIMIT = 1024
 """Maximum bytes of an archive id."""
