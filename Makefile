@@ -33,9 +33,9 @@ $(READY): requirements.txt setup.py
 		--config-settings editable_mode=compat --editable .
 	touch $@
 
-$(OLD): tests/old-requests.txt $(READY)
+$(OLD): tests/support/old-requests.txt $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(@D) -r tests/old-requests.txt
+		--target $(@D) -r tests/support/old-requests.txt
 	touch $@
 
 demo: $(READY)

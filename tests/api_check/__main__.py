@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.api_check.running import check, prepare
-from tests.cart_site import cart_site
+from tests.support.cart_site import cart_site
 
 
 def main(arguments: list[str]) -> int:

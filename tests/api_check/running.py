@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cart_site import CartSite
-from tests.running_cartd import command, entry, manifest
+from tests.support.cart_site import CartSite
+from tests.support.running_cartd import command, entry, manifest
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 KNOWN = ("known-ready", "known-bundled", "known-error", "known-empty")

@@ -13,8 +13,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
 from cartd.archive.agent.head import MAX_BYTES, BadResponse
-from tests.agent_fixture import AgentClient, Collected, agent_client
-from tests.archive_faults import Close, Drip, Send, Step, head, steps
+from tests.support.agent_fixture import AgentClient, Collected, agent_client
+from tests.support.archive_faults import Close, Drip, Send, Step, head, steps
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OLD = b"HTTP/1.0 200 OK\r\n"

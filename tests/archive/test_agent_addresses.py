@@ -19,7 +19,7 @@ from zope.interface import implementer
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
 from cartd.archive.agent.addresses import ADDRESS_SECONDS, ATTEMPT_SECONDS
-from tests.faulty_archive import FaultyArchive
+from tests.support.faulty_archive import FaultyArchive
 
 reactor: Any = _reactor
 OF_IPV6 = [IPv6Address("TCP", "2001:db8::1", 8080)]

@@ -11,9 +11,9 @@ from twisted.internet.task import deferLater
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import IResponse
 
-from tests.agent_fixture import Collected, agent_client
-from tests.archive_client_fixture import Offers, reactor
-from tests.archive_faults import Fault, Send, endless, head, steps
+from tests.support.agent_fixture import Collected, agent_client
+from tests.support.archive_client_fixture import Offers, reactor
+from tests.support.archive_faults import Fault, Send, endless, head, steps
 
 SIZE = 400_000
 DATA = bytes(range(250)) * (SIZE // 250)

@@ -20,9 +20,9 @@ from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.pool import Pool
 from cartd.archive.agent.request import Request
 from cartd.archive.agent.response import Response
-from tests.agent_fixture import Collected, agent_client
-from tests.archive_client_fixture import Offers
-from tests.archive_faults import Drip, Fault, Hang, Send, endless, hang_after, head, steps
+from tests.support.agent_fixture import Collected, agent_client
+from tests.support.archive_client_fixture import Offers
+from tests.support.archive_faults import Drip, Fault, Hang, Send, endless, hang_after, head, steps
 
 LAST_BYTES_LATER = steps(
     Send(head(200, [("Content-Length", "10")])), Drip(b"ten  bytes", piece=5, delay=0.01)

@@ -12,8 +12,8 @@ from twisted.web.client import ResponseDone
 from cartd.archive.agent import Pool
 from cartd.archive.agent.connection import Connection
 from cartd.archive.agent.request import Origin
-from tests.agent_fixture import IDLE_SECONDS, KEPT, AgentClient, Collected, agent_client
-from tests.archive_faults import (
+from tests.support.agent_fixture import IDLE_SECONDS, KEPT, AgentClient, Collected, agent_client
+from tests.support.archive_faults import (
     Close,
     Drip,
     Send,

@@ -13,9 +13,9 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from tests.agent_fixture import agent_client
-from tests.archive_client_fixture import TEST_TIMEOUT, reactor
-from tests.archive_faults import (
+from tests.support.agent_fixture import agent_client
+from tests.support.archive_client_fixture import TEST_TIMEOUT, reactor
+from tests.support.archive_faults import (
     Close,
     Fault,
     Send,

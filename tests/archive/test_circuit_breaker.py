@@ -20,9 +20,9 @@ from cartd.model import Cart, CartFile, CartStatus
 from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
 from cartd.volume.process_locks import ProcessLocks
-from tests.memory_store import MemoryStore
-from tests.staging_parts import Bench, outage, passing, unavailable
-from tests.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of
+from tests.support.memory_store import MemoryStore
+from tests.support.staging_parts import Bench, outage, passing, unavailable
+from tests.support.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}
 LINES = (

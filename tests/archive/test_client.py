@@ -8,12 +8,28 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import FileState
-from tests.archive_client_fixture import DATA, ClientFactory, ClientUnderTest, failure_of, reactor
-from tests.archive_faults import Close, Fault, Send, chunked, drip, head, no_length, status, steps
-from tests.faulty_archive import FaultyArchive
-from tests.real_archive import real_archive
+from tests.support.archive_client_fixture import (
+    DATA,
+    ClientFactory,
+    ClientUnderTest,
+    failure_of,
+    reactor,
+)
+from tests.support.archive_faults import (
+    Close,
+    Fault,
+    Send,
+    chunked,
+    drip,
+    head,
+    no_length,
+    status,
+    steps,
+)
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.real_archive import real_archive
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 @pytest_twisted.ensureDeferred

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Close,
     Drip,
     Fault,
@@ -20,9 +20,9 @@ from tests.archive_faults import (
     honest,
     state_headers,
 )
-from tests.cartd_with_archive import cartd_with_archive
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import entry, manifest
+from tests.support.cartd_with_archive import cartd_with_archive
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import entry, manifest
 
 KEPT = 10
 CLOSE = ("Connection", "close")

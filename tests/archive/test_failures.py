@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.archive_client_fixture import (
+from tests.support.archive_client_fixture import (
     DATA,
     HEAD_TIMEOUT,
     ClientFactory,
@@ -18,7 +18,7 @@ from tests.archive_client_fixture import (
     begun,
     failure_of,
 )
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Endless,
     Fault,
     Hang,
@@ -39,7 +39,7 @@ from tests.archive_faults import (
     truncated,
 )
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 HTTP_FAULTS = [

@@ -9,9 +9,9 @@ import pytest_twisted
 import trustme
 from OpenSSL import SSL
 
-from tests.archive_client_fixture import ClientFactory, Offers, asking, failure_of
+from tests.support.archive_client_fixture import ClientFactory, Offers, asking, failure_of
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 HOST = "127.0.0.1"
 VERSIONS = pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import Drip, Endless, Send, head, reply, state_headers, steps
-from tests.cartd_with_archive import cartd_with_archive, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.hostile_responses import DATA, HOSTILE_RESPONSES, STALL
-from tests.running_cartd import RunningCartd, entry, manifest
+from tests.support.archive_faults import Drip, Endless, Send, head, reply, state_headers, steps
+from tests.support.cartd_with_archive import cartd_with_archive, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.hostile_responses import DATA, HOSTILE_RESPONSES, STALL
+from tests.support.running_cartd import RunningCartd, entry, manifest
 
 INI = f"[archiveinterface]\nmax_attempts = 2\nstall_timeout = {STALL}\nconnect_timeout = 5\n"
 MOST_MEMORY = 48 << 20

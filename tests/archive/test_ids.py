@@ -9,7 +9,7 @@ import pytest_twisted
 
 from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.errors import ConfigError
-from tests.archive_client_fixture import (
+from tests.support.archive_client_fixture import (
     DATA,
     ClientFactory,
     ClientUnderTest,
@@ -17,9 +17,9 @@ from tests.archive_client_fixture import (
     failure_of,
     reactor,
 )
-from tests.archive_faults import status
+from tests.support.archive_faults import status
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 HOSTILE = [

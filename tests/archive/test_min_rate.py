@@ -6,7 +6,7 @@ import re
 
 import pytest_twisted
 
-from tests.archive_client_fixture import (
+from tests.support.archive_client_fixture import (
     DATA,
     MIN_RATE,
     ClientFactory,
@@ -15,9 +15,9 @@ from tests.archive_client_fixture import (
     asking,
     failure_of,
 )
-from tests.archive_faults import Drip, Send, drip, head, steps
+from tests.support.archive_faults import Drip, Send, drip, head, steps
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 STEP = 25.0
 """Seconds between pieces: less than the stall timeout."""

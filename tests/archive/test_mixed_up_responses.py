@@ -9,10 +9,10 @@ import pytest_twisted
 
 from cartd.archive import ArchiveError, FileState
 from cartd.archive.responses import names_file
-from tests.archive_client_fixture import ClientFactory, ClientUnderTest, asking
-from tests.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
+from tests.support.archive_client_fixture import ClientFactory, ClientUnderTest, asking
+from tests.support.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 @pytest_twisted.async_yield_fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Fault,
     close_before_head,
     garbage,
@@ -16,11 +16,11 @@ from tests.archive_faults import (
     reset_before_head,
     status,
 )
-from tests.archived_files import ArchivedFile, manifest_of, many_files, store
-from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive
-from tests.faulty_archive import FaultyArchive
-from tests.real_archive import real_archive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.archived_files import ArchivedFile, manifest_of, many_files, store
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.real_archive import real_archive
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
 INI = "[archiveinterface]\nmax_attempts = 2\nstall_timeout = 1\nconnect_timeout = 5\n"
 FILES = 40

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.archived_files import (
+from tests.support.archived_files import (
     HASH_TYPES,
     ArchivedFile,
     in_tar,
@@ -17,9 +17,9 @@ from tests.archived_files import (
     many_files,
     store,
 )
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.real_archive import RealArchive, real_archive
-from tests.running_cartd import RunningCartd, manifest, running_cartd
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.real_archive import RealArchive, real_archive
+from tests.support.running_cartd import RunningCartd, manifest, running_cartd
 
 TWO_TRIES = "[archiveinterface]\nmax_attempts = 2\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import IO
 from urllib.request import ProxyHandler, build_opener
 
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.real_archive import real_archive
-from tests.running_cartd import manifest, running_cartd
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.real_archive import real_archive
+from tests.support.running_cartd import manifest, running_cartd
 
 SIZE = 2**28
 MARK = bytes(range(256))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from tests.archive_client_fixture import DATA, ClientUnderTest, failure_of
-from tests.archive_faults import redirect
+from tests.support.archive_client_fixture import DATA, ClientUnderTest, failure_of
+from tests.support.archive_faults import redirect
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

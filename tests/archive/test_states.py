@@ -8,10 +8,10 @@ from twisted.web.http_headers import Headers
 
 from cartd.archive import FileState
 from cartd.archive.responses import read_state
-from tests.archive_client_fixture import ClientUnderTest, failure_of
-from tests.archive_faults import state
+from tests.support.archive_client_fixture import ClientUnderTest, failure_of
+from tests.support.archive_faults import state
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 @pytest.mark.parametrize(

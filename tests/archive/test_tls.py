@@ -13,10 +13,17 @@ from twisted.internet.defer import CancelledError
 
 from cartd.archive import TlsPolicy
 from cartd.errors import ConfigError
-from tests.archive_client_fixture import ClientFactory, Offers, Sink, asking, begun, failure_of
-from tests.archive_faults import endless, hang_after
+from tests.support.archive_client_fixture import (
+    ClientFactory,
+    Offers,
+    Sink,
+    asking,
+    begun,
+    failure_of,
+)
+from tests.support.archive_faults import endless, hang_after
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 HOST = "127.0.0.1"
 DATA = b"over TLS" * 10_000

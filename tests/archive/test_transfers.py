@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
-from tests.archive_client_fixture import (
+from tests.support.archive_client_fixture import (
     DATA,
     HEAD_TIMEOUT,
     STALL_TIMEOUT,
@@ -18,7 +18,7 @@ from tests.archive_client_fixture import (
     failure_of,
     reactor,
 )
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Drip,
     Fault,
     Send,
@@ -32,7 +32,7 @@ from tests.archive_faults import (
     wrong_bytes,
 )
 
-pytest_plugins = ("tests.archive_clients",)
+pytest_plugins = ("tests.support.archive_clients",)
 
 
 @pytest_twisted.ensureDeferred

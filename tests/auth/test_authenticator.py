@@ -16,7 +16,7 @@ from cartd.auth.token_registry import GRACE, LOG_INTERVAL, TokenRegistry
 from cartd.auth.tokens import DUMMY_HASH, new_token
 from cartd.errors import ConfigError, Unauthenticated, Unavailable
 from cartd.model import User
-from tests.auth_harness import AuthHarness, request
+from tests.support.auth_harness import AuthHarness, request
 
 ALICE = User("alice", admin=True)
 

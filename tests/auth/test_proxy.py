@@ -10,7 +10,7 @@ from cartd.auth.proxy import TrustedProxies
 from cartd.config import load
 from cartd.errors import ConfigError, Unauthenticated
 from cartd.model import User
-from tests.auth_harness import AuthHarness, request
+from tests.support.auth_harness import AuthHarness, request
 
 PROXY = "proxy_header = X-User\ntrusted_proxies = 10.1.0.0/16, 192.0.2.7 2001:db8::/32 unix\n"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cartd.auth import TokenFile
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import DEADLINE, Answer, unpacked, wait_for
-from tests.wire import Wire, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import DEADLINE, Answer, unpacked, wait_for
+from tests.support.wire import Wire, wire
 
 FILES = {"a/one": b"first"}
 CREDENTIALS_REQUIRED = (

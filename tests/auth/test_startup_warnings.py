@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IAddress
 from cartd.auth import TokenFile
 from cartd.auth.startup_warnings import startup_warnings
 from cartd.config import Network, parsers
-from tests.free_ports import free_port
-from tests.running_cartd import RunningCartd, running_cartd
-from tests.test_start_errors import why_it_ends
+from tests.service.test_start_errors import why_it_ends
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import RunningCartd, running_cartd
 
 OPEN = "may post, download and delete every cart: [auth] is off"
 PLAIN = "are not encrypted"

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.archive_faults import Gate, honest, steps
-from tests.archived_carts import in_a_thread, manifest_of, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd, unpacked
-from tests.user_header import Client, trusting_user_header
+from tests.support.archive_faults import Gate, honest, steps
+from tests.support.archived_carts import in_a_thread, manifest_of, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import (
+    Answer,
+    RunningCartd,
+    entry,
+    manifest,
+    running_cartd,
+    unpacked,
+)
+from tests.support.user_header import Client, trusting_user_header
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 SHARES = """
 [auth]

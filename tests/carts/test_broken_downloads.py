@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import Answer, wait_for
-from tests.wire import assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import Answer, wait_for
+from tests.support.wire import assert_is_error, wire
 
 FILES = {"a/one": b"first", "a/two": b"second" * 1000}
 LARGE = Random(2).randbytes(24 * 2**20)

@@ -10,15 +10,22 @@ from threading import Thread
 import pytest
 from sqlalchemy import text
 
-from tests.archive_faults import Gate, halted
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import begin
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, unpacked, wait_for
+from tests.support.archive_faults import Gate, halted
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import begin
+from tests.support.running_cartd import (
+    RunningCartd,
+    entry,
+    manifest,
+    running_cartd,
+    unpacked,
+    wait_for,
+)
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 FILES = {
     "a/one": b"first",

@@ -21,8 +21,8 @@ from cartd.staging.stager import Stager
 from cartd.threads import ThreadRunner
 from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import RemovalStopped, remove_tree
-from tests.staging_parts import Bench
-from tests.volume_parts import (
+from tests.support.staging_parts import Bench
+from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     begin,

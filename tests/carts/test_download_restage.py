@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from cartd.downloads import Downloads, NotReady
 from cartd.model import Cart, CartStatus
 from cartd.pins import AccessTimes, Pins
-from tests.volume_parts import logged, result_of
+from tests.support.volume_parts import logged, result_of
 
 CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)
 

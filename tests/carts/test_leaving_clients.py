@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import unpacked, wait_for
-from tests.wire import Wire, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import unpacked, wait_for
+from tests.support.wire import Wire, wire
 
 SMALL_BUFFER = 64 * 1024
 LARGE = Random(1).randbytes(24 * 2**20)

@@ -11,13 +11,13 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread
 
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 MB = 10**6
 DATA = {f"a-{number}": content(f"a-{number}", MB // 4) for number in range(4)}

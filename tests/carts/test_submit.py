@@ -15,8 +15,8 @@ from cartd.carts import Carts
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import UNRESTRICTED
 from cartd.quotas import NO_QUOTA
-from tests.sending import OneByOne
-from tests.volume_parts import HeldThreads
+from tests.support.sending import OneByOne
+from tests.support.volume_parts import HeldThreads
 
 
 class NoStore:

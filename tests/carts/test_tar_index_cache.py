@@ -16,8 +16,8 @@ from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.threads import ThreadRunner
-from tests.built_tars import Member, columns, index_of
-from tests.volume_parts import (
+from tests.support.built_tars import Member, columns, index_of
+from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     begin,

@@ -15,14 +15,14 @@ from sqlalchemy import text
 
 from cartd.cli import main
 from cartd.cli.commands import create_parser
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import begin, make_tables
-from tests.running_cartd import RunningCartd, command, running_cartd, unpacked
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import begin, make_tables
+from tests.support.running_cartd import RunningCartd, command, running_cartd, unpacked
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 COMMANDS = ("dbchk", "dbsync", "bind-volume", "fixit", "verify", "dump", "token", "purge")
 NEVER = 10**9

@@ -17,10 +17,10 @@ from cartd.manifest import Entry
 from cartd.model import CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
-from tests.stored_carts import manifest, posted, with_status
-from tests.volume_parts import InThisThread
+from tests.support.stored_carts import manifest, posted, with_status
+from tests.support.volume_parts import InThisThread
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CART_KEYS = [

@@ -13,16 +13,23 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from tests.archive_faults import Gate, halted, status
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import begin
-from tests.running_cartd import DEADLINE, RunningCartd, command, running_cartd, unpacked, wait_for
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.archive_faults import Gate, halted, status
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import begin
+from tests.support.running_cartd import (
+    DEADLINE,
+    RunningCartd,
+    command,
+    running_cartd,
+    unpacked,
+    wait_for,
+)
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 ONE_TRY = "[archiveinterface]\nmax_attempts = 1\n"
 NEVER = 10**9

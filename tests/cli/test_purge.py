@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from cartd.cli.purge import Purge
 from cartd.model import Cart, CartStatus
 from cartd.removal import CannotRemove
-from tests.test_removal import RemovalBench, refusing
-from tests.volume_parts import failure_of, outcome, result_of
+from tests.carts.test_delete import RemovalBench, refusing
+from tests.support.volume_parts import failure_of, outcome, result_of
 
 BEFORE = 100
 

@@ -21,8 +21,8 @@ from cartd.auth import TokenFile, token_file
 from cartd.auth.entries import parse
 from cartd.errors import ConfigError
 from cartd.locks import try_lock
-from tests.running_cartd import RunningCartd, running_cartd
-from tests.without_flock import refuse
+from tests.support.running_cartd import RunningCartd, running_cartd
+from tests.support.without_flock import refuse
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from cartd.cli.verify import Verify
 from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
-from tests.cart_site import CartSite, cart_site
-from tests.volume_parts import result_of
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.volume_parts import result_of
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from cartd.config import Config, load, parse_size, sqlalchemy_url
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
 
-PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 PACIFICA = """
 [cartd]

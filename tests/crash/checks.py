@@ -17,7 +17,7 @@ from tests.crash.consistency import counter_errors, files_of, link_errors, owner
 from tests.crash.load import BROKEN, removed_files
 from tests.crash.model import LiveCart, Model, Post, number_in, tar_of, top_of
 from tests.crash.rows import CartRow, read_carts
-from tests.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
+from tests.support.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
 
 UNFINISHED = ("waiting", "staging", "bundling")
 _UNEXPECTED = re.compile("Traceback|Unhandled|never awaited")

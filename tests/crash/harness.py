@@ -29,8 +29,8 @@ from tests.crash import kill_points
 from tests.crash.checks import Checks
 from tests.crash.load import Load
 from tests.crash.model import CORRUPT, GIANT, LARGE_BYTES, Archived, Model, archived_files
-from tests.running_cartd import RunningCartd, running_cartd
-from tests.served_directory import ServedDirectory, served_directory
+from tests.support.running_cartd import RunningCartd, running_cartd
+from tests.support.served_directory import ServedDirectory, served_directory
 
 QUOTA = 3 * LARGE_BYTES + LARGE_BYTES // 2
 INI = f"""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.system_calls import path_of
+from tests.support.system_calls import path_of
 
 POINTS = (
     *("before-post", "after-post", "after-claim", "after-reserve"),

@@ -16,8 +16,8 @@ from threading import Event, Lock, Thread
 from urllib.parse import quote
 
 from tests.crash.model import Archived, Known, Model, Post, post_of, slow_post
-from tests.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
-from tests.slow_reader import SlowReader
+from tests.support.running_cartd import DEADLINE, POLL_INTERVAL, Answer, RunningCartd
+from tests.support.slow_reader import SlowReader
 
 CLIENTS = 4
 UIDS = 3

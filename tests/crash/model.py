@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from random import Random
 from typing import Any
 
-from tests.running_cartd import entry, manifest
+from tests.support.running_cartd import entry, manifest
 
 NO_SPACE = "No Space Available"
 GIANT = "giant"

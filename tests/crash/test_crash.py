@@ -1,6 +1,6 @@
 """A service that is killed during its work continues by itself.
 
-For a kill during bundling, see :mod:`tests.test_bundled_carts`.
+For a kill during bundling, see :mod:`tests.carts.test_bundled_carts`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import pytest_twisted
 from sqlalchemy import create_engine, text
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import hang_after, hang_before_head
-from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive, on_the_volume
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.archive_faults import hang_after, hang_before_head
+from tests.support.cartd_with_archive import (
+    assert_no_unexpected_errors,
+    cartd_with_archive,
+    on_the_volume,
+)
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
 LARGE = bytes(range(256)) * (16 * 1024)
 """4 MiB: some of it is on the disk before the last byte has been received."""

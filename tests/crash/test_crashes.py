@@ -13,9 +13,9 @@ import pytest
 
 from tests.crash.harness import Harness, crash_harness
 from tests.crash.kill_points import POINTS, RARE_POINTS
-from tests.databases import Postgres
+from tests.support.databases import Postgres
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 PARTS = 4
 """Parts into which the points are divided, one test each, to run in parallel."""

@@ -16,8 +16,8 @@ from cartd.quotas import FairShare
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
 from cartd.volume.process_locks import ProcessLocks
-from tests.staging_parts import Bench
-from tests.volume_parts import InThisThread, result_of
+from tests.support.staging_parts import Bench
+from tests.support.volume_parts import InThisThread, result_of
 
 SLOTS = 32
 

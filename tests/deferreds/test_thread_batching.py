@@ -13,7 +13,7 @@ from cartd.volume.thread_batching import (
     MIN_CONCURRENT,
     BatchingThreadRunner,
 )
-from tests.volume_parts import HeldThreads, InThisThread, failure_of, outcome
+from tests.support.volume_parts import HeldThreads, InThisThread, failure_of, outcome
 
 
 def identity(value: object) -> object:

@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail,
 from twisted.internet.task import Clock
 
 from cartd.uncancellable import uncancellable, with_timeout
-from tests.volume_parts import begin, failure_of, outcome, result_of
+from tests.support.volume_parts import begin, failure_of, outcome, result_of
 
 
 def test_uncancellable_returns_the_result() -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from cartd.directory_archive.service import Options
-from tests import preloaded
-from tests.real_archive import real_archive
+from tests.support import preloaded
+from tests.support.real_archive import real_archive
 
-PAGE = Path(__file__).parents[1] / "docs/directory-archive.md"
+PAGE = Path(__file__).parents[2] / "docs/directory-archive.md"
 TWISTD = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "cartd-archive")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from tests.directory_archive_client import Answer, Client, directory_archive
+from tests.support.directory_archive_client import Answer, Client, directory_archive
 
 DATA = b"0123456789"
 FIRST = 784_111_777

@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from cartd.directory_archive.faults import WITHOUT_BODY, Fault, FaultInjector
-from tests.directory_archive_client import Answer, Client, directory_archive
+from tests.support.directory_archive_client import Answer, Client, directory_archive
 
 SMALL = bytes(range(10))
 LARGE = bytes(range(1, 251)) * 12_000

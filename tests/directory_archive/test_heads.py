@@ -9,7 +9,7 @@ import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
-from tests.directory_archive_client import Answer, Exchange, directory_archive
+from tests.support.directory_archive_client import Answer, Exchange, directory_archive
 
 PUT = b"PUT /new HTTP/1.1\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n"
 REFUSED = {

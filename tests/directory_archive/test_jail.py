@@ -10,7 +10,7 @@ import pytest_twisted
 
 from cartd.directory_archive.ids import check_id
 from cartd.errors import InvalidInput
-from tests.directory_archive_client import Client, directory_archive
+from tests.support.directory_archive_client import Client, directory_archive
 
 SECRET = b"what is outside stays outside"
 CLIMBING = [

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from cartd.directory_archive.files import Directory
 from cartd.errors import InvalidInput
-from tests.directory_archive_client import Client, directory_archive, reactor
+from tests.support.directory_archive_client import Client, directory_archive, reactor
 
 LARGE = random.Random(1).randbytes(3_000_001)
 """Longer than one read in a thread, and than a body that is kept in memory."""

@@ -9,15 +9,15 @@ from shutil import disk_usage
 import pytest
 from sqlalchemy import text
 
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import begin
-from tests.running_cartd import RunningCartd, running_cartd, unpacked, wait_for
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
-from tests.volume_watch import Watch
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import begin
+from tests.support.running_cartd import RunningCartd, running_cartd, unpacked, wait_for
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.volume_watch import Watch
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS

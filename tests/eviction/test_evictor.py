@@ -17,11 +17,19 @@ from cartd.errors import EvictionFailed, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
-from tests.evictor_fixture import Disk, reserve
-from tests.stored_carts import claimed, deleted, found, linked, manifest, staged, with_status
-from tests.volume_parts import InThisThread, result_of
+from tests.support.evictor_fixture import Disk, reserve
+from tests.support.stored_carts import (
+    claimed,
+    deleted,
+    found,
+    linked,
+    manifest,
+    staged,
+    with_status,
+)
+from tests.support.volume_parts import InThisThread, result_of
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 @pytest.fixture(params=["sqlite"])

@@ -10,11 +10,11 @@ import pytest_twisted
 from cartd.errors import NoSpace
 from cartd.model import CartStatus
 from cartd.store import Store
-from tests.databases import the_reactor
-from tests.evictor_fixture import Disk, reserve
-from tests.stored_carts import claimed, gathered, with_status
+from tests.support.databases import the_reactor
+from tests.support.evictor_fixture import Disk, reserve
+from tests.support.stored_carts import claimed, gathered, with_status
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 @pytest_twisted.ensureDeferred

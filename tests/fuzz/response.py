@@ -18,8 +18,8 @@ from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.archive.client import MAX_REDIRECTS
 from cartd.archive.http_client import NoCookies
 from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
-from tests.archive_client_fixture import Sink
 from tests.fuzz.peer import FixedResponse
+from tests.support.archive_client_fixture import Sink
 
 WORDS = (
     b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 204 No\r\n", b"HTTP/1.1 302 Found\r\n",

@@ -18,10 +18,10 @@ from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
 from cartd.server.access_log import MAX_FIELD, AccessLog
-from tests.cart_site import CartSite, cart_site
-from tests.channel_client import GET, Connected
-from tests.running_cartd import wait_for
-from tests.wire import wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.channel_client import GET, Connected
+from tests.support.running_cartd import wait_for
+from tests.support.wire import wire
 
 FORM = re.compile(
     r"(?P<address>\S+) - (?P<user>\S+) \[(?P<date>[^\]]+)\] \"(?P<request>[^\"]*)\""

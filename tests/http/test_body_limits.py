@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry, manifest, wait_for
-from tests.wire import Wire, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import entry, manifest, wait_for
+from tests.support.wire import Wire, assert_is_error, wire
 
 LIMIT = 8_000_000
 MAX_MANIFEST = "server.max_manifest_size"

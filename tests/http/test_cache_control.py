@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from tests.cart_site import CartSite, cart_site
-from tests.directory_archive_client import directory_archive
-from tests.running_cartd import entry, manifest
-from tests.wire import WireAnswer, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.directory_archive_client import directory_archive
+from tests.support.running_cartd import entry, manifest
+from tests.support.wire import WireAnswer, wire
 
 NO_STORE = "no-store"
 TAR = "private, no-cache, no-transform"

@@ -8,9 +8,9 @@ from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import Answer, manifest, wait_for
-from tests.wire import assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import Answer, manifest, wait_for
+from tests.support.wire import assert_is_error, wire
 
 FILES = {"a/one": b"first", "a/two": bytes(range(256)) * 40}
 NAME = "/ready?filename=my.tar"

@@ -16,8 +16,8 @@ from cartd.server import overflow, rlimits
 from cartd.server.connection_limits import ConnectionLimits
 from cartd.server.lingering_close import LINGER_TIMEOUT
 from cartd.server.site import LimitedSite
-from tests.server_limits import limits
-from tests.volume_parts import InThisThread
+from tests.support.server_limits import limits
+from tests.support.volume_parts import InThisThread
 
 
 def v4(host: str) -> IPv4Address:

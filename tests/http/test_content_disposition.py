@@ -25,7 +25,7 @@ from cartd.content_disposition import (
     top_folder,
 )
 from cartd.errors import InvalidInput
-from tests.built_tars import build_tar
+from tests.support.built_tars import build_tar
 
 REFUSED = {
     "nothing": "",

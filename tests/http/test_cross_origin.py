@@ -12,10 +12,10 @@ from twisted.web.http_headers import Headers
 from cartd.auth import TokenFile
 from cartd.openapi import document
 from cartd.server.cross_origin import EXPOSED_HEADERS, is_forbidden
-from tests.cart_site import CartSite, cart_site
-from tests.directory_archive_client import directory_archive
-from tests.running_cartd import wait_for
-from tests.wire import ask, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.directory_archive_client import directory_archive
+from tests.support.running_cartd import wait_for
+from tests.support.wire import ask, assert_is_error, wire
 
 PORTAL = "https://portal.example.org"
 FILES = {"a": b"data"}

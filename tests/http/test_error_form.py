@@ -14,9 +14,9 @@ from twisted.web.server import Site
 from cartd import __version__
 from cartd.errors import INTERNAL_ERROR, error_body, reason_phrase
 from cartd.rest import Rest
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry, manifest
-from tests.wire import WireAnswer, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import entry, manifest
+from tests.support.wire import WireAnswer, wire
 
 LIMIT = 100_000
 END = b" HTTP/1.1\r\nHost: localhost\r\n"

@@ -11,9 +11,9 @@ import pytest_twisted
 from cartd.auth import TokenFile
 from cartd.errors import InvalidInput
 from cartd.server.host_header import is_allowed_host, request_host
-from tests.cart_site import CartSite, cart_site
-from tests.directory_archive_client import directory_archive
-from tests.wire import ask, assert_is_error
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.directory_archive_client import directory_archive
+from tests.support.wire import ask, assert_is_error
 
 UP = {"message": "Pacifica Cartd Interface Up and Running"}
 NAMES = ("cartd.example.org", "cartd")

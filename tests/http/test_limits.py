@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry, manifest, running_cartd, wait_for
-from tests.wire import Wire, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import entry, manifest, running_cartd, wait_for
+from tests.support.wire import Wire, assert_is_error, wire
 
 INI = """
 [server]

@@ -24,7 +24,7 @@ from cartd.openapi.schemas import EXAMPLE_MANIFEST, HASH_TYPES
 from cartd.rest import Rest
 
 DOCUMENT = openapi.document()
-KEPT = Path(__file__).parent.parent / "docs/openapi.json"
+KEPT = Path(__file__).parents[2] / "docs/openapi.json"
 METHODS = ("get", "head", "post", "delete")
 OPERATIONS = [
     (f"{method.upper()} {path}", item[method])

@@ -16,11 +16,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.api_check.running import check, prepare
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry
-from tests.wire import assert_is_error
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import entry
+from tests.support.wire import assert_is_error
 
-KEPT = Path(__file__).parent.parent / "docs/openapi.json"
+KEPT = Path(__file__).parents[2] / "docs/openapi.json"
 DOCUMENT = schemathesis.openapi.from_path(KEPT)
 CONFORMS = [
     status_code_conformance,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import Answer
-from tests.wire import WireAnswer, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import Answer
+from tests.support.wire import WireAnswer, assert_is_error, wire
 
 FILES = {"a/one": b"first", "a/two": bytes(range(256)) * 4096}
 NAME = "/ready?filename=my.tar"

@@ -16,8 +16,8 @@ from twisted.web.resource import Resource
 
 from cartd.server.request_body import HIGH_WATER, MAX_IN_MEMORY
 from cartd.server.site import LimitedSite
-from tests.channel_client import Connected
-from tests.volume_parts import HeldThreads, InThisThread, logged
+from tests.support.channel_client import Connected
+from tests.support.volume_parts import HeldThreads, InThisThread, logged
 
 CHUNK = b"x" * MAX_IN_MEMORY
 LIMIT = 10 * MAX_IN_MEMORY

@@ -11,10 +11,10 @@ from urllib.request import urlopen
 import pytest
 
 from cartd.auth import TokenFile
-from tests.cart_site import CartSite, cart_site
-from tests.gateways import haproxy_state, running_haproxy, running_nginx
-from tests.running_cartd import wait_for
-from tests.wire import ask, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.gateways import haproxy_state, running_haproxy, running_nginx
+from tests.support.running_cartd import wait_for
+from tests.support.wire import ask, assert_is_error, wire
 
 MOST = 9999
 

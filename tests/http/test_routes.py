@@ -12,9 +12,9 @@ from contextlib import closing
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import entry, manifest, unpacked, wait_for
-from tests.wire import ask, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import entry, manifest, unpacked, wait_for
+from tests.support.wire import ask, assert_is_error, wire
 
 FILES = {"a/one": b"first", "a/b/two": b"second" * 1000, "empty": b""}
 BEGUN = {"message": "Cart Processing has begun"}

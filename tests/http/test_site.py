@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.testing import StringTransport
 
-from tests.channel_client import Connected
+from tests.support.channel_client import Connected
 
 
 def test_close_connections_aborts_downloads() -> None:

@@ -8,8 +8,8 @@ from twisted.internet.task import Clock
 from cartd.server.channel import CLOSE_TIMEOUT
 from cartd.server.lingering_close import LINGER_TIMEOUT
 from cartd.server.timeouts import MIN_PROGRESS, Timeout, Timeouts
-from tests.channel_client import GET, Connected
-from tests.server_limits import limits
+from tests.support.channel_client import GET, Connected
+from tests.support.server_limits import limits
 
 POST = b"POST /u HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n"
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.running_cartd import unpacked, wait_for
-from tests.tls_site import LARGE, TlsSite, tls_site
-from tests.wire import assert_is_error
+from tests.support.running_cartd import unpacked, wait_for
+from tests.support.tls_site import LARGE, TlsSite, tls_site
+from tests.support.wire import assert_is_error
 
 
 @pytest.fixture(scope="module")

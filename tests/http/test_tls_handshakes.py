@@ -10,8 +10,8 @@ import pytest
 import trustme
 from OpenSSL import SSL
 
-from tests.running_cartd import DEADLINE, unpacked
-from tests.tls_site import NAME, TlsSite, tls_site
+from tests.support.running_cartd import DEADLINE, unpacked
+from tests.support.tls_site import NAME, TlsSite, tls_site
 
 FILES = {"a": b"over TLS" * 10_000}
 

@@ -10,10 +10,17 @@ import trustme
 from twisted.internet import reactor as _reactor
 from twisted.internet.threads import deferToThread
 
-from tests.archive_client_fixture import Offers
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, unpacked, wait_for
-from tests.tls_site import LARGE, NAME, TlsSite, tls_site
+from tests.support.archive_client_fixture import Offers
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import (
+    RunningCartd,
+    entry,
+    manifest,
+    running_cartd,
+    unpacked,
+    wait_for,
+)
+from tests.support.tls_site import LARGE, NAME, TlsSite, tls_site
 
 
 def believes(behind: TlsSite, authority: trustme.CA) -> bool:

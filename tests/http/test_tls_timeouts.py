@@ -17,8 +17,8 @@ from cartd.config import parse_tls_endpoint
 from cartd.server.channel import CLOSE_TIMEOUT
 from cartd.server.site import LimitedSite
 from cartd.tls import ServerTls
-from tests.server_limits import limits
-from tests.volume_parts import InThisThread
+from tests.support.server_limits import limits
+from tests.support.volume_parts import InThisThread
 
 NAME = "cartd.example"
 LIMITS = limits()

@@ -22,8 +22,8 @@ from cartd.errors import ConfigError
 from cartd.locks import try_lock
 from cartd.server import unix_socket
 from cartd.server.unix_socket import UnixSocketEndpoint
-from tests.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
-from tests.test_start_errors import why_it_ends
+from tests.service.test_start_errors import why_it_ends
+from tests.support.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
 
 UP = b'{"message": "Pacifica Cartd Interface Up and Running"}'
 

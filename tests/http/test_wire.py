@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.wire import ask, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.wire import ask, assert_is_error, wire
 
 FILES = {"a/one": b"first"}
 NOT_HTTP = "Invalid HTTP request"

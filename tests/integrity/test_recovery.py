@@ -13,9 +13,9 @@ from cartd.errors import Unavailable
 from cartd.integrity.recovery import RECOVERY_TIMEOUT, Recovery
 from cartd.model import Cart
 from cartd.store.durability import DirtyRows
-from tests.memory_store import MemoryStore
-from tests.staging_parts import Bench
-from tests.volume_parts import begin, failure_of
+from tests.support.memory_store import MemoryStore
+from tests.support.staging_parts import Bench
+from tests.support.volume_parts import begin, failure_of
 
 
 class LeftBehind(MemoryStore):

@@ -12,7 +12,7 @@ import pytest
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import MAX_RESTAGES, PAGE, RESTAGE_WINDOW, Repair
 from cartd.model import Cart, CartFile, CartStatus
-from tests.volume_parts import logged, result_of
+from tests.support.volume_parts import logged, result_of
 
 MANY = 200_000
 CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=MANY, bytes_total=MANY)

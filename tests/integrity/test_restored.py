@@ -14,14 +14,14 @@ from cartd.integrity.orphans import Orphans
 from cartd.model import CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd, wait_for
-from tests.stored_carts import posted, with_status
-from tests.volume_parts import InThisThread, everything, in_the_loop
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.support.stored_carts import posted, with_status
+from tests.support.volume_parts import InThisThread, everything, in_the_loop
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 OFTEN = "[cartd]\nlru_interval = 0.1\n"
 NEVER = 10**9

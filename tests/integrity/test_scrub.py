@@ -18,13 +18,13 @@ from cartd.integrity.verification import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.periodic import Periodic
 from cartd.store import Store
-from tests.cart_site import CartSite, cart_site
-from tests.memory_store import MemoryStore
-from tests.running_cartd import wait_for
-from tests.stored_carts import found, staged, with_status
-from tests.volume_parts import begin, in_the_loop, logged, result_of
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.memory_store import MemoryStore
+from tests.support.running_cartd import wait_for
+from tests.support.stored_carts import found, staged, with_status
+from tests.support.volume_parts import begin, in_the_loop, logged, result_of
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 INTERVAL = 1000.0
 

@@ -22,8 +22,8 @@ from cartd.store.durability import DirtyRows
 from cartd.threads import DedicatedThread
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
-from tests.databases import the_reactor
-from tests.volume_parts import HeldThreads, begin, in_the_loop, logged
+from tests.support.databases import the_reactor
+from tests.support.volume_parts import HeldThreads, begin, in_the_loop, logged
 
 ME = "me"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.free_ports import free_port
+from tests.support.free_ports import free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VULNERABLE = "vulnerable"
 
 

@@ -13,7 +13,7 @@ from twisted.scripts._twistd_unix import ServerOptions
 from cartd.config import load
 from cartd.options import Options
 from cartd.server.rejection_log import REJECTED_STATUSES
-from tests.test_documentation import ROOT, blocks, rows, section
+from tests.project.test_documentation import ROOT, blocks, rows, section
 
 UNIT = ROOT / "contrib/systemd/cartd.service"
 FAIL2BAN = ROOT / "contrib/fail2ban"

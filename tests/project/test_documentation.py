@@ -20,7 +20,7 @@ from cartd.manifest import parse
 from cartd.options import Options
 from cartd.rest import Rest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 DECISIONS = sorted((DOCS / "adr").glob("*.md"))

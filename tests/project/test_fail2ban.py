@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cartd.auth import TokenFile
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import DEADLINE, entry, manifest, wait_for
-from tests.wire import Wire, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import DEADLINE, entry, manifest, wait_for
+from tests.support.wire import Wire, wire
 
-FILTER = Path(__file__).parent.parent / "contrib/fail2ban/filter.d/cartd.conf"
+FILTER = Path(__file__).parents[2] / "contrib/fail2ban/filter.d/cartd.conf"
 LINE = b'2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
 ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
 

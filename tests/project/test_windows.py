@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cart_site import CartSite
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.running_cartd import command, running_cartd, unpacked, wait_for
-from tests.served_directory import served_directory
-from tests.windows import on_windows
+from tests.support.cart_site import CartSite
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.running_cartd import command, running_cartd, unpacked, wait_for
+from tests.support.served_directory import served_directory
+from tests.support.windows import on_windows
 
 FILES = {"a/first": b"first", "second": b"second" * 100_000}
 
 
 def test_all_modules_can_be_imported() -> None:
-    line = [sys.executable, "-m", "tests.windows"]
+    line = [sys.executable, "-m", "tests.support.windows"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout == "", done.stdout
 

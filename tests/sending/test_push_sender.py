@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
 from cartd.sending.push import ClientDisconnected, PushSender
-from tests.sending import AtOnce, Bytes, Sending, Sink
+from tests.support.sending import AtOnce, Bytes, Sending, Sink
 
 
 def test_it_is_a_push_producer() -> None:

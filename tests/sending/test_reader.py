@@ -18,8 +18,8 @@ from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import SENDFILE_MIN, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
-from tests.built_tars import Member, build_tar
-from tests.open_files import open_below
+from tests.support.built_tars import Member, build_tar
+from tests.support.open_files import open_below
 
 SIZES = {
     "a/first.bin": 5000,

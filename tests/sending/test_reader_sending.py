@@ -22,7 +22,7 @@ from cartd.sending.tree_reader import (
     TreeReader,
 )
 from cartd.tar.virtual_tar import Slice
-from tests.built_tars import Member, build_tar
+from tests.support.built_tars import Member, build_tar
 
 SIZES = {
     "a/long": 3 * SENDFILE_STEP + 17,

@@ -20,8 +20,8 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from cartd.errors import VolumeDamaged
 from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.threads import Threads
-from tests.sending import Bytes
-from tests.two_ends import BUFFER, Client, CountedThreads, reactor, until
+from tests.support.sending import Bytes
+from tests.support.two_ends import BUFFER, Client, CountedThreads, reactor, until
 
 SIZE, CHUNK = 64 * 2**20, 2**18
 BODY = hashlib.shake_128(b"body").digest(2**20) * (SIZE // 2**20)

@@ -36,10 +36,10 @@ from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
 from cartd.tar.virtual_tar import Slice
 from cartd.threads import LimitedPool, P, T
-from tests.sending import AtOnce, Sink
-from tests.server_limits import limits
-from tests.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
-from tests.volume_parts import InThisThread
+from tests.support.sending import AtOnce, Sink
+from tests.support.server_limits import limits
+from tests.support.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until
+from tests.support.volume_parts import InThisThread
 
 SIZES = {"long": 40 * 2**20, "short": 1000, "again long": 5 * 2**20 + 1}
 TURN = 2**20

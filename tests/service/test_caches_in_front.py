@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cartd.auth import TokenFile
-from tests.caches import nginx, squid, varnish
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import Answer, ask, wait_for
+from tests.support.caches import nginx, squid, varnish
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import Answer, ask, wait_for
 
 CACHES = ("nginx", "squid", "varnish")
 each_cache = pytest.mark.parametrize("cache", CACHES)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
-from tests.archive_faults import Gate, halted
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd, wait_for
-from tests.settable_clocks import Clocks
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.archive_faults import Gate, halted
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.support.settable_clocks import Clocks
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 HOUR = 3600
 LARGE = 2 * 2**20

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import DEADLINE
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import DEADLINE
 
-PAGE = (Path(__file__).parents[1] / "docs/rest.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/rest.md").read_text(encoding="utf-8")
 DOCUMENTED = "http://127.0.0.1:8081/"
 FILES = {"run1/weather.csv": b"temperature,pressure\n21.5,1013\n", "run1/image.raw": b"\0" * 9999}
 LIMIT = 3_000_000

@@ -13,10 +13,10 @@ from random import Random
 
 import pytest
 
-from tests.archived_files import ArchivedFile, manifest_of, store
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.real_archive import real_archive
-from tests.running_cartd import DEADLINE, RunningCartd, running_cartd, wait_for
+from tests.support.archived_files import ArchivedFile, manifest_of, store
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.real_archive import real_archive
+from tests.support.running_cartd import DEADLINE, RunningCartd, running_cartd, wait_for
 
 PLACE = "cart?filename=my-data.tar"
 FILES = [

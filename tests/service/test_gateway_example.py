@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateways import running_nginx
-from tests.running_cartd import DEADLINE, RunningCartd, manifest, running_cartd
-from tests.test_documentation import DOCS, blocks
+from tests.project.test_documentation import DOCS, blocks
+from tests.support.gateways import running_nginx
+from tests.support.running_cartd import DEADLINE, RunningCartd, manifest, running_cartd
 
 INI = "[auth]\nproxy_header = X-Remote-User\ntrusted_proxies = unix\n"
 PASSWORDS = "alice:{PLAIN}secret\nbob:{PLAIN}other\n"

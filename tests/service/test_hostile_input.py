@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.hostile_inputs import FILENAMES, GOOD, MANIFESTS, ODD_FILENAMES, UIDS
-from tests.running_cartd import manifest, unpacked
-from tests.wire import ask, assert_is_error, wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.hostile_inputs import FILENAMES, GOOD, MANIFESTS, ODD_FILENAMES, UIDS
+from tests.support.running_cartd import manifest, unpacked
+from tests.support.wire import ask, assert_is_error, wire
 
 BAD_UID = "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
 WRITTEN_ALL_THE_TIME = (".log", ".sqlite3", ".sqlite3-shm", ".sqlite3-wal")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests import preloaded
-from tests.archived_carts import in_a_thread, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import VERSIONS
-from tests.pacifica_site import FILES, PacificaSite, data_of
-from tests.running_cartd import DEADLINE, RunningCartd, running_cartd, unpacked, wait_for
+from tests.support import preloaded
+from tests.support.archived_carts import in_a_thread, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import VERSIONS
+from tests.support.pacifica_site import FILES, PacificaSite, data_of
+from tests.support.running_cartd import DEADLINE, RunningCartd, running_cartd, unpacked, wait_for
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 UIDS = ("tree", "bundle", "half", "tarring", "lost", "torn", "failed")
 

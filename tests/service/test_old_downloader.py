@@ -19,9 +19,9 @@ from random import Random
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import DEADLINE, wait_for
-from tests.wire import wire
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import DEADLINE, wait_for
+from tests.support.wire import wire
 
 OLD = Path(sys.prefix) / "old-requests"
 """Where ``make test`` puts them."""

@@ -10,11 +10,18 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.pacifica_schema import add_cart, begin, make_tables
-from tests.running_cartd import Answer, RunningCartd, manifest, running_cartd, unpacked, wait_for
-from tests.served_directory import served_directory
-from tests.wire import WireAnswer, ask, assert_is_error
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.pacifica_schema import add_cart, begin, make_tables
+from tests.support.running_cartd import (
+    Answer,
+    RunningCartd,
+    manifest,
+    running_cartd,
+    unpacked,
+    wait_for,
+)
+from tests.support.served_directory import served_directory
+from tests.support.wire import WireAnswer, ask, assert_is_error
 
 OLD = {
     "a space": "w w", "an accent": "Übung", "letters": "\u65e5\u672c", "a point": ".hidden",

@@ -18,11 +18,11 @@ from threading import Thread
 
 from sqlalchemy import text
 
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.faulty_archive import FaultyArchive
-from tests.pacifica_schema import begin
-from tests.running_cartd import (
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pacifica_schema import begin
+from tests.support.running_cartd import (
     DEADLINE,
     Answer,
     RunningCartd,
@@ -33,7 +33,7 @@ from tests.running_cartd import (
     wait_for,
 )
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 CHANGED = """
 from threading import Event

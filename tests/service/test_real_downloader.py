@@ -9,10 +9,10 @@ import pytest
 from pacifica.downloader import Downloader
 
 from cartd.auth import TokenFile
-from tests.archived_files import ArchivedFile, many_files, store
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.real_archive import RealArchive, real_archive
-from tests.running_cartd import RunningCartd, running_cartd
+from tests.support.archived_files import ArchivedFile, many_files, store
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.real_archive import RealArchive, real_archive
+from tests.support.running_cartd import RunningCartd, running_cartd
 
 FILES = [
     *many_files(20),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cart_site import CartSite, cart_site
-from tests.running_cartd import DEADLINE, manifest, wait_for
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import DEADLINE, manifest, wait_for
 
 PART = bytes(range(256)) * 20
 """What is there of a tar, before a tool asks for the rest."""

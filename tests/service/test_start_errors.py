@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cartd.store import sync
-from tests import preloaded
-from tests.databases import sqlite_url
-from tests.free_ports import free_port
-from tests.running_cartd import DEADLINE, command
+from tests.support import preloaded
+from tests.support.databases import sqlite_url
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import DEADLINE, command
 
-TAC = str(Path(__file__).parents[1] / "cartd.tac")
+TAC = str(Path(__file__).parents[2] / "cartd.tac")
 
 
 def why_it_ends(

@@ -14,10 +14,14 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import hang_after
-from tests.cartd_with_archive import assert_no_unexpected_errors, cartd_with_archive, on_the_volume
-from tests.hanging_disk import hang, hanging_disk, hangs
-from tests.running_cartd import (
+from tests.support.archive_faults import hang_after
+from tests.support.cartd_with_archive import (
+    assert_no_unexpected_errors,
+    cartd_with_archive,
+    on_the_volume,
+)
+from tests.support.hanging_disk import hang, hanging_disk, hangs
+from tests.support.running_cartd import (
     RunningCartd,
     command,
     entry,
@@ -26,7 +30,7 @@ from tests.running_cartd import (
     unpacked,
     wait_for,
 )
-from tests.served_directory import served_directory
+from tests.support.served_directory import served_directory
 
 NOWHERE = "http://127.0.0.1:9/"
 LARGE = bytes(range(256)) * (64 * 1024)
@@ -194,7 +198,7 @@ async def test_no_cart_is_taken_while_the_service_stops(tmp_path: Path) -> None:
 
 
 def test_every_way_to_start_it_starts_the_same_service(tmp_path: Path) -> None:
-    tac = str(Path(__file__).parents[1] / "cartd.tac")
+    tac = str(Path(__file__).parents[2] / "cartd.tac")
     with running_cartd(tmp_path / "cartd", archive=NOWHERE, fresh=True) as cartd:
         cartd.post("mine", manifest([entry("1", "a", b"a")]))
         for program in (

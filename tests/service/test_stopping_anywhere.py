@@ -9,15 +9,15 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from tests import preloaded
-from tests.archive_faults import hang_after, hang_before_head, status
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
-from tests.with_values import with_values
+from tests.support import preloaded
+from tests.support.archive_faults import hang_after, hang_before_head, status
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 MB = 10**6
 NEVER = 10**9

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import preloaded
-from tests.archive_faults import hang_after
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import (
+from tests.support import preloaded
+from tests.support.archive_faults import hang_after
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import (
     DEADLINE,
     RunningCartd,
     command,
@@ -22,10 +22,10 @@ from tests.running_cartd import (
     unpacked,
     wait_for,
 )
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
-from tests.volume_watch import Watch
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.volume_watch import Watch
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.system_calls import path_of
+from tests.support.system_calls import path_of
 
 Inode = tuple[int, int]
 NAMES_AT = {

@@ -29,11 +29,11 @@ from cartd.services import Services
 from cartd.staging import fetch, pipeline
 from cartd.store import connections, database, sync
 from cartd.volume import Volume, bundles, incoming, volume
-from tests.databases import sqlite_url
 from tests.simulation.archive import ArchiveState, SimulatedArchive
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed, SimulatedFileSystem
 from tests.simulation.reactor import LONG_DELAY, SimulatedReactor, SimulatedThreads, SimulatedWorker
+from tests.support.databases import sqlite_url
 
 SMALL_BUFFERS = (
     (incoming, "BLOCK", 64),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.cartd_with_archive import cartd_with_archive, on_the_volume
-from tests.running_cartd import entry, manifest
+from tests.support.cartd_with_archive import cartd_with_archive, on_the_volume
+from tests.support.running_cartd import entry, manifest
 
 LARGE = bytes(range(256)) * (32 * 1024)
 """8 MiB."""

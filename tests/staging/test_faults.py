@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Fault,
     close_before_head,
     drip,
@@ -26,9 +26,9 @@ from tests.archive_faults import (
     truncated,
     wrong_bytes,
 )
-from tests.cartd_with_archive import cartd_with_archive, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest
+from tests.support.cartd_with_archive import cartd_with_archive, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest
 
 DATA = bytes(range(200)) * 50
 CONNECTIONS = 8

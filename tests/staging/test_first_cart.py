@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.real_archive import real_archive
-from tests.running_cartd import entry, manifest, running_cartd
+from tests.support.real_archive import real_archive
+from tests.support.running_cartd import entry, manifest, running_cartd
 
 FILES = {"a/one": b"first", "a/b/two": b"second" * 1000, "empty": b""}
 

@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.staging.pipeline import StagingPipeline
-from tests.staging_parts import Bench
-from tests.volume_parts import failure_of, logged, outcome
+from tests.support.staging_parts import Bench
+from tests.support.volume_parts import failure_of, logged, outcome
 
 FILES = {"1": b"one" * 100, "2": b"two", "3": b"three" * 10}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.archive_faults import drip
-from tests.cartd_with_archive import cartd_with_archive, on_the_volume
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, wait_for
+from tests.support.archive_faults import drip
+from tests.support.cartd_with_archive import cartd_with_archive, on_the_volume
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest, wait_for
 
 NEVER = 10**9
 """HEAD requests until a file comes from tape: more than any test sends."""

@@ -18,9 +18,9 @@ from cartd.staging.failures import MAX_FAILED_IF_MOST_FAIL, FilesFailed
 from cartd.staging.fetch import WINDOW
 from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
-from tests.memory_store import MTIME
-from tests.staging_parts import Bench, passing
-from tests.volume_parts import HeldThreads, begin, everything, failure_of, outcome
+from tests.support.memory_store import MTIME
+from tests.support.staging_parts import Bench, passing
+from tests.support.volume_parts import HeldThreads, begin, everything, failure_of, outcome
 
 FILES = {"1": b"one", "2": b"two" * 100, "3": b""}
 

@@ -17,8 +17,8 @@ from cartd.errors import Unavailable
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
 from cartd.staging.stager import CLAIM_INTERVAL, LEASE_SECONDS, STALL_TIMEOUT, Stager
 from cartd.volume.process_locks import ProcessLocks
-from tests.staging_parts import Bench, outage, passing
-from tests.volume_parts import InThisThread, begin, logged, result_of
+from tests.support.staging_parts import Bench, outage, passing
+from tests.support.volume_parts import InThisThread, begin, logged, result_of
 
 FILES = {"1": b"one", "2": b"two"}
 

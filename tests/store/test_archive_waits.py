@@ -7,9 +7,9 @@ import pytest_twisted
 
 from cartd.model import CartStatus
 from cartd.store import Store
-from tests.stored_carts import SHA1, claimed, found, posted, staged, with_status
+from tests.support.stored_carts import SHA1, claimed, found, posted, staged, with_status
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 SINCE = 1_795_514_400.0
 """2026-11-24 10:00:00 UTC."""

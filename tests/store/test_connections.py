@@ -27,11 +27,11 @@ from cartd.store.byte_ownership import lock_writers
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS
 from cartd.store.tables import cart as cart_table
-from tests.database_proxy import DatabaseProxy
-from tests.database_unavailable import database_unavailable
-from tests.databases import Postgres, sqlite_url, the_reactor
-from tests.running_cartd import wait_for
-from tests.stored_carts import (
+from tests.support.database_proxy import DatabaseProxy
+from tests.support.database_unavailable import database_unavailable
+from tests.support.databases import Postgres, sqlite_url, the_reactor
+from tests.support.running_cartd import wait_for
+from tests.support.stored_carts import (
     SHA1,
     claimed,
     entries,
@@ -41,7 +41,7 @@ from tests.stored_carts import (
     posted,
 )
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 @pytest.fixture

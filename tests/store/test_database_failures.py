@@ -17,16 +17,16 @@ from sqlalchemy import insert, make_url
 from cartd.errors import DatabaseUnavailable, StatementRejected
 from cartd.store import Store, schema_state, sync, wait_for_database
 from cartd.store.tables import file
-from tests.archive_faults import Gate, halted
-from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.database_unavailable import database_unavailable
-from tests.databases import Postgres, sqlite_url, the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import running_cartd, wait_for
-from tests.stored_carts import posted
-from tests.with_values import with_values
+from tests.support.archive_faults import Gate, halted
+from tests.support.archived_carts import in_a_thread, manifest_of, stage, url_of
+from tests.support.database_unavailable import database_unavailable
+from tests.support.databases import Postgres, sqlite_url, the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import running_cartd, wait_for
+from tests.support.stored_carts import posted
+from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 NOBODY = 65534
 

@@ -13,18 +13,18 @@ from sqlalchemy import create_engine, text
 
 from cartd.store import sync
 from cartd.store.database import READERS
-from tests.archive_faults import Gate, halted
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.database_proxy import DatabaseProxy
-from tests.database_unavailable import UNAVAILABLE
-from tests.databases import Postgres, the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import Answer, RunningCartd, running_cartd, wait_for
-from tests.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
-from tests.with_values import with_values
+from tests.support.archive_faults import Gate, halted
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.database_proxy import DatabaseProxy
+from tests.support.database_unavailable import UNAVAILABLE
+from tests.support.databases import Postgres, the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import Answer, RunningCartd, running_cartd, wait_for
+from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
+from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 SOON = {
     "cartd.store.watchdog.PROBE_AFTER": 0.5,

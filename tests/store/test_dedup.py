@@ -18,9 +18,9 @@ from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
 from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database
-from tests.databases import the_reactor
-from tests.shared_files import Sharing
-from tests.stored_carts import (
+from tests.support.databases import the_reactor
+from tests.support.shared_files import Sharing
+from tests.support.stored_carts import (
     SHA1,
     Ended,
     claimed,
@@ -34,9 +34,9 @@ from tests.stored_carts import (
     staged,
     with_status,
 )
-from tests.volume_parts import outcome
+from tests.support.volume_parts import outcome
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 _WAITING = text(
     "SELECT count(*) FROM pg_stat_activity"

@@ -1,6 +1,6 @@
 """Dirty rows: marked when files are staged, deleted after a sync, revalidated after a crash.
 
-:mod:`tests.test_store_dedup` shows that each byte counts once whatever is revalidated.
+:mod:`tests.store.test_dedup` shows that each byte counts once whatever is revalidated.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Transaction
 from cartd.store.engines import reading_engine, writing_engine
 from cartd.store.tables import dirty_files
-from tests.databases import sqlite_url
-from tests.stored_carts import (
+from tests.support.databases import sqlite_url
+from tests.support.stored_carts import (
     SHA1,
     Ended,
     claimed,
@@ -34,7 +34,7 @@ from tests.stored_carts import (
     with_status,
 )
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 async def rows_of(store: Store, cart: Cart, holder: str = "me") -> list[int]:

@@ -13,14 +13,14 @@ import pytest
 from cartd.config.config import sqlalchemy_url
 from cartd.store import connection_limit_warning
 from cartd.store.database import CONNECTIONS
-from tests.archived_carts import in_a_thread, manifest_of, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import Postgres
-from tests.faulty_archive import FaultyArchive
-from tests.pgbouncer import pgbouncer
-from tests.running_cartd import RunningCartd, running_cartd
+from tests.support.archived_carts import in_a_thread, manifest_of, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import Postgres
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.pgbouncer import pgbouncer
+from tests.support.running_cartd import RunningCartd, running_cartd
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 CARTS = 10
 REQUESTS = 1000

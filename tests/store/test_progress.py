@@ -16,8 +16,8 @@ from cartd.store import Store, invalidation, progress
 from cartd.store.batching import BATCH
 from cartd.store.database import Transaction
 from cartd.tar.index_builder import Members
-from tests.databases import the_reactor
-from tests.stored_carts import (
+from tests.support.databases import the_reactor
+from tests.support.stored_carts import (
     SHA1,
     claimed,
     found,
@@ -27,7 +27,7 @@ from tests.stored_carts import (
     with_status,
 )
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 class TestLeases:

@@ -15,15 +15,15 @@ from twisted.internet.task import Clock
 from cartd.model import Cart, CartStatus
 from cartd.retention import BATCH_PAUSE, Retention
 from cartd.store import Store, retention
-from tests.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import running_cartd, wait_for
-from tests.stored_carts import STATUSES, gathered, posted, with_status
-from tests.with_values import with_values
+from tests.support.archived_carts import in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import running_cartd, wait_for
+from tests.support.stored_carts import STATUSES, gathered, posted, with_status
+from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 DAY = 86400.0
 

@@ -14,11 +14,11 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from tests.databases import Postgres, sqlite_url
-from tests.pacifica_schema import begin
-from tests.schema_content import as_it_is, differences
+from tests.support.databases import Postgres, sqlite_url
+from tests.support.pacifica_schema import begin
+from tests.support.schema_content import as_it_is, differences
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 def unexpected(wait: float) -> None:

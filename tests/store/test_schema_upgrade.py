@@ -19,12 +19,12 @@ from cartd.store import (
     schema_state,
     sync,
 )
-from tests.databases import the_reactor
-from tests.pacifica_schema import VERSIONS, add_cart, begin, insert, make_tables
-from tests.schema_content import as_it_is, differences
-from tests.stored_carts import SHA1, claimed, found, posted
+from tests.support.databases import the_reactor
+from tests.support.pacifica_schema import VERSIONS, add_cart, begin, insert, make_tables
+from tests.support.schema_content import as_it_is, differences
+from tests.support.stored_carts import SHA1, claimed, found, posted
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 @pytest.fixture(params=VERSIONS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.archive_faults import status
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import Postgres
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import running_cartd, wait_for
+from tests.support.archive_faults import status
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import Postgres
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import running_cartd, wait_for
 
-pytest_plugins = ("tests.archive_fixture", "tests.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 NEVER = 10**9
 INI = "[archiveinterface]\nmax_attempts = 1\n[cartd]\nvolume_quota = 1000000\nlru_interval = 0.5\n"

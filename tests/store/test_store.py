@@ -19,7 +19,7 @@ from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
 from cartd.store.batching import BATCH
-from tests.stored_carts import (
+from tests.support.stored_carts import (
     SHA1,
     STATUSES,
     claimed,
@@ -32,7 +32,7 @@ from tests.stored_carts import (
     with_status,
 )
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 class TestPosting:

@@ -16,10 +16,10 @@ from cartd.errors import QuotaExceeded
 from cartd.model import UNRESTRICTED, Cart, CartStatus, User, Viewer
 from cartd.quotas import UserQuota
 from cartd.store import Store, leases, lookups, removals, viewers
-from tests.databases import sqlite_url, the_reactor
-from tests.stored_carts import SHA1, deleted, found, gathered, manifest
+from tests.support.databases import sqlite_url, the_reactor
+from tests.support.stored_carts import SHA1, deleted, found, gathered, manifest
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 ADA, BOB = Viewer.of(User("ada")), Viewer.of(User("bob"))
 ROOT = Viewer.of(User("root", admin=True))

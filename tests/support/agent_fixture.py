@@ -1,4 +1,4 @@
-"""cartd's HTTP agent by itself, with a :class:`~tests.faulty_archive.FaultyArchive`."""
+"""cartd's HTTP agent by itself, with a :class:`~tests.support.faulty_archive.FaultyArchive`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from twisted.web.iweb import IResponse
 
 from cartd.archive import TlsPolicy
 from cartd.archive.agent import Agent, Pool
-from tests.archive_client_fixture import TEST_TIMEOUT, no_logged_errors, reactor
-from tests.faulty_archive import FaultyArchive
+from tests.support.archive_client_fixture import TEST_TIMEOUT, no_logged_errors, reactor
+from tests.support.faulty_archive import FaultyArchive
 
 KEPT = 2
 IDLE_SECONDS = 30.0

@@ -1,4 +1,4 @@
-"""An :class:`~cartd.archive.ArchiveClient` of a :class:`~tests.faulty_archive.FaultyArchive`."""
+"""A client of an archive with faults (:mod:`tests.support.faulty_archive`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from cartd.archive import ArchiveClient, ArchiveError, TlsPolicy
-from tests.faulty_archive import FaultyArchive
+from tests.support.faulty_archive import FaultyArchive
 
 T = TypeVar("T")
 

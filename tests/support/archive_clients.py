@@ -1,6 +1,6 @@
 """Fixtures: every test that uses one runs over cartd's own agent and over Twisted's.
 
-Use with ``pytest_plugins = ("tests.archive_clients",)`` in a test module.
+Use with ``pytest_plugins = ("tests.support.archive_clients",)`` in a test module.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import pytest
 import pytest_twisted
 
 from cartd.archive import http_client
-from tests.archive_client_fixture import DATA, ClientFactory, ClientUnderTest, asking
-from tests.twisted_client import twisted_client
+from tests.support.archive_client_fixture import DATA, ClientFactory, ClientUnderTest, asking
+from tests.support.twisted_client import twisted_client
 
 
 @pytest.fixture(params=[http_client, twisted_client], ids=["cartd", "twisted"])

@@ -1,4 +1,4 @@
-"""Responses of an archive, right or faulty: steps on the wire, for :mod:`tests.faulty_archive`.
+"""Responses of the archive of :mod:`tests.support.faulty_archive`, right or faulty, as steps.
 
 A fault is a function from the request and the honest file (or none) to steps.
 """

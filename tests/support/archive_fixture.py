@@ -1,6 +1,6 @@
 """A fixture: a misbehaving archive, in the reactor of the tests.
 
-Use with ``pytest_plugins = ("tests.archive_fixture",)`` in a test module.
+Use with ``pytest_plugins = ("tests.support.archive_fixture",)`` in a test module.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest_twisted
 
-from tests.databases import the_reactor
-from tests.faulty_archive import FaultyArchive
+from tests.support.databases import the_reactor
+from tests.support.faulty_archive import FaultyArchive
 
 
 @pytest_twisted.async_yield_fixture

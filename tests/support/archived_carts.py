@@ -2,7 +2,7 @@
 
 The archive runs in the test's own reactor, so the test itself runs in a thread::
 
-    pytest_plugins = ("tests.archive_fixture",)
+    pytest_plugins = ("tests.support.archive_fixture",)
 
     @in_a_thread
     def test_something(archive: FaultyArchive, tmp_path: Path) -> None:
@@ -20,8 +20,8 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest
 
 
 def in_a_thread(test: Callable[..., None]) -> Callable[..., Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import IO
 
-from tests.real_archive import RealArchive
-from tests.running_cartd import manifest
+from tests.support.real_archive import RealArchive
+from tests.support.running_cartd import manifest
 
 HASH_TYPES = ("md5", "sha1", "sha256", "sha512")
 

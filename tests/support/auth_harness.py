@@ -16,7 +16,7 @@ from cartd.auth import Authenticator, TokenFile, create_authenticator
 from cartd.config import load
 from cartd.errors import CartdError
 from cartd.model import User
-from tests.volume_parts import HeldThreads
+from tests.support.volume_parts import HeldThreads
 
 
 class AuthHarness:

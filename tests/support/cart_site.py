@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd
-from tests.served_directory import ServedDirectory, served_directory
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd
+from tests.support.served_directory import ServedDirectory, served_directory
 
 _numbers = count(1)
 

@@ -22,8 +22,8 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.threads import deferToThread
 
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd
 
 reactor: Any = _reactor
 

@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from cartd.server.site import LimitedSite
 from cartd.threads import ThreadRunner
-from tests.server_limits import limits
-from tests.volume_parts import InThisThread
+from tests.support.server_limits import limits
+from tests.support.volume_parts import InThisThread
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

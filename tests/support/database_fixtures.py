@@ -1,6 +1,6 @@
 """Fixtures of databases and stores, one per test, on SQLite and PostgreSQL.
 
-Use with ``pytest_plugins = ("tests.database_fixtures",)`` in a test module.
+Use with ``pytest_plugins = ("tests.support.database_fixtures",)`` in a test module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 
 from cartd.store import Store, sync
-from tests.databases import (
+from tests.support.databases import (
     DatabasePool,
     Postgres,
     sqlite_url,

@@ -20,7 +20,7 @@ from threading import Event, Thread
 
 from sqlalchemy import make_url
 
-from tests.free_ports import free_port
+from tests.support.free_ports import free_port
 
 
 class DatabaseProxy:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.system_calls import path_of
+from tests.support.system_calls import path_of
 
 CHANGES = ("write", "create", "fsync", "mkdir", "replace", "rename", "unlink", "symlink", "link")
 """The calls that fail on a read-only file system, one by one; the other one is ``read``."""

@@ -11,8 +11,8 @@ It speaks HTTP by hand, so that it can break any rule of it::
     ...
     await with_archive.stop()
 
-The faults are in :mod:`tests.archive_faults`.  It runs in the test's own reactor and listens on a
-port of 127.0.0.1, so a service in another process can be pointed at it as well.
+The faults are in :mod:`tests.support.archive_faults`.  It runs in the test's own reactor and
+listens on a port of 127.0.0.1, so a service in another process can be pointed at it as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Close,
     Drip,
     Endless,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.free_ports import free_port
-from tests.running_cartd import wait_for
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import wait_for
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.running_cartd import RunningCartd
+from tests.support.running_cartd import RunningCartd
 
 FLAG = "hang"
 HUNG = "hung"

@@ -10,7 +10,7 @@ import json
 import zlib
 from dataclasses import dataclass
 
-from tests.archive_faults import (
+from tests.support.archive_faults import (
     Close,
     Drip,
     Endless,

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tests.archived_carts import content
-from tests.pacifica_schema import add_cart, begin, make_tables
+from tests.support.archived_carts import content
+from tests.support.pacifica_schema import add_cart, begin, make_tables
 
 CONFIGURATION = """
 [cartd]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from tests.free_ports import free_port
-from tests.running_cartd import wait_for
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import wait_for
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.free_ports import free_port
+from tests.support.free_ports import free_port
 
 START_SECONDS = 30.0
 

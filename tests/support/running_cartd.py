@@ -33,8 +33,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cartd.store import sync
-from tests import preloaded
-from tests.free_ports import free_port
+from tests.support import preloaded
+from tests.support.free_ports import free_port
 
 DEADLINE = 60.0
 """Seconds after which a wait fails."""

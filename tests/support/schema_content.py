@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from cartd.store.tables import metadata
-from tests.pacifica_schema import begin
+from tests.support.pacifica_schema import begin
 
 
 def as_it_is(url: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests import preloaded
-from tests.free_ports import free_port
-from tests.running_cartd import command, wait_for
+from tests.support import preloaded
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import command, wait_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from cartd.eviction import freed
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
-from tests.stored_carts import found, manifest
+from tests.support.stored_carts import found, manifest
 
 SIZES = {"nothing": 0, "small": 1, "middle": 30, "large": 700, "huge": 2**40}
 """The archive's files: their ids and bytes."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
 
-from tests.running_cartd import DEADLINE, RunningCartd
+from tests.support.running_cartd import DEADLINE, RunningCartd
 
 TOO_MUCH_FOR_SOCKETS = 8 * 2**20
 """Bytes of a download that exceed all buffers between the service and a client.

@@ -28,8 +28,8 @@ from cartd.staging.retry import RetryPolicy
 from cartd.tar_index_cache import TarIndexCache
 from cartd.threads import ThreadRunner
 from cartd.volume import Volume
-from tests.memory_store import MTIME, MemoryStore
-from tests.volume_parts import InThisThread
+from tests.support.memory_store import MTIME, MemoryStore
+from tests.support.volume_parts import InThisThread
 
 
 class ScriptedArchive(ArchiveClient):

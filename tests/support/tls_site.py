@@ -12,12 +12,12 @@ from random import Random
 
 import trustme
 
-from tests.cart_site import CartSite
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.free_ports import free_port
-from tests.running_cartd import DEADLINE, running_cartd
-from tests.served_directory import served_directory
-from tests.wire import Wire
+from tests.support.cart_site import CartSite
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.free_ports import free_port
+from tests.support.running_cartd import DEADLINE, running_cartd
+from tests.support.served_directory import served_directory
+from tests.support.wire import Wire
 
 NAME = "cartd.example"
 LARGE = Random(3).randbytes(24 * 2**20)

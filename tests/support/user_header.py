@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.running_cartd import Answer, RunningCartd, wait_for
+from tests.support.running_cartd import Answer, RunningCartd, wait_for
 
 
 def trusting_user_header(command: Sequence[str]) -> tuple[str, ...]:

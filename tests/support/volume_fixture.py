@@ -1,6 +1,6 @@
 """Fixtures: a prepared volume whose calls run in the calling thread.
 
-Use with ``pytest_plugins = ("tests.volume_fixture",)`` in a test module.
+Use with ``pytest_plugins = ("tests.support.volume_fixture",)`` in a test module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cartd.volume import Volume
-from tests.volume_parts import InThisThread
+from tests.support.volume_parts import InThisThread
 
 
 @pytest.fixture

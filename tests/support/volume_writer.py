@@ -1,6 +1,6 @@
 """A process that is killed, or meets a limit of the system, while it uses a volume.
 
-``python -m tests.volume_writer WHAT ROOT``, where WHAT is one of
+``python -m tests.support.volume_writer WHAT ROOT``, where WHAT is one of
 
 * ``kill``: writes some blocks of a file of cart 7, prints ``writing`` and waits to be killed;
 * ``limit``: the system allows only small files; prints the error of the volume for a large one;
@@ -22,7 +22,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from cartd.volume import Volume
 from cartd.volume.incoming import BLOCK, IncomingFile
-from tests.volume_parts import InThisThread, a_cart, a_file, checksum_of, result_of
+from tests.support.volume_parts import InThisThread, a_cart, a_file, checksum_of, result_of
 
 BODY = bytes(4 * BLOCK)
 
@@ -66,11 +66,11 @@ def links(volume: Volume) -> None:
 def written_by(what: str, root: Path) -> str:
     """Return what such a process prints."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.volume_writer", what, str(root)],
+        [sys.executable, "-m", "tests.support.volume_writer", what, str(root)],
         check=True,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ).stdout
 
 

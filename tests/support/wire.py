@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cartd import __version__
-from tests.running_cartd import DEADLINE
+from tests.support.running_cartd import DEADLINE
 
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([ -~]*)")
 """A header field as this service writes it: printable ASCII (RFC 9110, section 5.5)."""

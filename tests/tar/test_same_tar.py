@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.archived_carts import content, in_a_thread, url_of
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd
+from tests.support.archived_carts import content, in_a_thread, url_of
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 FILES = {
     "a/one": b"first",

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from cartd.tar.headers import DIRECTORY, FILE, header_length
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import LAYOUT_VERSION, Literal, Slice, VirtualTar
-from tests.built_tars import Member, build_tar, index_of
+from tests.support.built_tars import Member, build_tar, index_of
 
 CREATED = 1_700_000_000
 OCTAL_LIMIT = 8**11

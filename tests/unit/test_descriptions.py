@@ -18,9 +18,9 @@ from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
-from tests.built_tars import Member, build_tar, index_of
-from tests.memory_store import MTIME, MemoryStore
-from tests.volume_parts import InThisThread, begin, failure_of, result_of
+from tests.support.built_tars import Member, build_tar, index_of
+from tests.support.memory_store import MTIME, MemoryStore
+from tests.support.volume_parts import InThisThread, begin, failure_of, result_of
 
 FILES = {"1": b"first", "2": b"second" * 200}
 ODD = {"ä" * 60: b"first", "b" * 120: b"second"}

@@ -17,9 +17,9 @@ from cartd.volume import Volume
 from cartd.volume.identity import Identity, write_volume_number
 from cartd.volume.locks import SharedLock
 from cartd.volume.partial import translate_disk_errors
-from tests.volume_parts import a_cart, a_file, logged, result_of
+from tests.support.volume_parts import a_cart, a_file, logged, result_of
 
-pytest_plugins = ("tests.volume_fixture",)
+pytest_plugins = ("tests.support.volume_fixture",)
 
 CART = a_cart()
 FILES = [a_file(b"content", "a/b.dat")]

@@ -13,11 +13,11 @@ from cartd.integrity import identity
 from cartd.integrity.identity import bind_volume
 from cartd.model import CartStatus
 from cartd.store import Store, sync, volume_record
-from tests.databases import sqlite_url
-from tests.stored_carts import with_status
-from tests.volume_parts import everything, in_the_loop
+from tests.support.databases import sqlite_url
+from tests.support.stored_carts import with_status
+from tests.support.volume_parts import everything, in_the_loop
 
-pytest_plugins = ("tests.database_fixtures",)
+pytest_plugins = ("tests.support.database_fixtures",)
 
 MARK = ".cartd-volume"
 NEW = {"cartuids", "incoming", MARK}

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from cartd.errors import VolumeDamaged
 from cartd.model import CartFile
 from cartd.volume import Volume, verify
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     EMPTY,
@@ -31,7 +31,7 @@ from tests.volume_parts import (
     stage,
 )
 
-pytest_plugins = ("tests.volume_fixture",)
+pytest_plugins = ("tests.support.volume_fixture",)
 
 DATA = os.urandom(1000)
 TAR = os.urandom((2 << 20) + 77)

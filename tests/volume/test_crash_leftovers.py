@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.model import CartFile
 from cartd.volume.volume import BATCH, Volume
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     EMPTY,
@@ -29,7 +29,7 @@ from tests.volume_parts import (
     result_of,
     stage,
 )
-from tests.volume_writer import written_by
+from tests.support.volume_writer import written_by
 
 
 @pytest.fixture
@@ -114,10 +114,10 @@ def test_only_a_regular_file_is_intact(volume: Volume, tmp_path: Path, kind: str
 def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> None:
     root.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.volume_writer", "kill", str(root)],
+        [sys.executable, "-m", "tests.support.volume_writer", "kill", str(root)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"

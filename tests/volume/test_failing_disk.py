@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from cartd.removal import CONCURRENCY
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
-from tests.databases import sqlite_url
-from tests.failing_disk import CHANGES, FULL, FailingDisk
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
-from tests.wire import wire
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.databases import sqlite_url
+from tests.support.failing_disk import CHANGES, FULL, FailingDisk
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.wire import wire
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 OFTEN = "[cartd]\nlru_interval = 0.2\nvolume_reserve = 0\n"
 MIB = 2**20

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.model import DuplicateFile
 from cartd.volume.volume import BATCH, Volume
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     EMPTY,
     HeldThreads,

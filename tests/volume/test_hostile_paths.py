@@ -20,8 +20,8 @@ from cartd.volume import Volume
 from cartd.volume.identity import read_volume_number
 from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import MAX_DEPTH_OPEN, remove_tree
-from tests.open_files import open_below
-from tests.volume_parts import (
+from tests.support.open_files import open_below
+from tests.support.volume_parts import (
     BODY,
     CART,
     Bytes,
@@ -33,7 +33,7 @@ from tests.volume_parts import (
     stage,
 )
 
-pytest_plugins = ("tests.volume_fixture",)
+pytest_plugins = ("tests.support.volume_fixture",)
 
 FILE = a_file(BODY)
 BUNDLED = a_cart(bundle=True)

@@ -9,13 +9,13 @@ from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException, IncompleteRead
 from pathlib import Path
 
-from tests import swapper
-from tests.archived_carts import content, in_a_thread, manifest_of, url_of
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd
-from tests.volume_parts import everything
+from tests.support import swapper
+from tests.support.archived_carts import content, in_a_thread, manifest_of, url_of
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd
+from tests.support.volume_parts import everything
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 ROUNDS = 3
 UIDS = [f"cart-{number}" for number in range(4)]

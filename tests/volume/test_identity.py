@@ -12,7 +12,7 @@ import pytest
 from cartd.errors import VolumeUnavailable
 from cartd.volume import Volume
 from cartd.volume.identity import read_volume_number, write_volume_number
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     InThisThread,

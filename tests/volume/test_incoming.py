@@ -19,8 +19,8 @@ from zope.interface.verify import verifyObject
 from cartd.checksum import Mismatch
 from cartd.threads import Threads
 from cartd.volume.incoming import BLOCK, HIGH_WATERMARK, MAX_PIECES, IncomingFile
-from tests.incoming_place import LARGE, OLD, SMALL, Place
-from tests.volume_parts import (
+from tests.support.incoming_place import LARGE, OLD, SMALL, Place
+from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     RecordingProducer,

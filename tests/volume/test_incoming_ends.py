@@ -8,9 +8,9 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.volume.incoming import BLOCK
-from tests.incoming_place import LARGE, SMALL, Place
-from tests.open_files import open_below
-from tests.volume_parts import (
+from tests.support.incoming_place import LARGE, SMALL, Place
+from tests.support.open_files import open_below
+from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     begin,

@@ -14,9 +14,9 @@ from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile
-from tests.incoming_place import LARGE, SMALL, FailingWrites, Place
-from tests.open_files import open_below
-from tests.volume_parts import (
+from tests.support.incoming_place import LARGE, SMALL, FailingWrites, Place
+from tests.support.open_files import open_below
+from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     RecordingProducer,

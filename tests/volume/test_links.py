@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cartd.volume import Volume
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     EMPTY,
@@ -18,9 +18,9 @@ from tests.volume_parts import (
     result_of,
     stage,
 )
-from tests.volume_writer import written_by
+from tests.support.volume_writer import written_by
 
-pytest_plugins = ("tests.volume_fixture",)
+pytest_plugins = ("tests.support.volume_fixture",)
 
 
 def test_the_link_leads_to_the_tree_and_is_relative(volume: Volume, root: Path) -> None:

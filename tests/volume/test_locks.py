@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from cartd.locks import LocksUnsupported, lock_holder, try_lock
-from tests.cart_site import CartSite
-from tests.running_cartd import RunningCartd, command, running_cartd
-from tests.served_directory import served_directory
-from tests.without_flock import without_flock
+from tests.support.cart_site import CartSite
+from tests.support.running_cartd import RunningCartd, command, running_cartd
+from tests.support.served_directory import served_directory
+from tests.support.without_flock import without_flock
 
 FILES = {"a": b"first", "b/c": b"second"}
 

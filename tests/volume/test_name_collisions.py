@@ -24,12 +24,12 @@ from cartd.volume.name_collisions import (
 )
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
-from tests.archived_carts import in_a_thread, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, entry, manifest, running_cartd
+from tests.support.archived_carts import in_a_thread, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 CASE = Folding(case=True)
 NORMAL = Folding(normal_form=True)

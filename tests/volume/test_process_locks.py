@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cartd.volume.process_locks import NO_BOOT_ID, ProcessLocks, boot_id
-from tests.without_flock import refuse
+from tests.support.without_flock import refuse
 
 HOLD = """
 import sys

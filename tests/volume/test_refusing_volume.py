@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd, wait_for
-from tests.wire import wire
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.support.wire import wire
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ext4 and loop devices")
 
 KB = 1000

@@ -21,7 +21,7 @@ from cartd.volume.remove import (
     remove_tree,
     rename_then_remove,
 )
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     EMPTY,

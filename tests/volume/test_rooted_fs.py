@@ -12,7 +12,7 @@ import pytest
 
 from cartd.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
 from cartd.sending.dir_fd_cache import DirFdCache
-from tests.open_files import open_below
+from tests.support.open_files import open_below
 
 SECRET = b"not of this volume"
 

@@ -18,7 +18,7 @@ from cartd.sending.tree_reader import TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from cartd.volume import Volume, locks
 from cartd.volume.locks import SharedLock, exclusive_lock
-from tests.volume_parts import CART, InThisThread, everything, result_of
+from tests.support.volume_parts import CART, InThisThread, everything, result_of
 
 SEND = """
 import sys

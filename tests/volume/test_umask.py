@@ -8,11 +8,11 @@ import pytest
 from twisted.scripts._twistd_unix import ServerOptions
 
 from cartd.options import read_config
-from tests.archived_carts import in_a_thread, stage, url_of
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, command, running_cartd
+from tests.support.archived_carts import in_a_thread, stage, url_of
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, command, running_cartd
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 
 def modes(cartd: RunningCartd) -> dict[str, int]:

@@ -9,15 +9,15 @@ from typing import Any
 
 from twisted.internet import reactor as _reactor
 
-from tests.archive_faults import hang_before_head
-from tests.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.cartd_with_archive import assert_no_unexpected_errors
-from tests.databases import sqlite_url
-from tests.faulty_archive import FaultyArchive
-from tests.running_cartd import RunningCartd, running_cartd, wait_for
-from tests.volume_parts import everything
+from tests.support.archive_faults import hang_before_head
+from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
+from tests.support.databases import sqlite_url
+from tests.support.faulty_archive import FaultyArchive
+from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
+from tests.support.volume_parts import everything
 
-pytest_plugins = ("tests.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixture",)
 
 reactor: Any = _reactor
 OFTEN = "[cartd]\nlru_interval = 0.1\nvolume_reserve = 0\n"

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from cartd.errors import ConfigError
 from cartd.threads import Threads
 from cartd.volume import Volume
-from tests.volume_parts import (
+from tests.support.volume_parts import (
     BODY,
     CART,
     EMPTY,
@@ -27,7 +27,7 @@ from tests.volume_parts import (
     stage,
 )
 
-pytest_plugins = ("tests.volume_fixture",)
+pytest_plugins = ("tests.support.volume_fixture",)
 
 
 def test_a_cart_has_its_tree_and_its_bundle_below_its_id(volume: Volume, root: Path) -> None:
