@@ -6,8 +6,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from cartd.auth.authenticator import Authenticator
 from cartd.auth.proxy import TrustedProxies
-from cartd.auth.token_file import TokenFile
-from cartd.auth.token_registry import TokenRegistry
+from cartd.auth.token_file import TokenFile, TokenRegistry
 from cartd.config import Config
 from cartd.threads import ThreadRunner
 

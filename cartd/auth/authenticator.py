@@ -1,21 +1,27 @@
-"""Authenticates each request anew: it takes microseconds, and nothing is cached."""
+"""Authentication of requests, by the token in the Authorization header or by a trusted proxy.
+
+Each request is authenticated anew: it takes microseconds, and nothing is cached.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.cred.error import LoginFailed
 from twisted.logger import Logger
+from twisted.web.guard import BasicCredentialFactory
 
-from cartd.auth.credentials import SCHEMES, Credentials, parse_authorization
-from cartd.auth.entries import NAME
 from cartd.auth.proxy import TrustedProxies
-from cartd.auth.token_registry import TokenRegistry
-from cartd.auth.tokens import DUMMY_HASH, redact_secret
+from cartd.auth.token_file import TokenRegistry
+from cartd.auth.tokens import DUMMY_HASH, NAME, redact_secret, token_name
 from cartd.errors import INTERNAL_ERROR, CartdError, NoCredentials, Unauthenticated
 from cartd.model import User
 
+log = Logger()
+
+REALM = b"cartd"
 MAX_NAME_SHOWN = 64
 """Characters of a name that are shown in the message, and so in the rejection log."""
 
@@ -27,7 +33,56 @@ WRONG_CREDENTIALS = "The name or the token is wrong"
 PROXY_REQUIRED = "Authentication required: the proxy in front must send the user's name"
 BAD_PROXY_NAME = "The proxy sent no valid user name"
 
-log = Logger()
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A token and the user name sent with it, neither of them verified."""
+
+    name: str
+    secret: bytes = field(repr=False)
+
+
+class BearerScheme:
+    """Tokens in an Authorization header (RFC 6750, section 2.1)."""
+
+    scheme = b"bearer"
+    challenge = b'Bearer realm="%s"' % REALM
+
+    def parse(self, value: bytes) -> Credentials:
+        """Raise LoginFailed if ``value`` contains no name."""
+        name = token_name(value)
+        if name is None:
+            raise LoginFailed
+        return Credentials(_text(name), value)
+
+
+class BasicScheme:
+    """Tokens as passwords (RFC 7617)."""
+
+    scheme = b"basic"
+    challenge = b'Basic realm="%s", charset="UTF-8"' % REALM
+    _factory = BasicCredentialFactory(REALM)
+
+    def parse(self, value: bytes) -> Credentials:
+        """Raise LoginFailed if ``value`` is malformed."""
+        given: Any = self._factory.decode(value, None)
+        return Credentials(_text(given.username), given.password)
+
+
+SCHEMES = (BearerScheme(), BasicScheme())
+
+
+def parse_authorization(value: bytes) -> Credentials:
+    """Parse the value of ``Authorization``.  Raises LoginFailed for any other scheme."""
+    scheme, _, rest = value.strip().partition(b" ")
+    for known in SCHEMES:
+        if scheme.lower() == known.scheme:
+            return known.parse(rest.strip())
+    raise LoginFailed
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 class Authenticator:

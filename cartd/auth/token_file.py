@@ -1,6 +1,6 @@
-"""The token file: read by the service, changed by ``cartd-cmd token``.
+"""The token file: changed by ``cartd-cmd token``, and reloaded by the service when it changes.
 
-All functions block.
+All methods of :class:`TokenFile` block; :class:`TokenRegistry` calls them in threads.
 """
 
 from __future__ import annotations
@@ -11,18 +11,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
 from cartd.atomic_write import replace_file
-from cartd.auth.entries import Entry, check_name, line_name, parse
-from cartd.auth.tokens import TokenHash, new_token
-from cartd.errors import ConfigError
+from cartd.auth.tokens import Entry, TokenHash, check_name, line_name, new_token, parse_entries
+from cartd.errors import ConfigError, Unavailable
 from cartd.locks import LocksUnsupported, lock_holder, try_lock
 from cartd.model import User
 from cartd.permissions import describe_permissions, this_user
+from cartd.threads import ThreadRunner
+
+log = Logger()
 
 LOCK_WAIT = 10.0
 """Seconds that a change waits for the lock; a change takes milliseconds."""
 LOCK_PAUSE = 0.05
 """Seconds between two attempts."""
+GRACE = 5.0
+"""Seconds for which the tokens read last stay valid while the file cannot be read.
+
+Long enough for a file that is edited in place or copied to a slow disk, so that a change is never
+an outage; short enough that a revoked token stops working within seconds."""
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines that say that no token is accepted."""
 
 Stamp = tuple[int, ...]
 
@@ -49,7 +61,7 @@ class TokenFile:
     def entries(self) -> Mapping[str, Entry]:
         """Return all entries by name."""
         with self._errors_with_path():
-            return parse(self.path.read_text(encoding="utf-8"))
+            return parse_entries(self.path.read_text(encoding="utf-8"))
 
     def add(self, name: str, *, admin: bool) -> str:
         """Add a new name and return its token, which is not stored."""
@@ -158,3 +170,92 @@ def _with_final_newline(lines: list[str]) -> list[str]:
     if lines and not lines[-1].endswith("\n"):
         return [*lines[:-1], lines[-1] + "\n"]
     return lines
+
+
+class TokenRegistry:
+    """The entries of the token file, reloaded when it changes.
+
+    It fails closed: if the file cannot be read for :data:`GRACE` seconds, or a poll hangs for that
+    long, no token is accepted until the file can be read again.
+    """
+
+    def __init__(self, file: TokenFile | None, threads: ThreadRunner, clock: IReactorTime) -> None:
+        """Read the file, which blocks.  Without a file the registry is empty.
+
+        :raises ConfigError: the file cannot be read.
+        """
+        self._file = file
+        self._threads = threads
+        self._clock = clock
+        self._entries: Mapping[str, Entry] = {}
+        self._stamp: Stamp = ()
+        self._failing_since: float | None = None
+        """When the first of the failing polls began; None after a successful poll."""
+        self._reason = ""
+        self._logged_at: float | None = None
+        if file is not None:
+            self._stamp, self._entries = file.read()
+
+    def entry(self, name: str) -> Entry | None:
+        """Return the entry of ``name``.  Raises Unavailable while the file cannot be read."""
+        self._require_open()
+        return self._entries.get(name)
+
+    def user(self, name: str) -> User:
+        """Return the user of that name, an admin if the file says so.
+
+        :raises Unavailable: it said so, and the file cannot be read any more.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            return User(name)
+        if entry.user.admin:
+            self._require_open()
+        return entry.user
+
+    async def poll(self) -> None:
+        """Reload the file if it has changed; a failure is logged, not raised."""
+        if self._file is None:
+            return
+        if self._failing_since is None:
+            self._failing_since = self._clock.seconds()
+        try:
+            await self._read(self._file)
+        except ConfigError as error:
+            self._reason = str(error)
+            if self._closed():
+                self._log_closed()
+            return
+        self._failing_since = None
+        self._reason = ""
+        if self._logged_at is not None:
+            self._logged_at = None
+            log.info("{file} is readable again: tokens are accepted", file=self._file.path)
+
+    async def _read(self, file: TokenFile) -> None:
+        # If reading fails, the old stamp is kept, so that the next poll tries again.
+        if await self._threads.run(file.stamp) == self._stamp:
+            return
+        self._stamp, self._entries = await self._threads.run(file.read)
+        log.info("{file} reloaded: {number} tokens", file=file.path, number=len(self._entries))
+
+    def _closed(self) -> bool:
+        since = self._failing_since
+        return since is not None and self._clock.seconds() - since >= GRACE
+
+    def _require_open(self) -> None:
+        if self._closed():
+            self._log_closed()
+            raise Unavailable("The token file cannot be read, so no token is accepted now")
+
+    def _log_closed(self) -> None:
+        now = self._clock.seconds()
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL:
+            return
+        self._logged_at = now
+        assert self._file is not None
+        log.error(
+            "{fault}: NO TOKEN IS ACCEPTED and requests get 503 until the token file can be read,"
+            " because revoked tokens are unknown; retried every second",
+            fault=self._reason or f"{self._file.path}: the disk does not respond",
+        )

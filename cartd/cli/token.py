@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cartd.auth import TokenFile
-from cartd.auth.entries import check_name
+from cartd.auth.tokens import check_name
 from cartd.config import Config
 from cartd.errors import ConfigError
 from cartd.permissions import describe_permissions, group_name, unreadable_by, user_name

@@ -11,9 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from cartd.auth import TokenFile
-from cartd.auth.entries import Entry
-from cartd.auth.token_registry import GRACE, LOG_INTERVAL, TokenRegistry
-from cartd.auth.tokens import DUMMY_HASH, new_token
+from cartd.auth.token_file import GRACE, LOG_INTERVAL, TokenRegistry
+from cartd.auth.tokens import DUMMY_HASH, Entry, new_token
 from cartd.errors import ConfigError, Unauthenticated, Unavailable
 from cartd.model import User
 from tests.support.auth_harness import AuthHarness, request

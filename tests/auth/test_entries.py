@@ -6,8 +6,15 @@ import re
 
 import pytest
 
-from cartd.auth.entries import Entry, check_name, parse
-from cartd.auth.tokens import DUMMY_HASH, TokenHash, new_token, token_name
+from cartd.auth.tokens import (
+    DUMMY_HASH,
+    Entry,
+    TokenHash,
+    check_name,
+    new_token,
+    parse_entries,
+    token_name,
+)
 from cartd.model import User
 
 TOKEN = b"cartd_alice." + b"x" * 43  # not a new one: it stands in the names of tests
@@ -18,7 +25,7 @@ LINE = f"alice user {KEPT}"
 def test_a_line_holds_name_role_and_token_hash() -> None:
     entry = Entry(User("alice", admin=True), KEPT)
     assert re.fullmatch("alice admin sha256:[0-9a-f]{64}", str(entry))
-    [read] = parse(str(entry)).values()
+    [read] = parse_entries(str(entry)).values()
     assert read == entry
     assert read.hash.matches(TOKEN)
     assert not read.hash.matches(TOKEN[:-1] + (b"A" if TOKEN[-1:] != b"A" else b"B"))
@@ -54,11 +61,11 @@ def test_the_hash_of_an_unknown_name_matches_nothing() -> None:
 
 def test_comments_and_empty_lines_have_no_name() -> None:
     text = f"# who\n\n  \n\t# more\n{LINE}\n  bob   admin\t{KEPT}  \n"
-    assert {name: entry.user for name, entry in parse(text).items()} == {
+    assert {name: entry.user for name, entry in parse_entries(text).items()} == {
         "alice": User("alice"),
         "bob": User("bob", admin=True),
     }
-    assert parse("") == {}
+    assert parse_entries("") == {}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +87,7 @@ def test_comments_and_empty_lines_have_no_name() -> None:
 )
 def test_an_error_names_its_line_and_shows_no_hash(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=re.escape(fault)) as told:
-        parse(text)
+        parse_entries(text)
     assert KEPT.digest.hex()[:-1] not in str(told.value)
 
 

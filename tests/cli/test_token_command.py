@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from cartd.auth import TokenFile, token_file
-from cartd.auth.entries import parse
+from cartd.auth.tokens import parse_entries
 from cartd.errors import ConfigError
 from cartd.locks import try_lock
 from tests.support.running_cartd import RunningCartd, running_cartd
@@ -43,7 +43,7 @@ def test_a_token_is_printed_once_and_kept_as_a_hash(site: RunningCartd, tokens: 
     assert re.fullmatch(r"cartd_alice\.[A-Za-z0-9_-]{43}\n", added.stdout)
     assert added.stderr == "The token of alice; it is shown only once:\n"
     token = added.stdout.strip()
-    [entry] = parse(tokens.read_text()).values()
+    [entry] = parse_entries(tokens.read_text()).values()
     assert entry.user.admin
     assert entry.hash.matches(token.encode())
     assert token.rpartition(".")[2] not in tokens.read_text()

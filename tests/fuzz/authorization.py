@@ -9,8 +9,8 @@ from base64 import b64encode
 
 from twisted.cred.error import LoginFailed
 
-from cartd.auth.credentials import Credentials, parse_authorization
-from cartd.auth.entries import NAME
+from cartd.auth.authenticator import Credentials, parse_authorization
+from cartd.auth.tokens import NAME
 
 WORDS = (
     b"Bearer ", b"Basic ", b"bearer", b"BASIC", b"Digest ", b"ada.secret", b"YWRhOmFkYS5zZWNyZXQ=",

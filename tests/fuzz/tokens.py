@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from cartd.auth.entries import NAME, line_name, parse
+from cartd.auth.tokens import NAME, line_name, parse_entries
 
 KEY = "0123456789abcdef" * 4
 WORDS = (
@@ -20,7 +20,7 @@ WORDS = (
 def check(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     try:
-        entries = parse(text)
+        entries = parse_entries(text)
     except ValueError as error:
         message = str(error)
         assert re.match(r"line [0-9]+: ", message) and message.isprintable(), message
@@ -30,4 +30,4 @@ def check(data: bytes) -> None:
     assert list(entries) == names
     assert all(NAME.fullmatch(name) for name in names), names
     assert all(entry.user.name == name for name, entry in entries.items())
-    assert parse("\n".join(map(str, entries.values()))) == entries
+    assert parse_entries("\n".join(map(str, entries.values()))) == entries
