@@ -21,10 +21,9 @@ from cartd.downloads import Downloads
 from cartd.errors import Unavailable
 from cartd.evictor import Evictor, SpaceRules
 from cartd.integrity.orphans import Orphans
-from cartd.integrity.recovery import Recovery
+from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Repair
-from cartd.integrity.syncing import Syncing
-from cartd.integrity.verification import Verification
+from cartd.integrity.scrub import Verification
 from cartd.pins import AccessTimes, Pins
 from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TextIO
 
 from cartd.integrity.orphans import Orphans
-from cartd.integrity.verification import Damage, Verification
+from cartd.integrity.scrub import Damage, Verification
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
 from cartd.text import escape

@@ -1,5 +1,8 @@
 """The scrub: verifies the hashes of ready carts, one after the other, while the service runs.
 
+:class:`Verification` reads all bytes of a cart and compares them with the recorded hashes, for the
+scrub and for ``cartd-cmd verify``.
+
 Strategy: the cart that was verified longest ago is next; the dates are in the store, so that a
 restart continues.  A cart is not pinned: it may be evicted or deleted while it is read, and is then
 skipped.  After each read the scrub pauses for nine times as long.
@@ -10,7 +13,8 @@ the scrub pauses, for longer each time, until an administrator has repaired the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -19,10 +23,14 @@ from twisted.logger import Logger
 from cartd.backoff import Backoff
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
-from cartd.integrity.verification import Damage, Verification
-from cartd.model import Cart, CartStatus
+from cartd.model import Cart, CartFile, CartStatus
 from cartd.store import Store
+from cartd.volume import Volume
 
+log = Logger()
+
+PAGE = 2000
+"""Files verified at a time."""
 REST_RATIO = 9
 """Seconds of pause per second of reading."""
 MAX_DAMAGED_IN_A_ROW = 3
@@ -33,7 +41,52 @@ MAX_PAUSE = 86_400.0
 MAX_NAMED = 3
 """Maximum number of damaged files that are logged by name."""
 
-log = Logger()
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with one file of a cart."""
+
+    position: int
+    path: str
+    fault: str
+    """A short description, as ``is missing``."""
+
+
+class Verification:
+    """Reads carts; changes nothing."""
+
+    def __init__(self, store: Store, volume: Volume) -> None:
+        self._store = store
+        self._volume = volume
+
+    async def damages(self, cart: Cart, read: Callable[[int], Awaitable[None]]) -> list[Damage]:
+        """Return all damage of a ready cart, in the order of the manifest.
+
+        ``read`` is called with each number of bytes read, and may pause.  A cart that is deleted
+        while it is read has missing files.
+        """
+        damages = []
+        async for files, faults in self._checked(cart, read):
+            found = zip(files, faults, strict=True)
+            damages += [Damage(it.position, it.path, fault) for it, fault in found if fault]
+        return damages
+
+    async def _checked(
+        self, cart: Cart, read: Callable[[int], Awaitable[None]]
+    ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
+        """Yield the files page by page, with the fault of each; '' if it is intact."""
+        if cart.bundle:
+            async for page in self._volume.bundle_faults(cart, self._pages(cart), read):
+                yield page
+            return
+        async for files in self._pages(cart):
+            yield files, await self._volume.faults(cart, files, read)
+
+    async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
+        after = -1
+        while page := await self._store.files(cart.id, after=after, limit=PAGE):
+            yield page
+            after = page[-1].position
 
 
 class Scrub:
@@ -78,8 +131,7 @@ class Scrub:
             if in_a_row >= MAX_DAMAGED_IN_A_ROW:
                 log.error(
                     "{number} carts in a row were damaged and are restaged: check the volume's"
-                    " disk."
-                    " The scrub is paused",
+                    " disk. The scrub is paused",
                     number=in_a_row,
                 )
                 self._backoff.failed(None)

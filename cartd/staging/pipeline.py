@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from cartd.errors import PathCollision
-from cartd.integrity.missing_files import invalidate_missing, may_have_files
+from cartd.integrity.repair import invalidate_missing, may_have_files
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
 from cartd.staging.batcher import Batcher

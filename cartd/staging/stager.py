@@ -21,8 +21,8 @@ from cartd.errors import (
     VolumeDamaged,
     VolumeUnavailable,
 )
-from cartd.integrity.missing_files import invalidate_unreadable
 from cartd.integrity.recovery import Recovery
+from cartd.integrity.repair import invalidate_unreadable
 from cartd.model import Cart
 from cartd.periodic import Periodic
 from cartd.quotas import FairShare

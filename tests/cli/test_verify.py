@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from cartd.cli.verify import Verify
-from cartd.integrity.verification import Damage, Verification
+from cartd.integrity.scrub import Damage, Verification
 from cartd.model import Cart, CartStatus
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.volume_parts import result_of

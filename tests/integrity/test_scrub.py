@@ -13,8 +13,14 @@ from twisted.internet.task import Clock
 
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
-from cartd.integrity.scrub import INITIAL_PAUSE, MAX_DAMAGED_IN_A_ROW, MAX_PAUSE, Scrub
-from cartd.integrity.verification import Damage, Verification
+from cartd.integrity.scrub import (
+    INITIAL_PAUSE,
+    MAX_DAMAGED_IN_A_ROW,
+    MAX_PAUSE,
+    Damage,
+    Scrub,
+    Verification,
+)
 from cartd.model import Cart, CartStatus
 from cartd.periodic import Periodic
 from cartd.store import Store

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable, VolumeUnavailable
-from cartd.integrity.syncing import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
+from cartd.integrity.recovery import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
 from cartd.store.durability import DirtyRows
 from cartd.threads import DedicatedThread

@@ -37,7 +37,7 @@ pytest_plugins = ("tests.support.archive_fixture",)
 
 CHANGED = """
 from threading import Event
-from cartd.integrity import syncing
+from cartd.integrity import recovery
 from cartd.volume import file_system, verify
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run
@@ -55,10 +55,10 @@ def broken(self):
 
 verify._file_fault = recorded
 """
-SELDOM = "syncing.SYNC_INTERVAL = 1e9\n"
-OFTEN = "syncing.SYNC_INTERVAL = 0.05\n"
+SELDOM = "recovery.SYNC_INTERVAL = 1e9\n"
+OFTEN = "recovery.SYNC_INTERVAL = 0.05\n"
 BROKEN = "FileSystem.sync = broken\n"
-HANGS = "FileSystem.sync = lambda self: Event().wait()\nsyncing.FINAL_SYNC_TIMEOUT = 0.2\n"
+HANGS = "FileSystem.sync = lambda self: Event().wait()\nrecovery.FINAL_SYNC_TIMEOUT = 0.2\n"
 SAME_BOOT = "file_system.page_cache_id = lambda _: 'this boot'\n"
 NEVER = 10**9
 MANY = 150

@@ -195,7 +195,7 @@ def test_while_another_program_has_locked_the_database(
     timeouts = (
         "staging.stager.STOP_STEP_TIMEOUT",
         "services.STOP_STEP_TIMEOUT",
-        "integrity.syncing.FINAL_SYNC_TIMEOUT",
+        "integrity.recovery.FINAL_SYNC_TIMEOUT",
     )
     soon = {f"cartd.{timeout}": 0.5 for timeout in timeouts}
     with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
