@@ -1,11 +1,140 @@
-"""Descriptions of file permissions, for messages only.  Blocks."""
+"""Owner, group, mode and ACL of files: kept when a file is replaced, and described in messages.
+
+A rename replaces a file atomically, by a new one with its own owner, group, mode and ACL, so they
+are copied.  All functions block.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE
+from typing import Final
+
+_ACL: Final = "system.posix_acl_access"
+_NO_ATTRIBUTE: Final = frozenset(
+    {getattr(errno, name) for name in ("ENODATA", "ENOTSUP", "EOPNOTSUPP") if hasattr(errno, name)}
+)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to a new file and rename it to ``path``: readers see the old or the new one.
+
+    An existing file keeps its owner, group and mode and, on Linux, its ACL and other extended
+    attributes; if that is not permitted, it is not replaced.  A new one has mode 0600 or, in a
+    directory of another group than the caller's, that group and 0640, for a service that runs in
+    it.  ``path`` must not be a symbolic link: its target would stay unchanged.
+
+    :raises OSError: nothing has changed.
+    """
+    try:
+        before = path.lstat()
+    except FileNotFoundError:
+        before = None
+    fd, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # its mode is 0600
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if before is None:
+                _inherit_group(fd, path.parent)
+            else:
+                _copy_metadata(fd, path, before)
+            os.fsync(fd)
+        Path(written).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(written).unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+if sys.platform == "win32":
+
+    def _inherit_group(_fd: int, _directory: Path) -> None:
+        """A new file inherits its permissions from its directory."""
+
+    def _copy_metadata(_fd: int, _path: Path, _before: os.stat_result) -> None:
+        """The same: permissions of the old file are lost."""
+
+else:
+
+    def _inherit_group(fd: int, directory: Path) -> None:
+        group = directory.stat().st_gid
+        if (group, group) != (os.getegid(), os.fstat(fd).st_gid):
+            with suppress(OSError):  # the caller need not be a member
+                os.chown(fd, -1, group)
+                os.chmod(fd, 0o640)
+
+    def _copy_metadata(fd: int, path: Path, before: os.stat_result) -> None:
+        new = os.fstat(fd)
+        if (new.st_uid, new.st_gid) != (before.st_uid, before.st_gid):
+            os.chown(fd, before.st_uid, before.st_gid)
+        os.chmod(fd, before.st_mode & 0o7777)
+        _copy_attributes(path, fd)
+
+
+if sys.platform == "linux":
+
+    def _copy_attributes(path: Path, fd: int) -> None:
+        try:
+            names = os.listxattr(path)
+        except OSError as error:
+            if error.errno in _NO_ATTRIBUTE:
+                return
+            raise
+        if _ACL not in names:
+            # The new file has an ACL from the directory's default ACL; the old one had none.
+            try:
+                os.removexattr(fd, _ACL)
+            except OSError as error:
+                if error.errno not in _NO_ATTRIBUTE:
+                    raise
+        for name in names:
+            try:
+                os.setxattr(fd, name, os.getxattr(path, name))
+            except OSError:
+                if name == _ACL:  # other attributes, as a label, do not affect permissions
+                    raise
+
+else:
+
+    def _copy_attributes(_path: Path, _fd: int) -> None:
+        """Python has no such calls on other systems."""
+
+
+def copy_ownership(path: Path, before: Path) -> None:
+    """Copy owner, group, mode and ACL of ``before``, if it exists, to the file at ``path``.
+
+    If that is not permitted, owner and group stay those of the caller, and the group gets only the
+    permissions that ``before`` grants to others.
+    """
+    with suppress(FileNotFoundError):
+        state = before.lstat()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            try:
+                _copy_metadata(fd, before, state)
+            except PermissionError:
+                others = state.st_mode & 0o007
+                path.chmod(state.st_mode & 0o700 | others << 3 | others)
+        finally:
+            os.close(fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Sync the directory, so that the new name survives a power failure, where it can be opened."""
+    with suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
 
 if sys.platform == "win32":
 

@@ -23,11 +23,11 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from cartd.atomic_write import copy_ownership
 from cartd.conditions import Decision, Representation
 from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
 from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.errors import InvalidInput, NoSpace
+from cartd.permissions import copy_ownership
 
 INLINE_LIMIT = 1 << 18
 """Bytes; a slice up to this size is read in the same call that opens the file."""
