@@ -10,14 +10,14 @@ from typing import IO
 from twisted.internet.defer import Deferred
 
 from cartd.byte_limit import ByteLimit
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
 from cartd.model import MAX_UID_LENGTH, Cart, Viewer, check_uid, uid_may_be_stored
 from cartd.quotas import UserQuota
 from cartd.removal import Removal
 from cartd.store import Store
-from cartd.threads import ThreadRunner
-from cartd.uncancellable import uncancellable
 
 MAX_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""

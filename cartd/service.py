@@ -30,6 +30,8 @@ from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
+from cartd.deferreds.tasks import with_timeout
+from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
@@ -53,9 +55,7 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from cartd.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.tls import RELOAD_INTERVAL
-from cartd.uncancellable import with_timeout
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]

@@ -14,9 +14,12 @@ from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
-from cartd.concurrency import FairSemaphore
 from cartd.concurrency_limit import AdaptiveLimit
 from cartd.config import Config
+from cartd.deferreds.fair_semaphore import FairSemaphore
+from cartd.deferreds.rate_limit import FairRateLimiter
+from cartd.deferreds.tasks import with_timeout
+from cartd.deferreds.threads import DedicatedThread, Threads
 from cartd.downloads import Downloads
 from cartd.errors import Unavailable
 from cartd.evictor import Evictor, SpaceRules
@@ -25,15 +28,12 @@ from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Repair
 from cartd.integrity.scrub import Verification
 from cartd.pins import AccessTimes, Pins
-from cartd.rate_limit import FairRateLimiter
 from cartd.removal import CONCURRENCY, Removal
 from cartd.staging.context import StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
-from cartd.threads import DedicatedThread, Threads
-from cartd.uncancellable import with_timeout
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 from cartd.volume.process_locks import ProcessLocks

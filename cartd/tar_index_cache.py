@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
 from cartd.single_flight import SingleFlight
@@ -18,7 +19,6 @@ from cartd.store import Store
 from cartd.tar.index import Shift, TarIndex
 from cartd.tar.index_builder import TarIndexBuilder
 from cartd.tar.virtual_tar import VirtualTar
-from cartd.threads import ThreadRunner
 
 T = TypeVar("T")
 

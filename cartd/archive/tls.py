@@ -20,8 +20,8 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from cartd.archive.certificates import CertificateRejected, is_address, rejection_reason
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
-from cartd.threads import ThreadRunner
 from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
 
 

@@ -8,7 +8,7 @@ from cartd.auth.authenticator import Authenticator
 from cartd.auth.proxy import TrustedProxies
 from cartd.auth.token_file import TokenFile, TokenRegistry
 from cartd.config import Config
-from cartd.threads import ThreadRunner
+from cartd.deferreds.threads import ThreadRunner
 
 __all__ = ["Authenticator", "TokenFile", "create_authenticator"]
 

@@ -15,11 +15,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from cartd.auth.tokens import Entry, TokenHash, check_name, line_name, new_token, parse_entries
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError, Unavailable
 from cartd.locks import LocksUnsupported, lock_holder, try_lock
 from cartd.model import User
 from cartd.permissions import describe_permissions, replace_file, this_user
-from cartd.threads import ThreadRunner
 
 log = Logger()
 

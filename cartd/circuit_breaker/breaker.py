@@ -33,7 +33,7 @@ from cartd.backoff import endless_delays, with_retry_after
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
 from cartd.circuit_breaker.waiters import Waiters
-from cartd.concurrency import FairSemaphore
+from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.model import Cart
 
 UNAVAILABLE_THRESHOLD = 2

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.faults import CorruptingReader, Fault
 from cartd.directory_archive.files import OpenedFile
 from cartd.ranges import http_date
@@ -19,7 +20,6 @@ from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import TreeReader
 from cartd.server.cache_control import REVALIDATED
 from cartd.tar.virtual_tar import Slice
-from cartd.threads import ThreadRunner
 
 CHUNK = 1 << 20
 """Bytes read by one call in a thread."""

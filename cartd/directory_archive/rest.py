@@ -33,6 +33,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from cartd.conditions import Conditions, Decision
+from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.delivery import deliver, disconnect
 from cartd.directory_archive.errors import ErrorWithHeaders, InjectedError, LengthRequired, OnTape
 from cartd.directory_archive.faults import Fault, FaultInjector
@@ -49,7 +50,6 @@ from cartd.directory_archive.wire import (
 from cartd.errors import INTERNAL_ERROR, CartdError, TooLarge, Unavailable, error_body
 from cartd.server.cache_control import REVALIDATED
 from cartd.server.request import header_field
-from cartd.threads import ThreadRunner
 
 PATCH_LIMIT = 1 << 16
 """Bytes; the limit of the body of a PATCH."""

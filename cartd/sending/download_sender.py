@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from cartd.deferreds.threads import LimitedPool, ThreadRunner
 from cartd.sending.push import PushSender
 from cartd.sending.reader import SendingReader
 from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.text import escape
-from cartd.threads import LimitedPool, ThreadRunner
 
 T = TypeVar("T")
 CACHED_DATA_THREADS = 2

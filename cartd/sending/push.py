@@ -16,9 +16,9 @@ from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError
 from cartd.sending.reader import Reader
-from cartd.threads import ThreadRunner
 
 
 class ClientDisconnected(CartdError):

@@ -17,9 +17,9 @@ from twisted.internet.interfaces import IReactorFDSet, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.sending.push import BaseSender, ClientDisconnected
 from cartd.sending.reader import SendingReader
-from cartd.threads import ThreadRunner
 
 _UNREACHABLE_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})
 

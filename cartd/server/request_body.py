@@ -18,7 +18,7 @@ from typing import IO, Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from cartd.threads import ThreadRunner
+from cartd.deferreds.threads import ThreadRunner
 
 MAX_IN_MEMORY: Final = 16 * 2**10
 """Maximum bytes of a body kept in memory, and minimum bytes of a batch for a thread.  Small, as

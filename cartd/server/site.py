@@ -14,6 +14,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.auth import Authenticator
+from cartd.deferreds.threads import ThreadRunner
 from cartd.server import route_table
 from cartd.server.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.server.auth_resource import AuthResource
@@ -27,7 +28,6 @@ from cartd.server.request import LimitedRequest
 from cartd.server.request_body import TempFileLimit
 from cartd.server.request_head import RequestRules
 from cartd.server.request_normalizer import RequestNormalizer
-from cartd.threads import ThreadRunner
 
 NO_HEADERS = Headers()
 

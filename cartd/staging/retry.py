@@ -15,8 +15,8 @@ from cartd.archive import ArchiveError
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
 from cartd.circuit_breaker import CircuitBreaker
-from cartd.concurrency import FairSemaphore
 from cartd.concurrency_limit import AdaptiveLimit
+from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.text import escape

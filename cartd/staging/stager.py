@@ -12,6 +12,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Backoff
+from cartd.deferreds.tasks import with_timeout
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import (
     CartdError,
     DatabaseUnavailable,
@@ -31,8 +33,6 @@ from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
-from cartd.threads import ThreadRunner
-from cartd.uncancellable import with_timeout
 from cartd.volume.process_locks import LeaseObserver, ProcessLocks
 
 LEASE_SECONDS = 60.0

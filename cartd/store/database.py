@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import CartdError, DatabaseUnavailable
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, detach_on_cancel
@@ -18,7 +19,6 @@ from cartd.store.database_errors import is_disconnect, translate_error, with_fil
 from cartd.store.engines import parse, reading_engine, writing_engine
 from cartd.store.outage_log import OutageLog
 from cartd.store.watchdog import Watchdog
-from cartd.threads import DedicatedThread
 
 READERS = 3
 CONNECTIONS = READERS + 1

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 from twisted.logger import Logger
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
-from cartd.threads import ThreadRunner
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
 from cartd.config.tls_endpoint import TlsEndpoint
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
-from cartd.threads import ThreadRunner
 from cartd.tls.pem import PemFile, read_identity
 from cartd.tls.reloading import ReloadingCertificate
 

@@ -10,9 +10,9 @@ from weakref import WeakValueDictionary
 
 from twisted.logger import Logger
 
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
 from cartd.model import Cart, CartFile
-from cartd.threads import ThreadRunner
-from cartd.uncancellable import uncancellable
 from cartd.volume.identity import Identity
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.name_collisions import CollisionFinder, Folding, detect_folding, find_collision

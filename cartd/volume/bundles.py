@@ -9,10 +9,10 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
+from cartd.deferreds.tasks import uncancellable
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.rooted_fs import RootedFS
-from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
 from cartd.volume.base import VolumeBase
 from cartd.volume.incoming import BLOCK

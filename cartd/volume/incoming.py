@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.checksum import Checksum
-from cartd.threads import ThreadRunner
-from cartd.uncancellable import uncancellable
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
 from cartd.volume.partial import PartialFile
 
 BLOCK: Final = 1 << 20

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged, raise_if_transient
 from cartd.locks import LocksUnsupported, try_lock
 from cartd.model import Cart
-from cartd.threads import ThreadRunner
 from cartd.volume.paths import VolumePaths
 
 ATTEMPTS = 50

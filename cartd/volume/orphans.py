@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from cartd.deferreds.tasks import uncancellable
 from cartd.errors import InvalidInput
 from cartd.model import check_uid
 from cartd.rooted_fs import RootedFS
-from cartd.uncancellable import uncancellable
 from cartd.volume.base import VolumeBase
 from cartd.volume.files import list_entries
 from cartd.volume.identity import CART_ID

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from cartd.threads import P, T, ThreadRunner
+from cartd.deferreds.threads import P, T, ThreadRunner
 
 Outcome: TypeAlias = tuple[Any, BaseException | None]
 MAX_BATCH: Final = 16

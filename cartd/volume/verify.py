@@ -19,10 +19,10 @@ from typing import IO, Any, Protocol
 from twisted.internet.defer import CancelledError
 
 from cartd.checksum import Checksum, Mismatch
+from cartd.deferreds.threads import T, ThreadRunner
 from cartd.errors import raise_if_transient
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import RootedFS
-from cartd.threads import T, ThreadRunner
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 

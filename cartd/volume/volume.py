@@ -17,11 +17,11 @@ from typing import ParamSpec, TypeVar
 from twisted.logger import Logger
 
 from cartd.checksum import Checksum
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import RootedFS
-from cartd.threads import ThreadRunner
-from cartd.uncancellable import uncancellable
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare

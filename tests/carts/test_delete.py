@@ -13,12 +13,12 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.pins import Pins
 from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import RootedFS
 from cartd.staging.stager import Stager
-from cartd.threads import ThreadRunner
 from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import RemovalStopped, remove_tree
 from tests.support.staging_parts import Bench

@@ -8,6 +8,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd import tar_index_cache
+from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
@@ -15,7 +16,6 @@ from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
-from cartd.threads import ThreadRunner
 from tests.support.built_tars import Member, columns, index_of
 from tests.support.volume_parts import (
     HeldThreads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from cartd.rate_limit import FairRateLimiter
+from cartd.deferreds.rate_limit import FairRateLimiter
 
 
 def taken(limiter: FairRateLimiter, owner: str, times: list[str]) -> Deferred[None]:

@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.task import Clock
 
-from cartd.uncancellable import uncancellable, with_timeout
+from cartd.deferreds.tasks import uncancellable, with_timeout
 from tests.support.volume_parts import begin, failure_of, outcome, result_of
 
 

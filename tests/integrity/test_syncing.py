@@ -15,11 +15,11 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
+from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.recovery import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
 from cartd.store import Store
 from cartd.store.durability import DirtyRows
-from cartd.threads import DedicatedThread
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
 from tests.support.databases import the_reactor

@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from cartd.deferreds.threads import Threads
 from cartd.errors import VolumeDamaged
 from cartd.sending.push import ClientDisconnected, PushSender
-from cartd.threads import Threads
 from tests.support.sending import Bytes
 from tests.support.two_ends import BUFFER, Client, CountedThreads, reactor, until
 

@@ -28,6 +28,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
+from cartd.deferreds.threads import LimitedPool, P, T
 from cartd.errors import VolumeDamaged
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.socket_sender import SocketSender, plain_socket
@@ -35,7 +36,6 @@ from cartd.sending.tree_reader import SENDFILE_MIN, TreeReader
 from cartd.server.request import LimitedRequest
 from cartd.server.site import LimitedSite
 from cartd.tar.virtual_tar import Slice
-from cartd.threads import LimitedPool, P, T
 from tests.support.sending import AtOnce, Sink
 from tests.support.server_limits import limits
 from tests.support.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads, reactor, until

@@ -12,8 +12,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
+from cartd.deferreds.threads import ThreadRunner
 from cartd.server.site import LimitedSite
-from cartd.threads import ThreadRunner
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 

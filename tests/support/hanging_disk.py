@@ -46,16 +46,16 @@ def hangs(cartd: RunningCartd) -> bool:
 
 
 def _prepare(volume: str, waits: float, limit: float) -> None:
+    import cartd.deferreds.threads
     import cartd.integrity.recovery
     import cartd.service
     import cartd.services
     import cartd.staging.stager
-    import cartd.threads
 
     for module in (cartd.staging.stager, cartd.services, cartd.service):
         vars(module)["STOP_STEP_TIMEOUT"] = waits
     vars(cartd.integrity.recovery)["FINAL_SYNC_TIMEOUT"] = waits
-    vars(cartd.threads)["STOP_WAIT"] = waits
+    vars(cartd.deferreds.threads)["STOP_WAIT"] = waits
     vars(cartd.service)["STOP_TIMEOUT"] = limit
     opened, exists = os.open, os.path.exists
     nothing_comes, _ = os.pipe()

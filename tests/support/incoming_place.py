@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cartd.checksum import Checksum
-from cartd.threads import ThreadRunner
+from cartd.deferreds.threads import ThreadRunner
 from cartd.volume.incoming import BLOCK, IncomingFile
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile

@@ -10,9 +10,9 @@ from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from cartd.deferreds.threads import P, T
 from cartd.errors import VolumeDamaged
 from cartd.sending.push import PushSender
-from cartd.threads import P, T
 
 
 class Bytes:

@@ -18,15 +18,15 @@ from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
-from cartd.concurrency import FairSemaphore
 from cartd.concurrency_limit import AdaptiveLimit
+from cartd.deferreds.fair_semaphore import FairSemaphore
+from cartd.deferreds.rate_limit import FairRateLimiter
+from cartd.deferreds.threads import ThreadRunner
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
-from cartd.rate_limit import FairRateLimiter
 from cartd.staging.context import ReserveSpace, StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.tar_index_cache import TarIndexCache
-from cartd.threads import ThreadRunner
 from cartd.volume import Volume
 from tests.support.memory_store import MTIME, MemoryStore
 from tests.support.volume_parts import InThisThread

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from cartd.threads import P, T, Threads
+from cartd.deferreds.threads import P, T, Threads
 
 reactor: Any = _reactor
 R = TypeVar("R")

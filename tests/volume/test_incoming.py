@@ -17,7 +17,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from cartd.checksum import Mismatch
-from cartd.threads import Threads
+from cartd.deferreds.threads import Threads
 from cartd.volume.incoming import BLOCK, HIGH_WATERMARK, MAX_PIECES, IncomingFile
 from tests.support.incoming_place import LARGE, OLD, SMALL, Place
 from tests.support.volume_parts import (

@@ -11,8 +11,8 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
+from cartd.deferreds.threads import Threads
 from cartd.rooted_fs import RootedFS
-from cartd.threads import Threads
 from cartd.volume import Volume
 from cartd.volume.remove import (
     PAGE,

@@ -10,8 +10,8 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
+from cartd.deferreds.threads import Threads
 from cartd.errors import ConfigError
-from cartd.threads import Threads
 from cartd.volume import Volume
 from tests.support.volume_parts import (
     BODY,

@@ -1,0 +1,1 @@
+"""Asynchronous primitives on Twisted's Deferred: semaphores, tasks, threads, a rate limiter."""
