@@ -9,7 +9,7 @@ from typing import IO
 
 from twisted.internet.defer import Deferred
 
-from cartd.byte_limit import ByteLimit
+from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable

@@ -26,17 +26,16 @@ from cartd import runtime
 from cartd.admission import AdmissionControl
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
-from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
-from cartd.deferreds.tasks import with_timeout
+from cartd.deferreds.fair_semaphore import ByteLimit
+from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
-from cartd.periodic import Periodic
 from cartd.quotas import UserQuota
 from cartd.rest import Rest
 from cartd.retention import Retention

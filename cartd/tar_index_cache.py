@@ -11,10 +11,10 @@ from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 
+from cartd.deferreds.tasks import SingleFlight
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
-from cartd.single_flight import SingleFlight
 from cartd.store import Store
 from cartd.tar.index import Shift, TarIndex
 from cartd.tar.index_builder import TarIndexBuilder

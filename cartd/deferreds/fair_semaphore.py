@@ -1,17 +1,13 @@
-"""Limited concurrency: a fair semaphore, a worker pool, and two coroutines in parallel."""
+"""Semaphores: a fair one of slots, and a weighted one of the bytes that clients may hold."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
-
-T = TypeVar("T")
 
 INITIAL_SLOTS = 4
 """Slots that may be held at first."""
@@ -133,135 +129,42 @@ class _Slot(AbstractAsyncContextManager[None]):
         self._semaphore.release()
 
 
-async def for_each(
-    source: AsyncIterator[T],
-    work: Callable[[T], Coroutine[Any, Any, None]],
-    limit: Callable[[], int],
-) -> None:
-    """Run ``work`` on each item of ``source``, at most ``limit()`` of them at a time.
+class ByteLimit:
+    """Weighted semaphore: at most ``limit`` bytes at once, granted in order.
 
-    The first failure cancels the others, and is raised after they have cleaned up; a cancellation
-    from outside does the same.  ``source`` is read only as fast as work ends.
-    """
-    await _WorkerPool(source, work, limit).run()
-
-
-class _Exhausted:
-    """Stands for the end of the source."""
-
-
-class _WorkerPool(Generic[T]):
-    """Workers that take one item after the other: one Deferred per worker, not per item.
-
-    After taking an item a worker spawns more workers if the limit has grown; after an item it ends
-    if the limit has shrunk.
+    A request that is larger than the limit is granted when no other bytes are held.
     """
 
-    def __init__(
-        self,
-        source: AsyncIterator[T],
-        work: Callable[[T], Coroutine[Any, Any, None]],
-        limit: Callable[[], int],
-    ) -> None:
-        self._source = source
-        self._work = work
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._worker_count = 0
-        self._running: set[Deferred[None]] = set()
-        self._spawning = False
-        self._reading = False
-        self._at_end = False
-        self._waiting: list[Deferred[None]] = []
-        """Workers that wait while another one reads from the source."""
-        self._failure: Failure | None = None
-        self._changed: Deferred[None] | None = None
+        self._waiting: deque[tuple[int, Deferred[None]]] = deque()
+        self.taken = 0
+        """Bytes that are held now."""
 
-    async def run(self) -> None:
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Hold ``size`` bytes while the block runs; cancelling ends the wait for them."""
+        if self._waiting or not self._fits(size):
+            admitted: Deferred[None] = Deferred(self._cancelled)
+            self._waiting.append((size, admitted))
+            await admitted
+        else:
+            self.taken += size
         try:
-            self._spawn()
-            while self._worker_count and self._failure is None:
-                self._changed = Deferred()
-                await self._changed
+            yield
         finally:
-            self._changed = None
-            self._at_end = True
-            await _cancel_all(self._running)
-        if self._failure is not None:
-            self._failure.raiseException()
+            self.taken -= size
+            self._admit()
 
-    @property
-    def _size(self) -> int:
-        return max(self._limit(), 1)
+    def _fits(self, size: int) -> bool:
+        return not self.taken or self.taken + size <= self._limit
 
-    def _spawn(self) -> None:
-        if self._spawning:
-            return  # called by a new worker, within the loop below, which goes on
-        self._spawning = True
-        while self._worker_count < self._size and not self._at_end:
-            self._worker_count += 1
-            worker = Deferred.fromCoroutine(self._work_loop())
-            self._running.add(worker)
-            worker.addBoth(self._worker_ended, worker)
-        self._spawning = False
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, admitted = self._waiting.popleft()
+            self.taken += size
+            admitted.callback(None)
 
-    async def _work_loop(self) -> None:
-        while self._worker_count <= self._size:
-            item = await self._next()
-            if isinstance(item, _Exhausted):
-                return
-            self._spawn()
-            await self._work(item)
-
-    async def _next(self) -> T | _Exhausted:
-        """Return the next item of the source, which is read by one worker at a time."""
-        while self._reading:
-            read: Deferred[None] = Deferred()
-            self._waiting.append(read)
-            await read
-        if self._at_end:
-            return _Exhausted()
-        self._reading = True
-        try:
-            return await anext(self._source)
-        except StopAsyncIteration:
-            self._at_end = True
-            return _Exhausted()
-        finally:
-            self._reading = False
-            waiting, self._waiting = self._waiting, []
-            for read in waiting:
-                read.callback(None)
-
-    def _worker_ended(self, result: Any, worker: Deferred[None]) -> None:
-        self._worker_count -= 1
-        self._running.discard(worker)
-        if isinstance(result, Failure):
-            self._failure = self._failure or result
-            self._at_end = True
-        if self._changed is not None and (not self._worker_count or self._failure is not None):
-            changed, self._changed = self._changed, None
-            changed.callback(None)
-
-
-async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
-    """Run two coroutines to their ends; the failure of one cancels the other."""
-
-    async def items() -> AsyncIterator[Coroutine[Any, Any, None]]:
-        yield first
-        yield second
-
-    async def run(coroutine: Coroutine[Any, Any, None]) -> None:
-        await coroutine
-
-    try:
-        await for_each(items(), run, lambda: 2)
-    finally:
-        second.close()  # it has never begun if the first failed at once
-
-
-async def _cancel_all(jobs: set[Deferred[None]]) -> None:
-    """Cancel all ``jobs`` and wait until each has cleaned up."""
-    left = list(jobs)
-    for job in left:
-        job.cancel()
-    await DeferredList(left)
+    def _cancelled(self, left: Deferred[None]) -> None:
+        self._waiting = deque(one for one in self._waiting if one[1] is not left)
+        self._admit()  # smaller ones behind it may fit now

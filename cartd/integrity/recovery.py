@@ -16,10 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.deferreds.tasks import Periodic
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import Unavailable
 from cartd.model import Cart
-from cartd.periodic import Periodic
 from cartd.store import Store
 from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError
 
 from cartd.archive import ArchiveError, FileState
 from cartd.checksum import Checksum
-from cartd.deferreds.fair_semaphore import both, for_each
+from cartd.deferreds.tasks import both, for_each
 from cartd.model import Cart, CartFile
 from cartd.staging.batcher import Batcher
 from cartd.staging.context import StagingContext

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Backoff
-from cartd.deferreds.tasks import with_timeout
+from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import (
     CartdError,
@@ -26,7 +26,6 @@ from cartd.errors import (
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
 from cartd.model import Cart
-from cartd.periodic import Periodic
 from cartd.quotas import FairShare
 from cartd.staging.context import StagingContext
 from cartd.staging.pipeline import StagingPipeline

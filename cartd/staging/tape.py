@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cartd.archive import FileState
-from cartd.deferreds.fair_semaphore import both, for_each
+from cartd.deferreds.tasks import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
 from cartd.staging.context import StagingContext

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import uncancellable
-from cartd.deferreds.threads import ThreadRunner
+from cartd.deferreds.threads import BatchingThreadRunner, ThreadRunner
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.rooted_fs import RootedFS
@@ -31,7 +31,6 @@ from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_li
 from cartd.volume.locks import CartLocks, exclusive_lock
 from cartd.volume.orphans import OrphanScan
 from cartd.volume.remove import RemovalStopped, remove_one_file, remove_tree, rename_then_remove
-from cartd.volume.thread_batching import BatchingThreadRunner
 from cartd.volume.verify import HashVerification
 
 P = ParamSpec("P")

@@ -10,8 +10,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from cartd.byte_limit import ByteLimit
 from cartd.carts import Carts
+from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import UNRESTRICTED
 from cartd.quotas import NO_QUOTA

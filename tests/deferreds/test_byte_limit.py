@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from cartd.byte_limit import ByteLimit
+from cartd.deferreds.fair_semaphore import ByteLimit
 
 MOST = 10
 

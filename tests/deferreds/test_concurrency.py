@@ -11,13 +11,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from cartd.deferreds.fair_semaphore import (
-    INITIAL_SLOTS,
-    RAMP_UP_SECONDS,
-    FairSemaphore,
-    both,
-    for_each,
-)
+from cartd.deferreds.fair_semaphore import INITIAL_SLOTS, RAMP_UP_SECONDS, FairSemaphore
+from cartd.deferreds.tasks import both, for_each
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from cartd.deferreds.tasks import Periodic
 from cartd.errors import Unavailable
-from cartd.periodic import Periodic
 
 
 def test_failing_work_is_logged_and_retried() -> None:

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from twisted.internet.defer import CancelledError
 
-from cartd.volume.thread_batching import (
+from cartd.deferreds.threads import (
     MAX_BATCH,
     MAX_CONCURRENT,
     MIN_CONCURRENT,

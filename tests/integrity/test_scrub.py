@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.deferreds.tasks import Periodic
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
 from cartd.integrity.scrub import (
@@ -22,7 +23,6 @@ from cartd.integrity.scrub import (
     Verification,
 )
 from cartd.model import Cart, CartStatus
-from cartd.periodic import Periodic
 from cartd.store import Store
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.memory_store import MemoryStore
