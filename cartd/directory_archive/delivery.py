@@ -12,8 +12,8 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from cartd.deferreds.threads import ThreadRunner
+from cartd.directory_archive.directory import OpenedFile
 from cartd.directory_archive.faults import CorruptingReader, Fault
-from cartd.directory_archive.files import OpenedFile
 from cartd.ranges import http_date
 from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.sending.reader import Reader

@@ -13,10 +13,10 @@ from twisted.logger import Logger
 
 from cartd.clocks import use_monotonic_clock
 from cartd.deferreds.threads import Threads
+from cartd.directory_archive.directory import Directory
 from cartd.directory_archive.faults import FaultInjector
-from cartd.directory_archive.files import Directory
 from cartd.directory_archive.options import Options
-from cartd.directory_archive.rest import ArchiveInterface
+from cartd.directory_archive.routes import ArchiveInterface
 from cartd.directory_archive.site import ArchiveSite
 from cartd.directory_archive.tape import TapeLibrary
 

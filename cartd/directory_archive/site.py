@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from cartd.directory_archive.files import Directory
+from cartd.directory_archive.directory import Directory
 from cartd.server.channel import LimitedChannel
 from cartd.server.limits import Limits
 from cartd.server.request import ValidatedRequest

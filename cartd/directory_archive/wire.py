@@ -12,8 +12,8 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from cartd.conditions import Conditions, Decision, evaluate
+from cartd.directory_archive.directory import FileStatus
 from cartd.directory_archive.errors import BeyondEnd
-from cartd.directory_archive.files import FileStatus
 from cartd.errors import InvalidInput, RangeNotSatisfiable
 from cartd.ranges import ByteRange
 

@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 
-from cartd.directory_archive.files import Directory
+from cartd.directory_archive.directory import Directory
 from cartd.errors import InvalidInput
 from tests.support.directory_archive_client import Client, directory_archive, reactor
 

@@ -35,9 +35,9 @@ from werkzeug.routing import BaseConverter
 from cartd.conditions import Conditions, Decision
 from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.delivery import deliver, disconnect
+from cartd.directory_archive.directory import Directory, FileStatus
 from cartd.directory_archive.errors import ErrorWithHeaders, InjectedError, LengthRequired, OnTape
 from cartd.directory_archive.faults import Fault, FaultInjector
-from cartd.directory_archive.files import Directory, FileStatus
 from cartd.directory_archive.ids import check_id
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.directory_archive.wire import (
