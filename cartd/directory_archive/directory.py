@@ -1,8 +1,8 @@
-"""The directory that is the archive: paths, jail, reading and writing.
+"""The directory that is the archive: ids, paths, jail, reading and writing.
 
 Strategy: every method blocks and is one call in a thread.  An id becomes a path in two steps: its
-text is checked (:mod:`.ids`), then symbolic links are resolved, and the target must be below the
-root.  The resolved path is opened with O_NOFOLLOW, so that a link created in between is not
+text is checked (:func:`check_id`), then symbolic links are resolved, and the target must be below
+the root.  The resolved path is opened with O_NOFOLLOW, so that a link created in between is not
 followed.  Other processes that may write to the directory are trusted not to replace directories
 by links at that moment.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -25,9 +26,14 @@ from typing import IO
 
 from cartd.conditions import Decision, Representation
 from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
-from cartd.directory_archive.ids import INCOMING, check_id
 from cartd.errors import InvalidInput, NoSpace
 from cartd.permissions import copy_ownership
+
+INCOMING = ".cartd-archive"
+"""The directory below the root for incoming files."""
+
+MAX_COMPONENT = 255
+"""Bytes; the limit of POSIX file systems for one name."""
 
 INLINE_LIMIT = 1 << 18
 """Bytes; a slice up to this size is read in the same call that opens the file."""
@@ -42,6 +48,40 @@ _READ = os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
 # Read-only, as Pacifica's files; Windows could not replace or delete such a file.
 _MODE = 0o444 if os.name == "posix" else 0o644
+
+_WINDOWS_FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f]')
+_WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\.|$)")
+
+
+def check_id(archive_id: str, *, windows: bool = os.name == "nt") -> str:
+    """Return ``archive_id`` if it is a relative path below the root, else raise InvalidInput.
+
+    The id has been percent-decoded once: a remaining ``%2e%2e`` is an ordinary name.  One file has
+    one id, so empty, ``.`` and ``..`` components are rejected, never resolved.
+    """
+    if "\0" in archive_id:
+        raise InvalidInput("an id cannot contain a NUL")
+    if archive_id.startswith("/"):
+        raise InvalidInput("an id is a path relative to the root: it does not begin with '/'")
+    components = archive_id.split("/")
+    if components[0].casefold() == INCOMING:
+        raise InvalidInput(f"{INCOMING} is not a part of the archive")
+    for component in components:
+        _check_component(component, windows)
+    return archive_id
+
+
+def _check_component(component: str, windows: bool) -> None:
+    if component in ("", ".", ".."):
+        raise InvalidInput(f"an id cannot have the component {component!r}")
+    if len(component.encode("utf-8", "surrogatepass")) > MAX_COMPONENT:
+        raise InvalidInput(f"a component of an id cannot be over {MAX_COMPONENT} bytes")
+    if windows and (
+        _WINDOWS_FORBIDDEN.search(component)
+        or _WINDOWS_DEVICES.match(component)
+        or component[-1] in ". "
+    ):
+        raise InvalidInput(f"{component!r} cannot be a file's name on Windows")
 
 
 @dataclass(frozen=True, slots=True)

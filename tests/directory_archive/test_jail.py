@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from cartd.directory_archive.ids import check_id
+from cartd.directory_archive.directory import check_id
 from cartd.errors import InvalidInput
 from tests.support.directory_archive_client import Client, directory_archive
 
