@@ -1,20 +1,26 @@
-"""Fetching the files of one cart from the archive: states first, then bytes, tape last."""
+"""Fetching the files of one cart from the archive: states first, then bytes, tape last.
+
+Strategy: a bad file does not prevent attempts of the others, so that the user gets a complete list
+of errors and only those files have to be fetched later.  But the cart is aborted if most of its
+files fail: a million failures for the same reason load the archive and tell nothing new.
+
+Updates of files are written to the store in batches, by a :class:`Batcher`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.archive import ArchiveError, FileState
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import both, for_each
+from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
-from cartd.staging.batcher import Batcher
 from cartd.staging.context import StagingContext
-from cartd.staging.failures import Failures
 from cartd.staging.retry import FileFailed
 from cartd.staging.tape import TapeRecall
 from cartd.volume.incoming import IncomingFile
@@ -24,6 +30,145 @@ PAGE = 2000
 """Rows read at a time, shared by all carts in staging."""
 WINDOW = 128
 """Files in progress at a time, shared by all carts in staging."""
+MAX_FAILED_FILES = 1000
+"""Number of failed files at which the cart is aborted."""
+MAX_FAILED_IF_MOST_FAIL = 100
+"""The same if more files have failed than succeeded in this phase (states, or bytes)."""
+
+
+class Batcher(Generic[T]):
+    """Calls ``write`` with a batch of items when it has ``size`` items or is ``max_age`` old.
+
+    The call of :meth:`add` that fills a batch waits until it is written, so that the speed of the
+    store limits the number of collected items.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[T]], Awaitable[None]],
+        now: Callable[[], float],
+        *,
+        size: int = 1000,
+        max_age: float = 1.0,
+    ) -> None:
+        self._write = write
+        self._now = now
+        self._size = size
+        self._max_age = max_age
+        self._items: list[T] = []
+        self._since = 0.0
+        self._added = 0
+        self._written = 0
+        self._writing = False
+        self._waiting: list[Deferred[None]] = []
+        """Calls that wait for the end of the running write."""
+
+    async def add(self, item: T) -> None:
+        if not self._items:
+            self._since = self._now()
+        self._items.append(item)
+        self._added += 1
+        if len(self._items) >= self._size or self._now() - self._since >= self._max_age:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all items that were added so far; they are kept if the write fails."""
+        wanted = self._added
+        while self._written < wanted:
+            if self._writing:
+                # The running write notifies all waiters itself: a chain in which each notifies
+                # the next one would exceed Python's recursion limit.
+                ended: Deferred[None] = Deferred()
+                self._waiting.append(ended)
+                await ended
+            else:
+                await self._write_all()
+
+    async def _write_all(self) -> None:
+        self._writing = True
+        items, self._items = self._items, []
+        try:
+            await self._write(items)
+            self._written += len(items)
+        except BaseException:
+            self._items = [*items, *self._items]
+            raise
+        finally:
+            self._writing = False
+            waiting, self._waiting = self._waiting, []
+            for ended in waiting:
+                ended.callback(None)
+
+
+class FilesFailed(CartdError):
+    """Some files of a cart could not be staged; the store has their positions and causes."""
+
+
+class Failures:
+    """The files of one cart that cannot be fetched, while all others are staged.
+
+    Counts successes and failures; ``record`` writes positions and causes to the store.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[Sequence[tuple[int, str]]], Awaitable[None]],
+        now: Callable[[], float],
+    ) -> None:
+        self._unwritten: Batcher[tuple[int, str]] = Batcher(record, now)
+        self._positions: set[int] = set()
+        self._first: FileFailed | None = None
+        """The failure with the lowest position in the manifest."""
+        self._succeeded = 0
+        self._failed = 0
+
+    def __contains__(self, position: int) -> bool:
+        return position in self._positions
+
+    def __bool__(self) -> bool:
+        return bool(self._positions)
+
+    def begin_phase(self) -> None:
+        """Begin the next phase: earlier successes tell nothing about it."""
+        self._succeeded = self._failed = 0
+
+    def record_success(self) -> None:
+        self._succeeded += 1
+
+    async def add(self, failed: FileFailed) -> None:
+        """Record a failure; it is raised at the end, by :meth:`check`.
+
+        :raises FileFailed: the volume failed, so that every other file would fail, too.
+        :raises FilesFailed: too many files have failed; the cart is aborted.
+        """
+        if failed.is_volume_error:
+            raise failed
+        self._positions.add(failed.position)
+        self._failed += 1
+        if self._first is None or failed.position < self._first.position:
+            self._first = failed
+        await self._unwritten.add((failed.position, failed.cause))
+        if len(self._positions) >= MAX_FAILED_FILES or self._failed >= max(
+            MAX_FAILED_IF_MOST_FAIL, self._succeeded
+        ):
+            await self.flush()
+            raise FilesFailed(f"{self._summary()}; the rest was not tried")
+
+    async def flush(self) -> None:
+        await self._unwritten.flush()
+
+    async def check(self) -> None:
+        """Raise :class:`FilesFailed` if any file has failed."""
+        await self.flush()
+        if self._first is not None:
+            raise FilesFailed(self._summary())
+
+    def _summary(self) -> str:
+        others = len(self._positions) - 1
+        if not others:
+            return str(self._first)
+        files = "1 other file" if others == 1 else f"{others} other files"
+        return f"{self._first}; {files} failed too"
 
 
 class FileFetcher:

@@ -16,11 +16,9 @@ from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.tree_reader import TreeReader
-from cartd.staging.batcher import Batcher
 from cartd.staging.context import StagingContext
 from cartd.staging.dedup import link_duplicates
-from cartd.staging.failures import Failures
-from cartd.staging.fetch import PAGE, FileFetcher
+from cartd.staging.fetch import PAGE, Batcher, Failures, FileFetcher
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import tar_facts
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
-from cartd.staging.batcher import Batcher
+from cartd.staging.fetch import Batcher
 
 
 class Written:

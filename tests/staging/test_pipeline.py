@@ -14,8 +14,7 @@ from twisted.python.failure import Failure
 from cartd.archive import ArchiveError
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus, FileStatus
-from cartd.staging.failures import MAX_FAILED_IF_MOST_FAIL, FilesFailed
-from cartd.staging.fetch import WINDOW
+from cartd.staging.fetch import MAX_FAILED_IF_MOST_FAIL, WINDOW, FilesFailed
 from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from tests.support.memory_store import MTIME

@@ -8,7 +8,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.staging.recall_queue import INITIAL_WAIT, MAX_RETRY_AFTER, MAX_WAIT, RecallQueue
+from cartd.staging.tape import INITIAL_WAIT, MAX_RETRY_AFTER, MAX_WAIT, RecallQueue
 
 
 def queue_of(positions: range) -> RecallQueue:
