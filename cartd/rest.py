@@ -20,7 +20,8 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd import content_disposition, openapi
-from cartd.carts import Carts
+from cartd.carts.download import Download, Downloads, NotReady, TarDescription
+from cartd.carts.submit import Carts
 from cartd.conditions import (
     CONDITIONAL,
     UNCONDITIONAL,
@@ -29,7 +30,6 @@ from cartd.conditions import (
     Representation,
     evaluate,
 )
-from cartd.downloads import Download, Downloads, NotReady, TarDescription
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,

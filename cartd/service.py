@@ -26,7 +26,8 @@ from cartd import runtime
 from cartd.admission import AdmissionControl
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
-from cartd.carts import Carts
+from cartd.carts.quotas import UserQuota
+from cartd.carts.submit import Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
@@ -36,7 +37,6 @@ from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
-from cartd.quotas import UserQuota
 from cartd.rest import Rest
 from cartd.retention import Retention
 from cartd.sending.download_sender import DownloadSender

@@ -11,6 +11,10 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveClient, TlsPolicy, http_client
+from cartd.carts.delete import CONCURRENCY, Removal
+from cartd.carts.download import Downloads
+from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
@@ -20,20 +24,16 @@ from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.deferreds.tasks import with_timeout
 from cartd.deferreds.threads import DedicatedThread, Threads
-from cartd.downloads import Downloads
 from cartd.errors import Unavailable
-from cartd.evictor import Evictor, SpaceRules
+from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.integrity.orphans import Orphans
 from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Repair
 from cartd.integrity.scrub import Verification
-from cartd.pins import AccessTimes, Pins
-from cartd.removal import CONCURRENCY, Removal
 from cartd.staging.context import StagingContext
 from cartd.staging.retry import RetryPolicy
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
 from cartd.volume.process_locks import ProcessLocks

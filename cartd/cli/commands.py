@@ -22,6 +22,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
+from cartd.carts.download import TOUCH_INTERVAL
 from cartd.cli.dump import dump
 from cartd.cli.fixit import Fixit
 from cartd.cli.purge import Purge
@@ -29,7 +30,6 @@ from cartd.cli.token import add_actions, token
 from cartd.cli.verify import Verify
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
-from cartd.downloads import TOUCH_INTERVAL
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
 from cartd.options import Options, read_config

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from cartd.carts.delete import CannotRemove, Removal
 from cartd.model import UNFINISHED, Cart, CartStatus
-from cartd.removal import CannotRemove, Removal
 from cartd.store import Store
 
 

@@ -16,12 +16,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.deferreds.tasks import Periodic
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import Unavailable
 from cartd.model import Cart
 from cartd.store import Store
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem, SyncFailed
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 log = Logger()

@@ -9,13 +9,13 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.archive import ArchiveClient
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.concurrency_limit import AdaptiveLimit
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.model import Cart
 from cartd.staging.retry import RetryPolicy
 from cartd.store import Store
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 

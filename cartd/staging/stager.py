@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Backoff
+from cartd.carts.quotas import FairShare
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import (
@@ -26,7 +27,6 @@ from cartd.errors import (
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
 from cartd.model import Cart
-from cartd.quotas import FairShare
 from cartd.staging.context import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
+from cartd.carts.quotas import NO_QUOTA, UserQuota
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
-from cartd.quotas import NO_QUOTA, UserQuota
 from cartd.store.batching import BATCH, batched
 from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Database, Transaction

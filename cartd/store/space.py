@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import String, case, cast, func, select, union_all
 
-from cartd.eviction import Candidate, SharedBytes
+from cartd.eviction.policy import Candidate, SharedBytes
 from cartd.store.database import Database, Transaction
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
 from cartd.store.tables import cart, file

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import bindparam, case, func, select
 
+from cartd.carts.quotas import Outstanding, UserQuota
 from cartd.model import Cart, Viewer
-from cartd.quotas import Outstanding, UserQuota
 from cartd.store.database import Database, Transaction
 from cartd.store.lookups import Lookups
 from cartd.store.rows import CARTS, UNFINISHED, cart_of

@@ -13,10 +13,10 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
+from cartd.carts.delete import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
+from cartd.carts.pins import Pins
 from cartd.deferreds.threads import ThreadRunner
 from cartd.model import UNRESTRICTED, Cart, CartStatus
-from cartd.pins import Pins
-from cartd.removal import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
 from cartd.rooted_fs import RootedFS
 from cartd.staging.stager import Stager
 from cartd.volume.process_locks import ProcessLocks
@@ -442,7 +442,7 @@ def test_a_failing_removal_backs_off_and_is_logged_once(
     with capturedLogs() as events:
 
         def lines() -> list[str]:
-            ours = [one for one in events if one["log_namespace"] == "cartd.removal"]
+            ours = [one for one in events if one["log_namespace"] == "cartd.carts.delete"]
             return list(map(formatEvent, ours))
 
         for cart in carts:

@@ -8,9 +8,9 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from cartd.downloads import Downloads, NotReady
+from cartd.carts.download import Downloads, NotReady
+from cartd.carts.pins import AccessTimes, Pins
 from cartd.model import Cart, CartStatus
-from cartd.pins import AccessTimes, Pins
 from tests.support.volume_parts import logged, result_of
 
 CART = Cart(1, "mine", CartStatus.READY, 0, 0, 0)

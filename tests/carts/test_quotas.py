@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cartd.carts.quotas import NO_QUOTA, FairShare, Outstanding, UserQuota
 from cartd.errors import QuotaExceeded
 from cartd.model import UNRESTRICTED, User, Viewer
-from cartd.quotas import NO_QUOTA, FairShare, Outstanding, UserQuota
 
 NUMBERS = st.integers(0, 20)
 MAYBE = st.none() | st.integers(1, 20)

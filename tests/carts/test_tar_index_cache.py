@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd import tar_index_cache
+from cartd.carts import tar_index_cache
+from cartd.carts.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
@@ -15,7 +16,6 @@ from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
-from cartd.tar_index_cache import PAGE_SIZE, TarIndexCache
 from tests.support.built_tars import Member, columns, index_of
 from tests.support.volume_parts import (
     HeldThreads,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from cartd.carts.delete import CannotRemove
 from cartd.cli.purge import Purge
 from cartd.model import Cart, CartStatus
-from cartd.removal import CannotRemove
 from tests.carts.test_delete import RemovalBench, refusing
 from tests.support.volume_parts import failure_of, outcome, result_of
 

@@ -10,10 +10,10 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
+from cartd.carts.quotas import FairShare
 from cartd.deferreds.fair_semaphore import INITIAL_SLOTS, FairSemaphore
 from cartd.deferreds.tasks import for_each
 from cartd.model import Cart
-from cartd.quotas import FairShare
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
 from cartd.volume.process_locks import ProcessLocks

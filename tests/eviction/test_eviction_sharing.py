@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.eviction import Candidate, SharedBytes, choose, freed
+from cartd.eviction.policy import Candidate, SharedBytes, choose, freed
 
 NOW = 1_000.0
 IDS = range(1, 8)

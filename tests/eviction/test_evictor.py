@@ -73,7 +73,8 @@ def logged() -> Iterator[Callable[[], list[str]]]:
         yield lambda: [
             formatEvent(event)
             for event in events
-            if event["log_namespace"] == "cartd.evictor" and event["log_level"] >= LogLevel.warn
+            if event["log_namespace"] == "cartd.eviction.evictor"
+            and event["log_level"] >= LogLevel.warn
         ]
 
 

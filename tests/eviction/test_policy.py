@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.eviction import Candidate, choose, shortfall
+from cartd.eviction.policy import Candidate, choose, shortfall
 
 NOW = 1_000.0
 

@@ -130,7 +130,7 @@ def test_the_layers_name_every_module() -> None:
     there = {
         f"{path.name}/" if path.is_dir() else path.name
         for path in (ROOT / "cartd").iterdir()
-        if path.suffix in ("", ".py") and path.stem not in {"__init__", "__pycache__"}
+        if (path / "__init__.py").is_file() or (path.suffix == ".py" and path.stem != "__init__")
     }
 
     assert there <= named

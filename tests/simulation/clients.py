@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPus
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from cartd.carts.download import Download
 from cartd.content_disposition import top_folder
-from cartd.downloads import Download
 from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
 from cartd.model import UNRESTRICTED
 from cartd.sending.push import ClientDisconnected, PushSender

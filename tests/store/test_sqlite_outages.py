@@ -23,7 +23,7 @@ SOON = {
     "cartd.store.engines.BUSY_TIMEOUT": 0.3,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
     # Every download has an access time to write.
-    "cartd.downloads.TOUCH_INTERVAL": -1.0,
+    "cartd.carts.download.TOUCH_INTERVAL": -1.0,
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 
 from cartd.errors import Unavailable
-from cartd.eviction import Candidate
+from cartd.eviction.policy import Candidate
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store

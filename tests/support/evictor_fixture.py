@@ -8,10 +8,10 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from cartd.evictor import Evictor, SpaceRules
+from cartd.carts.delete import CannotRemove
+from cartd.carts.pins import AccessTimes, Pins
+from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.model import Cart
-from cartd.pins import AccessTimes, Pins
-from cartd.removal import CannotRemove
 from cartd.store import Store
 
 

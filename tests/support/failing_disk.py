@@ -37,7 +37,7 @@ class FailingDisk:
         self.heal()
 
     def program(self, twistd: tuple[str, ...], **removal: int) -> tuple[str, ...]:
-        """Return the replacement of ``twistd``; ``removal``: constants of :mod:`cartd.removal`."""
+        """Return the replacement of ``twistd``; ``removal``: constants of ``cartd.carts.delete``."""
         places = str(self._orders), str(self._root)
         return (sys.executable, __file__, *places, json.dumps(removal), *twistd[1:])
 
@@ -114,9 +114,9 @@ class _Calls:
 def _main() -> None:
     del sys.path[0]
     orders, root, removal, *arguments = sys.argv[1:]
-    import cartd.removal
+    import cartd.carts.delete
 
-    vars(cartd.removal).update(json.loads(removal))
+    vars(cartd.carts.delete).update(json.loads(removal))
     calls = _Calls(orders, root)
     os.open = calls.open
     os.read = calls.around("read", os.read)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
-from cartd.eviction import freed
+from cartd.eviction.policy import freed
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.circuit_breaker import CircuitBreaker
 from cartd.circuit_breaker.outage_status import OutageStatus
 from cartd.circuit_breaker.probe_targets import ProbeTargets
@@ -26,7 +27,6 @@ from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.staging.context import ReserveSpace, StagingContext
 from cartd.staging.retry import RetryPolicy
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 from tests.support.memory_store import MTIME, MemoryStore
 from tests.support.volume_parts import InThisThread

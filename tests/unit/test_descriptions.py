@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.downloads import Downloads, NotReady, TarDescription
+from cartd.carts.download import Downloads, NotReady, TarDescription
+from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
-from cartd.pins import AccessTimes, Pins
 from cartd.tar.index_builder import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 from tests.support.built_tars import Member, build_tar, index_of
 from tests.support.memory_store import MTIME, MemoryStore

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.removal import CONCURRENCY
+from cartd.carts.delete import CONCURRENCY
 from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.support.databases import sqlite_url

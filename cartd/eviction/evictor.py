@@ -11,11 +11,11 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from cartd.backoff import Backoff
+from cartd.carts.delete import CannotRemove
+from cartd.carts.pins import AccessTimes, Pins
 from cartd.errors import EvictionFailed, NoSpace
-from cartd.eviction import Candidate, choose, freed, shortfall
+from cartd.eviction.policy import Candidate, choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus
-from cartd.pins import AccessTimes, Pins
-from cartd.removal import CannotRemove
 from cartd.store import Store
 from cartd.volume.remove import RemovalStopped
 
@@ -37,8 +37,8 @@ class Evictor:
 
     ``free_bytes`` returns the disk's free bytes, ``incoming_bytes`` those of files being written.
     ``in_use`` returns which of the given carts any process is sending.  ``evict`` is
-    :meth:`cartd.removal.Removal.evict` and returns the bytes that it freed; ``sweep`` removes the
-    leftovers of deleted carts.  ``now`` returns Unix time, ``monotonic`` is a monotonic clock.
+    :meth:`cartd.carts.delete.Removal.evict` and returns the bytes that it freed; ``sweep`` removes
+    the leftovers of deleted carts.  ``now`` returns Unix time, ``monotonic`` is a monotonic clock.
 
     A cart that cannot be removed is kept, and is not tried again for a while.  If a second cart
     cannot be removed, the file system is considered faulty, and the eviction ends.

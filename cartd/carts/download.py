@@ -15,19 +15,19 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
-from cartd.pins import AccessTimes, Pins
 from cartd.sending.reader import SendingReader
 from cartd.sending.tree_reader import TarReader, TreeReader
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths
 from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts
-from cartd.tar_index_cache import TarIndexCache
 from cartd.volume import Volume
 
 TOUCH_INTERVAL = 60.0

@@ -22,10 +22,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Backoff
+from cartd.carts.pins import Pins
 from cartd.deferreds.tasks import uncancellable
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer
-from cartd.pins import Pins
 from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
