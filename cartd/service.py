@@ -23,11 +23,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd import runtime
-from cartd.admission import AdmissionControl
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
+from cartd.carts.delete import Retention
 from cartd.carts.quotas import UserQuota
-from cartd.carts.submit import Carts
+from cartd.carts.submit import AdmissionControl, Carts
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
@@ -38,7 +38,6 @@ from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.rest import Rest
-from cartd.retention import Retention
 from cartd.sending.download_sender import DownloadSender
 from cartd.server.endpoints import listen
 from cartd.server.limits import Limits

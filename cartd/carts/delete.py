@@ -1,4 +1,4 @@
-"""Deletion and eviction of carts: mark in the store, stop staging, remove the files."""
+"""Deletion and eviction of carts: mark in the store, remove the files, later prune the rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from twisted.internet.defer import (
     gatherResults,
 )
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,12 +32,15 @@ from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 
 T = TypeVar("T")
+
 CONCURRENCY = 4
 """Carts that are removed at the same time, each in a thread."""
 SMALL_CART_FILES = 1000
 """A client waits for the removal of a cart with at most this many files."""
 CLIENT_WAIT = 2.0
 """Seconds that a client waits at most."""
+BATCH_PAUSE = 0.2
+"""Seconds between two transactions that prune rows, so that others can write."""
 
 log = Logger()
 
@@ -401,3 +405,22 @@ def _log_unless_cancelled(failure: Failure) -> None:
     """Errback of jobs whose result is not awaited."""
     if not failure.check(CancelledError):
         log.failure("A deleted cart will be removed later", failure)
+
+
+class Retention:
+    """Deletes expired rows of removed carts, in batches."""
+
+    def __init__(
+        self, store: Store, max_age: float, clock: IReactorTime, now: Callable[[], float]
+    ) -> None:
+        """``max_age``: seconds for which a cart's rows are kept after its removal."""
+        self._store = store
+        self._max_age = max_age
+        self._clock = clock
+        self._now = now
+
+    async def delete_expired(self) -> None:
+        """Delete all expired rows; if cancelled, the next call continues."""
+        before = self._now() - self._max_age
+        while await self._store.prune_removed(before):
+            await deferLater(self._clock, BATCH_PAUSE)

@@ -1,10 +1,10 @@
-"""Client operations on carts other than downloads: post, find and delete."""
+"""Client operations on carts other than downloads: submit, find and delete."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import IO
 
 from twisted.internet.defer import Deferred
@@ -19,9 +19,51 @@ from cartd.manifest import Manifest, parse
 from cartd.model import MAX_UID_LENGTH, Cart, Viewer, check_uid, uid_may_be_stored
 from cartd.store import Store
 
+LIMIT_SETTING = "cartd.max_carts_staging"
 MAX_BUNDLED_UID = 255 - len(".tar")
 """A bundle is a file named after its uid, and a name has 255 bytes at most (POSIX NAME_MAX)."""
 IsRepost = Callable[[], Awaitable[bool]]
+
+
+class AdmissionControl:
+    """Limits how many carts of all users are staged at the same time.
+
+    It admits or rejects a cart before anything is done for it.
+
+    ``unfinished`` returns how many carts are neither ready nor in error.  Admitted carts count at
+    once, so that concurrent posts do not exceed the limit.
+    """
+
+    def __init__(self, limit: int, unfinished: Callable[[], Awaitable[int]]) -> None:
+        self._limit = limit
+        self._unfinished = unfinished
+        self._slots = 0
+
+    @asynccontextmanager
+    async def slot(
+        self, is_repost: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[Unavailable | None]:
+        """Hold a slot for a post, from before its manifest is read until its cart is stored.
+
+        Without a free slot, a possible repost (``is_repost``) is admitted nevertheless; then the
+        value is the error to raise if it turns out to be another cart.
+
+        :raises Unavailable: the limit is reached.
+        """
+        self._slots += 1
+        try:
+            full: Unavailable | None = None
+            if await self._unfinished() + self._slots > self._limit:
+                full = Unavailable(
+                    f"{self._limit} carts are being staged, the limit ({LIMIT_SETTING});"
+                    " try again later",
+                    limit=LIMIT_SETTING,
+                )
+                if not await is_repost():
+                    raise full
+            yield full
+        finally:
+            self._slots -= 1
 
 
 class Carts:
@@ -45,7 +87,7 @@ class Carts:
         stage: Callable[[int], object],
         now: Callable[[], float],
     ) -> None:
-        """``admission_slot`` is :meth:`cartd.admission.AdmissionControl.slot`.
+        """``admission_slot`` is :meth:`AdmissionControl.slot`.
 
         A post holds a slot from its beginning to its end.  The argument tells whether the cart may
         have been posted before; the slot's value is the error that any other cart is rejected with,

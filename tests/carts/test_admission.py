@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
-from cartd.admission import AdmissionControl
+from cartd.carts.submit import AdmissionControl
 from cartd.errors import Unavailable
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import create_engine, text
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.carts.delete import BATCH_PAUSE, Retention
 from cartd.model import Cart, CartStatus
-from cartd.retention import BATCH_PAUSE, Retention
 from cartd.store import Store, retention
 from tests.support.archived_carts import in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors
@@ -147,7 +147,7 @@ def test_the_service_forgets_and_goes_on_with_it_after_a_kill(
 ) -> None:
     soon = {
         "cartd.service.RETENTION_INTERVAL": 0.1,
-        "cartd.retention.BATCH_PAUSE": 0.05,
+        "cartd.carts.delete.BATCH_PAUSE": 0.05,
         "cartd.store.retention.FILE_BATCH": 10,
     }
     ini = "[cartd]\nretention = 0.00001\nlru_interval = 0.1\n"

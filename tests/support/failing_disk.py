@@ -37,7 +37,7 @@ class FailingDisk:
         self.heal()
 
     def program(self, twistd: tuple[str, ...], **removal: int) -> tuple[str, ...]:
-        """Return the replacement of ``twistd``; ``removal``: constants of ``cartd.carts.delete``."""
+        """Return the replacement of ``twistd``; ``removal``: constants of the deletion."""
         places = str(self._orders), str(self._root)
         return (sys.executable, __file__, *places, json.dumps(removal), *twistd[1:])
 
