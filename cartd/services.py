@@ -11,14 +11,14 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveClient, TlsPolicy, http_client
+from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.concurrency_limit import AdaptiveLimit
+from cartd.archive.outage_status import OutageStatus
+from cartd.archive.probe_targets import ProbeTargets
 from cartd.carts.delete import CONCURRENCY, Removal
 from cartd.carts.download import Downloads
 from cartd.carts.pins import AccessTimes, Pins
 from cartd.carts.tar_index_cache import TarIndexCache
-from cartd.circuit_breaker import CircuitBreaker
-from cartd.circuit_breaker.outage_status import OutageStatus
-from cartd.circuit_breaker.probe_targets import ProbeTargets
-from cartd.concurrency_limit import AdaptiveLimit
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter

@@ -16,7 +16,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from cartd import __version__
-from cartd.archive.agent import Request
+from cartd.archive.errors import response_timeout, transport_error
+from cartd.archive.request import Request
 from cartd.archive.responses import (
     MAX_QUOTED,
     ArchiveError,
@@ -29,7 +30,6 @@ from cartd.archive.responses import (
     retry_after,
 )
 from cartd.archive.transfer import excerpt, receive
-from cartd.archive.transport_errors import response_timeout, transport_error
 from cartd.errors import ConfigError
 from cartd.text import one_line
 

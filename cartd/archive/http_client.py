@@ -11,7 +11,8 @@ from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.web.iweb import IPolicyForHTTPS
 
-from cartd.archive.agent import Agent, Pool
+from cartd.archive.http_agent import Agent
+from cartd.archive.pool import Pool
 
 IDLE_SECONDS = 30
 """How long an unused connection is kept; most servers close theirs later than that."""

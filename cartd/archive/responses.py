@@ -3,7 +3,7 @@
 Strategy: an error that may be transient is ``retryable`` (5xx, 408, 425, 429, and responses that
 are not in the archive's own form, which may come from a proxy); an error that would repeat is not
 (4xx, values out of range).  An error that may concern the whole archive is an ``outage`` (502, 503,
-504).  Errors without a response are in :mod:`cartd.archive.transport_errors`.
+504).  Errors without a response are in :mod:`cartd.archive.errors`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.archive import ArchiveClient
+from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.carts.tar_index_cache import TarIndexCache
-from cartd.circuit_breaker import CircuitBreaker
-from cartd.concurrency_limit import AdaptiveLimit
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.model import Cart
 from cartd.staging.retry import RetryPolicy

@@ -12,10 +12,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveError
+from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
-from cartd.circuit_breaker import CircuitBreaker
-from cartd.concurrency_limit import AdaptiveLimit
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile

@@ -17,8 +17,9 @@ from twisted.web.client import readBody
 from zope.interface import implementer
 
 from cartd.archive import TlsPolicy
-from cartd.archive.agent import Agent, Pool
-from cartd.archive.agent.addresses import ADDRESS_SECONDS, ATTEMPT_SECONDS
+from cartd.archive.addresses import ADDRESS_SECONDS, ATTEMPT_SECONDS
+from cartd.archive.http_agent import Agent
+from cartd.archive.pool import Pool
 from tests.support.faulty_archive import FaultyArchive
 
 reactor: Any = _reactor

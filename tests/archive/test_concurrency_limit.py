@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from cartd.concurrency_limit import (
+from cartd.archive.concurrency_limit import (
     FIRST_DOUBLING_SECONDS,
     INCREASE,
     MAX_DOUBLING_SECONDS,

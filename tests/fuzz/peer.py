@@ -15,9 +15,10 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from cartd.archive.agent import Pool, Request
-from cartd.archive.agent.connection import Connection
-from cartd.archive.agent.response import Response
+from cartd.archive.http_connection import Connection
+from cartd.archive.http_messages import Response
+from cartd.archive.pool import Pool
+from cartd.archive.request import Request
 
 
 class Transport(StringTransport):

@@ -15,11 +15,11 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
+from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.concurrency_limit import AdaptiveLimit
+from cartd.archive.outage_status import OutageStatus
+from cartd.archive.probe_targets import ProbeTargets
 from cartd.carts.tar_index_cache import TarIndexCache
-from cartd.circuit_breaker import CircuitBreaker
-from cartd.circuit_breaker.outage_status import OutageStatus
-from cartd.circuit_breaker.probe_targets import ProbeTargets
-from cartd.concurrency_limit import AdaptiveLimit
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.deferreds.threads import ThreadRunner

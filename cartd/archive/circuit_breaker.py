@@ -29,10 +29,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveError
+from cartd.archive.outage_status import OutageStatus
+from cartd.archive.probe_targets import ProbeTargets
+from cartd.archive.waiters import Waiters
 from cartd.backoff import endless_delays, with_retry_after
-from cartd.circuit_breaker.outage_status import OutageStatus
-from cartd.circuit_breaker.probe_targets import ProbeTargets
-from cartd.circuit_breaker.waiters import Waiters
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.model import Cart
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from httptools import HttpParserError, HttpResponseParser
 
-from cartd.archive.agent.head import BadResponse, Head
+from cartd.archive.head import BadResponse, Head
 
 SMALL_CHUNK: Final = 4096
 """Bytes; chunks that are smaller on average are joined: passing each on costs more than copying."""
@@ -25,7 +25,7 @@ class Framing(Protocol):
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the body's bytes in ``data``, in pieces, and whether bytes follow the body.
 
-        Raises :class:`~cartd.archive.agent.head.BadResponse`.
+        Raises :class:`~cartd.archive.head.BadResponse`.
         """
 
 

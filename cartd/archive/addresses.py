@@ -21,7 +21,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from cartd.archive.agent.request import Origin
+from cartd.archive.request import Origin
 
 ADDRESS_SECONDS: Final = 30.0
 """How long the addresses of a name are cached: about as long as an idle connection is kept.

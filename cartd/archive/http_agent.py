@@ -23,11 +23,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.agent.addresses import Addresses, HappyEyeballs
-from cartd.archive.agent.connection import Connection
-from cartd.archive.agent.pool import Pool
-from cartd.archive.agent.request import Origin, Request
-from cartd.archive.agent.response import Response
+from cartd.archive.addresses import Addresses, HappyEyeballs
+from cartd.archive.http_connection import Connection
+from cartd.archive.http_messages import Response
+from cartd.archive.pool import Pool
+from cartd.archive.request import Origin, Request
 
 
 @implementer(IAgent)

@@ -17,10 +17,10 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 
-from cartd.archive.agent.framing import Framing, Sized, UntilClosed, framing
-from cartd.archive.agent.head import END, MAX_BYTES, START, BadResponse, Head
-from cartd.archive.agent.request import Origin, Request
-from cartd.archive.agent.response import DONE, Body, Response
+from cartd.archive.framing import Framing, Sized, UntilClosed, framing
+from cartd.archive.head import END, MAX_BYTES, START, BadResponse, Head
+from cartd.archive.http_messages import DONE, Body, Response
+from cartd.archive.request import Origin, Request
 
 LARGE_BODY: Final = 1 << 20
 """Bytes of a body from which on it is read in large pieces, as is one of unknown length."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from cartd.archive.agent.connection import Connection
-from cartd.archive.agent.request import Origin
+from cartd.archive.http_connection import Connection
+from cartd.archive.request import Origin
 
 
 class Pool:

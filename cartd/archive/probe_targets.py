@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Protocol
 
 from twisted.logger import Logger
 
 from cartd.errors import CartdError
-from cartd.store import Store
 
 MAX_REMEMBERED = 2
 """Ids: two, so that for any file that fails there is another one."""
@@ -15,10 +15,16 @@ MAX_REMEMBERED = 2
 log = Logger()
 
 
+class StagedFiles(Protocol):
+    """Knows the files that were staged; the store implements it."""
+
+    async def recently_staged_file(self, other_than: str) -> str | None: ...
+
+
 class ProbeTargets:
     """Remember the files that succeeded last; before the first success, ask the store for one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StagedFiles) -> None:
         self._store = store
         self._succeeded: OrderedDict[str, int] = OrderedDict()
         self.successes = 0

@@ -7,7 +7,7 @@ came later; never two at a time.  A failed statement is retried: staging does no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -16,12 +16,19 @@ from twisted.logger import Logger
 
 from cartd.errors import CartdError
 from cartd.model import Cart
-from cartd.store import Store
 
 RETRY_SECONDS = 5.0
 """Seconds after which a failed statement is retried."""
 
 log = Logger()
+
+
+class OutageStore(Protocol):
+    """Records which carts wait for the archive."""
+
+    async def begin_waiting(self, holder: str, since: float, cause: str) -> None: ...
+
+    async def end_waiting(self, holder: str) -> None: ...
 
 
 class _Update(NamedTuple):
@@ -38,7 +45,7 @@ class OutageStatus:
     """
 
     def __init__(
-        self, store: Store, holder: str, clock: IReactorTime, now: Callable[[], float]
+        self, store: OutageStore, holder: str, clock: IReactorTime, now: Callable[[], float]
     ) -> None:
         self._store = store
         self._holder = holder

@@ -18,8 +18,8 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
-from cartd.archive.agent.head import Head
-from cartd.archive.agent.request import Request
+from cartd.archive.head import Head
+from cartd.archive.request import Request
 
 DONE: Final = Failure(ResponseDone("the body is complete"))
 

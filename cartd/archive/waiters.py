@@ -13,7 +13,7 @@ from math import inf
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from cartd.circuit_breaker.outage_status import OutageStatus
+from cartd.archive.outage_status import OutageStatus
 from cartd.errors import CartdError
 from cartd.model import format_time
 
