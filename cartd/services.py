@@ -11,10 +11,9 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 
 from cartd.archive import ArchiveClient, TlsPolicy, http_client
-from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.circuit_breaker import CircuitBreaker, ProbeTargets
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.outage_status import OutageStatus
-from cartd.archive.probe_targets import ProbeTargets
 from cartd.carts.delete import CONCURRENCY, Removal
 from cartd.carts.download import Downloads
 from cartd.carts.pins import AccessTimes, Pins

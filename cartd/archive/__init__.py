@@ -1,8 +1,8 @@
-"""Client of the archive that holds the files: Pacifica's Archive Interface over HTTP."""
+"""The archive that holds the files: client, HTTP agent, circuit breaker, concurrency limit."""
 
-from cartd.archive.client import ArchiveClient
-from cartd.archive.http_client import http_client
-from cartd.archive.responses import ArchiveError, FileState
+from cartd.archive.client import ArchiveClient, http_client
+from cartd.archive.errors import ArchiveError
+from cartd.archive.responses import FileState
 from cartd.archive.tls import TlsPolicy
 
 __all__ = ["ArchiveClient", "ArchiveError", "FileState", "TlsPolicy", "http_client"]

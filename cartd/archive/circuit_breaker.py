@@ -18,9 +18,11 @@ comparison with other files: such errors trip the breaker when a file has used u
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -28,20 +30,19 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.archive import ArchiveError
-from cartd.archive.outage_status import OutageStatus
-from cartd.archive.probe_targets import ProbeTargets
-from cartd.archive.waiters import Waiters
+from cartd.archive.errors import ArchiveError
+from cartd.archive.outage_status import OutageStatus, Waiters
 from cartd.backoff import endless_delays, with_retry_after
 from cartd.deferreds.fair_semaphore import FairSemaphore
+from cartd.errors import CartdError
 from cartd.model import Cart
+
+log = Logger()
 
 UNAVAILABLE_THRESHOLD = 2
 """Files that must be called unavailable, with no success in between, to trip the breaker."""
 FALSE_TRIP_SECONDS = 30.0
 """Seconds for which they do not trip it again, after a trip that proved false."""
-
-log = Logger()
 
 
 @dataclass(slots=True)
@@ -320,3 +321,58 @@ class CircuitBreaker:
     def _probing_failed(self, failure: Failure) -> None:
         log.failure("Probing the archive failed", failure)
         self._close()
+
+
+MAX_REMEMBERED = 2
+"""Ids: two, so that for any file that fails there is another one."""
+
+
+class StagedFiles(Protocol):
+    """Knows the files that were staged; the store implements it."""
+
+    async def recently_staged_file(self, other_than: str) -> str | None: ...
+
+
+class ProbeTargets:
+    """Files that the archive has: a probe for one of them shows whether it is available.
+
+    Those that succeeded last are remembered; before the first success, the store is asked for one.
+    """
+
+    def __init__(self, store: StagedFiles) -> None:
+        self._store = store
+        self._succeeded: OrderedDict[str, int] = OrderedDict()
+        self.successes = 0
+        """How many successes there were so far."""
+
+    def record_success(self, archive_id: str) -> None:
+        """The archive has answered a request for this file."""
+        self.successes += 1
+        self._remember(archive_id, self.successes)
+
+    def succeeded_since(self, successes: int, *, other_than: str) -> bool:
+        """Whether, after so many successes, there was one for another file."""
+        return any(at > successes for known, at in self._succeeded.items() if known != other_than)
+
+    async def find(self, *, other_than: str) -> str | None:
+        """Return the id of another file that the archive has, or had when it was staged, or None.
+
+        If the database fails, none is known.
+        """
+        for known in reversed(self._succeeded):
+            if known != other_than:
+                return known
+        try:
+            known_to_store = await self._store.recently_staged_file(other_than)
+        except CartdError as error:
+            log.warn("Cannot look up a file to probe the archive with: {error}", error=error)
+            return None
+        if known_to_store is not None:
+            self._remember(known_to_store, 0)
+        return known_to_store
+
+    def _remember(self, archive_id: str, at: int) -> None:
+        self._succeeded[archive_id] = at
+        self._succeeded.move_to_end(archive_id)
+        if len(self._succeeded) > MAX_REMEMBERED:
+            self._succeeded.popitem(last=False)

@@ -10,17 +10,18 @@ from urllib.parse import quote
 
 from hyperlink import EncodedURL, URLParseError
 from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import IPolicyForHTTPS, IResponse
 
 from cartd import __version__
-from cartd.archive.errors import response_timeout, transport_error
-from cartd.archive.request import Request
+from cartd.archive.errors import ArchiveError, response_timeout, transport_error
+from cartd.archive.http_agent import Agent, Pool
+from cartd.archive.http_messages import Request
 from cartd.archive.responses import (
     MAX_QUOTED,
-    ArchiveError,
     FileState,
     error_response,
     header_values,
@@ -273,3 +274,36 @@ def _unusable_response(response: IResponse) -> ArchiveError | None:
         message = f"the archive sent the file with an unrequested Content-Encoding: {shown}"
         return ArchiveError(message, retryable=False)
     return None
+
+
+IDLE_SECONDS = 30
+"""How long an unused connection is kept; most servers close theirs later than that."""
+
+
+def http_client(
+    reactor: Any,
+    *,
+    connections: int,
+    connect_timeout: float,
+    policy: IPolicyForHTTPS,
+    on_response: Callable[[bool], object] = lambda reusable: None,
+) -> tuple[HTTPClient, Pool]:
+    """Return a client that keeps up to ``connections`` idle connections, and their pool.
+
+    How many requests run at once is the caller's business; ``on_response`` is called after each
+    with whether its connection is reusable.  ``policy`` says which certificates to accept over
+    ``https:``.  Before the reactor stops, ``pool.closeCachedConnections()``.
+    """
+    pool = Pool(reactor, max_idle=connections, idle_seconds=IDLE_SECONDS, on_response=on_response)
+    agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)
+    return HTTPClient(agent, cookiejar=NoCookies()), pool
+
+
+class NoCookies(IndexableCookieJar):
+    """A jar that stores and sends no cookies: an archive has no sessions."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        pass
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        pass

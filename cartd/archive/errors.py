@@ -1,4 +1,4 @@
-"""Errors of DNS, TCP, TLS and HTTP framing: Twisted's exceptions as ArchiveError.
+"""Errors of the archive: ArchiveError, also for Twisted's exceptions (DNS, TCP, TLS, HTTP).
 
 Strategy: an archive that did not begin to respond, in time and in HTTP, would not have responded
 for another file either: an ``outage``.  So is a certificate that does not verify, although an
@@ -18,9 +18,40 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
-from cartd.archive.certificates import CertificateRejected
-from cartd.archive.responses import ArchiveError
+from cartd.archive.tls import CertificateRejected
+from cartd.errors import CartdError
 from cartd.text import one_line
+
+
+class ArchiveError(CartdError):
+    """A request to the archive failed.
+
+    ``retryable``: the same request may succeed later.  ``retry_after``: seconds to wait, if the
+    archive asked for that.  ``outage``: the archive as a whole may be unavailable.
+    ``unavailable``: it has answered so (502, 503, 504), which may concern this file alone.
+    ``missing``: a response with status 500 has a trace, which says that the archive has no such
+    file, or that the device that should hold it is gone.  ``needs_explanation``: it was the
+    response to a HEAD, which has no body for a trace.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after: float | None = None,
+        outage: bool = False,
+        unavailable: bool = False,
+        missing: bool = False,
+        needs_explanation: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.outage = outage
+        self.unavailable = unavailable
+        self.missing = missing
+        self.needs_explanation = needs_explanation
 
 
 def transport_error(

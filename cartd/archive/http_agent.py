@@ -1,33 +1,51 @@
-"""HTTP agent for treq's client: sends requests and returns their responses.
+"""HTTP agent for treq's client: sends requests over a pool of connections, with a DNS cache.
 
 Strategy: a request is one object from its validation to the head of its response.  It reuses an
 idle connection if there is one.  The server may have closed that at the same time, so a request
 that is safe to repeat is retried once, over a new connection, if the reused one is lost without a
-byte.  There are no timers here: the caller has one, and cancels.
+byte.  A request has no timers here: the caller has one, and cancels.
+
+The connection used last is reused first, so that no more are kept open than are needed and the
+others expire; a single timer closes those.
+
+A name may stand for several servers, or for one over IPv4 and IPv6.  Each new connection begins at
+the next address, which spreads the load.  If an address refuses, the next one is tried at once; if
+it is silent, the next one is tried in parallel after a moment (Happy Eyeballs, RFC 8305, section
+5).  An unreachable address is skipped until the next look-up, which comes early when no address is
+left.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Final, cast
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     wrapClientTLS,
 )
-from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.error import DNSLookupError
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHostResolution,
+    IReactorTime,
+    IResolutionReceiver,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.addresses import Addresses, HappyEyeballs
 from cartd.archive.http_connection import Connection
-from cartd.archive.http_messages import Response
-from cartd.archive.pool import Pool
-from cartd.archive.request import Origin, Request
+from cartd.archive.http_messages import Origin, Request, Response
 
 
 @implementer(IAgent)
@@ -176,3 +194,238 @@ def _prevent_decoding(headers: Headers) -> None:
     codings = headers.getRawHeaders(b"Content-Encoding")
     if codings is not None:
         headers.setRawHeaders(b"Content-Encoding", [coding.upper() for coding in codings])
+
+
+class Pool:
+    """Pool of up to ``max_idle`` idle connections to each origin, each for ``idle_seconds``.
+
+    ``on_response`` is called after each response with whether its connection is reusable.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        max_idle: int,
+        idle_seconds: float,
+        on_response: Callable[[bool], object] = lambda reusable: None,
+    ) -> None:
+        self._clock = clock
+        self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
+        self._on_response = on_response
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._ending: set[Connection] = set()
+        self._idle_timer: IDelayedCall | None = None
+        self._closed = False
+        self._waiting: list[Deferred[None]] = []
+
+    def take(self, origin: Origin) -> Connection | None:
+        """Return an idle connection, if there is one."""
+        idle = self._idle.get(origin)
+        return idle.pop() if idle else None
+
+    def put(self, connection: Connection) -> None:
+        """The connection is free and reusable."""
+        self._on_response(True)
+        if self._closed:
+            connection.close()
+            return
+        idle = self._idle.setdefault(connection.origin, deque())
+        idle.append(connection)
+        connection.idle_since = self._clock.seconds()
+        if len(idle) > self._max_idle:
+            idle[0].close()
+        if self._idle_timer is None:
+            self._idle_timer = self._clock.callLater(self._idle_seconds, self._close_old)
+
+    def not_reusable(self, connection: Connection) -> None:
+        """The server closes the connection after its response."""
+        self._on_response(False)
+
+    def ending(self, connection: Connection) -> None:
+        """The connection is not reusable, and about to be lost."""
+        self._ending.add(connection)
+        self._remove(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self._remove(connection)
+        self._ending.discard(connection)
+        self._notify_if_closed()
+
+    def closeCachedConnections(self) -> Deferred[None]:
+        """Close all idle connections and keep none from now on; fire when all are closed.
+
+        Connections that were being closed already, as after a cancelled request, are included.
+        """
+        self._closed = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        for idle in self._idle.values():
+            for connection in tuple(idle):
+                connection.abort()
+        for connection in tuple(self._ending):
+            connection.abort()
+        closed: Deferred[None] = Deferred()
+        self._waiting.append(closed)
+        self._notify_if_closed()
+        return closed
+
+    def _close_old(self) -> None:
+        self._idle_timer = None
+        now = self._clock.seconds()
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since + self._idle_seconds <= now:
+                idle[0].close()
+        waiting = [idle[0].idle_since for idle in self._idle.values() if idle]
+        if waiting:
+            wait = min(waiting) + self._idle_seconds - now
+            self._idle_timer = self._clock.callLater(wait, self._close_old)
+
+    def _remove(self, connection: Connection) -> None:
+        idle = self._idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def _notify_if_closed(self) -> None:
+        if not self._ending:
+            waiting, self._waiting = self._waiting, []
+            for closed in waiting:
+                closed.callback(None)
+
+
+ADDRESS_SECONDS: Final = 30.0
+"""How long the addresses of a name are cached: about as long as an idle connection is kept.
+
+With a server that closes each connection after its response there would be thousands of look-ups,
+each of which takes longer than the rest of a request.
+"""
+ATTEMPT_SECONDS: Final = 0.25
+"""How long one address may be silent before the next is tried, too (RFC 8305, section 8)."""
+
+
+class Addresses:
+    """DNS cache: addresses of names, as the reactor resolves them."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._cache: dict[Origin, tuple[deque[str], float]] = {}
+        """Addresses not known to be unreachable, the next one first, and when they expire."""
+
+    def resolve(self, origin: Origin) -> Deferred[list[str]]:
+        """Fire with the addresses to try, in order; fail with ``DNSLookupError`` if none."""
+        if _is_address(origin.host):
+            return succeed([origin.host])
+        known, until = self._cache.get(origin, (None, 0.0))
+        if known and self._reactor.seconds() < until:
+            known.rotate(-1)
+            return succeed(list(known))
+        found: Deferred[list[str]] = Deferred()
+        found.addCallback(self._keep, origin)
+        self._reactor.nameResolver.resolveHostName(_Receiver(found), origin.host, origin.port)
+        return found
+
+    def mark_unreachable(self, origin: Origin, address: str) -> None:
+        """Remove the address from the cache; without any left the name is looked up again."""
+        known, _ = self._cache.get(origin, (None, 0.0))
+        if known and address in known:
+            known.remove(address)
+            if not known:
+                del self._cache[origin]
+
+    def _keep(self, found: list[str], origin: Origin) -> list[str]:
+        if not found:
+            raise DNSLookupError(f"no results for hostname lookup: {origin.host}")
+        self._cache[origin] = deque(found), self._reactor.seconds() + ADDRESS_SECONDS
+        return found
+
+
+@implementer(IResolutionReceiver)
+class _Receiver:
+    def __init__(self, found: Deferred[list[str]]) -> None:
+        self._result = found
+        self._found: dict[str, None] = {}
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        pass
+
+    def addressResolved(self, address: IAddress) -> None:
+        if isinstance(address, IPv4Address | IPv6Address):
+            self._found[address.host] = None
+
+    def resolutionComplete(self) -> None:
+        self._result.callback(list(self._found))
+
+
+class HappyEyeballs:
+    """Connects to the first of ``addresses`` that accepts; ``connect`` begins one attempt.
+
+    ``mark_unreachable`` is called for those that failed, or were silent while a later one accepted.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        addresses: list[str],
+        connect: Callable[[str], Deferred[Any]],
+        mark_unreachable: Callable[[str], None],
+    ) -> None:
+        self.connected: Deferred[Any] = Deferred(lambda _: self._stop())
+        """Fires with the protocol, or fails as the last attempt did; cancelling it ends all."""
+        self._reactor = reactor
+        self._left = deque(addresses)
+        self._connect = connect
+        self._mark_unreachable = mark_unreachable
+        self._pending: dict[Deferred[Any], str] = {}
+        self._timer: IDelayedCall | None = None
+        self._done = False
+        self._try_next()
+
+    def _try_next(self) -> None:
+        self._stop_timer()
+        address = self._left.popleft()
+        attempt = self._connect(address)
+        self._pending[attempt] = address
+        if self._left:
+            self._timer = self._reactor.callLater(ATTEMPT_SECONDS, self._try_next)
+        attempt.addCallbacks(
+            self._succeeded, self._failed, callbackArgs=(attempt,), errbackArgs=(attempt,)
+        )
+
+    def _succeeded(self, protocol: Protocol, attempt: Deferred[Any]) -> None:
+        del self._pending[attempt]
+        for silent in self._pending.values():
+            self._mark_unreachable(silent)
+        self._stop()
+        self.connected.callback(protocol)
+
+    def _failed(self, reason: Failure, attempt: Deferred[Any]) -> None:
+        address = self._pending.pop(attempt, None)
+        if self._done or address is None:
+            return
+        self._mark_unreachable(address)
+        if self._left:
+            self._try_next()
+        elif not self._pending:
+            self._stop()
+            self.connected.errback(reason)
+
+    def _stop(self) -> None:
+        self._done = True
+        self._stop_timer()
+        for attempt in list(self._pending):
+            attempt.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

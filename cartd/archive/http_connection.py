@@ -1,8 +1,10 @@
-"""One connection: one request at a time, and its response parsed as it comes.
+"""One HTTP connection: one request at a time, and its response parsed as it comes.
 
 Strategy: the end of every response is known to the byte, so a connection is reused only if exactly
 that much came; bytes without a request close it.  A body of known length passes through unparsed:
-llhttp gets only heads and chunks.
+llhttp gets only heads and chunks.  The framing of a body takes bytes as they come from the
+connection and returns those of the body, in one of the three ways of RFC 9112, section 6.3, in
+which a body may end.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
+from httptools import HttpParserError, HttpResponseParser
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -17,10 +20,18 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 
-from cartd.archive.framing import Framing, Sized, UntilClosed, framing
-from cartd.archive.head import END, MAX_BYTES, START, BadResponse, Head
-from cartd.archive.http_messages import DONE, Body, Response
-from cartd.archive.request import Origin, Request
+from cartd.archive.http_messages import (
+    DONE,
+    END,
+    MAX_BYTES,
+    START,
+    BadResponse,
+    Body,
+    Head,
+    Origin,
+    Request,
+    Response,
+)
 
 LARGE_BODY: Final = 1 << 20
 """Bytes of a body from which on it is read in large pieces, as is one of unknown length."""
@@ -232,3 +243,100 @@ class Connection(Protocol):
             exchange.lost(reason, silent=self._silent)
         elif self._body is not None:
             self._body.fail(reason)
+
+
+SMALL_CHUNK: Final = 4096
+"""Bytes; chunks that are smaller on average are joined: passing each on costs more than copying."""
+
+
+class Framing(TypingProtocol):
+    """The framing of one body."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body is complete."""
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Return the body's bytes in ``data``, in pieces, and whether bytes follow the body.
+
+        Raises :class:`~cartd.archive.http_messages.BadResponse`.
+        """
+
+
+def framing(head: Head) -> Framing:
+    if head.chunked:
+        return Chunked()
+    return UntilClosed() if head.length is None else Sized(head.length)
+
+
+class Sized:
+    """A body of a known number of bytes."""
+
+    __slots__ = ("_left", "complete")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.complete = False
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        left = self._left - len(data)
+        if left < 0:
+            data = data[: self._left]
+        self._left = max(left, 0)
+        self.complete = left <= 0
+        return [data] if data else [], left < 0
+
+
+class UntilClosed:
+    """All bytes until the connection ends; never known to be complete."""
+
+    __slots__ = ()
+
+    complete: Final = False
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        return [data] if data else [], False
+
+
+class Chunked:
+    """Chunks (RFC 9112, section 7.1), parsed by llhttp; trailer fields are ignored."""
+
+    __slots__ = ("_parser", "_pieces", "complete")
+
+    _HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._pieces: list[bytes] = []
+        self._parser = HttpResponseParser(self)
+        self._parser.feed_data(self._HEAD)
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """As :meth:`Framing.feed`.
+
+        llhttp does not report how many bytes it consumed, and skips empty lines after the body.
+        But a body ends with the end of a line: no bytes follow if it is complete with the last byte
+        and not before.
+        """
+        view = memoryview(data)
+        until = len(data) - data.endswith(b"\n")
+        try:
+            self._parser.feed_data(view[:until])
+            extra = self.complete
+            if not extra:
+                self._parser.feed_data(view[until:])
+        except HttpParserError as error:
+            if not self.complete:
+                raise BadResponse(str(error)) from error
+            extra = True
+        pieces, self._pieces = self._pieces, []
+        if len(pieces) * SMALL_CHUNK > len(data):
+            pieces = [b"".join(pieces)]
+        return pieces, extra
+
+    def on_body(self, piece: bytes) -> None:
+        if not self.complete:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        self.complete = True

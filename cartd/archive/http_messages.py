@@ -1,25 +1,235 @@
-"""A response as treq needs it, and the delivery of its body to a protocol.
+"""HTTP/1.1 messages: a request as it is sent, the head of a response, and the delivery of its body.
 
-Strategy: a body is delivered in the pieces in which it was read, at the speed of its protocol.
-Bytes that were read before there is a protocol, or while it pauses, are held, and the connection
-pauses reading.  So at most one read is held, and no byte is delivered after ``pauseProducing``.
-Nor is one before the callback of the response has returned: by then a coroutine awaits the end of
-the body and can be cancelled.  A complete body ends when all of it is delivered, one that was cut
-short ends at once.
+Strategy: everything sent was matched against its grammar, so that no method, URI or header can end
+its line early and begin a second request (request smuggling, RFC 9112, section 11.2).  The fields
+for framing and the host are written here; a caller cannot set them.
+
+llhttp parses the lines of a head, in its strict mode; the rest is decided here (RFC 9112, section
+6.3).  A response in which two parsers could see different bodies is rejected.  A head is parsed
+only when all of it has come, so its end is known to the byte.
+
+A body is delivered in the pieces in which it was read, at the speed of its protocol.  Bytes that
+were read before there is a protocol, or while it pauses, are held, and the connection pauses
+reading.  So at most one read is held, and no byte is delivered after ``pauseProducing``.  Nor is
+one before the callback of the response has returned: by then a coroutine awaits the end of the body
+and can be cancelled.  A complete body ends when all of it is delivered, one that was cut short ends
+at once.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol, cast
+import re
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from twisted.internet.interfaces import IProtocol, IPushProducer, ITransport
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
-from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IClientRequest, IResponse
 from zope.interface import implementer
 
-from cartd.archive.head import Head
-from cartd.archive.request import Request
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A token (RFC 9110, section 5.6.2)."""
+
+_URI = re.compile(rb'(https?://[!-"$-.0->@-~]+)([!-"$-~]*)(?:#[!-~]*)?')
+"""Scheme and authority; path and query; a fragment, which is not sent.  Visible ASCII only."""
+
+_LABEL = rb"[0-9A-Za-z_-]{1,63}"
+_ORIGIN = re.compile(
+    rb"(https?)://(\[[0-9A-Fa-f:.]+\]|%b(?:\.%b)*\.?)(?::([0-9]{0,5}))?" % (_LABEL, _LABEL)
+)
+"""A user before the host does not match, either: it would be a secret in the wrong place."""
+
+_VALUE = re.compile(rb"[\t -~\x80-\xff]*")
+"""A field's value without the control characters (RFC 9110, section 5.5)."""
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+_RESERVED_FIELDS: Final = frozenset(
+    name.encode()
+    for name in (
+        "Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Connection", "TE",
+        "Trailer", "Transfer-Encoding", "Upgrade",
+    )
+)  # fmt: skip
+"""Fields of the connection and of framing, which a caller may not set."""
+
+_SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
+_METHODS_WITH_BODY: Final = frozenset({b"PATCH", b"POST", b"PUT"})
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port: connections to the same origin are interchangeable."""
+
+    scheme: str
+    host: str
+    """A name or an address; one of IPv6 without its brackets."""
+    port: int
+    authority: bytes
+    """The value of ``Host`` (RFC 9110, section 7.2)."""
+
+
+@implementer(IClientRequest)
+class Request:
+    """A request without a body; raises ``ValueError`` if HTTP/1.1 cannot express it.
+
+    ``Accept-Encoding`` is always ``identity``; a caller's value is ignored.
+    """
+
+    __slots__ = ("absoluteURI", "head", "headers", "method", "origin", "retryable")
+
+    def __init__(self, method: bytes, uri: bytes, headers: Headers) -> None:
+        parts = _URI.fullmatch(uri)
+        if parts is None:
+            raise ValueError(f"not an absolute http: or https: URI of visible ASCII: {uri!r}")
+        if not _METHOD.fullmatch(method) or method == b"CONNECT":
+            raise ValueError(f"not a method for a URI: {method!r}")
+        base, target = parts.groups()
+        if target[:1] != b"/":
+            target = b"/" + target
+        self.method = method
+        self.absoluteURI = uri
+        self.headers = headers
+        self.origin = _origin(base)
+        self.retryable = method in _SAFE_METHODS
+        """Whether it may be repeated if it is unknown whether it arrived (RFC 9110, 9.2.2)."""
+        self.head = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\n%b%b\r\n" % (
+            method,
+            target,
+            self.origin.authority,
+            b"Content-Length: 0\r\n" if method in _METHODS_WITH_BODY else b"",
+            _fields(headers),
+        )
+
+
+def _fields(headers: Headers) -> bytes:
+    lines = []
+    for name, values in headers.getAllRawHeaders():
+        if name in _RESERVED_FIELDS:
+            raise ValueError(f"a caller may not set {name!r}")
+        if name == b"Accept-Encoding":
+            continue
+        if not _METHOD.fullmatch(name):
+            raise ValueError(f"not a field name: {name!r}")
+        for value in values:
+            if not _VALUE.fullmatch(value):
+                raise ValueError(f"not a field value: {value!r}")
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
+
+
+@lru_cache(maxsize=64)
+def _origin(base: bytes) -> Origin:
+    parts = _ORIGIN.fullmatch(base)
+    if parts is None:
+        raise ValueError(f"not a host and a port: {base!r}")
+    scheme, host, digits = (part.decode("ascii") for part in parts.groups(default=b""))
+    port = int(digits) if digits else _DEFAULT_PORTS[scheme]
+    if not 0 < port < 65_536:
+        raise ValueError(f"not a port: {digits}")
+    host = host.lower()
+    authority = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
+    return Origin(scheme, host.strip("[]"), port, authority.encode("ascii"))
+
+
+END: Final = b"\r\n\r\n"
+START: Final = b"HTTP/1."
+
+MAX_BYTES: Final = 64 * 1024
+"""Bytes of a head, including the interim responses before it."""
+MAX_LINES: Final = 256
+
+_NO_BODY: Final = frozenset({204, 304})
+_FOLD = re.compile(rb"\r\n[ \t]+")
+
+
+class BadResponse(Exception):
+    """The response is not HTTP/1.1, or its end is ambiguous."""
+
+
+class Head:
+    """The head of one response.
+
+    ``length`` is that of the body in bytes, or None if it ends by ``chunked`` framing or else with
+    the connection.  ``persistent``: the connection stays open after the response.
+    """
+
+    __slots__ = ("chunked", "code", "headers", "length", "persistent", "phrase")
+
+    def __init__(self, data: bytes, *, to_head: bool) -> None:
+        """``data`` ends with the empty line; ``to_head``: it is the response to a HEAD request.
+
+        Raises :class:`BadResponse`.
+        """
+        if not data.startswith(START):
+            raise BadResponse("it does not begin with HTTP/1.")
+        if data.count(b"\n") > MAX_LINES:
+            raise BadResponse(f"it has more than {MAX_LINES} lines")
+        self.phrase = b""
+        self.headers = Headers()
+        self.code = self._parse(data)
+        options = _tokens(self.headers, b"Connection")
+        codings = _tokens(self.headers, b"Transfer-Encoding")
+        self.persistent = b"close" not in options
+        if data.startswith(b"HTTP/1.0"):
+            # A sender of codings in 1.0 may not implement them (RFC 9112, section 6.1).
+            self.persistent = b"keep-alive" in options and not codings
+        self.chunked = False
+        self.length: int | None = 0
+        if not (to_head or self.code in _NO_BODY or self.code < 200):
+            self._find_body(codings)
+
+    def on_status(self, phrase: bytes) -> None:
+        self.phrase = phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.addRawHeader(name, value)
+
+    def _parse(self, data: bytes) -> int:
+        """Return the status; llhttp rejects several lengths, and a length beside a coding."""
+        if b"\r\n " in data or b"\r\n\t" in data:
+            data = _unfolded(data)
+        parser = HttpResponseParser(self)
+        try:
+            parser.feed_data(data)
+        except HttpParserUpgrade:
+            raise BadResponse("it switches to another protocol, which was not requested") from None
+        except HttpParserError as error:
+            raise BadResponse(str(error)) from error
+        code: int = parser.get_status_code()
+        if code < 100:
+            raise BadResponse(f"its status is {code}")
+        return code
+
+    def _find_body(self, codings: list[bytes]) -> None:
+        lengths = self.headers.getRawHeaders(b"Content-Length")
+        if codings:
+            if codings != [b"chunked"]:
+                raise BadResponse(f"its transfer coding is {b', '.join(codings)!r}")
+            self.chunked = True
+            self.length = None
+        elif lengths:
+            self.length = int(lengths[0])
+        else:
+            self.length = None
+            self.persistent = False
+
+
+def _unfolded(data: bytes) -> bytes:
+    """Join continued lines (RFC 9112, section 5.2), except to the status line."""
+    status, end, fields = data.partition(b"\r\n")
+    return status + end + _FOLD.sub(b" ", fields)
+
+
+def _tokens(headers: Headers, name: bytes) -> list[bytes]:
+    """Return the lower-case members of a list field (RFC 9110, section 5.6.1)."""
+    values = headers.getRawHeaders(name)
+    if values is None:
+        return []
+    return [token for part in b",".join(values).lower().split(b",") if (token := part.strip())]
+
 
 DONE: Final = Failure(ResponseDone("the body is complete"))
 

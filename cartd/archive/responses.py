@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 
 from twisted.web.http_headers import Headers
 
-from cartd.errors import CartdError
+from cartd.archive.errors import ArchiveError
 from cartd.text import one_line
 
 MAX_SIZE = 1 << 50
@@ -44,37 +44,6 @@ _ID_NUMBER = re.compile(r"[0-9]{1,30}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _NO_SUCH_FILE = re.compile(r"No such file or directory: (['\"])([^'\"]*[^'\"/])\1")
 """Python's message for a missing file (ENOENT), with its name."""
-
-
-class ArchiveError(CartdError):
-    """A request to the archive failed.
-
-    ``retryable``: the same request may succeed later.  ``retry_after``: seconds to wait, if the
-    archive asked for that.  ``outage``: the archive as a whole may be unavailable.
-    ``unavailable``: it has answered so (502, 503, 504), which may concern this file alone.
-    ``missing``: a response with status 500 has a trace, which says that the archive has no such
-    file, or that the device that should hold it is gone.  ``needs_explanation``: it was the
-    response to a HEAD, which has no body for a trace.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retryable: bool,
-        retry_after: float | None = None,
-        outage: bool = False,
-        unavailable: bool = False,
-        missing: bool = False,
-        needs_explanation: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        self.retry_after = retry_after
-        self.outage = outage
-        self.unavailable = unavailable
-        self.missing = missing
-        self.needs_explanation = needs_explanation
 
 
 @dataclass(frozen=True, slots=True)

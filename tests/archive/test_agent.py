@@ -12,7 +12,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
-from cartd.archive.head import MAX_BYTES, BadResponse
+from cartd.archive.http_messages import MAX_BYTES, BadResponse
 from tests.support.agent_fixture import AgentClient, Collected, agent_client
 from tests.support.archive_faults import Close, Drip, Send, Step, head, steps
 

@@ -17,9 +17,7 @@ from twisted.web.client import readBody
 from zope.interface import implementer
 
 from cartd.archive import TlsPolicy
-from cartd.archive.addresses import ADDRESS_SECONDS, ATTEMPT_SECONDS
-from cartd.archive.http_agent import Agent
-from cartd.archive.pool import Pool
+from cartd.archive.http_agent import ADDRESS_SECONDS, ATTEMPT_SECONDS, Agent, Pool
 from tests.support.faulty_archive import FaultyArchive
 
 reactor: Any = _reactor

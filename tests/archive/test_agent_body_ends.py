@@ -16,10 +16,9 @@ from twisted.web.client import ResponseFailed
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from cartd.archive.http_agent import Pool
 from cartd.archive.http_connection import Connection
-from cartd.archive.http_messages import Response
-from cartd.archive.pool import Pool
-from cartd.archive.request import Request
+from cartd.archive.http_messages import Request, Response
 from tests.support.agent_fixture import Collected, agent_client
 from tests.support.archive_client_fixture import Offers
 from tests.support.archive_faults import Drip, Fault, Hang, Send, endless, hang_after, head, steps

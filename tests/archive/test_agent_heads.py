@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cartd.archive.framing import SMALL_CHUNK, Chunked, Sized, UntilClosed, framing
-from cartd.archive.head import MAX_LINES, BadResponse, Head
+from cartd.archive.http_connection import SMALL_CHUNK, Chunked, Sized, UntilClosed, framing
+from cartd.archive.http_messages import MAX_LINES, BadResponse, Head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OLD = b"HTTP/1.0 200 OK\r\n"

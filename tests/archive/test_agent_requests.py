@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.web.http_headers import Headers
 
-from cartd.archive.request import Origin, Request
+from cartd.archive.http_messages import Origin, Request
 
 URI = b"http://archive.example:8080/files/7"
 

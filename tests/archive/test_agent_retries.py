@@ -12,8 +12,7 @@ from twisted.internet.task import Clock
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from cartd.archive import TlsPolicy
-from cartd.archive.http_agent import Agent
-from cartd.archive.pool import Pool
+from cartd.archive.http_agent import Agent, Pool
 from tests.support.agent_fixture import agent_client
 from tests.support.archive_client_fixture import TEST_TIMEOUT, reactor
 from tests.support.archive_faults import (

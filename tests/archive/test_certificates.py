@@ -9,7 +9,7 @@ import trustme
 from cryptography import x509
 from OpenSSL.SSL import X509VerificationCodes as Codes
 
-from cartd.archive.certificates import rejection_reason
+from cartd.archive.tls import rejection_reason
 
 AUTHORITY = trustme.CA()
 

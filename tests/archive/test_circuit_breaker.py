@@ -12,8 +12,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
 from cartd.archive import ArchiveError
+from cartd.archive.circuit_breaker import ProbeTargets
 from cartd.archive.outage_status import RETRY_SECONDS
-from cartd.archive.probe_targets import ProbeTargets
 from cartd.deferreds.fair_semaphore import INITIAL_SLOTS, RAMP_UP_SECONDS
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus

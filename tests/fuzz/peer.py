@@ -15,10 +15,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from cartd.archive.http_agent import Pool
 from cartd.archive.http_connection import Connection
-from cartd.archive.http_messages import Response
-from cartd.archive.pool import Pool
-from cartd.archive.request import Request
+from cartd.archive.http_messages import Request, Response
 
 
 class Transport(StringTransport):

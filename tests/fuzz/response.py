@@ -15,8 +15,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
-from cartd.archive.client import MAX_REDIRECTS
-from cartd.archive.http_client import NoCookies
+from cartd.archive.client import MAX_REDIRECTS, NoCookies
 from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
 from tests.fuzz.peer import FixedResponse
 from tests.support.archive_client_fixture import Sink

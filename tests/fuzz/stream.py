@@ -17,8 +17,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from cartd.archive.head import END
-from cartd.archive.request import Request
+from cartd.archive.http_messages import END, Request
 from tests.fuzz.peer import Collected, Exchange
 
 WORDS = (

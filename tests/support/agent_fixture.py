@@ -16,8 +16,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from cartd.archive import TlsPolicy
-from cartd.archive.http_agent import Agent
-from cartd.archive.pool import Pool
+from cartd.archive.http_agent import Agent, Pool
 from tests.support.archive_client_fixture import TEST_TIMEOUT, no_logged_errors, reactor
 from tests.support.faulty_archive import FaultyArchive
 

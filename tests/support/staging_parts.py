@@ -15,10 +15,9 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
-from cartd.archive.circuit_breaker import CircuitBreaker
+from cartd.archive.circuit_breaker import CircuitBreaker, ProbeTargets
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.outage_status import OutageStatus
-from cartd.archive.probe_targets import ProbeTargets
 from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter

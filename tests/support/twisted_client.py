@@ -15,13 +15,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-from cartd.archive.http_client import IDLE_SECONDS, NoCookies
+from cartd.archive.client import IDLE_SECONDS, NoCookies
 
 
 def twisted_client(
     reactor: Any, *, connections: int, connect_timeout: float, policy: IPolicyForHTTPS
 ) -> tuple[HTTPClient, HTTPConnectionPool]:
-    """As :func:`cartd.archive.http_client`."""
+    """As :func:`cartd.archive.client.http_client`."""
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = connections
     pool.cachedConnectionTimeout = IDLE_SECONDS
