@@ -34,15 +34,15 @@ from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
+from cartd.http.endpoints import listen
+from cartd.http.limits import Limits
+from cartd.http.routes import Rest
+from cartd.http.server import LimitedSite
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
-from cartd.rest import Rest
+from cartd.rlimits import raise_nofile_limit
 from cartd.sending.download_sender import DownloadSender
-from cartd.server.endpoints import listen
-from cartd.server.limits import Limits
-from cartd.server.rlimits import raise_nofile_limit
-from cartd.server.site import LimitedSite
 from cartd.services import Services
 from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_STEP_TIMEOUT
@@ -53,7 +53,7 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from cartd.tls import RELOAD_INTERVAL
+from cartd.tls.reloading import RELOAD_INTERVAL
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]

@@ -35,10 +35,11 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+from cartd.certificates import PemFile, certificates, read_identity
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
 from cartd.text import one_line
-from cartd.tls import PemFile, ReloadingCertificate, certificates, read_identity
+from cartd.tls.reloading import ReloadingCertificate
 
 
 @implementer(IPolicyForHTTPS)

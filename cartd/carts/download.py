@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from cartd.carts.pins import AccessTimes, Pins
 from cartd.carts.tar_index_cache import TarIndexCache
-from cartd.conditions import Conditions, Decision, Representation, evaluate
 from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
+from cartd.http.headers import Conditions, Decision, Representation, evaluate
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
 from cartd.sending.reader import SendingReader
@@ -156,7 +156,7 @@ class Downloads:
     ) -> Decision:
         """Evaluate the conditions of a request for the tar of ``cart``.
 
-        :raises PreconditionFailed, RangeNotSatisfiable: as :func:`cartd.conditions.evaluate`.
+        :raises PreconditionFailed, RangeNotSatisfiable: as :func:`cartd.http.headers.evaluate`.
         """
         strong = method == "GET" and conditions.needs_strong_date
         return evaluate(

@@ -24,9 +24,9 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from cartd.conditions import Decision, Representation
 from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
 from cartd.errors import InvalidInput, NoSpace
+from cartd.http.headers import Decision, Representation
 from cartd.permissions import copy_ownership
 
 INCOMING = ".cartd-archive"

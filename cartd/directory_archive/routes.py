@@ -36,7 +36,6 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from cartd.conditions import Conditions, Decision, evaluate
 from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.delivery import deliver, disconnect
 from cartd.directory_archive.directory import Directory, FileStatus, check_id
@@ -58,9 +57,10 @@ from cartd.errors import (
     Unavailable,
     error_body,
 )
+from cartd.http.cache_control import REVALIDATED
+from cartd.http.headers import Conditions, Decision, evaluate
+from cartd.http.request import header_field
 from cartd.ranges import ByteRange
-from cartd.server.cache_control import REVALIDATED
-from cartd.server.request import header_field
 
 log = Logger()
 

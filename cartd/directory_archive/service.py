@@ -24,12 +24,12 @@ from cartd.directory_archive.directory import Directory
 from cartd.directory_archive.faults import FaultInjector
 from cartd.directory_archive.routes import ArchiveInterface
 from cartd.directory_archive.tape import TapeLibrary
+from cartd.http.connection import LimitedChannel
+from cartd.http.limits import Limits
+from cartd.http.request import ValidatedRequest
+from cartd.http.request_head import RequestRules
+from cartd.http.request_normalizer import RequestNormalizer
 from cartd.pidfile import disable_pidfile
-from cartd.server.channel import LimitedChannel
-from cartd.server.limits import Limits
-from cartd.server.request import ValidatedRequest
-from cartd.server.request_head import RequestRules
-from cartd.server.request_normalizer import RequestNormalizer
 
 THREADS = 8
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

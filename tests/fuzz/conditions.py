@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from cartd.conditions import Conditions, Representation, evaluate, parse_date
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
+from cartd.http.headers import Conditions, Representation, evaluate, parse_date
 from tests.fuzz.ranges import expected
 
 WORDS = (

@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
-from cartd.server.access_log import MAX_FIELD, AccessLog
+from cartd.http.access_log import MAX_FIELD, AccessLog
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.channel_client import GET, Connected
 from tests.support.running_cartd import wait_for

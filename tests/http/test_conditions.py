@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.conditions import Conditions, Decision, Representation, evaluate, parse_date
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
+from cartd.http.headers import Conditions, Decision, Representation, evaluate, parse_date
 from cartd.ranges import ByteRange, http_date
 
 ETAG = '"abc"'

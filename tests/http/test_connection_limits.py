@@ -12,10 +12,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
-from cartd.server import overflow, rlimits
-from cartd.server.connection_limits import ConnectionLimits
-from cartd.server.lingering_close import LINGER_TIMEOUT
-from cartd.server.site import LimitedSite
+from cartd import rlimits
+from cartd.http import overflow
+from cartd.http.connection_limits import ConnectionLimits
+from cartd.http.lingering_close import LINGER_TIMEOUT
+from cartd.http.server import LimitedSite
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 

@@ -10,8 +10,8 @@ import pytest_twisted
 from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
+from cartd.http.origins import EXPOSED_HEADERS, is_forbidden
 from cartd.openapi import document
-from cartd.server.cross_origin import EXPOSED_HEADERS, is_forbidden
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.directory_archive_client import directory_archive
 from tests.support.running_cartd import wait_for

@@ -13,7 +13,7 @@ from twisted.web.server import Site
 
 from cartd import __version__
 from cartd.errors import INTERNAL_ERROR, error_body, reason_phrase
-from cartd.rest import Rest
+from cartd.http.routes import Rest
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import entry, manifest
 from tests.support.wire import WireAnswer, wire

@@ -18,10 +18,10 @@ from cartd import __version__, openapi
 from cartd.checksum import digest_size
 from cartd.content_disposition import check_filename
 from cartd.errors import CartdError, InvalidInput
+from cartd.http.routes import Rest
 from cartd.manifest import parse
 from cartd.model import CartStatus, check_uid
 from cartd.openapi.schemas import EXAMPLE_MANIFEST, HASH_TYPES
-from cartd.rest import Rest
 
 DOCUMENT = openapi.document()
 KEPT = Path(__file__).parents[2] / "docs/openapi.json"

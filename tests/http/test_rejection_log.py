@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 
-from cartd.server import rejection_log
+from cartd.http import rejection_log
 
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
 FORGED = '2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'

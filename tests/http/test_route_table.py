@@ -6,8 +6,8 @@ import pytest
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from cartd.rest import Rest
-from cartd.server import route_table
+from cartd.http import route_table
+from cartd.http.routes import Rest
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = ["", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w"]

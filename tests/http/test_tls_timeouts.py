@@ -14,9 +14,9 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.static import Data
 
 from cartd.config import parse_tls_endpoint
-from cartd.server.channel import CLOSE_TIMEOUT
-from cartd.server.site import LimitedSite
-from cartd.tls import ServerTls
+from cartd.http.connection import CLOSE_TIMEOUT
+from cartd.http.server import LimitedSite
+from cartd.http.tls import ServerTls
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 

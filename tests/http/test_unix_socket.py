@@ -19,9 +19,9 @@ from twisted.internet.protocol import Factory
 
 from cartd.config import UnixEndpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
+from cartd.http import unix_socket
+from cartd.http.unix_socket import UnixSocketEndpoint
 from cartd.locks import try_lock
-from cartd.server import unix_socket
-from cartd.server.unix_socket import UnixSocketEndpoint
 from tests.service.test_start_errors import why_it_ends
 from tests.support.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
 
@@ -195,7 +195,7 @@ STARTING = textwrap.dedent("""
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
     from cartd.config import UnixEndpoint
-    from cartd.server.unix_socket import UnixSocketEndpoint
+    from cartd.http.unix_socket import UnixSocketEndpoint
 
     print("ready", flush=True)
     sys.stdin.readline()

@@ -11,8 +11,8 @@ import pytest
 from twisted.scripts._twistd_unix import ServerOptions
 
 from cartd.config import load
+from cartd.http.rejection_log import REJECTED_STATUSES
 from cartd.options import Options
-from cartd.server.rejection_log import REJECTED_STATUSES
 from tests.project.test_documentation import ROOT, blocks, rows, section
 
 UNIT = ROOT / "contrib/systemd/cartd.service"

@@ -16,9 +16,9 @@ from cartd import launcher
 from cartd.cli import main as cartd_cmd
 from cartd.config import load
 from cartd.errors import InvalidInput
+from cartd.http.routes import Rest
 from cartd.manifest import parse
 from cartd.options import Options
-from cartd.rest import Rest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

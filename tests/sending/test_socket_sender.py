@@ -30,11 +30,11 @@ from zope.interface.verify import verifyObject
 
 from cartd.deferreds.threads import LimitedPool, P, T
 from cartd.errors import VolumeDamaged
+from cartd.http.request import LimitedRequest
+from cartd.http.server import LimitedSite
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.socket_sender import SocketSender, plain_socket
 from cartd.sending.tree_reader import SENDFILE_MIN, TreeReader
-from cartd.server.request import LimitedRequest
-from cartd.server.site import LimitedSite
 from cartd.tar.virtual_tar import Slice
 from tests.support.sending import AtOnce, Sink
 from tests.support.server_limits import limits

@@ -12,7 +12,7 @@ from twisted.scripts._twistd_unix import ServerOptions
 from twisted.web.http_headers import Headers
 
 from cartd import log_file
-from cartd.server.access_log import AccessLog
+from cartd.http.access_log import AccessLog
 from tests.support.running_cartd import command, running_cartd
 
 EVENT = {"log_time": 1.5, "log_level": LogLevel.info, "log_namespace": "a.b"}

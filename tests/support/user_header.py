@@ -55,8 +55,8 @@ class Client:
 
 
 def _trust_user_header() -> None:
+    from cartd.http.request import LimitedRequest
     from cartd.model import User
-    from cartd.server.request import LimitedRequest
 
     process = LimitedRequest.process
 

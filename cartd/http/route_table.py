@@ -1,6 +1,6 @@
 """Methods and access by path, for the validation of a request's head.
 
-The routes themselves are in :mod:`cartd.rest`; a test compares both.
+The routes themselves are in :mod:`cartd.http.routes`; a test compares both.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
 from cartd import log_file
-from cartd.server.rejection_log import client_address
+from cartd.http.rejection_log import client_address
 
 CLIENT_CLOSED_REQUEST = 499
 """The client disconnected before a response was started."""

@@ -15,19 +15,19 @@ from twisted.web.server import Site
 
 from cartd.auth import Authenticator
 from cartd.deferreds.threads import ThreadRunner
-from cartd.server import route_table
-from cartd.server.access_log import CLIENT_CLOSED_REQUEST, AccessLog
-from cartd.server.auth_resource import AuthResource
-from cartd.server.channel import LimitedChannel
-from cartd.server.connection_limits import ConnectionLimits
-from cartd.server.error_responses import serialize_error
-from cartd.server.host_header import ANY_HOST
-from cartd.server.limits import Limits, setting_name
-from cartd.server.overflow import OverflowFactory, OverflowProtocol
-from cartd.server.request import LimitedRequest
-from cartd.server.request_body import TempFileLimit
-from cartd.server.request_head import RequestRules
-from cartd.server.request_normalizer import RequestNormalizer
+from cartd.http import route_table
+from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
+from cartd.http.auth_resource import AuthResource
+from cartd.http.connection import LimitedChannel
+from cartd.http.connection_limits import ConnectionLimits
+from cartd.http.error_responses import serialize_error
+from cartd.http.host_header import ANY_HOST
+from cartd.http.limits import Limits, setting_name
+from cartd.http.overflow import OverflowFactory, OverflowProtocol
+from cartd.http.request import LimitedRequest
+from cartd.http.request_body import TempFileLimit
+from cartd.http.request_head import RequestRules
+from cartd.http.request_normalizer import RequestNormalizer
 
 NO_HEADERS = Headers()
 

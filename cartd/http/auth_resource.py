@@ -9,16 +9,16 @@ from twisted.web.server import NOT_DONE_YET
 
 from cartd.auth.authenticator import Authenticator
 from cartd.errors import CartdError, NoCredentials
-from cartd.server import error_responses
-from cartd.server.request_head import route_path
-from cartd.server.route_table import is_public
+from cartd.http import error_responses
+from cartd.http.request_head import route_path
+from cartd.http.route_table import is_public
 
 
 class AuthResource(Resource):
     """Sets ``request.authenticated_user`` and passes the request to ``routes``, or rejects it.
 
     A request with a body is authenticated already, when its head is complete
-    (:class:`cartd.server.request.ValidatedRequest`).
+    (:class:`cartd.http.request.ValidatedRequest`).
     """
 
     def __init__(self, routes: IResource, authenticator: Authenticator) -> None:

@@ -11,9 +11,9 @@ from twisted.web.http import datetimeToString
 from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body, reason_phrase
-from cartd.server import rejection_log
-from cartd.server.cache_control import NO_STORE
-from cartd.server.request_head import EarlyResponse
+from cartd.http import rejection_log
+from cartd.http.cache_control import NO_STORE
+from cartd.http.request_head import EarlyResponse
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""

@@ -7,8 +7,8 @@ from typing import Any
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
-from cartd.server import error_responses
-from cartd.server.request_head import RequestHead, RequestRules, validate_head
+from cartd.http import error_responses
+from cartd.http.request_head import RequestHead, RequestRules, validate_head
 
 
 class RequestNormalizer(Resource):

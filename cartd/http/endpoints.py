@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 
 from cartd.config import is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
-from cartd.server.unix_socket import UnixSocketEndpoint
-from cartd.tls import ServerTls
+from cartd.http.tls import ServerTls
+from cartd.http.unix_socket import UnixSocketEndpoint
 
 
 def listen(

@@ -11,13 +11,13 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from cartd.auth import Authenticator
-from cartd.server import cross_origin
-from cartd.server.error_responses import Headers, serialize_error
-from cartd.server.limits import Limits, setting_name
-from cartd.server.lingering_close import lingering_close
-from cartd.server.request_body import TempFileLimit
-from cartd.server.request_head import RequestRules
-from cartd.server.timeouts import Timeout, Timeouts
+from cartd.http import origins
+from cartd.http.error_responses import Headers, serialize_error
+from cartd.http.limits import Limits, setting_name
+from cartd.http.lingering_close import lingering_close
+from cartd.http.request_body import TempFileLimit
+from cartd.http.request_head import RequestRules
+from cartd.http.timeouts import Timeout, Timeouts
 
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
@@ -28,7 +28,7 @@ class LimitedChannel(HTTPChannel):
 
     The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
     connection is lost, and ``temp_file_limit`` if its requests are
-    :class:`cartd.server.request.LimitedRequest`.
+    :class:`cartd.http.request.LimitedRequest`.
     """
 
     transport: Any
@@ -179,7 +179,7 @@ class LimitedChannel(HTTPChannel):
     ) -> bytes:
         if self.requests:
             sent = self.requests[-1].requestHeaders
-            headers = [*headers, *cross_origin.cors_headers(sent, self.rules.allowed_origins)]
+            headers = [*headers, *origins.cors_headers(sent, self.rules.allowed_origins)]
         # Twisted sets these attributes with the request line.
         return serialize_error(
             self.getPeer(),

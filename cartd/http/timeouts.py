@@ -12,7 +12,7 @@ from math import inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from cartd.server.limits import Limits
+from cartd.http.limits import Limits
 
 MIN_PROGRESS = 64 * 2**10
 """Bytes of a download that a client must read within ``stall_timeout``.  Otherwise a client that

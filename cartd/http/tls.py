@@ -16,10 +16,10 @@ from twisted.internet.ssl import (
 from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
+from cartd.certificates import PemFile, read_identity
 from cartd.config.tls_endpoint import TlsEndpoint
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
-from cartd.tls.pem import PemFile, read_identity
 from cartd.tls.reloading import ReloadingCertificate
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(

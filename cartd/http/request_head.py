@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError, InvalidInput
-from cartd.server import cross_origin, host_header
-from cartd.server.limits import setting_name
+from cartd.http import host_header, origins
+from cartd.http.limits import setting_name
 
 OPTIONS = b"OPTIONS"
 _IDENTITY_CODINGS = frozenset({b"", b"identity"})
@@ -135,7 +135,7 @@ def _check_origin(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
             f"Unknown host {host.decode()[:100]}: without authentication only IP addresses,"
             f" localhost and the names in {rules.hosts_setting} are allowed",
         )
-    if cross_origin.is_forbidden(head.method, host, head.headers, rules.allowed_origins):
+    if origins.is_forbidden(head.method, host, head.headers, rules.allowed_origins):
         return EarlyResponse(
             403,
             f"Cross-origin changes are forbidden: add the origin to {rules.origins_setting}; if the"
@@ -168,7 +168,7 @@ def _options_response(
     head: RequestHead, rules: RequestRules, methods: Sequence[str]
 ) -> EarlyResponse:
     """Return the response to OPTIONS (RFC 9110, section 9.3.7), which needs no authentication."""
-    cors = cross_origin.preflight_headers(head.headers, rules.allowed_origins, methods)
+    cors = origins.preflight_headers(head.headers, rules.allowed_origins, methods)
     return EarlyResponse(204, headers=[_allow_header(methods), *cors])
 
 

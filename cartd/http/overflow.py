@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from cartd.server.lingering_close import lingering_close
+from cartd.http.lingering_close import lingering_close
 
 MAX_OPEN = 100
 """Maximum number of these connections, each an open file; further ones are aborted at once."""

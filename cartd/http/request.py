@@ -14,14 +14,14 @@ from twisted.web.server import Request
 
 from cartd.auth import Authenticator
 from cartd.errors import CartdError, NoCredentials
+from cartd.http import origins
+from cartd.http.cache_control import NO_STORE
+from cartd.http.error_responses import Headers
+from cartd.http.limits import setting_name
+from cartd.http.request_body import SpooledBody
+from cartd.http.request_head import RequestHead, route_path, validate_head
+from cartd.http.route_table import is_public
 from cartd.model import User
-from cartd.server import cross_origin
-from cartd.server.cache_control import NO_STORE
-from cartd.server.error_responses import Headers
-from cartd.server.limits import setting_name
-from cartd.server.request_body import SpooledBody
-from cartd.server.request_head import RequestHead, route_path, validate_head
-from cartd.server.route_table import is_public
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -38,7 +38,7 @@ def header_field(request: Request, name: str) -> str | None:
 
 
 class ValidatedRequest(Request):
-    """A request on a :class:`cartd.server.channel.LimitedChannel`, validated by its head.
+    """A request on a :class:`cartd.http.connection.LimitedChannel`, validated by its head.
 
     It is rejected before its body is requested, if its head is sufficient for that.  The site
     stores the body.  The response is not cached unless its route allows it.
@@ -67,7 +67,7 @@ class ValidatedRequest(Request):
 
     def process(self) -> None:
         self.setHeader(b"Cache-Control", NO_STORE)
-        for name, value in cross_origin.cors_headers(
+        for name, value in origins.cors_headers(
             self.requestHeaders, self.channel.rules.allowed_origins
         ):
             self.setHeader(name, value)

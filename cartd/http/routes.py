@@ -22,14 +22,6 @@ from werkzeug.exceptions import HTTPException
 from cartd import content_disposition, openapi
 from cartd.carts.download import Download, Downloads, NotReady, TarDescription
 from cartd.carts.submit import Carts
-from cartd.conditions import (
-    CONDITIONAL,
-    UNCONDITIONAL,
-    Conditions,
-    Decision,
-    Representation,
-    evaluate,
-)
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
@@ -40,14 +32,22 @@ from cartd.errors import (
     VolumeDamaged,
     VolumeNotWritable,
 )
+from cartd.http import error_responses
+from cartd.http.cache_control import NO_STORE, PUBLIC, REVALIDATED
+from cartd.http.error_responses import RETRY_AFTER, escape_header
+from cartd.http.headers import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Conditions,
+    Decision,
+    Representation,
+    evaluate,
+)
+from cartd.http.request import LimitedRequest, header_field
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.ranges import ByteRange, http_date
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
-from cartd.server import error_responses
-from cartd.server.cache_control import NO_STORE, PUBLIC, REVALIDATED
-from cartd.server.error_responses import RETRY_AFTER, escape_header
-from cartd.server.request import LimitedRequest, header_field
 
 OPENAPI = openapi.to_json().encode()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'

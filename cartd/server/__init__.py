@@ -1,1 +1,0 @@
-"""The HTTP server around the routes of ``cartd.rest``: connections, limits, timeouts, logs."""
