@@ -2,7 +2,7 @@
 
 The modules form four layers, and import only downwards (``make check`` enforces it):
 
-* edge: :mod:`~cartd.service`, :mod:`~cartd.cli`, :mod:`~cartd.http.routes`, :mod:`~cartd.options`
+* edge: :mod:`~cartd.service`, :mod:`~cartd.cli`, :mod:`~cartd.http`, :mod:`~cartd.options`
 * flows: what happens to a cart, step by step (:mod:`~cartd.carts`, :mod:`~cartd.staging`, ...)
 * adapters: the volume, the store, the archive and the sender
 * pure: values and decisions, without I/O and without Deferreds

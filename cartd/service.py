@@ -28,16 +28,16 @@ from cartd.auth.startup_warnings import startup_warnings
 from cartd.carts.delete import Retention
 from cartd.carts.quotas import UserQuota
 from cartd.carts.submit import AdmissionControl, Carts
+from cartd.certificates import RELOAD_INTERVAL
 from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
-from cartd.http.endpoints import listen
 from cartd.http.limits import Limits
 from cartd.http.routes import Rest
-from cartd.http.server import LimitedSite
+from cartd.http.server import LimitedSite, listen
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
@@ -53,7 +53,6 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from cartd.tls.reloading import RELOAD_INTERVAL
 from cartd.volume.check import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]

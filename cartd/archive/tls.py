@@ -35,11 +35,10 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from cartd.certificates import PemFile, certificates, read_identity
+from cartd.certificates import PemFile, ReloadingCertificate, read_certificates, read_identity
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
 from cartd.text import one_line
-from cartd.tls.reloading import ReloadingCertificate
 
 
 @implementer(IPolicyForHTTPS)
@@ -99,7 +98,7 @@ class TlsPolicy:
         if self._ca_file is None:
             return platformTrust()
         return trustRootFromCertificates(
-            [Certificate(root) for root in certificates(self._ca_file)]
+            [Certificate(root) for root in read_certificates(self._ca_file)]
         )
 
 

@@ -17,9 +17,15 @@ from twisted.python.failure import Failure
 
 from cartd.carts.pins import AccessTimes, Pins
 from cartd.carts.tar_index_cache import TarIndexCache
-from cartd.content_disposition import default_filename, top_folder
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
-from cartd.http.headers import Conditions, Decision, Representation, evaluate
+from cartd.http.headers import (
+    Conditions,
+    Decision,
+    Representation,
+    default_filename,
+    evaluate_conditions,
+    top_folder,
+)
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
 from cartd.sending.reader import SendingReader
@@ -156,10 +162,11 @@ class Downloads:
     ) -> Decision:
         """Evaluate the conditions of a request for the tar of ``cart``.
 
-        :raises PreconditionFailed, RangeNotSatisfiable: as :func:`cartd.http.headers.evaluate`.
+        :raises PreconditionFailed, RangeNotSatisfiable: see
+            :func:`cartd.http.headers.evaluate_conditions`.
         """
         strong = method == "GET" and conditions.needs_strong_date
-        return evaluate(
+        return evaluate_conditions(
             method,
             conditions,
             Representation(tar.length, tar.etag, tar.last_modified),
@@ -184,7 +191,7 @@ class Downloads:
                 tar = await self.describe(cart, name)
                 current = Representation(tar.length, tar.etag, tar.last_modified)
         if current is not None or method == "POST":
-            evaluate(method, conditions, current, now=self._now())
+            evaluate_conditions(method, conditions, current, now=self._now())
 
     async def _newest(self, viewer: Viewer, uid: str) -> Cart | None:
         return await self._store.newest_for(viewer, uid) if uid_may_be_stored(uid) else None

@@ -14,8 +14,7 @@ from twisted.web.server import Request
 from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.directory import OpenedFile
 from cartd.directory_archive.faults import CorruptingReader, Fault
-from cartd.http.cache_control import REVALIDATED
-from cartd.ranges import http_date
+from cartd.http.headers import REVALIDATED, http_date
 from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.sending.reader import Reader
 from cartd.sending.tree_reader import TreeReader

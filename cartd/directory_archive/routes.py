@@ -57,10 +57,8 @@ from cartd.errors import (
     Unavailable,
     error_body,
 )
-from cartd.http.cache_control import REVALIDATED
-from cartd.http.headers import Conditions, Decision, evaluate
+from cartd.http.headers import REVALIDATED, ByteRange, Conditions, Decision, evaluate_conditions
 from cartd.http.request import header_field
-from cartd.ranges import ByteRange
 
 log = Logger()
 
@@ -295,7 +293,9 @@ def range_selector(
 
     def decide(status: FileStatus) -> Decision:
         try:
-            decision = evaluate("GET", conditions, status.representation, now=time.time())
+            decision = evaluate_conditions(
+                "GET", conditions, status.representation, now=time.time()
+            )
         except RangeNotSatisfiable as error:
             raise BeyondEnd(status.size) from error
         if decision.status == HTTPStatus.NOT_MODIFIED:
@@ -315,7 +315,7 @@ def precondition_check(
 
     def check(status: FileStatus | None) -> Decision:
         current = None if status is None else status.representation
-        return evaluate(method, conditions, current, now=time.time())
+        return evaluate_conditions(method, conditions, current, now=time.time())
 
     return check
 

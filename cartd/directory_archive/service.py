@@ -26,9 +26,8 @@ from cartd.directory_archive.routes import ArchiveInterface
 from cartd.directory_archive.tape import TapeLibrary
 from cartd.http.connection import LimitedChannel
 from cartd.http.limits import Limits
-from cartd.http.request import ValidatedRequest
+from cartd.http.request import RequestNormalizer, ValidatedRequest
 from cartd.http.request_head import RequestRules
-from cartd.http.request_normalizer import RequestNormalizer
 from cartd.pidfile import disable_pidfile
 
 THREADS = 8

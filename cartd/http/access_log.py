@@ -1,6 +1,6 @@
-"""The access log: one line per request, whatever became of its response.
+"""The access log and the rejection log.
 
-::
+The access log has one line per request, whatever became of its response::
 
     192.0.2.7 - alice [30/Nov/2026:12:00:05 +0000] "GET /u HTTP/1.1" 200 512 "-" "curl/8" 9728 3.207
 
@@ -8,12 +8,24 @@ This is the Combined Log Format of Apache and nginx, whose third field is the us
 declared length of the response body and the seconds from the request line to the end of the
 response.  If fewer bytes were sent than declared, the download was aborted.  499, as in nginx: the
 client disconnected before a response was started.  ``-`` means unknown.
+
+The rejection log has one line per rejected request, which clients cannot forge::
+
+    Refused 404 192.0.2.7 "GET /guess" "The cart does not exist or has already been deleted"
+
+Status, address of the peer (``-`` if it has none), and two JSON strings: the request and the
+reason.
+
+The namespaces of both are fixed: the filters of ``contrib/fail2ban`` match them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -22,7 +34,6 @@ from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
 from cartd import log_file
-from cartd.http.rejection_log import client_address
 
 CLIENT_CLOSED_REQUEST = 499
 """The client disconnected before a response was started."""
@@ -32,7 +43,7 @@ the second part would begin with text that the client chose."""
 
 _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
-log = Logger(namespace="cartd.access_log")
+access_log = Logger(namespace="cartd.access_log")
 
 
 class AccessLog:
@@ -69,7 +80,7 @@ class AccessLog:
             f" {length.decode('ascii')} {seconds:.3f}"
         )
         if self._closed or not log_file.supports_multiline():
-            log.info("{line}", line=line)
+            access_log.info("{line}", line=line)
             return
         self._lines.append(line)
         if self._flush_call is None:
@@ -85,7 +96,7 @@ class AccessLog:
     def _flush(self) -> None:
         self._flush_call = None
         lines, self._lines = self._lines, []
-        log.info("{lines}", lines=lines)
+        access_log.info("{lines}", lines=lines)
 
     def _now(self) -> str:
         second = int(time.time())
@@ -105,3 +116,72 @@ def _escape(sent: bytes) -> str:
     if len(text) > MAX_FIELD:
         text = f"{text[:MAX_FIELD]}..."
     return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text) or "-"
+
+
+REJECTED_STATUSES = frozenset({400, 401, 404, 405, 408, 413, 429, 431})
+"""Statuses logged as rejections; 503 is, too, if it is caused by a limit."""
+BROWSER_PROBES = frozenset(
+    b"/" + name
+    for name in (
+        b"favicon.ico",
+        b"robots.txt",
+        b"apple-touch-icon.png",
+        b"apple-touch-icon-precomposed.png",
+    )
+)
+"""Paths that browsers request by themselves: a 404 for them is no guessed uid."""
+MAX_REJECTION_TEXT = 200
+"""Maximum characters logged of the request and of the reason."""
+
+rejection_log = Logger(namespace="cartd.rejection_log")
+
+
+def log_rejection(
+    code: int,
+    message: str,
+    limit: str | None,
+    *,
+    peer: Any,
+    method: bytes = b"",
+    target: bytes = b"",
+) -> None:
+    """Log a response with status ``code`` if that counts as a rejection.
+
+    ``peer`` is a Twisted address; ``method`` and ``target`` are as received.
+    """
+    if code == 404 and target.partition(b"?")[0] in BROWSER_PROBES:
+        return
+    if code in REJECTED_STATUSES or (code == 503 and limit is not None):
+        request_line = b"%s %s" % (method, target) if method else b""
+        # Text chosen by the client comes after its address, so that it cannot forge one.
+        rejection_log.info(
+            "Refused {code} {address} {request_line} {reason}",
+            code=code,
+            address=client_address(peer),
+            request_line=_quoted(request_line.decode("latin-1")),
+            reason=_quoted(message),
+        )
+
+
+def client_address(peer: Any) -> str:
+    """Return the IP address, or ``-``; with ``haproxy:``, a proxy may have sent any text for it."""
+    return _canonical_address(getattr(peer, "host", ""))
+
+
+@lru_cache(maxsize=1024)
+def _canonical_address(host: str) -> str:
+    host, _, _ = host.partition("%")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return "-"
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)
+
+
+def _quoted(text: str) -> str:
+    """Return a JSON string in printable ASCII."""
+    if len(text) > MAX_REJECTION_TEXT:
+        text = f"{text[:MAX_REJECTION_TEXT]}..."
+    return json.dumps(text)

@@ -11,8 +11,8 @@ from twisted.web.http import datetimeToString
 from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body, reason_phrase
-from cartd.http import rejection_log
-from cartd.http.cache_control import NO_STORE
+from cartd.http.access_log import log_rejection
+from cartd.http.headers import NO_STORE
 from cartd.http.request_head import EarlyResponse
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -44,7 +44,7 @@ def serialize_error(
     are also set while the method is unknown, as it may be HEAD.
     """
     if logged:
-        rejection_log.log_rejection(code, message, limit, peer=peer, method=method, target=target)
+        log_rejection(code, message, limit, peer=peer, method=method, target=target)
     body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
     if code in RETRYABLE:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
@@ -69,9 +69,7 @@ def prepare_error(
     """Set status and headers of an error response; return its body."""
     if logged:
         peer = request.getClientAddress()
-        rejection_log.log_rejection(
-            code, message, limit, peer=peer, method=request.method, target=request.uri
-        )
+        log_rejection(code, message, limit, peer=peer, method=request.method, target=request.uri)
     body = error_body(code, message, limit)
     request.setResponseCode(code, reason_phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)

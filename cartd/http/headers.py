@@ -1,22 +1,115 @@
-"""Preconditions and ranges of a request, evaluated in one place (RFC 9110, sections 13 and 14).
+"""Header fields: Cache-Control, Range, conditions, and Content-Disposition with its file name.
 
-Every route with a representation calls :func:`evaluate`, for every method, and calls it last:
-conditions are ignored if the response without them would be anything but 2xx or 412 (section
-13.2.1).
+Every response has Cache-Control (RFC 9111, section 5.2.2).  Caches may store a response without it
+by heuristics, even a 404 or a 204 (RFC 9110, section 15.1): a shared cache would then serve
+outdated responses, or those of one user to another.
+
+Every route with a representation calls :func:`evaluate_conditions`, for every method, and calls it
+last: conditions are ignored if the response without them would be anything but 2xx or 412
+(RFC 9110, section 13.2.1).
+
+The module is pure: it only maps values to values.
 """
 
 from __future__ import annotations
 
 import re
+import string
+import time
+import unicodedata
 from calendar import timegm
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from math import floor
+from urllib.parse import quote
 
-from cartd.errors import PreconditionFailed
-from cartd.ranges import ByteRange, select
+from cartd.errors import InvalidInput, PreconditionFailed, RangeNotSatisfiable
+
+NO_STORE = "no-store"
+"""For statuses, errors, and responses to changes."""
+REVALIDATED = "private, no-cache, no-transform"
+"""For bytes with validators: the client may store them but must revalidate before each use; proxies
+must neither store nor change them."""
+PUBLIC = "public, max-age=3600"
+"""For content that is the same for all users and changes only with a release."""
+
+
+_WHITESPACE = " \t"
+_RANGE_UNIT = "bytes="
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
+_MAX_DIGITS = 30
+"""More digits than any length has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The bytes from ``start`` up to, but not including, ``stop``."""
+
+    start: int
+    stop: int
+    partial: bool
+    """Whether the answer is 206 with ``Content-Range``, not 200."""
+
+
+def http_date(when: float) -> str:
+    """Return Unix seconds as an HTTP date, rounded down (RFC 9110, section 5.6.7)."""
+    return formatdate(floor(when), usegmt=True)
+
+
+def select_range(length: int, range_header: str) -> ByteRange:
+    """Return the bytes to send of a representation of ``length`` bytes (RFC 9110, section 14.2).
+
+    A Range that is invalid or has several ranges is ignored: the complete representation is sent.
+    Raises :class:`RangeNotSatisfiable` for a valid range that selects no byte.
+    """
+    whole = ByteRange(0, length, partial=False)
+    found = _parse_range(range_header, length) if length else None
+    if found is None:
+        return whole
+    start, stop = found
+    if start >= stop:
+        raise RangeNotSatisfiable(f"The range {range_header} selects none of the {length} bytes")
+    return ByteRange(start, stop, partial=True)
+
+
+def _parse_range(header: str, length: int) -> tuple[int, int] | None:
+    """Return the single range of ``header`` (RFC 9110, section 14.1.2), cut to ``length``.
+
+    None if the header is invalid or has several ranges; an empty range is not satisfiable.
+    """
+    header = header.strip(_WHITESPACE)
+    if header[: len(_RANGE_UNIT)].lower() != _RANGE_UNIT:
+        return None
+    listed = (each.strip(_WHITESPACE) for each in header[len(_RANGE_UNIT) :].split(","))
+    wanted = [each for each in listed if each]
+    match = _RANGE.fullmatch(wanted[0]) if len(wanted) == 1 else None
+    if match is None:
+        return None
+    first, last = match.groups()
+    if first and last and _order(last) < _order(first):
+        return None
+    if first:
+        return _number(first), min(_number(last) + 1, length) if last else length
+    if last:
+        return max(length - _number(last), 0), length
+    return None
+
+
+def _order(digits: str) -> tuple[int, str]:
+    """Return a key that sorts like the number, for any number of digits."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
+
+
+def _number(digits: str) -> int:
+    """Return the number, or one beyond any length: int() rejects thousands of digits."""
+    size, significant = _order(digits)
+    return int(significant or "0") if size <= _MAX_DIGITS else 10**_MAX_DIGITS
+
 
 CONDITIONAL = frozenset(
     {
@@ -30,7 +123,7 @@ CONDITIONAL = frozenset(
 )
 """The headers of :class:`Conditions`, spelled as in the RFC."""
 
-_WHITESPACE = " \t"
+
 _TAG = re.compile(r'(W/)?("[^"]*")')
 _READ_METHODS = frozenset({"GET", "HEAD"})
 
@@ -99,7 +192,7 @@ class Conditions:
 
     @property
     def needs_strong_date(self) -> bool:
-        """Whether :func:`evaluate` needs ``date_is_strong`` for a GET."""
+        """Whether :func:`evaluate_conditions` needs ``date_is_strong`` for a GET."""
         return self.range is not None and self.if_range is not None and not _is_tag(self.if_range)
 
 
@@ -116,7 +209,7 @@ class Decision:
     """The bytes to send, unless NOT_MODIFIED."""
 
 
-def evaluate(
+def evaluate_conditions(
     method: str,
     conditions: Conditions,
     current: Representation | None,
@@ -143,7 +236,7 @@ def evaluate(
         return Decision(HTTPStatus.OK, whole)
     if not _range_applies(conditions.if_range, current, now, date_is_strong):
         return Decision(HTTPStatus.OK, whole)
-    selected = select(current.length, conditions.range)
+    selected = select_range(current.length, conditions.range)
     status = HTTPStatus.PARTIAL_CONTENT if selected.partial else HTTPStatus.OK
     return Decision(status, selected)
 
@@ -230,3 +323,102 @@ def parse_date(text: str, now: float) -> int | None:
     except ValueError:
         return None
     return timegm(date.timetuple()) + leap
+
+
+TAR_SUFFIX = ".tar"
+MAX_FILENAME_BYTES = 255
+"""The limit of common file systems for one name."""
+
+_SEPARATORS = frozenset("/\\")
+_CONTROL_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+"""C0, DEL and C1; line and paragraph separators."""
+_CONTROL_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""Bidirectional controls: they make ``gpj.tar`` look like ``rat.jpg`` (UAX 9, section 2)."""
+_RESERVED_NAMES = frozenset({"", ".", ".."})
+
+_UNQUOTABLE = frozenset('"/\\')
+_PERCENT_ENCODED = re.compile("%(?=[0-9A-Fa-f]{2})")
+"""Percent-encoding, which some clients decode in ``filename=`` (RFC 6266, appendix D)."""
+_REPLACEMENT = "_"
+
+_ATTR_CHAR = "!#$&+-.^_`|~"
+"""Characters beside letters and digits without percent-encoding (RFC 8187, section 3.2.1)."""
+
+
+def check_filename(name: str) -> str:
+    """Return ``name`` if it is valid for a file and, without its ``.tar``, for a folder.
+
+    Raises :class:`InvalidInput` for path separators, control characters, bidirectional controls,
+    and reserved names.
+    """
+    if not _SEPARATORS.isdisjoint(name):
+        raise InvalidInput("filename: must not contain '/' or '\\'")
+    if not (name.isascii() and name.isprintable()) and any(map(_is_control, name)):
+        raise InvalidInput("filename: must not contain control characters")
+    if top_folder(name) in _RESERVED_NAMES:
+        raise InvalidInput("filename: must be the name of a file")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput("filename: must be Unicode text") from None
+    if size > MAX_FILENAME_BYTES:
+        raise InvalidInput(f"filename: must not be longer than {MAX_FILENAME_BYTES} bytes")
+    return name
+
+
+def top_folder(name: str) -> str:
+    """Return the name of the folder that contains all files of the tar."""
+    return name.removesuffix(TAR_SUFFIX)
+
+
+@lru_cache(maxsize=1024)
+def default_filename(now: float) -> str:
+    """Return the default name of a tar, made of its time in UTC."""
+    return time.strftime(f"data_%Y_%m_%d_%H_%M_%S{TAR_SUFFIX}", time.gmtime(now))
+
+
+@lru_cache(maxsize=1024)
+def content_disposition(name: str) -> str:
+    """Return the value of Content-Disposition (RFC 6266) in printable ASCII, for a valid name.
+
+    A name in printable ASCII is unchanged, except for ``"``, ``\\``, ``/`` and a ``%`` that some
+    clients would decode.  Any other name is sent twice: simplified as ``filename``, for old
+    clients, and exactly as ``filename*`` (RFC 8187; RFC 6266, appendix D).
+    """
+    plain = _ascii_name(name)
+    if plain == name:
+        return f'attachment; filename="{name}"'
+    exact = quote(name, safe=_ATTR_CHAR)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+
+
+def _is_control(character: str) -> bool:
+    return (
+        unicodedata.category(character) in _CONTROL_CATEGORIES
+        or unicodedata.bidirectional(character) in _CONTROL_DIRECTIONS
+    )
+
+
+def _ascii_name(name: str) -> str:
+    """Return the nearest ASCII name: letters without marks, ``_`` for other characters."""
+    # Composed first, so that a mark that remains belongs to the letter before it.
+    plain = "".join(map(_to_ascii, unicodedata.normalize("NFC", name)))
+    plain = "".join(_REPLACEMENT if c in _UNQUOTABLE or not c.isprintable() else c for c in plain)
+    plain = _PERCENT_ENCODED.sub(_REPLACEMENT, plain)
+    if top_folder(plain) in _RESERVED_NAMES:
+        plain = _REPLACEMENT + plain
+    if len(plain) > MAX_FILENAME_BYTES:  # one character may expand to many
+        suffix = TAR_SUFFIX if plain.endswith(TAR_SUFFIX) else ""
+        plain = plain[: MAX_FILENAME_BYTES - len(suffix)] + suffix
+    return plain
+
+
+def _to_ascii(character: str) -> str:
+    """Return the ASCII part of the character's decomposition; empty for a combining mark."""
+    left = "".join(c for c in unicodedata.normalize("NFKD", character) if c in _PRINTABLE)
+    if left.strip() or character.isascii():
+        return left
+    return "" if unicodedata.combining(character) else _REPLACEMENT
+
+
+_PRINTABLE = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")

@@ -1,4 +1,8 @@
-"""Requests that are validated, authenticated and limited before their body is received."""
+"""Requests: validated, authenticated and limited before their body is received.
+
+The methods and the access of each path are here, as they are checked before a route is chosen; the
+routes are in :mod:`cartd.http.routes`, and a test compares both.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,23 @@ from typing import Any
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Request
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET, Request
 
+from cartd import openapi
 from cartd.auth import Authenticator
 from cartd.errors import CartdError, NoCredentials
-from cartd.http import origins
-from cartd.http.cache_control import NO_STORE
+from cartd.http import error_responses, origins
 from cartd.http.error_responses import Headers
+from cartd.http.headers import NO_STORE
 from cartd.http.limits import setting_name
 from cartd.http.request_body import SpooledBody
-from cartd.http.request_head import RequestHead, route_path, validate_head
-from cartd.http.route_table import is_public
-from cartd.model import User
-
-DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+from cartd.http.request_head import RequestHead, RequestRules, route_path, validate_head
+from cartd.model import User, check_uid
 
 log = Logger()
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def header_field(request: Request, name: str) -> str | None:
@@ -231,3 +236,87 @@ def _directory() -> str:
         return gettempdir()
     except OSError:
         return "a temporary file"
+
+
+class RequestNormalizer(Resource):
+    """Passes requests with a valid head to ``routes``, and rejects all others.
+
+    For a path that is not UTF-8, Klein would send HTML and log a traceback.
+    """
+
+    def __init__(self, routes: IResource, rules: RequestRules) -> None:
+        super().__init__()
+        self.isLeaf = True
+        self._routes = routes
+        self._rules = rules
+
+    def render(self, request: Request) -> Any:
+        head = RequestHead(request.method, request.uri, request.clientproto, request.requestHeaders)
+        if not getattr(request, "head_validated", False):  # else done before its body was received
+            early = validate_head(head, self._rules)
+            if early is not None:
+                return error_responses.respond(request, early)
+        request.postpath = head.segments
+        # Klein fails on some values of Host, which no route uses.
+        request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
+        return self._routes.render(request)
+
+
+class AuthResource(Resource):
+    """Sets ``request.authenticated_user`` and passes the request to ``routes``, or rejects it.
+
+    A request with a body is authenticated already, when its head is complete
+    (:class:`ValidatedRequest`).
+    """
+
+    def __init__(self, routes: IResource, authenticator: Authenticator) -> None:
+        super().__init__()
+        self.isLeaf = True
+        self._routes = routes
+        self._authenticator = authenticator
+
+    def render(self, request: Any) -> Any:
+        if request.authenticated_user is None and not is_public(
+            request.method, route_path(request.postpath)
+        ):
+            found = self._authenticator.try_authenticate(request)
+            if isinstance(found, CartdError):
+                for name, value in self._authenticator.headers(found):
+                    request.responseHeaders.addRawHeader(name, value)
+                _reject_unauthenticated(request, found)
+                return NOT_DONE_YET
+            request.authenticated_user = found
+        return self._routes.render(request)
+
+
+def _reject_unauthenticated(request: Any, error: CartdError) -> None:
+    logged = not isinstance(error, NoCredentials)
+    body = error_responses.prepare_error(request, error.code, str(error), logged=logged)
+    if request.method != b"HEAD":
+        request.write(body)
+    request.finish()
+
+
+CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
+_READ_METHODS = ("GET", "HEAD")
+_OPENAPI_PATH = openapi.PATH.strip("/").split("/")
+
+
+def allowed_methods(path: Sequence[str]) -> Sequence[str]:
+    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
+    if len(path) == 1:
+        return CART_METHODS
+    return _READ_METHODS if not path or list(path) == _OPENAPI_PATH else ()
+
+
+def check_post(path: Sequence[str]) -> None:
+    """Check that a cart can be posted to ``path``.
+
+    :raises InvalidInput: its uid is invalid.
+    """
+    check_uid(path[0])
+
+
+def is_public(method: bytes, path: Sequence[str]) -> bool:
+    """Return whether the request needs no authentication: the root and the OpenAPI document."""
+    return method in (b"GET", b"HEAD") and allowed_methods(path) == _READ_METHODS

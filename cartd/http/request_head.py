@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.web.http_headers import Headers
 
 from cartd.errors import CartdError, InvalidInput
-from cartd.http import host_header, origins
+from cartd.http import origins
 from cartd.http.limits import setting_name
 
 OPTIONS = b"OPTIONS"
@@ -80,7 +80,7 @@ def path_segments(target: bytes) -> list[bytes]:
     :raises InvalidInput: it is not a path, or not UTF-8.
     """
     path = target.partition(b"?")[0]
-    if host := host_header.AUTHORITY.match(path):
+    if host := origins.AUTHORITY.match(path):
         path = path[host.end() :] or b"/"
     if not path.startswith(b"/"):
         raise InvalidInput("The path does not begin with /")
@@ -125,11 +125,9 @@ def _check_framing(head: RequestHead) -> EarlyResponse | None:
 
 def _check_origin(head: RequestHead, rules: RequestRules) -> EarlyResponse | None:
     """Check the Host header (DNS rebinding) and the origin (CSRF)."""
-    host = host_header.request_host(
-        head.target, head.version, head.headers.getRawHeaders(b"host", [])
-    )
+    host = origins.request_host(head.target, head.version, head.headers.getRawHeaders(b"host", []))
     # A request without Host is not from a browser, so DNS rebinding is impossible.
-    if host is not None and not host_header.is_allowed_host(host, rules.allowed_hosts):
+    if host is not None and not origins.is_allowed_host(host, rules.allowed_hosts):
         return EarlyResponse(
             421,
             f"Unknown host {host.decode()[:100]}: without authentication only IP addresses,"

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
-from cartd import content_disposition, openapi
+from cartd import openapi
 from cartd.carts.download import Download, Downloads, NotReady, TarDescription
 from cartd.carts.submit import Carts
 from cartd.errors import (
@@ -33,19 +33,24 @@ from cartd.errors import (
     VolumeNotWritable,
 )
 from cartd.http import error_responses
-from cartd.http.cache_control import NO_STORE, PUBLIC, REVALIDATED
 from cartd.http.error_responses import RETRY_AFTER, escape_header
 from cartd.http.headers import (
     CONDITIONAL,
+    NO_STORE,
+    PUBLIC,
+    REVALIDATED,
     UNCONDITIONAL,
+    ByteRange,
     Conditions,
     Decision,
     Representation,
-    evaluate,
+    check_filename,
+    content_disposition,
+    evaluate_conditions,
+    http_date,
 )
 from cartd.http.request import LimitedRequest, header_field
 from cartd.model import Cart, CartStatus, Viewer
-from cartd.ranges import ByteRange, http_date
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
 
@@ -277,7 +282,7 @@ def _filename(request: Request) -> str | None:
     if not values:
         return None
     try:
-        return content_disposition.check_filename(values[0].decode())
+        return check_filename(values[0].decode())
     except UnicodeDecodeError:
         raise InvalidInput("filename: must be UTF-8") from None
 
@@ -302,7 +307,7 @@ def _validators(etag: str, last_modified: float, length: int) -> Fields:
 def _set_download_headers(request: Request, tar: TarDescription) -> None:
     _set(request, "Cache-Control", REVALIDATED)
     _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", content_disposition.header_value(tar.name))
+    _set(request, "Content-Disposition", content_disposition(tar.name))
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
@@ -403,7 +408,7 @@ def _static_response(
     conditions = replace(_conditions(request), range=None)
     current = Representation(len(body), etag)
     # It has no date, so ``now`` is not used.
-    decision = evaluate(method, conditions, current, now=0.0)
+    decision = evaluate_conditions(method, conditions, current, now=0.0)
     if decision.status == HTTPStatus.NOT_MODIFIED:
         request.setResponseCode(304)
         body = b""

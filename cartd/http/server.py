@@ -1,4 +1,4 @@
-"""The HTTP server around the routes: accepts connections, enforces limits, logs requests."""
+"""The HTTP server around the routes: listens, accepts or rejects connections, logs requests."""
 
 from __future__ import annotations
 
@@ -7,27 +7,44 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from cartd.auth import Authenticator
+from cartd.config import is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.deferreds.threads import ThreadRunner
-from cartd.http import route_table
+from cartd.errors import ConfigError
 from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
-from cartd.http.auth_resource import AuthResource
-from cartd.http.connection import LimitedChannel
-from cartd.http.connection_limits import ConnectionLimits
+from cartd.http.connection import LimitedChannel, lingering_close
 from cartd.http.error_responses import serialize_error
-from cartd.http.host_header import ANY_HOST
-from cartd.http.limits import Limits, setting_name
-from cartd.http.overflow import OverflowFactory, OverflowProtocol
-from cartd.http.request import LimitedRequest
+from cartd.http.limits import ConnectionLimits, Limits, setting_name
+from cartd.http.origins import ANY_HOST
+from cartd.http.request import (
+    CART_METHODS,
+    AuthResource,
+    LimitedRequest,
+    RequestNormalizer,
+    allowed_methods,
+    check_post,
+)
 from cartd.http.request_body import TempFileLimit
 from cartd.http.request_head import RequestRules
-from cartd.http.request_normalizer import RequestNormalizer
+from cartd.http.tls import ServerTls
+from cartd.http.unix_socket import UnixSocketEndpoint
 
 NO_HEADERS = Headers()
 
@@ -52,10 +69,10 @@ class LimitedSite(Site):
         Pages of ``allowed_origins`` may send cross-origin requests.  ``threads`` write long bodies.
         """
         rules = RequestRules(
-            route_table.allowed_methods,
-            route_table.CART_METHODS,
+            allowed_methods,
+            CART_METHODS,
             max_body=limits.max_manifest_size,
-            check_post=route_table.check_post,
+            check_post=check_post,
             allowed_hosts=frozenset(allowed_hosts)
             if authenticator is None
             else frozenset({ANY_HOST}),
@@ -167,3 +184,91 @@ def _length(request: Any) -> bytes:
             length: bytes = values[0]
             return length
     return b"-"
+
+
+MAX_OVERFLOW_CONNECTIONS = 100
+"""Connections over a limit that get a response, each an open file; others are aborted at once."""
+
+
+class OverflowFactory:
+    """Builds the protocols of connections over a limit."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._open: set[OverflowProtocol] = set()
+
+    def build_protocol(self, answer: bytes) -> OverflowProtocol:
+        return OverflowProtocol(answer, self._clock, self._open)
+
+
+class OverflowProtocol(Protocol):
+    """Sends ``answer`` to a connection over a limit, ignores all input, and closes."""
+
+    transport: Any
+
+    def __init__(
+        self, answer: bytes, clock: IReactorTime, open_protocols: set[OverflowProtocol]
+    ) -> None:
+        self._answer = answer
+        self._clock = clock
+        self._open = open_protocols
+        self._abort_call: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        if len(self._open) >= MAX_OVERFLOW_CONNECTIONS:
+            self.transport.abortConnection()
+            return
+        self._open.add(self)
+        self.transport.write(self._answer)
+        self._abort_call = lingering_close(self.transport, self._clock.callLater)
+
+    def disconnect(self) -> None:
+        """Abort the connection."""
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._open.discard(self)
+        if self._abort_call is not None and self._abort_call.active():
+            self._abort_call.cancel()
+
+
+def listen(
+    reactor: Any, description: str, site: IProtocolFactory, *, umask: int
+) -> tuple[IListeningPort, ServerTls | None]:
+    """Bind one endpoint; return the port and, for TLS, the certificate for the caller to poll.
+
+    Twisted's endpoints bind at once, so that a failure can stop the start.  ``umask`` restricts the
+    mode of a Unix socket if the endpoint specifies none.
+
+    :raises ConfigError: the endpoint is invalid, its certificate is unusable, or binding fails.
+    """
+    endpoint, tls = _endpoint(reactor, description, umask)
+    outcome: list[IListeningPort | Failure] = []
+    endpoint.listen(site).addBoth(outcome.append)
+    [port] = outcome
+    if isinstance(port, Failure):
+        raise ConfigError(f"cannot listen on {description}: {_bind_error(port)}")
+    return port, tls
+
+
+def _bind_error(failure: Failure) -> str:
+    error = getattr(failure.value, "socketError", failure.value)
+    return (isinstance(error, OSError) and error.strerror) or failure.getErrorMessage()
+
+
+def _endpoint(
+    reactor: Any, description: str, umask: int
+) -> tuple[IStreamServerEndpoint, ServerTls | None]:
+    try:
+        if is_unix(description):
+            unix = parse_unix_endpoint(description.removeprefix("haproxy:"))
+            endpoint = UnixSocketEndpoint(reactor, unix, umask)
+            return (proxyEndpoint(endpoint) if description[0] == "h" else endpoint), None
+        if not description.startswith("ssl:"):
+            return serverFromString(reactor, description), None
+        tls = ServerTls(parse_tls_endpoint(description))
+    except ConfigError as error:
+        raise ConfigError(f"cannot listen on {description}: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{description} is not an endpoint: {error}") from error
+    return tls.endpoint(reactor), tls

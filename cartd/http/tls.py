@@ -16,11 +16,10 @@ from twisted.internet.ssl import (
 from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
-from cartd.certificates import PemFile, read_identity
+from cartd.certificates import PemFile, ReloadingCertificate, read_identity
 from cartd.config.tls_endpoint import TlsEndpoint
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
-from cartd.tls.reloading import ReloadingCertificate
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.content_disposition import MAX_BYTES
+from cartd.http.headers import MAX_FILENAME_BYTES
 from cartd.model import UID_PATTERN
 from cartd.openapi.responses import (
     CACHE_HEADERS,
@@ -57,13 +57,13 @@ PARAMETERS: dict[str, Any] = {
         "in": "query",
         "description": (
             "The file name of the download and, without its '.tar', of the top folder in it: up to "
-            f"{MAX_BYTES} bytes in UTF-8, without '/', '\\' and control characters. Default: made "
-            "of the time when the cart was posted."
+            f"{MAX_FILENAME_BYTES} bytes in UTF-8, without '/', '\\' and control characters. "
+            "Default: made of the time when the cart was posted."
         ),
         "schema": {
             "type": "string",
             "minLength": 1,
-            "maxLength": MAX_BYTES,
+            "maxLength": MAX_FILENAME_BYTES,
             "allOf": [
                 {"not": {"pattern": rf"[/\\{CONTROLS}]"}},
                 {"not": {"enum": [".", "..", ".tar", "..tar", "...tar"]}},

@@ -16,7 +16,7 @@ HASH_TYPES = (
 
 NUL = r"\u0000"
 CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
-"""Characters, within brackets, that ``content_disposition.check_filename`` rejects."""
+"""Characters, within brackets, that ``headers.check_filename`` rejects."""
 _DOT = r"(?:\.|%2[Ee])"
 _SLASH = r"(?:[/\\]|%2[Ff]|%5[Cc])"
 

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
-from cartd.http.headers import Conditions, Representation, evaluate, parse_date
+from cartd.http.headers import Conditions, Representation, evaluate_conditions, parse_date
 from tests.fuzz.ranges import expected
 
 WORDS = (
@@ -41,7 +41,9 @@ def check(data: bytes) -> None:
     conditions = Conditions(*given)
     assert conditions.is_conditional == any(value is not None for value in given[:5])
     try:
-        decision = evaluate(method, conditions, current, now=NOW, date_is_strong=not weak)
+        decision = evaluate_conditions(
+            method, conditions, current, now=NOW, date_is_strong=not weak
+        )
         got = (int(decision.status), decision.selected.start, decision.selected.stop)
         if decision.status == HTTPStatus.NOT_MODIFIED:
             got = (304, 0, 0)

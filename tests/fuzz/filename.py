@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from werkzeug.http import parse_options_header
 
-from cartd.content_disposition import MAX_BYTES, check_filename, header_value, top_folder
 from cartd.errors import InvalidInput
+from cartd.http.headers import MAX_FILENAME_BYTES, check_filename, content_disposition, top_folder
 
 WORDS = (
     b".tar", b"..", b"/", b"\\", b'"', b";", b"\r\nSet-Cookie: a=b", b"%0d%0a", b"filename=", b"*=",
@@ -33,11 +33,11 @@ def check(data: bytes) -> None:
         assert str(error).startswith("filename: ") and str(error).isprintable()
         return
     assert not _CONTROLS.search(name), name
-    assert given == name and len(name.encode()) <= MAX_BYTES
+    assert given == name and len(name.encode()) <= MAX_FILENAME_BYTES
     for path in (name, top_folder(name)):
         assert PurePosixPath("/root", path).parent == PurePosixPath("/root"), name
         assert path not in ("", ".", "..")
-    value = header_value(name)
+    value = content_disposition(name)
     assert value.isascii() and value.isprintable(), value
     parts = _HEADER.fullmatch(value)
     assert parts, value

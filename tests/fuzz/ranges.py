@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from cartd.errors import RangeNotSatisfiable
-from cartd.ranges import ByteRange, select
+from cartd.http.headers import ByteRange, select_range
 
 WORDS = (
     b"bytes=", b"Bytes=", b"0-0", b"-1", b"1-", b"5-3", b",", b" ", b"\t", b"9" * 31, b"0" * 31,
@@ -36,7 +36,7 @@ def check(data: bytes) -> None:
 def selected(length: int, wanted: str) -> ByteRange | None:
     """Return ``None`` for an unsatisfiable range."""
     try:
-        return select(length, wanted)
+        return select_range(length, wanted)
     except RangeNotSatisfiable:
         return None
 

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
-from cartd.http.headers import Conditions, Decision, Representation, evaluate, parse_date
-from cartd.ranges import ByteRange, http_date
+from cartd.http.headers import (
+    ByteRange,
+    Conditions,
+    Decision,
+    Representation,
+    evaluate_conditions,
+    http_date,
+    parse_date,
+)
 
 ETAG = '"abc"'
 MODIFIED = 784_111_777.75
@@ -32,7 +39,7 @@ def decide(
 ) -> Decision:
     """``range_`` is the Range header."""
     given = {name.rstrip("_"): value for name, value in fields.items()}
-    return evaluate(method, Conditions(**given), current, now=NOW, date_is_strong=strong)
+    return evaluate_conditions(method, Conditions(**given), current, now=NOW, date_is_strong=strong)
 
 
 def status(method: str = "GET", current: Representation | None = CURRENT, **fields: Any) -> int:

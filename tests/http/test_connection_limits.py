@@ -13,10 +13,9 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
 from cartd import rlimits
-from cartd.http import overflow
-from cartd.http.connection_limits import ConnectionLimits
-from cartd.http.lingering_close import LINGER_TIMEOUT
-from cartd.http.server import LimitedSite
+from cartd.http.connection import LINGER_TIMEOUT
+from cartd.http.limits import ConnectionLimits
+from cartd.http.server import MAX_OVERFLOW_CONNECTIONS, LimitedSite
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 
@@ -108,10 +107,10 @@ def test_connection_over_the_limit_per_address_gets_429() -> None:
 def test_number_of_open_overflow_connections_is_limited() -> None:
     server = Server(max_connections=1)
     server.connect()
-    refused = [server.connect() for _ in range(overflow.MAX_OPEN + 1)]
-    assert [bool(transport.value()) for _, transport in refused] == [True] * overflow.MAX_OPEN + [
-        False
-    ]
+    refused = [server.connect() for _ in range(MAX_OVERFLOW_CONNECTIONS + 1)]
+    assert [bool(transport.value()) for _, transport in refused] == [
+        True
+    ] * MAX_OVERFLOW_CONNECTIONS + [False]
     assert refused[-1][1].disconnected and not refused[0][1].disconnected
     for protocol, _ in refused:
         protocol.connectionLost()

@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
-from cartd.content_disposition import (
+from cartd.errors import InvalidInput
+from cartd.http.headers import (
     check_filename,
+    content_disposition,
     default_filename,
-    header_value,
     top_folder,
 )
-from cartd.errors import InvalidInput
 from tests.support.built_tars import build_tar
 
 REFUSED = {
@@ -101,20 +101,20 @@ def test_valid_filename_is_accepted(name: str, plain: str) -> None:
 
 @CASES
 def test_parser_of_filename_star_reads_the_exact_name(name: str, plain: str) -> None:
-    disposition, parameters = parse_options_header(header_value(name))
+    disposition, parameters = parse_options_header(content_disposition(name))
     assert (disposition, parameters) == ("attachment", {"filename": name})
 
 
 @CASES
 def test_plain_filename_precedes_filename_star(name: str, plain: str) -> None:
-    value = header_value(name)
+    value = content_disposition(name)
     assert value.startswith(f'attachment; filename="{plain}"')
     assert ("; filename*=UTF-8''" in value) is (name != plain)
 
 
 @CASES
 def test_a_simple_parser_reads_the_plain_name(name: str, plain: str) -> None:
-    header = f"Content-Disposition: {header_value(name)}\r\n\r\n"
+    header = f"Content-Disposition: {content_disposition(name)}\r\n\r\n"
     assert message_from_string(header).get_filename() == plain
 
 
@@ -142,7 +142,7 @@ def server_that_says(disposition: str) -> Iterator[str]:
 
 @CASES
 def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Path) -> None:
-    with server_that_says(header_value(name)) as url:
+    with server_that_says(content_disposition(name)) as url:
         subprocess.run(["curl", "-sS", "--noproxy", "*", "-OJ", url], cwd=tmp_path, check=True)
     assert [path.name for path in tmp_path.iterdir()] == [plain]
     assert (tmp_path / plain).read_bytes() == b"body"
@@ -150,7 +150,7 @@ def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "%2F" not in name])
 def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
-    with server_that_says(header_value(name)) as url:
+    with server_that_says(content_disposition(name)) as url:
         subprocess.run(
             ["wget", "-q", "--content-disposition", "--restrict-file-names=nocontrol", url],
             cwd=tmp_path,
@@ -164,7 +164,7 @@ def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("\ufdfa" * 85)
 def test_no_name_breaks_out_of_its_header(name: str) -> None:
-    value = header_value(name)
+    value = content_disposition(name)
     matched = re.fullmatch(
         r"""attachment; filename="([^"\\/]+)"(; filename\*=UTF-8''[\w!#$&+.^`|~%-]*)?""", value
     )

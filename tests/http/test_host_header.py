@@ -10,7 +10,7 @@ import pytest_twisted
 
 from cartd.auth import TokenFile
 from cartd.errors import InvalidInput
-from cartd.http.host_header import is_allowed_host, request_host
+from cartd.http.origins import is_allowed_host, request_host
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.directory_archive_client import directory_archive
 from tests.support.wire import ask, assert_is_error

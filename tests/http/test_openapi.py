@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from cartd import __version__, openapi
 from cartd.checksum import digest_size
-from cartd.content_disposition import check_filename
 from cartd.errors import CartdError, InvalidInput
+from cartd.http.headers import check_filename
 from cartd.http.routes import Rest
 from cartd.manifest import parse
 from cartd.model import CartStatus, check_uid

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartd.errors import RangeNotSatisfiable
-from cartd.ranges import ByteRange, http_date, select
+from cartd.http.headers import ByteRange, http_date, select_range
 
 MODIFIED = 784_111_777.75
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -15,7 +15,7 @@ LENGTH = 1000
 
 
 def asked(range_header: str, length: int = LENGTH) -> ByteRange:
-    return select(length, range_header)
+    return select_range(length, range_header)
 
 
 HELD = {

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 
-from cartd.http import rejection_log
+from cartd.http.access_log import MAX_REJECTION_TEXT, log_rejection
 
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
 FORGED = '2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
@@ -19,7 +19,7 @@ def log_lines(
     code: int, message: str = "Why", limit: str | None = None, **request: Any
 ) -> list[str]:
     with capturedLogs() as entries:
-        rejection_log.log_rejection(code, message, limit, **{"peer": PEER, **request})
+        log_rejection(code, message, limit, **{"peer": PEER, **request})
     return [formatEvent(entry) for entry in entries]
 
 
@@ -73,7 +73,7 @@ def test_the_address_is_an_ip_address_or_none(peer: Any, expected: str) -> None:
 def test_client_text_cannot_break_out_of_its_quotes(text: str) -> None:
     target = text.encode("utf-8", "surrogatepass")
     with capturedLogs() as entries:
-        rejection_log.log_rejection(401, text, None, peer=PEER, method=b"GET", target=target)
+        log_rejection(401, text, None, peer=PEER, method=b"GET", target=target)
     [line] = map(formatEventAsClassicLogText, entries)
     assert line is not None and line.endswith("\n")
     assert line[:-1].isascii() and line[:-1].isprintable()
@@ -85,6 +85,6 @@ def test_client_text_cannot_break_out_of_its_quotes(text: str) -> None:
 
 def test_log_line_length_is_limited() -> None:
     [line] = log_lines(400, "é" * 9999, method=b"GET", target=b"\xff" * 9999)
-    assert line.count("\\u00e9") == line.count("GET ") * rejection_log.MAX_TEXT
+    assert line.count("\\u00e9") == line.count("GET ") * MAX_REJECTION_TEXT
     assert line.count('..."') == 2
     assert len(line) < 3000

@@ -6,7 +6,7 @@ import pytest
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from cartd.http import route_table
+from cartd.http.request import allowed_methods, is_public
 from cartd.http.routes import Rest
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
@@ -28,7 +28,7 @@ def taken_by_routes(path: str) -> set[str]:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
     segments = [name for name in path.split("/") if name]
-    assert set(route_table.allowed_methods(segments)) == taken_by_routes(path)
+    assert set(allowed_methods(segments)) == taken_by_routes(path)
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
      ("GET", ["u", "v"], False), ("GET", ["-"], False)],
 )  # fmt: skip
 def test_only_root_and_openapi_are_public(method: str, path: list[str], is_open: bool) -> None:
-    assert route_table.is_public(method.encode(), path) is is_open
+    assert is_public(method.encode(), path) is is_open

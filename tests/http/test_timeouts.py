@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.http.connection import CLOSE_TIMEOUT
-from cartd.http.lingering_close import LINGER_TIMEOUT
-from cartd.http.timeouts import MIN_PROGRESS, Timeout, Timeouts
+from cartd.http.connection import CLOSE_TIMEOUT, LINGER_TIMEOUT, MIN_PROGRESS, Timeout, Timeouts
 from tests.support.channel_client import GET, Connected
 from tests.support.server_limits import limits
 

@@ -23,9 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from cartd.archive import TlsPolicy
-from cartd.certificates import Identity, PemFile, read_identity
+from cartd.certificates import Identity, PemFile, ReloadingCertificate, read_identity
 from cartd.errors import ConfigError
-from cartd.tls.reloading import ReloadingCertificate
 
 AUTHORITY = trustme.CA()
 BELOW = AUTHORITY.create_child_ca()

@@ -11,7 +11,7 @@ import pytest
 from twisted.scripts._twistd_unix import ServerOptions
 
 from cartd.config import load
-from cartd.http.rejection_log import REJECTED_STATUSES
+from cartd.http.access_log import REJECTED_STATUSES
 from cartd.options import Options
 from tests.project.test_documentation import ROOT, blocks, rows, section
 

@@ -13,8 +13,8 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from cartd.carts.download import Download
-from cartd.content_disposition import top_folder
 from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
+from cartd.http.headers import top_folder
 from cartd.model import UNRESTRICTED
 from cartd.sending.push import ClientDisconnected, PushSender
 from tests.simulation.oracle import Oracle, Spec

@@ -1,1 +1,0 @@
-"""TLS: certificates and keys from files, reloaded when they change."""
