@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cartd.config.tls_endpoint import arguments, integer
+from cartd.config.endpoints import arguments, integer
 
 _NAMES = ("address", "mode", "backlog", "lockfile")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cartd.config.config import sqlalchemy_url
+from cartd.config import sqlalchemy_url
 from cartd.store import connection_limit_warning
 from cartd.store.database import CONNECTIONS
 from tests.support.archived_carts import in_a_thread, manifest_of, url_of
