@@ -1,9 +1,14 @@
 """The configuration: command line, environment and INI file, parsed into one Config."""
 
-from cartd.config.endpoints import TlsEndpoint, parse_tls_endpoint
-from cartd.config.loader import Config, load, parse_size, sqlalchemy_url
-from cartd.config.parsers import UNIX, Network, is_unix
-from cartd.config.unix_endpoint import UnixEndpoint, parse_unix_endpoint
+from cartd.config.endpoints import (
+    TlsEndpoint,
+    UnixEndpoint,
+    parse_tls_endpoint,
+    parse_unix_endpoint,
+)
+from cartd.config.loader import load, sqlalchemy_url
+from cartd.config.parsers import UNIX, Network, is_unix, parse_size
+from cartd.config.settings import Config
 
 __all__ = [
     "UNIX",

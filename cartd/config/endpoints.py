@@ -1,4 +1,4 @@
-"""Parses ``ssl:`` endpoints.
+"""Parses ``ssl:`` and ``unix:`` endpoints.
 
 The syntax is that of Twisted's endpoint strings: ``:`` separates, ``=`` assigns, and a backslash
 escapes the next character.  The names of the arguments and their order are Twisted's too.
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAMES = (
+_TLS_NAMES = (
     "port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain",
     "dhParameters",
 )  # fmt: skip
+_UNIX_NAMES = ("address", "mode", "backlog", "lockfile")
 
 _FIELD = re.compile(r"((?:[^:\\]|\\.)*)(:|$)", re.DOTALL)
 _NAMED = re.compile(r"((?:[^=\\]|\\.)*)=(.*)", re.DOTALL)
@@ -50,7 +51,7 @@ class TlsEndpoint:
 
 def parse_tls_endpoint(description: str) -> TlsEndpoint:
     """Parse ``ssl:PORT:privateKey=FILE...``; raise ValueError with the reason."""
-    given = arguments(description, _NAMES)
+    given = arguments(description, _TLS_NAMES)
     if "port" not in given:
         raise ValueError("it has no port")
     key = given.get("privateKey", "server.pem")
@@ -115,3 +116,29 @@ def integer(name: str, value: str, maximum: int) -> int:
     if not _NUMBER.fullmatch(value) or int(value) > maximum:
         raise ValueError(f"{name} {value!r} is not a whole number from 0 to {maximum}")
     return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    """Where to listen, and the mode of the socket, which decides who may connect."""
+
+    path: Path
+    mode: int | None
+    """None: 660 less the bits of the umask."""
+    backlog: int
+
+
+def parse_unix_endpoint(description: str) -> UnixEndpoint:
+    """Parse ``unix:PATH:mode=660...``; raise ValueError with the reason.
+
+    ``lockfile`` is accepted and ignored: Twisted's lock file only has a process number.
+    """
+    given = arguments(description, _UNIX_NAMES)
+    path = given.get("address", "")
+    if not path or "\0" in path:
+        raise ValueError("it names no file")
+    mode = given.get("mode")
+    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
+        raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
+    backlog = integer("backlog", given.get("backlog", "50"), 2**31 - 1)
+    return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)

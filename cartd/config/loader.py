@@ -1,97 +1,17 @@
-"""The configuration: command line, environment and INI file -> :class:`Config`."""
+"""Loads the configuration from the command line, the environment and the INI file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cartd.config import parsers
 from cartd.config.inifile import ConfigFile, unescape_percent
-from cartd.config.parsers import Network, parse_size
-from cartd.config.setting import Setting
-from cartd.config.settings import SETTINGS
+from cartd.config.settings import SETTINGS, Config, Setting
 from cartd.errors import ConfigError
 
-__all__ = ["Config", "load", "parse_size", "sqlalchemy_url"]
-
 _LIKE_A_PASSWORD = re.compile(r":.*@", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The parsed configuration.  Sizes are in bytes, times in seconds."""
-
-    # [server]
-    port: int
-    address: str
-    endpoints: tuple[str, ...]
-    """Replace port and address, unless empty."""
-    allowed_hosts: tuple[str, ...]
-    allowed_origins: tuple[str, ...]
-    shutdown_grace: float
-    max_manifest_size: int
-    max_entries: int
-    manifest_memory: int
-    temp_file_limit: int
-    max_header_size: int
-    max_headers: int
-    header_timeout: float
-    body_timeout: float
-    idle_timeout: float
-    keepalive_timeout: float
-    stall_timeout: float
-    max_download_time: float
-    max_connections: int
-    max_connections_per_address: int
-    # [cartd]
-    volume_path: Path
-    umask: int
-    transfer_size: int
-    lru_buffer_time: float
-    lru_purge: bool
-    lru_interval: float
-    scrub_interval: float
-    retention: float
-    """Seconds; 0 keeps the rows forever."""
-    bundle_task: bool
-    require_hashsum: bool
-    volume_quota: int | None
-    volume_reserve: int
-    max_carts_staging: int
-    # [archiveinterface]
-    archive_url: str
-    """Ends in ``/``."""
-    archive_max_connections: int
-    archive_max_attempts: int
-    archive_outage_limit: float
-    archive_connect_timeout: float
-    archive_stall_timeout: float
-    archive_min_rate: int
-    """Bytes a second."""
-    archive_tape_poll_rate: int
-    """Requests a second."""
-    archive_recall_retry_interval: float
-    archive_ca_file: Path | None
-    archive_cert_file: Path | None
-    archive_key_file: Path | None
-    # [auth]: off if neither of the first two is set
-    auth_token_file: Path | None
-    auth_proxy_header: str | None
-    auth_trusted_proxies: tuple[Network, ...]
-    auth_max_carts_staging: int | None
-    auth_max_files: int | None
-    auth_max_bytes: int | None
-    # [database]
-    database_url: str
-    """In SQLAlchemy's form."""
-    database_connect_attempts: int
-    database_connect_wait: float
-    warnings: tuple[str, ...]
-    """Lines to log once at the start: what is ignored."""
-
 
 _PROXY_VARIABLES = (
     "http_proxy",

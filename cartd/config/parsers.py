@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-from cartd.config.endpoints import parse_tls_endpoint
-from cartd.config.unix_endpoint import parse_unix_endpoint
+from cartd.config.endpoints import parse_tls_endpoint, parse_unix_endpoint
 
 T = TypeVar("T")
 
