@@ -60,7 +60,7 @@ setup(
         "console_scripts": [
             "cartd-cmd = cartd.cli:main",
             "pacifica-cartd-cmd = cartd.cli:main",
-            "pacifica-cartd = cartd.launcher:main",
+            "pacifica-cartd = cartd.options:main",
         ]
     },
     classifiers=[

@@ -1,26 +1,28 @@
-"""The command line of ``twistd cartd``, and the one place that reads the configuration file."""
+"""The command lines of the service, and the one place that reads the configuration file."""
 
 from __future__ import annotations
 
+import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.python import usage
 
-from cartd import __version__, log_file
+from cartd import __version__
 from cartd.config import Config, load
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.pidfile import disable_pidfile
+from cartd.runtime import disable_pidfile, install_log_observer
 
 DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
 """Relative to the home directory; the same as Pacifica Cartd's."""
 
 
 class Options(usage.Options):
-    """The options as text, which :func:`read_config` parses."""
+    """The options of ``twistd cartd`` as text, which :func:`read_config` parses."""
 
     synopsis = "[options]"
     longdesc = (
@@ -66,7 +68,7 @@ class Options(usage.Options):
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
         disable_pidfile(getattr(self, "parent", None))
-        log_file.install(getattr(self, "parent", None))
+        install_log_observer(getattr(self, "parent", None))
         # twistd has an option --umask, too: it applies to the files of cartd as well.
         given = (getattr(self, "parent", None) or {}).get("umask")
         if given is not None and self["umask"] is None:
@@ -107,3 +109,34 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def twistd_arguments(arguments: Sequence[str]) -> list[str]:
+    """Translate Pacifica's command line into that of ``twistd``."""
+    parser = ArgumentParser(
+        prog="pacifica-cartd",
+        description="Run the cart service in the foreground, as `twistd -n cartd` does.",
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (INI)")
+    parser.add_argument("-p", "--port", metavar="PORT", help="port to listen on")
+    parser.add_argument("-a", "--address", metavar="ADDRESS", help="address to listen on")
+    parser.add_argument(
+        "--cpconfig", metavar="FILE", help="ignored, as cartd does not use CherryPy"
+    )
+    args = parser.parse_args(arguments)
+    options = [
+        f"--{name}={value}"
+        for name in ("config", "port", "address")
+        if (value := getattr(args, name)) is not None
+    ]
+    # On Windows, twistd writes no pid file and does not know the option.
+    no_pidfile = [] if os.name == "nt" else ["--pidfile="]
+    return ["twistd", "--nodaemon", *no_pidfile, "cartd", *options]
+
+
+def main() -> None:
+    """Start the service as the command of Pacifica Cartd, ``pacifica-cartd``, does."""
+    from twisted.scripts import twistd  # here, as cartd-cmd does not need it
+
+    sys.argv = twistd_arguments(sys.argv[1:])
+    twistd.run()

@@ -22,14 +22,12 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd import runtime
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.startup_warnings import startup_warnings
 from cartd.carts.delete import Retention
 from cartd.carts.quotas import UserQuota
 from cartd.carts.submit import AdmissionControl, Carts
 from cartd.certificates import RELOAD_INTERVAL
-from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
@@ -41,10 +39,9 @@ from cartd.http.server import LimitedSite, listen
 from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
-from cartd.rlimits import raise_nofile_limit
+from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
 from cartd.sending.download_sender import DownloadSender
 from cartd.services import Services
-from cartd.signals import StopSignals
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.store import (
     SchemaCondition,
@@ -305,7 +302,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     # In this order, so that a service that listens can already be stopped.
     StopSignals(reactor, cartd.force_stop).setServiceParent(service)
     cartd.setServiceParent(service)
-    runtime.tune()
+    tune_interpreter()
     return service
 
 

@@ -28,12 +28,12 @@ from cartd.cli.fixit import Fixit
 from cartd.cli.purge import Purge
 from cartd.cli.token import add_actions, token
 from cartd.cli.verify import Verify
-from cartd.clocks import use_monotonic_clock
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
 from cartd.options import Options, read_config
 from cartd.permissions import user_name
+from cartd.runtime import use_monotonic_clock
 from cartd.services import Services
 from cartd.store import schema_state, sync, wait_for_database
 

@@ -17,7 +17,6 @@ from twisted.python import usage
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from cartd.clocks import use_monotonic_clock
 from cartd.config import parsers
 from cartd.deferreds.threads import Threads
 from cartd.directory_archive.directory import Directory
@@ -28,7 +27,7 @@ from cartd.http.connection import LimitedChannel
 from cartd.http.limits import Limits
 from cartd.http.request import RequestNormalizer, ValidatedRequest
 from cartd.http.request_head import RequestRules
-from cartd.pidfile import disable_pidfile
+from cartd.runtime import disable_pidfile, use_monotonic_clock
 
 THREADS = 8
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

@@ -33,7 +33,7 @@ from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
-from cartd import log_file
+from cartd import runtime
 
 CLIENT_CLOSED_REQUEST = 499
 """The client disconnected before a response was started."""
@@ -79,7 +79,7 @@ class AccessLog:
             f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
             f" {length.decode('ascii')} {seconds:.3f}"
         )
-        if self._closed or not log_file.supports_multiline():
+        if self._closed or not runtime.log_supports_multiline():
             access_log.info("{line}", line=line)
             return
         self._lines.append(line)

@@ -12,10 +12,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
-from cartd import rlimits
 from cartd.http.connection import LINGER_TIMEOUT
 from cartd.http.limits import ConnectionLimits
 from cartd.http.server import MAX_OVERFLOW_CONNECTIONS, LimitedSite
+from cartd.runtime import raise_nofile_limit
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 
@@ -144,7 +144,7 @@ def test_rlimit_nofile_is_raised_as_needed(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
-    assert rlimits.raise_nofile_limit(1000, 10) == fit
+    assert raise_nofile_limit(1000, 10) == fit
     assert asked == ([] if raised is None else [(raised, hard)])
 
 
@@ -156,4 +156,4 @@ def test_rlimit_that_cannot_be_raised_limits_connections(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (820, 10**6))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert rlimits.raise_nofile_limit(1000, 10) == 100
+    assert raise_nofile_limit(1000, 10) == 100

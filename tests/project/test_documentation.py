@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cartd import launcher
 from cartd.cli import main as cartd_cmd
 from cartd.config import load
 from cartd.errors import InvalidInput
 from cartd.http.routes import Rest
 from cartd.manifest import parse
 from cartd.options import Options
+from cartd.options import main as pacifica_cartd
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -199,7 +199,7 @@ def test_the_options_of_an_admin_command_are_those_explained(
 
 
 def test_the_options_of_pacificas_command_are_those_explained(help_of: Callable[..., str]) -> None:
-    assert options(help_of(launcher.main)) == documented_options("pacifica-cartd")
+    assert options(help_of(pacifica_cartd)) == documented_options("pacifica-cartd")
 
 
 def test_the_options_of_the_service_are_those_explained() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from cartd.clocks import monotonic_clock_from
+from cartd.runtime import monotonic_clock_from
 from cartd.volume.process_locks import LeaseObserver
 
 
@@ -33,7 +33,7 @@ date = time.time
 ahead = 0.0
 time.time = lambda: date() + ahead
 from twisted.internet import reactor, task
-from cartd.clocks import use_monotonic_clock
+from cartd.runtime import use_monotonic_clock
 fired = []
 reactor.callLater(0.01, fired.append, "scheduled before")
 use_monotonic_clock(reactor)
