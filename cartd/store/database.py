@@ -16,7 +16,7 @@ from cartd.errors import CartdError, DatabaseUnavailable
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, detach_on_cancel
 from cartd.store.database_errors import is_disconnect, translate_error, with_file_reason
-from cartd.store.engines import parse, reading_engine, writing_engine
+from cartd.store.engine import parse, reading_engine, writing_engine
 from cartd.store.outage_log import OutageLog
 from cartd.store.watchdog import Watchdog
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cartd.errors import ConfigError, DatabaseUnavailable
 from cartd.store.database_errors import translate_error, with_file_reason
-from cartd.store.engines import parse, schema_engine
+from cartd.store.engine import parse, schema_engine
 from cartd.store.schema_version import SchemaCondition, SchemaState, state_of
 from cartd.store.tables import cartsystem
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from sqlalchemy import Engine, event
 
-from cartd.store.engines import reading_engine, writing_engine
+from cartd.store.engine import reading_engine, writing_engine
 
 FAULT = "disk I/O error (simulated)"
 

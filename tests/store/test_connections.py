@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from cartd.errors import ConfigError, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
-from cartd.store import Store, engines, postgresql, schema_state, sync
+from cartd.store import Store, postgresql, schema_state, sync
 from cartd.store.alchimia_adapter import driver_connection
 from cartd.store.batching import BATCH
 from cartd.store.byte_ownership import lock_writers
@@ -376,7 +376,7 @@ class TestConnections:
     async def test_waiting_for_a_lock_of_another_program_times_out(
         self, store: Store, database: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0.1)
+        monkeypatch.setattr("cartd.store.engine.BUSY_TIMEOUT", 0.1)
         impatient = Store(database, the_reactor())
         cart = await posted(impatient)
         engine = create_engine(database)

@@ -18,7 +18,7 @@ from cartd.store import Store, tables
 from cartd.store.batching import BATCH
 from cartd.store.byte_ownership import lock_writers
 from cartd.store.database import Transaction
-from cartd.store.engines import reading_engine, writing_engine
+from cartd.store.engine import reading_engine, writing_engine
 from cartd.store.tables import dirty_files
 from tests.support.databases import sqlite_url
 from tests.support.stored_carts import (

@@ -20,7 +20,7 @@ from tests.support.with_values import with_values
 pytest_plugins = ("tests.support.archive_fixture",)
 
 SOON = {
-    "cartd.store.engines.BUSY_TIMEOUT": 0.3,
+    "cartd.store.engine.BUSY_TIMEOUT": 0.3,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
     # Every download has an access time to write.
     "cartd.carts.download.TOUCH_INTERVAL": -1.0,
