@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.store.archive_waits import ArchiveWaits
-from cartd.store.cart_ids import CartIds
-from cartd.store.carts import Carts
+from cartd.store.carts import Carts, Lookups
 from cartd.store.database import Database, connection_limit_warning
 from cartd.store.dedup import Dedup
 from cartd.store.durability import Durability
 from cartd.store.leases import Leases
-from cartd.store.lookups import Lookups
 from cartd.store.progress import Progress
 from cartd.store.removals import Removals
-from cartd.store.retention import Retention
-from cartd.store.schema import schema_state, sync, wait_for_database
-from cartd.store.schema_version import SchemaCondition, SchemaState, UpgradeError
+from cartd.store.schema import (
+    SchemaCondition,
+    SchemaState,
+    UpgradeError,
+    VolumeRecord,
+    schema_state,
+    sync,
+    volume_record,
+    wait_for_database,
+)
 from cartd.store.space import Space
-from cartd.store.verification import Verification
-from cartd.store.viewers import Viewers
-from cartd.store.volume_record import VolumeRecord, volume_record
 
 __all__ = [
     "SchemaCondition",
@@ -41,20 +42,7 @@ __all__ = [
 ]
 
 
-class Store(
-    Viewers,
-    Carts,
-    CartIds,
-    Leases,
-    Progress,
-    Removals,
-    Retention,
-    Space,
-    Durability,
-    Dedup,
-    Verification,
-    ArchiveWaits,
-):
+class Store(Carts, Leases, Progress, Removals, Space, Durability, Dedup):
     """All state that survives the process.
 
     Every method raises ``Unavailable`` while the database is unavailable.  A cancelled method has

@@ -1,27 +1,47 @@
-"""Posting and finding carts, and their access times."""
+"""Post and find carts; which carts a viewer may see; quotas; access times.
+
+A client finds a uid only among the carts that it may see.
+
+Strategy of ``Lookups``: look-ups of uids that arrive during a query wait for its end, and are then
+answered together by one query.  A look-up never sees a state older than its call, and the cost per
+look-up falls with the load.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
-from cartd.carts.quotas import NO_QUOTA, UserQuota
+from cartd.carts.quotas import NO_QUOTA, Outstanding, UserQuota
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
-from cartd.store.batching import BATCH, batched
-from cartd.store.byte_ownership import lock_writers
-from cartd.store.database import Database, Transaction
-from cartd.store.json_columns import as_json_columns
-from cartd.store.lookups import Lookups
+from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.rows import (
+    BATCH,
     CARTS,
     FILES,
     MEMBERS,
+    UNFINISHED,
+    as_json_columns,
+    batched,
     cart_of,
     date_of,
     file_of,
@@ -29,10 +49,13 @@ from cartd.store.rows import (
     time_of,
 )
 from cartd.store.tables import cart, file
-from cartd.store.viewers import check_quota, newest_in
 from cartd.tar.index_builder import Members
 
-T = TypeVar("T")
+K = TypeVar("K")
+MAX_UIDS = 500
+"""Uids per query: SQLite allows 32,766 parameters, older versions 999."""
+MAX_OWNED_UIDS = 32
+"""Owner and uid pairs per query: the database looks up every owner with every uid."""
 
 _NOT_DELETED = CARTS.where(cart.c.deleted_date.is_(None))
 _BY_ID = CARTS.where(cart.c.id == bindparam("cart_id"))
@@ -98,10 +121,37 @@ _POST_AGAIN = (
 )
 _DATE_RESOLUTION = 1e-6
 """Seconds: the smallest difference between two dates in a table."""
+_OF_UID = CARTS.where(cart.c.cart_uid == bindparam("uid"), cart.c.deleted_date.is_(None)).order_by(
+    cart.c.id.desc()
+)
+_OF_OWNER = _OF_UID.where(cart.c.owner == bindparam("owner"))
+_NEWEST_OF_UID, _NEWEST_OF_OWNER = _OF_UID.limit(1), _OF_OWNER.limit(1)
+_UNFINISHED = select(func.count().label("carts")).where(
+    cart.c.deleted_date.is_(None),
+    cart.c.status.in_(UNFINISHED),
+)
+_DELETED = select(cart.c.id).where(
+    cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
+)
+_KNOWN = select(cart.c.id).where(cart.c.id.in_(bindparam("cart_ids", expanding=True)))
+_UNSTAGED_BYTES = case(
+    (cart.c.bytes_total > cart.c.bytes_staged, cart.c.bytes_total - cart.c.bytes_staged), else_=0
+)
+_OUTSTANDING = select(
+    func.count(),
+    func.sum(cart.c.files_total - cart.c.files_staged),
+    func.sum(_UNSTAGED_BYTES),
+).where(
+    cart.c.owner == bindparam("owner"),
+    cart.c.status.in_(UNFINISHED),
+    cart.c.deleted_date.is_(None),
+)
+_UID = cart.c.cart_uid.in_(bindparam("uids", expanding=True))
+_OWNER = cart.c.owner.in_(bindparam("owners", expanding=True))
 
 
 class Carts:
-    """Queries for whole carts."""
+    """Queries for whole carts, by uid, viewer or id."""
 
     _database: Database
     _lookups: Lookups
@@ -205,6 +255,50 @@ class Carts:
             await lock_writers(transaction)
             await transaction.execute(_TOUCH, rows)
 
+    async def newest_for(self, viewer: Viewer, uid: str) -> Cart | None:
+        """Return the newest undeleted cart of ``uid`` that ``viewer`` may see."""
+        if viewer.sees_all:
+            return await self._lookups.newest(uid)
+        assert viewer.owner is not None
+        return await self._lookups.newest_of(viewer.owner, uid)
+
+    async def unfinished(self) -> int:
+        """Return the number of carts that are neither ready nor in error, of all processes."""
+        [row] = await self._database.rows(_UNFINISHED, {})
+        count: int = row.carts
+        return count
+
+    async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
+        """Return all undeleted carts of ``uid`` that ``viewer`` may see, newest first."""
+        query = _OF_UID if viewer.sees_all else _OF_OWNER
+        return [cart_of(row) for row in await self._database.rows(query, _parameters(viewer, uid))]
+
+    async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
+        """Return the ids of deleted carts; ids without a row are not included."""
+        deleted: set[int] = set()
+        for batch in batched(iter(cart_ids), BATCH):
+            rows = await self._database.rows(_DELETED, {"cart_ids": batch})
+            deleted.update(row.id for row in rows)
+        return deleted
+
+    async def unknown_among(self, cart_ids: Sequence[int]) -> set[int]:
+        """Return the ids that no cart has or had."""
+        unknown = set(cart_ids)
+        for batch in batched(iter(cart_ids), BATCH):
+            rows = await self._database.rows(_KNOWN, {"cart_ids": batch})
+            unknown.difference_update(row.id for row in rows)
+        return unknown
+
+    async def retire_unknown_ids(self, cart_ids: Sequence[int]) -> set[int]:
+        """As :meth:`unknown_among`, and no cart will ever get one of these ids."""
+        async with self._database.transaction() as transaction:
+            await transaction.lock_table(cart)
+            rows = await transaction.rows(_KNOWN, {"cart_ids": cart_ids})
+            unknown = set(cart_ids).difference(row.id for row in rows)
+            if unknown:
+                await transaction.advance_ids(cart, max(unknown))
+        return unknown
+
     async def _carts(self, query: Select[Any]) -> list[Cart]:
         return [cart_of(row) for row in await self._database.rows(query)]
 
@@ -251,3 +345,105 @@ def _file_rows(cart_id: int, entries: Iterable[Entry]) -> Iterator[dict[str, Any
             "status": FileStatus.WAITING.value,
             "error": "",
         }
+
+
+async def newest_in(transaction: Transaction, viewer: Viewer, uid: str) -> Cart | None:
+    """As :meth:`Carts.newest_for`, within a transaction."""
+    query = _NEWEST_OF_UID if viewer.sees_all else _NEWEST_OF_OWNER
+    rows = await transaction.rows(query, _parameters(viewer, uid))
+    return cart_of(rows[0]) if rows else None
+
+
+async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, files: int) -> None:
+    """Check that ``owner`` may post one more cart of ``files`` files.
+
+    Takes an advisory lock until the transaction ends, so concurrent posts of one user, from any
+    process, are counted one after the other.
+
+    :raises QuotaExceeded: the quota is exceeded.
+    """
+    await transaction.advisory_lock(f"quota of {owner}")
+    [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
+    limits.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
+
+
+def _parameters(viewer: Viewer, uid: str) -> dict[str, Any]:
+    return {"uid": uid} if viewer.sees_all else {"uid": uid, "owner": viewer.owner}
+
+
+def _newest_of_each(
+    group: Sequence[ColumnElement[Any]], *wanted: ColumnElement[bool]
+) -> Select[Any]:
+    newest = select(func.max(cart.c.id)).where(*wanted, cart.c.deleted_date.is_(None))
+    return CARTS.where(cart.c.id.in_(newest.group_by(*group)))
+
+
+_NEWEST = _newest_of_each([cart.c.cart_uid], _UID)
+_NEWEST_OF_OWNERS = _newest_of_each([cart.c.owner, cart.c.cart_uid], _OWNER, _UID)
+
+
+class Lookups:
+    """Finds the newest undeleted cart of a uid, of any owner or of one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._of_all = _BatchedLookup(self._find, MAX_UIDS)
+        self._of_owners = _BatchedLookup(self._find_owned, MAX_OWNED_UIDS)
+
+    def newest(self, uid: str) -> Deferred[Cart | None]:
+        """Return the newest cart of ``uid``, not older than this call; None if there is none."""
+        return self._of_all.find(uid)
+
+    def newest_of(self, owner: str, uid: str) -> Deferred[Cart | None]:
+        """As :meth:`newest`, among the carts of ``owner``."""
+        return self._of_owners.find((owner, uid))
+
+    async def _find(self, uids: set[str]) -> Mapping[str, Cart]:
+        rows = await self._database.rows(_NEWEST, {"uids": list(uids)})
+        return {found.uid: found for found in map(cart_of, rows)}
+
+    async def _find_owned(self, pairs: set[tuple[str, str]]) -> Mapping[tuple[str, str], Cart]:
+        owners, uids = zip(*pairs, strict=True)
+        wanted = {"owners": list(set(owners)), "uids": list(set(uids))}
+        rows = await self._database.rows(_NEWEST_OF_OWNERS, wanted)
+        return {(found.owner or "", found.uid): found for found in map(cart_of, rows)}
+
+
+class _BatchedLookup(Generic[K]):
+    """Calls ``find`` with at most ``limit`` keys at a time; other keys wait."""
+
+    def __init__(
+        self, find: Callable[[set[K]], Coroutine[Any, Any, Mapping[K, Cart]]], limit: int
+    ) -> None:
+        self._find = find
+        self._limit = limit
+        self._waiting: list[tuple[K, Deferred[Cart | None]]] = []
+        self._is_running = False
+
+    def find(self, key: K) -> Deferred[Cart | None]:
+        found: Deferred[Cart | None] = Deferred()
+        self._waiting.append((key, found))
+        if not self._is_running:
+            self._run_next()
+        return found
+
+    def _run_next(self) -> None:
+        batch = self._waiting[: self._limit]
+        del self._waiting[: self._limit]
+        if batch:
+            self._is_running = True
+            answer = Deferred.fromCoroutine(self._find({key for key, _ in batch}))
+            answer.addBoth(self._answered, batch)
+
+    def _answered(
+        self,
+        answer: Mapping[K, Cart] | Failure,
+        batch: Sequence[tuple[K, Deferred[Cart | None]]],
+    ) -> None:
+        self._is_running = False
+        self._run_next()
+        for key, found in batch:
+            if isinstance(answer, Failure):
+                found.errback(answer)
+            else:
+                found.callback(answer.get(key))

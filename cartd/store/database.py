@@ -1,30 +1,50 @@
-"""Queries and transactions over the pools of connections."""
+"""Queries and transactions over the pools of connections, and what happens if they fail.
+
+Strategy for errors: every error that the environment can cause counts as "unavailable", transient
+or permanent: callers wait, and no cart fails because of it.  Only errors caused by the data
+themselves (PostgreSQL's classes 22, 23 and 54) would recur with the same data.  An outage is logged
+once at its start and once at its end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Executable, Table, bindparam, func, select, text
+from sqlalchemy import URL, Executable, Table, bindparam, func, select, text
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+    StatementError,
+)
 from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.deferreds.threads import DedicatedThread
-from cartd.errors import CartdError, DatabaseUnavailable
+from cartd.errors import CartdError, DatabaseUnavailable, StatementRejected
+from cartd.permissions import this_user, user_name
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, detach_on_cancel
-from cartd.store.database_errors import is_disconnect, translate_error, with_file_reason
 from cartd.store.engine import parse, reading_engine, writing_engine
-from cartd.store.outage_log import OutageLog
+from cartd.store.tables import cartsystem
 from cartd.store.watchdog import Watchdog
+
+log = Logger()
 
 READERS = 3
 CONNECTIONS = READERS + 1
 """Persistent connections: the readers and the writer."""
 _CONNECTIONS_NOTE = f"cartd keeps {CONNECTIONS} connections open, and sometimes one more"
-log = Logger()
 # A hash of 64 bits: names that collide only wait for each other.
 _ADVISORY_LOCK = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("name"), 0)))
 _ADVANCE_POSTGRESQL = text(
@@ -40,6 +60,7 @@ _ADVANCE_SQLITE = (
 )
 Rows = Sequence[Any]
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+_WRITERS_ROW = select(cartsystem.c.value).where(cartsystem.c.part == "major").with_for_update()
 
 
 class Transaction:
@@ -86,6 +107,15 @@ class Transaction:
         """
         if self._dialect == "postgresql":
             await self._connection.rows(_ADVISORY_LOCK, {"name": name})
+
+
+async def lock_writers(transaction: Transaction) -> None:
+    """Lock out all other transactions that change rows of several carts, until this one ends.
+
+    Every such transaction must call this first: two that lock the same carts in different orders
+    would deadlock.  SQLite has a single writer anyway.
+    """
+    await transaction.rows(_WRITERS_ROW)
 
 
 def connection_limit_warning(url: str, within: float = 5.0) -> str | None:
@@ -242,3 +272,141 @@ class Database:
     async def _probe(self, server: postgresql.Server) -> None:
         """Check whether a server answers a new connection."""
         await self._probe_thread.run(postgresql.probe, self._engine, server)
+
+
+LOG_INTERVAL = 60.0
+"""Minimum seconds between two log lines with a cause."""
+
+
+class OutageLog:
+    """Logs an outage once, for all callers that fail because of it.
+
+    Reads and writes are tracked separately: a full disk or a read-only server stops only writes.
+    The outage is over when the last read and the last write have succeeded.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._failing: set[str] = set()
+        self._reason = ""
+        """The cause that was logged last."""
+        self._logged_at: float | None = None
+        self._is_logged = False
+        """Whether the end of this outage has to be logged."""
+
+    @contextmanager
+    def track(self, kind: str) -> Iterator[None]:
+        """Track the outcome of the block; ``kind`` is ``read`` or ``write``."""
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            self._failed(kind, error)
+            raise
+        self._worked(kind)
+
+    def _failed(self, kind: str, error: DatabaseUnavailable) -> None:
+        is_new = not self._failing
+        self._failing.add(kind)
+        now = self._clock.seconds()
+        is_same = error.reason == self._reason
+        is_recent = self._logged_at is not None and now - self._logged_at < LOG_INTERVAL
+        if not (is_same and is_recent if is_new else is_same or is_recent):
+            log.warn("{error}; retrying", error=error.admin_message)
+            self._reason, self._logged_at, self._is_logged = error.reason, now, True
+
+    def _worked(self, kind: str) -> None:
+        if self._failing:
+            self._failing.discard(kind)
+            if not self._failing and self._is_logged:
+                self._is_logged = False
+                log.info("The database is available again")
+
+
+_DATA_ERROR_CLASSES = ("22", "23", "54")
+"""Classes of SQLSTATE: data exceptions, violated constraints, limits of rows and indexes."""
+_SEQUENCE_EXHAUSTED = "2200H"
+"""In class 22, but not caused by the data."""
+_DATA_ERRORS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+_PERMANENT = ("0A", "28", "3D", "3F", "42")
+"""Classes of SQLSTATE that need an administrator: privileges, names, unsupported features."""
+_PERMANENT_MESSAGE = re.compile(
+    r"password authentication failed|no password supplied|no pg_hba\.conf entry"
+    r"|(Peer|Ident|GSSAPI|LDAP|PAM|certificate) authentication failed"
+    r'|(role|database|user) "[^"]*" does not exist|is not permitted to log in'
+    r"|permission denied|no such (user|database)|auth failed|wrong password"
+    r"|SASL authentication failed|invalid value|invalid sslmode|invalid integer value"
+    r"|unsupported startup parameter|server does not support SSL|certificate verify failed",
+    re.IGNORECASE,
+)
+"""Messages of libpq for a rejected connection, for which it has no SQLSTATE."""
+_TOO_MANY_CONNECTIONS = re.compile(
+    r"too many (connections|clients)|connection slots are reserved|no more connections allowed"
+    r"|query_wait_timeout",
+    re.IGNORECASE,
+)
+
+
+def translate_error(
+    error: BaseException, connections_note: str = ""
+) -> DatabaseUnavailable | StatementRejected | None:
+    """Return the exception to raise for a database error; None for any other error.
+
+    ``connections_note`` is appended if the server has too few connections.
+    """
+    if not isinstance(error, StatementError):
+        return None
+    if not isinstance(error, DBAPIError):
+        return StatementRejected(type(error.orig).__name__)
+    code = getattr(error.orig, "sqlstate", None)
+    lines = str(error.orig).strip().splitlines()
+    reason = lines[0].strip() if lines else "no answer"
+    if not is_disconnect(error) and _is_data_error(error, code):
+        return StatementRejected(f"{type(error.orig).__name__}{f' {code}' if code else ''}")
+    if connections_note and _TOO_MANY_CONNECTIONS.search(reason):
+        reason = f"{reason}; {connections_note}"
+    if code is None:
+        message = str(error.orig)
+        is_permanent = bool(_PERMANENT_MESSAGE.search(message)) and not re.search(
+            "refused|timeout", message
+        )
+    else:
+        is_permanent = code[:2] in _PERMANENT
+    return DatabaseUnavailable(reason, transient=not is_permanent)
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether the error means that the connection is lost; a new one may succeed."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _is_data_error(error: DBAPIError, code: str | None) -> bool:
+    if code is None:
+        return isinstance(error, _DATA_ERRORS)
+    return code[:2] in _DATA_ERROR_CLASSES and code != _SEQUENCE_EXHAUSTED
+
+
+def with_file_reason(unavailable: DatabaseUnavailable, url: URL) -> DatabaseUnavailable:
+    """Add why the SQLite file of ``url`` cannot be accessed, if that can be found out."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return unavailable
+    path = Path(url.database).absolute()
+    if not path.parent.is_dir():
+        return DatabaseUnavailable(f"{unavailable.reason}: {path.parent} is not a directory")
+    for needed in (path.parent, path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))):
+        wanted = os.W_OK | (os.X_OK if needed == path.parent else os.R_OK)
+        effective = os.access in os.supports_effective_ids
+        if needed.exists() and not os.access(needed, wanted, effective_ids=effective):
+            return DatabaseUnavailable(
+                f"{needed}: permission denied ({_ownership(needed)})", transient=False
+            )
+    return unavailable
+
+
+def _ownership(path: Path) -> str:
+    if sys.platform == "win32":
+        return "check its permissions"
+    found = path.stat()
+    return (
+        f"owner {user_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"
+        f" cartd runs as {this_user()}"
+    )

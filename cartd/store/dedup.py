@@ -8,12 +8,11 @@ from itertools import starmap
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
 
 from cartd.model import CartStatus, DuplicateFile, FileStatus
-from cartd.store.batching import BATCH, batched
-from cartd.store.byte_ownership import lock_writers
-from cartd.store.database import Database, Transaction
+from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import mark_dirty
 from cartd.store.leases import require_lease
 from cartd.store.progress import record_staged_in
+from cartd.store.rows import BATCH, batched
 from cartd.store.tables import cart, file
 
 # A literal, as in the index's condition: with a parameter SQLite would not use the index.

@@ -1,9 +1,10 @@
-"""Dirty rows: staged files that may not have reached the disk, and their revalidation.
+"""Staged files that may be damaged: dirty rows, revalidation, invalidation, verification.
 
-Strategy: staging does not wait for fsync.  The transaction that records files as staged also
-inserts a row of ``dirty_files``, which is deleted after a sync of the file system.  These rows thus
-name all files that a power failure can damage.  Rows left by a dead process must be revalidated:
-their files are set to waiting, and the process that stages the cart hashes them in place.
+Strategy: a dirty row names staged files that may not have reached the disk.  Staging does not wait
+for fsync.  The transaction that records files as staged also inserts a row of ``dirty_files``,
+which is deleted after a sync of the file system.  These rows thus name all files that a power
+failure can damage.  Rows left by a dead process must be revalidated: their files are set to
+waiting, and the process that stages the cart hashes them in place.
 
 The death of a process alone loses no data: what it wrote is in the system's page cache.  Every
 process records in ``page_cache`` the identity of that cache, and a process with the same page
@@ -12,6 +13,9 @@ the kernel reports a write error only once, and the process that received it may
 
 The dirty rows of an unfinished cart belong to its holder: a process that claims a cart revalidates
 the rows of others first.
+
+To invalidate a staged file, because it is missing on the volume or may be damaged there, is to set
+it to waiting.
 """
 
 from __future__ import annotations
@@ -33,13 +37,11 @@ from sqlalchemy import (
     update,
 )
 
-from cartd.model import CartStatus
-from cartd.store.batching import BATCH
-from cartd.store.byte_ownership import lock_writers
-from cartd.store.database import Database, Transaction
-from cartd.store.invalidation import invalidate, invalidate_next
-from cartd.store.rows import FINISHED, date_of
-from cartd.store.tables import cart, dirty_files, page_cache
+from cartd.model import Cart, CartStatus, FileStatus
+from cartd.store.database import Database, Transaction, lock_writers
+from cartd.store.rows import BATCH, CARTS, FINISHED, cart_of, date_of
+from cartd.store.space import transfer_ownership
+from cartd.store.tables import cart, dirty_files, file, page_cache
 
 DELETE_BATCH = 500
 """Rows per DELETE statement."""
@@ -118,10 +120,59 @@ _RESTAGE = (
     )
 )
 _IS_BUNDLED = select(cart.c.bundle).where(cart.c.id == bindparam("of_cart"))
+_READY = (cart.c.deleted_date.is_(None), cart.c.status == CartStatus.READY.value)
+# Staging compares all files with their hashes.
+_LAST_VERIFIED = case(
+    (cart.c.verified_date > cart.c.updated_date, cart.c.verified_date),
+    else_=cart.c.updated_date,
+)
+_LEAST_RECENTLY_VERIFIED = (
+    CARTS.where(*_READY, cart.c.bytes_total.is_not(None), bindparam("before") > _LAST_VERIFIED)
+    .order_by(_LAST_VERIFIED, cart.c.id)
+    .limit(1)
+)
+_RECORD_VERIFIED = (
+    update(cart)
+    .where(*_READY, cart.c.id == bindparam("cart_id"))
+    .values(verified_date=bindparam("date"))
+)
+AT_POSITIONS = (
+    file.c.cart_id == bindparam("in_cart"),
+    file.c.position.in_(bindparam("positions", expanding=True)),
+)
+STAGED_AT_POSITIONS = select(file.c.position, file.c.size, file.c.linked_to).where(
+    *AT_POSITIONS, file.c.status == FileStatus.STAGED.value
+)
+_ADD_TO_COUNTERS = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"))
+    .values(
+        files_staged=cart.c.files_staged + bindparam("more_files"),
+        bytes_staged=cart.c.bytes_staged + bindparam("more_bytes"),
+        bytes_linked=cart.c.bytes_linked + bindparam("more_linked"),
+    )
+)
+_COUNT_INVALIDATION = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"))
+    .values(invalidations=cart.c.invalidations + 1)
+)
+_INVALID = {"status": FileStatus.WAITING.value, "error": "", "linked_to": None}
+_INVALIDATE = update(file).where(*AT_POSITIONS).values(_INVALID)
+_STAGED_AFTER = (
+    select(file.c.position)
+    .where(
+        file.c.cart_id == bindparam("in_cart"),
+        file.c.position > bindparam("after"),
+        file.c.status == FileStatus.STAGED.value,
+    )
+    .order_by(file.c.position)
+    .limit(bindparam("count"))
+)
 
 
 class Durability:
-    """Queries for dirty rows and page caches."""
+    """Queries for dirty rows and page caches, and for scrubbing."""
 
     _database: Database
 
@@ -213,6 +264,20 @@ class Durability:
                 await transaction.execute(_DELETE, {"ids": [row]})
         return number
 
+    async def least_recently_verified(self, before: float) -> Cart | None:
+        """Return the ready cart whose last verification or staging is oldest.
+
+        Returns None if none is older than the Unix time ``before``.  Carts of unknown size (from
+        Pacifica, never requested) are skipped.
+        """
+        rows = await self._database.rows(_LEAST_RECENTLY_VERIFIED, {"before": date_of(before)})
+        return cart_of(rows[0]) if rows else None
+
+    async def record_verified(self, cart_id: int, now: float) -> None:
+        """Record that the whole cart is intact; ignored if the cart is no longer ready."""
+        async with self._database.transaction() as transaction:
+            await transaction.execute(_RECORD_VERIFIED, {"cart_id": cart_id, "date": date_of(now)})
+
     async def _revalidate_bundled(self, cart_id: int, rows: Sequence[int], now: float) -> int:
         after: int | None = -1
         while True:
@@ -263,3 +328,46 @@ def _by_cart(rows: Sequence[tuple[int, int]]) -> DirtyRows:
     for row, cart_id in rows:
         dirty.setdefault(cart_id, []).append(row)
     return dirty
+
+
+async def count(
+    transaction: Transaction, cart_id: int, *, files: int = 0, size: int = 0, linked: int = 0
+) -> None:
+    """Add to the cart's counters of staged files and bytes; values may be negative."""
+    if files or size:
+        more = {"more_files": files, "more_bytes": size, "more_linked": linked}
+        await transaction.execute(_ADD_TO_COUNTERS, {"cart_id": cart_id, **more})
+
+
+async def invalidate(transaction: Transaction, cart_id: int, positions: Sequence[int]) -> None:
+    """Set the files at ``positions`` to waiting.  Links to them keep the old bytes.
+
+    The caller holds :func:`cartd.store.database.lock_writers`.
+    """
+    await transfer_ownership(transaction, cart_id, positions)
+    among = {"in_cart": cart_id, "positions": positions}
+    staged = await transaction.rows(STAGED_AT_POSITIONS, among)
+    await transaction.execute(_INVALIDATE, among)
+    if staged:
+        await transaction.execute(_COUNT_INVALIDATION, {"of_cart": cart_id})
+    await count(
+        transaction,
+        cart_id,
+        files=-len(staged),
+        size=-sum(row.size or 0 for row in staged),
+        linked=-sum(row.size for row in staged if row.linked_to is not None),
+    )
+
+
+async def invalidate_next(
+    transaction: Transaction, cart_id: int, *, after: int, limit: int
+) -> int | None:
+    """Invalidate the first ``limit`` staged files after the position ``after``.
+
+    Returns the last position, to continue from, or None if no staged file is left.
+    """
+    which = {"in_cart": cart_id, "after": after, "count": limit}
+    positions = [row.position for row in await transaction.rows(_STAGED_AFTER, which)]
+    if positions:
+        await invalidate(transaction, cart_id, positions)
+    return positions[-1] if len(positions) == limit else None

@@ -12,14 +12,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
 
 from cartd.model import CartStatus, FileStatus, TarFacts
-from cartd.store.batching import BATCH, batched
-from cartd.store.byte_ownership import end_sharing_between, lock_writers
-from cartd.store.database import Database, Transaction
-from cartd.store.durability import clear_dirty, mark_dirty
-from cartd.store.invalidation import AT_POSITIONS, STAGED_AT_POSITIONS, count, invalidate
+from cartd.store.database import Database, Transaction, lock_writers
+from cartd.store.durability import (
+    AT_POSITIONS,
+    STAGED_AT_POSITIONS,
+    clear_dirty,
+    count,
+    invalidate,
+    mark_dirty,
+)
 from cartd.store.leases import require_lease
-from cartd.store.rows import FINISHED, date_of
-from cartd.store.space import usage_in
+from cartd.store.rows import BATCH, FINISHED, batched, date_of
+from cartd.store.space import end_sharing_between, usage_in
 from cartd.store.tables import cart, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value

@@ -1,22 +1,31 @@
-"""Carts that leave the volume: eviction, deletion, removal.
+"""Carts that leave the volume: eviction, deletion, removal, and pruning of their rows.
 
 An eviction is recorded in the cart's row before its first file is removed.  Until then the cart
 stays ready; an eviction that a crash has interrupted is found by this record.
+
+The rows of a cart are kept as history for a retention time.  A cart with a ``removed_date`` never
+returns, and no row refers to it, so nothing else changes its rows: pruning is a short transaction
+per batch, and does not take :func:`cartd.store.database.lock_writers`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, func, null, select, update
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam, delete, exists, func, null, select, update
 
 from cartd.model import Cart, CartStatus, FileStatus
-from cartd.store.byte_ownership import lock_writers, transfer_ownership_between
-from cartd.store.database import Database
+from cartd.store.database import Database, lock_writers
 from cartd.store.durability import clear_dirty
 from cartd.store.rows import FINISHED, date_of
-from cartd.store.tables import cart, file
+from cartd.store.space import transfer_ownership_between
+from cartd.store.tables import cart, dirty_files, file
 
 FILE_BATCH = 5000
 """Files of a cart per transaction, which takes less than a second."""
+PRUNE_FILE_BATCH = 5000
+PRUNE_CART_BATCH = 500
+"""Rows per transaction."""
 
 _NOT_DELETED = cart.c.deleted_date.is_(None)
 _BY_ID = cart.c.id == bindparam("cart_id")
@@ -77,10 +86,22 @@ _DELETE_FILES = (
     )
     .values(status=FileStatus.DELETED.value, linked_to=None)
 )
+_OLDEST = (
+    select(cart.c.id)
+    .where(cart.c.removed_date < bindparam("before"))
+    .order_by(cart.c.removed_date)
+    .limit(bindparam("count"))
+)
+_AMONG: BindParameter[Any] = bindparam("carts", expanding=True)
+_FILES = delete(file).where(
+    file.c.id.in_(select(file.c.id).where(file.c.cart_id.in_(_AMONG)).limit(bindparam("count")))
+)
+_UNSYNCED = delete(dirty_files).where(dirty_files.c.cart_id.in_(_AMONG))
+_CARTS = delete(cart).where(cart.c.id.in_(_AMONG), ~exists().where(file.c.cart_id == cart.c.id))
 
 
 class Removals:
-    """Statements for eviction and deletion."""
+    """Statements for eviction, deletion and retention."""
 
     _database: Database
 
@@ -132,6 +153,24 @@ class Removals:
                 return 0
             await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
         return int(owned[0][0])
+
+    async def prune_removed(self, before: float) -> int:
+        """Delete one batch of rows of carts that were removed before a Unix time; return its size.
+
+        The oldest first, and a cart's row after those of its files.  Returns 0 if none is left.
+        """
+        oldest = {"before": date_of(before), "count": PRUNE_CART_BATCH}
+        ids = [row.id for row in await self._database.rows(_OLDEST, oldest)]
+        if not ids:
+            return 0
+        async with self._database.transaction() as transaction:
+            carts = {"carts": ids}
+            deleted = await transaction.execute(_FILES, {**carts, "count": PRUNE_FILE_BATCH})
+            if deleted < PRUNE_FILE_BATCH:
+                await transaction.execute(_UNSYNCED, carts)
+                # Files of a concurrent batch of another process may remain.
+                deleted += await transaction.execute(_CARTS, carts)
+        return deleted
 
     async def _record_files_removed(self, cart_id: int, first: int) -> bool:
         """Record one batch of files of a deleted cart; False if the cart was recorded before."""

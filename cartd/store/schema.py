@@ -3,22 +3,113 @@
 Strategy: one transaction upgrades a database from any version to the current one, or changes
 nothing.  A database of Pacifica Cartd has its version in the table ``cartsystem``; after the
 upgrade Alembic records it.
+
+The record of the volume, which says on which volume the carts are, is read and written under the
+same lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, delete, exists, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import SetColumnComment, SetTableComment
 
-from cartd.errors import ConfigError, DatabaseUnavailable
-from cartd.store.database_errors import translate_error, with_file_reason
+from cartd.errors import CartdError, ConfigError, DatabaseUnavailable
+from cartd.store.database import translate_error, with_file_reason
 from cartd.store.engine import parse, schema_engine
-from cartd.store.schema_version import SchemaCondition, SchemaState, state_of
-from cartd.store.tables import cartsystem
+from cartd.store.tables import cart, cartsystem, metadata
+
+CURRENT = (3, 0)
+"""The schema of this release: (major, minor).  A minor step only adds what may be ignored."""
+UPGRADABLE = frozenset({(0, 1), (1, 0), (2, 0)})
+_OWN_TABLES = frozenset({"cart", "file", "cartsystem"})
+_CURRENT_TEXT = "{}.{}".format(*CURRENT)
+
+
+class SchemaCondition(StrEnum):
+    """How a database's schema compares with the schema of this release."""
+
+    MISSING = "missing"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER_MINOR = "newer_minor"
+    NEWER = "newer"
+    FOREIGN = "foreign"
+
+
+_EXPLANATIONS = {
+    SchemaCondition.MISSING: "The database has no tables yet; cartd-cmd dbsync creates them",
+    SchemaCondition.OLDER: (
+        "The database's schema is version {found}, older than {ours}; cartd-cmd dbsync upgrades it"
+    ),
+    SchemaCondition.CURRENT: "The database's schema is current: version {ours}",
+    SchemaCondition.NEWER_MINOR: (
+        "The database's schema is version {found}, newer than {ours} but safe to use"
+    ),
+    SchemaCondition.NEWER: (
+        "The database's schema is version {found}, which this release does not support;"
+        " it uses {ours}: run the release that created it"
+    ),
+    SchemaCondition.FOREIGN: (
+        "The database has tables named cart or file, but no version of cartd's schema:"
+        " it belongs to another program"
+    ),
+}
+
+
+class UpgradeError(CartdError):
+    """The schema could not be upgraded; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The schema of a database."""
+
+    condition: SchemaCondition
+    version: str | None
+    """As recorded in the database; None if it is not recorded."""
+
+    @property
+    def safe(self) -> bool:
+        """Whether this release may use it: same major version, and not an older minor one."""
+        return self.condition in (SchemaCondition.CURRENT, SchemaCondition.NEWER_MINOR)
+
+    @property
+    def current(self) -> bool:
+        """Whether it is exactly the schema of this release."""
+        return self.condition is SchemaCondition.CURRENT
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for the administrator."""
+        return _EXPLANATIONS[self.condition].format(found=self.version, ours=_CURRENT_TEXT)
+
+
+def state_of(*, tables: Set[str], version: str | None) -> SchemaState:
+    """Return the state of a database that has ``tables`` and the recorded ``version``."""
+    return SchemaState(_condition(tables, version), version)
+
+
+def _condition(tables: Set[str], version: str | None) -> SchemaCondition:
+    if version is None:
+        return SchemaCondition.FOREIGN if tables & _OWN_TABLES else SchemaCondition.MISSING
+    match = re.fullmatch(r"(\d+)\.(\d+)", version, re.ASCII)
+    found = (int(match[1]), int(match[2])) if match else None
+    if found == CURRENT:
+        return SchemaCondition.CURRENT
+    if found in UPGRADABLE:
+        return SchemaCondition.OLDER
+    if found is not None and found[0] == CURRENT[0]:
+        return SchemaCondition.NEWER_MINOR
+    return SchemaCondition.NEWER
+
 
 # Unlikely to be used by another program: "cartd" in ASCII.
 _UPGRADE_LOCK = 0x6361727464
@@ -44,10 +135,7 @@ def sync(url: str) -> SchemaState:
         if state.condition in (SchemaCondition.FOREIGN, SchemaCondition.NEWER):
             raise ConfigError(state.explanation)
         if state.condition in (SchemaCondition.MISSING, SchemaCondition.OLDER):
-            # Imported here: Alembic is slow to load and seldom used.
-            from cartd.store.upgrade import upgrade
-
-            upgrade(connection, state.version)
+            _upgrade(connection, state.version)
         return _state(connection)
 
 
@@ -128,3 +216,76 @@ def lock_schema(connection: Connection) -> None:
     """Serialize upgrades and starts.  On SQLite the transaction holds the only lock already."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+
+
+def _upgrade(connection: Connection, version: str | None) -> None:
+    """Upgrade a database of ``version`` (None: an empty one) in the open transaction.
+
+    Raises :class:`UpgradeError`; then the transaction must be rolled back.
+    """
+    # Imported here: Alembic is slow to load and seldom used.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", "cartd.store:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        if version is not None:
+            command.stamp(config, version)
+        command.upgrade(config, "head")
+        _comment(connection)
+    except (SQLAlchemyError, CommandError) as error:
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise UpgradeError(f"The upgrade failed and changed nothing: {reason}") from error
+
+
+def _comment(connection: Connection) -> None:
+    """Store the comments of tables and columns in the database."""
+    if not connection.dialect.supports_comments:
+        return
+    for table in metadata.sorted_tables:
+        connection.execute(SetTableComment(table))
+        for column in table.columns:
+            if column.comment:
+                connection.execute(SetColumnComment(column))
+
+
+_VOLUME = "volume"
+_NUMBER = select(cartsystem.c.value).where(cartsystem.c.part == _VOLUME)
+_HAS_CARTS = select(exists().where(cart.c.deleted_date.is_(None), cart.c.files_staged > 0))
+
+
+class VolumeRecord:
+    """The database's record of the volume, locked against other processes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def number(self) -> int | None:
+        """None until a number has been recorded."""
+        return self._connection.scalar(_NUMBER)
+
+    @property
+    def has_carts(self) -> bool:
+        """Whether an undeleted cart should have files on the volume."""
+        return bool(self._connection.scalar(_HAS_CARTS))
+
+    def write(self, number: int) -> None:
+        """Record ``number``, of 31 bits."""
+        self._connection.execute(delete(cartsystem).where(cartsystem.c.part == _VOLUME))
+        self._connection.execute(insert(cartsystem).values(part=_VOLUME, value=number))
+
+
+@contextmanager
+def volume_record(url: str) -> Iterator[VolumeRecord]:
+    """Read and write in one transaction; an exception rolls it back.
+
+    Raises ``Unavailable``.
+    """
+    with schema_transaction(url) as connection:
+        lock_schema(connection)
+        yield VolumeRecord(connection)

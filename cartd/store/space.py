@@ -1,8 +1,32 @@
-"""Space used by the carts on the volume, according to the tables."""
+"""Space used by the carts on the volume, and byte ownership: each byte counts once.
+
+Strategy: of the files that are one inode on the volume, one owns the bytes and all others are
+``linked_to`` it: files of other carts, usually, or of the same cart if its manifest names a file
+twice.  ``bytes_staged`` and ``volume_bytes`` of a cart ignore sharing; ``bytes_linked`` says how
+many of these bytes are owned elsewhere, and the cart counts with the difference.  When an owner is
+removed, its oldest link becomes the owner in the same transaction.  Only ``bytes_linked`` of the
+new owner's cart changes then, so concurrent updates of its other columns are not lost.
+
+Invariant: if a row is ``linked_to`` another, both files are staged and both carts are undeleted.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import String, case, cast, func, select, union_all
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    String,
+    bindparam,
+    case,
+    cast,
+    func,
+    null,
+    select,
+    union_all,
+    update,
+)
 
 from cartd.eviction.policy import Candidate, SharedBytes
 from cartd.store.database import Database, Transaction
@@ -79,3 +103,105 @@ class Space:
             SharedBytes(owner, frozenset(map(int, carts.split(","))), int(size))
             for owner, carts, size in await self._database.rows(_SHARED_BYTES)
         ]
+
+
+_OF_CART = file.c.cart_id == bindparam("of_cart")
+_AT = file.c.position.in_(bindparam("positions", expanding=True))
+_ADD_OWNED_BYTES = (
+    update(cart)
+    .where(cart.c.id == bindparam("new_owner_cart"))
+    .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
+)
+_SUBTRACT_LINKED_BYTES = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"))
+    .values(bytes_linked=cart.c.bytes_linked - bindparam("size"))
+)
+
+
+class _OwnershipTransfer:
+    """Statements that transfer the bytes owned by the files ``leaving`` to their oldest links."""
+
+    def __init__(
+        self, leaving: ColumnElement[bool], excluded: ColumnElement[bool] | None = None
+    ) -> None:
+        """Files in ``excluded`` cannot become owners; by default those of ``leaving``."""
+        new_owners = (
+            select(file.c.linked_to.label("owner"), func.min(file.c.id).label("new_owner"))
+            .where(
+                file.c.linked_to.in_(select(file.c.id).where(leaving)),
+                ~(leaving if excluded is None else excluded),
+            )
+            .group_by(file.c.linked_to)
+            .subquery()
+        )
+        self.gains = (
+            select(file.c.cart_id.label("new_owner_cart"), func.sum(file.c.size).label("size"))
+            .where(file.c.id == new_owners.c.new_owner)
+            .group_by(file.c.cart_id)
+        )
+        self.relink = (
+            update(file)
+            .where(file.c.linked_to == new_owners.c.owner)
+            .values(
+                linked_to=case(
+                    (file.c.id == new_owners.c.new_owner, null()), else_=new_owners.c.new_owner
+                )
+            )
+        )
+
+
+_TRANSFER_AT = _OwnershipTransfer(_OF_CART & _AT)
+_BETWEEN = file.c.position.between(bindparam("first"), bindparam("last"))
+_TRANSFER_BETWEEN = _OwnershipTransfer(_OF_CART & _BETWEEN, _OF_CART)
+_LINKED_BETWEEN = _OF_CART & _BETWEEN & file.c.linked_to.is_not(None)
+_LINKED_BYTES = select(func.coalesce(func.sum(file.c.size), 0)).where(_LINKED_BETWEEN)
+_UNLINK = update(file).where(_LINKED_BETWEEN).values(linked_to=None)
+
+
+async def transfer_ownership(
+    transaction: Transaction, cart_id: int, positions: Sequence[int]
+) -> int:
+    """Transfer the bytes that the files at ``positions`` own and others share.
+
+    Returns the number of bytes transferred.  Links among these files are left for the caller to
+    clear.  The caller holds :func:`cartd.store.database.lock_writers`.
+    """
+    which = {"of_cart": cart_id, "positions": positions}
+    return await _transfer_ownership(transaction, _TRANSFER_AT, which)
+
+
+async def transfer_ownership_between(
+    transaction: Transaction, of_cart: int, first: int, last: int
+) -> int:
+    """As :func:`transfer_ownership`, for ``first`` to ``last``; the whole cart is leaving."""
+    which = {"of_cart": of_cart, "first": first, "last": last}
+    return await _transfer_ownership(transaction, _TRANSFER_BETWEEN, which)
+
+
+async def _transfer_ownership(
+    transaction: Transaction, statements: _OwnershipTransfer, which: dict[str, Any]
+) -> int:
+    gains = [
+        {"new_owner_cart": row.new_owner_cart, "size": int(row.size)}
+        for row in await transaction.rows(statements.gains, which)
+    ]
+    if gains:
+        await transaction.execute(_ADD_OWNED_BYTES, gains)
+        await transaction.execute(statements.relink, which)
+    return sum(gain["size"] for gain in gains)
+
+
+async def end_sharing_between(
+    transaction: Transaction, cart_id: int, first: int, last: int
+) -> None:
+    """Record that the files ``first`` to ``last`` are no longer on the volume.
+
+    Afterwards they are no links, and own no bytes that others share.  All files of the cart leave.
+    """
+    await transfer_ownership_between(transaction, cart_id, first, last)
+    which = {"of_cart": cart_id, "first": first, "last": last}
+    [(size,)] = await transaction.rows(_LINKED_BYTES, which)
+    await transaction.execute(_UNLINK, which)
+    if size:
+        await transaction.execute(_SUBTRACT_LINKED_BYTES, {"of_cart": cart_id, "size": int(size)})

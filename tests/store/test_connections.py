@@ -22,10 +22,9 @@ from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, postgresql, schema_state, sync
 from cartd.store.alchimia_adapter import driver_connection
-from cartd.store.batching import BATCH
-from cartd.store.byte_ownership import lock_writers
 from cartd.store.connections import THREAD_NAME
-from cartd.store.database import READERS
+from cartd.store.database import READERS, lock_writers
+from cartd.store.rows import BATCH
 from cartd.store.tables import cart as cart_table
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.database_unavailable import database_unavailable

@@ -16,8 +16,7 @@ from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.byte_ownership import lock_writers
-from cartd.store.database import Database
+from cartd.store.database import Database, lock_writers
 from tests.support.databases import the_reactor
 from tests.support.shared_files import Sharing
 from tests.support.stored_carts import (

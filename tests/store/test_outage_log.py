@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
 from cartd.errors import DatabaseUnavailable
-from cartd.store.outage_log import LOG_INTERVAL, OutageLog
+from cartd.store.database import LOG_INTERVAL, OutageLog
 
 AWAY, OVER = "The database cannot be used: {}; retrying", "The database is available again"
 

@@ -12,9 +12,9 @@ import pytest_twisted
 from cartd.errors import LeaseLost
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus, TarFacts
-from cartd.store import Store, invalidation, progress
-from cartd.store.batching import BATCH
+from cartd.store import Store, durability, progress
 from cartd.store.database import Transaction
+from cartd.store.rows import BATCH
 from cartd.tar.index_builder import Members
 from tests.support.databases import the_reactor
 from tests.support.stored_carts import (
@@ -397,7 +397,7 @@ class TestRestaging:
         async def invalidate(transaction: Transaction, cart_id: int, positions: list[int]) -> None:
             kept.append(transaction)
             lost.setdefault(id(transaction), []).append(len(positions))
-            await invalidation.invalidate(transaction, cart_id, positions)
+            await durability.invalidate(transaction, cart_id, positions)
 
         kept: list[Transaction] = []
         monkeypatch.setattr(progress, "invalidate", invalidate)

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from cartd.carts.delete import BATCH_PAUSE, Retention
 from cartd.model import Cart, CartStatus
-from cartd.store import Store, retention
+from cartd.store import Store, removals
 from tests.support.archived_carts import in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors
 from tests.support.databases import the_reactor
@@ -75,8 +75,8 @@ async def test_only_what_has_been_gone_for_long_enough_is_forgotten(
 async def test_rows_go_in_batches_between_which_others_write(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILE_BATCH", 10)
-    monkeypatch.setattr(retention, "CART_BATCH", 2)
+    monkeypatch.setattr(removals, "PRUNE_FILE_BATCH", 10)
+    monkeypatch.setattr(removals, "PRUNE_CART_BATCH", 2)
     for number in range(5):
         await gone(store, f"u{number}", 15, 100 + number)
     clock = Clock()
@@ -101,7 +101,7 @@ async def test_rows_go_in_batches_between_which_others_write(
 async def test_two_nodes_that_forget_at_once_do_not_hinder_each_other(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILE_BATCH", 7)
+    monkeypatch.setattr(removals, "PRUNE_FILE_BATCH", 7)
     other = Store(database, the_reactor())
     for number in range(5):
         await gone(store, f"u{number}", 20, 100)
@@ -122,7 +122,7 @@ async def test_two_nodes_that_forget_at_once_do_not_hinder_each_other(
 async def test_it_is_stopped_in_the_middle_and_goes_on(
     store: Store, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FILE_BATCH", 10)
+    monkeypatch.setattr(removals, "PRUNE_FILE_BATCH", 10)
     await gone(store, "u", 25, 100)
     now = [100 + 90 * DAY]
     forgetting = Retention(store, 90 * DAY, Clock(), lambda: now[0])
@@ -148,7 +148,7 @@ def test_the_service_forgets_and_goes_on_with_it_after_a_kill(
     soon = {
         "cartd.service.RETENTION_INTERVAL": 0.1,
         "cartd.carts.delete.BATCH_PAUSE": 0.05,
-        "cartd.store.retention.FILE_BATCH": 10,
+        "cartd.store.removals.PRUNE_FILE_BATCH": 10,
     }
     ini = "[cartd]\nretention = 0.00001\nlru_interval = 0.1\n"
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:

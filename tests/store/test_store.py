@@ -18,7 +18,7 @@ from cartd.eviction.policy import Candidate
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.store.batching import BATCH
+from cartd.store.rows import BATCH
 from tests.support.stored_carts import (
     SHA1,
     STATUSES,

@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from cartd.carts.quotas import UserQuota
 from cartd.errors import QuotaExceeded
 from cartd.model import UNRESTRICTED, Cart, CartStatus, User, Viewer
-from cartd.store import Store, leases, lookups, removals, viewers
+from cartd.store import Store, carts, leases, removals
 from tests.support.databases import sqlite_url, the_reactor
 from tests.support.stored_carts import SHA1, deleted, found, gathered, manifest
 
@@ -213,9 +213,9 @@ class TestQuota:
 @pytest.mark.parametrize(
     ("statement", "by"),
     [
-        (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
-        (viewers._NEWEST_OF_OWNER, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
-        (viewers._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
+        (carts._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (carts._NEWEST_OF_OWNER, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (carts._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
     ],
     ids=["of many", "of one", "outstanding"],
 )

@@ -39,7 +39,7 @@ from typing import IO, cast
 LOADED = (
     *("cartd.services", "cartd.options", "cartd.cli.commands", "cartd.http.server"),
     *("cartd.directory_archive.delivery", "cartd.directory_archive.directory"),
-    *("cartd.store.upgrade", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
+    *("alembic.command", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20

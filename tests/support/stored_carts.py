@@ -13,8 +13,7 @@ from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.store.byte_ownership import lock_writers
-from cartd.store.database import Transaction
+from cartd.store.database import Transaction, lock_writers
 
 T = TypeVar("T")
 SHA1 = "a" * 40
