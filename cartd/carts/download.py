@@ -28,8 +28,8 @@ from cartd.http.headers import (
 )
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
-from cartd.sending.reader import SendingReader
-from cartd.sending.tree_reader import TarReader, TreeReader
+from cartd.sending.interfaces import SendingReader
+from cartd.sending.reader import TarReader, TreeReader
 from cartd.store import Store
 from cartd.tar.index import TarIndex
 from cartd.tar.lengths import Lengths

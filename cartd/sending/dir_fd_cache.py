@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cartd.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
+from cartd.volume.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
 
 
 class DirFdCache:

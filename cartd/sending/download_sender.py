@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cartd.deferreds.threads import LimitedPool, ThreadRunner
+from cartd.sending.interfaces import SendingReader
 from cartd.sending.push import PushSender
-from cartd.sending.reader import SendingReader
-from cartd.sending.socket_sender import SocketSender, plain_socket
+from cartd.sending.sendfile import SocketSender, plain_socket
 from cartd.text import escape
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
 from cartd.model import Cart, CartFile, TarFacts
-from cartd.sending.tree_reader import TreeReader
+from cartd.sending.reader import TreeReader
 from cartd.staging.context import StagingContext
 from cartd.staging.dedup import link_duplicates
 from cartd.staging.fetch import PAGE, Batcher, Failures, FileFetcher

@@ -12,12 +12,12 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import uncancellable
 from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
-from cartd.rooted_fs import RootedFS
 from cartd.volume import files as found_files
 from cartd.volume.base import VolumeBase
 from cartd.volume.incoming import BLOCK
 from cartd.volume.partial import PartialFile
 from cartd.volume.remove import remove_tree, rename_then_remove
+from cartd.volume.rooted_fs import RootedFS
 
 log = Logger()
 

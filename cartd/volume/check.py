@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cartd.errors import ConfigError, NoSpace, VolumeNotWritable
-from cartd.rooted_fs import CREATE_FLAGS, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.name_collisions import detect_folding, trial_directory
 from cartd.volume.partial import DISK_FULL, PartialFile
 from cartd.volume.paths import NAME_MAX, VolumePaths
+from cartd.volume.rooted_fs import CREATE_FLAGS, RootedFS
 from cartd.volume.trial_files import TRIAL, remove_leftovers, trial_file
 
 _REFUSED_ERRNOS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})

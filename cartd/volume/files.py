@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cartd.errors import raise_if_transient, transient_raised
-from cartd.rooted_fs import RootedFS
+from cartd.volume.rooted_fs import RootedFS
 
 
 def stat_files(root: Path, paths: Sequence[Path | None]) -> list[tuple[int, int] | None]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cartd.errors import DiskUnavailable, NoSpace
 from cartd.model import Cart, DuplicateFile
-from cartd.rooted_fs import HAS_DIR_FD, NameAt, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import replace, translate_disk_errors
 from cartd.volume.paths import VolumePaths
+from cartd.volume.rooted_fs import HAS_DIR_FD, NameAt, RootedFS
 
 
 def link_duplicates(

@@ -14,10 +14,10 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from cartd.errors import VolumeUnavailable, is_exhausted, raise_if_transient
-from cartd.rooted_fs import READ_FLAGS, require_regular
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
+from cartd.volume.rooted_fs import READ_FLAGS, require_regular
 from cartd.volume.trial_files import trial_file
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")

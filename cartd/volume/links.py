@@ -11,10 +11,10 @@ from stat import S_ISLNK
 
 from cartd.errors import raise_if_transient
 from cartd.model import Cart
-from cartd.rooted_fs import RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
 from cartd.volume.partial import translate_disk_errors
 from cartd.volume.paths import VolumePaths, check_component
+from cartd.volume.rooted_fs import RootedFS
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _CART_TARGET = re.compile(r"\.\./[1-9][0-9]*/(?P<name>[^/]+)")

@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from cartd.errors import PathCollision
-from cartd.rooted_fs import RootedFS
+from cartd.volume.rooted_fs import RootedFS
 
 
 def raise_occupied(occupied: Path) -> None:

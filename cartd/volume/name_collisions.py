@@ -20,10 +20,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from cartd.rooted_fs import CREATE_FLAGS, RootedFS
 from cartd.volume.partial import DISK_FULL
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
+from cartd.volume.rooted_fs import CREATE_FLAGS, RootedFS
 from cartd.volume.trial_files import TRIAL, trial_file
 
 MAX_CANDIDATES: Final = 20

@@ -13,13 +13,13 @@ from stat import S_ISDIR, S_ISREG
 from cartd.deferreds.tasks import uncancellable
 from cartd.errors import InvalidInput
 from cartd.model import check_uid
-from cartd.rooted_fs import RootedFS
 from cartd.volume.base import VolumeBase
 from cartd.volume.files import list_entries
 from cartd.volume.identity import CART_ID
 from cartd.volume.links import remove_link_of
 from cartd.volume.partial import translate_disk_errors
 from cartd.volume.remove import remove_tree
+from cartd.volume.rooted_fs import RootedFS
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cartd.errors import NoSpace, raise_if_transient
-from cartd.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.rooted_fs import CREATE_FLAGS, HAS_DIR_FD, RootedFS
 
 DISK_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 FILE_MODE = 0o644  # less the umask; until the rename, the mode of incoming/ denies others access

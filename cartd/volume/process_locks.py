@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cartd.locks import LocksUnsupported, try_lock
-from cartd.rooted_fs import LOCK_FLAGS, RootedFS, require_regular
+from cartd.volume.rooted_fs import LOCK_FLAGS, RootedFS, require_regular
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"

@@ -22,10 +22,10 @@ from typing import Final
 from twisted.logger import Logger
 
 from cartd.errors import Unavailable
-from cartd.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS
 from cartd.text import escape
 from cartd.volume.mkdir_fs import raise_occupied
 from cartd.volume.paths import VolumePaths
+from cartd.volume.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS
 
 MAX_ATTEMPTS = 20
 """Attempts to remove a directory to which other processes still write."""

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cartd.errors import VolumeDamaged
-from cartd.rooted_fs import RootedFS
 from cartd.volume.files import list_entries
 from cartd.volume.locks import SharedLock, exclusive_lock
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
+from cartd.volume.rooted_fs import RootedFS
 
 TRIAL = ".trial"
 _LEFTOVER = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")

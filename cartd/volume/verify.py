@@ -22,9 +22,9 @@ from cartd.checksum import Checksum, Mismatch
 from cartd.deferreds.threads import T, ThreadRunner
 from cartd.errors import raise_if_transient
 from cartd.model import Cart, CartFile, DuplicateFile
-from cartd.rooted_fs import RootedFS
 from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
+from cartd.volume.rooted_fs import RootedFS
 
 CHUNK = 1 << 20
 BYTES_PER_STEP = 64 * 2**20

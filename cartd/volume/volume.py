@@ -21,7 +21,6 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import BatchingThreadRunner, ThreadRunner
 from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
-from cartd.rooted_fs import RootedFS
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
 from cartd.volume.check import check_writable, prepare
@@ -31,6 +30,7 @@ from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_li
 from cartd.volume.locks import CartLocks, exclusive_lock
 from cartd.volume.orphans import OrphanScan
 from cartd.volume.remove import RemovalStopped, remove_one_file, remove_tree, rename_then_remove
+from cartd.volume.rooted_fs import RootedFS
 from cartd.volume.verify import HashVerification
 
 P = ParamSpec("P")

@@ -17,10 +17,10 @@ from cartd.carts.delete import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, Canno
 from cartd.carts.pins import Pins
 from cartd.deferreds.threads import ThreadRunner
 from cartd.model import UNRESTRICTED, Cart, CartStatus
-from cartd.rooted_fs import RootedFS
 from cartd.staging.stager import Stager
 from cartd.volume.process_locks import ProcessLocks
 from cartd.volume.remove import RemovalStopped, remove_tree
+from cartd.volume.rooted_fs import RootedFS
 from tests.support.staging_parts import Bench
 from tests.support.volume_parts import (
     HeldThreads,

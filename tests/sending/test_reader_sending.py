@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartd.errors import FileUnreadable, VolumeDamaged
-from cartd.sending.tree_reader import (
+from cartd.sending.reader import (
     COALESCE_SIZE,
     SENDFILE_MIN,
     SENDFILE_STEP,

@@ -12,7 +12,6 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from cartd.deferreds.threads import Threads
-from cartd.rooted_fs import RootedFS
 from cartd.volume import Volume
 from cartd.volume.remove import (
     PAGE,
@@ -21,6 +20,7 @@ from cartd.volume.remove import (
     remove_tree,
     rename_then_remove,
 )
+from cartd.volume.rooted_fs import RootedFS
 from tests.support.volume_parts import (
     BODY,
     CART,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cartd.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
 from cartd.sending.dir_fd_cache import DirFdCache
+from cartd.volume.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
 from tests.support.open_files import open_below
 
 SECRET = b"not of this volume"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.tree_reader import TreeReader
+from cartd.sending.reader import TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from cartd.volume import Volume, locks
 from cartd.volume.locks import SharedLock, exclusive_lock

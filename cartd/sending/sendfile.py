@@ -18,8 +18,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.deferreds.threads import ThreadRunner
+from cartd.sending.interfaces import SendingReader
 from cartd.sending.push import BaseSender, ClientDisconnected
-from cartd.sending.reader import SendingReader
 
 _UNREACHABLE_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
