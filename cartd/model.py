@@ -74,7 +74,7 @@ class TarFacts:
     digest: str
     """SHA-256 of everything that determines the tar's bytes, except layout and top folder."""
     lengths: str
-    """Its lengths for all top folders, as :class:`cartd.tar.lengths.Lengths` dumps them."""
+    """Its lengths for all top folders, as :class:`cartd.tar.index.Lengths` dumps them."""
     since: float
     """Unix time of the last change of the tar's bytes."""
 

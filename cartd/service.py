@@ -40,7 +40,7 @@ from cartd.integrity.identity import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
-from cartd.sending.download_sender import DownloadSender
+from cartd.sending.sendfile import DownloadSender
 from cartd.services import Services
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.store import (
@@ -50,7 +50,7 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
-from cartd.volume.check import check_reserve
+from cartd.volume.file_system import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
 

@@ -35,7 +35,7 @@ from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT
 from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 
 THREADS = 16
 """Threads for the disk: enough that slow reads do not wait for each other."""

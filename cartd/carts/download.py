@@ -28,11 +28,9 @@ from cartd.http.headers import (
 )
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
-from cartd.sending.interfaces import SendingReader
-from cartd.sending.reader import TarReader, TreeReader
+from cartd.sending.reader import SendingReader, TarReader, TreeReader
 from cartd.store import Store
-from cartd.tar.index import TarIndex
-from cartd.tar.lengths import Lengths
+from cartd.tar.index import Lengths, TarIndex
 from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts
 from cartd.volume import Volume
 

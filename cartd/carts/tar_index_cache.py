@@ -16,8 +16,7 @@ from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
 from cartd.store import Store
-from cartd.tar.index import Shift, TarIndex
-from cartd.tar.index_builder import TarIndexBuilder
+from cartd.tar.index import Shift, TarIndex, TarIndexBuilder
 from cartd.tar.virtual_tar import VirtualTar
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ SMALL_CONCURRENCY = 16
 """Indexes of smaller carts that are built concurrently; together they need 64 MiB at most."""
 
 Variant = tuple[bool, int]
-"""See :meth:`cartd.tar.lengths.Lengths.variant`."""
+"""See :meth:`cartd.tar.index.Lengths.variant`."""
 
 
 @dataclass(slots=True)

@@ -15,9 +15,8 @@ from cartd.deferreds.threads import ThreadRunner
 from cartd.directory_archive.directory import OpenedFile
 from cartd.directory_archive.faults import CorruptingReader, Fault
 from cartd.http.headers import REVALIDATED, http_date
-from cartd.sending.interfaces import Reader
 from cartd.sending.push import ClientDisconnected, PushSender
-from cartd.sending.reader import TreeReader
+from cartd.sending.reader import Reader, TreeReader
 from cartd.tar.virtual_tar import Slice
 
 CHUNK = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from enum import Enum
 
-from cartd.sending.interfaces import Reader
+from cartd.sending.reader import Reader
 
 
 class Fault(Enum):

@@ -51,8 +51,8 @@ from cartd.http.headers import (
 )
 from cartd.http.request import LimitedRequest, header_field
 from cartd.model import Cart, CartStatus, Viewer
-from cartd.sending.interfaces import SendingReader
 from cartd.sending.push import ClientDisconnected
+from cartd.sending.reader import SendingReader
 
 OPENAPI = openapi.to_json().encode()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'

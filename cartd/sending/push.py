@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError
-from cartd.sending.interfaces import Reader
+from cartd.sending.reader import Reader
 
 
 class ClientDisconnected(CartdError):

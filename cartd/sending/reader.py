@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Final
+from typing import Final, Protocol
 
 from cartd.errors import FileUnreadable, VolumeDamaged, is_missing, raise_if_transient
-from cartd.sending.dir_fd_cache import DirFdCache
-from cartd.sending.interfaces import CartLock
 from cartd.tar.virtual_tar import Literal, Slice
+from cartd.volume.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
 
 SENDFILE_MIN: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
@@ -40,6 +39,102 @@ _NOT_READABLE_ERRNOS = frozenset({errno.EISDIR, errno.ESPIPE, errno.EINVAL, errn
 """A directory or a pipe, which :func:`os.pread` cannot read."""
 _RWF_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 _MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)
+
+
+class Reader(Protocol):
+    """A sequence of bytes, read from its beginning to its end."""
+
+    def read(self, limit: int) -> bytes:
+        """Return the next ``limit`` bytes, fewer only before the end, none at the end.
+
+        Raises :class:`VolumeDamaged` if they are missing, :class:`OSError` if the disk fails.
+        """
+
+    def close(self) -> None:
+        """Close every file; may be called repeatedly, but not while another method runs."""
+
+
+class SendingReader(Reader, Protocol):
+    """A reader that can also send its bytes to a socket."""
+
+    at_end: bool
+    """Whether ``send`` has sent the last byte and detected the end."""
+    bytes_sent: int
+    """How many bytes ``send`` has sent; grows while it runs."""
+
+    def prepare(self) -> None:
+        """Read the first bytes ahead; raises as ``read`` does."""
+
+    def is_cached(self, limit: int) -> bool:
+        """Whether the next ``limit`` bytes are known to be in the page cache; never waits."""
+
+    def send(self, out: socket.socket, limit: int) -> int:
+        """Send the next bytes to ``out``, a non-blocking socket; return how many.
+
+        At least ``limit``; fewer at the end, or when the send buffer is full.
+        Raises as ``read`` does, and :class:`OSError` for the socket.
+        """
+
+
+class CartLock(Protocol):
+    """A lock that keeps a cart on the volume."""
+
+    def acquire(self) -> None:
+        """Acquire, unless held; raises :class:`VolumeDamaged` if the cart is being removed."""
+
+    def release(self) -> None:
+        """Release; idempotent."""
+
+
+class DirFdCache:
+    """Opens files below ``root`` for reading, one after the other; for one thread at a time.
+
+    Strategy: most files are small, so each gets as few system calls as possible: the directory of
+    the last file and its parent stay open until :meth:`close`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._prefix = str(root / "_")[:-1]
+        self._open: list[tuple[str, int]] = []
+        """Path and descriptor of the parent, and of the directory itself."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop()[1])
+
+    def open(self, path: str) -> int:
+        """Open ``path``, relative to ``root``, with ``/``; errors are those of RootedFS."""
+        if not HAS_DIR_FD:
+            return os.open(self._prefix + path, READ_FLAGS)
+        parent, _, name = path.rpartition("/")
+        if not self._open or self._open[-1][0] != parent:
+            self._change_directory(parent)
+        return os.open(check_name(name), READ_FLAGS, dir_fd=self._open[-1][1])
+
+    def _change_directory(self, directory: str) -> None:
+        grandparent, _, name = directory.rpartition("/")
+        if name and len(self._open) == 2 and self._open[0][0] == grandparent:
+            os.close(self._open.pop()[1])  # it is a sibling of the last one
+            self._enter(name, directory)
+        else:
+            self.close()
+            self._open.append(("", open_root(self._root)))
+            path = ""
+            for name in directory.split("/") if directory else ():
+                path = f"{path}/{name}" if path else name
+                self._enter(name, path)
+
+    def _enter(self, name: str, path: str) -> None:
+        self._open.append((path, open_directory(self._open[-1][1], name, path)))
+        if len(self._open) > 2:
+            os.close(self._open.pop(0)[1])
 
 
 class TreeReader:

@@ -19,7 +19,7 @@ from cartd.sending.reader import TreeReader
 from cartd.staging.context import StagingContext
 from cartd.staging.dedup import link_duplicates
 from cartd.staging.fetch import PAGE, Batcher, Failures, FileFetcher
-from cartd.tar.lengths import Lengths
+from cartd.tar.index import Lengths
 from cartd.tar.virtual_tar import tar_facts
 
 

@@ -32,7 +32,7 @@ from cartd.staging.pipeline import StagingPipeline
 from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
-from cartd.volume.process_locks import LeaseObserver, ProcessLocks
+from cartd.volume.locks import LeaseObserver, ProcessLocks
 
 LEASE_SECONDS = 60.0
 """Seconds until a lease expires unless it is renewed."""

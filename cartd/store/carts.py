@@ -49,7 +49,7 @@ from cartd.store.rows import (
     time_of,
 )
 from cartd.store.tables import cart, file
-from cartd.tar.index_builder import Members
+from cartd.tar.index import Members
 
 K = TypeVar("K")
 MAX_UIDS = 500

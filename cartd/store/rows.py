@@ -20,7 +20,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from cartd.model import Cart, CartFile, CartStatus, FileStatus, TarFacts
 from cartd.store.tables import cart, file
-from cartd.tar.index_builder import Members
+from cartd.tar.index import Members
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 Strategy: member ``n`` covers the bytes from the end of the data of member ``n - 1`` to the end of
 its own: padding, the directories that first occur with it, its header, its data.
-:mod:`cartd.tar.index_builder` builds the columns of the index, 28 bytes and the path of each
+:mod:`cartd.tar.index` builds the columns of the index, 28 bytes and the path of each
 member; headers are built whenever they are needed.
 """
 

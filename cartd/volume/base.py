@@ -14,11 +14,11 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.model import Cart, CartFile
 from cartd.volume.identity import Identity
-from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.incoming import PartialFile
 from cartd.volume.name_collisions import CollisionFinder, Folding, detect_folding, find_collision
-from cartd.volume.partial import PartialFile, translate_disk_errors
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import TimeSlice, TimeSliceEnded, evict_foreign
+from cartd.volume.rooted_fs import MkdirFS, translate_disk_errors
 
 log = Logger()
 P = ParamSpec("P")

@@ -14,8 +14,7 @@ from cartd.errors import NoSpace, VolumeDamaged
 from cartd.model import Cart, CartFile
 from cartd.volume import files as found_files
 from cartd.volume.base import VolumeBase
-from cartd.volume.incoming import BLOCK
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import BLOCK, PartialFile
 from cartd.volume.remove import remove_tree, rename_then_remove
 from cartd.volume.rooted_fs import RootedFS
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from cartd.errors import VolumeUnavailable, is_exhausted, raise_if_transient
-from cartd.volume.mkdir_fs import MkdirFS
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import PartialFile, trial_file
 from cartd.volume.paths import VolumePaths
-from cartd.volume.rooted_fs import READ_FLAGS, require_regular
-from cartd.volume.trial_files import trial_file
+from cartd.volume.rooted_fs import READ_FLAGS, MkdirFS, require_regular
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")
 _NUMBER = re.compile(rb"[0-9]{1,10}\b")

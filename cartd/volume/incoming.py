@@ -1,12 +1,27 @@
-"""The body of one file, received from the archive and written to the disk.
+"""Files in ``incoming/``: written under a temporary name there, renamed when they are complete.
 
-Strategy: the reactor collects bytes, a thread hashes and writes them.  While a thread writes one
-block, the next is collected; when that is large too, the producer is paused.  So at most two blocks
-of a file are in memory, at most one thread works on it, and the order needs no queue.
+:class:`IncomingFile` consumes the body of one file from the archive.  Its strategy: the reactor
+collects bytes, a thread hashes and writes them.  While a thread writes one block, the next is
+collected; when that is large too, the producer is paused.  So at most two blocks of a file are in
+memory, at most one thread works on it, and the order needs no queue.
+
+All else here blocks and belongs in a thread; for one :class:`PartialFile`, in one at a time.
+
+Trial files are temporary files there that belong to no cart.  A process that writes one holds a
+shared lock on ``incoming/``, as on a cart that is being sent: under an exclusive lock, all trial
+files are leftovers of processes that have ended.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -17,7 +32,18 @@ from zope.interface import implementer
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
-from cartd.volume.partial import PartialFile
+from cartd.errors import VolumeDamaged
+from cartd.volume.files import list_entries
+from cartd.volume.locks import SharedLock, exclusive_lock
+from cartd.volume.paths import VolumePaths
+from cartd.volume.remove import remove_tree
+from cartd.volume.rooted_fs import (
+    CREATE_FLAGS,
+    HAS_DIR_FD,
+    MkdirFS,
+    RootedFS,
+    translate_disk_errors,
+)
 
 BLOCK: Final = 1 << 20
 """Bytes that are worth a call in a thread."""
@@ -25,6 +51,10 @@ HIGH_WATERMARK: Final = 2 * BLOCK
 """Bytes collected while a thread is busy, at which the producer is paused."""
 MAX_PIECES: Final = 1024
 """Pieces that are collected before they are joined: pieces of one byte must not fill the memory."""
+FILE_MODE = 0o644  # less the umask; until the rename, the mode of incoming/ denies others access
+TRIAL = ".trial"
+_LEFTOVER = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
+"""Trial files, and directories in which names are tested."""
 
 
 @implementer(IConsumer)
@@ -209,3 +239,159 @@ class IncomingFile:
     def _discard(self) -> None:
         self._partial.discard()
         raise CancelledError
+
+
+class PartialFile:
+    """New bytes for ``final``, written to ``temporary`` until :meth:`commit`.
+
+    Both are below the root of ``fs``, which is retained until the file is committed or discarded,
+    and on one file system.  Errors are those of :func:`translate_disk_errors`.
+    """
+
+    def __init__(self, temporary: Path, final: Path, fs: MkdirFS) -> None:
+        self._temporary = temporary
+        self._final = final
+        self._fs = fs
+        self._fd: int | None = None
+        self._created = False
+        self._retained = True
+        fs.retain()
+
+    @property
+    def started(self) -> bool:
+        """Whether the temporary file has been opened."""
+        return self._fd is not None
+
+    def append(self, data: bytes) -> None:
+        with translate_disk_errors(self._final, self._fs.root):
+            fd = self._open_fd()
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
+
+    def chown_to_owner_of(self, directory: Path) -> None:
+        """Change the owner to that of ``directory``, the service's account, if this is root."""
+        if sys.platform != "win32" and os.geteuid() == 0:
+            owner = directory.stat()
+            os.fchown(self._open_fd(), owner.st_uid, owner.st_gid)
+
+    def sync(self) -> None:
+        """Sync the appended bytes to the disk."""
+        with translate_disk_errors(self._final, self._fs.root):
+            os.fsync(self._open_fd())
+
+    def commit(self, *, mtime: int | None = None, durable: bool = False) -> None:
+        """Set the modification time (Unix seconds) and rename the file to its final name.
+
+        A symbolic link at the final name is replaced, not followed.
+        """
+        with translate_disk_errors(self._final, self._fs.root):
+            fd = self._open_fd()
+            if mtime is not None:
+                self._set_mtime(fd, mtime)
+            if durable:
+                os.fsync(fd)
+            self._close()
+            replace(self._temporary, self._final, self._fs)
+            if durable:
+                sync_directories(self._final.parent, self._fs)
+        self._release_fs()
+
+    def discard(self) -> None:
+        """Close and remove the temporary file; may be called at any time, and repeatedly.
+
+        A file that cannot be removed now is removed when the cart is restaged or deleted.
+        """
+        if self._fd is not None:
+            with suppress(OSError):
+                self._close()
+        if self._created:
+            # Not by MkdirFS: directories that have been removed must not be created again.
+            with suppress(OSError), RootedFS(self._fs.root) as fs:
+                fs.unlink(self._temporary)
+        self._release_fs()
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            try:
+                self._fd = self._fs.open(self._temporary, CREATE_FLAGS, FILE_MODE)
+            except FileNotFoundError:
+                self._fs.close()
+                self._fd = self._fs.open(self._temporary, CREATE_FLAGS, FILE_MODE)
+            self._created = True
+        return self._fd
+
+    def _set_mtime(self, fd: int, mtime: int) -> None:
+        try:
+            os.utime(fd if os.utime in os.supports_fd else self._temporary, (mtime, mtime))
+        except (OverflowError, OSError) as error:
+            number = getattr(error, "errno", None) or errno.EINVAL
+            raise OSError(number, f"its modification time {mtime} cannot be set") from error
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _release_fs(self) -> None:
+        if self._retained:
+            self._retained = False
+            self._fs.release()
+
+
+def replace(temporary: Path, final: Path, fs: MkdirFS) -> None:
+    """Rename ``temporary`` to ``final``, and replace what is there."""
+    try:
+        try:
+            fs.rename_into_place(temporary, final)
+        except (IsADirectoryError, PermissionError):  # PermissionError on Windows
+            if not fs.is_directory(final):
+                raise
+            fs.evict_directory(final)
+            fs.rename_into_place(temporary, final)
+    except FileNotFoundError:
+        fs.close()  # an open directory has been removed
+        raise
+
+
+def sync_directories(directory: Path, fs: RootedFS) -> None:
+    """Sync ``directory`` and its parents up to the root, so that names survive a power failure.
+
+    A no-op where directories cannot be opened.
+    """
+    if not HAS_DIR_FD:
+        return
+    for level in (directory, *directory.parents):
+        with fs.directory(level) as opened:
+            os.fsync(opened)
+        if level == fs.root:
+            return
+
+
+@contextmanager
+def trial_file(paths: VolumePaths, hint: str) -> Iterator[Path]:
+    """Yield a unique path in ``incoming/``; :func:`remove_leftovers` does not remove it meanwhile.
+
+    Raises ``OSError`` if another process holds the exclusive lock.
+    """
+    lock = SharedLock(paths.all_incoming)
+    try:
+        lock.acquire()
+    except VolumeDamaged:
+        reason = "another process that is starting has locked incoming/: stop it, or wait for it"
+        raise OSError(errno.EBUSY, reason, str(paths.all_incoming)) from None
+    try:
+        yield paths.all_incoming / f"{hint}-{secrets.token_hex(8)}"
+    finally:
+        lock.release()
+
+
+def remove_leftovers(paths: VolumePaths) -> None:
+    """Remove leftovers of killed starts, unless another process is writing trial files."""
+    with exclusive_lock(paths.all_incoming) as acquired:
+        if acquired:
+            with RootedFS(paths.root) as fs:
+                for directory in (paths.root, paths.all_incoming):
+                    for name, _ in list_entries(fs, directory):
+                        if _LEFTOVER.fullmatch(name):
+                            remove_tree(fs, directory / name)

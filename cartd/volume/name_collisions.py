@@ -20,11 +20,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from cartd.volume.partial import DISK_FULL
+from cartd.volume.incoming import TRIAL, trial_file
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
-from cartd.volume.rooted_fs import CREATE_FLAGS, RootedFS
-from cartd.volume.trial_files import TRIAL, trial_file
+from cartd.volume.rooted_fs import CREATE_FLAGS, DISK_FULL, RootedFS
 
 MAX_CANDIDATES: Final = 20
 """Paths compared of those with the same folded name."""

@@ -17,9 +17,8 @@ from cartd.volume.base import VolumeBase
 from cartd.volume.files import list_entries
 from cartd.volume.identity import CART_ID
 from cartd.volume.links import remove_link_of
-from cartd.volume.partial import translate_disk_errors
 from cartd.volume.remove import remove_tree
-from cartd.volume.rooted_fs import RootedFS
+from cartd.volume.rooted_fs import RootedFS, translate_disk_errors
 
 
 @dataclass(frozen=True, slots=True)

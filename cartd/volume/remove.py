@@ -23,9 +23,8 @@ from twisted.logger import Logger
 
 from cartd.errors import Unavailable
 from cartd.text import escape
-from cartd.volume.mkdir_fs import raise_occupied
 from cartd.volume.paths import VolumePaths
-from cartd.volume.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS
+from cartd.volume.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS, raise_occupied
 
 MAX_ATTEMPTS = 20
 """Attempts to remove a directory to which other processes still write."""

@@ -23,10 +23,15 @@ from cartd.errors import InvalidInput
 from cartd.model import Cart, CartFile, DuplicateFile
 from cartd.volume import files as found_files
 from cartd.volume.bundles import Bundles
-from cartd.volume.check import check_writable, prepare
-from cartd.volume.hard_links import link_duplicates
+from cartd.volume.file_system import check_writable, prepare
 from cartd.volume.incoming import IncomingFile
-from cartd.volume.links import LinkOccupiedError, LinksNotAllowedError, place_link, remove_link
+from cartd.volume.links import (
+    LinkOccupiedError,
+    LinksNotAllowedError,
+    link_duplicates,
+    place_link,
+    remove_link,
+)
 from cartd.volume.locks import CartLocks, exclusive_lock
 from cartd.volume.orphans import OrphanScan
 from cartd.volume.remove import RemovalStopped, remove_one_file, remove_tree, rename_then_remove

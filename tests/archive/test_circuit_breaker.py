@@ -19,7 +19,7 @@ from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 from tests.support.memory_store import MemoryStore
 from tests.support.staging_parts import Bench, outage, passing, unavailable
 from tests.support.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of

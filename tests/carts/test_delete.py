@@ -18,7 +18,7 @@ from cartd.carts.pins import Pins
 from cartd.deferreds.threads import ThreadRunner
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.staging.stager import Stager
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 from cartd.volume.remove import RemovalStopped, remove_tree
 from cartd.volume.rooted_fs import RootedFS
 from tests.support.staging_parts import Bench

@@ -13,8 +13,7 @@ from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.tar.index import TarIndex
-from cartd.tar.index_builder import Members
+from cartd.tar.index import Members, TarIndex
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from tests.support.built_tars import Member, columns, index_of
 from tests.support.volume_parts import (

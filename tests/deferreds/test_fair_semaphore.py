@@ -16,7 +16,7 @@ from cartd.deferreds.tasks import for_each
 from cartd.model import Cart
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import Stager
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 from tests.support.staging_parts import Bench
 from tests.support.volume_parts import InThisThread, result_of
 

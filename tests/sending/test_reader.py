@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
-from cartd.sending.interfaces import Reader
-from cartd.sending.reader import SENDFILE_MIN, TarReader, TreeReader
+from cartd.sending.reader import SENDFILE_MIN, Reader, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from tests.support.built_tars import Member, build_tar
 from tests.support.open_files import open_below

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from cartd.errors import Unavailable
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
 from cartd.staging.stager import CLAIM_INTERVAL, LEASE_SECONDS, STALL_TIMEOUT, Stager
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 from tests.support.staging_parts import Bench, outage, passing
 from tests.support.volume_parts import InThisThread, begin, logged, result_of
 

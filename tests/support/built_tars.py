@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cartd.tar.index import TarIndex
-from cartd.tar.index_builder import Members, TarIndexBuilder
+from cartd.tar.index import Members, TarIndex, TarIndexBuilder
 from cartd.tar.virtual_tar import VirtualTar
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from cartd.checksum import Checksum
 from cartd.deferreds.threads import ThreadRunner
-from cartd.volume.incoming import BLOCK, IncomingFile
-from cartd.volume.mkdir_fs import MkdirFS
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import BLOCK, IncomingFile, PartialFile
+from cartd.volume.rooted_fs import MkdirFS
 
 OLD = 1_234_567_890
 SMALL = b"a body of less than a block"

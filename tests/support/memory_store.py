@@ -24,7 +24,7 @@ from cartd.model import (
 )
 from cartd.store import Store
 from cartd.store.durability import DirtyRows
-from cartd.tar.index_builder import Members
+from cartd.tar.index import Members
 from tests.support.built_tars import Member, columns
 
 MTIME = 1_234_567_890

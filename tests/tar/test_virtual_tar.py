@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cartd.tar.headers import DIRECTORY, FILE, header_length
-from cartd.tar.lengths import Lengths
+from cartd.tar.index import Lengths
 from cartd.tar.virtual_tar import LAYOUT_VERSION, Literal, Slice, VirtualTar
 from tests.support.built_tars import Member, build_tar, index_of
 

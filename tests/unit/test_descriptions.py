@@ -15,7 +15,7 @@ from cartd.carts.pins import AccessTimes, Pins
 from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
-from cartd.tar.index_builder import Members
+from cartd.tar.index import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.volume import Volume
 from tests.support.built_tars import Member, build_tar, index_of

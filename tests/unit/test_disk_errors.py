@@ -16,7 +16,7 @@ from cartd.model import Cart, CartFile
 from cartd.volume import Volume
 from cartd.volume.identity import Identity, write_volume_number
 from cartd.volume.locks import SharedLock
-from cartd.volume.partial import translate_disk_errors
+from cartd.volume.rooted_fs import translate_disk_errors
 from tests.support.volume_parts import a_cart, a_file, logged, result_of
 
 pytest_plugins = ("tests.support.volume_fixture",)

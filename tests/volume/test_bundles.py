@@ -74,7 +74,7 @@ def test_a_bundle_that_may_not_outlast_a_power_failure_is_none(
         raise OSError(errno.EIO, "Input/output error")
 
     path = stage(volume, a_file(BODY))
-    monkeypatch.setattr("cartd.volume.partial.sync_directories", fail)
+    monkeypatch.setattr("cartd.volume.incoming.sync_directories", fail)
     with pytest.raises(OSError):
         result_of(volume.write_tar(CART, Bytes(TAR), len(TAR)))
     assert path.read_bytes() == BODY

@@ -17,7 +17,7 @@ from cartd.sending.reader import TarReader, TreeReader
 from cartd.tar.virtual_tar import Slice
 from cartd.volume import Volume
 from cartd.volume.identity import read_volume_number
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 from cartd.volume.remove import MAX_DEPTH_OPEN, remove_tree
 from cartd.volume.rooted_fs import RootedFS
 from tests.support.open_files import open_below
@@ -277,8 +277,8 @@ def test_a_tree_deeper_than_the_descriptor_limit_is_removed(tmp_path: Path) -> N
 def test_without_directory_descriptors_paths_are_used(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("volume.rooted_fs", "volume.remove", "volume.partial", "volume.hard_links"):
-        monkeypatch.setattr(f"cartd.{module}.HAS_DIR_FD", False)
+    for module in ("rooted_fs", "remove", "incoming", "links"):
+        monkeypatch.setattr(f"cartd.volume.{module}.HAS_DIR_FD", False)
     assert result_of(volume.remove(CART))
     result_of(stage_again(volume))
     assert result_of(has(volume, FILE))

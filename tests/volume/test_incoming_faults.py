@@ -12,8 +12,8 @@ import pytest
 
 from cartd.checksum import Mismatch
 from cartd.errors import NoSpace
-from cartd.volume.mkdir_fs import MkdirFS
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import PartialFile
+from cartd.volume.rooted_fs import MkdirFS
 from tests.support.incoming_place import LARGE, SMALL, FailingWrites, Place
 from tests.support.open_files import open_below
 from tests.support.volume_parts import (

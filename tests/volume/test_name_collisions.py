@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import PathCollision
-from cartd.volume.check import prepare
-from cartd.volume.mkdir_fs import MkdirFS
+from cartd.volume.file_system import prepare
+from cartd.volume.incoming import PartialFile
 from cartd.volume.name_collisions import (
     CollisionFinder,
     Folding,
@@ -22,8 +22,8 @@ from cartd.volume.name_collisions import (
     find_collision,
     first_same_path,
 )
-from cartd.volume.partial import PartialFile
 from cartd.volume.paths import VolumePaths
+from cartd.volume.rooted_fs import MkdirFS
 from tests.support.archived_carts import in_a_thread, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors
 from tests.support.faulty_archive import FaultyArchive

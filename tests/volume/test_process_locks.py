@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cartd.volume.process_locks import NO_BOOT_ID, ProcessLocks, boot_id
+from cartd.volume.locks import NO_BOOT_ID, ProcessLocks, boot_id
 from tests.support.without_flock import refuse
 
 HOLD = """
 import sys
 from pathlib import Path
-from cartd.volume.process_locks import ProcessLocks
+from cartd.volume.locks import ProcessLocks
 process_locks = ProcessLocks(Path(sys.argv[1]))
 process_locks.start()
 print(process_locks.name, flush=True)
@@ -142,7 +142,7 @@ def test_a_kernel_has_one_name_for_all_its_processes() -> None:
     asked = [
         sys.executable,
         "-c",
-        "from cartd.volume.process_locks import boot_id; print(boot_id())",
+        "from cartd.volume.locks import boot_id; print(boot_id())",
     ]
     told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     assert told == boot_id()

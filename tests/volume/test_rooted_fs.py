@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.sending.dir_fd_cache import DirFdCache
+from cartd.sending.reader import DirFdCache
 from cartd.volume.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
 from tests.support.open_files import open_below
 

@@ -11,18 +11,17 @@ import pytest
 
 from cartd.errors import ConfigError
 from cartd.volume import locks
-from cartd.volume.check import prepare
+from cartd.volume.file_system import prepare
 from cartd.volume.identity import read_volume_number, write_volume_number
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import PartialFile, remove_leftovers, trial_file
 from cartd.volume.paths import VolumePaths
-from cartd.volume.trial_files import remove_leftovers, trial_file
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cartd.volume.check import prepare
+from cartd.volume.file_system import prepare
 from cartd.volume.identity import write_volume_number
-from cartd.volume.partial import PartialFile
+from cartd.volume.incoming import PartialFile
 from cartd.volume.paths import VolumePaths
 
 method, root = sys.argv[1], Path(sys.argv[2])
