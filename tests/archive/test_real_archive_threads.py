@@ -26,7 +26,7 @@ def cartd(archive: RealArchive, tmp_path: Path) -> Iterator[RunningCartd]:
     ini = "[archiveinterface]\nmax_attempts = 4\n"
     with running_cartd(tmp_path / "cartd", archive=archive.url, ini=ini) as running:
         yield running
-        assert "again" in running.log, "no requests have met"
+        assert "Retrying" in running.log, "no response was mixed up"
         assert running.terminate() == 0
         assert_no_unexpected_errors(running.log)
 
