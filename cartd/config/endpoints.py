@@ -51,7 +51,7 @@ class TlsEndpoint:
 
 def parse_tls_endpoint(description: str) -> TlsEndpoint:
     """Parse ``ssl:PORT:privateKey=FILE...``; raise ValueError with the reason."""
-    given = arguments(description, _TLS_NAMES)
+    given = _arguments(description, _TLS_NAMES)
     if "port" not in given:
         raise ValueError("it has no port")
     key = given.get("privateKey", "server.pem")
@@ -59,7 +59,7 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
     if method != _ONLY_1_2 and method not in _ANY_METHOD:
         raise ValueError(f"sslmethod {method} is not TLS_METHOD or {_ONLY_1_2}")
     return TlsEndpoint(
-        port=integer("port", given["port"], 65535),
+        port=_integer("port", given["port"], 65535),
         private_key=_path("privateKey", key),
         certificate=_path("certKey", given.get("certKey", key)),
         chain=_path("extraCertChain", given["extraCertChain"])
@@ -69,12 +69,38 @@ def parse_tls_endpoint(description: str) -> TlsEndpoint:
         if "dhParameters" in given
         else None,
         interface=given.get("interface", ""),
-        backlog=integer("backlog", given.get("backlog", "50"), 2**31 - 1),
+        backlog=_integer("backlog", given.get("backlog", "50"), 2**31 - 1),
         only_1_2=method == _ONLY_1_2,
     )
 
 
-def arguments(description: str, names: Sequence[str]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    """Where to listen, and the mode of the socket, which decides who may connect."""
+
+    path: Path
+    mode: int | None
+    """None: 660 less the bits of the umask."""
+    backlog: int
+
+
+def parse_unix_endpoint(description: str) -> UnixEndpoint:
+    """Parse ``unix:PATH:mode=660...``; raise ValueError with the reason.
+
+    ``lockfile`` is accepted and ignored: Twisted's lock file only has a process number.
+    """
+    given = _arguments(description, _UNIX_NAMES)
+    path = given.get("address", "")
+    if not path or "\0" in path:
+        raise ValueError("it names no file")
+    mode = given.get("mode")
+    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
+        raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
+    backlog = _integer("backlog", given.get("backlog", "50"), 2**31 - 1)
+    return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)
+
+
+def _arguments(description: str, names: Sequence[str]) -> dict[str, str]:
     """Return the arguments of an endpoint by name; ``names`` has the order of positional ones."""
     given: dict[str, str] = {}
     unnamed = iter(names)
@@ -111,34 +137,8 @@ def _path(name: str, value: str) -> Path:
     return Path(value)
 
 
-def integer(name: str, value: str, maximum: int) -> int:
+def _integer(name: str, value: str, maximum: int) -> int:
     """A number from 0 to ``maximum``."""
     if not _NUMBER.fullmatch(value) or int(value) > maximum:
         raise ValueError(f"{name} {value!r} is not a whole number from 0 to {maximum}")
     return int(value)
-
-
-@dataclass(frozen=True, slots=True)
-class UnixEndpoint:
-    """Where to listen, and the mode of the socket, which decides who may connect."""
-
-    path: Path
-    mode: int | None
-    """None: 660 less the bits of the umask."""
-    backlog: int
-
-
-def parse_unix_endpoint(description: str) -> UnixEndpoint:
-    """Parse ``unix:PATH:mode=660...``; raise ValueError with the reason.
-
-    ``lockfile`` is accepted and ignored: Twisted's lock file only has a process number.
-    """
-    given = arguments(description, _UNIX_NAMES)
-    path = given.get("address", "")
-    if not path or "\0" in path:
-        raise ValueError("it names no file")
-    mode = given.get("mode")
-    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
-        raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
-    backlog = integer("backlog", given.get("backlog", "50"), 2**31 - 1)
-    return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)
