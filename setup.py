@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["cartd", "cartd.*"]), "twisted.plugins"],
-    package_data={"cartd": ["py.typed"]},
+    package_data={"cartd": ["py.typed"], "cartd.http": ["openapi.json"]},
     install_requires=[
         "alchimia>=0.8.1,<0.9",
         "alembic>=1.16,<2",

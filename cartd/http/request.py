@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from cartd import openapi
 from cartd.auth import Authenticator
 from cartd.errors import CartdError, NoCredentials
 from cartd.http import error_responses, origins
@@ -299,14 +298,16 @@ def _reject_unauthenticated(request: Any, error: CartdError) -> None:
 
 CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
 _READ_METHODS = ("GET", "HEAD")
-_OPENAPI_PATH = openapi.PATH.strip("/").split("/")
+OPENAPI_PATH = "/-/openapi.json"
+"""No uid begins with ``-``, so this path cannot be that of a cart."""
+_OPENAPI_SEGMENTS = OPENAPI_PATH.strip("/").split("/")
 
 
 def allowed_methods(path: Sequence[str]) -> Sequence[str]:
     """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
     if len(path) == 1:
         return CART_METHODS
-    return _READ_METHODS if not path or list(path) == _OPENAPI_PATH else ()
+    return _READ_METHODS if not path or list(path) == _OPENAPI_SEGMENTS else ()
 
 
 def check_post(path: Sequence[str]) -> None:

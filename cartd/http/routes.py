@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from klein import Klein
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
-from cartd import openapi
+from cartd import __version__
 from cartd.carts.download import Download, Downloads, NotReady, TarDescription
 from cartd.carts.submit import Carts
 from cartd.errors import (
@@ -49,12 +50,20 @@ from cartd.http.headers import (
     evaluate_conditions,
     http_date,
 )
-from cartd.http.request import LimitedRequest, header_field
+from cartd.http.request import OPENAPI_PATH, LimitedRequest, header_field
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
 
-OPENAPI = openapi.to_json().encode()
+
+def _load_openapi() -> bytes:
+    """Return the OpenAPI description as it is served: ``openapi.json`` with cartd's version."""
+    document = json.loads(Path(__file__).with_name("openapi.json").read_bytes())
+    document["info"]["version"] = __version__
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+OPENAPI = _load_openapi()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -95,7 +104,7 @@ class Rest:
         body = json.dumps({"message": "Pacifica Cartd Interface Up and Running"}).encode()
         return _static_response(request, body, None)
 
-    @app.route(openapi.PATH, methods=["GET"])
+    @app.route(OPENAPI_PATH, methods=["GET"])
     def openapi_document(self, request: Request) -> bytes:
         return _static_response(request, OPENAPI, OPENAPI_ETAG, PUBLIC)
 

@@ -1,7 +1,0 @@
-"""Print the document, for ``docs/openapi.json``."""
-
-import sys
-
-from cartd import openapi
-
-sys.stdout.write(openapi.to_json())
