@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -130,6 +131,14 @@ def test_every_error_of_the_service_is_described() -> None:
     codes = {str(kind.code) for kind in of_service}
     described = {code for _, operation in OPERATIONS for code in operation["responses"]}
     assert codes <= described
+
+
+def test_every_error_status_is_in_the_rest_reference() -> None:
+    page = (ROOT / "docs/rest.md").read_text("utf-8")
+    explained = set(re.findall(r"^\| ([45]\d\d) \|", page, re.M))
+    described = {code for _, operation in OPERATIONS for code in operation["responses"]}
+    elsewhere = set(re.findall(r"\b[45]\d\d\b", DOCUMENT["info"]["description"]))
+    assert explained == {code for code in described | elsewhere if code >= "400"}
 
 
 def kinds(error: type[CartdError]) -> list[type[CartdError]]:
