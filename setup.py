@@ -58,8 +58,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "cartd-cmd = cartd.cli:main",
-            "pacifica-cartd-cmd = cartd.cli:main",
+            "cartd-cmd = cartd.cli.main:main",
+            "pacifica-cartd-cmd = cartd.cli.main:main",
             "pacifica-cartd = cartd.options:main",
         ]
     },

@@ -1,5 +1,5 @@
 """``cartd-cmd``: the commands for administrators."""
 
-from cartd.cli.commands import main
+from cartd.cli.main import main
 
 __all__ = ["main"]

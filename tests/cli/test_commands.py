@@ -13,8 +13,7 @@ import pytest
 import yaml
 from sqlalchemy import text
 
-from cartd.cli import main
-from cartd.cli.commands import create_parser
+from cartd.cli.main import create_parser, main
 from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
 from tests.support.faulty_archive import FaultyArchive

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from cartd.cli.verify import Verify
+from cartd.cli.repair import Verify
 from cartd.integrity.scrub import Damage, Verification
 from cartd.model import Cart, CartStatus
 from tests.support.cart_site import CartSite, cart_site

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cartd.cli import main as cartd_cmd
+from cartd.cli.main import main as cartd_cmd
 from cartd.config import load
 from cartd.errors import InvalidInput
 from cartd.http.routes import Rest

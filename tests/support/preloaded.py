@@ -37,7 +37,7 @@ from types import ModuleType
 from typing import IO, cast
 
 LOADED = (
-    *("cartd.services", "cartd.options", "cartd.cli.commands", "cartd.http.server"),
+    *("cartd.services", "cartd.options", "cartd.cli.main", "cartd.http.server"),
     *("cartd.directory_archive.delivery", "cartd.directory_archive.directory"),
     *("alembic.command", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),

@@ -1,4 +1,4 @@
-"""``cartd-cmd``: the commands for administrators."""
+"""The command line of ``cartd-cmd``: its parser, and the function of each command."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cartd.carts.download import TOUCH_INTERVAL
 from cartd.cli.dump import dump
 from cartd.cli.fixit import Fixit
 from cartd.cli.purge import Purge
-from cartd.cli.token import add_actions, token
-from cartd.cli.verify import Verify
+from cartd.cli.repair import Verify
+from cartd.cli.tokens import add_actions, token
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.integrity.identity import bind_volume
