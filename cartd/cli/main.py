@@ -24,9 +24,8 @@ from twisted.logger import (
 
 from cartd.carts.download import TOUCH_INTERVAL
 from cartd.cli.dump import dump
-from cartd.cli.fixit import Fixit
 from cartd.cli.purge import Purge
-from cartd.cli.repair import Verify
+from cartd.cli.repair import Fixit, Verify
 from cartd.cli.tokens import add_actions, token
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
