@@ -21,8 +21,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -45,9 +46,39 @@ FALSE_TRIP_SECONDS = 30.0
 """Seconds for which they do not trip it again, after a trip that proved false."""
 
 
+class State(Enum):
+    CLOSED = auto()
+    """Requests are sent."""
+    OPEN = auto()
+    """Files wait for the next probe."""
+    HALF_OPEN = auto()
+    """Files wait, and a probe is chosen or sent."""
+
+
+class _Event(Enum):
+    TRIP = auto()
+    """A request has failed as if the whole archive were unavailable."""
+    PROBE = auto()
+    """The first file waits, or the pause is over: early if a file comes that was not probed yet."""
+    PAUSE = auto()
+    """The next probe has to wait, if only for the next iteration of the reactor."""
+    CLOSE = auto()
+    """A probe was answered, or no file waits any more."""
+
+
+_TRANSITIONS: Final = {
+    (State.CLOSED, _Event.TRIP): State.OPEN,
+    (State.OPEN, _Event.PROBE): State.HALF_OPEN,
+    (State.HALF_OPEN, _Event.PAUSE): State.OPEN,
+    (State.HALF_OPEN, _Event.CLOSE): State.CLOSED,
+    (State.OPEN, _Event.CLOSE): State.CLOSED,
+}
+"""Any other event leaves the state as it is."""
+
+
 @dataclass(slots=True)
 class _Trip:
-    """Why the breaker is open."""
+    """Why the breaker is not closed."""
 
     cause: ArchiveError
     since: float
@@ -88,13 +119,14 @@ class CircuitBreaker:
         self._random = random
         self._url = url
         self._waiters = Waiters(status, clock, limit)
+        self._state = State.CLOSED
         self._trip: _Trip | None = None
-        self._probing = False
+        """None while the breaker is closed."""
+        self._probing: Deferred[None] | None = None
+        """From the first file that waits until the breaker is closed."""
         self._probe_count = 0
         self._current: Deferred[None] | None = None
         """What the probing waits for: the end of a pause, or a response."""
-        self._pausing = False
-        """Whether the probing pauses, and may go on early with a file that has just come."""
         self._unavailable_files: set[str] = set()
         """The files that the archive has called unavailable since its last success."""
         self._ignored_until = -inf
@@ -103,7 +135,7 @@ class CircuitBreaker:
     @property
     def is_closed(self) -> bool:
         """Whether requests may be sent."""
-        return self._trip is None
+        return self._state is State.CLOSED
 
     @property
     def successes(self) -> int:
@@ -143,6 +175,7 @@ class CircuitBreaker:
         if self._trip is None:
             now = self._clock.seconds()
             self._trip = _Trip(failure, now, archive_id, trips_on_errors=not failure.outage)
+            self._advance(_Event.TRIP)
             return
         self._trip.trips_on_errors |= not failure.outage
         if archive_id != self._trip.only_file:
@@ -156,7 +189,7 @@ class CircuitBreaker:
         :raises OutageTooLong: the cart has waited for as long as it may.
         """
         was_unavailable = False
-        while self._trip is not None:
+        while not self.is_closed:
             was_unavailable |= await self._wait_for_release(cart_id, archive_id, failed)
             failed = False
         return was_unavailable
@@ -180,11 +213,12 @@ class CircuitBreaker:
 
     async def _wait_for_release(self, cart_id: int, archive_id: str, failed: bool) -> bool:
         released = self._waiters.join(cart_id, archive_id, failed=failed)
-        if not self._probing:
-            self._probing = True
-            Deferred.fromCoroutine(self._probe_until_answered()).addErrback(self._probing_failed)
-        elif self._pausing and self._has_unprobed_file():
-            self._pausing = False
+        if self._probing is None:
+            self._advance(_Event.PROBE)
+            self._probing = Deferred.fromCoroutine(self._probe_until_answered())
+            self._probing.addErrback(self._probing_failed)
+        elif self._state is State.OPEN and self._has_unprobed_file():
+            self._advance(_Event.PROBE)
             self._interrupt()
         try:
             return await released
@@ -211,6 +245,7 @@ class CircuitBreaker:
             if not self._waiters:
                 self._stop_probing()
                 return
+            self._advance(_Event.PROBE)
             archive_id = self._next_probe(target)
             try:
                 failure = await self._probe(archive_id)
@@ -253,8 +288,8 @@ class CircuitBreaker:
     async def _pause(self, seconds: float) -> None:
         """Wait while files do; fail those whose carts have reached the limit meanwhile."""
         end = self._clock.seconds() + seconds
-        self._pausing = True
-        while self._waiters and self._pausing:
+        self._advance(_Event.PAUSE)
+        while self._waiters and self._state is State.OPEN:
             left, trip = end - self._clock.seconds(), self._trip
             if trip is None or not trip.confirmed:
                 await self._sleep(left)
@@ -263,7 +298,6 @@ class CircuitBreaker:
                 self._waiters.fail_expired(trip.cause)
             if self._clock.seconds() >= end:
                 break
-        self._pausing = False
 
     async def _sleep(self, seconds: float) -> None:
         self._current = deferLater(self._clock, max(seconds, 0.0))
@@ -279,6 +313,9 @@ class CircuitBreaker:
             self._current.cancel()
 
     # State changes
+
+    def _advance(self, event: _Event) -> None:
+        self._state = _TRANSITIONS.get((self._state, event), self._state)
 
     def _confirm_outage(self, trip: _Trip, archive_id: str, failure: ArchiveError) -> None:
         if archive_id != trip.only_file:
@@ -300,7 +337,8 @@ class CircuitBreaker:
             self._ignored_until = self._clock.seconds() + FALSE_TRIP_SECONDS
         self._log_end("The archive is available again after {length:.1f} s")
         self._trip = None
-        self._probing = False
+        self._probing = None
+        self._advance(_Event.CLOSE)
         self._semaphore.slow_start()
         self._status.end()
         self._waiters.release(was_unavailable)
@@ -311,7 +349,8 @@ class CircuitBreaker:
             "No cart waits for the archive any more, which was unavailable for {length:.1f} s"
         )
         self._trip = None
-        self._probing = False
+        self._probing = None
+        self._advance(_Event.CLOSE)
         self._status.forget_cause()
 
     def _log_end(self, text: str) -> None:
