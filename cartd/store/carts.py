@@ -138,9 +138,9 @@ _UNSTAGED_BYTES = case(
     (cart.c.bytes_total > cart.c.bytes_staged, cart.c.bytes_total - cart.c.bytes_staged), else_=0
 )
 _OUTSTANDING = select(
-    func.count(),
-    func.sum(cart.c.files_total - cart.c.files_staged),
-    func.sum(_UNSTAGED_BYTES),
+    func.count().label("carts"),
+    func.sum(cart.c.files_total - cart.c.files_staged).label("files"),
+    func.sum(_UNSTAGED_BYTES).label("bytes"),
 ).where(
     cart.c.owner == bindparam("owner"),
     cart.c.status.in_(UNFINISHED),
@@ -363,8 +363,9 @@ async def check_quota(transaction: Transaction, owner: str, limits: UserQuota, f
     :raises QuotaExceeded: the quota is exceeded.
     """
     await transaction.advisory_lock(f"quota of {owner}")
-    [(carts, unstaged, size)] = await transaction.rows(_OUTSTANDING, {"owner": owner})
-    limits.check(Outstanding(int(carts), int(unstaged or 0), int(size or 0)), files)
+    [row] = await transaction.rows(_OUTSTANDING, {"owner": owner})
+    outstanding = Outstanding(int(row.carts), int(row.files or 0), int(row.bytes or 0))
+    limits.check(outstanding, files)
 
 
 def _parameters(viewer: Viewer, uid: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import mark_dirty
 from cartd.store.leases import require_lease
 from cartd.store.progress import record_staged_in
-from cartd.store.rows import BATCH, batched
+from cartd.store.rows import BATCH, batched, in_field_order
 from cartd.store.tables import cart, file
 
 # A literal, as in the index's condition: with a parameter SQLite would not use the index.
@@ -60,7 +60,8 @@ _FOUND = select(
         _others_cart.c.id == _other.c.cart_id,
         _HAS_TREE,
     )
-    .correlate(file),
+    .correlate(file)
+    .label("is_elsewhere"),
 ).where(
     file.c.cart_id == bindparam("in_cart"),
     file.c.position.in_(bindparam("positions", expanding=True)),
@@ -68,17 +69,22 @@ _FOUND = select(
 )
 _DUPLICATES = (
     select(
-        file.c.position,
-        file.c.bundle_path,
-        _found.c.id,
-        _found.c.cart_id,
-        _found_cart.c.cart_uid,
-        _found.c.bundle_path,
-        _found.c.size,
-        _found.c.mtime,
-        file.c.hash_type,
-        file.c.hash_value,
-        _found_cart.c.invalidations,
+        *in_field_order(
+            DuplicateFile,
+            {
+                "position": file.c.position,
+                "path": file.c.bundle_path,
+                "staged_id": _found.c.id,
+                "staged_cart": _found.c.cart_id,
+                "staged_uid": _found_cart.c.cart_uid,
+                "staged_path": _found.c.bundle_path,
+                "size": _found.c.size,
+                "mtime": _found.c.mtime,
+                "hash_type": file.c.hash_type,
+                "hash_sum": file.c.hash_value,
+                "invalidations": _found_cart.c.invalidations,
+            },
+        )
     )
     .select_from(file)
     .join(_found, _found.c.id == _DUPLICATE)
@@ -157,7 +163,9 @@ class Dedup:
             for batch in batched(iter(sorted(found)), BATCH):
                 rows = await transaction.rows(_FOUND, {"in_cart": cart_id, "positions": batch})
                 only_here = {
-                    tuple(same): at for at, *same, is_elsewhere in rows if not is_elsewhere
+                    (row.file_name, row.hash_type, row.hash_value): row.position
+                    for row in rows
+                    if not row.is_elsewhere
                 }
                 digests = {at: found[at] for at in only_here.values()}
                 await record_staged_in(transaction, cart_id, digests)
@@ -223,7 +231,8 @@ async def _owners(transaction: Transaction, duplicates: Sequence[DuplicateFile])
         _STAGED_FILES, {"ids": [duplicate.staged_id for duplicate in duplicates]}
     )
     carts = list({row.cart_id for row in files})
-    invalidations = dict(await transaction.rows(_CARTS_IN_PLACE, {"ids": carts}))
+    in_place = await transaction.rows(_CARTS_IN_PLACE, {"ids": carts})
+    invalidations = {row.id: row.invalidations for row in in_place}
     known = {duplicate.staged_id: duplicate.invalidations for duplicate in duplicates}
     return {
         row.id: row.linked_to or row.id

@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 
 from cartd.model import Cart, CartStatus, FileStatus
-from cartd.store.database import Database, Transaction, lock_writers
+from cartd.store.database import Database, Rows, Transaction, lock_writers
 from cartd.store.rows import BATCH, CARTS, FINISHED, cart_of, date_of
 from cartd.store.space import transfer_ownership
 from cartd.store.tables import cart, dirty_files, file, page_cache
@@ -253,7 +253,7 @@ class Durability:
         """
         number = 0
         bundled = await self._database.rows(_IS_BUNDLED, {"of_cart": cart_id})
-        if bundled and bundled[0][0]:
+        if bundled and bundled[0].bundle:
             return await self._revalidate_bundled(cart_id, rows, now)
         for row in rows:
             async with self._database.transaction() as transaction:
@@ -323,10 +323,10 @@ async def renew_dirty_rows(transaction: Transaction, holder: str, until: float) 
     await transaction.execute(_RENEW, {"by": holder, "until": until})
 
 
-def _by_cart(rows: Sequence[tuple[int, int]]) -> DirtyRows:
+def _by_cart(rows: Rows) -> DirtyRows:
     dirty: DirtyRows = {}
-    for row, cart_id in rows:
-        dirty.setdefault(cart_id, []).append(row)
+    for row in rows:
+        dirty.setdefault(row.cart_id, []).append(row.id)
     return dirty
 
 

@@ -42,7 +42,7 @@ _CLAIM = (
 _CLAIMED = CARTS.where(cart.c.id == bindparam("cart_id"))
 _HELD = (cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None))
 _HOLDERS = (
-    select(cart.c.lease_holder, func.max(cart.c.lease_until))
+    select(cart.c.lease_holder, func.max(cart.c.lease_until).label("until"))
     .where(cart.c.lease_holder.is_not(None), cart.c.deleted_date.is_(None))
     .group_by(cart.c.lease_holder)
 )
@@ -115,7 +115,8 @@ class Leases:
 
     async def holders(self) -> dict[str, float]:
         """Return every lease holder with the end of its last lease, expired or not."""
-        return {holder: float(until) for holder, until in await self._database.rows(_HOLDERS)}
+        rows = await self._database.rows(_HOLDERS)
+        return {row.lease_holder: float(row.until) for row in rows}
 
     async def renew(self, holder: str, until: float) -> set[int]:
         """Extend all leases of ``holder``; return the ids of the carts that it still holds.

@@ -48,7 +48,9 @@ _RECORD_STAGED = (
         hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
     )
 )
-_LAST = select(func.max(file.c.position)).where(file.c.cart_id == bindparam("of_cart"))
+_LAST = select(func.max(file.c.position).label("position")).where(
+    file.c.cart_id == bindparam("of_cart")
+)
 _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
@@ -119,8 +121,8 @@ class Progress:
             await require_lease(transaction, cart_id, holder)
             if limit is not None:
                 taken, _ = await usage_in(transaction)
-                [[so_far]] = await transaction.rows(_VOLUME_BYTES, {"cart_id": cart_id})
-                if taken - so_far + volume_bytes > limit:
+                [own] = await transaction.rows(_VOLUME_BYTES, {"cart_id": cart_id})
+                if taken - own.volume_bytes + volume_bytes > limit:
                     return False
             await _change(transaction, cart_id, values)
         return True
@@ -197,8 +199,8 @@ class Progress:
         No other cart shares bytes with it afterwards.  The tar was synced when it was written.  The
         files are recorded in many short transactions; if the process dies in between, repeat it.
         """
-        [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
-        for first in range(0, -1 if last is None else last + 1, BATCH):
+        [last] = await self._database.rows(_LAST, {"of_cart": cart_id})
+        for first in range(0, -1 if last.position is None else last.position + 1, BATCH):
             async with self._database.transaction() as transaction:
                 await lock_writers(transaction)
                 await require_lease(transaction, cart_id, holder)

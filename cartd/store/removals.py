@@ -62,7 +62,9 @@ _DELETE = (
 )
 _PENDING_REMOVAL = (cart.c.deleted_date.is_not(None), cart.c.removed_date.is_(None))
 _PENDING_REMOVAL_IDS = select(cart.c.id).where(*_PENDING_REMOVAL)
-_OWNED = select(cart.c.volume_bytes - cart.c.bytes_linked).where(_BY_ID, *_PENDING_REMOVAL)
+_OWNED = select((cart.c.volume_bytes - cart.c.bytes_linked).label("owned")).where(
+    _BY_ID, *_PENDING_REMOVAL
+)
 _REMOVED = (
     update(cart)
     .where(_BY_ID)
@@ -77,7 +79,9 @@ _REMOVED = (
 _SUBTRACT_TRANSFERRED = (
     update(cart).where(_BY_ID).values(volume_bytes=cart.c.volume_bytes - bindparam("size"))
 )
-_LAST = select(func.max(file.c.position)).where(file.c.cart_id == bindparam("of_cart"))
+_LAST = select(func.max(file.c.position).label("position")).where(
+    file.c.cart_id == bindparam("of_cart")
+)
 _DELETE_FILES = (
     update(file)
     .where(
@@ -142,17 +146,17 @@ class Removals:
         Returns 0 if it was recorded before.  Bytes that others share are transferred to them.  The
         files are recorded in many short transactions; if the process dies in between, repeat it.
         """
-        [(last,)] = await self._database.rows(_LAST, {"of_cart": cart_id})
-        for first in range(0, -1 if last is None else last + 1, FILE_BATCH):
+        [last] = await self._database.rows(_LAST, {"of_cart": cart_id})
+        for first in range(0, -1 if last.position is None else last.position + 1, FILE_BATCH):
             if not await self._record_files_removed(cart_id, first):
                 return 0
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
-            owned = await transaction.rows(_OWNED, {"cart_id": cart_id})
-            if not owned:
+            rows = await transaction.rows(_OWNED, {"cart_id": cart_id})
+            if not rows:
                 return 0
             await transaction.execute(_REMOVED, {"cart_id": cart_id, "date": date_of(now)})
-        return int(owned[0][0])
+        return int(rows[0].owned)
 
     async def prune_removed(self, before: float) -> int:
         """Delete one batch of rows of carts that were removed before a Unix time; return its size.

@@ -206,7 +206,8 @@ def _version(connection: Connection, tables: frozenset[str]) -> str | None:
         if versions:
             return " and ".join(sorted(versions))
     if "cartsystem" in tables:
-        parts = dict(connection.execute(select(cartsystem.c.part, cartsystem.c.value)).all())
+        rows = connection.execute(select(cartsystem.c.part, cartsystem.c.value)).all()
+        parts = {row.part: row.value for row in rows}
         if {"major", "minor"} <= parts.keys():
             return f"{parts['major']}.{parts['minor']}"
     return None
