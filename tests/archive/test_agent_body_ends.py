@@ -122,7 +122,7 @@ class Asked:
     [("", PotentialDataLoss, b"abcdef"), ("Content-Length: 9\r\n", ResponseFailed, b"abc")],
     ids=["whole", "cut"],
 )
-def test_a_connection_may_end_while_bytes_are_held_as_one_of_tls_can(
+def test_a_tls_connection_may_end_while_bytes_are_buffered(
     fields: str, kind: type[Exception], data: bytes
 ) -> None:
     asked = Asked(Pool(Clock(), max_idle=1, idle_seconds=1))

@@ -67,7 +67,7 @@ def test_a_field_that_is_continued_on_the_next_line_is_one() -> None:
                      True, id="upgrade-offered"),
     ],
 )  # fmt: skip
-def test_a_head_says_where_the_body_ends_and_whether_the_connection_does(
+def test_a_head_determines_body_length_and_connection_reuse(
     data: bytes, length: int | None, chunked: bool, persistent: bool
 ) -> None:
     head = read(data)

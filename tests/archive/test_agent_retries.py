@@ -76,7 +76,7 @@ async def test_no_other_request_is_sent_twice(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_request_that_is_cancelled_while_it_connects_is_not_sent() -> None:
+async def test_a_request_cancelled_while_connecting_is_not_sent() -> None:
     async with agent_client() as asking:
         connecting = asking.agent.request(b"GET", (asking.url + "7").encode())
         connecting.cancel()

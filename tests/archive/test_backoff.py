@@ -44,7 +44,7 @@ def test_keyed_backoff_doubles_up_to_its_limit_and_forgets() -> None:
     assert not backoff.is_waiting("a")
 
 
-def test_keyed_backoff_begins_with_the_first_failure_unless_some_are_free() -> None:
+def test_backoff_begins_with_the_first_failure_that_is_not_free() -> None:
     clock = Clock()
     backoff: Backoff[str] = Backoff(clock.seconds, longest=3)
     seen = []

@@ -89,7 +89,7 @@ async def test_requests_one_after_the_other_share_a_connection(asked: ClientUnde
 
 
 @pytest_twisted.ensureDeferred
-async def test_bytes_are_asked_for_as_they_are_stored_and_no_cookie_is_kept(
+async def test_requests_ask_for_identity_coding_and_keep_no_cookies(
     asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("7", status(200, [("Set-Cookie", "a=b")]))

@@ -28,7 +28,7 @@ async def test_a_redirect_within_the_same_server_is_followed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_redirected_post_is_posted_again_but_never_turned_into_a_get(
+async def test_a_redirected_post_stays_a_post(
     asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("moved", redirect("/7", 307))

@@ -213,7 +213,7 @@ async def test_cancelling_within_the_body_closes_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelling_from_within_a_write_does_not_pool_the_connection(
+async def test_cancelling_within_a_write_does_not_pool_the_connection(
     asked: ClientUnderTest,
 ) -> None:
     asked.faulty.fault("7", steps(Send(head(200, [("Content-Length", "2")])), Drip(b"ab", 2)))

@@ -90,7 +90,7 @@ def test_a_cart_is_not_there_for_anybody_but_its_user_and_admins(
 
 
 @in_a_thread
-def test_users_of_one_uid_do_not_notice_each_other_and_an_admin_sees_the_newest(
+def test_users_share_a_uid_and_an_admin_sees_the_newest_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path / "cartd", archive=url_of(archive), started=False) as cartd:
@@ -129,9 +129,7 @@ def test_users_of_one_uid_do_not_notice_each_other_and_an_admin_sees_the_newest(
 
 
 @in_a_thread
-def test_a_user_has_no_more_under_way_than_the_limits_until_some_of_it_is_ready(
-    archive: FaultyArchive, tmp_path: Path
-) -> None:
+def test_user_limits_count_only_carts_in_progress(archive: FaultyArchive, tmp_path: Path) -> None:
     ini, url = SHARES, url_of(archive)
     with running_cartd(tmp_path / "cartd", archive=url, ini=ini, started=False) as cartd:
         ada, bob, root, nobody = start(cartd)
@@ -156,7 +154,7 @@ def test_a_user_has_no_more_under_way_than_the_limits_until_some_of_it_is_ready(
 
 
 @in_a_thread
-def test_the_one_cart_of_a_user_does_not_wait_behind_the_many_of_another(
+def test_one_cart_does_not_wait_behind_many_of_another_user(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     ini, url = "[archiveinterface]\nmax_connections = 4\n", url_of(archive)

@@ -93,7 +93,7 @@ def test_deleting_a_cart_leaves_the_shared_files_of_another(
 
 
 @in_a_thread
-def test_shared_bytes_count_once_and_are_freed_with_the_last_cart(
+def test_shared_bytes_count_once_and_go_with_the_last_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     ini = f"[cartd]\nvolume_quota = {2 * MB}\n"
@@ -130,7 +130,7 @@ def test_a_full_volume_accepts_carts_of_files_that_it_has(
 
 
 @in_a_thread
-def test_a_file_that_is_missing_is_linked_again_from_the_other_cart(
+def test_a_missing_file_is_linked_again_from_the_other_cart(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:

@@ -285,7 +285,7 @@ def test_the_first_failure_cancels_the_others_and_is_raised_last() -> None:
     assert isinstance(done[0], Failure) and str(done[0].value) == "disk"
 
 
-def test_cancelling_for_each_waits_until_every_job_has_cleaned_up() -> None:
+def test_cancelling_for_each_waits_until_every_job_has_ended() -> None:
     slow: Deferred[None] = Deferred()
 
     async def clean_slowly(_: str) -> None:

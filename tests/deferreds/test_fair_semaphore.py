@@ -61,7 +61,7 @@ class StagingSimulation:
 
 
 @pytest.mark.parametrize("before", [0, 1500], ids=["at once", "in the middle"])
-def test_one_cart_does_not_wait_behind_the_hundred_of_another_user(before: int) -> None:
+def test_one_cart_does_not_wait_behind_100_of_another_user(before: int) -> None:
     simulation = StagingSimulation()
     simulation.post("ada", carts=100, files=50)
     simulation.until(before)

@@ -65,7 +65,7 @@ def test_a_repeated_failure_is_logged_once_and_so_is_its_end() -> None:
     Deferred.fromCoroutine(periodic.stop())
 
 
-def test_stopping_cancels_the_work_under_way_and_waits_for_its_end() -> None:
+def test_stopping_cancels_running_work_and_waits_for_its_end() -> None:
     clock = Clock()
     events: list[str] = []
     cleaning: Deferred[None] = Deferred()

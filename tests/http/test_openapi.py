@@ -164,7 +164,7 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"each component up to {COMPONENT_LIMIT}." in ENTRY["path"]["description"]
 
 
-def test_hash_types_are_those_of_every_python_with_a_fixed_length() -> None:
+def test_hash_types_are_those_of_fixed_length_in_every_python() -> None:
     of_python = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
     assert set(HASH_TYPES) == of_python
 

@@ -113,9 +113,7 @@ def test_a_range_beyond_the_end_is_refused_and_tells_the_length(
     assert not {"content-disposition", "etag", "accept-ranges"} & answer.headers.keys()
 
 
-def test_a_range_is_given_if_nothing_has_changed_and_else_the_whole(
-    site: CartSite, whole: Answer
-) -> None:
+def test_if_range_selects_the_range_or_the_whole_tar(site: CartSite, whole: Answer) -> None:
     etag = whole.headers["etag"]
     assert get(site, "Range: bytes=1-2", f"If-Range: {etag}").status == 206
     later = "Tue, 01 Jan 2199 00:00:00 GMT"

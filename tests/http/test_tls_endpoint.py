@@ -26,7 +26,7 @@ def test_alpn_does_not_negotiate_http2(behind: TlsSite) -> None:
         assert connection.socket.selected_alpn_protocol() in (None, "http/1.1")
 
 
-def test_a_slow_client_gets_all_of_a_download_and_the_next_answer(behind: TlsSite) -> None:
+def test_a_slow_client_receives_all_and_the_next_response(behind: TlsSite) -> None:
     with behind.wire() as connection:
         connection.get("/large?filename=data.tar")
         wait_for(lambda: behind.site.open_files("large"))

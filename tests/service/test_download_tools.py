@@ -118,7 +118,7 @@ def tree(top: Path) -> dict[str, tuple[bytes, float]]:
 
 
 @pytest.mark.parametrize("tool", ["tar", "bsdtar", "tarfile"])
-def test_every_tar_unpacks_the_same_files_with_the_times_of_the_archive(
+def test_every_tar_program_unpacks_the_same_files_and_times(
     tool: str, whole: bytes, tmp_path: Path
 ) -> None:
     tar = tmp_path / "my-data.tar"
@@ -152,7 +152,7 @@ def old_readers(cartd: RunningCartd) -> bytes:
 
 
 @pytest.mark.parametrize("tool", [*READERS, "tarfile"])
-def test_readers_that_ignore_pax_records_unpack_every_file_under_its_name(
+def test_readers_without_pax_support_unpack_every_name(
     tool: str, old_readers: bytes, tmp_path: Path
 ) -> None:
     tar = tmp_path / "my-data.tar"

@@ -129,7 +129,7 @@ def test_only_such_clients_get_chunks_and_only_of_the_whole(site: CartSite) -> N
     assert (head.status, head.headers["content-length"]) == (200, "10240")
 
 
-def test_chunks_end_with_the_tar_and_the_connection_serves_the_next_request(
+def test_chunked_tar_ends_and_the_connection_is_reused(
     site: CartSite,
 ) -> None:
     site.stage("chunked", {"a": Random(2).randbytes(3_000_000)})

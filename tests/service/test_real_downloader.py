@@ -111,7 +111,7 @@ def test_the_downloader_unpacks_the_files_with_their_times(
     assert unpacked(tmp_path / "data") == {file.path: file.unpacked for file in FILES}
 
 
-def test_the_downloader_waits_for_a_bundle_that_the_service_makes(
+def test_the_downloader_waits_until_a_bundle_is_written(
     archive: RealArchive, tmp_path: Path
 ) -> None:
     ini = "[cartd]\nbundle_task = on\n"
@@ -123,9 +123,7 @@ def test_the_downloader_waits_for_a_bundle_that_the_service_makes(
     assert unpacked(into / bundle.stem) == {file.path: file.unpacked for file in FILES}
 
 
-def test_the_downloader_sends_a_token_and_without_it_gets_nothing(
-    archive: RealArchive, tmp_path: Path
-) -> None:
+def test_the_downloader_needs_its_token(archive: RealArchive, tmp_path: Path) -> None:
     tokens, into = tmp_path / "tokens", tmp_path / "into"
     token = TokenFile(tokens).add("alice", admin=False)
     ini = f"[auth]\ntoken_file = {tokens}\n"
@@ -139,7 +137,7 @@ def test_the_downloader_sends_a_token_and_without_it_gets_nothing(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_downloader_ends_with_an_error_when_a_file_is_not_there(
+def test_the_downloader_reports_an_error_for_a_missing_file(
     way: str, cartd: RunningCartd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(AssertionError):

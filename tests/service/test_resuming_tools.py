@@ -45,7 +45,7 @@ def run(directory: Path, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize("tool", RESUMING.values(), ids=RESUMING.keys())
-def test_a_resume_of_a_cart_that_is_not_ready_spoils_nothing_and_fails(
+def test_resuming_a_cart_that_is_not_ready_fails_harmlessly(
     site: CartSite, tool: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(PART)

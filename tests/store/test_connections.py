@@ -183,7 +183,7 @@ class TestConnections:
         assert await store.usage() == (800, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_manifest_that_is_posted_to_two_nodes_at_once_is_one_cart(
+    async def test_a_manifest_posted_to_two_nodes_at_once_is_one_cart(
         self, store: Store, database: str
     ) -> None:
         other = Store(database, the_reactor())
@@ -275,9 +275,7 @@ class TestConnections:
         await store.close()
 
     @pytest_twisted.ensureDeferred
-    async def test_a_directory_that_is_not_there_is_unavailable_until_it_is(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_a_missing_directory_is_unavailable_until_it_exists(self, tmp_path: Path) -> None:
         url = sqlite_url(tmp_path / "later" / "cartd.sqlite3")
         store = Store(url, the_reactor())
         with database_unavailable("unable to open database file"):

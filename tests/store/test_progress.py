@@ -159,9 +159,7 @@ class TestProgress:
         assert (now.bytes_total, now.volume_bytes, now.bytes_staged) == (2**40, 2**41, 0)
 
     @pytest_twisted.ensureDeferred
-    async def test_members_of_the_tar_are_the_files_of_known_size_at_positions(
-        self, store: Store
-    ) -> None:
+    async def test_members_are_the_files_of_known_size_by_position(self, store: Store) -> None:
         cart = await claimed(store, files=4)
         await store.record_states(cart.id, "me", [(3, 30, 33), (0, 0, 5), (1, 10, 11)])
         members = await store.members(cart.id, range(4))
@@ -228,9 +226,7 @@ class TestProgress:
         assert [file.hash_sum for file in await store.files(cart.id)] == ["c" * 40, SHA1]
 
     @pytest_twisted.ensureDeferred
-    async def test_an_error_names_cart_and_file_and_keeps_only_what_was_staged(
-        self, store: Store
-    ) -> None:
+    async def test_an_error_names_cart_and_file_and_keeps_staged_files(self, store: Store) -> None:
         cart = await claimed(store, files=2)
         await store.record_states(cart.id, "me", [(0, 30, 0), (1, 70, 0)])
         await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)

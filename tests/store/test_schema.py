@@ -26,9 +26,7 @@ def unexpected(wait: float) -> None:
 
 
 class TestMaking:
-    def test_an_empty_database_gets_the_tables_that_the_queries_expect(
-        self, empty_database: str
-    ) -> None:
+    def test_an_empty_database_gets_the_expected_tables(self, empty_database: str) -> None:
         assert schema_state(empty_database).condition is SchemaCondition.MISSING
         assert sync(empty_database).current
         assert schema_state(empty_database).current

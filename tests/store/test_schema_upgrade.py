@@ -59,7 +59,7 @@ async def only_cart(url: str, attribute: str) -> Any:
 
 
 class TestUpgrading:
-    def test_each_version_of_pacifica_gets_the_tables_that_the_queries_expect(
+    def test_each_version_of_pacifica_gets_the_expected_tables(
         self, empty_database: str, version: str
     ) -> None:
         with begin(empty_database) as connection:

@@ -148,7 +148,7 @@ class TestFinding:
         assert await store.unmeasured() == []
 
     @pytest_twisted.ensureDeferred
-    async def test_a_ready_cart_of_unknown_size_is_unmeasured_until_measured(
+    async def test_a_ready_cart_of_unknown_size_is_listed_until_measured(
         self, store: Store
     ) -> None:
         cart = await claimed(store, files=2)
@@ -230,7 +230,7 @@ class TestEvicting:
 class TestDeleting:
     @pytest.mark.parametrize("cut_after", [0, 1, 2])
     @pytest_twisted.ensureDeferred
-    async def test_the_files_of_a_removed_cart_are_recorded_in_short_transactions(
+    async def test_files_of_a_removed_cart_are_recorded_in_batches(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, cut_after: int
     ) -> None:
         """Interrupted between two of them, each byte still counts once; the rest is repeatable."""
