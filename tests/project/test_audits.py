@@ -88,7 +88,7 @@ def test_what_is_not_known_to_be_vulnerable_passes(tmp_path: Path, service: str)
 @pytest.mark.parametrize(
     ("options", "status"), [([], 1), (["--or-warn"], 0)], ids=["audit", "check"]
 )
-def test_an_unreachable_service_fails_the_audit_but_not_the_check(
+def test_an_unreachable_service_fails_the_audit_not_the_check(
     tmp_path: Path, options: list[str], status: int
 ) -> None:
     away = f"http://127.0.0.1:{free_port()}/"
