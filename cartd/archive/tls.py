@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -108,38 +109,36 @@ def _pem_file(name: str, path: Path | None) -> PemFile | None:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _ConnectionCreator:
-    """Creates TLS connections to one host."""
+    """Creates TLS connections to one host; each reports why its certificate is rejected.
+
+    Twisted's ``optionsForClientTLS`` matches names with the same library, but cannot replace this:
+    it accepts a certificate that names no host for every host (its callback ignores
+    ``CertificateError``), and it reports neither OpenSSL's error code nor the certificate.
+    """
 
     def __init__(self, options: Callable[[], CertificateOptions], host: str) -> None:
         self._options = options
         self._host = host
 
     def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        weak = ref(protocol)  # pyOpenSSL keeps the callback until the next garbage collection
+
+        def verify(_: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
+            """Accept or reject each certificate, from the root down, and each error."""
+            if ok and depth:
+                return True
+            error = 0 if ok else error
+            reason = rejection_reason(self._host, certificate.to_cryptography(), depth, error)
+            if reason is not None and (connecting := weak()) is not None:
+                connecting.failVerification(Failure(CertificateRejected(reason)))
+            return reason is None
+
         connection = self._options().clientConnectionForTLS(protocol)
         if not is_address(self._host):
             # SNI has no addresses (RFC 6066, section 3).
             connection.set_tlsext_host_name(self._host.encode("ascii"))
-        connection.set_verify(
-            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
-            _verify_callback(self._host, protocol),
-        )
+        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
-
-
-def _verify_callback(host: str, protocol: Any) -> Callable[..., bool]:
-    """Return OpenSSL's callback for each certificate, from the root down, and each error."""
-    waiting = [protocol]  # until the result; else the two would keep each other alive
-
-    def verify(_: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
-        if ok and depth:
-            return True
-        reason = rejection_reason(host, certificate.to_cryptography(), depth, 0 if ok else error)
-        pending = waiting.pop() if waiting else None
-        if reason is not None and pending is not None:
-            pending.failVerification(Failure(CertificateRejected(reason)))
-        return reason is None
-
-    return verify
 
 
 _SETTING = "archiveinterface.ca_file"

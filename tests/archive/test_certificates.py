@@ -65,3 +65,12 @@ def test_what_openssl_finds_is_said_in_words(depth: int, error: int, reason: str
     said = rejection_reason("a.b", certificate("a.b"), depth, error)
     assert said is not None
     assert said.startswith(reason)
+
+
+@pytest.mark.parametrize("names", [[], ["archive.example", "*.example"]], ids=["none", "invalid"])
+def test_a_certificate_without_valid_names_is_rejected(names: Sequence[str]) -> None:
+    [own, *_] = AUTHORITY.issue_cert(*names, common_name="archive.example").cert_chain_pems
+    unnamed = x509.load_pem_x509_certificate(own.bytes())
+    assert rejection_reason("archive.example", unnamed, 0, 0) == (
+        "the archive's certificate is for another host than archive.example: it names no host"
+    )
