@@ -7,7 +7,6 @@ checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -119,6 +118,7 @@ class _ConnectionCreator:
     def __init__(self, options: Callable[[], CertificateOptions], host: str) -> None:
         self._options = options
         self._host = host
+        self._service_id = _service_id(host)
 
     def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
         weak = ref(protocol)  # pyOpenSSL keeps the callback until the next garbage collection
@@ -134,9 +134,9 @@ class _ConnectionCreator:
             return reason is None
 
         connection = self._options().clientConnectionForTLS(protocol)
-        if not is_address(self._host):
-            # SNI has no addresses (RFC 6066, section 3).
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
+        if isinstance(self._service_id, DNS_ID):
+            # SNI has no addresses and no trailing dot (RFC 6066, section 3).
+            connection.set_tlsext_host_name(self._service_id.hostname)
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
 
@@ -156,15 +156,6 @@ _MAX_NAMES = 3
 
 class CertificateRejected(Exception):
     """The archive's certificate is rejected; ``str`` is the reason in one sentence."""
-
-
-def is_address(host: str) -> bool:
-    """Whether it is an IP address, not a name."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def rejection_reason(
@@ -211,12 +202,18 @@ def _openssl_reason(host: str, certificate: x509.Certificate, depth: int, error:
 
 
 def _matches_host(host: str, certificate: x509.Certificate) -> bool:
-    wanted = IPAddress_ID(host) if is_address(host) else DNS_ID(host.rstrip("."))
     try:
-        verify_service_identity(extract_patterns(certificate), [wanted], [])
+        verify_service_identity(extract_patterns(certificate), [_service_id(host)], [])
     except (VerificationError, CertificateError):
         return False
     return True
+
+
+def _service_id(host: str) -> DNS_ID | IPAddress_ID:
+    try:
+        return IPAddress_ID(host)
+    except ValueError:
+        return DNS_ID(host.rstrip("."))
 
 
 def _names(certificate: x509.Certificate) -> Sequence[str]:

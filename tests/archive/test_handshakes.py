@@ -8,7 +8,11 @@ import pytest
 import pytest_twisted
 import trustme
 from OpenSSL import SSL
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
+from cartd.archive import TlsPolicy
 from tests.support.archive_client_fixture import ClientFactory, Offers, asking, failure_of
 
 pytest_plugins = ("tests.support.archive_clients",)
@@ -35,6 +39,21 @@ def shown(directory: Path, certificate: trustme.LeafCert) -> Path:
     path = directory / "cartd.pem"
     path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
     return path
+
+
+@pytest.mark.parametrize(
+    ("host", "sent"),
+    [(b"Archive.example.", b"\0\x0farchive.example"), (b"127.0.0.1", None), (b"::1", None)],
+)
+def test_server_name_indication_has_names_only(host: bytes, sent: bytes | None) -> None:
+    creator = TlsPolicy().creatorForNetloc(host, 443)
+    factory = TLSMemoryBIOFactory(creator, True, Factory.forProtocol(Protocol))
+    transport = StringTransport()
+    factory.buildProtocol(None).makeConnection(transport)
+    client_hello = transport.value()
+    assert client_hello.startswith(b"\x16\x03\x01")
+    assert host not in client_hello
+    assert sent is None or sent in client_hello
 
 
 @pytest.mark.parametrize("version", [SSL.TLS1_VERSION, SSL.TLS1_1_VERSION], ids=["1.0", "1.1"])
