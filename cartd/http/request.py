@@ -12,6 +12,8 @@ from io import BytesIO
 from tempfile import gettempdir
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -61,12 +63,13 @@ class ValidatedRequest(Request):
 
     def __init__(self, channel: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(channel, *arguments, **more)
-        self._started_at: float = channel.site.reactor.seconds()
+        self._clock: IReactorTime = channel.site.reactor
+        self._started_at: float = self._clock.seconds()
 
     @property
     def seconds(self) -> float:
         """Seconds since its request line arrived."""
-        seconds: float = self.channel.site.reactor.seconds() - self._started_at
+        seconds: float = self._clock.seconds() - self._started_at
         return seconds
 
     def process(self) -> None:
@@ -109,13 +112,18 @@ class ValidatedRequest(Request):
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the response body passed to the connection so far."""
+        """Bytes of the response body passed to the connection; exact after ``wait_sent``."""
         # A producer that writes to the socket itself updates sentLength only now and then.
         return max(self.sentLength, getattr(self._producer, "bytes_sent", 0))
 
+    def wait_sent(self) -> Deferred[None]:
+        """Fire when the call of a thread that sends the response has ended, if one runs."""
+        wait_idle = getattr(self._producer, "wait_idle", None)
+        return succeed(None) if wait_idle is None else wait_idle()
+
     def connectionLost(self, reason: Failure) -> None:
         if not (self.finished or self.logged) and self.uri != Request.uri:
-            self.channel.site.log(self)
+            self.channel.site.log_disconnected(self)
         super().connectionLost(reason)
 
     def on_send_pause(self, paused: bool) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
     IAddress,
@@ -38,6 +39,7 @@ from cartd.http.request import (
     AuthResource,
     LimitedRequest,
     RequestNormalizer,
+    ValidatedRequest,
     allowed_methods,
     check_post,
 )
@@ -47,6 +49,9 @@ from cartd.http.tls import ServerTls
 from cartd.http.unix_socket import UnixSocketEndpoint
 
 NO_HEADERS = Headers()
+SENDER_TIMEOUT = 5.0
+"""Seconds that a log line waits for the thread that sends to a client that has disconnected: its
+call takes less, unless the disk hangs."""
 
 
 class LimitedSite(Site):
@@ -99,12 +104,14 @@ class LimitedSite(Site):
         )
         self._overflow = OverflowFactory(reactor)
         self._connections: WeakSet[LimitedChannel | OverflowProtocol] = WeakSet()
+        self._waiting_lines: set[Deferred[None]] = set()
+        self._log_closed = False
 
     def startFactory(self) -> None:
         """Do nothing: Twisted would open its own access log and start a timer for its dates."""
 
     def log(self, request: Any) -> None:
-        """Log a request whose response has ended or was aborted."""
+        """Log a request whose response has ended."""
         request.logged = True
         self._access_log.log_request(
             request.getClientAddress(),
@@ -116,6 +123,25 @@ class LimitedSite(Site):
             headers=request.requestHeaders,
             seconds=request.seconds,
         )
+
+    def log_disconnected(self, request: ValidatedRequest) -> None:
+        """Log a request whose client has disconnected, once its number of bytes sent is exact.
+
+        The thread that sends them may not have returned yet.  The line does not wait for it longer
+        than ``SENDER_TIMEOUT``, nor beyond :meth:`close_log`.
+        """
+        if self._log_closed:
+            self.log(request)
+            return
+        sent = request.wait_sent()
+        self._waiting_lines.add(sent)
+
+        def write(_: object) -> None:
+            self._waiting_lines.discard(sent)
+            self.log(request)
+
+        sent.addTimeout(SENDER_TIMEOUT, self.reactor)
+        sent.addBoth(write)
 
     def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
         """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
@@ -149,7 +175,13 @@ class LimitedSite(Site):
             connection.disconnect()
 
     def close_log(self) -> None:
-        """Write the rest of the access log, after the last request."""
+        """Write the rest of the access log, and from now on each line at once.
+
+        Call it after the threads that send have ended.
+        """
+        self._log_closed = True
+        for sent in list(self._waiting_lines):
+            sent.cancel()  # its callback writes the line
         self._access_log.close()
 
     def _accept(self, addr: IAddress | None) -> LimitedChannel:

@@ -162,6 +162,7 @@ class SocketSender(BaseSender):
         self._reactor = reactor
         self._transfer_size = transfer_size
         self._head_sent = False
+        self._idle_waiters: list[Deferred[None]] = []
 
     def pauseProducing(self) -> None:
         """Ignored: the connection buffers only the head; backpressure comes from the socket."""
@@ -170,8 +171,17 @@ class SocketSender(BaseSender):
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes the socket has accepted, including those of a running thread."""
+        """How many bytes the socket has accepted; while a thread sends, it may lag behind."""
         return self._reader.bytes_sent
+
+    def wait_idle(self) -> Deferred[None]:
+        """Fire when the running call of a thread has ended: ``bytes_sent`` is exact then."""
+        idle: Deferred[None] = Deferred()
+        if self._busy:
+            self._idle_waiters.append(idle)
+        else:
+            idle.callback(None)
+        return idle
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -207,7 +217,7 @@ class SocketSender(BaseSender):
         self._threads.run(self._reader.prepare).addBoth(self._prepare_done)
 
     def _prepare_done(self, result: Failure | None) -> None:
-        self._busy = False
+        self._thread_done()
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
@@ -217,7 +227,7 @@ class SocketSender(BaseSender):
             self._wait_writable()
 
     def _send_done(self, result: int | Failure) -> None:
-        self._busy = False
+        self._thread_done()
         if self._ended:
             self._close()
         elif isinstance(result, Failure):
@@ -228,6 +238,12 @@ class SocketSender(BaseSender):
                 self._finish()
             else:
                 self._wait_writable()
+
+    def _thread_done(self) -> None:
+        self._busy = False
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for idle in waiters:
+            idle.callback(None)
 
     def _wait_writable(self) -> None:
         self._request.on_send_pause(True)

@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
 from threading import Thread
+from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
 from cartd.http.access_log import MAX_FIELD, AccessLog
+from cartd.http.server import SENDER_TIMEOUT
 from tests.support.cart_site import CartSite, cart_site
-from tests.support.channel_client import GET, Connected
+from tests.support.channel_client import GET, Body, Connected
 from tests.support.running_cartd import wait_for
 from tests.support.wire import wire
 
@@ -185,6 +188,44 @@ def test_duration_runs_from_request_line_to_response_end() -> None:
         "4",
         "4",
     )
+
+
+class Hanging(Body):
+    """A producer whose thread hangs after some bytes."""
+
+    bytes_sent = 3
+
+    def wait_idle(self) -> Deferred[None]:
+        return Deferred()
+
+
+def test_log_line_waits_for_a_hanging_thread_with_timeout() -> None:
+    client = Connected()
+    client.ask()
+    request: Any = client.download.request
+    request.unregisterProducer()
+    request.registerProducer(Hanging(), True)
+    with capturedLogs() as entries:
+        client.channel.connectionLost()
+        client.clock.advance(SENDER_TIMEOUT - 0.1)
+        assert not entries
+        client.clock.advance(0.1)
+    [line] = [formatEvent(entry) for entry in entries]
+    matched = FORM.fullmatch(line)
+    assert matched and (matched["sent"], matched["length"]) == ("3", "4")
+    client.site.close_log()
+    assert not client.clock.getDelayedCalls()
+
+
+def test_disconnect_after_close_log_is_logged_at_once() -> None:
+    client = Connected()
+    client.ask()
+    client.download.request.unregisterProducer()
+    client.download.request.registerProducer(Hanging(), True)
+    client.site.close_log()
+    with capturedLogs() as entries:
+        client.channel.connectionLost()
+    assert [FORM.fullmatch(formatEvent(entry)) is not None for entry in entries] == [True]
 
 
 def test_log_line_is_short_and_printable() -> None:

@@ -21,6 +21,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -54,6 +55,8 @@ class WatchedReader(TreeReader):
         self.released = threading.Event()
         self.released.set()
         self.held = threading.Event()
+        self.counting = threading.Event()
+        self.counting.set()
         self.closed = 0
 
     def send(self, out: socket.socket, limit: int) -> int:
@@ -61,6 +64,11 @@ class WatchedReader(TreeReader):
             self.held.set()
             self.released.wait()
         return super().send(out, limit)
+
+    def _send_coalesced(self, out: socket.socket) -> int:
+        sent = super()._send_coalesced(out)
+        self.counting.wait()
+        return sent
 
     def close(self) -> None:
         self.closed += 1
@@ -117,8 +125,8 @@ class Joined:
         self.threads = CountedThreads(reactor, 2)
         self.threads.start()
         self.server = Download(self.threads, root)
-        site = LimitedSite(self.server, reactor, limits(), threads=InThisThread())
-        self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.site = LimitedSite(self.server, reactor, limits(), threads=InThisThread())
+        self.port = reactor.listenTCP(0, self.site, interface="127.0.0.1")
         self.client = Client()
 
     async def connect(self) -> None:
@@ -130,6 +138,7 @@ class Joined:
         await self.port.stopListening()
         for reader in self.server.readers:
             reader.released.set()
+            reader.counting.set()
         await until(lambda: not self.threads.outstanding)
         self.threads.stop()
 
@@ -230,6 +239,40 @@ async def test_nothing_is_released_while_a_thread_uses_it(joined: Joined, how: s
     joined.assert_all_let_go()
     joined.client.read_on()
     await joined.client.closed
+
+
+@pytest.mark.parametrize("end", ["the thread returns", "the log is closed"])
+@pytest_twisted.ensureDeferred
+async def test_the_access_log_waits_for_the_thread_that_sends(
+    joined: Joined, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has read all and disconnects before the thread has counted the last bytes."""
+    for name in SIZES:
+        monkeypatch.setitem(SIZES, name, 1000)
+        (tmp_path / name).write_bytes(bytes(1000))
+    joined.server.root = tmp_path
+    joined.server.prepare = lambda reader: reader.counting.clear()
+    with capturedLogs() as events:
+
+        def logged() -> list[str]:
+            return [event["line"] for event in events if "line" in event]
+
+        await joined.connect()
+        joined.client.read_on()
+        await until(lambda: joined.client.received == 3000)
+        joined.client.leave()
+        await until(lambda: joined.server.requests[0].channel is None)
+        assert logged() == []
+        if end == "the thread returns":
+            joined.server.readers[0].counting.set()
+            await until(lambda: bool(logged()))
+        else:
+            joined.site.close_log()
+        [line] = logged()
+    assert f" 200 {'3000' if end == 'the thread returns' else '-'} " in line
+    joined.server.readers[0].counting.set()
+    await until(lambda: bool(joined.outcomes))
+    joined.assert_all_let_go()
 
 
 @pytest_twisted.ensureDeferred
