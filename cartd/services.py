@@ -14,6 +14,7 @@ from cartd.archive import ArchiveClient, TlsPolicy, http_client
 from cartd.archive.circuit_breaker import CircuitBreaker, ProbeTargets
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.outage_status import OutageStatus
+from cartd.archive.retry import RetryPolicy
 from cartd.carts.delete import CONCURRENCY, Removal
 from cartd.carts.download import Downloads
 from cartd.carts.pins import AccessTimes, Pins
@@ -30,7 +31,6 @@ from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Repair
 from cartd.integrity.scrub import Verification
 from cartd.staging.context import StagingContext
-from cartd.staging.retry import RetryPolicy
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.volume import Volume

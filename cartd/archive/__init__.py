@@ -1,4 +1,4 @@
-"""The archive that holds the files: client, HTTP agent, circuit breaker, concurrency limit."""
+"""The archive that holds the files: client, HTTP agent, retries, circuit breaker, limits."""
 
 from cartd.archive.client import ArchiveClient, http_client
 from cartd.archive.errors import ArchiveError

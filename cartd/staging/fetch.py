@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.archive import ArchiveError, FileState
+from cartd.archive.retry import FileFailed
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import both, for_each
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
 from cartd.staging.context import StagingContext
-from cartd.staging.retry import FileFailed
 from cartd.staging.tape import TapeRecall
 from cartd.volume.incoming import IncomingFile
 

@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.archive.retry import FileFailed
 from cartd.backoff import Backoff
 from cartd.carts.quotas import FairShare
 from cartd.deferreds.tasks import Periodic, with_timeout
@@ -29,7 +30,6 @@ from cartd.integrity.repair import invalidate_unreadable
 from cartd.model import Cart
 from cartd.staging.context import StagingContext
 from cartd.staging.pipeline import StagingPipeline
-from cartd.staging.retry import FileFailed
 from cartd.store import Store
 from cartd.text import escape
 from cartd.volume.locks import LeaseObserver, ProcessLocks

@@ -18,11 +18,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cartd.archive import FileState
+from cartd.archive.retry import FileFailed
 from cartd.deferreds.tasks import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
 from cartd.staging.context import StagingContext
-from cartd.staging.retry import FileFailed
 
 log = Logger()
 

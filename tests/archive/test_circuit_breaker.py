@@ -14,10 +14,10 @@ from twisted.logger import LogEvent
 from cartd.archive import ArchiveError
 from cartd.archive.circuit_breaker import ProbeTargets
 from cartd.archive.outage_status import RETRY_SECONDS
+from cartd.archive.retry import FileFailed
 from cartd.deferreds.fair_semaphore import INITIAL_SLOTS, RAMP_UP_SECONDS
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
-from cartd.staging.retry import FileFailed
 from cartd.staging.stager import Stager
 from cartd.volume.locks import ProcessLocks
 from tests.support.memory_store import MemoryStore

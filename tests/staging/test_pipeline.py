@@ -12,11 +12,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveError
+from cartd.archive.retry import FileFailed
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.staging.fetch import MAX_FAILED_IF_MOST_FAIL, WINDOW, FilesFailed
 from cartd.staging.pipeline import StagingPipeline
-from cartd.staging.retry import FileFailed
 from tests.support.memory_store import MTIME
 from tests.support.staging_parts import Bench, passing
 from tests.support.volume_parts import HeldThreads, begin, everything, failure_of, outcome

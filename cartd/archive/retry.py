@@ -1,4 +1,7 @@
-"""Retries of requests to the archive: how often, after which delays, and the final error."""
+"""Retries of requests to the archive: how often, after which delays, and the final error.
+
+The delays are those of :mod:`cartd.backoff`; attempts wait for the circuit breaker and a slot.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from cartd.archive import ArchiveError
 from cartd.archive.circuit_breaker import CircuitBreaker
 from cartd.archive.concurrency_limit import AdaptiveLimit
+from cartd.archive.errors import ArchiveError
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
 from cartd.deferreds.fair_semaphore import FairSemaphore
