@@ -10,12 +10,13 @@ MINUTES := 60
 # With it, each start of the service, of which the tests make hundreds, would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo run test fuzz soak api-check bench check audit clean
+.PHONY: help demo run test coverage fuzz soak api-check bench check audit clean
 
 help:
 	@echo "make demo   demonstrate cartd: start an archive, post a cart, download it; prints the commands"
 	@echo "make run    run cartd and an archive until Ctrl-C; prints example commands"
 	@echo "make test   run the whole test suite"
+	@echo "make coverage  run the test suite, and report which lines and branches of cartd it runs"
 	@echo "make fuzz   fuzz all parsers of foreign text for MINUTES=10, and report findings"
 	@echo "make soak   kill cartd under load for MINUTES=60, and write a report"
 	@echo "make api-check  test cartd with requests from its OpenAPI description for MINUTES=60"
@@ -46,13 +47,23 @@ run: $(READY)
 	@demo/tools curl tar
 	@BIN=$(BIN) demo/demo --keep
 
+define TEST_TOOLS
+@demo/tools busybox unar php perl pax cpio 7zz
+@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
+@demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
+@demo/tools nginx squid varnishd haproxy
+@demo/tools lftp wget2
+endef
+
 test: $(READY) $(OLD)
-	@demo/tools busybox unar php perl pax cpio 7zz
-	@demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
-	@demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
-	@demo/tools nginx squid varnishd haproxy
-	@demo/tools lftp wget2
+	$(TEST_TOOLS)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+coverage: $(READY) $(OLD)
+	$(TEST_TOOLS)
+	rm -rf .coverage htmlcov
+	status=0; $(BIN)/coverage run -m pytest -n auto --dist worksteal $(ARGS) || status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage html && $(BIN)/coverage report && exit $$status
 
 fuzz: MINUTES := 10
 fuzz: $(READY)
@@ -81,4 +92,5 @@ audit: $(READY)
 
 clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+		.coverage htmlcov

@@ -36,6 +36,7 @@ setup(
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "test": [
             "bandit",
+            "coverage>=7.10",
             "hypothesis",
             "import-linter",
             "mypy",

@@ -36,6 +36,8 @@ from threading import Lock
 from types import ModuleType
 from typing import IO, cast
 
+from tests.support import coverage_data
+
 LOADED = (
     *("cartd.services", "cartd.options", "cartd.cli.main", "cartd.http.server"),
     *("cartd.directory_archive.delivery", "cartd.directory_archive.directory"),
@@ -43,6 +45,8 @@ LOADED = (
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20
+SAVE_TIMEOUT = 10.0
+"""Seconds to wait for coverage data: the process may be stopped."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -80,6 +84,10 @@ class Process:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
+        if coverage_data.MEASURING:
+            self.send_signal(coverage_data.SAVE_AND_DIE)
+            with suppress(subprocess.TimeoutExpired):
+                self.wait(SAVE_TIMEOUT)
         self.send_signal(signal.SIGKILL)
 
 
@@ -123,7 +131,8 @@ def _server() -> socket.socket:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ORDER_SIZE)
     with there:
         subprocess.Popen(
-            [sys.executable, __file__, str(there.fileno())],
+            [sys.executable, "-m", "tests.support.preloaded", str(there.fileno())],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             pass_fds=[there.fileno()],
         )
@@ -181,6 +190,7 @@ def _run() -> None:
 
 def _main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
+    coverage_data.save_before_signals()
     del sys.path[0]
     reactor = "twisted.internet.reactor"
     sys.modules[reactor] = cast("ModuleType", None)  # an import of it here must fail
