@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 MEASURING = "COVERAGE_PROCESS_CONFIG" in os.environ
 """Whether this process, and those that it starts, are measured."""
@@ -36,8 +37,7 @@ def save_before_signals() -> None:
 
 
 def _save() -> None:
-    from coverage import Coverage
-
-    measuring = Coverage.current()
-    if measuring is not None:
+    coverage = sys.modules.get("coverage")  # Python has imported it if it measures this process.
+    measuring = coverage and coverage.Coverage.current()
+    if measuring:
         measuring.save()
