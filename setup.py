@@ -30,7 +30,7 @@ setup(
         "service-identity>=24.2",
         "sqlalchemy>=2.0.40,<3",
         "treq>=24.9",
-        "twisted>=24.11",
+        "twisted>=24.11,<27",  # cartd/http/twisted_web.py uses private names
     ],
     extras_require={
         "postgresql": ["psycopg[binary]>=3.2,<4"],

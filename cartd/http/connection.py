@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 
 from cartd.auth import Authenticator
 from cartd.http import origins
@@ -18,12 +17,13 @@ from cartd.http.error_responses import Headers, serialize_error
 from cartd.http.limits import Limits, setting_name
 from cartd.http.request_body import TempFileLimit
 from cartd.http.request_head import RequestRules
+from cartd.http.twisted_web import BaseChannel
 
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
 
 
-class LimitedChannel(HTTPChannel):
+class LimitedChannel(BaseChannel):
     """Rejects invalid, oversized and late requests with JSON, and aborts stalled downloads.
 
     The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
@@ -41,7 +41,6 @@ class LimitedChannel(HTTPChannel):
     limit_name: Callable[[str], str | None] = staticmethod(setting_name)
     """Returns the setting of a limit, or None if the limit cannot be configured."""
     on_disconnect: Any
-    _networkProducer: Any
     _timeouts: Timeouts
     _first_request = True
     _rejected = False
@@ -72,7 +71,7 @@ class LimitedChannel(HTTPChannel):
             return
         self._timeouts.on_data()
         super().dataReceived(data)
-        if self._buffer:
+        if self.unparsed:
             self._on_head_data()
 
     def lineReceived(self, line: bytes) -> bool | None:
@@ -81,7 +80,7 @@ class LimitedChannel(HTTPChannel):
             return True
         if line:
             self._on_head_data()
-        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+        if self.header_size + len(line) > self.totalHeadersSize:
             self.lineLengthExceeded(line)
         else:
             super().lineReceived(line)
@@ -90,34 +89,27 @@ class LimitedChannel(HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         if self._rejected:
             return False
-        if self._receivedHeaderCount >= self.maxHeaders:
+        if self.header_count >= self.maxHeaders:
             self._reject_head("headers", "max_headers", self.maxHeaders)
             return False
         try:
             return bool(super().headerReceived(line))
         except ValueError:
             # Python does not parse a Content-Length of thousands of digits.
-            self._respondToBadRequestAndDisconnect()
+            self.on_bad_request()
             return False
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._reject_head("bytes", "max_header_size", self.totalHeadersSize)
 
-    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+    def is_rejected_later(self, header: bytes, data: bytes) -> bool:
         # Twisted answers 400 to an unknown coding and accepts "identity" (RFC 9112, section 7).
         # Here the request is rejected when its head is complete.
-        if header == b"Transfer-Encoding" and data.lower() != b"chunked":
-            return True
-        return bool(super()._maybeChooseTransferDecoder(header, data))
-
-    def first_line(self) -> tuple[bytes, bytes, bytes]:
-        """Return method, target and version of the request being received."""
-        return self._command, self._path, self._version
+        return header == b"Transfer-Encoding" and data.lower() != b"chunked"
 
     def request_line(self) -> bytes:
         """Return the request line as received; empty before it has arrived."""
-        # Twisted sets these attributes with the request line.
-        return b" ".join(self.first_line()) if hasattr(self, "_version") else b""
+        return b" ".join(self.first_line()).strip()
 
     def allHeadersReceived(self) -> None:
         self._first_request = False
@@ -165,7 +157,7 @@ class LimitedChannel(HTTPChannel):
             answer = self._rejection(code, message, limit, headers, logged=logged)
             self.transport.write(answer)
             self.site.log_rejection(self, code, len(answer.partition(b"\r\n\r\n")[2]))
-            self._networkProducer.unregisterProducer()
+            self.unregister_from_transport()
             self._schedule_abort(lingering_close(self.transport, self.callLater))
 
     def _rejection(
@@ -180,15 +172,15 @@ class LimitedChannel(HTTPChannel):
         if self.requests:
             sent = self.requests[-1].requestHeaders
             headers = [*headers, *origins.cors_headers(sent, self.rules.allowed_origins)]
-        # Twisted sets these attributes with the request line.
+        method, target, _ = self.first_line()
         return serialize_error(
             self.getPeer(),
             code,
             message,
             limit,
             headers,
-            method=getattr(self, "_command", b""),
-            target=getattr(self, "_path", b""),
+            method=method,
+            target=target,
             logged=logged,
         )
 
@@ -196,7 +188,7 @@ class LimitedChannel(HTTPChannel):
         name = self.limit_name(limit)
         self.reject(431, f"The request head exceeds {maximum} {what}{_named_setting(name)}", name)
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
+    def on_bad_request(self) -> None:
         # Twisted's own response has neither Content-Length nor body.
         self.reject(400, "Invalid HTTP request")
 

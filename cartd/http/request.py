@@ -27,6 +27,7 @@ from cartd.http.headers import NO_STORE
 from cartd.http.limits import setting_name
 from cartd.http.request_body import SpooledBody
 from cartd.http.request_head import RequestHead, RequestRules, route_path, validate_head
+from cartd.http.twisted_web import BaseRequest
 from cartd.model import User, check_uid
 
 log = Logger()
@@ -43,7 +44,7 @@ def header_field(request: Request, name: str) -> str | None:
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
-class ValidatedRequest(Request):
+class ValidatedRequest(BaseRequest):
     """A request on a :class:`cartd.http.connection.LimitedChannel`, validated by its head.
 
     It is rejected before its body is requested, if its head is sufficient for that.  The site
@@ -102,7 +103,7 @@ class ValidatedRequest(Request):
     def _keep_body(self, length: int | None) -> None:
         super().gotLength(length)
 
-    def _handleStar(self) -> None:
+    def on_asterisk(self) -> None:
         # Twisted's own response lacks Allow and, for errors, the JSON body.
         self.render(self.channel.site.getResourceFor(self))
 

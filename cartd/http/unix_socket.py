@@ -80,14 +80,16 @@ else:
     class _Port(unix.Port):
         """Removes its file when it is closed, but only if the file is still its own."""
 
+        _own_path = b""
         _own_inode: tuple[int, int] | None = None
 
         def startListening(self) -> None:
             super().startListening()
-            self._own_inode = _inode(self._bindPath)
+            self._own_path = self.getHost().name
+            self._own_inode = _inode(self._own_path)
 
         def connectionLost(self, reason: Failure) -> None:
-            if self._own_inode is not None and _inode(self._bindPath) == self._own_inode:
+            if self._own_inode is not None and _inode(self._own_path) == self._own_inode:
                 super().connectionLost(reason)
             else:  # Twisted would fail, and the port would never count as closed
                 tcp.Port.connectionLost(self, reason)
