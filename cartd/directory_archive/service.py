@@ -198,6 +198,9 @@ class ArchiveSite(Site):
     def log(self, request: object) -> None:
         """Log nothing: a line would cost more than most requests."""
 
+    def log_disconnected(self, request: object) -> None:
+        """Log nothing, for the same reason."""
+
     def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
         """Log nothing: the rejection log has a line already."""
 

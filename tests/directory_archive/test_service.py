@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import capturedLogs
 
 from cartd.directory_archive.directory import Directory
 from cartd.errors import InvalidInput
@@ -361,6 +362,8 @@ async def test_a_client_that_disconnects_is_not_an_error(tmp_path: Path) -> None
     async with directory_archive(tmp_path) as client:
         exchange = await client.begin("GET", "/a", pause=True)
         await exchange.begun
-        exchange.transport.abortConnection()
-        await exchange.closed
-        assert (await client.ask("GET", "/a?byte_range=0-1")).body == b"\0"
+        with capturedLogs() as events:
+            exchange.transport.abortConnection()
+            await exchange.closed
+            assert (await client.ask("GET", "/a?byte_range=0-1")).body == b"\0"
+        assert not [event for event in events if "log_failure" in event]
