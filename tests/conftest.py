@@ -6,6 +6,10 @@ import gc
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("cartd", deadline=None)  # tests share the cores with others
+settings.load_profile("cartd")
 
 gc.disable()  # Modules that are being imported create no garbage worth collecting.
 

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
@@ -160,7 +160,6 @@ def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("\ufdfa" * 85)
 def test_no_name_breaks_out_of_its_header(name: str) -> None:
@@ -174,7 +173,6 @@ def test_no_name_breaks_out_of_its_header(name: str) -> None:
     assert not re.search("%[0-9A-Fa-f]{2}", matched[1])
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_name_that_is_allowed_makes_a_tar(name: str) -> None:
     try:

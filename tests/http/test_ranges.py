@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import RangeNotSatisfiable
@@ -102,7 +102,6 @@ def test_a_date_is_rounded_down_to_its_second() -> None:
     assert http_date(-0.5) == "Wed, 31 Dec 1969 23:59:59 GMT"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(0, 60), st.integers(0, 60), st.integers(0, 2))
 def test_a_range_holds_the_bytes_that_slicing_gives(
     length: int, first: int, last: int, kind: int
@@ -124,7 +123,6 @@ def test_a_range_holds_the_bytes_that_slicing_gives(
         assert found.partial == (kind > 0 or first <= last)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(st.text(), st.text("0123456789-, =").map("bytes={}".format)), st.integers(0, 10**13)
 )

@@ -96,7 +96,7 @@ def test_a_tree_is_read_as_the_tar_that_tarfile_understands(tree: Path, limit: i
             assert member.read() == (tree / path).read_bytes()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_range_reads_the_same_from_the_tree_and_from_the_tar(
     tree: Path, tar: Path, data: st.DataObject

@@ -103,7 +103,7 @@ def everything(reader: TreeReader, ends: Ends, limit: int = ENOUGH) -> bytes:
     return received
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_range_is_sent_as_it_is_read(tree: Path, tar: Path, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, BUNDLE.length))

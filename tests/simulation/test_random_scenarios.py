@@ -53,7 +53,6 @@ def _settings() -> settings:
     return settings(
         max_examples=1,
         stateful_step_count=STEPS,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         print_blob=False,

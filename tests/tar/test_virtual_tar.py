@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -202,7 +202,7 @@ layouts_and_tops = {
 def every_layout(test: Any) -> Any:
     for members, top in layouts_and_tops.values():
         test = example(members, top)(test)
-    return settings(deadline=None)(given(layouts(sizes), components)(test))
+    return given(layouts(sizes), components)(test)
 
 
 @every_layout
@@ -237,7 +237,6 @@ def test_tarfile_sees_all_names_sizes_and_times(members: list[Member], top: str)
     assert found == wanted
 
 
-@settings(deadline=None)
 @given(layouts(sizes), components, st.integers(1, 6))
 @example([], "t", 1)
 @example([member("e" * 98)], "t", 1)
@@ -258,7 +257,6 @@ tops = st.builds(
 ).filter(lambda top: len(top.encode()) <= 255)
 
 
-@settings(deadline=None)
 @given(layouts(sizes), tops, tops)
 @example([member("x" * 90 + "/" + "y" * 90)], "t" * 64, "t" * 65)
 @example([member("x" * 240 + "/" + "y" * 20)], "t" * 155, "t" * 255)
@@ -304,7 +302,6 @@ def test_a_changed_byte_of_the_tar_needs_a_new_layout_version() -> None:
     assert seen.hexdigest() == GOLDEN[LAYOUT_VERSION]
 
 
-@settings(deadline=None)
 @given(st.lists(st.builds(member, paths, small_sizes, times), max_size=40), st.integers(1, 40))
 def test_the_digest_does_not_depend_on_how_the_members_were_read(
     members: list[Member], page: int
@@ -322,7 +319,6 @@ def test_many_members_stand_in_the_tar_as_few_do() -> None:
         assert merged(bundle.segments(start, min(start + 9000, bundle.length))) == merged(some)
 
 
-@settings(deadline=None)
 @given(paths, sizes, times)
 def test_a_header_is_as_long_as_planned(name: str, size: int, mtime: int) -> None:
     assert header_length(name, size, mtime) == len(FILE.header(name, size, mtime))
@@ -332,7 +328,6 @@ def test_a_header_is_as_long_as_planned(name: str, size: int, mtime: int) -> Non
 plain_names = st.text(st.characters(max_codepoint=127, exclude_characters="\0/"), min_size=1)
 
 
-@settings(deadline=None)
 @given(
     plain_names.filter(lambda n: len(n) <= 100), st.integers(0, 8**11 - 1), st.integers(0, 2**32)
 )
@@ -352,7 +347,6 @@ def test_a_plain_header_has_a_long_top_folder_in_its_prefix(
     assert plain == b"before" + FILE.header(name, 8**11 - 1, 8**11 - 1)
 
 
-@settings(deadline=None)
 @given(layouts(small_sizes), st.integers(1, 6), st.data())
 def test_any_range_of_any_tar_is_the_slice_of_the_whole(
     members: list[Member], page: int, data: st.DataObject
@@ -391,7 +385,6 @@ def clipped(pieces: Iterable[Literal | Slice], start: int, stop: int) -> Iterato
         at += length
 
 
-@settings(deadline=None)
 @given(layouts(sizes), st.data())
 def test_a_range_of_a_huge_tar_is_cut_out_of_its_pieces(
     members: list[Member], data: st.DataObject

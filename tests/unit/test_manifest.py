@@ -436,7 +436,7 @@ def parses_or_is_refused(data: bytes) -> None:
     try:
         manifest = parse(data)
     except InvalidInput as error:
-        assert re.match(r"manifest|bundle|fileids(\[\d+\](\.\w+)?)?: .", str(error))
+        assert re.match(r"\w+(\[\d+\](\.\w+)?)?: .", str(error))
         return
     for item in manifest.entries:
         parts = item.path.split("/")
