@@ -162,7 +162,7 @@ class Removal:
         with suppress(RemovalStopped):
             await self._finish_interrupted_evictions()
         leaving = await self._store.pending_removal()
-        there = await self._volume.cart_ids()
+        there = await self._volume.orphans.cart_ids()
         # A cart without a directory may have left its link.
         ids = {*leaving, *await self._store.deleted_among(there)}
         self._retry_pauses.keep(ids)
@@ -292,7 +292,7 @@ class Removal:
         """
         try:
             may_go = finish or not self._pins.is_pinned(cart.id)
-            if may_go and await self._volume.remove_one_file(cart):
+            if may_go and await self._volume.removal.remove_one_file(cart):
                 return True
         except (OSError, NoSpace) as error:
             await self._store.end_eviction(cart.id, token)
@@ -356,7 +356,7 @@ class Removal:
         await lock.acquire()
         try:
             await self._repoint_link(cart)
-            if not await self._volume.remove(cart):
+            if not await self._volume.removal.remove(cart):
                 log.debug(
                     "Cart {id} ({uid}) is in use and will be removed later",
                     id=cart.id,
@@ -377,11 +377,11 @@ class Removal:
         older = await self._store.newest(cart.uid)
         if older is None or older.id > cart.id or older.status != CartStatus.READY:
             return
-        await self._volume.link(older)
+        await self._volume.links.place(older)
         newest = await self._store.newest(cart.uid)
         if newest is None or newest.id != older.id:
             # It was deleted meanwhile, perhaps even removed before the link was made.
-            await self._volume.unlink(older)
+            await self._volume.links.remove(older)
 
 
 def _reason_of(error: OSError | NoSpace) -> str:

@@ -264,14 +264,14 @@ class Downloads:
             # The client was announced another tar than the store describes by now.
             await self._record_tar(cart, bundle.index)
             raise _restaging_error(cart)
-        tree, root = self._volume.tree(cart), self._volume.root
+        tree, root = self._volume.paths.tree(cart), self._volume.paths.root
         return TreeReader(
-            tree, bundle.segments(start, stop), self._volume.shared_lock(cart), root=root
+            tree, bundle.segments(start, stop), self._volume.locks.shared(cart), root=root
         )
 
     async def _bundle_reader(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
-        path, root = self._volume.tar(cart), self._volume.root
-        return TarReader(path, length, start, stop, self._volume.shared_lock(cart), root=root)
+        path, root = self._volume.paths.tar(cart), self._volume.paths.root
+        return TarReader(path, length, start, stop, self._volume.locks.shared(cart), root=root)
 
     async def _imported(self, cart: Cart) -> Cart:
         """Return a ready cart of Pacifica's, with its sizes; restage it if it is not on the volume.

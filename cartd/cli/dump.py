@@ -122,7 +122,7 @@ def _bundle_path(cart: Cart, volume: Volume) -> object:
     """Return the path; empty unless ready, because only then the name is known to be valid."""
     if cart.status != CartStatus.READY:
         return ""
-    return volume.tar(cart) if cart.bundle else volume.tree(cart)
+    return volume.paths.tar(cart) if cart.bundle else volume.paths.tree(cart)
 
 
 def _file_row(cart: Cart, file: CartFile) -> Row:

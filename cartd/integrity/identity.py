@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cartd.errors import ConfigError, NoSpace
 from cartd.store import VolumeRecord, volume_record
-from cartd.volume.file_system import prepare, unusable
-from cartd.volume.identity import holds_carts, read_volume_number, write_volume_number
+from cartd.volume.file_system import prepare, unusable, write_volume_number
+from cartd.volume.identity import holds_carts, read_volume_number
 from cartd.volume.paths import VolumePaths
 
 

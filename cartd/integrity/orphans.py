@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from cartd.store import Store
 from cartd.volume import Volume
-from cartd.volume.orphans import Orphan
+from cartd.volume.remove import Orphan
 
 BATCH = 100
 """Directories that are renamed before they are removed."""
@@ -28,8 +28,8 @@ class Orphans:
 
     async def find(self) -> list[Orphan]:
         """Return the current orphans; a cart that is posted later may get the id of one of them."""
-        there = await self._volume.cart_ids()
-        return await self._volume.orphans(sorted(await self._store.unknown_among(there)))
+        there = await self._volume.orphans.cart_ids()
+        return await self._volume.orphans.find(sorted(await self._store.unknown_among(there)))
 
     async def remove(self, orphans: Sequence[Orphan]) -> None:
         """Remove those that are still orphans.
@@ -39,8 +39,8 @@ class Orphans:
         for first in range(0, len(orphans), BATCH):
             ids = [orphan.cart_id for orphan in orphans[first : first + BATCH]]
             unknown = await self._store.retire_unknown_ids(ids)
-            aside = await self._volume.set_aside(sorted(unknown))
-            await self._volume.remove_aside(aside)
+            aside = await self._volume.orphans.set_aside(sorted(unknown))
+            await self._volume.orphans.remove_aside(aside)
 
     async def warn(self) -> None:
         """Log a warning if there are orphans."""

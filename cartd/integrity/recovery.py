@@ -126,7 +126,7 @@ class Recovery:
     async def _is_bundled(self, cart: Cart) -> bool:
         """Whether its tar exists: it has been synced, and the files are not needed any more."""
         whole = cart.bundle and cart.files_staged == cart.files_total
-        return whole and await self._volume.tar_size(cart) is not None
+        return whole and await self._volume.bundles.size(cart) is not None
 
 
 Revalidate = Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]

@@ -15,7 +15,7 @@ from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
-from cartd.volume import Volume
+from cartd.volume import FileFacts, Volume
 
 log = Logger()
 
@@ -56,15 +56,16 @@ class Repair:
         """
         files = await self._all_files(cart)
         if cart.bundle:
-            sizes = await self._volume.stat_tar_members(cart, files)
-            volume_bytes = await self._volume.tar_size(cart)
+            sizes = await self._volume.bundles.stat_members(cart, files)
+            volume_bytes = await self._volume.bundles.size(cart)
         else:
             sizes = await self._found(cart, files)
             volume_bytes = _sum(sizes)
         if sizes is None or volume_bytes is None or len(sizes) < len(files):
             return False
+        measured = [(one.position, one.size, one.mtime) for one in sizes]
         await self._store.record_measured(
-            cart.id, sizes, bytes_total=_sum(sizes), volume_bytes=volume_bytes
+            cart.id, measured, bytes_total=_sum(sizes), volume_bytes=volume_bytes
         )
         return True
 
@@ -82,8 +83,8 @@ class Repair:
             elif not await self.import_cart(cart):
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
 
-    async def _found(self, cart: Cart, files: list[CartFile]) -> list[tuple[int, int, int]]:
-        found = await self._volume.stat_files(cart, files)
+    async def _found(self, cart: Cart, files: list[CartFile]) -> list[FileFacts]:
+        found = await self._volume.verification.stat_files(cart, files)
         return [one for one in found if one is not None]
 
     async def damaged_positions(
@@ -99,12 +100,12 @@ class Repair:
             return range(cart.files_total) if known or not await self._has_its_tar(cart) else ()
         lost = array("q")
         async for files in self._pages(cart):
-            found = await self._volume.stat_files(cart, files)
+            found = await self._volume.verification.stat_files(cart, files)
             lost.extend(
                 file.position
                 for file, there in zip(files, found, strict=True)
                 if there is None
-                or there[1] != file.size
+                or there.size != file.size
                 or file.position in damaged
                 or file.path == unreadable
             )
@@ -119,7 +120,7 @@ class Repair:
     async def _has_its_tar(self, cart: Cart) -> bool:
         """Whether a ready bundle has a tar of the recorded size."""
         measured = cart.bytes_total is not None
-        return measured and await self._volume.tar_size(cart) == cart.volume_bytes
+        return measured and await self._volume.bundles.size(cart) == cart.volume_bytes
 
     async def restage(
         self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
@@ -215,8 +216,8 @@ class Repair:
         return [file async for files in self._pages(cart) for file in files]
 
 
-def _sum(sizes: list[tuple[int, int, int]]) -> int:
-    return sum(size for _, size, _ in sizes)
+def _sum(files: list[FileFacts]) -> int:
+    return sum(file.size for file in files)
 
 
 def may_have_files(cart: Cart) -> bool:
@@ -250,11 +251,11 @@ async def invalidate_missing(
     while files := await store.files(cart.id, after=after, limit=page()):
         after = files[-1].position
         staged = [file for file in files if file.status is FileStatus.STAGED]
-        found = await volume.stat_files(cart, staged)
+        found = await volume.verification.stat_files(cart, staged)
         missing = [
             file.position
             for file, there in zip(staged, found, strict=True)
-            if there is None or there[1] != file.size
+            if there is None or there.size != file.size
         ]
         if missing:
             await store.invalidate_files(cart.id, holder, missing)

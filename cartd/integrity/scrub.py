@@ -76,11 +76,13 @@ class Verification:
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
         """Yield the files page by page, with the fault of each; '' if it is intact."""
         if cart.bundle:
-            async for page in self._volume.bundle_faults(cart, self._pages(cart), read):
+            async for page in self._volume.verification.bundle_faults(
+                cart, self._pages(cart), read
+            ):
                 yield page
             return
         async for files in self._pages(cart):
-            yield files, await self._volume.faults(cart, files, read)
+            yield files, await self._volume.verification.faults(cart, files, read)
 
     async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
         after = -1

@@ -41,8 +41,8 @@ async def link_duplicates(
         duplicates = await store.duplicates(cart.id, positions)
         while duplicates:
             if hashed:
-                duplicates = await volume.intact_duplicates(duplicates)
-            shared, reason = await volume.link_duplicates(cart, duplicates)
+                duplicates = await volume.verification.intact_duplicates(duplicates)
+            shared, reason = await volume.links.link_duplicates(cart, duplicates)
             gone = await store.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
             unlinked = unlinked or reason

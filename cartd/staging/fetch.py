@@ -315,7 +315,7 @@ class FileFetcher:
     async def _fetch_once(self, file: CartFile) -> str:
         assert file.size is not None
         checksum = Checksum(file.hash_type, file.hash_sum, file.size)
-        incoming = self._context.volume.incoming(self._cart, file, checksum)
+        incoming = self._context.volume.incoming.open(self._cart, file, checksum)
         self._transfers += 1
         try:
             await self._transfer(file, incoming)

@@ -51,10 +51,10 @@ class StagingPipeline:
         :raises OutageTooLong: the archive was unavailable for too long.
         :raises LeaseLost: another process has taken over the cart.
         """
-        self._context.volume.check_uid(self._cart)
+        self._context.volume.paths.check_uid(self._cart)
         self._context.breaker.resume_cart(self._cart)
         await self._remove_leftovers()
-        if collision := await self._context.volume.collision(self._all_pages):
+        if collision := await self._context.volume.name_collisions.find(self._all_pages):
             raise PathCollision(*collision)
         if await self._tar_is_complete():
             await self._finish()
@@ -104,10 +104,12 @@ class StagingPipeline:
         Unrecorded files were placed just before the failure, or before a crash.
         """
         volume, cart = self._context.volume, self._cart
-        await volume.clear_incoming(cart.id)
+        await volume.incoming.clear(cart.id)
         async for page in self._fetcher.unstaged_pages():
             recorded = {at async for _, found in self._record_found(page) for at in found}
-            await volume.drop_files(cart, [one for one in page if one.position not in recorded])
+            await volume.removal.drop_files(
+                cart, [one for one in page if one.position not in recorded]
+            )
 
     async def _remove_leftovers(self) -> None:
         """Remove files of earlier attempts that cannot be used.
@@ -116,11 +118,11 @@ class StagingPipeline:
         Pacifica Cartd has left it behind.
         """
         cart, volume = self._cart, self._context.volume
-        await volume.clear_incoming(
+        await volume.incoming.clear(
             cart.id, include_staged=not (self._resumed and may_have_files(cart))
         )
         if cart.bundle and cart.files_staged < cart.files_total:
-            await volume.drop_tar(cart)
+            await volume.bundles.drop(cart)
 
     async def _tar_is_complete(self) -> bool:
         """Whether the cart is a bundle whose tar was written before a stop, and is complete."""
@@ -131,7 +133,7 @@ class StagingPipeline:
         if cart.tar is None:
             return False
         length = Lengths.loaded(cart.tar.lengths).length(cart.uid)
-        if await self._context.volume.tar_size(cart) != length:
+        if await self._context.volume.bundles.size(cart) != length:
             return False
         self.tar_bytes = length
         return True
@@ -166,7 +168,7 @@ class StagingPipeline:
 
     async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
         """Record the intact ones of the files; yield their number and the recorded positions."""
-        async for intact in self._context.volume.intact_files(self._cart, files):
+        async for intact in self._context.volume.verification.intact_files(self._cart, files):
             found = {file.position: file.hash_sum for file in intact}
             recorded = await self._context.store.record_found(self._cart.id, self._holder, found)
             yield len(found), recorded
@@ -201,9 +203,9 @@ class StagingPipeline:
             tar = await self._build_tar_index()
         newest = await store.newest(self._cart.uid)
         if newest is not None and newest.id == self._cart.id:
-            await self._context.volume.link(self._cart)
+            await self._context.volume.links.place(self._cart)
         else:
-            await self._context.volume.clear_incoming(self._cart.id)
+            await self._context.volume.incoming.clear(self._cart.id)
         await store.record_ready(
             self._cart.id,
             self._holder,
@@ -226,11 +228,13 @@ class StagingPipeline:
             await self._context.store.begin_bundling(cart.id, self._holder, now, tar)
             bundle = await self._context.tar_indexes.tar_below(replace(cart, tar=tar), cart.uid)
             length = bundle.length
-            reader = TreeReader(volume.tree(cart), bundle.segments(0, length), root=volume.root)
-            await volume.write_tar(cart, reader, length)
+            reader = TreeReader(
+                volume.paths.tree(cart), bundle.segments(0, length), root=volume.paths.root
+            )
+            await volume.bundles.write(cart, reader, length)
             self.tar_bytes = length
         else:
             await self._context.store.begin_bundling(cart.id, self._holder, now)
-            await volume.drop_tree(cart)
+            await volume.bundles.drop_tree(cart)
         await self._context.store.record_bundled(cart.id, self._holder)
         return self.tar_bytes

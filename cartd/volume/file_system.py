@@ -1,4 +1,7 @@
-"""Tests of what the volume's file system can do, and syncing it to its disk.  Blocks."""
+"""The volume's file system: what it must have and be able to do, and syncing it to its disk.
+
+Everything here blocks: for the start, the commands, and threads.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from cartd.volume.name_collisions import detect_folding, trial_directory
 from cartd.volume.paths import NAME_MAX, VolumePaths
 from cartd.volume.rooted_fs import CREATE_FLAGS, DISK_FULL, MkdirFS, RootedFS
 
+_EXPLANATION = "cartd knows this directory by that number, which its database has too."
 _REFUSED_ERRNOS = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
 """Read-only, as after disk errors; I/O error; permissions lost, or immutable."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -54,6 +58,22 @@ def prepare(paths: VolumePaths) -> list[str]:
         if error.errno in DISK_FULL:
             return []
         raise unusable(paths.root, error.strerror or str(error)) from None
+
+
+def write_volume_number(root: Path, number: int) -> None:
+    """Write the number of the volume at ``root``, which has been prepared, durably.
+
+    Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
+    """
+    paths = VolumePaths(root)
+    with trial_file(paths, paths.identity.name) as temporary:
+        partial = PartialFile(temporary, paths.identity, MkdirFS(root))
+        try:
+            partial.append(f"{number}\n{_EXPLANATION}\n".encode())
+            partial.chown_to_owner_of(root)
+            partial.commit(durable=True)
+        finally:
+            partial.discard()
 
 
 def check_reserve(root: Path, reserve: int) -> None:

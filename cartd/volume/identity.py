@@ -1,7 +1,8 @@
 """Identity of the volume: detects that its disk is unmounted or replaced by another one.
 
-A file in the volume's root holds a number, and the database holds the same one.  Everything here
-blocks: for the start, the commands, and threads.
+A file in the volume's root holds a number, and the database holds the same one; it is written by
+:func:`cartd.volume.file_system.write_volume_number`.  Everything here blocks: for the start, the
+commands, and threads.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from twisted.logger import Logger
 
 from cartd.errors import VolumeUnavailable, is_exhausted, raise_if_transient
-from cartd.volume.incoming import PartialFile, trial_file
-from cartd.volume.paths import VolumePaths
-from cartd.volume.rooted_fs import READ_FLAGS, MkdirFS, require_regular
+from cartd.volume.paths import CART_ID, VolumePaths
+from cartd.volume.rooted_fs import READ_FLAGS, require_regular
 
-CART_ID = re.compile("[1-9][0-9]{0,17}")
 _NUMBER = re.compile(rb"[0-9]{1,10}\b")
-_EXPLANATION = "cartd knows this directory by that number, which its database has too."
 
 log = Logger()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def read_volume_number(root: Path, dir_fd: int | None = None) -> int | None:
@@ -43,22 +45,6 @@ def read_volume_number(root: Path, dir_fd: int | None = None) -> int | None:
     finally:
         os.close(opened)
     return None if found is None else int(found[0])
-
-
-def write_volume_number(root: Path, number: int) -> None:
-    """Write the number of the volume at ``root``, which has been prepared, durably.
-
-    Raises :class:`~cartd.errors.NoSpace` or ``OSError``.
-    """
-    paths = VolumePaths(root)
-    with trial_file(paths, paths.identity.name) as temporary:
-        partial = PartialFile(temporary, paths.identity, MkdirFS(root))
-        try:
-            partial.append(f"{number}\n{_EXPLANATION}\n".encode())
-            partial.chown_to_owner_of(root)
-            partial.commit(durable=True)
-        finally:
-            partial.discard()
 
 
 def holds_carts(root: Path) -> bool:
@@ -109,6 +95,15 @@ class Identity:
             log.warn("The volume {root} is available again", root=str(self._root))
         if reason:
             raise VolumeUnavailable(reason)
+
+    def confirm_missing(
+        self, read: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Return the result of ``read``; if that is None, check first that this is the volume."""
+        found = read(*args, **kwargs)
+        if found is None:
+            self.check()
+        return found
 
     def _reason(self, dir_fd: int | None) -> str:
         try:

@@ -5,7 +5,8 @@ collects bytes, a thread hashes and writes them.  While a thread writes one bloc
 collected; when that is large too, the producer is paused.  So at most two blocks of a file are in
 memory, at most one thread works on it, and the order needs no queue.
 
-All else here blocks and belongs in a thread; for one :class:`PartialFile`, in one at a time.
+The functions and :class:`PartialFile` block and belong in a thread; for one :class:`PartialFile`,
+in one at a time.
 
 Trial files are temporary files there that belong to no cart.  A process that writes one holds a
 shared lock on ``incoming/``, as on a cart that is being sent: under an exclusive lock, all trial
@@ -18,8 +19,9 @@ import errno
 import os
 import re
 import secrets
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
@@ -31,17 +33,20 @@ from zope.interface import implementer
 
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import uncancellable
-from cartd.deferreds.threads import ThreadRunner
+from cartd.deferreds.threads import BatchingThreadRunner, ThreadRunner
 from cartd.errors import VolumeDamaged
-from cartd.volume.files import list_entries
+from cartd.model import Cart, CartFile
+from cartd.volume.identity import Identity
 from cartd.volume.locks import SharedLock, exclusive_lock
 from cartd.volume.paths import VolumePaths
-from cartd.volume.remove import remove_tree
+from cartd.volume.remove import DiskThreads, remove_tree, rename_then_remove
 from cartd.volume.rooted_fs import (
     CREATE_FLAGS,
     HAS_DIR_FD,
     MkdirFS,
+    MkdirFSCache,
     RootedFS,
+    list_entries,
     translate_disk_errors,
 )
 
@@ -55,6 +60,58 @@ FILE_MODE = 0o644  # less the umask; until the rename, the mode of incoming/ den
 TRIAL = ".trial"
 _LEFTOVER = re.compile(r"\.(?:trial|cartd-volume)-[0-9a-f]{16}")
 """Trial files, and directories in which names are tested."""
+
+
+class Incoming:
+    """The files in ``incoming/``: of carts that are being staged, bundled or removed."""
+
+    def __init__(
+        self,
+        paths: VolumePaths,
+        identity: Identity,
+        threads: ThreadRunner,
+        disk: DiskThreads,
+        fs_cache: MkdirFSCache,
+    ) -> None:
+        self._paths = paths
+        self._identity = identity
+        self._threads = threads
+        self._batch_threads = BatchingThreadRunner(threads)
+        self._disk = disk
+        self._fs_cache = fs_cache
+
+    def open(self, cart: Cart, file: CartFile, checksum: Checksum) -> IncomingFile:
+        """Return the consumer of the bytes of ``file``.
+
+        Raises ``ValueError`` for a path that cannot be in the tree.
+        """
+        final = self._paths.member(cart, file.path)
+        temporary = self._paths.temporary(cart.id, file.position)
+        partial = PartialFile(temporary, final, self._fs_cache.get(cart.id))
+        return IncomingFile(partial, checksum, file.mtime, self._threads, self._batch_threads)
+
+    async def clear(self, cart_id: int, *, include_staged: bool = False) -> None:
+        """Remove leftovers of an interrupted staging, bundling or removal of the cart.
+
+        ``include_staged``: also remove the cart's own directory, which holds foreign files.
+        """
+        await self._disk.run_in_slices(
+            self._paths.incoming(cart_id),
+            lambda should_stop: self._clear(cart_id, include_staged, should_stop),
+        )
+        self._fs_cache.close(cart_id)
+
+    async def size(self) -> int:
+        """Return the bytes of incomplete files, and of bundles whose trees are being removed."""
+        return await self._threads.run(incoming_bytes, self._paths.root, self._paths.all_incoming)
+
+    def _clear(self, cart_id: int, include_staged: bool, should_stop: Callable[[], bool]) -> None:
+        self._identity.check()
+        with RootedFS(self._paths.root) as fs:
+            if include_staged:
+                old = self._paths.temporary(cart_id, "old")
+                rename_then_remove(fs, self._paths.cart(cart_id), old, should_stop)
+            remove_tree(fs, self._paths.incoming(cart_id), should_stop)
 
 
 @implementer(IConsumer)
@@ -366,6 +423,21 @@ def sync_directories(directory: Path, fs: RootedFS) -> None:
             os.fsync(opened)
         if level == fs.root:
             return
+
+
+def incoming_bytes(root: Path, incoming: Path) -> int:
+    """Return the bytes of the files in ``incoming/ID`` and of the bundles of these carts.
+
+    A file with two names is being linked from another cart, and takes no space of its own.
+    """
+    with RootedFS(root) as fs:
+        return sum(
+            status.st_size
+            for of_cart, _ in list_entries(fs, incoming)
+            for directory in (incoming / of_cart, root / of_cart)
+            for _, status in list_entries(fs, directory)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Symbolic links to carts, and hard links to staged files of other carts.  Blocks: for threads.
+"""Symbolic links to carts, and hard links to staged files of other carts.
 
 The symbolic links ``ROOT/cartuids/UID`` are for sites that export the volume.
+The functions block: for threads.
 """
 
 from __future__ import annotations
@@ -13,15 +14,32 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cartd.errors import DiskUnavailable, NoSpace, raise_if_transient
+from twisted.logger import Logger
+
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
+from cartd.errors import DiskUnavailable, NoSpace
 from cartd.model import Cart, DuplicateFile
 from cartd.volume.incoming import replace
-from cartd.volume.paths import VolumePaths, check_component
-from cartd.volume.rooted_fs import HAS_DIR_FD, MkdirFS, NameAt, RootedFS, translate_disk_errors
+from cartd.volume.paths import VolumePaths
+from cartd.volume.remove import DiskThreads, remove_link
+from cartd.volume.rooted_fs import (
+    HAS_DIR_FD,
+    MkdirFS,
+    MkdirFSCache,
+    NameAt,
+    RootedFS,
+    translate_disk_errors,
+)
+
+BATCH = 1000
+"""Files that are linked in one call in a thread."""
 
 _NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _CART_TARGET = re.compile(r"\.\./[1-9][0-9]*/(?P<name>[^/]+)")
 _PRIVILEGE_NOT_HELD = 1314  # Windows, where links are for administrators and developers
+
+log = Logger()
 
 
 class LinksNotAllowedError(Exception):
@@ -30,6 +48,62 @@ class LinksNotAllowedError(Exception):
 
 class LinkOccupiedError(Exception):
     """The path of the link is a file, a directory, or the link of another uid."""
+
+
+class Links:
+    """The links of the volume: changed in threads, each change ends before its coroutine does."""
+
+    def __init__(
+        self,
+        paths: VolumePaths,
+        threads: ThreadRunner,
+        disk: DiskThreads,
+        fs_cache: MkdirFSCache,
+    ) -> None:
+        self._paths = paths
+        self._threads = threads
+        self._disk = disk
+        self._fs_cache = fs_cache
+        self._allowed = True
+
+    async def place(self, cart: Cart) -> None:
+        """Point ``cartuids/UID`` at this cart; a failure is only logged."""
+        try:
+            fs = self._fs_cache.get(cart.id)
+            await self._disk.run(self._paths.link(cart), place_link, self._paths, cart, fs)
+        except LinkOccupiedError as error:
+            log.warn(
+                "{link} is not a symbolic link, or belongs to another uid; it is left unchanged",
+                link=error,
+            )
+        except LinksNotAllowedError as error:
+            if self._allowed:
+                log.warn("Links to carts cannot be created: {reason}", reason=error)
+            self._allowed = False
+        self._fs_cache.close(cart.id)
+
+    async def remove(self, cart: Cart) -> None:
+        """Remove the link of the cart's uid, if it points to this cart."""
+        await self._disk.run(self._paths.link(cart), remove_link, self._paths, cart)
+
+    async def link_duplicates(
+        self, cart: Cart, duplicates: Sequence[DuplicateFile]
+    ) -> tuple[list[DuplicateFile], str]:
+        """Create files of the cart as hard links to their duplicates.
+
+        Return those that exist now, and the error for the first of the others, if any.
+        """
+        linked: list[DuplicateFile] = []
+        reason = ""
+        fs = self._fs_cache.get(cart.id)
+        for first in range(0, len(duplicates), BATCH):
+            batch = duplicates[first : first + BATCH]
+            more, why = await uncancellable(
+                self._threads.run(link_duplicates, self._paths, cart, batch, fs)
+            )
+            linked += more
+            reason = reason or why
+        return linked, reason
 
 
 def place_link(paths: VolumePaths, cart: Cart, fs: MkdirFS) -> None:
@@ -73,27 +147,6 @@ def _target(fs: RootedFS, link: Path) -> str | None:
         return None
     with fs.entry(link) as (name, dir_fd):
         return os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
-
-
-def remove_link(paths: VolumePaths, cart: Cart) -> None:
-    """Remove the link of the cart's uid if it points to this cart, to its tree or its bundle."""
-    remove_link_of(paths, cart.id, cart.uid)
-
-
-def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
-    """As :func:`remove_link`, for a caller that has only the id and the uid."""
-    link = paths.links / check_component(uid)
-    own_targets = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
-    with RootedFS(paths.root) as fs:
-        try:
-            with fs.entry(link) as (name, dir_fd):
-                target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
-        except (OSError, NotImplementedError) as error:
-            raise_if_transient(error)
-            return  # it does not exist, or is not a link
-        if target in own_targets:
-            with translate_disk_errors(link, paths.root):
-                fs.unlink(link)
 
 
 def _refused(error: Exception) -> bool:

@@ -115,12 +115,13 @@ class SharedLock:
 
 
 class CartLocks:
-    """The part of the volume that locks carts against removal."""
+    """Locks of the carts against removal."""
 
-    _paths: VolumePaths
-    _threads: ThreadRunner
+    def __init__(self, paths: VolumePaths, threads: ThreadRunner) -> None:
+        self._paths = paths
+        self._threads = threads
 
-    def shared_lock(self, cart: Cart) -> SharedLock:
+    def shared(self, cart: Cart) -> SharedLock:
         """Return a lock, not acquired yet, that keeps every process from removing the cart."""
         return SharedLock(self._paths.cart(cart.id))
 

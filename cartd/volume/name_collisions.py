@@ -6,20 +6,26 @@ of a cart would replace another.
 
 Strategy: whether the volume folds names is detected with trial files.  If it does, the paths of a
 cart are compared after folding, which finds too many pairs rather than too few; each pair is then
-tested with trial files on the volume.  Everything here but the arithmetic blocks.
+tested with trial files on the volume.  The functions here block: for threads.
 """
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Final
 
+from twisted.logger import Logger
+
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
+from cartd.model import CartFile
+from cartd.volume.identity import Identity
 from cartd.volume.incoming import TRIAL, trial_file
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import remove_tree
@@ -28,6 +34,8 @@ from cartd.volume.rooted_fs import CREATE_FLAGS, DISK_FULL, RootedFS
 MAX_CANDIDATES: Final = 20
 """Paths compared of those with the same folded name."""
 Pair = tuple[str, str]
+
+log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,50 @@ class Folding:
             # Some systems fold to upper case, others to lower case.
             path = path.upper().casefold()
         return unicodedata.normalize("NFD", path) if self.normal_form else path
+
+
+class NameCollisions:
+    """Finds collisions of the paths of a cart on this volume."""
+
+    def __init__(self, paths: VolumePaths, identity: Identity, threads: ThreadRunner) -> None:
+        self._paths = paths
+        self._identity = identity
+        self._threads = threads
+        self._folding: Folding | None = None
+
+    def folds(self) -> bool:
+        """Whether the volume treats some names as the same, as far as that has been detected."""
+        return bool(self._folding)
+
+    async def folding(self) -> Folding:
+        """Return which names the volume treats as the same; detected once, with trial files."""
+        if self._folding is None:
+            try:
+                self._folding = await self._threads.run(self._detect_folding)
+            except OSError as error:
+                log.warn("Cannot detect whether the volume folds names: {error}", error=error)
+                return Folding()
+        return self._folding
+
+    async def find(
+        self, pages: Callable[[], AsyncIterator[Sequence[CartFile]]]
+    ) -> tuple[str, str] | None:
+        """Return the first two paths of a cart that are the same file on this volume.
+
+        ``pages`` returns an iterator over the cart's files.
+        """
+        folding = await self.folding()
+        if not folding:
+            return None
+        folded = CollisionFinder(folding)
+        for step in (folded.scan, folded.collect):
+            async for page in pages():
+                await uncancellable(self._threads.run(step, [file.path for file in page]))
+        return await self._threads.run(find_collision, self._paths, folded)
+
+    def _detect_folding(self) -> Folding:
+        self._identity.check()
+        return detect_folding(self._paths)
 
 
 class CollisionFinder:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from itertools import count
 from pathlib import Path
 
+from cartd.errors import InvalidInput
 from cartd.model import Cart
 
+CART_ID = re.compile("[1-9][0-9]{0,17}")
 NAME_MAX = 255
 """Bytes of one component (NAME_MAX of POSIX systems in use)."""
 
@@ -51,14 +54,25 @@ class VolumePaths:
         return self.incoming(cart_id) / f"{hint}-{self._token}-{next(self._serial)}"
 
     def tree(self, cart: Cart) -> Path:
+        """``ROOT/ID/UID``."""
         return self.cart(cart.id) / check_component(cart.uid)
 
+    def check_uid(self, cart: Cart) -> None:
+        """Raise :class:`InvalidInput` if the cart's uid cannot be the name of a directory.
+
+        Pacifica Cartd accepted such uids, but could not stage these carts either.
+        """
+        try:
+            self.tree(cart)
+        except ValueError:
+            raise InvalidInput("uid: cannot be the name of a directory") from None
+
     def tar(self, cart: Cart) -> Path:
-        """Raises ``ValueError`` for a uid too long to be followed by ``.tar``."""
+        """``ROOT/ID/UID.tar``; raises ``ValueError`` if that name would exceed 255 bytes."""
         return self.cart(cart.id) / check_component(f"{cart.uid}.tar")
 
     def member(self, cart: Cart, path: str) -> Path:
-        """Return the path of the cart's file; raise ``ValueError`` if it cannot be in the tree."""
+        """``ROOT/ID/UID/PATH``; raises ``ValueError`` for a path that cannot be in the tree."""
         return self.staged(cart.id, cart.uid, path)
 
     def staged(self, cart_id: int, uid: str, path: str) -> Path:

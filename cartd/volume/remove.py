@@ -1,8 +1,12 @@
-"""Removal of trees, atomic for readers.  Everything here blocks: for threads.
+"""Removal of carts and of trees, atomic for readers; orphans.
 
 Strategy: a tree is first renamed into its cart's directory in ``incoming/`` and removed there, so
 no partial tree is ever visible under its name.  A crash in between leaves ``incoming/ID``, which
 the next start finds and clears.
+
+Orphans are carts on the volume that may be missing in the store.
+
+The functions here block: for threads.
 """
 
 from __future__ import annotations
@@ -11,20 +15,36 @@ import errno
 import os
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from stat import S_ISDIR
-from typing import Final
+from stat import S_ISDIR, S_ISREG
+from typing import Final, ParamSpec, TypeVar
 
 from twisted.logger import Logger
 
-from cartd.errors import Unavailable
+from cartd.deferreds.tasks import uncancellable
+from cartd.deferreds.threads import ThreadRunner
+from cartd.errors import InvalidInput, Unavailable, raise_if_transient
+from cartd.model import Cart, CartFile, check_uid
 from cartd.text import escape
-from cartd.volume.paths import VolumePaths
-from cartd.volume.rooted_fs import DIRECTORY_FLAGS, HAS_DIR_FD, RootedFS, raise_occupied
+from cartd.volume.identity import Identity
+from cartd.volume.locks import exclusive_lock
+from cartd.volume.paths import CART_ID, VolumePaths, check_component
+from cartd.volume.rooted_fs import (
+    DIRECTORY_FLAGS,
+    HAS_DIR_FD,
+    MkdirFSCache,
+    RootedFS,
+    list_entries,
+    raise_occupied,
+    translate_disk_errors,
+)
 
 MAX_ATTEMPTS = 20
 """Attempts to remove a directory to which other processes still write."""
@@ -40,6 +60,8 @@ _RACE_ERRNOS = frozenset(
 """Another process adds to a directory, or has replaced a directory by a file or the reverse."""
 
 log = Logger()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TimeSliceEnded(Exception):
@@ -70,6 +92,271 @@ class RemovalStopped(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The service is stopping")
+
+
+class DiskThreads:
+    """Runs changes below ``root`` in threads; each ends before its coroutine, cancelled or not.
+
+    Errors are those of :func:`translate_disk_errors`.
+    """
+
+    def __init__(self, root: Path, threads: ThreadRunner, stopping: threading.Event) -> None:
+        """While ``stopping`` is set, removals are interrupted: a large tree takes minutes."""
+        self._root = root
+        self._threads = threads
+        self._stopping = stopping
+
+    async def run(self, path: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def call() -> T:
+            with translate_disk_errors(path, self._root):
+                return work(*args, **kwargs)
+
+        return await uncancellable(self._threads.run(call))
+
+    async def run_in_slices(self, path: Path, work: Callable[[Callable[[], bool]], T]) -> T:
+        """Return the result of ``work``, called again until it ends within one time slice.
+
+        ``work`` removes files until its argument raises :class:`TimeSliceEnded`.  So concurrent
+        removals share the threads fairly, and no other work waits for a large tree.
+        """
+
+        def call() -> T:
+            with translate_disk_errors(path, self._root):
+                return work(TimeSlice(self._stopping.is_set))
+
+        while True:
+            try:
+                return await uncancellable(self._threads.run(call))
+            except TimeSliceEnded:
+                continue
+
+
+class CartRemover:
+    """Removes carts, and files of carts, from the volume."""
+
+    def __init__(
+        self,
+        paths: VolumePaths,
+        identity: Identity,
+        disk: DiskThreads,
+        removals: DiskThreads,
+        fs_cache: MkdirFSCache,
+    ) -> None:
+        """``removals`` remove carts, ``disk`` single files."""
+        self._paths = paths
+        self._identity = identity
+        self._disk = disk
+        self._removals = removals
+        self._fs_cache = fs_cache
+
+    async def remove_one_file(self, cart: Cart) -> bool:
+        """Remove one file of the cart, to test whether its files can be removed.
+
+        False, and nothing is removed, if the cart is being sent; nor is anything if this raises.
+        Raises :class:`RemovalStopped`, as the rest could not be removed.
+        """
+        return await self._removals.run_in_slices(
+            self._paths.cart(cart.id),
+            lambda should_stop: self._remove_one_file(cart, should_stop),
+        )
+
+    async def remove(self, cart: Cart) -> bool:
+        """Remove the cart's tree, bundle, link and incoming files; idempotent.
+
+        False, and nothing is removed, if the cart is being sent.  Raises :class:`RemovalStopped`.
+        """
+        removed = await self._removals.run_in_slices(
+            self._paths.cart(cart.id),
+            lambda should_stop: self._remove(cart, should_stop),
+        )
+        self._fs_cache.close(cart.id)
+        return removed
+
+    async def drop_files(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        """Remove those files from the cart's tree, if they exist."""
+        try:
+            tree = self._paths.tree(cart)
+        except ValueError:
+            return  # such a cart cannot have files on the volume
+        await self._disk.run(tree, self._drop, cart, files)
+
+    # The methods below run in threads.
+
+    def _remove_one_file(self, cart: Cart, should_stop: Callable[[], bool]) -> bool:
+        if should_stop():
+            raise RemovalStopped
+        self._identity.check()
+        directory = self._paths.cart(cart.id)
+        with exclusive_lock(directory) as acquired:
+            if acquired:
+                with RootedFS(self._paths.root) as fs:
+                    remove_one_file(fs, directory)
+        return acquired
+
+    def _remove(self, cart: Cart, should_stop: Callable[[], bool]) -> bool:
+        self._identity.check()
+        with exclusive_lock(self._paths.cart(cart.id)) as acquired:
+            if acquired:
+                with suppress(ValueError):  # a uid that cannot be a name has no link
+                    remove_link(self._paths, cart)
+                aside = self._paths.temporary(cart.id, "removed")
+                with RootedFS(self._paths.root) as fs:
+                    rename_then_remove(fs, self._paths.cart(cart.id), aside, should_stop)
+                    remove_tree(fs, self._paths.incoming(cart.id), should_stop)
+        return acquired
+
+    def _drop(self, cart: Cart, files: Sequence[CartFile]) -> None:
+        self._identity.check()
+        with RootedFS(self._paths.root) as fs:
+            if not fs.is_directory(self._paths.tree(cart)):
+                return
+            for file in files:
+                with suppress(ValueError):  # a file that cannot have that path does not exist
+                    remove_tree(fs, self._paths.member(cart, file.path))
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """What looks like a cart: ``ROOT/ID`` with a tree or bundle of one uid, or ``incoming/ID``."""
+
+    cart_id: int
+    size: int
+    """Bytes of its files, including those shared with other carts by hard links."""
+
+
+class Orphans:
+    """Finds and removes carts by their ids alone, which may be missing in the store."""
+
+    def __init__(
+        self,
+        paths: VolumePaths,
+        identity: Identity,
+        threads: ThreadRunner,
+        removals: DiskThreads,
+    ) -> None:
+        self._paths = paths
+        self._identity = identity
+        self._threads = threads
+        self._removals = removals
+
+    async def cart_ids(self) -> list[int]:
+        """Return the ids, ascending, that have a directory: carts, and leftovers of crashes."""
+        return await self._threads.run(self._ids)
+
+    async def find(self, cart_ids: Sequence[int]) -> list[Orphan]:
+        """Return those of the ids whose directories contain only what cartd creates."""
+        return await self._threads.run(self._find, cart_ids)
+
+    async def set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
+        """Rename the directories of these ids, quickly; return the paths to be removed."""
+        return await uncancellable(self._threads.run(self._set_aside, cart_ids))
+
+    async def remove_aside(self, aside: Sequence[Path]) -> None:
+        """Remove what was set aside; that may take long."""
+        for one in aside:
+            await self._removals.run_in_slices(one, partial(self._remove_one_aside, one))
+
+    # The methods below run in threads.
+
+    def _ids(self) -> list[int]:
+        self._identity.check()
+        ids: set[int] = set()
+        with RootedFS(self._paths.root) as fs:
+            for directory in (self._paths.root, self._paths.all_incoming):
+                with fs.directory(directory) as opened, os.scandir(opened) as found:
+                    ids.update(
+                        int(entry.name)
+                        for entry in found
+                        if CART_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                    )
+        return sorted(ids)
+
+    def _find(self, cart_ids: Sequence[int]) -> list[Orphan]:
+        found = []
+        with RootedFS(self._paths.root) as fs:
+            for cart_id in cart_ids:
+                place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
+                if not fs.exists(place) or _uid_in(fs, place) is not None:
+                    found.append(Orphan(cart_id, _size_of(fs, place, incoming)))
+        return found
+
+    def _set_aside(self, cart_ids: Sequence[int]) -> list[Path]:
+        self._identity.check()
+        aside: list[Path] = []
+        with RootedFS(self._paths.root) as fs:
+            for cart_id in cart_ids:
+                place, incoming = self._paths.cart(cart_id), self._paths.incoming(cart_id)
+                if uid := _uid_in(fs, place):
+                    remove_link_of(self._paths, cart_id, uid)
+                with translate_disk_errors(place, self._paths.root):
+                    fs.ensure_directory(incoming)
+                    if fs.exists(place):
+                        fs.rename(place, self._paths.temporary(cart_id, "orphan"))
+                    aside += (incoming / name for name, _ in list_entries(fs, incoming))
+        return aside
+
+    def _remove_one_aside(self, one: Path, should_stop: Callable[[], bool]) -> None:
+        with RootedFS(self._paths.root) as fs:
+            remove_tree(fs, one, should_stop)
+            with suppress(OSError):
+                fs.rmdir(one.parent)  # unless it is in use again
+
+
+def _uid_in(fs: RootedFS, place: Path) -> str | None:
+    """Return the uid if ``place`` contains only the tree or bundle of one, as cartd creates it.
+
+    '' if it is empty; None if it contains something else.
+    """
+    uids = set()
+    try:
+        with fs.directory(place) as opened, os.scandir(opened) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    uids.add(check_uid(entry.name))
+                elif entry.is_file(follow_symlinks=False) and entry.name.endswith(".tar"):
+                    uids.add(check_uid(entry.name.removesuffix(".tar")))
+                else:
+                    return None
+    except (OSError, InvalidInput):
+        return None
+    return (uids or {""}).pop() if len(uids) < 2 else None
+
+
+def _size_of(fs: RootedFS, *trees: Path) -> int:
+    """Return the bytes of all regular files, each counted once however many names it has."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    directories = list(trees)
+    while directories:
+        directory = directories.pop()
+        for name, status in list_entries(fs, directory):
+            if S_ISDIR(status.st_mode):
+                directories.append(directory / name)
+            elif S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    return total
+
+
+def remove_link(paths: VolumePaths, cart: Cart) -> None:
+    """Remove the link of the cart's uid if it points to this cart, to its tree or its bundle."""
+    remove_link_of(paths, cart.id, cart.uid)
+
+
+def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
+    """As :func:`remove_link`, for a caller that has only the id and the uid."""
+    link = paths.links / check_component(uid)
+    own_targets = (f"../{cart_id}/{uid}", f"../{cart_id}/{uid}.tar")
+    with RootedFS(paths.root) as fs:
+        try:
+            with fs.entry(link) as (name, dir_fd):
+                target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
+        except (OSError, NotImplementedError) as error:
+            raise_if_transient(error)
+            return  # it does not exist, or is not a link
+        if target in own_targets:
+            with translate_disk_errors(link, paths.root):
+                fs.unlink(link)
 
 
 def evict_foreign(paths: VolumePaths, cart_id: int, occupied: Path) -> None:

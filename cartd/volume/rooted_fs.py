@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
-from cartd.errors import NoSpace, PathCollision, raise_if_transient
+from cartd.errors import NoSpace, PathCollision, raise_if_transient, transient_raised
 
 MAX_OPEN: Final = 6
 """Directories that stay open.  Few: a process may have 1,024 descriptors, and each download and
@@ -430,6 +431,61 @@ class MkdirFS(RootedFS):
                     self._check_collision(directory)
                 self._evict(directory)
                 os.mkdir(name, dir_fd=dir_fd)
+
+
+class MkdirFSCache:
+    """One :class:`MkdirFS` for each cart of which files are being written."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        check: Callable[[int | None], None],
+        evict: Callable[[int, Path], None],
+        folds: Callable[[], bool],
+    ) -> None:
+        """As for :class:`MkdirFS`; ``evict`` also gets the id of the cart."""
+        self._root = root
+        self._check = check
+        self._evict = evict
+        self._folds = folds
+        # An entry lives only while a file of the cart is being written.
+        self._cached: WeakValueDictionary[int, MkdirFS] = WeakValueDictionary()
+
+    def get(self, cart_id: int) -> MkdirFS:
+        fs = self._cached.get(cart_id)
+        if fs is None:
+            fs = self._cached[cart_id] = MkdirFS(
+                self._root,
+                check=self._check,
+                evict=lambda occupied: self._evict(cart_id, occupied),
+                folds=self._folds(),
+            )
+        return fs
+
+    def close(self, cart_id: int) -> None:
+        """Close the directories of the cart that are not in use."""
+        fs = self._cached.get(cart_id)
+        if fs is not None:
+            fs.close()
+
+
+def list_entries(fs: RootedFS, directory: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the entries of a directory, links not followed; none if it is not a directory.
+
+    Raises :class:`~cartd.errors.DiskUnavailable` if it cannot be read now.
+    """
+    found = []
+    with (
+        suppress(OSError),
+        transient_raised(),
+        fs.directory(directory) as opened,
+        os.scandir(opened) as scanned,
+    ):
+        for entry in scanned:
+            with suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
 
 
 @contextmanager

@@ -1,18 +1,29 @@
-"""Verification of staged files against their hashes, by reading all of their bytes.
+"""Verification of staged files: by size and time, or by reading all bytes and hashing them.
 
-Strategy: a scan is a generator that yields the number of bytes after each chunk.  A thread runs it
-for one step at a time, and the caller may pause between two steps: a large file occupies a thread
-no longer at a time than many small ones.
+Strategy of hashing: a scan is a generator that yields the number of bytes after each chunk.  A
+thread runs it for one step at a time, and the caller may pause between two steps: a large file
+occupies a thread no longer at a time than many small ones.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -26,6 +37,8 @@ from cartd.volume.identity import Identity
 from cartd.volume.paths import VolumePaths
 from cartd.volume.rooted_fs import RootedFS
 
+BATCH = 1000
+"""Files whose sizes and times are read in one call in a thread."""
 CHUNK = 1 << 20
 BYTES_PER_STEP = 64 * 2**20
 """Bytes that are read in one call in a thread."""
@@ -35,6 +48,17 @@ ShouldStop = Callable[[], bool]
 Scan = Generator[int, None, T]
 """Yields numbers of bytes that were read, and returns the result."""
 Throttle = Callable[[int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What the file system or a tar's header says of a file of a cart."""
+
+    position: int
+    """The file's position in the cart."""
+    size: int
+    mtime: int
+    """Whole Unix seconds."""
 
 
 class Declared(Protocol):
@@ -50,12 +74,21 @@ class Declared(Protocol):
     def size(self) -> int | None: ...
 
 
-class HashVerification:
-    """The part of the volume that verifies files."""
+class Verification:
+    """Verifies which files of carts are on the volume, by names and sizes or by their hashes."""
 
-    _paths: VolumePaths
-    _identity: Identity
-    _threads: ThreadRunner
+    def __init__(self, paths: VolumePaths, identity: Identity, threads: ThreadRunner) -> None:
+        self._paths = paths
+        self._identity = identity
+        self._threads = threads
+
+    async def stat_files(self, cart: Cart, files: Iterable[CartFile]) -> list[FileFacts | None]:
+        """Return the facts of each file, in order; None for a missing one."""
+        found: list[FileFacts | None] = []
+        left = iter(files)
+        while batch := list(islice(left, BATCH)):
+            found += await self._threads.run(self._stat_files, cart, batch)
+        return found
 
     async def intact_files(
         self, cart: Cart, files: Sequence[CartFile]
@@ -121,6 +154,21 @@ class HashVerification:
                 self._threads.run(scan.close)  # else the thread closes it
             raise
 
+    def _stat_files(self, cart: Cart, batch: list[CartFile]) -> list[FileFacts | None]:
+        paths: list[Path | None] = []
+        for file in batch:
+            try:
+                paths.append(self._paths.member(cart, file.path))
+            except ValueError:
+                paths.append(None)
+        found = stat_files(self._paths.root, paths)
+        if None in found:
+            self._identity.check()
+        return [
+            None if one is None else FileFacts(file.position, one.st_size, int(one.st_mtime // 1))
+            for file, one in zip(batch, found, strict=True)
+        ]
+
     def _step(self, scan: Scan[list[str]], should_stop: ShouldStop) -> tuple[int, list[str] | None]:
         """Run one step, in a thread; return the bytes read, and the result at the end."""
         done = 0
@@ -136,6 +184,27 @@ class HashVerification:
                 self._identity.check()
             return done, faults
         return done, None
+
+
+def stat_files(root: Path, paths: Sequence[Path | None]) -> list[os.stat_result | None]:
+    """Return the status of each file, links not followed; None if it is not a regular one."""
+    with RootedFS(root) as fs:
+        return [None if path is None else _stat_file(fs, path) for path in paths]
+
+
+def stat_file(root: Path, path: Path) -> os.stat_result | None:
+    """As :func:`stat_files`, for one file."""
+    with RootedFS(root) as fs:
+        return _stat_file(fs, path)
+
+
+def _stat_file(fs: RootedFS, path: Path) -> os.stat_result | None:
+    try:
+        status = fs.lstat(path)
+    except (OSError, ValueError) as error:
+        raise_if_transient(error)
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 async def _no_throttle(_size: int) -> None:

@@ -151,14 +151,14 @@ def test_a_link_to_a_cart_deleted_meanwhile_is_removed(
     bench: RemovalBench,
 ) -> None:
     first, second = bench.ready(), bench.ready()
-    link = bench.volume.link
+    link = bench.volume.links.place
 
     async def go_meanwhile(older: Cart) -> None:
         assert older.id == first.id
         await bench.removal.delete(first)
         await link(older)
 
-    bench.volume.link = go_meanwhile  # type: ignore[method-assign,assignment]
+    bench.volume.links.place = go_meanwhile  # type: ignore[method-assign,assignment]
     result_of(bench.removal.delete(second))
     assert bench.left() == set()
 
@@ -182,7 +182,7 @@ def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: RemovalBen
         raise RuntimeError("a fault of ours")
 
     cart = bench.ready()
-    bench.volume.remove = broken  # type: ignore[method-assign]
+    bench.volume.removal.remove = broken  # type: ignore[method-assign]
     with capturedLogs() as events, bench.pins.pin(cart.id):
         result_of(bench.removal.delete(cart))
     told = [event["log_failure"].value for event in events if "log_failure" in event]
@@ -356,13 +356,13 @@ def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> 
     """Otherwise downloads of the cart would wait for the next sweep."""
     cart = bench.ready()
     looked: Deferred[None] = Deferred()
-    remove_one_file = bench.volume.remove_one_file
+    remove_one_file = bench.volume.removal.remove_one_file
 
     async def held(cart: Cart) -> bool:
         await looked
         return await remove_one_file(cart)
 
-    bench.volume.remove_one_file = held  # type: ignore[method-assign]
+    bench.volume.removal.remove_one_file = held  # type: ignore[method-assign]
     evicting = Deferred.fromCoroutine(bench.removal.evict(cart))
     evicting.cancel()
     ended = outcome(evicting)
@@ -377,13 +377,13 @@ def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
     first, second = (bench.ready(uid) for uid in ("a", "b"))
     for cart in (first, second):
         assert result_of(bench.store.begin_eviction(cart, f"of {cart.uid}"))
-    remove_one_file = bench.volume.remove_one_file
+    remove_one_file = bench.volume.removal.remove_one_file
 
     async def given_up_meanwhile(cart: Cart) -> bool:
         await bench.store.end_eviction(second.id, f"of {second.uid}")
         return await remove_one_file(cart)
 
-    bench.volume.remove_one_file = given_up_meanwhile  # type: ignore[method-assign]
+    bench.volume.removal.remove_one_file = given_up_meanwhile  # type: ignore[method-assign]
     result_of(bench.removal.sweep())
     assert bench.store.carts[first.id].status is CartStatus.DELETED
     assert bench.store.carts[second.id] == second
@@ -395,7 +395,7 @@ def test_a_waiting_download_does_not_undo_an_eviction(
     """Otherwise the cart would be sent without the file that was removed."""
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
-    assert result_of(bench.volume.remove_one_file(cart))
+    assert result_of(bench.volume.removal.remove_one_file(cart))
     with bench.pins.pin(cart.id):
         result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
@@ -406,7 +406,7 @@ def test_a_sweep_finishes_an_interrupted_eviction(bench: RemovalBench, removed: 
     cart = bench.ready()
     assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
     for _ in range(removed):
-        assert result_of(bench.volume.remove_one_file(cart))
+        assert result_of(bench.volume.removal.remove_one_file(cart))
     result_of(bench.removal.sweep())
     assert bench.store.carts[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
@@ -431,14 +431,14 @@ def test_a_failing_removal_backs_off_and_is_logged_once(
     carts = [bench.ready(f"cart-{number}") for number in range(8)]
     heal = refusing(bench, monkeypatch, errno.EROFS)
     tries = 0
-    remove = bench.volume.remove
+    remove = bench.volume.removal.remove
 
     async def counted(cart: Cart) -> bool:
         nonlocal tries
         tries += 1
         return await remove(cart)
 
-    bench.volume.remove = counted  # type: ignore[method-assign]
+    bench.volume.removal.remove = counted  # type: ignore[method-assign]
     with capturedLogs() as events:
 
         def lines() -> list[str]:

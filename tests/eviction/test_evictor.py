@@ -310,15 +310,15 @@ def test_incoming_bytes_of_files_and_bundles(
 ) -> None:
     volume = Volume(tmp_path / "volume", InThisThread())
     volume.prepare()
-    assert result_of(volume.incoming_bytes()) == 0
+    assert result_of(volume.incoming.size()) == 0
     put(tmp_path / "volume/7/mine/ready", 1)
     put(tmp_path / "volume/8/other.tar", 2)
-    assert result_of(volume.incoming_bytes()) == 0
+    assert result_of(volume.incoming.size()) == 0
     put(tmp_path / "volume/incoming/7/0-x", 10)
     put(tmp_path / "volume/incoming/9/0-x", 20)
-    assert result_of(volume.incoming_bytes()) == 30
+    assert result_of(volume.incoming.size()) == 30
     put(tmp_path / "volume/incoming/8/tree-x/file", 100)
-    assert result_of(volume.incoming_bytes()) == 32
+    assert result_of(volume.incoming.size()) == 32
 
 
 def put(path: Path, size: int) -> None:

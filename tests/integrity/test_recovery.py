@@ -115,7 +115,7 @@ def test_carts_are_revalidated_one_after_the_other(bench: Recovered) -> None:
 def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> None:
     cart = bench.put_whole(bundle=True)
     if there:
-        tar = bench.volume.tar(cart)
+        tar = bench.volume.paths.tar(cart)
         tar.parent.mkdir()
         tar.write_bytes(b"whole")
     bench.left.noted = {cart.id: [1, 2]}

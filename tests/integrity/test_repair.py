@@ -12,6 +12,7 @@ import pytest
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import MAX_RESTAGES, PAGE, RESTAGE_WINDOW, Repair
 from cartd.model import Cart, CartFile, CartStatus
+from cartd.volume import FileFacts
 from tests.support.volume_parts import logged, result_of
 
 MANY = 200_000
@@ -54,15 +55,17 @@ class Lacking:
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
+        self.verification = self.bundles = self
         self.refuses = ""
         """Why the volume is not writable."""
 
-    async def stat_files(
-        self, _: Cart, files: Sequence[CartFile]
-    ) -> list[tuple[int, int, int] | None]:
-        return [None if file.position >= self._first else (file.position, 1, 0) for file in files]
+    async def stat_files(self, _: Cart, files: Sequence[CartFile]) -> list[FileFacts | None]:
+        return [
+            None if file.position >= self._first else FileFacts(file.position, 1, 0)
+            for file in files
+        ]
 
-    async def tar_size(self, _: Cart) -> int | None:
+    async def size(self, _: Cart) -> int | None:
         return None
 
     async def check_writable(self) -> None:

@@ -29,7 +29,7 @@ from cartd.service import Cartd
 from cartd.services import Services
 from cartd.staging import fetch, pipeline
 from cartd.store import connections, database, sync
-from cartd.volume import Volume, bundles, incoming, volume
+from cartd.volume import Volume, bundles, incoming, links, verify
 from tests.simulation.archive import ArchiveState, SimulatedArchive
 from tests.simulation.database import Database
 from tests.simulation.disk import Disk, Killed, SimulatedFileSystem
@@ -42,7 +42,8 @@ SMALL_BUFFERS = (
     (bundles, "BLOCK", 4096),
 )
 SMALL_PAGES = (
-    (volume, "BATCH", 2),
+    (links, "BATCH", 2),
+    (verify, "BATCH", 2),
     (tar_index_cache, "PAGE_SIZE", 3),
     (pipeline, "PAGE", 6),
     (fetch, "PAGE", 6),
@@ -180,7 +181,7 @@ class SimulatedProcess:
         number = bind_volume(self.config.database_url, self.config.volume_path)
         self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
         # Durations of thread calls are not measured in real time here.
-        self.services.volume._batch_threads._timer = self.reactor.seconds
+        self.services.volume.incoming._batch_threads._timer = self.reactor.seconds
         self.service = Cartd(self.services, None)
         self.carts = self.service._carts
         self.other_removal = _removal_of_other_process(self.services, self.config)

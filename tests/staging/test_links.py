@@ -41,7 +41,10 @@ def ready(bench: Bench, *names: str, **more: Any) -> Cart:
 
 def names_of(bench: Bench, cart: Cart) -> dict[str, int]:
     """Return the link count of each file of the cart's tree."""
-    return {path.name: path.stat().st_nlink for path in (bench.volume.tree(cart) / "dir").iterdir()}
+    return {
+        path.name: path.stat().st_nlink
+        for path in (bench.volume.paths.tree(cart) / "dir").iterdir()
+    }
 
 
 def test_a_repeated_cart_is_ready_without_a_request(bench: Bench) -> None:
@@ -73,7 +76,7 @@ def test_a_bundled_cart_is_written_from_links_but_gives_none(bench: Bench) -> No
     ready(bench, "1", uid="first")
     bundled = ready(bench, uid="bundled", bundle=True)
     assert bench.archive.times("GET", "1") == 1
-    assert not bench.volume.tree(bundled).exists()
+    assert not bench.volume.paths.tree(bundled).exists()
     ready(bench, uid="last")
     assert bench.archive.times("GET", "1") == 1
     assert bench.archive.times("GET", "2") == 2
@@ -125,14 +128,14 @@ def test_a_damaged_file_is_refetched_and_repairs_both_carts(
     bench: Bench, damage: Callable[[Path], None]
 ) -> None:
     first = ready(bench, uid="first")
-    old = bench.volume.member(first, "dir/1")
+    old = bench.volume.paths.member(first, "dir/1")
     damage(old)
     again = ready(bench, uid="again")
     assert bench.archive.times("GET", "1") == 2
     bench.store.invalidate(first.id, 0)
     assert run(bench, first) == [None]
     assert bench.archive.times("GET", "1") == 2
-    assert old.samefile(bench.volume.member(again, "dir/1"))
+    assert old.samefile(bench.volume.paths.member(again, "dir/1"))
     assert old.read_bytes() == FILES["1"]
 
 
@@ -149,8 +152,8 @@ def test_an_unrecorded_link_is_found_again(bench: Bench) -> None:
     """As after kill -9 between linking and recording."""
     first = ready(bench, uid="first")
     cart = bench.put(uid="again")
-    bench.volume.member(cart, "dir/1").parent.mkdir(parents=True)
-    bench.volume.member(cart, "dir/1").hardlink_to(bench.volume.member(first, "dir/1"))
+    bench.volume.paths.member(cart, "dir/1").parent.mkdir(parents=True)
+    bench.volume.paths.member(cart, "dir/1").hardlink_to(bench.volume.paths.member(first, "dir/1"))
     assert run(bench, cart) == [None]
     assert names_of(bench, cart) == dict.fromkeys(FILES, 2)
     assert bench.archive.times("GET") == 3
@@ -163,9 +166,9 @@ def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     first = ready(bench, "1", uid="first")
     third = ready(bench, "1", uid="third")
     cart = bench.put(["1"], uid="again")
-    mine = bench.volume.member(cart, "dir/1")
+    mine = bench.volume.paths.member(cart, "dir/1")
     mine.parent.mkdir(parents=True)
-    mine.hardlink_to(bench.volume.member(first, "dir/1"))
+    mine.hardlink_to(bench.volume.paths.member(first, "dir/1"))
     for one in (first, third):
         bench.store.rows[one.id].clear()  # no twin any more, but the file is there
     assert run(bench, cart, resumed=True) == [None]
@@ -191,16 +194,16 @@ def test_a_duplicate_lost_before_recording_is_replaced(
 ) -> None:
     ready(bench, uid="heir")
     first = ready(bench, uid="first")  # the newest is the one that is found
-    share = bench.volume.link_duplicates
+    share = bench.volume.links.link_duplicates
 
     async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
         shared = await share(cart, duplicates)
         assert {twin.staged_cart for twin in duplicates} == {first.id}
-        bench.volume.link_duplicates = share  # type: ignore[method-assign]
+        bench.volume.links.link_duplicates = share  # type: ignore[method-assign]
         await bench.store.mark_deleted(first.id, 0)
         return shared
 
-    bench.volume.link_duplicates = go_meanwhile  # type: ignore[method-assign]
+    bench.volume.links.link_duplicates = go_meanwhile  # type: ignore[method-assign]
     again = ready(bench, uid="again")
     assert names_of(bench, again) == dict.fromkeys(FILES, 3)
     assert bench.store.staged(again.id) == list(FILES)
@@ -209,14 +212,14 @@ def test_a_duplicate_lost_before_recording_is_replaced(
 
 def test_a_file_without_a_remaining_duplicate_is_fetched(bench: Bench) -> None:
     first = ready(bench, uid="first")
-    share = bench.volume.link_duplicates
+    share = bench.volume.links.link_duplicates
 
     async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
         shared = await share(cart, duplicates)
         await bench.store.mark_deleted(first.id, 0)
         return shared
 
-    bench.volume.link_duplicates = go_meanwhile  # type: ignore[method-assign]
+    bench.volume.links.link_duplicates = go_meanwhile  # type: ignore[method-assign]
     again = ready(bench, uid="again")
     assert names_of(bench, again) == dict.fromkeys(FILES, 1)
     assert bench.archive.times("GET") == 2 * len(FILES)

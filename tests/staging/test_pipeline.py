@@ -385,7 +385,7 @@ class TestTapes:
 class TestTakingUp:
     def test_intact_files_on_the_volume_are_not_fetched_again(self, bench: Bench) -> None:
         cart = bench.put()
-        tree = bench.volume.tree(cart) / "dir"
+        tree = bench.volume.paths.tree(cart) / "dir"
         tree.mkdir(parents=True)
         (tree / "1").write_bytes(FILES["1"])
         (tree / "2").write_bytes(b"owt" * 100)
@@ -402,7 +402,7 @@ class TestTakingUp:
         if measured:
             claimed(bench, cart)
             begin(bench.store.record_states(cart.id, "me", [(0, len(FILES["1"]), MTIME)]))
-        place = bench.volume.member(cart, "dir/1")
+        place = bench.volume.paths.member(cart, "dir/1")
         place.parent.mkdir(parents=True)
         place.write_bytes(FILES["1"])
         bench.archive.on_tape = {"1"}

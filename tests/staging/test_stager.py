@@ -118,7 +118,7 @@ class TestErrors:
     def test_a_cart_in_error_keeps_what_is_recorded_and_nothing_else(self, bench: Staged) -> None:
         """Otherwise files left by a crash would take space that is not counted."""
         cart = bench.put()
-        unrecorded = bench.volume.member(cart, "dir/2")
+        unrecorded = bench.volume.paths.member(cart, "dir/2")
         unrecorded.parent.mkdir(parents=True)
         unrecorded.write_bytes(b"damaged")
         bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
@@ -156,7 +156,7 @@ class TestErrors:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id)
-        monkeypatch.setattr(bench.volume, "clear_incoming", hidden)
+        monkeypatch.setattr(bench.volume.incoming, "clear", hidden)
         bench.archive.fails["GET", "2"] = [OSError(errno.EIO, "broken disk")]
         held.callback(None)
         assert bench.status(cart.id) is CartStatus.ERROR
@@ -174,12 +174,12 @@ class TestErrors:
         async def fail(_: object) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr(bench.volume, "link", fail)
+        monkeypatch.setattr(bench.volume.links, "place", fail)
         bench.start()
         cart = bench.put(bundle=True)
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.ERROR
-        tar = bench.volume.tar(cart).stat().st_size
+        tar = bench.volume.paths.tar(cart).stat().st_size
         assert bench.store.carts[cart.id].volume_bytes == tar
 
     def test_files_removed_before_bundling_are_refetched_once(self, bench: Staged) -> None:
@@ -194,14 +194,14 @@ class TestErrors:
             nonlocal times
             times += 1
             if times != 2:
-                (bench.volume.tree(cart) / "dir" / "2").unlink()
+                (bench.volume.paths.tree(cart) / "dir" / "2").unlink()
             await begin_bundling(cart_id, holder, now, tar)
 
         bench.store.begin_bundling = taken_away  # type: ignore[method-assign]
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.READY
         assert [bench.archive.asked.count(("GET", name)) for name in FILES] == [1, 2]
-        assert bench.volume.tar(cart).exists()
+        assert bench.volume.paths.tar(cart).exists()
 
         cart = again = bench.put(uid="again", bundle=True)
         times = 2

@@ -141,10 +141,10 @@ BODY = b"what is staged"
 
 
 def stage(volume: Volume, file: CartFile, body: bytes = BODY, cart: Any = CART) -> Path:
-    incoming = volume.incoming(cart, file, checksum_of(file))
+    incoming = volume.incoming.open(cart, file, checksum_of(file))
     incoming.write(body)
     result_of(incoming.finish())
-    return volume.member(cart, file.path)
+    return volume.paths.member(cart, file.path)
 
 
 class Bytes:
@@ -167,7 +167,9 @@ class Bytes:
 
 async def has(volume: Volume, file: CartFile) -> bool:
     """Whether the file is staged and intact."""
-    return [one async for some in volume.intact_files(CART, [file]) for one in some] == [file]
+    return [
+        one async for some in volume.verification.intact_files(CART, [file]) for one in some
+    ] == [file]
 
 
 def everything(root: Path) -> set[str]:

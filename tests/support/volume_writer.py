@@ -29,7 +29,7 @@ BODY = bytes(4 * BLOCK)
 
 def begun(volume: Volume) -> IncomingFile:
     file = a_file(BODY)
-    incoming = volume.incoming(a_cart(), file, checksum_of(file))
+    incoming = volume.incoming.open(a_cart(), file, checksum_of(file))
     for start in range(0, 3 * BLOCK, BLOCK):
         incoming.write(BODY[start : start + BLOCK])
     return incoming
@@ -59,8 +59,8 @@ def links(volume: Volume) -> None:
 
     sys.addaudithook(refuse)
     globalLogPublisher.addObserver(cast(ILogObserver, show))
-    result_of(volume.link(a_cart()))
-    result_of(volume.link(a_cart()))
+    result_of(volume.links.place(a_cart()))
+    result_of(volume.links.place(a_cart()))
 
 
 def written_by(what: str, root: Path) -> str:

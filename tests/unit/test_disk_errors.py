@@ -14,7 +14,8 @@ import pytest
 from cartd.errors import DiskUnavailable, Unavailable, raise_if_transient
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
-from cartd.volume.identity import Identity, write_volume_number
+from cartd.volume.file_system import write_volume_number
+from cartd.volume.identity import Identity
 from cartd.volume.locks import SharedLock
 from cartd.volume.rooted_fs import translate_disk_errors
 from tests.support.volume_parts import a_cart, a_file, logged, result_of
@@ -38,28 +39,28 @@ def refuse_to_open(patch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.fixture
 def staged(volume: Volume) -> Volume:
-    place = volume.member(CART, FILES[0].path)
+    place = volume.paths.member(CART, FILES[0].path)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"content")
-    volume.tar(CART).write_bytes(b"no tar")
+    volume.paths.tar(CART).write_bytes(b"no tar")
     return volume
 
 
 async def in_place(volume: Volume, cart: Cart, files: list[CartFile]) -> list[list[CartFile]]:
-    return [right async for right in volume.intact_files(cart, files)]
+    return [right async for right in volume.verification.intact_files(cart, files)]
 
 
 LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
-    "names and sizes": lambda volume: volume.stat_files(CART, FILES),
-    "the size of a bundle": lambda volume: volume.tar_size(CART),
-    "the members of a bundle": lambda volume: volume.stat_tar_members(CART, FILES),
-    "hashes of a tree": lambda volume: volume.faults(CART, FILES, nobody_rests),
-    "hashes of a bundle": lambda volume: volume.faults(
+    "names and sizes": lambda volume: volume.verification.stat_files(CART, FILES),
+    "the size of a bundle": lambda volume: volume.bundles.size(CART),
+    "the members of a bundle": lambda volume: volume.bundles.stat_members(CART, FILES),
+    "hashes of a tree": lambda volume: volume.verification.faults(CART, FILES, nobody_rests),
+    "hashes of a bundle": lambda volume: volume.verification.faults(
         replace(CART, bundle=True), FILES, nobody_rests
     ),
     "what is in place already": lambda volume: in_place(volume, CART, FILES),
-    "bytes that are arriving": lambda volume: volume.incoming_bytes(),
-    "the link of a uid": lambda volume: volume.unlink(CART),
+    "bytes that are arriving": lambda volume: volume.incoming.size(),
+    "the link of a uid": lambda volume: volume.links.remove(CART),
 }
 
 
@@ -86,13 +87,13 @@ def test_an_error_of_the_file_itself_is_damage(
     with monkeypatch.context() as patch:
         refuse_to_open(patch, number)
         reason = f"cannot be read: {os.strerror(number)}"
-        assert result_of(staged.faults(CART, FILES, nobody_rests)) == [reason]
+        assert result_of(staged.verification.faults(CART, FILES, nobody_rests)) == [reason]
 
 
 def test_a_transient_error_of_the_lock_does_not_damage_the_cart(
     staged: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = SharedLock(staged.tree(CART))
+    lock = SharedLock(staged.paths.tree(CART))
     with monkeypatch.context() as patch:
         refuse_to_open(patch, errno.EMFILE)
         with pytest.raises(DiskUnavailable):

@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.errors import VolumeDamaged
 from cartd.model import CartFile
-from cartd.volume import Volume, verify
+from cartd.volume import FileFacts, Volume, verify
 from tests.support.volume_parts import (
     BODY,
     CART,
@@ -40,8 +40,8 @@ TAR = os.urandom((2 << 20) + 77)
 def test_a_bundle_takes_the_place_of_the_tree(volume: Volume, root: Path) -> None:
     stage(volume, a_file(BODY))
     reader = Bytes(TAR)
-    result_of(volume.write_tar(CART, reader, len(TAR)))
-    assert volume.tar(CART).read_bytes() == TAR
+    result_of(volume.bundles.write(CART, reader, len(TAR)))
+    assert volume.paths.tar(CART).read_bytes() == TAR
     assert everything(root) == EMPTY | {"7", "7/mine.tar"}
     assert reader.closed == 1
 
@@ -60,9 +60,9 @@ def test_a_bundle_that_fails_leaves_the_tree_as_it_is(
 ) -> None:
     path, reader = stage(volume, a_file(BODY)), Bytes(TAR, failure)
     with pytest.raises(error):
-        result_of(volume.write_tar(CART, reader, length))
+        result_of(volume.bundles.write(CART, reader, length))
     assert path.read_bytes() == BODY
-    assert not volume.tar(CART).exists()
+    assert not volume.paths.tar(CART).exists()
     assert list((root / "incoming" / "7").iterdir()) == []
     assert reader.closed == 1
 
@@ -76,15 +76,15 @@ def test_a_bundle_that_may_not_outlast_a_power_failure_is_none(
     path = stage(volume, a_file(BODY))
     monkeypatch.setattr("cartd.volume.incoming.sync_directories", fail)
     with pytest.raises(OSError):
-        result_of(volume.write_tar(CART, Bytes(TAR), len(TAR)))
+        result_of(volume.bundles.write(CART, Bytes(TAR), len(TAR)))
     assert path.read_bytes() == BODY
-    assert not volume.tar(CART).exists()
+    assert not volume.paths.tar(CART).exists()
 
 
 def test_a_uid_too_long_for_a_bundle_closes_the_reader(volume: Volume) -> None:
     reader = Bytes(TAR)
     with pytest.raises(ValueError):
-        result_of(volume.write_tar(a_cart(uid="u" * 255), reader, len(TAR)))
+        result_of(volume.bundles.write(a_cart(uid="u" * 255), reader, len(TAR)))
     assert reader.closed == 1
 
 
@@ -93,7 +93,7 @@ def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, call
     threads, reader = HeldThreads(), Bytes(TAR)
     volume = Volume(root, threads)
     volume.prepare()
-    writing = Deferred.fromCoroutine(volume.write_tar(CART, reader, len(TAR)))
+    writing = Deferred.fromCoroutine(volume.bundles.write(CART, reader, len(TAR)))
     written = outcome(writing)
     for _ in range(calls):
         threads.run_one()
@@ -109,7 +109,7 @@ def test_a_cancelled_bundle_waits_for_the_thread_and_is_removed(root: Path, call
 
 def pacificas_tar(volume: Volume, *paths: str) -> Path:
     """Write a bundle as Pacifica Cartd did, of a tree with these files."""
-    tree, tar = volume.tree(CART), volume.tar(CART)
+    tree, tar = volume.paths.tree(CART), volume.paths.tar(CART)
     for number, path in enumerate(paths):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_bytes(DATA[: 600 + number])
@@ -123,26 +123,26 @@ def test_members_of_pacificas_bundle_are_read_from_its_headers(volume: Volume) -
     paths = ["b", "a/" + "long/" * 60 + "c", "a/\N{SNOWMAN}", "a/d"]
     pacificas_tar(volume, *paths)
     wanted = [a_file(b"", path, position=number) for number, path in enumerate(paths[:3])]
-    assert result_of(volume.stat_tar_members(CART, reversed(wanted))) == [
-        (2, 602, 1_000_000_002),
-        (1, 601, 1_000_000_001),
-        (0, 600, 1_000_000_000),
+    assert result_of(volume.bundles.stat_members(CART, reversed(wanted))) == [
+        FileFacts(2, 602, 1_000_000_002),
+        FileFacts(1, 601, 1_000_000_001),
+        FileFacts(0, 600, 1_000_000_000),
     ]
 
 
 def test_an_incomplete_or_unreadable_bundle_has_no_member_stats(volume: Volume) -> None:
     one, another = a_file(b"", "one"), a_file(b"", "another", position=1)
-    assert result_of(volume.stat_tar_members(CART, [one])) is None
+    assert result_of(volume.bundles.stat_members(CART, [one])) is None
     tar = pacificas_tar(volume, "one")
-    assert result_of(volume.stat_tar_members(CART, [one])) is not None
-    assert result_of(volume.stat_tar_members(CART, [one, another])) is None
+    assert result_of(volume.bundles.stat_members(CART, [one])) is not None
+    assert result_of(volume.bundles.stat_members(CART, [one, another])) is None
     whole = tar.read_bytes()
     for broken in (b"", whole[:1000], whole[: whole.index(DATA[:600]) + 599], b"x" * 20_480):
         tar.write_bytes(broken)
-        assert result_of(volume.stat_tar_members(CART, [one])) is None
+        assert result_of(volume.bundles.stat_members(CART, [one])) is None
     tar.unlink()
     tar.mkdir()
-    assert result_of(volume.stat_tar_members(CART, [one])) is None
+    assert result_of(volume.bundles.stat_members(CART, [one])) is None
 
 
 async def no_throttle(_size: int) -> None:
@@ -159,13 +159,13 @@ async def verified(volume: Volume, pages: list[list[CartFile]]) -> list[tuple[st
     cart = replace(CART, bundle=True)
     return [
         (file.path, fault)
-        async for files, faults in volume.bundle_faults(cart, given(), no_throttle)
+        async for files, faults in volume.verification.bundle_faults(cart, given(), no_throttle)
         for file, fault in zip(files, faults, strict=True)
     ]
 
 
 def written_bundle(volume: Volume, bodies: Mapping[str, bytes]) -> Path:
-    tar = volume.tar(CART)
+    tar = volume.paths.tar(CART)
     tar.parent.mkdir(exist_ok=True)
     with tarfile.open(tar, "w") as opened:
         for path, body in bodies.items():
@@ -229,22 +229,22 @@ def test_extra_members_and_missing_members_are_distinguished(volume: Volume) -> 
 
 def test_a_uid_too_long_for_a_bundle_has_none(volume: Volume) -> None:
     cart = a_cart(uid="u" * 255)
-    assert result_of(volume.tar_size(cart)) is None
-    assert result_of(volume.stat_tar_members(cart, [])) is None
+    assert result_of(volume.bundles.size(cart)) is None
+    assert result_of(volume.bundles.stat_members(cart, [])) is None
 
 
 def test_a_bundle_is_synced_before_its_tree_is_removed(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[int, bool]] = []
-    tree = volume.tree(CART)
+    tree = volume.paths.tree(CART)
 
     def fsync(fd: int) -> None:
         synced.append((os.fstat(fd).st_ino, tree.exists()))
 
     monkeypatch.setattr("os.fsync", fsync)
     stage(volume, a_file(BODY))
-    result_of(volume.write_tar(CART, Bytes(DATA), len(DATA)))
-    paths = (volume.tar(CART), volume.tar(CART).parent, root)
+    result_of(volume.bundles.write(CART, Bytes(DATA), len(DATA)))
+    paths = (volume.paths.tar(CART), volume.paths.tar(CART).parent, root)
     assert synced == [(path.stat().st_ino, True) for path in paths]
     assert not tree.exists()

@@ -13,7 +13,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.model import CartFile
-from cartd.volume.volume import BATCH, Volume
+from cartd.volume import FileFacts, Volume
+from cartd.volume.verify import BATCH
 from tests.support.volume_parts import (
     BODY,
     CART,
@@ -58,7 +59,7 @@ def test_a_file_is_there_when_size_and_hash_are_right(
     volume: Volume, found: bytes | None, there: bool
 ) -> None:
     file = a_file(BODY)
-    path = volume.member(CART, file.path)
+    path = volume.paths.member(CART, file.path)
     path.parent.mkdir(parents=True)
     if found is not None:
         path.write_bytes(found)
@@ -76,7 +77,7 @@ def test_intact_files_are_read_from_the_disk_not_the_page_cache(
     async def read(_: int) -> None:
         pass
 
-    assert result_of(volume.faults(CART, [file], read)) == [""]
+    assert result_of(volume.verification.faults(CART, [file], read)) == [""]
     assert forgotten == []
     assert result_of(has(volume, file))
     assert forgotten == [(0, 0, os.POSIX_FADV_DONTNEED)]
@@ -98,7 +99,7 @@ def test_a_file_without_hash_or_size_is_not_intact(volume: Volume, changed: dict
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
 def test_only_a_regular_file_is_intact(volume: Volume, tmp_path: Path, kind: str) -> None:
     file = a_file(b"")
-    path = volume.member(CART, file.path)
+    path = volume.paths.member(CART, file.path)
     path.parent.mkdir(parents=True)
     (tmp_path / "target").touch()
     if kind == "link":
@@ -108,7 +109,7 @@ def test_only_a_regular_file_is_intact(volume: Volume, tmp_path: Path, kind: str
     else:
         path.mkdir()
     assert not result_of(has(volume, file))
-    assert result_of(volume.stat_files(CART, [file])) == [None]
+    assert result_of(volume.verification.stat_files(CART, [file])) == [None]
 
 
 def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> None:
@@ -125,10 +126,10 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(root: Path) -> Non
     volume = Volume(root, InThisThread())
     left = list((root / "incoming" / "7").iterdir())
     assert [path.stat().st_size > 0 for path in left] == [True]
-    assert not volume.member(CART, "a/b.dat").exists()
-    assert result_of(volume.cart_ids()) == [7]
-    result_of(volume.clear_incoming(7))
-    assert result_of(volume.cart_ids()) == []
+    assert not volume.paths.member(CART, "a/b.dat").exists()
+    assert result_of(volume.orphans.cart_ids()) == [7]
+    result_of(volume.incoming.clear(7))
+    assert result_of(volume.orphans.cart_ids()) == []
     assert everything(root) == EMPTY
 
 
@@ -143,20 +144,21 @@ def test_the_ids_on_the_volume_are_found_and_nothing_else(volume: Volume, root: 
     for name in ("12", "3", "incoming/44", "007", "lost+found", "1" * 30, "٣"):
         (root / name).mkdir()
     (root / "5").touch()
-    assert result_of(volume.cart_ids()) == [3, 12, 44]
+    assert result_of(volume.orphans.cart_ids()) == [3, 12, 44]
 
 
 def test_files_are_stated_in_their_order(volume: Volume) -> None:
     files = [a_file(bytes(n % 7), f"d/{n}", position=n) for n in range(BATCH + 5)]
     for file in files[::2]:
         stage(volume, file, bytes(file.size or 0))
-    assert result_of(volume.stat_files(CART, files)) == [
-        None if file.position % 2 else (file.position, file.size, file.mtime) for file in files
+    assert result_of(volume.verification.stat_files(CART, files)) == [
+        None if file.position % 2 else FileFacts(file.position, file.size or 0, file.mtime or 0)
+        for file in files
     ]
 
 
 def test_a_path_that_cannot_be_in_the_tree_has_no_stat(volume: Volume) -> None:
-    assert result_of(volume.stat_files(CART, [a_file(b"", "../x")])) == [None]
+    assert result_of(volume.verification.stat_files(CART, [a_file(b"", "../x")])) == [None]
 
 
 def test_a_cancelled_verification_stops_hashing(root: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_cancelled_verification_stops_hashing(root: Path) -> None:
     volume = Volume(root, threads)
     volume.prepare()
     file = a_file(BODY)
-    path = volume.member(CART, file.path)
+    path = volume.paths.member(CART, file.path)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     looking = begin(has(volume, file))

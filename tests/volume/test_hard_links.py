@@ -13,7 +13,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.model import DuplicateFile
-from cartd.volume.volume import BATCH, Volume
+from cartd.volume import Volume
+from cartd.volume.links import BATCH
 from tests.support.volume_parts import (
     BODY,
     EMPTY,
@@ -52,36 +53,36 @@ def staged(volume: Volume) -> Path:
 
 def refused(volume: Volume, one: DuplicateFile | None = None) -> str:
     """Return why the file is not linked; check that nothing is left of it."""
-    shared, reason = result_of(volume.link_duplicates(NEW, [one or duplicate()]))
+    shared, reason = result_of(volume.links.link_duplicates(NEW, [one or duplicate()]))
     assert shared == []
     assert reason
-    assert not any((volume.tree(NEW).parents[1] / "incoming").rglob("*-*"))
+    assert not any((volume.paths.tree(NEW).parents[1] / "incoming").rglob("*-*"))
     return reason
 
 
 def test_a_file_gets_one_more_name(volume: Volume, tmp_path: Path) -> None:
     old = staged(volume)
-    assert result_of(volume.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
-    new = volume.member(NEW, "there/too.dat")
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
+    new = volume.paths.member(NEW, "there/too.dat")
     assert new.samefile(old)
     assert new.stat().st_nlink == 2
-    result_of(volume.remove(OLD))
+    result_of(volume.removal.remove(OLD))
     assert new.read_bytes() == BODY
-    result_of(volume.remove(NEW))
+    result_of(volume.removal.remove(NEW))
     assert everything(tmp_path / "volume") == EMPTY
 
 
 def test_a_link_that_is_there_already_is_made_again(volume: Volume) -> None:
     old = staged(volume)
     for _ in range(2):
-        assert result_of(volume.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
+        assert result_of(volume.links.link_duplicates(NEW, [duplicate()])) == ([duplicate()], "")
     assert old.stat().st_nlink == 2
 
 
 def test_what_is_there_and_no_longer_right_is_replaced(volume: Volume) -> None:
     old = staged(volume)
     damaged = stage(volume, a_file(b"?", "there/too.dat"), b"?", NEW)
-    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
     assert damaged.samefile(old)
 
 
@@ -89,10 +90,10 @@ def test_a_planted_symlink_is_replaced_and_not_followed(volume: Volume, tmp_path
     staged(volume)
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    new = volume.member(NEW, "there/too.dat")
+    new = volume.paths.member(NEW, "there/too.dat")
     new.parent.mkdir(parents=True)
     new.symlink_to(precious)
-    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
     assert not new.is_symlink()
     assert (new.read_bytes(), precious.read_text()) == (BODY, "mine")
 
@@ -101,19 +102,19 @@ def test_a_planted_symlink_to_a_directory_is_removed(volume: Volume, tmp_path: P
     staged(volume)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    volume.tree(NEW).mkdir(parents=True)
-    (volume.tree(NEW) / "there").symlink_to(elsewhere)
+    volume.paths.tree(NEW).mkdir(parents=True)
+    (volume.paths.tree(NEW) / "there").symlink_to(elsewhere)
     (elsewhere / "precious").touch()
-    assert result_of(volume.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
-    assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
+    assert volume.paths.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
 def test_a_directory_in_place_of_the_link_is_removed(volume: Volume) -> None:
     staged(volume)
-    (volume.member(NEW, "there/too.dat") / "deep").mkdir(parents=True)
-    assert result_of(volume.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
-    assert volume.member(NEW, "there/too.dat").read_bytes() == BODY
+    (volume.paths.member(NEW, "there/too.dat") / "deep").mkdir(parents=True)
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate("there/too.dat")]))[0]
+    assert volume.paths.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
 def gone(old: Path, _: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_file_that_differs_from_its_record_is_not_linked(
 ) -> None:
     change(staged(volume), tmp_path / "elsewhere")
     refused(volume)
-    assert not volume.member(NEW, "there/too.dat").exists()
+    assert not volume.paths.member(NEW, "there/too.dat").exists()
 
 
 @pytest.mark.parametrize("change", [gone, a_link, a_pipe, another])
@@ -169,7 +170,7 @@ def test_a_file_changed_between_stat_and_link_is_not_linked(
 
     monkeypatch.setattr(os, "link", after_the_change)
     refused(volume)
-    assert not os.path.lexists(volume.member(NEW, "there/too.dat"))
+    assert not os.path.lexists(volume.paths.member(NEW, "there/too.dat"))
 
 
 @pytest.mark.parametrize(
@@ -203,17 +204,17 @@ def test_the_rest_is_linked_and_the_first_reason_returned(volume: Volume) -> Non
         duplicate("3", size=1),
         duplicate("4"),
     ]
-    shared, reason = result_of(volume.link_duplicates(NEW, duplicates))
+    shared, reason = result_of(volume.links.link_duplicates(NEW, duplicates))
     assert shared == [duplicates[0], duplicates[3]]
     assert reason.startswith("[Errno 2]")
-    assert str(volume.tree(NEW).parents[1]) not in reason
+    assert str(volume.paths.tree(NEW).parents[1]) not in reason
 
 
 def test_directories_removed_meanwhile_are_made_again(volume: Volume) -> None:
     staged(volume)
-    shared, _ = result_of(volume.link_duplicates(NEW, [duplicate("a/1")]))
-    result_of(volume.clear_incoming(NEW.id))
-    assert shared and result_of(volume.link_duplicates(NEW, [duplicate("a/2")]))[0]
+    shared, _ = result_of(volume.links.link_duplicates(NEW, [duplicate("a/1")]))
+    result_of(volume.incoming.clear(NEW.id))
+    assert shared and result_of(volume.links.link_duplicates(NEW, [duplicate("a/2")]))[0]
 
 
 def test_many_files_are_linked_in_few_thread_calls(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_many_files_are_linked_in_few_thread_calls(tmp_path: Path) -> None:
     threads = HeldThreads()
     volume = Volume(tmp_path / "volume", threads)
     duplicates = [duplicate(str(number)) for number in range(2 * BATCH)]
-    job = Deferred.fromCoroutine(volume.link_duplicates(NEW, duplicates))
+    job = Deferred.fromCoroutine(volume.links.link_duplicates(NEW, duplicates))
     results = outcome(job)
     threads.run_one()
     assert threads.made == 2
@@ -231,22 +232,22 @@ def test_many_files_are_linked_in_few_thread_calls(tmp_path: Path) -> None:
     assert results == []
     threads.run_all()
     assert isinstance(failure_of(results), CancelledError)
-    assert len(list(volume.tree(NEW).iterdir())) == 2 * BATCH
+    assert len(list(volume.paths.tree(NEW).iterdir())) == 2 * BATCH
 
 
 def test_a_temporary_hard_link_takes_no_space(volume: Volume) -> None:
     old = staged(volume)
-    incoming = volume.tree(NEW).parents[1] / "incoming" / str(NEW.id)
+    incoming = volume.paths.tree(NEW).parents[1] / "incoming" / str(NEW.id)
     incoming.mkdir()
     (incoming / "duplicate-x").hardlink_to(old)
-    assert result_of(volume.incoming_bytes()) == 0
+    assert result_of(volume.incoming.size()) == 0
     (incoming / "0-x").write_bytes(BODY)
-    assert result_of(volume.incoming_bytes()) == len(BODY)
+    assert result_of(volume.incoming.size()) == len(BODY)
 
 
 def test_a_duplicate_whose_bytes_have_changed_is_not_intact(volume: Volume) -> None:
     old = staged(volume)
-    assert result_of(volume.intact_duplicates([duplicate()])) == [duplicate()]
+    assert result_of(volume.verification.intact_duplicates([duplicate()])) == [duplicate()]
     old.write_bytes(BODY[:-1] + b"?")
-    assert result_of(volume.intact_duplicates([duplicate()])) == []
-    assert result_of(volume.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]
+    assert result_of(volume.verification.intact_duplicates([duplicate()])) == []
+    assert result_of(volume.links.link_duplicates(NEW, [duplicate()]))[0] == [duplicate()]

@@ -50,8 +50,8 @@ Work = Callable[[Volume], Coroutine[Any, Any, object]]
 def volume(volume: Volume, root: Path) -> Volume:
     """A volume with a staged cart, its bundle and link, and an incoming file."""
     stage(volume, FILE)
-    volume.tar(CART).write_bytes(BODY)
-    result_of(volume.link(CART))
+    volume.paths.tar(CART).write_bytes(BODY)
+    result_of(volume.links.place(CART))
     (root / "incoming" / "7").mkdir()
     (root / "incoming" / "7" / "0-left").write_bytes(BODY)
     return volume
@@ -80,7 +80,7 @@ async def no_throttle(_size: int) -> None:
 
 
 async def set_aside(volume: Volume) -> None:
-    await volume.remove_aside(await volume.set_aside([CART.id]))
+    await volume.orphans.remove_aside(await volume.orphans.set_aside([CART.id]))
 
 
 async def stage_again(volume: Volume) -> None:
@@ -90,18 +90,18 @@ async def stage_again(volume: Volume) -> None:
 
 WORK: dict[str, Work] = {
     "stage": stage_again,
-    "share": lambda volume: volume.link_duplicates(OTHER, [DUPLICATE]),
-    "begin": lambda volume: volume.clear_incoming(CART.id),
-    "begin anew": lambda volume: volume.clear_incoming(CART.id, include_staged=True),
-    "write a tar": lambda volume: volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)),
-    "drop the tar": lambda volume: volume.drop_tar(CART),
-    "drop the tree": lambda volume: volume.drop_tree(CART),
-    "drop files": lambda volume: volume.drop_files(CART, [FILE]),
-    "link": lambda volume: volume.link(BUNDLED),
-    "unlink": lambda volume: volume.unlink(CART),
-    "remove": lambda volume: volume.remove(CART),
+    "share": lambda volume: volume.links.link_duplicates(OTHER, [DUPLICATE]),
+    "begin": lambda volume: volume.incoming.clear(CART.id),
+    "begin anew": lambda volume: volume.incoming.clear(CART.id, include_staged=True),
+    "write a tar": lambda volume: volume.bundles.write(BUNDLED, Bytes(BODY), len(BODY)),
+    "drop the tar": lambda volume: volume.bundles.drop(CART),
+    "drop the tree": lambda volume: volume.bundles.drop_tree(CART),
+    "drop files": lambda volume: volume.removal.drop_files(CART, [FILE]),
+    "link": lambda volume: volume.links.place(BUNDLED),
+    "unlink": lambda volume: volume.links.remove(CART),
+    "remove": lambda volume: volume.removal.remove(CART),
     "set aside": set_aside,
-    "look for orphans": lambda volume: volume.orphans([CART.id]),
+    "look for orphans": lambda volume: volume.orphans.find([CART.id]),
 }
 
 
@@ -119,13 +119,13 @@ def test_nothing_behind_a_link_is_changed(
 
 NOT_THERE = "cannot be read: Not a directory"
 LOOKS: dict[str, tuple[Work, object]] = {
-    "measure": (lambda volume: volume.stat_files(CART, [FILE]), [None]),
+    "measure": (lambda volume: volume.verification.stat_files(CART, [FILE]), [None]),
     "faults": (
-        lambda volume: volume.faults(CART, [FILE], no_throttle),
+        lambda volume: volume.verification.faults(CART, [FILE], no_throttle),
         [NOT_THERE],
     ),
     "in place": (lambda volume: has(volume, FILE), False),
-    "right": (lambda volume: volume.intact_duplicates([DUPLICATE]), []),
+    "right": (lambda volume: volume.verification.intact_duplicates([DUPLICATE]), []),
 }
 
 
@@ -137,26 +137,26 @@ def test_what_is_behind_a_link_is_not_there(
     assert result_of(look(volume)) != found
     plant(root, where)
     assert result_of(look(volume)) == found
-    assert result_of(volume.link_duplicates(OTHER, [DUPLICATE]))[0] == []
-    reader = TreeReader(volume.tree(CART), iter([piece()]), root=root)
+    assert result_of(volume.links.link_duplicates(OTHER, [DUPLICATE]))[0] == []
+    reader = TreeReader(volume.paths.tree(CART), iter([piece()]), root=root)
     with pytest.raises(VolumeDamaged, match=r"^a/b\.dat is missing"):
         reader.read(100)
 
 
 def test_a_bundle_behind_a_link_is_not_there(volume: Volume, root: Path) -> None:
     size = len(BODY)
-    assert result_of(volume.tar_size(CART)) == size
-    assert result_of(volume.incoming_bytes()) == 2 * size
+    assert result_of(volume.bundles.size(CART)) == size
+    assert result_of(volume.incoming.size()) == 2 * size
     outside = plant(root, "7")
-    assert result_of(volume.tar_size(CART)) is None
-    assert result_of(volume.stat_tar_members(CART, [])) is None
-    assert result_of(volume.faults(BUNDLED, [FILE], no_throttle)) == [
+    assert result_of(volume.bundles.size(CART)) is None
+    assert result_of(volume.bundles.stat_members(CART, [])) is None
+    assert result_of(volume.verification.faults(BUNDLED, [FILE], no_throttle)) == [
         "cannot be read in the bundle"
     ]
-    assert result_of(volume.incoming_bytes()) == size
+    assert result_of(volume.incoming.size()) == size
     with pytest.raises(VolumeDamaged, match=r"^mine\.tar is missing"):
-        TarReader(volume.tar(CART), size, 0, size, root=root).read(100)
-    assert result_of(volume.cart_ids()) == [7]
+        TarReader(volume.paths.tar(CART), size, 0, size, root=root).read(100)
+    assert result_of(volume.orphans.cart_ids()) == [7]
     assert (outside / "mine.tar").read_bytes() == BODY
 
 
@@ -166,7 +166,7 @@ def test_a_cart_is_staged_in_the_place_of_a_link(volume: Volume, root: Path, whe
     stage(volume, FILE)
     assert not (root / where).is_symlink()
     assert result_of(has(volume, FILE))
-    assert TreeReader(volume.tree(CART), iter([piece()]), root=root).read(100) == BODY
+    assert TreeReader(volume.paths.tree(CART), iter([piece()]), root=root).read(100) == BODY
 
 
 def piece() -> Slice:
@@ -181,15 +181,17 @@ def feed(pipe: Path) -> int:
 
 
 def test_a_pipe_that_gives_the_right_bytes_is_no_file(volume: Volume) -> None:
-    place = volume.member(CART, FILE.path)
+    place = volume.paths.member(CART, FILE.path)
     place.unlink()
     os.mkfifo(place)
     other = feed(place)
-    reader = TreeReader(volume.tree(CART), iter([piece()]))
+    reader = TreeReader(volume.paths.tree(CART), iter([piece()]))
     with pytest.raises(VolumeDamaged, match="not a regular file"):
         reader.read(100)
     reader.close()
-    assert result_of(volume.faults(CART, [FILE], no_throttle)) == ["is not a regular file"]
+    assert result_of(volume.verification.faults(CART, [FILE], no_throttle)) == [
+        "is not a regular file"
+    ]
     assert not result_of(has(volume, FILE))
     os.close(other)
     stage(volume, FILE)
@@ -247,15 +249,15 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_left_alone(root: Path, volume: Volum
 
 def test_no_directory_stays_open_when_no_file_is_on_its_way(volume: Volume, root: Path) -> None:
     before = open_below(root)
-    one = volume.incoming(CART, FILE, checksum_of(FILE))
-    another = volume.incoming(CART, a_file(BODY, "a/new.dat"), checksum_of(FILE))
+    one = volume.incoming.open(CART, FILE, checksum_of(FILE))
+    another = volume.incoming.open(CART, a_file(BODY, "a/new.dat"), checksum_of(FILE))
     another.write(BODY)
     result_of(another.finish())
     assert open_below(root) > before
     result_of(one.abort())
     assert open_below(root) == before
-    result_of(volume.link_duplicates(OTHER, [DUPLICATE]))
-    result_of(volume.link(CART))
+    result_of(volume.links.link_duplicates(OTHER, [DUPLICATE]))
+    result_of(volume.links.place(CART))
     assert open_below(root) == before
 
 
@@ -279,15 +281,15 @@ def test_without_directory_descriptors_paths_are_used(
 ) -> None:
     for module in ("rooted_fs", "remove", "incoming", "links"):
         monkeypatch.setattr(f"cartd.volume.{module}.HAS_DIR_FD", False)
-    assert result_of(volume.remove(CART))
+    assert result_of(volume.removal.remove(CART))
     result_of(stage_again(volume))
     assert result_of(has(volume, FILE))
-    assert result_of(volume.link_duplicates(OTHER, [DUPLICATE]))[0] == [DUPLICATE]
-    result_of(volume.link(CART))
+    assert result_of(volume.links.link_duplicates(OTHER, [DUPLICATE]))[0] == [DUPLICATE]
+    result_of(volume.links.place(CART))
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
-    result_of(volume.write_tar(BUNDLED, Bytes(BODY), len(BODY)))
-    assert result_of(volume.tar_size(BUNDLED)) == len(BODY)
-    assert TarReader(volume.tar(CART), len(BODY), 0, 4, root=root).read(100) == BODY[:4]
+    result_of(volume.bundles.write(BUNDLED, Bytes(BODY), len(BODY)))
+    assert result_of(volume.bundles.size(BUNDLED)) == len(BODY)
+    assert TarReader(volume.paths.tar(CART), len(BODY), 0, 4, root=root).read(100) == BODY[:4]
     for cart in (CART, OTHER):
-        assert result_of(volume.remove(cart))
+        assert result_of(volume.removal.remove(cart))
     assert {path.name for path in root.iterdir()} == {"cartuids", "incoming"}

@@ -11,7 +11,8 @@ import pytest
 
 from cartd.errors import VolumeUnavailable
 from cartd.volume import Volume
-from cartd.volume.identity import read_volume_number, write_volume_number
+from cartd.volume.file_system import write_volume_number
+from cartd.volume.identity import read_volume_number
 from tests.support.volume_parts import (
     BODY,
     CART,
@@ -36,18 +37,20 @@ async def no_throttle(_size: int) -> None:
 
 ASKED: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
     "check": lambda volume: volume.check(),
-    "measure": lambda volume: volume.stat_files(CART, [FILE]),
-    "measure a tar": lambda volume: volume.stat_tar_members(CART, [FILE]),
-    "tar size": lambda volume: volume.tar_size(CART),
-    "faults": lambda volume: volume.faults(CART, [FILE], no_throttle),
-    "faults of a bundle": lambda volume: volume.faults(a_cart(bundle=True), [FILE], no_throttle),
+    "measure": lambda volume: volume.verification.stat_files(CART, [FILE]),
+    "measure a tar": lambda volume: volume.bundles.stat_members(CART, [FILE]),
+    "tar size": lambda volume: volume.bundles.size(CART),
+    "faults": lambda volume: volume.verification.faults(CART, [FILE], no_throttle),
+    "faults of a bundle": lambda volume: volume.verification.faults(
+        a_cart(bundle=True), [FILE], no_throttle
+    ),
     "is it there": lambda volume: has(volume, FILE),
     "free": lambda volume: volume.free_space(),
-    "ids": lambda volume: volume.cart_ids(),
-    "begin": lambda volume: volume.clear_incoming(CART.id, include_staged=True),
-    "link": lambda volume: volume.link(CART),
-    "drop files": lambda volume: volume.drop_files(CART, [FILE]),
-    "remove": lambda volume: volume.remove(CART),
+    "ids": lambda volume: volume.orphans.cart_ids(),
+    "begin": lambda volume: volume.incoming.clear(CART.id, include_staged=True),
+    "link": lambda volume: volume.links.place(CART),
+    "drop files": lambda volume: volume.removal.drop_files(CART, [FILE]),
+    "remove": lambda volume: volume.removal.remove(CART),
 }
 
 
@@ -89,7 +92,7 @@ def test_every_operation_fails_while_the_volume_is_unavailable(
 
 
 def test_a_file_being_written_stays_off_a_foreign_volume(volume: Volume, root: Path) -> None:
-    incoming = volume.incoming(CART, FILE, checksum_of(FILE))
+    incoming = volume.incoming.open(CART, FILE, checksum_of(FILE))
     root.rename(root.with_name("away"))
     root.mkdir()
     incoming.write(BODY)
@@ -116,7 +119,7 @@ def test_a_volume_without_a_number_is_always_available(root: Path) -> None:
     volume = Volume(root, InThisThread())
     volume.prepare()
     result_of(volume.check())
-    assert result_of(volume.stat_files(CART, [FILE])) == [None]
+    assert result_of(volume.verification.stat_files(CART, [FILE])) == [None]
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,15 @@ pytest_plugins = ("tests.support.volume_fixture",)
 
 def test_the_link_leads_to_the_tree_and_is_relative(volume: Volume, root: Path) -> None:
     stage(volume, a_file(BODY))
-    result_of(volume.link(CART))
+    result_of(volume.links.place(CART))
     assert (root / "cartuids" / "mine").readlink() == Path("../7/mine")
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
     assert not (root / "incoming" / "7").exists()
 
 
 def test_the_link_of_a_newer_cart_takes_the_place_of_the_older(volume: Volume, root: Path) -> None:
-    result_of(volume.link(CART))
-    result_of(volume.link(a_cart(8, bundle=True)))
+    result_of(volume.links.place(CART))
+    result_of(volume.links.place(a_cart(8, bundle=True)))
     assert (root / "cartuids" / "mine").readlink() == Path("../8/mine.tar")
 
 
@@ -44,8 +44,8 @@ def test_a_real_thing_in_the_place_of_the_link_is_left(
     there = root / "cartuids" / "mine"
     there.touch() if kind == "file" else there.mkdir()
     with logged() as events:
-        result_of(volume.link(CART))
-        result_of(volume.remove(CART))
+        result_of(volume.links.place(CART))
+        result_of(volume.removal.remove(CART))
     assert there.exists()
     assert not there.is_symlink()
     assert len(events) == 1

@@ -54,14 +54,14 @@ def volume(root: Path) -> Volume:
 
 def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> None:
     stage(volume, a_file(BODY))
-    volume.tar(CART).write_bytes(b"tar")
-    volume.incoming(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20)))).write(
+    volume.paths.tar(CART).write_bytes(b"tar")
+    volume.incoming.open(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20)))).write(
         bytes(1 << 20)
     )
-    result_of(volume.link(CART))
-    result_of(volume.remove(CART))
+    result_of(volume.links.place(CART))
+    result_of(volume.removal.remove(CART))
     assert everything(root) == EMPTY
-    result_of(volume.remove(CART))
+    result_of(volume.removal.remove(CART))
     assert everything(root) == EMPTY
 
 
@@ -77,8 +77,8 @@ def test_a_removal_is_interrupted_by_a_stop_and_finished_later(volume: Volume, r
     stopped = Volume(root, InThisThread())
     stopped.stop()
     with pytest.raises(RemovalStopped):
-        result_of(stopped.remove(CART))
-    assert result_of(volume.remove(CART))
+        result_of(stopped.removal.remove(CART))
+    assert result_of(volume.removal.remove(CART))
     assert everything(root) == EMPTY
 
 
@@ -110,8 +110,8 @@ def test_removing_a_cart_touches_no_other(volume: Volume, root: Path) -> None:
     newer = a_cart(8)
     stage(volume, a_file(BODY))
     stage(volume, a_file(BODY), cart=newer)
-    result_of(volume.link(newer))
-    result_of(volume.remove(CART))
+    result_of(volume.links.place(newer))
+    result_of(volume.removal.remove(CART))
     assert (root / "cartuids" / "mine" / "a" / "b.dat").read_bytes() == BODY
 
 
@@ -120,27 +120,27 @@ def test_removing_follows_no_link(volume: Volume, root: Path, tmp_path: Path) ->
     outside.mkdir()
     (outside / "precious").touch()
     stage(volume, a_file(BODY))
-    (volume.tree(CART) / "link").symlink_to(outside)
+    (volume.paths.tree(CART) / "link").symlink_to(outside)
     (root / "8").symlink_to(outside)
-    result_of(volume.remove(CART))
-    result_of(volume.remove(a_cart(8)))
+    result_of(volume.removal.remove(CART))
+    result_of(volume.removal.remove(a_cart(8)))
     assert everything(root) == EMPTY
     assert (outside / "precious").exists()
 
 
 def test_a_cart_with_a_uid_that_is_no_name_can_be_removed(volume: Volume, root: Path) -> None:
     (root / "7" / "x").mkdir(parents=True)
-    result_of(volume.remove(a_cart(uid="../..")))
+    result_of(volume.removal.remove(a_cart(uid="../..")))
     assert everything(root) == EMPTY
 
 
 def test_files_can_come_again_after_a_removal(volume: Volume) -> None:
-    first = volume.incoming(CART, a_file(BODY), checksum_of(a_file(BODY)))
+    first = volume.incoming.open(CART, a_file(BODY), checksum_of(a_file(BODY)))
     stage(volume, a_file(BODY, "a/other"))
-    result_of(volume.remove(CART))
+    result_of(volume.removal.remove(CART))
     first.write(BODY)
     result_of(first.finish())
-    assert volume.member(CART, "a/b.dat").read_bytes() == BODY
+    assert volume.paths.member(CART, "a/b.dat").read_bytes() == BODY
 
 
 @in_the_loop
@@ -154,7 +154,7 @@ async def test_two_may_remove_one_cart_at_once(root: Path) -> None:
             path = root / "7" / "mine" / str(number % 20) / str(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        await gatherResults([Deferred.fromCoroutine(one.remove(CART)) for one in volumes])
+        await gatherResults([Deferred.fromCoroutine(one.removal.remove(CART)) for one in volumes])
         assert everything(root) == EMPTY
     finally:
         threads.stop()
@@ -165,7 +165,7 @@ def test_a_cancelled_removal_ends_when_the_thread_has(root: Path) -> None:
     volume = Volume(root, threads)
     volume.prepare()
     (root / "7").mkdir()
-    removing = Deferred.fromCoroutine(volume.remove(CART))
+    removing = Deferred.fromCoroutine(volume.removal.remove(CART))
     removed = outcome(removing)
     removing.cancel()
     assert removed == []
@@ -200,7 +200,7 @@ def test_a_large_directory_is_removed_page_by_page(
 def test_concurrent_removals_share_a_thread_by_time_slices(
     root: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr("cartd.volume.base.TimeSlice", lambda stopped: FilesAtATime(3, stopped))
+    monkeypatch.setattr("cartd.volume.remove.TimeSlice", lambda stopped: FilesAtATime(3, stopped))
     threads = HeldThreads()
     volume = Volume(root, InThisThread(), removal_threads=threads)
     volume.prepare()
@@ -209,7 +209,7 @@ def test_concurrent_removals_share_a_thread_by_time_slices(
             path = root / str(cart_id) / "mine" / str(number % 2) / str(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    removing = [begin(volume.remove(a_cart(cart_id))) for cart_id in (7, 8)]
+    removing = [begin(volume.removal.remove(a_cart(cart_id))) for cart_id in (7, 8)]
     for _ in range(parts):
         assert removing == [[], []]
         for _ in range(2):

@@ -64,27 +64,27 @@ def test_a_cart_locked_by_another_process_stays_until_that_ends(root: Path) -> N
     volume = Volume(root, InThisThread())
     before = everything(root)
     with another_process_sends(root) as process:
-        assert result_of(volume.in_use([CART.id, 8])) == {CART.id}
-        assert not result_of(volume.remove(CART))
+        assert result_of(volume.locks.in_use([CART.id, 8])) == {CART.id}
+        assert not result_of(volume.removal.remove(CART))
         assert everything(root) == before
         process.kill()
         process.wait()
-        assert result_of(volume.in_use([CART.id, 8])) == set()
-        assert result_of(volume.remove(CART))
+        assert result_of(volume.locks.in_use([CART.id, 8])) == set()
+        assert result_of(volume.removal.remove(CART))
     assert everything(root) == {"cartuids", "incoming"}
 
 
 def test_a_cart_is_in_use_until_its_last_shared_lock_is_released(root: Path) -> None:
     volume = Volume(root, InThisThread())
-    first, second = volume.shared_lock(CART), volume.shared_lock(CART)
+    first, second = volume.locks.shared(CART), volume.locks.shared(CART)
     first.acquire()
     second.acquire()
     second.acquire()
     first.release()
     first.release()
-    assert not result_of(volume.remove(CART))
+    assert not result_of(volume.removal.remove(CART))
     second.release()
-    assert result_of(volume.remove(CART))
+    assert result_of(volume.removal.remove(CART))
 
 
 def test_a_cart_being_removed_cannot_be_locked_for_sending(
@@ -99,7 +99,7 @@ def test_a_cart_being_removed_cannot_be_locked_for_sending(
             lock.acquire()
     lock.release()
     lock.acquire()
-    assert result_of(Volume(root, InThisThread()).in_use([CART.id])) == {CART.id}
+    assert result_of(Volume(root, InThisThread()).locks.in_use([CART.id])) == {CART.id}
     lock.release()
 
 
@@ -133,7 +133,7 @@ def test_the_replacement_of_a_removed_directory_is_locked(
     monkeypatch.setattr(fcntl, "flock", replaced_first)
     lock = SharedLock(directory)
     lock.acquire()
-    assert not result_of(Volume(root, InThisThread()).remove(CART))
+    assert not result_of(Volume(root, InThisThread()).removal.remove(CART))
     lock.release()
 
 
@@ -149,21 +149,21 @@ def test_a_missing_or_unlockable_directory_is_not_in_use(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    lock = volume.shared_lock(CART)
+    lock = volume.locks.shared(CART)
     lock.acquire()
-    assert result_of(volume.in_use([CART.id])) == set()
-    assert result_of(volume.remove(CART))
+    assert result_of(volume.locks.in_use([CART.id])) == set()
+    assert result_of(volume.removal.remove(CART))
     lock.release()
 
 
 def test_a_reader_locks_its_cart_from_first_byte_to_close(root: Path) -> None:
     volume = Volume(root, InThisThread())
     pieces: list[Literal | Slice] = [Literal(b"one"), Slice("file", 0, 0, 0), Literal(b"two")]
-    reader = TreeReader(volume.tree(CART), iter(pieces), volume.shared_lock(CART))
-    assert result_of(volume.in_use([CART.id])) == set()
+    reader = TreeReader(volume.paths.tree(CART), iter(pieces), volume.locks.shared(CART))
+    assert result_of(volume.locks.in_use([CART.id])) == set()
     assert reader.read(1) == b"o"
-    assert result_of(volume.in_use([CART.id])) == {CART.id}
+    assert result_of(volume.locks.in_use([CART.id])) == {CART.id}
     assert reader.read(100) == b"netwo"
-    assert result_of(volume.in_use([CART.id])) == {CART.id}
+    assert result_of(volume.locks.in_use([CART.id])) == {CART.id}
     reader.close()
-    assert result_of(volume.in_use([CART.id])) == set()
+    assert result_of(volume.locks.in_use([CART.id])) == set()

@@ -11,8 +11,8 @@ import pytest
 
 from cartd.errors import ConfigError
 from cartd.volume import locks
-from cartd.volume.file_system import prepare
-from cartd.volume.identity import read_volume_number, write_volume_number
+from cartd.volume.file_system import prepare, write_volume_number
+from cartd.volume.identity import read_volume_number
 from cartd.volume.incoming import PartialFile, remove_leftovers, trial_file
 from cartd.volume.paths import VolumePaths
 
@@ -20,7 +20,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from cartd.volume.file_system import prepare
-from cartd.volume.identity import write_volume_number
+from cartd.volume.file_system import write_volume_number
 from cartd.volume.incoming import PartialFile
 from cartd.volume.paths import VolumePaths
 

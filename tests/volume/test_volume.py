@@ -31,9 +31,9 @@ pytest_plugins = ("tests.support.volume_fixture",)
 
 
 def test_a_cart_has_its_tree_and_its_bundle_below_its_id(volume: Volume, root: Path) -> None:
-    assert volume.tree(CART) == root / "7" / "mine"
-    assert volume.tar(CART) == root / "7" / "mine.tar"
-    assert volume.member(CART, "a/b") == root / "7" / "mine" / "a" / "b"
+    assert volume.paths.tree(CART) == root / "7" / "mine"
+    assert volume.paths.tar(CART) == root / "7" / "mine.tar"
+    assert volume.paths.member(CART, "a/b") == root / "7" / "mine" / "a" / "b"
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_a_cart_has_its_tree_and_its_bundle_below_its_id(volume: Volume, root: P
 )
 def test_a_path_that_cannot_be_in_the_tree_is_refused(volume: Volume, path: str) -> None:
     with pytest.raises(ValueError):
-        volume.member(CART, path)
+        volume.paths.member(CART, path)
     with pytest.raises(ValueError):
-        volume.incoming(CART, a_file(BODY, path), checksum_of(a_file(BODY)))
+        volume.incoming.open(CART, a_file(BODY, path), checksum_of(a_file(BODY)))
 
 
 @pytest.mark.parametrize("path", ["x" * 255, "é" * 127, "...", "..a", "a\\b", " ", "-", "a\nb"])
@@ -69,20 +69,20 @@ def test_a_strange_name_that_is_one_is_taken(volume: Volume, path: str) -> None:
 @pytest.mark.parametrize("uid", ["", "..", "a/b", "x" * 256, "\0"], ids=ascii)
 def test_a_uid_that_is_no_name_is_refused(volume: Volume, uid: str) -> None:
     with pytest.raises(ValueError):
-        volume.tree(a_cart(uid=uid))
+        volume.paths.tree(a_cart(uid=uid))
 
 
 def test_a_uid_too_long_for_a_bundle_still_has_a_tree(volume: Volume) -> None:
     cart = a_cart(uid="u" * 252)
-    assert volume.tree(cart).name == cart.uid
+    assert volume.paths.tree(cart).name == cart.uid
     with pytest.raises(ValueError):
-        volume.tar(cart)
+        volume.paths.tar(cart)
 
 
 def test_two_volumes_in_one_directory_share_no_temporary_name(root: Path) -> None:
     for volume in (Volume(root, InThisThread()), Volume(root, InThisThread())):
         volume.prepare()
-        incoming = volume.incoming(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20))))
+        incoming = volume.incoming.open(CART, a_file(b"", "x"), checksum_of(a_file(bytes(2 << 20))))
         incoming.write(bytes(1 << 20))
     assert len(list((root / "incoming" / "7").iterdir())) == 2
 
@@ -159,7 +159,7 @@ async def test_many_files_of_two_carts_come_at_once(root: Path) -> None:
 
         async def one(cart: Any, position: int, path: str) -> str:
             file = a_file(bodies[path], path, position=position)
-            incoming = volume.incoming(cart, file, checksum_of(file))
+            incoming = volume.incoming.open(cart, file, checksum_of(file))
             incoming.write(bodies[path])
             return await incoming.finish()
 
@@ -171,7 +171,7 @@ async def test_many_files_of_two_carts_come_at_once(root: Path) -> None:
             ]
         )
         for cart in carts:
-            assert {path: volume.member(cart, path).read_bytes() for path in bodies} == bodies
-            await volume.clear_incoming(cart.id)
+            assert {path: volume.paths.member(cart, path).read_bytes() for path in bodies} == bodies
+            await volume.incoming.clear(cart.id)
     finally:
         threads.stop()
