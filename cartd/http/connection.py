@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import connectionDone
@@ -21,6 +21,53 @@ from cartd.http.twisted_web import BaseChannel
 
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
+
+
+class State(Enum):
+    """What a connection does."""
+
+    NEW = auto()
+    """No byte of its first request has arrived."""
+    IDLE = auto()
+    """It waits for the next request."""
+    HEAD = auto()
+    """It receives the head of a request."""
+    BODY = auto()
+    """It receives the body."""
+    RESPONSE = auto()
+    """The request is complete, and has no response yet or a short one."""
+    SENDING = auto()
+    """A producer sends the response, such as a cart."""
+    REJECTED = auto()
+    """An error was sent; input is ignored until the connection is closed."""
+    LOST = auto()
+    """It is closed."""
+
+
+class _Event(Enum):
+    HEAD_START = auto()
+    HEAD_END = auto()
+    BODY_END = auto()
+    SENDING_START = auto()
+    SENDING_END = auto()
+    RESPONSE_END = auto()
+    REJECT = auto()
+    LOSE = auto()
+
+
+_OPEN: Final = tuple(state for state in State if state not in (State.REJECTED, State.LOST))
+_TRANSITIONS: Final[dict[tuple[State, _Event], State]] = {
+    (State.NEW, _Event.HEAD_START): State.HEAD,
+    (State.IDLE, _Event.HEAD_START): State.HEAD,
+    (State.HEAD, _Event.HEAD_END): State.BODY,
+    (State.BODY, _Event.BODY_END): State.RESPONSE,
+    (State.RESPONSE, _Event.SENDING_START): State.SENDING,
+    (State.SENDING, _Event.SENDING_END): State.RESPONSE,
+    (State.RESPONSE, _Event.RESPONSE_END): State.IDLE,
+    **{(state, _Event.REJECT): State.REJECTED for state in _OPEN},
+    **{(state, _Event.LOSE): State.LOST for state in State},
+}
+"""Any other event leaves the state as it is."""
 
 
 class LimitedChannel(BaseChannel):
@@ -42,10 +89,7 @@ class LimitedChannel(BaseChannel):
     """Returns the setting of a limit, or None if the limit cannot be configured."""
     on_disconnect: Any
     _timeouts: Timeouts
-    _first_request = True
-    _rejected = False
-    _sending = False
-    _lost = False
+    _state = State.NEW
     _abort_call: IDelayedCall | None = None
     _host: Any = None
     _secure: bool | None = None
@@ -58,11 +102,22 @@ class LimitedChannel(BaseChannel):
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost = True
+        self._handle(_Event.LOSE)
         self._timeouts.stop()
         self._schedule_abort(None)
         super().connectionLost(reason)
         self.on_disconnect()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def _handle(self, event: _Event) -> None:
+        self._state = _TRANSITIONS.get((self._state, event), self._state)
+
+    @property
+    def _rejected(self) -> bool:
+        return self._state is State.REJECTED
 
     # --- receiving
 
@@ -112,15 +167,17 @@ class LimitedChannel(BaseChannel):
         return b" ".join(self.first_line()).strip()
 
     def allHeadersReceived(self) -> None:
-        self._first_request = False
+        self._handle(_Event.HEAD_END)
         self._timeouts.on_body_start()
         super().allHeadersReceived()
 
     def allContentReceived(self) -> None:
+        self._handle(_Event.BODY_END)
         self._timeouts.on_request_complete()
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
+        self._handle(_Event.RESPONSE_END)
         self._timeouts.on_response_end()
         super().requestDone(request)
 
@@ -129,12 +186,13 @@ class LimitedChannel(BaseChannel):
         self._timeouts.on_disk_pause(paused)
         if paused:
             self.transport.pauseProducing()
-        elif not (self._rejected or self._lost):
+        elif self._state in _OPEN:
             self.transport.resumeProducing()
 
     def _on_head_data(self) -> None:
-        if self._timeouts.between_requests:
-            self._timeouts.on_header_start(first=self._first_request)
+        if self._state in (State.NEW, State.IDLE):
+            self._timeouts.on_header_start(first=self._state is State.NEW)
+            self._handle(_Event.HEAD_START)
 
     # --- rejecting
 
@@ -151,8 +209,8 @@ class LimitedChannel(BaseChannel):
 
         Later calls do nothing.
         """
-        if not self._rejected:
-            self._rejected = True
+        if self._state in _OPEN:
+            self._handle(_Event.REJECT)
             self._timeouts.stop()
             answer = self._rejection(code, message, limit, headers, logged=logged)
             self.transport.write(answer)
@@ -237,9 +295,9 @@ class LimitedChannel(BaseChannel):
 
         An abort discards all bytes that the client has not read, even of a finished download.
         """
-        if self._lost or self.transport is None:
+        if self._state is State.LOST or self.transport is None:
             return
-        if self._sending:
+        if self._state is State.SENDING:
             self.transport.abortConnection()
         else:
             self.loseConnection()
@@ -255,13 +313,13 @@ class LimitedChannel(BaseChannel):
         self.transport.write(b"".join(head))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self._sending = True
+        self._handle(_Event.SENDING_START)
         super().registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
         super().unregisterProducer()
         self.on_send_pause(False, 0)
-        self._sending = False
+        self._handle(_Event.SENDING_END)
 
     def pauseProducing(self) -> None:
         self.on_send_pause(True, self._bytes_sent())
@@ -276,7 +334,7 @@ class LimitedChannel(BaseChannel):
 
         ``paused``: the client has not read all bytes sent so far, ``sent`` in number.
         """
-        if self._sending:
+        if self._state is State.SENDING:
             self._timeouts.on_send_pause(paused, sent)
 
     def _bytes_sent(self) -> int:
@@ -333,10 +391,6 @@ class Timeouts:
         """Seconds left for the next ``MIN_PROGRESS`` bytes of the download."""
         self._sent_at_start = 0
         """Bytes sent when ``_stall_left`` was reset."""
-
-    @property
-    def between_requests(self) -> bool:
-        return self._running is Timeout.KEEPALIVE
 
     def on_connect(self) -> None:
         """Start the timeout of the first head."""
