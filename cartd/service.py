@@ -84,7 +84,7 @@ class Cartd(Service):
             max_entries=config.max_entries,
             memory=ByteLimit(config.manifest_memory),
             admission_slot=AdmissionControl(
-                config.max_carts_staging, services.store.unfinished
+                config.max_carts_staging, services.store.carts.unfinished
             ).slot,
             limits=UserQuota(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
@@ -135,7 +135,7 @@ class Cartd(Service):
                 Periodic(reactor, min(interval, SCRUB_POLL_INTERVAL), scrub.scrub)
             )
         if (kept := config.retention) > 0:
-            retention = Retention(services.store, kept, reactor, services.now)
+            retention = Retention(services.store.removals, kept, reactor, services.now)
             self._periodic_jobs.append(
                 Periodic(reactor, RETENTION_INTERVAL, retention.delete_expired)
             )

@@ -83,7 +83,7 @@ class Services:
         )
         self.pins = Pins()
         self.access_times = AccessTimes()
-        self.tar_indexes = TarIndexCache(self.store, self.threads)
+        self.tar_indexes = TarIndexCache(self.store.carts, self.threads)
         self._process_locks = ProcessLocks(config.volume_path / "holders")
         file_system = FileSystem(config.volume_path)
         self.recovery = Recovery(
@@ -98,9 +98,11 @@ class Services:
             now,
             stall_timeout=STALL_TIMEOUT + config.archive_stall_timeout,
         )
-        self._outage_status = OutageStatus(self.store, self._process_locks.name, reactor, now)
+        self._outage_status = OutageStatus(
+            self.store.leases, self._process_locks.name, reactor, now
+        )
         self._syncing = Syncing(
-            self.store,
+            self.store.durability,
             self._process_locks.name,
             file_system,
             DedicatedThread(reactor),
@@ -132,7 +134,7 @@ class Services:
             self.store, self.volume, self.tar_indexes, stage=self.stager.begin, now=now
         )
         self.verification = Verification(self.store, self.volume)
-        self.orphans = Orphans(self.store, self.volume)
+        self.orphans = Orphans(self.store.carts, self.volume)
         self.downloads = Downloads(
             self.store,
             self.volume,
@@ -180,7 +182,7 @@ class Services:
         breaker = CircuitBreaker(
             self._archive.status,
             semaphore,
-            ProbeTargets(self.store),
+            ProbeTargets(self.store.leases),
             self._outage_status,
             self.reactor,
             random.random,

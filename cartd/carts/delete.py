@@ -27,7 +27,7 @@ from cartd.carts.pins import Pins
 from cartd.deferreds.tasks import uncancellable
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer
-from cartd.store import Store
+from cartd.store import Removals, Store
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 
@@ -103,7 +103,7 @@ class Removal:
         are under way.  Files that are being downloaded are removed when the last download ends, or,
         if another process sends them, with the first sweep after that.
         """
-        await self._store.mark_deleted(cart.id, self._now())
+        await self._store.removals.mark_deleted(cart.id, self._now())
         await self._stop_staging(cart.id)
         if not self._pins.is_pinned(cart.id):
             return await self._begin(cart)
@@ -123,7 +123,7 @@ class Removal:
 
         The newest is deleted last: if the process ends in between, no older cart takes its place.
         """
-        carts = await self._store.carts_for(viewer, uid)
+        carts = await self._store.carts.carts_for(viewer, uid)
         for cart in reversed(carts):
             await self.delete(cart)
         return len(carts)
@@ -148,7 +148,7 @@ class Removal:
     async def _begin_eviction(self, expected: Cart) -> bool:
         """Remove the first file and mark the cart as deleted; return whether that was done."""
         token = secrets.token_hex(16)
-        if not await self._store.begin_eviction(expected, token):
+        if not await self._store.removals.begin_eviction(expected, token):
             return False
         return await self._continue_eviction(expected, token)
 
@@ -161,10 +161,10 @@ class Removal:
         await self._volume.check()
         with suppress(RemovalStopped):
             await self._finish_interrupted_evictions()
-        leaving = await self._store.pending_removal()
+        leaving = await self._store.removals.pending_removal()
         there = await self._volume.orphans.cart_ids()
         # A cart without a directory may have left its link.
-        ids = {*leaving, *await self._store.deleted_among(there)}
+        ids = {*leaving, *await self._store.carts.deleted_among(there)}
         self._retry_pauses.keep(ids)
         await self._remove_all(ids, log_each=True)
         if self._logged_reason is not None and not self._retry_pauses:
@@ -236,7 +236,7 @@ class Removal:
         try:
             while self._backlog_grew:
                 self._backlog_grew = False
-                await self._remove_all(await self._store.pending_removal())
+                await self._remove_all(await self._store.removals.pending_removal())
         except Unavailable as error:
             log.warn("Deleted carts will be removed later: {error}", error=error)
 
@@ -246,7 +246,7 @@ class Removal:
 
         async def remove_sequentially() -> None:
             for cart_id in left:
-                cart = await self._store.cart(cart_id)
+                cart = await self._store.carts.cart(cart_id)
                 if (
                     cart is None
                     or self._pins.is_pinned(cart_id)
@@ -278,7 +278,7 @@ class Removal:
                 uid=cart.display_uid,
                 size=cart.volume_bytes - cart.bytes_linked,
             )
-            await self._store.mark_deleted(cart.id, self._now())
+            await self._store.removals.mark_deleted(cart.id, self._now())
             return True
         finally:
             self._evicting.discard(cart.id)
@@ -295,12 +295,12 @@ class Removal:
             if may_go and await self._volume.removal.remove_one_file(cart):
                 return True
         except (OSError, NoSpace) as error:
-            await self._store.end_eviction(cart.id, token)
+            await self._store.removals.end_eviction(cart.id, token)
             raise CannotRemove(cart, _reason_of(error)) from error
         except (RemovalStopped, VolumeUnavailable):
-            await self._store.end_eviction(cart.id, token)
+            await self._store.removals.end_eviction(cart.id, token)
             raise
-        await self._store.end_eviction(cart.id, token)
+        await self._store.removals.end_eviction(cart.id, token)
         return False
 
     async def _finish_interrupted_evictions(self) -> None:
@@ -308,8 +308,8 @@ class Removal:
 
         If it is still alive, both processes do the same, which is harmless.
         """
-        for cart_id, token in (await self._store.evicting()).items():
-            cart = await self._store.cart(cart_id)
+        for cart_id, token in (await self._store.removals.evicting()).items():
+            cart = await self._store.carts.cart(cart_id)
             # It may have been aborted while another eviction was finished.
             if cart is None or cart.evicting != token or cart_id in self._evicting:
                 continue
@@ -363,7 +363,7 @@ class Removal:
                     uid=cart.display_uid,
                 )
                 return None
-            freed = await self._store.record_removed(cart.id, self._now())
+            freed = await self._store.removals.record_removed(cart.id, self._now())
         except (OSError, NoSpace) as error:
             self._retry_pauses.failed(cart.id)
             raise CannotRemove(cart, _reason_of(error)) from error
@@ -374,11 +374,11 @@ class Removal:
 
     async def _repoint_link(self, cart: Cart) -> None:
         """Point the link of the uid at the older cart that takes its place, if there is one."""
-        older = await self._store.newest(cart.uid)
+        older = await self._store.carts.newest(cart.uid)
         if older is None or older.id > cart.id or older.status != CartStatus.READY:
             return
         await self._volume.links.place(older)
-        newest = await self._store.newest(cart.uid)
+        newest = await self._store.carts.newest(cart.uid)
         if newest is None or newest.id != older.id:
             # It was deleted meanwhile, perhaps even removed before the link was made.
             await self._volume.links.remove(older)
@@ -411,10 +411,10 @@ class Retention:
     """Deletes expired rows of removed carts, in batches."""
 
     def __init__(
-        self, store: Store, max_age: float, clock: IReactorTime, now: Callable[[], float]
+        self, removals: Removals, max_age: float, clock: IReactorTime, now: Callable[[], float]
     ) -> None:
         """``max_age``: seconds for which a cart's rows are kept after its removal."""
-        self._store = store
+        self._removals = removals
         self._max_age = max_age
         self._clock = clock
         self._now = now
@@ -422,5 +422,5 @@ class Retention:
     async def delete_expired(self) -> None:
         """Delete all expired rows; if cancelled, the next call continues."""
         before = self._now() - self._max_age
-        while await self._store.prune_removed(before):
+        while await self._removals.prune_removed(before):
             await deferLater(self._clock, BATCH_PAUSE)

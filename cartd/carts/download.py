@@ -149,7 +149,7 @@ class Downloads:
         :raises Unavailable: the eviction takes too long.
         """
         for _ in range(EVICTION_POLLS):
-            cart = await self._store.cart(cart_id)
+            cart = await self._store.carts.cart(cart_id)
             if cart is None or cart.evicting is None:
                 return cart
             await deferLater(self._clock, EVICTION_POLL_INTERVAL)
@@ -192,7 +192,7 @@ class Downloads:
             evaluate_conditions(method, conditions, current, now=self._now())
 
     async def _newest(self, viewer: Viewer, uid: str) -> Cart | None:
-        return await self._store.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
+        return await self._store.carts.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
 
     async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
         """Whether no other tar of this uid has, or will have, the same ``Last-Modified``.
@@ -202,14 +202,14 @@ class Downloads:
         second = floor(last_modified)
         if floor(self._now()) <= second:
             return False
-        return not await self._store.has_other_tar_of_second(cart, second)
+        return not await self._store.carts.has_other_tar_of_second(cart, second)
 
     async def _touch(self, cart: Cart) -> None:
         """Record the use, and write it to the store for the commands, which do not see pins."""
         now = self._now()
         self._access_times.record(cart.id, now)
         if now - cart.used > TOUCH_INTERVAL:
-            touching = Deferred.fromCoroutine(self._store.touch({cart.id: now}))
+            touching = Deferred.fromCoroutine(self._store.carts.touch({cart.id: now}))
             touching.addTimeout(TOUCH_TIMEOUT, self._clock)
             with suppress(TimeoutError, Unavailable):  # written with the next batch
                 await touching
@@ -248,8 +248,8 @@ class Downloads:
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
         tar = tar_facts(index, self._now())
-        await self._store.record_tar(cart.id, tar)
-        cart = _check_ready(await self._store.cart(cart.id))
+        await self._store.progress.record_tar(cart.id, tar)
+        cart = _check_ready(await self._store.carts.cart(cart.id))
         # A service of another version, with another layout, may have recorded its own meanwhile.
         return (
             cart
@@ -280,7 +280,7 @@ class Downloads:
         """
         if not await self._repair.import_cart(cart):
             raise await self.restage(cart)
-        return _check_ready(await self._store.cart(cart.id))
+        return _check_ready(await self._store.carts.cart(cart.id))
 
     def restage(self, cart: Cart, unreadable: str | None = None) -> Deferred[CartdError]:
         """Restage a damaged cart; concurrent calls share one run, which no caller can cancel.
@@ -304,7 +304,7 @@ class Downloads:
 
     async def check_ready(self, cart: Cart) -> None:
         """Raise what :meth:`open` raises, if the cart is no longer ready."""
-        _check_ready(await self._store.cart(cart.id))
+        _check_ready(await self._store.carts.cart(cart.id))
 
     async def _restage(self, cart: Cart, unreadable: str | None) -> CartdError:
         try:

@@ -131,7 +131,7 @@ class Carts:
         check_uid(uid)
 
         async def posted() -> bool:
-            return await self._store.newest_for(viewer, uid) is not None
+            return await self._store.carts.newest_for(viewer, uid) is not None
 
         async with self._admission_slot(posted) as refusal, self._memory.hold(_body_size(body)):
             return await self._parse_and_store(viewer, uid, body, check, refusal)
@@ -170,7 +170,7 @@ class Carts:
         self, viewer: Viewer, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
     ) -> Cart:
         """Store the cart and start staging it; a disconnected client does not interrupt this."""
-        cart, new = await self._store.post(
+        cart, new = await self._store.carts.post(
             uid,
             manifest,
             bundle=bundle,
@@ -188,7 +188,7 @@ class Carts:
 
         :raises CartNotFound: there is none that has not been deleted.
         """
-        cart = await self._store.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
+        cart = await self._store.carts.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
         if cart is None:
             raise CartNotFound(f"No cart with uid {uid[:MAX_UID_LENGTH]} found")
         return cart

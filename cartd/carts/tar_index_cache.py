@@ -15,7 +15,7 @@ from cartd.deferreds.tasks import SingleFlight
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart
-from cartd.store import Store
+from cartd.store import Carts
 from cartd.tar.index import Shift, TarIndex, TarIndexBuilder
 from cartd.tar.virtual_tar import VirtualTar
 
@@ -59,8 +59,8 @@ class TarIndexCache:
     index share one build.
     """
 
-    def __init__(self, store: Store, threads: ThreadRunner) -> None:
-        self._store = store
+    def __init__(self, carts: Carts, threads: ThreadRunner) -> None:
+        self._carts = carts
         self._threads = threads
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._bytes = 0
@@ -161,7 +161,7 @@ class TarIndexCache:
         added: Deferred[Any] = succeed(None)
         found = 0
         for first in range(0, cart.files_total, PAGE_SIZE):
-            members = await self._store.members(cart.id, range(first, first + PAGE_SIZE))
+            members = await self._carts.members(cart.id, range(first, first + PAGE_SIZE))
             await added
             found += len(members.paths)
             # Awaited after the next page was read, so that the database reads meanwhile.

@@ -23,10 +23,10 @@ async def dump(store: Store, volume: Volume, out: TextIO, *, as_json: bool) -> N
     The keys, and that all values are text, are Pacifica Cartd's; new keys come after them.
     """
     form: Form = JsonForm(out) if as_json else YamlForm(out)
-    for cart in await store.active():
+    for cart in await store.carts.active():
         form.begin(_cart_row(cart, volume))
         after = -1
-        while files := await store.files(cart.id, after=after):
+        while files := await store.carts.files(cart.id, after=after):
             form.add_files([_file_row(cart, file) for file in files])
             after = files[-1].position
         form.end()

@@ -38,7 +38,7 @@ class Purge:
 
     async def _delete_all(self) -> None:
         failed = 0
-        carts = [cart for cart in await self._store.active() if cart.used < self._before]
+        carts = [cart for cart in await self._store.carts.active() if cart.used < self._before]
         carts.sort(key=lambda cart: (cart.used, cart.id))
         if not carts:
             self._print("no cart to delete")
@@ -59,7 +59,7 @@ class Purge:
         while cart.status not in UNFINISHED:
             if await self._removal.evict(cart):
                 return
-            now = await self._store.cart(cart.id)
+            now = await self._store.carts.cart(cart.id)
             if now is None or now.status == CartStatus.DELETED or now.used >= self._before:
                 return
             if now.evicting is not None:

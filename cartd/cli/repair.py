@@ -41,7 +41,7 @@ class Fixit:
 
     async def fix(self, uid: str) -> bool:
         """Restage the newest cart of ``uid`` if needed; return whether it is ready."""
-        cart = await self._store.newest(uid)
+        cart = await self._store.carts.newest(uid)
         if cart is None:
             self._print(f"{uid}: no such cart")
             return False
@@ -70,7 +70,7 @@ class Fixit:
         """
         said = ""
         while True:
-            cart = await self._store.cart(cart_id)
+            cart = await self._store.carts.cart(cart_id)
             assert cart is not None
             self._show(cart)
             if cart.status not in UNFINISHED:
@@ -122,7 +122,9 @@ class Verify:
 
         Returns whether all is intact, or has been repaired.
         """
-        carts = [cart for cart in await self._store.active() if cart.status == CartStatus.READY]
+        carts = [
+            cart for cart in await self._store.carts.active() if cart.status == CartStatus.READY
+        ]
         right = [await self.cart(cart) for cart in reversed(carts)]
         return all([*right, await self._no_orphans()])
 
@@ -137,7 +139,7 @@ class Verify:
 
     async def named(self, uid: str) -> bool:
         """Verify the newest cart of ``uid``."""
-        cart = await self._store.newest(uid)
+        cart = await self._store.carts.newest(uid)
         if cart is None:
             self._print(f"{uid}: no such cart")
             return False
@@ -150,12 +152,12 @@ class Verify:
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
-            await self._store.record_verified(cart.id, begun)
+            await self._store.durability.record_verified(cart.id, begun)
             self._print(
                 f"{cart.display_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, intact"
             )
             return True
-        now = await self._store.cart(cart.id)
+        now = await self._store.carts.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
             self._print(f"{cart.display_uid}: was deleted or restaged in the meantime")
             return True
@@ -171,7 +173,7 @@ class Verify:
         begun = self._now()
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
-            await self._store.record_verified(cart.id, begun)
+            await self._store.durability.record_verified(cart.id, begun)
             self._print(f"{cart.uid}: repaired and intact")
             return True
         self._report(cart, damages)

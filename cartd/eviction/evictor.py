@@ -97,7 +97,7 @@ class Evictor:
         """
 
         async def promised(most: int | None) -> bool:
-            return await self._store.reserve(
+            return await self._store.progress.reserve(
                 cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes, limit=most
             )
 
@@ -109,7 +109,7 @@ class Evictor:
         await self._eviction_lock.acquire()
         try:
             while True:
-                cart = await self._store.cart(cart.id) or cart
+                cart = await self._store.carts.cart(cart.id) or cart
                 more = lacking()
                 most = await self._free_space_for(cart, more) if more > 0 else None
                 if await promised(most):
@@ -137,7 +137,7 @@ class Evictor:
             self._access_times.record(cart_id, now)
         times = self._access_times.drain()
         try:
-            await self._store.touch(times)
+            await self._store.carts.touch(times)
         except BaseException:
             self._access_times.restore(times)
             raise
@@ -185,13 +185,13 @@ class Evictor:
         deleted to free space.
         """
         used, missing = await self._shortfall_now(wanted)
-        if missing > 0 and await self._store.pending_removal():
+        if missing > 0 and await self._store.removals.pending_removal():
             await self._sweep()
             used, missing = await self._shortfall_now(wanted)
         return used, missing
 
     async def _shortfall_now(self, wanted: int) -> tuple[int, int]:
-        used, promised = await self._store.usage()
+        used, promised = await self._store.space.usage()
         short = partial(
             shortfall,
             wanted=wanted,
@@ -265,7 +265,7 @@ class Evictor:
 
         :raises CannotRemove: the file system refuses.
         """
-        cart = await self._store.cart(candidate.cart_id)
+        cart = await self._store.carts.cart(candidate.cart_id)
         if cart is None or cart.status in UNFINISHED or self._pins.is_pinned(cart.id):
             return 0
         if cart.status == CartStatus.DELETED:
@@ -293,7 +293,7 @@ class Evictor:
             one.cart_id: Candidate(
                 one.cart_id, one.size, self._access_times.last(one.cart_id, one.used)
             )
-            for one in await self._store.evictable()
+            for one in await self._store.space.evictable()
             if not self._pins.is_pinned(one.cart_id)
         }
         self._unremovable.keep(candidates)
@@ -303,7 +303,7 @@ class Evictor:
             else [one for one in candidates if self._unremovable.is_waiting(one)]
         ):
             del candidates[cart_id]
-        shares = await self._store.shared_bytes()
+        shares = await self._store.space.shared_bytes()
         while True:
             chosen = choose(
                 candidates.values(),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from twisted.logger import Logger
 
-from cartd.store import Store
+from cartd.store import Carts
 from cartd.volume import Volume
 from cartd.volume.remove import Orphan
 
@@ -22,14 +22,14 @@ log = Logger()
 class Orphans:
     """Finds and removes orphans; files that cartd did not create are ignored."""
 
-    def __init__(self, store: Store, volume: Volume) -> None:
-        self._store = store
+    def __init__(self, carts: Carts, volume: Volume) -> None:
+        self._carts = carts
         self._volume = volume
 
     async def find(self) -> list[Orphan]:
         """Return the current orphans; a cart that is posted later may get the id of one of them."""
         there = await self._volume.orphans.cart_ids()
-        return await self._volume.orphans.find(sorted(await self._store.unknown_among(there)))
+        return await self._volume.orphans.find(sorted(await self._carts.unknown_among(there)))
 
     async def remove(self, orphans: Sequence[Orphan]) -> None:
         """Remove those that are still orphans.
@@ -38,7 +38,7 @@ class Orphans:
         """
         for first in range(0, len(orphans), BATCH):
             ids = [orphan.cart_id for orphan in orphans[first : first + BATCH]]
-            unknown = await self._store.retire_unknown_ids(ids)
+            unknown = await self._carts.retire_unknown_ids(ids)
             aside = await self._volume.orphans.set_aside(sorted(unknown))
             await self._volume.orphans.remove_aside(aside)
 

@@ -21,7 +21,7 @@ from cartd.deferreds.tasks import Periodic
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import Unavailable
 from cartd.model import Cart
-from cartd.store import Store
+from cartd.store import Durability, Store
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem, SyncFailed
 
@@ -67,12 +67,14 @@ class Recovery:
     async def recover(self, holder: str, dead: Collection[str]) -> None:
         """Revalidate dirty rows of ``dead`` processes, and of those whose leases have expired."""
         now = self._now()
-        left = await self._store.abandoned_dirty_rows(holder, dead=dead, now=now)
+        left = await self._store.durability.abandoned_dirty_rows(holder, dead=dead, now=now)
         cache = self._page_cache()
         if (left or dead) and cache is not None:
             until = now + TAKEOVER_LEASE
-            await self._store.take_over_dirty_rows(holder, cache, dead=dead, now=now, until=until)
-            left = await self._store.abandoned_dirty_rows(holder, dead=dead, now=now)
+            await self._store.durability.take_over_dirty_rows(
+                holder, cache, dead=dead, now=now, until=until
+            )
+            left = await self._store.durability.abandoned_dirty_rows(holder, dead=dead, now=now)
         await self.revalidate(left)
         self._recovered = True
         waiting, self._waiting = self._waiting, []
@@ -96,25 +98,27 @@ class Recovery:
 
     async def take_over(self, cart: Cart, holder: str) -> Cart:
         """Take over dirty rows of a cart that ``holder`` has claimed; return the updated cart."""
-        dirty = await self._store.dirty_rows_of_others(cart.id, holder)
+        dirty = await self._store.durability.dirty_rows_of_others(cart.id, holder)
         cache = self._page_cache()
         if dirty and cache is not None:
             until = self._now() + TAKEOVER_LEASE
-            await self._store.take_over_dirty_rows_of_cart(cart.id, holder, cache, until=until)
-            dirty = await self._store.dirty_rows_of_others(cart.id, holder)
+            await self._store.durability.take_over_dirty_rows_of_cart(
+                cart.id, holder, cache, until=until
+            )
+            dirty = await self._store.durability.dirty_rows_of_others(cart.id, holder)
         if not dirty:
             return cart
         await self.revalidate(dirty)
-        return await self._store.cart(cart.id) or cart
+        return await self._store.carts.cart(cart.id) or cart
 
     async def revalidate(self, dirty: Mapping[int, Sequence[int]]) -> None:
         """Restage carts so that the files of these dirty rows, by cart, are verified."""
         for cart_id, rows in dirty.items():
-            cart = await self._store.cart(cart_id)
+            cart = await self._store.carts.cart(cart_id)
             if cart is None or await self._is_bundled(cart):
-                await self._store.record_synced(rows)
+                await self._store.durability.record_synced(rows)
                 continue
-            number = await self._store.revalidate(cart_id, rows, now=self._now())
+            number = await self._store.durability.revalidate(cart_id, rows, now=self._now())
             self._tar_indexes.invalidate(cart_id)
             log.warn(
                 "Cart {id} ({uid}): verifying {number} files that may not have reached the disk",
@@ -142,7 +146,7 @@ class Syncing:
 
     def __init__(
         self,
-        store: Store,
+        durability: Durability,
         holder: str,
         file_system: FileSystem,
         threads: ThreadRunner,
@@ -153,7 +157,7 @@ class Syncing:
     ) -> None:
         """Nothing is synced if ``check_volume`` raises :class:`~cartd.errors.VolumeUnavailable`."""
         self._check_volume = check_volume
-        self._store = store
+        self._durability = durability
         self._holder = holder
         self._file_system = file_system
         self._threads = threads
@@ -197,7 +201,7 @@ class Syncing:
             await self._sync()
         await self._sync()
         if self._page_cache_recorded and self._file_system.page_cache is not None:
-            await self._store.forget_page_cache(self._holder)  # it has no dirty pages
+            await self._durability.forget_page_cache(self._holder)  # it has no dirty pages
 
     async def _sync_if_due(self) -> None:
         if self._clock.seconds() >= self._next_sync_at:
@@ -223,7 +227,7 @@ class Syncing:
     async def _sync_and_record(self) -> None:
         if self._needs_revalidation:
             await self._revalidate_unsynced()
-        dirty = await self._store.dirty_rows(self._holder)
+        dirty = await self._durability.dirty_rows(self._holder)
         if not dirty:
             if not self._page_cache_recorded:
                 await self._record_page_cache([])
@@ -232,7 +236,7 @@ class Syncing:
         # If this process is killed after the sync has failed, no other process knows of that.
         self._page_cache_recorded = self._file_system.page_cache is None
         if not self._page_cache_recorded:
-            await self._store.forget_page_cache(self._holder)
+            await self._durability.forget_page_cache(self._holder)
         begun = self._clock.seconds()
         try:
             await self._threads.run(self._file_system.sync)
@@ -252,12 +256,12 @@ class Syncing:
         """Record ``synced`` rows, and the id of the page cache for later writes."""
         cache = self._file_system.page_cache
         if synced or cache is not None:
-            await self._store.record_synced(synced, holder=self._holder, cache=cache)
+            await self._durability.record_synced(synced, holder=self._holder, cache=cache)
         self._page_cache_recorded = True
 
     async def _revalidate_unsynced(self) -> None:
         # Of what was dirty since that sync began, some was written to the system before it ended.
-        await self._revalidate(await self._store.dirty_rows(self._holder))
+        await self._revalidate(await self._durability.dirty_rows(self._holder))
         self._needs_revalidation = False
 
     def _failed(self, error: SyncFailed) -> None:

@@ -64,7 +64,7 @@ class Repair:
         if sizes is None or volume_bytes is None or len(sizes) < len(files):
             return False
         measured = [(one.position, one.size, one.mtime) for one in sizes]
-        await self._store.record_measured(
+        await self._store.progress.record_measured(
             cart.id, measured, bytes_total=_sum(sizes), volume_bytes=volume_bytes
         )
         return True
@@ -74,12 +74,14 @@ class Repair:
 
         A ready cart that is missing on the volume is kept until it is requested.
         """
-        for cart in await self._store.unmeasured():
+        for cart in await self._store.carts.unmeasured():
             if cart.status == CartStatus.ERROR:
                 rest = 0
                 async for files in self._pages(cart):
                     rest += _sum(await self._found(cart, files))
-                await self._store.record_measured(cart.id, [], bytes_total=None, volume_bytes=rest)
+                await self._store.progress.record_measured(
+                    cart.id, [], bytes_total=None, volume_bytes=rest
+                )
             elif not await self.import_cart(cart):
                 log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
 
@@ -133,7 +135,7 @@ class Repair:
         :raises VolumeNotWritable: a ready cart is kept, as nothing can be written; logged once for
             all carts.
         """
-        current = await self._store.cart(cart.id)
+        current = await self._store.carts.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
             return  # another download has restaged it, or it was deleted
         lost = await self.damaged_positions(current, frozenset(damaged), unreadable)
@@ -154,7 +156,7 @@ class Repair:
             lost=len(lost),
             total=cart.files_total,
         )
-        if await self._store.restage(cart.id, lost=lost, now=self._now()):
+        if await self._store.progress.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
 
     async def _check_writable(self, cart: Cart) -> None:
@@ -198,7 +200,7 @@ class Repair:
             f" {RESTAGE_WINDOW / 60:.0f} minutes, although they were fetched again each time:"
             " check the volume's disk, then restage the cart with cartd-cmd fixit"
         )
-        if await self._store.record_unrecoverable(cart.id, message, now=self._now()):
+        if await self._store.progress.record_unrecoverable(cart.id, message, now=self._now()):
             log.error(
                 "Cart {id} ({uid}) is in error: {message}",
                 id=cart.id,
@@ -208,7 +210,7 @@ class Repair:
 
     async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
         after = -1
-        while files := await self._store.files(cart.id, after=after, limit=PAGE):
+        while files := await self._store.carts.files(cart.id, after=after, limit=PAGE):
             yield files
             after = files[-1].position
 
@@ -232,10 +234,10 @@ def may_have_files(cart: Cart) -> bool:
 async def invalidate_unreadable(store: Store, cart_id: int, holder: str, path: str) -> None:
     """Mark the file at ``path``, which the disk fails to read, to be fetched again."""
     after = -1
-    while files := await store.files(cart_id, after=after):
+    while files := await store.carts.files(cart_id, after=after):
         after = files[-1].position
         if found := [file.position for file in files if file.path == path]:
-            await store.invalidate_files(cart_id, holder, found)
+            await store.progress.invalidate_files(cart_id, holder, found)
 
 
 async def invalidate_missing(
@@ -248,7 +250,7 @@ async def invalidate_missing(
     :raises LeaseLost: another process has taken over the cart.
     """
     after, lost = -1, 0
-    while files := await store.files(cart.id, after=after, limit=page()):
+    while files := await store.carts.files(cart.id, after=after, limit=page()):
         after = files[-1].position
         staged = [file for file in files if file.status is FileStatus.STAGED]
         found = await volume.verification.stat_files(cart, staged)
@@ -258,9 +260,9 @@ async def invalidate_missing(
             if there is None or there.size != file.size
         ]
         if missing:
-            await store.invalidate_files(cart.id, holder, missing)
+            await store.progress.invalidate_files(cart.id, holder, missing)
             lost += len(missing)
     if not lost:
         return cart
     log.warn("Cart {id}: {n} staged files are missing on the volume", id=cart.id, n=lost)
-    return await store.cart(cart.id) or cart
+    return await store.carts.cart(cart.id) or cart

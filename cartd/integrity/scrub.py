@@ -86,7 +86,7 @@ class Verification:
 
     async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
         after = -1
-        while page := await self._store.files(cart.id, after=after, limit=PAGE):
+        while page := await self._store.carts.files(cart.id, after=after, limit=PAGE):
             yield page
             after = page[-1].position
 
@@ -121,7 +121,7 @@ class Scrub:
         in_a_row = 0
         while not self._backoff.is_waiting(None):
             before = self._now() - self._interval
-            cart = await self._store.least_recently_verified(before)
+            cart = await self._store.durability.least_recently_verified(before)
             if cart is None:
                 return
             try:
@@ -144,10 +144,10 @@ class Scrub:
         self._since = self._clock.seconds()
         damages = await self._verification.damages(cart, self._rest)
         if not damages:
-            await self._store.record_verified(cart.id, begun)
+            await self._store.durability.record_verified(cart.id, begun)
             self._backoff.succeeded(None)
             return True
-        now = await self._store.cart(cart.id)
+        now = await self._store.carts.cart(cart.id)
         if now is None or now.status is not CartStatus.READY or now.updated != cart.updated:
             return True  # it was removed or replaced while it was read
         await self._repair.restage(cart, [damage.position for damage in damages])

@@ -38,15 +38,15 @@ async def link_duplicates(
     while first < cart.files_total:
         positions = range(first, first + page())
         first = positions.stop
-        duplicates = await store.duplicates(cart.id, positions)
+        duplicates = await store.dedup.duplicates(cart.id, positions)
         while duplicates:
             if hashed:
                 duplicates = await volume.verification.intact_duplicates(duplicates)
             shared, reason = await volume.links.link_duplicates(cart, duplicates)
-            gone = await store.record_linked(cart.id, holder, shared)
+            gone = await store.dedup.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
             unlinked = unlinked or reason
-            again = await store.duplicates(cart.id, positions) if gone else []
+            again = await store.dedup.duplicates(cart.id, positions) if gone else []
             duplicates = [duplicate for duplicate in again if duplicate.position in gone]
         if unlinked and not linked:
             break  # if no link of a page works (no hard links here), none of the next will
@@ -58,5 +58,5 @@ async def link_duplicates(
         log.info(
             "Cart {id}: {number} files linked to other carts' files", id=cart.id, number=linked
         )
-        return await store.cart(cart.id) or cart
+        return await store.carts.cart(cart.id) or cart
     return cart

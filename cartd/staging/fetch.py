@@ -217,7 +217,7 @@ class FileFetcher:
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """Yield pages of files that are not staged, in the order of the manifest."""
         after = -1
-        while page := await self._context.store.files(
+        while page := await self._context.store.carts.files(
             self._cart.id, after=after, limit=self._share(PAGE), unstaged=True
         ):
             yield page
@@ -229,7 +229,7 @@ class FileFetcher:
         """Query the state of every unstaged file; return the total size of the available ones."""
         cart_id, holder = self._cart.id, self._holder
         states: Batcher[tuple[int, int, int]] = Batcher(
-            lambda batch: self._context.store.record_states(cart_id, holder, batch),
+            lambda batch: self._context.store.progress.record_states(cart_id, holder, batch),
             self._context.clock.seconds,
         )
         total = 0

@@ -83,7 +83,7 @@ class StagingPipeline:
 
     async def _all_pages(self) -> AsyncIterator[list[CartFile]]:
         after = -1
-        while page := await self._context.store.files(
+        while page := await self._context.store.carts.files(
             self._cart.id, after=after, limit=self._context.share(self._cart, PAGE)
         ):
             yield page
@@ -163,14 +163,16 @@ class StagingPipeline:
             async for intact, recorded in self._record_found(page):
                 self._fetcher.skip_recall(recorded)
                 duplicates = duplicates or len(recorded) < intact
-        self._cart = await self._context.store.cart(self._cart.id) or self._cart
+        self._cart = await self._context.store.carts.cart(self._cart.id) or self._cart
         return duplicates
 
     async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
         """Record the intact ones of the files; yield their number and the recorded positions."""
         async for intact in self._context.volume.verification.intact_files(self._cart, files):
             found = {file.position: file.hash_sum for file in intact}
-            recorded = await self._context.store.record_found(self._cart.id, self._holder, found)
+            recorded = await self._context.store.dedup.record_found(
+                self._cart.id, self._holder, found
+            )
             yield len(found), recorded
 
     async def _reserve(self, bytes_total: int) -> None:
@@ -184,12 +186,12 @@ class StagingPipeline:
         )
 
     async def _record_staged(self, staged: Sequence[tuple[int, str]]) -> None:
-        await self._context.store.record_staged(
+        await self._context.store.progress.record_staged(
             self._cart.id, self._holder, staged, now=self._context.now()
         )
 
     async def _record_failed(self, failed: Sequence[tuple[int, str]]) -> None:
-        await self._context.store.record_file_errors(self._cart.id, self._holder, failed)
+        await self._context.store.progress.record_file_errors(self._cart.id, self._holder, failed)
 
     # Finishing
 
@@ -198,15 +200,15 @@ class StagingPipeline:
         if self._cart.bundle:
             volume_bytes = await self._bundle()
         else:
-            cart = await store.cart(self._cart.id)
+            cart = await store.carts.cart(self._cart.id)
             volume_bytes = cart.bytes_total or 0 if cart else 0
             tar = await self._build_tar_index()
-        newest = await store.newest(self._cart.uid)
+        newest = await store.carts.newest(self._cart.uid)
         if newest is not None and newest.id == self._cart.id:
             await self._context.volume.links.place(self._cart)
         else:
             await self._context.volume.incoming.clear(self._cart.id)
-        await store.record_ready(
+        await store.progress.record_ready(
             self._cart.id,
             self._holder,
             volume_bytes=volume_bytes,
@@ -225,7 +227,7 @@ class StagingPipeline:
         cart, volume, now = self._cart, self._context.volume, self._context.now()
         if self.tar_bytes is None:
             tar = await self._build_tar_index()
-            await self._context.store.begin_bundling(cart.id, self._holder, now, tar)
+            await self._context.store.progress.begin_bundling(cart.id, self._holder, now, tar)
             bundle = await self._context.tar_indexes.tar_below(replace(cart, tar=tar), cart.uid)
             length = bundle.length
             reader = TreeReader(
@@ -234,7 +236,7 @@ class StagingPipeline:
             await volume.bundles.write(cart, reader, length)
             self.tar_bytes = length
         else:
-            await self._context.store.begin_bundling(cart.id, self._holder, now)
+            await self._context.store.progress.begin_bundling(cart.id, self._holder, now)
             await volume.bundles.drop_tree(cart)
-        await self._context.store.record_bundled(cart.id, self._holder)
+        await self._context.store.progress.record_bundled(cart.id, self._holder)
         return self.tar_bytes

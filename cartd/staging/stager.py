@@ -123,7 +123,7 @@ class Stager:
             # A cancelled pipeline records what is staged; one that is cancelled twice does not.
             await self._with_timeout(self._cancel(list(self._running)))
             if busy:
-                await self._with_timeout(self._store.release_all(self._process_locks.name))
+                await self._with_timeout(self._store.leases.release_all(self._process_locks.name))
         except (Unavailable, TimeoutError) as error:
             # Other processes see by the lock file that this one has ended.
             log.warn("Leases not released: {error}", error=error)
@@ -172,7 +172,7 @@ class Stager:
         holder = self._process_locks.name
         try:
             now = self._now()
-            cart = await self._store.claim(
+            cart = await self._store.leases.claim(
                 cart_id, holder, now=now, until=now + LEASE_SECONDS, dead=self._dead
             )
             if cart is None:
@@ -186,7 +186,7 @@ class Stager:
             except VolumeDamaged as error:
                 log.warn("Cart {id}: staged again: {error}", id=cart_id, error=error)
                 # Staged files have been removed meanwhile: retry once.
-                await self._run(context, await self._store.cart(cart_id) or cart, True)
+                await self._run(context, await self._store.carts.cart(cart_id) or cart, True)
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
         except VolumeUnavailable:
             await self._release_lease(cart_id)
@@ -241,7 +241,7 @@ class Stager:
     async def _release_lease(self, cart_id: int) -> None:
         """Release the lease, for a process that has the volume; its absence is logged already."""
         try:
-            await self._store.release(self._process_locks.name, cart_id)
+            await self._store.leases.release(self._process_locks.name, cart_id)
         except Unavailable as error:
             log.warn("Cart {id}: lease not released: {error}", id=cart_id, error=error)
 
@@ -252,7 +252,7 @@ class Stager:
         pipeline = self._pipelines.get(cart_id)
         try:
             known = await self._reconcile_volume(cart_id)
-            await self._store.record_error(
+            await self._store.progress.record_error(
                 cart_id,
                 self._process_locks.name,
                 message,
@@ -272,7 +272,7 @@ class Stager:
             return False
         try:
             # A process that has taken over the cart may have unrecorded files there.
-            if cart_id in await self._store.renew(
+            if cart_id in await self._store.leases.renew(
                 self._process_locks.name, self._now() + LEASE_SECONDS
             ):
                 await pipeline.reconcile_volume()
@@ -316,7 +316,7 @@ class Stager:
     async def _renew(self) -> None:
         """Renew the leases; abort carts whose lease is lost."""
         claimed = list(self._pipelines)
-        held = await self._store.renew(self._process_locks.name, self._now() + LEASE_SECONDS)
+        held = await self._store.leases.renew(self._process_locks.name, self._now() + LEASE_SECONDS)
         await self._abort_all([cart_id for cart_id in claimed if cart_id not in held])
 
     async def _abort_all(self, cart_ids: list[int]) -> None:
@@ -338,13 +338,15 @@ class Stager:
         await self._renew()
         if self._context is not None:
             await self._context.volume.check()
-        ends = await self._store.holders()
-        names = {*ends, *await self._store.dirty_holders()}
+        ends = await self._store.leases.holders()
+        names = {*ends, *await self._store.durability.dirty_holders()}
         dead = await self._threads.run(self._process_locks.dead_among, names)
         self._dead = dead | self._lease_observer.expired(ends, self._clock.seconds())
         if self._claim_unfinished:
             holder = self._process_locks.name
             await self._recovery.recover(holder, self._dead)
-            for cart_id in await self._store.claimable(holder, now=self._now(), dead=self._dead):
+            for cart_id in await self._store.leases.claimable(
+                holder, now=self._now(), dead=self._dead
+            ):
                 if not self._backoff.is_waiting(cart_id):
                     self.begin(cart_id)

@@ -116,7 +116,7 @@ class TapeRecall:
             if not positions:
                 await self._pause()
                 continue
-            files = await self._context.store.files_at(self._cart.id, positions)
+            files = await self._context.store.carts.files_at(self._cart.id, positions)
             self.queue.done(len(positions) - len(files))  # the others have been staged
             for file in files:
                 await self._context.poll_limiter.acquire(self._cart.owner)
@@ -143,7 +143,7 @@ class TapeRecall:
         """Record how many files are on tape, for the cart's clients."""
         self._progress_recorded_at = self._now()
         try:
-            await self._context.store.record_tape(
+            await self._context.store.leases.record_tape(
                 self._cart.id, self._holder, self.queue.remaining, now=self._context.now()
             )
         except Unavailable as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cartd.store.carts import Carts, Lookups
+from cartd.store.carts import Carts
 from cartd.store.database import Database, connection_limit_warning
 from cartd.store.dedup import Dedup
 from cartd.store.durability import Durability
@@ -29,8 +29,15 @@ from cartd.store.schema import (
 from cartd.store.space import Space
 
 __all__ = [
+    "Carts",
+    "Dedup",
+    "Durability",
+    "Leases",
+    "Progress",
+    "Removals",
     "SchemaCondition",
     "SchemaState",
+    "Space",
     "Store",
     "UpgradeError",
     "VolumeRecord",
@@ -42,17 +49,23 @@ __all__ = [
 ]
 
 
-class Store(Carts, Leases, Progress, Removals, Space, Durability, Dedup):
+class Store:
     """All state that survives the process.
 
-    Every method raises ``Unavailable`` while the database is unavailable.  A cancelled method has
-    written nothing, unless it was already committing.
+    Every method of its components raises ``Unavailable`` while the database is unavailable.  A
+    cancelled method has written nothing, unless it was already committing.
     """
 
     def __init__(self, url: str, reactor: Any) -> None:
         """Does not connect yet.  Raises ``ConfigError`` for an unusable URL."""
         self._database = Database(url, reactor)
-        self._lookups = Lookups(self._database)
+        self.carts = Carts(self._database)
+        self.leases = Leases(self._database)
+        self.progress = Progress(self._database)
+        self.removals = Removals(self._database)
+        self.space = Space(self._database)
+        self.durability = Durability(self._database)
+        self.dedup = Dedup(self._database)
 
     async def close(self) -> None:
         """Wait for running queries, close all connections and end their threads."""

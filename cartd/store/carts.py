@@ -153,8 +153,9 @@ _OWNER = cart.c.owner.in_(bindparam("owners", expanding=True))
 class Carts:
     """Queries for whole carts, by uid, viewer or id."""
 
-    _database: Database
-    _lookups: Lookups
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lookups = Lookups(database)
 
     async def post(
         self,

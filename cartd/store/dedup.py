@@ -140,7 +140,8 @@ _COUNT = (
 class Dedup:
     """Queries for files that need not be fetched."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def duplicates(self, cart_id: int, positions: range) -> list[DuplicateFile]:
         """Return a staged duplicate in another cart for each unstaged file at ``positions``.

@@ -174,7 +174,8 @@ _STAGED_AFTER = (
 class Durability:
     """Queries for dirty rows and page caches, and for scrubbing."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def dirty_rows(self, holder: str) -> DirtyRows:
         """Return the dirty rows of ``holder``."""

@@ -85,7 +85,8 @@ _STAGED = (
 class Leases:
     """Queries for leases, outages of the archive and tape recalls."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
         """Return the ids of the carts that ``holder`` could :meth:`claim`, oldest first."""

@@ -91,7 +91,8 @@ _RECORD_UNRECOVERABLE = _FINISHED.where(
 class Progress:
     """Statements for a cart that is staged."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def record_states(
         self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]

@@ -107,7 +107,8 @@ _CARTS = delete(cart).where(cart.c.id.in_(_AMONG), ~exists().where(file.c.cart_i
 class Removals:
     """Statements for eviction, deletion and retention."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def begin_eviction(self, seen: Cart, token: str) -> bool:
         """Record the eviction of the cart, if it still is as it was ``seen``.

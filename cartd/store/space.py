@@ -83,7 +83,8 @@ async def usage_in(database: Database | Transaction) -> tuple[int, int]:
 class Space:
     """Queries for used and shared space."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def usage(self) -> tuple[int, int]:
         """Return the bytes that all carts use or have reserved, and those not yet written.

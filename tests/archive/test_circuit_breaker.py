@@ -40,9 +40,9 @@ class OutageScenario(Bench):
         self.recorded: list[str] = []
         self.failing_writes: float = 0
         """So many writes of the status fail."""
-        self._begun, self._ended = self.store.begin_waiting, self.store.end_waiting
-        self.store.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
-        self.store.end_waiting = self._end_waiting  # type: ignore[method-assign]
+        self._begun, self._ended = self.store.leases.begin_waiting, self.store.leases.end_waiting
+        self.store.leases.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
+        self.store.leases.end_waiting = self._end_waiting  # type: ignore[method-assign]
 
     async def _begin_waiting(self, holder: str, since: float, cause: str) -> None:
         self.recorded.append(cause)
@@ -82,13 +82,13 @@ class OutageScenario(Bench):
         self.clock.pump([0.125] * int(seconds * 8))
 
     def status(self, cart_id: int) -> CartStatus:
-        return self.store.carts[cart_id].status
+        return self.store.cart_rows[cart_id].status
 
     def heads(self) -> list[str]:
         return [name for method, name in self.archive.asked if method == "HEAD"]
 
     def cart(self, cart_id: int) -> Cart:
-        return self.store.carts[cart_id]
+        return self.store.cart_rows[cart_id]
 
 
 @pytest.fixture
@@ -596,7 +596,7 @@ class TestEnding:
                 "No cart waits for the archive any more, which was unavailable for"
             ]
         for cart in carts:
-            scene.store.carts[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)
+            scene.store.cart_rows[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)
         asked = len(scene.heads())
         scene.run(100)
         assert len(scene.heads()) == asked

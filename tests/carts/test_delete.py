@@ -55,7 +55,7 @@ class RemovalBench(Bench):
     def ready(self, uid: str = "mine") -> Cart:
         cart = self.put(uid=uid)
         self.stager.begin(cart.id)
-        return self.store.carts[cart.id]
+        return self.store.cart_rows[cart.id]
 
     def left(self) -> set[str]:
         """Return what carts have on the volume."""
@@ -74,7 +74,7 @@ def bench(tmp_path: Path) -> Iterator[RemovalBench]:
 def test_a_deleted_cart_leaves_nothing_behind(bench: RemovalBench) -> None:
     cart = bench.ready()
     assert result_of(bench.removal.delete(cart)) == cart.volume_bytes
-    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
     assert bench.store.unremoved == set()
 
@@ -122,13 +122,13 @@ def test_the_newest_of_a_uid_goes_last(bench: RemovalBench) -> None:
     """If the process ends in between, no older cart takes the place of a deleted one."""
     carts = [bench.ready() for _ in range(3)]
     order: list[int] = []
-    mark_deleted = bench.store.mark_deleted
+    mark_deleted = bench.store.removals.mark_deleted
 
     async def note(cart_id: int, now: float) -> bool:
         order.append(cart_id)
         return await mark_deleted(cart_id, now)
 
-    bench.store.mark_deleted = note  # type: ignore[method-assign]
+    bench.store.removals.mark_deleted = note  # type: ignore[method-assign]
     result_of(bench.removal.delete_all(UNRESTRICTED, "mine"))
     assert order == [cart.id for cart in carts]
 
@@ -169,7 +169,7 @@ def test_what_is_being_sent_stays_until_the_last_has_it(bench: RemovalBench) -> 
     with bench.pins.pin(cart.id):
         with bench.pins.pin(cart.id):
             assert result_of(bench.removal.delete(cart)) == 0
-            assert bench.store.carts[cart.id].status is CartStatus.DELETED
+            assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
         result_of(bench.removal.sweep())
         assert bench.left() == before
         assert bench.store.unremoved == {cart.id}
@@ -240,7 +240,7 @@ def test_files_removed_by_others_leave_nothing(
 def test_a_deleted_cart_of_no_files_leaves_no_link_to_nowhere(bench: RemovalBench) -> None:
     cart = bench.ready()
     remove_tree(RootedFS(bench.root), bench.root / str(cart.id))
-    result_of(bench.store.mark_deleted(cart.id, 0))
+    result_of(bench.store.removals.mark_deleted(cart.id, 0))
     assert bench.left() == {"cartuids/mine"}
     result_of(bench.removal.sweep())
     assert bench.left() == set()
@@ -257,7 +257,7 @@ def test_a_sweep_leaves_alone_what_is_not_a_deleted_carts(bench: RemovalBench) -
 
 def test_a_sweep_finishes_what_a_crash_has_left(bench: RemovalBench) -> None:
     cart = bench.ready()
-    result_of(bench.store.mark_deleted(cart.id, 0))
+    result_of(bench.store.removals.mark_deleted(cart.id, 0))
     assert begin(bench.removal.sweep()) == [None]
     assert bench.left() == set()
 
@@ -291,7 +291,7 @@ def test_a_cart_with_an_unremovable_first_file_stays(
     error = failure_of(outcome(Deferred.fromCoroutine(bench.removal.evict(cart))))
     assert isinstance(error, CannotRemove)
     assert error.reason == os.strerror(number)
-    assert bench.store.carts[cart.id] == cart
+    assert bench.store.cart_rows[cart.id] == cart
     assert bench.left() == before
     heal()
     assert result_of(bench.removal.evict(cart)) == cart.volume_bytes
@@ -301,27 +301,27 @@ def test_a_cart_with_an_unremovable_first_file_stays(
 
 def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: RemovalBench) -> None:
     seen = bench.ready()
-    bench.store.carts[seen.id] = replace(seen, used=seen.used + 1)
+    bench.store.cart_rows[seen.id] = replace(seen, used=seen.used + 1)
     before = bench.left()
     assert result_of(bench.removal.evict(seen)) == 0
     with bench.pins.pin(seen.id):
-        assert result_of(bench.removal.evict(bench.store.carts[seen.id])) == 0
-    assert bench.store.carts[seen.id].evicting is None
+        assert result_of(bench.removal.evict(bench.store.cart_rows[seen.id])) == 0
+    assert bench.store.cart_rows[seen.id].evicting is None
     assert bench.left() == before
 
 
 def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: RemovalBench) -> None:
     cart = bench.ready()
-    begin_eviction = bench.store.begin_eviction
+    begin_eviction = bench.store.removals.begin_eviction
 
     async def noted(seen: Cart, token: str) -> bool:
         pins.enter_context(bench.pins.pin(cart.id))
         return await begin_eviction(seen, token)
 
-    bench.store.begin_eviction = noted  # type: ignore[method-assign]
+    bench.store.removals.begin_eviction = noted  # type: ignore[method-assign]
     with ExitStack() as pins:
         assert result_of(bench.removal.evict(cart)) == 0
-    assert bench.store.carts[cart.id] == cart
+    assert bench.store.cart_rows[cart.id] == cart
 
 
 def test_nothing_is_evicted_while_the_service_stops(bench: RemovalBench) -> None:
@@ -332,7 +332,7 @@ def test_nothing_is_evicted_while_the_service_stops(bench: RemovalBench) -> None
     for cart in carts:
         evicting = outcome(Deferred.fromCoroutine(bench.removal.evict(cart)))
         assert isinstance(failure_of(evicting), RemovalStopped)
-        assert bench.store.carts[cart.id] == cart
+        assert bench.store.cart_rows[cart.id] == cart
     assert bench.left() == before
 
 
@@ -340,13 +340,13 @@ def test_a_stop_ends_an_eviction_for_a_reservation(
     bench: RemovalBench,
 ) -> None:
     cart = bench.ready()
-    mark_deleted = bench.store.mark_deleted
+    mark_deleted = bench.store.removals.mark_deleted
 
     async def stopped_then(cart_id: int, now: float) -> bool:
         bench.volume.stop()
         return await mark_deleted(cart_id, now)
 
-    bench.store.mark_deleted = stopped_then  # type: ignore[method-assign]
+    bench.store.removals.mark_deleted = stopped_then  # type: ignore[method-assign]
     evicting = outcome(Deferred.fromCoroutine(bench.removal.evict(cart)))
     assert isinstance(failure_of(evicting), RemovalStopped)
     assert bench.store.unremoved == {cart.id}
@@ -368,7 +368,7 @@ def test_a_cancelled_reservation_completes_its_eviction(bench: RemovalBench) -> 
     ended = outcome(evicting)
     looked.callback(None)
     assert isinstance(failure_of(ended), CancelledError)
-    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
 
 
 def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
@@ -376,17 +376,17 @@ def test_a_sweep_ignores_an_eviction_given_up_meanwhile(
 ) -> None:
     first, second = (bench.ready(uid) for uid in ("a", "b"))
     for cart in (first, second):
-        assert result_of(bench.store.begin_eviction(cart, f"of {cart.uid}"))
+        assert result_of(bench.store.removals.begin_eviction(cart, f"of {cart.uid}"))
     remove_one_file = bench.volume.removal.remove_one_file
 
     async def given_up_meanwhile(cart: Cart) -> bool:
-        await bench.store.end_eviction(second.id, f"of {second.uid}")
+        await bench.store.removals.end_eviction(second.id, f"of {second.uid}")
         return await remove_one_file(cart)
 
     bench.volume.removal.remove_one_file = given_up_meanwhile  # type: ignore[method-assign]
     result_of(bench.removal.sweep())
-    assert bench.store.carts[first.id].status is CartStatus.DELETED
-    assert bench.store.carts[second.id] == second
+    assert bench.store.cart_rows[first.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[second.id] == second
 
 
 def test_a_waiting_download_does_not_undo_an_eviction(
@@ -394,21 +394,21 @@ def test_a_waiting_download_does_not_undo_an_eviction(
 ) -> None:
     """Otherwise the cart would be sent without the file that was removed."""
     cart = bench.ready()
-    assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    assert result_of(bench.store.removals.begin_eviction(cart, "of a process that died"))
     assert result_of(bench.volume.removal.remove_one_file(cart))
     with bench.pins.pin(cart.id):
         result_of(bench.removal.sweep())
-    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2], ids=lambda number: f"{number} files removed")
 def test_a_sweep_finishes_an_interrupted_eviction(bench: RemovalBench, removed: int) -> None:
     cart = bench.ready()
-    assert result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    assert result_of(bench.store.removals.begin_eviction(cart, "of a process that died"))
     for _ in range(removed):
         assert result_of(bench.volume.removal.remove_one_file(cart))
     result_of(bench.removal.sweep())
-    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
     assert bench.store.unremoved == set()
 
@@ -417,11 +417,11 @@ def test_an_interrupted_eviction_on_a_failing_disk(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cart = bench.ready()
-    result_of(bench.store.begin_eviction(cart, "of a process that died"))
+    result_of(bench.store.removals.begin_eviction(cart, "of a process that died"))
     before = bench.left()
     refusing(bench, monkeypatch, errno.EROFS)
     result_of(bench.removal.sweep())
-    assert bench.store.carts[cart.id] == cart
+    assert bench.store.cart_rows[cart.id] == cart
     assert bench.left() == before
 
 

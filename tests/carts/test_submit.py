@@ -85,6 +85,7 @@ class Entering:
     """A store whose ``post`` waits for the test."""
 
     def __init__(self) -> None:
+        self.carts = self
         self.entered: list[Deferred[tuple[Any, bool]]] = []
 
     async def post(self, *_: object, **__: object) -> tuple[Any, bool]:

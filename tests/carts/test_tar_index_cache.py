@@ -12,7 +12,7 @@ from cartd.carts.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
-from cartd.store import Store
+from cartd.store import Carts
 from cartd.tar.index import Members, TarIndex
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from tests.support.built_tars import Member, columns, index_of
@@ -32,7 +32,7 @@ CART = Cart(7, "mine", CartStatus.READY, 5.5, 0, 0, files_total=len(MEMBERS))
 OTHER = replace(CART, id=8)
 
 
-class MembersInMemory(Store):
+class MembersInMemory(Carts):
     """A store that knows the members of two carts, and counts the pages that were read."""
 
     def __init__(self, members: list[Member]) -> None:

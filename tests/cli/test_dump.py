@@ -110,9 +110,9 @@ async def test_active_carts_are_dumped_newest_first(
 async def test_dump_names_the_tar_and_omits_an_empty_file_list(
     store: Store,
 ) -> None:
-    cart, _ = await store.post("mine", manifest(0), bundle=True, now=10)
-    assert await store.claim(cart.id, "me", now=10, until=100)
-    await store.record_ready(cart.id, "me", volume_bytes=10_240, now=10)
+    cart, _ = await store.carts.post("mine", manifest(0), bundle=True, now=10)
+    assert await store.leases.claim(cart.id, "me", now=10, until=100)
+    await store.progress.record_ready(cart.id, "me", volume_bytes=10_240, now=10)
     [only] = await dumped(store)
     assert (only["bundle"], only["bundle_path"]) == ("True", "/volume/1/mine.tar")
     assert "files" not in only
@@ -121,7 +121,7 @@ async def test_dump_names_the_tar_and_omits_an_empty_file_list(
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_cannot_be_on_the_volume_is_dumped_too(store: Store) -> None:
     # Pacifica let its users do this, and failed later.
-    await store.post("u" * 255, manifest(1), bundle=True, now=10)
+    await store.carts.post("u" * 255, manifest(1), bundle=True, now=10)
     [only] = await dumped(store)
     assert (only["cart_uid"], only["bundle"], only["bundle_path"]) == ("u" * 255, "True", "")
 
@@ -141,7 +141,7 @@ async def test_values_that_look_like_numbers_stay_text(store: Store) -> None:
         "long " * 60,
     ]
     listed = [Entry(text, f"{n}/{text}", "sha1", "") for n, text in enumerate(awkward)]
-    await store.post("1.0", manifest(listed), bundle=False, now=10)
+    await store.carts.post("1.0", manifest(listed), bundle=False, now=10)
     [only] = await dumped(store)
     assert only["cart_uid"] == "1.0"
     assert [file["file_name"] for file in only["files"]] == awkward

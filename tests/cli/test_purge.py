@@ -29,15 +29,15 @@ def purge_while(
     bench: RemovalBench, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Cart], Cart]
 ) -> Purge:
     """Purge carts last used before ``BEFORE``; ``happens`` runs once the purge has begun."""
-    begin_eviction = bench.store.begin_eviction
+    begin_eviction = bench.store.removals.begin_eviction
     left = [happens]
 
     async def later(seen: Cart, token: str) -> bool:
         if left:
-            bench.store.carts[seen.id] = left.pop()(bench.store.carts[seen.id])
+            bench.store.cart_rows[seen.id] = left.pop()(bench.store.cart_rows[seen.id])
         return await begin_eviction(seen, token)
 
-    monkeypatch.setattr(bench.store, "begin_eviction", later)
+    monkeypatch.setattr(bench.store.removals, "begin_eviction", later)
     return Purge(bench.store, bench.removal, BEFORE, io.StringIO(), dry_run=False)
 
 
@@ -47,7 +47,7 @@ def test_purge_ignores_an_access_time_that_is_written_late(
     cart = bench.ready()
     purge = purge_while(bench, monkeypatch, lambda cart: replace(cart, used=BEFORE - 1))
     result_of(purge.run())
-    assert bench.store.carts[cart.id].status is CartStatus.DELETED
+    assert bench.store.cart_rows[cart.id].status is CartStatus.DELETED
     assert bench.left() == set()
 
 
@@ -58,7 +58,7 @@ def test_a_late_access_time_deletes_no_cart_on_a_failing_disk(
     refusing(bench, monkeypatch, errno.EPERM)
     purge = purge_while(bench, monkeypatch, lambda cart: replace(cart, used=BEFORE - 1))
     assert isinstance(failure_of(outcome(Deferred.fromCoroutine(purge.run()))), CannotRemove)
-    assert {bench.store.carts[cart.id].status for cart in carts} == {CartStatus.READY}
+    assert {bench.store.cart_rows[cart.id].status for cart in carts} == {CartStatus.READY}
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_purge_keeps_carts_used_or_evicted_meanwhile(
     cart = bench.ready()
     purge = purge_while(bench, monkeypatch, happens)
     result_of(purge.run())
-    assert bench.store.carts[cart.id].status is CartStatus.READY
+    assert bench.store.cart_rows[cart.id].status is CartStatus.READY

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -148,7 +149,7 @@ def test_verify_checks_again_after_a_repair() -> None:
         return True
 
     out, verification = StringIO(), StillDamaged()
-    kept, unused = cast(Any, Kept()), cast(Any, None)
+    kept, unused = cast(Any, SimpleNamespace(carts=Kept())), cast(Any, None)
     command = Verify(kept, verification, unused, restore, out, StringIO(), lambda: 0.0)
     assert result_of(command.cart(cart)) is False
     assert verification.looks == 2

@@ -63,7 +63,7 @@ async def test_an_unremovable_cart_is_replaced_by_another(store: Store) -> None:
     disk = Disk(store, free=0, unremovable={"a"})
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == ["b"]
-    assert uids(await store.active()) == {"a", "c", "new"}
+    assert uids(await store.carts.active()) == {"a", "c", "new"}
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ async def test_a_disk_that_removes_nothing_is_logged_once(
         else:
             with pytest.raises(EvictionFailed, match=STUCK):
                 await reserve(evictor, new, 100)
-    assert uids(await store.active()) == {*names, "new"}
-    assert await store.evicting() == {}
+    assert uids(await store.carts.active()) == {*names, "new"}
+    assert await store.removals.evicting() == {}
     assert disk.tried == ["a", "b"]  # eviction ends at the second
     assert [line.partition(";")[0] for line in logged()] == [
         "Cart 1 (a) cannot be removed: Read-only file system",
@@ -146,14 +146,14 @@ async def test_a_candidate_that_is_reposted_is_not_evicted(
     class PostedMeanwhile(Disk):
         async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
             if first.id in cart_ids and not self.tried:
-                again = await store.post("a", manifest(1, bundle=True), bundle=False, now=10)
+                again = await store.carts.post("a", manifest(1, bundle=True), bundle=False, now=10)
                 assert again == (await found(store, first), False)
             return await super().in_use_of(cart_ids)
 
     disk = PostedMeanwhile(store, free=0)
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == ["b"]
-    assert await store.newest("a") is not None
+    assert await store.carts.newest("a") is not None
 
 
 @pytest_twisted.ensureDeferred
@@ -187,12 +187,12 @@ async def test_carts_sent_by_other_processes_are_not_evicted(store: Store) -> No
 @pytest_twisted.ensureDeferred
 async def test_leftovers_of_deleted_carts_are_removed_first(store: Store) -> None:
     old, gone = [await with_status(store, uid, CartStatus.READY) for uid in ("old", "gone")]
-    await store.mark_deleted(gone.id, 20)
+    await store.removals.mark_deleted(gone.id, 20)
     disk = Disk(store, free=1000, quota=200)
     await reserve(disk.evictor(), await claimed(store, "new"), 100)
     assert disk.deleted == []
-    assert await store.pending_removal() == set()
-    assert await store.cart(old.id) == old
+    assert await store.removals.pending_removal() == set()
+    assert await store.carts.cart(old.id) == old
 
 
 @pytest_twisted.ensureDeferred
@@ -222,7 +222,7 @@ async def test_a_candidate_used_before_its_eviction_stays(store: Store, how: str
             if cart.id == first.id and how == "downloaded":
                 downloads.enter_context(self.pins.pin(second.id))
             elif cart.id == first.id:
-                await store.restage(second.id, lost=None, now=20)
+                await store.progress.restage(second.id, lost=None, now=20)
             return await super().evict(cart)
 
     disk = MeanwhileInUse(store, free=0)
@@ -245,7 +245,7 @@ async def test_nothing_is_evicted_for_a_cart_that_cannot_fit(store: Store) -> No
 
 
 async def ready(store: Store, cart: Cart) -> None:
-    await store.record_ready(cart.id, "me", volume_bytes=cart.bytes_staged, now=12)
+    await store.progress.record_ready(cart.id, "me", volume_bytes=cart.bytes_staged, now=12)
 
 
 @pytest_twisted.ensureDeferred
@@ -260,7 +260,7 @@ async def test_a_cart_that_shares_its_files_with_one_in_use_stays(store: Store) 
         assert disk.deleted == []
         await reserve(disk.evictor(), await claimed(store, "new"), 20)
     assert disk.deleted == ["c"]
-    assert (await store.cart(first.id)) == first
+    assert (await store.carts.cart(first.id)) == first
 
 
 @pytest_twisted.ensureDeferred
@@ -278,12 +278,12 @@ async def test_bytes_taken_over_from_an_evicted_cart_still_count(store: Store) -
     """It links to a cart that is evicted to free space for its other files."""
     await staged(store, "a", 3)
     cart = await claimed(store, "new", 4)
-    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
+    await store.dedup.record_linked(cart.id, "me", await store.dedup.duplicates(cart.id, range(2)))
     cart = await found(store, cart)
     disk = Disk(store, free=0)
     await disk.evictor().reserve(cart, "me", bytes_total=30, volume_bytes=30)
     assert disk.deleted == ["a"]
-    assert await store.usage() == (30, 10)
+    assert await store.space.usage() == (30, 10)
 
 
 @pytest_twisted.ensureDeferred
@@ -301,7 +301,7 @@ async def test_pinned_carts_are_recorded_as_used(store: Store) -> None:
     disk = Disk(store, free=1000)
     with disk.pins.pin(sent.id):
         await disk.evictor().enforce_limits()
-    used = {cart.id: cart.used for cart in await store.active()}
+    used = {cart.id: cart.used for cart in await store.carts.active()}
     assert used == {sent.id: 50.0, other.id: other.used}
 
 
@@ -357,7 +357,7 @@ async def test_a_cart_that_fits_is_not_delayed_by_an_eviction(store: Store) -> N
     await large
     await greedy
     assert disk.deleted == ["a", "b"]
-    assert (await store.usage())[0] == 100 + 120 + 20 + 15 + 10
+    assert (await store.space.usage())[0] == 100 + 120 + 20 + 15 + 10
 
 
 @pytest_twisted.ensureDeferred

@@ -28,7 +28,7 @@ async def test_space_reserved_by_another_process_is_not_reused(store: Store, dat
     disk.meanwhile.append(reserve(their_disk.evictor(), theirs, 100))
     await reserve(disk.evictor(), mine, 100)
     assert (disk.deleted, their_disk.deleted) == (["old"], [])
-    assert await store.usage() == (200, 200)
+    assert await store.space.usage() == (200, 200)
     with pytest.raises(NoSpace):
         await reserve(their_disk.evictor(), late, 1)
     await other.close()
@@ -48,7 +48,7 @@ async def test_concurrent_reservations_fit_into_the_last_space(store: Store, dat
         return True
 
     assert sum(await gathered([promised(number) for number in range(10)])) == 4
-    assert await store.usage() == (400, 400)
+    assert await store.space.usage() == (400, 400)
     await other.close()
 
 
@@ -57,11 +57,11 @@ async def test_the_store_rejects_more_than_the_limit(store: Store) -> None:
     await with_status(store, "old", CartStatus.READY)
     cart = await claimed(store, "new")
     wanted = {"bytes_total": 70, "volume_bytes": 80}
-    assert not await store.reserve(cart.id, "me", **wanted, limit=179)
-    assert await store.cart(cart.id) == cart
+    assert not await store.progress.reserve(cart.id, "me", **wanted, limit=179)
+    assert await store.carts.cart(cart.id) == cart
     for _ in range(2):  # bytes already counted count once
-        assert await store.reserve(cart.id, "me", **wanted, limit=180)
-    assert await store.usage() == (180, 80)
+        assert await store.progress.reserve(cart.id, "me", **wanted, limit=180)
+    assert await store.space.usage() == (180, 80)
 
 
 @pytest_twisted.ensureDeferred
@@ -70,4 +70,4 @@ async def test_a_stale_cart_is_read_again(store: Store) -> None:
     cart = await claimed(store, "new")
     disk = Disk(store, free=1000, quota=200)
     await reserve(disk.evictor(), replace(cart, volume_bytes=60), 100)
-    assert await store.usage() == (100, 100)
+    assert await store.space.usage() == (100, 100)

@@ -61,7 +61,7 @@ class Recovered(Bench):
         """Return a cart all of whose files are recorded as staged."""
         cart = self.put(bundle=bundle)
         self.left._change(cart.id, files_staged=cart.files_total)
-        return self.left.carts[cart.id]
+        return self.left.cart_rows[cart.id]
 
 
 @pytest.fixture
@@ -128,4 +128,4 @@ def test_take_over_returns_the_current_cart(bench: Recovered) -> None:
     assert begin(bench.made.take_over(cart, "me")) == [cart]
     bench.left.noted = {cart.id: [1]}
     [taken] = begin(bench.made.take_over(cart, "me"))
-    assert taken == bench.left.carts[cart.id] != cart
+    assert taken == bench.left.cart_rows[cart.id] != cart

@@ -23,6 +23,7 @@ class Rows:
     """A store with a cart of many files, each of one byte, which takes no memory."""
 
     def __init__(self, number: int = MANY, cart: Cart = CART) -> None:
+        self.carts = self.progress = self
         self.current = cart
         self._number = number
         self.pages = 0

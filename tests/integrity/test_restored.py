@@ -174,7 +174,7 @@ class TestOrphans:
         (root / "19").symlink_to(root / "10")
         (root / "15" / "file").touch()
         (root / "incoming" / "20" / "half").write_bytes(bytes(3))
-        found = await Orphans(store, volume).find()
+        found = await Orphans(store.carts, volume).find()
         assert {one.cart_id: one.size for one in found} == {10: 10, 11: 10, 12: 10, 14: 0, 20: 3}
 
     @in_the_loop
@@ -184,7 +184,7 @@ class TestOrphans:
         for path in ("1/mine/a", "2/lost/a"):
             (root / path).mkdir(parents=True)
         (root / "cartuids" / "lost").symlink_to("../2/lost")
-        orphans = Orphans(store, volume)
+        orphans = Orphans(store.carts, volume)
         found = await orphans.find()
         assert [one.cart_id for one in found] == [1, 2]
         assert (await with_status(store, "mine", CartStatus.STAGING)).id == 1
@@ -193,8 +193,8 @@ class TestOrphans:
 
     @in_the_loop
     async def test_ids_of_removed_orphans_are_not_reused(self, store: Store, database: str) -> None:
-        assert await store.retire_unknown_ids([7, 4]) == {4, 7}
+        assert await store.carts.retire_unknown_ids([7, 4]) == {4, 7}
         cart = await posted(store)
         assert cart.id == 8
-        assert await store.retire_unknown_ids([3, 8]) == {3}
+        assert await store.carts.retire_unknown_ids([3, 8]) == {3}
         assert (await posted(store, "next")).id == 9

@@ -44,7 +44,7 @@ class DatedStore(MemoryStore):
 
     async def least_recently_verified(self, before: float) -> Cart | None:
         self._check_call()
-        ready = [cart for cart in self.carts.values() if cart.status is CartStatus.READY]
+        ready = [cart for cart in self.cart_rows.values() if cart.status is CartStatus.READY]
         due = [cart for cart in ready if self._last(cart) < before]
         return min(due, key=self._last, default=None)
 
@@ -257,16 +257,16 @@ class TestStore:
             await with_status(store, status, status)
         first, second = [await staged(store, uid) for uid in "ab"]
         assert first.updated == 12
-        assert await store.least_recently_verified(12) is None
-        assert await store.least_recently_verified(12.5) == first
-        await store.record_verified(first.id, 20)
-        assert await store.least_recently_verified(100) == second
-        await store.record_verified(second.id, 30)
-        assert await store.least_recently_verified(100) == first
-        assert await store.least_recently_verified(20) is None
-        await store.mark_deleted(first.id, 40)
-        await store.record_verified(first.id, 50)
-        assert await store.least_recently_verified(100) == second
+        assert await store.durability.least_recently_verified(12) is None
+        assert await store.durability.least_recently_verified(12.5) == first
+        await store.durability.record_verified(first.id, 20)
+        assert await store.durability.least_recently_verified(100) == second
+        await store.durability.record_verified(second.id, 30)
+        assert await store.durability.least_recently_verified(100) == first
+        assert await store.durability.least_recently_verified(20) is None
+        await store.removals.mark_deleted(first.id, 40)
+        await store.durability.record_verified(first.id, 50)
+        assert await store.durability.least_recently_verified(100) == second
         assert (await found(store, second)).used == second.used
 
 

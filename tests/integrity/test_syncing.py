@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import Unavailable, VolumeUnavailable
 from cartd.integrity.recovery import FINAL_SYNC_TIMEOUT, MAX_REST, SYNC_INTERVAL, Syncing
-from cartd.store import Store
+from cartd.store import Durability
 from cartd.store.durability import DirtyRows
 from cartd.volume import file_system
 from cartd.volume.file_system import FileSystem, SyncFailed
@@ -57,7 +57,7 @@ def opened(volume: Path) -> str | None:
     return found.page_cache
 
 
-class NotedRows(Store):
+class NotedRows(Durability):
     """Dirty rows: ids and their carts.  Fails ``away`` times."""
 
     def __init__(self) -> None:

@@ -158,16 +158,16 @@ def short_of_room(directory: Path) -> Iterator[RunningCartd]:
 
 AWAY_AT_FIRST = """
 from cartd.errors import Unavailable
-from cartd.store import Store
+from cartd.store import Carts
 from twisted.scripts.twistd import run
 
-unmeasured = Store.unmeasured
+unmeasured = Carts.unmeasured
 
 async def away(self):
-    Store.unmeasured = unmeasured
+    Carts.unmeasured = unmeasured
     raise Unavailable("away")
 
-Store.unmeasured = away
+Carts.unmeasured = away
 run()
 """
 

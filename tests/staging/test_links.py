@@ -27,16 +27,18 @@ def bench(tmp_path: Path) -> Bench:
 
 def run(bench: Bench, cart: Cart, *, resumed: bool = False) -> list[Any]:
     """Stage the cart as "me"."""
-    bench.store.leases[cart.id] = "me", 1000.0
-    staging = StagingPipeline(bench.context(), bench.store.carts[cart.id], "me", resumed=resumed)
+    bench.store.lease_rows[cart.id] = "me", 1000.0
+    staging = StagingPipeline(
+        bench.context(), bench.store.cart_rows[cart.id], "me", resumed=resumed
+    )
     return outcome(Deferred.fromCoroutine(staging.run()))
 
 
 def ready(bench: Bench, *names: str, **more: Any) -> Cart:
     cart = bench.put(names, **more)
     assert run(bench, cart) == [None]
-    assert bench.store.carts[cart.id].status is CartStatus.READY
-    return bench.store.carts[cart.id]
+    assert bench.store.cart_rows[cart.id].status is CartStatus.READY
+    return bench.store.cart_rows[cart.id]
 
 
 def names_of(bench: Bench, cart: Cart) -> dict[str, int]:
@@ -86,13 +88,13 @@ def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr("cartd.staging.pipeline.PAGE", 2)
     ready(bench, uid="first")
     pages: list[range] = []
-    twins = bench.store.duplicates
+    twins = bench.store.dedup.duplicates
 
     async def note(cart_id: int, positions: range) -> Any:
         pages.append(positions)
         return await twins(cart_id, positions)
 
-    bench.store.duplicates = note  # type: ignore[method-assign]
+    bench.store.dedup.duplicates = note  # type: ignore[method-assign]
     ready(bench, uid="again")
     assert pages == [range(2), range(2, 4)]
     assert bench.archive.times("GET") == 3
@@ -142,7 +144,7 @@ def test_a_damaged_file_is_refetched_and_repairs_both_carts(
 def test_a_lease_that_is_lost_ends_it(bench: Bench) -> None:
     ready(bench, uid="first")
     cart = bench.put(uid="again")
-    bench.store.leases[cart.id] = "you", 1000.0
+    bench.store.lease_rows[cart.id] = "you", 1000.0
     staging = StagingPipeline(bench.context(), cart, "me", resumed=False)
     ended = outcome(Deferred.fromCoroutine(staging.run()))
     assert isinstance(failure_of(ended), LeaseLost)
@@ -200,7 +202,7 @@ def test_a_duplicate_lost_before_recording_is_replaced(
         shared = await share(cart, duplicates)
         assert {twin.staged_cart for twin in duplicates} == {first.id}
         bench.volume.links.link_duplicates = share  # type: ignore[method-assign]
-        await bench.store.mark_deleted(first.id, 0)
+        await bench.store.removals.mark_deleted(first.id, 0)
         return shared
 
     bench.volume.links.link_duplicates = go_meanwhile  # type: ignore[method-assign]
@@ -216,7 +218,7 @@ def test_a_file_without_a_remaining_duplicate_is_fetched(bench: Bench) -> None:
 
     async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
         shared = await share(cart, duplicates)
-        await bench.store.mark_deleted(first.id, 0)
+        await bench.store.removals.mark_deleted(first.id, 0)
         return shared
 
     bench.volume.links.link_duplicates = go_meanwhile  # type: ignore[method-assign]

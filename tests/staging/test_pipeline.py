@@ -25,8 +25,8 @@ FILES = {"1": b"one", "2": b"two" * 100, "3": b""}
 
 
 def claimed(bench: Bench, cart: Cart) -> Cart:
-    bench.store.leases[cart.id] = "me", 60.0
-    return bench.store.carts[cart.id]
+    bench.store.lease_rows[cart.id] = "me", 60.0
+    return bench.store.cart_rows[cart.id]
 
 
 def run(
@@ -240,7 +240,7 @@ class TestRoom:
         assert ended == [None]
         length = (bench.root / "1" / "mine.tar").stat().st_size
         assert asked == [{"bytes_total": 303, "volume_bytes": 303 + length}]
-        assert bench.store.carts[cart.id].volume_bytes == length
+        assert bench.store.cart_rows[cart.id].volume_bytes == length
 
 
 class TestTapes:
@@ -306,8 +306,8 @@ class TestTapes:
         bench.archive.seconds = bench.clock.seconds
         cart = bench.put()
         _, ended = run(bench, cart)
-        told = bench.times_until(lambda: bench.store.carts[cart.id].message, seconds=300)
-        assert bench.store.carts[cart.id].message == ""
+        told = bench.times_until(lambda: bench.store.cart_rows[cart.id].message, seconds=300)
+        assert bench.store.cart_rows[cart.id].message == ""
         assert ended == [None]
         assert len(told) <= 5
         assert told == sorted(told)
@@ -315,9 +315,9 @@ class TestTapes:
         del bench.archive.comes_at["7"]
         bench.archive.on_tape = {"7", "8"}
         waiting = bench.put(["7", "8"], "another")
-        bench.store.carts[cart.id] = replace(cart, status=CartStatus.DELETED)
+        bench.store.cart_rows[cart.id] = replace(cart, status=CartStatus.DELETED)
         run(bench, waiting)
-        message = bench.store.carts[waiting.id].message
+        message = bench.store.cart_rows[waiting.id].message
         assert message == "Waiting for tape since 1970-01-01 00:05:00 UTC: 2 files"
 
     def test_a_resumed_cart_with_recalled_files_waits_for_no_tape(self, bench: Bench) -> None:
@@ -325,11 +325,11 @@ class TestTapes:
         cart = bench.put()
         running, _ = run(bench, cart)
         running.cancel()
-        assert bench.store.carts[cart.id].message != ""
+        assert bench.store.cart_rows[cart.id].message != ""
         bench.archive.on_tape = set()
         bench.archive.holds["GET", "1"] = Deferred()
         running, ended = run(bench, cart, resumed=True)
-        assert (bench.store.carts[cart.id].message, ended) == ("", [])
+        assert (bench.store.cart_rows[cart.id].message, ended) == ("", [])
         running.cancel()
 
     def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ class TestTakingUp:
         cart = bench.put(["1"])
         if measured:
             claimed(bench, cart)
-            begin(bench.store.record_states(cart.id, "me", [(0, len(FILES["1"]), MTIME)]))
+            begin(bench.store.progress.record_states(cart.id, "me", [(0, len(FILES["1"]), MTIME)]))
         place = bench.volume.paths.member(cart, "dir/1")
         place.parent.mkdir(parents=True)
         place.write_bytes(FILES["1"])
@@ -459,8 +459,8 @@ class TestEnding:
         bench.archive.holds["GET", "2"] = held
         cart = bench.put()
         _, ended = run(bench, cart)
-        bench.store.leases[cart.id] = "another", 99.0
+        bench.store.lease_rows[cart.id] = "another", 99.0
         bench.clock.advance(1.0)
         held.callback(None)
         assert isinstance(failure_of(ended), LeaseLost)
-        assert bench.store.carts[cart.id].status is CartStatus.STAGING
+        assert bench.store.cart_rows[cart.id].status is CartStatus.STAGING

@@ -46,7 +46,7 @@ class Staged(Bench):
         self.stager.start(self.context(divisors=self.divisors), claim_unfinished=claim_unfinished)
 
     def status(self, cart_id: int) -> CartStatus:
-        return self.store.carts[cart_id].status
+        return self.store.cart_rows[cart_id].status
 
     def hold(self, method: str = "GET", name: str = "1") -> Deferred[None]:
         held: Deferred[None] = Deferred()
@@ -71,7 +71,7 @@ class TestBeginning:
         bench.stager.begin(cart.id, resumed=False)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.READY
-        assert bench.store.leases == {}
+        assert bench.store.lease_rows == {}
 
     def test_to_begin_a_cart_again_changes_nothing_about_its_staging(self, bench: Staged) -> None:
         bench.start()
@@ -95,7 +95,7 @@ class TestBeginning:
         cart = bench.put()
         with_lock = ProcessLocks(bench.root / "holders")
         with_lock.start()
-        bench.store.leases[cart.id] = with_lock.name, LEASE_SECONDS
+        bench.store.lease_rows[cart.id] = with_lock.name, LEASE_SECONDS
         bench.start()
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
@@ -111,7 +111,7 @@ class TestErrors:
         bench.stager.begin(cart.id)
         assert bench.status(cart.id) is CartStatus.ERROR
         message = "Failed to stage dir/2 (archive id 2): [Errno 5] broken disk"
-        assert bench.store.carts[cart.id].error == message
+        assert bench.store.cart_rows[cart.id].error == message
         failed = bench.store.rows[cart.id][1]
         assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
 
@@ -161,12 +161,12 @@ class TestErrors:
         held.callback(None)
         assert bench.status(cart.id) is CartStatus.ERROR
         promised = sum(map(len, FILES.values()))
-        assert bench.store.carts[cart.id].volume_bytes == promised
+        assert bench.store.cart_rows[cart.id].volume_bytes == promised
 
         again = bench.put(uid="again")  # fails before anything of it is known
         bench.stager.begin(again.id)
         assert bench.status(again.id) is CartStatus.ERROR
-        assert bench.store.carts[again.id].volume_bytes == 0
+        assert bench.store.cart_rows[again.id].volume_bytes == 0
 
     def test_a_cart_that_fails_while_bundling_counts_its_tar(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
@@ -180,12 +180,12 @@ class TestErrors:
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.ERROR
         tar = bench.volume.paths.tar(cart).stat().st_size
-        assert bench.store.carts[cart.id].volume_bytes == tar
+        assert bench.store.cart_rows[cart.id].volume_bytes == tar
 
     def test_files_removed_before_bundling_are_refetched_once(self, bench: Staged) -> None:
         bench.start()
         cart = bench.put(bundle=True)
-        begin_bundling = bench.store.begin_bundling
+        begin_bundling = bench.store.progress.begin_bundling
         times = 0
 
         async def taken_away(
@@ -197,7 +197,7 @@ class TestErrors:
                 (bench.volume.paths.tree(cart) / "dir" / "2").unlink()
             await begin_bundling(cart_id, holder, now, tar)
 
-        bench.store.begin_bundling = taken_away  # type: ignore[method-assign]
+        bench.store.progress.begin_bundling = taken_away  # type: ignore[method-assign]
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.READY
         assert [bench.archive.asked.count(("GET", name)) for name in FILES] == [1, 2]
@@ -207,14 +207,14 @@ class TestErrors:
         times = 2
         bench.stager.begin(again.id, resumed=False)
         assert bench.status(again.id) is CartStatus.ERROR
-        assert bench.store.carts[again.id].error == "dir/2 is missing on the volume"
+        assert bench.store.cart_rows[again.id].error == "dir/2 is missing on the volume"
 
     def test_an_internal_error_fails_one_cart_only(self, bench: Staged) -> None:
         bench.archive.fails["HEAD", "1"] = [ZeroDivisionError("bug")]
         bench.start()
         first = bench.put()
         bench.stager.begin(first.id)
-        assert bench.store.carts[first.id].error == "Internal error: ZeroDivisionError: bug"
+        assert bench.store.cart_rows[first.id].error == "Internal error: ZeroDivisionError: bug"
         second = bench.put()
         bench.stager.begin(second.id)
         assert bench.status(second.id) is CartStatus.READY
@@ -234,13 +234,13 @@ class TestTakingUp:
 
     def test_the_cart_of_a_dead_process_is_taken_over_at_once(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE_SECONDS
+        bench.store.lease_rows[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE_SECONDS
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
 
     def test_a_cart_of_another_machine_is_taken_over_after_its_lease(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = "elsewhere-0-1-0badcafe", 12.0
+        bench.store.lease_rows[cart.id] = "elsewhere-0-1-0badcafe", 12.0
         bench.start()
         bench.clock.pump([CLAIM_INTERVAL] * 2)
         assert bench.status(cart.id) is CartStatus.STAGING
@@ -249,7 +249,7 @@ class TestTakingUp:
 
     def test_a_clock_set_back_does_not_extend_a_dead_lease(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", LEASE_SECONDS
+        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", LEASE_SECONDS
         bench.set_ahead = -3600.0
         bench.start()
         bench.clock.pump([CLAIM_INTERVAL] * 11)
@@ -260,14 +260,14 @@ class TestTakingUp:
     def test_a_renewed_lease_is_kept_although_its_clock_is_ahead(self, bench: Staged) -> None:
         cart = bench.put()
         ahead = 3600.0
-        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
+        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", ahead
         bench.start()
         for _ in range(30):
             ahead += CLAIM_INTERVAL
-            bench.store.leases[cart.id] = "elsewhere-1-0badcafe", ahead
+            bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", ahead
             bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
-        del bench.store.leases[cart.id]
+        del bench.store.lease_rows[cart.id]
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
@@ -305,7 +305,7 @@ class TestLeases:
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
         bench.clock.pump([CLAIM_INTERVAL] * 30)
-        assert bench.store.leases[cart.id] == (
+        assert bench.store.lease_rows[cart.id] == (
             bench.process_locks.name,
             bench.clock.seconds() + LEASE_SECONDS,
         )
@@ -319,12 +319,12 @@ class TestLeases:
         if seconds != 1.0:
             bench.hold("GET", "2")  # nothing is staged that a flush would record
         bench.stager.begin(cart.id)
-        bench.store.leases[cart.id] = "elsewhere-1-0badcafe", 1000.0
+        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", 1000.0
         bench.clock.advance(seconds)
         assert held.called
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
-        assert bench.store.leases[cart.id][0] == "elsewhere-1-0badcafe"
+        assert bench.store.lease_rows[cart.id][0] == "elsewhere-1-0badcafe"
 
     def test_staged_files_are_recorded_within_a_second(self, bench: Staged) -> None:
         bench.start()
@@ -342,12 +342,12 @@ class TestStandingStill:
     ) -> None:
         """As if a bug had lost the Deferred that the staging waits for."""
         lost: list[Deferred[list[CartFile]]] = [Deferred()]
-        files = bench.store.files
+        files = bench.store.carts.files
 
         async def forgotten(*args: Any, **kwargs: Any) -> list[CartFile]:
             return await (lost.pop() if lost else ensureDeferred(files(*args, **kwargs)))
 
-        monkeypatch.setattr(bench.store, "files", forgotten)
+        monkeypatch.setattr(bench.store.carts, "files", forgotten)
         bench.start()
         cart = bench.put()
         bench.stager.begin(cart.id, resumed=False)
@@ -442,7 +442,7 @@ class TestLettingGo:
         bench.start()
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
-        del bench.store.leases[cart.id]  # as its deletion does
+        del bench.store.lease_rows[cart.id]  # as its deletion does
         assert begin(bench.stager.abort(cart.id)) == [None]
         assert held.called
         assert bench.stager.count() == 0
@@ -459,10 +459,10 @@ class TestLettingGo:
         held = [bench.hold("GET", "1"), bench.hold("GET", "3")]
         for cart in carts:
             bench.stager.begin(cart.id)
-        assert set(bench.store.leases) == {1, 2}
+        assert set(bench.store.lease_rows) == {1, 2}
         result_of(bench.stager.stop())
         assert all(one.called for one in held)
-        assert bench.store.leases == {}
+        assert bench.store.lease_rows == {}
         assert [bench.status(cart.id) for cart in carts] == [CartStatus.STAGING] * 2
         assert [bench.store.staged(cart.id) for cart in carts] == [["2"], []]
 
@@ -474,4 +474,4 @@ class TestLettingGo:
         result_of(bench.stager.stop())
         assert bench.stager.count() == 0
         with pytest.raises(Unavailable):
-            result_of(bench.store.holders())
+            result_of(bench.store.leases.holders())

@@ -20,18 +20,18 @@ async def test_all_carts_of_a_holder_wait_until_it_ends_waiting(store: Store) ->
     held = [await claimed(store, "a"), await claimed(store, "b")]
     free = await posted(store, "c")
     other = await posted(store, "d")
-    assert await store.claim(other.id, "you", now=10, until=100)
-    await store.begin_waiting("me", SINCE, "it is away")
+    assert await store.leases.claim(other.id, "you", now=10, until=100)
+    await store.leases.begin_waiting("me", SINCE, "it is away")
     for cart in held:
         waiting = await found(store, cart)
         assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is away")
         assert waiting.message == (
             "Waiting for the archive since 2026-11-24 10:00:00 UTC: it is away"
         )
-        assert await store.newest(cart.uid) == waiting
+        assert await store.carts.newest(cart.uid) == waiting
     for cart in (free, other):
         assert (await found(store, cart)).message == ""
-    await store.end_waiting("me")
+    await store.leases.end_waiting("me")
     for cart in held:
         assert await found(store, cart) == cart
 
@@ -39,8 +39,8 @@ async def test_all_carts_of_a_holder_wait_until_it_ends_waiting(store: Store) ->
 @pytest_twisted.ensureDeferred
 async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Store) -> None:
     cart = await claimed(store)
-    await store.begin_waiting("me", SINCE, "it is away")
-    await store.begin_waiting("me", SINCE + 60, "it is slow")
+    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE + 60, "it is slow")
     waiting = await found(store, cart)
     assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is slow")
 
@@ -48,12 +48,12 @@ async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Stor
 @pytest_twisted.ensureDeferred
 async def test_a_claimed_cart_says_since_when_it_waits(store: Store) -> None:
     cart = await claimed(store)
-    await store.begin_waiting("me", SINCE, "it is away")
-    await store.release_all("me")
-    taken = await store.claim(cart.id, "you", now=20, until=100)
+    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.release_all("me")
+    taken = await store.leases.claim(cart.id, "you", now=20, until=100)
     assert taken is not None
     assert taken.waits_since == SINCE
-    await store.end_waiting("me")
+    await store.leases.end_waiting("me")
     assert (await found(store, cart)).waits_since == SINCE
 
 
@@ -62,20 +62,20 @@ async def test_a_tape_wait_records_its_start_and_number_of_files(
     store: Store,
 ) -> None:
     cart = await claimed(store)
-    await store.record_tape(cart.id, "me", 40, now=SINCE)
+    await store.leases.record_tape(cart.id, "me", 40, now=SINCE)
     assert (await found(store, cart)).message == (
         "Waiting for tape since 2026-11-24 10:00:00 UTC: 40 files"
     )
-    await store.record_tape(cart.id, "me", 1, now=SINCE + 60)
+    await store.leases.record_tape(cart.id, "me", 1, now=SINCE + 60)
     assert (await found(store, cart)).message == (
         "Waiting for tape since 2026-11-24 10:00:00 UTC: 1 file"
     )
-    await store.record_tape(cart.id, "you", 7, now=SINCE + 90)
-    await store.begin_waiting("me", SINCE + 100, "it is away")
+    await store.leases.record_tape(cart.id, "you", 7, now=SINCE + 90)
+    await store.leases.begin_waiting("me", SINCE + 100, "it is away")
     assert "the archive since 2026-11-24 10:01:40 UTC" in (await found(store, cart)).message
-    await store.end_waiting("me")
+    await store.leases.end_waiting("me")
     assert (await found(store, cart)).tape_files == 1
-    await store.record_tape(cart.id, "me", 0, now=SINCE + 120)
+    await store.leases.record_tape(cart.id, "me", 0, now=SINCE + 120)
     assert await found(store, cart) == cart
 
 
@@ -83,14 +83,14 @@ async def test_a_tape_wait_records_its_start_and_number_of_files(
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> None:
     cart = await claimed(store, files=0)
-    await store.begin_waiting("me", SINCE, "it is away")
-    await store.record_tape(cart.id, "me", 2, now=SINCE)
+    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.record_tape(cart.id, "me", 2, now=SINCE)
     if end == "ready":
-        await store.record_ready(cart.id, "me", volume_bytes=0, now=20)
+        await store.progress.record_ready(cart.id, "me", volume_bytes=0, now=20)
     elif end == "error":
-        await store.record_error(cart.id, "me", "x", position=None, file_error="", now=20)
+        await store.progress.record_error(cart.id, "me", "x", position=None, file_error="", now=20)
     else:
-        await store.mark_deleted(cart.id, 20)
+        await store.removals.mark_deleted(cart.id, 20)
     ended = await found(store, cart)
     assert (ended.waits_since, ended.waits_for) == (None, None)
     assert (ended.tape_since, ended.tape_files) == (None, None)
@@ -99,7 +99,7 @@ async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> No
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_is_being_bundled_does_not_wait(store: Store) -> None:
     cart = await with_status(store, "u", CartStatus.BUNDLING)
-    await store.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is away")
     assert (await found(store, cart)).waits_since is None
 
 
@@ -107,13 +107,13 @@ async def test_a_cart_that_is_being_bundled_does_not_wait(store: Store) -> None:
 async def test_recently_staged_file_is_of_the_newest_cart_with_any(
     store: Store,
 ) -> None:
-    assert await store.recently_staged_file("") is None
+    assert await store.leases.recently_staged_file("") is None
     await staged(store, "old", 3)
     half = await claimed(store, "half", 3)
-    await store.record_states(half.id, "me", [(2, 10, 7)])
-    await store.record_staged(half.id, "me", [(2, SHA1)], now=20)
+    await store.progress.record_states(half.id, "me", [(2, 10, 7)])
+    await store.progress.record_staged(half.id, "me", [(2, SHA1)], now=20)
     await claimed(store, "new", 5)
-    assert await store.recently_staged_file("") == "id2"
-    assert await store.recently_staged_file("id2") is None
-    await store.mark_deleted(half.id, 20)
-    assert await store.recently_staged_file("id0") in ("id1", "id2")
+    assert await store.leases.recently_staged_file("") == "id2"
+    assert await store.leases.recently_staged_file("id2") is None
+    await store.removals.mark_deleted(half.id, 20)
+    assert await store.leases.recently_staged_file("id0") in ("id1", "id2")

@@ -75,30 +75,32 @@ class TestConnections:
         self, store: Store
     ) -> None:
         listed = WatchedEntries(5 * BATCH)
-        posting = Deferred.fromCoroutine(store.post("cut", manifest(listed), bundle=False, now=10))
+        posting = Deferred.fromCoroutine(
+            store.carts.post("cut", manifest(listed), bundle=False, now=10)
+        )
         await listed.reached
         next_one = Deferred.fromCoroutine(posted(store, "next"))
         posting.cancel()
         with pytest.raises(CancelledError):
             await posting
         cart = await next_one
-        assert len(await store.files(cart.id)) == 2
-        assert await store.newest("cut") is None
-        assert await store.active() == [cart]
+        assert len(await store.carts.files(cart.id)) == 2
+        assert await store.carts.newest("cut") is None
+        assert await store.carts.active() == [cart]
 
     @pytest_twisted.ensureDeferred
     async def test_cancelled_queries_cost_no_connection(self, store: Store) -> None:
         cart = await posted(store)
         for _ in range(20):
-            cut = Deferred.fromCoroutine(store.newest("u"))
-            waiting = Deferred.fromCoroutine(store.mark_deleted(4711, 1))
+            cut = Deferred.fromCoroutine(store.carts.newest("u"))
+            waiting = Deferred.fromCoroutine(store.removals.mark_deleted(4711, 1))
             cut.cancel()
             waiting.cancel()
             for cancelled in (cut, waiting):
                 with pytest.raises(CancelledError):
                     await cancelled
-        assert await gathered([store.newest("u") for _ in range(20)]) == [cart] * 20
-        assert await store.mark_deleted(cart.id, 20)
+        assert await gathered([store.carts.newest("u") for _ in range(20)]) == [cart] * 20
+        assert await store.removals.mark_deleted(cart.id, 20)
 
     @pytest.mark.parametrize("given_up", ["query", "beginning", "statement", "commit"])
     @pytest_twisted.ensureDeferred
@@ -114,13 +116,15 @@ class TestConnections:
                     the_reactor().callLater(0, reached.callback, None)
 
         async def read(store: Store) -> None:
-            await store.active()
+            await store.carts.active()
 
         url = postgres.create(template="synced")
         with DatabaseProxy.to(url) as proxy:
             store = Store(proxy.url, the_reactor())
             cart = await posted(store)
-            await gathered([store.newest("u"), store.cart(cart.id), store.active()])
+            await gathered(
+                [store.carts.newest("u"), store.carts.cart(cart.id), store.carts.active()]
+            )
             opened = proxy.opened
             for number in range(100):
                 reached: Deferred[None] = Deferred()
@@ -131,8 +135,8 @@ class TestConnections:
                 cut.cancel()
                 with suppress(CancelledError):
                     await cut
-                assert await store.active()
-                await store.touch({cart.id: 20 + number})
+                assert await store.carts.active()
+                await store.carts.touch({cart.id: 20 + number})
             assert proxy.opened == opened
             assert (await found(store, cart)).used == 119
             await store.close()
@@ -146,18 +150,18 @@ class TestConnections:
         with DatabaseProxy.to(url) as proxy:
             store = Store(proxy.url, the_reactor())
             cart = await posted(store)
-            await store.active()
+            await store.carts.active()
             proxy.block()
-            reading = Deferred.fromCoroutine(store.active())
-            writing = Deferred.fromCoroutine(store.touch({cart.id: 30}))
+            reading = Deferred.fromCoroutine(store.carts.active())
+            writing = Deferred.fromCoroutine(store.carts.touch({cart.id: 30}))
             for cut in (reading, writing):
                 cut.cancel()
                 with pytest.raises(CancelledError):
                     await cut
             proxy.disconnect_all()
             proxy.unblock()
-            assert await gathered([store.cart(cart.id) for _ in range(5)]) == [cart] * 5
-            await store.touch({cart.id: 40})
+            assert await gathered([store.carts.cart(cart.id) for _ in range(5)]) == [cart] * 5
+            await store.carts.touch({cart.id: 40})
             assert (await found(store, cart)).used == 40
             await store.close()
         postgres.drop(url)
@@ -171,16 +175,16 @@ class TestConnections:
         async def live(number: int) -> int:
             mine, its = (store, other) if number % 2 else (other, store)
             cart = await claimed(mine, f"u{number}", 20)
-            await its.newest(f"u{number}")
-            await mine.record_states(cart.id, "me", [(n, 1, 1) for n in range(20)])
-            await its.touch({cart.id: 50})
-            await mine.record_staged(cart.id, "me", [(n, SHA1) for n in range(20)], now=11)
-            await mine.record_ready(cart.id, "me", volume_bytes=20, now=12)
+            await its.carts.newest(f"u{number}")
+            await mine.progress.record_states(cart.id, "me", [(n, 1, 1) for n in range(20)])
+            await its.carts.touch({cart.id: 50})
+            await mine.progress.record_staged(cart.id, "me", [(n, SHA1) for n in range(20)], now=11)
+            await mine.progress.record_ready(cart.id, "me", volume_bytes=20, now=12)
             return (await found(its, cart)).bytes_staged
 
         assert await gathered([live(number) for number in range(40)]) == [20] * 40
         await other.close()
-        assert await store.usage() == (800, 0)
+        assert await store.space.usage() == (800, 0)
 
     @pytest_twisted.ensureDeferred
     async def test_a_manifest_posted_to_two_nodes_at_once_is_one_cart(
@@ -190,7 +194,9 @@ class TestConnections:
 
         async def post(node: Store, uid: str, owner: str | None) -> tuple[int, bool]:
             viewer = UNRESTRICTED if owner is None else Viewer(owner, sees_all=False)
-            cart, new = await node.post(uid, manifest(50), bundle=False, now=10, viewer=viewer)
+            cart, new = await node.carts.post(
+                uid, manifest(50), bundle=False, now=10, viewer=viewer
+            )
             return cart.id, new
 
         for number in range(20):
@@ -205,7 +211,7 @@ class TestConnections:
         store = Store(database, the_reactor())
         assert store_threads() == []
         posting = Deferred.fromCoroutine(posted(store, files=BATCH + 1))
-        reading = Deferred.fromCoroutine(gathered([store.newest("u") for _ in range(10)]))
+        reading = Deferred.fromCoroutine(gathered([store.carts.newest("u") for _ in range(10)]))
         closing = Deferred.fromCoroutine(store.close())
         assert store_threads() != []
         await closing
@@ -214,9 +220,9 @@ class TestConnections:
         with pytest.raises(Unavailable):
             await reading
         with pytest.raises(Unavailable):
-            await store.newest("u")
+            await store.carts.newest("u")
         with pytest.raises(Unavailable):
-            await store.touch({1: 1})
+            await store.carts.touch({1: 1})
 
     @pytest_twisted.ensureDeferred
     async def test_any_number_may_wait_when_it_closes(self, database: str) -> None:
@@ -224,7 +230,7 @@ class TestConnections:
         store = Store(database, the_reactor())
         outcomes: list[object] = []
         for _ in range(1000):
-            Deferred.fromCoroutine(store.cart(1)).addBoth(outcomes.append)
+            Deferred.fromCoroutine(store.carts.cart(1)).addBoth(outcomes.append)
         await store.close()
         refused = [one for one in outcomes if isinstance(one, Failure) and one.check(Unavailable)]
         assert len(outcomes) == 1000
@@ -242,16 +248,16 @@ class TestConnections:
         sync(url)
         store = Store(url, the_reactor())
         cart = await claimed(store)
-        await gathered([store.newest("u") for _ in range(10)])
+        await gathered([store.carts.newest("u") for _ in range(10)])
         own_postgres.stop()
         for _ in range(5):
             with database_unavailable("."):
-                await store.newest("u")
+                await store.carts.newest("u")
             with pytest.raises(Unavailable):
-                await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+                await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         own_postgres.start()
-        assert await gathered([store.newest("u") for _ in range(10)]) == [cart] * 10
-        await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+        assert await gathered([store.carts.newest("u") for _ in range(10)]) == [cart] * 10
+        await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=12)
         assert (await found(store, cart)).files_staged == 1
         await store.close()
         assert store_threads() == []
@@ -265,12 +271,12 @@ class TestConnections:
         store = Store(url, the_reactor())
         cart = await claimed(store)
         for once_more in range(2):
-            await gathered([store.newest("u") for _ in range(10)])
-            await store.renew("me", 200)
+            await gathered([store.carts.newest("u") for _ in range(10)])
+            await store.leases.renew("me", 200)
             own_postgres.stop()
             own_postgres.start()
             if once_more:
-                await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+                await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=12)
             assert (await found(store, cart)).files_staged == once_more
         await store.close()
 
@@ -279,10 +285,10 @@ class TestConnections:
         url = sqlite_url(tmp_path / "later" / "cartd.sqlite3")
         store = Store(url, the_reactor())
         with database_unavailable("unable to open database file"):
-            await store.newest("u")
+            await store.carts.newest("u")
         (tmp_path / "later").mkdir()
         sync(url)
-        assert await store.newest("u") is None
+        assert await store.carts.newest("u") is None
         await store.close()
         assert store_threads() == []
 
@@ -296,7 +302,8 @@ class TestConnections:
             store = Store(proxy.url, the_reactor())
             outcomes: list[object] = []
             lookups = [
-                Deferred.fromCoroutine(store.cart(1)).addBoth(outcomes.append) for _ in "12345"
+                Deferred.fromCoroutine(store.carts.cart(1)).addBoth(outcomes.append)
+                for _ in "12345"
             ]
             await gatherResults(lookups)
             assert all(isinstance(one, Failure) and one.check(Unavailable) for one in outcomes)
@@ -319,11 +326,11 @@ class TestConnections:
             with database_unavailable("unable to open database file"):
                 await posted(store, "lost")
             with pytest.raises(Unavailable):
-                await store.newest("u")
+                await store.carts.newest("u")
         assert not path.exists()
         kept.rename(path)
         await posted(store, "new")
-        assert [cart.uid for cart in await store.active()] == ["new", "u"]
+        assert [cart.uid for cart in await store.carts.active()] == ["new", "u"]
         await store.close()
 
     @pytest.mark.parametrize(
@@ -344,7 +351,7 @@ class TestConnections:
         path.write_bytes(whole[:page] + bytes(len(whole) - page) if damage is None else damage)
         store = Store(sqlite_url(path), the_reactor())
         with database_unavailable(f"^{said}$"):
-            await store.active()
+            await store.carts.active()
         with database_unavailable(said):
             await posted(store)
         await store.close()
@@ -359,12 +366,12 @@ class TestConnections:
         store = Store(url, the_reactor())
         with database_unavailable("in a read-only transaction"):
             await posted(store)
-        assert await store.active() == []
+        assert await store.carts.active() == []
         await store.close()
         empty = postgres.create()
         store = Store(empty, the_reactor())
         with database_unavailable('relation "cart" does not exist'):
-            await store.active()
+            await store.carts.active()
         await store.close()
         postgres.drop(url)
         postgres.drop(empty)
@@ -380,11 +387,11 @@ class TestConnections:
         with engine.begin() as connection:
             if engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
-                assert await impatient.active() == [cart]
+                assert await impatient.carts.active() == [cart]
             else:
                 connection.exec_driver_sql("LOCK TABLE cart")
                 with database_unavailable("lock timeout"):
-                    await impatient.active()
+                    await impatient.carts.active()
             with database_unavailable(r"locked|lock timeout"):
                 await posted(impatient, "next")
         engine.dispose()
@@ -426,9 +433,9 @@ class TestPostgresqlState:
         with pytest.raises(Unavailable):
             async with frozen._database.transaction() as transaction:
                 await lock_writers(transaction)
-                assert await other.mark_deleted(cart.id, 20)
+                assert await other.removals.mark_deleted(cart.id, 20)
                 await transaction.rows(select(1))
-        assert await frozen.active() == []
+        assert await frozen.carts.active() == []
         await frozen.close()
         await other.close()
         postgres.drop(url)
@@ -440,17 +447,17 @@ class TestPostgresqlState:
         url = postgres.create(template="synced")
         busy, other = Store(url, the_reactor()), Store(url, the_reactor())
         first, second = await claimed(other, "first"), await claimed(other, "second")
-        await other.record_staged(second.id, "me", [(0, SHA1)], now=11)
+        await other.progress.record_staged(second.id, "me", [(0, SHA1)], now=11)
         async with busy._database.transaction() as transaction:
             await lock_writers(transaction)
             await transaction.execute(
                 update(cart_table).where(cart_table.c.id == first.id).values(invalidations=1)
             )
-            assert await other.renew("me", 900) == {first.id, second.id}
-        claimable = [await other.claimable("you", now=now) for now in (200, 1000)]
+            assert await other.leases.renew("me", 900) == {first.id, second.id}
+        claimable = [await other.leases.claimable("you", now=now) for now in (200, 1000)]
         assert claimable == [[first.id], [first.id, second.id]]
-        assert await other.renew("me", 900) == {first.id, second.id}
-        assert await other.claimable("you", now=200) == []
+        assert await other.leases.renew("me", 900) == {first.id, second.id}
+        assert await other.leases.claimable("you", now=200) == []
         await busy.close()
         await other.close()
         postgres.drop(url)
@@ -463,8 +470,8 @@ class TestPostgresqlState:
         store = Store(url, the_reactor())
         cart = await posted(store)
         for used in range(10):
-            await store.touch({cart.id: used})
-            await store.cart(cart.id)
+            await store.carts.touch({cart.id: used})
+            await store.carts.cart(cart.id)
         state = select(
             func.current_setting("lock_timeout"),
             text("(SELECT count(*) FROM pg_prepared_statements)"),
@@ -504,7 +511,7 @@ class TestPostgresqlState:
     ) -> None:
         store = Store(f"{postgres.url('synced')}&prepare_threshold={threshold}", the_reactor())
         for _ in range(8):
-            assert await store.active() == []
+            assert await store.carts.active() == []
         prepared = text("SELECT count(*) FROM pg_prepared_statements")
         [(number,)] = await store._database.rows(prepared)
         assert (number > 0) == (threshold in ("0", "5"))

@@ -59,8 +59,8 @@ async def test_each_shared_byte_counts_once(
         await sharing.delete()
     while sharing.leaving:
         await sharing.remove()
-    assert await store.usage() == (0, 0)
-    assert await store.shared_bytes() == []
+    assert await store.space.usage() == (0, 0)
+    assert await store.space.shared_bytes() == []
 
 
 @pytest_twisted.ensureDeferred
@@ -69,13 +69,13 @@ async def test_a_linked_file_is_staged_and_uses_no_more_space(store: Store) -> N
     cart = await linked(store, "again")
     assert (cart.files_staged, cart.bytes_staged, cart.volume_bytes) == (2, 20, 20)
     assert cart.bytes_linked == 20
-    assert await store.usage() == (20, 0)
-    files = await store.files(cart.id)
+    assert await store.space.usage() == (20, 0)
+    files = await store.carts.files(cart.id)
     assert [(one.status, one.size, one.mtime) for one in files] == [(FileStatus.STAGED, 10, 7)] * 2
-    assert await store.duplicates(cart.id, range(2)) == []
+    assert await store.dedup.duplicates(cart.id, range(2)) == []
     assert await deleted(store, first) == 0
     assert (await found(store, cart)).bytes_linked == 0
-    assert await store.usage() == (20, 0)
+    assert await store.space.usage() == (20, 0)
     assert await deleted(store, cart) == 20
 
 
@@ -95,7 +95,7 @@ async def test_a_duplicate_has_the_same_id_and_hash(
 ) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again", [other])
-    assert len(await store.duplicates(cart.id, range(9))) == number
+    assert len(await store.dedup.duplicates(cart.id, range(9))) == number
 
 
 @pytest.mark.parametrize("status", [CartStatus.STAGING, CartStatus.ERROR, CartStatus.DELETED])
@@ -103,7 +103,7 @@ async def test_a_duplicate_has_the_same_id_and_hash(
 async def test_a_duplicate_is_staged_in_an_undeleted_cart(store: Store, status: CartStatus) -> None:
     await with_status(store, "first", status)
     cart = await claimed(store, "again", 1)
-    assert await store.duplicates(cart.id, range(1)) == []
+    assert await store.dedup.duplicates(cart.id, range(1)) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -112,7 +112,7 @@ async def test_one_duplicate_is_returned_per_requested_position(
 ) -> None:
     ids = {(await staged(store, uid, 5)).id for uid in "abc"}
     cart = await claimed(store, "again", [*entries(5)])
-    duplicates = await store.duplicates(cart.id, range(1, 4))
+    duplicates = await store.dedup.duplicates(cart.id, range(1, 4))
     assert [duplicate.position for duplicate in duplicates] == [1, 2, 3]
     assert {duplicate.staged_cart for duplicate in duplicates} <= ids
     assert [duplicate.staged_path for duplicate in duplicates] == [
@@ -128,21 +128,21 @@ async def test_a_link_to_a_deleted_duplicate_is_not_recorded(
     first = await staged(store, "first")
     new_owner, cart = await claimed(store, "new_owner"), await claimed(store, "again")
     assert (
-        await store.record_linked(
-            new_owner.id, "me", await store.duplicates(new_owner.id, range(2))
+        await store.dedup.record_linked(
+            new_owner.id, "me", await store.dedup.duplicates(new_owner.id, range(2))
         )
         == set()
     )
-    duplicates = await store.duplicates(cart.id, range(2))
+    duplicates = await store.dedup.duplicates(cart.id, range(2))
     assert {duplicate.staged_cart for duplicate in duplicates} == {first.id}
-    await store.mark_deleted(first.id, 20)
-    assert await store.record_linked(cart.id, "me", duplicates) == {0, 1}
+    await store.removals.mark_deleted(first.id, 20)
+    assert await store.dedup.record_linked(cart.id, "me", duplicates) == {0, 1}
     assert (await found(store, cart)).files_staged == 0
-    again = await store.duplicates(cart.id, range(2))
+    again = await store.dedup.duplicates(cart.id, range(2))
     assert {duplicate.staged_cart for duplicate in again} == {new_owner.id}
-    assert await store.record_linked(cart.id, "me", again) == set()
+    assert await store.dedup.record_linked(cart.id, "me", again) == set()
     assert (await found(store, cart)).bytes_linked == 20
-    assert await store.usage() == (20, 0)
+    assert await store.space.usage() == (20, 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -150,25 +150,25 @@ async def test_a_link_to_an_invalidated_duplicate_is_not_recorded(store: Store) 
     """There are two files on the disk then, and both use space."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
-    duplicates = await store.duplicates(cart.id, range(2))
-    assert await store.restage(first.id, lost=[0], now=20)
-    await store.claim(first.id, "me", now=20, until=1000)
-    await store.record_staged(first.id, "me", [(0, "")], now=20)
-    assert await store.record_linked(cart.id, "me", duplicates) == {0, 1}
-    again = await store.duplicates(cart.id, range(2))
+    duplicates = await store.dedup.duplicates(cart.id, range(2))
+    assert await store.progress.restage(first.id, lost=[0], now=20)
+    await store.leases.claim(first.id, "me", now=20, until=1000)
+    await store.progress.record_staged(first.id, "me", [(0, "")], now=20)
+    assert await store.dedup.record_linked(cart.id, "me", duplicates) == {0, 1}
+    again = await store.dedup.duplicates(cart.id, range(2))
     assert {duplicate.staged_cart for duplicate in again} == {first.id}
-    assert await store.record_linked(cart.id, "me", again) == set()
+    assert await store.dedup.record_linked(cart.id, "me", again) == set()
 
 
 @pytest_twisted.ensureDeferred
 async def test_nothing_is_linked_once_the_lease_is_lost(store: Store) -> None:
     await staged(store, "first")
     cart = await claimed(store, "again")
-    duplicates = await store.duplicates(cart.id, range(2))
-    await store.claim(cart.id, "you", now=200, until=300)
+    duplicates = await store.dedup.duplicates(cart.id, range(2))
+    await store.leases.claim(cart.id, "you", now=200, until=300)
     with pytest.raises(LeaseLost):
-        await store.record_linked(cart.id, "me", duplicates)
-    assert await store.usage() == (20, 0)
+        await store.dedup.record_linked(cart.id, "me", duplicates)
+    assert await store.space.usage() == (20, 0)
     assert (await found(store, cart)).files_staged == 0
 
 
@@ -180,64 +180,66 @@ class TestRecordFound:
         await bundled(store)  # its files are in its tar
         await deleted(store, await staged(store, "gone"))
         cart = await measured(store, entries(2))
-        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {0, 1}
+        assert await store.dedup.record_found(cart.id, "me", {0: "", 1: ""}) == {0, 1}
         cart = await found(store, cart)
         assert (cart.files_staged, cart.bytes_staged, cart.bytes_linked) == (2, 20, 0)
-        assert await store.record_found(cart.id, "me", {}) == set()
+        assert await store.dedup.record_found(cart.id, "me", {}) == set()
 
     @pytest_twisted.ensureDeferred
     async def test_a_found_file_of_another_cart_is_left_to_be_linked(self, store: Store) -> None:
         await staged(store, "first", 1)
         cart = await measured(store, entries(2))
-        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == {1}
-        assert [duplicate.position for duplicate in await store.duplicates(cart.id, range(2))] == [
-            0
-        ]
+        assert await store.dedup.record_found(cart.id, "me", {0: "", 1: ""}) == {1}
+        assert [
+            duplicate.position for duplicate in await store.dedup.duplicates(cart.id, range(2))
+        ] == [0]
 
     @pytest_twisted.ensureDeferred
     async def test_a_found_file_of_an_unwritten_bundle_is_left_to_link(self, store: Store) -> None:
         first = await staged(store, "first")
         bundle = await begun_bundle(store)
-        await store.record_linked(bundle.id, "me", await store.duplicates(bundle.id, range(2)))
+        await store.dedup.record_linked(
+            bundle.id, "me", await store.dedup.duplicates(bundle.id, range(2))
+        )
         await deleted(store, first)  # now the bundle owns the bytes
         cart = await measured(store, entries(2))
-        assert await store.record_found(cart.id, "me", {0: "", 1: ""}) == set()
+        assert await store.dedup.record_found(cart.id, "me", {0: "", 1: ""}) == set()
 
     @pytest_twisted.ensureDeferred
     async def test_a_found_file_named_twice_is_recorded_once(self, store: Store) -> None:
         twice = [Entry("id0", f"dir/{name}", "sha1", SHA1) for name in ("one", "another")]
         cart = await measured(store, twice)
-        [first] = await store.record_found(cart.id, "me", {0: "", 1: ""})
-        assert await store.record_found(cart.id, "me", {1 - first: ""}) == set()
+        [first] = await store.dedup.record_found(cart.id, "me", {0: "", 1: ""})
+        assert await store.dedup.record_found(cart.id, "me", {1 - first: ""}) == set()
 
     @pytest_twisted.ensureDeferred
     async def test_nothing_found_is_recorded_once_the_lease_is_lost(self, store: Store) -> None:
         cart = await measured(store, entries(1))
-        await store.claim(cart.id, "you", now=200, until=300)
+        await store.leases.claim(cart.id, "you", now=200, until=300)
         with pytest.raises(LeaseLost):
-            await store.record_found(cart.id, "me", {0: ""})
+            await store.dedup.record_found(cart.id, "me", {0: ""})
         assert (await found(store, cart)).files_staged == 0
 
 
 async def begun_bundle(store: Store) -> Cart:
-    cart, _ = await store.post("bundle", manifest(2, bundle=True), bundle=True, now=10)
-    held = await store.claim(cart.id, "me", now=10, until=100)
+    cart, _ = await store.carts.post("bundle", manifest(2, bundle=True), bundle=True, now=10)
+    held = await store.leases.claim(cart.id, "me", now=10, until=100)
     assert held is not None
     return held
 
 
 async def bundled(store: Store) -> None:
     cart = await begun_bundle(store)
-    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(2)])
-    await store.record_staged(cart.id, "me", [(0, ""), (1, "")], now=11)
-    await store.record_bundled(cart.id, "me")
-    await store.record_ready(cart.id, "me", volume_bytes=4096, now=12)
+    await store.progress.record_states(cart.id, "me", [(n, 10, 7) for n in range(2)])
+    await store.progress.record_staged(cart.id, "me", [(0, ""), (1, "")], now=11)
+    await store.progress.record_bundled(cart.id, "me")
+    await store.progress.record_ready(cart.id, "me", volume_bytes=4096, now=12)
 
 
 async def measured(store: Store, files: Sequence[Entry]) -> Cart:
     """A cart of files of 10 bytes, none of which is recorded as staged."""
     cart = await claimed(store, "measured", files)
-    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(len(files))])
+    await store.progress.record_states(cart.id, "me", [(n, 10, 7) for n in range(len(files))])
     return await found(store, cart)
 
 
@@ -248,26 +250,26 @@ async def test_a_bundle_killed_between_batches_can_be_recorded_again(
 ) -> None:
     monkeypatch.setattr("cartd.store.progress.BATCH", 2)
     first = await staged(store, "first", 6)
-    cart, _ = await store.post("bundle", manifest(6, bundle=True), bundle=True, now=10)
-    await store.claim(cart.id, "me", now=10, until=100)
-    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(6)))
+    cart, _ = await store.carts.post("bundle", manifest(6, bundle=True), bundle=True, now=10)
+    await store.leases.claim(cart.id, "me", now=10, until=100)
+    await store.dedup.record_linked(cart.id, "me", await store.dedup.duplicates(cart.id, range(6)))
     last = await linked(store, "last", 6)
     await deleted(store, first)  # now the bundle owns the bytes
     assert (await found(store, last)).bytes_linked == 60
     end_after(monkeypatch, "cartd.store.progress.lock_writers", ends_after)
     with pytest.raises(Ended):
-        await store.record_bundled(cart.id, "me")
+        await store.progress.record_bundled(cart.id, "me")
     monkeypatch.undo()
     assert (await found(store, last)).bytes_linked == 60 - 20 * ends_after
-    assert list(await store.dirty_rows("me"))[:1] == [cart.id]
+    assert list(await store.durability.dirty_rows("me"))[:1] == [cart.id]
     # The next holder finds the whole tar, so its files count as staged.
     assert (await found(store, cart)).files_staged == 6
-    assert await store.claim(cart.id, "you", now=200, until=300)
+    assert await store.leases.claim(cart.id, "you", now=200, until=300)
     with pytest.raises(LeaseLost):
-        await store.record_bundled(cart.id, "me")
-    await store.record_bundled(cart.id, "you")
+        await store.progress.record_bundled(cart.id, "me")
+    await store.progress.record_bundled(cart.id, "you")
     assert (await found(store, last)).bytes_linked == 0
-    assert cart.id not in await store.dirty_rows("me")
+    assert cart.id not in await store.durability.dirty_rows("me")
 
 
 @pytest_twisted.ensureDeferred
@@ -275,28 +277,28 @@ async def test_a_tar_keeps_its_times_when_its_files_are_linked_again(store: Stor
     """So downloads of it can be resumed."""
     first = await staged(store, "first")
     cart = await claimed(store, "again")
-    await store.record_states(cart.id, "me", [(0, 10, 99)])
-    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(2)))
-    assert [one.mtime for one in await store.files(cart.id)] == [99, 7]
-    assert [one.mtime for one in await store.files(first.id)] == [7, 7]
+    await store.progress.record_states(cart.id, "me", [(0, 10, 99)])
+    await store.dedup.record_linked(cart.id, "me", await store.dedup.duplicates(cart.id, range(2)))
+    assert [one.mtime for one in await store.carts.files(cart.id)] == [99, 7]
+    assert [one.mtime for one in await store.carts.files(first.id)] == [7, 7]
 
 
 async def restaged(store: Store, cart: Cart) -> None:
-    await store.record_ready(cart.id, "me", volume_bytes=0, now=12)
-    assert await store.restage(cart.id, lost=[0], now=20)
+    await store.progress.record_ready(cart.id, "me", volume_bytes=0, now=12)
+    assert await store.progress.restage(cart.id, lost=[0], now=20)
 
 
 TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
-    "link": lambda store, cart: store.record_linked(cart.id, "me", []),
-    "bundle": lambda store, cart: store.record_bundled(cart.id, "me"),
-    "error": lambda store, cart: store.record_error(
+    "link": lambda store, cart: store.dedup.record_linked(cart.id, "me", []),
+    "bundle": lambda store, cart: store.progress.record_bundled(cart.id, "me"),
+    "error": lambda store, cart: store.progress.record_error(
         cart.id, "me", "no", position=0, file_error="no", now=20
     ),
     "restage": lambda store, cart: restaged(store, cart),
-    "delete": lambda store, cart: store.mark_deleted(cart.id, 20),
-    "remove": lambda store, cart: store.record_removed(cart.id, 20),
-    "use": lambda store, cart: store.touch({cart.id: 20}),
-    "release": lambda store, cart: store.release_all("me"),
+    "delete": lambda store, cart: store.removals.mark_deleted(cart.id, 20),
+    "remove": lambda store, cart: store.removals.record_removed(cart.id, 20),
+    "use": lambda store, cart: store.carts.touch({cart.id: 20}),
+    "release": lambda store, cart: store.leases.release_all("me"),
 }
 
 
@@ -329,12 +331,12 @@ async def test_concurrent_links_and_deletions_do_not_deadlock(store: Store, data
     async def live(number: int) -> None:
         mine, its = (store, other) if number % 2 else (other, store)
         cart = await linked(mine, f"u{number}", 5)
-        await its.touch({cart.id: 50, max(cart.id - 1, 1): 50})
-        await mine.record_error(cart.id, "me", "no", position=0, file_error="no", now=12)
-        assert await its.restage(cart.id, lost=[1], now=13)
+        await its.carts.touch({cart.id: 50, max(cart.id - 1, 1): 50})
+        await mine.progress.record_error(cart.id, "me", "no", position=0, file_error="no", now=12)
+        assert await its.progress.restage(cart.id, lost=[1], now=13)
         await deleted(its, cart)
 
     await gathered([live(number) for number in range(30)])
     await other.close()
-    assert await store.usage() == (50, 0)
-    assert await store.shared_bytes() == []
+    assert await store.space.usage() == (50, 0)
+    assert await store.space.shared_bytes() == []

@@ -41,8 +41,8 @@ def rows(url: str) -> tuple[list[int], int]:
 async def gone(store: Store, uid: str, files: int, removed: float) -> Cart:
     """Make a cart that was deleted, and removed from the volume at ``removed``."""
     cart = await posted(store, uid, files)
-    assert await store.mark_deleted(cart.id, removed - 1)
-    await store.record_removed(cart.id, removed)
+    assert await store.removals.mark_deleted(cart.id, removed - 1)
+    await store.removals.record_removed(cart.id, removed)
     return cart
 
 
@@ -58,16 +58,16 @@ async def test_only_what_has_been_gone_for_long_enough_is_forgotten(
         if status is not CartStatus.DELETED
     ]
     leaving = await posted(store, "leaving", 3)
-    await store.mark_deleted(leaving.id, 50)
-    assert await store.prune_removed(200) == 3 + 1
-    assert await store.prune_removed(200) == 0
+    await store.removals.mark_deleted(leaving.id, 50)
+    assert await store.removals.prune_removed(200) == 3 + 1
+    assert await store.removals.prune_removed(200) == 0
     carts, files = rows(database)
     assert carts == [young.id, *(cart.id for cart in living), leaving.id]
     assert files == 3 + len(living) + 3
-    assert await store.cart(old.id) is None
-    assert await store.unknown_among([old.id, young.id]) == {old.id}
+    assert await store.carts.cart(old.id) is None
+    assert await store.carts.unknown_among([old.id, young.id]) == {old.id}
     newest = await gone(store, "newest", 1, 300)
-    assert await store.prune_removed(1000) == 3 + 1 + 1 + 1
+    assert await store.removals.prune_removed(1000) == 3 + 1 + 1 + 1
     assert (await posted(store, "next")).id > newest.id
 
 
@@ -80,12 +80,14 @@ async def test_rows_go_in_batches_between_which_others_write(
     for number in range(5):
         await gone(store, f"u{number}", 15, 100 + number)
     clock = Clock()
-    forgetting = Deferred.fromCoroutine(Retention(store, 50, clock, lambda: 1000).delete_expired())
+    forgetting = Deferred.fromCoroutine(
+        Retention(store.removals, 50, clock, lambda: 1000).delete_expired()
+    )
     batches, seen = 0, [75]
     while not forgetting.called:
         # After the present batch, before the next.
         await posted(store, f"meanwhile {batches}", 1)
-        await store.usage()
+        await store.space.usage()
         left = rows(database)[1] - batches - 1
         assert seen[-1] - left <= 10
         seen.append(left)
@@ -108,7 +110,7 @@ async def test_two_nodes_that_forget_at_once_do_not_hinder_each_other(
 
     async def forget(node: Store) -> int:
         total = 0
-        while number := await node.prune_removed(1000):
+        while number := await node.removals.prune_removed(1000):
             total += number
         return total
 
@@ -125,19 +127,19 @@ async def test_it_is_stopped_in_the_middle_and_goes_on(
     monkeypatch.setattr(removals, "PRUNE_FILE_BATCH", 10)
     await gone(store, "u", 25, 100)
     now = [100 + 90 * DAY]
-    forgetting = Retention(store, 90 * DAY, Clock(), lambda: now[0])
+    forgetting = Retention(store.removals, 90 * DAY, Clock(), lambda: now[0])
     await forgetting.delete_expired()
     assert rows(database)[1] == 25
     now[0] += 1
     cut = Deferred.fromCoroutine(forgetting.delete_expired())
     while rows(database)[1] == 25:
-        await store.usage()
+        await store.space.usage()
     cut.cancel()
     with pytest.raises(CancelledError):
         await cut
     assert rows(database)[1] == 15
-    await store.prune_removed(now[0])
-    await store.prune_removed(now[0])
+    await store.removals.prune_removed(now[0])
+    await store.removals.prune_removed(now[0])
     assert rows(database) == ([], 0)
 
 

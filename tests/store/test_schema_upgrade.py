@@ -53,7 +53,7 @@ def unix(year: int, month: int, day: int, hour: int) -> float:
 async def only_cart(url: str, attribute: str) -> Any:
     sync(url)
     store = Store(url, the_reactor())
-    cart = await store.cart(1)
+    cart = await store.carts.cart(1)
     await store.close()
     return getattr(cart, attribute)
 
@@ -78,9 +78,9 @@ class TestUpgrading:
             fill_with_carts(connection, version)
         sync(empty_database)
         store = Store(empty_database, the_reactor())
-        carts = [await store.cart(cart_id) for cart_id in range(1, 9)]
-        files = {cart_id: await store.files(cart_id) for cart_id in range(1, 9)}
-        unmeasured = [cart.id for cart in await store.unmeasured()]
+        carts = [await store.carts.cart(cart_id) for cart_id in range(1, 9)]
+        files = {cart_id: await store.carts.files(cart_id) for cart_id in range(1, 9)}
+        unmeasured = [cart.id for cart in await store.carts.unmeasured()]
         await store.close()
 
         assert [(cart and (cart.status, cart.bundle, cart.error)) for cart in carts] == [
@@ -128,12 +128,12 @@ class TestUpgrading:
             fill_with_carts(connection, version)
         sync(empty_database)
         store = Store(empty_database, the_reactor())
-        assert await store.claimable("me", now=1e9) == [3, 7, 8]
-        assert await store.claim(3, "me", now=1e9, until=2e9)
-        await store.record_states(3, "me", [(n, 10, 5) for n in range(4)])
-        await store.record_staged(3, "me", [(n, "b" * 40) for n in range(4)], now=1e9)
-        await store.record_ready(3, "me", volume_bytes=40, now=1e9)
-        cart = await store.cart(3)
+        assert await store.leases.claimable("me", now=1e9) == [3, 7, 8]
+        assert await store.leases.claim(3, "me", now=1e9, until=2e9)
+        await store.progress.record_states(3, "me", [(n, 10, 5) for n in range(4)])
+        await store.progress.record_staged(3, "me", [(n, "b" * 40) for n in range(4)], now=1e9)
+        await store.progress.record_ready(3, "me", volume_bytes=40, now=1e9)
+        cart = await store.carts.cart(3)
         await store.close()
         assert cart is not None
         assert (cart.status, cart.files_staged, cart.bytes_staged) == (CartStatus.READY, 4, 40)
@@ -201,7 +201,7 @@ class TestUpgrading:
             add_cart(connection, 1, "ready", files=[file("p", **old)])
         sync(empty_database)
         store = Store(empty_database, the_reactor())
-        [only] = await store.files(1)
+        [only] = await store.carts.files(1)
         await store.close()
         assert (only.path, only.hash_type, only.hash_sum) == new
 
@@ -241,7 +241,7 @@ class TestUpgrading:
                 add_cart(connection, cart_id, "ready", files=[file("/./p")])
         sync(empty_database)
         store = Store(empty_database, the_reactor())
-        carts, last = await store.active(), await store.files(2501)
+        carts, last = await store.carts.active(), await store.carts.files(2501)
         await store.close()
         assert len(carts) == 2501
         assert {cart.files_staged for cart in carts} == {1}
@@ -311,11 +311,11 @@ async def assert_ids_go_beyond_32_bits(url: str) -> None:
     store = Store(url, the_reactor())
     cart = await claimed(store, "far", 2)
     assert cart.id > last
-    await store.record_states(cart.id, "me", [(0, 1, 1), (1, 1, 1)])
-    await store.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
+    await store.progress.record_states(cart.id, "me", [(0, 1, 1), (1, 1, 1)])
+    await store.progress.record_staged(cart.id, "me", [(0, SHA1), (1, SHA1)], now=11)
     duplicate = await claimed(store, "duplicate", 2)
-    [first, _] = await store.duplicates(duplicate.id, range(2))
-    assert not await store.record_linked(duplicate.id, "me", [first])
+    [first, _] = await store.dedup.duplicates(duplicate.id, range(2))
+    assert not await store.dedup.record_linked(duplicate.id, "me", [first])
     assert (await found(store, duplicate)).bytes_linked == 1
     await store.close()
 

@@ -30,7 +30,7 @@ async def post(
 ) -> tuple[Cart, bool]:
     """Return a cart, and whether it is new."""
     mark = more.pop("mark", "")
-    return await store.post(
+    return await store.carts.post(
         uid, manifest(files, mark=mark), bundle=False, now=10, viewer=viewer, **more
     )
 
@@ -47,27 +47,31 @@ class TestVisibility:
         cart = await posted(store, ADA)
         assert cart.owner == "ada"
         for viewer, seen in {ADA: cart, BOB: None, ROOT: cart, UNRESTRICTED: cart}.items():
-            assert await store.newest_for(viewer, "u") == seen
-            assert await store.carts_for(viewer, "u") == ([] if seen is None else [seen])
-        assert await store.newest("u") == cart
+            assert await store.carts.newest_for(viewer, "u") == seen
+            assert await store.carts.carts_for(viewer, "u") == ([] if seen is None else [seen])
+        assert await store.carts.newest("u") == cart
 
     @pytest_twisted.ensureDeferred
     async def test_a_cart_without_an_owner_is_invisible_to_users(self, store: Store) -> None:
         cart = await posted(store, UNRESTRICTED)
         assert cart.owner is None
-        assert await store.newest_for(ADA, "u") is None
-        assert await store.newest_for(ROOT, "u") == cart
+        assert await store.carts.newest_for(ADA, "u") is None
+        assert await store.carts.newest_for(ROOT, "u") == cart
 
     @pytest_twisted.ensureDeferred
     async def test_users_see_their_newest_cart_and_admins_the_newest(self, store: Store) -> None:
         first, second = await posted(store, ADA), await posted(store, ADA, mark="second")
         bobs = await posted(store, BOB)
-        assert await store.newest_for(ADA, "u") == second
-        assert await store.newest_for(BOB, "u") == await store.newest_for(ROOT, "u") == bobs
-        assert await store.carts_for(ADA, "u") == [second, first]
-        assert await store.carts_for(ROOT, "u") == [bobs, second, first]
+        assert await store.carts.newest_for(ADA, "u") == second
+        assert (
+            await store.carts.newest_for(BOB, "u")
+            == await store.carts.newest_for(ROOT, "u")
+            == bobs
+        )
+        assert await store.carts.carts_for(ADA, "u") == [second, first]
+        assert await store.carts.carts_for(ROOT, "u") == [bobs, second, first]
         await deleted(store, second)
-        assert await store.newest_for(ADA, "u") == first
+        assert await store.carts.newest_for(ADA, "u") == first
 
     @pytest_twisted.ensureDeferred
     async def test_concurrent_lookups_are_not_mixed_up(self, store: Store) -> None:
@@ -81,7 +85,7 @@ class TestVisibility:
             carts[name, "same"] = await posted(store, Viewer.of(User(name)), "same", 0)
         wanted = [(name, uid) for name in names for uid in (*names[:3], "same")]
         seen = await gathered(
-            [store.newest_for(Viewer.of(User(name)), uid) for name, uid in wanted]
+            [store.carts.newest_for(Viewer.of(User(name)), uid) for name, uid in wanted]
         )
         assert seen == [carts.get(pair) for pair in wanted]
 
@@ -104,7 +108,7 @@ class TestPostingAgain:
         await posted(store, ADA)
         # The older one would be found, but ada's would answer.
         again = await posted(store, viewer)
-        assert (again.owner, await store.newest_for(viewer, "u")) == (viewer.owner, again)
+        assert (again.owner, await store.carts.newest_for(viewer, "u")) == (viewer.owner, again)
         assert again.id != own.id
 
 
@@ -117,10 +121,10 @@ async def is_posted_again(cart: Cart, posting: Coroutine[Any, Any, tuple[Cart, b
 
 async def rejection_of(store: Store, viewer: Viewer, **given: Any) -> str | None:
     """Return the name of the exceeded limit."""
-    before = await store.active()
+    before = await store.carts.active()
     with pytest.raises(QuotaExceeded) as error:
         await post(store, viewer, "more", mark="more", **given)
-    assert await store.active() == before
+    assert await store.carts.active() == before
     return error.value.limit
 
 
@@ -130,15 +134,17 @@ class TestUnfinished:
         carts = [
             await posted(store, viewer, str(viewer)) for viewer in (ADA, BOB, ROOT, UNRESTRICTED)
         ]
-        assert await store.unfinished() == 4
+        assert await store.carts.unfinished() == 4
         for cart in carts[:2]:
-            await store.claim(cart.id, "me", now=10, until=100)
-        await store.record_ready(carts[0].id, "me", volume_bytes=0, now=12)
-        assert await store.unfinished() == 3
-        await store.record_error(carts[1].id, "me", "x", position=None, file_error="", now=12)
-        assert await store.unfinished() == 2
+            await store.leases.claim(cart.id, "me", now=10, until=100)
+        await store.progress.record_ready(carts[0].id, "me", volume_bytes=0, now=12)
+        assert await store.carts.unfinished() == 3
+        await store.progress.record_error(
+            carts[1].id, "me", "x", position=None, file_error="", now=12
+        )
+        assert await store.carts.unfinished() == 2
         await deleted(store, carts[2])
-        assert await store.unfinished() == 1
+        assert await store.carts.unfinished() == 1
 
 
 class TestQuota:
@@ -146,15 +152,17 @@ class TestQuota:
     async def test_a_quota_counts_the_users_own_unfinished_carts(self, store: Store) -> None:
         limits = UserQuota(carts=2)
         for viewer in (BOB, BOB, ROOT, UNRESTRICTED):
-            await posted(store, viewer, mark=str(await store.active()))
+            await posted(store, viewer, mark=str(await store.carts.active()))
         ready, failed = await posted(store, ADA, "ready"), await posted(store, ADA, "failed")
         assert await rejection_of(store, ADA, limits=limits) == "auth.max_carts_staging"
-        await store.claim(ready.id, "me", now=10, until=100)
-        await store.record_ready(ready.id, "me", volume_bytes=0, now=12)
+        await store.leases.claim(ready.id, "me", now=10, until=100)
+        await store.progress.record_ready(ready.id, "me", volume_bytes=0, now=12)
         gone = await posted(store, ADA, "gone", limits=limits)
         assert await rejection_of(store, ADA, limits=limits) == "auth.max_carts_staging"
-        await store.claim(failed.id, "me", now=10, until=100)
-        await store.record_error(failed.id, "me", "x", position=None, file_error="", now=12)
+        await store.leases.claim(failed.id, "me", now=10, until=100)
+        await store.progress.record_error(
+            failed.id, "me", "x", position=None, file_error="", now=12
+        )
         await deleted(store, gone)
         await posted(store, ADA, "one", limits=limits)
         await posted(store, ADA, "two", limits=limits)
@@ -165,8 +173,8 @@ class TestQuota:
         limits = UserQuota(files=5)
         cart = await posted(store, ADA, files=3, limits=limits)
         assert await rejection_of(store, ADA, files=3, limits=limits) == "auth.max_files"
-        await store.claim(cart.id, "me", now=10, until=100)
-        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.leases.claim(cart.id, "me", now=10, until=100)
+        await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await posted(store, ADA, "fits", files=3, limits=limits)
         assert await rejection_of(store, ADA, files=1, limits=limits) == "auth.max_files"
 
@@ -177,12 +185,12 @@ class TestQuota:
         limits = UserQuota(bytes=100)
         cart = await posted(store, ADA, limits=limits)
         await posted(store, ADA, "unknown", limits=limits)
-        await store.claim(cart.id, "me", now=10, until=100)
-        await store.record_states(cart.id, "me", [(0, 60, 5), (1, 60, 5)])
+        await store.leases.claim(cart.id, "me", now=10, until=100)
+        await store.progress.record_states(cart.id, "me", [(0, 60, 5), (1, 60, 5)])
         await posted(store, ADA, "unknown too", limits=limits)
-        await store.reserve(cart.id, "me", bytes_total=120, volume_bytes=120)
+        await store.progress.reserve(cart.id, "me", bytes_total=120, volume_bytes=120)
         assert await rejection_of(store, ADA, limits=limits) == "auth.max_bytes"
-        await store.record_staged(cart.id, "me", [(0, SHA1)], now=11)
+        await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await posted(store, ADA, "known", limits=limits)
 
     @pytest_twisted.ensureDeferred
@@ -204,7 +212,7 @@ class TestQuota:
             return True
 
         taken = await gathered([attempt(number) for number in range(24)])
-        assert sum(taken) == 3 == len(await store.active())
+        assert sum(taken) == 3 == len(await store.carts.active())
         # Other users have not waited for this lock.
         assert (await found(other, await posted(other, BOB))).status is CartStatus.STAGING
         await other.close()

@@ -34,27 +34,28 @@ class Disk:
     """Coroutines of other processes; one is run at each check of the disk."""
 
     async def evict(self, cart: Cart) -> int:
-        if not await self.store.begin_eviction(cart, "token"):
+        if not await self.store.removals.begin_eviction(cart, "token"):
             return 0
         self.tried.append(cart.uid)
         if cart.uid in self.unremovable:
-            await self.store.end_eviction(cart.id, "token")
+            await self.store.removals.end_eviction(cart.id, "token")
             raise CannotRemove(cart, "Read-only file system")
-        await self.store.mark_deleted(cart.id, 50)
+        await self.store.removals.mark_deleted(cart.id, 50)
         self.deleted.append(cart.uid)
-        return await self.store.record_removed(cart.id, 50)
+        return await self.store.removals.record_removed(cart.id, 50)
 
     async def in_use_of(self, cart_ids: Collection[int]) -> set[int]:
-        return {cart.id for cart in await self.store.active() if cart.uid in self.in_use} & set(
-            cart_ids
-        )
+        return {
+            cart.id for cart in await self.store.carts.active() if cart.uid in self.in_use
+        } & set(cart_ids)
 
     async def sweep(self) -> None:
         for cart in [
-            await self.store.cart(cart_id) for cart_id in await self.store.pending_removal()
+            await self.store.carts.cart(cart_id)
+            for cart_id in await self.store.removals.pending_removal()
         ]:
             if cart is not None and cart.uid not in self.unremovable:
-                await self.store.record_removed(cart.id, 50)
+                await self.store.removals.record_removed(cart.id, 50)
 
     def evictor(self) -> Evictor:
         async def free() -> int:

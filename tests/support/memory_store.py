@@ -22,7 +22,7 @@ from cartd.model import (
     TarFacts,
     Viewer,
 )
-from cartd.store import Store
+from cartd.store import Carts, Dedup, Durability, Leases, Progress, Removals, Space, Store
 from cartd.store.durability import DirtyRows
 from cartd.tar.index import Members
 from tests.support.built_tars import Member, columns
@@ -31,13 +31,18 @@ MTIME = 1_234_567_890
 """Of every file."""
 
 
-class MemoryStore(Store):
-    """Carts, files and leases as in the tables; the next ``failing_calls`` calls fail."""
+class MemoryStore(Store, Carts, Leases, Progress, Removals, Space, Durability, Dedup):
+    """Carts, files and leases as in the tables; the next ``failing_calls`` calls fail.
+
+    It is each of its own components, whose methods have different names.
+    """
 
     def __init__(self) -> None:
-        self.carts: dict[int, Cart] = {}
+        self.carts = self.leases = self.progress = self.removals = self
+        self.space = self.durability = self.dedup = self
+        self.cart_rows: dict[int, Cart] = {}
         self.rows: dict[int, list[CartFile]] = {}
-        self.leases: dict[int, tuple[str, float]] = {}
+        self.lease_rows: dict[int, tuple[str, float]] = {}
         self.claims = 0
         self.unremoved: set[int] = set()
         """Carts that are deleted, and not removed from the volume yet."""
@@ -45,21 +50,21 @@ class MemoryStore(Store):
 
     def put(self, uid: str, files: Mapping[str, bytes], *, bundle: bool = False) -> Cart:
         """Post a cart whose files are named by their ids."""
-        cart_id = len(self.carts) + 1
+        cart_id = len(self.cart_rows) + 1
         total = len(files)
-        self.carts[cart_id] = Cart(
+        self.cart_rows[cart_id] = Cart(
             cart_id, uid, CartStatus.STAGING, 0, 0, 0, bundle=bundle, files_total=total
         )
         self.rows[cart_id] = [
             CartFile(n, name, f"dir/{name}", "sha1", hashlib.sha1(data).hexdigest())
             for n, (name, data) in enumerate(files.items())
         ]
-        return self.carts[cart_id]
+        return self.cart_rows[cart_id]
 
     def set_owner(self, cart_id: int, owner: str) -> Cart:
         """Set the user who posted the cart."""
         self._change(cart_id, owner=owner)
-        return self.carts[cart_id]
+        return self.cart_rows[cart_id]
 
     def staged(self, cart_id: int) -> list[str]:
         """Return the ids of the files that are recorded as staged."""
@@ -69,25 +74,25 @@ class MemoryStore(Store):
         """Put a ready cart back to staging because of one file."""
         self._change_file(cart_id, position, status=FileStatus.WAITING)
         size = self.rows[cart_id][position].size or 0
-        staged = self.carts[cart_id].volume_bytes - size
+        staged = self.cart_rows[cart_id].volume_bytes - size
         self._change(cart_id, status=CartStatus.STAGING, bytes_staged=staged)
 
     def _check_call(self, cart_id: int = 0, holder: str = "") -> None:
         if self.failing_calls:
             self.failing_calls -= 1
             raise Unavailable("The database is unavailable")
-        if holder and self.leases.get(cart_id, ("", 0))[0] != holder:
+        if holder and self.lease_rows.get(cart_id, ("", 0))[0] != holder:
             raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
 
     def _change(self, cart_id: int, **values: Any) -> None:
-        self.carts[cart_id] = replace(self.carts[cart_id], **values)
+        self.cart_rows[cart_id] = replace(self.cart_rows[cart_id], **values)
 
     def _change_file(self, cart_id: int, position: int, **values: Any) -> None:
         self.rows[cart_id][position] = replace(self.rows[cart_id][position], **values)
 
     async def cart(self, cart_id: int) -> Cart | None:
         self._check_call()
-        return self.carts.get(cart_id)
+        return self.cart_rows.get(cart_id)
 
     async def newest(self, uid: str) -> Cart | None:
         self._check_call()
@@ -96,12 +101,14 @@ class MemoryStore(Store):
 
     async def claimable(self, holder: str, *, now: float, dead: Collection[str] = ()) -> list[int]:
         self._check_call()
-        return [cart_id for cart_id in self.carts if self._may_claim(cart_id, holder, now, dead)]
+        return [
+            cart_id for cart_id in self.cart_rows if self._may_claim(cart_id, holder, now, dead)
+        ]
 
     def _may_claim(self, cart_id: int, holder: str, now: float, dead: Collection[str]) -> bool:
-        held, ends = self.leases.get(cart_id, (holder, now))
+        held, ends = self.lease_rows.get(cart_id, (holder, now))
         may = held in (holder, *dead) or ends <= now
-        return may and self.carts[cart_id].status in UNFINISHED
+        return may and self.cart_rows[cart_id].status in UNFINISHED
 
     async def files(
         self, cart_id: int, *, after: int = -1, limit: int = 2000, unstaged: bool = False
@@ -136,12 +143,12 @@ class MemoryStore(Store):
         self.claims += 1
         if not self._may_claim(cart_id, holder, now, dead):
             return None
-        self.leases[cart_id] = holder, until
-        return self.carts[cart_id]
+        self.lease_rows[cart_id] = holder, until
+        return self.cart_rows[cart_id]
 
     async def holders(self) -> dict[str, float]:
         self._check_call()
-        return dict(sorted(self.leases.values()))
+        return dict(sorted(self.lease_rows.values()))
 
     async def dirty_holders(self) -> set[str]:
         self._check_call()
@@ -165,18 +172,18 @@ class MemoryStore(Store):
 
     async def renew(self, holder: str, until: float) -> set[int]:
         self._check_call()
-        held = {cart_id for cart_id, lease in self.leases.items() if lease[0] == holder}
-        self.leases |= dict.fromkeys(held, (holder, until))
+        held = {cart_id for cart_id, lease in self.lease_rows.items() if lease[0] == holder}
+        self.lease_rows |= dict.fromkeys(held, (holder, until))
         return held
 
     async def release(self, holder: str, cart_id: int) -> None:
         self._check_call()
-        if self.leases.get(cart_id, ("",))[0] == holder:
-            del self.leases[cart_id]
+        if self.lease_rows.get(cart_id, ("",))[0] == holder:
+            del self.lease_rows[cart_id]
 
     async def release_all(self, holder: str) -> None:
         self._check_call()
-        self.leases = {key: held for key, held in self.leases.items() if held[0] != holder}
+        self.lease_rows = {key: held for key, held in self.lease_rows.items() if held[0] != holder}
 
     async def record_states(
         self, cart_id: int, holder: str, states: Sequence[tuple[int, int, int]]
@@ -235,36 +242,36 @@ class MemoryStore(Store):
         if position is not None:
             self._change_file(cart_id, position, status=FileStatus.ERROR, error=file_error)
         if volume_bytes is None:
-            volume_bytes = self.carts[cart_id].bytes_staged
+            volume_bytes = self.cart_rows[cart_id].bytes_staged
         if rest_unknown:
-            volume_bytes = max(volume_bytes, self.carts[cart_id].volume_bytes)
+            volume_bytes = max(volume_bytes, self.cart_rows[cart_id].volume_bytes)
         self._end(cart_id, status=CartStatus.ERROR, error=message, volume_bytes=volume_bytes)
 
     async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
         self._check_call()
-        for cart_id, (held, _) in self.leases.items():
-            if held == holder and self.carts[cart_id].status is CartStatus.STAGING:
-                begun = self.carts[cart_id].waits_since
+        for cart_id, (held, _) in self.lease_rows.items():
+            if held == holder and self.cart_rows[cart_id].status is CartStatus.STAGING:
+                begun = self.cart_rows[cart_id].waits_since
                 self._change(
                     cart_id, waits_since=since if begun is None else begun, waits_for=cause
                 )
 
     async def end_waiting(self, holder: str) -> None:
         self._check_call()
-        for cart_id, (held, _) in self.leases.items():
+        for cart_id, (held, _) in self.lease_rows.items():
             if held == holder:
                 self._change(cart_id, waits_since=None, waits_for=None)
 
     async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
         self._check_call()
-        since = (self.carts[cart_id].tape_since or now) if files else None
+        since = (self.cart_rows[cart_id].tape_since or now) if files else None
         self._change(cart_id, tape_since=since, tape_files=files or None)
 
     async def recently_staged_file(self, other_than: str) -> str | None:
         self._check_call()
         for cart_id in reversed(self.rows):
             names = [name for name in self.staged(cart_id) if name != other_than]
-            if names and self.carts[cart_id].status is not CartStatus.DELETED:
+            if names and self.cart_rows[cart_id].status is not CartStatus.DELETED:
                 return names[0]
         return None
 
@@ -292,7 +299,7 @@ class MemoryStore(Store):
         self._record_tar(cart_id, tar)
 
     def _record_tar(self, cart_id: int, tar: TarFacts | None) -> None:
-        before = self.carts[cart_id].tar
+        before = self.cart_rows[cart_id].tar
         if before and tar and (before.layout, before.digest) == (tar.layout, tar.digest):
             tar = replace(tar, since=before.since)
         self._change(cart_id, tar=tar or before)
@@ -304,7 +311,7 @@ class MemoryStore(Store):
         self._check_call()
         staged = {
             (file.archive_id, file.hash_type, file.hash_sum): (other, file)
-            for other in self.carts.values()
+            for other in self.cart_rows.values()
             if other.id != cart_id and not other.bundle and other.status is not CartStatus.DELETED
             for file in self.rows[other.id]
             if file.status is FileStatus.STAGED
@@ -336,7 +343,7 @@ class MemoryStore(Store):
         gone = {
             duplicate.position
             for duplicate in linked
-            if self.carts[duplicate.staged_cart].status is CartStatus.DELETED
+            if self.cart_rows[duplicate.staged_cart].status is CartStatus.DELETED
         }
         linked = [duplicate for duplicate in linked if duplicate.position not in gone]
         for duplicate in linked:
@@ -347,13 +354,13 @@ class MemoryStore(Store):
                 size=duplicate.size,
                 mtime=duplicate.mtime,
             )
-        staged = self.carts[cart_id].bytes_staged + sum(duplicate.size for duplicate in linked)
+        staged = self.cart_rows[cart_id].bytes_staged + sum(duplicate.size for duplicate in linked)
         self._change(cart_id, bytes_staged=staged, volume_bytes=staged)
         return gone
 
     async def begin_eviction(self, seen: Cart, token: str) -> bool:
         self._check_call()
-        now = self.carts[seen.id]
+        now = self.cart_rows[seen.id]
         may = now.status in (CartStatus.READY, CartStatus.ERROR) and now.evicting is None
         if may and now.used == seen.used:
             self._change(seen.id, evicting=token)
@@ -362,12 +369,12 @@ class MemoryStore(Store):
 
     async def end_eviction(self, cart_id: int, token: str) -> None:
         self._check_call()
-        if self.carts[cart_id].evicting == token:
+        if self.cart_rows[cart_id].evicting == token:
             self._change(cart_id, evicting=None)
 
     async def evicting(self) -> dict[int, str]:
         self._check_call()
-        return {cart.id: cart.evicting for cart in self.carts.values() if cart.evicting}
+        return {cart.id: cart.evicting for cart in self.cart_rows.values() if cart.evicting}
 
     async def mark_deleted(self, cart_id: int, now: float) -> bool:
         self._check_call()
@@ -380,26 +387,26 @@ class MemoryStore(Store):
         if cart_id not in self.unremoved:
             return 0
         self.unremoved.remove(cart_id)
-        return self.carts[cart_id].volume_bytes
+        return self.cart_rows[cart_id].volume_bytes
 
     async def pending_removal(self) -> set[int]:
         self._check_call()
         return set(self.unremoved)
 
     async def active(self) -> list[Cart]:
-        living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
+        living = [one for one in self.cart_rows.values() if one.status is not CartStatus.DELETED]
         return living[::-1]
 
     async def carts_for(self, viewer: Viewer, uid: str) -> list[Cart]:
-        living = [one for one in self.carts.values() if one.status is not CartStatus.DELETED]
+        living = [one for one in self.cart_rows.values() if one.status is not CartStatus.DELETED]
         seen = [one for one in living if viewer.sees_all or one.owner == viewer.owner]
         return [cart for cart in reversed(seen) if cart.uid == uid]
 
     async def deleted_among(self, cart_ids: Sequence[int]) -> set[int]:
-        known = [self.carts[cart_id] for cart_id in cart_ids if cart_id in self.carts]
+        known = [self.cart_rows[cart_id] for cart_id in cart_ids if cart_id in self.cart_rows]
         return {cart.id for cart in known if cart.status is CartStatus.DELETED}
 
     def _end(self, cart_id: int, **values: Any) -> None:
         nothing = dict.fromkeys(["waits_since", "waits_for", "tape_since", "tape_files"])
         self._change(cart_id, **nothing, **values)
-        self.leases.pop(cart_id, None)
+        self.lease_rows.pop(cart_id, None)

@@ -70,16 +70,16 @@ class Sharing:
             for n, name in enumerate(names)
         ]
         bundle = self.random.random() < 0.2
-        cart, _ = await self.store.post(
+        cart, _ = await self.store.carts.post(
             f"u{self.random.random()}", manifest(entries), bundle=bundle, now=10
         )
-        await self.store.claim(cart.id, "me", now=10, until=100)
+        await self.store.leases.claim(cart.id, "me", now=10, until=100)
         self.trees.append(Tree(cart, names, known))
 
     async def link(self) -> None:
         """Link some of the twins; between that and recording it, something else may happen."""
         if tree := self._one(finished=False):
-            twins = await self.store.duplicates(tree.cart.id, range(len(tree.names)))
+            twins = await self.store.dedup.duplicates(tree.cart.id, range(len(tree.names)))
             assert {twin.position for twin in twins} == self._with_twins(tree)
             twins = [twin for twin in twins if self.random.random() < 0.8]
             trees = {one.cart.id: one for one in self.trees}
@@ -89,7 +89,7 @@ class Sharing:
             before = [dict(one.files) for one in linked]
             if self.random.random() < 0.3:
                 await self.random.choice([self.lose, self.delete])(tree)
-            gone = await self.store.record_linked(tree.cart.id, "me", twins)
+            gone = await self.store.dedup.record_linked(tree.cart.id, "me", twins)
             for twin, one, inode, had in zip(twins, linked, inodes, before, strict=True):
                 still = one in self.trees and had.keys() <= one.files.keys()
                 assert (twin.position in gone) is not still
@@ -101,12 +101,12 @@ class Sharing:
             store, cart_id = self.store, tree.cart.id
             new = [position for position in tree.missing() if self.random.random() < 0.8]
             sizes = [(position, SIZES[tree.names[position]], 5) for position in new]
-            await store.record_states(cart_id, "me", sizes)
+            await store.progress.record_states(cart_id, "me", sizes)
             total = sum(SIZES[name] for name in tree.names)
             tar = TAR if tree.cart.bundle else 0
-            await store.reserve(cart_id, "me", bytes_total=total, volume_bytes=total + tar)
+            await store.progress.reserve(cart_id, "me", bytes_total=total, volume_bytes=total + tar)
             digests = [(position, digest(tree.names[position])) for position in new]
-            await store.record_staged(cart_id, "me", digests, now=11)
+            await store.progress.record_staged(cart_id, "me", digests, now=11)
             for position, size, _ in sizes:
                 tree.files[position] = Inode(size)
                 tree.hash_known[position] = True
@@ -118,49 +118,51 @@ class Sharing:
             if tree.missing() and self.random.random() < 0.7:
                 return
             if tree.missing():
-                await self.store.record_error(
+                await self.store.progress.record_error(
                     cart.id, "me", "no", position=tree.missing()[0], file_error="no", now=12
                 )
             elif tree.cart.bundle:
-                await self.store.record_bundled(cart.id, "me")
-                await self.store.record_ready(cart.id, "me", volume_bytes=TAR, now=12)
+                await self.store.progress.record_bundled(cart.id, "me")
+                await self.store.progress.record_ready(cart.id, "me", volume_bytes=TAR, now=12)
                 tree.files, tree.tar = {}, TAR
             else:
-                await self.store.record_ready(cart.id, "me", volume_bytes=cart.bytes_staged, now=12)
+                await self.store.progress.record_ready(
+                    cart.id, "me", volume_bytes=cart.bytes_staged, now=12
+                )
             tree.finished = True
 
     async def lose(self, but: Tree | None = None) -> None:
         """Some files of a finished cart are found damaged: it is staged again."""
         if (tree := self._one(finished=True)) and tree is not but:
             lost = [n for n in range(len(tree.names)) if tree.tar or self.random.random() < 0.5]
-            assert await self.store.restage(tree.cart.id, lost=lost, now=13)
-            await self.store.claim(tree.cart.id, "me", now=13, until=100)
+            assert await self.store.progress.restage(tree.cart.id, lost=lost, now=13)
+            await self.store.leases.claim(tree.cart.id, "me", now=13, until=100)
             for position in lost:
                 tree.files.pop(position, None)
             tree.finished, tree.tar = False, 0
 
     async def doubt(self) -> None:
         """Nobody knows whether the disk has what was staged last: some of it is doubted, or all."""
-        if not (noted := await self.store.dirty_rows("me")):
+        if not (noted := await self.store.durability.dirty_rows("me")):
             return
         cart_id = self.random.choice(list(noted))
         rows = [row for row in noted[cart_id] if self.random.random() < 0.8]
-        await self.store.revalidate(cart_id, rows, now=13)
+        await self.store.durability.revalidate(cart_id, rows, now=13)
         [tree] = [tree for tree in self.trees if tree.cart.id == cart_id]
-        files = await self.store.files(cart_id)
+        files = await self.store.carts.files(cart_id)
         lost = [one.position for one in files if one.status is not FileStatus.STAGED]
         cart = await found(self.store, tree.cart)
         for position in {*lost} & {*tree.files}:
             del tree.files[position]
         if cart.status is CartStatus.STAGING:
             tree.finished = False
-            await self.store.claim(cart_id, "me", now=13, until=100)
+            await self.store.leases.claim(cart_id, "me", now=13, until=100)
 
     async def delete(self, but: Tree | None = None) -> None:
         if (tree := self._one()) and tree is not but:
-            before = await self.store.usage()
-            assert await self.store.mark_deleted(tree.cart.id, 14)
-            after = await self.store.usage()
+            before = await self.store.space.usage()
+            assert await self.store.removals.mark_deleted(tree.cart.id, 14)
+            after = await self.store.space.usage()
             assert after[0] == before[0]
             tree.never_written = before[1] - after[1]
             self.trees.remove(tree)
@@ -170,16 +172,19 @@ class Sharing:
         """The files of a deleted cart go."""
         if self.leaving:
             tree = self.leaving.pop(self.random.randrange(len(self.leaving)))
-            freed = await self.store.record_removed(tree.cart.id, 15)
+            freed = await self.store.removals.record_removed(tree.cart.id, 15)
             rest = self._there()
             assert freed - tree.never_written == on_disk([*rest, tree]) - on_disk(rest)
 
     async def check(self) -> None:
         """The store counts each byte once, and knows what any carts would free."""
-        used, unwritten = await self.store.usage()
+        used, unwritten = await self.store.space.usage()
         never_written = sum(tree.never_written for tree in self.leaving)
         assert used - unwritten - never_written == on_disk(self._there())
-        evictable, shares = await self.store.evictable(), await self.store.shared_bytes()
+        evictable, shares = (
+            await self.store.space.evictable(),
+            await self.store.space.shared_bytes(),
+        )
         going = {one.cart_id: one for one in evictable if self.random.random() < 0.6}
         rest = [tree for tree in self._there() if tree.cart.id not in going]
         assert freed(going.values(), shares) == on_disk(self._there()) - on_disk(rest)

@@ -127,7 +127,7 @@ class Bench:
     async def _reserve(
         self, cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int
     ) -> None:
-        await self.store.reserve(
+        await self.store.progress.reserve(
             cart.id, holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
 
@@ -137,13 +137,13 @@ class Bench:
         """``divisors``: into how many the carts of each owner cut what they share; one by
         default."""
         concurrency_limit = AdaptiveLimit(connections, self.clock.seconds)
-        self.outage_status = OutageStatus(self.store, self.holder, self.clock, self.now)
+        self.outage_status = OutageStatus(self.store.leases, self.holder, self.clock, self.now)
         self.slots = concurrency_limit.current
         semaphore = FairSemaphore(concurrency_limit.current, self.clock)
         breaker = CircuitBreaker(
             self.archive.status,
             semaphore,
-            ProbeTargets(self.store),
+            ProbeTargets(self.store.leases),
             self.outage_status,
             self.clock,
             lambda: 0.5,
@@ -155,7 +155,7 @@ class Bench:
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
-            tar_indexes=TarIndexCache(self.store, InThisThread()),
+            tar_indexes=TarIndexCache(self.store.carts, InThisThread()),
             breaker=breaker,
             concurrency_limit=concurrency_limit,
             retry_policy=RetryPolicy(
@@ -169,7 +169,7 @@ class Bench:
         )
 
     def recovery(self) -> Recovery:
-        tar_indexes = TarIndexCache(self.store, InThisThread())
+        tar_indexes = TarIndexCache(self.store.carts, InThisThread())
         return Recovery(self.store, self.volume, tar_indexes, self.clock, self.now)
 
     def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:

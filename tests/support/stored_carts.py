@@ -59,7 +59,7 @@ def manifest(
 async def posted(
     store: Store, uid: str = "u", files: int | Sequence[Entry] = 2, **more: Any
 ) -> Cart:
-    cart, new = await store.post(uid, manifest(files, **more), bundle=False, now=10)
+    cart, new = await store.carts.post(uid, manifest(files, **more), bundle=False, now=10)
     assert new
     return cart
 
@@ -69,13 +69,13 @@ async def claimed(
 ) -> Cart:
     """A cart that "me" holds until 100."""
     cart = await posted(store, uid, files, **more)
-    held = await store.claim(cart.id, "me", now=10, until=100)
+    held = await store.leases.claim(cart.id, "me", now=10, until=100)
     assert held is not None
     return held
 
 
 async def found(store: Store, cart: Cart) -> Cart:
-    again = await store.cart(cart.id)
+    again = await store.carts.cart(cart.id)
     assert again is not None
     return again
 
@@ -83,16 +83,18 @@ async def found(store: Store, cart: Cart) -> Cart:
 async def with_status(store: Store, uid: str, status: CartStatus) -> Cart:
     """A cart of one file of 100 bytes that was brought to ``status``."""
     cart = await claimed(store, uid, 1, bundle=True)
-    await store.record_states(cart.id, "me", [(0, 100, 5)])
-    await store.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
+    await store.progress.record_states(cart.id, "me", [(0, 100, 5)])
+    await store.progress.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
     if status is CartStatus.ERROR:
-        await store.record_error(cart.id, "me", "why", position=0, file_error="whence", now=12)
+        await store.progress.record_error(
+            cart.id, "me", "why", position=0, file_error="whence", now=12
+        )
     elif status is not CartStatus.STAGING:
-        await store.record_staged(cart.id, "me", [(0, SHA1)], now=12)
+        await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=12)
     if status is CartStatus.BUNDLING:
-        await store.begin_bundling(cart.id, "me", 13)
+        await store.progress.begin_bundling(cart.id, "me", 13)
     if status in (CartStatus.READY, CartStatus.DELETED):
-        await store.record_ready(cart.id, "me", volume_bytes=100, now=13)
+        await store.progress.record_ready(cart.id, "me", volume_bytes=100, now=13)
     if status is CartStatus.DELETED:
         await deleted(store, cart)
     return await found(store, cart)
@@ -101,24 +103,26 @@ async def with_status(store: Store, uid: str, status: CartStatus) -> Cart:
 async def staged(store: Store, uid: str, files: int = 2) -> Cart:
     """A ready cart of files of 10 bytes."""
     cart = await claimed(store, uid, files)
-    await store.record_states(cart.id, "me", [(n, 10, 7) for n in range(files)])
-    await store.reserve(cart.id, "me", bytes_total=10 * files, volume_bytes=10 * files)
-    await store.record_staged(cart.id, "me", [(n, "") for n in range(files)], now=11)
-    await store.record_ready(cart.id, "me", volume_bytes=10 * files, now=12)
+    await store.progress.record_states(cart.id, "me", [(n, 10, 7) for n in range(files)])
+    await store.progress.reserve(cart.id, "me", bytes_total=10 * files, volume_bytes=10 * files)
+    await store.progress.record_staged(cart.id, "me", [(n, "") for n in range(files)], now=11)
+    await store.progress.record_ready(cart.id, "me", volume_bytes=10 * files, now=12)
     return await found(store, cart)
 
 
 async def linked(store: Store, uid: str, files: int = 2) -> Cart:
     """A cart in staging all of whose files are links."""
     cart = await claimed(store, uid, files)
-    await store.record_linked(cart.id, "me", await store.duplicates(cart.id, range(files)))
+    await store.dedup.record_linked(
+        cart.id, "me", await store.dedup.duplicates(cart.id, range(files))
+    )
     return await found(store, cart)
 
 
 async def deleted(store: Store, cart: Cart) -> int:
     """Delete the cart and remove it from the volume; return the number of bytes freed."""
-    assert await store.mark_deleted(cart.id, 14)
-    return await store.record_removed(cart.id, 14)
+    assert await store.removals.mark_deleted(cart.id, 14)
+    return await store.removals.record_removed(cart.id, 14)
 
 
 async def gathered(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

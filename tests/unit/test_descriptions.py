@@ -54,7 +54,7 @@ class Site:
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
         nobody = cast(Any, None)
-        self.tar_indexes = TarIndexCache(self.store, InThisThread())
+        self.tar_indexes = TarIndexCache(self.store.carts, InThisThread())
         self.downloads = Downloads(
             self.store,
             self.volume,
@@ -75,18 +75,18 @@ class Site:
             )
         total = sum(map(len, files.values()))
         values = {"bytes_total": total, "volume_bytes": total, "fingerprint": "f", **more}
-        self.store.carts[cart.id] = replace(cart, status=CartStatus.READY, **values)
-        return self.store.carts[cart.id]
+        self.store.cart_rows[cart.id] = replace(cart, status=CartStatus.READY, **values)
+        return self.store.cart_rows[cart.id]
 
     def members(self, cart: Cart) -> list[Member]:
         rows = self.store.rows[cart.id]
         return [Member(r.path, r.size or 0, r.mtime or 0, r.hash_type, r.hash_sum) for r in rows]
 
     def describe(self, cart: Cart, name: str | None) -> TarDescription:
-        return result_of(self.downloads.describe(self.store.carts[cart.id], name))
+        return result_of(self.downloads.describe(self.store.cart_rows[cart.id], name))
 
     def facts(self, cart: Cart) -> TarFacts:
-        tar = self.store.carts[cart.id].tar
+        tar = self.store.cart_rows[cart.id].tar
         assert tar is not None
         return tar
 
@@ -106,7 +106,7 @@ def test_a_cart_is_described_without_its_members_under_any_name(
 ) -> None:
     cart = site.ready("mine", files)
     members = site.members(cart)
-    result_of(site.store.record_tar(cart.id, tar_facts(index_of(members), 77.0)))
+    result_of(site.store.progress.record_tar(cart.id, tar_facts(index_of(members), 77.0)))
     described = site.describe(cart, name)
     assert site.store.read == 0
     bundle = build_tar(members, top=name.removesuffix(".tar"))
@@ -115,7 +115,9 @@ def test_a_cart_is_described_without_its_members_under_any_name(
 
 def test_members_are_read_only_for_the_bytes_of_a_download(site: Site) -> None:
     cart = site.ready("mine")
-    result_of(site.store.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0)))
+    result_of(
+        site.store.progress.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0))
+    )
 
     async def download() -> None:
         async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
@@ -142,7 +144,7 @@ def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
     cart = site.ready("mine")
     now = site.describe(cart, "data.tar")
     old = replace(site.facts(cart), layout=LAYOUT_VERSION - 1, since=5.0)
-    result_of(site.store.record_tar(cart.id, old))
+    result_of(site.store.progress.record_tar(cart.id, old))
     site.clock.advance(500)
     described = site.describe(cart, "data.tar")
     assert (described.etag, described.last_modified) == (now.etag, 1500)
@@ -152,11 +154,15 @@ def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
 def test_a_bundled_tar_keeps_its_layout(site: Site) -> None:
     cart = site.ready("mine", bundle=True)
     facts = tar_facts(index_of(site.members(cart)), 77.0)
-    result_of(site.store.record_tar(cart.id, facts))
+    result_of(site.store.progress.record_tar(cart.id, facts))
     now = site.describe(cart, "data.tar")
     assert now.etag == build_tar(site.members(cart), top="mine").etag
     assert site.describe(cart, "other.tar").etag == now.etag
-    result_of(site.store.record_tar(cart.id, replace(facts, layout=LAYOUT_VERSION - 1, since=5.0)))
+    result_of(
+        site.store.progress.record_tar(
+            cart.id, replace(facts, layout=LAYOUT_VERSION - 1, since=5.0)
+        )
+    )
     old = site.describe(cart, "data.tar")
     assert old.etag != now.etag
     assert (old.length, old.last_modified) == (now.length, 5.0)
@@ -169,7 +175,9 @@ def test_a_restaged_tar_of_pacifica_has_new_validators(
     cart = site.ready("mine", bundle=True, fingerprint=None, volume_bytes=10_240, updated=3.5)
     pacifica = site.describe(cart, "data.tar")
     assert (pacifica.length, pacifica.last_modified) == (10_240, 3.5)
-    result_of(site.store.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0)))
+    result_of(
+        site.store.progress.record_tar(cart.id, tar_facts(index_of(site.members(cart)), 77.0))
+    )
     ours = site.describe(cart, "data.tar")
     assert (ours.length, ours.last_modified) == (10_240, 77.0)
     assert ours.etag != pacifica.etag
@@ -193,6 +201,6 @@ def test_bytes_other_than_announced_are_not_sent(site: Site) -> None:
 
 def test_a_cart_that_was_deleted_has_no_description(site: Site) -> None:
     cart = site.ready("mine")
-    result_of(site.store.mark_deleted(cart.id, 1))
+    result_of(site.store.removals.mark_deleted(cart.id, 1))
     described = begin(site.downloads.describe(cart, "data.tar"))
     assert isinstance(failure_of(described), CartNotFound)
