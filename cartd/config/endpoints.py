@@ -2,6 +2,10 @@
 
 The syntax is that of Twisted's endpoint strings: ``:`` separates, ``=`` assigns, and a backslash
 escapes the next character.  The names of the arguments and their order are Twisted's too.
+
+Twisted's own parser is not used.  For ``ssl:`` it loads the certificate itself, without the
+intermediates in the same file, into an endpoint that cannot reload it; the splitting alone is
+private; and the error for an unknown argument is a TypeError that does not name the known ones.
 """
 
 from __future__ import annotations
