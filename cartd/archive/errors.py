@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from OpenSSL import SSL
 from twisted.internet import error
 from twisted.web.client import (
-    RequestGenerationFailed,
     RequestTransmissionFailed,
     ResponseFailed,
 )
@@ -88,7 +87,7 @@ def response_timeout(seconds: float) -> ArchiveError:
     return ArchiveError(message, retryable=True, outage=True)
 
 
-_WRAPPERS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
+_WRAPPERS = (ResponseFailed, RequestTransmissionFailed)
 
 _LOST = (error.ConnectionDone, error.ConnectionLost, error.ConnectionClosed)
 

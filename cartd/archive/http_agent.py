@@ -73,15 +73,19 @@ class Agent:
     ) -> Deferred[IResponse]:
         """Fire with the response when its head has come; a cancel drops the connection at once.
 
-        Fails with ``ValueError`` for an invalid request (bodies are not supported); with the
-        endpoint's failure if connecting fails; and with
+        Fails with ``ValueError`` for an invalid request, such as one with a body of unknown length;
+        with the endpoint's failure if connecting fails; and with
+        :class:`~twisted.web.client.RequestGenerationFailed` (the body failed),
         :class:`~twisted.web.client.ResponseNeverReceived` or
         :class:`~twisted.web.client.ResponseFailed`, as Twisted's own agent.
+
+        If the head of the response comes before all of the body is sent, a status below 300 does
+        not end the sending; another one does, and the connection is not reused.
         """
         try:
-            if bodyProducer is not None:
-                raise ValueError("a request cannot have a body")
-            request = Request(method, uri, Headers() if headers is None else headers)
+            if headers is None:
+                headers = Headers()
+            request = Request(method, uri, headers, bodyProducer)
         except ValueError:
             return fail(Failure())
         exchange = _Exchange(self, request)
@@ -227,6 +231,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """The connection is free and reusable."""
+        self._ending.discard(connection)
         self._on_response(True)
         if self._closed:
             connection.close()
@@ -244,7 +249,7 @@ class Pool:
         self._on_response(False)
 
     def ending(self, connection: Connection) -> None:
-        """The connection is not reusable, and about to be lost."""
+        """The connection has no request, and is about to be lost, or sends the rest of a body."""
         self._ending.add(connection)
         self._remove(connection)
 

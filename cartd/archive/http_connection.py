@@ -5,20 +5,28 @@ that much came; bytes without a request close it.  A body of known length passes
 llhttp gets only heads and chunks.  The framing of a body takes bytes as they come from the
 connection and returns those of the body, in one of the three ways of RFC 9112, section 6.3, in
 which a body may end.
+
+The body of a request is sent while the response may come.  An early response that is no success
+ends it (section 9.5).  A connection on which a body was cut short is not reused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
 from httptools import HttpParserError, HttpResponseParser
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseFailed, ResponseNeverReceived
+from twisted.web.client import RequestGenerationFailed, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
 
 from cartd.archive.http_messages import (
     DONE,
@@ -31,6 +39,7 @@ from cartd.archive.http_messages import (
     Origin,
     Request,
     Response,
+    WrongBodyLength,
 )
 
 LARGE_BODY: Final = 1 << 20
@@ -39,6 +48,8 @@ LARGE_READ: Final = 1 << 18
 """Bytes of such a piece: fewer iterations of the reactor; more would exceed the CPU's cache."""
 DEFAULT_READ: Final = 1 << 16
 """Bytes that Twisted reads at once by default."""
+
+log = Logger()
 
 
 class Exchange(TypingProtocol):
@@ -59,7 +70,7 @@ class ConnectionObserver(TypingProtocol):
         """It is free and reusable."""
 
     def ending(self, connection: Connection) -> None:
-        """It is not reusable, and about to be lost."""
+        """It has no request, and is about to be lost, or sends the rest of a body."""
 
     def not_reusable(self, connection: Connection) -> None:
         """The server closes it after its response."""
@@ -78,6 +89,8 @@ class Connection(Protocol):
         self._observer = observer
         self._exchange: Exchange | None = None
         self._body: Body | None = None
+        self._upload: Upload | None = None
+        """The body of the request, until all of it has been sent."""
         self._unread = b""
         self._interim = 0
         self._silent = True
@@ -92,6 +105,9 @@ class Connection(Protocol):
         self._exchange = exchange
         self._silent = True
         self.transport.write(exchange.request.head)
+        if exchange.request.body is not None:
+            self._upload = Upload(exchange.request.body, self.transport, self._upload_ended)
+            self._upload.start()
 
     def close(self) -> None:
         """Close the idle connection in good order."""
@@ -104,6 +120,7 @@ class Connection(Protocol):
         if not self._lost:
             self._ending = True
             self._observer.ending(self)
+            self._stop_upload()
             self.transport.abortConnection()
 
     # For the body
@@ -143,6 +160,7 @@ class Connection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._ending = self._lost = True
         self._observer.lost(self)
+        self._stop_upload()
         if self._body is not None and self._ends_well(reason):
             self._body.finish(Failure(PotentialDataLoss()))
         else:
@@ -179,6 +197,9 @@ class Connection(Protocol):
         self._interim = 0
         self._persistent = head.persistent
         self._framing = framing(head)
+        if head.code >= 300 and self._upload is not None:
+            self._persistent = False
+            self._stop_upload()
         self._body = body = Body(self)
         response = Response(head, exchange.request, body)
         self._read_body(body, rest)
@@ -213,12 +234,32 @@ class Connection(Protocol):
             return
         if not self._persistent:
             self._observer.not_reusable(self)
-            self.close()
+            if self._upload is None:
+                self.close()
+            else:
+                self.abort()
             return
         if self._large_reads:
             self._read_up_to(DEFAULT_READ)
         self.resume()
-        self._observer.put(self)
+        if self._upload is None:
+            self._observer.put(self)
+        else:
+            self._observer.ending(self)
+
+    def _upload_ended(self, reason: Failure | None) -> None:
+        """The body of the request has been sent, or failed for this reason."""
+        self._upload = None
+        if reason is not None:
+            self.abort()
+            self._fail_waiting(Failure(RequestGenerationFailed([reason])))
+        elif self._exchange is None and self._body is None:
+            self._release()
+
+    def _stop_upload(self) -> None:
+        """Send no more of the body; the connection still has to be aborted."""
+        if self._upload is not None:
+            self._upload.stopProducing()
 
     def _read_up_to(self, size: int) -> None:
         self._large_reads = size == LARGE_READ
@@ -243,6 +284,75 @@ class Connection(Protocol):
             exchange.lost(reason, silent=self._silent)
         elif self._body is not None:
             self._body.fail(reason)
+
+
+@implementer(IPushProducer)
+class Upload:
+    """Sends the body of one request at the speed of the connection, which pauses and resumes it.
+
+    ``on_end`` is called with None when ``body`` has written exactly its ``length`` and is done, or
+    with its failure; not after :meth:`stopProducing`.
+    """
+
+    def __init__(
+        self, body: IBodyProducer, transport: Any, on_end: Callable[[Failure | None], None]
+    ) -> None:
+        self._body = body
+        self._transport = transport
+        self._on_end = on_end
+        self._left = int(body.length)
+        self._paused = False
+        self._ended = False
+
+    def start(self) -> None:
+        self._transport.registerProducer(self, True)
+        if not self._ended:
+            producing = maybeDeferred(self._body.startProducing, self)
+            producing.addCallbacks(self._produced, self._end)
+
+    def write(self, data: bytes) -> None:
+        """For the body; a write beyond its length fails the request."""
+        if self._ended:
+            return
+        self._left -= len(data)
+        if self._left >= 0:
+            self._transport.write(data)
+        else:
+            self._stop_body()
+            self._end(Failure(WrongBodyLength("it is longer than its length")))
+
+    def pauseProducing(self) -> None:
+        if not self._paused and not self._ended:
+            self._paused = True
+            self._body.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        # A transport that paused its previous producer may resume the next one.
+        if self._paused and not self._ended:
+            self._paused = False
+            self._body.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """For a connection that will be aborted, and for a transport that is lost."""
+        if not self._ended:
+            self._ended = True
+            self._stop_body()
+
+    def _stop_body(self) -> None:
+        try:
+            self._body.stopProducing()
+        except Exception:
+            log.failure("The body of a request could not be stopped")
+
+    def _produced(self, _: object) -> None:
+        short = Failure(WrongBodyLength("it is shorter than its length"))
+        self._end(short if self._left else None)
+
+    def _end(self, reason: Failure | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._transport.unregisterProducer()
+            self._on_end(reason)
 
 
 SMALL_CHUNK: Final = 4096

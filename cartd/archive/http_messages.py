@@ -27,7 +27,7 @@ from twisted.internet.interfaces import IProtocol, IPushProducer, ITransport
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IClientRequest, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -73,14 +73,17 @@ class Origin(NamedTuple):
 
 @implementer(IClientRequest)
 class Request:
-    """A request without a body; raises ``ValueError`` if HTTP/1.1 cannot express it.
+    """A request; raises ``ValueError`` if HTTP/1.1 cannot express it.
 
-    ``Accept-Encoding`` is always ``identity``; a caller's value is ignored.
+    ``Accept-Encoding`` is always ``identity``; a caller's value is ignored.  A ``body`` has a known
+    length: it is framed by ``Content-Length``, because many servers reject chunks.
     """
 
-    __slots__ = ("absoluteURI", "head", "headers", "method", "origin", "retryable")
+    __slots__ = ("absoluteURI", "body", "head", "headers", "method", "origin", "retryable")
 
-    def __init__(self, method: bytes, uri: bytes, headers: Headers) -> None:
+    def __init__(
+        self, method: bytes, uri: bytes, headers: Headers, body: IBodyProducer | None = None
+    ) -> None:
         parts = _URI.fullmatch(uri)
         if parts is None:
             raise ValueError(f"not an absolute http: or https: URI of visible ASCII: {uri!r}")
@@ -90,6 +93,7 @@ class Request:
         if target[:1] != b"/":
             target = b"/" + target
         self.method = method
+        self.body = body
         self.absoluteURI = uri
         self.headers = headers
         self.origin = _origin(base)
@@ -99,9 +103,20 @@ class Request:
             method,
             target,
             self.origin.authority,
-            b"Content-Length: 0\r\n" if method in _METHODS_WITH_BODY else b"",
+            _content_length(method, body),
             _fields(headers),
         )
+
+
+def _content_length(method: bytes, body: IBodyProducer | None) -> bytes:
+    if body is None:
+        return b"Content-Length: 0\r\n" if method in _METHODS_WITH_BODY else b""
+    if method in _SAFE_METHODS:
+        raise ValueError(f"a request of {method!r} cannot have a body")
+    length: object = body.length
+    if not isinstance(length, int) or length < 0:
+        raise ValueError(f"a body of a request needs a known length, not {length!r}")
+    return b"Content-Length: %d\r\n" % length
 
 
 def _fields(headers: Headers) -> bytes:
@@ -143,6 +158,10 @@ MAX_LINES: Final = 256
 
 _NO_BODY: Final = frozenset({204, 304})
 _FOLD = re.compile(rb"\r\n[ \t]+")
+
+
+class WrongBodyLength(Exception):
+    """The body of a request has not the length that was announced."""
 
 
 class BadResponse(Exception):

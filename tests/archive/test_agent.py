@@ -185,12 +185,3 @@ async def test_an_invalid_request_opens_no_connection(method: bytes, uri: bytes)
     async with agent_client() as asking:
         with pytest.raises(ValueError, match="not "):
             await asking.agent.request(method, uri)
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_request_with_a_body_is_rejected() -> None:
-    async with agent_client() as asking:
-        producer: Any = object()
-        with pytest.raises(ValueError, match="body"):
-            await asking.agent.request(b"POST", asking.url.encode(), None, producer)
-        assert asking.faulty.total_connections == 0
