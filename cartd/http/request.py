@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from tempfile import gettempdir
 from typing import Any
@@ -309,14 +310,35 @@ CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
 _READ_METHODS = ("GET", "HEAD")
 OPENAPI_PATH = "/-/openapi.json"
 """No uid begins with ``-``, so this path cannot be that of a cart."""
-_OPENAPI_SEGMENTS = OPENAPI_PATH.strip("/").split("/")
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """The methods of a path, and whether they need no authentication."""
+
+    methods: tuple[str, ...]
+    public: bool
+
+
+_UNKNOWN = PathRules((), public=False)
+_CART = PathRules(CART_METHODS, public=False)
+_FIXED_PATHS = {
+    (): PathRules(_READ_METHODS, public=True),
+    tuple(OPENAPI_PATH.strip("/").split("/")): PathRules(_READ_METHODS, public=True),
+}
+"""The paths that are not those of carts, as non-empty segments."""
+
+
+def path_rules(path: Sequence[str]) -> PathRules:
+    """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
+    if len(path) == 1:
+        return _CART
+    return _FIXED_PATHS.get(tuple(path), _UNKNOWN)
 
 
 def allowed_methods(path: Sequence[str]) -> Sequence[str]:
     """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
-    if len(path) == 1:
-        return CART_METHODS
-    return _READ_METHODS if not path or list(path) == _OPENAPI_SEGMENTS else ()
+    return path_rules(path).methods
 
 
 def check_post(path: Sequence[str]) -> None:
@@ -328,5 +350,6 @@ def check_post(path: Sequence[str]) -> None:
 
 
 def is_public(method: bytes, path: Sequence[str]) -> bool:
-    """Return whether the request needs no authentication: the root and the OpenAPI document."""
-    return method in (b"GET", b"HEAD") and allowed_methods(path) == _READ_METHODS
+    """Return whether the request needs no authentication."""
+    rules = path_rules(path)
+    return rules.public and method.decode("latin-1") in rules.methods

@@ -6,7 +6,8 @@ import pytest
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from cartd.http.request import allowed_methods, is_public
+from cartd.http import request
+from cartd.http.request import PathRules, allowed_methods, is_public
 from cartd.http.routes import Rest
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
@@ -39,3 +40,22 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
 )  # fmt: skip
 def test_only_root_and_openapi_are_public(method: str, path: list[str], is_open: bool) -> None:
     assert is_public(method.encode(), path) is is_open
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_path_that_can_only_be_read_is_public_only_if_the_table_says_so(
+    public: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = PathRules(("GET", "HEAD"), public=public)
+    monkeypatch.setitem(request._FIXED_PATHS, ("-", "x"), rules)
+
+    assert allowed_methods(["-", "x"]) == ("GET", "HEAD")
+    assert is_public(b"GET", ["-", "x"]) is public
+    assert not is_public(b"POST", ["-", "x"])
+
+
+def test_every_public_path_is_listed() -> None:
+    assert {path for path, rules in request._FIXED_PATHS.items() if rules.public} == {
+        (),
+        ("-", "openapi.json"),
+    }
