@@ -277,7 +277,7 @@ class Evictor:
             self._unremovable.succeeded(cart.id)
             if self._removal_blocked:
                 self._removal_blocked.succeeded(None)
-                log.info("The volume can be freed again")
+                log.info("Carts can be evicted again")
         return freed
 
     async def _choose_candidates(

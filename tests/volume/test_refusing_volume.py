@@ -175,7 +175,7 @@ def test_unremovable_files_cost_no_ready_cart(
         assert len(purged.stdout.splitlines()) == 3
         assert ready(cartd) == CARTS
         disk.flag(f"-{flag[1]}", *carts)
-        wait_for(lambda: lines(cartd, "The volume can be freed again") == 1)
+        wait_for(lambda: lines(cartd, "Carts can be evicted again") == 1)
         assert len(ready(cartd)) == 7  # eviction ended at the second
         stage(cartd, archive, "new", SIZE)
 
