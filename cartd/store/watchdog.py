@@ -1,6 +1,6 @@
 """Abort queries that a hanging database does not answer while the connection looks intact.
 
-Strategy: a query on a stopped server, or on a network that drops packets, cannot be told from a
+Strategy: a query on a stopped server, or on a network that drops packets, looks the same as a
 slow one: deleting a cart of a million files is one statement.  So when a query is slow, a probe
 opens a new connection to the same server.  While probes are answered, even by an error, the query
 continues; otherwise its connection is aborted, and the driver fails as if the server had closed it.

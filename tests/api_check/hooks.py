@@ -1,4 +1,4 @@
-"""What schemathesis is told beside the document: rules that it cannot say, and more checks.
+"""Hooks of schemathesis: rules that the OpenAPI document cannot express, and more checks.
 
 It loads this module by its name, in a process of its own.
 """
@@ -26,7 +26,7 @@ KNOWN_ETAG = os.environ["API_CHECK_ETAG"]
 KNOWN_NAME = "x.tar"
 """By which the first of them has that tag."""
 SEEN = os.environ["API_CHECK_SEEN"]
-"""The file that is told each answer."""
+"""The file to which each response is appended."""
 
 RANGES = ("bytes=0-0", "bytes=100-", "bytes=-5", "bytes=99999999-", "bytes=3-2", "bytes=0-1,5-6")
 VALIDATORS = (KNOWN_ETAG, f"W/{KNOWN_ETAG}", "*", '"other"')
@@ -66,7 +66,7 @@ def _clash(paths: list[tuple[str, ...]]) -> bool:
 
 @schemathesis.hook
 def flatmap_case(context: HookContext, case: Case) -> st.SearchStrategy[Case]:
-    """Ask for carts that there are, too, and for parts of them: nobody guesses a uid or a tag."""
+    """Request existing carts, too, and parts of them: generated uids and tags match none."""
     if (
         case.meta is None
         or case.meta.generation.mode is not GenerationMode.POSITIVE

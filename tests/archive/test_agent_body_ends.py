@@ -55,7 +55,7 @@ async def test_stop_producing_drops_the_connection(fault: Fault | None, way: str
 @pytest_twisted.ensureDeferred
 async def test_an_exception_of_the_protocol_drops_the_connection() -> None:
     def refuse(body: Collected, data: bytes) -> None:
-        raise OSError("no room")
+        raise OSError("no space")
 
     async with agent_client() as asking:
         asking.faulty.fault("7", endless())

@@ -93,8 +93,8 @@ async def test_interim_responses_are_limited_for_each_request() -> None:
 @pytest_twisted.ensureDeferred
 async def test_bytes_over_an_idle_connection_close_it() -> None:
     async with agent_client() as asking:
-        farewell = Drip(b"HTTP/1.1 408 Request Timeout\r\n\r\n", piece=3, delay=0.001)
-        asking.faulty.fault("7", steps(Send(head(204)), farewell))
+        late_response = Drip(b"HTTP/1.1 408 Request Timeout\r\n\r\n", piece=3, delay=0.001)
+        asking.faulty.fault("7", steps(Send(head(204)), late_response))
         await asking.ask("GET")
         await asking.until(lambda: asking.faulty.open_connections == 0)
         assert (await asking.ask("POST")).code == 404

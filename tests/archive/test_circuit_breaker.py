@@ -57,7 +57,7 @@ class OutageScenario(Bench):
     def _fail_write(self) -> None:
         if self.failing_writes:
             self.failing_writes -= 1
-            raise Unavailable("The database is away")
+            raise Unavailable("The database is unavailable")
 
     def start(self) -> None:
         """As a new process, on the same store and volume."""
@@ -131,7 +131,7 @@ class TestWaiting:
     def test_one_probe_at_a_time_is_sent_and_no_tries_are_used_up(
         self, scene: OutageScenario
     ) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         carts = [scene.begin("1", "2", "3"), scene.begin("4", "5")]
         assert scene.heads() == ["1"]
         times = scene.times_until(lambda: len(scene.heads()), seconds=200)
@@ -149,12 +149,12 @@ class TestWaiting:
         ]
         assert scene.archive.most_running == 1
         assert {scene.status(cart) for cart in carts} == {CartStatus.STAGING}
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.run(65)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
     def test_probes_rotate_among_the_waiting_files(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         scene.begin("1", "2")
         scene.begin("3", "4")
         scene.run(20)
@@ -164,22 +164,22 @@ class TestWaiting:
         assert probed[3] == "1"
 
     def test_retry_after_delays_probes_up_to_a_limit(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage("503", retry_after=20)
+        scene.archive.failure = outage("503", retry_after=20)
         scene.begin("1", "2")
         assert scene.times_until(lambda: len(scene.heads()), seconds=45) == [0.125, 20.125, 40.125]
-        scene.archive.away = outage("503", retry_after=86_400)
+        scene.archive.failure = outage("503", retry_after=86_400)
         assert scene.times_until(lambda: len(scene.heads()), seconds=340) == [15.125, 315.125]
 
     def test_a_new_cart_sends_no_requests_while_the_breaker_is_open(
         self, scene: OutageScenario
     ) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         scene.begin("1", "2")
         scene.run(20)
         before = len(scene.heads())
         late = scene.begin("5", "6")
         assert len(scene.heads()) == before
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.run(20)
         assert scene.status(late) is CartStatus.READY
 
@@ -188,10 +188,10 @@ class TestWaiting:
         archive, clock = files.scene.archive, files.scene.clock
         held = archive.holds["HEAD", "0"] = Deferred()
         outcomes = files.ask(files.rows)
-        archive.away = outage()
+        archive.failure = outage()
         held.callback(None)
         assert files.scene.heads() == ["0"]
-        archive.away = None
+        archive.failure = None
         del archive.holds["HEAD", "0"]
         clock.advance(0)
         assert files.scene.heads()[:2] == ["0", "4"]
@@ -214,28 +214,28 @@ class TestWaiting:
 
     def test_a_released_waiter_may_cancel_others(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 4, connections=4)
-        files.scene.archive.away = outage()
+        files.scene.archive.failure = outage()
         files.ask(files.rows[:1])
-        files.scene.archive.away = None
+        files.scene.archive.failure = None
         wait = files.context.breaker.wait
         waiting = [Deferred.fromCoroutine(wait(1, str(number))) for number in (1, 2, 3)]
         # The last one is probed, and so released last; before it come 2 and 1.
         waiting[1].addCallback(lambda _: waiting[0].cancel())
         waiting[0].addErrback(lambda failure: failure.trap(CancelledError))
-        told = [outcome(deferred) for deferred in waiting]
+        outcomes = [outcome(deferred) for deferred in waiting]
         files.scene.clock.advance(0)
-        assert told == [[CancelledError], [None], [False]]
+        assert outcomes == [[CancelledError], [None], [False]]
 
     def test_two_thousand_waiters_are_released_in_a_loop(self, tmp_path: Path) -> None:
         files = Files(tmp_path / "volume", 2000, connections=500)
         archive = files.scene.archive
-        archive.away = outage()
+        archive.failure = outage()
         outcomes = files.ask(files.rows)
         files.scene.run(20)
         assert len(files.scene.heads()) == 7
         assert archive.most_running == 1
         assert outcomes == [[]] * 2000
-        archive.away = None
+        archive.failure = None
         files.scene.run(20)
         assert outcomes == [[None]] * 2000
 
@@ -248,10 +248,10 @@ class TestWaiting:
         del archive.holds["HEAD", "*"]
         burst.callback(None)
         assert archive.running == 1  # so many were answered that the semaphore has all its slots
-        archive.away = outage()
+        archive.failure = outage()
         files.ask(files.rows[2000:])
         assert archive.running == 1
-        archive.away = None
+        archive.failure = None
         back = archive.holds["HEAD", "*"] = Deferred()
         clock.advance(0)
         assert archive.running == 2  # the probe
@@ -264,11 +264,11 @@ class TestWaiting:
 
     def test_an_outage_is_logged_once_at_its_begin_and_end(self, scene: OutageScenario) -> None:
         with logged() as events:
-            scene.archive.away = outage()
+            scene.archive.failure = outage()
             scene.begin(*FILES)
             scene.run(10)
             assert in_log(events) == ["The archive is unavailable, carts wait for it:"]
-            scene.archive.away = None
+            scene.archive.failure = None
             scene.run(20)
             assert in_log(events)[1:] == ["The archive is available again after"]
             urls = {event["url"] for event in events if "url" in event}
@@ -323,23 +323,23 @@ class TestCause:
 
     def test_two_unavailable_files_in_a_row_trip_the_breaker(self, scene: OutageScenario) -> None:
         scene.begin("1")
-        scene.archive.away = unavailable()
+        scene.archive.failure = unavailable()
         carts = [scene.begin("2"), scene.begin("3", "4"), scene.begin("5")]
         scene.run(20)
         assert set(scene.recorded) == {"503"}
         assert scene.archive.most_running == 1
         assert len(scene.heads()) < 12
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.run(60)
         assert {scene.status(cart) for cart in carts} == {CartStatus.READY}
 
     def test_the_only_file_being_unavailable_is_an_outage(self, scene: OutageScenario) -> None:
-        scene.archive.away = unavailable()
+        scene.archive.failure = unavailable()
         cart = scene.begin("1")
         scene.run(100)
         assert scene.status(cart) is CartStatus.STAGING
         assert scene.recorded == ["503"]
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.run(60)
         assert scene.status(cart) is CartStatus.READY
 
@@ -348,11 +348,11 @@ class TestCause:
         scene.archive.bad |= {"2": unavailable(), "3": unavailable()}
         bad = [scene.begin("2"), scene.begin("3")]
         scene.run(0.25)
-        scene.archive.away = unavailable("503 for all")
+        scene.archive.failure = unavailable("503 for all")
         cart = scene.begin("4", "5")
         scene.run(20)
         assert set(scene.recorded) == {"503 for all"}
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.archive.bad.clear()
         scene.run(60)
         assert {scene.status(one) for one in (cart, *bad)} == {CartStatus.READY}
@@ -376,10 +376,10 @@ class TestCause:
         scene.archive.fails["GET", "2"] = [passing("first"), passing("second"), outage()]
         cart = scene.begin("2")
         scene.run(1.375)
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         scene.run(3)
         assert scene.recorded == ["the archive refuses the connection"]
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.archive.fails["GET", "2"] = [passing("third"), passing("fourth")]
         scene.run(10)
         assert scene.status(cart) is CartStatus.READY
@@ -409,16 +409,16 @@ class TestCause:
         self, scene: OutageScenario, missing: bool
     ) -> None:
         scene.begin("1")
-        scene.archive.away = passing("500")
+        scene.archive.failure = passing("500")
         if missing:
             scene.archive.fails["GET", "2"] = [gone()]
-            scene.archive.away = None
+            scene.archive.failure = None
         cart = scene.begin("2")
-        scene.archive.away = passing("500")
+        scene.archive.failure = passing("500")
         scene.run(8)
         assert scene.recorded == ["500"]
         assert scene.status(cart) is CartStatus.STAGING
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.run(8)
         assert scene.status(cart) is CartStatus.READY
 
@@ -474,7 +474,7 @@ class TestOutageLimit:
         scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 10
         scene.start()
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         first = scene.begin("1", "2")
         scene.run(5)
         second = scene.begin("3")
@@ -497,7 +497,7 @@ class TestOutageLimit:
         scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1")
         scene.run(60)
         scene.stop()
@@ -515,7 +515,7 @@ class TestOutageLimit:
         scene = OutageScenario(tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1")
         scene.run(60)
         scene.set_ahead = 3600.0
@@ -530,7 +530,7 @@ class TestOutageStatus:
     def test_an_outage_is_recorded_for_all_carts_and_later_ones(
         self, scene: OutageScenario
     ) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
         assert scene.recorded == ["the archive refuses the connection"]
@@ -542,7 +542,7 @@ class TestOutageStatus:
             "Waiting for the archive since 1970-01-01 00:00:00 UTC:"
             " the archive refuses the connection"
         )
-        scene.archive.away = None
+        scene.archive.failure = None
         held = scene.archive.holds["GET", "*"] = Deferred()
         scene.run(10)
         assert scene.recorded[2:] == [""]
@@ -550,14 +550,14 @@ class TestOutageStatus:
         held.callback(None)
 
     def test_a_failed_record_of_an_outage_is_retried(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1")
         scene.failing_writes = 3
         scene.run(RETRY_SECONDS * 3 + 1)
         assert scene.recorded == ["the archive refuses the connection"] * 4
         assert scene.cart(cart).waits_since == 0
         assert len(scene.heads()) > 4
-        scene.archive.away = None
+        scene.archive.failure = None
         held = scene.archive.holds["GET", "1"] = Deferred()
         scene.failing_writes = inf
         scene.run(20)
@@ -572,11 +572,11 @@ class TestOutageStatus:
     def test_a_restart_with_the_archive_available_clears_the_status(
         self, scene: OutageScenario
     ) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1", "2")
         scene.run(5)
         scene.stop()
-        scene.archive.away = None
+        scene.archive.failure = None
         scene.archive.holds["HEAD", "2"] = Deferred()
         scene.start()
         assert scene.status(cart) is CartStatus.STAGING
@@ -585,7 +585,7 @@ class TestOutageStatus:
 
 class TestEnding:
     def test_probing_ends_when_the_last_cart_is_deleted(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         carts = [scene.begin("1", "2"), scene.begin("3")]
         scene.run(5)
         with logged() as events:
@@ -600,17 +600,17 @@ class TestEnding:
         asked = len(scene.heads())
         scene.run(100)
         assert len(scene.heads()) == asked
-        told = list(scene.recorded)
-        scene.archive.away = None
+        before = list(scene.recorded)
+        scene.archive.failure = None
         scene.archive.fails["HEAD", "5"] = [outage()]
         one_failure = scene.begin("5")
-        assert scene.recorded == told  # the new outage is not known yet
+        assert scene.recorded == before  # the new outage is not known yet
         scene.run(2)
         assert scene.status(one_failure) is CartStatus.READY
         assert scene.status(scene.begin("4")) is CartStatus.READY
 
     def test_a_stop_cancels_a_running_probe(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1", "2")
         held = scene.archive.holds["HEAD", "*"] = Deferred()
         scene.run(1)
@@ -621,7 +621,7 @@ class TestEnding:
         assert scene.status(cart) is CartStatus.STAGING
 
     def test_a_stop_cancels_the_record_of_an_outage(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         scene.failing_writes = inf
         scene.begin("1")
         scene.run(1)
@@ -630,9 +630,9 @@ class TestEnding:
         assert not scene.clock.getDelayedCalls()
 
     def test_an_internal_error_of_a_probe_releases_all_files(self, scene: OutageScenario) -> None:
-        scene.archive.away = outage()
+        scene.archive.failure = outage()
         cart = scene.begin("1")
-        scene.archive.away = ZeroDivisionError("a fault of the service itself")
+        scene.archive.failure = ZeroDivisionError("a fault of the service itself")
         scene.run(2)
         assert "ZeroDivisionError" in scene.cart(cart).error
 

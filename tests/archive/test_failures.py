@@ -195,7 +195,7 @@ async def test_retry_after_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         pytest.param(b'{"message": "no\\u0007such\\n file\\u202e"}', ": no such file", id="clean"),
         pytest.param(b'{"message": "%b"}' % (b"y" * 500), ": " + "y" * 200, id="cut"),
@@ -208,11 +208,11 @@ async def test_retry_after_is_reported(
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_the_message_of_the_archive_is_cleaned_and_cut(
-    asked: ClientUnderTest, body: bytes, told: str
+    asked: ClientUnderTest, body: bytes, reported: str
 ) -> None:
     asked.faulty.fault("7", status(404, body=body))
     error = await failure_of(asked.archive.stage("7"))
-    assert str(error) == "the archive answered 404 Not Found to POST" + told
+    assert str(error) == "the archive answered 404 Not Found to POST" + reported
     assert asked.faulty.total_connections == 1
 
 
@@ -356,5 +356,5 @@ def trace_of(named: str, after: str = "") -> bytes:
         "pacifica.archiveinterface.exception.ArchiveInterfaceError: Can't open posix file with"
         f" error: [Errno 2] No such file or directory: '{named}'{after}\n"
     )
-    told = {"status": "500 Internal Server Error", "message": "unexpected", "traceback": trace}
-    return json.dumps(told).encode()
+    body = {"status": "500 Internal Server Error", "message": "unexpected", "traceback": trace}
+    return json.dumps(body).encode()

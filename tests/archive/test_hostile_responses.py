@@ -49,11 +49,11 @@ def post_all(cartd: RunningCartd, archive: FaultyArchive) -> None:
         cartd.post(uid(name), manifest([entry(uid(name), path(name), DATA)]))
 
 
-def assert_is_told(cartd: RunningCartd, name: str) -> None:
-    """The message of the cart, which is in error, and of every response about it."""
-    told = cartd.wait_until(uid(name), "error")
-    assert HOSTILE_RESPONSES[name].message in told
-    assert told.isascii() and told.isprintable() and len(told) <= LONGEST
+def assert_is_reported(cartd: RunningCartd, name: str) -> None:
+    """The cart is in error, and it and its response have the message of the fault."""
+    reported = cartd.wait_until(uid(name), "error")
+    assert HOSTILE_RESPONSES[name].message in reported
+    assert reported.isascii() and reported.isprintable() and len(reported) <= LONGEST
     got = cartd.get(f"/{uid(name)}")
     assert got.status == 500
     message = json.loads(got.body)["message"]
@@ -71,7 +71,7 @@ async def test_any_response_is_reported_in_one_line_and_leaves_nothing(tmp_path:
         await deferToThread(post_all, cartd, archive)
         for name, row in HOSTILE_RESPONSES.items():
             if row.message:
-                await deferToThread(assert_is_told, cartd, name)
+                await deferToThread(assert_is_reported, cartd, name)
             else:
                 await deferToThread(cartd.wait_until, uid(name), "ready")
                 assert await deferToThread(cartd.download, uid(name)) == {path(name): DATA}

@@ -79,8 +79,8 @@ async def test_a_404_that_may_be_a_proxys_names_the_encoded_id(
     asked.faulty.fault(archive_id, status(404, headers))
     request = asked.archive.status if method == "HEAD" else asked.fetch
     message = str(await failure_of(request(archive_id)))
-    told = f"sent as {'x%2F' * 9 if len(archive_id) > 99 else '2026%2Fb7'}"
-    assert (told in message and "a proxy in between may reject %2F" in message) is hint
+    sent_as = f"sent as {'x%2F' * 9 if len(archive_id) > 99 else '2026%2Fb7'}"
+    assert (sent_as in message and "a proxy in between may reject %2F" in message) is hint
     assert len(message) < 200
 
 

@@ -26,8 +26,8 @@ def says(path: str, size: int) -> Fault:
     """The response to a HEAD that describes a file at ``path``, of so many bytes."""
 
     def fault(request: Seen, file: StoredFile | None) -> Sequence[Step]:
-        told = StoredFile(bytes(size), mtime="1500000000")
-        return [Send(head(204, [*state_headers(told), ("X-Pacifica-File", path)]))]
+        described = StoredFile(bytes(size), mtime="1500000000")
+        return [Send(head(204, [*state_headers(described), ("X-Pacifica-File", path)]))]
 
     return fault
 
@@ -71,7 +71,7 @@ async def test_a_file_named_after_its_id_is_requested_once(
 
 
 @pytest.mark.parametrize(
-    ("told", "archive_id", "named"),
+    ("file_name", "archive_id", "named"),
     [
         ("/srv/1234", "1234", True),
         ("/srv/d2/4d2", "1234", True),
@@ -85,6 +85,6 @@ async def test_a_file_named_after_its_id_is_requested_once(
     ],
 )
 def test_a_file_name_matches_its_id_in_decimal_or_hexadecimal(
-    told: str, archive_id: str, named: bool
+    file_name: str, archive_id: str, named: bool
 ) -> None:
-    assert names_file(told, archive_id) is named
+    assert names_file(file_name, archive_id) is named

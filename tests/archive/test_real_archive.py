@@ -87,9 +87,11 @@ def test_a_cart_of_300_files_has_the_order_of_its_manifest(
     assert found == {file.path: file.unpacked for file in files}
     assert list(found) == [file.path for file in files]
     headers = cartd.request("HEAD", "/many").headers
-    told = {name.removeprefix("x-pacifica-"): value for name, value in headers.items()}
-    assert told["files-total"] == told["files-staged"] == "300"
-    assert told["bytes-total"] == told["bytes-staged"] == str(sum(len(f.data) for f in files))
+    reported = {name.removeprefix("x-pacifica-"): value for name, value in headers.items()}
+    assert reported["files-total"] == reported["files-staged"] == "300"
+    assert (
+        reported["bytes-total"] == reported["bytes-staged"] == str(sum(len(f.data) for f in files))
+    )
 
 
 def test_upper_case_hashes_are_valid_and_missing_ones_recorded(
@@ -144,13 +146,13 @@ def test_a_missing_file_is_named_and_others_go_on(
 def test_a_corrupt_file_is_named_with_both_hashes(
     archive: RealArchive, cartd: RunningCartd
 ) -> None:
-    told = ArchivedFile(300, "damaged.dat", b"as it was", hash_type="md5")
+    declared = ArchivedFile(300, "damaged.dat", b"as it was", hash_type="md5")
     held = ArchivedFile(300, "damaged.dat", b"as it is!", hash_type="md5")
     store(archive, [held])
-    cartd.post("damaged", manifest_of([told]))
+    cartd.post("damaged", manifest_of([declared]))
     assert cartd.wait_until("damaged", "error") == (
         "Failed to stage damaged.dat (archive id 300): "
-        f"its md5 is {held.hash_sum} where {told.hash_sum} was declared"
+        f"its md5 is {held.hash_sum} where {declared.hash_sum} was declared"
     )
     assert not list(cartd.volume.glob("*/damaged/damaged.dat"))
 

@@ -86,9 +86,9 @@ def test_comments_and_empty_lines_have_no_name() -> None:
     ids=lambda value: re.sub("[0-9a-f]{63,}", "HEX", value),  # the same in every process
 )
 def test_an_error_names_its_line_and_shows_no_hash(text: str, fault: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(fault)) as told:
+    with pytest.raises(ValueError, match=re.escape(fault)) as raised:
         parse_entries(text)
-    assert KEPT.digest.hex()[:-1] not in str(told.value)
+    assert KEPT.digest.hex()[:-1] not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["a", "A-b.c_d~e@f.org", "0", "x" * 255, "~", "_"])

@@ -133,11 +133,11 @@ def test_a_setup_open_to_impersonation_is_warned_of(
 def test_a_world_writable_socket_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     path.touch()
-    for mode, told in ((0o660, 0), (0o666, 1)):
+    for mode, warnings in ((0o660, 0), (0o666, 1)):
         path.chmod(mode)
         listening: list[tuple[str, IAddress]] = [(f"unix:{path}", UNIXAddress(bytes(path)))]
         lines = list(startup_warnings(listening, auth_enabled=False, tokens=False))
-        assert len(lines) == told
+        assert len(lines) == warnings
         assert all(str(path) in line for line in lines)
 
 

@@ -31,7 +31,7 @@ CARTS = FILES = 20
 
 
 def start(cartd: RunningCartd) -> tuple[Client, Client, Client, Client]:
-    """Two users, an admin and somebody whom nobody asks who they are."""
+    """Return clients of two users, of an admin, and one that is not authenticated."""
     cartd.program = trusting_user_header(cartd.twistd)
     cartd.start()
     return Client(cartd, "ada"), Client(cartd, "bob"), Client(cartd, "root", True), Client(cartd)
@@ -53,20 +53,20 @@ REQUESTS = [("HEAD", ""), ("GET", ""), ("GET", "?filename=a.tar"), ("DELETE", ""
 
 
 @in_a_thread
-def test_a_cart_is_not_there_for_anybody_but_its_user_and_admins(
+def test_a_cart_is_visible_only_to_its_owner_and_admins(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
     with running_cartd(tmp_path / "cartd", archive=url_of(archive), started=False) as cartd:
-        ada, bob, root, nobody = start(cartd)
+        ada, bob, root, anonymous = start(cartd)
         assert ada.post("a-ready", manifest_of(archive, "a-ready", 100)).status == 201
         lost = manifest([entry("lost", "a", b"")])
         assert ada.post("a-error", lost).status == 201
         archive.fault("slow", steps(Gate()), times=None)
         assert ada.post("a-stage", manifest([entry("slow", "a", b"")])).status == 201
-        assert nobody.post("a-none-", manifest_of(archive, "a-none-", 100)).status == 201
+        assert anonymous.post("a-none-", manifest_of(archive, "a-none-", 100)).status == 201
         ada.wait_until("a-ready", "ready")
         ada.wait_until("a-error", "error")
-        nobody.wait_until("a-none-", "ready")
+        anonymous.wait_until("a-none-", "ready")
         tag = ada.request("GET", "/a-ready?filename=a.tar").headers["etag"]
 
         for uid in ("a-ready", "a-error", "a-stage", "a-none-"):
@@ -78,7 +78,7 @@ def test_a_cart_is_not_there_for_anybody_but_its_user_and_admins(
                     assert all_of(hidden, uid) == all_of(never, "a-never")
         assert ada.request("HEAD", "/a-none-").status == 404
 
-        for sees_all in (root, nobody):
+        for sees_all in (root, anonymous):
             assert sees_all.status("a-ready") == "ready"
             assert sees_all.status("a-error") == "error"
             assert sees_all.status("a-stage") == "staging"
@@ -132,7 +132,7 @@ def test_users_share_a_uid_and_an_admin_sees_the_newest_cart(
 def test_user_limits_count_only_carts_in_progress(archive: FaultyArchive, tmp_path: Path) -> None:
     ini, url = SHARES, url_of(archive)
     with running_cartd(tmp_path / "cartd", archive=url, ini=ini, started=False) as cartd:
-        ada, bob, root, nobody = start(cartd)
+        ada, bob, root, anonymous = start(cartd)
         gate = closed_gate(archive)
         large = {uid: manifest_of(archive, uid, 100, files=3) for uid in ("a", "b", "c", "d")}
         small = manifest_of(archive, "small", 100)
@@ -144,7 +144,7 @@ def test_user_limits_count_only_carts_in_progress(archive: FaultyArchive, tmp_pa
         assert root.owners() == ["ada", "ada"]
         # The same again is no new cart, and neither others nor admins are held to ada's limits.
         assert ada.post("a", large["a"]).status == 201
-        for client, uids in {bob: "c", root: "cd", nobody: "cd"}.items():
+        for client, uids in {bob: "c", root: "cd", anonymous: "cd"}.items():
             assert [client.post(uid, large[uid]).status for uid in uids] == [201] * len(uids)
         the_reactor().callFromThread(gate.open)
         ada.wait_until("a", "ready")

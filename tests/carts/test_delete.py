@@ -185,8 +185,8 @@ def test_what_goes_wrong_after_the_last_download_is_in_the_log(bench: RemovalBen
     bench.volume.removal.remove = broken  # type: ignore[method-assign]
     with capturedLogs() as events, bench.pins.pin(cart.id):
         result_of(bench.removal.delete(cart))
-    told = [event["log_failure"].value for event in events if "log_failure" in event]
-    assert [str(error) for error in told] == ["a fault of ours"]
+    failures = [event["log_failure"].value for event in events if "log_failure" in event]
+    assert [str(error) for error in failures] == ["a fault of ours"]
 
 
 def test_a_stop_leaves_what_is_being_sent_to_the_next_start(bench: RemovalBench) -> None:

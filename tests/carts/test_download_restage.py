@@ -33,11 +33,11 @@ def test_a_stop_cancels_restaging_silently() -> None:
     downloads = Downloads(
         unused, unused, unused, Pins(), AccessTimes(), cast(Any, repair), clock, clock.seconds
     )
-    told: list[object] = []
+    results: list[object] = []
     for _ in range(2):
-        downloads.restage(CART).addCallback(told.append)
+        downloads.restage(CART).addCallback(results.append)
     with logged() as events:
         result_of(downloads.stop())
         gc.collect()
-    assert [type(one) for one in told] == [NotReady, NotReady]
+    assert [type(one) for one in results] == [NotReady, NotReady]
     assert (repair.asked, events) == (1, [])

@@ -300,18 +300,20 @@ def test_a_file_unreadable_to_the_service_is_warned_of(
     ) as site:
         site.volume.mkdir()
         os.chown(site.volume, 65534, 65534)
-        told = f"nobody, the owner of the volume, cannot read {tokens}: {tokens} is root:root"
+        warning = f"nobody, the owner of the volume, cannot read {tokens}: {tokens} is root:root"
         added = site.run("cartd-cmd", "token", "add", "alice")
-        assert told in added.stderr
+        assert warning in added.stderr
         group = grp.getgrgid(pwd.getpwuid(65534).pw_gid).gr_name
         assert f"chgrp {group} {tokens} && chmod 0640 {tokens}\n" in added.stderr
         assert re.fullmatch(r"\S+\n", added.stdout)
         os.chown(tokens, 0, 65534)
         tokens.chmod(0o640)
-        assert told not in site.run("cartd-cmd", "token", "add", "bob").stderr
-        assert told not in site.run("cartd-cmd", "token", "revoke", "alice").stderr
+        assert warning not in site.run("cartd-cmd", "token", "add", "bob").stderr
+        assert warning not in site.run("cartd-cmd", "token", "revoke", "alice").stderr
         tokens.chmod(0o600)
-        assert told.removesuffix("root") in site.run("cartd-cmd", "token", "revoke", "bob").stderr
+        assert (
+            warning.removesuffix("root") in site.run("cartd-cmd", "token", "revoke", "bob").stderr
+        )
 
 
 def test_tokens_are_added_and_revoked_without_locks(

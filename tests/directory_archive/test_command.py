@@ -73,11 +73,11 @@ def test_every_command_of_its_page_works_as_documented(tmp_path: Path) -> None:
         said = [shell(command.replace("curl", "curl -sS", 1), tmp_path) for command in here]
     assert said[0] == '{"message": "File added to archive", "total_bytes": 12}'
     documented = re.findall(r"^[A-Z][\w-]+: .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    told = dict(line.split(": ", 1) for line in said[1].splitlines()[1:] if line)
+    headers = dict(line.split(": ", 1) for line in said[1].splitlines()[1:] if line)
     for line in documented:
         name, value = line.split(": ", 1)
         # The tag covers the time of the last change, too.
-        assert name in told if name in ("X-Pacifica-Ctime", "ETag") else told[name] == value
+        assert name in headers if name in ("X-Pacifica-Ctime", "ETag") else headers[name] == value
     assert said[2:5] == ["Hello there\n", "Hello", "Hello"]
     assert said[5] == '{"message": "File was staged", "file": "texts/hello"}'
     assert said[6:] == [

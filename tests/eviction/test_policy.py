@@ -99,7 +99,7 @@ def test_a_cart_is_evictable_when_its_buffer_time_ends() -> None:
         pytest.param(60, 100, 30, 500, 555, 20, 10, id="the disk is tighter"),
         pytest.param(0, 10, 0, 0, None, 20, 10, id="the reserve is broken already"),
         pytest.param(0, 100, 0, 70, 50, 0, 20, id="the quota is broken already"),
-        pytest.param(5, 100, 0, 0, 50, 20, -45, id="there is room left"),
+        pytest.param(5, 100, 0, 0, 50, 20, -45, id="there is space left"),
         pytest.param(1, 100, 0, 0, 0, 0, 1, id="a quota of nothing"),
     ],
 )

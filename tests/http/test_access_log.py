@@ -70,9 +70,9 @@ def test_complete_response_is_logged(site: CartSite) -> None:
 
 
 def test_response_without_body_is_logged(site: CartSite) -> None:
-    site.cartd.request("HEAD", "/small?told")
-    wait_for(lambda: lines(site, "/small?told"))
-    [line] = lines(site, "/small?told")
+    site.cartd.request("HEAD", "/small?logged")
+    wait_for(lambda: lines(site, "/small?logged"))
+    [line] = lines(site, "/small?logged")
     assert (line["status"], line["sent"], line["length"]) == ("204", "-", "-")
 
 

@@ -19,11 +19,11 @@ from tests.support.volume_parts import begin, failure_of
 
 
 class LeftBehind(MemoryStore):
-    """``noted``: dirty rows of dead processes."""
+    """``dirty``: dirty rows of dead processes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: DirtyRows = {}
+        self.dirty: DirtyRows = {}
         self.done: list[tuple[str, int, list[int]]] = []
 
     async def abandoned_dirty_rows(
@@ -31,10 +31,10 @@ class LeftBehind(MemoryStore):
     ) -> DirtyRows:
         self._check_call()
         assert (holder, set(dead)) == ("me", {"you"})
-        return self.noted
+        return self.dirty
 
     async def dirty_rows_of_others(self, cart_id: int, holder: str) -> DirtyRows:
-        return {cart_id: self.noted[cart_id]} if cart_id in self.noted else {}
+        return {cart_id: self.dirty[cart_id]} if cart_id in self.dirty else {}
 
     async def revalidate(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
         self._check_call()
@@ -106,7 +106,7 @@ def test_a_cancelled_waiter_is_forgotten(bench: Recovered) -> None:
 
 def test_carts_are_revalidated_one_after_the_other(bench: Recovered) -> None:
     first, second = bench.put_whole(), bench.put_whole()
-    bench.left.noted = {first.id: [1, 2, 3], second.id: [99]}
+    bench.left.dirty = {first.id: [1, 2, 3], second.id: [99]}
     assert bench.recover() == [None]
     assert bench.left.done == [("doubted", first.id, [1, 2, 3]), ("doubted", second.id, [99])]
 
@@ -118,7 +118,7 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
         tar = bench.volume.paths.tar(cart)
         tar.parent.mkdir()
         tar.write_bytes(b"whole")
-    bench.left.noted = {cart.id: [1, 2]}
+    bench.left.dirty = {cart.id: [1, 2]}
     assert bench.recover() == [None]
     assert bench.left.done == [("synced", 0, [1, 2]) if there else ("doubted", cart.id, [1, 2])]
 
@@ -126,6 +126,6 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
 def test_take_over_returns_the_current_cart(bench: Recovered) -> None:
     cart = bench.put_whole()
     assert begin(bench.made.take_over(cart, "me")) == [cart]
-    bench.left.noted = {cart.id: [1]}
+    bench.left.dirty = {cart.id: [1]}
     [taken] = begin(bench.made.take_over(cart, "me"))
     assert taken == bench.left.cart_rows[cart.id] != cart

@@ -57,32 +57,32 @@ def opened(volume: Path) -> str | None:
     return found.page_cache
 
 
-class NotedRows(Durability):
-    """Dirty rows: ids and their carts.  Fails ``away`` times."""
+class DirtyRowStore(Durability):
+    """Dirty rows: ids and their carts.  Fails ``failing`` times."""
 
     def __init__(self) -> None:
         self.rows: dict[int, int] = {}
         self.known: str | None = None
         """The recorded id of the page cache."""
-        self.away = 0
+        self.failing = 0
         self.asked = 0
 
-    def note(self, *rows: int, cart_id: int = 1) -> None:
+    def mark_dirty(self, *rows: int, cart_id: int = 1) -> None:
         self.rows |= dict.fromkeys(rows, cart_id)
 
     def _asked(self) -> None:
         self.asked += 1
-        if self.away:
-            self.away -= 1
-            raise Unavailable("The database is away")
+        if self.failing:
+            self.failing -= 1
+            raise Unavailable("The database is unavailable")
 
     async def dirty_rows(self, holder: str) -> DirtyRows:
         self._asked()
         assert holder == ME
-        noted: DirtyRows = {}
+        dirty: DirtyRows = {}
         for row, cart_id in self.rows.items():
-            noted.setdefault(cart_id, []).append(row)
-        return noted
+            dirty.setdefault(cart_id, []).append(row)
+        return dirty
 
     async def record_synced(
         self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
@@ -121,17 +121,16 @@ class Disk(FileSystem):
 
 
 class Bench:
-    """Syncing on a disk that writes on demand; ``doubted``: rows given to ``revalidate``."""
+    """Syncing on a disk that writes on demand; ``revalidated``: rows given to ``revalidate``."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.store = NotedRows()
+        self.store = DirtyRowStore()
         self.disk = Disk()
         self.threads = HeldThreads()
-        self.doubted: list[DirtyRows] = []
+        self.revalidated: list[DirtyRows] = []
         self.revalidation_fails = 0
-        self.away = False
-        """Whether the volume is unavailable."""
+        self.volume_unavailable = False
         self.syncing = Syncing(
             self.store,
             ME,
@@ -143,15 +142,15 @@ class Bench:
         )
 
     async def _check_volume(self) -> None:
-        if self.away:
+        if self.volume_unavailable:
             raise VolumeUnavailable("it has lost its mark")
 
-    async def _revalidate(self, noted: Mapping[int, Sequence[int]]) -> None:
+    async def _revalidate(self, dirty: Mapping[int, Sequence[int]]) -> None:
         if self.revalidation_fails:
             self.revalidation_fails -= 1
-            raise Unavailable("The database is away")
-        self.doubted.append({cart_id: list(rows) for cart_id, rows in noted.items()})
-        for rows in noted.values():
+            raise Unavailable("The database is unavailable")
+        self.revalidated.append({cart_id: list(rows) for cart_id, rows in dirty.items()})
+        for rows in dirty.values():
             for row in rows:
                 del self.store.rows[row]
 
@@ -163,7 +162,7 @@ class Bench:
         """Advance the clock with rows to sync at all times; return the times of the syncs."""
         begun, times = self.clock.seconds(), []
         while self.clock.seconds() - begun < seconds:
-            self.store.note(99)
+            self.store.mark_dirty(99)
             self.clock.advance(1)
             if self.threads.held:
                 times.append(self.clock.seconds() - begun)
@@ -180,9 +179,9 @@ def bench() -> Bench:
 
 def test_dirty_rows_from_before_a_sync_are_clean_after_it(bench: Bench) -> None:
     assert bench.disk.is_open
-    bench.store.note(1, 2)
+    bench.store.mark_dirty(1, 2)
     bench.clock.advance(SYNC_INTERVAL)
-    bench.store.note(3)
+    bench.store.mark_dirty(3)
     assert set(bench.store.rows) == {1, 2, 3}
     bench.write()
     assert set(bench.store.rows) == {3}
@@ -197,12 +196,12 @@ def test_the_page_cache_is_recorded_unless_a_sync_may_fail() -> None:
     bench.disk.page_cache = "this boot"
     bench.syncing.start()
     assert bench.store.known == "this boot"
-    bench.store.note(1)
+    bench.store.mark_dirty(1)
     bench.clock.advance(SYNC_INTERVAL)
     assert bench.store.known is None
     bench.write()
     assert bench.store.known == "this boot"
-    bench.store.note(2)
+    bench.store.mark_dirty(2)
     bench.disk.fails = 1
     bench.clock.advance(SYNC_INTERVAL)
     with logged():
@@ -215,18 +214,18 @@ def test_the_page_cache_is_recorded_unless_a_sync_may_fail() -> None:
 
 
 def test_an_unknown_page_cache_is_not_recorded(bench: Bench) -> None:
-    bench.store.note(1)
+    bench.store.mark_dirty(1)
     bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.known is None
 
 
 def test_an_unavailable_volume_is_not_synced(bench: Bench) -> None:
-    bench.store.note(1)
-    bench.away = True
+    bench.store.mark_dirty(1)
+    bench.volume_unavailable = True
     bench.clock.pump([SYNC_INTERVAL] * 3)
     assert bench.threads.made == 0
-    bench.away = False
+    bench.volume_unavailable = False
     bench.clock.advance(SYNC_INTERVAL)
     bench.write()
     assert bench.store.rows == {}
@@ -241,7 +240,7 @@ def test_without_anything_to_sync_the_disk_is_left_alone(bench: Bench) -> None:
 def test_syncs_do_not_overlap_and_a_slow_disk_pauses_as_long(
     bench: Bench,
 ) -> None:
-    bench.store.note(1)
+    bench.store.mark_dirty(1)
     bench.clock.pump([SYNC_INTERVAL] * 8)
     assert bench.threads.made == 1
     bench.write()
@@ -252,20 +251,20 @@ def test_syncs_do_not_overlap_and_a_slow_disk_pauses_as_long(
 
 def test_a_failed_sync_leads_to_revalidation(bench: Bench) -> None:
     bench.disk.fails = 1
-    bench.store.note(1, 2)
-    bench.store.note(3, cart_id=7)
+    bench.store.mark_dirty(1, 2)
+    bench.store.mark_dirty(3, cart_id=7)
     bench.clock.advance(SYNC_INTERVAL)
-    bench.store.note(4)  # it may have been a part of what failed
+    bench.store.mark_dirty(4)  # it may have been a part of what failed
     with logged() as events:
         bench.write()
-    assert bench.doubted == [{1: [1, 2, 4], 7: [3]}]
+    assert bench.revalidated == [{1: [1, 2, 4], 7: [3]}]
     assert bench.store.rows == {}
     assert [event["log_level"].name for event in events] == ["error"]
-    bench.store.note(5)
+    bench.store.mark_dirty(5)
     bench.clock.pump([SYNC_INTERVAL] * 3)
     bench.write()
     assert bench.store.rows == {}
-    assert len(bench.doubted) == 1
+    assert len(bench.revalidated) == 1
 
 
 def test_revalidation_is_retried_before_the_next_sync(
@@ -273,13 +272,13 @@ def test_revalidation_is_retried_before_the_next_sync(
 ) -> None:
     bench.disk.fails = 1
     bench.revalidation_fails = 1
-    bench.store.note(1)
+    bench.store.mark_dirty(1)
     bench.clock.advance(SYNC_INTERVAL)
     with logged():
         bench.write()
     assert set(bench.store.rows) == {1}
     bench.clock.pump([SYNC_INTERVAL] * 3)
-    assert bench.doubted == [{1: [1]}]
+    assert bench.revalidated == [{1: [1]}]
     assert bench.threads.made == 1
 
 
@@ -300,9 +299,9 @@ def test_failing_syncs_back_off_and_are_logged_once(
 
 
 def test_an_unavailable_store_is_updated_at_the_next_sync(bench: Bench) -> None:
-    bench.store.note(1)
+    bench.store.mark_dirty(1)
     bench.clock.advance(SYNC_INTERVAL)
-    bench.store.away = 1
+    bench.store.failing = 1
     with logged():
         bench.write()
     assert set(bench.store.rows) == {1}
@@ -313,7 +312,7 @@ def test_an_unavailable_store_is_updated_at_the_next_sync(bench: Bench) -> None:
 
 class TestStop:
     def test_stop_syncs_dirty_rows(self, bench: Bench) -> None:
-        bench.store.note(1)
+        bench.store.mark_dirty(1)
         stopped = begin(bench.syncing.stop())
         assert stopped == []
         bench.write()
@@ -323,9 +322,9 @@ class TestStop:
         assert not bench.clock.getDelayedCalls()
 
     def test_stop_waits_for_the_running_sync_then_syncs_again(self, bench: Bench) -> None:
-        bench.store.note(1)
+        bench.store.mark_dirty(1)
         bench.clock.advance(SYNC_INTERVAL)
-        bench.store.note(2)
+        bench.store.mark_dirty(2)
         stopped = begin(bench.syncing.stop())
         assert bench.threads.made == 1
         bench.threads.run_one()
@@ -336,13 +335,13 @@ class TestStop:
 
     def test_stop_does_not_mask_a_failed_running_sync(self, bench: Bench) -> None:
         bench.disk.fails = 1
-        bench.store.note(1)
+        bench.store.mark_dirty(1)
         bench.clock.advance(SYNC_INTERVAL)
         stopped = begin(bench.syncing.stop())
         with logged():
             bench.write()
         assert stopped == [None]
-        assert bench.doubted == [{1: [1]}]
+        assert bench.revalidated == [{1: [1]}]
 
     def test_it_does_not_touch_a_disk_that_has_everything(self, bench: Bench) -> None:
         assert begin(bench.syncing.stop()) == [None]
@@ -350,7 +349,7 @@ class TestStop:
 
     @pytest.mark.parametrize("under_way", [False, True])
     def test_a_disk_that_hangs_does_not_keep_it(self, bench: Bench, under_way: bool) -> None:
-        bench.store.note(1)
+        bench.store.mark_dirty(1)
         if under_way:
             bench.clock.advance(SYNC_INTERVAL)
         with logged() as events:
@@ -364,8 +363,8 @@ class TestStop:
         assert not bench.clock.getDelayedCalls()
 
     def test_stop_ends_although_the_store_is_unavailable(self, bench: Bench) -> None:
-        bench.store.note(1)
-        bench.store.away = 10**9
+        bench.store.mark_dirty(1)
+        bench.store.failing = 10**9
         with logged() as events:
             assert begin(bench.syncing.stop()) == [None]
         assert [event["log_level"].name for event in events] == ["warn"]
@@ -427,9 +426,9 @@ class TestTheFileSystem:
             file_system.sync()
 
 
-class TestApart:
+class TestDedicatedThread:
     @in_the_loop
-    async def test_it_gives_what_the_work_gives(self) -> None:
+    async def test_it_returns_the_result_of_the_work(self) -> None:
         assert await DedicatedThread(the_reactor()).run(max, 3, 4) == 4
         with pytest.raises(ZeroDivisionError):
             await DedicatedThread(the_reactor()).run(divmod, 1, 0)
@@ -443,9 +442,9 @@ class TestApart:
             threads.put(threading.current_thread())
             hanging.wait()
 
-        apart = DedicatedThread(the_reactor())
-        held = apart.run(hang)
-        thread = await apart.run(threads.get)
+        thread_runner = DedicatedThread(the_reactor())
+        held = thread_runner.run(hang)
+        thread = await thread_runner.run(threads.get)
         assert thread.daemon
         held.cancel()
         with pytest.raises(CancelledError):

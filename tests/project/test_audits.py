@@ -1,4 +1,4 @@
-"""What ``make check`` asks of pip-audit and bandit: what is found fails, what is away is told."""
+"""``make check`` runs pip-audit and bandit: findings fail, an unreachable service warns."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def service() -> Iterator[str]:
 
 
 def audit(directory: Path, service: str, *options: str, pinned: str) -> tuple[int, str]:
-    """The exit status, and the one line that is told."""
+    """Return the exit status and the one line of output."""
     requirements = directory / "requirements.txt"
     requirements.write_text(pinned)
     done = subprocess.run(
@@ -91,20 +91,20 @@ def test_what_is_not_known_to_be_vulnerable_passes(tmp_path: Path, service: str)
 def test_an_unreachable_service_fails_the_audit_not_the_check(
     tmp_path: Path, options: list[str], status: int
 ) -> None:
-    away = f"http://127.0.0.1:{free_port()}/"
-    ended, line = audit(tmp_path, away, *options, pinned="sound==2.0\n")
+    unreachable = f"http://127.0.0.1:{free_port()}/"
+    ended, line = audit(tmp_path, unreachable, *options, pinned="sound==2.0\n")
     assert ended == status
     assert line.startswith("audit: NOT AUDITED: nothing could be asked: ")
 
 
-def test_what_pip_audit_cannot_read_is_no_service_that_is_away(tmp_path: Path) -> None:
+def test_unreadable_requirements_fail_the_check(tmp_path: Path) -> None:
     status, line = audit(tmp_path, "http://127.0.0.1/", "--or-warn", pinned="== no package\n")
     assert status == 1
     assert line.startswith("audit: pip-audit failed: ")
 
 
 def bandit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As the Makefile has it, but for what is looked at."""
+    """Run bandit with the options of the Makefile on other files."""
     [command] = [
         line.split()[1:]
         for line in (ROOT / "Makefile").read_text().splitlines()

@@ -79,15 +79,17 @@ def test_the_unit_permits_the_documented_writes(
 
 def test_the_unit_allows_enough_time_for_a_stop(unit: dict[str, list[str]]) -> None:
     grace = load(options={}, environ={}, ini="", ini_name="config.ini").shutdown_grace
-    told = re.search(r"Allow the service (\d+) seconds", (ROOT / "docs/reliability.md").read_text())
-    assert told
-    assert int(unit["TimeoutStopSec"][0]) >= int(told[1]) > grace
+    documented = re.search(
+        r"Allow the service (\d+) seconds", (ROOT / "docs/reliability.md").read_text()
+    )
+    assert documented
+    assert int(unit["TimeoutStopSec"][0]) >= int(documented[1]) > grace
 
 
-def test_the_unit_takes_nothing_away_that_the_service_needs(unit: dict[str, list[str]]) -> None:
+def test_the_sandbox_allows_what_the_service_needs(unit: dict[str, list[str]]) -> None:
     # OpenSSL calls back through memory that cffi makes executable.
     assert unit["MemoryDenyWriteExecute"] in ([], ["no"])
-    # /proc/sys/kernel/random/boot_id names who holds a cart.
+    # /proc/sys/kernel/random/boot_id identifies the holder of a lease.
     assert unit["ProcSubset"] in ([], ["all"])
     assert {"AF_INET", "AF_INET6", "AF_UNIX"} == set(unit["RestrictAddressFamilies"][0].split())
     # Long manifests are written to a disk, in a private directory.

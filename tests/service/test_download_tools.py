@@ -225,7 +225,7 @@ def test_aria2_fetches_parts_at_once_to_the_same_bytes(
 ) -> None:
     # Slowed down, as otherwise the first connection may have all before the others ask.
     split = ("-x4", "-s4", "-k1M", "--max-overall-download-limit=8M", "--file-allocation=none")
-    told = ("--no-conf", "--log=asked", "--log-level=info")
-    run("aria2c", "-q", *split, *told, "-o", "parts.tar", f"{cartd.url}/{PLACE}", cwd=tmp_path)
+    logging = ("--no-conf", "--log=asked", "--log-level=info")
+    run("aria2c", "-q", *split, *logging, "-o", "parts.tar", f"{cartd.url}/{PLACE}", cwd=tmp_path)
     assert (tmp_path / "parts.tar").read_bytes() == whole
     assert (tmp_path / "asked").read_text().count("Range: bytes=") >= 3

@@ -36,8 +36,8 @@ def test_every_other_event_is_as_twisted_writes_it() -> None:
 @pytest.mark.parametrize("own", [False, True])
 def test_a_logger_given_to_twistd_is_kept(own: bool) -> None:
     options = ServerOptions()
-    told = ["--logger=twisted.logger.textFileLogObserver"] if own else []
-    options.parseOptions([*told, "-n", "cartd"])
+    arguments = ["--logger=twisted.logger.textFileLogObserver"] if own else []
+    options.parseOptions([*arguments, "-n", "cartd"])
     assert (options["logger"] is runtime.log_observer) is not own
 
 

@@ -142,7 +142,7 @@ def test_the_downloader_reports_an_error_for_a_missing_file(
 ) -> None:
     with pytest.raises(AssertionError):
         download(way, cartd, [*FILES[:2], GONE], tmp_path)
-    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert len(told) == 1
-    assert told[0].startswith("Failed to stage run/gone.dat (archive id 404): ")
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(messages) == 1
+    assert messages[0].startswith("Failed to stage run/gone.dat (archive id 404): ")
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ async def test_leftovers_in_the_directory_of_a_new_cart_are_removed(tmp_path: Pa
     async with cartd_with_archive(tmp_path) as (cartd, archive):
         archive.put("1", b"one")
         archive.put("2", b"two")
-        in_the_way = cartd.volume / "1" / "mine" / "a" / "one" / "somebody's"
+        in_the_way = cartd.volume / "1" / "mine" / "a" / "one" / "leftover"
         in_the_way.mkdir(parents=True)
         entries = [entry("1", "a/one", b"one"), entry("2", "b/two", b"two")]
         await deferToThread(cartd.post, "mine", manifest(entries))

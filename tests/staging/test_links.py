@@ -88,11 +88,11 @@ def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr("cartd.staging.pipeline.PAGE", 2)
     ready(bench, uid="first")
     pages: list[range] = []
-    twins = bench.store.dedup.duplicates
+    duplicates = bench.store.dedup.duplicates
 
     async def note(cart_id: int, positions: range) -> Any:
         pages.append(positions)
-        return await twins(cart_id, positions)
+        return await duplicates(cart_id, positions)
 
     bench.store.dedup.duplicates = note  # type: ignore[method-assign]
     ready(bench, uid="again")
@@ -172,7 +172,7 @@ def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     mine.parent.mkdir(parents=True)
     mine.hardlink_to(bench.volume.paths.member(first, "dir/1"))
     for one in (first, third):
-        bench.store.rows[one.id].clear()  # no twin any more, but the file is there
+        bench.store.rows[one.id].clear()  # no duplicate any more, but the file is there
     assert run(bench, cart, resumed=True) == [None]
     assert bench.archive.times("GET", "1") == 1
     assert names_of(bench, cart) == {"1": 3}
@@ -194,13 +194,13 @@ def test_a_cart_without_space_for_the_rest_keeps_its_links(bench: Bench) -> None
 def test_a_duplicate_lost_before_recording_is_replaced(
     bench: Bench,
 ) -> None:
-    ready(bench, uid="heir")
+    ready(bench, uid="older")
     first = ready(bench, uid="first")  # the newest is the one that is found
     share = bench.volume.links.link_duplicates
 
     async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
         shared = await share(cart, duplicates)
-        assert {twin.staged_cart for twin in duplicates} == {first.id}
+        assert {one.staged_cart for one in duplicates} == {first.id}
         bench.volume.links.link_duplicates = share  # type: ignore[method-assign]
         await bench.store.removals.mark_deleted(first.id, 0)
         return shared

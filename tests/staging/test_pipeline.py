@@ -53,7 +53,7 @@ def content(bench: Bench) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
-class TestPatience:
+class TestRetries:
     @pytest.mark.parametrize("method", ["HEAD", "GET"])
     def test_the_waits_between_tries_double(self, bench: Bench, method: str) -> None:
         bench.tries = 5
@@ -92,19 +92,19 @@ class TestPatience:
         assert ended == [None]
         assert content(bench) == FILES
 
-    @pytest.mark.parametrize(("answers", "places"), [([b"owt", b"owt"], 4), ([b"owt", b"wto"], 1)])
+    @pytest.mark.parametrize(("contents", "slots"), [([b"owt", b"owt"], 4), ([b"owt", b"wto"], 1)])
     def test_only_varying_corruption_lowers_the_concurrency(
-        self, tmp_path: Path, answers: list[bytes], places: int
+        self, tmp_path: Path, contents: list[bytes], slots: int
     ) -> None:
         bench = Bench(tmp_path / "volume", dict.fromkeys(["1", "2"], b"two"))
         cart = bench.put()
-        bench.archive.files = dict.fromkeys(["1", "2"], answers[0])
+        bench.archive.files = dict.fromkeys(["1", "2"], contents[0])
         staging = StagingPipeline(bench.context(), claimed(bench, cart), "me", resumed=False)
         running = Deferred.fromCoroutine(staging.run())
         assert bench.slots() == 1
-        bench.archive.files = dict.fromkeys(["1", "2"], answers[1])
+        bench.archive.files = dict.fromkeys(["1", "2"], contents[1])
         bench.clock.advance(0.5)
-        assert bench.slots() == places
+        assert bench.slots() == slots
         outcome(running)
         running.cancel()
 
@@ -154,9 +154,9 @@ class TestFailedFiles:
             f" {sha1(b'X').hexdigest()} where {sha1(b'5').hexdigest()} was declared;"
             " 3 other files failed too"
         )
-        told = errors(bench, cart.id)
-        assert told.pop("5").startswith("its sha1 is")
-        assert told == {"10": "500", "20": "404", "30": "403"}
+        failed = errors(bench, cart.id)
+        assert failed.pop("5").startswith("its sha1 is")
+        assert failed == {"10": "500", "20": "404", "30": "403"}
         assert len(bench.store.staged(cart.id)) == 35
         assert not bench.clock.getDelayedCalls()
 
@@ -216,7 +216,7 @@ class TestFailedFiles:
         assert len(bench.store.staged(cart.id)) == 1280
 
 
-class TestRoom:
+class TestReservation:
     def test_space_is_reserved_before_a_byte_is_fetched(self, bench: Bench) -> None:
         async def refuse(cart: Cart, holder: str, **sizes: int) -> None:
             assert sizes == {"bytes_total": 303, "volume_bytes": 303}
@@ -306,11 +306,11 @@ class TestTapes:
         bench.archive.seconds = bench.clock.seconds
         cart = bench.put()
         _, ended = run(bench, cart)
-        told = bench.times_until(lambda: bench.store.cart_rows[cart.id].message, seconds=300)
+        changes = bench.times_until(lambda: bench.store.cart_rows[cart.id].message, seconds=300)
         assert bench.store.cart_rows[cart.id].message == ""
         assert ended == [None]
-        assert len(told) <= 5
-        assert told == sorted(told)
+        assert len(changes) <= 5
+        assert changes == sorted(changes)
 
         del bench.archive.comes_at["7"]
         bench.archive.on_tape = {"7", "8"}

@@ -366,7 +366,7 @@ class TestStandingStill:
         if what == "tape":
             bench.archive.on_tape = {"1"}
         elif what == "archive":
-            bench.archive.away = outage()
+            bench.archive.failure = outage()
         elif what == "pause":
             bench.archive.fails["HEAD", "1"] = [passing(retry_after=1e6)] * 2
         else:
@@ -402,7 +402,7 @@ class TestStandingStill:
             bench.clock.pump([60.0] * 60)
         assert bench.archive.times("HEAD", "4") == 0
         result_of(bench.stager.stop())
-        bench.clock.advance(1)  # for what opens places, and finds nobody in line any more
+        bench.clock.advance(1)  # for timers that find no waiter any more
         assert not any("no progress for" in str(event.get("log_format")) for event in events)
 
 
@@ -416,7 +416,7 @@ class TestWaitingForLong:
         bench.tape_poll_rate = 1_000_000  # however long a step of the clock is
         bench.divisors = {"": carts}
         if what == "archive":
-            bench.archive.away = outage()
+            bench.archive.failure = outage()
         else:
             bench.archive.on_tape = set(bench.archive.files)
         for name in bench.archive.files:

@@ -21,12 +21,12 @@ async def test_all_carts_of_a_holder_wait_until_it_ends_waiting(store: Store) ->
     free = await posted(store, "c")
     other = await posted(store, "d")
     assert await store.leases.claim(other.id, "you", now=10, until=100)
-    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     for cart in held:
         waiting = await found(store, cart)
-        assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is away")
+        assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is unavailable")
         assert waiting.message == (
-            "Waiting for the archive since 2026-11-24 10:00:00 UTC: it is away"
+            "Waiting for the archive since 2026-11-24 10:00:00 UTC: it is unavailable"
         )
         assert await store.carts.newest(cart.uid) == waiting
     for cart in (free, other):
@@ -39,7 +39,7 @@ async def test_all_carts_of_a_holder_wait_until_it_ends_waiting(store: Store) ->
 @pytest_twisted.ensureDeferred
 async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Store) -> None:
     cart = await claimed(store)
-    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     await store.leases.begin_waiting("me", SINCE + 60, "it is slow")
     waiting = await found(store, cart)
     assert (waiting.waits_since, waiting.waits_for) == (SINCE, "it is slow")
@@ -48,7 +48,7 @@ async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Stor
 @pytest_twisted.ensureDeferred
 async def test_a_claimed_cart_says_since_when_it_waits(store: Store) -> None:
     cart = await claimed(store)
-    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     await store.leases.release_all("me")
     taken = await store.leases.claim(cart.id, "you", now=20, until=100)
     assert taken is not None
@@ -71,7 +71,7 @@ async def test_a_tape_wait_records_its_start_and_number_of_files(
         "Waiting for tape since 2026-11-24 10:00:00 UTC: 1 file"
     )
     await store.leases.record_tape(cart.id, "you", 7, now=SINCE + 90)
-    await store.leases.begin_waiting("me", SINCE + 100, "it is away")
+    await store.leases.begin_waiting("me", SINCE + 100, "it is unavailable")
     assert "the archive since 2026-11-24 10:01:40 UTC" in (await found(store, cart)).message
     await store.leases.end_waiting("me")
     assert (await found(store, cart)).tape_files == 1
@@ -83,7 +83,7 @@ async def test_a_tape_wait_records_its_start_and_number_of_files(
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> None:
     cart = await claimed(store, files=0)
-    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     await store.leases.record_tape(cart.id, "me", 2, now=SINCE)
     if end == "ready":
         await store.progress.record_ready(cart.id, "me", volume_bytes=0, now=20)
@@ -99,7 +99,7 @@ async def test_a_cart_that_has_ended_waits_no_more(store: Store, end: str) -> No
 @pytest_twisted.ensureDeferred
 async def test_a_cart_that_is_being_bundled_does_not_wait(store: Store) -> None:
     cart = await with_status(store, "u", CartStatus.BUNDLING)
-    await store.leases.begin_waiting("me", SINCE, "it is away")
+    await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     assert (await found(store, cart)).waits_since is None
 
 

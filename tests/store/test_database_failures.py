@@ -92,7 +92,7 @@ class TestAtTheStart:
         foreign.chmod(0o600)
         ours, theirs = get_context("fork").Pipe()
         asking = get_context("fork").Process(
-            target=_asked_by_nobody, args=(sqlite_url(path), tmp_path, theirs)
+            target=_connect_as_nobody, args=(sqlite_url(path), tmp_path, theirs)
         )
         asking.start()
         answer = ours.recv()
@@ -103,7 +103,7 @@ class TestAtTheStart:
         )
 
 
-def _asked_by_nobody(url: str, directory: Path, answer: Connection) -> None:
+def _connect_as_nobody(url: str, directory: Path, answer: Connection) -> None:
     for parent in directory.parents:
         if parent != Path("/tmp") and parent != Path("/"):
             parent.chmod(0o755)
@@ -113,8 +113,8 @@ def _asked_by_nobody(url: str, directory: Path, answer: Connection) -> None:
         wait_for_database(url, 10, 20, unexpected, unexpected)
         with_file = schema_state(url)
         answer.send(with_file)
-    except DatabaseUnavailable as away:
-        answer.send((away.transient, away.reason))
+    except DatabaseUnavailable as error:
+        answer.send((error.transient, error.reason))
 
 
 class TestWhileItRuns:

@@ -252,7 +252,7 @@ class TestDeleting:
 
         async def cut(cart_id: int, first: int) -> bool:
             if len(batches) == cut_after:
-                raise Unavailable("The database is away")
+                raise Unavailable("The database is unavailable")
             batches.append(first)
             return await done(cart_id, first)
 
@@ -310,7 +310,7 @@ class TestDeleting:
         assert await store.carts.deleted_among([]) == set()
 
 
-class TestUses:
+class TestAccessTimes:
     @pytest_twisted.ensureDeferred
     async def test_a_use_moves_forward_only(self, store: Store) -> None:
         first, second = await posted(store, "a"), await posted(store, "b")

@@ -55,8 +55,8 @@ class Sharing:
         """Deleted, but still on the disk."""
 
     async def step(self) -> None:
-        steps = {self.post: 2, self.link: 5, self.fetch: 4, self.finish: 8, self.lose: 8}
-        steps |= {self.remove: 3, self.doubt: 3}
+        steps = {self.post: 2, self.link: 5, self.fetch: 4, self.finish: 8, self.restage: 8}
+        steps |= {self.remove: 3, self.revalidate: 3}
         if len(self.trees) > MOST:
             steps = {self.delete: 1}
         [step] = self.random.choices([*steps, self.delete], [*steps.values(), 1])
@@ -77,24 +77,24 @@ class Sharing:
         self.trees.append(Tree(cart, names, known))
 
     async def link(self) -> None:
-        """Link some of the twins; between that and recording it, something else may happen."""
+        """Link some duplicates; another event may come between that and recording it."""
         if tree := self._one(finished=False):
-            twins = await self.store.dedup.duplicates(tree.cart.id, range(len(tree.names)))
-            assert {twin.position for twin in twins} == self._with_twins(tree)
-            twins = [twin for twin in twins if self.random.random() < 0.8]
+            duplicates = await self.store.dedup.duplicates(tree.cart.id, range(len(tree.names)))
+            assert {one.position for one in duplicates} == self._with_duplicates(tree)
+            duplicates = [one for one in duplicates if self.random.random() < 0.8]
             trees = {one.cart.id: one for one in self.trees}
-            linked = [trees[twin.staged_cart] for twin in twins]
-            at = [int(twin.staged_path.split("/")[0]) for twin in twins]
+            linked = [trees[duplicate.staged_cart] for duplicate in duplicates]
+            at = [int(duplicate.staged_path.split("/")[0]) for duplicate in duplicates]
             inodes = [one.files[position] for one, position in zip(linked, at, strict=True)]
             before = [dict(one.files) for one in linked]
             if self.random.random() < 0.3:
-                await self.random.choice([self.lose, self.delete])(tree)
-            gone = await self.store.dedup.record_linked(tree.cart.id, "me", twins)
-            for twin, one, inode, had in zip(twins, linked, inodes, before, strict=True):
+                await self.random.choice([self.restage, self.delete])(tree)
+            gone = await self.store.dedup.record_linked(tree.cart.id, "me", duplicates)
+            for duplicate, one, inode, had in zip(duplicates, linked, inodes, before, strict=True):
                 still = one in self.trees and had.keys() <= one.files.keys()
-                assert (twin.position in gone) is not still
+                assert (duplicate.position in gone) is not still
                 if still:
-                    tree.files[twin.position] = inode
+                    tree.files[duplicate.position] = inode
 
     async def fetch(self) -> None:
         if tree := self._one(finished=False):
@@ -131,7 +131,7 @@ class Sharing:
                 )
             tree.finished = True
 
-    async def lose(self, but: Tree | None = None) -> None:
+    async def restage(self, but: Tree | None = None) -> None:
         """Some files of a finished cart are found damaged: it is staged again."""
         if (tree := self._one(finished=True)) and tree is not but:
             lost = [n for n in range(len(tree.names)) if tree.tar or self.random.random() < 0.5]
@@ -141,12 +141,12 @@ class Sharing:
                 tree.files.pop(position, None)
             tree.finished, tree.tar = False, 0
 
-    async def doubt(self) -> None:
-        """Nobody knows whether the disk has what was staged last: some of it is doubted, or all."""
-        if not (noted := await self.store.durability.dirty_rows("me")):
+    async def revalidate(self) -> None:
+        """The dirty rows of a cart may not be on the disk: some or all of them are revalidated."""
+        if not (dirty := await self.store.durability.dirty_rows("me")):
             return
-        cart_id = self.random.choice(list(noted))
-        rows = [row for row in noted[cart_id] if self.random.random() < 0.8]
+        cart_id = self.random.choice(list(dirty))
+        rows = [row for row in dirty[cart_id] if self.random.random() < 0.8]
         await self.store.durability.revalidate(cart_id, rows, now=13)
         [tree] = [tree for tree in self.trees if tree.cart.id == cart_id]
         files = await self.store.carts.files(cart_id)
@@ -196,7 +196,7 @@ class Sharing:
         wanted = [tree for tree in self.trees if finished in (None, tree.finished)]
         return self.random.choice(wanted) if wanted else None
 
-    def _with_twins(self, tree: Tree) -> set[int]:
+    def _with_duplicates(self, tree: Tree) -> set[int]:
         staged = {
             other.names[position]
             for other in self.trees

@@ -46,7 +46,7 @@ class ScriptedArchive(ArchiveClient):
         self.holds: dict[tuple[str, str], Deferred[None]] = {}
         self.fails: dict[tuple[str, str], list[Exception]] = {}
         """The errors of the next requests, in order."""
-        self.away: Exception | None = None
+        self.failure: Exception | None = None
         """If set, all requests fail with it."""
         self.bad: dict[str, Exception] = {}
         """The errors of these files."""
@@ -83,7 +83,7 @@ class ScriptedArchive(ArchiveClient):
                 await held
         finally:
             self.running -= 1
-        if failure := self.away or self.bad.get(archive_id):
+        if failure := self.failure or self.bad.get(archive_id):
             raise failure.with_traceback(None)  # else what raised it before stays with it
         if failures := self.fails.get((method, archive_id)):
             raise failures.pop(0)

@@ -1,4 +1,4 @@
-"""What is told of a cart's tar before, and without, any of its bytes."""
+"""The ETag, length and times of a cart's tar, computed without reading its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ODD = {"ä" * 60: b"first", "b" * 120: b"second"}
 
 
 class CountingStore(MemoryStore):
-    """How often the members of a cart were read is counted."""
+    """Counts how often the members of a cart are read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Site:
         self.store = CountingStore()
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
-        nobody = cast(Any, None)
+        unused = cast(Any, None)
         self.tar_indexes = TarIndexCache(self.store.carts, InThisThread())
         self.downloads = Downloads(
             self.store,
@@ -61,7 +61,7 @@ class Site:
             self.tar_indexes,
             Pins(),
             AccessTimes(),
-            nobody,
+            unused,
             self.clock,
             self.clock.seconds,
         )

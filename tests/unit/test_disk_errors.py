@@ -26,7 +26,7 @@ CART = a_cart()
 FILES = [a_file(b"content", "a/b.dat")]
 
 
-async def nobody_rests(_size: int) -> None:
+async def no_throttle(_size: int) -> None:
     """Verify as the command does."""
 
 
@@ -50,13 +50,13 @@ async def in_place(volume: Volume, cart: Cart, files: list[CartFile]) -> list[li
     return [right async for right in volume.verification.intact_files(cart, files)]
 
 
-LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
+READS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
     "names and sizes": lambda volume: volume.verification.stat_files(CART, FILES),
     "the size of a bundle": lambda volume: volume.bundles.size(CART),
     "the members of a bundle": lambda volume: volume.bundles.stat_members(CART, FILES),
-    "hashes of a tree": lambda volume: volume.verification.faults(CART, FILES, nobody_rests),
+    "hashes of a tree": lambda volume: volume.verification.faults(CART, FILES, no_throttle),
     "hashes of a bundle": lambda volume: volume.verification.faults(
-        replace(CART, bundle=True), FILES, nobody_rests
+        replace(CART, bundle=True), FILES, no_throttle
     ),
     "what is in place already": lambda volume: in_place(volume, CART, FILES),
     "bytes that are arriving": lambda volume: volume.incoming.size(),
@@ -64,20 +64,20 @@ LOOKS: dict[str, Callable[[Volume], Coroutine[Any, Any, object]]] = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=list(LOOKS))
+@pytest.mark.parametrize("read", READS.values(), ids=list(READS))
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
 def test_a_transient_error_does_not_make_a_file_missing(
     staged: Volume,
-    look: Callable[[Volume], Coroutine[Any, Any, object]],
+    read: Callable[[Volume], Coroutine[Any, Any, object]],
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = result_of(look(staged))
+    before = result_of(read(staged))
     with monkeypatch.context() as patch:
         refuse_to_open(patch, number)
         with pytest.raises(DiskUnavailable, match=errno.errorcode[number]):
-            result_of(look(staged))
-    assert result_of(look(staged)) == before
+            result_of(read(staged))
+    assert result_of(read(staged)) == before
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
@@ -87,7 +87,7 @@ def test_an_error_of_the_file_itself_is_damage(
     with monkeypatch.context() as patch:
         refuse_to_open(patch, number)
         reason = f"cannot be read: {os.strerror(number)}"
-        assert result_of(staged.verification.faults(CART, FILES, nobody_rests)) == [reason]
+        assert result_of(staged.verification.faults(CART, FILES, no_throttle)) == [reason]
 
 
 def test_a_transient_error_of_the_lock_does_not_damage_the_cart(

@@ -114,22 +114,22 @@ def test_a_starting_process_is_not_considered_dead(
 ) -> None:
     """Another process checks the new file between its creation and its lock."""
     lock = fcntl.flock
-    looking: list[int] = []
+    opened: list[int] = []
 
-    def after_a_look(fd: int, how: int) -> None:
+    def flock_after_check(fd: int, how: int) -> None:
         monkeypatch.undo()
         [path] = tmp_path.iterdir()
-        looking.append(os.open(path, os.O_RDWR))
-        lock(looking[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened.append(os.open(path, os.O_RDWR))
+        lock(opened[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         if then == "has removed it":
             path.unlink()
-            os.close(looking.pop())
+            os.close(opened.pop())
         lock(fd, how)
 
-    monkeypatch.setattr(fcntl, "flock", after_a_look)
+    monkeypatch.setattr(fcntl, "flock", flock_after_check)
     mine, other = ProcessLocks(tmp_path), ProcessLocks(tmp_path)
     mine.start()
-    for fd in looking:
+    for fd in opened:
         os.close(fd)
     other.start()
     assert other.dead_among({mine.name}) == set()
@@ -144,9 +144,9 @@ def test_a_kernel_has_one_name_for_all_its_processes() -> None:
         "-c",
         "from cartd.volume.locks import boot_id; print(boot_id())",
     ]
-    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    assert told == boot_id()
-    assert re.fullmatch("[0-9a-f]{8}|0", told)
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == boot_id()
+    assert re.fullmatch("[0-9a-f]{8}|0", printed)
 
 
 @pytest.mark.parametrize(
