@@ -1,15 +1,16 @@
-"""The directory that is the archive: ids, paths, jail, reading and writing.
+"""The directory that is the archive (ids, paths, jail, reading, writing), and simulated tapes.
 
-Strategy: every method blocks and is one call in a thread.  An id becomes a path in two steps: its
-text is checked (:func:`check_id`), then symbolic links are resolved, and the target must be below
-the root.  The resolved path is opened with O_NOFOLLOW, so that a link created in between is not
-followed.  Other processes that may write to the directory are trusted not to replace directories
-by links at that moment.
+Strategy: every method of :class:`Directory` blocks and is one call in a thread.  An id becomes a
+path in two steps: its text is checked (:func:`check_id`), then symbolic links are resolved, and the
+target must be below the root.  The resolved path is opened with O_NOFOLLOW, so that a link created
+in between is not followed.  Other processes that may write to the directory are trusted not to
+replace directories by links at that moment.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import secrets
@@ -22,10 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, ClassVar
 
-from cartd.directory_archive.errors import Conflict, Forbidden, NotInArchive
-from cartd.errors import InvalidInput, NoSpace
+from twisted.internet.interfaces import IReactorTime
+
+from cartd.errors import CartdError, InvalidInput, NoSpace
 from cartd.http.headers import Decision, Representation
 from cartd.permissions import copy_ownership
 
@@ -51,6 +53,27 @@ _MODE = 0o444 if os.name == "posix" else 0o644
 
 _WINDOWS_FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\.|$)")
+
+
+class NotInArchive(CartdError):
+    """No file has this id.  (Pacifica's own service answers 500.)"""
+
+    code: ClassVar[int] = 404
+
+    def __init__(self, archive_id: str) -> None:
+        super().__init__(f"No file with id {archive_id} found")
+
+
+class Forbidden(CartdError):
+    """The operating system denies the access."""
+
+    code: ClassVar[int] = 403
+
+
+class Conflict(CartdError):
+    """The id conflicts with an existing file or directory."""
+
+    code: ClassVar[int] = 409
 
 
 def check_id(archive_id: str, *, windows: bool = os.name == "nt") -> str:
@@ -238,6 +261,46 @@ class Directory:
     def _new_part(self) -> Path:
         self._incoming.mkdir(exist_ok=True)
         return self._incoming / secrets.token_hex(16)
+
+
+class TapeLibrary:
+    """A simulated tape library: every file is on tape until it has been recalled.
+
+    It remembers in memory which files were recalled and when.
+    """
+
+    def __init__(self, clock: IReactorTime, delay: float, rate: float | None = None) -> None:
+        """``delay``: seconds from a recall until the file is on disk.
+
+        ``rate``: files per second that its only drive reads; None: unlimited.
+        """
+        self._clock = clock
+        self._delay = delay
+        self._read_seconds = 0.0 if rate is None else 1.0 / rate
+        self._last = -math.inf
+        """When the drive will have read the file that was recalled last."""
+        self._ready: dict[str, float] = {}
+
+    def on_disk(self, archive_id: str) -> bool:
+        ready = self._ready.get(archive_id)
+        return ready is not None and ready <= self._clock.seconds()
+
+    def seconds_until_on_disk(self, archive_id: str) -> float:
+        """Return the seconds until the file is on disk, if it is recalled by now."""
+        ready = self._ready.get(archive_id, self._next())
+        return max(0.0, ready - self._clock.seconds())
+
+    def recall(self, archive_id: str) -> None:
+        """Start the recall of the file; a repeated call changes nothing."""
+        if archive_id not in self._ready:
+            self._last = self._ready[archive_id] = self._next()
+
+    def _next(self) -> float:
+        return max(self._clock.seconds() + self._delay, self._last + self._read_seconds)
+
+    def forget(self, archive_id: str) -> None:
+        """Put the id back on tape, after a write, a move or a deletion."""
+        self._ready.pop(archive_id, None)
 
 
 def _status(archive_id: str, found: os.stat_result) -> FileStatus:

@@ -22,13 +22,15 @@ import email.utils
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import IO
+from types import MappingProxyType
+from typing import IO, Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 from klein import Klein
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
@@ -37,17 +39,13 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from cartd.deferreds.threads import ThreadRunner
-from cartd.directory_archive.delivery import deliver, disconnect
-from cartd.directory_archive.directory import Directory, FileStatus, check_id
-from cartd.directory_archive.errors import (
-    BeyondEnd,
-    ErrorWithHeaders,
-    InjectedError,
-    LengthRequired,
-    OnTape,
+from cartd.directory_archive.directory import (
+    Directory,
+    FileStatus,
+    OpenedFile,
+    TapeLibrary,
+    check_id,
 )
-from cartd.directory_archive.faults import Fault, FaultInjector
-from cartd.directory_archive.tape import TapeLibrary
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
@@ -57,13 +55,58 @@ from cartd.errors import (
     Unavailable,
     error_body,
 )
-from cartd.http.headers import REVALIDATED, ByteRange, Conditions, Decision, evaluate_conditions
+from cartd.http.headers import (
+    REVALIDATED,
+    ByteRange,
+    Conditions,
+    Decision,
+    evaluate_conditions,
+    http_date,
+)
 from cartd.http.request import header_field
+from cartd.sending.push import ClientDisconnected, PushSender
+from cartd.sending.reader import TreeReader
+from cartd.tar.virtual_tar import Slice
 
 log = Logger()
 
 PATCH_LIMIT = 1 << 16
 """Bytes; the limit of the body of a PATCH."""
+
+CHUNK = 1 << 20
+"""Bytes read by one call in a thread."""
+
+
+class ErrorWithHeaders(CartdError):
+    """An error whose response has extra headers."""
+
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+class LengthRequired(CartdError):
+    """A body without a declared length (RFC 9110, section 15.5.12)."""
+
+    code: ClassVar[int] = 411
+
+    def __init__(self) -> None:
+        super().__init__("PUT needs a Content-Length")
+
+
+class OnTape(ErrorWithHeaders, Unavailable):
+    """The file must be recalled before it can be read (RFC 9110, section 10.2.3)."""
+
+    def __init__(self, archive_id: str, wait: int) -> None:
+        """``wait``: seconds after which it may be on disk, an integer."""
+        super().__init__(f"{archive_id} is on tape")
+        self.headers = {"Retry-After": str(wait)}
+
+
+class BeyondEnd(ErrorWithHeaders, RangeNotSatisfiable):
+    """A range begins after the last byte of the file (RFC 9110, section 15.5.17)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes")
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class _WholePath(BaseConverter):
@@ -86,12 +129,10 @@ class ArchiveInterface:
         directory: Directory,
         threads: ThreadRunner,
         tape: TapeLibrary | None,
-        fault_injector: FaultInjector,
     ) -> None:
         self._directory = directory
         self._threads = threads
         self._tape = tape
-        self._fault_injector = fault_injector
 
     @app.route("/", methods=["GET"])
     def running(self, request: Request) -> bytes:
@@ -100,7 +141,6 @@ class ArchiveInterface:
     # Before GET: a rule for GET matches HEAD as well.
     @app.route("/<whole:archive_id>", methods=["HEAD"])
     async def head(self, request: Request, archive_id: str) -> bytes:
-        await self._inject_fault(request)
         status = await self._threads.run(self._directory.status, archive_id)
         if _allowed(request)(status).status == HTTPStatus.NOT_MODIFIED:
             return _not_modified(request, status)
@@ -112,18 +152,16 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["GET"])
     async def get(self, request: Request, archive_id: str) -> bytes:
-        fault = await self._inject_fault(request, body=True)
         await self._require_disk(archive_id)
         byte_range = request.args.get(b"byte_range", [b""])[0].decode("latin-1")
         decide = range_selector(byte_range, _conditions(request))
         opened = await self._threads.run(self._directory.open, archive_id, decide)
         if opened.decision.status == HTTPStatus.NOT_MODIFIED:
             return _not_modified(request, opened.status)
-        return await deliver(request, opened, self._directory.root, self._threads, fault)
+        return await self._send(request, opened)
 
     @app.route("/<whole:archive_id>", methods=["PUT"])
     async def put(self, request: Request, archive_id: str) -> bytes:
-        await self._inject_fault(request)
         declared = request.getHeader("content-length")
         if declared is None:
             raise LengthRequired
@@ -137,7 +175,6 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["POST"])
     async def stage(self, request: Request, archive_id: str) -> bytes:
-        await self._inject_fault(request)
         status = await self._threads.run(self._directory.status, archive_id)
         _allowed(request)(status)
         if self._tape is not None:
@@ -146,7 +183,6 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["PATCH"])
     async def move(self, request: Request, archive_id: str) -> bytes:
-        await self._inject_fault(request)
         check_id(archive_id)
         body = _content(request).read(PATCH_LIMIT + 1)
         if len(body) > PATCH_LIMIT:
@@ -159,21 +195,30 @@ class ArchiveInterface:
 
     @app.route("/<whole:archive_id>", methods=["DELETE"])
     async def delete(self, request: Request, archive_id: str) -> bytes:
-        await self._inject_fault(request)
         await self._threads.run(self._directory.remove, archive_id, _allowed(request))
         self._forget(archive_id)
         return _json(request, b"")
 
-    async def _inject_fault(self, request: Request, *, body: bool = False) -> Fault | None:
-        """Fail the request if a fault is due; return a fault that concerns the body."""
-        fault = self._fault_injector.draw(body=body)
-        if fault is Fault.SERVER_ERROR:
-            raise InjectedError
-        if fault is Fault.UNAVAILABLE:
-            raise Unavailable("injected fault: try again")
-        if fault is Fault.RESET:
-            await disconnect(request, abort=True)
-        return fault
+    async def _send(self, request: Request, opened: OpenedFile) -> bytes:
+        """Send the head and the selected bytes; return those still to be written.
+
+        A failure, as of a file truncated meanwhile, aborts the connection.
+        """
+        _describe(request, opened)
+        if opened.data is not None:
+            return opened.data
+        start, stop = opened.decision.selected.start, opened.decision.selected.stop
+        selected = Slice(opened.path, opened.status.size, start, stop - start)
+        reader = TreeReader(self._directory.root, iter((selected,)))
+        try:
+            await PushSender(reader, self._threads, request, CHUNK).start()
+        except ClientDisconnected:
+            if request.channel is not None:  # the route is not cancelled yet
+                await _abort(request)
+        except Exception:
+            log.failure("{uri}: sending failed", uri=request.uri)
+            await _abort(request)
+        return b""
 
     def _on_disk(self, archive_id: str) -> bool:
         return self._tape is None or self._tape.on_disk(archive_id)
@@ -224,6 +269,34 @@ def _not_modified(request: Request, status: FileStatus) -> bytes:
     request.responseHeaders.setRawHeaders("Cache-Control", [REVALIDATED])
     request.responseHeaders.setRawHeaders("ETag", [status.etag])
     return b""
+
+
+def _describe(request: Request, opened: OpenedFile) -> None:
+    """Set status and headers of a response with the selected bytes of a file."""
+    status, selected = opened.status, opened.decision.selected
+    headers = request.responseHeaders
+    headers.setRawHeaders("Content-Type", ["application/octet-stream"])
+    headers.setRawHeaders("Content-Length", [str(selected.stop - selected.start)])
+    headers.setRawHeaders("Cache-Control", [REVALIDATED])
+    headers.setRawHeaders("Accept-Ranges", ["bytes"])
+    headers.setRawHeaders("ETag", [status.etag])
+    headers.setRawHeaders("Last-Modified", [http_date(status.mtime)])
+    if selected.partial:
+        request.setResponseCode(HTTPStatus.PARTIAL_CONTENT)
+        span = f"bytes {selected.start}-{selected.stop - 1}/{status.size}"
+        headers.setRawHeaders("Content-Range", [span])
+
+
+async def _abort(request: Request) -> NoReturn:
+    """Reset the connection.
+
+    Never returns: the awaiting route is cancelled when the connection is lost.
+    """
+    channel: Any = request.channel
+    if channel is not None:
+        channel.transport.abortConnection()
+    await Deferred[None]()
+    raise AssertionError("unreachable")
 
 
 def _content(request: Request) -> IO[bytes]:

@@ -19,10 +19,8 @@ from twisted.web.server import Site
 
 from cartd.config import parsers
 from cartd.deferreds.threads import Threads
-from cartd.directory_archive.directory import Directory
-from cartd.directory_archive.faults import FaultInjector
+from cartd.directory_archive.directory import Directory, TapeLibrary
 from cartd.directory_archive.routes import ArchiveInterface
-from cartd.directory_archive.tape import TapeLibrary
 from cartd.http.connection import LimitedChannel
 from cartd.http.limits import Limits
 from cartd.http.request import RequestNormalizer, ValidatedRequest
@@ -75,8 +73,6 @@ class Options(usage.Options):
             None,
             "Files per second from tape, one after the other; default: all at once.",
         ],
-        ["fail-rate", None, "0", "Fraction of requests that fail, from 0 to 1."],
-        ["fail-seed", None, None, "Integer; the same seed gives the same sequence of failures."],
     ]
 
     optFlags: ClassVar[list[list[Any]]] = [
@@ -123,8 +119,6 @@ class Options(usage.Options):
         self._convert("tape-rate", float, "more than 0 files a second", lambda rate: 0 < rate < 1e9)
         if self["tape-rate"] is not None and self["tape-delay"] is None:
             raise usage.UsageError("--tape-rate has no effect without --tape-delay")
-        self._convert("fail-rate", float, "0 to 1", lambda rate: 0 <= rate <= 1)
-        self._convert("fail-seed", int, "a whole number", lambda seed: True)
 
     def _convert(
         self, key: str, kind: type[int] | type[float], what: str, valid: Callable[[float], bool]
@@ -221,9 +215,8 @@ class DirectoryArchive(Service):
         self._threads = Threads(reactor, THREADS)
         delay = options["tape-delay"]
         tape = None if delay is None else TapeLibrary(clock, delay, options["tape-rate"])
-        fault_injector = FaultInjector(options["fail-rate"], options["fail-seed"])
-        interface = ArchiveInterface(self._directory, self._threads, tape, fault_injector)
-        self._site = ArchiveSite(
+        interface = ArchiveInterface(self._directory, self._threads, tape)
+        self.site = ArchiveSite(
             reactor,
             interface.app.resource(),
             self._directory,
@@ -238,7 +231,7 @@ class DirectoryArchive(Service):
         if self.port is None:
             try:
                 self.port = self._reactor.listenTCP(
-                    self._number, self._site, interface=self._address
+                    self._number, self.site, interface=self._address
                 )
             except CannotListenError as error:
                 raise SystemExit(f"cartd-archive: {error}") from None

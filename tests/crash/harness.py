@@ -29,6 +29,7 @@ from tests.crash import kill_points
 from tests.crash.checks import Checks
 from tests.crash.load import Load
 from tests.crash.model import CORRUPT, GIANT, LARGE_BYTES, Archived, Model, archived_files
+from tests.support import faulty_directory_archive
 from tests.support.running_cartd import RunningCartd, running_cartd
 from tests.support.served_directory import ServedDirectory, served_directory
 
@@ -167,8 +168,8 @@ def crash_harness(
     """Start an archive and the service; add the seed to a failure."""
     files = archived_files(seed)
     ini = INI.format(tries=4 if fail_rate else 2)
-    failing = ("--fail-rate", str(fail_rate), "--fail-seed", str(Random(seed).randrange(10**6)))
-    with served_directory(directory / "archive", *failing) as archive:
+    program = faulty_directory_archive.command(fail_rate, Random(seed).randrange(10**6))
+    with served_directory(directory / "archive", program=program) as archive:
         _fill(archive, files)
         with running_cartd(
             directory / "cartd", archive=archive.url, database=database, ini=ini, started=False

@@ -99,8 +99,6 @@ REFUSED = [
     (["--root", ".", "--tape-delay", "nan"], "--tape-delay: 0 or more seconds, not 'nan'"),
     (["--root", ".", "--tape-rate", "0"], "--tape-rate: more than 0 files a second, not '0'"),
     (["--root", ".", "--tape-rate", "1"], "--tape-rate has no effect without --tape-delay"),
-    (["--root", ".", "--fail-rate", "1.5"], "--fail-rate: 0 to 1, not '1.5'"),
-    (["--root", ".", "--fail-seed", "y"], "--fail-seed: a whole number, not 'y'"),
     (["--root", ".", "--frobnicate"], "option --frobnicate not recognized"),
     (["--root", ".", "more"], "unexpected argument: more"),
 ]

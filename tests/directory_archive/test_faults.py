@@ -1,4 +1,4 @@
-"""The simulated tapes and the injected faults of the directory archive."""
+"""The faults that tests inject into the directory archive."""
 
 from __future__ import annotations
 
@@ -7,93 +7,13 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.internet.task import Clock
 
-from cartd.directory_archive.faults import WITHOUT_BODY, Fault, FaultInjector
-from tests.support.directory_archive_client import Answer, Client, directory_archive
+from tests.support.directory_archive_client import Answer, directory_archive
+from tests.support.faulty_directory_archive import WITHOUT_BODY, Fault, FaultInjector
 
 SMALL = bytes(range(10))
 LARGE = bytes(range(1, 251)) * 12_000
 """Longer than one read in a thread."""
-
-
-async def media(client: Client) -> str:
-    answer = await client.ask("HEAD", "/a")
-    assert answer.status == 204
-    return answer.headers["x-pacifica-file-storage-media"]
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_file_is_on_tape_until_recalled_and_the_delay_over(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "a").write_bytes(SMALL)
-    clock = Clock()
-    async with directory_archive(tmp_path, "--tape-delay", "30", clock=clock) as client:
-        clock.advance(100)
-        assert await media(client) == "tape"
-        refused = await client.ask("GET", "/a")
-        assert (refused.status, refused.headers["retry-after"]) == (503, "30")
-        assert (await client.ask("POST", "/a")).status == 200
-        clock.advance(20)
-        assert (await client.ask("POST", "/a")).status == 200
-        assert (await client.ask("GET", "/a")).headers["retry-after"] == "10"
-        clock.advance(9.5)
-        assert await media(client) == "tape"
-        assert (await client.ask("GET", "/a")).headers["retry-after"] == "1"
-        clock.advance(0.5)
-        assert await media(client) == "disk"
-        assert (await client.ask("GET", "/a")).body == SMALL
-
-
-@pytest_twisted.ensureDeferred
-async def test_with_a_rate_files_come_from_tape_one_after_the_other(tmp_path: Path) -> None:
-    clock = Clock()
-    for name in "abc":
-        (tmp_path / name).write_bytes(SMALL)
-    options = ("--tape-delay", "30", "--tape-rate", "0.5")
-    async with directory_archive(tmp_path, *options, clock=clock) as client:
-        for name in "abca":
-            assert (await client.ask("POST", f"/{name}")).status == 200
-
-        async def seconds_left() -> list[str]:
-            answers = [await client.ask("GET", f"/{name}") for name in "abc"]
-            return [answer.headers.get("retry-after", "") for answer in answers]
-
-        assert await seconds_left() == ["30", "32", "34"]
-        clock.advance(32)
-        assert await seconds_left() == ["", "", "2"]
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "body"),
-    [
-        ("PUT", "/a", b"new"),
-        ("PATCH", "/a", b'{"path": "b"}'),
-        ("PATCH", "/c", b'{"path": "a"}'),
-        ("DELETE", "/a", b""),
-    ],
-    ids=["put", "moved here", "moved away", "deleted"],
-)
-@pytest_twisted.ensureDeferred
-async def test_a_file_that_changes_is_on_tape_again(
-    tmp_path: Path, method: str, target: str, body: bytes
-) -> None:
-    (tmp_path / "a").write_bytes(SMALL)
-    (tmp_path / "b").write_bytes(SMALL)
-    async with directory_archive(tmp_path, "--tape-delay", "0", "--replace") as client:
-        await client.ask("POST", "/a")
-        assert await media(client) == "disk"
-        assert (await client.ask(method, target, body)).status in (200, 201)
-        (tmp_path / "a").write_bytes(SMALL)
-        assert await media(client) == "tape"
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_missing_file_is_not_on_tape(tmp_path: Path) -> None:
-    async with directory_archive(tmp_path, "--tape-delay", "30") as client:
-        assert (await client.ask("GET", "/a")).status == 404
-        assert (await client.ask("POST", "/a")).status == 404
 
 
 def happened(answer: Answer, data: bytes) -> str:
@@ -124,7 +44,7 @@ def expected(rate: float, seed: int, count: int, *, body: bool) -> list[str]:
 @pytest_twisted.ensureDeferred
 async def test_the_fail_rate_of_gets_covers_every_fault(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
-    async with directory_archive(tmp_path, "--fail-rate", "0.5", "--fail-seed", "7") as client:
+    async with directory_archive(tmp_path, faults=FaultInjector(0.5, 7)) as client:
         seen = [happened(await client.ask("GET", "/a"), data) for _ in range(40)]
         assert [(await client.ask("GET", "/")).status for _ in range(20)] == [200] * 20
     assert seen == expected(0.5, 7, 40, body=True)
@@ -147,7 +67,7 @@ async def test_a_request_that_fails_has_done_nothing(
 ) -> None:
     (tmp_path / "a").write_bytes(SMALL)
     (tmp_path / "b").write_bytes(LARGE)
-    async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
+    async with directory_archive(tmp_path, faults=FaultInjector(1, 3)) as client:
         seen = [happened(await client.ask(method, "/a", body), b"") for _ in range(12)]
     assert set(seen) == {fault.name for fault in WITHOUT_BODY}
     assert (tmp_path / "a").read_bytes() == SMALL
@@ -157,7 +77,7 @@ async def test_a_request_that_fails_has_done_nothing(
 @pytest_twisted.ensureDeferred
 async def test_a_faulty_empty_file_is_never_complete(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    async with directory_archive(tmp_path, "--fail-rate", "1", "--fail-seed", "3") as client:
+    async with directory_archive(tmp_path, faults=FaultInjector(1, 3)) as client:
         seen = {(await client.ask("GET", "/a")).status for _ in range(20)}
     assert seen == {None, 500, 503}
 

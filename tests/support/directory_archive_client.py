@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.directory_archive.service import Options, makeService
+from tests.support.faulty_directory_archive import FaultInjector, inject_faults
 
 reactor: Any = _reactor
 
@@ -103,12 +104,18 @@ class Client:
 
 @asynccontextmanager
 async def directory_archive(
-    root: Path, *options: str, clock: IReactorTime | None = None, failures: int = 0
+    root: Path,
+    *options: str,
+    clock: IReactorTime | None = None,
+    faults: FaultInjector | None = None,
+    failures: int = 0,
 ) -> AsyncIterator[Client]:
     """Start the archive for ``root``; at the end exactly ``failures`` must be logged."""
     parsed = Options()
     parsed.parseOptions(["--root", str(root), "--port", "0", *options])
     service = makeService(parsed, reactor, clock)
+    if faults is not None:
+        inject_faults(service, faults)
     logged: list[str] = []
 
     @implementer(ILogObserver)

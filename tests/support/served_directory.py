@@ -1,9 +1,9 @@
-"""A directory served as an archive by ``twistd cartd-archive``, for tests that block."""
+"""A directory served as an archive by another process, for tests that block."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -12,6 +12,8 @@ from pathlib import Path
 from tests.support import preloaded
 from tests.support.free_ports import free_port
 from tests.support.running_cartd import command, wait_for
+
+CARTD_ARCHIVE = (command("twistd"), "-n", "--pidfile=", "cartd-archive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,16 @@ class ServedDirectory:
 
 
 @contextmanager
-def served_directory(directory: Path, *options: str) -> Iterator[ServedDirectory]:
-    """Start it with its files and its log in ``directory``, and end it."""
+def served_directory(
+    directory: Path, *options: str, program: Sequence[str] = CARTD_ARCHIVE
+) -> Iterator[ServedDirectory]:
+    """Start ``program`` with its files and its log in ``directory``, and end it."""
     archive = ServedDirectory(free_port(), directory / "archive")
     archive.root.mkdir(parents=True)
     with (directory / "archive.log").open("wb") as log:
         process = preloaded.start(
             [
-                *(command("twistd"), "-n", "--pidfile=", "cartd-archive"),
+                *program,
                 *("--root", str(archive.root), "--port", str(archive.port), *options),
             ],
             cwd=directory,
