@@ -254,7 +254,7 @@ class Cartd(Service):
         log.error(
             "The service exits without waiting for operations that hang, as on a disk that does not"
             " respond: {hanging}. The next start continues them",
-            hanging=left or "no thread for the disk",
+            hanging=left or "none on the disk",
         )
 
     def force_stop(self) -> None:

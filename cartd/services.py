@@ -212,7 +212,7 @@ class Services:
             share_divisor=self.stager.share_divisor,
         )
         if resume:
-            log.info("Files come from the archive at {url}", url=self.config.archive_url)
+            log.info("Using archive {url}", url=self.config.archive_url)
         self.stager.start(context, claim_unfinished=resume)
 
     async def stop(self) -> None:
