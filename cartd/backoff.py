@@ -1,4 +1,4 @@
-"""Exponential backoff: how long to wait before the next try."""
+"""Exponential backoff: how long to wait before the next attempt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 FIRST_DELAY = 0.5
 MAX_DELAY = 60.0
-MAX_RETRY_AFTER = 300.0
-"""Seconds of an archive's Retry-After that are honoured."""
+MAX_REQUEST_RETRY_AFTER = 300.0
+"""Seconds of a Retry-After that are honoured before a request is retried."""
 
 
-def delays(tries: int, random: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds to wait between ``tries`` tries: one fewer than the tries."""
-    return islice(endless_delays(random), tries - 1)
+def delays(attempts: int, random: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds to wait between ``attempts`` attempts: one fewer than those."""
+    return islice(endless_delays(random), attempts - 1)
 
 
 def endless_delays(random: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds to wait between tries that have no end.
+    """Yield the seconds to wait between attempts that have no end.
 
     They double from half a second to ``MAX_DELAY``.  ``random`` returns a number in [0, 1), which
     adds a jitter of a quarter either way: files that failed together are not retried together.
@@ -32,8 +32,8 @@ def endless_delays(random: Callable[[], float]) -> Iterator[float]:
 
 
 def with_retry_after(delay: float, retry_after: float | None) -> float:
-    """Return ``delay``, or ``retry_after`` if that is longer, but at most ``MAX_RETRY_AFTER``."""
-    return max(delay, min(retry_after or 0.0, MAX_RETRY_AFTER))
+    """Return ``delay``, or ``retry_after`` (cut to ``MAX_REQUEST_RETRY_AFTER``) if longer."""
+    return max(delay, min(retry_after or 0.0, MAX_REQUEST_RETRY_AFTER))
 
 
 class Backoff(Generic[K]):
@@ -62,7 +62,7 @@ class Backoff(Generic[K]):
         """How often each key failed in a row, and when it did last; the latest last."""
 
     def __len__(self) -> int:
-        """How many keys failed when they were last tried."""
+        """How many keys failed at their last attempt."""
         return len(self._failures)
 
     def failed(self, key: K) -> None:
@@ -75,7 +75,7 @@ class Backoff(Generic[K]):
         self._failures.pop(key, None)
 
     def is_waiting(self, key: K) -> bool:
-        """Whether ``key`` must not be tried yet."""
+        """Whether ``key`` must not be retried yet."""
         now = self._seconds()
         self._forget(now)
         times, last = self._failures.get(key, (0, now))

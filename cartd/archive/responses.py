@@ -28,7 +28,9 @@ MAX_SIZE = 1 << 50
 MAX_TIME = 253_402_300_799
 """The last second of the year 9999, where HTTP dates end (RFC 9110, section 5.6.7)."""
 
-MAX_RETRY_AFTER = 86_400.0
+MAX_PARSED_RETRY_AFTER = 86_400.0
+"""Seconds; a longer ``Retry-After`` is read as this."""
+
 MAX_QUOTED = 40
 """Characters of a malformed value in a message."""
 
@@ -191,10 +193,10 @@ def retry_after(headers: Headers, now: float) -> float | None:
     """Return the seconds of a ``Retry-After`` header, at most a day (RFC 9110, 10.2.3)."""
     for value in header_values(headers, b"Retry-After"):
         if _SECONDS.fullmatch(value):
-            return min(float(value), MAX_RETRY_AFTER)
+            return min(float(value), MAX_PARSED_RETRY_AFTER)
         date = _http_date(value)
         if date is not None:
-            return min(max(0.0, date - now), MAX_RETRY_AFTER)
+            return min(max(0.0, date - now), MAX_PARSED_RETRY_AFTER)
     return None
 
 

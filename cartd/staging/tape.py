@@ -33,8 +33,8 @@ PROGRESS_INTERVAL = 60.0
 INITIAL_WAIT = 1.0
 MAX_WAIT = 600.0
 """Seconds between two polls of a file: they double from the first wait to the maximum."""
-MAX_RETRY_AFTER = 3600.0
-"""Maximum seconds of an archive's Retry-After that are honoured."""
+MAX_POLL_RETRY_AFTER = 3600.0
+"""Seconds of a Retry-After that are honoured before a file is polled again."""
 
 _MAX_POLLS = 254
 
@@ -240,7 +240,7 @@ class RecallQueue:
         """
         polls = self._marks[position] - 1
         wait = min(INITIAL_WAIT * 2.0**polls, MAX_WAIT)
-        wait = max(wait, min(retry_after or 0.0, MAX_RETRY_AFTER))
+        wait = max(wait, min(retry_after or 0.0, MAX_POLL_RETRY_AFTER))
         self._marks[position] = min(polls + 1, _MAX_POLLS) + 1
         second = math.ceil(now + wait)
         if second not in self._due:

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
 from cartd.archive.client import MAX_REDIRECTS, NoCookies
-from cartd.archive.responses import MAX_RETRY_AFTER, MAX_SIZE, MAX_TIME
+from cartd.archive.responses import MAX_PARSED_RETRY_AFTER, MAX_SIZE, MAX_TIME
 from tests.fuzz.peer import FixedResponse
 from tests.support.archive_client_fixture import Sink
 
@@ -87,5 +87,5 @@ def _check_error(error: ArchiveError) -> None:
     message = str(error)
     assert message.isprintable() and len(message) <= _LONGEST, message
     assert message.startswith(("the archive", "an empty id")), message
-    assert error.retry_after is None or 0 <= error.retry_after <= MAX_RETRY_AFTER
+    assert error.retry_after is None or 0 <= error.retry_after <= MAX_PARSED_RETRY_AFTER
     assert not (error.missing and error.retryable)

@@ -8,7 +8,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.staging.tape import INITIAL_WAIT, MAX_RETRY_AFTER, MAX_WAIT, RecallQueue
+from cartd.staging.tape import INITIAL_WAIT, MAX_POLL_RETRY_AFTER, MAX_WAIT, RecallQueue
 
 
 def queue_of(positions: range) -> RecallQueue:
@@ -51,7 +51,7 @@ def test_a_wait_doubles_with_each_poll_or_follows_retry_after(
     for _ in range(polls):
         queue.add(0, now)
     wait = min(INITIAL_WAIT * 2.0**polls, MAX_WAIT)
-    wait = max(wait, min(asked or 0.0, MAX_RETRY_AFTER))
+    wait = max(wait, min(asked or 0.0, MAX_POLL_RETRY_AFTER))
     assert now + wait <= queue.add(0, now, asked) <= now + wait + 1
 
 
