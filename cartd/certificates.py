@@ -126,7 +126,7 @@ class ReloadingCertificate(Generic[T]):
         """Reload if a file has changed since the last reload.
 
         Raises :class:`ConfigError`, and keeps ``current``, if the files are unusable, which may be
-        because they are only partly written.  The next poll tries again.
+        because they are only partly written.  The next poll retries.
         """
         try:
             found = await threads.run(self._reload_if_changed)

@@ -1,4 +1,4 @@
-"""The archive that holds the files: client, HTTP agent, retries, circuit breaker, limits."""
+"""The archive that holds the files: client, HTTP agent, retrying, circuit breaker, limits."""
 
 from cartd.archive.client import ArchiveClient, http_client
 from cartd.archive.errors import ArchiveError

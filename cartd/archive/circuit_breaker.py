@@ -9,10 +9,10 @@ the breaker open.  Any answer closes the breaker for all files.  How long a cart
 
 A response "unavailable" (502, 503, 504) may concern its file alone: the file is on tape, or its
 disk is unavailable.  So such responses trip the breaker only when two files in a row got one,
-unless the last such trip has just proved false; or when a file has used up its tries.
+unless the last such trip has just proved false; or when a file has used up its attempts.
 
 An archive that answers every request with an error (500) is unavailable, too.  This shows only in
-comparison with other files: such errors trip the breaker when a file has used up its tries
+comparison with other files: such errors trip the breaker when a file has used up its attempts
 (:meth:`CircuitBreaker.caused_failure`), and only a success closes it.
 """
 
@@ -41,9 +41,9 @@ from cartd.model import Cart
 log = Logger()
 
 UNAVAILABLE_THRESHOLD = 2
-"""Files that must be called unavailable, with no success in between, to trip the breaker."""
+"""Number of different files with 502/503/504 in a row that trip the breaker."""
 FALSE_TRIP_SECONDS = 30.0
-"""Seconds for which they do not trip it again, after a trip that proved false."""
+"""After a false trip, such responses are ignored for this many seconds."""
 
 
 class State(Enum):
@@ -363,7 +363,7 @@ class CircuitBreaker:
 
 
 MAX_REMEMBERED = 2
-"""Ids: two, so that for any file that fails there is another one."""
+"""Number of ids to remember.  Two, so that one is left when the other is the failing file."""
 
 
 class StagedFiles(Protocol):

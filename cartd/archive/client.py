@@ -44,7 +44,7 @@ _REDIRECTS = {
 }
 
 _PLAIN_ID = re.compile("[0-9A-Za-z_~-]+")
-"""Of unreserved characters, and no dot segment."""
+"""Ids that need no percent-encoding."""
 
 _NO_COOKIES = CookieJar()
 """Otherwise treq makes an empty one for each request."""
@@ -290,9 +290,9 @@ def http_client(
 ) -> tuple[HTTPClient, Pool]:
     """Return a client that keeps up to ``connections`` idle connections, and their pool.
 
-    How many requests run at once is the caller's business; ``on_response`` is called after each
-    with whether its connection is reusable.  ``policy`` says which certificates to accept over
-    ``https:``.  Before the reactor stops, ``pool.closeCachedConnections()``.
+    The caller limits concurrency.  ``on_response`` is called after each request with whether its
+    connection is reusable.  ``policy`` says which certificates to accept over ``https:``.  Before
+    the reactor stops, ``pool.closeCachedConnections()``.
     """
     pool = Pool(reactor, max_idle=connections, idle_seconds=IDLE_SECONDS, on_response=on_response)
     agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)

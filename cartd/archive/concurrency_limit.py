@@ -21,7 +21,7 @@ CORRUPTION_THRESHOLD = 2.0
 SCORE_DECAY = 0.9
 """Factor of the score for each intact file."""
 MIN_LIMIT = 8
-"""Parallel requests that closed connections leave: Pacifica keeps so many connections open."""
+"""Lower bound of the limit when the archive closes connections.  Pacifica keeps this many open."""
 INCREASE = 1 / 256
 """Additive increase for each response whose connection is reusable."""
 FIRST_DOUBLING_SECONDS = 5.0

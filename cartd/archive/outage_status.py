@@ -1,7 +1,8 @@
 """Outages of the archive: which carts and files wait, since when, and the recording in the store.
 
 Strategy: one statement records it for all carts at once, and one more now and then for those that
-came later; never two at a time.  A failed statement is retried: staging does not fail by that.
+came later; never two at a time.  A failed statement is retried; a failed write does not stop
+staging.
 
 Of the files that wait until the circuit breaker is closed, those in front are not known to have
 failed; a file that is probed moves to the end.  So a file that fails although the archive is
@@ -108,7 +109,7 @@ class OutageStatus:
         self._cause = None
 
     async def stop(self) -> None:
-        """Write no more: what the store has is for the next start."""
+        """Stop writing.  The stored status stays; the next start reads it."""
         writing = self._writing
         if writing is not None:
             writing.cancel()

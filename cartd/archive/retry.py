@@ -1,4 +1,4 @@
-"""Retries of requests to the archive: how often, after which delays, and the final error.
+"""Retrying requests to the archive: how often, after which delays, and the final error.
 
 The delays are those of :mod:`cartd.backoff`; attempts wait for the circuit breaker and a slot.
 """
@@ -169,7 +169,7 @@ class RetryPolicy:
     async def _wait_out_outage(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch
     ) -> bool:
-        """If the failure is part of an outage, wait until it is over; whether it was."""
+        """Return True if the failure was part of an outage, after waiting until that was over."""
         if isinstance(failure, Mismatch) or not failure.outage:
             return False
         return await self._breaker.wait(cart.id, file.archive_id, failed=True)
@@ -177,7 +177,9 @@ class RetryPolicy:
     async def _wait_out_unavailability(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
-        """The same if the archive answers "unavailable" up to the last attempt.
+        """Trip the breaker if the last attempt also got 502/503/504.
+
+        Return whether it was an outage.
 
         Until then only this file waits.  It is a failure of the file, not of the archive, if other
         files were answered since the count of answers was ``answers``, at the attempt before.
@@ -192,7 +194,7 @@ class RetryPolicy:
     async def _wait_out_archive_fault(
         self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
     ) -> bool:
-        """If the archive fails for every file, wait until that is over; whether it did.
+        """Return True if the archive failed for every file, after waiting until it recovered.
 
         False for outages, which were handled before, and for failures of this file alone.
         """

@@ -232,7 +232,7 @@ class TokenRegistry:
             log.info("{file} is readable again: tokens are accepted", file=self._file.path)
 
     async def _read(self, file: TokenFile) -> None:
-        # If reading fails, the old stamp is kept, so that the next poll tries again.
+        # If reading fails, the old stamp is kept, so that the next poll retries.
         if await self._threads.run(file.stamp) == self._stamp:
             return
         self._stamp, self._entries = await self._threads.run(file.read)

@@ -40,7 +40,7 @@ class Evictor:
     :meth:`cartd.carts.delete.Removal.evict` and returns the bytes that it freed; ``sweep`` removes
     the leftovers of deleted carts.  ``now`` returns Unix time, ``monotonic`` is a monotonic clock.
 
-    A cart that cannot be removed is kept, and is not tried again for a while.  If a second cart
+    A cart that cannot be removed is kept, and is not retried for a while.  If a second cart
     cannot be removed, the file system is considered faulty, and the eviction ends.
     """
 
@@ -80,7 +80,7 @@ class Evictor:
         self._unremovable: Backoff[int] = Backoff(monotonic)
         """By id, carts that could not be removed."""
         self._removal_blocked: Backoff[None] = Backoff(monotonic)
-        """Has its one key while no cart can be removed."""
+        """Backoff for all removals; non-empty while removal fails for every cart."""
         self._reason = ""
         """The system's last error for a cart that could not be removed."""
 
@@ -241,7 +241,7 @@ class Evictor:
     def _note_unremovable(
         self, candidate: Candidate, error: CannotRemove, *, blocked: bool
     ) -> None:
-        """Do not try the cart again for a while; if ``blocked``, try no cart for a while.
+        """Do not retry the cart for a while; if ``blocked``, evict no cart for a while.
 
         :raises EvictionFailed: no cart can be removed.
         """

@@ -1,6 +1,6 @@
 """The access log and the rejection log.
 
-The access log has one line per request, whatever became of its response::
+The access log has one line per request, also for aborted ones::
 
     192.0.2.7 - alice [30/Nov/2026:12:00:05 +0000] "GET /u HTTP/1.1" 200 512 "-" "curl/8" 9728 3.207
 
@@ -129,7 +129,7 @@ BROWSER_PROBES = frozenset(
         b"apple-touch-icon-precomposed.png",
     )
 )
-"""Paths that browsers request by themselves: a 404 for them is no guessed uid."""
+"""Paths that browsers request by themselves; a 404 for these is not counted as uid guessing."""
 MAX_REJECTION_TEXT = 200
 """Maximum characters logged of the request and of the reason."""
 

@@ -42,7 +42,7 @@ _WHITESPACE = " \t"
 _RANGE_UNIT = "bytes="
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 30
-"""More digits than any length has."""
+"""Longer numbers are treated as beyond any length."""
 
 
 @dataclass(frozen=True, slots=True)

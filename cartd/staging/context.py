@@ -47,7 +47,7 @@ class StagingContext:
     now: Callable[[], float]
     """Unix time."""
     share_divisor: Callable[[str | None], int]
-    """By owner, the number by which a cart of that owner divides pages and windows."""
+    """Return the divisor of page and window sizes for a cart of this owner."""
 
     def share(self, cart: Cart, whole: int) -> int:
         """Return the fair share of ``whole`` for ``cart``, which is being staged; at least two."""

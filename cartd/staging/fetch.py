@@ -33,7 +33,7 @@ WINDOW = 128
 MAX_FAILED_FILES = 1000
 """Number of failed files at which the cart is aborted."""
 MAX_FAILED_IF_MOST_FAIL = 100
-"""The same if more files have failed than succeeded in this phase (states, or bytes)."""
+"""Lower abort threshold, used when failures outnumber successes in the phase."""
 
 
 class Batcher(Generic[T]):
@@ -129,7 +129,7 @@ class Failures:
         return bool(self._positions)
 
     def begin_phase(self) -> None:
-        """Begin the next phase: earlier successes tell nothing about it."""
+        """Begin the next phase: reset the counters of successes and failures."""
         self._succeeded = self._failed = 0
 
     def record_success(self) -> None:

@@ -239,7 +239,10 @@ class Stager:
             log.warn("Cart {id}: lost files not recorded: {error}", id=cart_id, error=failure)
 
     async def _release_lease(self, cart_id: int) -> None:
-        """Release the lease, for a process that has the volume; its absence is logged already."""
+        """Release the lease so that a process with a working volume can take over.
+
+        The missing volume has been logged.
+        """
         try:
             await self._store.leases.release(self._process_locks.name, cart_id)
         except Unavailable as error:
@@ -266,7 +269,7 @@ class Stager:
             log.warn("Cart {id}: error not recorded: {error}", id=cart_id, error=error)
 
     async def _reconcile_volume(self, cart_id: int) -> bool:
-        """Reconcile the cart's files on the volume with the store; whether that succeeded."""
+        """Reconcile the cart's files on the volume and the store; return whether that succeeded."""
         pipeline = self._pipelines.get(cart_id)
         if pipeline is None:
             return False

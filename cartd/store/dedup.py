@@ -25,9 +25,9 @@ _NOT_DELETED = _others_cart.c.deleted_date.is_(None)
 _HAS_TREE = _NOT_DELETED & (
     ~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value)
 )
-"""Whether a staged file may be on the volume by itself: a bundle's is until its tar is ready."""
+"""True if the file may exist outside a tar.  A bundle's files do until its tar is complete."""
 _IN_PLACE = _NOT_DELETED & ~_others_cart.c.bundle
-"""Whether a staged file is on the volume by itself: a bundle's is in its tar."""
+"""True if the file stays outside a tar: not for a bundle, even before its tar is complete."""
 _SAME_CONTENT = (
     _other.c.file_name == file.c.file_name,
     _other.c.status == _STAGED,

@@ -162,7 +162,7 @@ def is_short(top: str) -> bool:
 
 
 def steps_of(shapes: Mapping[Shape, int], *, short: bool) -> list[tuple[int, int]]:
-    """Return the summed steps of so many headers of each of these shapes."""
+    """Sum, over all shapes, the step function of each shape times its number of headers."""
     growth: dict[int, int] = {}
     for shape, number in shapes.items():
         for top, more in shape.steps(short=short).items():

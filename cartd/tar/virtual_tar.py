@@ -66,7 +66,7 @@ class VirtualTar:
     top: str
     index: TarIndex
     shift: Shift
-    """That of the index for ``top``, or for another top of the same variant."""
+    """The offsets of the members for ``top``; tops of the same variant share one."""
 
     def __post_init__(self) -> None:
         """Raises :class:`ValueError` if ``top`` is not the name of a folder."""

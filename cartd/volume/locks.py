@@ -1,7 +1,7 @@
 """Locks on the volume, shared by all processes: on carts in use, and of the processes themselves.
 
-All but :class:`CartLocks` blocks: for threads.  The kernel releases a lock (flock) when its process
-ends, however it ends.
+Everything here except :class:`CartLocks` blocks; call it in a thread.  The kernel releases a lock
+(flock) when the process ends, even after SIGKILL.
 
 Carts: a process that sends a cart holds a shared lock on its directory, one that removes it an
 exclusive lock.  No caller waits for a lock: a cart in use is removed later, and a cart that is
@@ -44,7 +44,7 @@ RETRY_INTERVAL = 0.02
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_BOOT_ID = "0"
 LOCK_ATTEMPTS = 10
-"""How often a process tries to lock its file, which another process may be checking."""
+"""Attempts of a process to lock its file, which another process may be checking."""
 NOT_LOCKED = b"This file is not locked, as the volume had no locks when it was made.\n"
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NAME = re.compile(r"(?P<host>[^/\\]+)-(?P<boot>[0-9a-f]{8}|0)-[0-9]+-[0-9a-f]{8}")

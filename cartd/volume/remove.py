@@ -152,7 +152,7 @@ class CartRemover:
     async def remove_one_file(self, cart: Cart) -> bool:
         """Remove one file of the cart, to test whether its files can be removed.
 
-        False, and nothing is removed, if the cart is being sent; nor is anything if this raises.
+        False, and nothing is removed, if the cart is being sent.  Nothing is removed if it raises.
         Raises :class:`RemovalStopped`, as the rest could not be removed.
         """
         return await self._removals.run_in_slices(
