@@ -32,7 +32,7 @@ def startup_warnings(
     exposed = [(endpoint, address) for endpoint, address in listening if _is_exposed(address)]
     if exposed and not auth_enabled:
         yield (
-            f"Any client that reaches {_shown(exposed)} may post, download and delete every cart:"
+            f"Any client that reaches {_listed(exposed)} may post, download and delete every cart:"
             " [auth] is off (docs/authentication.md). Requests with a host name that is not in"
             " [server] allowed_hosts get 421"
         )
@@ -43,7 +43,7 @@ def startup_warnings(
     ]
     if plain and tokens:
         yield (
-            f"Tokens sent to {_shown(plain)} are not encrypted: use TLS (an ssl: endpoint), or a"
+            f"Tokens sent to {_listed(plain)} are not encrypted: use TLS (an ssl: endpoint), or a"
             " loopback address behind a proxy with TLS"
         )
 
@@ -103,7 +103,7 @@ def _is_exposed(address: IAddress) -> bool:
     return host is not None and not ip_address(host).is_loopback
 
 
-def _shown(listening: Iterable[tuple[str, IAddress]]) -> str:
+def _listed(listening: Iterable[tuple[str, IAddress]]) -> str:
     return ", ".join(
         f"{getattr(address, 'host', '')} port {getattr(address, 'port', '')}"
         for _, address in listening

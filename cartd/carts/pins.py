@@ -41,7 +41,7 @@ class Pins:
 
     def when_unpinned(self, cart_id: int) -> Deferred[None]:
         """Fire as soon as the cart has no pin."""
-        done: Deferred[None] = Deferred(lambda gone: self._waiters[cart_id].remove(gone))
+        done: Deferred[None] = Deferred(lambda waiter: self._waiters[cart_id].remove(waiter))
         if self.is_pinned(cart_id):
             self._waiters.setdefault(cart_id, []).append(done)
         else:

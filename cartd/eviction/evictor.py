@@ -234,11 +234,11 @@ class Evictor:
                     frees -= freed
                 except CannotRemove as error:
                     refused += 1
-                    self._note_unremovable(candidate, error, blocked=refused > 1)
+                    self._record_unremovable(candidate, error, blocked=refused > 1)
                     break  # choose another cart
         return missing
 
-    def _note_unremovable(
+    def _record_unremovable(
         self, candidate: Candidate, error: CannotRemove, *, blocked: bool
     ) -> None:
         """Do not retry the cart for a while; if ``blocked``, evict no cart for a while.

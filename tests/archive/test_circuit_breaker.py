@@ -411,7 +411,7 @@ class TestCause:
         scene.begin("1")
         scene.archive.failure = passing("500")
         if missing:
-            scene.archive.fails["GET", "2"] = [gone()]
+            scene.archive.fails["GET", "2"] = [missing_file()]
             scene.archive.failure = None
         cart = scene.begin("2")
         scene.archive.failure = passing("500")
@@ -424,14 +424,14 @@ class TestCause:
 
     def test_a_missing_file_fails_its_cart_at_once(self, scene: OutageScenario) -> None:
         scene.begin("1")
-        scene.archive.bad["2"] = gone()
+        scene.archive.bad["2"] = missing_file()
         cart = scene.begin("2")
         scene.clock.advance(0)
         assert scene.cart(cart).error == "Failed to stage dir/2 (archive id 2): it is not there"
         assert scene.heads() == ["1", "2", "1"]
 
     def test_a_missing_file_fails_where_no_other_file_is_known(self, scene: OutageScenario) -> None:
-        scene.archive.bad["2"] = gone()
+        scene.archive.bad["2"] = missing_file()
         cart = scene.begin("2")
         assert scene.status(cart) is CartStatus.ERROR
 
@@ -637,5 +637,5 @@ class TestEnding:
         assert "ZeroDivisionError" in scene.cart(cart).error
 
 
-def gone() -> ArchiveError:
+def missing_file() -> ArchiveError:
     return ArchiveError("it is not there", retryable=False, missing=True)

@@ -26,7 +26,7 @@ INI = "[archiveinterface]\nmax_attempts = 2\nstall_timeout = 1\nconnect_timeout 
 FILES = 40
 SINCE = r"Waiting for the archive since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC): "
 
-AWAY: dict[str, tuple[Fault, str]] = {
+UNAVAILABLE: dict[str, tuple[Fault, str]] = {
     "closed": (close_before_head(), "the archive closed the connection before it responded"),
     "reset": (reset_before_head(), "the archive closed the connection before it responded"),
     "garbage": (garbage(), "the archive's response is not HTTP"),
@@ -68,7 +68,7 @@ async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
     async with cartd_with_archive(tmp_path, INI) as (cartd, archive):
         await deferToThread(post, cartd, archive, "before")
         await deferToThread(cartd.wait_until, "before", "ready")
-        for name, (fault, cause) in AWAY.items():
+        for name, (fault, cause) in UNAVAILABLE.items():
             archive.fault("*", fault, times=None)
             asked = len(archive.requests)
             uids = [f"{name}-{number}" for number in range(2)]
@@ -85,7 +85,7 @@ async def test_carts_wait_during_an_archive_outage(tmp_path: Path) -> None:
         assert (
             log.count("The archive is unavailable")
             == log.count("The archive is available again")
-            == len(AWAY)
+            == len(UNAVAILABLE)
         )
         # The first response may concern its file alone.
         assert log.count("Retrying") <= len({"502", "503", "504"})
@@ -123,7 +123,7 @@ async def test_delete_and_stop_work_during_an_archive_outage(tmp_path: Path) -> 
         archive.fault("*", hang_before_head(), times=None)
         for uid in ("mine", "yours"):
             await deferToThread(post, cartd, archive, uid)
-        silent = AWAY["silent"][1]
+        silent = UNAVAILABLE["silent"][1]
         await deferToThread(wait_until_it_waits, cartd, "mine", silent)
         assert (await deferToThread(cartd.delete, "mine")).status == 200
         await deferToThread(wait_until_it_waits, cartd, "yours", silent)

@@ -310,15 +310,15 @@ def test_a_cart_that_was_used_since_it_was_seen_is_not_evicted(bench: RemovalBen
     assert bench.left() == before
 
 
-def test_a_download_that_begins_after_the_note_keeps_the_cart(bench: RemovalBench) -> None:
+def test_a_download_that_begins_during_eviction_keeps_the_cart(bench: RemovalBench) -> None:
     cart = bench.ready()
     begin_eviction = bench.store.removals.begin_eviction
 
-    async def noted(seen: Cart, token: str) -> bool:
+    async def pin_then_begin(seen: Cart, token: str) -> bool:
         pins.enter_context(bench.pins.pin(cart.id))
         return await begin_eviction(seen, token)
 
-    bench.store.removals.begin_eviction = noted  # type: ignore[method-assign]
+    bench.store.removals.begin_eviction = pin_then_begin  # type: ignore[method-assign]
     with ExitStack() as pins:
         assert result_of(bench.removal.evict(cart)) == 0
     assert bench.store.cart_rows[cart.id] == cart

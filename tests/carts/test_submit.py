@@ -81,23 +81,23 @@ def test_posts_are_rejected_while_the_service_stops() -> None:
     assert outcomes[0].check(Unavailable)
 
 
-class Entering:
+class BlockingStore:
     """A store whose ``post`` waits for the test."""
 
     def __init__(self) -> None:
         self.carts = self
-        self.entered: list[Deferred[tuple[Any, bool]]] = []
+        self.pending: list[Deferred[tuple[Any, bool]]] = []
 
     async def post(self, *_: object, **__: object) -> tuple[Any, bool]:
-        entered: Deferred[tuple[Any, bool]] = Deferred()
-        self.entered.append(entered)
-        return await entered
+        pending: Deferred[tuple[Any, bool]] = Deferred()
+        self.pending.append(pending)
+        return await pending
 
 
 def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     """The memory is held until the manifest is stored, even if its client disconnects."""
     body = b'{"fileids": []}' + b" " * 25  # 40 bytes
-    threads, store, memory = HeldThreads(), Entering(), ByteLimit(100)
+    threads, store, memory = HeldThreads(), BlockingStore(), ByteLimit(100)
     posting = carts_with(threads, store=store, memory=memory)
     posts = [
         Deferred.fromCoroutine(posting.post(UNRESTRICTED, f"u{number}", BytesIO(body)))
@@ -112,12 +112,12 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     assert (len(threads.held), memory.taken) == (2, 80)
     posts[3].cancel()  # it waits, and is cancelled
     done = 0
-    while threads.held or len(store.entered) > done:
+    while threads.held or len(store.pending) > done:
         while threads.held:
             threads.run_one()
-        assert 0 < len(store.entered) - done <= 2
+        assert 0 < len(store.pending) - done <= 2
         assert memory.taken <= 80
-        store.entered[done].callback((None, False))
+        store.pending[done].callback((None, False))
         done += 1
     assert (done, memory.taken) == (10, 0)
     assert all(post.called for post in posts)

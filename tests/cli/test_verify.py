@@ -130,17 +130,17 @@ class StillDamaged(Verification):
     """A disk that corrupts everything written to it."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.checks = 0
 
     async def damages(self, cart: Cart, read: object) -> list[Damage]:
-        self.looks += 1
+        self.checks += 1
         return [Damage(0, "x/data", "does not match its hash")]
 
 
 def test_verify_checks_again_after_a_repair() -> None:
     cart = Cart(1, "mine", CartStatus.READY, 0, 0, 0, files_total=2)
 
-    class Kept:
+    class Carts:
         async def cart(self, _: int) -> Cart:
             return cart
 
@@ -149,10 +149,10 @@ def test_verify_checks_again_after_a_repair() -> None:
         return True
 
     out, verification = StringIO(), StillDamaged()
-    kept, unused = cast(Any, SimpleNamespace(carts=Kept())), cast(Any, None)
-    command = Verify(kept, verification, unused, restore, out, StringIO(), lambda: 0.0)
+    store, unused = cast(Any, SimpleNamespace(carts=Carts())), cast(Any, None)
+    command = Verify(store, verification, unused, restore, out, StringIO(), lambda: 0.0)
     assert result_of(command.cart(cart)) is False
-    assert verification.looks == 2
+    assert verification.checks == 2
     assert out.getvalue().splitlines() == [
         "mine: x/data does not match its hash",
         "mine: 1 of 2 files damaged",

@@ -21,7 +21,7 @@ class Holder:
         self._limit = limit
         self.size = size
         self.is_in = False
-        self._told: Deferred[None] = Deferred()
+        self._released: Deferred[None] = Deferred()
         self.ended: list[object] = []
         self.job = Deferred.fromCoroutine(self._hold())
         self.job.addBoth(self.ended.append)
@@ -29,11 +29,11 @@ class Holder:
     async def _hold(self) -> None:
         async with self._limit.hold(self.size):
             self.is_in = True
-            await self._told
+            await self._released
         self.is_in = False
 
-    def leave(self) -> None:
-        self._told.callback(None)
+    def release(self) -> None:
+        self._released.callback(None)
 
 
 def those_in(holders: Sequence[Holder]) -> list[int]:
@@ -44,7 +44,7 @@ def test_waiters_are_served_in_order_even_if_a_later_one_fits() -> None:
     limit = ByteLimit(MOST)
     holders = [Holder(limit, size) for size in (6, 5, 1)]
     assert those_in(holders) == [0]
-    holders[0].leave()
+    holders[0].release()
     assert those_in(holders) == [1, 2]
 
 
@@ -52,9 +52,9 @@ def test_a_request_above_the_limit_waits_until_it_is_alone() -> None:
     limit = ByteLimit(MOST)
     holders = [Holder(limit, size) for size in (1, 99, 1)]
     assert those_in(holders) == [0]
-    holders[0].leave()
+    holders[0].release()
     assert those_in(holders) == [1]
-    holders[1].leave()
+    holders[1].release()
     assert those_in(holders) == [2]
     assert limit.taken == 1
 
@@ -77,7 +77,7 @@ def test_a_holder_that_is_cancelled_releases_its_bytes() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["come", "leave", "cancel"]), st.integers(0, 15)), max_size=40
+        st.tuples(st.sampled_from(["come", "release", "cancel"]), st.integers(0, 15)), max_size=40
     )
 )
 def test_the_limit_holds_except_for_a_single_large_request(
@@ -92,8 +92,8 @@ def test_the_limit_holds_except_for_a_single_large_request(
             one = holders[number % len(holders)]
             if what == "cancel" and not one.is_in:
                 one.job.cancel()
-            elif what == "leave" and one.is_in:
-                one.leave()
+            elif what == "release" and one.is_in:
+                one.release()
         inside = [holder.size for holder in holders if holder.is_in and holder.size]
         assert limit.taken == sum(inside)
         assert sum(inside) <= MOST or len(inside) == 1

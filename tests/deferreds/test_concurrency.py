@@ -86,10 +86,10 @@ def test_a_cancelled_waiter_acquires_no_slot() -> None:
     first: Deferred[None] = Deferred()
     last: Deferred[None] = Deferred()
     Deferred.fromCoroutine(hold(semaphore, "a", log, first))
-    gone = Deferred.fromCoroutine(hold(semaphore, "b", log, Deferred()))
+    cancelled = Deferred.fromCoroutine(hold(semaphore, "b", log, Deferred()))
     Deferred.fromCoroutine(hold(semaphore, "c", log, last))
-    result = outcome(gone)
-    gone.cancel()
+    result = outcome(cancelled)
+    cancelled.cancel()
     assert isinstance(result[0], Failure) and result[0].check(CancelledError)
     first.callback(None)
     assert log == ["a", "c"]
@@ -219,7 +219,7 @@ class Pages:
     def __init__(self) -> None:
         self.page: Deferred[int] = Deferred()
 
-    def give(self, number: int) -> None:
+    def provide(self, number: int) -> None:
         page, self.page = self.page, Deferred()
         page.callback(number)
 
@@ -235,12 +235,12 @@ def test_any_number_of_workers_may_wait_for_the_source() -> None:
     many = 2000
     done = outcome(Deferred.fromCoroutine(for_each(pages.items(), jobs.work, lambda: many)))
     for _ in range(3):
-        pages.give(many)
+        pages.provide(many)
         assert len(jobs.running) == many
         for name in list(jobs.running):
             jobs.end(name)
     assert done == []
-    pages.give(0)
+    pages.provide(0)
     assert done == [None] and len(jobs.cleaned) == 3 * many
 
 
@@ -250,7 +250,7 @@ def test_a_failing_worker_may_cancel_those_that_wait_for_items() -> None:
 
     pages = Pages()
     done = outcome(Deferred.fromCoroutine(for_each(pages.items(), fail, lambda: 9)))
-    pages.give(5)
+    pages.provide(5)
     assert isinstance(done[0], Failure) and done[0].check(OSError)
 
 
@@ -266,7 +266,7 @@ def test_the_failure_of_the_source_cancels_the_jobs(ends: str) -> None:
     pages, jobs = Pages(), Jobs()
     loop = Deferred.fromCoroutine(for_each(pages.items(), jobs.work, lambda: 5))
     done = outcome(loop)
-    pages.give(2)
+    pages.provide(2)
     if ends == "failed":
         pages.page.errback(OSError("disk"))
     else:

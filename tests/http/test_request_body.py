@@ -83,7 +83,7 @@ class Client:
         head, _, body = self.transport.value().partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(body)
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         self.channel.connectionLost(Failure(ConnectionDone()))
 
 
@@ -131,7 +131,7 @@ def test_reading_pauses_while_the_disk_is_slow() -> None:
     assert client.paused
     client.threads.run_one()
     assert not client.paused
-    client.leave()
+    client.disconnect()
     client.threads.run_all()
 
 
@@ -148,7 +148,7 @@ def test_disk_pause_does_not_count_as_client_timeout() -> None:
     assert not client.transport.disconnecting
     clock.advance(1)
     assert client.answer()[1]["limit"] == "server.idle_timeout"
-    client.leave()
+    client.disconnect()
 
 
 @pytest.mark.parametrize("under_way", [True, False])
@@ -159,7 +159,7 @@ def test_disconnect_releases_reserved_space(under_way: bool) -> None:
     if not under_way:
         client.threads.run_all()
     assert client.used == 3 * MAX_IN_MEMORY
-    client.leave()
+    client.disconnect()
     client.threads.run_all()
     assert client.used == 0
     assert client.reads.bodies == []
@@ -169,7 +169,7 @@ def test_client_that_disconnects_after_its_body_gets_no_response() -> None:
     client = Client()
     client.declare(MAX_IN_MEMORY + 1)
     client.send(CHUNK + b"x")
-    client.leave()
+    client.disconnect()
     client.threads.run_all()
     assert (client.reads.bodies, client.used) == ([], 0)
 
@@ -194,15 +194,15 @@ def test_declared_body_without_space_is_rejected_early() -> None:
     assert tempfile.gettempdir() in body["message"]
     assert b"Retry-After: " in client.transport.value()
     assert b"100 Continue" not in client.transport.value()
-    client.leave()
+    client.disconnect()
     assert client.used == 3 * MAX_IN_MEMORY
     client.channel = first
-    client.leave()
+    client.disconnect()
     assert client.used == 0
     client.channel, client.transport = client.connect()
     client.declare(2 * MAX_IN_MEMORY, expects=True)
     assert b"100 Continue" in client.transport.value()
-    client.leave()
+    client.disconnect()
 
 
 def test_chunked_body_without_space_is_rejected() -> None:
@@ -216,7 +216,7 @@ def test_chunked_body_without_space_is_rejected() -> None:
     client.chunk(b"xy" * MAX_IN_MEMORY)
     status, body = client.answer()
     assert (status, body["limit"]) == (503, "server.temp_file_limit")
-    client.leave()
+    client.disconnect()
     client.threads.run_all()
     assert client.used == 3 * MAX_IN_MEMORY
     client.channel, client.transport = client.connect()
@@ -225,7 +225,7 @@ def test_chunked_body_without_space_is_rejected() -> None:
     assert client.reads.bodies == [b"short"]
     for channel in (first, client.channel):
         client.channel = channel
-        client.leave()
+        client.disconnect()
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -265,7 +265,7 @@ def test_disk_error_names_the_directory(
     assert message in [event.get("message") for event in events]
     assert client.transport.disconnecting
     client.send(CHUNK)
-    client.leave()
+    client.disconnect()
     client.threads.run_all()
     assert client.used == 0
     client.connected.channel.connectionLost()
@@ -280,7 +280,7 @@ def test_body_in_use_is_closed_after_its_reader() -> None:
     body = client.channel.requests[0].content
     with body._file_in_use() as is_open:
         assert is_open
-        client.leave()
+        client.disconnect()
         client.threads.run_all()
         assert body.seek(0) == 0  # still open
     with pytest.raises(ValueError, match="closed"):

@@ -28,8 +28,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
-    directory = tmp_path_factory.mktemp("guarded")
+def authenticated_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory = tmp_path_factory.mktemp("authenticated_site")
     TokenFile(directory / "tokens").add("alice", admin=False)
     with cart_site(directory, ini=f"[auth]\ntoken_file = {directory / 'tokens'}\n") as running:
         yield running
@@ -112,34 +112,34 @@ ALLOWED = {
 
 @pytest.mark.parametrize("target", ALLOWED)
 def test_options_needs_no_authentication_and_is_not_a_rejection(
-    guarded: CartSite, target: str
+    authenticated_site: CartSite, target: str
 ) -> None:
-    before = len(guarded.cartd.log)
-    with wire(guarded.port) as connection:
+    before = len(authenticated_site.cartd.log)
+    with wire(authenticated_site.port) as connection:
         for _ in range(2):  # the connection stays usable
             connection.send(f"OPTIONS {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             answer = connection.answer()
             assert (answer.status, answer.headers["allow"]) == (204, ALLOWED[target])
             assert "content-length" not in answer.headers
-    assert ask(guarded.port, f"OPTIONS {target} HTTP/1.0\r\n\r\n".encode()).status == 204
-    assert "Refused" not in guarded.cartd.log[before:]
+    assert ask(authenticated_site.port, f"OPTIONS {target} HTTP/1.0\r\n\r\n".encode()).status == 204
+    assert "Refused" not in authenticated_site.cartd.log[before:]
 
 
-def test_haproxy_health_check_succeeds(guarded: CartSite, tmp_path: Path) -> None:
-    before = len(guarded.cartd.log)
-    server = f"  option httpchk\n  server s1 127.0.0.1:{guarded.port} check inter 100ms"
+def test_haproxy_health_check_succeeds(authenticated_site: CartSite, tmp_path: Path) -> None:
+    before = len(authenticated_site.cartd.log)
+    server = f"  option httpchk\n  server s1 127.0.0.1:{authenticated_site.port} check inter 100ms"
     with running_haproxy(tmp_path, server) as control:
         wait_for(lambda: haproxy_state(control)["s1"]["check_status"].startswith("L7"))
         state = haproxy_state(control)["s1"]
     assert (state["status"], state["check_status"], state["check_code"]) == ("UP", "L7OK", "204")
-    assert "Refused" not in guarded.cartd.log[before:]
+    assert "Refused" not in authenticated_site.cartd.log[before:]
 
 
 @pytest.mark.parametrize("prefix", ["/", "/cartd/", "/a/b/"])
 def test_openapi_server_url_works_below_a_prefix(
-    guarded: CartSite, tmp_path: Path, prefix: str
+    authenticated_site: CartSite, tmp_path: Path, prefix: str
 ) -> None:
-    location = f"location {prefix} {{ proxy_pass http://127.0.0.1:{guarded.port}/; }}"
+    location = f"location {prefix} {{ proxy_pass http://127.0.0.1:{authenticated_site.port}/; }}"
     with running_nginx(tmp_path, location) as port:
         url = f"http://127.0.0.1:{port}{prefix}-/openapi.json"
         with urlopen(url) as answer:

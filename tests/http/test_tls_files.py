@@ -178,7 +178,7 @@ class Watched:
         self.threads = Directly()
         self.reloading = ReloadingCertificate("The thing", [path], self._make)
 
-    async def look(self) -> str:
+    async def poll(self) -> str:
         await self.reloading.poll(self.threads)
         return self.reloading.current
 
@@ -200,11 +200,11 @@ def watched(tmp_path: Path) -> Watched:
 
 @pytest_twisted.ensureDeferred
 async def test_reload_only_after_a_change(watched: Watched) -> None:
-    assert await watched.look() == "first"
+    assert await watched.poll() == "first"
     assert watched.made == 1
     watched.path.write_text("next one")
-    assert await watched.look() == "next one"
-    assert await watched.look() == "next one"
+    assert await watched.poll() == "next one"
+    assert await watched.poll() == "next one"
     assert watched.made == 2
     assert watched.threads.runs == 3
 
@@ -218,7 +218,7 @@ async def test_replaced_file_of_same_size_and_date_is_reloaded(
     found = watched.path.stat()
     os.utime(beside, ns=(found.st_atime_ns, found.st_mtime_ns))
     beside.rename(watched.path)
-    assert await watched.look() == "other"
+    assert await watched.poll() == "other"
 
 
 @pytest_twisted.ensureDeferred
@@ -230,10 +230,10 @@ async def test_failed_reload_keeps_the_old_certificate(watched: Watched) -> None
         spoil()
         for _ in range(2):
             with pytest.raises(ConfigError) as caught:
-                await watched.look()
+                await watched.poll()
             assert str(caught.value) == (
                 f"The thing not reloaded, the previous one stays in use: {reason}"
             )
             assert watched.reloading.current == "first"
     watched.path.write_text("good again")
-    assert await watched.look() == "good again"
+    assert await watched.poll() == "good again"

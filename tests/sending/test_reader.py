@@ -238,7 +238,7 @@ def test_a_file_that_the_system_refuses_is_named_with_the_reason(tree: Path) -> 
 
 
 @pytest.mark.parametrize("size", [1, SENDFILE_MIN])
-def test_a_file_whose_bytes_the_disk_does_not_give_is_named(
+def test_a_read_error_names_the_file(
     tree: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / "bad").write_bytes(bytes(size))

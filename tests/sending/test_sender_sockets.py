@@ -60,12 +60,12 @@ class Download(Resource):
         request.setHeader("Content-Length", str(SIZE))
         sender = WatchedSender(self.reader, self.threads, request, CHUNK)
         done = sender.start()
-        done.addCallbacks(lambda _: request.finish(), self.give_up)
+        done.addCallbacks(lambda _: request.finish(), self.abort)
         done.addBoth(self.outcome.callback)
         self.started.callback(sender)
         return NOT_DONE_YET
 
-    def give_up(self, failure: Failure) -> Failure:
+    def abort(self, failure: Failure) -> Failure:
         self.transport.abortConnection()
         return failure
 
@@ -120,7 +120,7 @@ async def test_a_stalled_client_stops_the_sender_until_it_reads(joined: Joined) 
 async def test_a_disconnect_frees_everything(joined: Joined) -> None:
     sender = await joined.connect()
     await until(lambda: joined.stalled(sender))
-    joined.client.leave()
+    joined.client.disconnect()
     with pytest.raises(ClientDisconnected):
         await joined.server.outcome
     assert joined.server.reader.closed == 1

@@ -43,7 +43,7 @@ from tests.support.two_ends import BUFFER, GET, LAST_GET, Client, CountedThreads
 from tests.support.volume_parts import InThisThread
 
 SIZES = {"long": 40 * 2**20, "short": 1000, "again long": 5 * 2**20 + 1}
-TURN = 2**20
+TRANSFER_SIZE = 2**20
 
 
 class WatchedReader(TreeReader):
@@ -103,17 +103,23 @@ class Download(Resource):
         own_socket = plain_socket(transport, reactor)
         assert own_socket is not None
         sender = SocketSender(
-            reader, self.threads, self.threads, request, own_socket, reactor, transfer_size=TURN
+            reader,
+            self.threads,
+            self.threads,
+            request,
+            own_socket,
+            reactor,
+            transfer_size=TRANSFER_SIZE,
         )
         self.senders.append(sender)
         self.done = sender.start()
         self.done.addCallback(lambda _: request.finish())
-        self.done.addErrback(self._give_up, transport)
+        self.done.addErrback(self._abort, transport)
         if len(self.senders) == 1:
             self.started.callback(None)
         return NOT_DONE_YET
 
-    def _give_up(self, failure: Failure, transport: Any) -> None:
+    def _abort(self, failure: Failure, transport: Any) -> None:
         self.outcomes.append(failure.value)
         transport.abortConnection()
 
@@ -204,7 +210,7 @@ async def test_it_is_a_producer_and_a_descriptor(joined: Joined) -> None:
     await joined.connect()
     [sender] = joined.server.senders
     assert verifyObject(IPushProducer, sender) and verifyObject(IWriteDescriptor, sender)
-    joined.client.leave()
+    joined.client.disconnect()
     await until(lambda: bool(joined.outcomes))
 
 
@@ -212,7 +218,7 @@ async def test_it_is_a_producer_and_a_descriptor(joined: Joined) -> None:
 async def test_a_disconnect_frees_everything(joined: Joined) -> None:
     await joined.connect()
     await until(joined.stalled)
-    joined.client.leave()
+    joined.client.disconnect()
     await until(lambda: bool(joined.outcomes))
     assert isinstance(joined.outcomes[0], ClientDisconnected)
     joined.assert_all_let_go()
@@ -226,7 +232,7 @@ async def test_nothing_is_released_while_a_thread_uses_it(joined: Joined, how: s
     [reader], [sender] = joined.server.readers, joined.server.senders
     await until(reader.held.is_set)
     if how == "the client leaves":
-        joined.client.leave()
+        joined.client.disconnect()
         await until(lambda: joined.server.requests[0].channel is None)
     elif how == "cancelled":
         joined.server.done.cancel()
@@ -260,7 +266,7 @@ async def test_the_access_log_waits_for_the_thread_that_sends(
         await joined.connect()
         joined.client.read_on()
         await until(lambda: joined.client.received == 3000)
-        joined.client.leave()
+        joined.client.disconnect()
         await until(lambda: joined.server.requests[0].channel is None)
         assert logged() == []
         if end == "the thread returns":
@@ -383,7 +389,7 @@ class Counted(AtOnce):
         return super().run(work, *args, **kwargs)
 
 
-class Alone:
+class StandaloneSender:
     """A sender whose calls run synchronously, between a real file and a real socket."""
 
     def __init__(self, path: Path, data: bytes = b"data") -> None:
@@ -407,45 +413,45 @@ class Alone:
         self.outcomes: list[Any] = []
         self.sender.start().addBoth(self.outcomes.append)
 
-    def has_room(self) -> None:
+    def become_writable(self) -> None:
         self.sender.doWrite()
 
 
 @pytest.fixture
-def unstarted(tmp_path: Path) -> Iterator[Alone]:
-    unstarted = Alone(tmp_path / "file")
+def unstarted(tmp_path: Path) -> Iterator[StandaloneSender]:
+    unstarted = StandaloneSender(tmp_path / "file")
     yield unstarted
     unstarted.near.close()
     unstarted.far.close()
 
 
-def test_it_waits_until_the_connection_has_sent_the_head(unstarted: Alone) -> None:
+def test_it_waits_until_the_connection_has_sent_the_head(unstarted: StandaloneSender) -> None:
     assert unstarted.answer.written == [b""]
     unstarted.reactor.addWriter(unstarted.answer.connection)
-    unstarted.has_room()
+    unstarted.become_writable()
     with pytest.raises(BlockingIOError):
         unstarted.far.recv(10)
     unstarted.reactor.removeWriter(unstarted.answer.connection)
-    unstarted.has_room()
+    unstarted.become_writable()
     assert unstarted.far.recv(10) == b"data"
 
 
-def test_when_all_is_sent_the_answer_has_no_producer_any_more(unstarted: Alone) -> None:
+def test_when_all_is_sent_the_answer_has_no_producer_any_more(unstarted: StandaloneSender) -> None:
     assert unstarted.answer.producer is unstarted.sender
-    unstarted.has_room()
+    unstarted.become_writable()
     assert unstarted.outcomes == [None]
     assert unstarted.answer.producer is None and unstarted.reactor.writers == []
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EIO])
 def test_only_connection_errors_are_client_disconnects(
-    unstarted: Alone, number: int, monkeypatch: pytest.MonkeyPatch
+    unstarted: StandaloneSender, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def send(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(TreeReader, "send", send)
-    unstarted.has_room()
+    unstarted.become_writable()
     [failure] = unstarted.outcomes
     assert (failure.type is ClientDisconnected) == (number != errno.EIO)
     assert unstarted.answer.producer is None and unstarted.near.fileno() == -1
@@ -457,8 +463,8 @@ def test_cached_data_is_sent_by_few_threads(
 ) -> None:
     if not cached:
         monkeypatch.setattr(TreeReader, "is_cached", lambda *_: False)
-    unstarted = Alone(tmp_path / "file", bytes(SENDFILE_MIN))
-    unstarted.has_room()
+    unstarted = StandaloneSender(tmp_path / "file", bytes(SENDFILE_MIN))
+    unstarted.become_writable()
     assert (unstarted.threads.runs, unstarted.cached_data_threads.runs) == (
         (1, 1) if cached else (2, 0)
     )
@@ -498,7 +504,7 @@ def test_over_tls_there_is_no_plain_socket() -> None:
     assert plain_socket(StringTransport(), reactor) is None
 
 
-def test_a_reactor_that_watches_no_descriptors_gets_none(unstarted: Alone) -> None:
+def test_a_reactor_that_watches_no_descriptors_gets_none(unstarted: StandaloneSender) -> None:
     class Connected:
         def getHandle(self) -> socket.socket:
             return unstarted.near

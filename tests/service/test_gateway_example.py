@@ -52,7 +52,7 @@ def status(*arguments: str, stdin: bytes = b"") -> str:
     return done.stdout.decode()
 
 
-def test_who_has_no_password_is_nobody(gateway: str) -> None:
+def test_a_client_without_a_password_is_rejected(gateway: str) -> None:
     url = f"{gateway}/my-cart"
     assert status("-u", "alice:wrong", url) == "401"
     assert status("-u", "carol:secret", url) == "401"
@@ -60,7 +60,7 @@ def test_who_has_no_password_is_nobody(gateway: str) -> None:
     assert status("-H", "X-Remote-User: alice", url) == "401"
 
 
-def test_who_has_one_is_that_user_and_no_other(gateway: str) -> None:
+def test_a_password_authenticates_only_its_user(gateway: str) -> None:
     url = f"{gateway}/hers"
     post = ("-X", "POST", "--data-binary", "@-")
     assert status("-u", "alice:secret", *post, url, stdin=MANY) == "201"

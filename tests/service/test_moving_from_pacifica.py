@@ -143,7 +143,7 @@ def a_tar_that_is_written_anew_has_other_validators(
 
 
 @contextmanager
-def short_of_room(directory: Path) -> Iterator[RunningCartd]:
+def site_over_quota(directory: Path) -> Iterator[RunningCartd]:
     """A site with an upgraded database, whose carts exceed the quota."""
     site = PacificaSite(directory / "site", "2.0")
     ini = site.configuration("http://127.0.0.1:9/").replace(
@@ -156,18 +156,18 @@ def short_of_room(directory: Path) -> Iterator[RunningCartd]:
         yield cartd
 
 
-AWAY_AT_FIRST = """
+UNAVAILABLE_AT_FIRST = """
 from cartd.errors import Unavailable
 from cartd.store import Carts
 from twisted.scripts.twistd import run
 
 unmeasured = Carts.unmeasured
 
-async def away(self):
+async def fail_once(self):
     Carts.unmeasured = unmeasured
-    raise Unavailable("away")
+    raise Unavailable("not measured")
 
-Carts.unmeasured = away
+Carts.unmeasured = fail_once
 run()
 """
 
@@ -176,18 +176,18 @@ run()
 def test_carts_of_pacifica_are_measured_after_an_outage(
     archive: FaultyArchive, tmp_path: Path
 ) -> None:
-    with short_of_room(tmp_path) as cartd:
-        cartd.program = (sys.executable, "-c", AWAY_AT_FIRST, *cartd.twistd[1:])
+    with site_over_quota(tmp_path) as cartd:
+        cartd.program = (sys.executable, "-c", UNAVAILABLE_AT_FIRST, *cartd.twistd[1:])
         cartd.start()
         wait_for(lambda: cartd.request("HEAD", "/failed").status == 404)
-        assert "away; retrying every" in cartd.log
+        assert "not measured; retrying every" in cartd.log
         assert cartd.terminate() == 0
         assert_no_unexpected_errors(cartd.log)
 
 
 @in_a_thread
 def test_carts_of_pacifica_are_evicted_like_others(archive: FaultyArchive, tmp_path: Path) -> None:
-    with short_of_room(tmp_path) as cartd:
+    with site_over_quota(tmp_path) as cartd:
         whole = cartd.run("cartd-cmd", "fixit", "--cartid", "tree", "bundle")
         assert whole.stderr == "tree: ready, nothing to fix\nbundle: ready, nothing to fix\n"
         cartd.start()

@@ -93,7 +93,7 @@ def hashed(cartd: RunningCartd) -> set[Path]:
     return set(map(Path, listed.read_text().splitlines())) if listed.exists() else set()
 
 
-def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
+def dirty_files(cartd: RunningCartd) -> dict[str, set[int]]:
     """Return the positions of dirty files, by the uids of their carts."""
     found: dict[str, set[int]] = {}
     with begin(cartd.database) as connection:
@@ -105,7 +105,7 @@ def unsynced(cartd: RunningCartd) -> dict[str, set[int]]:
     return found
 
 
-def noted_memories(cartd: RunningCartd) -> list[str]:
+def recorded_page_caches(cartd: RunningCartd) -> list[str]:
     """Return the processes whose page cache is recorded."""
     with begin(cartd.database) as connection:
         return list(connection.execute(text("SELECT holder FROM page_cache")).scalars())
@@ -129,7 +129,7 @@ def damage(paths: Iterable[Path]) -> None:
         DAMAGES[number % len(DAMAGES)](path)
 
 
-def answers_until_ready(cartd: RunningCartd, uid: str, answers: list[Answer]) -> Thread:
+def request_until_ready(cartd: RunningCartd, uid: str, answers: list[Answer]) -> Thread:
     """Request the cart repeatedly, from before the service listens until it is sent."""
     end = time.monotonic() + DEADLINE
 
@@ -162,7 +162,7 @@ def test_after_a_power_failure_only_damaged_files_are_fetched(
     unknown = [{**entry(name, f"u/{name}", b""), "hashsum": ""} for name in names[:6]]
     with changed_cartd(tmp_path / "cartd", archive, OFTEN) as cartd:
         stage(cartd, archive, "safe", 30_000, files=3)
-        wait_for(lambda: not unsynced(cartd))
+        wait_for(lambda: not dirty_files(cartd))
         assert cartd.terminate() == 0
         start(cartd, SELDOM)
         stage(cartd, archive, "large", 5 << 20, files=3)
@@ -183,7 +183,7 @@ def test_after_a_power_failure_only_damaged_files_are_fetched(
         before = {uid: cartd.get(f"/{uid}?filename=data") for uid in whole}
         cartd.kill()
 
-        left = unsynced(cartd)
+        left = dirty_files(cartd)
         assert {uid: len(positions) for uid, positions in left.items()} == {
             "large": 3,
             "many": MANY,
@@ -206,7 +206,7 @@ def test_after_a_power_failure_only_damaged_files_are_fetched(
         archive.requests.clear()
         archive.files["tape"].tape_heads = 0
         first: dict[str, list[Answer]] = {uid: [] for uid in whole}
-        asking = [answers_until_ready(cartd, uid, answers) for uid, answers in first.items()]
+        asking = [request_until_ready(cartd, uid, answers) for uid, answers in first.items()]
         start(cartd, OFTEN)
         for thread in asking:
             thread.join()
@@ -224,7 +224,7 @@ def test_after_a_power_failure_only_damaged_files_are_fetched(
             assert least <= asked <= {*least, *damaged, names[5]}
         trees = {path.relative_to(cartd.volume).parts[1] for path in hashed(cartd)}
         assert trees == {"large", "many", "again", "unknown", "half"}
-        wait_for(lambda: not unsynced(cartd))
+        wait_for(lambda: not dirty_files(cartd))
 
 
 @in_a_thread
@@ -235,9 +235,9 @@ def test_nothing_is_verified_after_an_ordinary_stop(archive: FaultyArchive, tmp_
         body = manifest([entry("mine-0", "a", content("mine-0", 10_000)), entry("tape", "b", b"")])
         cartd.post("half", body)
         wait_for(lambda: cartd.staged("half") == 1)
-        assert unsynced(cartd) == {"mine": {*range(5)}, "half": {0}}
+        assert dirty_files(cartd) == {"mine": {*range(5)}, "half": {0}}
         assert cartd.terminate() == 0
-        assert unsynced(cartd) == {}
+        assert dirty_files(cartd) == {}
         start(cartd, SELDOM)
         assert cartd.status("mine") == ("ready", "")
         assert len(cartd.download("mine")) == 5
@@ -256,11 +256,11 @@ def test_nothing_is_verified_after_a_crash_of_the_process_alone(
         cartd.post("half", body)
         wait_for(lambda: cartd.staged("half") == 1)
         cartd.kill()
-        assert unsynced(cartd) == {"mine": {*range(5)}, "half": {0}}
+        assert dirty_files(cartd) == {"mine": {*range(5)}, "half": {0}}
         start(cartd, OFTEN, SAME_BOOT)
         assert cartd.status("mine") == ("ready", "")
         assert len(cartd.download("mine")) == 5
-        wait_for(lambda: not unsynced(cartd))
+        wait_for(lambda: not dirty_files(cartd))
         archive.files["tape"].tape_heads = 0
         assert not hashed(cartd)
 
@@ -271,7 +271,7 @@ def test_a_kill_during_a_sync_is_verified_at_the_next_start(
 ) -> None:
     with changed_cartd(tmp_path / "cartd", archive, OFTEN + HANGS, SAME_BOOT) as cartd:
         stage(cartd, archive, "mine", 50_000, files=5)
-        wait_for(lambda: not noted_memories(cartd))
+        wait_for(lambda: not recorded_page_caches(cartd))
         cartd.kill()
         empty(tree(cartd, "mine") / "dir/file-2")
         start(cartd, OFTEN, SAME_BOOT)
@@ -289,7 +289,7 @@ def test_a_hanging_disk_blocks_no_stop_and_is_verified(
         body = cartd.get("/mine").body
         assert cartd.terminate() == 0
         assert "are verified at the next start" in cartd.log
-        assert unsynced(cartd) == {"mine": {*range(5)}}
+        assert dirty_files(cartd) == {"mine": {*range(5)}}
         empty(tree(cartd, "mine") / "dir/file-2")
         start(cartd, OFTEN)
         cartd.wait_until("mine", "ready")
@@ -338,11 +338,11 @@ def test_a_command_verifies_and_syncs_what_it_stages(
         cut(tree(cartd, "mine") / "dir/file-2")
         archive.files["tape"].tape_heads = 0
         # One cart was being staged, with links to the ready one: both lose two files.
-        assert noted_memories(cartd)
+        assert recorded_page_caches(cartd)
         cartd.run("cartd-cmd", "fixit", "--cartid", "half")
         cartd.run("cartd-cmd", "verify", "--cartid", "mine", "--repair")
         assert [len(archive.seen("GET", f"mine-{n}")) for n in range(4)] == [1, 2, 2, 1]
-        assert unsynced(cartd) == {}
+        assert dirty_files(cartd) == {}
         start(cartd, OFTEN)
         assert [cartd.status(uid)[0] for uid in ("half", "mine")] == ["ready", "ready"]
         files = {f"{n}": content(f"mine-{n}", 10_000) for n in range(3)}

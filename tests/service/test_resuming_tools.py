@@ -72,7 +72,7 @@ def test_a_tar_that_is_there_already_is_not_fetched_again(
     assert statuses() == ["200", "304"]
 
 
-def test_wget2_splits_a_tar_whose_length_a_head_has_told(site: CartSite, tmp_path: Path) -> None:
+def test_wget2_splits_a_tar_by_the_length_from_head(site: CartSite, tmp_path: Path) -> None:
     url = f"{site.cartd.url}/{READY}&by=chunks"
     assert run(tmp_path, "wget2", "-q", "--chunk-size=4k", "-O", "whole", url) == 0
     assert (tmp_path / "whole").read_bytes() == site.cartd.get(f"/{READY}").body

@@ -191,7 +191,7 @@ class RandomScenario(RuleBasedStateMachine):
             self.process.run_until(self.process.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))
-    def lose_client(self, which: int) -> None:
+    def disconnect_client(self, which: int) -> None:
         with self._checked():
             if self.downloads:
                 self.downloads.pop(which % len(self.downloads)).cancel()

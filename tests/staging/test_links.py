@@ -63,10 +63,10 @@ def test_space_is_reserved_only_for_files_to_be_fetched(bench: Bench) -> None:
     bench.archive.asked.clear()
     asked: list[tuple[int, dict[str, int]]] = []
 
-    async def note(cart: Cart, holder: str, **sizes: int) -> None:
+    async def record(cart: Cart, holder: str, **sizes: int) -> None:
         asked.append((cart.volume_bytes, sizes))
 
-    bench.reserve = note
+    bench.reserve = record
     again = ready(bench, uid="again")
     assert bench.archive.asked == [("HEAD", "2"), ("GET", "2")]
     assert names_of(bench, again) == {"1": 2, "2": 1, "3": 2}
@@ -90,11 +90,11 @@ def test_the_files_are_linked_page_by_page(bench: Bench, monkeypatch: pytest.Mon
     pages: list[range] = []
     duplicates = bench.store.dedup.duplicates
 
-    async def note(cart_id: int, positions: range) -> Any:
+    async def record(cart_id: int, positions: range) -> Any:
         pages.append(positions)
         return await duplicates(cart_id, positions)
 
-    bench.store.dedup.duplicates = note  # type: ignore[method-assign]
+    bench.store.dedup.duplicates = record  # type: ignore[method-assign]
     ready(bench, uid="again")
     assert pages == [range(2), range(2, 4)]
     assert bench.archive.times("GET") == 3

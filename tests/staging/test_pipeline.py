@@ -231,10 +231,10 @@ class TestReservation:
     def test_space_for_a_bundle_is_reserved_beside_its_files(self, bench: Bench) -> None:
         asked: list[dict[str, int]] = []
 
-        async def note(cart: Cart, holder: str, **sizes: int) -> None:
+        async def record(cart: Cart, holder: str, **sizes: int) -> None:
             asked.append(sizes)
 
-        bench.reserve = note
+        bench.reserve = record
         cart = bench.put(bundle=True)
         _, ended = run(bench, cart)
         assert ended == [None]

@@ -188,7 +188,7 @@ class TestErrors:
         begin_bundling = bench.store.progress.begin_bundling
         times = 0
 
-        async def taken_away(
+        async def remove_before_bundling(
             cart_id: int, holder: str, now: float, tar: TarFacts | None = None
         ) -> None:
             nonlocal times
@@ -197,7 +197,7 @@ class TestErrors:
                 (bench.volume.paths.tree(cart) / "dir" / "2").unlink()
             await begin_bundling(cart_id, holder, now, tar)
 
-        bench.store.progress.begin_bundling = taken_away  # type: ignore[method-assign]
+        bench.store.progress.begin_bundling = remove_before_bundling  # type: ignore[method-assign]
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.READY
         assert [bench.archive.asked.count(("GET", name)) for name in FILES] == [1, 2]

@@ -288,7 +288,7 @@ async def restaged(store: Store, cart: Cart) -> None:
     assert await store.progress.restage(cart.id, lost=[0], now=20)
 
 
-TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
+OPERATIONS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
     "link": lambda store, cart: store.dedup.record_linked(cart.id, "me", []),
     "bundle": lambda store, cart: store.progress.record_bundled(cart.id, "me"),
     "error": lambda store, cart: store.progress.record_error(
@@ -303,7 +303,7 @@ TURNS: dict[str, Callable[[Store, Cart], Coroutine[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("what", TURNS)
+@pytest.mark.parametrize("what", OPERATIONS)
 @pytest_twisted.ensureDeferred
 async def test_lock_writers_serializes_changes_of_several_carts(
     store: Store, database: str, what: str
@@ -313,7 +313,7 @@ async def test_lock_writers_serializes_changes_of_several_carts(
     other = Database(database, the_reactor())
     async with other.transaction() as transaction:
         await lock_writers(transaction)
-        ended = outcome(Deferred.fromCoroutine(TURNS[what](store, cart)))
+        ended = outcome(Deferred.fromCoroutine(OPERATIONS[what](store, cart)))
         while not (waiting := (await other.rows(_WAITING))[0][0]) and not ended:
             pass
         assert (waiting, ended) == (1, [])

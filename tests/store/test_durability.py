@@ -269,12 +269,12 @@ class TestRevalidate:
         await store.progress.record_staged(cart.id, "me", [(n, SHA1) for n in range(4)], now=11)
         rows = await rows_of(store, cart)
         monkeypatch.setattr("cartd.store.durability.BATCH", 2)
-        turns = 0
+        calls = 0
 
         async def claim_in_between(transaction: Transaction) -> None:
-            nonlocal turns
-            turns += 1
-            if turns == 2:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
                 await transaction.execute(
                     update(tables.cart).values(lease_holder="me", lease_until=100.0)
                 )
@@ -282,7 +282,7 @@ class TestRevalidate:
 
         monkeypatch.setattr("cartd.store.durability.lock_writers", claim_in_between)
         assert await store.durability.revalidate(cart.id, rows, now=20) == 4
-        assert turns == 3
+        assert calls == 3
         assert await store.leases.holders() == {}
         assert await staged_positions(store, cart) == []
 

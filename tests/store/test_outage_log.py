@@ -12,7 +12,7 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from cartd.errors import DatabaseUnavailable
 from cartd.store.database import LOG_INTERVAL, OutageLog
 
-AWAY, OVER = "The database cannot be used: {}; retrying", "The database is available again"
+UNAVAILABLE, OVER = "The database cannot be used: {}; retrying", "The database is available again"
 
 
 class LoggedOutage:
@@ -50,7 +50,7 @@ def test_an_outage_and_its_end_are_logged_once_for_all_callers(outage: LoggedOut
         outage.fails("read", "refused")
         outage.fails("write", "refused")
     outage.works("read")
-    assert outage.lines() == [AWAY.format("refused")]
+    assert outage.lines() == [UNAVAILABLE.format("refused")]
     outage.works("write")
     outage.works("write")
     assert outage.lines() == [OVER]
@@ -65,7 +65,7 @@ def test_another_cause_is_logged_after_the_log_interval(
     outage.fails("read", "refused")
     outage.fails("read", "no password")
     outage.fails("read", "refused")
-    assert outage.lines() == [AWAY.format("refused"), AWAY.format("no password")]
+    assert outage.lines() == [UNAVAILABLE.format("refused"), UNAVAILABLE.format("no password")]
 
 
 def test_a_query_that_fails_repeatedly_is_not_logged_each_time(
@@ -74,15 +74,15 @@ def test_a_query_that_fails_repeatedly_is_not_logged_each_time(
     for _ in range(50):
         outage.fails("read", "corrupted page")
         outage.works("read")
-    assert outage.lines() == [AWAY.format("corrupted page"), OVER]
+    assert outage.lines() == [UNAVAILABLE.format("corrupted page"), OVER]
     outage.clock.advance(LOG_INTERVAL)
     outage.fails("read", "corrupted page")
-    assert outage.lines() == [AWAY.format("corrupted page")]
+    assert outage.lines() == [UNAVAILABLE.format("corrupted page")]
 
 
 def test_successful_reads_do_not_end_an_outage_of_writes(outage: LoggedOutage) -> None:
     outage.fails("write", "disk full")
     outage.works("read")
-    assert outage.lines() == [AWAY.format("disk full")]
+    assert outage.lines() == [UNAVAILABLE.format("disk full")]
     outage.works("write")
     assert outage.lines() == [OVER]

@@ -70,7 +70,7 @@ class TestLeases:
         assert await store.leases.claim(cart.id, "you", now=200, until=300) == cart
 
     @pytest_twisted.ensureDeferred
-    async def test_of_many_who_claim_at_once_one_gets_the_cart(
+    async def test_of_many_concurrent_claims_one_succeeds(
         self, store: Store, database: str
     ) -> None:
         cart = await posted(store)

@@ -48,14 +48,14 @@ class FailingWrites:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._room = BLOCK // 2
+        self._remaining = BLOCK // 2
         self._write = os.write
 
     def __call__(self, fd: int, data: bytes | memoryview) -> int:
         if not isinstance(data, memoryview):  # the reactor wakes itself
             return self._write(fd, data)
-        if self._room == 0:
+        if self._remaining == 0:
             raise OSError(self._number, os.strerror(self._number))
-        written = self._write(fd, data[: self._room])
-        self._room -= written
+        written = self._write(fd, data[: self._remaining])
+        self._remaining -= written
         return written

@@ -32,16 +32,16 @@ class Ended(CartdError):
 
 def end_after(monkeypatch: pytest.MonkeyPatch, where: str, transactions: int) -> None:
     """Raise ``Ended`` at the next ``lock_writers`` after so many transactions with one."""
-    taken = 0
+    locked = 0
 
-    async def take(transaction: Transaction) -> None:
-        nonlocal taken
-        taken += 1
-        if taken > transactions:
+    async def lock_or_end(transaction: Transaction) -> None:
+        nonlocal locked
+        locked += 1
+        if locked > transactions:
             raise Ended
         await lock_writers(transaction)
 
-    monkeypatch.setattr(where, take)
+    monkeypatch.setattr(where, lock_or_end)
 
 
 def entries(number: int, hash_sum: str = SHA1) -> list[Entry]:

@@ -57,7 +57,7 @@ class Client(Protocol):
         transport: Any = self.transport
         transport.resumeProducing()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         transport: Any = self.transport
         transport.abortConnection()
 

@@ -34,8 +34,8 @@ class Client:
     admin: bool = False
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        who = {"x_test_user": self.name, "x_test_admin": "yes" if self.admin else ""}
-        return self.cartd.request(method, path, body, **who, **headers)
+        identity = {"x_test_user": self.name, "x_test_admin": "yes" if self.admin else ""}
+        return self.cartd.request(method, path, body, **identity, **headers)
 
     def post(self, uid: str, body: bytes) -> Answer:
         return self.request("POST", f"/{uid}", body)

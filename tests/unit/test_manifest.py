@@ -371,7 +371,9 @@ CLASHES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("clashing", "message"), CLASHES.values(), ids=list(CLASHES))
-def test_paths_that_clash_are_refused_by_both_places(clashing: list[str], message: str) -> None:
+def test_colliding_paths_are_rejected_with_both_positions(
+    clashing: list[str], message: str
+) -> None:
     assert refusal(body(*[entry(path=path) for path in clashing])) == message
 
 

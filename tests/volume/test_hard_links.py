@@ -117,11 +117,11 @@ def test_a_directory_in_place_of_the_link_is_removed(volume: Volume) -> None:
     assert volume.paths.member(NEW, "there/too.dat").read_bytes() == BODY
 
 
-def gone(old: Path, _: Path) -> None:
+def removed(old: Path, _: Path) -> None:
     old.unlink()
 
 
-def cart_gone(old: Path, _: Path) -> None:
+def cart_moved(old: Path, _: Path) -> None:
     old.parents[2].rename(old.parents[2].with_name("99"))
 
 
@@ -145,7 +145,7 @@ def another(old: Path, elsewhere: Path) -> None:
     elsewhere.replace(old)
 
 
-@pytest.mark.parametrize("change", [gone, cart_gone, longer, a_link, a_pipe])
+@pytest.mark.parametrize("change", [removed, cart_moved, longer, a_link, a_pipe])
 def test_a_file_that_differs_from_its_record_is_not_linked(
     volume: Volume, tmp_path: Path, change: Callable[[Path, Path], None]
 ) -> None:
@@ -154,7 +154,7 @@ def test_a_file_that_differs_from_its_record_is_not_linked(
     assert not volume.paths.member(NEW, "there/too.dat").exists()
 
 
-@pytest.mark.parametrize("change", [gone, a_link, a_pipe, another])
+@pytest.mark.parametrize("change", [removed, a_link, a_pipe, another])
 def test_a_file_changed_between_stat_and_link_is_not_linked(
     volume: Volume,
     tmp_path: Path,

@@ -101,7 +101,7 @@ WORK: dict[str, Work] = {
     "unlink": lambda volume: volume.links.remove(CART),
     "remove": lambda volume: volume.removal.remove(CART),
     "set aside": set_aside,
-    "look for orphans": lambda volume: volume.orphans.find([CART.id]),
+    "search for orphans": lambda volume: volume.orphans.find([CART.id]),
 }
 
 
@@ -118,7 +118,7 @@ def test_nothing_behind_a_link_is_changed(
 
 
 NOT_THERE = "cannot be read: Not a directory"
-LOOKS: dict[str, tuple[Work, object]] = {
+READS: dict[str, tuple[Work, object]] = {
     "measure": (lambda volume: volume.verification.stat_files(CART, [FILE]), [None]),
     "faults": (
         lambda volume: volume.verification.faults(CART, [FILE], no_throttle),
@@ -130,13 +130,13 @@ LOOKS: dict[str, tuple[Work, object]] = {
 
 
 @pytest.mark.parametrize("where", ON_THE_WAY)
-@pytest.mark.parametrize(("look", "found"), LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize(("read", "found"), READS.values(), ids=READS)
 def test_what_is_behind_a_link_is_not_there(
-    volume: Volume, root: Path, look: Work, found: object, where: str
+    volume: Volume, root: Path, read: Work, found: object, where: str
 ) -> None:
-    assert result_of(look(volume)) != found
+    assert result_of(read(volume)) != found
     plant(root, where)
-    assert result_of(look(volume)) == found
+    assert result_of(read(volume)) == found
     assert result_of(volume.links.link_duplicates(OTHER, [DUPLICATE]))[0] == []
     reader = TreeReader(volume.paths.tree(CART), iter([piece()]), root=root)
     with pytest.raises(VolumeDamaged, match=r"^a/b\.dat is missing"):

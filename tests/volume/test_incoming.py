@@ -132,7 +132,7 @@ async def test_pieces_of_any_size_are_written_in_order_by_real_threads(tmp_path:
     threads.start()
     try:
         incoming = Place(tmp_path, threads, threads).incoming(LARGE)
-        producer = TurnByTurn(incoming, LARGE, random.Random(2))
+        producer = PiecewiseProducer(incoming, LARGE, random.Random(2))
         incoming.registerProducer(producer, True)
         await producer.done
         incoming.unregisterProducer()
@@ -143,7 +143,7 @@ async def test_pieces_of_any_size_are_written_in_order_by_real_threads(tmp_path:
 
 
 @implementer(IPushProducer)
-class TurnByTurn:
+class PiecewiseProducer:
     """A push producer that writes a piece of random size in each iteration of the reactor."""
 
     def __init__(self, consumer: IncomingFile, body: bytes, sizes: random.Random) -> None:
@@ -154,18 +154,18 @@ class TurnByTurn:
         self.resumeProducing()
 
     def resumeProducing(self) -> None:
-        self._turn = self._reactor.callLater(0, self._write)
+        self._next_write = self._reactor.callLater(0, self._write)
 
     def pauseProducing(self) -> None:
-        if self._turn.active():
-            self._turn.cancel()
+        if self._next_write.active():
+            self._next_write.cancel()
 
     def stopProducing(self) -> None:
         self.pauseProducing()
         self.done.errback(AssertionError("stopped"))
 
     def _write(self) -> None:
-        self._turn = self._reactor.callLater(0, self._write)
+        self._next_write = self._reactor.callLater(0, self._write)
         stop = self._at + self._sizes.randrange(300_000)
         piece, self._at = self._body[self._at : stop], stop
         self._consumer.write(piece)

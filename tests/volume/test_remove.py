@@ -68,10 +68,10 @@ def test_removing_a_cart_leaves_nothing_of_it(volume: Volume, root: Path) -> Non
 def test_a_removal_is_interrupted_by_a_stop_and_finished_later(volume: Volume, root: Path) -> None:
     for number in range(3):
         stage(volume, a_file(BODY, f"d/{number}", position=number))
-    looks = iter([False, True])
+    stop_checks = iter([False, True])
     with pytest.raises(RemovalStopped), RootedFS(root) as below:
         aside = root / "incoming/7/aside"
-        rename_then_remove(below, root / str(CART.id), aside, lambda: next(looks))
+        rename_then_remove(below, root / str(CART.id), aside, lambda: next(stop_checks))
     assert not (root / str(CART.id)).exists()
     assert len(list((root / "incoming/7/aside").glob("**/d/*"))) == 2
     stopped = Volume(root, InThisThread())

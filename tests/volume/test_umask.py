@@ -25,7 +25,7 @@ def modes(cartd: RunningCartd) -> dict[str, int]:
     return {str(path.relative_to(cartd.directory)): path.stat().st_mode & 0o777 for path in made}
 
 
-def look(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
+def staged_modes(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
     stage(cartd, archive, "tree", 100)
     stage(cartd, archive, "tar", 100, bundle=True)
     found = modes(cartd)
@@ -39,7 +39,7 @@ def look(cartd: RunningCartd, archive: FaultyArchive) -> dict[str, int]:
 def test_by_default_files_are_private(archive: FaultyArchive, tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive=url_of(archive), started=False) as cartd:
         cartd.start()
-        assert {mode & 0o077 for mode in look(cartd, archive).values()} == {0}
+        assert {mode & 0o077 for mode in staged_modes(cartd, archive).values()} == {0}
         cartd.terminate()
         (cartd.volume / ".cartd-volume").unlink()
         cartd.run("cartd-cmd", "bind-volume")
@@ -53,7 +53,7 @@ def test_a_umask_of_the_site_lets_others_read(archive: FaultyArchive, tmp_path: 
     # The service itself creates the database.
     with running_cartd(tmp_path, archive=url_of(archive), ini=ini, started=False) as cartd:
         cartd.start()
-        found = look(cartd, archive)
+        found = staged_modes(cartd, archive)
         assert found.pop("volume/incoming") == 0o700
         assert {path for path, mode in found.items() if mode not in (0o755, 0o644)} == set()
         assert (
