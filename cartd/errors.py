@@ -126,7 +126,7 @@ class VolumeUnavailable(Unavailable):
 
 
 class DiskUnavailable(Unavailable):
-    """The disk fails for a reason that tells nothing about the files on it."""
+    """The disk fails for a reason that is independent of the files on it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The volume cannot be used now ({reason}); try again later")

@@ -29,7 +29,7 @@ class ArchiveError(CartdError):
     archive asked for that.  ``outage``: the archive as a whole may be unavailable.
     ``unavailable``: it has answered so (502, 503, 504), which may concern this file alone.
     ``missing``: a response with status 500 has a trace, which says that the archive has no such
-    file, or that the device that should hold it is gone.  ``needs_explanation``: it was the
+    file, or that the device that should hold it is missing.  ``needs_explanation``: it was the
     response to a HEAD, which has no body for a trace.
     """
 

@@ -96,7 +96,7 @@ class RetryPolicy:
         :raises OutageTooLong: the archive was unavailable for too long.
         """
         pauses = delays(self._max_attempts, self._random)
-        answers = paused_at = self._breaker.successes
+        successes = paused_at = self._breaker.successes
         reasons: list[str] = []
         mismatch: Mismatch | None = None
         while True:
@@ -126,7 +126,7 @@ class RetryPolicy:
             if pause is not None and getattr(failure, "retryable", True):
                 log.info("Retrying {path}: {failure}", path=escape(file.path), failure=failure)
                 await self._pause(pause, failure)
-            elif await self._wait_out_archive_fault(cart, file, failure, answers):
+            elif await self._wait_out_archive_fault(cart, file, failure, successes):
                 pauses = delays(self._max_attempts, self._random)
             else:
                 transient = isinstance(failure, ArchiveError) and failure.retryable
@@ -175,24 +175,24 @@ class RetryPolicy:
         return await self._breaker.wait(cart.id, file.archive_id, failed=True)
 
     async def _wait_out_unavailability(
-        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
+        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, successes: int
     ) -> bool:
         """Trip the breaker if the last attempt also got 502/503/504.
 
         Return whether it was an outage.
 
         Until then only this file waits.  It is a failure of the file, not of the archive, if other
-        files were answered since the count of answers was ``answers``, at the attempt before.
+        files were answered since the breaker's count was ``successes``, at the attempt before.
         """
         if isinstance(failure, Mismatch) or not failure.unavailable:
             return False
-        if self._breaker.succeeded_since(answers, other_than=file.archive_id):
+        if self._breaker.succeeded_since(successes, other_than=file.archive_id):
             return False
         self._breaker.trip(file.archive_id, failure)
         return await self._wait_out_outage(cart, file, failure)
 
     async def _wait_out_archive_fault(
-        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, answers: int
+        self, cart: Cart, file: CartFile, failure: ArchiveError | Mismatch, successes: int
     ) -> bool:
         """Return True if the archive failed for every file, after waiting until it recovered.
 
@@ -202,7 +202,7 @@ class RetryPolicy:
             return False
         if not (failure.retryable or failure.missing):
             return False
-        return await self._breaker.caused_failure(cart.id, file.archive_id, failure, answers)
+        return await self._breaker.caused_failure(cart.id, file.archive_id, failure, successes)
 
     async def _pause(self, pause: float, failure: Exception) -> None:
         await deferLater(

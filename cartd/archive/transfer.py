@@ -124,7 +124,7 @@ class _Body(Protocol):
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """End the transfer: the sink wants no more, or the Deferred was cancelled."""
+        """End the transfer: the sink needs no more, or the Deferred was cancelled."""
         self._abort(Failure(CancelledError()))
 
     def _start_stall_timer(self) -> None:

@@ -120,7 +120,7 @@ class Downloads:
         """
         cart = _check_ready(await self._newest(viewer, uid))
         with self._pins.pin(cart.id):
-            # A cart deleted before the pin may already be gone: read it again under the pin.
+            # A cart deleted before the pin may already be removed: read it again under the pin.
             cart = _check_ready(await self._after_eviction(cart.id))
             cart = await self._with_tar_facts(cart)
             await self._touch(cart)

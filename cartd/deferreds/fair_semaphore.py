@@ -92,7 +92,7 @@ class FairSemaphore:
 
     def _grant(self) -> None:
         if self._granting:
-            return  # a slot that was released at once, within the loop below, which goes on
+            return  # a slot that was released at once, within the loop below, which continues
         self._granting = True
         try:
             while self._waiting and self._has_slot():

@@ -21,7 +21,7 @@ log = Logger()
 async def uncancellable(job: Deferred[T]) -> T:
     """Return the result of ``job``; if cancelled, raise that only after ``job`` has ended.
 
-    A thread goes on after its Deferred was cancelled.  A coroutine that releases a lock or removes
+    A thread continues when its Deferred is cancelled.  A coroutine that releases a lock or removes
     a file at its end must be sure that no thread still uses it.  A cancellation replaces the result
     or the failure of ``job``.
     """
@@ -141,7 +141,7 @@ class _WorkerPool(Generic[T]):
 
     def _spawn(self) -> None:
         if self._spawning:
-            return  # called by a new worker, within the loop below, which goes on
+            return  # called by a new worker, within the loop below, which continues
         self._spawning = True
         while self._worker_count < self._size and not self._at_end:
             self._worker_count += 1
@@ -261,7 +261,7 @@ class SingleFlight(Generic[T]):
 class Periodic:
     """Call ``work`` at once and then every ``seconds``; never twice at a time.
 
-    It goes on after a failure of ``work``.  A failure that repeats is logged once, and its end is
+    It continues after a failure of ``work``.  A failure that repeats is logged once, and its end is
     logged once.
     """
 

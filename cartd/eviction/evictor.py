@@ -303,17 +303,17 @@ class Evictor:
             else [one for one in candidates if self._unremovable.is_waiting(one)]
         ):
             del candidates[cart_id]
-        shares = await self._store.space.shared_bytes()
+        shared_bytes = await self._store.space.shared_bytes()
         while True:
             chosen = choose(
                 candidates.values(),
                 needed=missing,
                 now=self._now(),
                 buffer_time=self._rules.buffer_time,
-                shares=shares,
+                shared_bytes=shared_bytes,
             )
             in_use = await self._in_use([one.cart_id for one in chosen])
             if not in_use:
-                return chosen, freed(chosen, shares)
+                return chosen, freed(chosen, shared_bytes)
             for cart_id in in_use:
                 del candidates[cart_id]

@@ -38,7 +38,7 @@ def choose(
     needed: int,
     now: float,
     buffer_time: float,
-    shares: Collection[SharedBytes] = (),
+    shared_bytes: Collection[SharedBytes] = (),
 ) -> list[Candidate]:
     """Return the carts to evict, in that order, so that at least ``needed`` bytes become free.
 
@@ -51,41 +51,43 @@ def choose(
     order = sorted(may_go, key=lambda one: (one.used, one.cart_id))
     chosen: list[Candidate] = []
     missing = needed
-    for candidate, gain in zip(order, _gains(order, shares), strict=True):
+    for candidate, gain in zip(order, _gains(order, shared_bytes), strict=True):
         if missing <= 0:
             break
         chosen.append(candidate)
         missing -= gain
-    return _without_useless(chosen, shares)
+    return _without_useless(chosen, shared_bytes)
 
 
-def freed(chosen: Iterable[Candidate], shares: Collection[SharedBytes] = ()) -> int:
+def freed(chosen: Iterable[Candidate], shared_bytes: Collection[SharedBytes] = ()) -> int:
     """Return the bytes that become free when all of ``chosen`` are evicted."""
-    return sum(_gains(list(chosen), shares))
+    return sum(_gains(list(chosen), shared_bytes))
 
 
-def _gains(order: list[Candidate], shares: Collection[SharedBytes]) -> list[int]:
+def _gains(order: list[Candidate], shared_bytes: Collection[SharedBytes]) -> list[int]:
     """Return what evicting each cart frees, after those before it in ``order``."""
     order_of = {one.cart_id: number for number, one in enumerate(order)}
     gains = [one.size for one in order]
-    for share in shares:
-        if share.owner in order_of:
-            gains[order_of[share.owner]] -= share.size
-            if share.links <= order_of.keys():
-                gains[max(order_of[cart_id] for cart_id in share.holders)] += share.size
+    for shared in shared_bytes:
+        if shared.owner in order_of:
+            gains[order_of[shared.owner]] -= shared.size
+            if shared.links <= order_of.keys():
+                gains[max(order_of[cart_id] for cart_id in shared.holders)] += shared.size
     return gains
 
 
-def _without_useless(chosen: list[Candidate], shares: Collection[SharedBytes]) -> list[Candidate]:
+def _without_useless(
+    chosen: list[Candidate], shared_bytes: Collection[SharedBytes]
+) -> list[Candidate]:
     """Return those of ``chosen`` that own bytes alone, or share them only with others of them."""
     evicted = {one.cart_id for one in chosen}
     sole_bytes = {one.cart_id: one.size for one in chosen}
     useful: set[int] = set()
-    for share in shares:
-        if share.owner in evicted:
-            sole_bytes[share.owner] -= share.size
-        if share.size and share.holders <= evicted:
-            useful |= share.holders
+    for shared in shared_bytes:
+        if shared.owner in evicted:
+            sole_bytes[shared.owner] -= shared.size
+        if shared.size and shared.holders <= evicted:
+            useful |= shared.holders
     return [one for one in chosen if sole_bytes[one.cart_id] > 0 or one.cart_id in useful]
 
 

@@ -31,7 +31,7 @@ def sent(wire: bytes, way: str, *then: Step) -> Any:
 
 
 async def next_connection(asking: AgentClient) -> int:
-    """Over which connection another request goes."""
+    """Return the number of the connection that another request uses."""
     await asking.collect("HEAD", "next")
     return asking.connections("next")[-1]
 

@@ -49,7 +49,7 @@ def post(cartd: RunningCartd, archive: FaultyArchive, uid: str) -> None:
 
 
 def wait_until_it_waits(cartd: RunningCartd, uid: str, cause: str) -> str:
-    """Since when the cart says that it waits."""
+    """Return the time since which the cart's message says that it waits."""
     since: list[str] = []
 
     def waits() -> bool:

@@ -220,7 +220,7 @@ async def test_cancelling_within_a_write_does_not_pool_the_connection(
     posted: Deferred[float | None] = Deferred()
 
     def cancel(sink: Sink) -> None:
-        # Comes before the loop learns that the connection is gone.
+        # Comes before the loop learns that the connection is closed.
         reactor.callLater(0, lambda: begun(asked.archive.stage("7")).chainDeferred(posted))
         fetching.cancel()
 

@@ -1,4 +1,4 @@
-"""A service that knows its users: each sees what is theirs, and none waits behind another."""
+"""Authenticated users: each sees only their own carts, and all get fair shares of staging."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stop(cartd: RunningCartd) -> None:
 
 
 def all_of(answer: Answer, uid: str) -> tuple[object, ...]:
-    """What a client can know of it, but for the time and the uid, which the client knows."""
+    """Return the response without the date, and with ``uid`` replaced by a constant."""
     headers = {name: value.replace(uid, "UID") for name, value in answer.headers.items()}
     del headers["date"]
     return answer.status, headers, answer.body.replace(uid.encode(), b"UID")

@@ -58,7 +58,7 @@ def refusal(ini: str | None = None, **given: Any) -> str:
     return message
 
 
-# --- defaults, and what goes before what --------------------------------------------------------
+# --- defaults and precedence --------------------------------------------------------------------
 
 
 def test_without_any_configuration_there_are_defaults() -> None:

@@ -1,4 +1,4 @@
-"""Periodic work goes on after a failure, and ends cleanly in the middle of its work."""
+"""Periodic work continues after a failure, and ends cleanly in the middle of its work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_failing_work_is_logged_and_retried() -> None:
 
     async def work() -> None:
         runs.append(clock.seconds())
-        raise [Unavailable("away"), OSError("disk"), ValueError("bug")][len(runs) - 1]
+        raise [Unavailable("closed"), OSError("disk"), ValueError("bug")][len(runs) - 1]
 
     @implementer(ILogObserver)
     def observe(event: LogEvent) -> None:
@@ -45,10 +45,10 @@ def test_failing_work_is_logged_and_retried() -> None:
 
 def test_a_repeated_failure_is_logged_once_and_so_is_its_end() -> None:
     clock = Clock()
-    away = [Unavailable("away"), Unavailable("away"), Unavailable("full"), None, None]
+    failures = [Unavailable("closed"), Unavailable("closed"), Unavailable("full"), None, None]
 
     async def work() -> None:
-        failure = away.pop(0)
+        failure = failures.pop(0)
         if failure is not None:
             raise failure
 
@@ -56,9 +56,9 @@ def test_a_repeated_failure_is_logged_once_and_so_is_its_end() -> None:
         periodic = Periodic(clock, 10, work)
         periodic.start()
         clock.pump([10] * 4)
-    assert not away
+    assert not failures
     assert [formatEvent(entry) for entry in entries] == [
-        "away; retrying every 10 s",
+        "closed; retrying every 10 s",
         "full; retrying every 10 s",
         "No longer failing: full",
     ]

@@ -31,13 +31,13 @@ class Volume:
         self.alone = dict(zip(IDS, alone, strict=True))
         self.shared = shared
         # The second of a file's carts owns it: the owner need not be the oldest.
-        self.shares = [
+        self.shared_bytes = [
             SharedBytes(sorted(carts)[1], carts - {sorted(carts)[1]}, size)
             for carts, size in shared
         ]
         owned = {
             cart_id: self.alone[cart_id]
-            + sum(share.size for share in self.shares if share.owner == cart_id)
+            + sum(share.size for share in self.shared_bytes if share.owner == cart_id)
             for cart_id in IDS
         }
         self.candidates = [
@@ -53,7 +53,9 @@ class Volume:
         )
 
     def chosen(self, needed: int) -> list[Candidate]:
-        return choose(self.candidates, needed=needed, now=NOW, buffer_time=0, shares=self.shares)
+        return choose(
+            self.candidates, needed=needed, now=NOW, buffer_time=0, shared_bytes=self.shared_bytes
+        )
 
 
 volumes = st.builds(Volume, alone, shared, uses, living)
@@ -62,7 +64,7 @@ volumes = st.builds(Volume, alone, shared, uses, living)
 @given(volumes, living)
 def test_what_carts_free_together_is_known(volume: Volume, gone: set[int]) -> None:
     going = [one for one in volume.candidates if one.cart_id in gone]
-    assert freed(going, volume.shares) == volume.freed_by({one.cart_id for one in going})
+    assert freed(going, volume.shared_bytes) == volume.freed_by({one.cart_id for one in going})
 
 
 @given(volumes, amounts)
@@ -91,10 +93,10 @@ def test_none_is_chosen_that_was_used_later_than_need_be(volume: Volume, needed:
 
 def test_a_link_and_its_owner_go_together() -> None:
     link, owner, other = Candidate(1, 0, 1.0), Candidate(2, 100, 2.0), Candidate(3, 100, 3.0)
-    shares = [SharedBytes(2, frozenset({1}), 100)]
+    shared_bytes = [SharedBytes(2, frozenset({1}), 100)]
 
     def chosen(*candidates: Candidate) -> list[Candidate]:
-        return choose(candidates, needed=100, now=NOW, buffer_time=0, shares=shares)
+        return choose(candidates, needed=100, now=NOW, buffer_time=0, shared_bytes=shared_bytes)
 
     assert chosen(link, owner, other) == [link, owner]
     # While one of the two is not evictable, evicting the other frees nothing.

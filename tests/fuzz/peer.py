@@ -21,7 +21,7 @@ from cartd.archive.http_messages import Request, Response
 
 
 class Transport(StringTransport):
-    """Tells whether the connection still accepts bytes."""
+    """Records whether the connection still accepts bytes."""
 
     @property
     def is_open(self) -> bool:

@@ -1,4 +1,4 @@
-"""Requests wait until crash recovery knows which carts must be verified."""
+"""Requests wait until crash recovery has found which carts must be verified."""
 
 from __future__ import annotations
 

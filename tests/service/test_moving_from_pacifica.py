@@ -1,4 +1,4 @@
-"""A site that Pacifica Cartd left goes on: its database, its volume, its configuration."""
+"""A site of Pacifica Cartd is taken over by cartd: its database, its volume, its configuration."""
 
 from __future__ import annotations
 

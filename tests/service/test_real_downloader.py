@@ -53,7 +53,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def transaction(files: Iterable[ArchivedFile]) -> Mapping[str, object]:
-    """As Pacifica's policy service tells of a transaction: ids are keys, and so text."""
+    """Return a transaction as Pacifica's policy service describes it: ids are keys, and so text."""
     return {
         "files": {
             str(file.archive_id): {

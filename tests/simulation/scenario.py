@@ -74,7 +74,7 @@ class RandomScenario(RuleBasedStateMachine):
         self.power_failing = False
         """Whether the next death of the process is a power failure."""
         self.undetected: list[SimulatedProcess] = []
-        """Dead processes whose locks still look held."""
+        """Dead processes whose locks still appear held."""
         self.downloads: list[Deferred[Any]] = []
         self.outcomes: list[str] = []
         self.now = START_TIME

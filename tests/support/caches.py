@@ -124,7 +124,7 @@ def varnish(directory: Path, behind: int, more: str = "") -> Iterator[int]:
 
 
 def _found(command: str) -> str:
-    """Debian keeps them where only root looks."""
+    """Return the path of a program; Debian's are in directories that only root has in its PATH."""
     found = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     assert found, f"{command} is not installed"
     return found

@@ -124,7 +124,7 @@ async def directory_archive(
             logged.append(event["log_failure"].getTraceback())
 
     globalLogPublisher.addObserver(observe)
-    gc.freeze()  # Only what is made from now on need be looked through.
+    gc.freeze()  # Only what is made from now on is examined by the collector.
     try:
         service.startService()
         assert service.port is not None

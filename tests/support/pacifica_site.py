@@ -68,7 +68,7 @@ class PacificaSite:
         self._add(connection, 3, "half", "staging", statuses=("staged", "staging", "waiting"))
         half = {"a": data_of("half", "a"), "d/b": data_of("half", "d/b")[:100]}
         self._write_tree(3, "half", half)
-        # All was staged, and the tar begun; in the first version nothing tells of it.
+        # All was staged, and the tar begun; the first version does not record that.
         self._add(connection, 4, "tarring", "staging", bundle=True)
         self._write_tree(4, "tarring", {path: data_of("tarring", path) for path in FILES})
         if self._version != "0.1":

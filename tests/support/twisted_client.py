@@ -64,7 +64,7 @@ class _Levelled:
 
 
 class _Answer(proxyForInterface(IResponse)):  # type: ignore[misc]
-    """Leaves codings alone, as treq does not, and gives the body a transport that can abort."""
+    """Does not decode the body, unlike treq, and delivers it over a transport that can abort."""
 
     def __init__(self, original: IResponse) -> None:
         super().__init__(original)

@@ -132,7 +132,7 @@ def test_a_read_only_file_system_costs_no_ready_cart(
             assert cartd.wait_until(uid, "error") == READ_ONLY
         assert ready(cartd) == CARTS
         assert lines(cartd, REFUSED, "ready carts are kept") == 1
-        # A cart that a client deletes is gone for clients, and stays on the volume.
+        # A cart that a client deletes returns 404, and its files stay on the volume.
         assert cartd.delete(CARTS[0]).status == 200
         assert ready(cartd) == CARTS[1:]
         assert (cartd.volume / "1").exists()
