@@ -91,6 +91,7 @@ def site_with_carts(archive: FaultyArchive, directory: Path) -> Iterator[tuple[R
             cartd.start()
             for uid in CARTS:
                 stage(cartd, archive, uid, SIZE)
+            restart(cartd, 8 * SIZE)
             yield cartd, disk
             assert_no_unexpected_errors(cartd.log)
         finally:
@@ -98,6 +99,10 @@ def site_with_carts(archive: FaultyArchive, directory: Path) -> Iterator[tuple[R
 
 
 def restart(cartd: RunningCartd, quota: int, reserve: int = 0) -> None:
+    """Stop the service, which syncs what it has staged, and start it with other limits.
+
+    Files that are not synced when the disk breaks are verified again, and are not ready meanwhile.
+    """
     assert cartd.terminate() == 0
     cartd.configure(ini(quota, reserve))
     cartd.start()
@@ -202,6 +207,7 @@ def test_a_damaged_cart_stays_ready_while_nothing_can_be_written(
         restart(cartd, 2**30)
         stage(cartd, archive, "hurt", SIZE, bundle=bundle)
         stage(cartd, archive, "long", 60 * SIZE)
+        restart(cartd, 2**30)
         long = cartd.get("/long?filename=data.tar").body
         with wire(cartd.port, receive_buffer=64 * 1024) as connection:
             connection.get("/long?filename=data.tar")
