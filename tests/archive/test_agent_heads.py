@@ -75,7 +75,7 @@ def test_a_head_determines_body_length_and_connection_reuse(
 
 
 @pytest.mark.parametrize("fields", [b"", CHUNKS, FIVE])
-def test_an_answer_to_head_has_no_body_whatever_it_says(fields: bytes) -> None:
+def test_a_response_to_head_has_no_body_whatever_its_fields(fields: bytes) -> None:
     head = read(OK + fields, to_head=True)
     assert (head.length, head.chunked, head.persistent) == (0, False, True)
 

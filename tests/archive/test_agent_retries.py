@@ -29,7 +29,7 @@ from tests.support.archive_faults import (
 @pytest.mark.parametrize("death", [close_before_head(), reset_before_head()], ids=["fin", "rst"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest_twisted.ensureDeferred
-async def test_a_safe_request_is_retried_when_a_kept_connection_dies(
+async def test_a_safe_request_is_retried_when_a_kept_connection_closes(
     method: str, death: Fault
 ) -> None:
     async with agent_client() as asking:

@@ -135,7 +135,7 @@ async def test_an_unavailable_archive_refuses_the_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_dies_at_its_reuse_is_retryable(asked: ClientUnderTest) -> None:
+async def test_a_connection_closed_at_its_reuse_is_retryable(asked: ClientUnderTest) -> None:
     await asked.archive.stage("7")
     asked.faulty.fault("7", close_before_head(), method="POST", request=2)
     error = await failure_of(asked.archive.stage("7"))

@@ -71,7 +71,7 @@ async def test_an_archive_with_old_tls_is_rejected(
 
 @VERSIONS
 @pytest_twisted.ensureDeferred
-async def test_an_archive_that_wants_a_certificate_is_shown_it(
+async def test_a_client_certificate_is_sent_on_request(
     make_client: ClientFactory, authority: trustme.CA, roots: Path, tmp_path: Path, version: int
 ) -> None:
     clients = trustme.CA()

@@ -34,9 +34,9 @@ async def test_a_body_below_the_minimum_rate_is_aborted(asked: ClientUnderTest) 
     asked.faulty.fault("7", drip(1))
     sink = passing(asked)
     error = await failure_of(asked.archive.fetch("7", sink))
-    told = re.fullmatch("the archive sent only ([0-9]+) bytes in 300 seconds", str(error))
-    assert told is not None
-    assert len(sink.data) <= int(told[1]) < 300 * MIN_RATE
+    matched = re.fullmatch("the archive sent only ([0-9]+) bytes in 300 seconds", str(error))
+    assert matched is not None
+    assert len(sink.data) <= int(matched[1]) < 300 * MIN_RATE
     assert error.retryable and not error.outage
     assert sink.producer is None
     await asked.until(lambda: asked.faulty.open_connections == 0)

@@ -141,7 +141,7 @@ def test_a_world_writable_socket_is_warned_of(tmp_path: Path) -> None:
         assert all(str(path) in line for line in lines)
 
 
-def test_a_start_without_the_token_file_says_how_to_create_it(tmp_path: Path) -> None:
+def test_a_missing_token_file_error_explains_how_to_create_it(tmp_path: Path) -> None:
     line = why_it_ends(tmp_path, ini="[auth]\ntoken_file = tokens\n")
     assert line == "cartd: tokens: no such file; create it with cartd-cmd token add NAME"
 

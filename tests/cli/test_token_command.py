@@ -74,7 +74,7 @@ def test_names_are_listed_and_revoked(site: RunningCartd, tokens: Path) -> None:
         (["revoke", "nobody"], 1, "tokens: 'nobody' not found"),
     ],
 )
-def test_a_failing_command_says_why_and_changes_nothing(
+def test_a_failing_command_reports_why_and_changes_nothing(
     site: RunningCartd, tokens: Path, arguments: list[str], status: int, said: str
 ) -> None:
     TokenFile(tokens).add("alice", admin=False)

@@ -264,7 +264,7 @@ class Model:
     def reconcile(
         self, live_carts: Iterable[LiveCart], evicted: set[int], rows: dict[int, int]
     ) -> list[str]:
-        """Compare with the store and then adopt its state; return faults as messages.
+        """Compare with the store and copy its state; return faults as messages.
 
         ``rows``: the newest cart of each post, deleted or not.  ``evicted``: ids of carts.
         """

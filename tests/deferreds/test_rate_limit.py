@@ -56,7 +56,7 @@ def test_owners_are_served_in_rotation() -> None:
     assert log == list("xabcabaa")
 
 
-def test_a_cancelled_waiter_takes_no_token_and_is_forgotten() -> None:
+def test_a_cancelled_waiter_takes_no_token_and_is_removed() -> None:
     clock, log = Clock(), list[str]()
     limiter = FairRateLimiter(10, clock)
     tokens = [taken(limiter, owner, log) for owner in "xaab"]

@@ -119,7 +119,7 @@ def test_a_simple_parser_reads_the_plain_name(name: str, plain: str) -> None:
 
 
 @contextmanager
-def server_that_says(disposition: str) -> Iterator[str]:
+def server_sending(disposition: str) -> Iterator[str]:
     """Serve one response with this header, unmodified."""
 
     class Answer(BaseHTTPRequestHandler):
@@ -142,7 +142,7 @@ def server_that_says(disposition: str) -> Iterator[str]:
 
 @CASES
 def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Path) -> None:
-    with server_that_says(content_disposition(name)) as url:
+    with server_sending(content_disposition(name)) as url:
         subprocess.run(["curl", "-sS", "--noproxy", "*", "-OJ", url], cwd=tmp_path, check=True)
     assert [path.name for path in tmp_path.iterdir()] == [plain]
     assert (tmp_path / plain).read_bytes() == b"body"
@@ -150,7 +150,7 @@ def test_curl_saves_it_under_the_plain_name(name: str, plain: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "%2F" not in name])
 def test_wget_saves_it_under_the_exact_name(name: str, tmp_path: Path) -> None:
-    with server_that_says(content_disposition(name)) as url:
+    with server_sending(content_disposition(name)) as url:
         subprocess.run(
             ["wget", "-q", "--content-disposition", "--restrict-file-names=nocontrol", url],
             cwd=tmp_path,

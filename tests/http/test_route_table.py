@@ -43,7 +43,7 @@ def test_only_root_and_openapi_are_public(method: str, path: list[str], is_open:
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_a_path_that_can_only_be_read_is_public_only_if_the_table_says_so(
+def test_a_read_only_path_is_public_only_if_the_table_has_it(
     public: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = PathRules(("GET", "HEAD"), public=public)

@@ -42,7 +42,7 @@ def fail(site: CartSite, uid: str, path: str = "gone") -> str:
     return site.cartd.wait_until(uid, "error")
 
 
-def test_the_root_says_that_the_service_runs(site: CartSite) -> None:
+def test_the_root_reports_that_the_service_runs(site: CartSite) -> None:
     answer = site.cartd.get("/")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json == {"message": "Pacifica Cartd Interface Up and Running"}

@@ -23,7 +23,7 @@ from tests.support.running_cartd import (
 from tests.support.tls_site import LARGE, NAME, TlsSite, tls_site
 
 
-def believes(behind: TlsSite, authority: trustme.CA) -> bool:
+def serves_certificate_of(behind: TlsSite, authority: trustme.CA) -> bool:
     """Return whether a new connection gets a certificate of this authority."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
@@ -50,15 +50,15 @@ def test_new_connections_get_the_reloaded_certificate(tmp_path: Path) -> None:
             old.get("/large?filename=data.tar")
             wait_for(lambda: behind.site.open_files("large"))
             put(second.issue_cert(NAME))
-            wait_for(lambda: believes(behind, second))
-            assert not believes(behind, first)
+            wait_for(lambda: serves_certificate_of(behind, second))
+            assert not serves_certificate_of(behind, first)
             # Half of the next reload: the certificate without its key.
             torn = third.issue_cert(NAME).cert_chain_pems[0].bytes()
             pem.write_bytes(second.issue_cert(NAME).private_key_pem.bytes() + torn)
             wait_for(lambda: "not reloaded, the previous one stays in use" in behind.site.cartd.log)
-            assert believes(behind, second)
+            assert serves_certificate_of(behind, second)
             put(third.issue_cert(NAME))
-            wait_for(lambda: believes(behind, third))
+            wait_for(lambda: serves_certificate_of(behind, third))
             assert unpacked(old.answer().body) == {"large": LARGE}
             old.get("/nobody")
             assert old.answer().status == 404
@@ -82,7 +82,7 @@ def write(directory: Path, certificate: trustme.LeafCert) -> None:
     (directory / "own.key").write_bytes(certificate.private_key_pem.bytes())
 
 
-def says(cartd: RunningCartd, uid: str, reason: str) -> bool:
+def reports_rejection(cartd: RunningCartd, uid: str, reason: str) -> bool:
     state, message = cartd.status(uid)
     assert state == "staging", message
     return reason in message
@@ -108,7 +108,7 @@ async def test_carts_wait_for_a_valid_client_certificate(
             "the archive (127.0.0.1) rejects cartd's client certificate"
             " (archiveinterface.cert_file): unknown ca"
         )
-        await deferToThread(wait_for, lambda: says(cartd, "mine", refused))
+        await deferToThread(wait_for, lambda: reports_rejection(cartd, "mine", refused))
         write(directory, clients.issue_cert("cartd.example"))
         await deferToThread(cartd.wait_until, "mine", "ready")
         assert "The TLS configuration for the archive reloaded" in cartd.log

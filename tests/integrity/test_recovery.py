@@ -38,7 +38,7 @@ class LeftBehind(MemoryStore):
 
     async def revalidate(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
         self._check_call()
-        self.done.append(("doubted", cart_id, list(rows)))
+        self.done.append(("revalidated", cart_id, list(rows)))
         self._change(cart_id, files_staged=0)
         return len(rows)
 
@@ -94,7 +94,7 @@ def test_a_request_that_waits_too_long_is_unavailable(bench: Recovered) -> None:
     assert bench.recover() == [None]
 
 
-def test_a_cancelled_waiter_is_forgotten(bench: Recovered) -> None:
+def test_a_cancelled_waiter_is_removed(bench: Recovered) -> None:
     asking = Deferred.fromCoroutine(bench.made.wait_until_recovered())
     left: list[Failure | None] = []
     asking.addBoth(left.append)
@@ -108,7 +108,10 @@ def test_carts_are_revalidated_one_after_the_other(bench: Recovered) -> None:
     first, second = bench.put_whole(), bench.put_whole()
     bench.left.dirty = {first.id: [1, 2, 3], second.id: [99]}
     assert bench.recover() == [None]
-    assert bench.left.done == [("doubted", first.id, [1, 2, 3]), ("doubted", second.id, [99])]
+    assert bench.left.done == [
+        ("revalidated", first.id, [1, 2, 3]),
+        ("revalidated", second.id, [99]),
+    ]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -120,7 +123,7 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
         tar.write_bytes(b"whole")
     bench.left.dirty = {cart.id: [1, 2]}
     assert bench.recover() == [None]
-    assert bench.left.done == [("synced", 0, [1, 2]) if there else ("doubted", cart.id, [1, 2])]
+    assert bench.left.done == [("synced", 0, [1, 2]) if there else ("revalidated", cart.id, [1, 2])]
 
 
 def test_take_over_returns_the_current_cart(bench: Recovered) -> None:

@@ -97,7 +97,7 @@ class Bench:
 
 
 @pytest.mark.parametrize("first", [0, MANY // 2])
-def test_a_cart_of_many_files_is_looked_at_page_by_page(first: int) -> None:
+def test_a_cart_of_many_files_is_checked_page_by_page(first: int) -> None:
     """Only the positions of lost files are kept in memory: eight bytes per file."""
     bench = Bench(Rows(), Lacking(first))
     tracemalloc.start()

@@ -96,7 +96,7 @@ def test_a_ratio_without_a_peer_neither_holds_nor_fails() -> None:
     assert row(2.0, None, Target(1.0, ratio=True)).holds is None
 
 
-def test_a_target_tells_its_sense_its_unit_and_its_aim() -> None:
+def test_a_target_has_a_direction_a_unit_and_a_goal() -> None:
     assert str(Target(50.0)) == "≤ 50"
     assert str(Target(0.5, at_least=True, ratio=True, aim=1.0)) == "≥ 0.5 × (aim 1 ×)"
 

@@ -136,7 +136,7 @@ def test_the_layers_name_every_module() -> None:
     assert there <= named
 
 
-def test_the_drawing_is_well_formed_and_says_what_it_shows() -> None:
+def test_the_drawing_is_well_formed_and_has_a_description() -> None:
     drawing = ElementTree.parse(DRAWING).getroot()
 
     assert drawing.tag.endswith("svg")

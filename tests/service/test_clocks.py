@@ -91,7 +91,7 @@ class TestLeaseObserver:
         assert observer.expired({"suspended": 51.0}, 61) == set()
         assert observer.expired({"suspended": 51.0}, 120) == set()
 
-    def test_an_observed_process_without_leases_is_forgotten(self) -> None:
+    def test_an_observed_process_without_leases_is_removed(self) -> None:
         observer = LeaseObserver(60)
         observer.expired({"one": 50.0}, 0)
         observer.expired({}, 5)

@@ -87,9 +87,7 @@ def test_it_unpacks_a_cart(site: CartSite, tmp_path: Path) -> None:
     assert {path: (tmp_path / "data" / path).read_bytes() for path in files} == files
 
 
-def test_it_fails_when_the_service_dies_in_the_middle_of_a_cart(
-    site: CartSite, tmp_path: Path
-) -> None:
+def test_it_fails_when_the_service_is_killed_during_a_cart(site: CartSite, tmp_path: Path) -> None:
     plant(site, "planted")
     with downloader(site, "planted", tmp_path) as process:
         wait_for(lambda: process.poll() is not None or (tmp_path / "data/00000").exists())

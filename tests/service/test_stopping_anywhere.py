@@ -221,7 +221,7 @@ def test_while_another_program_has_locked_the_database(
         assert cartd.request("HEAD", "/ready").status in (204, 404)
 
 
-def test_without_its_terminal_it_goes_on_if_nohup_says_so(tmp_path: Path) -> None:
+def test_nohup_keeps_it_running_without_its_terminal(tmp_path: Path) -> None:
     with running_cartd(tmp_path, archive="http://127.0.0.1:9/", started=False, fresh=True) as cartd:
         cartd.program = ("nohup", *cartd.twistd)
         cartd.start()

@@ -182,7 +182,7 @@ def is_gone(cartd: RunningCartd, cart_id: int) -> bool:
     return not any((cartd.volume / part / str(cart_id)).exists() for part in ("", "incoming"))
 
 
-def test_a_service_whose_port_is_taken_says_so(
+def test_a_port_in_use_is_reported(
     tmp_path: Path,
 ) -> None:
     with running_cartd(tmp_path / "cartd", archive="http://127.0.0.1:9/") as cartd:

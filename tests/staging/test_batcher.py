@@ -77,7 +77,7 @@ def test_a_failed_batch_is_retried_with_later_items(ends: str) -> None:
     flushing.addErrback(lambda failure: ended.append(failure.type))
     added(batches, 1)
     if ends == "failed":
-        written.block.errback(Unavailable("away"))
+        written.block.errback(Unavailable("closed"))
     else:
         flushing.cancel()
     assert ended == [Unavailable if ends == "failed" else CancelledError]

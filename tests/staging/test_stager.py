@@ -99,7 +99,7 @@ class TestBeginning:
         bench.start()
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
-        assert bench.store.claims == 0
+        assert bench.store.claim_count == 0
         with_lock.stop()
 
 
@@ -379,7 +379,7 @@ class TestStandingStill:
         assert bench.status(cart.id) is CartStatus.STAGING
         assert not any("no progress for" in str(event.get("log_format")) for event in events)
 
-    def test_an_archive_that_may_be_silent_for_long_is_waited_for(self, tmp_path: Path) -> None:
+    def test_a_stall_timeout_above_the_default_is_waited_for(self, tmp_path: Path) -> None:
         bench = Staged(tmp_path / "volume", stall_timeout=2 * STALL_TIMEOUT)
         bench.start()
         cart = bench.put(["1"])

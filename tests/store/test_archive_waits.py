@@ -46,7 +46,7 @@ async def test_a_waiting_cart_keeps_the_time_at_which_its_wait_began(store: Stor
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_claimed_cart_says_since_when_it_waits(store: Store) -> None:
+async def test_a_claimed_cart_reports_since_when_it_waits(store: Store) -> None:
     cart = await claimed(store)
     await store.leases.begin_waiting("me", SINCE, "it is unavailable")
     await store.leases.release_all("me")

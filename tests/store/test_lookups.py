@@ -52,7 +52,7 @@ class Queries:
         self._answers.pop(0).callback(rows)
 
     def fail(self) -> None:
-        self._answers.pop(0).errback(Unavailable("away"))
+        self._answers.pop(0).errback(Unavailable("closed"))
 
 
 def lookup(lookups: Lookups, uid: str) -> list[object]:

@@ -47,9 +47,7 @@ async def gone(store: Store, uid: str, files: int, removed: float) -> Cart:
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_what_has_been_gone_for_long_enough_is_forgotten(
-    store: Store, database: str
-) -> None:
+async def test_only_carts_removed_long_ago_are_purged(store: Store, database: str) -> None:
     old = await gone(store, "u", 3, 100)
     young = await gone(store, "u", 3, 200)
     living = [

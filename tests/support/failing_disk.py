@@ -50,8 +50,8 @@ class FailingDisk:
 
     def waiting(self) -> set[str]:
         """Return the paths of calls that block, or have blocked."""
-        noted = self._orders.with_suffix(".waiting")
-        return set(noted.read_text().splitlines()) if noted.exists() else set()
+        listed = self._orders.with_suffix(".waiting")
+        return set(listed.read_text().splitlines()) if listed.exists() else set()
 
     def heal(self) -> None:
         self._write({"errno": 0, "calls": [], "path": ""})
@@ -89,8 +89,8 @@ class _Calls:
                 raise OSError(orders["errno"], os.strerror(orders["errno"]), name)
             if not waits:
                 waits = True
-                with Path(self._orders).with_suffix(".waiting").open("a") as noted:
-                    noted.write(f"{name}\n")
+                with Path(self._orders).with_suffix(".waiting").open("a") as listed:
+                    listed.write(f"{name}\n")
             time.sleep(0.01)
 
     def open(self, path: Any, flags: int, *more: Any, **options: Any) -> int:

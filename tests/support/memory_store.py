@@ -43,7 +43,7 @@ class MemoryStore(Store, Carts, Leases, Progress, Removals, Space, Durability, D
         self.cart_rows: dict[int, Cart] = {}
         self.rows: dict[int, list[CartFile]] = {}
         self.lease_rows: dict[int, tuple[str, float]] = {}
-        self.claims = 0
+        self.claim_count = 0
         self.unremoved: set[int] = set()
         """Carts that are deleted, and not removed from the volume yet."""
         self.failing_calls: float = 0
@@ -140,7 +140,7 @@ class MemoryStore(Store, Carts, Leases, Progress, Removals, Space, Durability, D
         self, cart_id: int, holder: str, *, now: float, until: float, dead: Collection[str] = ()
     ) -> Cart | None:
         self._check_call()
-        self.claims += 1
+        self.claim_count += 1
         if not self._may_claim(cart_id, holder, now, dead):
             return None
         self.lease_rows[cart_id] = holder, until

@@ -61,7 +61,7 @@ def test_a_manifest_may_be_empty() -> None:
     [({}, None), ({"bundle": None}, None), ({"bundle": True}, True), ({"bundle": False}, False)],
     ids=["absent", "null", "true", "false"],
 )
-def test_bundle_is_what_the_client_says(more: dict[str, Any], expected: bool | None) -> None:
+def test_bundle_is_what_the_client_sends(more: dict[str, Any], expected: bool | None) -> None:
     assert parse(body(entry(), **more)).bundle is expected
 
 

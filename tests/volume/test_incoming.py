@@ -63,7 +63,7 @@ def test_an_unknown_time_is_left_to_the_system(place: Place) -> None:
     assert place.final.stat().st_mtime >= before.stat().st_mtime
 
 
-def test_a_file_is_readable_as_the_umask_says(place: Place) -> None:
+def test_a_file_has_the_mode_of_the_umask(place: Place) -> None:
     umask = os.umask(0o027)
     try:
         result_of(place.incoming(b"").finish())

@@ -81,7 +81,7 @@ def test_a_dead_process_is_detected_on_the_same_machine(
     mine.stop()
 
 
-def test_without_boot_ids_it_is_the_host_name_that_tells(tmp_path: Path) -> None:
+def test_without_boot_ids_the_host_name_identifies_the_machine(tmp_path: Path) -> None:
     mine = ProcessLocks(tmp_path, host="here", boot=NO_BOOT_ID)
     dead = {f"{host}-{NO_BOOT_ID}-12-0badcafe" for host in ("here", "there")}
     assert mine.dead_among(dead) == {f"here-{NO_BOOT_ID}-12-0badcafe"}
