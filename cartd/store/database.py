@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -395,17 +395,18 @@ def with_file_reason(unavailable: DatabaseUnavailable, url: URL) -> DatabaseUnav
     for needed in (path.parent, path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))):
         wanted = os.W_OK | (os.X_OK if needed == path.parent else os.R_OK)
         effective = os.access in os.supports_effective_ids
-        if needed.exists() and not os.access(needed, wanted, effective_ids=effective):
+        if os.access(needed, wanted, effective_ids=effective):
+            continue
+        with suppress(FileNotFoundError):  # SQLite may remove -wal and -shm at any moment
             return DatabaseUnavailable(
-                f"{needed}: permission denied ({_ownership(needed)})", transient=False
+                f"{needed}: permission denied ({_ownership(needed.stat())})", transient=False
             )
     return unavailable
 
 
-def _ownership(path: Path) -> str:
+def _ownership(found: os.stat_result) -> str:
     if sys.platform == "win32":
         return "check its permissions"
-    found = path.stat()
     return (
         f"owner {user_name(found.st_uid)}, mode {found.st_mode & 0o7777:o};"
         f" cartd runs as {this_user()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import sqlite3
 import threading
@@ -17,13 +18,13 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
-from cartd.errors import ConfigError, Unavailable
+from cartd.errors import ConfigError, DatabaseUnavailable, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, postgresql, schema_state, sync
 from cartd.store.alchimia_adapter import driver_connection
 from cartd.store.connections import THREAD_NAME
-from cartd.store.database import READERS, lock_writers
+from cartd.store.database import READERS, lock_writers, with_file_reason
 from cartd.store.rows import BATCH
 from cartd.store.tables import cart as cart_table
 from tests.support.database_proxy import DatabaseProxy
@@ -355,6 +356,23 @@ class TestConnections:
         with database_unavailable(said):
             await posted(store)
         await store.close()
+
+    def test_a_file_that_sqlite_removes_meanwhile_is_no_reason(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, shm = tmp_path / "cartd.sqlite3", tmp_path / "cartd.sqlite3-shm"
+        path.touch()
+        shm.touch()
+        access = os.access
+
+        def remove_first(name: Path, mode: int, *, effective_ids: bool) -> bool:
+            if name == shm:
+                shm.unlink()
+            return access(name, mode, effective_ids=effective_ids)
+
+        monkeypatch.setattr(os, "access", remove_first)
+        error = DatabaseUnavailable("malformed")
+        assert with_file_reason(error, make_url(sqlite_url(path))) is error
 
     @pytest_twisted.ensureDeferred
     async def test_a_forbidden_database_is_unavailable_with_the_reason(
