@@ -1,13 +1,24 @@
-"""Loads the configuration from the command line, the environment and the INI file."""
+"""Loads the configuration from the command line, the environment and the INI file.
+
+Names in the INI file that are unknown are errors; Pacifica's syntax is accepted.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from configparser import (
+    ConfigParser,
+    DuplicateOptionError,
+    DuplicateSectionError,
+    MissingSectionHeaderError,
+    ParsingError,
+)
+from configparser import Error as IniError
+from difflib import get_close_matches
 from typing import Any
 
 from cartd.config import parsers
-from cartd.config.inifile import ConfigFile, unescape_percent
 from cartd.config.settings import SETTINGS, Config, Setting
 from cartd.errors import ConfigError
 
@@ -96,3 +107,107 @@ def _warnings(environ: Mapping[str, str], file: ConfigFile) -> Iterator[str]:
         yield f"{' and '.join(proxies)} ignored: cartd connects to the archive without a proxy"
     if file.get("database", "debug_logging") is not None:
         yield f"[database] debug_logging of {file.name} ignored: queries are not logged"
+
+
+IGNORED_SECTIONS = {"celery"}
+"""Sections of Pacifica that have no meaning here."""
+
+_KEYS: dict[str, set[str]] = {"database": {"debug_logging"}}
+for _setting in SETTINGS:
+    _keys = _KEYS.setdefault(_setting.section, set())
+    _keys.update(key for key in (_setting.key, _setting.pacifica_key) if key)
+
+_REFERENCE = re.compile(r"%(?:%|\(([^)]+)\)s)")
+_MAX_DEPTH = 10
+
+
+class ConfigFile:
+    """A parsed INI file.  Raises ConfigError, with one line, for bad syntax or an unknown name."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self._parser = ConfigParser(interpolation=None)
+        try:
+            self._parser.read_string(text)
+        except IniError as error:
+            raise ConfigError(f"{name}: {_reason(error)}") from None
+        for section in self._parser.sections():
+            self._refuse_unknown(section)
+
+    def has_section(self, section: str) -> bool:
+        return self._parser.has_section(section)
+
+    def get(self, section: str, key: str) -> str | None:
+        """Return the value with its references expanded, or None if it is not set."""
+        if not self._parser.has_option(section, key):
+            return None
+        try:
+            return _interpolate(self._parser[section][key], key, self._parser[section], 0)
+        except LookupError as error:
+            raise ConfigError(f"{self.name}: [{section}] {key}: {error.args[0]}") from None
+
+    def _refuse_unknown(self, section: str) -> None:
+        if section in IGNORED_SECTIONS:
+            return
+        if section not in _KEYS:
+            hint = _suggestion(section, [*_KEYS, *IGNORED_SECTIONS], "[{}]")
+            raise ConfigError(f"{self.name}: section [{section}] is unknown{hint}")
+        for key in self._parser[section]:
+            # [DEFAULT] may have any key, for references in other values.
+            if key not in _KEYS[section] and key not in self._parser.defaults():
+                hint = _suggestion(key, _KEYS[section], "{}") or _other_section(key)
+                raise ConfigError(f"{self.name}: [{section}] {key} is unknown{hint}")
+
+
+def unescape_percent(text: str, key: str | None) -> str:
+    """Replace Pacifica's ``%%`` by a percent sign.
+
+    In ``peewee_url`` the sign is percent-encoded: SQLAlchemy decodes the password of a URL, peewee
+    does not.
+    """
+    return text.replace("%%", _percent_sign(text, key))
+
+
+def _percent_sign(text: str, key: str | None) -> str:
+    return "%25" if key == "peewee_url" and "@" in text else "%"
+
+
+def _interpolate(text: str, key: str, others: Mapping[str, str], depth: int) -> str:
+    """Expand ``%%`` and ``%(key)s`` as configparser does; any other ``%`` is literal."""
+    if depth > _MAX_DEPTH:
+        raise LookupError("refers to itself")
+    sign = _percent_sign(text, key)
+
+    def replace(mark: re.Match[str]) -> str:
+        if mark[1] is None:
+            return sign
+        if (other := others.get(mark[1])) is None:
+            # In a URL, what looks like a reference may be part of a password.
+            name = "..." if "@" in text else mark[1]
+            raise LookupError(f"refers to %({name})s, which does not exist; write %% for a %")
+        return _interpolate(other, key, others, depth + 1)
+
+    return _REFERENCE.sub(replace, text)
+
+
+def _suggestion(word: str, known: Iterable[str], form: str) -> str:
+    near = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {form.format(near[0])}?" if near else ""
+
+
+def _other_section(key: str) -> str:
+    sections = sorted(section for section, keys in _KEYS.items() if key in keys)
+    return f"; it belongs in [{sections[0]}]" if sections else ""
+
+
+def _reason(error: IniError) -> str:
+    """Return one line without the text of the file, which may contain a password."""
+    if isinstance(error, DuplicateOptionError):
+        return f"line {error.lineno}: [{error.section}] {error.option} occurs twice"
+    if isinstance(error, DuplicateSectionError):
+        return f"line {error.lineno}: section [{error.section}] occurs twice"
+    if isinstance(error, MissingSectionHeaderError):
+        return f"line {error.lineno}: a key before the first [section]"
+    if isinstance(error, ParsingError):
+        return f"line {error.errors[0][0]}: is neither [section] nor key = value"
+    return "is not an INI file"
