@@ -1,13 +1,16 @@
 """The configuration: command line, environment and INI file, parsed into one Config."""
 
-from cartd.config.endpoints import (
+from cartd.config.loader import load, sqlalchemy_url
+from cartd.config.parsers import (
+    UNIX,
+    Network,
     TlsEndpoint,
     UnixEndpoint,
+    is_unix,
+    parse_size,
     parse_tls_endpoint,
     parse_unix_endpoint,
 )
-from cartd.config.loader import load, sqlalchemy_url
-from cartd.config.parsers import UNIX, Network, is_unix, parse_size
 from cartd.config.settings import Config
 
 __all__ = [

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from configparser import ConfigParser
+from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
-
-from cartd.config.endpoints import parse_tls_endpoint, parse_unix_endpoint
 
 T = TypeVar("T")
 
@@ -27,9 +26,6 @@ SIZE_UNITS = {
 }
 """Pacifica's units: powers of 1,000 end in ``B``, powers of 1,024 in ``b``."""
 SIZE_LIMIT = 2**63 - 1
-
-ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
-"""The kinds of Twisted's server endpoints that can serve HTTP."""
 
 UNIX = "unix"
 """In place of a network: every peer on a Unix socket."""
@@ -146,29 +142,6 @@ def positive_size(value: str) -> int:
     if not (size := parse_size(value)):
         raise ValueError("must be more than 0 bytes")
     return size
-
-
-def endpoint(value: str) -> str:
-    """Check the kind of a Twisted endpoint, and the arguments of ``ssl:`` and ``unix:``."""
-    value = text(value)
-    kind, colon, _ = value.partition(":")
-    if not colon or kind not in ENDPOINT_KINDS:
-        raise ValueError(
-            f"{value!r} does not begin with one of {', '.join(f'{k}:' for k in ENDPOINT_KINDS)}"
-        )
-    try:
-        if kind == "ssl":
-            parse_tls_endpoint(value)
-        elif is_unix(value):
-            parse_unix_endpoint(value.removeprefix("haproxy:"))
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not an endpoint: {error}") from None
-    return value
-
-
-def is_unix(endpoint: str) -> bool:
-    """Whether the endpoint is a Unix socket, with or without the PROXY protocol."""
-    return endpoint.removeprefix("haproxy:").startswith("unix:")
 
 
 def header_name(value: str) -> str:
@@ -309,3 +282,170 @@ def _split(value: str) -> SplitResult:
     except ValueError:
         raise ValueError("is not a URL: its host or its port is invalid") from None
     return parts
+
+
+# The syntax of endpoints is that of Twisted's endpoint strings: ``:`` separates, ``=`` assigns, and
+# a backslash escapes the next character.  The names of the arguments and their order are Twisted's
+# too.
+#
+# Twisted's own parser is not used.  For ``ssl:`` it loads the certificate itself, without the
+# intermediates in the same file, into an endpoint that cannot reload it; the splitting alone is
+# private; and the error for an unknown argument is a TypeError that does not name the known ones.
+
+ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy")
+"""The kinds of Twisted's server endpoints that can serve HTTP."""
+
+_TLS_NAMES = (
+    "port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain",
+    "dhParameters",
+)  # fmt: skip
+_UNIX_NAMES = ("address", "mode", "backlog", "lockfile")
+
+_FIELD = re.compile(r"((?:[^:\\]|\\.)*)(:|$)", re.DOTALL)
+_NAMED = re.compile(r"((?:[^=\\]|\\.)*)=(.*)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
+_ANY_METHOD = frozenset({"SSLv23_METHOD", "TLS_METHOD", "TLS_SERVER_METHOD"})
+_ONLY_1_2 = "TLSv1_2_METHOD"
+
+
+def endpoint(value: str) -> str:
+    """Check the kind of a Twisted endpoint, and the arguments of ``ssl:`` and ``unix:``."""
+    value = text(value)
+    kind, colon, _ = value.partition(":")
+    if not colon or kind not in ENDPOINT_KINDS:
+        raise ValueError(
+            f"{value!r} does not begin with one of {', '.join(f'{k}:' for k in ENDPOINT_KINDS)}"
+        )
+    try:
+        if kind == "ssl":
+            parse_tls_endpoint(value)
+        elif is_unix(value):
+            parse_unix_endpoint(value.removeprefix("haproxy:"))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not an endpoint: {error}") from None
+    return value
+
+
+def is_unix(endpoint: str) -> bool:
+    """Whether the endpoint is a Unix socket, with or without the PROXY protocol."""
+    return endpoint.removeprefix("haproxy:").startswith("unix:")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsEndpoint:
+    """Where to listen, and with which key and certificates (PEM files)."""
+
+    port: int
+    private_key: Path
+    certificate: Path
+    """May contain intermediates after the certificate."""
+    chain: Path | None
+    """More intermediates."""
+    dh_parameters: Path | None
+    interface: str
+    """An address; empty for every IPv4 interface."""
+    backlog: int
+    only_1_2: bool
+    """Whether TLS 1.3 is disabled."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        found = (self.private_key, self.certificate, self.chain, self.dh_parameters)
+        return tuple(file for file in found if file is not None)
+
+
+def parse_tls_endpoint(description: str) -> TlsEndpoint:
+    """Parse ``ssl:PORT:privateKey=FILE...``; raise ValueError with the reason."""
+    given = _endpoint_arguments(description, _TLS_NAMES)
+    if "port" not in given:
+        raise ValueError("it has no port")
+    key = given.get("privateKey", "server.pem")
+    method = given.get("sslmethod", "TLS_METHOD")
+    if method != _ONLY_1_2 and method not in _ANY_METHOD:
+        raise ValueError(f"sslmethod {method} is not TLS_METHOD or {_ONLY_1_2}")
+    return TlsEndpoint(
+        port=_integer_argument("port", given["port"], 65535),
+        private_key=_file_argument("privateKey", key),
+        certificate=_file_argument("certKey", given.get("certKey", key)),
+        chain=_file_argument("extraCertChain", given["extraCertChain"])
+        if "extraCertChain" in given
+        else None,
+        dh_parameters=_file_argument("dhParameters", given["dhParameters"])
+        if "dhParameters" in given
+        else None,
+        interface=given.get("interface", ""),
+        backlog=_integer_argument("backlog", given.get("backlog", "50"), 2**31 - 1),
+        only_1_2=method == _ONLY_1_2,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UnixEndpoint:
+    """Where to listen, and the mode of the socket, which decides who may connect."""
+
+    path: Path
+    mode: int | None
+    """None: 660 less the bits of the umask."""
+    backlog: int
+
+
+def parse_unix_endpoint(description: str) -> UnixEndpoint:
+    """Parse ``unix:PATH:mode=660...``; raise ValueError with the reason.
+
+    ``lockfile`` is accepted and ignored: Twisted's lock file only has a process number.
+    """
+    given = _endpoint_arguments(description, _UNIX_NAMES)
+    path = given.get("address", "")
+    if not path or "\0" in path:
+        raise ValueError("it names no file")
+    mode = given.get("mode")
+    if mode is not None and not re.fullmatch(r"0?[0-7]{3}", mode):
+        raise ValueError(f"mode {mode!r} is not an octal number from 000 to 777")
+    backlog = _integer_argument("backlog", given.get("backlog", "50"), 2**31 - 1)
+    return UnixEndpoint(Path(path), None if mode is None else int(mode, 8), backlog)
+
+
+def _endpoint_arguments(description: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the arguments of an endpoint by name; ``names`` has the order of positional ones."""
+    given: dict[str, str] = {}
+    unnamed = iter(names)
+    for field in _endpoint_fields(description)[1:]:
+        named = _NAMED.fullmatch(field)
+        name = _unescape(named[1]) if named else next(unnamed, "")
+        if name not in names:
+            known = ", ".join(names)
+            raise ValueError(f"{name or _unescape(field)} is none of its arguments ({known})")
+        if name in given:
+            raise ValueError(f"{name} is given twice")
+        given[name] = _unescape(named[2] if named else field)
+    return given
+
+
+def _endpoint_fields(description: str) -> list[str]:
+    fields = []
+    position = 0
+    while (match := _FIELD.match(description, position)) is not None:
+        fields.append(match[1])
+        position = match.end()
+        if not match[2]:
+            return fields
+    raise ValueError("it ends in a backslash, which escapes nothing")
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
+
+
+def _file_argument(name: str, value: str) -> Path:
+    if not value or "\0" in value:
+        raise ValueError(f"{name} names no file")
+    return Path(value)
+
+
+def _integer_argument(name: str, value: str, maximum: int) -> int:
+    """A number from 0 to ``maximum``."""
+    if not _NUMBER.fullmatch(value) or int(value) > maximum:
+        raise ValueError(f"{name} {value!r} is not a whole number from 0 to {maximum}")
+    return int(value)

@@ -17,7 +17,7 @@ from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
 from cartd.certificates import PemFile, ReloadingCertificate, read_identity
-from cartd.config.endpoints import TlsEndpoint
+from cartd.config.parsers import TlsEndpoint
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
 
