@@ -18,14 +18,8 @@ from twisted.python.failure import Failure
 from cartd.carts.pins import AccessTimes, Pins
 from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
-from cartd.http.headers import (
-    Conditions,
-    Decision,
-    Representation,
-    default_filename,
-    evaluate_conditions,
-    top_folder,
-)
+from cartd.http.headers import default_filename, top_folder
+from cartd.http.ranges import Conditions, Decision, Representation, evaluate_conditions
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
 from cartd.sending.reader import SendingReader, TarReader, TreeReader
@@ -161,7 +155,7 @@ class Downloads:
         """Evaluate the conditions of a request for the tar of ``cart``.
 
         :raises PreconditionFailed, RangeNotSatisfiable: see
-            :func:`cartd.http.headers.evaluate_conditions`.
+            :func:`cartd.http.ranges.evaluate_conditions`.
         """
         strong = method == "GET" and conditions.needs_strong_date
         return evaluate_conditions(

@@ -28,7 +28,7 @@ from typing import IO, ClassVar
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.errors import CartdError, InvalidInput, NoSpace
-from cartd.http.headers import Decision, Representation
+from cartd.http.ranges import Decision, Representation
 from cartd.permissions import copy_ownership
 
 INCOMING = ".cartd-archive"

@@ -55,14 +55,8 @@ from cartd.errors import (
     Unavailable,
     error_body,
 )
-from cartd.http.headers import (
-    REVALIDATED,
-    ByteRange,
-    Conditions,
-    Decision,
-    evaluate_conditions,
-    http_date,
-)
+from cartd.http.headers import REVALIDATED
+from cartd.http.ranges import ByteRange, Conditions, Decision, evaluate_conditions, http_date
 from cartd.http.request import header_field
 from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.sending.reader import TreeReader

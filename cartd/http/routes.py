@@ -35,18 +35,14 @@ from cartd.errors import (
 )
 from cartd.http import error_responses
 from cartd.http.error_responses import RETRY_AFTER, escape_header
-from cartd.http.headers import (
+from cartd.http.headers import NO_STORE, PUBLIC, REVALIDATED, check_filename, content_disposition
+from cartd.http.ranges import (
     CONDITIONAL,
-    NO_STORE,
-    PUBLIC,
-    REVALIDATED,
     UNCONDITIONAL,
     ByteRange,
     Conditions,
     Decision,
     Representation,
-    check_filename,
-    content_disposition,
     evaluate_conditions,
     http_date,
 )

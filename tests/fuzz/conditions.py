@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
-from cartd.http.headers import Conditions, Representation, evaluate_conditions, parse_date
+from cartd.http.ranges import Conditions, Representation, evaluate_conditions, parse_date
 from tests.fuzz.ranges import expected
 
 WORDS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from cartd.errors import RangeNotSatisfiable
-from cartd.http.headers import ByteRange, select_range
+from cartd.http.ranges import ByteRange, select_range
 
 WORDS = (
     b"bytes=", b"Bytes=", b"0-0", b"-1", b"1-", b"5-3", b",", b" ", b"\t", b"9" * 31, b"0" * 31,

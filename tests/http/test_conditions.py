@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import PreconditionFailed, RangeNotSatisfiable
-from cartd.http.headers import (
+from cartd.http.ranges import (
     ByteRange,
     Conditions,
     Decision,

@@ -19,12 +19,7 @@ from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
 from cartd.errors import InvalidInput
-from cartd.http.headers import (
-    check_filename,
-    content_disposition,
-    default_filename,
-    top_folder,
-)
+from cartd.http.headers import check_filename, content_disposition, default_filename, top_folder
 from tests.support.built_tars import build_tar
 
 REFUSED = {

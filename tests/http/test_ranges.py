@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import RangeNotSatisfiable
-from cartd.http.headers import ByteRange, http_date, select_range
+from cartd.http.ranges import ByteRange, http_date, select_range
 
 MODIFIED = 784_111_777.75
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
