@@ -10,7 +10,7 @@ MINUTES := 60
 # With it, each start of the service, of which the tests make hundreds, would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo run test coverage fuzz soak api-check bench check audit clean
+.PHONY: help demo run test coverage fuzz soak api-check bench check docs audit clean
 
 help:
 	@echo "make demo   demonstrate cartd: start an archive, post a cart, download it; prints the commands"
@@ -22,6 +22,7 @@ help:
 	@echo "make api-check  test cartd with requests from its OpenAPI description for MINUTES=60"
 	@echo "make bench  compare the performance of cartd with other tools (bench/README.md)"
 	@echo "make check  formatting, lint, types, import layers and known vulnerabilities"
+	@echo "make docs   write the tables of docs/configuration.md from cartd/config/settings.py"
 	@echo "make audit  check requirements.txt for known vulnerabilities"
 	@echo "make clean  remove what the other targets created"
 
@@ -68,6 +69,9 @@ coverage: $(READY) $(OLD)
 fuzz: MINUTES := 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python -m tests.support.configuration_page
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")

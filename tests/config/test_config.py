@@ -15,8 +15,7 @@ from sqlalchemy import make_url
 from cartd.config import Config, load, parse_size, sqlalchemy_url
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+from tests.support.configuration_page import PAGE, with_tables
 
 PACIFICA = """
 [cartd]
@@ -584,34 +583,15 @@ def test_the_password_of_a_url_on_the_wrong_line_is_not_shown(key: str) -> None:
     assert "@db/carts" in said
 
 
-def documented() -> dict[tuple[str, str], list[str]]:
-    rows, section = {}, ""
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        if heading := re.match(r"## `\[(\w+)\]`", line):
-            section = heading[1]
-        elif line.startswith("| `"):
-            key, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            rows[section, key.strip("`")] = cells
-    return rows
-
-
 def test_the_documentation_has_every_setting_as_it_is() -> None:
-    def code(*names: str | None) -> str:
-        return " ".join(f"`{name}`" for name in names if name)
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_tables(page), "docs/configuration.md is out of date: run make docs"
 
-    assert documented() == {
-        (setting.section, setting.key): [
-            code(
-                setting.option and f"--{setting.option}",
-                setting.short and f"-{setting.short}",
-            ),
-            code(setting.environment),
-            code(setting.default),
-            setting.unit,
-            setting.description,
-        ]
-        for setting in SETTINGS
-    }
+
+def test_a_section_without_a_table_is_an_error() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"needs one table below ## `\[auth\]`"):
+        with_tables(page.replace("## `[auth]`", "## auth"))
 
 
 def test_the_documentation_names_the_other_variables() -> None:
