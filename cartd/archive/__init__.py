@@ -1,8 +1,7 @@
 """The archive that holds the files: client, HTTP agent, retrying, circuit breaker, limits."""
 
 from cartd.archive.client import ArchiveClient, http_client
-from cartd.archive.errors import ArchiveError
-from cartd.archive.responses import FileState
+from cartd.archive.responses import ArchiveError, FileState
 from cartd.archive.tls import TlsPolicy
 
 __all__ = ["ArchiveClient", "ArchiveError", "FileState", "TlsPolicy", "http_client"]

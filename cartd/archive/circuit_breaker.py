@@ -31,8 +31,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.archive.errors import ArchiveError
 from cartd.archive.outage_status import OutageStatus, Waiters
+from cartd.archive.responses import ArchiveError
 from cartd.backoff import endless_delays, with_retry_after
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.errors import CartdError

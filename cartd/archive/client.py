@@ -17,18 +17,20 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS, IResponse
 
 from cartd import __version__
-from cartd.archive.errors import ArchiveError, response_timeout, transport_error
 from cartd.archive.http_agent import Agent, Pool
 from cartd.archive.http_messages import Request
 from cartd.archive.responses import (
     MAX_QUOTED,
+    ArchiveError,
     FileState,
     error_response,
     header_values,
     named_file,
     names_file,
     read_state,
+    response_timeout,
     retry_after,
+    transport_error,
 )
 from cartd.archive.transfer import excerpt, receive
 from cartd.errors import ConfigError

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from cartd.archive.circuit_breaker import CircuitBreaker
 from cartd.archive.concurrency_limit import AdaptiveLimit
-from cartd.archive.errors import ArchiveError
+from cartd.archive.responses import ArchiveError
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
 from cartd.deferreds.fair_semaphore import FairSemaphore

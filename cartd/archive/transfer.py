@@ -21,7 +21,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from cartd.archive.errors import ArchiveError, transport_error
+from cartd.archive.responses import ArchiveError, transport_error
 
 EXCERPT_LIMIT = 16 * 1024
 """Bytes of an error body that are read; a longer one costs its connection."""
