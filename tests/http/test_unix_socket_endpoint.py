@@ -19,8 +19,8 @@ from twisted.internet.protocol import Factory
 
 from cartd.config import UnixEndpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
-from cartd.http import unix_socket
-from cartd.http.unix_socket import UnixSocketEndpoint
+from cartd.http import server
+from cartd.http.server import UnixSocketEndpoint
 from cartd.locks import try_lock
 from tests.service.test_start_errors import why_it_ends
 from tests.support.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
@@ -182,7 +182,7 @@ def test_datagram_socket_is_kept(tmp_path: Path) -> None:
 
 
 def test_failing_probe_is_reported(left_over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix_socket, "_connect", lambda path: errno.EACCES)
+    monkeypatch.setattr(server, "_connect", lambda path: errno.EACCES)
     refused = pytest.raises(ConfigError, match="listens on it: Permission denied")
     with refused, listening(at(left_over)):
         pass
@@ -195,7 +195,7 @@ STARTING = textwrap.dedent("""
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
     from cartd.config import UnixEndpoint
-    from cartd.http.unix_socket import UnixSocketEndpoint
+    from cartd.http.server import UnixSocketEndpoint
 
     print("ready", flush=True)
     sys.stdin.readline()
@@ -231,7 +231,7 @@ def test_of_concurrent_starts_one_listens(left_over: Path) -> None:
 def test_a_directory_that_stays_locked_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unix_socket, "LOCK_TIMEOUT", 0.0)
+    monkeypatch.setattr(server, "LOCK_TIMEOUT", 0.0)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         assert try_lock(descriptor)
