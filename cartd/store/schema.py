@@ -31,6 +31,7 @@ CURRENT = (3, 0)
 UPGRADABLE = frozenset({(0, 1), (1, 0), (2, 0)})
 _OWN_TABLES = frozenset({"cart", "file", "cartsystem"})
 _CURRENT_TEXT = "{}.{}".format(*CURRENT)
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class SchemaCondition(StrEnum):
@@ -225,18 +226,21 @@ def _upgrade(connection: Connection, version: str | None) -> None:
     Raises :class:`UpgradeError`; then the transaction must be rolled back.
     """
     # Imported here: Alembic is slow to load and seldom used.
-    from alembic import command
-    from alembic.config import Config
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
-    config = Config()
-    config.set_main_option("script_location", "cartd.store:migrations")
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
+    # As Alembic's commands stamp and upgrade, which would need an env.py for the connection.
     try:
+        revisions = ScriptDirectory(_MIGRATIONS, version_locations=[_MIGRATIONS])
+        context = MigrationContext.configure(connection)
         if version is not None:
-            command.stamp(config, version)
-        command.upgrade(config, "head")
+            context.stamp(revisions, version)
+        with Operations.context(context):
+            for revision in reversed([*revisions.iterate_revisions("head", version or "base")]):
+                revision.module.upgrade()
+                context.stamp(revisions, revision.revision)
         _comment(connection)
     except (SQLAlchemyError, CommandError) as error:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]

@@ -41,7 +41,7 @@ from tests.support import coverage_data
 LOADED = (
     *("cartd.services", "cartd.options", "cartd.cli.main", "cartd.http.server"),
     "cartd.directory_archive.directory",
-    *("alembic.command", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
+    *("alembic.script", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20

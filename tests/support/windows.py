@@ -128,8 +128,8 @@ def _import_all() -> None:
     import cartd
 
     for module in pkgutil.walk_packages(cartd.__path__, "cartd."):
-        if module.name.endswith(".__main__") or module.name == "cartd.store.migrations.env":
-            continue  # they run: Alembic the one, when a database is made
+        if module.name.endswith(".__main__"):
+            continue  # it runs
         try:
             import_module(module.name)
         except Exception:
