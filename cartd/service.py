@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.auth import Authenticator, create_authenticator
-from cartd.auth.startup_warnings import startup_warnings
+from cartd.auth.authenticator import startup_warnings
 from cartd.carts.delete import Retention
 from cartd.carts.quotas import UserQuota
 from cartd.carts.submit import AdmissionControl, Carts

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from cartd.auth.authenticator import Authenticator
-from cartd.auth.proxy import TrustedProxies
+from cartd.auth.authenticator import Authenticator, TrustedProxies
 from cartd.auth.token_file import TokenFile, TokenRegistry
 from cartd.config import Config
 from cartd.deferreds.threads import ThreadRunner

@@ -1,22 +1,29 @@
 """Authentication of requests, by the token in the Authorization header or by a trusted proxy.
 
 Each request is authenticated anew: it takes microseconds, and nothing is cached.
+:func:`startup_warnings` reports addresses on which authentication does not protect the carts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 from twisted.cred.error import LoginFailed
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.web.guard import BasicCredentialFactory
 
-from cartd.auth.proxy import TrustedProxies
 from cartd.auth.token_file import TokenRegistry
 from cartd.auth.tokens import DUMMY_HASH, NAME, redact_secret, token_name
-from cartd.errors import INTERNAL_ERROR, CartdError, NoCredentials, Unauthenticated
+from cartd.config import UNIX, Config, Network
+from cartd.errors import INTERNAL_ERROR, CartdError, ConfigError, NoCredentials, Unauthenticated
 from cartd.model import User
 
 log = Logger()
@@ -156,3 +163,158 @@ def _credentials_in(values: Sequence[bytes]) -> Credentials:
 def _with_name(message: str, name: str) -> str:
     """Append the name sent by the client: it shows whose token failed."""
     return f"{message}: {redact_secret(name)[:MAX_NAME_SHOWN]!a}"
+
+
+UNIX_PEER = "unix"
+"""In place of an address: a local process that may open the socket's file."""
+
+
+class TrustedProxies:
+    """Reads the user's name from one header, only in requests from trusted networks."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> TrustedProxies | None:
+        """Return the configured proxies, or None.
+
+        :raises ConfigError: the header could be accepted from no peer, or from any client.
+        """
+        if config.auth_proxy_header is None:
+            if config.auth_trusted_proxies:
+                raise ConfigError("[auth] trusted_proxies has no effect without proxy_header")
+            return None
+        if not config.auth_trusted_proxies:
+            raise ConfigError(
+                "[auth] proxy_header: needs trusted_proxies, the peers from which it is accepted"
+            )
+        if any(endpoint.startswith("haproxy:") for endpoint in config.endpoints):
+            raise ConfigError(
+                "[auth] proxy_header: on a haproxy: endpoint clients can forge their address,"
+                " so the header cannot be trusted; use another kind of endpoint"
+            )
+        return cls(config.auth_proxy_header, config.auth_trusted_proxies)
+
+    def __init__(self, header: str, networks: Sequence[Network]) -> None:
+        self._header = header.encode("ascii")
+        self._networks = [network for network in networks if network != UNIX]
+        self._unix = UNIX in networks
+
+    def user_name(self, request: Any) -> bytes | None:
+        """Return the name in the header if the peer is trusted, else None.
+
+        Several headers are joined with a comma, which no valid name contains.
+        """
+        values = request.requestHeaders.getRawHeaders(self._header)
+        if not values or not self._trusts(peer_of(request)):
+            return None
+        return b", ".join(values)
+
+    def _trusts(self, peer: str) -> bool:
+        if peer == UNIX_PEER:
+            return self._unix
+        address = ip_address(peer)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # an IPv4 client of a dual-stack socket
+        return any(address in network for network in self._networks)
+
+
+def peer_of(request: Any) -> str:
+    """Return the peer's address, or :data:`UNIX_PEER`."""
+    address: IAddress = request.channel.getPeer()
+    return str(getattr(address, "host", UNIX_PEER))
+
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+ENCRYPTED = ("ssl:", "tls:")
+
+
+def startup_warnings(
+    listening: Sequence[tuple[str, IAddress]],
+    *,
+    auth_enabled: bool,
+    tokens: bool,
+    proxies: Sequence[Network] = (),
+) -> Iterator[str]:
+    """Yield one line for each danger.
+
+    ``listening``: endpoints with the addresses that they bound; ``proxies``: the trusted ones.
+    """
+    yield from _local_account_warnings([address for _, address in listening], auth_enabled, proxies)
+    exposed = [(endpoint, address) for endpoint, address in listening if _is_exposed(address)]
+    if exposed and not auth_enabled:
+        yield (
+            f"Any client that reaches {_listed(exposed)} may post, download and delete every cart:"
+            " [auth] is off (docs/authentication.md). Requests with a host name that is not in"
+            " [server] allowed_hosts get 421"
+        )
+    plain = [
+        (endpoint, address)
+        for endpoint, address in exposed
+        if not endpoint.removeprefix("haproxy:").startswith(ENCRYPTED)
+    ]
+    if plain and tokens:
+        yield (
+            f"Tokens sent to {_listed(plain)} are not encrypted: use TLS (an ssl: endpoint), or a"
+            " loopback address behind a proxy with TLS"
+        )
+
+
+def _local_account_warnings(
+    addresses: Sequence[IAddress], auth_enabled: bool, proxies: Sequence[Network]
+) -> Iterator[str]:
+    """Yield warnings about what every local account may do."""
+    open_sockets = ", ".join(_world_writable_sockets(addresses))
+    if open_sockets and not auth_enabled:
+        yield (
+            f"Every local account may post, download and delete every cart through {open_sockets},"
+            " which is world-writable: add mode=660 to the endpoint, or enable [auth]"
+        )
+    ways = [open_sockets] if open_sockets and UNIX in proxies else []
+    if any(map(_is_loopback, proxies)) and any(map(_accepts_loopback, addresses)):
+        ways.append("a loopback address, which trusted_proxies includes")
+    if ways:
+        yield (
+            f"Every local account may impersonate any user with proxy_header through"
+            f" {' and '.join(ways)}: let the proxy connect to a unix: endpoint with mode=660"
+            " and a group of its own (docs/authentication.md)"
+        )
+
+
+def _world_writable_sockets(addresses: Iterable[IAddress]) -> Iterator[str]:
+    for address in addresses:
+        if isinstance(address, UNIXAddress) and address.name:
+            path = os.fsdecode(address.name)
+            try:
+                mode = Path(path).stat().st_mode
+            except OSError:  # an abstract socket has no file
+                continue
+            if mode & stat.S_IWOTH:
+                yield path
+
+
+def _is_loopback(network: Network) -> bool:
+    if isinstance(network, IPv4Network | IPv6Network):
+        # overlaps() raises TypeError for networks of different IP versions.
+        return any(network.version == own.version and network.overlaps(own) for own in LOOPBACK)
+    return False
+
+
+def _accepts_loopback(address: IAddress) -> bool:
+    """Whether the address is a loopback address or includes it."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return False
+    found = ip_address(host)
+    return found.is_loopback or found.is_unspecified
+
+
+def _is_exposed(address: IAddress) -> bool:
+    """Whether other machines can reach it; a Unix socket is local."""
+    host = getattr(address, "host", None)
+    return host is not None and not ip_address(host).is_loopback
+
+
+def _listed(listening: Iterable[tuple[str, IAddress]]) -> str:
+    return ", ".join(
+        f"{getattr(address, 'host', '')} port {getattr(address, 'port', '')}"
+        for _, address in listening
+    )

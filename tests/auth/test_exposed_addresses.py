@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from cartd.auth import TokenFile
-from cartd.auth.startup_warnings import startup_warnings
+from cartd.auth.authenticator import startup_warnings
 from cartd.config import Network, parsers
 from tests.service.test_start_errors import why_it_ends
 from tests.support.free_ports import free_port

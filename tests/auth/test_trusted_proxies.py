@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.auth.proxy import TrustedProxies
+from cartd.auth.authenticator import TrustedProxies
 from cartd.config import load
 from cartd.errors import ConfigError, Unauthenticated
 from cartd.model import User
