@@ -26,9 +26,8 @@ from cartd.deferreds.tasks import with_timeout
 from cartd.deferreds.threads import DedicatedThread, Threads
 from cartd.errors import Unavailable
 from cartd.eviction.evictor import Evictor, SpaceRules
-from cartd.integrity.orphans import Orphans
 from cartd.integrity.recovery import Recovery, Syncing
-from cartd.integrity.repair import Repair
+from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import Verification
 from cartd.staging.context import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager

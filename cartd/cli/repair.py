@@ -11,8 +11,7 @@ from typing import TextIO
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from cartd.integrity.orphans import Orphans
-from cartd.integrity.repair import Repair
+from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import Damage, Verification
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store

@@ -2,6 +2,7 @@
 
 Files are missing or damaged after the store or the volume was restored from a backup, or after a
 power failure.  The functions below are for unfinished carts, whose staging fetches them again.
+After such a restore there may also be orphans: directories of carts posted since the backup.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from twisted.logger import Logger
 from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
-from cartd.store import Store
+from cartd.store import Carts, Store
 from cartd.volume import FileFacts, Volume
+from cartd.volume.remove import Orphan
 
 log = Logger()
 
@@ -25,6 +27,8 @@ MAX_RESTAGES = 5
 """How often a cart may be restaged within ``RESTAGE_WINDOW``: after that, the disk is broken."""
 RESTAGE_WINDOW = 600.0
 """Seconds."""
+ORPHANS_BATCH = 100
+"""Orphans that are renamed before they are removed."""
 
 
 class Repair:
@@ -266,3 +270,42 @@ async def invalidate_missing(
         return cart
     log.warn("Cart {id}: {n} staged files are missing on the volume", id=cart.id, n=lost)
     return await store.carts.cart(cart.id) or cart
+
+
+class Orphans:
+    """Finds and removes directories on the volume that belong to no cart of the store.
+
+    They appear when the database is restored from a backup, which lacks the carts posted since.
+    Files that cartd did not create are ignored.
+    """
+
+    def __init__(self, carts: Carts, volume: Volume) -> None:
+        self._carts = carts
+        self._volume = volume
+
+    async def find(self) -> list[Orphan]:
+        """Return the current orphans; a cart that is posted later may get the id of one of them."""
+        there = await self._volume.orphans.cart_ids()
+        return await self._volume.orphans.find(sorted(await self._carts.unknown_among(there)))
+
+    async def remove(self, orphans: Sequence[Orphan]) -> None:
+        """Remove those that are still orphans.
+
+        Their ids cannot be given to new carts any more, so that no new cart loses its files.
+        """
+        for first in range(0, len(orphans), ORPHANS_BATCH):
+            ids = [orphan.cart_id for orphan in orphans[first : first + ORPHANS_BATCH]]
+            unknown = await self._carts.retire_unknown_ids(ids)
+            aside = await self._volume.orphans.set_aside(sorted(unknown))
+            await self._volume.orphans.remove_aside(aside)
+
+    async def warn(self) -> None:
+        """Log a warning if there are orphans."""
+        if orphans := await self.find():
+            log.warn(
+                "{number} directories on the volume, such as {first}, belong to no cart of this"
+                " database and take {size} bytes; cartd-cmd verify --repair removes them",
+                number=len(orphans),
+                first=orphans[0].cart_id,
+                size=sum(orphan.size for orphan in orphans),
+            )

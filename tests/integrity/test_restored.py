@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.integrity.orphans import Orphans
+from cartd.integrity.repair import Orphans
 from cartd.model import CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
