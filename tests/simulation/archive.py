@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 
 from cartd.archive import ArchiveClient, ArchiveError, FileState
-from cartd.archive.transfer import receive
+from cartd.archive.client import receive
 
 if TYPE_CHECKING:
     from tests.simulation.reactor import SimulatedReactor
