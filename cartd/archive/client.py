@@ -2,7 +2,7 @@
 
 Strategy: a body is not buffered here.  Its consumer gets a push producer that passes pauses on to
 the socket.  A body ends in exactly one way (complete, lost, stalled, too slow, rejected by the
-consumer, cancelled), and :meth:`_Body._end` is the only place that reports it.
+consumer, cancelled), and :meth:`_BodyReceiver._end` is the only place that reports it.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def receive(
     delimits counts as complete: the sink must know its length.  Unless the body is complete, the
     connection is dropped at once, also by a cancel.
     """
-    body = _Body(sink, clock, stall_timeout, min_rate)
+    body = _BodyReceiver(sink, clock, stall_timeout, min_rate)
     response.deliverBody(body)
     body.wait()
     return body.done
@@ -331,7 +331,9 @@ async def excerpt(response: IResponse, clock: IReactorTime, timeout: float) -> b
 
 
 @implementer(IPushProducer)
-class _Body(Protocol):
+class _BodyReceiver(Protocol):
+    """Writes one body to a sink, as the producer of that; ``done`` fires when it has ended."""
+
     transport: Any
 
     def __init__(
