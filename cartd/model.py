@@ -1,4 +1,4 @@
-"""The data model: carts, their uids and files, the statuses of both, users and viewers."""
+"""The data model: carts, their uids and files, the statuses of both, bytes on the volume, users and viewers."""
 
 from __future__ import annotations
 
@@ -191,6 +191,34 @@ class CartFile:
 
 UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
 """The pattern of a complete uid, the name that a client chooses for a cart."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionCandidate:
+    """A cart whose status allows its eviction."""
+
+    cart_id: int
+    size: int
+    """Bytes on the volume that it owns; bytes that it only links to count for their owner."""
+    used: float
+    """Unix time of its last use."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBytes:
+    """Bytes that several carts share; they become free when the last of these is removed."""
+
+    owner: int
+    """The cart that the bytes count for."""
+    links: frozenset[int]
+    """The other carts that link to them."""
+    size: int
+
+    @property
+    def holders(self) -> frozenset[int]:
+        return self.links | {self.owner}
+
+
 _UID = re.compile(UID_PATTERN)
 MAX_UID_LENGTH = 255
 """Characters of the database column, as in Pacifica Cartd."""

@@ -14,8 +14,8 @@ from cartd.backoff import Backoff
 from cartd.carts.delete import CannotRemove
 from cartd.carts.pins import AccessTimes, Pins
 from cartd.errors import EvictionFailed, NoSpace
-from cartd.eviction.policy import Candidate, choose, freed, shortfall
-from cartd.model import UNFINISHED, Cart, CartStatus
+from cartd.eviction.policy import choose, freed, shortfall
+from cartd.model import UNFINISHED, Cart, CartStatus, EvictionCandidate
 from cartd.store import Store
 from cartd.volume.remove import RemovalStopped
 
@@ -239,7 +239,7 @@ class Evictor:
         return missing
 
     def _record_unremovable(
-        self, candidate: Candidate, error: CannotRemove, *, blocked: bool
+        self, candidate: EvictionCandidate, error: CannotRemove, *, blocked: bool
     ) -> None:
         """Do not retry the cart for a while; if ``blocked``, evict no cart for a while.
 
@@ -260,7 +260,7 @@ class Evictor:
         self._removal_blocked.failed(None)
         raise EvictionFailed(error.reason)
 
-    async def _evict_candidate(self, candidate: Candidate) -> int:
+    async def _evict_candidate(self, candidate: EvictionCandidate) -> int:
         """Evict the cart if it is unchanged since it was chosen; return the bytes freed.
 
         :raises CannotRemove: the file system refuses.
@@ -282,7 +282,7 @@ class Evictor:
 
     async def _choose_candidates(
         self, missing: int, *, include_unremovable: bool = False
-    ) -> tuple[list[Candidate], int]:
+    ) -> tuple[list[EvictionCandidate], int]:
         """Return the carts to evict, and the bytes that they free together.
 
         ``include_unremovable``: include carts that could not be removed recently.
@@ -290,7 +290,7 @@ class Evictor:
         if not self._rules.eviction_enabled:
             return [], 0
         candidates = {
-            one.cart_id: Candidate(
+            one.cart_id: EvictionCandidate(
                 one.cart_id, one.size, self._access_times.last(one.cart_id, one.used)
             )
             for one in await self._store.space.evictable()

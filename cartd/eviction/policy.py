@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A cart whose status allows its eviction."""
-
-    cart_id: int
-    size: int
-    """Bytes on the volume that it owns; bytes that it only links to count for their owner."""
-    used: float
-    """Unix time of its last use."""
-
-
-@dataclass(frozen=True, slots=True)
-class SharedBytes:
-    """Bytes that several carts share; they become free when the last of these is removed."""
-
-    owner: int
-    """The cart that the bytes count for."""
-    links: frozenset[int]
-    """The other carts that link to them."""
-    size: int
-
-    @property
-    def holders(self) -> frozenset[int]:
-        return self.links | {self.owner}
+from cartd.model import EvictionCandidate, SharedBytes
 
 
 def choose(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[EvictionCandidate],
     *,
     needed: int,
     now: float,
     buffer_time: float,
     shared_bytes: Collection[SharedBytes] = (),
-) -> list[Candidate]:
+) -> list[EvictionCandidate]:
     """Return the carts to evict, in that order, so that at least ``needed`` bytes become free.
 
     Least recently used carts come first, equal times by id.  A cart is evictable once its last use
@@ -49,7 +24,7 @@ def choose(
     """
     may_go = (one for one in candidates if max(now - one.used, 0) >= buffer_time)
     order = sorted(may_go, key=lambda one: (one.used, one.cart_id))
-    chosen: list[Candidate] = []
+    chosen: list[EvictionCandidate] = []
     missing = needed
     for candidate, gain in zip(order, _gains(order, shared_bytes), strict=True):
         if missing <= 0:
@@ -59,12 +34,12 @@ def choose(
     return _without_useless(chosen, shared_bytes)
 
 
-def freed(chosen: Iterable[Candidate], shared_bytes: Collection[SharedBytes] = ()) -> int:
+def freed(chosen: Iterable[EvictionCandidate], shared_bytes: Collection[SharedBytes] = ()) -> int:
     """Return the bytes that become free when all of ``chosen`` are evicted."""
     return sum(_gains(list(chosen), shared_bytes))
 
 
-def _gains(order: list[Candidate], shared_bytes: Collection[SharedBytes]) -> list[int]:
+def _gains(order: list[EvictionCandidate], shared_bytes: Collection[SharedBytes]) -> list[int]:
     """Return what evicting each cart frees, after those before it in ``order``."""
     order_of = {one.cart_id: number for number, one in enumerate(order)}
     gains = [one.size for one in order]
@@ -77,8 +52,8 @@ def _gains(order: list[Candidate], shared_bytes: Collection[SharedBytes]) -> lis
 
 
 def _without_useless(
-    chosen: list[Candidate], shared_bytes: Collection[SharedBytes]
-) -> list[Candidate]:
+    chosen: list[EvictionCandidate], shared_bytes: Collection[SharedBytes]
+) -> list[EvictionCandidate]:
     """Return those of ``chosen`` that own bytes alone, or share them only with others of them."""
     evicted = {one.cart_id for one in chosen}
     sole_bytes = {one.cart_id: one.size for one in chosen}

@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from cartd.eviction.policy import Candidate, SharedBytes
+from cartd.model import EvictionCandidate, SharedBytes
 from cartd.store.database import Database, Transaction
 from cartd.store.rows import FINISHED, UNFINISHED, time_of
 from cartd.store.tables import cart, file
@@ -93,11 +93,11 @@ class Space:
         """
         return await usage_in(self._database)
 
-    async def evictable(self) -> list[Candidate]:
+    async def evictable(self) -> list[EvictionCandidate]:
         """Return the carts that may be evicted: finished, with bytes on the volume."""
         rows = await self._database.rows(_EVICTABLE)
         # By position: there may be a row for every cart, and access by name takes twice as long.
-        return [Candidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
+        return [EvictionCandidate(cart_id, size, time_of(used)) for cart_id, size, used in rows]
 
     async def shared_bytes(self) -> list[SharedBytes]:
         """Return which carts share bytes; cheap if none do."""

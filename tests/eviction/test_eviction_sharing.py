@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.eviction.policy import Candidate, SharedBytes, choose, freed
+from cartd.eviction.policy import choose, freed
+from cartd.model import EvictionCandidate, SharedBytes
 
 NOW = 1_000.0
 IDS = range(1, 8)
@@ -41,7 +42,7 @@ class Volume:
             for cart_id in IDS
         }
         self.candidates = [
-            Candidate(cart_id, owned[cart_id], used)
+            EvictionCandidate(cart_id, owned[cart_id], used)
             for cart_id, used in zip(IDS, uses, strict=True)
             if cart_id in evictable
         ]
@@ -52,7 +53,7 @@ class Volume:
             size for carts, size in self.shared if carts <= gone
         )
 
-    def chosen(self, needed: int) -> list[Candidate]:
+    def chosen(self, needed: int) -> list[EvictionCandidate]:
         return choose(
             self.candidates, needed=needed, now=NOW, buffer_time=0, shared_bytes=self.shared_bytes
         )
@@ -92,10 +93,14 @@ def test_none_is_chosen_that_was_used_later_than_need_be(volume: Volume, needed:
 
 
 def test_a_link_and_its_owner_go_together() -> None:
-    link, owner, other = Candidate(1, 0, 1.0), Candidate(2, 100, 2.0), Candidate(3, 100, 3.0)
+    link, owner, other = (
+        EvictionCandidate(1, 0, 1.0),
+        EvictionCandidate(2, 100, 2.0),
+        EvictionCandidate(3, 100, 3.0),
+    )
     shared_bytes = [SharedBytes(2, frozenset({1}), 100)]
 
-    def chosen(*candidates: Candidate) -> list[Candidate]:
+    def chosen(*candidates: EvictionCandidate) -> list[EvictionCandidate]:
         return choose(candidates, needed=100, now=NOW, buffer_time=0, shared_bytes=shared_bytes)
 
     assert chosen(link, owner, other) == [link, owner]

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.eviction.policy import Candidate, choose, shortfall
+from cartd.eviction.policy import choose, shortfall
+from cartd.model import EvictionCandidate
 
 NOW = 1_000.0
 
 carts = st.lists(
     st.builds(
-        Candidate,
+        EvictionCandidate,
         cart_id=st.integers(1, 50),
         size=st.integers(0, 100),
         used=st.integers(0, 1_100).map(float),
@@ -26,13 +27,13 @@ amounts = st.integers(-10, 1_500)
 buffers = st.integers(0, 1_000).map(float)
 
 
-def eligible(candidates: list[Candidate], buffer_time: float) -> list[Candidate]:
+def eligible(candidates: list[EvictionCandidate], buffer_time: float) -> list[EvictionCandidate]:
     return [one for one in candidates if one.size and one.used <= NOW - buffer_time]
 
 
 @given(carts, amounts, buffers.filter(bool))
 def test_a_recently_used_cart_is_never_chosen(
-    candidates: list[Candidate], needed: int, buffer_time: float
+    candidates: list[EvictionCandidate], needed: int, buffer_time: float
 ) -> None:
     for one in choose(candidates, needed=needed, now=NOW, buffer_time=buffer_time):
         assert NOW - one.used >= buffer_time
@@ -40,7 +41,7 @@ def test_a_recently_used_cart_is_never_chosen(
 
 @given(carts, amounts, buffers.filter(bool))
 def test_enough_is_freed_or_all_that_may_go(
-    candidates: list[Candidate], needed: int, buffer_time: float
+    candidates: list[EvictionCandidate], needed: int, buffer_time: float
 ) -> None:
     chosen = choose(candidates, needed=needed, now=NOW, buffer_time=buffer_time)
     if sum(one.size for one in chosen) < needed:
@@ -49,7 +50,7 @@ def test_enough_is_freed_or_all_that_may_go(
 
 @given(carts, amounts, buffers.filter(bool))
 def test_the_choice_is_the_shortest_prefix_in_lru_order(
-    candidates: list[Candidate], needed: int, buffer_time: float
+    candidates: list[EvictionCandidate], needed: int, buffer_time: float
 ) -> None:
     chosen = choose(candidates, needed=needed, now=NOW, buffer_time=buffer_time)
     order = sorted(eligible(candidates, buffer_time), key=lambda one: (one.used, one.cart_id))
@@ -59,7 +60,7 @@ def test_the_choice_is_the_shortest_prefix_in_lru_order(
 
 @given(carts, amounts, st.randoms())
 def test_the_order_of_the_candidates_does_not_matter(
-    candidates: list[Candidate], needed: int, random: Random
+    candidates: list[EvictionCandidate], needed: int, random: Random
 ) -> None:
     shuffled = list(candidates)
     random.shuffle(shuffled)
@@ -70,22 +71,22 @@ def test_the_order_of_the_candidates_does_not_matter(
 
 @pytest.mark.parametrize("needed", [0, -1])
 def test_nothing_is_chosen_when_nothing_is_needed(needed: int) -> None:
-    assert choose([Candidate(1, 10, 0.0)], needed=needed, now=NOW, buffer_time=0) == []
+    assert choose([EvictionCandidate(1, 10, 0.0)], needed=needed, now=NOW, buffer_time=0) == []
 
 
 def test_carts_used_at_the_same_time_go_by_their_ids() -> None:
-    late, early = Candidate(2, 10, 5.0), Candidate(1, 10, 5.0)
+    late, early = EvictionCandidate(2, 10, 5.0), EvictionCandidate(1, 10, 5.0)
     assert choose([late, early], needed=10, now=NOW, buffer_time=0) == [early]
 
 
 def test_without_a_buffer_time_any_cart_is_evictable() -> None:
-    future = Candidate(1, 10, NOW + 3_600)
+    future = EvictionCandidate(1, 10, NOW + 3_600)
     assert choose([future], needed=1, now=NOW, buffer_time=0) == [future]
     assert choose([future], needed=1, now=NOW, buffer_time=1) == []
 
 
 def test_a_cart_is_evictable_when_its_buffer_time_ends() -> None:
-    at_the_edge = Candidate(1, 10, NOW - 60)
+    at_the_edge = EvictionCandidate(1, 10, NOW - 60)
     assert choose([at_the_edge], needed=1, now=NOW, buffer_time=60) == [at_the_edge]
     assert choose([at_the_edge], needed=1, now=NOW, buffer_time=60.5) == []
 
@@ -129,5 +130,5 @@ def test_after_freeing_the_shortfall_it_fits(
 
 
 def test_a_cart_that_holds_no_bytes_stays() -> None:
-    empty, full = Candidate(1, 0, 1.0), Candidate(2, 10, 2.0)
+    empty, full = EvictionCandidate(1, 0, 1.0), EvictionCandidate(2, 10, 2.0)
     assert choose([empty, full], needed=10, now=NOW, buffer_time=0) == [full]

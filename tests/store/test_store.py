@@ -14,9 +14,8 @@ import pytest
 import pytest_twisted
 
 from cartd.errors import Unavailable
-from cartd.eviction.policy import Candidate
 from cartd.manifest import Entry
-from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus
+from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, EvictionCandidate, FileStatus
 from cartd.store import Store
 from cartd.store.rows import BATCH
 from tests.support.stored_carts import (
@@ -345,13 +344,13 @@ class TestSpace:
     async def test_only_finished_carts_with_bytes_may_be_evicted(self, store: Store) -> None:
         carts = {status: await with_status(store, status, status) for status in STATUSES}
         ready = carts[CartStatus.READY]
-        assert await store.space.evictable() == [Candidate(ready.id, 100, 10)]
+        assert await store.space.evictable() == [EvictionCandidate(ready.id, 100, 10)]
         failed = await claimed(store, files=2)
         await store.progress.record_states(failed.id, "me", [(0, 40, 0)])
         await store.progress.record_staged(failed.id, "me", [(0, SHA1)], now=11)
         await store.progress.record_error(failed.id, "me", "x", position=1, file_error="x", now=12)
         await store.carts.touch({failed.id: 99})
-        assert Candidate(failed.id, 40, 99) in await store.space.evictable()
+        assert EvictionCandidate(failed.id, 40, 99) in await store.space.evictable()
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
