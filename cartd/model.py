@@ -1,4 +1,4 @@
-"""The data model: carts, their uids and files, the statuses of both, bytes on the volume, users and viewers."""
+"""The data model: carts and their files, statuses, bytes on the volume, users and viewers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from cartd.archive.retry import RetryPolicy
 from cartd.carts.delete import CONCURRENCY, Removal
 from cartd.carts.download import Downloads
 from cartd.carts.pins import AccessTimes, Pins
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter
@@ -29,6 +28,7 @@ from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import Verification
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging.context import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store

@@ -16,13 +16,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.carts.pins import AccessTimes, Pins
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
 from cartd.http.headers import default_filename, top_folder
 from cartd.http.ranges import Conditions, Decision, Representation, evaluate_conditions
 from cartd.integrity.repair import Repair
 from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
 from cartd.sending.reader import SendingReader, TarReader, TreeReader
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
 from cartd.tar.index import Lengths, TarIndex
 from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts

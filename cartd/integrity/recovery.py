@@ -16,11 +16,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.deferreds.tasks import Periodic
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import Unavailable
 from cartd.model import Cart
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Durability, Store
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem, SyncFailed

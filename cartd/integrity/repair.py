@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Carts, Store
 from cartd.volume import FileFacts, Volume
 from cartd.volume.remove import Orphan

@@ -12,9 +12,9 @@ from cartd.archive import ArchiveClient
 from cartd.archive.circuit_breaker import CircuitBreaker
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.retry import RetryPolicy
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.model import Cart
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
 from cartd.volume import Volume
 

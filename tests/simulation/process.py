@@ -19,12 +19,12 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from cartd import services
-from cartd.carts import tar_index_cache
 from cartd.carts.delete import Removal
 from cartd.carts.pins import Pins
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.integrity.identity import bind_volume
+from cartd.sending import tar_index_cache
 from cartd.service import Cartd
 from cartd.services import Services
 from cartd.staging import fetch, pipeline

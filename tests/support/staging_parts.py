@@ -19,12 +19,12 @@ from cartd.archive.circuit_breaker import CircuitBreaker, ProbeTargets
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.outage_status import OutageStatus
 from cartd.archive.retry import RetryPolicy
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.deferreds.threads import ThreadRunner
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging.context import ReserveSpace, StagingContext
 from cartd.volume import Volume
 from tests.support.memory_store import MTIME, MemoryStore

@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 
 from cartd.carts.download import Downloads, NotReady, TarDescription
 from cartd.carts.pins import AccessTimes, Pins
-from cartd.carts.tar_index_cache import TarIndexCache
 from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
+from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.tar.index import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.volume import Volume

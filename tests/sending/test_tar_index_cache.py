@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd.carts import tar_index_cache
-from cartd.carts.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartStatus
+from cartd.sending import tar_index_cache
+from cartd.sending.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.store import Carts
 from cartd.tar.index import Members, TarIndex
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
