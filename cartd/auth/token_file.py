@@ -17,9 +17,15 @@ from twisted.logger import Logger
 from cartd.auth.tokens import Entry, TokenHash, check_name, line_name, new_token, parse_entries
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError, Unavailable
-from cartd.locks import LocksUnsupported, lock_holder, try_lock
+from cartd.files import (
+    LocksUnsupported,
+    describe_permissions,
+    lock_holder,
+    replace_file,
+    this_user,
+    try_lock,
+)
 from cartd.model import User
-from cartd.permissions import describe_permissions, replace_file, this_user
 
 log = Logger()
 

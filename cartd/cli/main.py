@@ -29,9 +29,9 @@ from cartd.cli.repair import Fixit, Verify
 from cartd.cli.tokens import add_actions, token
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
+from cartd.files import user_name
 from cartd.integrity.identity import bind_volume
 from cartd.options import Options, read_config
-from cartd.permissions import user_name
 from cartd.runtime import use_monotonic_clock
 from cartd.services import Services
 from cartd.store import schema_state, sync, wait_for_database

@@ -10,7 +10,7 @@ from cartd.auth import TokenFile
 from cartd.auth.tokens import check_name
 from cartd.config import Config
 from cartd.errors import ConfigError
-from cartd.permissions import describe_permissions, group_name, unreadable_by, user_name
+from cartd.files import describe_permissions, group_name, unreadable_by, user_name
 
 
 def add_actions(parser: ArgumentParser) -> None:

@@ -28,8 +28,8 @@ from typing import IO, ClassVar
 from twisted.internet.interfaces import IReactorTime
 
 from cartd.errors import CartdError, InvalidInput, NoSpace
+from cartd.files import copy_ownership
 from cartd.http.ranges import Decision, Representation
-from cartd.permissions import copy_ownership
 
 INCOMING = ".cartd-archive"
 """The directory below the root for incoming files."""

@@ -42,6 +42,7 @@ from cartd.auth import Authenticator
 from cartd.config import UnixEndpoint, is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
+from cartd.files import LocksUnsupported, try_lock
 from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.http.connection import LimitedChannel, lingering_close
 from cartd.http.error_responses import serialize_error
@@ -59,7 +60,6 @@ from cartd.http.request import (
 from cartd.http.request_body import TempFileLimit
 from cartd.http.request_head import RequestRules
 from cartd.http.tls import ServerTls
-from cartd.locks import LocksUnsupported, try_lock
 
 NO_HEADERS = Headers()
 SENDER_TIMEOUT = 5.0

@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 
 from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import CartdError, DatabaseUnavailable, StatementRejected
-from cartd.permissions import this_user, user_name
+from cartd.files import this_user, user_name
 from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, detach_on_cancel
 from cartd.store.engine import parse, reading_engine, writing_engine

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import VolumeDamaged, raise_if_transient
-from cartd.locks import LocksUnsupported, try_lock
+from cartd.files import LocksUnsupported, try_lock
 from cartd.model import Cart
 from cartd.volume.paths import VolumePaths
 from cartd.volume.rooted_fs import LOCK_FLAGS, RootedFS, require_regular

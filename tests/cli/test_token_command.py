@@ -20,7 +20,7 @@ import pytest
 from cartd.auth import TokenFile, token_file
 from cartd.auth.tokens import parse_entries
 from cartd.errors import ConfigError
-from cartd.locks import try_lock
+from cartd.files import try_lock
 from tests.support.running_cartd import RunningCartd, running_cartd
 from tests.support.without_flock import refuse
 

@@ -19,9 +19,9 @@ from twisted.internet.protocol import Factory
 
 from cartd.config import UnixEndpoint, parse_unix_endpoint
 from cartd.errors import ConfigError
+from cartd.files import try_lock
 from cartd.http import server
 from cartd.http.server import UnixSocketEndpoint
-from cartd.locks import try_lock
 from tests.service.test_start_errors import why_it_ends
 from tests.support.running_cartd import DEADLINE, RunningCartd, command, running_cartd, wait_for
 

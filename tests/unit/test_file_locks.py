@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.locks import LocksUnsupported, lock_holder, try_lock
+from cartd.files import LocksUnsupported, lock_holder, try_lock
 from tests.support.cart_site import CartSite
 from tests.support.running_cartd import RunningCartd, command, running_cartd
 from tests.support.served_directory import served_directory
