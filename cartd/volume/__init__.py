@@ -15,12 +15,11 @@ from pathlib import Path
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.volume.bundles import Bundles
-from cartd.volume.file_system import check_writable, prepare
+from cartd.volume.file_system import NameCollisions, check_writable, prepare
 from cartd.volume.identity import Identity
 from cartd.volume.incoming import Incoming
 from cartd.volume.links import Links
 from cartd.volume.locks import CartLocks
-from cartd.volume.name_collisions import NameCollisions
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import CartRemover, DiskThreads, Orphans, evict_foreign
 from cartd.volume.rooted_fs import MkdirFSCache

@@ -330,7 +330,7 @@ class MkdirFS(RootedFS):
         evict: Callable[[Path], None] = raise_occupied,
         folds: bool = False,
     ) -> None:
-        """``folds``: two names may be the same file (:mod:`cartd.volume.name_collisions`)."""
+        """``folds``: two names may be the same file (:mod:`cartd.volume.file_system`)."""
         super().__init__(root)
         self._check = check
         self._evict = evict

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cartd.errors import PathCollision
-from cartd.volume.file_system import prepare
-from cartd.volume.incoming import PartialFile
-from cartd.volume.name_collisions import (
+from cartd.volume.file_system import (
     CollisionFinder,
     Folding,
     detect_folding,
     find_collision,
     first_same_path,
+    prepare,
 )
+from cartd.volume.incoming import PartialFile
 from cartd.volume.paths import VolumePaths
 from cartd.volume.rooted_fs import MkdirFS
 from tests.support.archived_carts import in_a_thread, url_of
