@@ -16,14 +16,14 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.volume.bundles import Bundles
 from cartd.volume.file_system import NameCollisions, check_writable, prepare
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.incoming import Incoming
 from cartd.volume.links import Links
 from cartd.volume.locks import CartLocks
 from cartd.volume.paths import VolumePaths
-from cartd.volume.remove import CartRemover, DiskThreads, Orphans, evict_foreign
+from cartd.volume.remove import CartRemover, DiskThreads, OrphanDirectories, evict_foreign
 from cartd.volume.rooted_fs import MkdirFSCache
-from cartd.volume.verify import FileFacts, Verification
+from cartd.volume.verify import FileFacts, FileVerifier
 
 __all__ = ["FileFacts", "Volume"]
 
@@ -50,7 +50,7 @@ class Volume:
         """
         self._threads = threads
         self._stopping = threading.Event()
-        self._identity = identity = Identity(root, number)
+        self._identity = identity = VolumeIdentity(root, number)
         self.paths = paths = VolumePaths(root)
         """Where everything is; links below ``paths.root`` must not be followed."""
         self.name_collisions = NameCollisions(paths, identity, threads)
@@ -65,10 +65,10 @@ class Volume:
         self.incoming = Incoming(paths, identity, threads, disk, fs_cache)
         self.bundles = Bundles(paths, identity, threads, disk, fs_cache)
         self.links = Links(paths, threads, disk, fs_cache)
-        self.verification = Verification(paths, identity, threads)
+        self.verification = FileVerifier(paths, identity, threads)
         self.locks = CartLocks(paths, threads)
         self.removal = CartRemover(paths, identity, disk, removals, fs_cache)
-        self.orphans = Orphans(paths, identity, threads, removals)
+        self.orphans = OrphanDirectories(paths, identity, threads, removals)
 
     def prepare(self) -> None:
         """Create the fixed directories and test the volume; blocks; raises ConfigError."""

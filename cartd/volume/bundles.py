@@ -15,7 +15,7 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import NoSpace, VolumeDamaged, raise_if_transient
 from cartd.model import Cart, CartFile
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.incoming import BLOCK, PartialFile
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import DiskThreads, remove_tree, rename_then_remove
@@ -38,7 +38,7 @@ class Bundles:
     def __init__(
         self,
         paths: VolumePaths,
-        identity: Identity,
+        identity: VolumeIdentity,
         threads: ThreadRunner,
         disk: DiskThreads,
         fs_cache: MkdirFSCache,

@@ -31,7 +31,7 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError, ConfigError, NoSpace, VolumeNotWritable
 from cartd.model import CartFile
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.incoming import TRIAL, PartialFile, remove_leftovers, trial_file
 from cartd.volume.paths import NAME_MAX, VolumePaths
 from cartd.volume.remove import remove_tree
@@ -226,7 +226,7 @@ class Folding:
 class NameCollisions:
     """Finds collisions of the paths of a cart on this volume."""
 
-    def __init__(self, paths: VolumePaths, identity: Identity, threads: ThreadRunner) -> None:
+    def __init__(self, paths: VolumePaths, identity: VolumeIdentity, threads: ThreadRunner) -> None:
         self._paths = paths
         self._identity = identity
         self._threads = threads

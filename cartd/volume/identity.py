@@ -59,7 +59,7 @@ def holds_carts(root: Path) -> bool:
         return False
 
 
-class Identity:
+class VolumeIdentity:
     """Checks that the volume is available; without a ``number`` nothing is checked.
 
     Logs once that it has become unavailable, and once that it is available again.

@@ -36,7 +36,7 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import BatchingThreadRunner, ThreadRunner
 from cartd.errors import VolumeDamaged
 from cartd.model import Cart, CartFile
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.locks import SharedLock, exclusive_lock
 from cartd.volume.paths import VolumePaths
 from cartd.volume.remove import DiskThreads, remove_tree, rename_then_remove
@@ -68,7 +68,7 @@ class Incoming:
     def __init__(
         self,
         paths: VolumePaths,
-        identity: Identity,
+        identity: VolumeIdentity,
         threads: ThreadRunner,
         disk: DiskThreads,
         fs_cache: MkdirFSCache,

@@ -33,7 +33,7 @@ from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import InvalidInput, Unavailable, raise_if_transient
 from cartd.model import Cart, CartFile, check_uid
 from cartd.text import escape
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.locks import exclusive_lock
 from cartd.volume.paths import CART_ID, VolumePaths, check_component
 from cartd.volume.rooted_fs import (
@@ -137,7 +137,7 @@ class CartRemover:
     def __init__(
         self,
         paths: VolumePaths,
-        identity: Identity,
+        identity: VolumeIdentity,
         disk: DiskThreads,
         removals: DiskThreads,
         fs_cache: MkdirFSCache,
@@ -224,13 +224,13 @@ class Orphan:
     """Bytes of its files, including those shared with other carts by hard links."""
 
 
-class Orphans:
+class OrphanDirectories:
     """Finds and removes carts by their ids alone, which may be missing in the store."""
 
     def __init__(
         self,
         paths: VolumePaths,
-        identity: Identity,
+        identity: VolumeIdentity,
         threads: ThreadRunner,
         removals: DiskThreads,
     ) -> None:

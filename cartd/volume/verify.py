@@ -33,7 +33,7 @@ from cartd.checksum import Checksum, Mismatch
 from cartd.deferreds.threads import T, ThreadRunner
 from cartd.errors import raise_if_transient
 from cartd.model import Cart, CartFile, DuplicateFile
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.paths import VolumePaths
 from cartd.volume.rooted_fs import RootedFS
 
@@ -74,10 +74,10 @@ class Declared(Protocol):
     def size(self) -> int | None: ...
 
 
-class Verification:
+class FileVerifier:
     """Verifies which files of carts are on the volume, by names and sizes or by their hashes."""
 
-    def __init__(self, paths: VolumePaths, identity: Identity, threads: ThreadRunner) -> None:
+    def __init__(self, paths: VolumePaths, identity: VolumeIdentity, threads: ThreadRunner) -> None:
         self._paths = paths
         self._identity = identity
         self._threads = threads

@@ -15,7 +15,7 @@ from cartd.errors import DiskUnavailable, Unavailable, raise_if_transient
 from cartd.model import Cart, CartFile
 from cartd.volume import Volume
 from cartd.volume.file_system import write_volume_number
-from cartd.volume.identity import Identity
+from cartd.volume.identity import VolumeIdentity
 from cartd.volume.locks import SharedLock
 from cartd.volume.rooted_fs import translate_disk_errors
 from tests.support.volume_parts import a_cart, a_file, logged, result_of
@@ -104,7 +104,7 @@ def test_running_out_of_descriptors_is_not_volume_unavailable(
     volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_volume_number(root, 5)
-    identity = Identity(root, 5)
+    identity = VolumeIdentity(root, 5)
     with logged() as events, monkeypatch.context() as patch:
         refuse_to_open(patch, errno.EMFILE)
         with pytest.raises(DiskUnavailable):
