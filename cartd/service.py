@@ -33,7 +33,7 @@ from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
-from cartd.http.limits import Limits
+from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite, listen
 from cartd.integrity.identity import bind_volume

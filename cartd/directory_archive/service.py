@@ -22,9 +22,8 @@ from cartd.deferreds.threads import Threads
 from cartd.directory_archive.directory import Directory, TapeLibrary
 from cartd.directory_archive.routes import ArchiveInterface
 from cartd.http.connection import LimitedChannel
-from cartd.http.limits import Limits
 from cartd.http.request import RequestNormalizer, ValidatedRequest
-from cartd.http.request_head import RequestRules
+from cartd.http.request_limits import Limits, RequestRules
 from cartd.runtime import disable_pidfile, use_monotonic_clock
 
 THREADS = 8

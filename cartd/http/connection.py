@@ -14,9 +14,7 @@ from twisted.python.failure import Failure
 from cartd.auth import Authenticator
 from cartd.http import origins
 from cartd.http.error_responses import Headers, serialize_error
-from cartd.http.limits import Limits, setting_name
-from cartd.http.request_body import TempFileLimit
-from cartd.http.request_head import RequestRules
+from cartd.http.request_limits import Limits, RequestRules, TempFileLimit, setting_name
 from cartd.http.twisted_web import BaseChannel
 
 CLOSE_TIMEOUT = 15.0

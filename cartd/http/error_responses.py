@@ -13,7 +13,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from cartd.errors import error_body, reason_phrase
 from cartd.http.access_log import log_rejection
 from cartd.http.headers import NO_STORE
-from cartd.http.request_head import EarlyResponse
+from cartd.http.request_limits import EarlyResponse
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names and values."""

@@ -25,9 +25,14 @@ from cartd.errors import CartdError, NoCredentials
 from cartd.http import error_responses, origins
 from cartd.http.error_responses import Headers
 from cartd.http.headers import NO_STORE
-from cartd.http.limits import setting_name
-from cartd.http.request_body import SpooledBody
-from cartd.http.request_head import RequestHead, RequestRules, route_path, validate_head
+from cartd.http.request_limits import (
+    RequestHead,
+    RequestRules,
+    SpooledBody,
+    route_path,
+    setting_name,
+    validate_head,
+)
 from cartd.http.twisted_web import BaseRequest
 from cartd.model import User, check_uid
 

@@ -11,9 +11,11 @@ import socket
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -46,7 +48,6 @@ from cartd.files import LocksUnsupported, try_lock
 from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.http.connection import LimitedChannel, lingering_close
 from cartd.http.error_responses import serialize_error
-from cartd.http.limits import ConnectionLimits, Limits, setting_name
 from cartd.http.origins import ANY_HOST
 from cartd.http.request import (
     CART_METHODS,
@@ -57,8 +58,12 @@ from cartd.http.request import (
     allowed_methods,
     check_post,
 )
-from cartd.http.request_body import TempFileLimit
-from cartd.http.request_head import RequestRules
+from cartd.http.request_limits import (
+    Limits,
+    RequestRules,
+    TempFileLimit,
+    setting_name,
+)
 from cartd.http.tls import ServerTls
 
 NO_HEADERS = Headers()
@@ -229,6 +234,53 @@ def _length(request: Any) -> bytes:
             length: bytes = values[0]
             return length
     return b"-"
+
+
+IPV6_PREFIX = 64
+"""Bits of an IPv6 address that identify a client.  It can choose the rest freely, even for each
+connection (RFC 8981)."""
+
+
+class ConnectionLimits:
+    """Limits the number of open connections, in total and per client address."""
+
+    def __init__(self, maximum: int, maximum_per_address: int) -> None:
+        self._max = maximum
+        self._max_per_address = maximum_per_address
+        self._count = 0
+        self._per_address: Counter[str] = Counter()
+
+    def acquire(self, address: IAddress | None) -> str | None:
+        """Count one more connection, or return the name of the limit that it would exceed."""
+        if self._count >= self._max:
+            return "max_connections"
+        counted = _counted_address(address)
+        if counted is not None:
+            if self._per_address[counted] >= self._max_per_address:
+                return "max_connections_per_address"
+            self._per_address[counted] += 1
+        self._count += 1
+        return None
+
+    def release(self, address: IAddress | None) -> None:
+        """Count one connection less, which :meth:`acquire` had counted."""
+        self._count -= 1
+        counted = _counted_address(address)
+        if counted is not None:
+            self._per_address[counted] -= 1
+            if not self._per_address[counted]:
+                del self._per_address[counted]
+
+
+def _counted_address(address: IAddress | None) -> str | None:
+    """Return what counts as one address; None if there is none, as on a Unix socket."""
+    host: str | None = getattr(address, "host", None)
+    if host is None or ":" not in host:
+        return host
+    numbers = IPv6Address(host)
+    if numbers.ipv4_mapped is not None:
+        return str(numbers.ipv4_mapped)
+    return str(IPv6Network((numbers, IPV6_PREFIX), strict=False))
 
 
 MAX_OVERFLOW_CONNECTIONS = 100

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cartd.config import load
-from cartd.http.limits import Limits
+from cartd.http.request_limits import Limits
 
 
 def limits(**changed: Any) -> Limits:

@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from cartd.http.request_body import HIGH_WATER, MAX_IN_MEMORY
+from cartd.http.request_limits import HIGH_WATER, MAX_IN_MEMORY
 from cartd.http.server import LimitedSite
 from tests.support.channel_client import Connected
 from tests.support.volume_parts import HeldThreads, InThisThread, logged
