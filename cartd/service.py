@@ -36,7 +36,7 @@ from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite, listen
-from cartd.integrity.identity import bind_volume
+from cartd.integrity.recovery import bind_volume
 from cartd.integrity.scrub import Scrub
 from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock

@@ -66,7 +66,7 @@ class Services:
         *,
         warn: Callable[[str], None] = lambda line: log.warn("{line}", line=line),
     ) -> None:
-        """``volume_number`` is the result of :func:`cartd.integrity.identity.bind_volume`.
+        """``volume_number`` is the result of :func:`cartd.integrity.recovery.bind_volume`.
 
         ``warn`` is called with a line about each feature that the volume lacks.
         """

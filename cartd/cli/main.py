@@ -30,7 +30,7 @@ from cartd.cli.tokens import add_actions, token
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.files import user_name
-from cartd.integrity.identity import bind_volume
+from cartd.integrity.recovery import bind_volume
 from cartd.options import Options, read_config
 from cartd.runtime import use_monotonic_clock
 from cartd.services import Services

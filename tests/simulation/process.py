@@ -23,7 +23,7 @@ from cartd.carts.delete import Removal
 from cartd.carts.pins import Pins
 from cartd.config import Config, load
 from cartd.errors import Unavailable
-from cartd.integrity.identity import bind_volume
+from cartd.integrity.recovery import bind_volume
 from cartd.sending import tar_index_cache
 from cartd.service import Cartd
 from cartd.services import Services

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cartd.errors import ConfigError, NoSpace
-from cartd.integrity import identity
-from cartd.integrity.identity import bind_volume
+from cartd.integrity import recovery
+from cartd.integrity.recovery import bind_volume
 from cartd.model import CartStatus
 from cartd.store import Store, sync, volume_record
 from tests.support.databases import sqlite_url
@@ -169,7 +169,7 @@ def test_a_disk_too_full_for_the_mark_gets_it_another_time(
         raise NoSpace
 
     with monkeypatch.context() as patched:
-        patched.setattr(identity, "write_volume_number", full)
+        patched.setattr(recovery, "write_volume_number", full)
         assert bind_volume(database, root) is None
     assert number_in(database) is None
     assert bind_volume(database, root) == number_on(root)
@@ -181,6 +181,6 @@ def test_a_disk_error_is_reported(
     def failing(_root: Path) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(identity, "read_volume_number", failing)
+    monkeypatch.setattr(recovery, "read_volume_number", failing)
     with pytest.raises(ConfigError, match=r"volume_path: .*: Input/output error"):
         bind_volume(database, root)
