@@ -12,7 +12,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.errors import error_body, reason_phrase
 from cartd.http.access_log import log_rejection
-from cartd.http.headers import NO_STORE
+from cartd.http.headers import NO_STORE, escape_header
 from cartd.http.request_limits import EarlyResponse
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -85,14 +85,6 @@ def prepare_error(
 
 def _status_headers(message: str) -> Headers:
     return [(STATUS_HEADER, b"error"), (b"X-Pacifica-Message", escape_header(message).encode())]
-
-
-def escape_header(text: str) -> str:
-    """Return ``text`` as a header value, with all but printable ASCII escaped."""
-    if text.isascii() and text.isprintable():
-        return text
-    text = text.encode("ascii", "backslashreplace").decode()
-    return "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in text)
 
 
 def respond(request: Request, early: EarlyResponse) -> Any:

@@ -1,4 +1,4 @@
-"""Header fields of responses: Cache-Control, and Content-Disposition with its file name.
+"""Header fields of responses: Cache-Control, Content-Disposition with its file name, and escaping.
 
 Every response has Cache-Control (RFC 9111, section 5.2.2).  Caches may store a response without it
 by heuristics, even a 404 or a 204 (RFC 9110, section 15.1): a shared cache would then serve
@@ -25,6 +25,15 @@ REVALIDATED = "private, no-cache, no-transform"
 must neither store nor change them."""
 PUBLIC = "public, max-age=3600"
 """For content that is the same for all users and changes only with a release."""
+
+
+def escape_header(text: str) -> str:
+    """Return ``text`` as a header value, with all but printable ASCII escaped."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in text)
+
 
 TAR_SUFFIX = ".tar"
 MAX_FILENAME_BYTES = 255

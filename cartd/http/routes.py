@@ -34,8 +34,15 @@ from cartd.errors import (
     VolumeNotWritable,
 )
 from cartd.http import error_responses
-from cartd.http.error_responses import RETRY_AFTER, escape_header
-from cartd.http.headers import NO_STORE, PUBLIC, REVALIDATED, check_filename, content_disposition
+from cartd.http.error_responses import RETRY_AFTER
+from cartd.http.headers import (
+    NO_STORE,
+    PUBLIC,
+    REVALIDATED,
+    check_filename,
+    content_disposition,
+    escape_header,
+)
 from cartd.http.ranges import (
     CONDITIONAL,
     UNCONDITIONAL,
