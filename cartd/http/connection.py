@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from cartd.auth import Authenticator
 from cartd.http import origins
-from cartd.http.error_responses import Headers, serialize_error
+from cartd.http.request import Headers, serialize_error
 from cartd.http.request_limits import Limits, RequestRules, TempFileLimit, setting_name
 from cartd.http.twisted_web import BaseChannel
 

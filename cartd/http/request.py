@@ -1,4 +1,4 @@
-"""Requests: validated, authenticated and limited before their body is received.
+"""Requests: validated, authenticated and limited before their body is received; error responses.
 
 The methods and the access of each path are here, as they are checked before a route is chosen; the
 routes are in :mod:`cartd.http.routes`, and a test compares both.
@@ -9,23 +9,26 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from io import BytesIO
 from tempfile import gettempdir
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from cartd.auth import Authenticator
-from cartd.errors import CartdError, NoCredentials
-from cartd.http import error_responses, origins
-from cartd.http.error_responses import Headers
-from cartd.http.headers import NO_STORE
+from cartd.errors import CartdError, NoCredentials, error_body, reason_phrase
+from cartd.http import origins
+from cartd.http.access_log import log_rejection
+from cartd.http.headers import NO_STORE, escape_header
 from cartd.http.request_limits import (
+    EarlyResponse,
     RequestHead,
     RequestRules,
     SpooledBody,
@@ -269,7 +272,7 @@ class RequestNormalizer(Resource):
         if not getattr(request, "head_validated", False):  # else done before its body was received
             early = validate_head(head, self._rules)
             if early is not None:
-                return error_responses.respond(request, early)
+                return _respond(request, early)
         request.postpath = head.segments
         # Klein fails on some values of Host, which no route uses.
         request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
@@ -305,7 +308,7 @@ class AuthResource(Resource):
 
 def _reject_unauthenticated(request: Any, error: CartdError) -> None:
     logged = not isinstance(error, NoCredentials)
-    body = error_responses.prepare_error(request, error.code, str(error), logged=logged)
+    body = prepare_error(request, error.code, str(error), logged=logged)
     if request.method != b"HEAD":
         request.write(body)
     request.finish()
@@ -358,3 +361,88 @@ def is_public(method: bytes, path: Sequence[str]) -> bool:
     """Return whether the request needs no authentication."""
     rules = path_rules(path)
     return rules.public and method.decode("latin-1") in rules.methods
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names and values."""
+RETRY_AFTER = "2"
+"""Seconds after which a client may retry."""
+STATUS_HEADER = b"X-Pacifica-Status"
+RETRYABLE = frozenset({429, 503})
+"""Statuses that get a Retry-After header."""
+
+
+def serialize_error(
+    peer: IAddress | None,
+    code: int,
+    message: str,
+    limit: str | None = None,
+    headers: Headers = (),
+    *,
+    method: bytes = b"",
+    target: bytes = b"",
+    logged: bool = True,
+) -> bytes:
+    """Return a complete HTTP response that closes the connection, and log the rejection.
+
+    For input that is no complete request.  ``method`` and ``target`` are as received; empty if
+    they were not.  ``logged``: whether the rejection log gets a line.
+
+    Pacifica's clients read the status of a cart from two headers of every response to HEAD.  These
+    are also set while the method is unknown, as it may be HEAD.
+    """
+    if logged:
+        log_rejection(code, message, limit, peer=peer, method=method, target=target)
+    body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
+    if code in RETRYABLE:
+        headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
+    date = (b"Date", datetimeToString())
+    headers = [date, (b"Cache-Control", NO_STORE.encode()), *headers]
+    if body:
+        length = b"%d" % len(body)
+        content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
+        headers = [*headers, *content]
+    if method in (b"HEAD", b"") and code >= HTTPStatus.BAD_REQUEST:
+        headers = [*headers, *_status_headers(message)]
+    if method == b"HEAD":
+        body = b""
+    fields = b"".join(b"%s: %s\r\n" % header for header in headers)
+    name = reason_phrase(code).encode()
+    return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
+
+
+def prepare_error(
+    request: Request, code: int, message: str, limit: str | None = None, *, logged: bool = True
+) -> bytes:
+    """Set status and headers of an error response; return its body."""
+    if logged:
+        peer = request.getClientAddress()
+        log_rejection(code, message, limit, peer=peer, method=request.method, target=request.uri)
+    body = error_body(code, message, limit)
+    request.setResponseCode(code, reason_phrase(code).encode() or None)
+    request.setHeader(b"Cache-Control", NO_STORE)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    if code in RETRYABLE:
+        request.setHeader(b"Retry-After", RETRY_AFTER.encode())
+    if request.method == b"HEAD" and not request.responseHeaders.hasHeader(STATUS_HEADER):
+        for name, value in _status_headers(message):
+            request.setHeader(name, value)
+    return body
+
+
+def _status_headers(message: str) -> Headers:
+    return [(STATUS_HEADER, b"error"), (b"X-Pacifica-Message", escape_header(message).encode())]
+
+
+def _respond(request: Request, early: EarlyResponse) -> Any:
+    """Send ``early`` as the response; return what a resource's ``render`` has to return."""
+    for name, value in early.headers:
+        request.setHeader(name, value)
+    if early.code == HTTPStatus.NO_CONTENT:
+        request.setResponseCode(early.code)
+        request.finish()  # otherwise Twisted adds Content-Length, which 204 must not have
+        return NOT_DONE_YET
+    body = prepare_error(request, early.code, early.message, early.limit)
+    # Twisted logs a line if a response to HEAD has a body.
+    return b"" if request.method == b"HEAD" else body

@@ -33,8 +33,6 @@ from cartd.errors import (
     VolumeDamaged,
     VolumeNotWritable,
 )
-from cartd.http import error_responses
-from cartd.http.error_responses import RETRY_AFTER
 from cartd.http.headers import (
     NO_STORE,
     PUBLIC,
@@ -53,7 +51,13 @@ from cartd.http.ranges import (
     evaluate_conditions,
     http_date,
 )
-from cartd.http.request import OPENAPI_PATH, LimitedRequest, header_field
+from cartd.http.request import (
+    OPENAPI_PATH,
+    RETRY_AFTER,
+    LimitedRequest,
+    header_field,
+    prepare_error,
+)
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
@@ -438,7 +442,7 @@ def _json_response(request: Request, answer: dict[str, str]) -> bytes:
 
 def _error_response(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
     _remove_download_headers(request, code)
-    return error_responses.prepare_error(request, code, message, limit)
+    return prepare_error(request, code, message, limit)
 
 
 def _response(request: Request, code: int, content_type: str, body: bytes) -> bytes:

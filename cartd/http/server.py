@@ -47,7 +47,6 @@ from cartd.errors import ConfigError
 from cartd.files import LocksUnsupported, try_lock
 from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.http.connection import LimitedChannel, lingering_close
-from cartd.http.error_responses import serialize_error
 from cartd.http.origins import ANY_HOST
 from cartd.http.request import (
     CART_METHODS,
@@ -57,6 +56,7 @@ from cartd.http.request import (
     ValidatedRequest,
     allowed_methods,
     check_post,
+    serialize_error,
 )
 from cartd.http.request_limits import (
     Limits,

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 from twisted.internet.address import IPv4Address
 
-from cartd.http.error_responses import serialize_error
+from cartd.http.request import serialize_error
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1234)
 
