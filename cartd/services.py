@@ -16,8 +16,7 @@ from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.outage_status import OutageStatus
 from cartd.archive.retry import RetryPolicy
 from cartd.carts.delete import CONCURRENCY, Removal
-from cartd.carts.download import Downloads
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Downloads, Pins
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from cartd.backoff import Backoff
-from cartd.carts.pins import Pins
+from cartd.carts.download import Pins
 from cartd.deferreds.tasks import uncancellable
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer

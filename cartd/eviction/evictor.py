@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from cartd.backoff import Backoff
 from cartd.carts.delete import CannotRemove
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Pins
 from cartd.errors import EvictionFailed, NoSpace
 from cartd.eviction.policy import choose, freed, shortfall
 from cartd.model import UNFINISHED, Cart, CartStatus, EvictionCandidate

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from cartd.carts.delete import CLIENT_WAIT, CONCURRENCY, SMALL_CART_FILES, CannotRemove, Removal
-from cartd.carts.pins import Pins
+from cartd.carts.download import Pins
 from cartd.deferreds.threads import ThreadRunner
 from cartd.model import UNRESTRICTED, Cart, CartStatus
 from cartd.staging.stager import Stager

@@ -8,8 +8,7 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from cartd.carts.download import Downloads, NotReady
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins
 from cartd.model import Cart, CartStatus
 from tests.support.volume_parts import logged, result_of
 

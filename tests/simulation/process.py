@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from cartd import services
 from cartd.carts.delete import Removal
-from cartd.carts.pins import Pins
+from cartd.carts.download import Pins
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.integrity.recovery import bind_volume

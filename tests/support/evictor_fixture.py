@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from cartd.carts.delete import CannotRemove
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Pins
 from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.model import Cart
 from cartd.store import Store

@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.carts.download import Downloads, NotReady, TarDescription
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins, TarDescription
 from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
 from cartd.sending.tar_index_cache import TarIndexCache

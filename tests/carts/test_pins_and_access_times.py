@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from cartd.carts.pins import AccessTimes, Pins
+from cartd.carts.download import AccessTimes, Pins
 
 
 def test_a_cart_is_pinned_until_its_last_pin_is_released() -> None:
