@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.errors import InvalidInput
+from cartd.errors import InvalidInput, QuotaExceeded
 from cartd.text import escape
 
 
@@ -63,6 +63,65 @@ class Viewer:
 
 UNRESTRICTED = Viewer(owner=None, sees_all=True)
 """The viewer where authentication is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """The unfinished carts of one user, and their files and bytes that are not staged yet."""
+
+    carts: int = 0
+    files: int = 0
+    bytes: int = 0
+    """Of carts whose sizes are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserQuota:
+    """Limits of what may be outstanding for one user; ``None`` is no limit.
+
+    A post is checked before it is stored, against what the store knows of the user's unfinished
+    carts.  The number of files is known then, but the number of bytes only once the archive has
+    returned the sizes of all files.  So a cart of unknown size is accepted while the known bytes
+    are below the limit, and counts from the moment its size is known.
+    """
+
+    carts: int | None = None
+    files: int | None = None
+    bytes: int | None = None
+
+    def __bool__(self) -> bool:
+        return (self.carts, self.files, self.bytes) != (None, None, None)
+
+    def applicable_to(self, viewer: Viewer) -> UserQuota:
+        """Return the quota of a user; admins have none."""
+        return NO_QUOTA if viewer.sees_all else self
+
+    def check(self, outstanding: Outstanding, files: int) -> None:
+        """Check whether one more cart, with that many files, is within the quota.
+
+        :raises QuotaExceeded: it is not; the message is for the client.
+        """
+        if self.carts is not None and outstanding.carts >= self.carts:
+            raise QuotaExceeded(
+                f"{outstanding.carts} of your carts are being staged, and the limit is"
+                f" {self.carts} (auth.max_carts_staging); try again when one is ready",
+                limit="auth.max_carts_staging",
+            )
+        if self.files is not None and outstanding.files + files > self.files:
+            raise QuotaExceeded(
+                f"This cart has {files} files, and {outstanding.files} files of your other carts"
+                f" are not staged yet; the limit is {self.files} (auth.max_files)",
+                limit="auth.max_files",
+            )
+        if self.bytes is not None and outstanding.bytes >= self.bytes:
+            raise QuotaExceeded(
+                f"{outstanding.bytes} bytes of your carts are not staged yet; the limit is"
+                f" {self.bytes} (auth.max_bytes); try again when some carts are ready",
+                limit="auth.max_bytes",
+            )
+
+
+NO_QUOTA = UserQuota()
 
 
 @dataclass(frozen=True, slots=True)

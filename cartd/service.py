@@ -25,7 +25,6 @@ from twisted.python.failure import Failure
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.authenticator import startup_warnings
 from cartd.carts.delete import Retention
-from cartd.carts.quotas import UserQuota
 from cartd.carts.submit import AdmissionControl, Carts
 from cartd.certificates import RELOAD_INTERVAL
 from cartd.config import Config
@@ -38,6 +37,7 @@ from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite, listen
 from cartd.integrity.recovery import bind_volume
 from cartd.integrity.scrub import Scrub
+from cartd.model import UserQuota
 from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
 from cartd.sending.sendfile import DownloadSender

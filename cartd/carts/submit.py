@@ -10,13 +10,12 @@ from typing import IO
 from twisted.internet.defer import Deferred
 
 from cartd.carts.delete import Removal
-from cartd.carts.quotas import UserQuota
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
 from cartd.manifest import Manifest, parse
-from cartd.model import MAX_UID_LENGTH, Cart, Viewer, check_uid, uid_may_be_stored
+from cartd.model import MAX_UID_LENGTH, Cart, UserQuota, Viewer, check_uid, uid_may_be_stored
 from cartd.store import Store
 
 LIMIT_SETTING = "cartd.max_carts_staging"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,6 @@ from twisted.python.failure import Failure
 
 from cartd.archive.retry import FileFailed
 from cartd.backoff import Backoff
-from cartd.carts.quotas import FairShare
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import (
@@ -50,6 +50,40 @@ FLUSH_INTERVAL = 1.0
 """Seconds after which staged files are recorded at the latest."""
 
 log = Logger()
+
+
+class FairShare:
+    """Shares of the carts in staging: users get equal shares, and the carts of a user, too."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, str | None] = {}
+        self._carts: Counter[str | None] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def add(self, cart_id: int, owner: str | None) -> None:
+        """Count the cart, unless it is counted already."""
+        if cart_id not in self._owners:
+            self._owners[cart_id] = owner
+            self._carts[owner] += 1
+
+    def remove(self, cart_id: int) -> None:
+        """Stop counting the cart, if it was counted."""
+        if cart_id in self._owners:
+            owner = self._owners.pop(cart_id)
+            self._carts[owner] -= 1
+            if not self._carts[owner]:
+                del self._carts[owner]
+
+    def divisor(self, owner: str | None, *, unknown_owners: int = 0) -> int:
+        """Return the number that a shared amount is divided by for a cart of ``owner``.
+
+        ``unknown_owners`` is the number of further carts whose owners are not known yet; they count
+        as carts of ``owner``.
+        """
+        others = len(self._carts) - (owner in self._carts)
+        return (others + 1) * max(self._carts[owner] + unknown_owners, 1)
 
 
 class Stager:

@@ -28,11 +28,20 @@ from sqlalchemy import (
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from cartd.carts.quotas import NO_QUOTA, Outstanding, UserQuota
 from cartd.errors import CartdError
 from cartd.manifest import Entry, Manifest
+from cartd.model import (
+    NO_QUOTA,
+    UNRESTRICTED,
+    Cart,
+    CartFile,
+    CartStatus,
+    FileStatus,
+    Outstanding,
+    UserQuota,
+    Viewer,
+)
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
-from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, FileStatus, Viewer
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.rows import (
     BATCH,

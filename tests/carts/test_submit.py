@@ -10,11 +10,10 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from cartd.carts.quotas import NO_QUOTA
 from cartd.carts.submit import Carts
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.errors import InvalidInput, Unavailable
-from cartd.model import UNRESTRICTED
+from cartd.model import NO_QUOTA, UNRESTRICTED
 from tests.support.sending import OneByOne
 from tests.support.volume_parts import HeldThreads
 

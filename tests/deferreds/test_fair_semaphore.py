@@ -10,12 +10,11 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
 
-from cartd.carts.quotas import FairShare
 from cartd.deferreds.fair_semaphore import INITIAL_SLOTS, FairSemaphore
 from cartd.deferreds.tasks import for_each
 from cartd.model import Cart
 from cartd.staging.fetch import WINDOW
-from cartd.staging.stager import Stager
+from cartd.staging.stager import FairShare, Stager
 from cartd.volume.locks import ProcessLocks
 from tests.support.staging_parts import Bench
 from tests.support.volume_parts import InThisThread, result_of

@@ -12,9 +12,8 @@ import pytest_twisted
 from sqlalchemy import Executable, create_engine, event
 from sqlalchemy.pool import NullPool
 
-from cartd.carts.quotas import UserQuota
 from cartd.errors import QuotaExceeded
-from cartd.model import UNRESTRICTED, Cart, CartStatus, User, Viewer
+from cartd.model import UNRESTRICTED, Cart, CartStatus, User, UserQuota, Viewer
 from cartd.store import Store, carts, leases, removals
 from tests.support.databases import sqlite_url, the_reactor
 from tests.support.stored_carts import SHA1, deleted, found, gathered, manifest
