@@ -1,14 +1,13 @@
 """Requests: validated, authenticated and limited before their body is received; error responses.
 
-The methods and the access of each path are here, as they are checked before a route is chosen; the
-routes are in :mod:`cartd.http.routes`, and a test compares both.
+Which methods a path has, and whether it is public, is known before a route is chosen: the site's
+:class:`RequestRules` say it.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from io import BytesIO
 from tempfile import gettempdir
@@ -37,7 +36,7 @@ from cartd.http.request_limits import (
     validate_head,
 )
 from cartd.http.twisted_web import BaseRequest
-from cartd.model import User, check_uid
+from cartd.model import User
 
 log = Logger()
 
@@ -148,7 +147,9 @@ class ValidatedRequest(BaseRequest):
         authenticator: Authenticator | None = self.channel.authenticator
         if early is not None:
             self._reject(early.code, early.message, early.limit, early.headers)
-        elif authenticator is not None and not is_public(self.method, route_path(head.segments)):
+        elif authenticator is not None and not self.channel.rules.is_public(
+            self.method, route_path(head.segments)
+        ):
             found = authenticator.try_authenticate(self)
             if isinstance(found, CartdError):
                 logged = not isinstance(found, NoCredentials)
@@ -286,14 +287,17 @@ class AuthResource(Resource):
     (:class:`ValidatedRequest`).
     """
 
-    def __init__(self, routes: IResource, authenticator: Authenticator) -> None:
+    def __init__(
+        self, routes: IResource, authenticator: Authenticator, rules: RequestRules
+    ) -> None:
         super().__init__()
         self.isLeaf = True
         self._routes = routes
         self._authenticator = authenticator
+        self._rules = rules
 
     def render(self, request: Any) -> Any:
-        if request.authenticated_user is None and not is_public(
+        if request.authenticated_user is None and not self._rules.is_public(
             request.method, route_path(request.postpath)
         ):
             found = self._authenticator.try_authenticate(request)
@@ -312,55 +316,6 @@ def _reject_unauthenticated(request: Any, error: CartdError) -> None:
     if request.method != b"HEAD":
         request.write(body)
     request.finish()
-
-
-CART_METHODS = ("DELETE", "GET", "HEAD", "POST")
-_READ_METHODS = ("GET", "HEAD")
-OPENAPI_PATH = "/-/openapi.json"
-"""No uid begins with ``-``, so this path cannot be that of a cart."""
-
-
-@dataclass(frozen=True, slots=True)
-class PathRules:
-    """The methods of a path, and whether they need no authentication."""
-
-    methods: tuple[str, ...]
-    public: bool
-
-
-_UNKNOWN = PathRules((), public=False)
-_CART = PathRules(CART_METHODS, public=False)
-_FIXED_PATHS = {
-    (): PathRules(_READ_METHODS, public=True),
-    tuple(OPENAPI_PATH.strip("/").split("/")): PathRules(_READ_METHODS, public=True),
-}
-"""The paths that are not those of carts, as non-empty segments."""
-
-
-def path_rules(path: Sequence[str]) -> PathRules:
-    """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
-    if len(path) == 1:
-        return _CART
-    return _FIXED_PATHS.get(tuple(path), _UNKNOWN)
-
-
-def allowed_methods(path: Sequence[str]) -> Sequence[str]:
-    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
-    return path_rules(path).methods
-
-
-def check_post(path: Sequence[str]) -> None:
-    """Check that a cart can be posted to ``path``.
-
-    :raises InvalidInput: its uid is invalid.
-    """
-    check_uid(path[0])
-
-
-def is_public(method: bytes, path: Sequence[str]) -> bool:
-    """Return whether the request needs no authentication."""
-    rules = path_rules(path)
-    return rules.public and method.decode("latin-1") in rules.methods
 
 
 Headers = Sequence[tuple[bytes, bytes]]

@@ -104,6 +104,8 @@ class RequestRules:
     """Maximum bytes of a body; None for no limit."""
     length_required: Collection[bytes] = ()
     """The methods whose body must have a Content-Length (RFC 9110, section 15.5.12)."""
+    is_public: Callable[[bytes, Sequence[str]], bool] = lambda method, path: False
+    """Returns whether a request with this method and path needs no authentication."""
     check_post: Callable[[Sequence[str]], object] | None = None
     """Raises :class:`cartd.errors.CartdError` if a path cannot be posted to."""
     allowed_hosts: frozenset[str] = frozenset()

@@ -1,12 +1,15 @@
-"""The REST interface: routes and their HTTP responses, without logic of its own."""
+"""The REST interface: routes and their HTTP responses, without logic of its own.
+
+The rules that a request is checked against before its body is received are read from the routes.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
@@ -52,13 +55,12 @@ from cartd.http.ranges import (
     http_date,
 )
 from cartd.http.request import (
-    OPENAPI_PATH,
     RETRY_AFTER,
     LimitedRequest,
     header_field,
     prepare_error,
 )
-from cartd.model import Cart, CartStatus, Viewer
+from cartd.model import Cart, CartStatus, Viewer, check_uid
 from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
 
@@ -69,6 +71,11 @@ def _load_openapi() -> bytes:
     document["info"]["version"] = __version__
     return (json.dumps(document, indent=2) + "\n").encode()
 
+
+OPENAPI_PATH = "/-/openapi.json"
+"""No uid begins with ``-``, so this path cannot be that of a cart."""
+PUBLIC_PATHS = frozenset({"/", OPENAPI_PATH})
+"""The paths of the routes that need no authentication."""
 
 OPENAPI = _load_openapi()
 OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
@@ -257,6 +264,59 @@ class Rest:
             return _error_response(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
         return _error_response(request, 500, INTERNAL_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """The methods of a path, and whether they need no authentication."""
+
+    methods: tuple[str, ...]
+    public: bool
+
+
+_UID = "<uid>"
+_UNKNOWN = PathRules((), public=False)
+
+
+def _read_routes() -> dict[tuple[str, ...], PathRules]:
+    """Return the rules of all routes of :class:`Rest`, by the non-empty segments of their paths."""
+    methods: dict[str, set[str]] = {}
+    for rule in Rest.app.url_map.iter_rules():
+        methods.setdefault(rule.rule, set()).update(rule.methods or ())
+    return {
+        tuple(name for name in path.split("/") if name): PathRules(
+            tuple(sorted(found)), public=path in PUBLIC_PATHS
+        )
+        for path, found in methods.items()
+    }
+
+
+_PATHS = _read_routes()
+ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
+
+
+def path_rules(path: Sequence[str]) -> PathRules:
+    """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
+    return _PATHS.get(tuple(path)) or _PATHS.get((_UID, *path[1:]), _UNKNOWN)
+
+
+def allowed_methods(path: Sequence[str]) -> Sequence[str]:
+    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
+    return path_rules(path).methods
+
+
+def check_post(path: Sequence[str]) -> None:
+    """Check that a cart can be posted to ``path``.
+
+    :raises InvalidInput: its uid is invalid.
+    """
+    check_uid(path[0])
+
+
+def is_public(method: bytes, path: Sequence[str]) -> bool:
+    """Return whether the request needs no authentication."""
+    rules = path_rules(path)
+    return rules.public and method.decode("latin-1") in rules.methods
 
 
 def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:

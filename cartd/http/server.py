@@ -49,13 +49,10 @@ from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.http.connection import LimitedChannel, lingering_close
 from cartd.http.origins import ANY_HOST
 from cartd.http.request import (
-    CART_METHODS,
     AuthResource,
     LimitedRequest,
     RequestNormalizer,
     ValidatedRequest,
-    allowed_methods,
-    check_post,
     serialize_error,
 )
 from cartd.http.request_limits import (
@@ -64,6 +61,7 @@ from cartd.http.request_limits import (
     TempFileLimit,
     setting_name,
 )
+from cartd.http.routes import ALL_METHODS, allowed_methods, check_post, is_public
 from cartd.http.tls import ServerTls
 
 NO_HEADERS = Headers()
@@ -93,8 +91,9 @@ class LimitedSite(Site):
         """
         rules = RequestRules(
             allowed_methods,
-            CART_METHODS,
+            ALL_METHODS,
             max_body=limits.max_manifest_size,
+            is_public=is_public,
             check_post=check_post,
             allowed_hosts=frozenset(allowed_hosts)
             if authenticator is None
@@ -105,7 +104,8 @@ class LimitedSite(Site):
         )
         super().__init__(
             RequestNormalizer(
-                routes if authenticator is None else AuthResource(routes, authenticator), rules
+                routes if authenticator is None else AuthResource(routes, authenticator, rules),
+                rules,
             ),
             requestFactory=LimitedRequest,
             parsePOSTFormSubmission=False,  # any content type is a manifest

@@ -1,4 +1,4 @@
-"""The route table matches the routes."""
+"""What is known of a path before a route is chosen matches the routes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import pytest
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from cartd.http import request
-from cartd.http.request import PathRules, allowed_methods, is_public
-from cartd.http.routes import Rest
+from cartd.http import routes
+from cartd.http.routes import PathRules, Rest, allowed_methods, is_public
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = ["", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w"]
 
 
 def taken_by_routes(path: str) -> set[str]:
-    routes = Rest.app.url_map.bind("localhost")
+    adapter = Rest.app.url_map.bind("localhost")
     taken = set()
     for method in METHODS:
         try:
-            routes.match(f"/{path}", method=method)
+            adapter.match(f"/{path}", method=method)
             taken.add(method)
         except (MethodNotAllowed, NotFound, RequestRedirect):
             pass
@@ -47,7 +46,7 @@ def test_a_read_only_path_is_public_only_if_the_table_has_it(
     public: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = PathRules(("GET", "HEAD"), public=public)
-    monkeypatch.setitem(request._FIXED_PATHS, ("-", "x"), rules)
+    monkeypatch.setitem(routes._PATHS, ("-", "x"), rules)
 
     assert allowed_methods(["-", "x"]) == ("GET", "HEAD")
     assert is_public(b"GET", ["-", "x"]) is public
@@ -55,7 +54,7 @@ def test_a_read_only_path_is_public_only_if_the_table_has_it(
 
 
 def test_every_public_path_is_listed() -> None:
-    assert {path for path, rules in request._FIXED_PATHS.items() if rules.public} == {
+    assert {path for path, rules in routes._PATHS.items() if rules.public} == {
         (),
         ("-", "openapi.json"),
     }
