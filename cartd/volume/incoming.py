@@ -23,6 +23,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final, cast
 
@@ -114,6 +115,63 @@ class Incoming:
             remove_tree(fs, self._paths.incoming(cart_id), should_stop)
 
 
+class State(Enum):
+    """What happens to an incoming file."""
+
+    RECEIVING = auto()
+    """Its bytes are collected; no thread works on it."""
+    WRITING = auto()
+    """A thread hashes and writes a block; the next one is collected."""
+    FINISHING = auto()
+    """All bytes were received; a thread still writes a block."""
+    COMPLETING = auto()
+    """A thread writes the rest, verifies the file and commits it."""
+    ABORTING = auto()
+    """It was aborted; a thread still writes a block."""
+    DISCARDING = auto()
+    """A thread removes it."""
+    COMMITTED = auto()
+    """It is in its place."""
+    FAILED = auto()
+    """It is removed, as it was aborted or its write or verification failed."""
+
+
+class _Event(Enum):
+    BLOCK = auto()
+    """A block is worth a call in a thread."""
+    WRITTEN = auto()
+    """The thread has written its block."""
+    FINISH = auto()
+    ABORT = auto()
+    COMMIT = auto()
+    FAIL = auto()
+
+
+_BUSY: Final = (
+    State.WRITING,
+    State.FINISHING,
+    State.COMPLETING,
+    State.ABORTING,
+    State.DISCARDING,
+)
+"""A thread works on the file; it may fail."""
+_ENDED: Final = (State.COMMITTED, State.FAILED)
+_TRANSITIONS: Final[dict[tuple[State, _Event], State]] = {
+    (State.RECEIVING, _Event.BLOCK): State.WRITING,
+    (State.WRITING, _Event.WRITTEN): State.RECEIVING,
+    (State.RECEIVING, _Event.FINISH): State.COMPLETING,
+    (State.WRITING, _Event.FINISH): State.FINISHING,
+    (State.FINISHING, _Event.WRITTEN): State.COMPLETING,
+    (State.COMPLETING, _Event.COMMIT): State.COMMITTED,
+    (State.RECEIVING, _Event.ABORT): State.DISCARDING,
+    (State.WRITING, _Event.ABORT): State.ABORTING,
+    (State.FINISHING, _Event.ABORT): State.ABORTING,
+    (State.ABORTING, _Event.WRITTEN): State.DISCARDING,
+    **{(state, _Event.FAIL): State.FAILED for state in _BUSY},
+}
+"""Any other event leaves the state as it is: a file that is being completed is not aborted."""
+
+
 @implementer(IConsumer)
 class IncomingFile:
     """Consumer of a file's bytes from a push producer; the file appears when it is verified.
@@ -140,11 +198,13 @@ class IncomingFile:
         self._paused = False
         self._pieces: list[bytes] = []
         self._collected = 0
-        self._busy = False
-        self._finishing = False
-        self._aborted = False
+        self._state = State.RECEIVING
         self._outcome: str | BaseException | None = None
         self._waiters: list[Deferred[None]] = []
+
+    @property
+    def state(self) -> State:
+        return self._state
 
     @property
     def failure(self) -> BaseException | None:
@@ -158,22 +218,24 @@ class IncomingFile:
             raise TypeError("an incoming file takes a push producer")
         self._producer = cast(IPushProducer, producer)
         self._paused = False
-        if self._ended:
+        if self._state in _ENDED:
             producer.stopProducing()
 
     def unregisterProducer(self) -> None:
         self._producer = None
 
     def write(self, data: bytes) -> None:
-        if self._ended or self._finishing or self._aborted:
+        if self._state is not State.RECEIVING and self._state is not State.WRITING:
             return
         self._pieces.append(data)
         self._collected += len(data)
         if len(self._pieces) >= MAX_PIECES:
             self._pieces = [b"".join(self._pieces)]
-        self._advance()
-        if self._busy and self._collected >= HIGH_WATERMARK:
-            self._pause()
+        if self._collected >= BLOCK:
+            if self._state is State.RECEIVING:
+                self._handle(_Event.BLOCK)
+            if self._state is State.WRITING and self._collected >= HIGH_WATERMARK:
+                self._pause()
 
     async def finish(self) -> str:
         """Wait for the writes, verify, commit the file; return the hash in lower-case hex.
@@ -182,8 +244,7 @@ class IncomingFile:
         or ``CancelledError`` after :meth:`abort`; then no file is left.  When cancelled, it ends
         only after the thread has ended; a file that was committed by then stays.
         """
-        self._finishing = True
-        self._advance()
+        self._handle(_Event.FINISH)
         try:
             await self._end()
         except CancelledError:
@@ -196,38 +257,35 @@ class IncomingFile:
 
     async def abort(self) -> None:
         """Discard the file unless it is committed already; ends when it has been removed."""
-        self._aborted = True
-        self._advance()
+        self._handle(_Event.ABORT)
         await uncancellable(self._end())
 
-    @property
-    def _ended(self) -> bool:
-        return self._outcome is not None
-
     def _end(self) -> Deferred[None]:
-        if self._ended:
+        if self._state in _ENDED:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
         self._waiters.append(waiter)
         return waiter
 
-    def _advance(self) -> None:
-        """Start the next job, if there is one and no thread is busy."""
-        if self._busy or self._ended:
+    def _handle(self, event: _Event) -> None:
+        """Change the state, and start the job of the new one, if it has one."""
+        before = self._state
+        self._state = after = _TRANSITIONS.get((before, event), before)
+        if after is before:
             return
-        if self._aborted:
+        if after is State.WRITING:
+            self._start_job(self._threads.run(self._append, self._take_pieces()))
+        elif after is State.COMPLETING:
+            small = not self._partial.started and self._collected < BLOCK
+            runner = self._batch_threads if small else self._threads
+            self._start_job(runner.run(self._complete, self._take_pieces()))
+        elif after is State.DISCARDING:
             self._take_pieces()
             if self._partial.started:
                 self._start_job(self._threads.run(self._discard))
             else:
                 self._partial.discard()  # it has no file yet, but retains its directories
                 self._set_outcome(CancelledError())
-        elif self._finishing:
-            small = not self._partial.started and self._collected < BLOCK
-            runner = self._batch_threads if small else self._threads
-            self._start_job(runner.run(self._complete, self._take_pieces()))
-        elif self._collected >= BLOCK:
-            self._start_job(self._threads.run(self._append, self._take_pieces()))
 
     def _take_pieces(self) -> list[bytes]:
         taken, self._pieces, self._collected = self._pieces, [], 0
@@ -235,24 +293,24 @@ class IncomingFile:
 
     def _start_job(self, job: Deferred[str | None]) -> None:
         # This Deferred is never passed out, so it cannot be cancelled: a job always ends.
-        self._busy = True
         job.addCallbacks(self._job_done, self._job_failed)
 
     def _job_done(self, digest: str | None) -> None:
-        self._busy = False
         if digest is not None:
             self._set_outcome(digest)
             return
-        self._advance()
+        self._handle(_Event.WRITTEN)
+        if self._state is State.RECEIVING and self._collected >= BLOCK:
+            self._handle(_Event.BLOCK)
         if self._collected < HIGH_WATERMARK:
             self._resume()
 
     def _job_failed(self, failure: Failure) -> None:
-        self._busy = False
         self._set_outcome(cast(BaseException, failure.value))
 
     def _set_outcome(self, outcome: str | BaseException) -> None:
         self._outcome = outcome
+        self._handle(_Event.COMMIT if isinstance(outcome, str) else _Event.FAIL)
         self._take_pieces()
         if self._producer is not None and not isinstance(outcome, str):
             self._producer.stopProducing()
@@ -266,7 +324,7 @@ class IncomingFile:
             self._producer.pauseProducing()
 
     def _resume(self) -> None:
-        if self._producer is not None and self._paused and not self._ended:
+        if self._producer is not None and self._paused and self._state not in _ENDED:
             self._paused = False
             self._producer.resumeProducing()
 
