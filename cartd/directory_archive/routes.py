@@ -58,8 +58,8 @@ from cartd.errors import (
 from cartd.http.headers import REVALIDATED
 from cartd.http.ranges import ByteRange, Conditions, Decision, evaluate_conditions, http_date
 from cartd.http.request import header_field
-from cartd.sending.push import ClientDisconnected, PushSender
 from cartd.sending.reader import TreeReader
+from cartd.sending.sender import ClientDisconnected, PushSender
 from cartd.tar.virtual_tar import Slice
 
 log = Logger()

@@ -61,8 +61,8 @@ from cartd.http.request import (
     prepare_error,
 )
 from cartd.model import Cart, CartStatus, Viewer, check_uid
-from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SendingReader
+from cartd.sending.sender import ClientDisconnected
 
 
 def _load_openapi() -> bytes:
@@ -104,7 +104,7 @@ class Rest:
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
-        """``send`` sends to the client, like :meth:`cartd.sending.push.BaseSender.start`.
+        """``send`` sends to the client, like :meth:`cartd.sending.sender.BaseSender.start`.
 
         All requests for carts wait for ``recovered()``.
         """

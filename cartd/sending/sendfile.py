@@ -23,8 +23,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.deferreds.threads import LimitedPool, ThreadRunner
-from cartd.sending.push import BaseSender, ClientDisconnected, PushSender
 from cartd.sending.reader import SendingReader
+from cartd.sending.sender import BaseSender, ClientDisconnected, PushSender
 from cartd.text import escape
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class DownloadSender:
         self._max_seconds = max_seconds
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
-        """As :meth:`cartd.sending.push.BaseSender.start`; ``request`` is a ``LimitedRequest``."""
+        """As :meth:`cartd.sending.sender.BaseSender.start`; ``request`` is a ``LimitedRequest``."""
         sending = self._start(reader, request)
         if self._max_seconds > 0 and not sending.called:
             timeout = self._reactor.callLater(self._max_seconds, self._abort, request)

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import ClientDisconnected, PushSender
+from cartd.sending.sender import ClientDisconnected, PushSender
 from tests.support.sending import AtOnce, Bytes, Sending, Sink
 
 

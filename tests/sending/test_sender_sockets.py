@@ -19,7 +19,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from cartd.deferreds.threads import Threads
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import ClientDisconnected, PushSender
+from cartd.sending.sender import ClientDisconnected, PushSender
 from tests.support.sending import Bytes
 from tests.support.two_ends import BUFFER, Client, CountedThreads, reactor, until
 

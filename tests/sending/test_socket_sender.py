@@ -33,8 +33,8 @@ from cartd.deferreds.threads import LimitedPool, P, T
 from cartd.errors import VolumeDamaged
 from cartd.http.request import LimitedRequest
 from cartd.http.server import LimitedSite
-from cartd.sending.push import ClientDisconnected
 from cartd.sending.reader import SENDFILE_MIN, TreeReader
+from cartd.sending.sender import ClientDisconnected
 from cartd.sending.sendfile import SocketSender, plain_socket
 from cartd.tar.virtual_tar import Slice
 from tests.support.sending import AtOnce, Sink

@@ -16,7 +16,7 @@ from cartd.carts.download import Download
 from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
 from cartd.http.headers import top_folder
 from cartd.model import UNRESTRICTED
-from cartd.sending.push import ClientDisconnected, PushSender
+from cartd.sending.sender import ClientDisconnected, PushSender
 from tests.simulation.oracle import Oracle, Spec
 from tests.simulation.reactor import SimulatedReactor
 

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from cartd.deferreds.threads import P, T
 from cartd.errors import VolumeDamaged
-from cartd.sending.push import PushSender
+from cartd.sending.sender import PushSender
 
 
 class Bytes:
