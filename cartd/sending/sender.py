@@ -1,15 +1,16 @@
-"""Senders that push bytes from a reader to a consumer with backpressure.
+"""Senders of downloads: their state machine, and the one that pushes bytes with backpressure.
 
-Strategy: events only change the state, and resources are released in ``_end`` and ``_close``,
-whichever event comes first.  At most one thread works for a sender; nothing is closed before it has
-returned.
+Strategy: events only change the state (:class:`State`), and resources are released in ``_end`` and
+``_close``, whichever event comes first.  At most one thread works for a sender; nothing is closed
+before it has returned.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from enum import Enum, auto
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
@@ -19,6 +20,57 @@ from zope.interface import implementer
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError
 from cartd.sending.reader import Reader
+
+
+class State(Enum):
+    """What the sender of a download does."""
+
+    WAITING = auto()
+    """No thread works: it waits for the client, or was not started."""
+    HEAD = auto()
+    """It waits until the connection has sent the head of the response
+    (:class:`~cartd.sending.sendfile.SocketSender`)."""
+    WORKING = auto()
+    """A thread reads, and may send to the socket."""
+    ALL_READ = auto()
+    """The client has not received all yet (:class:`PushSender`)."""
+    ENDING = auto()
+    """It has ended, but a thread still works."""
+    CLOSED = auto()
+    """Everything is released."""
+
+    __hash__ = object.__hash__  # faster: there are two transitions for each chunk
+
+
+class Event(Enum):
+    START_WORK = auto()
+    """A thread is called."""
+    WORK_DONE = auto()
+    """The thread has returned."""
+    SEND_HEAD = auto()
+    """The first file has been opened, so the head can be sent."""
+    LAST_READ = auto()
+    """The last bytes were read."""
+    END = auto()
+    """All is sent, a read or a write has failed, or the client has disconnected."""
+
+    __hash__ = object.__hash__
+
+
+TRANSITIONS: Final = {
+    (State.WAITING, Event.START_WORK): State.WORKING,
+    (State.HEAD, Event.START_WORK): State.WORKING,
+    (State.WORKING, Event.WORK_DONE): State.WAITING,
+    (State.WAITING, Event.SEND_HEAD): State.HEAD,
+    (State.WAITING, Event.LAST_READ): State.ALL_READ,
+    (State.WAITING, Event.END): State.CLOSED,
+    (State.HEAD, Event.END): State.CLOSED,
+    (State.ALL_READ, Event.END): State.CLOSED,
+    (State.WORKING, Event.END): State.ENDING,
+    (State.ENDING, Event.WORK_DONE): State.CLOSED,
+}
+"""No other event occurs in a state."""
+ENDED: Final = (State.ENDING, State.CLOSED)
 
 
 class ClientDisconnected(CartdError):
@@ -41,10 +93,12 @@ class BaseSender(ABC):
         self._threads = threads
         self._consumer = consumer
         self._done: Deferred[None] = Deferred(self._cancel)
-        self._busy = False
-        """Whether a thread is working."""
-        self._ended = False
+        self._state = State.WAITING
         self._failure: Failure | Exception | None = None
+
+    @property
+    def state(self) -> State:
+        return self._state
 
     def start(self) -> Deferred[None]:
         """Register with the consumer and send; call it once.
@@ -80,7 +134,7 @@ class BaseSender(ABC):
         self._end(None)
 
     def _fail(self, failure: Failure | Exception) -> None:
-        if not self._ended:
+        if self._state not in ENDED:
             self._consumer.unregisterProducer()
             self._end(failure)
 
@@ -92,11 +146,11 @@ class BaseSender(ABC):
             done.errback(ClientDisconnected())
 
     def _end(self, failure: Failure | Exception | None) -> None:
-        if self._ended:
+        if self._state in ENDED:
             return
-        self._ended = True
+        self._state = TRANSITIONS[self._state, Event.END]
         self._failure = failure
-        if not self._busy:
+        if self._state is State.CLOSED:
             self._close()
 
     def _close(self) -> None:
@@ -129,7 +183,6 @@ class PushSender(BaseSender):
         self._chunk = chunk
         self._buffer = b""
         """Bytes that were read and not yet written."""
-        self._at_end = False
         self._paused = False
         self._pumping = False
 
@@ -156,7 +209,7 @@ class PushSender(BaseSender):
             return
         self._pumping = True
         try:
-            while not self._ended and self._step():
+            while self._state not in ENDED and self._step():
                 pass
         except Exception as error:
             self._fail(error)
@@ -170,13 +223,13 @@ class PushSender(BaseSender):
                 return False
             data, self._buffer = self._buffer, b""
             self._consumer.write(data)
-        elif self._at_end:
+        elif self._state is State.ALL_READ:
             if self._paused:
                 # The client has not received all yet.  Once the sender has ended, the connection
                 # counts as idle, and would soon be closed on a slow client.
                 return False
             self._finish()
-        elif self._busy:
+        elif self._state is State.WORKING:
             return False
         else:
             self._read()
@@ -184,17 +237,18 @@ class PushSender(BaseSender):
 
     def _read(self) -> None:
         limit = self._chunk() if callable(self._chunk) else self._chunk
-        self._busy = True
+        self._state = TRANSITIONS[self._state, Event.START_WORK]
         reading = self._threads.run(self._reader.read, limit)
         reading.addBoth(self._read_done, limit)
 
     def _read_done(self, result: bytes | Failure, limit: int) -> None:
-        self._busy = False
-        if self._ended:
+        self._state = TRANSITIONS[self._state, Event.WORK_DONE]
+        if self._state is State.CLOSED:
             self._close()
         elif isinstance(result, Failure):
             self._fail(result)
         else:
             self._buffer = result
-            self._at_end = len(result) < limit
+            if len(result) < limit:
+                self._state = TRANSITIONS[self._state, Event.LAST_READ]
             self._pump()

@@ -24,7 +24,14 @@ from zope.interface import implementer
 
 from cartd.deferreds.threads import LimitedPool, ThreadRunner
 from cartd.sending.reader import SendingReader
-from cartd.sending.sender import BaseSender, ClientDisconnected, PushSender
+from cartd.sending.sender import (
+    TRANSITIONS,
+    BaseSender,
+    ClientDisconnected,
+    Event,
+    PushSender,
+    State,
+)
 from cartd.text import escape
 
 T = TypeVar("T")
@@ -161,7 +168,6 @@ class SocketSender(BaseSender):
         self._socket = own_socket
         self._reactor = reactor
         self._transfer_size = transfer_size
-        self._head_sent = False
         self._idle_waiters: list[Deferred[None]] = []
 
     def pauseProducing(self) -> None:
@@ -177,7 +183,7 @@ class SocketSender(BaseSender):
     def wait_idle(self) -> Deferred[None]:
         """Fire when the running call of a thread has ended: ``bytes_sent`` is exact then."""
         idle: Deferred[None] = Deferred()
-        if self._busy:
+        if self._state in (State.WORKING, State.ENDING):
             self._idle_waiters.append(idle)
         else:
             idle.callback(None)
@@ -191,13 +197,11 @@ class SocketSender(BaseSender):
 
     def doWrite(self) -> None:
         """The socket is writable."""
-        if not self._head_sent:
-            if self._connection_writes():
-                return
-            self._head_sent = True
+        if self._state is State.HEAD and self._connection_writes():
+            return
         self._reactor.removeWriter(self)
         self._request.on_send_pause(False)
-        self._busy = True
+        self._state = TRANSITIONS[self._state, Event.START_WORK]
         cached = self._reader.is_cached(self._transfer_size)
         threads = self._cached_data_threads if cached else self._threads
         threads.run(self._reader.send, self._socket, self._transfer_size).addBoth(self._send_done)
@@ -213,22 +217,23 @@ class SocketSender(BaseSender):
 
     def _begin(self) -> None:
         # A missing file must be detected before the head is sent.
-        self._busy = True
+        self._state = TRANSITIONS[self._state, Event.START_WORK]
         self._threads.run(self._reader.prepare).addBoth(self._prepare_done)
 
     def _prepare_done(self, result: Failure | None) -> None:
         self._thread_done()
-        if self._ended:
+        if self._state is State.CLOSED:
             self._close()
         elif isinstance(result, Failure):
             self._fail(result)
         else:
+            self._state = TRANSITIONS[self._state, Event.SEND_HEAD]
             self._request.write(b"")
             self._wait_writable()
 
     def _send_done(self, result: int | Failure) -> None:
         self._thread_done()
-        if self._ended:
+        if self._state is State.CLOSED:
             self._close()
         elif isinstance(result, Failure):
             self._fail(ClientDisconnected() if _is_disconnect(result.value) else result)
@@ -240,7 +245,7 @@ class SocketSender(BaseSender):
                 self._wait_writable()
 
     def _thread_done(self) -> None:
-        self._busy = False
+        self._state = TRANSITIONS[self._state, Event.WORK_DONE]
         waiters, self._idle_waiters = self._idle_waiters, []
         for idle in waiters:
             idle.callback(None)

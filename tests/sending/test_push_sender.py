@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface.verify import verifyObject
 
 from cartd.errors import VolumeDamaged
-from cartd.sending.sender import ClientDisconnected, PushSender
+from cartd.sending.sender import ClientDisconnected, PushSender, State
 from tests.support.sending import AtOnce, Bytes, Sending, Sink
 
 
@@ -25,6 +25,36 @@ def test_all_is_written_in_order_and_everything_released(size: int, at_once: boo
         sending.assert_open()
         sending.disk.finish()
     sending.assert_sent()
+
+
+def test_the_states_of_a_download() -> None:
+    sending = Sending(b"abcdef")
+    sender = sending.sender
+    states = [sender.state]
+    sending.start()
+    states.append(sender.state)
+    sending.disk.finish()
+    sender.pauseProducing()
+    states.append(sender.state)
+    sending.disk.finish()
+    states.append(sender.state)
+    sender.resumeProducing()
+    assert [*states, sender.state] == [
+        State.WAITING,
+        State.WORKING,
+        State.WORKING,
+        State.ALL_READ,
+        State.CLOSED,
+    ]
+
+
+def test_a_download_that_ends_is_closed_when_its_thread_has_returned() -> None:
+    sending = Sending()
+    sending.start()
+    sending.sender.stopProducing()
+    states = [sending.sender.state]
+    sending.disk.finish()
+    assert [*states, sending.sender.state] == [State.ENDING, State.CLOSED]
 
 
 def test_a_read_that_is_not_filled_is_the_last() -> None:

@@ -34,7 +34,7 @@ from cartd.errors import VolumeDamaged
 from cartd.http.request import LimitedRequest
 from cartd.http.server import LimitedSite
 from cartd.sending.reader import SENDFILE_MIN, TreeReader
-from cartd.sending.sender import ClientDisconnected
+from cartd.sending.sender import ClientDisconnected, State
 from cartd.sending.sendfile import SocketSender, plain_socket
 from cartd.tar.virtual_tar import Slice
 from tests.support.sending import AtOnce, Sink
@@ -431,6 +431,7 @@ def test_it_waits_until_the_connection_has_sent_the_head(unstarted: StandaloneSe
     unstarted.become_writable()
     with pytest.raises(BlockingIOError):
         unstarted.far.recv(10)
+    assert unstarted.sender.state is State.HEAD
     unstarted.reactor.removeWriter(unstarted.answer.connection)
     unstarted.become_writable()
     assert unstarted.far.recv(10) == b"data"
