@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from cartd.volume.incoming import BLOCK
+from cartd.volume.incoming import BLOCK, IncomingFile, State
 from tests.support.incoming_place import LARGE, SMALL, Place
 from tests.support.open_files import open_below
 from tests.support.volume_parts import (
@@ -29,6 +32,50 @@ def place(tmp_path: Path) -> Place:
 def held(tmp_path: Path) -> tuple[Place, HeldThreads]:
     threads = HeldThreads()
     return Place(tmp_path, threads, threads), threads
+
+
+END: dict[str, Callable[[IncomingFile], Coroutine[Any, Any, Any]]] = {
+    "finished": IncomingFile.finish,
+    "aborted": IncomingFile.abort,
+}
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        (["finished"], [State.FINISHING, State.COMPLETING, State.COMMITTED]),
+        (["aborted"], [State.ABORTING, State.DISCARDING, State.FAILED]),
+        (["finished", "aborted"], [State.ABORTING, State.DISCARDING, State.FAILED]),
+    ],
+    ids=["finished", "aborted", "finished and aborted"],
+)
+def test_the_states_of_a_file_that_ends_while_a_thread_writes(
+    held: tuple[Place, HeldThreads], calls: list[str], expected: list[State]
+) -> None:
+    place, threads = held
+    incoming = place.incoming(LARGE)
+    states = [incoming.state]
+    incoming.write(LARGE)
+    states.append(incoming.state)
+    ended = [begin(END[call](incoming)) for call in calls]
+    states.append(incoming.state)
+    threads.run_one()
+    states.append(incoming.state)
+    threads.run_one()
+    assert [*states, incoming.state] == [State.RECEIVING, State.WRITING, *expected]
+    assert all(ended)
+
+
+def test_a_file_that_is_being_completed_is_not_aborted(held: tuple[Place, HeldThreads]) -> None:
+    place, threads = held
+    incoming = place.incoming(SMALL)
+    incoming.write(SMALL)
+    finished = begin(incoming.finish())
+    begin(incoming.abort())
+    states = [incoming.state]
+    threads.run_all()
+    assert [*states, incoming.state] == [State.COMPLETING, State.COMMITTED]
+    assert finished == [hashlib.sha1(SMALL).hexdigest()]
 
 
 def test_an_abort_before_the_first_block_needs_no_thread(held: tuple[Place, HeldThreads]) -> None:
