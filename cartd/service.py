@@ -33,7 +33,7 @@ from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.request_limits import Limits
-from cartd.http.routes import Rest
+from cartd.http.routes import REQUEST_RULES, Rest
 from cartd.http.server import LimitedSite, listen
 from cartd.integrity.recovery import bind_volume
 from cartd.integrity.scrub import Scrub
@@ -107,6 +107,7 @@ class Cartd(Service):
         )
         self._site = LimitedSite(
             rest.app.resource(),
+            REQUEST_RULES,
             reactor,
             _limits(config),
             authenticator,

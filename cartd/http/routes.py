@@ -60,6 +60,7 @@ from cartd.http.request import (
     header_field,
     prepare_error,
 )
+from cartd.http.request_limits import RequestRules
 from cartd.model import Cart, CartStatus, Viewer, check_uid
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import ClientDisconnected
@@ -317,6 +318,12 @@ def is_public(method: bytes, path: Sequence[str]) -> bool:
     """Return whether the request needs no authentication."""
     rules = path_rules(path)
     return rules.public and method.decode("latin-1") in rules.methods
+
+
+REQUEST_RULES = RequestRules(
+    allowed_methods, ALL_METHODS, is_public=is_public, check_post=check_post
+)
+"""The rules for requests that follow from the routes."""
 
 
 def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
@@ -61,7 +62,6 @@ from cartd.http.request_limits import (
     TempFileLimit,
     setting_name,
 )
-from cartd.http.routes import ALL_METHODS, allowed_methods, check_post, is_public
 from cartd.http.tls import ServerTls
 
 NO_HEADERS = Headers()
@@ -78,6 +78,7 @@ class LimitedSite(Site):
     def __init__(
         self,
         routes: IResource,
+        rules: RequestRules,
         reactor: Any,
         limits: Limits,
         authenticator: Authenticator | None = None,
@@ -86,15 +87,14 @@ class LimitedSite(Site):
         allowed_origins: Collection[str] = (),
         threads: ThreadRunner,
     ) -> None:
-        """``allowed_hosts``: the allowed values of Host; with an ``authenticator`` any is allowed.
+        """``rules``: the methods and access of the paths of ``routes``.
+
+        ``allowed_hosts``: the allowed values of Host; with an ``authenticator`` any is allowed.
         Pages of ``allowed_origins`` may send cross-origin requests.  ``threads`` write long bodies.
         """
-        rules = RequestRules(
-            allowed_methods,
-            ALL_METHODS,
+        rules = replace(
+            rules,
             max_body=limits.max_manifest_size,
-            is_public=is_public,
-            check_post=check_post,
             allowed_hosts=frozenset(allowed_hosts)
             if authenticator is None
             else frozenset({ANY_HOST}),

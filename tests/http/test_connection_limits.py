@@ -13,6 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
 from cartd.http.connection import LINGER_TIMEOUT
+from cartd.http.routes import REQUEST_RULES
 from cartd.http.server import MAX_OVERFLOW_CONNECTIONS, ConnectionLimits, LimitedSite
 from cartd.runtime import raise_nofile_limit
 from tests.support.server_limits import limits
@@ -67,7 +68,9 @@ class Server:
 
     def __init__(self, **changed: Any) -> None:
         self.clock = Clock()
-        self.site = LimitedSite(Resource(), self.clock, limits(**changed), threads=InThisThread())
+        self.site = LimitedSite(
+            Resource(), REQUEST_RULES, self.clock, limits(**changed), threads=InThisThread()
+        )
 
     def connect(self, host: str = "192.0.2.1") -> tuple[Any, StringTransport]:
         protocol, transport = self.site.buildProtocol(v4(host)), StringTransport()

@@ -15,6 +15,7 @@ from twisted.web.static import Data
 
 from cartd.config import parse_tls_endpoint
 from cartd.http.connection import CLOSE_TIMEOUT
+from cartd.http.routes import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from cartd.http.tls import ServerTls
 from tests.support.server_limits import limits
@@ -38,7 +39,9 @@ class Connected:
         authority = trustme.CA()
         authority.issue_cert(NAME).private_key_and_cert_chain_pem.write_to_path(str(pem))
         self.clock = Clock()
-        site = LimitedSite(Data(b"here", "text/plain"), self.clock, LIMITS, threads=InThisThread())
+        site = LimitedSite(
+            Data(b"here", "text/plain"), REQUEST_RULES, self.clock, LIMITS, threads=InThisThread()
+        )
         tls = ServerTls(parse_tls_endpoint(f"ssl:443:privateKey={pem}"))
         factory = TLSMemoryBIOFactory(tls, False, site, self.clock)
         self.transport = Socket()

@@ -32,6 +32,7 @@ from zope.interface.verify import verifyObject
 from cartd.deferreds.threads import LimitedPool, P, T
 from cartd.errors import VolumeDamaged
 from cartd.http.request import LimitedRequest
+from cartd.http.routes import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from cartd.sending.reader import SENDFILE_MIN, TreeReader
 from cartd.sending.sender import ClientDisconnected, State
@@ -131,7 +132,9 @@ class Joined:
         self.threads = CountedThreads(reactor, 2)
         self.threads.start()
         self.server = Download(self.threads, root)
-        self.site = LimitedSite(self.server, reactor, limits(), threads=InThisThread())
+        self.site = LimitedSite(
+            self.server, REQUEST_RULES, reactor, limits(), threads=InThisThread()
+        )
         self.port = reactor.listenTCP(0, self.site, interface="127.0.0.1")
         self.client = Client()
 

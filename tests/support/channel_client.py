@@ -13,6 +13,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
 from cartd.deferreds.threads import ThreadRunner
+from cartd.http.routes import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
@@ -54,7 +55,7 @@ class Connected:
         self.clock = Clock()
         self.download = Download()
         self.site = LimitedSite(
-            self.download, self.clock, self.limits, threads=threads or InThisThread()
+            self.download, REQUEST_RULES, self.clock, self.limits, threads=threads or InThisThread()
         )
         self.transport = StringTransport()
         self.channel = self.site.buildProtocol(None)
