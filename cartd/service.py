@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.authenticator import startup_warnings
 from cartd.carts.delete import Retention
-from cartd.carts.submit import AdmissionControl, Carts
+from cartd.carts.submit import AdmissionControl, Submissions
 from cartd.certificates import RELOAD_INTERVAL
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
@@ -75,7 +75,7 @@ class Cartd(Service):
         self._services = services
         self._authenticator = authenticator
         config, reactor = services.config, services.reactor
-        self._carts = Carts(
+        self._submissions = Submissions(
             services.store,
             services.removal,
             services.threads,
@@ -100,7 +100,7 @@ class Cartd(Service):
             max_seconds=config.max_download_time,
         )
         rest = Rest(
-            self._carts,
+            self._submissions,
             services.downloads,
             send=senders.send,
             recovered=services.recovery.wait_until_recovered,
@@ -217,7 +217,7 @@ class Cartd(Service):
             self._log_hanging(left)
 
     async def _end_work(self) -> None:
-        self._carts.close()
+        self._submissions.close()
         self._services.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)

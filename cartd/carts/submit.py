@@ -65,7 +65,7 @@ class AdmissionControl:
             self._slots -= 1
 
 
-class Carts:
+class Submissions:
     """Posts, finds and deletes carts; once closed, it accepts no more carts.
 
     To a user, another user's cart does not exist, whatever the operation.

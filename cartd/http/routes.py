@@ -25,7 +25,7 @@ from werkzeug.exceptions import HTTPException
 
 from cartd import __version__
 from cartd.carts.download import Download, Downloads, NotReady, TarDescription
-from cartd.carts.submit import Carts
+from cartd.carts.submit import Submissions
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
@@ -92,14 +92,14 @@ log = Logger()
 
 
 class Rest:
-    """Klein routes for :class:`Carts` and :class:`Downloads`."""
+    """Klein routes for :class:`Submissions` and :class:`Downloads`."""
 
     app = Klein()
     app.url_map.strict_slashes = False  # a URL may end in a slash, as in Pacifica Cartd
 
     def __init__(
         self,
-        carts: Carts,
+        submissions: Submissions,
         downloads: Downloads,
         *,
         send: Callable[[SendingReader, Request], Deferred[None]],
@@ -109,7 +109,7 @@ class Rest:
 
         All requests for carts wait for ``recovered()``.
         """
-        self._carts = carts
+        self._submissions = submissions
         self._downloads = downloads
         self._sender = send
         self._recovered = recovered
@@ -130,7 +130,7 @@ class Rest:
         with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            cart = await self._carts.find(_viewer(request), uid)
+            cart = await self._submissions.find(_viewer(request), uid)
             _set_status_headers(request, cart)
             if cart.status == CartStatus.ERROR:
                 return _error_response(request, 500, cart.error)
@@ -192,7 +192,7 @@ class Rest:
     async def post(self, request: Request, uid: str) -> bytes:
         assert request.content is not None
         await self._recovered()
-        await self._carts.post(
+        await self._submissions.post(
             _viewer(request), uid, request.content, lambda: self._check_conditions(request, uid)
         )
         request.setResponseCode(201)
@@ -202,7 +202,7 @@ class Rest:
     async def delete(self, request: Request, uid: str) -> bytes:
         await self._recovered()
         await self._check_conditions(request, uid)
-        await self._carts.delete(_viewer(request), uid)
+        await self._submissions.delete(_viewer(request), uid)
         return _json_response(request, {"message": "Cart Deleted Successfully"})
 
     async def _check_conditions(self, request: Request, uid: str) -> None:

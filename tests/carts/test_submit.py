@@ -1,4 +1,4 @@
-"""Carts: what is done for a post before it reaches the store."""
+"""Submissions: what is done for a post before it reaches the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from cartd.carts.submit import Carts
+from cartd.carts.submit import Submissions
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.errors import InvalidInput, Unavailable
 from cartd.model import NO_QUOTA, UNRESTRICTED
@@ -25,11 +25,11 @@ class NoStore:
         raise AssertionError(f"{name} was asked for")
 
 
-def carts_with(
+def submissions_with(
     threads: OneByOne | HeldThreads, store: Any = None, memory: ByteLimit | None = None
-) -> Carts:
+) -> Submissions:
     unused: Any = NoStore()
-    return Carts(
+    return Submissions(
         store or unused,
         unused,
         threads,
@@ -47,7 +47,7 @@ def carts_with(
 def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
     threads = OneByOne()
     body = BytesIO(b"{}")
-    posting = Deferred.fromCoroutine(carts_with(threads).post(UNRESTRICTED, "uid", body))
+    posting = Deferred.fromCoroutine(submissions_with(threads).post(UNRESTRICTED, "uid", body))
     assert body.tell() == 0 and not posting.called
     threads.finish()
     outcomes: list[Any] = []
@@ -61,16 +61,16 @@ def test_a_manifest_is_read_and_parsed_in_a_thread() -> None:
 def test_a_body_below_a_bad_uid_is_not_even_read(uid: str) -> None:
     threads = OneByOne()
     outcomes: list[Any] = []
-    Deferred.fromCoroutine(carts_with(threads).post(UNRESTRICTED, uid, BytesIO(b"{}"))).addBoth(
-        outcomes.append
-    )
+    Deferred.fromCoroutine(
+        submissions_with(threads).post(UNRESTRICTED, uid, BytesIO(b"{}"))
+    ).addBoth(outcomes.append)
     assert threads.held == []
     assert outcomes[0].check(InvalidInput)
 
 
 def test_posts_are_rejected_while_the_service_stops() -> None:
     threads = OneByOne()
-    closed = carts_with(threads)
+    closed = submissions_with(threads)
     closed.close()
     outcomes: list[Any] = []
     Deferred.fromCoroutine(closed.post(UNRESTRICTED, "uid", BytesIO(b"{}"))).addBoth(
@@ -97,7 +97,7 @@ def test_no_more_bytes_of_manifests_are_in_memory_than_may_be() -> None:
     """The memory is held until the manifest is stored, even if its client disconnects."""
     body = b'{"fileids": []}' + b" " * 25  # 40 bytes
     threads, store, memory = HeldThreads(), BlockingStore(), ByteLimit(100)
-    posting = carts_with(threads, store=store, memory=memory)
+    posting = submissions_with(threads, store=store, memory=memory)
     posts = [
         Deferred.fromCoroutine(posting.post(UNRESTRICTED, f"u{number}", BytesIO(body)))
         for number in range(12)

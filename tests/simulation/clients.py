@@ -30,7 +30,7 @@ async def post(process: SimulatedProcess, oracle: Oracle, spec: Spec) -> None:
     oracle.post(spec)
     try:
         await process.services.recovery.wait_until_recovered()
-        cart = await process.carts.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
+        cart = await process.submissions.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # unknown whether it was stored
     oracle.accepted[cart.id] = spec
@@ -44,7 +44,7 @@ async def delete(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
     process.deleting[uid] += 1
     try:
         await process.services.recovery.wait_until_recovered()
-        await process.carts.delete(UNRESTRICTED, uid)
+        await process.submissions.delete(UNRESTRICTED, uid)
     except CartdError:
         return
     else:

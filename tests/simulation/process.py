@@ -183,7 +183,7 @@ class SimulatedProcess:
         # Durations of thread calls are not measured in real time here.
         self.services.volume.incoming._batch_threads._timer = self.reactor.seconds
         self.service = Cartd(self.services, None)
-        self.carts = self.service._carts
+        self.submissions = self.service._submissions
         self.other_removal = _removal_of_other_process(self.services, self.config)
         # There are no connections to close; disconnect the clients instead.
         self.service._site.close_connections = self._disconnect_all  # type: ignore[method-assign]
