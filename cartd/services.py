@@ -28,7 +28,7 @@ from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import Verification
 from cartd.sending.tar_index_cache import TarIndexCache
-from cartd.staging.context import StagingContext
+from cartd.staging import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
 from cartd.store import Store
 from cartd.volume import Volume

@@ -21,7 +21,7 @@ from cartd.checksum import Checksum
 from cartd.deferreds.tasks import both, for_each
 from cartd.errors import CartdError
 from cartd.model import Cart, CartFile
-from cartd.staging.context import StagingContext
+from cartd.staging import StagingContext
 from cartd.staging.tape import TapeRecall
 from cartd.volume.incoming import IncomingFile
 

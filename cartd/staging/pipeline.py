@@ -16,7 +16,7 @@ from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.reader import TreeReader
-from cartd.staging.context import StagingContext
+from cartd.staging import StagingContext
 from cartd.staging.dedup import link_duplicates
 from cartd.staging.fetch import PAGE, Batcher, Failures, FileFetcher
 from cartd.tar.index import Lengths

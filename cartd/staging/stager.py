@@ -28,7 +28,7 @@ from cartd.errors import (
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
 from cartd.model import Cart
-from cartd.staging.context import StagingContext
+from cartd.staging import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
 from cartd.text import escape

@@ -22,7 +22,7 @@ from cartd.archive.retry import FileFailed
 from cartd.deferreds.tasks import both, for_each
 from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile
-from cartd.staging.context import StagingContext
+from cartd.staging import StagingContext
 
 log = Logger()
 

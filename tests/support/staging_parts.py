@@ -25,7 +25,7 @@ from cartd.deferreds.threads import ThreadRunner
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
-from cartd.staging.context import ReserveSpace, StagingContext
+from cartd.staging import ReserveSpace, StagingContext
 from cartd.volume import Volume
 from tests.support.memory_store import MTIME, MemoryStore
 from tests.support.volume_parts import InThisThread
