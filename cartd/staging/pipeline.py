@@ -14,12 +14,13 @@ from dataclasses import replace
 
 from twisted.logger import Logger
 
+from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
 from cartd.model import Cart, CartFile, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
-from cartd.staging.fetch import PAGE, Batcher, Failures, FileFetcher
+from cartd.staging.fetch import PAGE, Failures, FileFetcher
 from cartd.store import Store
 from cartd.tar.index import Lengths
 from cartd.tar.virtual_tar import tar_facts

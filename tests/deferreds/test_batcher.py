@@ -8,8 +8,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from cartd.deferreds.tasks import Batcher
 from cartd.errors import Unavailable
-from cartd.staging.fetch import Batcher
 
 
 class Written:
