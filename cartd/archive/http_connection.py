@@ -12,21 +12,15 @@ ends it (section 9.5).  A connection on which a body was cut short is not reused
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
-from httptools import HttpParserError, HttpResponseParser
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import RequestGenerationFailed, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IBodyProducer
-from zope.interface import implementer
 
 from cartd.archive.http_messages import (
     DONE,
@@ -35,11 +29,15 @@ from cartd.archive.http_messages import (
     START,
     BadResponse,
     Body,
+    Framing,
     Head,
     Origin,
     Request,
     Response,
-    WrongBodyLength,
+    Sized,
+    UntilClosed,
+    Upload,
+    framing,
 )
 
 LARGE_BODY: Final = 1 << 20
@@ -48,8 +46,6 @@ LARGE_READ: Final = 1 << 18
 """Bytes of such a piece: fewer iterations of the reactor; more would exceed the CPU's cache."""
 DEFAULT_READ: Final = 1 << 16
 """Bytes that Twisted reads at once by default."""
-
-log = Logger()
 
 
 class Exchange(TypingProtocol):
@@ -284,169 +280,3 @@ class Connection(Protocol):
             exchange.lost(reason, silent=self._silent)
         elif self._body is not None:
             self._body.fail(reason)
-
-
-@implementer(IPushProducer)
-class Upload:
-    """Sends the body of one request at the speed of the connection, which pauses and resumes it.
-
-    ``on_end`` is called with None when ``body`` has written exactly its ``length`` and is done, or
-    with its failure; not after :meth:`stopProducing`.
-    """
-
-    def __init__(
-        self, body: IBodyProducer, transport: Any, on_end: Callable[[Failure | None], None]
-    ) -> None:
-        self._body = body
-        self._transport = transport
-        self._on_end = on_end
-        self._left = int(body.length)
-        self._paused = False
-        self._ended = False
-
-    def start(self) -> None:
-        self._transport.registerProducer(self, True)
-        if not self._ended:
-            producing = maybeDeferred(self._body.startProducing, self)
-            producing.addCallbacks(self._produced, self._end)
-
-    def write(self, data: bytes) -> None:
-        """For the body; a write beyond its length fails the request."""
-        if self._ended:
-            return
-        self._left -= len(data)
-        if self._left >= 0:
-            self._transport.write(data)
-        else:
-            self._stop_body()
-            self._end(Failure(WrongBodyLength("it is longer than its length")))
-
-    def pauseProducing(self) -> None:
-        if not self._paused and not self._ended:
-            self._paused = True
-            self._body.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        # A transport that paused its previous producer may resume the next one.
-        if self._paused and not self._ended:
-            self._paused = False
-            self._body.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """For a connection that will be aborted, and for a transport that is lost."""
-        if not self._ended:
-            self._ended = True
-            self._stop_body()
-
-    def _stop_body(self) -> None:
-        try:
-            self._body.stopProducing()
-        except Exception:
-            log.failure("The body of a request could not be stopped")
-
-    def _produced(self, _: object) -> None:
-        short = Failure(WrongBodyLength("it is shorter than its length"))
-        self._end(short if self._left else None)
-
-    def _end(self, reason: Failure | None) -> None:
-        if not self._ended:
-            self._ended = True
-            self._transport.unregisterProducer()
-            self._on_end(reason)
-
-
-SMALL_CHUNK: Final = 4096
-"""Bytes; chunks that are smaller on average are joined: passing each on costs more than copying."""
-
-
-class Framing(TypingProtocol):
-    """The framing of one body."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body is complete."""
-
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the body's bytes in ``data``, in pieces, and whether bytes follow the body.
-
-        Raises :class:`~cartd.archive.http_messages.BadResponse`.
-        """
-
-
-def framing(head: Head) -> Framing:
-    if head.chunked:
-        return Chunked()
-    return UntilClosed() if head.length is None else Sized(head.length)
-
-
-class Sized:
-    """A body of a known number of bytes."""
-
-    __slots__ = ("_left", "complete")
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self.complete = False
-
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        left = self._left - len(data)
-        if left < 0:
-            data = data[: self._left]
-        self._left = max(left, 0)
-        self.complete = left <= 0
-        return [data] if data else [], left < 0
-
-
-class UntilClosed:
-    """All bytes until the connection ends; never known to be complete."""
-
-    __slots__ = ()
-
-    complete: Final = False
-
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        return [data] if data else [], False
-
-
-class Chunked:
-    """Chunks (RFC 9112, section 7.1), parsed by llhttp; trailer fields are ignored."""
-
-    __slots__ = ("_parser", "_pieces", "complete")
-
-    _HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-    def __init__(self) -> None:
-        self.complete = False
-        self._pieces: list[bytes] = []
-        self._parser = HttpResponseParser(self)
-        self._parser.feed_data(self._HEAD)
-
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """As :meth:`Framing.feed`.
-
-        llhttp does not report how many bytes it consumed, and skips empty lines after the body.
-        But a body ends with the end of a line: no bytes follow if it is complete with the last byte
-        and not before.
-        """
-        view = memoryview(data)
-        until = len(data) - data.endswith(b"\n")
-        try:
-            self._parser.feed_data(view[:until])
-            extra = self.complete
-            if not extra:
-                self._parser.feed_data(view[until:])
-        except HttpParserError as error:
-            if not self.complete:
-                raise BadResponse(str(error)) from error
-            extra = True
-        pieces, self._pieces = self._pieces, []
-        if len(pieces) * SMALL_CHUNK > len(data):
-            pieces = [b"".join(pieces)]
-        return pieces, extra
-
-    def on_body(self, piece: bytes) -> None:
-        if not self.complete:
-            self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        self.complete = True

@@ -19,16 +19,21 @@ at once.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IProtocol, IPushProducer, ITransport
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IResponse
 from zope.interface import implementer
+
+log = Logger()
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A token (RFC 9110, section 5.6.2)."""
@@ -149,6 +154,79 @@ def _origin(base: bytes) -> Origin:
     return Origin(scheme, host.strip("[]"), port, authority.encode("ascii"))
 
 
+class WrongBodyLength(Exception):
+    """The body of a request has not the length that was announced."""
+
+
+@implementer(IPushProducer)
+class Upload:
+    """Sends the body of one request at the speed of the connection, which pauses and resumes it.
+
+    ``on_end`` is called with None when ``body`` has written exactly its ``length`` and is done, or
+    with its failure; not after :meth:`stopProducing`.
+    """
+
+    def __init__(
+        self, body: IBodyProducer, transport: Any, on_end: Callable[[Failure | None], None]
+    ) -> None:
+        self._body = body
+        self._transport = transport
+        self._on_end = on_end
+        self._left = int(body.length)
+        self._paused = False
+        self._ended = False
+
+    def start(self) -> None:
+        self._transport.registerProducer(self, True)
+        if not self._ended:
+            producing = maybeDeferred(self._body.startProducing, self)
+            producing.addCallbacks(self._produced, self._end)
+
+    def write(self, data: bytes) -> None:
+        """For the body; a write beyond its length fails the request."""
+        if self._ended:
+            return
+        self._left -= len(data)
+        if self._left >= 0:
+            self._transport.write(data)
+        else:
+            self._stop_body()
+            self._end(Failure(WrongBodyLength("it is longer than its length")))
+
+    def pauseProducing(self) -> None:
+        if not self._paused and not self._ended:
+            self._paused = True
+            self._body.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        # A transport that paused its previous producer may resume the next one.
+        if self._paused and not self._ended:
+            self._paused = False
+            self._body.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """For a connection that will be aborted, and for a transport that is lost."""
+        if not self._ended:
+            self._ended = True
+            self._stop_body()
+
+    def _stop_body(self) -> None:
+        try:
+            self._body.stopProducing()
+        except Exception:
+            log.failure("The body of a request could not be stopped")
+
+    def _produced(self, _: object) -> None:
+        short = Failure(WrongBodyLength("it is shorter than its length"))
+        self._end(short if self._left else None)
+
+    def _end(self, reason: Failure | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._transport.unregisterProducer()
+            self._on_end(reason)
+
+
 END: Final = b"\r\n\r\n"
 START: Final = b"HTTP/1."
 
@@ -158,10 +236,6 @@ MAX_LINES: Final = 256
 
 _NO_BODY: Final = frozenset({204, 304})
 _FOLD = re.compile(rb"\r\n[ \t]+")
-
-
-class WrongBodyLength(Exception):
-    """The body of a request has not the length that was announced."""
 
 
 class BadResponse(Exception):
@@ -248,6 +322,103 @@ def _tokens(headers: Headers, name: bytes) -> list[bytes]:
     if values is None:
         return []
     return [token for part in b",".join(values).lower().split(b",") if (token := part.strip())]
+
+
+SMALL_CHUNK: Final = 4096
+"""Bytes; chunks that are smaller on average are joined: passing each on costs more than copying."""
+
+
+class Framing(Protocol):
+    """The framing of one body."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body is complete."""
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Return the body's bytes in ``data``, in pieces, and whether bytes follow the body.
+
+        Raises :class:`BadResponse`.
+        """
+
+
+def framing(head: Head) -> Framing:
+    if head.chunked:
+        return Chunked()
+    return UntilClosed() if head.length is None else Sized(head.length)
+
+
+class Sized:
+    """A body of a known number of bytes."""
+
+    __slots__ = ("_left", "complete")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.complete = False
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        left = self._left - len(data)
+        if left < 0:
+            data = data[: self._left]
+        self._left = max(left, 0)
+        self.complete = left <= 0
+        return [data] if data else [], left < 0
+
+
+class UntilClosed:
+    """All bytes until the connection ends; never known to be complete."""
+
+    __slots__ = ()
+
+    complete: Final = False
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        return [data] if data else [], False
+
+
+class Chunked:
+    """Chunks (RFC 9112, section 7.1), parsed by llhttp; trailer fields are ignored."""
+
+    __slots__ = ("_parser", "_pieces", "complete")
+
+    _HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._pieces: list[bytes] = []
+        self._parser = HttpResponseParser(self)
+        self._parser.feed_data(self._HEAD)
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """As :meth:`Framing.feed`.
+
+        llhttp does not report how many bytes it consumed, and skips empty lines after the body.
+        But a body ends with the end of a line: no bytes follow if it is complete with the last byte
+        and not before.
+        """
+        view = memoryview(data)
+        until = len(data) - data.endswith(b"\n")
+        try:
+            self._parser.feed_data(view[:until])
+            extra = self.complete
+            if not extra:
+                self._parser.feed_data(view[until:])
+        except HttpParserError as error:
+            if not self.complete:
+                raise BadResponse(str(error)) from error
+            extra = True
+        pieces, self._pieces = self._pieces, []
+        if len(pieces) * SMALL_CHUNK > len(data):
+            pieces = [b"".join(pieces)]
+        return pieces, extra
+
+    def on_body(self, piece: bytes) -> None:
+        if not self.complete:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
 
 
 DONE: Final = Failure(ResponseDone("the body is complete"))

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from cartd.archive.http_connection import SMALL_CHUNK, Chunked, Sized, UntilClosed, framing
-from cartd.archive.http_messages import MAX_LINES, BadResponse, Head
+from cartd.archive.http_messages import (
+    MAX_LINES,
+    SMALL_CHUNK,
+    BadResponse,
+    Chunked,
+    Head,
+    Sized,
+    UntilClosed,
+    framing,
+)
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OLD = b"HTTP/1.0 200 OK\r\n"

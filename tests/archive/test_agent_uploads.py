@@ -21,8 +21,7 @@ from twisted.web.client import (
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH
 
-from cartd.archive.http_connection import Upload
-from cartd.archive.http_messages import Request, WrongBodyLength
+from cartd.archive.http_messages import Request, Upload, WrongBodyLength
 from cartd.archive.responses import transport_error
 from tests.support.agent_fixture import Collected
 from tests.support.archive_client_fixture import Offers
