@@ -16,8 +16,7 @@ from twisted.web.client import ResponseFailed
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
-from cartd.archive.http_agent import Pool
-from cartd.archive.http_connection import Connection
+from cartd.archive.http_agent import Connection, Pool
 from cartd.archive.http_messages import Request, Response
 from tests.support.agent_fixture import Collected, agent_client
 from tests.support.archive_client_fixture import Offers

@@ -9,8 +9,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.client import ResponseDone
 
-from cartd.archive.http_agent import Pool
-from cartd.archive.http_connection import Connection
+from cartd.archive.http_agent import Connection, Pool
 from cartd.archive.http_messages import Origin
 from tests.support.agent_fixture import IDLE_SECONDS, KEPT, AgentClient, Collected, agent_client
 from tests.support.archive_faults import (

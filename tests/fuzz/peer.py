@@ -15,8 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from cartd.archive.http_agent import Pool
-from cartd.archive.http_connection import Connection
+from cartd.archive.http_agent import Connection, Pool
 from cartd.archive.http_messages import Request, Response
 
 
