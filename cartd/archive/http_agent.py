@@ -1,12 +1,16 @@
-"""HTTP agent for treq's client: sends requests over a pool of connections, with a DNS cache.
+"""HTTP agent for treq's client: connections to the archive, their pool, and its addresses.
 
-Strategy: a request is one object from its validation to the head of its response.  It reuses an
-idle connection if there is one.  The server may have closed that at the same time, so a request
-that is safe to repeat is retried once, over a new connection, if the reused one is lost without a
-byte.  A request has no timers here: the caller has one, and cancels.
+Strategy: a request reuses an idle connection if there is one.  The server may have closed that at
+the same time, so a request that is safe to repeat is retried once, over a new connection, if the
+reused one is lost without a byte.  A request has no timers here: the caller has one, and cancels.
 
-The connection used last is reused first, so that no more are kept open than are needed and the
-others expire; a single timer closes those.
+A connection sends one request at a time, and parses its response as it comes.  The end of every
+response is known to the byte, so a connection is reused only if exactly that much came; bytes
+without a request close it.  The body of a request is sent while the response may come.  An early
+response that is no success ends it (RFC 9112, section 9.5).  A connection on which a body was cut
+short is not reused.
+
+The connection used last is reused first, so that no more are kept open than are needed.
 
 A name may stand for several servers, or for one over IPv4 and IPv6.  Each new connection begins at
 the next address, which spreads the load.  If an address refuses, the next one is tried at once; if
@@ -19,17 +23,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Final, cast
-from typing import Protocol as TypingProtocol
+from itertools import chain
+from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.endpoints import (
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-    wrapClientTLS,
-)
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionDone, DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
@@ -102,33 +103,36 @@ class Agent:
         not end the sending; another one does, and the connection is not reused.
         """
         try:
-            if headers is None:
-                headers = Headers()
-            request = Request(method, uri, headers, bodyProducer)
+            request = Request(method, uri, headers or Headers(), bodyProducer)
         except ValueError:
             return fail(Failure())
-        exchange = _Exchange(self, request)
         kept = self._pool.take(request.origin)
-        if kept is not None:
-            exchange.begin(kept)
-        else:
-            exchange.connect()
-        return exchange.answered
+        if kept is None:
+            return Deferred.fromCoroutine(self._send_anew(request))
+        answered = kept.send(request)
+        if request.retryable:
+            answered.addErrback(self._retry, request)
+        return answered
 
-    def connect(self, origin: Origin) -> Deferred[Connection]:
-        """Fire with a new connection, which puts itself into the pool when it is free."""
-        return Deferred.fromCoroutine(self._connect(origin))
+    def _retry(self, reason: Failure, request: Request) -> Failure | Deferred[IResponse]:
+        if reason.check(ResponseNeverReceived):
+            return Deferred.fromCoroutine(self._send_anew(request))
+        return reason
 
-    async def _connect(self, origin: Origin) -> Connection:
+    async def _send_anew(self, request: Request) -> IResponse:
+        """Send the request over a new connection."""
+        origin = request.origin
         addresses = await self._addresses.resolve(origin)
-        factory = _ConnectionFactory(origin, self._pool)
+        factory = Factory.forProtocol(lambda: Connection(origin, self._pool))
+        factory.noisy = False
         attempts = HappyEyeballs(
             self._reactor,
             addresses,
             lambda address: self._endpoint(origin, address).connect(factory),
             lambda address: self._addresses.mark_unreachable(origin, address),
         )
-        return cast(Connection, await attempts.connected)
+        connection: Connection = await attempts.connected
+        return await connection.send(request)
 
     def _endpoint(self, origin: Origin, address: str) -> IStreamClientEndpoint:
         kind: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
@@ -141,73 +145,6 @@ class Agent:
         return wrapClientTLS(creator, endpoint)
 
 
-class _ConnectionFactory(Factory):
-    noisy = False
-
-    def __init__(self, origin: Origin, pool: Pool) -> None:
-        self._origin = origin
-        self._pool = pool
-
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return Connection(self._origin, self._pool)
-
-
-class _Exchange:
-    """One request, until the head of its response."""
-
-    __slots__ = (
-        "_agent",
-        "_cancelled",
-        "_connecting",
-        "_connection",
-        "_fresh",
-        "answered",
-        "request",
-    )
-
-    def __init__(self, agent: Agent, request: Request) -> None:
-        self.request = request
-        self.answered: Deferred[IResponse] = Deferred(self._cancel)
-        self._agent = agent
-        self._connecting: Deferred[Connection] | None = None
-        self._connection: Connection | None = None
-        self._fresh = False
-        self._cancelled = False
-
-    def begin(self, connection: Connection) -> None:
-        self._connecting = None
-        self._connection = connection
-        connection.send(self)
-
-    def connect(self) -> None:
-        self._fresh = True
-        self._connection = None
-        self._connecting = self._agent.connect(self.request.origin)
-        self._connecting.addCallbacks(self.begin, self._fail)
-
-    def respond(self, response: Response) -> None:
-        _prevent_decoding(response.headers)
-        self.answered.callback(response)
-
-    def lost(self, reason: Failure, *, silent: bool) -> None:
-        if silent and not self._fresh and not self._cancelled and self.request.retryable:
-            self.connect()
-        else:
-            self._fail(reason)
-
-    def _fail(self, reason: Failure) -> None:
-        # A look-up that is cancelled fails as if the name were unknown.
-        if not self._cancelled:
-            self.answered.errback(reason)
-
-    def _cancel(self, _: Deferred[IResponse]) -> None:
-        self._cancelled = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-        elif self._connection is not None:
-            self._connection.abort()
-
-
 LARGE_BODY: Final = 1 << 20
 """Bytes of a body from which on it is read in large pieces, as is one of unknown length."""
 LARGE_READ: Final = 1 << 18
@@ -216,42 +153,17 @@ DEFAULT_READ: Final = 1 << 16
 """Bytes that Twisted reads at once by default."""
 
 
-class Exchange(TypingProtocol):
-    """A request that waits for the head of its response."""
-
-    request: Request
-
-    def respond(self, response: Response) -> None: ...
-
-    def lost(self, reason: Failure, *, silent: bool) -> None:
-        """There will be no response; ``silent``: not a byte of it came."""
-
-
-class ConnectionObserver(TypingProtocol):
-    """Is notified of the state of a connection; the pool implements it."""
-
-    def put(self, connection: Connection) -> None:
-        """It is free and reusable."""
-
-    def ending(self, connection: Connection) -> None:
-        """It has no request, and is about to be lost, or sends the rest of a body."""
-
-    def not_reusable(self, connection: Connection) -> None:
-        """The server closes it after its response."""
-
-    def lost(self, connection: Connection) -> None: ...
-
-
 class Connection(Protocol):
     """A connection to ``origin``; only the caller that took it from the pool may :meth:`send`."""
 
     transport: Any
 
-    def __init__(self, origin: Origin, observer: ConnectionObserver) -> None:
+    def __init__(self, origin: Origin, pool: Pool) -> None:
         self.origin = origin
         self.idle_since = 0.0
-        self._observer = observer
-        self._exchange: Exchange | None = None
+        self._pool = pool
+        self._waiting: tuple[Request, Deferred[IResponse]] | None = None
+        """The request that waits for the head of its response."""
         self._body: Body | None = None
         self._upload: Upload | None = None
         """The body of the request, until all of it has been sent."""
@@ -265,25 +177,32 @@ class Connection(Protocol):
         self._ending = False
         self._lost = False
 
-    def send(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def send(self, request: Request) -> Deferred[IResponse]:
+        """Fire with the response when its head has come; a cancel aborts the connection."""
+        answered: Deferred[IResponse] = Deferred(self._cancel)
+        self._waiting = request, answered
         self._silent = True
-        self.transport.write(exchange.request.head)
-        if exchange.request.body is not None:
-            self._upload = Upload(exchange.request.body, self.transport, self._upload_ended)
+        self.transport.write(request.head)
+        if request.body is not None:
+            self._upload = Upload(request.body, self.transport, self._upload_ended)
             self._upload.start()
+        return answered
+
+    def _cancel(self, _: Deferred[IResponse]) -> None:
+        self._waiting = None
+        self.abort()
 
     def close(self) -> None:
         """Close the idle connection in good order."""
         self._ending = True
-        self._observer.ending(self)
+        self._pool.ending(self)
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Drop the connection now; over TLS, too, without waiting for the peer's close_notify."""
         if not self._lost:
             self._ending = True
-            self._observer.ending(self)
+            self._pool.ending(self)
             self._stop_upload()
             self.transport.abortConnection()
 
@@ -312,9 +231,9 @@ class Connection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._body is not None:
             self._read_body(self._body, data)
-        elif self._exchange is not None:
+        elif self._waiting is not None:
             try:
-                self._read_head(self._exchange, data)
+                self._read_head(*self._waiting, data)
             except BadResponse:
                 self._reject_response()
         else:
@@ -323,15 +242,16 @@ class Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._ending = self._lost = True
-        self._observer.lost(self)
+        self._pool.lost(self)
         self._stop_upload()
-        if self._body is not None and self._ends_well(reason):
+        closed = reason.check(ConnectionDone) and isinstance(self._framing, UntilClosed)
+        if self._body is not None and closed:
             self._body.finish(Failure(PotentialDataLoss()))
         else:
             kind = ResponseNeverReceived if self._silent else ResponseFailed
             self._fail_waiting(Failure(kind([reason])))
 
-    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+    def _read_head(self, request: Request, answered: Deferred[IResponse], data: bytes) -> None:
         self._silent = False
         while True:
             searched = max(0, len(self._unread) - len(END) + 1)
@@ -346,18 +266,20 @@ class Connection(Protocol):
                 self._unread = data
                 return
             self._unread = b""
-            head = Head(data[:end], to_head=exchange.request.method == b"HEAD")
+            head = Head(data[:end], to_head=request.method == b"HEAD")
             data = data[end:]
             if head.code >= 200:
-                self._on_head(exchange, head, data)
+                self._on_head(head, request, answered, data)
                 return
             # An interim response, which is ignored (RFC 9110, section 15.2).
             self._interim += end
             if not data:
                 return
 
-    def _on_head(self, exchange: Exchange, head: Head, rest: bytes) -> None:
-        self._exchange = None
+    def _on_head(
+        self, head: Head, request: Request, answered: Deferred[IResponse], rest: bytes
+    ) -> None:
+        self._waiting = None
         self._interim = 0
         self._persistent = head.persistent
         self._framing = framing(head)
@@ -365,14 +287,15 @@ class Connection(Protocol):
             self._persistent = False
             self._stop_upload()
         self._body = body = Body(self)
-        response = Response(head, exchange.request, body)
+        response = Response(head, request, body)
+        _prevent_decoding(response.headers)
         self._read_body(body, rest)
         if head.length == 0:
             # Free for the next request of the caller, which may be sent by the callback.
             body.release_connection()
         elif not self._framing.complete and (head.length is None or head.length >= LARGE_BODY):
             self._read_up_to(LARGE_READ)
-        exchange.respond(response)
+        answered.callback(response)
         body.open()
         if not body.wanted:
             if self._framing.complete:
@@ -397,7 +320,7 @@ class Connection(Protocol):
         if self._ending:
             return
         if not self._persistent:
-            self._observer.not_reusable(self)
+            self._pool.on_response(False)
             if self._upload is None:
                 self.close()
             else:
@@ -407,9 +330,9 @@ class Connection(Protocol):
             self._read_up_to(DEFAULT_READ)
         self.resume()
         if self._upload is None:
-            self._observer.put(self)
+            self._pool.put(self)
         else:
-            self._observer.ending(self)
+            self._pool.ending(self)
 
     def _upload_ended(self, reason: Failure | None) -> None:
         """The body of the request has been sent, or failed for this reason."""
@@ -417,7 +340,7 @@ class Connection(Protocol):
         if reason is not None:
             self.abort()
             self._fail_waiting(Failure(RequestGenerationFailed([reason])))
-        elif self._exchange is None and self._body is None:
+        elif self._waiting is None and self._body is None:
             self._release()
 
     def _stop_upload(self) -> None:
@@ -428,12 +351,7 @@ class Connection(Protocol):
     def _read_up_to(self, size: int) -> None:
         self._large_reads = size == LARGE_READ
         # Over TLS the transport below reads.
-        reader = getattr(self.transport, "transport", self.transport)
-        reader.bufferSize = size
-
-    def _ends_well(self, reason: Failure) -> bool:
-        """Whether the connection was closed in good order, which ends the body."""
-        return isinstance(self._framing, UntilClosed) and reason.check(ConnectionDone) is not None
+        getattr(self.transport, "transport", self.transport).bufferSize = size
 
     def _reject_response(self) -> None:
         """Fail the request with the exception being handled, and drop the connection."""
@@ -443,9 +361,9 @@ class Connection(Protocol):
 
     def _fail_waiting(self, reason: Failure) -> None:
         """Fail the request or the body that waits."""
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.lost(reason, silent=self._silent)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting[1].errback(reason)
         elif self._body is not None:
             self._body.fail(reason)
 
@@ -478,7 +396,7 @@ class Pool:
         self._clock = clock
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
-        self._on_response = on_response
+        self.on_response = on_response
         self._idle: dict[Origin, deque[Connection]] = {}
         self._ending: set[Connection] = set()
         self._idle_timer: IDelayedCall | None = None
@@ -493,7 +411,7 @@ class Pool:
     def put(self, connection: Connection) -> None:
         """The connection is free and reusable."""
         self._ending.discard(connection)
-        self._on_response(True)
+        self.on_response(True)
         if self._closed:
             connection.close()
             return
@@ -504,10 +422,6 @@ class Pool:
             idle[0].close()
         if self._idle_timer is None:
             self._idle_timer = self._clock.callLater(self._idle_seconds, self._close_old)
-
-    def not_reusable(self, connection: Connection) -> None:
-        """The server closes the connection after its response."""
-        self._on_response(False)
 
     def ending(self, connection: Connection) -> None:
         """The connection has no request, and is about to be lost, or sends the rest of a body."""
@@ -528,10 +442,7 @@ class Pool:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-        for idle in self._idle.values():
-            for connection in tuple(idle):
-                connection.abort()
-        for connection in tuple(self._ending):
+        for connection in (*chain.from_iterable(self._idle.values()), *self._ending):
             connection.abort()
         closed: Deferred[None] = Deferred()
         self._waiting.append(closed)
@@ -581,7 +492,8 @@ class Addresses:
 
     def resolve(self, origin: Origin) -> Deferred[list[str]]:
         """Fire with the addresses to try, in order; fail with ``DNSLookupError`` if none."""
-        if _is_address(origin.host):
+        with suppress(ValueError):
+            ip_address(origin.host)
             return succeed([origin.host])
         known, until = self._cache.get(origin, (None, 0.0))
         if known and self._reactor.seconds() < until:
@@ -667,8 +579,8 @@ class HappyEyeballs:
         self.connected.callback(protocol)
 
     def _failed(self, reason: Failure, attempt: Deferred[Any]) -> None:
-        address = self._pending.pop(attempt, None)
-        if self._done or address is None:
+        address = self._pending.pop(attempt)
+        if self._done:
             return
         self._mark_unreachable(address)
         if self._left:
@@ -686,12 +598,3 @@ class HappyEyeballs:
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._timer = None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

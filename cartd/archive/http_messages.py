@@ -1,12 +1,13 @@
-"""HTTP/1.1 messages: a request as it is sent, the head of a response, and the delivery of its body.
+"""HTTP/1.1 messages: requests and responses, the framing of bodies, and their delivery.
 
 Strategy: everything sent was matched against its grammar, so that no method, URI or header can end
 its line early and begin a second request (request smuggling, RFC 9112, section 11.2).  The fields
 for framing and the host are written here; a caller cannot set them.
 
-llhttp parses the lines of a head, in its strict mode; the rest is decided here (RFC 9112, section
-6.3).  A response in which two parsers could see different bodies is rejected.  A head is parsed
-only when all of it has come, so its end is known to the byte.
+llhttp parses the lines of a head, in its strict mode, and chunks; the rest is decided here (RFC
+9112, section 6.3).  A response in which two parsers could see different bodies is rejected.  A head
+is parsed only when all of it has come, so its end is known to the byte.  A body of known length
+passes through unparsed.
 
 A body is delivered in the pieces in which it was read, at the speed of its protocol.  Bytes that
 were read before there is a protocol, or while it pauses, are held, and the connection pauses

@@ -15,9 +15,10 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
 
 from cartd.archive.http_agent import Connection, Pool
-from cartd.archive.http_messages import Request, Response
+from cartd.archive.http_messages import Request
 from tests.support.agent_fixture import Collected, agent_client
 from tests.support.archive_client_fixture import Offers
 from tests.support.archive_faults import Drip, Fault, Hang, Send, endless, hang_after, head, steps
@@ -104,16 +105,10 @@ class Asked:
 
     def __init__(self, pool: Pool) -> None:
         self.request = Request(b"GET", b"http://archive.example/7", Headers())
-        self.responses: list[Response] = []
+        self.responses: list[IResponse] = []
         self.connection = Connection(self.request.origin, pool)
         self.connection.makeConnection(StringTransport())
-        self.connection.send(self)
-
-    def respond(self, response: Response) -> None:
-        self.responses.append(response)
-
-    def lost(self, reason: Failure, *, silent: bool) -> None:
-        raise AssertionError(reason)
+        self.connection.send(self.request).addCallback(self.responses.append)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from cartd.archive.http_agent import Connection, Pool
-from cartd.archive.http_messages import Request, Response
+from cartd.archive.http_messages import Request
 
 
 class Transport(StringTransport):
@@ -32,19 +32,12 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.answered: Deferred[IResponse] = Deferred()
         self.clock = Clock()
         self.pool = Pool(self.clock, max_idle=1, idle_seconds=30.0)
         self.connection = Connection(request.origin, self.pool)
         self.transport = Transport()
         self.connection.makeConnection(self.transport)
-        self.connection.send(self)
-
-    def respond(self, response: Response) -> None:
-        self.answered.callback(response)
-
-    def lost(self, reason: Failure, *, silent: bool) -> None:
-        self.answered.errback(reason)
+        self.answered = self.connection.send(request)
 
     def receive(self, pieces: Iterable[bytes]) -> None:
         """Receive these pieces, for as long as the connection is open."""
