@@ -19,7 +19,14 @@ from typing import Final, Protocol
 
 from cartd.errors import FileUnreadable, VolumeDamaged, is_missing, raise_if_transient
 from cartd.tar.virtual_tar import Literal, Slice
-from cartd.volume.rooted_fs import HAS_DIR_FD, READ_FLAGS, check_name, open_directory, open_root
+from cartd.volume.rooted_fs import (
+    HAS_DIR_FD,
+    MAX_OPEN,
+    READ_FLAGS,
+    check_name,
+    open_directory,
+    open_root,
+)
 
 SENDFILE_MIN: Final = 64 * 2**10
 """Bytes of a slice that are worth a system call of their own."""
@@ -90,14 +97,14 @@ class DirFdCache:
     """Opens files below ``root`` for reading, one after the other; for one thread at a time.
 
     Strategy: most files are small, so each gets as few system calls as possible: the directory of
-    the last file and its parent stay open until :meth:`close`.
+    the last file and those above it stay open until :meth:`close`, the last few if there are many.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._prefix = str(root / "_")[:-1]
         self._open: list[tuple[str, int]] = []
-        """Path and descriptor of the parent, and of the directory itself."""
+        """Path and descriptor of each directory on the way to the last file, the deepest last."""
 
     def __enter__(self) -> None:
         pass
@@ -119,22 +126,23 @@ class DirFdCache:
         return os.open(check_name(name), READ_FLAGS, dir_fd=self._open[-1][1])
 
     def _change_directory(self, directory: str) -> None:
-        grandparent, _, name = directory.rpartition("/")
-        if name and len(self._open) == 2 and self._open[0][0] == grandparent:
-            os.close(self._open.pop()[1])  # it is a sibling of the last one
-            self._enter(name, directory)
+        """Open ``directory``, from the nearest one above it that is open."""
+        while self._open:
+            path, fd = self._open[-1]
+            if not path or path == directory or directory.startswith(f"{path}/"):
+                break
+            self._open.pop()
+            os.close(fd)
         else:
-            self.close()
-            self._open.append(("", open_root(self._root)))
             path = ""
-            for name in directory.split("/") if directory else ():
-                path = f"{path}/{name}" if path else name
-                self._enter(name, path)
-
-    def _enter(self, name: str, path: str) -> None:
-        self._open.append((path, open_directory(self._open[-1][1], name, path)))
-        if len(self._open) > 2:
-            os.close(self._open.pop(0)[1])
+            self._open.append((path, open_root(self._root)))
+        if path == directory:
+            return
+        for name in directory[len(path) + 1 if path else 0 :].split("/"):
+            path = f"{path}/{name}" if path else name
+            self._open.append((path, open_directory(self._open[-1][1], name, path)))
+            if len(self._open) > MAX_OPEN:
+                os.close(self._open.pop(0)[1])
 
 
 class TreeReader:

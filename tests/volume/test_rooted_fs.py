@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cartd.sending import reader
 from cartd.sending.reader import DirFdCache
-from cartd.volume.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS
+from cartd.volume.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS, open_directory
 from tests.support.open_files import open_below
 
 SECRET = b"not of this volume"
@@ -132,11 +133,46 @@ def test_few_directories_stay_open_and_none_when_it_is_closed(root: Path) -> Non
         fs.close()
         assert os.listdir(used) == ["made"]  # noqa: PTH208
     assert open_below(root) == 0
-    reader = DirFdCache(root)
+    files = DirFdCache(root)
     for number in range(10):
         (deep / str(number)).mkdir()
         (deep / str(number) / "file").write_bytes(b"x")
-        os.close(reader.open(f"{(deep / str(number) / 'file').relative_to(root)}"))
-        assert open_below(root) <= 2
-    reader.close()
+        os.close(files.open(f"{(deep / str(number) / 'file').relative_to(root)}"))
+        assert open_below(root) <= MAX_OPEN
+    files.close()
     assert open_below(root) == 0
+
+
+def test_directories_above_the_last_one_are_not_opened_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"c/{number}/{name}/file" for number in range(3) for name in ("x", "y")]
+    for path in [*paths, "c/file", "c/0/file"]:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    opened: list[str] = []
+
+    def open_and_note(dir_fd: int, name: str, path: str) -> int:
+        opened.append(path)
+        return open_directory(dir_fd, name, path)
+
+    monkeypatch.setattr(reader, "open_directory", open_and_note)
+    files = DirFdCache(root)
+    with files:
+        for path in ["c/0/x/file", "c/1/x/file", "c/1/y/file", "c/0/file", "c/file", "c/0/y/file"]:
+            fd = files.open(path)
+            assert os.read(fd, 100) == path.encode()
+            os.close(fd)
+    assert opened == ["c", "c/0", "c/0/x", "c/1", "c/1/x", "c/1/y", "c/0", "c/0", "c/0/y"]
+
+
+def test_a_name_that_another_begins_with_is_another_directory(root: Path) -> None:
+    for path in ("d/file", "de/file"):
+        (root / path).parent.mkdir()
+        (root / path).write_bytes(path.encode())
+    files = DirFdCache(root)
+    with files:
+        for path in ("d/file", "de/file"):
+            fd = files.open(path)
+            assert os.read(fd, 100) == path.encode()
+            os.close(fd)
