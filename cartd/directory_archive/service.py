@@ -22,7 +22,7 @@ from cartd.deferreds.threads import Threads
 from cartd.directory_archive.directory import Directory, TapeLibrary
 from cartd.directory_archive.routes import ArchiveInterface
 from cartd.http.connection import LimitedChannel
-from cartd.http.request import RequestNormalizer, ValidatedRequest
+from cartd.http.request import RequestChannel, RequestNormalizer, RequestSite, ValidatedRequest
 from cartd.http.request_limits import Limits, RequestRules
 from cartd.runtime import disable_pidfile, use_monotonic_clock
 
@@ -145,7 +145,7 @@ class ArchiveChannel(LimitedChannel):
         """Connections are not counted."""
 
 
-class ArchiveSite(Site):
+class ArchiveSite(Site, RequestSite):
     """Spools bodies to the archive's own file system, not to ``/tmp``; has no access log."""
 
     protocol: Any = ArchiveChannel
@@ -191,10 +191,10 @@ class ArchiveSite(Site):
     def log(self, request: object) -> None:
         """Log nothing: a line would cost more than most requests."""
 
-    def log_disconnected(self, request: object) -> None:
+    def log_disconnected(self, request: ValidatedRequest) -> None:
         """Log nothing, for the same reason."""
 
-    def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
+    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
         """Log nothing: the rejection log has a line already."""
 
 

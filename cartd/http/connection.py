@@ -11,11 +11,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTranspor
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
-from cartd.auth import Authenticator
 from cartd.http import origins
-from cartd.http.request import Headers, serialize_error
-from cartd.http.request_limits import Limits, RequestRules, TempFileLimit, setting_name
-from cartd.http.twisted_web import BaseChannel
+from cartd.http.request import RequestChannel, serialize_error
+from cartd.http.request_limits import EarlyResponse, Limits, setting_name
 
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
@@ -68,7 +66,7 @@ _TRANSITIONS: Final[dict[tuple[State, _Event], State]] = {
 """Any other event leaves the state as it is."""
 
 
-class LimitedChannel(BaseChannel):
+class LimitedChannel(RequestChannel):
     """Rejects invalid, oversized and late requests with JSON, and aborts stalled downloads.
 
     The site sets ``site``, ``limits``, ``rules`` and ``on_disconnect``, which is called when the
@@ -77,12 +75,6 @@ class LimitedChannel(BaseChannel):
     """
 
     transport: Any
-    site: Any
-    limits: Limits
-    rules: RequestRules
-    temp_file_limit: TempFileLimit
-    authenticator: Authenticator | None = None
-    """Authenticates requests with a body; None without authentication."""
     limit_name: Callable[[str], str | None] = staticmethod(setting_name)
     """Returns the setting of a limit, or None if the limit cannot be configured."""
     on_disconnect: Any
@@ -160,10 +152,6 @@ class LimitedChannel(BaseChannel):
         # Here the request is rejected when its head is complete.
         return header == b"Transfer-Encoding" and data.lower() != b"chunked"
 
-    def request_line(self) -> bytes:
-        """Return the request line as received; empty before it has arrived."""
-        return b" ".join(self.first_line()).strip()
-
     def allHeadersReceived(self) -> None:
         self._handle(_Event.HEAD_END)
         self._timeouts.on_body_start()
@@ -180,7 +168,6 @@ class LimitedChannel(BaseChannel):
         super().requestDone(request)
 
     def pause_for_disk(self, paused: bool) -> None:
-        """Pause or resume reading the body.  The client's timeouts stand still meanwhile."""
         self._timeouts.on_disk_pause(paused)
         if paused:
             self.transport.pauseProducing()
@@ -194,80 +181,62 @@ class LimitedChannel(BaseChannel):
 
     # --- rejecting
 
-    def reject(
-        self,
-        code: int,
-        message: str,
-        limit: str | None = None,
-        headers: Headers = (),
-        *,
-        logged: bool = True,
-    ) -> None:
-        """Send an error at once, ignore all further input, and close the connection.
-
-        Later calls do nothing.
-        """
+    def reject(self, response: EarlyResponse) -> None:
         if self._state in _OPEN:
             self._handle(_Event.REJECT)
             self._timeouts.stop()
-            answer = self._rejection(code, message, limit, headers, logged=logged)
+            answer = self._serialize(response)
             self.transport.write(answer)
-            self.site.log_rejection(self, code, len(answer.partition(b"\r\n\r\n")[2]))
+            self.site.log_rejection(self, response.code, len(answer.partition(b"\r\n\r\n")[2]))
             self.unregister_from_transport()
             self._schedule_abort(lingering_close(self.transport, self.callLater))
 
-    def _rejection(
-        self,
-        code: int,
-        message: str,
-        limit: str | None,
-        headers: Headers = (),
-        *,
-        logged: bool = True,
-    ) -> bytes:
+    def _serialize(self, response: EarlyResponse) -> bytes:
+        """Return the error with all its headers, and log the rejection."""
+        headers = response.headers
         if self.requests:
             sent = self.requests[-1].requestHeaders
             headers = [*headers, *origins.cors_headers(sent, self.rules.allowed_origins)]
         method, target, _ = self.first_line()
         return serialize_error(
             self.getPeer(),
-            code,
-            message,
-            limit,
+            response.code,
+            response.message,
+            response.limit,
             headers,
             method=method,
             target=target,
-            logged=logged,
+            logged=response.logged,
         )
 
     def _reject_head(self, what: str, limit: str, maximum: int) -> None:
         name = self.limit_name(limit)
-        self.reject(431, f"The request head exceeds {maximum} {what}{_named_setting(name)}", name)
+        message = f"The request head exceeds {maximum} {what}{_named_setting(name)}"
+        self.reject(EarlyResponse(431, message, name))
 
     def on_bad_request(self) -> None:
         # Twisted's own response has neither Content-Length nor body.
-        self.reject(400, "Invalid HTTP request")
+        self.reject(EarlyResponse(400, "Invalid HTTP request"))
 
     def _on_timeout(self, timeout: Timeout) -> None:
         if timeout is Timeout.KEEPALIVE:
             self._schedule_abort(self.callLater(CLOSE_TIMEOUT, self.transport.abortConnection))
             self.loseConnection()
         elif timeout is Timeout.STALL:
-            message, limit = self._timeout_message("The client read too little in", "stall_timeout")
-            self._rejection(408, message, limit)  # only logged: the client does not read
+            # Only logged: the client does not read.
+            self._serialize(self._late("The client read too little in", "stall_timeout"))
             self.transport.abortConnection()
         elif timeout is Timeout.HEADER:
-            self.reject(
-                408, *self._timeout_message("The head is incomplete after", "header_timeout")
-            )
+            self.reject(self._late("The head is incomplete after", "header_timeout"))
         elif timeout is Timeout.BODY:
-            self.reject(408, *self._timeout_message("The body is incomplete after", "body_timeout"))
+            self.reject(self._late("The body is incomplete after", "body_timeout"))
         else:
-            self.reject(408, *self._timeout_message("No body data arrived for", "idle_timeout"))
+            self.reject(self._late("No body data arrived for", "idle_timeout"))
 
-    def _timeout_message(self, what: str, limit: str) -> tuple[str, str | None]:
+    def _late(self, what: str, limit: str) -> EarlyResponse:
         name = self.limit_name(limit)
-        return f"{what} {getattr(self.limits, limit):g} s{_named_setting(name)}", name
+        seconds = getattr(self.limits, limit)
+        return EarlyResponse(408, f"{what} {seconds:g} s{_named_setting(name)}", name)
 
     def getHost(self) -> Any:
         # Cached, as is isSecure: both are called for every request.
@@ -328,10 +297,6 @@ class LimitedChannel(BaseChannel):
         super().resumeProducing()
 
     def on_send_pause(self, paused: bool, sent: int) -> None:
-        """Start or stop the stall timeout, if a cart is being sent.
-
-        ``paused``: the client has not read all bytes sent so far, ``sent`` in number.
-        """
         if self._state is State.SENDING:
             self._timeouts.on_send_pause(paused, sent)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from io import BytesIO
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -28,14 +28,16 @@ from cartd.http.access_log import log_rejection
 from cartd.http.headers import NO_STORE, escape_header
 from cartd.http.request_limits import (
     EarlyResponse,
+    Limits,
     RequestHead,
     RequestRules,
     SpooledBody,
+    TempFileLimit,
     route_path,
     setting_name,
     validate_head,
 )
-from cartd.http.twisted_web import BaseRequest
+from cartd.http.twisted_web import BaseChannel, BaseRequest
 from cartd.model import User
 
 log = Logger()
@@ -52,6 +54,53 @@ def header_field(request: Request, name: str) -> str | None:
     return None if values is None else b", ".join(values).decode("latin-1")
 
 
+class RequestSite(Protocol):
+    """What connections and requests use of their site, beside what Twisted uses."""
+
+    reactor: IReactorTime
+
+    def getResourceFor(self, request: Request) -> IResource: ...
+
+    def log_disconnected(self, request: ValidatedRequest) -> None:
+        """Log a request whose client has disconnected."""
+
+    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
+        """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
+
+
+class RequestChannel(BaseChannel):
+    """What requests use of their connection, a :class:`cartd.http.connection.LimitedChannel`."""
+
+    site: RequestSite
+    limits: Limits
+    rules: RequestRules
+    temp_file_limit: TempFileLimit
+    authenticator: Authenticator | None = None
+    """Authenticates requests with a body; None without authentication."""
+
+    def request_line(self) -> bytes:
+        """Return the request line as received; empty before it has arrived."""
+        return b" ".join(self.first_line()).strip()
+
+    def reject(self, response: EarlyResponse) -> None:
+        """Send an error at once, ignore all further input, and close the connection.
+
+        Later calls do nothing.
+        """
+        raise NotImplementedError
+
+    def pause_for_disk(self, paused: bool) -> None:
+        """Pause or resume reading the body.  The client's timeouts stand still meanwhile."""
+        raise NotImplementedError
+
+    def on_send_pause(self, paused: bool, sent: int) -> None:
+        """Start or stop the stall timeout, if a cart is being sent.
+
+        ``paused``: the client has not read all bytes sent so far, ``sent`` in number.
+        """
+        raise NotImplementedError
+
+
 class ValidatedRequest(BaseRequest):
     """A request on a :class:`cartd.http.connection.LimitedChannel`, validated by its head.
 
@@ -59,7 +108,7 @@ class ValidatedRequest(BaseRequest):
     stores the body.  The response is not cached unless its route allows it.
     """
 
-    channel: Any
+    channel: RequestChannel
     content: Any
     authenticated_user: User | None = None
     """The user; None without authentication."""
@@ -70,16 +119,15 @@ class ValidatedRequest(BaseRequest):
     _rejected = False
     _producer: Any = None
 
-    def __init__(self, channel: Any, *arguments: Any, **more: Any) -> None:
+    def __init__(self, channel: RequestChannel, *arguments: Any, **more: Any) -> None:
         super().__init__(channel, *arguments, **more)
-        self._clock: IReactorTime = channel.site.reactor
-        self._started_at: float = self._clock.seconds()
+        self._clock = channel.site.reactor
+        self._started_at = self._clock.seconds()
 
     @property
     def seconds(self) -> float:
         """Seconds since its request line arrived."""
-        seconds: float = self._clock.seconds() - self._started_at
-        return seconds
+        return self._clock.seconds() - self._started_at
 
     def process(self) -> None:
         self.setHeader(b"Cache-Control", NO_STORE)
@@ -146,33 +194,24 @@ class ValidatedRequest(BaseRequest):
         early = validate_head(head, self.channel.rules)
         authenticator: Authenticator | None = self.channel.authenticator
         if early is not None:
-            self._reject(early.code, early.message, early.limit, early.headers)
+            self._reject(early)
         elif authenticator is not None and not self.channel.rules.is_public(
             self.method, route_path(head.segments)
         ):
             found = authenticator.try_authenticate(self)
             if isinstance(found, CartdError):
                 logged = not isinstance(found, NoCredentials)
-                self._reject(
-                    found.code, str(found), headers=authenticator.headers(found), logged=logged
-                )
+                headers = authenticator.headers(found)
+                self._reject(EarlyResponse(found.code, str(found), None, headers, logged=logged))
             else:
                 self.authenticated_user = found
 
-    def _reject(
-        self,
-        code: int,
-        message: str,
-        limit: str | None = None,
-        headers: Headers = (),
-        *,
-        logged: bool = True,
-    ) -> None:
+    def _reject(self, response: EarlyResponse) -> None:
         """Send an error now (for 413, RFC 9110, section 15.5.14) and close the connection."""
         self._rejected = True
         # No "100 Continue" to a client that waits for it.
         self.requestHeaders.removeHeader(b"expect")
-        self.channel.reject(code, message, limit, headers, logged=logged)
+        self.channel.reject(response)
 
 
 class LimitedRequest(ValidatedRequest):
@@ -212,38 +251,29 @@ class LimitedRequest(ValidatedRequest):
             self._reject_no_space()
 
     def _max_body(self) -> int:
-        maximum: int = self.channel.limits.max_manifest_size
-        return maximum
+        return self.channel.limits.max_manifest_size
 
     def _on_disk_error(self, error: OSError) -> None:
         """Reject the request: its body could not be written to the temporary directory."""
         message = f"Cannot store the request body in {_directory()}: {error.strerror}"
         log.warn("{message}", message=message)
-        self._reject(507 if error.errno in DISK_FULL_ERRNOS else 503, message)
+        self._reject(EarlyResponse(507 if error.errno in DISK_FULL_ERRNOS else 503, message))
 
     def _reject_no_space(self) -> None:
         limit = setting_name("temp_file_limit")
-        self._reject(
-            503,
+        message = (
             f"Other request bodies use the space allowed in {_directory()}"
-            f" ({self.channel.temp_file_limit.limit} bytes, {limit}); retry later",
-            limit,
+            f" ({self.channel.temp_file_limit.limit} bytes, {limit}); retry later"
         )
+        self._reject(EarlyResponse(503, message, limit))
 
     def _reject_too_large(self) -> None:
         limit = setting_name("max_manifest_size")
-        self._reject(413, f"The body exceeds {self._max_body()} bytes ({limit})", limit)
+        message = f"The body exceeds {self._max_body()} bytes ({limit})"
+        self._reject(EarlyResponse(413, message, limit))
 
-    def _reject(
-        self,
-        code: int,
-        message: str,
-        limit: str | None = None,
-        headers: Headers = (),
-        *,
-        logged: bool = True,
-    ) -> None:
-        super()._reject(code, message, limit, headers, logged=logged)
+    def _reject(self, response: EarlyResponse) -> None:
+        super()._reject(response)
         if self._body is not None:
             self._body.close()
 

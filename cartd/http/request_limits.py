@@ -90,6 +90,8 @@ class EarlyResponse:
     message: str = ""
     limit: str | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
+    logged: bool = True
+    """Whether the rejection log gets a line."""
 
 
 @dataclass(frozen=True, slots=True)

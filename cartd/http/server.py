@@ -52,7 +52,9 @@ from cartd.http.origins import ANY_HOST
 from cartd.http.request import (
     AuthResource,
     LimitedRequest,
+    RequestChannel,
     RequestNormalizer,
+    RequestSite,
     ValidatedRequest,
     serialize_error,
 )
@@ -70,7 +72,7 @@ SENDER_TIMEOUT = 5.0
 call takes less, unless the disk hangs."""
 
 
-class LimitedSite(Site):
+class LimitedSite(Site, RequestSite):
     """The factory of the server's connections, which it can also close."""
 
     protocol: Any = LimitedChannel
@@ -161,7 +163,7 @@ class LimitedSite(Site):
         sent.addTimeout(SENDER_TIMEOUT, self.reactor)
         sent.addBoth(write)
 
-    def log_rejection(self, channel: LimitedChannel, code: int, sent: int) -> None:
+    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
         """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
         request = channel.requests[-1] if channel.requests else None
         if request is not None:

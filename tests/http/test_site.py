@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.testing import StringTransport
 
 from cartd.http.connection import State
+from cartd.http.request_limits import EarlyResponse
 from tests.support.channel_client import GET, Connected
 
 
@@ -52,5 +53,5 @@ def test_lost_connection_is_not_rejected() -> None:
     client.ask()
     client.channel.connectionLost()
     sent = client.transport.value()
-    client.channel.reject(400, "late")
+    client.channel.reject(EarlyResponse(400, "late"))
     assert client.channel.state is State.LOST and client.transport.value() == sent
