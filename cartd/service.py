@@ -27,6 +27,7 @@ from cartd.auth.authenticator import startup_warnings
 from cartd.carts.delete import Retention
 from cartd.carts.submit import AdmissionControl, Submissions
 from cartd.certificates import RELOAD_INTERVAL
+from cartd.components import Components
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
@@ -41,7 +42,6 @@ from cartd.model import UserQuota
 from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
 from cartd.sending.sendfile import DownloadSender
-from cartd.services import Services
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.store import (
     SchemaCondition,
@@ -71,39 +71,39 @@ log = Logger()
 class Cartd(Service):
     """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
 
-    def __init__(self, services: Services, authenticator: Authenticator | None) -> None:
-        self._services = services
+    def __init__(self, components: Components, authenticator: Authenticator | None) -> None:
+        self._components = components
         self._authenticator = authenticator
-        config, reactor = services.config, services.reactor
+        config, reactor = components.config, components.reactor
         self._submissions = Submissions(
-            services.store,
-            services.removal,
-            services.threads,
+            components.store,
+            components.removal,
+            components.threads,
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
             memory=ByteLimit(config.manifest_memory),
             admission_slot=AdmissionControl(
-                config.max_carts_staging, services.store.carts.unfinished
+                config.max_carts_staging, components.store.carts.unfinished
             ).slot,
             limits=UserQuota(
                 config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
             ),
-            stage=lambda cart_id: services.stager.begin(cart_id, resumed=False),
-            now=services.now,
+            stage=lambda cart_id: components.stager.begin(cart_id, resumed=False),
+            now=components.now,
         )
         senders = DownloadSender(
-            services.threads,
+            components.threads,
             reactor,
             transfer_size=config.transfer_size,
-            downloads=services.pins.count,
+            downloads=components.pins.count,
             max_seconds=config.max_download_time,
         )
         rest = Rest(
             self._submissions,
-            services.downloads,
+            components.downloads,
             send=senders.send,
-            recovered=services.recovery.wait_until_recovered,
+            recovered=components.recovery.wait_until_recovered,
         )
         self._site = LimitedSite(
             rest.app.resource(),
@@ -113,37 +113,37 @@ class Cartd(Service):
             authenticator,
             allowed_hosts=config.allowed_hosts,
             allowed_origins=config.allowed_origins,
-            threads=services.threads,
+            threads=components.threads,
         )
         self._periodic_jobs = [
             Periodic(reactor, config.lru_interval, work)
             for work in (
-                services.evictor.enforce_limits,
-                services.removal.sweep,
+                components.evictor.enforce_limits,
+                components.removal.sweep,
                 self._check_volume_once,
             )
         ]
         if (interval := config.scrub_interval) > 0:
             scrub = Scrub(
-                services.store,
-                services.verification,
-                services.repair,
+                components.store,
+                components.verification,
+                components.repair,
                 reactor,
-                services.now,
+                components.now,
                 interval,
             )
             self._periodic_jobs.append(
                 Periodic(reactor, min(interval, SCRUB_POLL_INTERVAL), scrub.scrub)
             )
         if (kept := config.retention) > 0:
-            retention = Retention(services.store.removals, kept, reactor, services.now)
+            retention = Retention(components.store.removals, kept, reactor, components.now)
             self._periodic_jobs.append(
                 Periodic(reactor, RETENTION_INTERVAL, retention.delete_expired)
             )
         if authenticator is not None:
             self._periodic_jobs.append(Periodic(reactor, TOKENS_POLL_INTERVAL, authenticator.poll))
-        if services.archive_tls.files:
-            self._reload_periodically(services.archive_tls.poll)
+        if components.archive_tls.files:
+            self._reload_periodically(components.archive_tls.poll)
         self._volume_checked = False
         self._ports: list[IListeningPort] = []
         self._draining: Deferred[None] | None = None
@@ -155,14 +155,14 @@ class Cartd(Service):
         """Bind the endpoints, before privileges are dropped."""
         listening = []
         # Once more, as twistd sets its own umask when it daemonizes.
-        os.umask(self._services.config.umask)
-        for description in _endpoints(self._services.config):
+        os.umask(self._components.config.umask)
+        for description in _endpoints(self._components.config):
             try:
                 port, tls = listen(
-                    self._services.reactor,
+                    self._components.reactor,
                     description,
                     self._site,
-                    umask=self._services.config.umask,
+                    umask=self._components.config.umask,
                 )
             except ConfigError as error:
                 _exit_with(str(error))
@@ -177,21 +177,21 @@ class Cartd(Service):
             listening,
             auth_enabled=authenticator is not None,
             tokens=tokens,
-            proxies=self._services.config.auth_trusted_proxies,
+            proxies=self._components.config.auth_trusted_proxies,
         ):
             log.warn("{warning}", warning=warning)
 
     def _reload_periodically(self, poll: Callable[[ThreadRunner], Awaitable[None]]) -> None:
         """Reload certificates when their files change."""
-        threads = self._services.threads
+        threads = self._components.threads
         self._periodic_jobs.append(
-            Periodic(self._services.reactor, RELOAD_INTERVAL, lambda: poll(threads))
+            Periodic(self._components.reactor, RELOAD_INTERVAL, lambda: poll(threads))
         )
 
     def startService(self) -> None:
         super().startService()
         try:
-            self._services.start(resume=True)
+            self._components.start(resume=True)
         except OSError as error:
             _exit_with(f"volume_path: it cannot be used: {error}")
         for work in self._periodic_jobs:
@@ -200,8 +200,8 @@ class Cartd(Service):
     async def _check_volume_once(self) -> None:
         """Import carts of Pacifica and warn of orphans, once volume and database are available."""
         if not self._volume_checked:
-            await self._services.repair.import_all()
-            await self._services.orphans.warn()
+            await self._components.repair.import_all()
+            await self._components.orphans.warn()
             self._volume_checked = True
 
     async def _stop(self) -> None:
@@ -211,29 +211,31 @@ class Cartd(Service):
             try:
                 self._site.close_connections()
             finally:
-                left = await self._services.close()
+                left = await self._components.close()
                 self._site.close_log()
         if left and self._stop_timer is not None and self._stop_timer.active():
             self._log_hanging(left)
 
     async def _end_work(self) -> None:
         self._submissions.close()
-        self._services.volume.stop()
+        self._components.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         ending = [Deferred.fromCoroutine(work.stop()) for work in self._periodic_jobs]
         with suppress(TimeoutError):  # a disk that hangs
             await with_timeout(
-                STOP_STEP_TIMEOUT, DeferredList(ending, consumeErrors=True), self._services.reactor
+                STOP_STEP_TIMEOUT,
+                DeferredList(ending, consumeErrors=True),
+                self._components.reactor,
             )
-        await self._services.stop()
+        await self._components.stop()
         await self._drain()
 
     def stopService(self) -> Deferred[None]:
         """Reject new carts, stop staging, wait for downloads up to the grace time, then close."""
         super().stopService()
         self._stopped = Deferred()
-        self._stop_timer = self._services.reactor.callLater(
+        self._stop_timer = self._components.reactor.callLater(
             self._grace() + STOP_TIMEOUT, self._abandon_stop
         )
         Deferred.fromCoroutine(self._stop()).addBoth(self._on_stopped)
@@ -267,15 +269,15 @@ class Cartd(Service):
             self._stop_timer.reset(STOP_TIMEOUT)
 
     def _grace(self) -> float:
-        return 0.0 if self._force_stopped else self._services.config.shutdown_grace
+        return 0.0 if self._force_stopped else self._components.config.shutdown_grace
 
     async def _drain(self) -> None:
-        self._draining = Deferred.fromCoroutine(self._services.pins.wait_until_idle())
-        self._draining.addTimeout(self._grace(), self._services.reactor)
+        self._draining = Deferred.fromCoroutine(self._components.pins.wait_until_idle())
+        self._draining.addTimeout(self._grace(), self._components.reactor)
         try:
             await self._draining
         except (TimeoutError, CancelledError):
-            log.warn("Aborting {number} downloads", number=self._services.pins.count())
+            log.warn("Aborting {number} downloads", number=self._components.pins.count())
         finally:
             self._draining = None
 
@@ -291,14 +293,14 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     try:
         config = read_config(options, os.environ)
         os.umask(config.umask)
-        services = Services(config, reactor, _prepare(config))
+        components = Components(config, reactor, _prepare(config))
         too_few = connection_limit_warning(config.database_url)
         authenticator = create_authenticator(config, DedicatedThread(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {admin_message(error)}") from None
     for note in (*config.warnings, *([too_few] if too_few else [])):
         log.warn("{note}", note=note)
-    cartd = Cartd(services, authenticator)
+    cartd = Cartd(components, authenticator)
     service = MultiService()
     # In this order, so that a service that listens can already be stopped.
     StopSignals(reactor, cartd.force_stop).setServiceParent(service)

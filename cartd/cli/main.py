@@ -27,6 +27,7 @@ from cartd.carts.download import TOUCH_INTERVAL
 from cartd.cli.dump import dump
 from cartd.cli.repair import Fixit, Verify
 from cartd.cli.tokens import add_actions, token
+from cartd.components import Components
 from cartd.config import Config
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.files import user_name
@@ -34,7 +35,6 @@ from cartd.integrity.recovery import bind_volume
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.options import Options, read_config
 from cartd.runtime import use_monotonic_clock
-from cartd.services import Services
 from cartd.store import Store, schema_state, sync, wait_for_database
 
 Command = Callable[[Config, Namespace], int]
@@ -232,42 +232,50 @@ def _check_schema(config: Config) -> None:
 
 
 def _fixit(config: Config, args: Namespace) -> int:
-    async def work(services: Services) -> int:
+    async def work(components: Components) -> int:
         fixit = Fixit(
-            services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
+            components.store,
+            components.repair,
+            components.stager.begin,
+            components.reactor,
+            sys.stderr,
         )
         fixed = [await fixit.fix(uid) for uid in dict.fromkeys(args.cartid)]
         return 0 if all(fixed) else 1
 
-    return _with_services(config, work)
+    return _with_components(config, work)
 
 
 def _verify(config: Config, args: Namespace) -> int:
-    async def work(services: Services) -> int:
+    async def work(components: Components) -> int:
         fixit = Fixit(
-            services.store, services.repair, services.stager.begin, services.reactor, sys.stderr
+            components.store,
+            components.repair,
+            components.stager.begin,
+            components.reactor,
+            sys.stderr,
         )
         verify = Verify(
-            services.store,
-            services.verification,
-            services.orphans,
+            components.store,
+            components.verification,
+            components.orphans,
             fixit.restore if args.repair else None,
             sys.stdout,
             sys.stderr,
-            services.now,
+            components.now,
         )
         if args.cartid is None:
             return 0 if await verify.all() else 1
         right = [await verify.named(uid) for uid in dict.fromkeys(args.cartid)]
         return 0 if all(right) else 1
 
-    return _with_services(config, work)
+    return _with_components(config, work)
 
 
 def _dump(config: Config, args: Namespace) -> int:
-    async def work(services: Services) -> int:
+    async def work(components: Components) -> int:
         try:
-            await dump(services.store, services.volume, sys.stdout, as_json=args.json)
+            await dump(components.store, components.volume, sys.stdout, as_json=args.json)
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader closed the pipe; prevent a second error when the interpreter flushes.
@@ -275,17 +283,19 @@ def _dump(config: Config, args: Namespace) -> int:
             return 1
         return 0
 
-    return _with_services(config, work)
+    return _with_components(config, work)
 
 
 def _purge(config: Config, args: Namespace) -> int:
-    async def work(services: Services) -> int:
-        before = services.now() - args.time_ago.total_seconds()
-        purge = Purge(services.store, services.removal, before, sys.stdout, dry_run=args.dry_run)
+    async def work(components: Components) -> int:
+        before = components.now() - args.time_ago.total_seconds()
+        purge = Purge(
+            components.store, components.removal, before, sys.stdout, dry_run=args.dry_run
+        )
         await purge.run()
         return 0
 
-    return _with_services(config, work)
+    return _with_components(config, work)
 
 
 class Purge:
@@ -353,7 +363,7 @@ class Purge:
         print(line, file=self._out)
 
 
-def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -> int:
+def _with_components(config: Config, work: Callable[[Components], Awaitable[int]]) -> int:
     """Run ``work`` in a reactor and return its exit status."""
     _wait(config)
     # The service writes its access times late, so carts used very recently must not be evicted.
@@ -367,17 +377,17 @@ def _with_services(config: Config, work: Callable[[Services], Awaitable[int]]) -
 
     async def run(reactor: Any) -> None:
         use_monotonic_clock(reactor)
-        services = Services(config, reactor, volume_number, warn=_warn)
+        components = Components(config, reactor, volume_number, warn=_warn)
         try:
-            services.start(resume=False)
-            outcome.append(await work(services))
+            components.start(resume=False)
+            outcome.append(await work(components))
         except CartdError as error:
             outcome.append(error)
         except OSError as error:
             outcome.append(CartdError(f"{config.volume_path} cannot be used: {error}"))
         finally:
-            await services.stop()
-            if hanging := await services.close():
+            await components.stop()
+            if hanging := await components.close():
                 _warn(f"exiting while a disk does not respond: {hanging}")
 
     try:

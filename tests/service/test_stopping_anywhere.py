@@ -194,7 +194,7 @@ def test_while_another_program_has_locked_the_database(
     """Its leases cannot be released; the next start detects that it has ended."""
     timeouts = (
         "staging.stager.STOP_STEP_TIMEOUT",
-        "services.STOP_STEP_TIMEOUT",
+        "components.STOP_STEP_TIMEOUT",
         "integrity.recovery.FINAL_SYNC_TIMEOUT",
     )
     soon = {f"cartd.{timeout}": 0.5 for timeout in timeouts}

@@ -29,7 +29,7 @@ CHUNK = 1500
 async def post(process: SimulatedProcess, oracle: Oracle, spec: Spec) -> None:
     oracle.post(spec)
     try:
-        await process.services.recovery.wait_until_recovered()
+        await process.components.recovery.wait_until_recovered()
         cart = await process.submissions.post(UNRESTRICTED, spec.uid, io.BytesIO(spec.body))
     except CartdError:
         return  # unknown whether it was stored
@@ -43,7 +43,7 @@ async def delete(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
     oracle.may_be_deleted |= before
     process.deleting[uid] += 1
     try:
-        await process.services.recovery.wait_until_recovered()
+        await process.components.recovery.wait_until_recovered()
         await process.submissions.delete(UNRESTRICTED, uid)
     except CartdError:
         return
@@ -82,8 +82,8 @@ async def download(
 ) -> str:
     """Read a part of a cart's tar, given as fractions of its length; return how that ended."""
     try:
-        await process.services.recovery.wait_until_recovered()
-        async with process.services.downloads.open(UNRESTRICTED, uid, name) as opened:
+        await process.components.recovery.wait_until_recovered()
+        async with process.components.downloads.open(UNRESTRICTED, uid, name) as opened:
             tar = oracle.tar_of(opened.cart, top_folder(name))
             oracle.tagged(opened.etag, tar)
             if opened.length != len(tar):
@@ -109,7 +109,7 @@ async def _read(
 ) -> str:
     reader: Any = await opened.reader(start, stop)
     client = _Client(process.reactor, pace, lambda: reader._lock._fd is not None)
-    sender = PushSender(reader, process.services.threads, client, CHUNK)
+    sender = PushSender(reader, process.components.threads, client, CHUNK)
     try:
         await sender.start()
     except ClientDisconnected:
@@ -117,14 +117,14 @@ async def _read(
     except FileUnreadable as error:
         if not process.machine.disk.has_raised(str(error)):
             oracle.violations.append(f"cart {opened.cart.id} cannot be read: {error}")
-        await process.services.downloads.restage(opened.cart, error.path)
+        await process.components.downloads.restage(opened.cart, error.path)
         return "unreadable"
     except VolumeDamaged as error:
         # Another process sees that a cart is in use only once its first bytes are read.
         purged = opened.cart.id in oracle.purged and not client.was_locked
         if opened.cart.id not in oracle.damaged and not purged:
             oracle.violations.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
-        await process.services.downloads.restage(opened.cart)
+        await process.components.downloads.restage(opened.cart)
         return "damaged"
     except OSError as error:
         if error.errno not in process.machine.disk.failed:

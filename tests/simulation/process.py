@@ -18,15 +18,15 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from cartd import services
+from cartd import components
 from cartd.carts.delete import Removal
 from cartd.carts.download import Pins
+from cartd.components import Components
 from cartd.config import Config, load
 from cartd.errors import Unavailable
 from cartd.integrity.recovery import bind_volume
 from cartd.sending import tar_index_cache
 from cartd.service import Cartd
-from cartd.services import Services
 from cartd.staging import fetch, pipeline
 from cartd.store import connections, database, sync
 from cartd.volume import Volume, bundles, incoming, links, verify
@@ -81,11 +81,11 @@ class Machine:
             for module, name, value in (
                 *SMALL_BUFFERS,
                 *SMALL_PAGES,
-                (services, "Threads", SimulatedThreads),
-                (services, "DedicatedThread", SimulatedThreads),
-                (services, "ArchiveClient", SimulatedArchive),
-                (services, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
-                (services, "http_client", lambda *_, **__: (None, _Connections())),
+                (components, "Threads", SimulatedThreads),
+                (components, "DedicatedThread", SimulatedThreads),
+                (components, "ArchiveClient", SimulatedArchive),
+                (components, "FileSystem", lambda _: SimulatedFileSystem(self.disk)),
+                (components, "http_client", lambda *_, **__: (None, _Connections())),
                 (connections, "WorkerThread", SimulatedWorker),
                 (database, "reading_engine", lambda _: self.database.reading),
                 (database, "writing_engine", lambda _: self.database.writing),
@@ -179,12 +179,12 @@ class SimulatedProcess:
         )
         self.config = _config(machine, quota)
         number = bind_volume(self.config.database_url, self.config.volume_path)
-        self.services = Services(self.config, self.reactor, number, self.reactor.seconds)
+        self.components = Components(self.config, self.reactor, number, self.reactor.seconds)
         # Durations of thread calls are not measured in real time here.
-        self.services.volume.incoming._batch_threads._timer = self.reactor.seconds
-        self.service = Cartd(self.services, None)
+        self.components.volume.incoming._batch_threads._timer = self.reactor.seconds
+        self.service = Cartd(self.components, None)
         self.submissions = self.service._submissions
-        self.other_removal = _removal_of_other_process(self.services, self.config)
+        self.other_removal = _removal_of_other_process(self.components, self.config)
         # There are no connections to close; disconnect the clients instead.
         self.service._site.close_connections = self._disconnect_all  # type: ignore[method-assign]
         self.service.startService()
@@ -246,7 +246,7 @@ class SimulatedProcess:
 
     def release_lock(self) -> None:
         """Release the lock that a process on another machine would still seem to hold."""
-        process_locks = self.services.stager._process_locks
+        process_locks = self.components.stager._process_locks
         if process_locks._lock_fd is not None:
             os.close(process_locks._lock_fd)
             process_locks._lock_fd = None
@@ -266,14 +266,16 @@ class SimulatedProcess:
         return [str(call) for call in self.reactor.calls]
 
 
-def _removal_of_other_process(services: Services, config: Config) -> Removal:
+def _removal_of_other_process(components: Components, config: Config) -> Removal:
     """Return the removal of another process on the same store and volume."""
 
     async def stages_nothing(_cart_id: int) -> None:
         pass
 
-    other = Volume(config.volume_path, services.threads, None)
-    return Removal(services.store, other, Pins(), stages_nothing, services.now, services.reactor)
+    other = Volume(config.volume_path, components.threads, None)
+    return Removal(
+        components.store, other, Pins(), stages_nothing, components.now, components.reactor
+    )
 
 
 def _config(machine: Machine, quota: int | None) -> Config:

@@ -187,7 +187,7 @@ class RandomScenario(RuleBasedStateMachine):
             if ending in REMOVALS:
                 self.process.begin(REMOVALS[ending](self.process, self.oracle, uid))
             else:
-                self.process.begin(self.process.services.evictor.enforce_limits())
+                self.process.begin(self.process.components.evictor.enforce_limits())
             self.process.run_until(self.process.reactor.seconds() + 3.0)
 
     @rule(which=st.integers(0, 9))

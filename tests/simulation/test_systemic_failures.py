@@ -146,7 +146,7 @@ def test_a_cart_that_waits_for_tape_has_a_constant_cost(
         scenario.archive_state.to_tape(name)
         scenario.archive_state.recalled[name] = float("inf")
     scenario.post("slow")
-    stager: Stager = scenario.process.services.stager
+    stager: Stager = scenario.process.components.stager
 
     def some_time() -> tuple[int, int, int]:
         """Run 20 minutes; return the requests in them, and the numbers of callbacks and objects.

@@ -46,13 +46,13 @@ def hangs(cartd: RunningCartd) -> bool:
 
 
 def _prepare(volume: str, waits: float, limit: float) -> None:
+    import cartd.components
     import cartd.deferreds.threads
     import cartd.integrity.recovery
     import cartd.service
-    import cartd.services
     import cartd.staging.stager
 
-    for module in (cartd.staging.stager, cartd.services, cartd.service):
+    for module in (cartd.staging.stager, cartd.components, cartd.service):
         vars(module)["STOP_STEP_TIMEOUT"] = waits
     vars(cartd.integrity.recovery)["FINAL_SYNC_TIMEOUT"] = waits
     vars(cartd.deferreds.threads)["STOP_WAIT"] = waits

@@ -39,7 +39,7 @@ from typing import IO, cast
 from tests.support import coverage_data
 
 LOADED = (
-    *("cartd.services", "cartd.options", "cartd.cli.main", "cartd.http.server"),
+    *("cartd.components", "cartd.options", "cartd.cli.main", "cartd.http.server"),
     "cartd.directory_archive.directory",
     *("alembic.script", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),

@@ -50,7 +50,7 @@ _WITHOUT_LOCKS = (
 )
 
 
-class Services:
+class Components:
     """The components of the service and of the commands, connected but not started.
 
     Timers use the clock of ``reactor``, dates use ``now``, which returns Unix time.
