@@ -1,7 +1,7 @@
 """Requests: validated, authenticated and limited before their body is received; error responses.
 
-Which methods a path has, and whether it is public, is known before a route is chosen: the site's
-:class:`RequestRules` say it.
+Which methods a path has, and whether it is public, is checked before a route is chosen, by the
+:class:`RequestRules` of the site.
 """
 
 from __future__ import annotations
